@@ -1,6 +1,54 @@
-"""The base package: errors, settings, limits, metrics, and packages for events, stores, manifests and definitions.
+"""Machine learning for continuous integration: the public Python API. Each name is imported when it is first used.
 
-Every other package imports it. It imports no other package, no Beam and no TensorFlow.
+Its packages are the floor (events, stores, manifests, definitions), which everything imports and which imports nothing
+else; except `ciml.api` and `ciml.sklearn`, which lie above all packages but `cli`.
 """
 
-__version__ = "0.2.0"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.version import __version__
+
+if TYPE_CHECKING:
+    from ciml import sklearn
+    from ciml.api import Data, Dataset, Figure, Model, Prediction, RefreshResult, TrainingResult, open, parse_log
+
+__all__ = [
+    "CimlError",
+    "Data",
+    "Dataset",
+    "EngineError",
+    "Figure",
+    "IntegrityError",
+    "Model",
+    "Prediction",
+    "RefreshResult",
+    "TrainingResult",
+    "__version__",
+    "open",
+    "parse_log",
+    "sklearn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use."""
+    found: Any
+    if name == "sklearn":
+        import ciml.sklearn
+
+        found = ciml.sklearn
+    elif name in __all__:
+        import ciml.api
+
+        found = getattr(ciml.api, name)
+    else:
+        raise AttributeError(f"module 'ciml' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

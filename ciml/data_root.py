@@ -4,6 +4,7 @@ raw/                        the raw store: manifest, runs, packs
 datasets/<data set>/        manifest, spans of examples
 experiments/<experiment>/   definition, results
 sweeps/<sweep>/             file, trials
+exclusions/                 manifest of the runs that no model may learn from
 trainer/<model>/            snapshots, analyses, metrics
 registry/<model>/           manifest of candidates, versions and labels
 models/<model>/<version>/   served models; beside them the server's configuration
@@ -30,12 +31,12 @@ class StoredDataset:
     Attributes:
       name: of the data set.
       store: its folder.
-      root_raw: the raw store of its data root; it reads this one unless its manifest names another.
+      root: its data root, whose raw store it reads unless its manifest names another one.
     """
 
     name: str
     store: Store
-    root_raw: Store
+    root: DataRoot
 
     @property
     def log(self) -> ManifestLog:
@@ -66,7 +67,16 @@ class StoredDataset:
                 f"data set {self.name!r} was built from the logs of {state.listing['url']}; build it from a raw store "
                 "first (ciml-cache-data, then ciml-build-dataset)"
             )
-        return self.root_raw if state.source is None else DataRoot.open(state.source).raw
+        return self.root.raw if state.source is None else DataRoot.open(state.source).raw
+
+    def exclusion_stores(self, state: DatasetState) -> list[Store]:
+        """Return the folders of exclusions that count for its runs: of its data root, and of that of its raw store.
+
+        Args:
+          state: its present state.
+        """
+        roots = [self.root] if state.source is None else [self.root, DataRoot.open(state.source)]
+        return [root.exclusions for root in dict.fromkeys(roots)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,10 @@ class DataRoot:
         """The data path, as `open` takes it."""
         return self.store.root
 
+    def exists(self) -> bool:
+        """Return whether anything is stored here: an empty folder or prefix is not a data root."""
+        return next(iter(self.store.entries()), None) is not None
+
     @property
     def raw(self) -> Store:
         """The raw store."""
@@ -102,7 +116,7 @@ class DataRoot:
     def dataset(self, name: str) -> StoredDataset:
         """Return a data set. The name is validated, since it may come from a user."""
         DatasetDefinition.from_json({"name": name}, "data set")
-        return StoredDataset(name, self.datasets.child(name), self.raw)
+        return StoredDataset(name, self.datasets.child(name), self)
 
     def dataset_names(self) -> list[str]:
         """Return the names of all data sets, sorted."""
@@ -118,6 +132,11 @@ class DataRoot:
     def sweeps(self) -> Store:
         """The sweeps: `training.sweeps.store`."""
         return self.store.child("sweeps")
+
+    @property
+    def exclusions(self) -> Store:
+        """The runs that no model may learn from: `training.exclusion_store`."""
+        return self.store.child("exclusions")
 
     def trainer(self, model: str) -> Store:
         """Return the trainer's folder of a model: `training.refresh`."""

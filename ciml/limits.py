@@ -27,6 +27,13 @@ MAX_RECORDER_SAMPLES = 10_000_000  # of one start of a recorder: 115 days at 1 s
 MAX_LISTING_LINE_BYTES = MAX_MESSAGE_BYTES - (16 << 10)  # with its headers it fits the payload of a dead letter
 MAX_LISTING_BYTES = 32 << 30  # unpacked, about 80 million lines: a small gzip file can unpack to any size
 
+# Tables of results: `ciml load`. Larger ones are work for `ciml backfill`.
+MAX_RESULTS_BYTES = 512 * MIB  # unpacked: about two million rows
+MAX_RESULTS_ROWS = 4_000_000  # ids are kept to find duplicates, 150 bytes each
+MAX_RESULTS_COLUMNS = 1024
+MAX_RESULTS_ROW_BYTES = MAX_LISTING_LINE_BYTES  # as a row becomes a line of a listing
+MAX_RESULTS_CELL_CHARACTERS = 64 << 10  # csv itself stops at 131,072
+
 # Logs: bytes, columns, rows, restarts, time.
 
 # Instants that a sample, a run or a message may have, µs UTC: 2000 to 2099. A clock that was never set shows 1970.

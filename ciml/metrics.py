@@ -31,8 +31,8 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from ciml import __version__
 from ciml.errors import EngineError
+from ciml.version import __version__
 
 __all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "registry_of", "serve_metrics"]
 

@@ -6,7 +6,6 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -65,19 +64,6 @@ def runner_option(command: F) -> F:
 
 
 def logs_option(required: bool = False) -> Callable[[F], F]:
-    """``--logs``, as ``logs``: the text, for `logs_root`."""
+    """``--logs``, as ``logs``: the text, for `pipelines.backfill.plan.logs_root`."""
     text = "Folder or s3:// prefix of the listing's log paths."
     return click.option("--logs", required=required, metavar="ROOT", callback=s3_place, help=text)
-
-
-def logs_root(text: str) -> str:
-    """Return the root of a listing's logs: an ``s3://`` prefix, or the absolute path of a folder.
-
-    Raises:
-      CimlError: it is neither, or the folder does not exist.
-    """
-    if text.startswith("s3://"):
-        return text
-    if "://" in text or not Path(text).is_dir():
-        raise CimlError(f"--logs {text}: no such folder; name a folder or an s3:// prefix")
-    return str(Path(text).resolve())

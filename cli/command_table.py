@@ -10,9 +10,10 @@ Table: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
 
 COMMANDS: Table = {
     "Data": {
+        "load": ("cli.commands.data.load:command", "Load your own logs and results."),
         "runs": ("cli.commands.data.runs:command", "Show, verify and compact stored runs."),
         "dataset": ("cli.commands.data.dataset:command", "Build, update, show and verify data sets."),
-        "plot": ("cli.commands.data.plot:command", "Plot a data set."),
+        "plot": ("cli.commands.data.plot:command", "Plot a data set, or one log."),
         "cluster": ("cli.commands.data.cluster:command", "Cluster the runs of a data set."),
         "drift": ("cli.commands.data.drift:command", "Detect data drift."),
         "dead-letters": ("cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),
@@ -20,8 +21,9 @@ COMMANDS: Table = {
     "Learn": {
         "experiment": ("cli.commands.learn.experiment:command", "Define, train and compare experiments."),
         "refresh": ("cli.commands.learn.refresh:command", "Train, evaluate and push a model."),
+        "exclude": ("cli.commands.learn.exclude:command", "Exclude runs from training, list and revert exclusions."),
         "models": ("cli.commands.learn.models:command", "List, verify and roll back models."),
-        "predict": ("cli.commands.learn.predict:command", "Predict for finished runs as they arrive."),
+        "predict": ("cli.commands.learn.predict:command", "Predict for logs, or for a stream of runs."),
     },
     "Serve": {
         "serve": ("cli.commands.serve.serve:command", "Serve pushed models over gRPC and REST."),

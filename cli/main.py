@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 import click
 
-from ciml import __version__
 from ciml.errors import CimlError
 from ciml.extras import missing_extra
 from ciml.logs import configure_logging
+from ciml.version import __version__
 from cli.command_table import COMMANDS, RENAMED, Table
 from cli.data_path import group_data_path
 

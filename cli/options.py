@@ -101,12 +101,29 @@ def home_option(command: F, expose_value: bool = True) -> F:
     )(command)
 
 
-def data_path_option(required: bool = True, home: bool = True) -> Callable[[F], F]:
+def require_data(data_path: str) -> None:
+    """Raise `CimlError` if nothing is stored at a data path. An empty folder or prefix counts as not there."""
+    from ciml.data_root import DataRoot
+
+    if not DataRoot.open(data_path).exists():
+        raise CimlError(f"no data at {data_path}; correct --data-path, or load data: ciml load LOGS --results FILE")
+
+
+def _existing_data(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Callback of the data path of a command that creates none."""
+    place = s3_place(ctx, param, value)
+    if place is not None and not ctx.resilient_parsing:
+        require_data(place)
+    return place
+
+
+def data_path_option(required: bool = True, home: bool = True, creates: bool = False) -> Callable[[F], F]:
     """``--data-path``, as ``data_path``: the text, for `ciml.data_root.DataRoot.open`; see `cli.data_path`.
 
     Args:
       required: whether the command needs it.
       home: also add ``--home``, which passes no argument; leave it out beside `home_option`.
+      creates: whether the command creates a data root that does not exist; for any other it is an error.
     """
     data_path = click.option(
         "--data-path",
@@ -115,7 +132,7 @@ def data_path_option(required: bool = True, home: bool = True) -> Callable[[F], 
         required=required,
         envvar="CIML_DATA_PATH",
         show_envvar=True,
-        callback=s3_place,
+        callback=s3_place if creates else _existing_data,
         help="Data root: a folder or an s3:// prefix.",
     )
     return lambda command: data_path(home_option(command, expose_value=False) if home else command)

@@ -13,10 +13,10 @@ from cli.s3_options import s3_options
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def dataset_argument(command: F) -> F:
+def dataset_argument(metavar: str = "[NAME]") -> Callable[[F], F]:
     """NAME, or ``--dataset NAME`` as in the talk; as ``name`` and ``dataset``, for `dataset_name`."""
-    command = click.option("--dataset", metavar="NAME", help="Data set, in place of NAME.")(command)
-    return click.argument("name", required=False)(command)
+    dataset = click.option("--dataset", metavar="NAME", help="Data set, in place of NAME.")
+    return lambda command: click.argument("name", required=False, metavar=metavar)(dataset(command))
 
 
 def dataset_name(name: str | None, dataset: str | None) -> str:

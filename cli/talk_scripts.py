@@ -60,7 +60,7 @@ def plot_data() -> NoReturn:
 
 
 def build_dataset() -> NoReturn:
-    """Run ``ciml-build-dataset``: ``ciml dataset build``."""
-    from cli.commands.data.dataset.build import command
+    """Run ``ciml-build-dataset``: ``ciml dataset build`` with 5500 s of windows by default."""
+    from cli.commands.data.dataset.build import as_in_the_talk
 
-    main(command)
+    main(as_in_the_talk())

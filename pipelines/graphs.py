@@ -94,7 +94,7 @@ PIPELINES: dict[str, tuple[Callable[[beam.Pipeline], None], str]] = {
         partial(_ingest, reads=_BOUNDED, due=(PendingRun(Origin("ci-events", 0, 7), "e", _FACTS),)),
         "ciml ingest --engine micro-batches, one batch",
     ),
-    "predict": (_predict, "ciml predict, unbounded"),
+    "predict": (_predict, "ciml predict stream, unbounded"),
     "backfill": (_backfill, "ciml backfill --runner, one of its pipelines"),
     "dataset": (_dataset, "ciml dataset update --runner, building spans"),
     "materialise": (_materialise, "ciml refresh, normalising examples with tf.Transform"),

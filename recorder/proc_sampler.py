@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 
-from ciml import __version__
+from ciml.version import __version__
 
 GROUPS = (
     ("epoch", ("epoch",)),

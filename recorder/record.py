@@ -18,6 +18,11 @@ from recorder.spool.recording import End, Plan, Recording
 from recorder.wait import Ending, ended_children, supervise
 from recorder.worker import fork_worker, keep
 
+#: The finished event has no log_url then, which ingest requires.
+_NO_LOG = (
+    "no place for the log, so ingest cannot fetch it and makes the run a dead letter; add --log-dir FOLDER|s3://PREFIX "
+    "or set CIML_LOG_DIR"
+)
 _RESTARTS = 3
 _LIVED_S = 60.0  # a worker that ran for this time resets the count of restarts
 _GRACE_S = 2.0  # grace after the flush time, for a worker that hangs
@@ -32,6 +37,8 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
       settings: settings of the recorder.
       timeout_s: time limit of the command, s; None for none.
     """
+    if plan.kafka and not plan.log_dir:
+        report(_NO_LOG)
     mask, sigchld_ignored = command.block_signals()
     sidecar = _Sidecar(plan, settings)
     try:

@@ -61,7 +61,7 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
     delivery = Delivery(recording, sender)
     older = Leftovers(recording, settings, sender)
     beat = time.monotonic()
-    broken = "" if recording.plan.has_destination else "no destination; give --kafka or --log-dir"
+    broken = "" if recording.plan.has_destination else "no destination: neither --kafka nor --log-dir"
     while True:
         recorder.tick()
         if not broken:
@@ -98,6 +98,8 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
 def keep(recording: Recording, settings: Settings) -> str:
     """Seal an unsent recording, so that the next recorder may send it. Return a note on where it is."""
     note = f"kept in {recording.folder.path} for the next ciml record, or ciml record --send"
+    if not recording.plan.has_destination:
+        note = f"kept in {recording.folder.path}; send it by ciml record --send --log-dir FOLDER, or --kafka HOST:PORT"
     try:
         seal(recording, secrets_of(settings.kafka, recording.plan.log_dir))
     except (CimlError, OSError) as error:

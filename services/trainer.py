@@ -1,21 +1,25 @@
-"""The trainer service: refreshes a model when its data set has grown. See `pipelines.training.trainer`."""
+"""The trainer service: refreshes a model when its data set has grown, or runs were excluded.
+
+See `pipelines.training.trainer`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Self
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.manifest.log import ManifestLog
 from pipelines.training.metrics import TrainBoard
 from pipelines.training.trainer import TrainConfig, TrainResult, run_once
 from services.service import Progress, Service
 from serving.model_config import check_model_name
 from serving.registry import Registry
 from training.evaluation.gate import GatePolicy
-from training.exclusions import read_exclusions
+from training.exclusion_store import add
+from training.exclusions import read_lines
 from training.experiment import Experiment, load_experiment
 from transforms.ingest.trust import TrustPolicy
 
@@ -43,7 +47,8 @@ class TrainerService(Service):
         self.config, self._report, self._progress = config, report, progress
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)
-        self._seen = -1
+        self._excluded = ManifestLog(config.data.exclusions)
+        self._seen = -1, -1
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
@@ -54,15 +59,19 @@ class TrainerService(Service):
             state = self._registry.state
             self.board.see(state)
             counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
-            return Progress(self._log.end(max(self._seen, 0)), facts={"counts": counts, "champion": state.champion})
+            return Progress(self._ends()[0], facts={"counts": counts, "champion": state.champion})
 
-    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> int | None:
-        """Return the version of the data set's manifest if it is new."""
+    def _ends(self) -> tuple[int, int]:
+        version, excluded = self._seen
+        return self._log.end(max(version, 0)), self._excluded.end(max(excluded, 0))
+
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> tuple[int, int] | None:
+        """Return the versions of the data set's manifest and of the exclusions if one of them is new."""
         with self._failures():
-            version = self._log.end(max(self._seen, 0))
-        return version if version != self._seen else None
+            versions = self._ends()
+        return versions if versions != self._seen else None
 
-    def run(self, work: int) -> None:
+    def run(self, work: tuple[int, int]) -> None:
         try:
             with self._failures():
                 result = run_once(self.config, progress=self._progress)
@@ -101,19 +110,19 @@ def make_config(
     min_test_runs: int | None = None,
     tolerance: float | None = None,
 ) -> TrainConfig:
-    """Return the configuration for the command's options. Raises `CimlError` for unreadable files."""
-    gate = GatePolicy()
-    if min_test_runs is not None:
-        gate = replace(gate, min_test_runs=min_test_runs)
-    if tolerance is not None:
-        gate = replace(gate, tolerance=tolerance)
-    return TrainConfig(
+    """Return the configuration for the command's options, and store the exclusions of the file ``exclude``.
+
+    Raises:
+      CimlError: a file cannot be read.
+    """
+    config = TrainConfig(
         DataRoot.open(data_path),
         dataset,
         check_model_name(model or dataset),
         load_experiment(experiment) if experiment else Experiment(),
         TrustPolicy.load(trust_policy),
-        gate,
-        read_exclusions(exclude),
+        GatePolicy.of(min_test_runs, tolerance),
         label,
     )
+    add(config.data.exclusions, read_lines(exclude))
+    return config

@@ -239,6 +239,14 @@ class Registry:
         """Return the folder of version ``number``."""
         return self.base.child(str(number))
 
+    def labelled(self, label: str) -> int:
+        """Return the version that a label names. Raises `CimlError` if there is none."""
+        labels = self.state.labels
+        if label not in labels:
+            known = ", ".join(sorted(labels)) or "none; push a version by ciml refresh"
+            raise CimlError(f"model {self.model}: no version has the label {label!r}; labels: {known}")
+        return labels[label]
+
     def read_asset(self, number: int, name: str) -> bytes:
         """Return the file ``assets/<name>`` of a pushed version, checked against its digest.
 
@@ -270,8 +278,22 @@ def registered_models(data: DataRoot) -> list[str]:
     return sorted({path.split("/")[0] for path in data.registry.list() if "/" in path})
 
 
+def known_registries(data: DataRoot, model: str | None = None) -> dict[str, Registry]:
+    """Return the registries below a data root by model, or that of one model.
+
+    Raises:
+      CimlError: there is no such model.
+    """
+    known = registered_models(data)
+    if model is not None and model not in known:
+        raise CimlError(
+            f"no model {model!r} in {data.url}; choose from {', '.join(known) or 'none: push one by ciml refresh'}"
+        )
+    return {name: Registry(data, name) for name in known if model in (None, name)}
+
+
 class RegistryVerifier:
-    """Verifies for the model server that a version's files are those of a blessed push.
+    """Verifies, for what loads a model, that a version's files are those of a blessed push.
 
     Args:
       root: the folder of all registries, local or ``s3://``.

@@ -1,15 +1,156 @@
-"""Reads the file of runs to exclude from training."""
+"""Exclusions: which runs no model may learn from, and why. Pure: facts of a run → reason or None.
+
+An exclusion deletes nothing: the run stays stored, is predicted, and is in data sets. Snapshots omit it.
+`training.exclusion_store` stores exclusions.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from ciml.errors import CimlError
+from ciml.events.fields import is_clean, iso_time
+from ciml.events.globs import glob_pattern
+from ciml.events.records import Record, RunFacts
+from ciml.limits import MAX_TEXT_CHARACTERS
+
+#: The reason of a line of ``--exclude FILE`` without one.
+NO_REASON = "excluded"
 
 
-def read_exclusions(path: str | None) -> dict[str, str]:
-    """Return the reason by run id. A line is a run id, optionally followed by a blank and a reason. Empty for None."""
-    exclusions = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines() if path else ():
+class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
+    """Runs to exclude: one run, or all that match each of the other fields that are set.
+
+    ``run_id`` is the encoded run id, ``job`` a glob of jobs, ``source`` the name of a source. ``since_us`` and
+    ``until_us`` (epoch microseconds) match a run that ran at some time in [since, until); a run without times matches
+    neither.
+    """
+
+    reason: str
+    run_id: str = ""
+    job: str = ""
+    source: str = ""
+    since_us: int | None = None
+    until_us: int | None = None
+
+    def check(self) -> Exclusion:
+        """Return the exclusion. Raises `CimlError` if it is invalid, or excludes everything."""
+        for name in ("reason", "run_id", "job", "source"):
+            value = getattr(self, name)
+            if len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
+                raise CimlError(
+                    f"exclusion: {name}: {value!r:.80} is not one printable line of at most {MAX_TEXT_CHARACTERS} "
+                    "characters"
+                )
+        if not self.reason.strip():
+            raise CimlError("exclusion: reason: is empty; say why, for those who read the list")
+        chosen = bool(self.job or self.source or self.since_us is not None)
+        if self.run_id and chosen:
+            raise CimlError("exclusion: run: cannot be combined with job, source or since; store two exclusions")
+        if not self.run_id and not chosen:
+            raise CimlError("exclusion: names no runs; give a run, a job, a source, or a time since when")
+        if self.until_us is not None and (self.since_us is None or self.until_us <= self.since_us):
+            raise CimlError("exclusion: until: want a time after since")
+        return self
+
+    @property
+    def needs_facts(self) -> bool:
+        """Whether it reads more of a run than its id and its job."""
+        return bool(self.source) or self.since_us is not None
+
+    def matches(self, facts: RunFacts) -> bool:
+        """Return whether it excludes a run."""
+        if self.run_id:
+            return facts.run_id == self.run_id
+        return (
+            (not self.job or glob_pattern((self.job,)).fullmatch(facts.build_name) is not None)
+            and self.source in ("", facts.source or facts.run_id.partition("~")[0])
+            and (self.since_us is None or self._ran_meanwhile(facts))
+        )
+
+    def _ran_meanwhile(self, facts: RunFacts) -> bool:
+        start = facts.end_us if facts.start_us is None else facts.start_us
+        end = facts.start_us if facts.end_us is None else facts.end_us
+        if start is None or end is None or self.since_us is None:
+            return False
+        return end >= self.since_us and (self.until_us is None or start < self.until_us)
+
+    def describe(self) -> str:
+        """Return what it excludes, in a few words: ``job tempest-*, since 2026-11-01T00:00:00Z``."""
+        times = {"since": self.since_us, "until": self.until_us}
+        parts = [
+            *(f"{what} {value}" for what, value in
+              (("run", self.run_id), ("job", self.job), ("source", self.source)) if value),
+            *(f"{what} {iso_time(value)}" for what, value in times.items() if value is not None),
+        ]  # fmt: skip
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """The exclusions that a training honours.
+
+    Attributes:
+      each: in order; of several that match a run, the first one's reason counts, that of a single run before others.
+    """
+
+    each: tuple[Exclusion, ...] = field(default=())
+
+    @classmethod
+    def of_runs(cls, reasons: Mapping[str, str]) -> Exclusions:
+        """Return exclusions of single runs: reason by run id."""
+        return cls(tuple(Exclusion(reason, run_id) for run_id, reason in reasons.items()))
+
+    def __bool__(self) -> bool:
+        return bool(self.each)
+
+    @cached_property
+    def _by_run(self) -> dict[str, str]:
+        return {one.run_id: one.reason for one in reversed(self.each) if one.run_id}
+
+    @cached_property
+    def _rules(self) -> tuple[Exclusion, ...]:
+        return tuple(one for one in self.each if not one.run_id)
+
+    @property
+    def needs_facts(self) -> bool:
+        """Whether one of them reads more of a run than its id and its job."""
+        return any(one.needs_facts for one in self._rules)
+
+    def reason(self, facts: RunFacts) -> str | None:
+        """Return why a run is excluded; None for a run that may be learned from."""
+        if (found := self._by_run.get(facts.run_id)) is not None:
+            return found
+        return next((one.reason for one in self._rules if one.matches(facts)), None)
+
+    def to_json(self) -> Any:
+        """Return the exclusions as JSON: the reasons by run id, as versions before other exclusions, or a list."""
+        return [one.to_json() for one in self.each] if self._rules else dict(self._by_run)
+
+
+def read_lines(path: str | None) -> tuple[Exclusion, ...]:
+    """Return the exclusions in a file: a line is a run id, optionally followed by a blank and a reason. None: none.
+
+    Raises:
+      CimlError: the file or a line cannot be read.
+    """
+    return tuple(_parsed(path)) if path else ()
+
+
+def _parsed(path: str) -> Iterable[Exclusion]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CimlError(f"--exclude {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    for number, line in enumerate(lines, 1):
         run_id, _, reason = line.strip().partition(" ")
-        if run_id and not run_id.startswith("#"):
-            exclusions[run_id] = reason.strip() or "excluded"
-    return exclusions
+        if not run_id or run_id.startswith("#"):
+            continue
+        try:
+            yield Exclusion(reason.strip() or NO_REASON, run_id).check()
+        except CimlError as error:
+            raise CimlError(f"--exclude {path}, line {number}: {error}") from None

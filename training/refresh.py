@@ -27,6 +27,7 @@ from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
 from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy, Verdict, judge
+from training.exclusions import Exclusions
 from training.experiment import Experiment, refresh_key
 from transforms.ingest.trust import TrustPolicy
 
@@ -91,7 +92,7 @@ def refresh(
     last: str | None = None,
     policy: TrustPolicy | None = None,
     gate: GatePolicy | None = None,
-    exclusions: Mapping[str, str] | None = None,
+    exclusions: Exclusions | None = None,
     work: Path | None = None,
     runner: Any = None,
     progress: Progress | None = None,
@@ -108,7 +109,7 @@ def refresh(
       last: `refresh_key` of the last candidate (its fact ``refresh``); an equal key skips the refresh.
       policy: the trust policy; the built-in one by default.
       gate: the gate's thresholds.
-      exclusions: reason by run id of runs to exclude.
+      exclusions: runs to exclude; by default those that are stored (`ciml exclude`).
       work: local folder for candidates; by default below the trainer's folder, or in the user's cache if that is not on
         local disk.
       runner: the Beam runner; in this process by default.

@@ -26,6 +26,8 @@ from ciml.telemetry import select_columns, short_names
 
 #: Default length of a run that is used, as in the original.
 NORMAL_LENGTH_S = 5500
+#: The value of ``max_windows`` that follows from the runs, and the percentage of them that it does not cut.
+AUTO, NOT_CUT = "auto", 99
 #: Upper limit of windows: an example of 14 columns would take 5.6 MB.
 MAX_WINDOWS = 100_000
 #: One salt for all data sets, so that a run is in the same split everywhere.
@@ -93,7 +95,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       salt: key of the split. Data sets that share it share the split.
       sample_statistic: the statistic of a window's samples.
       aggregation_functions: if set, an example holds these functions of a run's windows instead of the windows.
-      max_windows: L, the length that runs are cut or padded to; by default ceil(5500 s / r).
+      max_windows: L, the length that runs are cut or padded to; by default ceil(5500 s / r). ``auto`` resolves once
+        to the length that 99 % of the runs do not exceed, at most ceil(5500 s / r).
       min_windows: excludes runs with fewer windows. With an equal ``max_windows``, each example is the beginning of a
         run, and all have the same length.
       count_first_sample: whether a recorder's first samples (averages since boot) are used.
@@ -119,7 +122,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     salt: Annotated[str, Meta(min_length=1)] = DEFAULT_SALT
     sample_statistic: Statistic = "mean"
     aggregation_functions: tuple[Aggregation, ...] = ()
-    max_windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)] | None = None
+    max_windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)] | Literal["auto"] | None = None
     min_windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)] | None = None
     count_first_sample: bool = True
     span_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
@@ -171,10 +174,14 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
             raise ValueError("max_windows: cannot be combined with aggregation_functions")
         if self.aggregation_functions and self.min_windows is not None:
             raise ValueError("min_windows: cannot be combined with aggregation_functions")
-        if self.min_windows is not None and self.min_windows > self.windows:
-            raise ValueError(f"min_windows: is above the {self.windows} windows of an example; set max_windows too")
-        if self.windows > MAX_WINDOWS:
-            raise ValueError(f"sample_interval: {self.sample_interval} gives {self.windows} windows; set max_windows")
+        if self.min_windows is not None and self.min_windows > self.most_windows:
+            raise ValueError(
+                f"min_windows: is above the {self.most_windows} windows of an example; set max_windows too"
+            )
+        if self.most_windows > MAX_WINDOWS:
+            raise ValueError(
+                f"sample_interval: {self.sample_interval} gives {self.most_windows} windows; set max_windows"
+            )
 
     @cached_property
     def interval_us(self) -> int:
@@ -182,11 +189,14 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         return interval_us(self.sample_interval)
 
     @property
-    def windows(self) -> int:
-        """L: the number of windows, or functions, of each feature of an example."""
+    def most_windows(self) -> int:
+        """L, or its upper limit where ``max_windows`` is ``auto``; `ResolvedDefinition.windows` is the length."""
         if self.aggregation_functions:
             return len(self.aggregation_functions)
-        return self.max_windows or -(-NORMAL_LENGTH_S * 1_000_000 // self.interval_us)
+        if isinstance(self.max_windows, int):
+            return self.max_windows
+        normal = -(-NORMAL_LENGTH_S * 1_000_000 // self.interval_us)
+        return min(normal, MAX_WINDOWS) if self.max_windows == AUTO else normal
 
     def selects(self, build_name: str) -> bool:
         """Return whether the data set selects this job."""
@@ -205,7 +215,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
       columns: full names of the columns, in order (``load avg:1m``).
       features: their names in examples, in the same order (``1m``).
       classes: names of the classes; a label is an index into it.
-      windows: L.
+      windows: L: the number of windows, or functions, of each feature of an example.
     """
 
     what: ClassVar[str] = "resolved definition"
@@ -245,7 +255,10 @@ def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
 
 
 def resolve(
-    definition: DatasetDefinition, columns: Iterable[Sequence[str]], run_facts: Iterable[RunFacts]
+    definition: DatasetDefinition,
+    columns: Iterable[Sequence[str]],
+    run_facts: Iterable[RunFacts],
+    lengths: Callable[[ResolvedDefinition], Iterable[int]] = lambda draft: (),
 ) -> ResolvedDefinition:
     """Resolve a definition against the runs of its first span.
 
@@ -256,6 +269,8 @@ def resolve(
       definition: the definition to resolve.
       columns: per run the full names of its telemetry columns, in log order.
       run_facts: the facts of each run.
+      lengths: returns the number of windows of each run, for ``max_windows = "auto"``; called with a draft that has the
+        longest length.
 
     Raises:
       CimlError: it selects no column, or fewer than two classes are found.
@@ -273,13 +288,28 @@ def resolve(
     log_columns = next(names for names in found if select_columns(names, definition.features_regex) == chosen)
     short = short_names(log_columns)
     features = tuple(name if short[name] in METADATA_COLUMNS else short[name] for name in chosen)
-    return ResolvedDefinition(
+    draft = ResolvedDefinition(
         definition=definition,
         columns=chosen,
         features=features,
         classes=definition.classes or _classes(definition, run_facts),
-        windows=definition.windows,
+        windows=definition.most_windows,
     )
+    return draft.replace(windows=auto_windows(definition, lengths(draft))) if definition.max_windows == AUTO else draft
+
+
+def auto_windows(definition: DatasetDefinition, lengths: Iterable[int]) -> int:
+    """Return the smallest number of windows that cuts at most 1 % of the runs, within the definition's limits.
+
+    Args:
+      definition: gives the longest length and ``min_windows``; runs with fewer windows do not count.
+      lengths: number of windows of each run. Without any, the longest length results.
+    """
+    least = definition.min_windows or 1
+    counted = sorted(length for length in lengths if length >= least)
+    if not counted:
+        return definition.most_windows
+    return min(counted[-(-NOT_CUT * len(counted) // 100) - 1], definition.most_windows)
 
 
 def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tuple[str, ...]:

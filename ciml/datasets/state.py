@@ -162,6 +162,13 @@ class DatasetState:
         """Return the number of selected runs without an example, by reason, in the last version of each span."""
         return Counter(each["reason"] for span in self.latest() for each in span.excluded)
 
+    def padding(self) -> float | None:
+        """Return the share of padding in the windows of all examples; None without examples, or with aggregations."""
+        if self.resolved is None or self.resolved.definition.aggregation_functions:
+            return None
+        lengths = [run.n_windows for span in self.latest() for run in span.runs]
+        return 1 - sum(lengths) / (len(lengths) * self.resolved.windows) if lengths else None
+
     def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta.
 

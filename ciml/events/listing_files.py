@@ -154,35 +154,53 @@ def open_listing(url: str) -> Listing:
     A plain local file is read in place; any other is unpacked into an unnamed temporary file first.
 
     Raises:
-      CimlError: it does not exist, is not a file, is broken gzip, or exceeds `MAX_LISTING_BYTES`.
+      CimlError: it does not exist, is not a file, is empty, is broken gzip, or exceeds `MAX_LISTING_BYTES`.
+      EngineError: the storage does not answer.
+    """
+    listing = Listing(url, open_unpacked(url, "listing", "a file of JSON lines", MAX_LISTING_BYTES))
+    if not listing.lines:
+        raise CimlError(f"{url} is empty; give a file of JSON lines")
+    return listing
+
+
+def open_unpacked(url: str, kind: str, wanted: str, most_bytes: int) -> IO[bytes]:
+    """Open a local file or an ``s3://`` object, gzip or not by its first bytes, as an unbuffered seekable file.
+
+    Args:
+      url: the address.
+      kind, wanted: for messages: what it is, and what to give instead.
+      most_bytes: its limit unpacked, if it has to be unpacked or downloaded.
+
+    Raises:
+      CimlError: it does not exist, is not a file, is broken gzip, or exceeds the limit.
       EngineError: the storage does not answer.
     """
     folder, _, name = url.rstrip("/").rpartition("/")
     if not name or url.endswith("/"):
-        raise CimlError(f"{url}: not a file; give a file of JSON lines")
+        raise CimlError(f"{url}: not a file; give {wanted}")
     local = "://" not in url
     if local and os.path.exists(url) and not os.path.isfile(url):
-        raise CimlError(f"{url} is not a regular file; give a file of JSON lines")
+        raise CimlError(f"{url} is not a regular file; give {wanted}")
     store = open_store(folder or ("/" if url.startswith("/") else "."))
     try:
         packed = next(store.pieces(name), b"").startswith(b"\x1f\x8b")
         if local and not packed:
-            return Listing(url, open(url, "rb", buffering=0))
-        return Listing(url, _spool(url, store.pieces(name), packed))
+            return open(url, "rb", buffering=0)
+        return _spool(url, store.pieces(name), packed, most_bytes)
     except FileNotFoundError:
-        raise CimlError(f"{url}: no such listing") from None
+        raise CimlError(f"{url}: no such {kind}") from None
 
 
-def _spool(url: str, pieces: Iterator[bytes], packed: bool) -> IO[bytes]:
-    """Return an unnamed temporary file with the unpacked listing."""
+def _spool(url: str, pieces: Iterator[bytes], packed: bool, most_bytes: int) -> IO[bytes]:
+    """Return an unnamed temporary file with the unpacked content."""
     source = gzip.GzipFile(fileobj=_Pieces(pieces)) if packed else _Pieces(pieces)
-    unpacked = tempfile.TemporaryFile(prefix="ciml-listing-", buffering=0)  # noqa: SIM115  # it stays open
+    unpacked = tempfile.TemporaryFile(prefix="ciml-", buffering=0)  # noqa: SIM115  # it stays open
     size = 0
     try:
         while piece := source.read(_PIECE):
             size += len(piece)
-            if size > MAX_LISTING_BYTES:
-                raise CimlError(f"{url} has more than {MAX_LISTING_BYTES >> 30} GiB; split it")
+            if size > most_bytes:
+                raise CimlError(f"{url} has more than {most_bytes >> 20:,} MiB; split it")
             unpacked.write(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         unpacked.close()

@@ -132,19 +132,23 @@ class _Rows(msgspec.Struct, frozen=True, gc=False):
     version: int = 0
 
 
-def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
-    """Return the raw objects of runs, by run id: that of each run's last row.
+def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
+    """Return the raw objects of those runs that are stored, by run id: that of each run's last row.
 
     The manifest is read once for all runs; only ids and files are decoded.
-
-    Raises:
-      IntegrityError: the raw manifest lacks a run.
     """
     wanted, decoder = set(run_ids), msgspec.json.Decoder(_Rows)
     found: dict[str, RawFile] = {}
     for version, data in log.raw_since(0):
         delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
         found |= {row.mention.run_id: row.file for row in delta.runs + delta.reclaims if row.mention.run_id in wanted}
+    return found
+
+
+def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
+    """Return `find_files` of runs that are known to be stored. Raises `IntegrityError` if one is not."""
+    wanted = set(run_ids)
+    found = find_files(log, wanted)
     if missing := wanted - found.keys():
         raise IntegrityError(f"{log.url()}: the raw manifest does not have the run {min(missing)}")
     return found

@@ -200,7 +200,16 @@ def start_predict(demo: Demo) -> None:
     # Bounded batches on either engine: a second Flink job would need another gigabyte and show nothing new.
     demo.children.start(
         "predict",
-        *("predict", "--data-path", demo.data.url, "--kafka", demo.engines.kafka, "--engine", "micro-batches"),
+        *(
+            "predict",
+            "stream",
+            "--data-path",
+            demo.data.url,
+            "--kafka",
+            demo.engines.kafka,
+            "--engine",
+            "micro-batches",
+        ),
         *("--server", demo.engines.models["grpc"], "--model", ALL),
     )
 

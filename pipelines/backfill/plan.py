@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
@@ -55,6 +56,30 @@ class BackfillConfig:
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     commit_lines: int = 2000
     commit_s: float = 10.0
+
+
+def logs_root(text: str, name: str = "--logs") -> str:
+    """Return the root of a listing's logs: an ``s3://`` prefix, or the absolute path of a folder.
+
+    Args:
+      text: the root as the user wrote it.
+      name: of the option or argument, for the message.
+
+    Raises:
+      CimlError: it is neither, or the folder does not exist.
+    """
+    if text.startswith("s3://"):
+        return text
+    if "://" in text or not Path(text).is_dir():
+        raise CimlError(f"{name} {text}: no such folder; name a folder or an s3:// prefix")
+    return str(Path(text).resolve())
+
+
+def fetch_below(logs: str, file: str | None = None) -> FetchPolicy:
+    """Return a policy that allows the logs below a root, with the other rules of a TOML file where one is given."""
+    # Several blocks of lines are in flight, so each has a share of the memory of one ingest batch.
+    policy = FetchPolicy.load(file) if file else FetchPolicy(max_batch_bytes=128 << 20)
+    return policy.allowing(roots=(logs,))
 
 
 class Work(NamedTuple):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The definition in TOML, beside the examples. The underscore hides it from readers of the folder.
 DEFINITION = "_definition.toml"
+#: Runs of a span unless the definition has them: larger spans, and so fewer files, than a stream makes.
+SPAN_RUNS = 5000
 
 
 def build_dataset(
@@ -99,6 +101,18 @@ def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
         name = state.definition.name if state.definition is not None else ""
         made = "from a raw store" if before is None else f"straight from the logs of {before['url']}"
         raise CimlError(f"data set {name!r} exists and was built {made}; choose another name, or use --force")
+
+
+def is_another(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
+    """Return whether a data set exists with another definition. An unpinned slicer equals the pinned one."""
+    state = DatasetState()
+    catch_up(dataset.log, state)
+    if state.definition is None:
+        return False
+    there = state.definition
+    if definition.slicer is not None and definition.raw_version is None:
+        there = there.replace(raw_version=None)
+    return there != definition
 
 
 def remove_dataset(dataset: StoredDataset) -> None:

@@ -90,6 +90,13 @@ class ListedRuns:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         return [names for _, found in self._by_chunks(runs, LogReader.columns) for names in found]
 
+    def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
+        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        counts = np.zeros(len(runs), np.int64)
+        for indices, found in self._by_chunks(runs, partial(LogReader.lengths, resolved=resolved)):
+            counts[indices] = found
+        return counts
+
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Protocol
 
+import numpy as np
+
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.plan import SelectedRun, SpanPlan
 from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import RunLog, StoredRunLog
 from ciml.storage.open import Store
 from transforms.examples.prepare import Examples
-from transforms.examples.spans import examples_of
+from transforms.examples.spans import examples_of, lengths_of
 from transforms.ingest.trust import TrustPolicy, evaluate
 from transforms.raw.reader import read_columns
 
@@ -27,6 +29,9 @@ class RunSource(Protocol):
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         """Return the names of the columns of each run that has telemetry, in log order."""
+
+    def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
+        """Return the number of windows of each run, int64 [n], at most L; 0 for a run without an example."""
 
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
         """Return the examples of some runs of a span."""
@@ -52,6 +57,9 @@ class StoredRuns:
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         return read_columns(self.raw, [run.file for run in runs])
+
+    def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
+        return lengths_of(self.raw, runs, resolved)
 
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
         return examples_of(self.raw, part, resolved)

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ciml.data_root import DataRoot, StoredDataset
-from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
+from ciml.datasets.definition import AUTO, DatasetDefinition, ResolvedDefinition, resolve
 from ciml.datasets.pin import Pin, PinnedPlan
 from ciml.datasets.plan import Plan, SelectedRun, SpanPlan, Step
 from ciml.datasets.state import DatasetState, SpanVersion, span_folder
-from ciml.errors import CimlError
+from ciml.errors import CimlError, RejectedInput
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
 from pipelines.datasets.run_source import RunSource, StoredRuns
 from transforms.examples.spans import batches_of, guarded_examples, read_span, verify_span, write_span
+from transforms.guard import bisect
 
 __all__ = ["Update", "create_dataset", "read_span", "update_dataset", "verify_dataset"]
 
@@ -177,7 +178,7 @@ def fill(
 def _resolve(
     state: DatasetState, source: RunSource, runs: Sequence[SelectedRun], *, pin: Pin | None = None
 ) -> ResolvedDefinition:
-    """Resolve features by the first span's runs, and classes by all pinned runs.
+    """Resolve features by the first span's runs; classes, and the automatic length, by all pinned runs.
 
     Only runs that were trusted at ingestion count, if there are any.
     """
@@ -186,7 +187,48 @@ def _resolve(
     voters = [run for run in runs if run.trust.trusted] or runs
     found = Counter(source.columns(voters))
     columns = [names for each, runs in found.items() for names in [telemetry_columns(each)] * runs]
-    return resolve(state.definition, columns, (run.mention for run in (voters if pin is None else pin.voters())))
+
+    def all_voters() -> Iterable[SelectedRun]:
+        return voters if pin is None else pin.voters()
+
+    return resolve(
+        state.definition,
+        columns,
+        (run.mention for run in all_voters()),
+        lambda draft: _lengths(source, [run for run in all_voters() if _is_example(run, draft)], draft),
+    )
+
+
+def _is_example(run: SelectedRun, draft: ResolvedDefinition) -> bool:
+    return not isinstance(draft.label_of(run.mention), str)
+
+
+def _lengths(source: RunSource, runs: Sequence[SelectedRun], draft: ResolvedDefinition) -> Iterator[int]:
+    """Yield the number of windows of each run; a run that raises an unexpected exception is omitted."""
+    for _, found in bisect("lengths", runs, lambda some: source.lengths(some, draft)):
+        if not isinstance(found, RejectedInput):
+            yield from found.tolist()
+
+
+def with_default_windows(dataset: StoredDataset, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a new definition with ``max_windows = "auto"``, unless they say otherwise.
+
+    An existing data set that was created without the key keeps that meaning.
+
+    Args:
+      dataset: the data set to be created or continued.
+      keys: of its definition, as written.
+
+    Example:
+      DatasetDefinition.from_json(with_default_windows(data.dataset("cpu"), {"name": "cpu"}))
+    """
+    if keys.get("max_windows") is not None or keys.get("aggregation_functions"):
+        return dict(keys)
+    state = DatasetState()
+    catch_up(dataset.log, state)
+    if state.definition is not None and state.definition.max_windows is None:
+        return dict(keys)
+    return {**keys, "max_windows": AUTO}
 
 
 def _direct(

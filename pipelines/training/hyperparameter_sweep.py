@@ -25,6 +25,7 @@ from pipelines.datasets.build import build_dataset
 from pipelines.processes import process_pool, result_of
 from training.data.in_memory import read_dataset
 from training.estimators import ESTIMATORS
+from training.exclusions import Exclusions
 from training.runtime import keras, use_threads
 from training.sweeps.axes import Value
 from training.sweeps.definition import Combination, Sweep
@@ -57,14 +58,14 @@ class SweepContext:
       target: the data root of data sets and the sweep.
       sweep: its definition.
       policy: decides which runs are trusted for training.
-      exclusions: reason by run id of runs excluded from training.
+      exclusions: runs excluded from training, the same for all trials.
     """
 
     source: DataRoot
     target: DataRoot
     sweep: Sweep
     policy: TrustPolicy
-    exclusions: Mapping[str, str] = field(default_factory=dict)
+    exclusions: Exclusions = field(default_factory=Exclusions)
 
     @property
     def store(self) -> Store:
@@ -102,7 +103,7 @@ def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = N
       EngineError: if the store does not answer, or a process was killed; the same call continues.
     """
     sweep, store, raw = context.sweep, context.store, ManifestLog(context.source.raw)
-    inputs = {"trust_policy": context.policy.digest, "exclusions": sha256_json(dict(context.exclusions))}
+    inputs = {"trust_policy": context.policy.digest, "exclusions": sha256_json(context.exclusions.to_json())}
     version = begin_sweep(store, sweep, inputs, lambda: _end(raw))
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
     with process_pool(jobs, "spawn", use_threads, 1) as pool:

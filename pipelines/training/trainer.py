@@ -8,13 +8,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.storage.open import open_store
+from pipelines.training.excluded_models import learned_excluded
 from serving.model_files import check_digests, copy_model
 from serving.push import NotBlessedError, push, push_candidate, reconcile
 from serving.registry import STABLE, Registry, Verdict
@@ -36,7 +37,6 @@ class TrainConfig:
       experiment: the estimator and its parameters.
       trust: decides which runs are trusted for training.
       gate: the requirements on a candidate.
-      exclusions: reason by run id of runs excluded from training.
       label: the label of a pushed version; ``stable`` makes it the champion.
     """
 
@@ -46,7 +46,6 @@ class TrainConfig:
     experiment: Experiment = field(default_factory=Experiment)
     trust: TrustPolicy = field(default_factory=TrustPolicy.load)
     gate: GatePolicy = field(default_factory=GatePolicy)
-    exclusions: Mapping[str, str] = field(default_factory=dict)
     label: str = STABLE
 
 
@@ -63,6 +62,7 @@ class TrainResult:
       metrics: of the candidate; empty if nothing was trained.
       folder: the candidate's SavedModel.
       seconds: by step, with ``push``.
+      warnings: served versions of the model that learned from excluded runs, a line each.
     """
 
     outcome: Literal["pushed", "refused", "nothing_new"]
@@ -73,6 +73,36 @@ class TrainResult:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def lines(self, model: str) -> list[str]:
+        """Return the result as lines of text."""
+        evaluation = self.metrics.get("evaluation") or {}
+        lines = []
+        accuracy, base = evaluation.get("accuracy"), evaluation.get("base_rate")
+        if accuracy and base:
+            within = f"({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {accuracy['runs']} held-out runs"
+            lines.append(f"accuracy {accuracy['value']:.3f} {within}; base rate {base['value']:.3f}")
+        heads = {
+            "pushed": f"pushed version {self.version}",
+            "refused": "not pushed",
+            "nothing_new": "nothing to do",
+        }
+        return [f"{model}: {heads[self.outcome]}", *(f"  {line}" for line in [*lines, *self.reasons])]
+
+    def to_json(self, model: str) -> dict[str, Any]:
+        """Return the result as JSON."""
+        return {
+            "model": model,
+            "outcome": self.outcome,
+            "reasons": list(self.reasons),
+            "version": self.version,
+            "champion": self.champion,
+            "candidate": self.candidate,
+            "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
+            "metrics": dict(self.metrics),
+            "warnings": list(self.warnings),
+        }
 
 
 def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Path | None = None) -> TrainResult:
@@ -88,6 +118,11 @@ def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Pat
       IntegrityError: if stored data are inconsistent: for example, an altered champion.
     """
     registry = Registry(config.data, config.model)
+    result = _refreshed(registry, config, progress, work)
+    return replace(result, warnings=tuple(map(str, learned_excluded(config.data, [config.model]))))
+
+
+def _refreshed(registry: Registry, config: TrainConfig, progress: Progress | None, work: Path | None) -> TrainResult:
     reconcile(registry)
     recovered = _push_pending(registry, config, progress)
     if recovered is not None:
@@ -103,7 +138,6 @@ def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Pat
             last=_last(registry),
             policy=config.trust,
             gate=config.gate,
-            exclusions=config.exclusions,
             work=work,
             progress=progress,
         )

@@ -77,7 +77,8 @@ def by_command(recording: Recording, settings: Settings, destination: Destinatio
     Args:
       recording: a leftover recording.
       settings: with the broker of the command line.
-      destination: destination of the command line.
+      destination: that of the command line: for a recording without a place for its log, or whose own destination is
+        not trusted.
 
     Raises:
       CimlError: the command line gives no destination.
@@ -88,13 +89,14 @@ def by_command(recording: Recording, settings: Settings, destination: Destinatio
     if settings.kafka is not None:
         plan = replace(plan, kafka=settings.kafka.bootstrap)
     secrets = secrets_of(settings.kafka, plan.log_dir)
-    if is_sealed(recording, secrets):
-        return plan
-    if secrets:  # its own destination is not trusted with them
+    sealed = is_sealed(recording, secrets)
+    if secrets and not sealed:  # its own destination is not trusted with them
         plan = replace(plan, **asdict(destination))
+    elif not plan.log_dir:  # it was recorded without a place for its log
+        plan = replace(plan, log_dir=destination.log_dir, log_url=destination.log_url)
     if not plan.has_destination:
         raise CimlError("no destination; give --kafka or --log-dir")
-    return without_facts(plan)
+    return plan if sealed else without_facts(plan)
 
 
 class Leftovers:

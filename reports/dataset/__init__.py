@@ -1,4 +1,4 @@
-"""The report of a data set: counts, features over time and examples, as plots and a page.
+"""The report of a data set (counts, features over time, examples) or of one log, as plots and a page.
 
 Uses stored spans, normalised as for an estimator. It trains nothing.
 """

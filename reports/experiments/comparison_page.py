@@ -7,16 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from reports.experiments import comparison_plots as plots
-from reports.experiments.comparison import Standing, Validated, errors_of, standings, validated
+from reports.experiments.comparison import Validated, errors_of, validated
 from reports.experiments.tables import figure, interval
-from reports.experiments.views import Bar, accuracy_bar, curved, f1_bar, history
+from reports.experiments.views import Bar, accuracy_bar, constant, curved, f1_bar, history
 from reports.page import Page, Section, Table, Tile
-from training.experiments.results import Predictions, Stored
+from training.experiments.compare import Compared, Tested, by_accuracy, compare
+from training.experiments.results import Stored
 
-Trials = Sequence[tuple[Stored, Predictions | None]]
 
-
-def comparison_page(trials: Trials, links: Mapping[tuple[str, str], str]) -> Page:
+def comparison_page(trials: Sequence[Tested], links: Mapping[tuple[str, str], str]) -> Page:
     """Return the page that compares experiments on each data set.
 
     Args:
@@ -29,7 +28,7 @@ def comparison_page(trials: Trials, links: Mapping[tuple[str, str], str]) -> Pag
     tiles = [Tile("experiments", f"{len(experiments):,}"), Tile("data sets", f"{len(datasets):,}")]
     for dataset in datasets:
         mine = [(trial, found) for trial, found in trials if trial.dataset == dataset]
-        found = standings(mine)
+        found = compare(by_accuracy(mine)).rows
         tiles += [_best(dataset, found)] if found else []
         parts = [*_tested(found, links), *_validated([trial for trial, _ in mine])]
         sections += [
@@ -49,13 +48,13 @@ def comparison_page(trials: Trials, links: Mapping[tuple[str, str], str]) -> Pag
     )
 
 
-def _best(dataset: str, found: Sequence[Standing]) -> Tile:
+def _best(dataset: str, found: Sequence[Compared]) -> Tile:
     best = found[0].result["test"]
     note = f"{found[0].name}; base rate {figure(best['base_rate']['value'])}"
     return Tile(f"highest accuracy on {dataset}", figure(best["accuracy"]["value"]), note)
 
 
-def _tested(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> list[Section]:
+def _tested(found: Sequence[Compared], links: Mapping[tuple[str, str], str]) -> list[Section]:
     if not found:
         return []
     alike = [one for one in found if one.same_runs]
@@ -65,7 +64,10 @@ def _tested(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
         text += f" Tested on other runs than the rest, so not comparable: {', '.join(others)}."
     bars = (
         ("accuracy", [accuracy_bar(_called(one), one.result["test"], one.result["baselines"]) for one in found]),
-        ("macro F1", [f1_bar(_called(one), one.result["test"], one.result["baselines"], one.guess) for one in found]),
+        (
+            "macro F1",
+            [f1_bar(_called(one), one.result["test"], one.result["baselines"], _guess(one)) for one in found],
+        ),
     )
     sections = [
         Section(
@@ -91,11 +93,16 @@ def _tested(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
     return sections
 
 
-def _called(one: Standing) -> str:
+def _guess(one: Compared) -> Mapping[str, Any]:
+    """Return the figures of the same answer for all its test runs."""
+    return constant(one.result, one.result["test"])
+
+
+def _called(one: Compared) -> str:
     return one.name if one.same_runs else f"{one.name} (other runs)"
 
 
-def _tables(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> tuple[Table, Table]:
+def _tables(found: Sequence[Compared], links: Mapping[tuple[str, str], str]) -> tuple[Table, Table]:
     numbers = list(dict.fromkeys(name for one in found for name in one.result["baselines"]))
     accuracies, others = [], []
     for rank, one in enumerate(found):
@@ -118,7 +125,7 @@ def _tables(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
                 one.name,
                 figure(test["macro"]["f1"]["value"]),
                 interval(test["macro"]["f1"]),
-                figure(one.guess["macro"]["f1"]["value"]),
+                figure(_guess(one)["macro"]["f1"]["value"]),
                 *("–" if each is None else figure(each["macro"]["f1"]["value"]) for each in beside),
                 figure(test["macro"]["roc_auc"]["value"]),
                 figure(test["macro"]["pr_auc"]["value"]),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, percent, shown, whole_numbers
-from reports.experiments.comparison import Standing
 from reports.experiments.plots import MOST_CURVES, bars_plot
-from reports.experiments.views import Bar, curved, curves, first_by
+from reports.experiments.views import Bar, constant, curved, curves, first_by
+from training.experiments.compare import Compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ def _largest_difference(errors: Mapping[str, Mapping[str, Bar]], names: Sequence
     return f"They differ most in {shown(label)}: {low} misses {percent(least)} of its runs, {high} {percent(most)}"
 
 
-def curves_plot(standing: Sequence[Standing]) -> Plot:
+def curves_plot(standing: Sequence[Compared]) -> Plot:
     """Plot the precision-recall curves of each class by experiment. ``standing``: experiments with predictions."""
     drawn = standing[:MOST_CURVES]
     names = [one.name for one in drawn]
@@ -129,7 +129,8 @@ def curves_plot(standing: Sequence[Standing]) -> Plot:
         legend(figure, grid.flat[0])
 
     best = max(drawn, key=lambda one: one.result["test"]["macro"]["pr_auc"]["value"])
-    area, guess = (scores["macro"]["pr_auc"]["value"] for scores in (best.result["test"], best.guess))
+    test = best.result["test"]
+    area, guess = (scores["macro"]["pr_auc"]["value"] for scores in (test, constant(best.result, test)))
     title = f"{shown(best.name)} has the largest mean PR-AUC of the classes: {area:.2f}; a random guess has {guess:.2f}"
     caption = "Each class against all others. Dotted: a random guess."
     caption += _drawn_of(len(names), len(standing), len(classes), every)

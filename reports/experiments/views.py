@@ -102,12 +102,6 @@ def _thinned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(each[places] for each in arrays)
 
 
-def right(found: Predictions) -> np.ndarray:
-    """Return whether the most probable class of each run is right, bool [n]."""
-    found_right: np.ndarray = answers(found.probabilities)[1] == found.labels
-    return found_right
-
-
 def constant(result: Figures, found: Figures) -> dict[str, Any]:
     """Return the `training.evaluation.scores.scores` of one answer for all runs: the class shares of the training runs.
 

@@ -18,9 +18,17 @@ from ciml.telemetry import BOOT, TIME
 from serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
 from serving.contract import DEFINITION, read_definition
 from serving.predict.announcements import Announcement, read_announcement
+from serving.predict.answers import (
+    MAX_CALL_ROWS,
+    MODEL_ERROR,
+    Prepared,
+    check_answers,
+    class_of,
+    prepare_runs,
+    probabilities_of,
+)
 from serving.predict.log import Predicted, prediction_id
 from serving.registry import STABLE, Registry
-from transforms.examples.prepare import prepare_many
 from transforms.guard import attempt, bisect
 from transforms.raw.reader import read_run, read_runs
 
@@ -29,14 +37,10 @@ if TYPE_CHECKING:
 
     from ciml.datasets.definition import ResolvedDefinition
 
-#: Largest call, bytes: the server's own limit is 16 MiB.
-_MAX_CALL_BYTES = 8 << 20
 _RELOADS = 10
 _DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # enough for a traceback
 #: Timeout of the calls that locate the runs for which a model fails; `serving.contract` allows a second a run.
 _DIVIDED_TIMEOUT_S = 2.0
-#: The reason of a run for which the model answers with an error, a value that is not finite, or too late.
-MODEL_ERROR = "model_error"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class PredictPolicy:
 
     model: str
     label: str = STABLE
-    rows: int = 256
+    rows: int = MAX_CALL_ROWS
     client: ClientPolicy = field(default_factory=ClientPolicy)
 
 
@@ -151,37 +155,28 @@ class Predictor:
                 reject(run, "job_not_selected")
         began = time.perf_counter()
         kept, tables = self._read(selected, definition, reject)
-        inputs, n_windows, rejected = prepare_many(tables, definition)
-        reasons = dict(rejected)
-        rows = []
-        for row, run in enumerate(kept):
-            if row in reasons:
-                reject(run, reasons[row].reason, reasons[row].detail)
-            elif n_windows[row] == 0:
-                reject(run, "empty")
-            else:
-                rows.append(row)
+        prepared = prepare_runs(tables, definition)
+        for row, why in prepared.rejected.items():
+            reject(kept[row], why.reason, why.detail)
         prepare_ms = (time.perf_counter() - began) * 1e3
         predictions = []
-        for part, answer in self._answers(self._parts(rows, inputs), inputs, n_windows, version):
+        for part, answer in self._answers(prepared, version):
             if isinstance(answer, FailedCallError):
                 for row in part:
                     reject(kept[row], MODEL_ERROR, str(answer))
                 continue
-            if answer.probabilities.shape[1:] != (len(definition.classes),):
-                raise IntegrityError(
-                    f"model {self._policy.model}, version {version}: answer of shape {answer.probabilities.shape[1:]} "
-                    f"for {len(definition.classes)} classes"
-                )
+            check_answers(answer.probabilities, definition, f"model {self._policy.model}, version {version}")
             now = self._clock()
             for row, probabilities in zip(part, answer.probabilities, strict=True):
-                if not np.isfinite(probabilities).all():
-                    reject(kept[row], MODEL_ERROR, "the model's probabilities are not finite")
+                try:
+                    record = self._record(kept[row], answer.version, definition, probabilities)
+                except RejectedInput as rejected:
+                    reject(kept[row], rejected.reason, rejected.detail)
                     continue
                 predictions.append(
-                    self._record(kept[row], answer.version, definition, probabilities)
+                    record
                     | {
-                        "n_windows": int(n_windows[row]),
+                        "n_windows": int(prepared.n_windows[row]),
                         "prepare_ms": round(prepare_ms, 3),
                         "server_ms": round(answer.seconds * 1e3, 3),
                         "batch": len(part),
@@ -191,10 +186,8 @@ class Predictor:
                 )
         return predictions, unpredictable
 
-    def _answers(
-        self, parts: list[list[int]], inputs: np.ndarray, n_windows: np.ndarray, version: int
-    ) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
-        """Query the model part by part; halve a part that fails, down to the failing runs.
+    def _answers(self, prepared: Prepared, version: int) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
+        """Query the model call by call; halve a part that fails, down to the failing runs.
 
         After the first failure, calls have a shorter timeout. After half of the client's budget, no part is divided
         further: a model that hangs for many runs would delay the others for hours. The total stays below the watchdog's
@@ -203,9 +196,9 @@ class Predictor:
         Raises:
           FailedCallError: if the model also fails for zeros, which every pushed model answers.
         """
-        counts = n_windows.astype(np.int32, copy=False)
+        inputs, counts = prepared.inputs, prepared.n_windows
         until = 0.0
-        pending = parts[::-1]
+        pending = prepared.calls(self._policy.rows)[::-1]
         while pending:
             part = pending.pop()
             timeout_s = _DIVIDED_TIMEOUT_S if until else None
@@ -226,8 +219,6 @@ class Predictor:
     def _record(
         self, run: Announcement, version: int, definition: ResolvedDefinition, probabilities: np.ndarray
     ) -> dict[str, Any]:
-        # The shortest decimals that read back as the same float32 take a tenth of the bytes.
-        values = [float(str(value)) for value in probabilities]
         return {
             "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
             "offset": run.offset,
@@ -236,8 +227,8 @@ class Predictor:
             "model": self._policy.model,
             "version": version,
             "label": definition.definition.class_label,
-            "class": definition.classes[int(np.argmax(probabilities))],
-            "probabilities": dict(zip(definition.classes, values, strict=True)),
+            "class": class_of(probabilities, definition),
+            "probabilities": probabilities_of(probabilities, definition),
         }
 
     def _read(
@@ -259,11 +250,6 @@ class Predictor:
             except IntegrityError as error:
                 reject(run, "raw_unreadable", str(error))
         return kept, tables
-
-    def _parts(self, rows: Sequence[int], inputs: np.ndarray) -> list[list[int]]:
-        each = max(int(inputs[0].nbytes), 1) if len(inputs) else 1
-        size = max(1, min(self._policy.rows, _MAX_CALL_BYTES // each))
-        return [list(rows[at : at + size]) for at in range(0, len(rows), size)]
 
     def close(self) -> None:
         self.client.close()

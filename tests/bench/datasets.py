@@ -80,6 +80,8 @@ def built(target: Path, *more: str | Path) -> Cost:
         "provider",
         "--sample-interval",
         "10s",
+        "--max-windows",
+        "550",
     ]
     return run(sys.executable, "-m", "cli.main", "dataset", "build", *line, *more, "--target-data-path", target)
 

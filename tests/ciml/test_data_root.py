@@ -13,7 +13,9 @@ from ciml.errors import CimlError
 from ciml.storage.open import LocalStore
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"raw", "datasets", "experiments", "sweeps", "trainer", "registry", "models", "predictions", "demo"}
+FOLDERS = {
+    "raw", "datasets", "experiments", "exclusions", "sweeps", "trainer", "registry", "models", "predictions", "demo",
+}  # fmt: skip
 #: Methods whose first argument is a path below a store.
 METHODS = {"child", "create", "delete", "entries", "exists", "list", "pieces", "read", "read_head", "replace", "url"}
 
@@ -23,9 +25,12 @@ def test_the_layout(tmp_path: Path) -> None:
     assert data.url == str(tmp_path)
     found = {
         data.raw.root, data.dataset("cpu").store.root, data.experiments.root, data.sweeps.root, data.trainer("m").root,
-        data.registry.root, data.models.root, data.predictions.root, data.demo.root,
+        data.registry.root, data.models.root, data.predictions.root, data.demo.root, data.exclusions.root,
     }  # fmt: skip
-    names = ("raw", "datasets/cpu", "experiments", "sweeps", "trainer/m", "registry", "models", "predictions", "demo")
+    names = (
+        "raw", "datasets/cpu", "experiments", "exclusions", "sweeps", "trainer/m", "registry", "models", "predictions",
+        "demo",
+    )  # fmt: skip
     assert found == {str(tmp_path / name) for name in names}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
 
+from ciml.errors import CimlError
 from cli.main import cli
 from cli.options import data_path_option
 
@@ -13,7 +16,7 @@ ENVIRONMENT = {"CIML_DATA_PATH": "environment"}
 
 
 @click.command("show")
-@data_path_option()
+@data_path_option(creates=True)
 def show(data_path: str) -> None:
     click.echo(data_path)
 
@@ -58,3 +61,48 @@ def test_every_data_path_accepts_that_of_the_group() -> None:
     ]
     assert len(options) > 25
     assert [name for name, option in options if not isinstance(option, DataPathOption)] == []
+
+
+#: Commands that create a data root, or may begin before it exists.
+CREATING = {
+    "ciml load", "ciml backfill", "ciml ingest run", "ciml dataset build", "ciml dataset create", "ciml live",
+    "ciml serve", "ciml demo run", "ciml demo report",
+    *(f"ciml service {verb} {kind}" for verb in ("run", "start") for kind in ("ingest", "live")),
+}  # fmt: skip
+
+
+def reading_commands() -> list[tuple[str, click.Command]]:
+    from tests.cli.test_help import ALL
+
+    return [
+        (name, command)
+        for name, command in ALL
+        if name not in CREATING and any("--data-path" in option.opts for option in command.params) and name != "ciml"
+    ]
+
+
+def test_many_commands_only_read() -> None:
+    assert {"ciml runs summary", "ciml plot", "ciml refresh", "ciml models list", "ciml dead-letters list"} <= {
+        name for name, _ in reading_commands()
+    }
+
+
+@pytest.mark.parametrize(("name", "command"), reading_commands(), ids=[name for name, _ in reading_commands()])
+def test_no_data_is_an_error_where_nothing_is_created(name: str, command: click.Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "none", tmp_path / "empty"):
+        given = {"data_path": str(place)}
+        option = next(option for option in command.params if option.name == "data_path")
+        context = click.Context(command)
+        with pytest.raises(CimlError) as error:
+            option.handle_parse_result(context, given, [])
+        assert str(error.value) == (
+            f"no data at {place}; correct --data-path, or load data: ciml load LOGS --results FILE"
+        )
+        assert error.value.exit_code == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_data_set_of_logs_may_begin_a_data_root_and_one_of_runs_may_not(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["dataset", "build", "--dataset", "x", "--data-path", str(tmp_path / "none")])
+    assert (done.exit_code, done.output.split(";")[0]) == (2, f"ciml: no data at {tmp_path / 'none'}")

@@ -45,7 +45,8 @@ def test_short_help_is_a_sentence_of_at_most_nine_words(name: str, command: clic
 @every_command
 def test_every_command_has_an_example(name: str, command: click.Command) -> None:
     example = cleandoc(command.help or "").partition("\n\b\nExample:\n")[2]
-    default = name.removesuffix(" run").removesuffix(" summary")
+    default = name.removesuffix(" run").removesuffix(" summary").removesuffix(" files")
+    default = default.replace("exclude add", "exclude")
     assert re.search(rf"^  {default}\b", example, re.M), command.help
 
 

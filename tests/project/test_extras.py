@@ -18,6 +18,7 @@ from ciml.extras import EXTRAS, missing_extra
 from ciml.storage.open import open_store
 from cli.main import cli
 from tests.bench.many_runs import fill_store
+from tests.ciml.api.made import write_log
 from tests.project.environment import (
     PROJECT,
     ROOT,
@@ -161,6 +162,35 @@ def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], s
         done = ciml(environments("data"), *arguments, *data, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+
+
+def test_the_python_api_needs_the_extra_of_data_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
+    """Logs, load, runs and arrays; a training and a model name the extra that they need."""
+    (tmp_path / "logs").mkdir()
+    rows = ["id,job,result,start,log"]
+    for number in range(12):
+        write_log(tmp_path / "logs" / f"{number}.csv", number)
+        result = "FAILURE" if number % 2 else "SUCCESS"
+        rows.append(f"a{number},unit,{result},2026-11-24T12:00:00Z,{number}.csv")
+    (tmp_path / "results.csv").write_text("\n".join(rows) + "\n")
+    code = """
+import ciml
+assert ciml.parse_log("logs/3.csv").num_rows == 60
+data = ciml.open("data", create=True)
+assert data.load("logs", "results.csv").totals["run"] == data.runs().num_rows == 12
+X, y = data.define_dataset("status", features_regex="usr").to_numpy()
+assert (X.shape, sorted(y)) == ((12, 6, 1), [0] * 6 + [1] * 6)
+for call in (lambda: data.train("status"), lambda: data.model("status"), lambda: ciml.sklearn):
+    try:
+        call()
+    except ciml.CimlError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [str(environments("data")), "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "this needs ciml[train]: pip install 'ciml[train]'\n" * 3
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def loaded_by(code: str) -> set[str]:
         "transforms.ingest.decode", "transforms.ingest.trust", "transforms.fetch.fetch", "transforms.parse.logs",
         "transforms.examples.downsample", "transforms.examples.prepare", "transforms.examples.split",
         "transforms.drift.compare", "transforms.drift.statistics", "transforms.raw.write",
-        "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.data.drift",
+        "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.data.drift", "transforms.parse.files",
+        "training.data.in_memory", "ciml.api",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:
@@ -55,6 +56,20 @@ assert len(done.sealed) == 2 and len(done.state.span_of) == 15
 
 def test_probe_sees_a_heavy_import() -> None:
     assert loaded_by("import sklearn") >= {"sklearn"}
+
+
+def test_import_ciml_is_light_and_quick() -> None:
+    """Each name is imported on its first use, and a data set needs neither TensorFlow nor Beam."""
+    light = (*HEAVY, "numpy", "pyarrow", "click")
+    probe = f"import ciml, sys, json; print(json.dumps([n for n in {light!r} if n in sys.modules]))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert json.loads(done.stdout) == []
+    # CPU seconds of the interpreter and the import together, which take 0.02 s.
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.2
+    assert loaded_by("import ciml; ciml.open, ciml.parse_log, ciml.Model") == set()
+    assert loaded_by("import ciml; ciml.parse_log('tests/golden/telemetry/dool.log')") == set()
 
 
 def test_help_is_light_and_quick() -> None:

@@ -16,9 +16,10 @@ import pytest
 
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
+from recorder.settings import Settings
 from recorder.spool.folder import open_private
-from recorder.spool.leftovers import FACTS
-from recorder.spool.recording import Recording
+from recorder.spool.leftovers import FACTS, by_command
+from recorder.spool.recording import Destination, Recording
 from recorder.spool.seal import is_sealed, seal, secrets_of
 from tests.recorder.planted import GATE, T0_US, TELEMETRY, plant, planted_facts
 from tests.recorder.recorded import record
@@ -421,6 +422,62 @@ def test_a_full_spool_gives_up_its_oldest_recordings(tmp_path: Path, logs: Path)
     assert "the spool is full; deleted its oldest recording, run zuul~planted~1" in done.stderr
     gone = {folder.name for folder in (huge, *folders) if not folder.exists()}
     assert gone == {folder.name for folder in folders[:2]}
+
+
+NO_LOG = (
+    "ciml record: no place for the log, so ingest cannot fetch it and makes the run a dead letter; add "
+    "--log-dir FOLDER|s3://PREFIX or set CIML_LOG_DIR\n"
+)
+
+
+def test_a_broker_without_a_place_for_the_log_is_said_at_the_start(tmp_path: Path, logs: Path) -> None:
+    nowhere = ("--kafka", "127.0.0.1:1", "--flush", "100ms")
+    first = record(tmp_path / "a", *nowhere, command=["sh", "-c", "echo begun >&2"])
+    assert first.stderr.startswith(NO_LOG)
+    assert first.stderr.index("begun") > len(NO_LOG)
+    for number, options in enumerate((["--log-dir", str(logs)], ["-q"])):
+        assert NO_LOG not in record(tmp_path / str(number), *nowhere, *options, command=["true"]).stderr
+    assert NO_LOG not in record(tmp_path / "no-broker", command=["true"]).stderr
+
+
+def test_a_recording_without_a_destination_is_sent_to_that_of_the_command_line(tmp_path: Path, logs: Path) -> None:
+    spool = tmp_path / "spool"
+    own = ("--job", "unit", "--run-id", "7", "--source", "zuul")
+    done = record(spool, *own, command=["sleep", "1.2"], env={"CIML_DOOL": ""})
+    (folder,) = spool.iterdir()
+    assert (
+        f"not everything was sent (no destination: neither --kafka nor --log-dir): kept in {folder}; send it by "
+        "ciml record --send --log-dir FOLDER, or --kafka HOST:PORT\n"
+    ) in done.stderr
+    refused = record(spool, "--send", command=[])
+    assert (refused.returncode, "zuul~7~1 not sent: no destination; give --kafka or --log-dir" in refused.stderr) == (
+        3, True,
+    )  # fmt: skip
+    sent = record(spool, "--send", "--log-dir", str(logs), command=[])
+    assert (sent.returncode, "1 recordings sent" in sent.stderr) == (0, True)
+    assert list(spool.iterdir()) == []
+    line = json.loads((logs / "unit/zuul~7~1/run.json").read_text())
+    assert (line["build_name"], line["labels"]["recording"]) == ("unit", "unsealed")
+    assert len(gzip.decompress((logs / line["log_path"]).read_bytes()).splitlines()) > 2
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_only_a_missing_place_of_the_log_is_that_of_the_command_line(tmp_path: Path, sealed: bool) -> None:
+    places = Destination(log_dir="/there", log_url="https://there")
+    secrets = ["sasl.password=pa55-w0rd"] if sealed else []
+    broker = KafkaOptions.of("new:9092", [tuple(each.split("=")) for each in secrets], None)
+    settings = Settings(tmp_path, broker, 1.0)
+    for name, own in (("1", ""), ("2", "/own")):
+        plant(tmp_path / "spool", f"{T0_US}-{name}", kafka="old:9092", log_dir=own, samples_topic="s")
+        with open_private(tmp_path / "spool") as spool:
+            recording = Recording.take(spool, f"{T0_US}-{name}")
+        assert recording is not None
+        seal(recording, secrets_of(broker, own))
+        plan = by_command(recording, settings, places)
+        assert (plan.kafka, plan.samples_topic, plan.log_dir) == ("new:9092", "s", own or "/there")
+        assert plan.log_url == ("" if own else "https://there")
+        assert (plan.mention.pipeline == "gate") == sealed
+        recording.release()
 
 
 def test_ingest_accepts_every_recording() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ciml.storage.open import LocalStore
-from reports.experiments.comparison import errors_of, standings, validated
+from reports.experiments.comparison import errors_of, validated
 from reports.experiments.views import (
     Bar,
     accuracy_bar,
@@ -26,6 +26,7 @@ from reports.experiments.views import (
 )
 from training.evaluation.metrics import wilson
 from training.evaluation.scores import scores
+from training.experiments.compare import by_accuracy, compare
 from training.experiments.results import Predictions, Stored
 
 CLASSES = ("a", "b")
@@ -219,33 +220,15 @@ def test_cross_validations_are_compared_where_they_divide_alike():
     ]
 
 
-def test_experiments_stand_in_order_and_are_compared_run_by_run():
+def test_errors_of_several_experiments_are_by_class():
     labels = [0] * 12 + [1] * 8
     good = predicted(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
     poor = predicted(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
-    lucky = predicted([0, 1], of_b(0.1, 0.9))
-    gone = stored("gone", good)
-    trials = [
-        (stored("poor", poor), poor), (stored("lucky", lucky, digest="other"), lucky), (stored("good", good), good),
-        (gone, None), (Stored("folds", "tests", LocalStore("nowhere"), None, (), ()), None),
-    ]  # fmt: skip
-    found = standings(trials)
-    assert [(one.name, one.same_runs) for one in found] == [
-        ("gone", True), ("good", True), ("poor", True), ("lucky", False),
-    ]  # fmt: skip
-    assert [one.against for one in found] == [None, None, None, None]  # the best one's answers are gone
-    best, poorer, other = standings(trials[:3])
-    assert (best.name, best.against, other.name, other.against) == ("good", None, "lucky", None)
-    # of 20 runs, good alone gets 9 right, poor alone 1: 11 of 1,024 splits are as uneven as that to one side
-    assert (poorer.against["only_candidate"], poorer.against["only_champion"]) == (1, 9)
-    assert poorer.against["difference"] == pytest.approx(-0.4)
-    assert poorer.against["mcnemar"] == pytest.approx(2 * 11 / 1024)
-    assert standings([]) == []
-
-    errors = errors_of([best, poorer], 8)
+    found = compare(by_accuracy([(stored("poor", poor), poor), (stored("good", good), good)])).rows
+    errors = errors_of(found, 8)
     assert list(errors) == ["a", "b"]
     assert {name: (bar.value, bar.low, bar.high) for name, bar in errors["a"].items()} == {
         "good": (0.0, *wilson(0, 12)),
         "poor": (0.75, *wilson(9, 12)),
     }
-    assert list(errors_of([best, poorer], 1)) == ["a"]
+    assert list(errors_of(found, 1)) == ["a"]

@@ -15,6 +15,8 @@ from services import trainer as trainer_module
 from services.driver import drive
 from services.trainer import TrainerService
 from tests.scraping import collected
+from training.exclusion_store import add
+from training.exclusions import Exclusion
 
 
 def test_watch_waits_for_data_and_refreshes_when_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +58,16 @@ def test_watch_waits_for_data_and_refreshes_when_it_grows(tmp_path: Path, monkey
     assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 0}
     assert shown["ciml_training_step_seconds_sum"] == {("m", "push"): 0.25}
     assert shown["ciml_training_refresh_timestamp_seconds"][("m",)] > 0
+
+
+def test_watch_refreshes_when_runs_are_excluded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
+    config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
+    monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("the same",)))
+    service = TrainerService(config)
+    work = service.plan()
+    assert work == (1, 0)
+    service.run(work)
+    assert service.plan() is None
+    add(config.data.exclusions, [Exclusion("disk was full", job="unit")])
+    assert service.plan() == (1, 1)

@@ -5,7 +5,7 @@ Trust is evaluated on the facts stored in the examples, so the raw store is not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,14 @@ import numpy as np
 from ciml.data_root import StoredDataset
 from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.datasets.labels import label_of
+from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.storage.open import Store
 from training.data.examples import read_snapshot_examples
 from training.data.snapshot import Role, Snapshot, snapshot_of
 from training.estimators import Rows
+from training.exclusion_store import stored_exclusions
+from training.exclusions import Exclusions
 from training.normalise import Normalisation
 from transforms.examples.prepare import run_facts
 from transforms.examples.spans import read_span
@@ -62,24 +65,38 @@ class InMemoryDataset:
         return {name: [value or "unknown" for value in values] for name, values in found.items() if any(values)}
 
 
-def read_dataset(
-    dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
-) -> InMemoryDataset:
-    """Read all trusted examples of a data set.
+def read_snapshot_facts(
+    dataset: StoredDataset, state: DatasetState, policy: TrustPolicy, exclusions: Exclusions | None = None
+) -> tuple[Snapshot, dict[str, RunFacts]]:
+    """Select the trusted examples of a data set by the facts that the examples hold.
 
     Args:
       dataset: a data set.
+      state: its state.
       policy: the trust policy.
-      exclusions: reason by run id of runs to exclude.
+      exclusions: runs to exclude; by default those that are stored (`ciml exclude`).
+
+    Returns:
+      The snapshot, and the facts of all runs by run id.
 
     Raises:
-      CimlError: if the data set does not exist, or has no sealed span.
+      CimlError: if the data set has no sealed span.
       IntegrityError: if files and manifest disagree.
     """
-    state, root = dataset.state(), dataset.store
-    spans = [span for span in state.latest() if span.files]
+    spans, root = [span for span in state.latest() if span.files], dataset.store
     known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
-    snapshot = snapshot_of(dataset.name, state, known, policy, exclusions or {})
+    if exclusions is None:
+        exclusions = stored_exclusions(dataset, state)
+    return snapshot_of(dataset.name, state, known, policy, exclusions), known
+
+
+def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> InMemoryDataset:
+    """Read all trusted examples of a data set.
+
+    Raises `CimlError` if the data set does not exist; arguments and other errors: see `read_snapshot_facts`.
+    """
+    state, root = dataset.state(), dataset.store
+    snapshot, known = read_snapshot_facts(dataset, state, policy, exclusions)
     runs, examples = read_snapshot_examples(root, snapshot)
     return InMemoryDataset(
         snapshot,

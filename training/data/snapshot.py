@@ -21,6 +21,8 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
+from training.exclusion_store import stored_exclusions
+from training.exclusions import Exclusions
 from transforms.examples.split import split_of
 from transforms.ingest.trust import TrustPolicy, evaluate
 
@@ -159,21 +161,23 @@ class Snapshot:
         return dict(sorted(Counter(run.rule for run in self.runs()).items()))
 
 
-def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None) -> Snapshot:
+def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> Snapshot:
     """Select the trusted runs of a data set's latest span versions.
 
     Args:
       dataset: a data set.
       policy: the trust policy, evaluated on the facts of the raw manifest.
-      exclusions: reason by run id of runs to exclude regardless of the policy.
+      exclusions: runs to exclude regardless of the policy; by default those that are stored (`ciml exclude`).
 
     Raises:
       CimlError: if the data set does not exist, or has no sealed span.
       IntegrityError: if its manifest names a run that the raw manifest lacks.
     """
     state = dataset.state()
-    facts = _facts_of(dataset.raw(state), state.latest())
-    return snapshot_of(dataset.name, state, facts, policy, exclusions or {})
+    facts = facts_of_spans(dataset.raw(state), state.latest())
+    if exclusions is None:
+        exclusions = stored_exclusions(dataset, state)
+    return snapshot_of(dataset.name, state, facts, policy, exclusions)
 
 
 def snapshot_of(
@@ -181,7 +185,7 @@ def snapshot_of(
     state: DatasetState,
     facts: Mapping[str, RunFacts],
     policy: TrustPolicy,
-    exclusions: Mapping[str, str],
+    exclusions: Exclusions,
 ) -> Snapshot:
     """Compute `make_snapshot` from its loaded inputs (pure)."""
     if state.resolved is None or state.definition is None:
@@ -196,8 +200,8 @@ def snapshot_of(
             if run.run_id not in facts:
                 raise IntegrityError(f"data set {dataset_name!r}: run {run.run_id} is missing in the raw manifest")
             own = facts[run.run_id]
-            if run.run_id in exclusions:
-                excluded[exclusions[run.run_id]] += 1
+            if (reason := exclusions.reason(own)) is not None:
+                excluded[reason] += 1
                 continue
             trust = evaluate(policy, own)
             if not trust.trusted:
@@ -216,7 +220,7 @@ def snapshot_of(
     return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
 
 
-def _facts_of(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
+def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
     """Return the raw manifest's facts of the selected runs of spans, by run id."""
     wanted: dict[int, set[int]] = {}
     for span in spans:

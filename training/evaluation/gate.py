@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -35,6 +35,16 @@ class GatePolicy:
     confidence: float = 0.8
     max_disagreement: float = 1e-5
     max_latency_ms: float = 50.0
+
+    @classmethod
+    def of(cls, min_test_runs: int | None = None, tolerance: float | None = None) -> GatePolicy:
+        """Return the policy with those thresholds that are given."""
+        usual = cls()
+        return replace(
+            usual,
+            min_test_runs=usual.min_test_runs if min_test_runs is None else min_test_runs,
+            tolerance=usual.tolerance if tolerance is None else tolerance,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ciml.errors import IntegrityError
+from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store
-from training.experiments.trials import RESULT, experiment_store, read_stored
+from training.evaluation.scores import answers
+from training.experiments.trials import RESULT, experiment_names, experiment_store, load_experiment, read_stored
 
 _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
 
@@ -33,6 +34,12 @@ class Predictions:
     labels: np.ndarray
     probabilities: np.ndarray
     classes: tuple[str, ...]
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each run's class was the most probable one, bool [n]."""
+        found: np.ndarray = answers(self.probabilities)[1] == self.labels
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,49 @@ def stored_trials(store: Store, experiments: Iterable[str], datasets: Sequence[s
             latest = max(mine, key=lambda each: (_age(each), shared[each.snapshot], each.store.root))
             out.append(replace(latest, older=sum(each.result is not None for each in mine if each is not latest)))
     return out
+
+
+def named_results(
+    store: Store, names: Sequence[str] = (), dataset: str | None = None
+) -> list[tuple[Stored, Predictions | None]]:
+    """Return the latest results of some experiments with their predictions, in the order of the names.
+
+    Args:
+      store: the folder of all experiments.
+      names: each ``EXPERIMENT`` or ``DATASET/EXPERIMENT``; by default all experiments with a result on ``dataset``.
+      dataset: the data set of names without one; it may be omitted where these have results on one data set alone.
+
+    Raises:
+      CimlError: there is no such experiment or result, or several data sets are possible.
+      IntegrityError: a stored file was altered.
+    """
+    if not names and dataset is None:
+        raise CimlError("no experiments: name some, or a data set for all that have a result on it")
+    wanted = [(of, name) for of, _, name in (each.rpartition("/") for each in names or experiment_names(store))]
+    wanted = list(dict.fromkeys((of or dataset or "", name) for of, name in wanted))
+    for _, name in wanted if names else ():
+        load_experiment(store, name)
+    known = {
+        (each.dataset, each.experiment): each
+        for each in stored_trials(store, list(dict.fromkeys(name for _, name in wanted)))
+        if each.result is not None and each.result["test"]["runs"]
+    }
+    if names:
+        plain = {name for of, name in wanted if not of}
+        possible = sorted({of for of, name in known if name in plain})
+        if len(possible) > 1:
+            raise CimlError(f"results on several data sets, {', '.join(possible)}: choose one, such as {possible[0]}")
+        wanted = [(of or "".join(possible), name) for of, name in wanted]
+        for of, name in wanted:
+            if (of, name) not in known:
+                raise CimlError(
+                    f"no result of {name}{f' on {of}' if of else ''} in {store.url()}: ciml experiment train "
+                    f"--experiment {name} --dataset {of or 'NAME'}"
+                )
+    found = [known[key] for key in wanted if key in known]
+    if not found:
+        raise CimlError(f"no result on {dataset} in {store.url()}: ciml experiment train --dataset {dataset}")
+    return [(each, each.predictions()) for each in found]
 
 
 def _age(trial: Stored) -> tuple[int, int]:

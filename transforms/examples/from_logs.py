@@ -58,13 +58,26 @@ class LogReader:
             del part, tables
         return [found[at] for at in sorted(found)]
 
+    def lengths(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> np.ndarray:
+        """Return the number of windows of each run, int32 [n]; 0 for an unusable log.
+
+        Raises:
+          EngineError: a log cannot be read for a transient reason.
+        """
+        return self._windows(logs, resolved, {at: self._kept[log.run_id] for at, log in self._known(logs)}).n_windows
+
     def windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> Windows:
         """Return the windows of the runs; an unusable log is rejected with the reason of its dead letter.
 
         Raises:
           EngineError: a log cannot be read for a transient reason.
         """
-        kept = {at: self._kept.pop(log.run_id) for at, log in enumerate(logs) if log.run_id in self._kept}
+        return self._windows(logs, resolved, {at: self._kept.pop(log.run_id) for at, log in self._known(logs)})
+
+    def _known(self, logs: Sequence[LogOf]) -> list[tuple[int, LogOf]]:
+        return [(at, log) for at, log in enumerate(logs) if log.run_id in self._kept]
+
+    def _windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition, kept: dict[int, pa.Table]) -> Windows:
         parts = [_windows_of(kept, resolved)] if kept or not logs else []
         rejected: list[tuple[int, RejectedInput]] = []
         for part in self._parts(logs, [at for at in range(len(logs)) if at not in kept]):

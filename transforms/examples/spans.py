@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.plan import SpanPlan
+from ciml.datasets.plan import SelectedRun, SpanPlan
 from ciml.datasets.state import ExampleFile, SpanRun, SpanVersion, span_folder
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError, RejectedInput
-from ciml.events.records import RunFacts
+from ciml.events.records import RawFile, RunFacts
 from ciml.raw.seal import is_sealed, seal, unreadable, unsealed
 from ciml.storage.open import Store
 from ciml.telemetry import OWN_COLUMNS
@@ -53,16 +53,33 @@ def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Exa
     """Read the needed telemetry of runs, and make their examples."""
 
     def windows_of(taken: Sequence[int]) -> Windows:
-        files = [plan.runs[index].file for index in taken]
-        parts = []
-        for found in read_joined(raw, files, columns=[*OWN_COLUMNS, *resolved.columns]):
-            if isinstance(found, Joined):
-                parts.append((np.array(found.at), downsample_joined(found.table, np.array(found.rows), resolved)))
-            else:
-                parts.append((np.array([at for at, _ in found]), downsample([each for _, each in found], resolved)))
-        return merge_windows(parts, len(files)) if parts else downsample([], resolved)
+        return _stored_windows(raw, [plan.runs[index].file for index in taken], resolved)
 
     return examples_from([run.mention for run in plan.runs], windows_of, resolved)
+
+
+def lengths_of(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
+    """Return the number of windows of each run, int64 [n], at most L; 0 for a run without an example."""
+    counts: list[np.ndarray] = []
+    start = 0
+    while start < len(runs):
+        end, size = start, 0
+        while end < len(runs) and (end == start or size < _BATCH_BYTES):
+            size += 8 * runs[end].file.rows * (1 + len(resolved.columns))
+            end += 1
+        counts.append(_stored_windows(raw, [run.file for run in runs[start:end]], resolved).n_windows)
+        start = end
+    return np.concatenate([np.zeros(0, np.int64), *counts])
+
+
+def _stored_windows(raw: Store, files: Sequence[RawFile], resolved: ResolvedDefinition) -> Windows:
+    parts = []
+    for found in read_joined(raw, files, columns=[*OWN_COLUMNS, *resolved.columns]):
+        if isinstance(found, Joined):
+            parts.append((np.array(found.at), downsample_joined(found.table, np.array(found.rows), resolved)))
+        else:
+            parts.append((np.array([at for at, _ in found]), downsample([each for _, each in found], resolved)))
+    return merge_windows(parts, len(files)) if parts else downsample([], resolved)
 
 
 def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resolved: ResolvedDefinition) -> Examples:

@@ -33,14 +33,7 @@ def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None
       RejectedInput: ``address_not_allowed``, ``bad_address``, ``log_too_large``, ``corrupt_gzip``.
       LogUnavailableError: ``log_not_found``, ``log_unavailable``.
     """
-    try:
-        handle = open_below(policy.roots, path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise LogUnavailableError("log_not_found", "no such file") from None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise RejectedInput("bad_address", f"{error.strerror}") from None
-        raise LogUnavailableError("log_unavailable", f"{error.strerror}") from None
+    handle = open_log(policy, path)
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
@@ -52,6 +45,23 @@ def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None
         raise LogUnavailableError("log_unavailable", f"{error.strerror}") from None
     finally:
         os.close(handle)
+
+
+def open_log(policy: FetchPolicy, path: str) -> int:
+    """Open the log in a file for reading. Return a file descriptor, which the caller closes.
+
+    Raises:
+      RejectedInput: ``address_not_allowed``, ``bad_address``.
+      LogUnavailableError: ``log_not_found``, ``log_unavailable``.
+    """
+    try:
+        return open_below(policy.roots, path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise LogUnavailableError("log_not_found", "no such file") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise RejectedInput("bad_address", f"{error.strerror}") from None
+        raise LogUnavailableError("log_unavailable", f"{error.strerror}") from None
 
 
 def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:

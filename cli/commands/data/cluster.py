@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("cluster")
-@dataset_argument
+@dataset_argument()
 @data_path_option()
 @click.option("--only", metavar="CLASS", help="Class of the runs to cluster, such as failed.  [default: all]")
 @click.option(

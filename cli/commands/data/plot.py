@@ -1,41 +1,58 @@
-"""``ciml plot`` and ``ciml-plot-data``: a data set as plots and one page."""
+"""``ciml plot`` and ``ciml-plot-data``: a data set, or one log, as plots and one page."""
 
 from __future__ import annotations
 
+import os
+
 import click
 
+from ciml.errors import CimlError
 from cli.options import data_path_option
 from cli.plot_options import dataset_argument, dataset_name, output_options
 from cli.progress_bar import progress_bar
 
 
 @click.command("plot")
-@dataset_argument
-@data_path_option()
+@dataset_argument("[NAME|FILE]")
+@data_path_option(required=False)
 @click.option(
     "--features-regex",
     metavar="REGEX",
-    help="Pattern of the features whose courses are plotted.  [default: the first 30]",
+    help="Pattern of the features or columns whose courses are plotted.  [default: the first 30]",
 )
 @output_options
 def command(
-    name: str | None, dataset: str | None, data_path: str, features_regex: str | None, output: str | None, seed: int
+    name: str | None,
+    dataset: str | None,
+    data_path: str | None,
+    features_regex: str | None,
+    output: str | None,
+    seed: int,
 ) -> None:
-    """Plot a data set.
+    """Plot a data set, or one log.
 
-    The plots show runs by class, by day and by job, their durations, the course of each feature by class, and examples
-    as the estimator's input. --output (default NAME-plots) gets each plot as PNG and SVG, and a self-contained page
-    index.html. The same data set and seed give the same plots.
+    The plots of a data set show runs by class, by day and by job, their durations, the course of each feature by class,
+    and examples as the estimator's input. Those of a log, an existing FILE of dstat or dool, show the course of its
+    columns. --output (default NAME-plots) gets each plot as PNG and SVG, and a self-contained page index.html. The same
+    data set and seed give the same plots.
 
     \b
     Example:
+      ciml plot dstat-csv_log.txt.gz
       ciml plot cpu-load --data-path DATA
       ciml plot cpu-load --features-regex usr --output s3://reports/cpu-load --data-path DATA
     """
+    if name is not None and dataset is None and _is_log(name):
+        from reports.dataset.log import plot_log
+
+        click.echo(plot_log(name, output or f"{_stem(name)}-plots", features_regex=features_regex))
+        return
     from ciml.data_root import DataRoot
     from reports.dataset.render import plot_dataset
 
     chosen = dataset_name(name, dataset)
+    if data_path is None:
+        raise click.UsageError(f"no file {chosen!r}, and no data set without --data-path DATA")
     with progress_bar("reading examples") as progress:
         page = plot_dataset(
             DataRoot.open(data_path).dataset(chosen),
@@ -45,3 +62,17 @@ def command(
             progress=progress,
         )
     click.echo(page)
+
+
+def _is_log(name: str) -> bool:
+    """Return whether a log is meant, not a data set. Raises `CimlError` for a path to something else."""
+    if os.path.isfile(name):
+        return True
+    if os.sep in name:
+        what = "is a folder; give one log" if os.path.isdir(name) else "no such file"
+        raise CimlError(f"{name}: {what}")
+    return False
+
+
+def _stem(path: str) -> str:
+    return os.path.basename(path).removesuffix(".gz").rpartition(".")[0] or os.path.basename(path)

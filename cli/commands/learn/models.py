@@ -33,14 +33,20 @@ def command() -> None:
 def list_models(model: str | None, data_path: str, as_json: bool) -> None:
     """List candidates, decisions, versions and labels.
 
-    Without MODEL it lists all models. The latest candidate is the last.
+    Without MODEL it lists all models. The latest candidate is the last. A served version that learned from runs which
+    are excluded now gets a warning.
 
     \b
     Example:
       ciml models list --data-path data
       ciml models list provider --data-path data --json
     """
+    from ciml.data_root import DataRoot
+    from pipelines.training.excluded_models import learned_excluded
+
     models = {name: as_dict(registry) for name, registry in _registries(data_path, model).items()}
+    for line in learned_excluded(DataRoot.open(data_path), list(models)):
+        click.echo(f"warning: {line}", err=True)
     if as_json:
         click.echo(json.dumps(models, indent=2))
         return
@@ -155,11 +161,6 @@ def reconcile_models(model: str | None, data_path: str) -> None:
 
 def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
     from ciml.data_root import DataRoot
-    from ciml.errors import CimlError
-    from serving.registry import Registry, registered_models
+    from serving.registry import known_registries
 
-    data = DataRoot.open(data_path)
-    known = registered_models(data)
-    if model is not None and model not in known:
-        raise CimlError(f"no model {model!r} in {data_path}; choose from {', '.join(known) or 'none'}")
-    return {name: Registry(data, name) for name in known if model in (None, name)}
+    return known_registries(DataRoot.open(data_path), model)

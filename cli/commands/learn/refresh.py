@@ -60,9 +60,11 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
 
     def show(result: TrainResult) -> None:
         if as_json:
-            click.echo(json.dumps(as_dict(config.model, result), sort_keys=True))
+            click.echo(json.dumps(result.to_json(config.model), sort_keys=True))
         else:
-            click.echo("\n".join(result_lines(config.model, result)))
+            click.echo("\n".join(result.lines(config.model)))
+        for line in result.warnings:
+            click.echo(f"warning: {line}", err=True)
 
     if not watch:
         result = run_once(config, progress=step)
@@ -71,33 +73,3 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
     service, here = TrainerService(config, show, step), EngineChoice(MICRO_BATCHES)
     run_service(service, here, (False, None), None, (), metrics_port, metrics_address, patience_s=None)
     return 0
-
-
-def result_lines(model: str, result: TrainResult) -> list[str]:
-    """Return a result as lines of text."""
-    evaluation = result.metrics.get("evaluation") or {}
-    lines = []
-    accuracy, base = evaluation.get("accuracy"), evaluation.get("base_rate")
-    if accuracy and base:
-        within = f"({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {accuracy['runs']} held-out runs"
-        lines.append(f"accuracy {accuracy['value']:.3f} {within}; base rate {base['value']:.3f}")
-    heads = {
-        "pushed": f"pushed version {result.version}",
-        "refused": "not pushed",
-        "nothing_new": "nothing to do",
-    }
-    return [f"{model}: {heads[result.outcome]}", *(f"  {line}" for line in [*lines, *result.reasons])]
-
-
-def as_dict(model: str, result: TrainResult) -> dict[str, Any]:
-    """Return a result as JSON."""
-    return {
-        "model": model,
-        "outcome": result.outcome,
-        "reasons": list(result.reasons),
-        "version": result.version,
-        "champion": result.champion,
-        "candidate": result.candidate,
-        "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
-        "metrics": dict(result.metrics),
-    }

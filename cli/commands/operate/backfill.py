@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.batch_options import logs_option, logs_root, runner_option
+from cli.batch_options import logs_option, runner_option
 from cli.options import beam_option, data_path_option, s3_place
 from cli.policy_options import fetch_policy_option, trust_policy_option
 from cli.s3_options import s3_options
@@ -16,8 +16,8 @@ from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from ciml.events.listing_files import Listing
-    from pipelines.backfill.dry_run import Survey
     from pipelines.backfill.plan import BackfillConfig, Tally
+    from pipelines.backfill.survey import Survey
 
 _INTERRUPTED = 130
 
@@ -25,7 +25,7 @@ _INTERRUPTED = 130
 @click.command("backfill")
 @click.argument("listing", metavar="LISTING", callback=s3_place)
 @logs_option(required=True)
-@data_path_option()
+@data_path_option(creates=True)
 @runner_option
 @click.option(
     "--source", default="backfill", show_default=True, metavar="NAME", help="Name of the listing in the trust policy."
@@ -78,7 +78,7 @@ def command(
     from ciml.events.listing_files import open_listing
     from cli.progress_counts import Bar
     from pipelines.backfill.backfill import backfill
-    from pipelines.backfill.dry_run import survey
+    from pipelines.backfill.survey import survey
 
     config = make_config(**options)
     opened = open_listing(listing)
@@ -126,15 +126,11 @@ def make_config(
     """
     from ciml.data_root import DataRoot
     from ciml.events.listing import Reading
-    from pipelines.backfill.plan import BackfillConfig
-    from transforms.fetch.policy import FetchPolicy
+    from pipelines.backfill.plan import BackfillConfig, fetch_below, logs_root
     from transforms.ingest.decode import ALL_JOBS
     from transforms.ingest.trust import TrustPolicy
 
     logs = logs_root(logs)
-    # Several blocks of lines are in flight, so each has a share of the memory of one ingest batch.
-    fetch = FetchPolicy.load(fetch_policy) if fetch_policy else FetchPolicy(max_batch_bytes=128 << 20)
-    fetch = fetch.allowing(roots=(logs,))
     return BackfillConfig(
         DataRoot.open(data_path).raw,
         Reading(source, runs_of or source, logs),
@@ -143,7 +139,7 @@ def make_config(
         skip_known=skip_known,
         take_missing=take_missing,
         trust=TrustPolicy.load(trust_policy),
-        fetch=fetch,
+        fetch=fetch_below(logs, fetch_policy),
     )
 
 
@@ -154,8 +150,6 @@ def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> s
     name, totals = Path(listing.url).name, tally.totals()
     new = tally.settled - tally.before
     left = tally.lines - tally.settled
-    if not listing.lines:
-        return f"{name} holds no line."
     if not left and not new:
         return f"{name}: all {tally.lines:,} lines are settled already."
     counts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("live")
-@data_path_option()
+@data_path_option(creates=True)
 @kafka_option()
 @kafka_config_option
 @engine_option

@@ -9,7 +9,7 @@ from cli.options import data_path_option, metrics_options
 
 
 @click.command("serve")
-@data_path_option(required=False)
+@data_path_option(required=False, creates=True)
 @click.option(
     "--config",
     metavar="FILE|s3://OBJECT",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: By kind of service: the module of its command, which has the service's options, and options for an example.
 KINDS = {
     "ingest": ("cli.commands.operate.ingest.run", "--data-path data --allow-host logs.example.org"),
-    "predict": ("cli.commands.learn.predict", "--data-path data --model provider"),
+    "predict": ("cli.commands.learn.predict.stream", "--data-path data --model provider"),
     "live": ("cli.commands.operate.live", "--data-path data --dataset provider"),
     "trainer": ("cli.commands.learn.refresh", "--data-path data --dataset provider"),
 }
@@ -92,9 +92,9 @@ def command() -> None:
 def start() -> None:
     """Start a service and its supervisor.
 
-    Each KIND takes the options of its own command (ciml ingest, predict, live, refresh). Work starts at the offsets of
-    the manifest. The supervisor restarts a lost, failed or stalled service, and waits for unavailable engines, until
-    ciml service stop. The command returns when the service works or has failed.
+    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh). Work starts at the
+    offsets of the manifest. The supervisor restarts a lost, failed or stalled service, and waits for unavailable
+    engines, until ciml service stop. The command returns when the service works or has failed.
 
     \b
     Example:

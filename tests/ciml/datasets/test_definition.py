@@ -4,8 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, interval_us, load_definition, resolve
+from ciml.datasets.definition import (
+    DatasetDefinition,
+    ResolvedDefinition,
+    auto_windows,
+    interval_us,
+    load_definition,
+    resolve,
+)
 from ciml.datasets.labels import label_of
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
@@ -38,12 +47,34 @@ def test_other_intervals_are_rejected(text: str) -> None:
     ("interval", "length"), [("1s", 5500), ("10s", 550), ("7s", 786), ("1min", 92), ("10min", 10), ("2h", 1)]
 )
 def test_length_is_5500_seconds(interval: str, length: int) -> None:
-    assert DatasetDefinition(name="x", sample_interval=interval).windows == length
+    assert DatasetDefinition(name="x", sample_interval=interval).most_windows == length
+
+
+@given(st.lists(st.integers(0, 600), max_size=300), st.none() | st.integers(1, 550))
+def test_the_automatic_length_is_the_least_that_cuts_one_in_a_hundred(lengths: list[int], least: int | None) -> None:
+    definition = DatasetDefinition(name="x", max_windows="auto", min_windows=least)
+    found = auto_windows(definition, lengths)
+    counted = [min(length, 550) for length in lengths if length >= (least or 1)]
+    assert (least or 1) <= found <= 550
+    assert counted or found == 550
+    if counted:
+        assert 100 * sum(length > found for length in counted) <= len(counted)
+        assert 100 * sum(length > found - 1 for length in counted) > len(counted)
+
+
+def test_a_definition_without_the_key_is_stored_as_before() -> None:
+    plain = DatasetDefinition(name="x")
+    assert plain.to_json()["max_windows"] is None
+    assert plain.digest == "f56ad0222a51644030e172dbff4fad89b5a0517106987e09b7732fed8829ebdd"
+    auto = DatasetDefinition.from_json({"name": "x", "max_windows": "auto"})
+    assert (auto.max_windows, auto.to_json()["max_windows"], auto.most_windows) == ("auto", "auto", 550)
+    assert 'max_windows = "auto"\n' in auto.to_toml()
+    assert DatasetDefinition(name="x", max_windows="auto", sample_interval="1ms").most_windows == 100_000
 
 
 def test_length_by_name_and_by_functions() -> None:
-    assert DatasetDefinition(name="x", max_windows=30).windows == 30
-    assert DatasetDefinition(name="x", aggregation_functions=("mean", "std")).windows == 2
+    assert DatasetDefinition(name="x", max_windows=30).most_windows == 30
+    assert DatasetDefinition(name="x", aggregation_functions=("mean", "std")).most_windows == 2
 
 
 @pytest.mark.parametrize(
@@ -67,6 +98,9 @@ def test_length_by_name_and_by_functions() -> None:
         ({"aggregation_functions": ["min", "min"]}, "aggregation_functions: a function appears twice"),
         ({"aggregation_functions": ["min"], "max_windows": 3}, "max_windows: cannot be combined with"),
         ({"max_windows": 0}, "max_windows: expected int >= 1"),
+        ({"max_windows": "most"}, "max_windows: 'most' is unknown; choose from auto"),
+        ({"max_windows": "auto", "aggregation_functions": ["min"]}, "max_windows: cannot be combined with"),
+        ({"max_windows": "auto", "min_windows": 551}, "min_windows: is above the 550 windows of an example"),
         ({"span_runs": 0}, "span_runs: expected int >= 1"),
     ],
 )

@@ -200,6 +200,10 @@ def test_any_file_is_read_line_by_line(tmp_path_factory: Any, lines: list[bytes]
             elif (line := line if number else line.removeprefix(b"\xef\xbb\xbf")).strip():
                 expected.append((number, line, ""))
         for name in ("plain", "packed"):
+            if not text:
+                with pytest.raises(CimlError, match=f"{name} is empty; give a file of JSON lines"):
+                    open_listing(str(folder / name))
+                continue
             listing = open_listing(str(folder / name))
             found = all_lines(listing)
             assert [(line.number, line.data, line.sha256) for line in found] == expected
@@ -261,12 +265,12 @@ def test_an_invalid_listing_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         ".": "not a regular file|not a file",
         "cut.gz": "broken gzip",
         "bad.gz": "broken gzip",
+        "empty": "empty is empty; give a file of JSON lines",
     }.items():
         with pytest.raises(CimlError, match=message):
             open_listing(f"{tmp_path}/{name}")
     with pytest.raises(CimlError, match="not a store; give a local path"):
         open_listing("ftp://host/builds.jsonl")
-    assert (open_listing(f"{tmp_path}/empty").lines, open_listing(f"{tmp_path}/empty").blocks) == (0, [])
     monkeypatch.setattr(listing_files, "MAX_LISTING_BYTES", 50_000)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(100_000)))
     with pytest.raises(CimlError, match="split it"):

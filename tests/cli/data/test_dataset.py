@@ -111,4 +111,4 @@ def test_the_documentation_names_every_key_and_its_example_is_a_definition() -> 
     assert tuple(documented[: len(DatasetDefinition.__struct_fields__)]) == DatasetDefinition.__struct_fields__
     (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     definition = DatasetDefinition.from_json({**tomllib.loads(example), "name": "cpu-load"})
-    assert (definition.windows, definition.selects("tempest-full")) == (10, True)
+    assert (definition.most_windows, definition.selects("tempest-full")) == (10, True)

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
 from cli.commands.data.dataset import command
+from pipelines.datasets.build import remove_dataset
 from pipelines.datasets.update import update_dataset
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.scenes import RawStore
@@ -80,5 +81,7 @@ def test_spans_are_verified(tmp_path: Path, data: DataRoot) -> None:
 
 def test_no_such_data_set(tmp_path: Path, data: DataRoot) -> None:
     assert "choose from cpu, load" in str(ciml(tmp_path, "spans", "nothing").exception)
-    empty = ciml(tmp_path / "empty", "verify")
+    for name in ("cpu", "load"):
+        remove_dataset(data.dataset(name))
+    empty = ciml(tmp_path, "verify")
     assert (empty.return_value, "no data sets" in empty.output) == (0, True)

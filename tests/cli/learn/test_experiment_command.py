@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import shutil
@@ -16,8 +17,10 @@ from ciml.data_root import DataRoot
 from cli.commands.learn.experiment.train import train
 from cli.main import cli
 from cli.talk_scripts import undashed
+from reports.experiments.comparison_page import comparison_page
 from tests.training.conftest import made  # noqa: F401  (a fixture)
 from training.evaluation import scores as scoring
+from training.experiments.results import stored_trials
 from training.experiments.trials import load_experiment
 
 SCRIPTS = Path(sys.executable).parent
@@ -109,3 +112,47 @@ def test_each_optimizer_of_the_original_is_one(tmp_path: Path):
     for name, want in wanted.items():
         assert run("define", name, "--optimizer", name, data=tmp_path).exit_code == 0
         assert load_experiment(DataRoot.open(tmp_path).experiments, name).optimizer == want
+
+
+def test_compare_prints_the_numbers_of_the_page(data: Path):
+    for name, trees in (("one", "1"), ("many", "50"), ("idle", "2")):
+        define = ["define", name, "--estimator", "random_forest", "-p", f"n_estimators={trees}"]
+        assert run(*define, data=data).exit_code == 0
+        if name != "idle":
+            assert run("train", "--experiment", name, "--dataset", "providers", data=data).exit_code == 0
+    words = ["compare", "--dataset", "providers"]
+    shown = run(*words, "--json", data=data)
+    assert shown.exit_code == 0, shown.output
+    rows = json.loads(shown.output)
+    assert {row["experiment"] for row in rows} == {"one", "many"}
+
+    trials = [(each, each.predictions()) for each in stored_trials(DataRoot.open(data).experiments, ["one", "many"])]
+    (tests,) = [each for each in comparison_page(trials, {}).sections if each.title == "providers: the test runs"]
+    page = [dict(zip(tests.tables[0].headings, row, strict=True)) for row in tests.tables[0].rows]
+    f1_of = [dict(zip(tests.tables[1].headings, row, strict=True)) for row in tests.tables[1].rows]
+    assert [row["experiment"] for row in rows] == [row["experiment"] for row in page]
+    for row, beside, other in zip(rows, page, f1_of, strict=True):
+        assert [f"{row[key]:.3f}" for key in ("accuracy", "base_rate", "baseline_accuracy", "f1", "roc_auc")] == [
+            beside["accuracy"], beside["base rate"], beside["memory alone"], other["macro F1"], other["ROC-AUC"],
+        ]  # fmt: skip
+    best, second = rows
+    assert (best["difference"], best["note"]) == (None, "")
+    assert f"{second['difference']:+.3f}".replace("+0.000", "0.000") == page[1]["to the best"]
+    assert f"{second['mcnemar']:.3f}" == page[1]["by chance"]
+    assert second["difference_low"] < second["difference"] < second["difference_high"]
+
+    table = run(*words, data=data).output
+    assert f"{best['accuracy']:.3f}" in table
+    assert "the first" in table
+    assert list(csv.DictReader(run(*words, "--csv", "-", data=data).output.splitlines())) == [
+        {key: "" if value is None else str(value) for key, value in row.items()} for row in rows
+    ]
+    written = run(*words, "--csv", str(data / "rows.csv"), data=data)
+    assert (written.output, (data / "rows.csv").read_text().count("\n")) == (table, 3)
+    # the first named one is the one that others are compared with
+    turned = json.loads(run("compare", second["experiment"], best["experiment"], "--json", data=data).output)
+    assert turned[1]["difference"] == -second["difference"]
+    both = run(*words, "--csv", "-", "--json", data=data)
+    assert (both.exit_code, "give one" in both.output) == (2, True)
+    none = run("compare", "idle", "--dataset", "providers", data=data)
+    assert (none.exit_code, "no result of idle on providers" in none.output) == (2, True)

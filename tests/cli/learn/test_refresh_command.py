@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.commands.learn.refresh import REJECTED, result_lines
+from cli.commands.learn.refresh import REJECTED
 from cli.main import cli
 from pipelines.training import trainer
 from pipelines.training.trainer import TrainConfig, TrainResult
 from services.trainer import make_config
+from training.exclusion_store import read_state
 
 EVALUATION = {
     "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "right": 40, "runs": 50},
@@ -29,7 +30,14 @@ def run(monkeypatch: pytest.MonkeyPatch, result: TrainResult, *arguments: str) -
         return result
 
     monkeypatch.setattr(trainer, "run_once", once)
-    command = ["refresh", "--dataset", "d", "--data-path", "data", *arguments]
+    command = [
+        "refresh",
+        "--dataset",
+        "d",
+        "--data-path",
+        str(Path(__file__).parent),
+        *arguments,
+    ]  # a folder with files
     return CliRunner().invoke(cli, command, standalone_mode=False), configs
 
 
@@ -39,6 +47,7 @@ def test_a_push_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     experiment.write_text('name = "wide"\nhidden_layers = "100/100"\n')
     result = TrainResult("pushed", ("it is better",), version=3, champion=2, metrics={"evaluation": EVALUATION})
     arguments = ["--exclude", str(excluded), "--experiment", str(experiment), "--min-test-runs", "7", "--model", "m"]
+    arguments += ["--data-path", str(tmp_path)]
     done, (config,) = run(monkeypatch, result, *arguments)
     assert done.return_value == 0
     assert done.output.splitlines() == [
@@ -46,10 +55,22 @@ def test_a_push_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         "  accuracy 0.800 (0.700 to 0.900) on 50 held-out runs; base rate 0.300",
         "  it is better",
     ]
-    assert config.exclusions == {"zuul~a~1": "a leak", "zuul~b~1": "excluded"}
+    kept = read_state(config.data.exclusions).active()
+    assert {one.exclusion.run_id: one.exclusion.reason for one in kept} == {
+        "zuul~a~1": "a leak",
+        "zuul~b~1": "excluded",
+    }
     assert config.experiment.hidden_layers == (100, 100)
     assert (config.gate.min_test_runs, config.gate.tolerance) == (7, 0.05)
     assert (config.dataset, config.model, config.label) == ("d", "m", "stable")
+
+
+def test_warns_of_models_that_learned_excluded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = TrainResult("nothing_new", ("the same runs",), warnings=("model d version 1 learned …",))
+    done, _ = run(monkeypatch, result)
+    assert done.stderr == "warning: model d version 1 learned …\n"
+    done, _ = run(monkeypatch, result, "--json")
+    assert json.loads(done.stdout)["warnings"] == ["model d version 1 learned …"]
 
 
 def test_a_rejection_is_reported_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +84,9 @@ def test_a_rejection_is_reported_with_an_exit_code(monkeypatch: pytest.MonkeyPat
 
 def test_defaults_and_names() -> None:
     assert make_config("data", "d").model == "d"
-    assert result_lines("m", TrainResult("refused", ("why",))) == ["m: not pushed", "  why"]
-    done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
+    assert TrainResult("refused", ("why",)).lines("m") == ["m: not pushed", "  why"]
+    done = CliRunner().invoke(
+        cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", str(Path(__file__).parent)]
+    )
     assert done.exit_code == 2
     assert "model name 'a/b'" in done.output

@@ -24,7 +24,7 @@ from ciml.events.listing import Reading, reading_of
 from ciml.events.listing_files import Listing, open_listing
 from ciml.events.payloads import message_of
 from pipelines.backfill.backfill import Tally, backfill
-from pipelines.backfill.dry_run import survey
+from pipelines.backfill.survey import survey
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from pipelines.raw_store.verify import verify_raw

@@ -99,7 +99,7 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     builds[7]["log_path"] = "nowhere.gz"
     path = listing(tmp_path, builds)
     one = DataRoot.open(tmp_path / "one")
-    state = build_dataset(listed(path), one, defined()).state
+    state = build_dataset(listed(path), one, defined(max_windows="auto")).state
     assert state.excluded()["log_not_found"] == 1
     line = ["--dataset", "cpu", "--class-label", "provider", "--features-regex", "(usr|1min)", "--jobs", "3"]
     places = ["--listing", str(path), "--logs", str(CORPUS), "--data-path", str(tmp_path / "three")]

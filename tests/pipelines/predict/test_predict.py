@@ -27,6 +27,7 @@ from services.driver import drive
 from services.predict import PredictService
 from services.service import Progress
 from serving.client import ClientPolicy
+from serving.predict import answers
 from serving.predict import predictor as predict_runs
 from serving.predict.log import (
     LATENCIES_S,
@@ -51,14 +52,14 @@ def test_a_poisoned_announcement_costs_itself_alone(
     version = world.push(folders[0])
     announced = [world.put(f"zuul~{number}~1", telemetry(number, 30 + number)) for number in range(7)]
     if stage == "predict":  # for all runs of the batch at once, as it has this one
-        inner = predict_runs.prepare_many
+        inner = answers.prepare_many
 
         def fails(tables: list[pa.Table], definition: Any) -> Any:
             if any(table.num_rows == 34 for table in tables):
                 raise ZeroDivisionError(stage)
             return inner(tables, definition)
 
-        monkeypatch.setattr(predict_runs, "prepare_many", fails)
+        monkeypatch.setattr(answers, "prepare_many", fails)
     else:
         read = predict_runs.read_announcement
 

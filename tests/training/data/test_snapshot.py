@@ -16,6 +16,7 @@ from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import RUNS
 from training.data.materialise import materialise
 from training.data.snapshot import Snapshot, make_snapshot, read_snapshot, snapshot_path, write_snapshot
+from training.exclusions import Exclusions
 from transforms.ingest.trust import TrustPolicy
 
 STRICT = TrustPolicy.parse('[[rule]]\nname = "merged only"\ntrusted = true\npipeline = "post"\n')
@@ -76,7 +77,7 @@ def test_runs_of_a_change_are_on_one_side(data: DataRoot):
 def test_the_same_is_the_same_digest_and_all_that_counts_changes_it(data: DataRoot, snapshot: Snapshot):
     assert make_snapshot(data.dataset("providers"), TrustPolicy.load()).digest == snapshot.digest
     one = next(snapshot.runs("train")).run_id
-    without = make_snapshot(data.dataset("providers"), TrustPolicy.load(), {one: "purged"})
+    without = make_snapshot(data.dataset("providers"), TrustPolicy.load(), Exclusions.of_runs({one: "purged"}))
     others = {without.digest, make_snapshot(data.dataset("providers"), OPEN).digest, snapshot.digest}
 
     assert len(others) == 3

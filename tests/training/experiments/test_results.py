@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.errors import IntegrityError
+from ciml.errors import CimlError, IntegrityError
 from tests.training.experiments.test_trials import FOREST, trial
 from training.data.in_memory import InMemoryDataset, read_dataset
 from training.evaluation import scores as scoring
 from training.evaluation.scores import answers
-from training.experiments.results import Stored, stored_trials
+from training.experiments.results import Stored, named_results, stored_trials
 from training.experiments.trials import create_experiment
 from transforms.ingest.trust import TrustPolicy
 
@@ -129,3 +129,38 @@ def test_another_file_of_predictions_is_no_answer(data: DataRoot):
     result.write_text("{")
     with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
         stored_trials(data.experiments, ["forest"])
+
+
+def names(found: list) -> list[tuple[str, str]]:
+    return [(trial.dataset, trial.experiment) for trial, _ in found]
+
+
+def test_results_are_named_with_or_without_a_data_set(data: DataRoot):
+    experiments = Path(data.url, "experiments")
+    shutil.copytree(experiments / "forest", experiments / "second")
+    store = data.experiments
+    assert names(named_results(store, ["second", "forest"])) == [("providers", "second"), ("providers", "forest")]
+    assert names(named_results(store, [], "providers")) == [("providers", "forest"), ("providers", "second")]
+    assert named_results(store, ["forest"])[0][1] is not None
+    shutil.copytree(experiments / "second/results/providers", experiments / "second/results/minutes")
+    found = named_results(store, ["forest", "minutes/second"], "providers")
+    assert names(found) == [("providers", "forest"), ("minutes", "second")]
+    with pytest.raises(CimlError, match="results on several data sets, minutes, providers: choose one, such as"):
+        named_results(store, ["forest", "second"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dataset", "line"),
+    [
+        ([], None, "no experiments: name some, or a data set for all that have a result on it"),
+        (["none"], None, "no experiment 'none' in"),
+        (["small"], "providers", "no result of small on providers in .*--experiment small --dataset providers"),
+        (["small"], None, "no result of small in .* --experiment small --dataset NAME"),
+        (["other/forest"], "providers", "no result of forest on other in"),
+        ([], "other", "no result on other in .*: ciml experiment train --dataset other"),
+        (["a/b/forest"], None, "no result of forest on a/b"),
+    ],
+)
+def test_a_result_that_is_missing_is_named(trained: tuple, wanted: list[str], dataset: str | None, line: str):
+    with pytest.raises(CimlError, match=line):
+        named_results(trained[0].experiments, wanted, dataset)

@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import collecting_rarely, logs_option, logs_root, processors, runner_option
-from cli.options import data_path_option, s3_place, target_data_path_option
+from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
+from cli.commands.data.dataset.padding import padding_text, warn_of_padding
+from cli.options import data_path_option, require_data, s3_place, target_data_path_option
+from cli.param_types import Windows
 from cli.progress_bar import bars, progress_bar
 from cli.s3_options import s3_options
 
 if TYPE_CHECKING:
-    from ciml.data_root import StoredDataset
+    from ciml.data_root import DataRoot, StoredDataset
     from ciml.datasets.definition import DatasetDefinition
     from pipelines.datasets.listed_runs import ListedRuns
     from pipelines.datasets.update import Update
 
 #: The folder of the plots in the folder of the data set; readers of examples skip it.
 PLOTS = "_plots"
-#: Runs of a span unless the definition has them: larger spans, and so fewer files, than a stream makes.
-SPAN_RUNS = 5000
+#: Value of ``--max-windows`` in the scripts of the talk: 5500 s of windows, the default of a definition.
+OF_THE_TALK = 0
 
 
 def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -90,9 +93,9 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 )
 @click.option(
     "--max-windows",
-    type=int,
-    metavar="L",
-    help="Windows of an example; runs are cut or padded.  [default: 5500 s of windows]",
+    type=Windows(),
+    metavar="auto|L",
+    help="Windows of an example; runs are cut or padded. auto: 99 % of the runs fit, at most 5500 s.  [default: auto]",
 )
 @click.option(
     "--min-windows", type=int, metavar="N", help="Minimum windows of a run; shorter runs are excluded.  [default: 1]"
@@ -115,7 +118,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     metavar="N",
     help="Processes that read the listing's logs.  [default: one a processor]",
 )
-@data_path_option()
+@data_path_option(creates=True)
 @target_data_path_option
 @runner_option
 @s3_options
@@ -146,18 +149,21 @@ def command(
       ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
     from ciml.data_root import DataRoot
-    from pipelines.datasets.build import build_dataset, remove_dataset
+    from pipelines.datasets.build import build_dataset, is_another, remove_dataset
 
     if (listing is None) != (logs is None):
         raise CimlError("--listing and --logs: give both or neither")
     if listing is not None and logs is not None and runner[0] is not None:
         raise CimlError("--runner: not supported with --listing; leave it out")
+    if listing is None:
+        require_data(data_path)
     stored = DataRoot.open(data_path)
     target = stored if target_data_path is None else DataRoot.open(target_data_path)
     listed = None if listing is None or logs is None else _listed(listing, logs, jobs)
-    definition = _definition(dataset, definition_file, options)
-    if force and _is_another(target.dataset(definition.name), definition):
+    definition = _definition(target, dataset, definition_file, options)
+    if force and is_another(target.dataset(definition.name), definition):
         remove_dataset(target.dataset(definition.name))
+        definition = _definition(target, dataset, definition_file, options)
     with collecting_rarely(), listed or nullcontext(), bars() as show:
         update = build_dataset(
             listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1],
@@ -168,13 +174,27 @@ def command(
     if listed is not None and (left_out := listed.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
+    warn_of_padding(update.state)
     if visualize:
         click.echo(f"  plots     {_visualize(target.dataset(definition.name))}")
+
+
+def as_in_the_talk() -> click.Command:
+    """Return the command with the default length of the talk."""
+    params = [copy(each) for each in command.params]
+    for each in params:
+        if isinstance(each, click.Option) and each.name == "max_windows":
+            each.default = OF_THE_TALK
+            each.help = "Windows of an example, or auto; runs are cut or padded.  [default: 5500 s of windows]"
+    talk = copy(command)
+    talk.params = params
+    return talk
 
 
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
     from ciml.events.listing import Reading
     from ciml.events.listing_files import open_listing
+    from pipelines.backfill.plan import logs_root
     from pipelines.datasets.listed_runs import ListedRuns
     from transforms.fetch.policy import FetchPolicy
     from transforms.ingest.trust import TrustPolicy
@@ -193,13 +213,21 @@ def _visualize(dataset: StoredDataset) -> str:
         return plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)
 
 
-def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
-    """Return the definition of the options, which override the file, which overrides the defaults."""
+def _definition(target: DataRoot, name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
+    """Return the definition of the options, which override the file, which overrides the defaults.
+
+    The default of ``max_windows`` is ``auto``, but not of a stored definition, nor in the scripts of the talk.
+    """
     from ciml.datasets.definition import DatasetDefinition
     from ciml.settings import parse_toml, read_toml
     from ciml.storage.open import open_store
+    from pipelines.datasets.build import DEFINITION, SPAN_RUNS
+    from pipelines.datasets.update import with_default_windows
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
+    keep = given.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION
+    if given.get("max_windows") == OF_THE_TALK:
+        del given["max_windows"]
     if name is not None:
         given["name"] = name
     stored: dict[str, Any] = {}
@@ -216,21 +244,12 @@ def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> 
     values = {"span_runs": SPAN_RUNS, **stored, **given}
     if "name" not in values:
         raise CimlError("no name of the data set: give --dataset NAME or a --definition with a name")
-    return DatasetDefinition.from_json(values, file or "data set")
-
-
-def _is_another(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
-    from ciml.datasets.state import DatasetState
-    from ciml.manifest.log import catch_up
-
-    state = DatasetState()
-    catch_up(dataset.log, state)
-    if state.definition is None:
-        return False
-    there = state.definition
-    if definition.slicer is not None and definition.raw_version is None:
-        there = there.replace(raw_version=None)
-    return there != definition
+    definition = DatasetDefinition.from_json(values, file or "data set")
+    if keep:
+        return definition
+    return DatasetDefinition.from_json(
+        with_default_windows(target.dataset(definition.name), values), file or "data set"
+    )
 
 
 def _summary(update: Update, where: str) -> Iterator[str]:
@@ -241,7 +260,7 @@ def _summary(update: Update, where: str) -> Iterator[str]:
     counts, excluded = state.counts(), state.excluded()
     made, total = sum(len(span.runs) for span in update.sealed), sum(counts.values())
     new = "all were there" if not update.sealed else f"{made:,} of them new"
-    yield f"{definition.name}: {total:,} examples of {definition.windows} x {len(resolved.features)}, {new}: {where}"
+    yield f"{definition.name}: {total:,} examples of {resolved.windows} x {len(resolved.features)}, {new}: {where}"
     yield f"  features  {', '.join(resolved.features)}"
     splits = Counter[str]()
     for (split, _), count in counts.items():
@@ -250,6 +269,8 @@ def _summary(update: Update, where: str) -> Iterator[str]:
     for name in resolved.classes:
         each = ", ".join(f"{split} {counts[split, name]:,}" for split in ("train", "dev", "test"))
         yield f"  class     {name}: {each}"
+    if padding := padding_text(state):
+        yield f"  padding   {padding}"
     if excluded:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(excluded.items()))
         yield f"  excluded  {sum(excluded.values()):,} runs: {reasons}"

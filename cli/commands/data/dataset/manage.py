@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.batch_options import collecting_rarely, runner_option
+from cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from cli.commands.data.dataset.spans import print_spans
 from cli.options import data_path_option
 from cli.policy_options import trust_policy_option
@@ -28,26 +29,36 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False),
     help="TOML file of the definition; docs/datasets.md lists the keys.",
 )
-@data_path_option()
+@data_path_option(creates=True)
 def create(name: str, definition_file: str, data_path: str) -> None:
     """Create a data set from a definition.
 
-    NAME is the new data set. The same definition again changes nothing; a different one under NAME is an error.
+    NAME is the new data set. The same definition again changes nothing; a different one under NAME is an error. Without
+    max_windows, the length of examples is auto: the first span's runs decide.
 
     \b
     Example:
       ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
     """
     from ciml.data_root import DataRoot
-    from ciml.datasets.definition import load_definition
-    from pipelines.datasets.update import create_dataset
+    from ciml.datasets.definition import AUTO, DatasetDefinition
+    from ciml.settings import read_toml
+    from pipelines.datasets.update import create_dataset, with_default_windows
 
-    definition = load_definition(definition_file, name=name)
-    create_dataset(DataRoot.open(data_path), definition)
+    data, keys = DataRoot.open(data_path), {**read_toml(definition_file), "name": name}
+    DatasetDefinition.from_json(keys, definition_file)
+    definition = DatasetDefinition.from_json(with_default_windows(data.dataset(name), keys), definition_file)
+    state = create_dataset(data, definition)
+    length = f"{definition.most_windows}"
+    if definition.max_windows == AUTO:
+        length = f"auto, at most {length}," if state.resolved is None else f"{state.resolved.windows}, auto,"
     click.echo(
-        f"{name}: {definition.class_label} of {', '.join(definition.build_name)}, L = {definition.windows} at "
+        f"{name}: {definition.class_label} of {', '.join(definition.build_name)}, L = {length} at "
         f"{definition.sample_interval}; next: ciml dataset update {name} --data-path {data_path}"
     )
+    if padding := padding_text(state):
+        click.echo(f"  padding   {padding}")
+    warn_of_padding(state)
 
 
 @click.command("update")
@@ -84,6 +95,9 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
         f"{name}: {made} examples in {_spans(len(result.sealed))} sealed; {result.waiting} of {wanted} runs wait for "
         "the next span"
     )
+    if result.sealed and (padding := padding_text(result.state)):
+        click.echo(f"  padding   {padding}")
+        warn_of_padding(result.state)
 
 
 @click.command("show")
@@ -113,6 +127,7 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
         click.echo(f"{key:<10} {value}")
     if state.spans:
         print_spans(name, ((span, True) for span in state.latest()))
+    warn_of_padding(state)
 
 
 @click.command("records")
@@ -162,7 +177,10 @@ def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
     yield "data set", f"{definition.name}, definition version {definition.version}"
     yield "jobs", ", ".join(definition.build_name)
     what = ", ".join(definition.aggregation_functions) or "windows"
-    yield "examples", f"{definition.windows} {what} of {definition.sample_statistic} at {definition.sample_interval}"
+    length = f"{definition.most_windows if resolved is None else resolved.windows} {what}"
+    if definition.max_windows == "auto":
+        length = f"at most {length}, not resolved yet," if resolved is None else f"{length} (auto)"
+    yield "examples", f"{length} of {definition.sample_statistic} at {definition.sample_interval}"
     if resolved is None:
         yield "features", f"not resolved yet; pattern {definition.features_regex!r}"
         yield "classes", f"not resolved yet; label {definition.class_label}"
@@ -173,6 +191,8 @@ def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
     for (split, _), count in state.counts().items():
         splits[split] += count
     yield "splits", ", ".join(f"{split} {splits[split]}" for split in ("train", "dev", "test"))
+    if padding := padding_text(state):
+        yield "padding", padding
     if excluded := state.excluded():
         yield "excluded", ", ".join(f"{reason} {count}" for reason, count in sorted(excluded.items()))
 
@@ -194,6 +214,7 @@ def _describe(state: DatasetState) -> dict[str, Any]:
             }
             for span in state.latest()
         ],
+        "padding": state.padding(),
         "excluded": dict(state.excluded()),
     }
 

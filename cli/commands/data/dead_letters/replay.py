@@ -99,7 +99,7 @@ def make_config(
     """
     from ciml.data_root import DataRoot
     from ciml.events.run_facts import source_names
-    from cli.batch_options import logs_root
+    from pipelines.backfill.plan import logs_root
     from pipelines.ingest.replay import ReplayConfig
     from transforms.fetch.policy import FetchPolicy
     from transforms.ingest.decode import ALL_JOBS

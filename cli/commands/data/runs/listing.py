@@ -13,7 +13,6 @@ from cli.options import data_path_option
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
-    from ciml.raw.state import RawState
     from ciml.storage.open import Store
 
 
@@ -54,6 +53,7 @@ def list_runs(
 
     from ciml.data_root import DataRoot
     from ciml.events.globs import glob_pattern
+    from ciml.raw.latest_runs import latest_runs
     from ciml.raw.state import open_raw
 
     log, state = open_raw(DataRoot.open(data_path).raw)
@@ -67,37 +67,12 @@ def list_runs(
             and (trusted is None or run["trusted"] is trusted)
         )
 
-    found = islice((run for run in latest_runs(log, state) if selected(run)), last)
+    found = islice((run for one in latest_runs(log, state) if selected(run := one.summary())), last)
     if as_json:
         for run in found:
             click.echo(json.dumps(run))
     else:
         print_runs(list(found), "")
-
-
-def latest_runs(log: ManifestLog, state: RawState) -> Iterator[dict[str, Any]]:
-    """Yield all runs up to the state as JSON, the last committed first. Reads the manifest lazily."""
-    from ciml.events.records import rows_of
-
-    for version in range(state.version, 0, -1):
-        records = rows_of(log.read(version))
-        state.index.prefetch(runs=[record["mention"]["run_id"] for record in records])
-        for record in reversed(records):
-            facts, trust, file = record["mention"], record.get("trust", {}), record["file"]
-            known = state.index.run(facts["run_id"])
-            if known and known.digest != file["digest"]:
-                continue  # reclaimed: a later row counts
-            yield {
-                "run_id": facts["run_id"],
-                "build_name": facts["build_name"],
-                "outcome": known.outcome if known else facts.get("outcome", ""),
-                "trusted": trust.get("trusted", False),
-                "rule": trust.get("rule", ""),
-                "rows": file["rows"],
-                "path": file["path"],
-                "digest": file["digest"],
-                "version": version,
-            }
 
 
 def print_runs(runs: list[dict[str, Any]], title: str) -> None:

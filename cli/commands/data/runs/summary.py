@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.data.runs.listing import latest_runs, print_runs
+from cli.commands.data.runs.listing import print_runs
 from cli.options import data_path_option
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool)
     from itertools import islice
 
     from ciml.data_root import DataRoot
+    from ciml.raw.latest_runs import latest_runs
     from ciml.raw.state import open_raw
 
     raw = DataRoot.open(data_path).raw
@@ -43,7 +44,7 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool)
     if count:
         click.echo(state.index.run_count())
         return 0
-    latest = list(islice(latest_runs(log, state), last))
+    latest = [run.summary() for run in islice(latest_runs(log, state), last)]
     faults = verify_all(raw, log, state.version, state.index.run_count()) if verify else []
     if as_json:
         click.echo(json.dumps({**as_dict(state), "latest": latest, **({"faults": faults} if verify else {})}, indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cli.commands.learn.experiment.compare import compare
 from cli.commands.learn.experiment.define import define
 from cli.commands.learn.experiment.report import report
 from cli.commands.learn.experiment.show import show
@@ -22,6 +23,7 @@ def command() -> None:
       ciml experiment define dnn-5x100 --hidden-layers 100/100/100/100/100 --epochs 500 --data-path DATA
       ciml experiment train --experiment dnn-5x100 --dataset cpu-load --data-path DATA
       ciml experiment show dnn-5x100 --data-path DATA
+      ciml experiment compare --dataset cpu-load --data-path DATA
       ciml experiment report dnn-5x100 --data-path DATA
       ciml experiment sweep examples/sweep.toml --data-path DATA
     """
@@ -30,6 +32,7 @@ def command() -> None:
 command.add_command(define)
 command.add_command(train)
 command.add_command(show)
+command.add_command(compare)
 command.add_command(report)
 command.add_command(sweep)
 

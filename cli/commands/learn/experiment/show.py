@@ -6,9 +6,9 @@ import json
 
 import click
 
-from cli.commands.learn.experiment.text import result_lines
 from cli.options import data_path_option
 from cli.s3_options import s3_options
+from training.experiments.text import result_lines
 
 
 @click.command("show")

@@ -11,7 +11,6 @@ from cli.options import data_path_option, s3_place, target_data_path_option
 from cli.policy_options import learn_from_options
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
-from training.exclusions import read_exclusions
 
 if TYPE_CHECKING:
     from pipelines.training.hyperparameter_sweep import Swept
@@ -77,13 +76,16 @@ def sweep(
     from reports.page import save
     from reports.sweeps.page import sweep_page
     from reports.sweeps.views import csv_of
+    from training.exclusion_store import add, exclusions_of
+    from training.exclusions import read_lines
     from training.sweeps.definition import Sweep
     from transforms.ingest.trust import TrustPolicy
 
     what = Sweep.load(file)
     source = DataRoot.open(data_path)
     target = source if target_data_path is None else DataRoot.open(target_data_path)
-    context = SweepContext(source, target, what, TrustPolicy.load(trust_policy), read_exclusions(exclude))
+    add(target.exclusions, read_lines(exclude))
+    context = SweepContext(source, target, what, TrustPolicy.load(trust_policy), exclusions_of(target, source))
     most = min(jobs or processors(), what.lag)
     with progress_bar(f"sweep {what.name}") as bar:
         swept = run_sweep(context, jobs=most, progress=lambda outcome, done, total: bar(done, total))

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.commands.learn.experiment.text import fold_lines, other_lines, result_lines
 from cli.options import data_path_option
 from cli.policy_options import learn_from_options
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
-from training.exclusions import read_exclusions
+from training.experiments.text import fold_lines, other_lines, result_lines
 
 if TYPE_CHECKING:
     from training.experiments.trials import Trial
@@ -89,13 +88,16 @@ def train(
         )
     from ciml.data_root import DataRoot
     from training.data.in_memory import read_dataset
+    from training.exclusion_store import add
+    from training.exclusions import read_lines
     from training.experiments.trials import Trial, load_experiment
     from transforms.ingest.trust import TrustPolicy
 
-    data, policy, exclusions = DataRoot.open(data_path), TrustPolicy.load(trust_policy), read_exclusions(exclude)
+    data, policy = DataRoot.open(data_path), TrustPolicy.load(trust_policy)
     what = load_experiment(data.experiments, experiment)
-    material = read_dataset(data.dataset(dataset), policy, exclusions)
-    materials = [read_dataset(data.dataset(name), policy, exclusions) for name in others]
+    add(data.exclusions, read_lines(exclude))
+    material = read_dataset(data.dataset(dataset), policy)
+    materials = [read_dataset(data.dataset(name), policy) for name in others]
     with progress_bar(f"training {experiment}") as progress:
         trial = Trial(data.experiments, what, material, Path(tensorboard) if tensorboard else None, progress)
         if folds is not None:

@@ -1,20 +1,37 @@
-"""Dry run of a backfill: reads the listing, but no log, and commits nothing."""
+"""Survey of a listing: decodes its lines, asks whether their logs exist if wanted, and commits nothing."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from ciml.errors import RejectedInput
 from ciml.events.listing_files import Listing
-from ciml.events.records import OffsetRange, Outcome
+from ciml.events.records import OffsetRange, Outcome, PendingRun
+from ciml.storage.open import open_store
 from pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
+from transforms.fetch.addresses import parse_address
+from transforms.fetch.errors import LogUnavailableError
+from transforms.fetch.files import open_log
+from transforms.fetch.policy import FetchPolicy
 from transforms.guard import guarded_runs
 from transforms.ingest.decode_listing import decode_lines
 from transforms.ingest.trust import judge
 
 _FAULTS = 10
+
+
+class MissingLog(NamedTuple):
+    """A log that cannot be opened: its line's number from 0, the reason of `transforms.fetch`, and its place."""
+
+    line: int
+    reason: str
+    where: str
 
 
 @dataclass
@@ -29,6 +46,7 @@ class Survey:
       ignored, bad: lines by reason.
       faults: (line number from 1, reason, detail) of the first bad lines.
       trust: lines of ``take`` by (trusted, rule).
+      missing: logs of lines of ``take`` that cannot be opened, if asked.
     """
 
     lines: int
@@ -41,6 +59,7 @@ class Survey:
     bad: Counter[str] = field(default_factory=Counter)
     faults: list[tuple[int, str, str]] = field(default_factory=list)
     trust: Counter[tuple[bool, str]] = field(default_factory=Counter)
+    missing: list[MissingLog] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         counts = {name: getattr(self, name) for name in ("lines", "settled", "blank", "known", "others")}
@@ -54,15 +73,34 @@ class Survey:
         }
 
 
-def survey(config: BackfillConfig, listing: Listing) -> Survey:
-    """Survey a listing as `pipelines.backfill.backfill.backfill` would process it."""
+def survey(
+    config: BackfillConfig,
+    listing: Listing,
+    *,
+    check_logs: bool = False,
+    stop: threading.Event | None = None,
+    report: Callable[[int], None] = lambda lines: None,
+) -> Survey:
+    """Survey a listing as `pipelines.backfill.backfill.backfill` would process it.
+
+    Args:
+      config: of the backfill.
+      listing: an open listing.
+      check_logs: also ask whether the logs exist, of runs that have no raw row: a request for each.
+      stop: when set, ends the survey early; ``others`` then counts lines that were not reached.
+      report: called with the number of lines surveyed so far.
+
+    Raises:
+      EngineError: if the storage of the logs does not answer.
+    """
     progress = BackfillProgress(config.raw, listing)
     found = Survey(listing.lines, progress.tally.settled)
     taken = 0
-    for work in plan(config, listing, progress, threading.Event()):
+    for work in plan(config, listing, progress, stop or threading.Event()):
         lines = listing.read(work.block)
         taken += size_of(work)
         runs: dict[int, str] = {}
+        pending_runs: list[PendingRun] = []
         for start, end in work.parts:
             decoded = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
             batch = guarded_runs("trust", lambda part: judge(part, config.trust), decoded)
@@ -75,9 +113,39 @@ def survey(config: BackfillConfig, listing: Listing) -> Survey:
                 if trust is not None:
                     found.trust[trust.trusted, trust.rule] += 1
                 runs[pending.origin.offset] = facts.run_id
-        found.known += len(progress.known(runs))
+            pending_runs += batch.pending_runs
+        known = progress.known(runs)
+        found.known += len(known)
+        if check_logs:
+            unknown = [each for each in pending_runs if each.origin.offset not in known]
+            found.missing += missing_logs(unknown, config.fetch)
+        report(taken)
     found.others = found.lines - found.settled - taken
     return found
+
+
+def missing_logs(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> list[MissingLog]:
+    """Return the logs of pending runs that cannot be opened. `FetchPolicy.threads` are tried at once.
+
+    Raises:
+      EngineError: if the storage does not answer.
+    """
+    with ThreadPoolExecutor(policy.threads, "survey") as pool:
+        return [found for found in pool.map(lambda each: _missing(each, policy), pending_runs) if found is not None]
+
+
+def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
+    where, reason = pending.mention.log_url, ""
+    try:
+        address = parse_address(pending.address or where)
+        if address.scheme == "s3":
+            reason = "" if open_store(f"s3://{address.host}").exists(address.path) else "log_not_found"
+        else:
+            where = address.path
+            os.close(open_log(policy, where))
+    except (RejectedInput, LogUnavailableError) as failure:
+        reason = failure.reason
+    return MissingLog(pending.origin.offset, reason, where) if reason else None
 
 
 def _count(found: Survey, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""``ciml predict``: predictions for finished runs."""
+"""``ciml predict stream``: predictions for finished runs, in the foreground."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     return one.urls["grpc"]
 
 
-@click.command("predict")
+@click.command("stream")
 @data_path_option()
 @kafka_option()
 @kafka_config_option
@@ -75,12 +75,13 @@ def command(
 
     Ingest announces the runs, trusted or not. Each run is prepared by the definition of the served version, predicted
     once by it, committed to DATA/predictions with its offset, and published. Without a served version nothing is read.
-    An interrupted predict continues from the last commit.
+    An interrupted stream continues from the last commit. To keep it at work under a supervisor: ciml service start
+    predict.
 
     \b
     Example:
-      ciml predict --model provider --data-path data
-      ciml predict --model provider --data-path data --once --engine micro-batches
+      ciml predict stream --model provider --data-path data
+      ciml predict stream --model provider --data-path data --once --engine micro-batches
     """
     from cli.progress_counts import Counts
     from services.driver import PATIENCE_S

@@ -1,0 +1,25 @@
+"""The public Python API, whose names `ciml` offers: a data root, its data sets and models, and logs.
+
+It calls the functions of the commands, from all packages but `cli`. Its modules import libraries when they are used.
+"""
+
+from ciml.api.data import Data, open
+from ciml.api.dataset import Dataset
+from ciml.api.logs import parse_log
+from ciml.api.model import Model, Prediction
+from ciml.api.results import Figure, RefreshResult, TrainingResult
+from ciml.api.shadowing import check_packages
+
+__all__ = [
+    "Data",
+    "Dataset",
+    "Figure",
+    "Model",
+    "Prediction",
+    "RefreshResult",
+    "TrainingResult",
+    "open",
+    "parse_log",
+]
+
+check_packages()

@@ -1,0 +1,184 @@
+"""A data set: its examples as arrays, tables and data frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from ciml.data_root import StoredDataset
+from ciml.errors import CimlError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from ciml.datasets.definition import DatasetDefinition
+    from training.data.snapshot import Snapshot, SnapshotRun
+
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+class Dataset:
+    """The examples of a data set, one a run, as they are when it is opened: `ciml.Data.dataset` opens one.
+
+    It holds the runs that a training uses: those that the trust policy accepts now, without excluded ones. All methods
+    return runs in the same order, so that rows correspond. ``train`` contains the runs that a training with early
+    stopping takes from it.
+
+    Attributes:
+      name: of the data set.
+    """
+
+    def __init__(self, stored: StoredDataset, trust_policy: str | None = None) -> None:
+        from training.data.in_memory import read_snapshot_facts
+        from transforms.ingest.trust import TrustPolicy
+
+        self._stored, self.name = stored, stored.name
+        state = stored.state()
+        self._snapshot: Snapshot
+        self._snapshot, _ = read_snapshot_facts(stored, state, TrustPolicy.load(trust_policy))
+        self._padding = state.padding()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; labels are indices into it."""
+        return self._snapshot.resolved.classes
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Short names of the features, in the order of the last axis of X."""
+        return self._snapshot.resolved.features
+
+    @property
+    def windows(self) -> int:
+        """L, the windows of an example; with aggregation functions their number."""
+        return self._snapshot.resolved.windows
+
+    @property
+    def definition(self) -> DatasetDefinition:
+        """The definition: interval, features, label, splits."""
+        return self._snapshot.resolved.definition
+
+    @property
+    def padding(self) -> float | None:
+        """Share of the windows of all stored examples that are padding, 0 to 1; None with aggregation functions."""
+        return self._padding
+
+    def to_numpy(self, split: Split | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the examples as X and y, checked against the data set's manifest.
+
+        Args:
+          split: ``train``, ``dev`` or ``test``; all runs by default.
+
+        Returns:
+          X float32 [runs, L, features]: as recorded, not normalised, with zeros behind a run's last window. And y int64
+          [runs]: indices into `classes`.
+
+        Raises:
+          IntegrityError: files and manifest disagree.
+
+        Example:
+          >>> X, y = dataset.to_numpy("train")
+          >>> X.dtype, X.shape[1:] == (dataset.windows, len(dataset.features)), y.dtype
+          (dtype('float32'), True, dtype('int64'))
+        """
+        import numpy as np
+
+        from training.data.examples import read_snapshot_examples
+
+        # Some runs of the split train have the role dev.
+        roles = {run.role for run in self._runs(split)}
+        if not roles:
+            return np.zeros((0, self.windows, len(self.features)), np.float32), np.zeros(0, np.int64)
+        _, examples = read_snapshot_examples(self._stored.store, self._snapshot, *sorted(roles))
+        return examples.inputs, examples.labels
+
+    def n_windows(self, split: Split | None = None) -> NDArray[np.int32]:
+        """Return the number of each run's own windows, int32 [runs]; the rest of its L windows is padding.
+
+        Example:
+          >>> X, _ = dataset.to_numpy("test")
+          >>> all((X[row, count:] == 0).all() for row, count in enumerate(dataset.n_windows("test")))
+          True
+        """
+        import numpy as np
+
+        counts = self._counts
+        return np.array([counts[run.run_id] for run in self._runs(split)], np.int32)
+
+    def facts(self, split: Split | None = None) -> pa.Table:
+        """Return what is known of each run, without its features: ids, job, label, split, times, metadata.
+
+        Example:
+          >>> dataset.facts("test").column_names[:4]
+          ['run_id', 'build_uuid', 'build_name', 'label']
+        """
+        from ciml.datasets.definition import METADATA_COLUMNS
+
+        return self._read(split, METADATA_COLUMNS)
+
+    def to_arrow(self, split: Split | None = None) -> pa.Table:
+        """Return the stored examples: `facts`, then each feature as fixed_size_list<float32>[L]."""
+        return self._read(split, None)
+
+    def to_pandas(self, split: Split | None = None) -> Any:
+        """Return `to_arrow` as a DataFrame, whose features are columns of arrays float32 [L]. Needs pandas.
+
+        Example:
+          >>> frame = dataset.to_pandas("test")
+          >>> len(frame) == len(dataset.facts("test")) and len(frame[dataset.features[0]][0]) == dataset.windows
+          True
+        """
+        return self.to_arrow(split).to_pandas()
+
+    def to_tf(self, split: Split | None = None) -> Any:
+        """Return the examples as a ``tf.data.Dataset`` of (float32 [L, features], int64 label), not batched.
+
+        Needs ``ciml[train]``.
+        """
+        from ciml.extras import require
+
+        require("tensorflow")
+        from training.runtime import tensorflow
+
+        return tensorflow().data.Dataset.from_tensor_slices(self.to_numpy(split))
+
+    def _runs(self, split: Split | None) -> list[SnapshotRun]:
+        if split is not None and split not in SPLITS:
+            raise CimlError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
+        return [run for run in self._snapshot.runs() if split in (None, run.split)]
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        """The number of windows by run id, for all splits."""
+        table = self._read(None, ("run_id", "n_windows"))
+        return dict(zip(table.column("run_id").to_pylist(), table.column("n_windows").to_pylist(), strict=True))
+
+    def _read(self, split: Split | None, columns: Sequence[str] | None) -> pa.Table:
+        """Return columns of the examples in the order of `_runs`; all by default."""
+        import numpy as np
+        import pyarrow as pa
+
+        from transforms.examples.prepare import schema_of
+        from transforms.examples.spans import read_examples
+        from transforms.raw.arrow_arrays import numbers
+
+        wanted = [run.run_id for run in self._runs(split)]
+        splits = SPLITS if split is None else (split,)
+        files = [file for span in self._snapshot.spans for each in splits for file in span.files.get(each, ())]
+        if not files:
+            empty = schema_of(self._snapshot.resolved).empty_table()
+            return empty if columns is None else empty.select(list(columns))
+        table = pa.concat_tables([read_examples(self._stored.store, file, columns) for file in files])
+        place = {run_id: row for row, run_id in enumerate(table.column("run_id").to_pylist())}
+        return table.take(numbers(np.array([place[run_id] for run_id in wanted], np.int64)))
+
+    def __len__(self) -> int:
+        return len(self._runs(None))
+
+    def __repr__(self) -> str:
+        shape = f"{len(self)} runs of {self.windows} x {len(self.features)}"
+        return f"Dataset({self.name!r}: {shape}, classes {', '.join(self.classes)})"

@@ -1,0 +1,220 @@
+"""A pushed model in this process, and its predictions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from ciml.api.logs import is_frame, telemetry_of
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, RejectedInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from serving.predict.local import Answer
+
+
+#: Telemetry that is predicted at once: number of runs, and bytes.
+_MOST_RUNS = 256
+_MOST_BYTES = 64 << 20
+
+Kind = Literal["file", "run", "telemetry"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answers for a run; or, in a list, why it cannot answer.
+
+    Attributes:
+      run: the path or run id; ``table N`` for the Nth table of a list.
+      class_name: the class with the highest probability; None for an unusable run.
+      probability: of that class; None for an unusable run.
+      probabilities: of all classes, in the order of the data set; empty for an unusable run.
+      n_windows: number of the run's windows, without padding.
+      reason: why the run cannot be used, such as ``not_telemetry`` or ``missing_column``; "" else.
+      detail: one line about that reason.
+    """
+
+    run: str
+    class_name: str | None
+    probability: float | None
+    probabilities: Mapping[str, float]
+    n_windows: int
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def remark(self) -> str:
+        """Why the run cannot be used, as text; "" for a prediction."""
+        return ": ".join(part for part in (self.reason.replace("_", " "), self.detail) if part)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON: the keys of a published prediction, or ``reason`` and ``detail``."""
+        if self.class_name is None:
+            return {"run": self.run, "reason": self.reason, "detail": self.detail}
+        return {
+            "run": self.run,
+            "class": self.class_name,
+            "probability": self.probability,
+            "probabilities": dict(self.probabilities),
+            "n_windows": self.n_windows,
+        }
+
+
+class Model:
+    """A pushed version of a model, loaded in this process: `ciml.Data.model` opens one.
+
+    Its files are compared with their digests in the registry, as the model server does, and only a version that the
+    gate blessed is loaded. Runs are prepared by the data set definition inside the model, by the functions that the
+    predict service uses.
+
+    Attributes:
+      name: of the model.
+      version: its number in the registry.
+      classes: names of the classes, in order.
+      features: names of the features that it takes, in order.
+    """
+
+    def __init__(self, data: DataRoot, name: str, version: int | None = None, label: str = "stable") -> None:
+        from ciml.extras import require
+
+        require("tensorflow")
+        from serving.predict.local import LocalModel
+        from training.runtime import tensorflow
+
+        tensorflow()  # with the settings of training, which cannot be changed later
+        self._data = data
+        self._local = LocalModel(data, name, version, label)
+        self.name, self.version = name, self._local.version
+        self.classes: tuple[str, ...] = self._local.definition.classes
+        self.features: tuple[str, ...] = self._local.definition.features
+
+    @overload
+    def predict(self, run: list[Any], *, zone: str | None = None) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, run: str | os.PathLike[str] | pa.Table | Any, *, zone: str | None = None) -> Prediction: ...
+
+    def predict(self, run: Any, *, zone: str | None = None) -> Prediction | list[Prediction]:
+        """Predict the class of a run, or of each run of a list.
+
+        Args:
+          run: the path of a log, the id of a stored run, telemetry as `ciml.parse_log` returns it, such a DataFrame,
+            or a list of these.
+          zone: zone of logs that name none.
+
+        Returns:
+          For a list a prediction for each of its runs, in order; an unusable run affects only itself.
+
+        Raises:
+          CimlError: for a single run that cannot be used, with the reason.
+          IntegrityError: stored telemetry differs from its digest.
+
+        Example:
+          >>> model = data.model("status")
+          >>> model.predict("logs/unit-001.csv").class_name in model.classes
+          True
+          >>> [one.reason for one in model.predict(["logs/unit-001.csv", "no-such-file"])]
+          ['', 'log_not_found']
+        """
+        if isinstance(run, list | tuple):
+            return list(self.each(run, zone=zone))
+        (found,) = self.each([run], zone=zone)
+        if found.class_name is None:
+            raise CimlError(f"{found.run}: {found.remark}")
+        return found
+
+    def each(self, runs: Iterable[Any], *, zone: str | None = None) -> Iterator[Prediction]:
+        """Yield the predictions of many runs in order, part by part: as `predict` for a list, in bounded memory.
+
+        Example:
+          >>> from pathlib import Path
+          >>> sum(one.probability is not None for one in model.each(sorted(Path("logs").iterdir()))) > 50
+          True
+        """
+        listed = [(_name(number, run), run) for number, run in enumerate(runs, 1)]
+        names = iter(name for name, _ in listed)
+        tables = self._tables([run for _, run in listed], zone)
+        for part in _parts(tables):
+            answers = iter(self._local.predict([each for each in part if not isinstance(each, RejectedInput)]))
+            for each in part:
+                yield _prediction(next(names), each if isinstance(each, RejectedInput) else next(answers))
+
+    def _tables(self, runs: Sequence[Any], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
+        from transforms.parse.files import parse_files
+
+        for kind, some in groupby(runs, _kind):
+            if kind == "file":
+                yield from parse_files(some, zone=zone)
+            elif kind == "run":
+                yield from self._stored(list(some))
+            else:
+                yield from map(telemetry_of, some)
+
+    def _stored(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
+        from ciml.manifest.log import ManifestLog
+        from ciml.raw.run_log import find_files
+        from ciml.telemetry import OWN_COLUMNS
+        from transforms.raw.reader import read_runs
+
+        raw, columns = self._data.raw, [*OWN_COLUMNS, *self._local.definition.columns]
+        files = find_files(ManifestLog(raw), run_ids)
+        for start in range(0, len(run_ids), _MOST_RUNS):
+            part = run_ids[start : start + _MOST_RUNS]
+            tables = iter(read_runs(raw, [files[each] for each in part if each in files], columns=columns))
+            for each in part:
+                missing = RejectedInput("unknown_run", f"no file, and no run in {raw.url()}, has this name")
+                yield next(tables) if each in files else missing
+
+    def close(self) -> None:
+        """Free the memory of the model; it cannot predict any more."""
+        self._local.close()
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, version {self.version}: {', '.join(self.classes)})"
+
+
+def _kind(run: Any) -> Kind:
+    import pyarrow as pa
+
+    from ciml.events.run_id import RunId
+
+    if isinstance(run, pa.Table) or is_frame(run):
+        return "telemetry"
+    if isinstance(run, str) and not os.path.exists(run):
+        try:
+            RunId.decode(run)
+        except RejectedInput:
+            return "file"
+        return "run"
+    if isinstance(run, str | os.PathLike):
+        return "file"
+    raise CimlError(f"cannot predict a {type(run).__name__}: want a path, a run id, a DataFrame or a pyarrow Table")
+
+
+def _name(number: int, run: Any) -> str:
+    return os.fspath(run) if isinstance(run, str | os.PathLike) else f"table {number}"
+
+
+def _parts(tables: Iterator[pa.Table | RejectedInput]) -> Iterator[list[pa.Table | RejectedInput]]:
+    part: list[pa.Table | RejectedInput] = []
+    size = 0
+    for table in tables:
+        part.append(table)
+        size += 0 if isinstance(table, RejectedInput) else table.nbytes
+        if len(part) >= _MOST_RUNS or size >= _MOST_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _prediction(run: str, answer: Answer | RejectedInput) -> Prediction:
+    if isinstance(answer, RejectedInput):
+        return Prediction(run, None, None, {}, 0, answer.reason, answer.detail)
+    probability = answer.probabilities[answer.class_name]
+    return Prediction(run, answer.class_name, probability, answer.probabilities, answer.n_windows)

@@ -1,0 +1,245 @@
+"""Cells of a table as values of a listing: times, results, paths and texts. Each is converted, or rejected."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import posixpath
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+from zoneinfo import ZoneInfo, available_timezones
+
+from ciml.errors import CimlError, RejectedInput
+from ciml.events.fields import is_clean, kind_of
+from ciml.events.outcomes import normal_word, outcome_of
+from ciml.events.records import OutcomeWord
+from ciml.events.redaction import shown
+from ciml.limits import EARLIEST_US, LATEST_US
+
+#: Cells of CSV that are no value: most of those that `pandas.read_csv` takes for missing.
+NO_VALUE = frozenset({"", "NA", "N/A", "NaN", "nan", "NaT", "NULL", "null", "None", "<NA>"})
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+#: Factors to µs of epoch seconds, milliseconds and microseconds. The instants of 2000 to 2099 have another number of
+#: digits in each unit, so a number has one meaning.
+_UNITS = (1_000_000, 1_000, 1)
+_NUMBER = re.compile(r"-?\d{1,19}(?:\.\d{1,19})?")
+_WHOLE_FLOAT = re.compile(r"(\d{1,19})\.0")  # of a column of whole numbers and missing values, written by pandas
+_BLANK_BEFORE_OFFSET = re.compile(r" (?=[+-]\d\d)")
+_UTC_NAME = re.compile(r" ?(?:UTC|GMT)$")
+_LOG_NAME = re.compile(r"\.(?:csv|log|txt|dstat|dool)(?:\.gz)?$", re.IGNORECASE)
+_MAX_EXIT_CODE = 255
+
+#: Further words of results, beside those of `ciml.events.outcomes`.
+_MORE_WORDS: dict[str, OutcomeWord] = {
+    "PASS": "success", "OK": "success", "FAIL": "failure", "UNSTABLE": "failure"
+}  # fmt: skip
+#: Names of columns, in snake case, whose 1 means that the run passed; elsewhere numbers are exit codes.
+_PASSED = frozenset({"success", "succeeded", "passed", "pass", "ok", "is_success"})
+#: Names of columns whose true means that the run failed.
+_FAILED = frozenset({"failed", "failure", "fail", "is_failure"})
+
+
+def is_missing(cell: Any) -> bool:
+    """Return whether a cell has no value: null, an empty text, or not a number."""
+    return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
+
+
+@lru_cache(maxsize=16)
+def zone_of(name: str) -> tzinfo:
+    """Return a time zone by its IANA name.
+
+    Raises:
+      CimlError: there is no such zone.
+    """
+    if name.upper() == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        near = difflib.get_close_matches(name[:100], available_timezones(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "give an IANA name, such as UTC or Europe/Berlin"
+        raise CimlError(f"unknown time zone {name!r:.80}; {hint}") from None
+
+
+def parse_time(cell: Any, zone: str | None) -> int:
+    """Return a cell's instant as epoch microseconds.
+
+    Args:
+      cell: a text in ISO 8601, a `datetime`, a `date`, or an epoch number (or its text) in seconds, milliseconds,
+        microseconds or nanoseconds, told apart by the range 2000 to 2099.
+      zone: IANA name of the zone of times without one, or None. Of an hour that the zone has twice, it is the first.
+
+    Raises:
+      RejectedInput: ``no_zone``, or ``bad_time``.
+    """
+    if isinstance(cell, str):
+        cell = _from_text(cell.strip())
+    if isinstance(cell, Decimal):
+        cell = _plain_number(cell)
+    if type(cell) in (int, float):
+        return _epoch_us(cell)
+    if not isinstance(cell, date):
+        raise RejectedInput("bad_time", f"want a time, not {kind_of(cell)}")
+    moment = cell if isinstance(cell, datetime) else datetime.combine(cell, time())
+    if not 1999 <= moment.year <= 2100:  # beyond, calendars may overflow
+        raise RejectedInput("bad_time", f"{moment.isoformat()} is not within 2000 to 2099")
+    micros = ((moment if moment.tzinfo else _in_zone(moment, zone)) - _EPOCH) // _MICROSECOND
+    if not EARLIEST_US <= micros < LATEST_US:
+        raise RejectedInput("bad_time", f"{moment.isoformat()} is not within 2000 to 2099")
+    return micros
+
+
+def _from_text(text: str) -> datetime | int | float:
+    if _NUMBER.fullmatch(text):
+        return float(text) if "." in text else int(text)
+    iso = _UTC_NAME.sub("+00:00", _BLANK_BEFORE_OFFSET.sub("", text)) if len(text) < 64 else text
+    try:
+        return datetime.fromisoformat(iso)
+    except ValueError:
+        raise RejectedInput("bad_time", f"{shown(text)} is neither ISO 8601 nor an epoch number") from None
+
+
+def _epoch_us(number: int | float) -> int:
+    for unit in _UNITS:
+        if EARLIEST_US <= number * unit < LATEST_US:
+            return round(number * unit)
+    if EARLIEST_US <= number / 1000 < LATEST_US:  # nanoseconds
+        return int(number // 1000)
+    raise RejectedInput("bad_time", f"{number!s:.40} is no epoch number of 2000 to 2099")
+
+
+def _in_zone(moment: datetime, name: str | None) -> datetime:
+    if name is None:
+        raise RejectedInput("no_zone", f"{moment.isoformat(' ')} has no time zone")
+    zone = zone_of(name)
+    made = moment.replace(tzinfo=zone)
+    if made.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != moment:
+        raise RejectedInput("bad_time", f"{moment.isoformat(' ')} does not exist in {name}, where clocks skip it")
+    return made
+
+
+def text_of(cell: Any) -> str:
+    """Return a cell as a text without outer blanks; a whole number, also one that is stored as a float, as its digits.
+
+    Raises:
+      RejectedInput: ``bad_field``, for another type, or an unprintable character.
+    """
+    if isinstance(cell, str):
+        text = cell.strip()
+        if not is_clean(text):
+            raise RejectedInput("bad_field", "holds an unprintable character")
+        return text
+    number = _plain_number(cell)
+    if isinstance(number, bool):
+        return "true" if number else "false"
+    if number is not None and abs(number) < 1 << 63:
+        return str(number)
+    if isinstance(cell, date):
+        return cell.isoformat()
+    raise RejectedInput("bad_field", f"want a text, not {kind_of(cell)}")
+
+
+def _plain_number(cell: Any) -> int | float | None:
+    """Return a number, a whole one as an int; None for anything else, not a number and infinity."""
+    if isinstance(cell, int):
+        return cell
+    if not isinstance(cell, float | Decimal) or not math.isfinite(cell):
+        return None
+    return int(cell) if cell == int(cell) else float(cell)
+
+
+def number_text(cell: Any) -> str:
+    """Return a cell as `text_of` does, ``12.0`` as ``12``: pandas writes whole numbers so beside missing values."""
+    text = text_of(cell)
+    whole = _WHOLE_FLOAT.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def parse_attempt(cell: Any) -> int:
+    """Return the number of an attempt, from 1.
+
+    Raises:
+      RejectedInput: ``bad_run_id``.
+    """
+    text = number_text(cell)
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise RejectedInput("bad_run_id", f"{shown(text)} is not a whole number from 1")
+    return int(text)
+
+
+def parse_result(cell: Any, column: str) -> tuple[str, OutcomeWord]:
+    """Return a result as the table has it, and its outcome.
+
+    A word is one of `ciml.events.outcomes`, or pass, ok, fail, unstable. A number is an exit code: 0 is a success,
+    others from -255 to 255 are failures; true is a success. Where the column's name says that the run passed
+    (``passed``, ``success``, …), 1 is the success; where it says that it failed (``failed``, …), true is the failure.
+
+    Args:
+      cell: the cell.
+      column: the column's name in snake case.
+
+    Raises:
+      RejectedInput: ``bad_result``.
+    """
+    text = number_text(cell)
+    word = normal_word(text)
+    outcome = outcome_of(text) or _MORE_WORDS.get(word)
+    if outcome is not None:
+        return text, outcome
+    if word in ("TRUE", "FALSE"):
+        return text, "success" if (word == "TRUE") != (column in _FAILED) else "failure"
+    number = int(text) if _NUMBER.fullmatch(text) and "." not in text else None
+    if number is not None and (column in _PASSED or column in _FAILED) and number in (0, 1):
+        return text, "success" if (number == 1) == (column in _PASSED) else "failure"
+    if number is not None and column not in _PASSED and column not in _FAILED and abs(number) <= _MAX_EXIT_CODE:
+        return text, "failure" if number else "success"
+    raise RejectedInput("bad_result", f"{shown(text)} is no known result")
+
+
+def is_result_word(cell: Any) -> bool:
+    """Return whether a cell is a word that names a result."""
+    return isinstance(cell, str) and (outcome_of(cell) is not None or normal_word(cell) in _MORE_WORDS)
+
+
+def is_log_path(cell: Any) -> bool:
+    """Return whether a cell ends as the name of a log does."""
+    return isinstance(cell, str) and _LOG_NAME.search(cell[-64:]) is not None
+
+
+def parse_path(cell: Any, roots: Sequence[str]) -> str:
+    """Return the path of a log below the folder of logs.
+
+    Args:
+      cell: a relative path, or a path or address below one of the roots.
+      roots: the folder or ``s3://`` prefix of the logs, in each of its spellings.
+
+    Raises:
+      RejectedInput: ``bad_path``, for a path that leads elsewhere.
+    """
+    path = text_of(cell)
+    if path.startswith("file://"):
+        path = unquote(path.removeprefix("file://"))
+    for root in roots:
+        if path.startswith(f"{root.rstrip('/')}/"):
+            path = path[len(root.rstrip("/")) + 1 :].lstrip("/")
+            break
+    path = path if "://" in path else posixpath.normpath(path)
+    if "://" in path or path.startswith("/") or path == "." or path.split("/")[0] == "..":
+        raise RejectedInput("bad_path", f"{shown(path)} is not below {roots[0]}")
+    return path
+
+
+def parse_label(cell: Any) -> str | int | float | bool | None:
+    """Return a cell as the value of a label; None for a list, an object or bytes, which a listing leaves out, too."""
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return None
+    if isinstance(cell, str | int | float | bool):
+        return cell
+    return _plain_number(cell) if isinstance(cell, Decimal) else text_of(cell) if isinstance(cell, date) else None

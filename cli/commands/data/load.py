@@ -1,0 +1,175 @@
+"""``ciml load``: own logs and a table of their results into the raw store."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from ciml.errors import CimlError
+from cli.options import data_path_option, s3_place
+from cli.policy_options import trust_policy_option
+from cli.s3_options import s3_options
+from cli.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from pipelines.backfill.load import LoadReport
+
+_INTERRUPTED = 130
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.rpartition("=") for text in value]
+    for text, (theirs, _, ours) in zip(value, pairs, strict=True):
+        if not theirs or not ours:
+            raise CimlError(f"--map {text!r:.80}: not COLUMN=FIELD, such as --map ci_job=build_name")
+    return {theirs: ours for theirs, _, ours in pairs}
+
+
+@click.command("load")
+@click.argument("logs", metavar="LOGS", callback=s3_place)
+@click.option(
+    "--results",
+    required=True,
+    metavar="FILE",
+    callback=s3_place,
+    help="Table of the runs, a row a run: CSV, Parquet or JSON lines; a file or an s3:// object.",
+)
+@click.option(
+    "--map",
+    "mapping",
+    multiple=True,
+    metavar="COLUMN=FIELD",
+    callback=_pairs,
+    help="Field of a column, such as build_name or result, or - to leave it out; may be repeated.  [default: guessed]",
+)
+@click.option("--zone", metavar="ZONE", help="Time zone of times without one, such as UTC or Europe/Berlin.")
+@click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    metavar="SHARE",
+    help="Largest share of bad rows and missing logs; beyond it nothing is loaded.",
+)
+@click.option(
+    "--source",
+    default="backfill",
+    show_default=True,
+    metavar="NAME",
+    help="Name of the table in the trust policy and in run ids.",
+)
+@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to load; may be repeated.  [default: all]")
+@data_path_option(creates=True)
+@trust_policy_option
+@click.option("--dry-run", is_flag=True, help="Survey the table and the logs; load nothing.")
+@s3_options
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def command(
+    logs: str,
+    results: str,
+    mapping: dict[str, str],
+    zone: str | None,
+    max_bad: float,
+    source: str,
+    jobs: tuple[str, ...],
+    data_path: str,
+    trust_policy: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Load your own logs and results.
+
+    LOGS is the folder or s3:// prefix of the logs. The table has a row for each run: id, job, result, start or end,
+    path of the log; other columns become labels. Columns are found by their names; the report shows how. Nothing is
+    loaded if too many rows are bad. The same table again changes nothing; one that grew adds its new rows.
+
+    \b
+    Example:
+      ciml load logs --results results.csv --data-path data
+      ciml load logs --results results.csv --map ci_job=build_name --zone Europe/Berlin --data-path data --dry-run
+
+    Exit codes: 0 loaded, 130 interrupted, 2 wrong use or too many bad rows, 3 a store does not answer.
+    """  # fmt: skip
+    from ciml.data_root import DataRoot
+    from cli.progress_bar import bars
+    from pipelines.backfill.load import RejectedTableError, load
+    from transforms.ingest.decode import ALL_JOBS
+    from transforms.ingest.trust import TrustPolicy
+
+    stop = stop_on_signals()
+    try:
+        with bars() as progress:
+            report = load(
+                DataRoot.open(data_path), logs, results, mapping=mapping, zone=zone, max_bad=max_bad, source=source,
+                jobs=jobs or ALL_JOBS, trust=TrustPolicy.load(trust_policy), dry_run=dry_run, stop=stop,
+                progress=progress,
+            )  # fmt: skip
+    except RejectedTableError as rejected:
+        _print_json(rejected.report) if as_json else _print(rejected.report)
+        raise CimlError(rejected.summary) from None
+    if as_json:
+        _print_json(report)
+    else:
+        _print(report)
+        _print_ending(report, data_path, dry_run)
+    return 0 if dry_run or report.complete else _INTERRUPTED
+
+
+def _print_json(report: LoadReport) -> None:
+    click.echo(json.dumps(report.to_json(), indent=2))
+
+
+def _print(report: LoadReport) -> None:
+    """Print the meaning of the columns, and the reasons of unusable rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(f"{report.table}: {report.rows:,} rows, {report.form}"), soft_wrap=True)
+    hows = {"given": "by --map", "name": "by its name", "content": "by its values"}
+    for ours, theirs, how in report.columns.guesses:
+        console.print(Text(f"  {ours:<13} is column {theirs} ({hows[how]})"), soft_wrap=True)
+    for word, names in (("labels", report.columns.labels), ("left out", report.columns.left_out)):
+        if names:
+            console.print(Text(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}"), soft_wrap=True)
+    if not report.unusable:
+        return
+    table = Table("rows", "reason", "first row", "value", "fault", title="Unusable rows", title_justify="left")
+    table.columns[0].justify = "right"
+    for reason, count, rows, _ in report.reasons():
+        first = rows[0]
+        where = f"{first.number:,}" + (f", {first.column}" if first.column else "")
+        table.add_row(f"{count:,}", *map(Text, (reason, where, first.value, first.detail)))
+    console.print(table)
+    for reason, _, _, remedy in report.reasons():
+        console.print(Text(f"{reason}: {remedy}"), soft_wrap=True)
+
+
+def _print_ending(report: LoadReport, data_path: str, dry_run: bool) -> None:
+    """Print what became of the rows, and the next command."""
+    from cli.progress_counts import WORDS
+
+    counts = [f"{report.totals[kind]:,} {word}" for kind, word in WORDS.items() if report.totals[kind]]
+    if dry_run:
+        counts = [f"{report.good:,} rows would be loaded"] + [f"{report.known:,} of stored runs"] * bool(report.known)
+    for count, words in (
+        (report.before, "loaded before"),
+        (report.bad.total(), "bad rows left out"),
+        (report.not_selected, "of other jobs"),
+    ):
+        if count:
+            counts.append(f"{count:,} {words}")
+    click.echo(", ".join(counts) + ("; nothing was done." if dry_run else "."))
+    if report.untrusted:
+        click.echo(f"{report.untrusted:,} rows are not trusted, so no model learns from them: see --trust-policy.")
+    if dry_run:
+        return
+    if not report.complete:
+        click.echo("Interrupted: run the same command to continue.")
+        return
+    if report.totals["dead_letter"]:
+        click.echo(f"Dead letters: ciml dead-letters list --data-path {data_path}")
+    click.echo(f"Next: ciml dataset build --dataset first --class-label status --data-path {data_path}")

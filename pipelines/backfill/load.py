@@ -1,0 +1,279 @@
+"""Load: the runs of a table of results and a folder of logs, surveyed as a whole and then settled by `backfill`.
+
+rows of the table ─► lines of a listing, or reasons ─► survey: logs, known runs ─► too many bad? ─► backfill
+
+The listing follows from the table alone, so the same table again is the same listing, of which everything is settled.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, EngineError
+from ciml.events.listing import Reading
+from ciml.events.listing_files import Listing
+from ciml.events.records import LISTS
+from ciml.results.columns import Columns
+from ciml.results.convert import REASONS, BadRow, Conversion
+from ciml.results.open import open_results
+from pipelines.backfill.backfill import backfill
+from pipelines.backfill.plan import BackfillConfig, Tally, fetch_below, logs_root
+from pipelines.backfill.survey import Survey, survey
+from transforms.ingest.decode import ALL_JOBS
+from transforms.ingest.trust import TrustPolicy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["LoadReport", "RejectedTableError", "load"]
+
+#: Called with what is done, how much of it, and of how many if known.
+Progress = Callable[[str, int, int | None], None]
+
+_EXAMPLES = 3  # bad rows that a report shows, of each reason
+#: Why a log is missing, beside the reasons of rows, and what to do.
+MISSING: Mapping[str, str] = {
+    "log_not_found": "copy the logs there, or name the folder that the paths begin in",
+    "address_not_allowed": "a log must be a file below the folder of logs, with no symlink that leads out",
+    "log_unavailable": "let this user read the logs",
+    "bad_address": "shorten the path",
+}
+
+
+@dataclass
+class LoadReport:
+    """The result of a load, or of its survey.
+
+    Each row is counted once: ``rows`` is the sum of ``bad``, ``not_selected``, ``before``, and of ``totals`` once it is
+    complete, else of ``good`` and ``missing``.
+
+    Attributes:
+      table, form: the table's name and format.
+      columns: the meaning of the table's columns.
+      rows: rows of the table.
+      bad: rows that cannot be loaded, by reason.
+      missing: rows whose logs cannot be opened, by reason. Loaded, they are dead letters.
+      good: other rows that are not settled yet.
+      before: rows that an earlier load of the same table settled.
+      not_selected: rows of other jobs.
+      known: of the good rows, those whose runs are stored: repeats or corrections.
+      untrusted: of the good and missing rows, those that no rule of the trust policy trusts.
+      examples: the first bad rows of each reason, in order.
+      totals: rows by what became of them, as `ciml.events.records.Kind`; all 0 before a load.
+      dead_letters: rows that are dead letters, by reason.
+      complete: whether all selected rows are settled.
+    """
+
+    table: str
+    form: str
+    columns: Columns
+    rows: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+    good: int = 0
+    before: int = 0
+    not_selected: int = 0
+    known: int = 0
+    untrusted: int = 0
+    examples: list[BadRow] = field(default_factory=list)
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys((str(kind) for kind in LISTS), 0))
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    complete: bool = False
+
+    @property
+    def unusable(self) -> int:
+        """The number of rows that are bad, or whose logs are missing."""
+        return self.bad.total() + self.missing.total()
+
+    def add(self, row: BadRow, counter: Counter[str]) -> None:
+        """Count an unusable row, and keep it where it is among the first of its reason."""
+        if counter[row.reason] < _EXAMPLES:
+            self.examples.append(row)
+        counter[row.reason] += 1
+
+    def reasons(self) -> list[tuple[str, int, list[BadRow], str]]:
+        """Return (reason, number of rows, the first of them, what to do) of all unusable rows, the most first."""
+        remedies = {**REASONS, **MISSING}
+        return [
+            (reason, count, [row for row in self.examples if row.reason == reason], remedies.get(reason, ""))
+            for reason, count in (self.bad + self.missing).most_common()
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        counts = ("table", "form", "rows", "good", "before", "not_selected", "known", "untrusted", "complete")
+        return {
+            **{name: getattr(self, name) for name in counts},
+            "columns": [guess._asdict() for guess in self.columns.guesses],
+            "labels": list(self.columns.labels),
+            "left_out": list(self.columns.left_out),
+            "bad": dict(self.bad),
+            "missing": dict(self.missing),
+            "examples": [row._asdict() for row in self.examples],
+            "totals": self.totals,
+            "dead_letters": dict(self.dead_letters),
+        }
+
+
+class RejectedTableError(CimlError):
+    """A table of which nothing was loaded, as too many of its rows are unusable.
+
+    Its text is a line, followed by the reasons, one a line.
+
+    Attributes:
+      summary: the line alone.
+      report: counts and examples.
+    """
+
+    def __init__(self, summary: str, report: LoadReport) -> None:
+        self.summary, self.report = summary, report
+        super().__init__("\n".join([summary, *map(_reason_line, report.reasons())]))
+
+
+def load(
+    data: DataRoot,
+    logs: str,
+    table: pa.Table | str | os.PathLike[str],
+    *,
+    mapping: Mapping[str, str] | None = None,
+    zone: str | None = None,
+    max_bad: float = 0.1,
+    source: str = "backfill",
+    jobs: Sequence[str] = ALL_JOBS,
+    trust: TrustPolicy | None = None,
+    dry_run: bool = False,
+    stop: threading.Event | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> LoadReport:
+    """Load the runs of a table of results, and their logs, into the raw store: all that is usable, or nothing.
+
+    The same table again changes nothing; a table that grew adds what is new. An interrupted load continues.
+
+    Args:
+      data: the data root; it is created where it does not exist.
+      logs: the folder or ``s3://`` prefix of the logs.
+      table: a file or ``s3://`` object of CSV, Parquet or JSON lines, or a `pyarrow.Table`: a row a run.
+      mapping: columns that names and content do not tell: theirs → the listing's, or → ``-`` to leave one out.
+      zone: IANA name of the zone of times that have none.
+      max_bad: largest share of rows that may be bad or without a log, 0 to 1.
+      source: name of the table in the trust policy and in the run ids.
+      jobs: globs of the jobs to load.
+      trust: the trust policy; by default the built-in one, which trusts ``backfill``.
+      dry_run: only survey; commit nothing.
+      stop: when set, ends the load after the work in progress is committed; the report is incomplete then.
+      progress: called with what is done, how much of it, and the total or None.
+
+    Raises:
+      RejectedTableError: too many unusable rows, or no good one; nothing was committed.
+      CimlError: no such folder or table, an empty or unreadable one, an unknown column or zone; nothing was committed.
+      EngineError: a store does not answer.
+    """
+    if not 0 <= max_bad <= 1:
+        raise CimlError(f"the largest share of bad rows is from 0 to 1, not {max_bad:g}")
+    root = logs_root(logs, "LOGS")
+    config = BackfillConfig(
+        data.raw,
+        Reading(source, source, root),
+        selection=tuple(jobs),
+        skip_known=True,
+        take_missing=True,
+        trust=trust or TrustPolicy.load(None),
+        fetch=fetch_below(root),
+    )
+    opened = open_results(table)
+    conversion = Conversion(opened, config.reading, roots=(os.path.abspath(logs),), mapping=mapping, zone=zone)
+    report = LoadReport(opened.name, opened.form, conversion.columns)
+    with tempfile.TemporaryFile(prefix="ciml-load-") as file:
+        rows = _write_listing(conversion, file, report, progress)
+        listing = Listing(opened.name, file)
+        found = survey(
+            config, listing, check_logs=True, stop=stop,
+            report=lambda done: progress("looking for logs", done, listing.lines),
+        )  # fmt: skip
+        if stop is not None and stop.is_set():
+            return report
+        _count(report, found, rows)
+        _check(report, max_bad, root)
+        if not dry_run:
+            tally = backfill(
+                config, listing, stop=stop,
+                report=lambda tally: progress("loading runs", tally.passed, tally.lines - tally.before),
+            )  # fmt: skip
+            _settle(report, tally)
+    return report
+
+
+def _write_listing(conversion: Conversion, file: IO[bytes], report: LoadReport, progress: Progress) -> array[int]:
+    """Write the good rows as a listing, and count the bad ones. Return the row of each line."""
+    rows = array("L")
+    try:
+        for row in conversion.rows():
+            report.rows += 1
+            if isinstance(row, BadRow):
+                report.add(row, report.bad)
+            else:
+                file.write(row.line + b"\n")
+                rows.append(row.number)
+            if report.rows % 1000 == 0:
+                progress("reading rows", report.rows, None)
+        file.flush()
+        file.seek(0)
+    except OSError as error:
+        raise EngineError(f"cannot write into {tempfile.gettempdir()}: {error.strerror}") from error
+    return rows
+
+
+def _count(report: LoadReport, found: Survey, rows: array[int]) -> None:
+    """Count the rows of the listing as the survey found them."""
+    column = report.columns.theirs("log_path")
+    for missing in found.missing:
+        report.add(BadRow(rows[missing.line], missing.reason, column, missing.where, ""), report.missing)
+    report.before, report.not_selected, report.known = found.settled, found.others, found.known
+    report.good = found.lines - found.settled - found.others - len(found.missing)
+    report.untrusted = sum(count for (trusted, _), count in found.trust.items() if not trusted)
+
+
+def _check(report: LoadReport, max_bad: float, root: str) -> None:
+    """Raise `RejectedTableError` unless enough of the rows can be loaded."""
+    rows = report.rows - report.not_selected
+    if not rows:
+        raise RejectedTableError(f"{report.table}: no row of the selected jobs; correct --job", report)
+    if report.unusable > max_bad * rows or not report.good + report.before:
+        summary = (
+            f"nothing was loaded: {report.unusable:,} of {rows:,} rows of {report.table} are unusable, and at most "
+            f"{max_bad * 100:g} % may be (--max-bad)"
+        )
+        raise RejectedTableError(summary + _parent_hint(report, root), report)
+
+
+def _parent_hint(report: LoadReport, root: str) -> str:
+    """Return the folder to name instead, where the paths begin with the name of the folder of logs."""
+    parent, name = os.path.split(root.rstrip("/"))
+    first = next((row.value for row in report.examples if row.reason == "log_not_found"), "")
+    if first.startswith(f"{root}/{name}/") and os.path.exists(f"{parent}/{first.removeprefix(root + '/')}"):
+        return f"; the paths begin with {name}/: name {parent} as the folder of logs"
+    return ""
+
+
+def _settle(report: LoadReport, tally: Tally) -> None:
+    report.totals = tally.totals()
+    report.complete = tally.complete
+    for (kind, reason), count in tally.counts.items():
+        if kind == "dead_letter":
+            report.dead_letters[reason] += count
+
+
+def _reason_line(reason: tuple[str, int, list[BadRow], str]) -> str:
+    name, count, rows, remedy = reason
+    first = rows[0]
+    where = f"row {first.number:,}" + (f", column {first.column:.60}" if first.column else "")
+    fault = ": ".join(part for part in (where, first.value, first.detail) if part)
+    return f"  {count:,} {name}: {remedy} ({fault})"

@@ -1,0 +1,188 @@
+"""One telemetry log as plots and one page: the course of its columns, group by group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ciml.errors import CimlError, RejectedInput
+from ciml.limits import MAX_PARSED_BYTES
+from ciml.storage.open import open_store
+from ciml.telemetry import TIME, Finding, select_columns, telemetry_columns, validate
+from reports.dataset.views import unit_of
+from reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, quantity, seconds, shown, units
+from reports.page import Page, Section, Table, Tile, save
+from transforms.parse.logs import Log, parse_logs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+#: Columns that are drawn unless a pattern chooses others, and lines of one plot.
+MOST_COLUMNS, MOST_LINES = 30, 7
+#: Points of a line; a longer course has the means of neighbouring samples.
+MOST_POINTS = 1000
+_CAPTION = "A gap is a sample without a value."
+_MEANS = " Each point is the mean of {} neighbouring samples."
+
+
+@dataclass(frozen=True)
+class _Course:
+    """The samples of a column, float64 [S]; NaN where there is no value."""
+
+    column: str
+    values: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return self.column.rpartition(":")[2] or self.column
+
+    @property
+    def group(self) -> str:
+        return self.column.rpartition(":")[0]
+
+
+def plot_log(path: str | os.PathLike[str], folder: str | os.PathLike[str], *, features_regex: str | None = None) -> str:
+    """Draw a log into a folder: each plot as SVG and PNG, and ``index.html`` with all of them.
+
+    Args:
+      path: a log of dstat, dool or pcp-dstat, text or gzip, on local disk.
+      folder: a folder or an ``s3://`` prefix; existing files of the same names are replaced.
+      features_regex: pattern of the drawn columns, as in a definition; by default the first 30 are drawn.
+
+    Returns:
+      The address of the page.
+
+    Raises:
+      CimlError: the file cannot be read, is no telemetry, or has no such column.
+    """
+    return save(open_store(folder), log_page(os.path.basename(path), _read(path), features_regex))
+
+
+def _read(path: str | os.PathLike[str]) -> pa.Table:
+    try:
+        with open(path, "rb") as file:
+            data, changed_us = file.read(MAX_PARSED_BYTES + 1), os.fstat(file.fileno()).st_mtime_ns // 1000
+    except OSError as error:
+        raise CimlError(f"{os.fspath(path)}: {error.strerror}") from None
+    (table,) = parse_logs([Log(data)])
+    if isinstance(table, RejectedInput) and table.reason == "no_time":  # the samples' distances suffice to draw them
+        (table,) = parse_logs([Log(data, start_us=changed_us)])
+    if isinstance(table, RejectedInput):
+        raise CimlError(f"{os.fspath(path)}: not a usable log: {table}")
+    return table
+
+
+def log_page(name: str, table: pa.Table, features_regex: str | None = None) -> Page:
+    """Return the page of a log.
+
+    Args:
+      name: of its file.
+      table: of `transforms.parse.logs.parse_logs`.
+      features_regex: see `plot_log`.
+    """
+    columns = telemetry_columns(table.column_names)
+    chosen = columns[:MOST_COLUMNS] if features_regex is None else select_columns(columns, features_regex)
+    if not chosen:
+        known = ", ".join(column.rpartition(":")[2] for column in columns[:MOST_COLUMNS])
+        raise CimlError(f"--features-regex {features_regex!r} selects none of the columns {known}")
+    times = table.column(TIME).cast("int64").to_numpy() / 1e6
+    courses = {name: _Course(name, table.column(name).to_numpy()) for name in columns}
+    told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    steps = np.diff(times)
+    interval = f"a sample each {seconds(float(np.median(steps)))}" if steps.size else ""
+    starts = int(told.get("starts", "1"))
+    drawn = f" {len(chosen)} of {len(columns)} columns are drawn." if len(chosen) < len(columns) else ""
+    tiles = (
+        Tile("samples", f"{table.num_rows:,}", interval),
+        Tile("duration", seconds(float(times.max() - times.min()))),
+        Tile("columns", f"{len(columns)}", told.get("recorder", "")),
+        Tile("starts of the recorder", f"{starts}"),
+    )
+    sections = (
+        Section(
+            "Course",
+            _CAPTION + (_MEANS.format(_stride(len(times))) if _stride(len(times)) > 1 else "") + drawn,
+            plots=tuple(_plots(times - times[0], [courses[column] for column in chosen])),
+        ),
+        _columns(list(courses.values()), validate(table), table.num_rows),
+    )
+    begin = np.datetime64(int(times[0] * 1e6), "us").astype("datetime64[s]")
+    return Page(f"Log {shown(name, 60)}", f"First sample {begin} UTC.", tiles, sections)
+
+
+def _stride(samples: int) -> int:
+    """Return how many neighbouring samples a point stands for."""
+    return -(-samples // MOST_POINTS)
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """Return the means of neighbouring values, without those that are NaN; all values if there are few."""
+    starts = np.arange(0, len(values), _stride(len(values)))
+    there = ~np.isnan(values)
+    counts = np.add.reduceat(there.astype(np.int64), starts)
+    sums = np.add.reduceat(np.where(there, values, 0.0), starts)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _plots(times_s: np.ndarray, courses: Sequence[_Course]) -> list[Plot]:
+    """Return a plot for each group of columns, several for a large group."""
+    groups: dict[str, list[_Course]] = {}
+    for course in courses:
+        groups.setdefault(course.group, []).append(course)
+    parts = [
+        (group, members[start : start + MOST_LINES])
+        for group, members in groups.items()
+        for start in range(0, len(members), MOST_LINES)
+    ]
+    return [_plot(number, group, times_s, members) for number, (group, members) in enumerate(parts, 1)]
+
+
+def _plot(number: int, group: str, times_s: np.ndarray, courses: Sequence[_Course]) -> Plot:
+    every = {unit_of(course.column) for course in courses}
+    unit = every.pop() if len(every) == 1 else ""
+    names = distinct([course.name for course in courses])
+    means = [float(np.nanmean(course.values)) if _has_values(course) else -np.inf for course in courses]
+    at = int(np.argmax(means))
+    title = shown(group or courses[at].name, 40)
+    if np.isfinite(means[at]):
+        title += f": {names[at]} has the highest mean, {quantity(means[at], unit_of(courses[at].column))}"
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        x = _thinned(times_s)
+        for course, name, color, dash in zip(courses, names, COLORS, DASHES, strict=False):
+            axes.plot(x, _thinned(course.values), color=color, linestyle=dash, linewidth=1.2, label=name)
+        axes.set_xlabel("seconds from the first sample")
+        axes.set_ylabel(unit or "value")
+        if not any((course.values < 0).any() for course in courses):
+            axes.set_ylim(bottom=0)
+        units(axes.yaxis, unit)
+        legend(figure, axes)
+
+    return Plot(f"log-{number:03}", title, "", (WIDE, 2.9), paint)
+
+
+def _has_values(course: _Course) -> bool:
+    return bool(np.isfinite(course.values).any())
+
+
+def _columns(courses: Sequence[_Course], findings: Sequence[Finding], samples: int) -> Section:
+    """Minimum, mean and maximum of each column, and the anomalies of the log."""
+    rows = []
+    for course in courses:
+        kept = course.values[np.isfinite(course.values)]
+        figures = (kept.min(), kept.mean(), kept.max()) if kept.size else ()
+        numbers = tuple(f"{number:,.4g}" for number in figures) or ("–",) * 3
+        rows.append((course.column, unit_of(course.column), *numbers, f"{samples - kept.size:,}"))
+    table = Table(("column", "unit", "min", "mean", "max", "missing"), tuple(rows), words=2)
+    return Section("Columns", tables=(table, *_anomalies(findings)))
+
+
+def _anomalies(findings: Sequence[Finding]) -> tuple[Table, ...]:
+    rows = tuple((one.kind.replace("_", " "), one.column or "all", f"{one.count:,}") for one in findings)
+    return (Table(("anomaly", "column", "count"), rows, words=2),) if rows else ()

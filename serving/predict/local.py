@@ -1,0 +1,110 @@
+"""A pushed model in this process, loaded and verified as the model server does, for predictions without a server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ciml.data_root import DataRoot
+from ciml.errors import IntegrityError, RejectedInput
+from serving.contract import DEFINITION, read_definition
+from serving.predict.answers import MODEL_ERROR, Prepared, check_answers, class_of, prepare_runs, probabilities_of
+from serving.registry import STABLE, RegistryVerifier, known_registries
+from serving.server.errors import RequestError
+from serving.server.model.loader import load_model
+from transforms.guard import bisect
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+
+class Answer(NamedTuple):
+    """A model's answer for one run.
+
+    Attributes:
+      class_name: the class with the highest probability.
+      probabilities: by class, in the definition's order.
+      n_windows: number of the run's windows.
+    """
+
+    class_name: str
+    probabilities: dict[str, float]
+    n_windows: int
+
+
+class LocalModel:
+    """A pushed version of a model in this process. Thread-safe until `close`.
+
+    Args:
+      data: the data root.
+      model: the model's name.
+      version: the version to load; by default the one that ``label`` names.
+      label: a label of the registry.
+
+    Attributes:
+      model, version: what is loaded.
+      definition: the data set definition in its assets.
+
+    Raises:
+      CimlError: there is no such model, version or label.
+      IntegrityError: a file differs from its digest in the registry, or the version was not blessed.
+    """
+
+    def __init__(self, data: DataRoot, model: str, version: int | None = None, label: str = STABLE) -> None:
+        registry = known_registries(data, model)[model]
+        self.model = model
+        self.version = registry.labelled(label) if version is None else version
+        where = f"model {model}, version {self.version}: {DEFINITION}"
+        self.definition = read_definition(registry.read_asset(self.version, DEFINITION), where)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
+        verify = partial(RegistryVerifier(data.registry.root), model, self.version)
+        folder = registry.folder(self.version)
+        try:
+            self._loaded = load_model(folder, verify)
+        except FileNotFoundError:
+            raise IntegrityError(f"{folder.root} is missing; run ciml models verify") from None
+
+    def predict(self, tables: Sequence[pa.Table]) -> list[Answer | RejectedInput]:
+        """Predict the runs of some telemetry, by the preparation and the reasons of the predict service.
+
+        Args:
+          tables: telemetry as from `transforms.parse.logs.parse_logs`, one table a run.
+
+        Returns:
+          For each run its answer, or its rejection.
+        """
+        found: list[Answer | RejectedInput] = []
+        for _, made in bisect("predict", tables, self._predict):
+            found += [made] if isinstance(made, RejectedInput) else made
+        return found
+
+    def _predict(self, tables: Sequence[pa.Table]) -> list[Answer | RejectedInput]:
+        """Raises `RejectedInput` if the model fails for a run; `bisect` finds it."""
+        prepared = prepare_runs(tables, self.definition)
+        found: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
+        for rows in prepared.calls():
+            given = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
+            try:
+                answers = self._loaded.predict("", given)["probabilities"]
+            except RequestError as error:
+                raise RejectedInput(MODEL_ERROR, str(error)) from None
+            check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
+            found |= {row: self._read(answer, prepared, row) for row, answer in zip(rows, answers, strict=True)}
+        return [found[row] for row in range(len(tables))]
+
+    def _read(self, answer: NDArray[np.float32], prepared: Prepared, row: int) -> Answer | RejectedInput:
+        try:
+            probabilities = probabilities_of(answer, self.definition)
+        except RejectedInput as rejected:
+            return rejected
+        return Answer(class_of(answer, self.definition), probabilities, int(prepared.n_windows[row]))
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._loaded.close()

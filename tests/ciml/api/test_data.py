@@ -1,0 +1,154 @@
+"""A data root in Python: what it lists, builds and trains is what the commands do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import ciml
+from cli.main import cli
+from tests.ciml.api.made import RUNS, facts, write_log
+from training.evaluation import scores as scoring
+
+
+def run(folder: Path, *words: str) -> str:
+    done = CliRunner().invoke(cli, [*words, "--data-path", str(folder / "data")])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ciml.CimlError, match=r"no data at .*none; correct the path"):
+        ciml.open(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    data = ciml.open(tmp_path / "new" / "data", create=True)
+    assert (data.path, data.datasets(), data.models()) == (str(tmp_path / "new" / "data"), [], [])
+    assert data.runs().num_rows == 0
+    with pytest.raises(ciml.CimlError, match="no data at"):  # nothing has been stored
+        ciml.open(tmp_path / "new" / "data")
+
+
+def test_runs_are_those_of_the_command(made: Path) -> None:
+    rows = ciml.open(made / "data").runs().to_pylist()
+    listed = [json.loads(line) for line in run(made, "runs", "list", "--last", "1000", "--json").splitlines()][::-1]
+    names = ("run_id", "build_name", "outcome", "trusted", "rule", "rows", "path", "digest")
+    assert [{name: row[name] for name in names} for row in rows] == [
+        {name: one[name] for name in names} for one in listed
+    ]
+    assert len(rows) == RUNS
+    for number, row in enumerate(rows):
+        wanted = facts(number)
+        assert (row["pipeline"], row["change"], row["result"]) == (wanted.pipeline, wanted.change, wanted.result)
+        assert dict(row["labels"]) == {"size": "small"}
+        assert wanted.start_us is not None
+        assert row["start_time"].timestamp() * 1e6 == wanted.start_us
+        assert row["outcome"] == wanted.outcome
+
+
+def test_a_training_is_that_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "RESAMPLES", 20)
+    data = ciml.open(folder / "data")
+    result = data.train("status", "random_forest", n_estimators=20, seed=3, name="forest")
+    again = data.train("status", "random_forest", n_estimators=20, seed=3, name="forest")
+    assert (result.new, again.new, again.figures) == (True, False, result.figures)
+    words = ["experiment", "train", "--experiment", "forest", "--dataset", "status"]
+    assert json.loads(run(folder, *words, "--json")) == result.figures
+    assert run(folder, *words).splitlines()[:-1] == repr(result).splitlines()
+
+    run(
+        folder,
+        "experiment",
+        "define",
+        "by-command",
+        "--estimator",
+        "random_forest",
+        "-p",
+        "n_estimators=20",
+        "--seed",
+        "3",
+    )
+    words = ["experiment", "train", "--experiment", "by-command", "--dataset", "status", "--json"]
+    by_command = json.loads(run(folder, *words))
+    assert by_command["test"] == result.figures["test"]
+    assert result.accuracy == tuple(by_command["test"]["accuracy"][bound] for bound in ("value", "low", "high"))
+    assert (result.accuracy.value or 0) > 0.9 > (result.base_rate.value or 1)
+    assert result.runs == len(data.dataset("status").facts("test"))
+    assert list(result.baselines) == ["duration"]
+
+
+def test_equal_parameters_are_one_experiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "RESAMPLES", 5)
+    data = ciml.open(folder / "data")
+    one = data.train(data.dataset("status"), "svm", C=2.0)
+    assert data.train("status", "svm", parameters={"C": 2.0}).experiment == one.experiment
+    assert data.train("status", "svm", C=1.0).experiment != one.experiment
+    assert one.experiment.startswith("svm-")
+    for wrong, message in [
+        ({"estimator": "dn"}, "unknown estimator 'dn'; choose from"),
+        ({"estimator": "dnn", "epoch": 3}, "epoch: unknown key"),
+        ({"estimator": "svm", "CC": 3}, "CC"),
+        ({"estimator": "svm", "C": 3.0, "name": one.experiment}, "exists with other values"),
+    ]:
+        with pytest.raises(ciml.CimlError, match=message):
+            data.train("status", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_data_set_is_replaced_only_on_request(folder: Path) -> None:
+    data = ciml.open(folder / "data")
+    keys = {"sample_interval": "10s", "features_regex": "1m", "max_windows": 6}
+    assert data.define_dataset("load", **keys).windows == 6
+    assert data.define_dataset("load", **keys).windows == 6
+    keys["max_windows"] = 7
+    with pytest.raises(ciml.CimlError, match="exists with another max_windows"):
+        data.define_dataset("load", **keys)
+    assert data.define_dataset("load", replace=True, **keys).windows == 7
+    assert data.datasets() == ["load", "status"]
+    with pytest.raises(ciml.CimlError, match="data set: interval: unknown key"):
+        data.define_dataset("other", interval="10s")
+
+
+def test_a_log_is_parsed_or_refused_by_name(tmp_path: Path) -> None:
+    write_log(tmp_path / "log", 1)
+    table = ciml.parse_log(tmp_path / "log")
+    assert table.num_rows == 60
+    assert table.schema.metadata[b"recorder"] == b"Dstat 0.7.4"
+    (tmp_path / "log").write_text((tmp_path / "log").read_text().replace(" UTC", ""))
+    berlin = ciml.parse_log(tmp_path / "log", zone="Europe/Berlin")
+    assert (table["time"][0].as_py() - berlin["time"][0].as_py()).total_seconds() == 3600
+    by_start = ciml.parse_log(tmp_path / "log", start="2026-11-24T14:00:00+02:00", end="2026-11-24T12:01:00Z")
+    assert by_start["time"].equals(table["time"])
+    with pytest.raises(ciml.CimlError, match="start: '2026-11-24T12:00:00' has no time zone"):
+        ciml.parse_log(tmp_path / "log", start="2026-11-24T12:00:00")
+    with pytest.raises(ciml.CimlError, match="none: log_not_found: no such file"):
+        ciml.parse_log(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["training.py", "serving.py", "pipelines/__init__.py"])
+def test_a_file_that_hides_a_package_is_named_and_not_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("raise SystemExit('it was run')\n")
+    (tmp_path / "script.py").write_text("import ciml\nprint(ciml.__version__)\nciml.open('data', create=True)\n")
+    home = str(Path(ciml.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": home}
+    )
+    package = name.partition("/")[0].removesuffix(".py")
+    assert done.stdout == f"{ciml.__version__}\n"
+    assert done.stderr.splitlines()[-1] == (
+        f"ciml.errors.CimlError: {tmp_path / name} hides ciml's package '{package}': Python finds it first; rename it, "
+        "or move your script"
+    )
+
+
+def test_the_public_names_are_there() -> None:
+    assert set(ciml.__all__) <= set(dir(ciml))
+    assert {name: getattr(ciml, name).__module__.partition(".")[0] for name in ciml.__all__ if name[0].isupper()} == (
+        {name: "ciml" for name in ciml.__all__ if name[0].isupper()}
+    )
+    with pytest.raises(AttributeError, match="module 'ciml' has no attribute 'opne'"):
+        _ = ciml.opne  # type: ignore[attr-defined]

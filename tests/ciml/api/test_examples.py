@@ -1,0 +1,44 @@
+"""The examples in the docstrings of the public API run as they stand."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+import ciml
+from tests.ciml.api.made import inside
+from tests.project.api_reference import documented
+from training.evaluation import scores as scoring
+
+EXAMPLES = [
+    (name, found)
+    for name, value in documented()
+    if (found := doctest.DocTestParser().get_examples(value.__doc__ or ""))
+]
+
+
+@pytest.mark.parametrize(("name", "examples"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_an_example_runs(
+    name: str, examples: list[doctest.Example], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "RESAMPLES", 20)
+    names: dict[str, object] = {"ciml": ciml}
+    with inside(folder):
+        names["data"] = data = ciml.open("data")
+        names["dataset"] = data.dataset("status")
+        if name.startswith("ciml.Model"):
+            names["model"] = data.model("status")
+        test = doctest.DocTest(examples, names, name, None, None, None)
+        out: list[str] = []
+        doctest.DocTestRunner(verbose=False).run(test, out=out.append)
+    assert "".join(out) == ""
+
+
+def test_what_a_person_calls_has_an_example() -> None:
+    assert {
+        "ciml.open", "ciml.parse_log", "ciml.Data.runs", "ciml.Data.define_dataset", "ciml.Data.train",
+        "ciml.Data.refresh", "ciml.Data.model", "ciml.Dataset.to_numpy", "ciml.Model.predict",
+        "ciml.sklearn.Downsample",
+    } <= {name for name, _ in EXAMPLES}  # fmt: skip

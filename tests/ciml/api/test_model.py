@@ -1,0 +1,145 @@
+"""A model in Python, on the command line and behind the stream gives the same answers, and only unaltered ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+
+import ciml
+from ciml.data_root import DataRoot
+from ciml.raw.latest_runs import latest_runs
+from ciml.raw.state import open_raw
+from cli.main import cli
+from serving.predict.predictor import Predictor, PredictPolicy
+from serving.registry import Registry, Verdict
+from serving.server.server import ModelServer, ServerOptions
+from tests.ciml.api.made import RUNS, write_log
+from tests.pipelines.predict.predicting import batch
+
+
+def streamed(folder: Path) -> dict[str, dict[str, object]]:
+    """The predictions of the stream for all stored runs, by run id."""
+    root = DataRoot.open(folder / "data")
+    announced = [
+        json.dumps(
+            {
+                "run_id": run.facts.run_id,
+                "build_name": run.facts.build_name,
+                "path": run.file.path,
+                "digest": run.file.digest,
+                "raw_version": run.version,
+            }
+        ).encode()
+        for run in latest_runs(*open_raw(root.raw))
+    ]
+    options = ServerOptions(root.models.url("models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
+    with ModelServer(options) as server:
+        predictor = Predictor(root, f"127.0.0.1:{server.grpc_port}", PredictPolicy("status"))
+        done = predictor.predict(batch(announced))
+        predictor.close()
+    assert done.unpredictable == []
+    return {one["run_id"]: one for one in done.predictions}
+
+
+def test_python_the_command_and_the_stream_agree(served: Path) -> None:
+    stream = streamed(served)
+    assert len(stream) == RUNS >= 100
+    files = [str(served / "logs" / f"unit-{number:03}.csv") for number in range(RUNS)]
+    ids = [f"zuul~{number}~1" for number in range(RUNS)]
+    model = ciml.open(served / "data").model("status")
+    by_file, by_id = model.predict(files), model.predict(ids)
+    done = CliRunner().invoke(cli, ["predict", *files, "--model", "status", "--json", "--data-path", f"{served}/data"])
+    by_command = [json.loads(line) for line in done.output.splitlines()]
+    assert done.exit_code == 0
+    for number, run_id in enumerate(ids):
+        one, wanted = by_file[number], stream[run_id]
+        assert (one.class_name, one.n_windows) == (wanted["class"], wanted["n_windows"])
+        assert list(one.probabilities) == list(wanted["probabilities"])  # type: ignore[call-overload]
+        np.testing.assert_allclose(
+            list(one.probabilities.values()),
+            list(wanted["probabilities"].values()),
+            rtol=0,
+            atol=1e-6,  # type: ignore[attr-defined]
+        )
+        assert one.probability == max(one.probabilities.values())
+        assert (by_id[number].run, by_id[number].probabilities) == (run_id, one.probabilities)
+        assert by_command[number] == {
+            "file": files[number], "model": "status", "version": 1, "class": one.class_name,
+            "probability": one.probability, "probabilities": one.probabilities, "n_windows": one.n_windows,
+        }  # fmt: skip
+    # And the answers are no constant: they are right for held-out runs.
+    assert sum((one.class_name == "failed") == (number % 2 == 1) for number, one in enumerate(by_file)) > 0.9 * RUNS
+
+
+def test_every_form_of_a_run_has_the_same_answer(served: Path) -> None:
+    model = ciml.open(served / "data").model("status")
+    path = served / "logs" / "unit-007.csv"
+    table = ciml.parse_log(path)
+    frame = table.to_pandas()
+    wanted = model.predict(path)
+    others = [table, frame, frame.set_index("time"), frame.drop(columns="boot"), "zuul~7~1", str(path)]
+    assert [one.probabilities for one in map(model.predict, others)] == [wanted.probabilities] * len(others)
+    assert [one.run for one in model.predict([path, frame, "zuul~7~1"])] == [str(path), "table 2", "zuul~7~1"]
+    assert model.predict([]) == []
+
+
+def test_an_unusable_run_costs_only_itself(served: Path, tmp_path: Path) -> None:
+    model = ciml.open(served / "data").model("status")
+    (tmp_path / "text").write_text("no telemetry\n")
+    (tmp_path / "cut.gz").write_bytes(b"\x1f\x8b\x08\x00cut")
+    narrow = ciml.parse_log(served / "logs" / "unit-001.csv").select(["time", "boot", "load avg:1m"])
+    runs = [served / "logs" / "unit-001.csv", tmp_path / "text", tmp_path / "cut.gz", tmp_path / "none", tmp_path,
+            narrow, "zuul~999~1", "zuul~1~1"]  # fmt: skip
+    found = model.predict(runs)
+    assert [one.reason for one in found] == [
+        "", "not_telemetry", "corrupt_gzip", "log_not_found", "address_not_allowed", "missing_column",
+        "unknown_run", "",
+    ]  # fmt: skip
+    assert found[5].remark == "missing column: total cpu usage:usr"
+    assert found[0].probabilities == found[7].probabilities
+    assert found[1].to_json() == {"run": str(tmp_path / "text"), "reason": "not_telemetry", "detail": found[1].detail}
+    with pytest.raises(ciml.CimlError, match="unit-none: log not found: no such file"):
+        model.predict(tmp_path / "unit-none")
+    with pytest.raises(ciml.CimlError, match="cannot predict a int"):
+        model.predict(7)
+    with pytest.raises(ciml.CimlError, match="needs a column 'time' of times"):
+        model.predict(pd.DataFrame({"time": ["noon"], "total cpu usage:usr": [1.0]}))
+
+
+@pytest.mark.parametrize("file", ["saved_model.pb", "assets/definition.json", "variables/variables.index"])
+def test_an_altered_file_is_never_loaded(folder: Path, file: str) -> None:
+    path = folder / "data" / "models" / "status" / "1" / file
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ciml.IntegrityError, match=f"{file} was altered"):
+        ciml.open(folder / "data").model("status")
+
+
+def test_a_version_that_was_not_blessed_or_pushed_is_not_loaded(folder: Path) -> None:
+    data = ciml.open(folder / "data")
+    with pytest.raises(ciml.CimlError, match=r"version 2 was never pushed; pushed versions: \[1\]"):
+        data.model("status", version=2)
+    with pytest.raises(ciml.CimlError, match="no version has the label 'canary'; labels: stable"):
+        data.model("status", label="canary")
+    with pytest.raises(ciml.CimlError, match=r"no model 'other' in .*; choose from status"):
+        data.model("other")
+    registry = Registry(DataRoot.open(folder / "data"), "status")
+    registry.record_verdict(registry.state.last_candidate, Verdict(False, ("withdrawn",)))
+    with pytest.raises(ciml.IntegrityError, match="version 1 is not blessed"):
+        data.model("status")
+    (folder / "data" / "models" / "status" / "1" / "saved_model.pb").unlink()
+    with pytest.raises(ciml.IntegrityError, match=r"has no saved_model.pb"):
+        data.model("status")
+
+
+def test_logs_of_any_length_are_cut_and_padded(served: Path, tmp_path: Path) -> None:
+    for number, rows in enumerate((1, 5, 600)):
+        write_log(tmp_path / f"{number}.csv", number, rows)
+    model = ciml.open(served / "data").model("status")
+    assert [one.n_windows for one in model.predict(sorted(tmp_path.iterdir()))] == [1, 1, 12]
+    assert isinstance(model.predict(pa.concat_tables([ciml.parse_log(tmp_path / "1.csv")])), ciml.Prediction)

@@ -1,0 +1,105 @@
+"""``ciml exclude``: what it stores, lists, reverts and warns of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.data_root import DataRoot
+from cli.main import cli
+from tests.pipelines.training.test_excluded_models import GOLDEN, runs
+from training.exclusion_store import read_state
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    shutil.copytree(GOLDEN, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def ciml(data: Path, *words: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(cli, ["--data-path", str(data), *words])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_it_is_stored_listed_and_reverted_and_served_models_are_named(data: Path) -> None:
+    run_id = runs(DataRoot.open(data), "train")[0]
+    warning = f"warning: model provider version 1 (stable) learned 1 excluded run ({run_id}) and is still served"
+    assert ciml(data, "exclude", "list").output == "no exclusions\n"
+    made = ciml(data, "exclude", "--run", run_id, "--reason", "disk was full")
+    assert made.stdout == f"exclusion 1: run {run_id}: disk was full; stored runs that match: 1\n"
+    assert made.stderr.startswith(warning)
+    for words in (["exclude", "list"], ["models", "list"], ["models", "list", "provider", "--json"]):
+        assert ciml(data, *words).stderr.startswith(warning)
+    assert f"run {run_id}: disk was full\n" in ciml(data, "exclude", "list").stdout
+    refreshed = CliRunner().invoke(cli, ["--data-path", str(data), "models", "list", "provider"])
+    assert "stable = 1" in refreshed.stdout
+    (listed,) = json.loads(ciml(data, "exclude", "list", "--json").stdout)
+    assert (listed["id"], listed["run_id"], listed["reason"], listed["reverted_us"]) == (
+        1, run_id, "disk was full", None,
+    )  # fmt: skip
+
+    assert ciml(data, "exclude", "revert", "1").output == f"reverted 1: run {run_id}: disk was full\n"
+    assert ciml(data, "models", "list").stderr == ""
+    assert ciml(data, "exclude", "list").output == "no exclusions\n"
+    assert ciml(data, "exclude", "list", "--all").output.endswith(f"run {run_id}: disk was full  (reverted)\n")
+    assert "exclusion 1: reverted already; in force: none" in ciml(data, "exclude", "revert", "1", code=2).output
+
+
+def test_conditions_are_combined_and_times_are_utc(data: Path) -> None:
+    listed = [json.loads(line) for line in ciml(data, "runs", "list", "--last", "99", "--json").stdout.splitlines()]
+    first = min(run["path"].partition("/date=")[2][:10] for run in listed)
+    begin = datetime.fromisoformat(f"{first}T00:00:00+00:00")
+    job, times = (
+        listed[0]["build_name"][:4],
+        ["--since", first, "--until", f"{begin.date() + timedelta(1)}T01:00+01:00"],
+    )
+    made = ciml(data, "exclude", "--job", f"{job}*", *times, "--source", "backfill", "--reason", "bad mirror")
+    (kept,) = read_state(DataRoot.open(data).exclusions).active()
+    assert (kept.exclusion.since_us, kept.exclusion.until_us) == (
+        round(begin.timestamp() * 1e6),
+        round((begin + timedelta(1)).timestamp() * 1e6),
+    )
+    assert made.stdout.startswith(f"exclusion 1: job {job}*, source backfill, since {first}T00:00:00Z, until ")
+    matching = int(made.stdout.rsplit(" ", 1)[1])
+    assert 0 < matching <= sum(f"date={first}" in run["path"] for run in listed) < len(listed)
+    nothing = ciml(data, "exclude", "--job", "other", "--reason", "why")
+    assert "warning: no stored run matches; later ones may\n" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--reason", "why"], "names no runs"),
+        (["--run", "zuul~a~1"], "Missing option '--reason'"),
+        (["--since", "yesterday", "--reason", "why"], "invalid time 'yesterday'; give ISO 8601"),
+        (["--job", "a", "--until", "2026-01-01", "--reason", "why"], "until: want a time after since"),
+    ],
+)
+def test_a_mistake_stores_nothing(data: Path, words: list[str], line: str) -> None:
+    assert line in ciml(data, "exclude", *words, code=2).output
+    assert not (data / "exclusions").exists()
+
+
+def test_lines_of_a_file_become_exclusions(data: Path, tmp_path: Path) -> None:
+    run_id = runs(DataRoot.open(data), "train")[0]
+    (tmp_path / "excluded").write_text(f"{run_id} a leak\nzuul~elsewhere~1\n")
+    ciml(data, "experiment", "define", "tiny", "--estimator", "random_forest", "-p", "n_estimators=2")
+    words = ["experiment", "train", "--experiment", "tiny", "--dataset", "provider", "--json"]
+    before = json.loads(ciml(data, *words).stdout)["snapshot"]
+    with_file = json.loads(ciml(data, *words, "--exclude", str(tmp_path / "excluded")).stdout)["snapshot"]
+    assert with_file["excluded"] == {"a leak": 1}
+    later = json.loads(ciml(data, *words).stdout)["snapshot"]
+    assert later == with_file != before
+    assert [kept.exclusion.reason for kept in read_state(DataRoot.open(data).exclusions).active()] == [
+        "a leak",
+        "excluded",
+    ]
+    ciml(data, "exclude", "revert", "1", "2")
+    assert json.loads(ciml(data, *words).stdout)["snapshot"] == before

@@ -1,0 +1,90 @@
+"""``ciml predict FILE…`` as a user types it, and its former form."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import cli
+from tests.ciml.api.conftest import folder, made, served  # noqa: F401  (fixtures)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["predict", *arguments], standalone_mode=False)
+
+
+def test_a_table_of_files_with_a_row_for_each(served: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "text").write_text("no telemetry\n")
+    logs = served / "logs"
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", "predict", str(logs / "unit-001.csv"), str(tmp_path / "text"),
+         str(logs / "unit-002.csv"), "--model", "status", "--data-path", str(served / "data")],
+        capture_output=True, text=True, env={**os.environ, "COLUMNS": "400"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == ""
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert lines[0] == "status, version 1"
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert [row[0].rpartition("/")[2] for row in cells] == ["unit-001.csv", "text", "unit-002.csv"]
+    assert [row[1] for row in cells] == ["failed", "", "passed"]
+    assert [row[3] for row in cells] == ["10", "", "10"]
+    assert 0.5 < float(cells[0][2]) <= 1
+    assert cells[1][4].startswith("not telemetry")
+
+
+def test_json_has_a_line_for_each_file(served: Path) -> None:  # noqa: F811
+    words = [str(served / "logs" / "unit-001.csv"), "no~such~1", "--model", "status", "--json"]
+    done = run(*words, "--data-path", str(served / "data"))
+    one, none = map(json.loads, done.output.splitlines())
+    assert done.return_value == 2
+    assert (one["class"], one["version"], list(one["probabilities"])) == ("failed", 1, ["passed", "failed"])
+    assert none == {
+        "file": "no~such~1", "model": "status", "version": 1, "reason": "log_not_found", "detail": "no such file",
+    }  # fmt: skip
+
+
+def test_a_version_or_a_label_is_chosen(folder: Path) -> None:  # noqa: F811
+    log, data = str(folder / "logs" / "unit-001.csv"), str(folder / "data")
+    base = [log, "--model", "status", "--data-path", data, "--json"]
+    assert json.loads(run(*base, "--version", "1").output)["version"] == 1
+    assert CliRunner().invoke(cli, ["predict", *base, "--version", "2"]).exit_code == 2
+    failed = CliRunner().invoke(cli, ["predict", *base, "--label", "canary"])
+    assert (failed.exit_code, "no version has the label 'canary'" in failed.output) == (2, True)
+    both = CliRunner().invoke(cli, ["predict", *base, "--label", "stable", "--version", "1"])
+    assert (both.exit_code, "exclude each other" in both.output) == (2, True)
+    shutil.rmtree(folder / "data" / "models" / "status" / "1" / "variables")
+    altered = CliRunner().invoke(cli, ["predict", *base])
+    assert (altered.exit_code, "is missing since the model was recorded" in altered.output) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "m", "--data-path", "."], "no FILE: name the logs to predict; the stream is ciml predict stream"),
+        (["--model", "m", "--data-path", "x", "--once"], "--once: is an option of the stream; use ciml predict stream"),
+        (["--engine=flink", "--model", "m"], "--engine: is an option of the stream"),
+        (["--model", "m", "--kafka", "k:1", "--data-path", "x"], "or ciml service start predict"),
+        (["file"], "Missing option '--model'"),
+        (["file", "--model", "m", "--data-path", "no-such-folder"], "no data at no-such-folder"),
+    ],
+)
+def test_wrong_use_says_what_to_do(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(cli, ["predict", *words])
+    assert (done.exit_code, said in done.output) == (2, True), done.output
+
+
+def test_help_has_both_forms() -> None:
+    text = CliRunner().invoke(cli, ["predict", "--help"]).output
+    assert "--zone" in text
+    assert "stream" in text
+    assert "--kafka" in CliRunner().invoke(cli, ["predict", "stream", "--help"]).output
+    assert "--kafka" in CliRunner().invoke(cli, ["service", "start", "predict", "--help"]).output
+    assert "--once" not in CliRunner().invoke(cli, ["service", "run", "predict", "--help"]).output

@@ -1,0 +1,100 @@
+"""Writes docs/api.md, the reference of the Python API, from its docstrings.
+
+python -m tests.project.api_reference
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ciml
+
+PAGE = Path(__file__).parents[2] / "docs" / "api.md"
+#: In the order of the page: functions, then classes with their methods.
+NAMES = (
+    "open", "parse_log", "Data", "Dataset", "Model", "Prediction", "TrainingResult", "RefreshResult", "Figure",
+)  # fmt: skip
+BEGIN = """# Python API
+
+For data scientists who use ciml from Python. `python -m tests.project.api_reference` writes this page from the
+docstrings; a test runs their examples on a data root with a data set and a model `status`.
+
+`import ciml` takes milliseconds: each name is imported when it is first used, and libraries when a method needs them.
+`ciml[data]` suffices for logs, runs and data sets; `train`, `refresh`, `model` and `to_tf` need `ciml[train]`. The API
+and the commands call the same functions, so both give the same results and can be mixed.
+
+Errors are `ciml.CimlError`: one line that says what is wrong and what to do. Two kinds of it are `ciml.EngineError` (a
+store does not answer) and `ciml.IntegrityError` (stored data contradict each other). Where a file of yours, such as
+`training.py`, hides a package of ciml, the error names the file.
+"""
+_SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example):")
+
+
+def documented() -> Iterator[tuple[str, Any]]:
+    """Yield (full name, function, class, method or property) in the order of the page."""
+    for name in NAMES:
+        value = getattr(ciml, name)
+        yield f"ciml.{name}", value
+        if inspect.isclass(value):
+            yield from ((f"ciml.{name}.{own}", member) for own, member in _members(value))
+    yield "ciml.sklearn.Downsample", ciml.sklearn.Downsample
+    yield from ((f"ciml.sklearn.Downsample.{own}", member) for own, member in _members(ciml.sklearn.Downsample))
+
+
+def _members(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods and properties that a class defines with a docstring, in its order."""
+    for name, member in vars(kind).items():
+        if name.startswith("_") or not inspect.getdoc(member):
+            continue
+        if isinstance(member, property) or inspect.isfunction(member):
+            yield name, member
+
+
+def render() -> str:
+    """Return the page."""
+    return "\n".join([BEGIN, *(_entry(name, value) for name, value in documented())])
+
+
+def _entry(name: str, value: Any) -> str:
+    level = "##" if inspect.isclass(value) or name.count(".") == 1 else "###"
+    heading = f"{level} `{name}{_signature(value)}`"
+    return f"{heading}\n\n{_body(inspect.getdoc(value) or '')}\n"
+
+
+def _signature(value: Any) -> str:
+    """Return a signature without types, which the text has in words; "" for a property or a result."""
+    if isinstance(value, property) or (inspect.isclass(value) and value is not ciml.sklearn.Downsample):
+        return ""
+    signature = inspect.signature(value)
+    plain = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
+    return str(
+        signature.replace(
+            parameters=[one for one in plain if one.name != "self"], return_annotation=inspect.Signature.empty
+        )
+    )
+
+
+def _body(text: str) -> str:
+    """Return a docstring as Markdown."""
+    lines: list[str] = []
+    section = ""
+    for line in re.sub(r"``([^`]+)``", r"`\1`", text).splitlines():
+        if match := _SECTION.fullmatch(line):
+            section = match[1]
+            lines.append("```pycon" if section == "Example" else f"**{section}**\n")
+        elif section in ("Args", "Attributes", "Raises") and re.match(r"  \S", line):
+            names, _, rest = line.strip().partition(": ")
+            lines.append(f"- `{names}`: {rest}")
+        else:
+            lines.append(line[2:] if section else line)
+    if section == "Example":
+        lines.append("```")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())

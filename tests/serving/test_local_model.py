@@ -1,0 +1,81 @@
+"""A pushed model in this process: it is the pushed one, and a run that it fails for costs only itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.errors import IntegrityError, RejectedInput
+from ciml.storage.open import open_store
+from serving.predict import answers
+from serving.predict.local import Answer, LocalModel
+from serving.push import push
+from serving.registry import Verdict
+from tests.pipelines.predict.predicting import telemetry
+from tests.pipelines.predict.test_hostile import huge
+from tests.serving.models_fixture import DEFINITION, direct, save_model
+from transforms.examples.prepare import prepare_many
+
+
+def pushed(tmp_path: Path, **model: Any) -> tuple[DataRoot, Path]:
+    """A data root with a pushed model ``m``, and the folder that it came from."""
+    data, folder = DataRoot.open(tmp_path / "data"), save_model(tmp_path / "model", **model)
+    push(data, "m", open_store(folder), Verdict(True), check=False)
+    return data, folder
+
+
+def reasons(found: list[Answer | RejectedInput]) -> dict[int, str]:
+    return {row: one.reason for row, one in enumerate(found) if isinstance(one, RejectedInput)}
+
+
+def test_it_answers_what_tensorflow_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers.Prepared.calls, "__defaults__", (7,))  # several calls
+    data, folder = pushed(tmp_path)
+    tables = [telemetry(number, 5 + number) for number in range(40)]
+    found = LocalModel(data, "m").predict(tables)
+    inputs, n_windows, _ = prepare_many(tables, DEFINITION)
+    expected = direct(folder, inputs, n_windows)
+    for one, row, count in zip(found, expected, n_windows, strict=True):
+        assert isinstance(one, Answer)
+        np.testing.assert_allclose(list(one.probabilities.values()), row, atol=1e-6)
+        assert (list(one.probabilities), one.n_windows) == (list(DEFINITION.classes), count)
+        assert one.class_name == DEFINITION.classes[int(row.argmax())]
+
+
+def test_a_whole_other_model_in_its_place_is_not_loaded(tmp_path: Path) -> None:
+    data, _ = pushed(tmp_path)
+    other = save_model(tmp_path / "other", seed=2)
+    place = Path(data.models.url("m/1"))
+    shutil.copy(other / "saved_model.pb", place / "saved_model.pb")
+    shutil.copytree(other / "variables", place / "variables", dirs_exist_ok=True)
+    with pytest.raises(IntegrityError, match="was altered since the model was recorded"):
+        LocalModel(data, "m")
+
+
+@pytest.mark.parametrize(("spoil", "detail"), [("strict", "assertion failed"), ("overflow", "not finite")])
+def test_runs_that_the_model_fails_for_cost_only_themselves(tmp_path: Path, spoil: str, detail: str) -> None:
+    data, _ = pushed(tmp_path, spoil=spoil)
+    found = LocalModel(data, "m").predict([huge(n) if n in (3, 8) else telemetry(n) for n in range(10)])
+    assert reasons(found) == {3: "model_error", 8: "model_error"}
+    assert all(detail in str(found[row]) for row in (3, 8))
+
+
+def test_a_run_that_raises_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = pushed(tmp_path)
+
+    def fails(tables: list[pa.Table], definition: Any) -> Any:
+        if any(table.num_rows == 34 for table in tables):
+            raise ZeroDivisionError
+        return prepare_many(tables, definition)
+
+    monkeypatch.setattr(answers, "prepare_many", fails)
+    tables = [telemetry(number, 30 + number) for number in range(7)]
+    tables[2] = tables[2].drop_columns([DEFINITION.columns[0]])
+    tables[5] = tables[5].slice(0, 0)
+    assert reasons(LocalModel(data, "m").predict(tables)) == {2: "missing_column", 4: "internal_error", 5: "empty"}

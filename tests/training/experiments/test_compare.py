@@ -1,0 +1,145 @@
+"""Comparisons: run by run with the first result; intervals against exact coverage; other test runs are not compared."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciml.storage.open import LocalStore
+from tests.reports.test_results import of_b, predicted, stored
+from training.evaluation.metrics import paired_interval, wilson
+from training.evaluation.scores import scores
+from training.experiments.compare import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
+from training.experiments.results import Predictions, Stored
+
+LABELS = [0] * 12 + [1] * 8
+GOOD = predicted(LABELS, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
+POOR = predicted(LABELS, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
+LUCKY = predicted([0, 1], of_b(0.1, 0.9))
+FOLDS_ONLY = Stored("folds", "tests", LocalStore("nowhere"), None, (), ())
+
+
+def test_each_is_compared_with_the_first_in_the_order_given() -> None:
+    trials = [(stored("poor", POOR), POOR), (FOLDS_ONLY, None), (stored("good", GOOD), GOOD)]
+    poor, good = compare(trials).rows
+    assert (poor.name, poor.against, good.name) == ("poor", None, "good")
+    # of 20 runs, good alone gets 9 right, poor alone 1: 11 of 1,024 splits are as uneven as that to one side
+    assert good.against is not None
+    assert (good.against["only_candidate"], good.against["only_champion"]) == (9, 1)
+    assert good.against["difference"] == pytest.approx(0.4)
+    assert good.against["mcnemar"] == pytest.approx(2 * 11 / 1024)
+    assert (good.against["low"], good.against["high"]) == paired_interval(GOOD.right, POOR.right)
+
+
+def test_they_are_ordered_by_accuracy_and_those_of_other_runs_are_last() -> None:
+    lucky = stored("lucky", LUCKY, digest="other")
+    trials = [
+        (stored("poor", POOR), POOR), (lucky, LUCKY), (stored("good", GOOD), GOOD), (stored("gone", GOOD), None),
+        (FOLDS_ONLY, None),
+    ]  # fmt: skip
+    found = compare(by_accuracy(trials)).rows
+    assert [(one.name, one.same_runs, one.note) for one in found] == [
+        ("gone", True, ""), ("good", True, NO_PREDICTIONS), ("poor", True, NO_PREDICTIONS),
+        ("lucky", False, OTHER_RUNS),
+    ]  # fmt: skip
+    assert [one.against for one in found] == [None] * 4  # the first one's predictions are missing
+    best, poorer, other = compare(by_accuracy(trials[:3])).rows
+    assert (best.name, poorer.name, other.note) == ("good", "poor", OTHER_RUNS)
+    assert poorer.against is not None
+    assert poorer.against["difference"] == pytest.approx(-0.4)
+    assert (compare([]).rows, by_accuracy([])) == ((), [])
+
+
+def shuffled(found: Predictions) -> Predictions:
+    order = np.random.default_rng(0).permutation(len(found.labels))
+    return Predictions(found.run_id[order], found.labels[order], found.probabilities[order], found.classes)
+
+
+def test_other_snapshots_are_compared_where_their_test_runs_are_the_same() -> None:
+    """An exclusion of a training run, or another resolution, leaves the test runs as they are."""
+    other, moved = replace(stored("good", GOOD, digest="x"), dataset="minutes"), shuffled(GOOD)
+    _, good = compare([(stored("poor", POOR), POOR), (other, moved)]).rows
+    assert good.against is not None
+    assert (good.same_runs, good.against["difference"]) == (True, pytest.approx(0.4))
+    # the same runs with another label, or other classes, are other test runs
+    relabelled = predicted([1, *LABELS[1:]], GOOD.probabilities)
+    renamed = predicted(LABELS, GOOD.probabilities, ("a", "c"))
+    for changed in (relabelled, renamed):
+        trial = replace(stored("good", changed, digest="x"), dataset="minutes")
+        assert compare([(stored("poor", POOR), POOR), (trial, changed)]).rows[1].note == OTHER_RUNS
+
+
+def test_a_record_has_the_figures_of_the_result() -> None:
+    baselines = {
+        name: {"accuracy": {"value": value}, "macro": {"f1": {"value": 0.5}}, "classes": {}}
+        for name, value in (("duration", 0.6), ("memory", 0.7))
+    }
+    trial = stored("good", GOOD, baselines=baselines)
+    assert trial.result is not None
+    test = trial.result["test"]
+    (record,) = compare([(trial, GOOD)]).records()
+    assert record == {
+        "experiment": "good",
+        "dataset": "tests",
+        "estimator": "random_forest",
+        "runs": 20,
+        "accuracy": 0.9,
+        "accuracy_low": wilson(18, 20)[0],
+        "accuracy_high": wilson(18, 20)[1],
+        "f1_of": "macro",
+        **{f"f1{end}": test["macro"]["f1"][key] for end, key in ENDS},
+        **{f"roc_auc{end}": test["macro"]["roc_auc"][key] for end, key in ENDS},
+        "base_rate": 0.6,
+        "baseline": "memory",
+        "baseline_accuracy": 0.7,
+        "difference": None,
+        "difference_low": None,
+        "difference_high": None,
+        "mcnemar": None,
+        "note": "",
+    }
+    failed = predicted(LABELS, GOOD.probabilities, ("passed", "failed"))
+    labels = np.array([0] * 6 + [1] * 2)
+    result = dict(trial.result) | {"test": scores(failed.probabilities, failed.labels, failed.classes, labels)}
+    (record,) = compare([(replace(trial, result=result), failed)]).records()
+    assert (record["f1_of"], record["f1"]) == ("failed", pytest.approx(2 * 6 / (2 * 6 + 0 + 2)))
+    assert record["f1_low"] == result["test"]["classes"]["failed"]["f1"]["low"]
+
+
+ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_the_interval_holds_the_difference_and_turns_with_its_sign(pairs: list[tuple[bool, bool]]) -> None:
+    one, two = (np.array(each, bool) for each in zip(*pairs, strict=True))
+    low, high = paired_interval(one, two)
+    difference = float(one.mean() - two.mean())
+    assert -1 <= low <= difference + 1e-12
+    assert difference - 1e-12 <= high <= 1
+    assert low < high
+    assert paired_interval(two, one) == (pytest.approx(-high), pytest.approx(-low))
+
+
+def test_the_interval_covers_the_true_difference() -> None:
+    """Over all outcomes of 16 runs, weighted by their probability, 95 % intervals hold the truth as often as that."""
+    runs, factorial = 16, math.factorial
+    outcomes = [one for one in product(range(runs + 1), repeat=3) if sum(one) <= runs]
+    intervals = {}
+    for both, first, second in outcomes:
+        right = np.array([True] * (both + first) + [False] * (runs - both - first))
+        other = np.array([True] * both + [False] * first + [True] * second + [False] * (runs - both - first - second))
+        intervals[both, first, second] = paired_interval(right, other)
+    for chances in ((0.6, 0.2, 0.1, 0.1), (0.3, 0.3, 0.2, 0.2), (0.8, 0.1, 0.05, 0.05), (0.7, 0.05, 0.2, 0.05)):
+        truth, covered = chances[1] - chances[2], 0.0
+        for (both, first, second), (low, high) in intervals.items():
+            counts = (both, first, second, runs - both - first - second)
+            ways = factorial(runs) // math.prod(map(factorial, counts))
+            if low <= truth <= high:
+                covered += ways * math.prod(p**n for p, n in zip(chances, counts, strict=True))
+        assert 0.93 < covered < 0.995, (chances, covered)
