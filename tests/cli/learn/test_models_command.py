@@ -53,9 +53,9 @@ def test_list(data: DataRoot) -> None:
     assert [one["blessed"] for one in found["m"]["candidates"]] == [True, True, False]
     assert found["m"]["candidates"][0]["facts"] == {"dataset": "small"}
     assert found["m"]["candidates"][0]["versions"] == [{"number": 1, "withdrawn": False}]
-    assert (
-        run("models", "list", "--data-path", data.url + "-none").output == "no models yet; train one by ciml refresh\n"
-    )
+    other = DataRoot.open(f"{data.url}-other")
+    other.experiments.create("x", b"")
+    assert run("models", "list", "--data-path", other.url).output == "no models yet; train one by ciml refresh\n"
 
 
 def test_rollback(data: DataRoot) -> None:
@@ -82,9 +82,9 @@ def test_verify_and_reconcile(data: DataRoot) -> None:
     assert "saved_model.pb was altered" in done.output
 
 
-def test_serve_and_predict_say_what_they_lack(tmp_path: Path) -> None:
+def test_serve_and_predict_say_what_they_lack(tmp_path: Path, data: DataRoot) -> None:
     assert "--data-path DATA or --config FILE" in run("serve").output
-    failed = run("predict", "--model", "m", "--data-path", "x", "--kafka", "k:1", "--home", str(tmp_path))
+    failed = run("predict", "--model", "m", "--data-path", data.url, "--kafka", "k:1", "--home", str(tmp_path))
     assert "no model server" in failed.output
     for name in ("serve", "predict", "models"):
         assert "Example:" in run(name, "--help").output
