@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ciml.errors import CimlError
 from ciml.events.listing import Reading, decode_line
+from ciml.results.columns import Row
 from ciml.results.convert import REASONS, BadRow, Conversion, GoodRow
-from ciml.results.table import Row
 from tests.growth import assert_linear
 
 READING = Reading(logs="/srv/logs")
