@@ -18,6 +18,7 @@ from ciml.extras import EXTRAS, missing_extra
 from ciml.storage.open import open_store
 from cli.main import cli
 from tests.bench.many_runs import fill_store
+from tests.pipelines.backfill.tables import make_runs, write_csv
 from tests.project.environment import (
     PROJECT,
     ROOT,
@@ -161,6 +162,15 @@ def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], s
         done = ciml(environments("data"), *arguments, *data, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+
+
+def test_own_logs_need_the_data_extra_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
+    write_csv(tmp_path / "results.csv", make_runs(tmp_path, 4))
+    done = ciml(
+        environments("data"), "load", "logs", "--results", "results.csv", "--data-path", "data", folder=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\n4 runs.\n" in done.stdout
 
 
 @pytest.mark.parametrize(
