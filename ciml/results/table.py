@@ -1,54 +1,64 @@
-"""The interface of a table of results, which its readers implement."""
+"""Open a table of results by its content: CSV, Parquet, JSON lines, or an Arrow table in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+import os
+from io import BufferedReader
+from typing import TYPE_CHECKING
 
 from ciml.errors import CimlError
-from ciml.limits import MAX_COLUMN_NAME_CHARACTERS, MAX_RESULTS_COLUMNS
+from ciml.events.listing_files import open_unpacked
+from ciml.limits import MAX_RESULTS_BYTES
+from ciml.results.arrow import ArrowTable
+from ciml.results.columns import ResultsTable
+from ciml.results.text import DelimitedTable, JsonLinesTable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_HEAD_BYTES = 4096
+_BOM = b"\xef\xbb\xbf"
+#: First bytes of files that are no table of ours, and what to do.
+_OTHERS = {
+    b"PK\x03\x04": "a zip file or an Excel workbook; save it as CSV",
+    b"\xff\xfe": "text in UTF-16; save it in UTF-8",
+    b"\xfe\xff": "text in UTF-16; save it in UTF-8",
+    b"SQLite format 3": "an SQLite database; export the table as CSV",
+    b"ARROW1": "an Arrow file; write Parquet",
+}
 
 
-class Row(NamedTuple):
-    """A row: its number from 1 (a header is no row), and its cells by column, or why they cannot be read."""
+def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
+    """Open a table of results: CSV, Parquet or JSON lines, gzip or not, or an Arrow table in memory.
 
-    number: int
-    cells: Mapping[str, Any]
-    fault: str = ""
-
-
-class ResultsTable(Protocol):
-    """A table that can be read repeatedly, in bounded memory.
-
-    Attributes:
-      name: for messages.
-      form: its format, such as ``text with semicolons``.
-      columns: the names of its columns.
-    """
-
-    name: str
-    form: str
-    columns: tuple[str, ...]
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows in order, from the first. Blank lines are no rows."""
-        ...
-
-
-def checked_columns(table: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return a table's column names. Several may have none, as the index that pandas writes.
+    Args:
+      results: a local path, an ``s3://`` object, or the table.
 
     Raises:
-      CimlError: too many columns, a name that is too long, or one that appears twice.
+      CimlError: it does not exist, is none of these formats, or exceeds a limit.
+      EngineError: the storage does not answer.
     """
-    columns = tuple(names)
-    if len(columns) > MAX_RESULTS_COLUMNS:
-        raise CimlError(f"{table} has {len(columns):,} columns, at most {MAX_RESULTS_COLUMNS:,}; leave some out")
-    seen = set[str]()
-    for name in columns:
-        if len(name) > MAX_COLUMN_NAME_CHARACTERS:
-            raise CimlError(f"{table}: the column {name!r:.60} has a name that is too long; shorten it")
-        if name and name in seen:
-            raise CimlError(f"{table}: the column {name!r} appears twice; rename one")
-        seen.add(name)
-    return columns
+    if not isinstance(results, str | os.PathLike):
+        return ArrowTable("the table", results)
+    url = os.fspath(results)
+    name = url.rpartition("/")[2]
+    raw = open_unpacked(url, "table", "a file of CSV, Parquet or JSON lines", MAX_RESULTS_BYTES)
+    file = BufferedReader(raw)  # type: ignore[type-var]
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_RESULTS_BYTES:
+        raise CimlError(f"{name} has {size >> 20:,} MiB, at most {MAX_RESULTS_BYTES >> 20:,}; split it")
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    text = head.removeprefix(_BOM).lstrip()
+    other = next((what for begin, what in _OTHERS.items() if head.startswith(begin)), None)
+    if other is not None:
+        raise CimlError(f"{name} is {other}")
+    if not text and size <= _HEAD_BYTES:
+        raise CimlError(f"{name} is empty; give a table with a row a run")
+    if head.startswith(b"PAR1"):
+        return ArrowTable(name, file)
+    if text.startswith(b"["):
+        raise CimlError(
+            f"{name} is a JSON array; write JSON lines, an object a run, as pandas does by to_json(lines=True)"
+        )
+    return JsonLinesTable(name, file) if text.startswith(b"{") else DelimitedTable(name, file)

@@ -23,7 +23,7 @@ from ciml.events.listing_files import Listing
 from ciml.events.records import LISTS
 from ciml.results.columns import Columns
 from ciml.results.convert import REASONS, BadRow, Conversion
-from ciml.results.open import open_results
+from ciml.results.table import open_results
 from pipelines.backfill.backfill import backfill
 from pipelines.backfill.plan import BackfillConfig, Tally, fetch_below, logs_root
 from pipelines.backfill.survey import Survey, survey

@@ -19,7 +19,7 @@ from ciml.errors import CimlError
 from ciml.limits import MAX_RESULTS_CELL_CHARACTERS, MAX_RESULTS_COLUMNS, MAX_RESULTS_ROW_BYTES
 from ciml.results import arrow, table
 from ciml.results.arrow import ArrowTable
-from ciml.results.open import open_results
+from ciml.results.table import open_results
 from ciml.results.text import DelimitedTable
 from tests.growth import assert_linear
 from tests.project.test_startup import loaded_by
@@ -90,7 +90,7 @@ def test_arrow_types_become_cells() -> None:
 
 def test_a_table_is_read_without_pandas(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["1"], "t": pa.array([10**18], pa.timestamp("ns", "UTC"))}), tmp_path / "a.parquet")
-    code = f"from ciml.results.open import open_results; list(open_results({str(tmp_path / 'a.parquet')!r}).rows())"
+    code = f"from ciml.results.table import open_results; list(open_results({str(tmp_path / 'a.parquet')!r}).rows())"
     assert loaded_by(code) == set()
 
 
@@ -227,6 +227,23 @@ def test_a_table_beyond_the_limits_is_rejected_before_it_is_read(
     monkeypatch.setattr(arrow, "MAX_RESULTS_ROWS", 999)
     with pytest.raises(CimlError, match="has 1,000 rows"):
         ArrowTable("x", pa.table({"id": ["x"] * 1000}))
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet", "arrow"])
+def test_a_hundred_thousand_columns_are_too_many(tmp_path: Path, form: str) -> None:
+    names = [f"c{number}" for number in range(100_000)]
+    path: Any = tmp_path / "results"
+    match form:
+        case "csv":
+            path.write_text(",".join(names) + "\n" + "," * 99_999 + "\n")
+        case "json":
+            path.write_text("".join(json.dumps(dict.fromkeys(names[at : at + 50_000], 1)) + "\n" for at in (0, 50_000)))
+        case "parquet":
+            pq.write_table(pa.table({name: [1] for name in names}), path)
+        case "arrow":
+            path = pa.table({name: [1] for name in names})
+    with pytest.raises(CimlError, match=r"has (100|50),000 columns, at most 1,024; leave some out"):
+        open_results(path)
 
 
 def test_a_text_that_repeats_is_held_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.data_root import DataRoot
 from cli.commands.learn.refresh import REJECTED
 from cli.main import cli
 from pipelines.training import trainer
@@ -20,6 +21,13 @@ EVALUATION = {
     "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "right": 40, "runs": 50},
     "base_rate": {"value": 0.3},
 }
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data root at the relative path ``data``."""
+    monkeypatch.chdir(tmp_path)
+    DataRoot.open("data").experiments.create("x", b"")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, result: TrainResult, *arguments: str) -> tuple[Result, list[TrainConfig]]:
