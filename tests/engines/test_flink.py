@@ -11,6 +11,7 @@ import psutil
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.utils.timestamp import Timestamp
 
 import engines
 from ciml.errors import EngineError
@@ -54,7 +55,8 @@ def lines(path: Path) -> list[str]:
 
 def start_stream(flink: str, name: str, out: Path):
     pipeline = beam.Pipeline(options=options(flink, name, *STREAMING))
-    _ = pipeline | PeriodicImpulse(fire_interval=0.05) | beam.ParDo(Append(out))
+    begin = Timestamp.now()  # else the time of the import, and hours of rows at once
+    _ = pipeline | PeriodicImpulse(begin, fire_interval=0.05) | beam.ParDo(Append(out))
     result = pipeline.run()
     deadline = time.monotonic() + 60
     while len(lines(out)) < 20:

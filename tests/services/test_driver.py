@@ -92,7 +92,7 @@ def test_a_service_that_is_not_ready_waits_without_working() -> None:
     )
     drive(service, stop=words.stop, report=words)
     assert words.reports[0] == (2, "waits: no model")
-    assert words.reports[-2:] == [(2, "waits: none again"), (2, "ready")]
+    assert words.reports[-2:] == [(2, "waits: no model again"), (2, "ready")]
 
 
 def test_not_ready_is_an_error_with_until() -> None:
