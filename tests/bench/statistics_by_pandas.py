@@ -8,10 +8,17 @@ frame beside the run's result. Nothing is checked, and only the statistics are k
 
 from __future__ import annotations
 
+import gzip
 import sys
 from pathlib import Path
 
 import pandas as pd
+
+
+def header_of(path: Path) -> int:
+    """The number of lines before the names of the columns."""
+    with gzip.open(path, "rt") as file:
+        return next(number for number, line in enumerate(file) if line.startswith('"time"'))
 
 
 def statistics(results: Path, logs: Path) -> pd.DataFrame:
@@ -19,7 +26,8 @@ def statistics(results: Path, logs: Path) -> pd.DataFrame:
     table = pd.read_csv(results)
     rows = []
     for run in table.itertuples():
-        log = pd.read_csv(logs / run.log_path, skiprows=6, index_col=False)
+        path = logs / run.log_path
+        log = pd.read_csv(path, skiprows=header_of(path), skip_blank_lines=False, index_col=False)
         numbers = log.select_dtypes("number")
         summary = numbers.agg(["mean", "min", "max", "std"]).unstack()
         summary.index = [f"{column}:{statistic}" for column, statistic in summary.index]

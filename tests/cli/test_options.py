@@ -25,7 +25,7 @@ def run(arguments: list[str], home: Path, required: bool = True) -> tuple[Result
     seen: dict[str, Any] = {}
 
     @click.command()
-    @data_path_option(required=False, home=False)
+    @data_path_option(required=False, home=False, creates=True)
     @kafka_option(required=required)
     @engine_option
     @home_option

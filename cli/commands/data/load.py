@@ -138,7 +138,7 @@ def _print(report: LoadReport) -> None:
     if not report.unusable:
         return
     table = Table("rows", "reason", "first row", "value", "fault", title="Unusable rows", title_justify="left")
-    table.columns[0].justify = "right"
+    table.columns[0].justify, table.columns[3].overflow = "right", "fold"
     for reason, count, rows, _ in report.reasons():
         first = rows[0]
         where = f"{first.number:,}" + (f", {first.column}" if first.column else "")

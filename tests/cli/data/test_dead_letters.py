@@ -107,6 +107,7 @@ def test_letters_are_tried_again(made: Listed, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "raw").touch()
     for words, message in (
         (["replay", "--logs", "none"], "--logs none: no such folder"),
         (["replay", "--source", "x"], "want NAME=VALUE"),
@@ -122,6 +123,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 
 def test_nothing_is_no_error(tmp_path: Path) -> None:
+    DataRoot.open(tmp_path / "data").experiments.create("x", b"")
     assert letters(tmp_path, "list").output == "No open dead letters.\n"
     assert letters(tmp_path, "list", "--all").output == "No dead letters.\n"
     assert letters(tmp_path, "count").output == "         0 open dead letters\n"

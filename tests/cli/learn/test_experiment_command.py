@@ -102,12 +102,14 @@ def test_define_train_show_and_the_same_again(data: Path):
     ],
 )
 def test_a_mistake_is_one_clear_line(words: list[str], line: str, tmp_path: Path):
+    DataRoot.open(tmp_path).datasets.create("x", b"")
     done = run(*words, data=tmp_path)
     assert done.exit_code == 2
     assert line in done.output.splitlines()[-1]
 
 
 def test_each_optimizer_of_the_original_is_one(tmp_path: Path):
+    DataRoot.open(tmp_path).datasets.create("x", b"")
     wanted = {"Adagrad": "adagrad", "ProximalAdagrad": "adagrad", "Ftrl": "ftrl", "RMSProp": "rmsprop", "SGD": "sgd"}
     for name, want in wanted.items():
         assert run("define", name, "--optimizer", name, data=tmp_path).exit_code == 0

@@ -53,10 +53,9 @@ def test_list(data: DataRoot) -> None:
     assert [one["blessed"] for one in found["m"]["candidates"]] == [True, True, False]
     assert found["m"]["candidates"][0]["facts"] == {"dataset": "small"}
     assert found["m"]["candidates"][0]["versions"] == [{"number": 1, "withdrawn": False}]
-    assert "no data at" in run("models", "list", "--data-path", data.url + "-none").output
-    data.store.child("other").create("datasets/x", b"")
-    other = run("models", "list", "--data-path", data.url + "/other")
-    assert other.output == "no models yet; train one by ciml refresh\n"
+    other = DataRoot.open(f"{data.url}-other")
+    other.experiments.create("x", b"")
+    assert run("models", "list", "--data-path", other.url).output == "no models yet; train one by ciml refresh\n"
 
 
 def test_rollback(data: DataRoot) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.data_root import DataRoot
 from cli.commands.learn.refresh import REJECTED
 from cli.main import cli
 from pipelines.training import trainer
@@ -22,6 +23,13 @@ EVALUATION = {
 }
 
 
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data root at the relative path ``data``."""
+    monkeypatch.chdir(tmp_path)
+    DataRoot.open("data").experiments.create("x", b"")
+
+
 def run(monkeypatch: pytest.MonkeyPatch, result: TrainResult, *arguments: str) -> tuple[Result, list[TrainConfig]]:
     configs: list[TrainConfig] = []
 
@@ -30,14 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, result: TrainResult, *arguments: str) -
         return result
 
     monkeypatch.setattr(trainer, "run_once", once)
-    command = [
-        "refresh",
-        "--dataset",
-        "d",
-        "--data-path",
-        str(Path(__file__).parent),
-        *arguments,
-    ]  # a folder with files
+    command = ["refresh", "--dataset", "d", "--data-path", "data", *arguments]
     return CliRunner().invoke(cli, command, standalone_mode=False), configs
 
 
@@ -47,7 +48,7 @@ def test_says_what_was_pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     experiment.write_text('name = "wide"\nhidden_layers = "100/100"\n')
     result = TrainResult("pushed", ("it is better",), version=3, champion=2, metrics={"evaluation": EVALUATION})
     arguments = ["--exclude", str(excluded), "--experiment", str(experiment), "--min-test-runs", "7", "--model", "m"]
-    arguments += ["--data-path", str(tmp_path)]
+    arguments += ["--data-path", str(tmp_path / "data")]
     done, (config,) = run(monkeypatch, result, *arguments)
     assert done.return_value == 0
     assert done.output.splitlines() == [
@@ -86,7 +87,7 @@ def test_defaults_and_names() -> None:
     assert make_config("data", "d").model == "d"
     assert TrainResult("refused", ("why",)).lines("m") == ["m: not pushed", "  why"]
     done = CliRunner().invoke(
-        cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", str(Path(__file__).parent)]
+        cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"]
     )
     assert done.exit_code == 2
     assert "model name 'a/b'" in done.output

@@ -52,6 +52,8 @@ def test_the_document_shows_the_example_and_names_every_key() -> None:
 def test_a_mistake_is_one_line_and_nothing_is_left_of_it(text: str, line: str, tmp_path: Path) -> None:
     file, data = tmp_path / "sweep.toml", tmp_path / "data"
     file.write_text(text)
+    data.mkdir()
+    (data / "other").touch()
     done = run(file, "--data-path", data, "--output", tmp_path / "page")
     assert (done.exit_code, done.stdout) == (2, "")
     told = done.stderr.splitlines()
@@ -59,4 +61,4 @@ def test_a_mistake_is_one_line_and_nothing_is_left_of_it(text: str, line: str, t
     assert told[0].startswith(f"ciml: {line}" if line.startswith("no raw") else f"ciml: {file}")
     assert line in told[0]
     assert not (tmp_path / "page").exists()
-    assert [path for path in data.rglob("*") if path.is_file()] == []
+    assert [path for path in data.rglob("*") if path.is_file()] == [data / "other"]

@@ -145,7 +145,7 @@ class _Named:
 
 
 def test_what_is_said_in_the_end() -> None:
-    tally = Tally(100, 10, 40, 50, whole=False)
+    tally = Tally(100, 10, 40, 50, complete=False)
     tally.counts["run", ""] = 30
     tally.counts["dead_letter", "log_not_found"] = 7
     tally.counts["dead_letter", "broken_json"] = 3

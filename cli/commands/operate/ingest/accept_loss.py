@@ -8,7 +8,7 @@ from cli.options import data_path_option, kafka_config_option, kafka_option, kaf
 
 
 @click.command("accept-loss")
-@data_path_option()
+@data_path_option(creates=True)
 @kafka_option()
 @kafka_config_option
 @click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
