@@ -86,8 +86,6 @@ def test_says_why_not_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None
 def test_defaults_and_names() -> None:
     assert make_config("data", "d").model == "d"
     assert TrainResult("refused", ("why",)).lines("m") == ["m: not pushed", "  why"]
-    done = CliRunner().invoke(
-        cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"]
-    )
+    done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
     assert done.exit_code == 2
     assert "model name 'a/b'" in done.output
