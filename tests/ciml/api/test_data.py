@@ -101,15 +101,16 @@ def test_equal_parameters_are_one_experiment(folder: Path, monkeypatch: pytest.M
 def test_a_comparison_is_that_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "RESAMPLES", 5)
     data = ciml.open(folder / "data")
-    results = [data.train("status", "svm", C=0.01), data.train("status", "random_forest", n_estimators=3)]
+    results = [data.train("status", "svm", C=1e-6, name="a"), data.train("status", "random_forest", name="b")]
     names = [result.experiment for result in results]
     words = ["experiment", "compare", *names, "--dataset", "status", "--json"]
     rows = data.compare("status", *results).to_pylist()
     assert rows == json.loads(run(folder, *words))
     assert [row["accuracy"] for row in rows] == [result.accuracy.value for result in results]
     assert [row["difference"] is None for row in rows] == [True, False]
-    by_accuracy = ["experiment", "compare", "--dataset", "status", "--json"]
-    assert data.compare(data.dataset("status")).to_pylist() == json.loads(run(folder, *by_accuracy))
+    by_accuracy = data.compare(data.dataset("status")).to_pylist()
+    assert by_accuracy == json.loads(run(folder, "experiment", "compare", "--dataset", "status", "--json"))
+    assert [row["experiment"] for row in by_accuracy] == ["b", "a"]
 
 
 def test_a_refresh_in_python_is_that_of_the_command(folder: Path) -> None:
