@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_RESULTS_BYTES, MAX_RESULTS_CELL_CHARACTERS, MAX_RESULTS_ROWS
-from ciml.results.table import Row, checked_columns
+from ciml.results.columns import Row, checked_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,15 +1,15 @@
-"""Which column of a table is which field of a listing: by the user's word, by name, or by content."""
+"""Rows and columns of a table, and which column is which field of a listing: by the user's word, name or content."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.limits import MAX_ID_CHARACTERS
+from ciml.limits import MAX_COLUMN_NAME_CHARACTERS, MAX_ID_CHARACTERS, MAX_RESULTS_COLUMNS
 from ciml.results.values import is_log_path, is_missing, is_result_word, parse_time
 
 #: The fields of a listing, and the names under which tables have them, the likeliest first.
@@ -56,6 +56,51 @@ _UNIT = re.compile(r"_(?:utc|ms|us|ns|s)$")
 _INDEX = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__)?")
 
 How = Literal["given", "name", "content"]
+
+
+class Row(NamedTuple):
+    """A row: its number from 1 (a header is no row), and its cells by column, or why they cannot be read."""
+
+    number: int
+    cells: Mapping[str, Any]
+    fault: str = ""
+
+
+class ResultsTable(Protocol):
+    """A table that can be read repeatedly, in bounded memory.
+
+    Attributes:
+      name: for messages.
+      form: its format, such as ``text with semicolons``.
+      columns: the names of its columns.
+    """
+
+    name: str
+    form: str
+    columns: tuple[str, ...]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows in order, from the first. Blank lines are no rows."""
+        ...
+
+
+def checked_columns(table: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return a table's column names. Several may have none, as the index that pandas writes.
+
+    Raises:
+      CimlError: too many columns, a name that is too long, or one that appears twice.
+    """
+    columns = tuple(names)
+    if len(columns) > MAX_RESULTS_COLUMNS:
+        raise CimlError(f"{table} has {len(columns):,} columns, at most {MAX_RESULTS_COLUMNS:,}; leave some out")
+    seen = set[str]()
+    for name in columns:
+        if len(name) > MAX_COLUMN_NAME_CHARACTERS:
+            raise CimlError(f"{table}: the column {name!r:.60} has a name that is too long; shorten it")
+        if name and name in seen:
+            raise CimlError(f"{table}: the column {name!r} appears twice; rename one")
+        seen.add(name)
+    return columns
 
 
 class Guess(NamedTuple):

@@ -16,8 +16,7 @@ from ciml.events.listing import Reading, decode_line
 from ciml.events.outcomes import outcome_of
 from ciml.events.redaction import shown
 from ciml.limits import MAX_RESULTS_ROWS
-from ciml.results.columns import find_columns, normal_name
-from ciml.results.table import ResultsTable, Row
+from ciml.results.columns import ResultsTable, Row, find_columns, normal_name
 from ciml.results.values import (
     is_missing,
     number_text,

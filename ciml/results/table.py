@@ -1,15 +1,17 @@
-"""A table of results: the interface that its readers implement, and opening one by its content."""
+"""Open a table of results by its content: CSV, Parquet, JSON lines, or an Arrow table in memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 from ciml.errors import CimlError
 from ciml.events.listing_files import open_unpacked
-from ciml.limits import MAX_COLUMN_NAME_CHARACTERS, MAX_RESULTS_BYTES, MAX_RESULTS_COLUMNS
+from ciml.limits import MAX_RESULTS_BYTES
+from ciml.results.arrow import ArrowTable
+from ciml.results.columns import ResultsTable
+from ciml.results.text import DelimitedTable, JsonLinesTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,51 +28,6 @@ _OTHERS = {
 }
 
 
-class Row(NamedTuple):
-    """A row: its number from 1 (a header is no row), and its cells by column, or why they cannot be read."""
-
-    number: int
-    cells: Mapping[str, Any]
-    fault: str = ""
-
-
-class ResultsTable(Protocol):
-    """A table that can be read repeatedly, in bounded memory.
-
-    Attributes:
-      name: for messages.
-      form: its format, such as ``text with semicolons``.
-      columns: the names of its columns.
-    """
-
-    name: str
-    form: str
-    columns: tuple[str, ...]
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows in order, from the first. Blank lines are no rows."""
-        ...
-
-
-def checked_columns(table: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return a table's column names. Several may have none, as the index that pandas writes.
-
-    Raises:
-      CimlError: too many columns, a name that is too long, or one that appears twice.
-    """
-    columns = tuple(names)
-    if len(columns) > MAX_RESULTS_COLUMNS:
-        raise CimlError(f"{table} has {len(columns):,} columns, at most {MAX_RESULTS_COLUMNS:,}; leave some out")
-    seen = set[str]()
-    for name in columns:
-        if len(name) > MAX_COLUMN_NAME_CHARACTERS:
-            raise CimlError(f"{table}: the column {name!r:.60} has a name that is too long; shorten it")
-        if name and name in seen:
-            raise CimlError(f"{table}: the column {name!r} appears twice; rename one")
-        seen.add(name)
-    return columns
-
-
 def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
     """Open a table of results: CSV, Parquet or JSON lines, gzip or not, or an Arrow table in memory.
 
@@ -81,9 +38,6 @@ def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
       CimlError: it does not exist, is none of these formats, or exceeds a limit.
       EngineError: the storage does not answer.
     """
-    from ciml.results.arrow import ArrowTable
-    from ciml.results.text import DelimitedTable, JsonLinesTable
-
     if not isinstance(results, str | os.PathLike):
         return ArrowTable("the table", results)
     url = os.fspath(results)

@@ -10,7 +10,7 @@ from typing import IO, Any
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.json_input import parse_json
 from ciml.limits import MAX_RESULTS_CELL_CHARACTERS, MAX_RESULTS_ROW_BYTES
-from ciml.results.table import Row, checked_columns
+from ciml.results.columns import Row, checked_columns
 from ciml.results.values import NO_VALUE
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}

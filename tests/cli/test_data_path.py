@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from cli.main import cli
 from cli.options import data_path_option
@@ -106,3 +108,13 @@ def test_no_data_is_an_error_where_nothing_is_created(name: str, command: click.
 def test_a_data_set_of_logs_may_begin_a_data_root_and_one_of_runs_may_not(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["dataset", "build", "--dataset", "x", "--data-path", str(tmp_path / "none")])
     assert (done.exit_code, done.output.split(";")[0]) == (2, f"ciml: no data at {tmp_path / 'none'}")
+
+
+@pytest.mark.engines
+def test_an_empty_prefix_of_s3_is_no_data(s3: Any) -> None:
+    bucket = s3.bucket()
+    DataRoot.open(f"{bucket}/full").experiments.create("x", b"")
+    for prefix, code in (("full", 0), ("ful", 2), ("full/x", 2)):
+        done = CliRunner().invoke(cli, ["experiment", "show", "--data-path", f"{bucket}/{prefix}"])
+        assert done.exit_code == code, done.output
+        assert (f"ciml: no data at {bucket}/{prefix}; correct --data-path" in done.output) == (code == 2)

@@ -19,6 +19,7 @@ from ciml.storage.open import open_store
 from cli.main import cli
 from tests.bench.many_runs import fill_store
 from tests.ciml.api.made import write_log
+from tests.pipelines.backfill.tables import make_runs, write_csv
 from tests.project.environment import (
     PROJECT,
     ROOT,
@@ -191,6 +192,15 @@ for call in (lambda: data.train("status"), lambda: data.model("status"), lambda:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "this needs ciml[train]: pip install 'ciml[train]'\n" * 3
+
+
+def test_own_logs_need_the_data_extra_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
+    write_csv(tmp_path / "results.csv", make_runs(tmp_path, 4))
+    done = ciml(
+        environments("data"), "load", "logs", "--results", "results.csv", "--data-path", "data", folder=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\n4 runs.\n" in done.stdout
 
 
 @pytest.mark.parametrize(

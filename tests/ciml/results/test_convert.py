@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from ciml.errors import CimlError
 from ciml.events.listing import Reading, decode_line
+from ciml.results.columns import Row
 from ciml.results.convert import REASONS, BadRow, Conversion, GoodRow
-from ciml.results.table import Row
+from ciml.results.table import open_results
 from tests.growth import assert_linear
 
 READING = Reading(logs="/srv/logs")
@@ -177,3 +178,25 @@ def test_many_rows_and_many_columns_take_linear_time() -> None:
         lambda made: list(Conversion(made, READING).rows()),
         120,
     )
+
+
+pieces = st.one_of(
+    st.sampled_from(
+        [b"run_id,job,result,start,log\n", b"r1,unit,SUCCESS,1795521600,a.csv\n", b'{"run_id": 1}\n', b"PAR1",
+         b",", b";", b"\t", b"|", b'"', b"\n", b"\r\n", b"\r", b"\xef\xbb\xbf", b"\0", b"{", b"}", b"\x1f\x8b"]
+    ),
+    st.binary(max_size=6),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(content=st.lists(pieces, max_size=12).map(b"".join))
+def test_any_bytes_are_an_error_or_rows_that_are_counted_once(tmp_path_factory: Any, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("any") / "results.csv"
+    path.write_bytes(content)
+    try:
+        rows = list(Conversion(open_results(path), READING, zone="UTC").rows())
+    except CimlError:
+        return
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    assert rows

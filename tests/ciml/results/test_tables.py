@@ -229,6 +229,23 @@ def test_a_table_beyond_the_limits_is_rejected_before_it_is_read(
         ArrowTable("x", pa.table({"id": ["x"] * 1000}))
 
 
+@pytest.mark.parametrize("form", ["csv", "json", "parquet", "arrow"])
+def test_a_hundred_thousand_columns_are_too_many(tmp_path: Path, form: str) -> None:
+    names = [f"c{number}" for number in range(100_000)]
+    path: Any = tmp_path / "results"
+    match form:
+        case "csv":
+            path.write_text(",".join(names) + "\n" + "," * 99_999 + "\n")
+        case "json":
+            path.write_text("".join(json.dumps(dict.fromkeys(names[at : at + 50_000], 1)) + "\n" for at in (0, 50_000)))
+        case "parquet":
+            pq.write_table(pa.table({name: [1] for name in names}), path)
+        case "arrow":
+            path = pa.table({name: [1] for name in names})
+    with pytest.raises(CimlError, match=r"has (100|50),000 columns, at most 1,024; leave some out"):
+        open_results(path)
+
+
 def test_a_text_that_repeats_is_held_once(tmp_path: Path) -> None:
     """A small file could else become any number of bytes."""
     pq.write_table(pa.table({"id": pa.array(["x" * 60_000]).take(pa.array([0] * 20_000))}), tmp_path / "a.parquet")

@@ -21,7 +21,7 @@ from ciml.raw.state import open_raw
 from pipelines.backfill.backfill import backfill
 from pipelines.backfill.load import LoadReport, RejectedTableError, load
 from pipelines.backfill.plan import BackfillConfig, fetch_below
-from tests.pipelines.backfill.tables import make_runs, write_csv
+from tests.pipelines.backfill.tables import log_of, make_runs, write_csv
 from tests.pipelines.ingest.ingesting import account, raw_rows
 from tests.project.test_startup import loaded_by
 from transforms.raw.reader import verify_run
@@ -97,8 +97,9 @@ def test_the_same_table_again_settles_nothing_and_a_grown_one_what_is_new(folder
     again = ours(folder, path)
     assert (again.before, again.good, sum(again.totals.values())) == (20, 0, 0)
     assert account(DataRoot.open(folder / "data").raw)[0].version == version
-    for row in rows:
+    for row in rows[1:]:
         (folder / "logs" / row["log_file"]).unlink()  # known runs need no log
+    (folder / "logs" / rows[0]["log_file"]).write_bytes(log_of(99))  # nor is one read
     changed = {**rows[3], "status": "failed" if rows[3]["status"] == "passed" else "passed"}
     grown = [*rows[:3], changed, *rows[4:], *make_runs(folder, 5, first=20)]
     report = ours(folder, write_csv(folder / "grown.csv", grown))
@@ -106,6 +107,7 @@ def test_the_same_table_again_settles_nothing_and_a_grown_one_what_is_new(folder
         "run": 5, "repeat": 19, "correction": 1
     }  # fmt: skip
     assert (report.known, report.missing) == (20, {})
+    assert account(DataRoot.open(folder / "data").raw)[0].counts["repeat", "run"] == 19
 
 
 @pytest.mark.parametrize("form", ["csv", "csv with index", "semicolons", "parquet", "json", "frame", "frame of ns"])
