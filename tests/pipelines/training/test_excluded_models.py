@@ -51,7 +51,7 @@ def test_a_training_run_is_named_and_a_test_run_is_not_learned(data: DataRoot) -
     assert (found.model, found.version, found.labels, found.runs) == ("provider", 1, ("stable",), tuple(learned[:5]))
     assert str(found) == (
         f"model provider version 1 (stable) learned 5 excluded runs ({', '.join(learned[:3])} and 2 more) and is still "
-        "served; replace it by ciml refresh"
+        "served; replace it by ciml refresh, or roll back"
     )
     assert learned_excluded(data, ["provider"]) == [found]
     assert learned_excluded(data, []) == []
