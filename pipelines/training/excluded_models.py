@@ -41,7 +41,7 @@ class LearnedExcluded:
         count = len(self.runs)
         named = ", ".join(self.runs[:_NAMED]) + (f" and {count - _NAMED} more" if count > _NAMED else "")
         runs = "1 excluded run" if count == 1 else f"{count} excluded runs"
-        return f"{which} learned {runs} ({named}) and is still served; replace it by ciml refresh"
+        return f"{which} learned {runs} ({named}) and is still served; replace it by ciml refresh, or roll back"
 
 
 def learned_excluded(data: DataRoot, models: Sequence[str] | None = None) -> list[LearnedExcluded]:

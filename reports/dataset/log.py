@@ -157,6 +157,7 @@ def _plot(number: int, group: str, times_s: np.ndarray, courses: Sequence[_Cours
         x = _thinned(times_s)
         for course, name, color, dash in zip(courses, names, COLORS, DASHES, strict=False):
             axes.plot(x, _thinned(course.values), color=color, linestyle=dash, linewidth=1.2, label=name)
+        axes.set_xlim(min(0.0, float(times_s.min())), float(times_s.max()) or 1.0)
         axes.set_xlabel("seconds from the first sample")
         axes.set_ylabel(unit or "value")
         if not any((course.values < 0).any() for course in courses):

@@ -31,9 +31,9 @@ def loaded_by(code: str) -> set[str]:
         "transforms.ingest.decode", "transforms.ingest.trust", "transforms.fetch.fetch", "transforms.parse.logs",
         "transforms.examples.downsample", "transforms.examples.prepare", "transforms.examples.split",
         "transforms.drift.compare", "transforms.drift.statistics", "transforms.raw.write",
+        "ciml.results.convert", "ciml.results.arrow", "pipelines.backfill.load", "cli.commands.data.load",
         "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.data.drift", "transforms.parse.files",
         "training.data.in_memory", "ciml.api",
-        "ciml.results.convert", "ciml.results.arrow", "pipelines.backfill.load", "cli.commands.data.load",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:

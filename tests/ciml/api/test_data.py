@@ -98,6 +98,47 @@ def test_equal_parameters_are_one_experiment(folder: Path, monkeypatch: pytest.M
             data.train("status", **wrong)  # type: ignore[arg-type]
 
 
+def test_a_comparison_is_that_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "RESAMPLES", 5)
+    data = ciml.open(folder / "data")
+    results = [
+        data.train("status", "random_forest", min_samples_leaf=99, name="a"),
+        data.train("status", "random_forest", name="b"),
+    ]
+    names = [result.experiment for result in results]
+    words = ["experiment", "compare", *names, "--dataset", "status", "--json"]
+    rows = data.compare("status", *results).to_pylist()
+    assert rows == json.loads(run(folder, *words))
+    assert [row["accuracy"] for row in rows] == [result.accuracy.value for result in results]
+    assert [row["difference"] is None for row in rows] == [True, False]
+    by_accuracy = data.compare(data.dataset("status")).to_pylist()
+    assert by_accuracy == json.loads(run(folder, "experiment", "compare", "--dataset", "status", "--json"))
+    assert [row["experiment"] for row in by_accuracy] == ["b", "a"]
+
+
+def test_a_refresh_in_python_is_that_of_the_command(folder: Path) -> None:
+    done = ciml.open(folder / "data").refresh("status", "again")
+    assert (done.outcome, done.version, done.model) == ("pushed", 1, "again")
+    assert repr(done).startswith("again: pushed version 1\n  accuracy ")
+    by_command = run(folder, "refresh", "--dataset", "status", "--model", "again")
+    assert by_command.splitlines()[-2] == "again: nothing to do"
+
+
+def test_an_exclusion_is_that_of_the_command(folder: Path) -> None:
+    data = ciml.open(folder / "data")
+    number = data.exclude("a bad mirror", job="lint", since="2026-11-24T00:00:00Z")
+    (kept,) = json.loads(run(folder, "exclude", "list", "--json"))
+    assert (kept["id"], kept["job"], kept["reason"]) == (number, "lint", "a bad mirror")
+    jobs = data.dataset("status").facts()["build_name"].to_pylist()
+    assert set(jobs) == {"unit"}
+    data.revert_exclusion(number)
+    assert "no exclusions" in run(folder, "exclude", "list")
+    with pytest.raises(ciml.CimlError, match="reverted already"):
+        data.revert_exclusion(number)
+    with pytest.raises(ciml.CimlError, match="names no runs"):
+        data.exclude("everything")
+
+
 def test_a_data_set_is_replaced_only_on_request(folder: Path) -> None:
     data = ciml.open(folder / "data")
     keys = {"sample_interval": "10s", "features_regex": "1m", "max_windows": 6}

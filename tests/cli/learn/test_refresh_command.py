@@ -38,14 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, result: TrainResult, *arguments: str) -
         return result
 
     monkeypatch.setattr(trainer, "run_once", once)
-    command = [
-        "refresh",
-        "--dataset",
-        "d",
-        "--data-path",
-        str(Path(__file__).parent),
-        *arguments,
-    ]  # a folder with files
+    command = ["refresh", "--dataset", "d", "--data-path", "data", *arguments]
     return CliRunner().invoke(cli, command, standalone_mode=False), configs
 
 
@@ -55,7 +48,7 @@ def test_a_push_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     experiment.write_text('name = "wide"\nhidden_layers = "100/100"\n')
     result = TrainResult("pushed", ("it is better",), version=3, champion=2, metrics={"evaluation": EVALUATION})
     arguments = ["--exclude", str(excluded), "--experiment", str(experiment), "--min-test-runs", "7", "--model", "m"]
-    arguments += ["--data-path", str(tmp_path)]
+    arguments += ["--data-path", str(tmp_path / "data")]
     done, (config,) = run(monkeypatch, result, *arguments)
     assert done.return_value == 0
     assert done.output.splitlines() == [
@@ -93,8 +86,6 @@ def test_a_rejection_is_reported_with_an_exit_code(monkeypatch: pytest.MonkeyPat
 def test_defaults_and_names() -> None:
     assert make_config("data", "d").model == "d"
     assert TrainResult("refused", ("why",)).lines("m") == ["m: not pushed", "  why"]
-    done = CliRunner().invoke(
-        cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", str(Path(__file__).parent)]
-    )
+    done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
     assert done.exit_code == 2
     assert "model name 'a/b'" in done.output

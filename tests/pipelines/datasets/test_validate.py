@@ -21,6 +21,7 @@ from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 from training.data.snapshot import make_snapshot, write_snapshot
+from training.exclusions import Exclusions
 from transforms.drift.statistics import columns_needed, merge, statistics
 from transforms.examples.spans import read_span
 from transforms.ingest.trust import TrustPolicy
@@ -152,7 +153,7 @@ def test_another_data_set_is_compared_with_if_its_features_mean_the_same(data: D
 def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101))
     purged = {f"zuul~{number}~1": "purge" for number in range(1, 11)}
-    snapshot = make_snapshot(data.dataset("cpu"), EVERYONE, purged)
+    snapshot = make_snapshot(data.dataset("cpu"), EVERYONE, Exclusions.of_runs(purged))
     write_snapshot(data.trainer("cpu"), snapshot)
     with pytest.raises(CimlError, match="model 'cpu' has no champion"):
         validate_dataset(data, "cpu", model="cpu")

@@ -10,9 +10,10 @@ import pytest
 
 from ciml.data_root import DataRoot
 from pipelines.training.excluded_models import learned_excluded
-from training.data.snapshot import read_snapshot
+from training.data.snapshot import make_snapshot, read_snapshot
 from training.exclusion_store import add, revert
 from training.exclusions import Exclusion
+from transforms.ingest.trust import TrustPolicy
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data_root" / "data"
 
@@ -35,6 +36,12 @@ def test_nothing_is_read_or_said_without_exclusions(data: DataRoot) -> None:
     assert learned_excluded(data) == []
 
 
+def test_without_exclusions_the_snapshot_is_that_of_the_older_version(data: DataRoot) -> None:
+    (path,) = Path(data.url, "trainer/provider/snapshots").glob("*.json")
+    before = read_snapshot(data.trainer("provider"), path.stem)
+    assert make_snapshot(data.dataset("provider"), TrustPolicy.load()) == before
+
+
 def test_a_training_run_is_named_and_a_test_run_is_not_learned(data: DataRoot) -> None:
     (kept,) = add(data.exclusions, [Exclusion("why", runs(data, "test")[0])])
     assert learned_excluded(data) == []
@@ -44,7 +51,7 @@ def test_a_training_run_is_named_and_a_test_run_is_not_learned(data: DataRoot) -
     assert (found.model, found.version, found.labels, found.runs) == ("provider", 1, ("stable",), tuple(learned[:5]))
     assert str(found) == (
         f"model provider version 1 (stable) learned 5 excluded runs ({', '.join(learned[:3])} and 2 more) and is still "
-        "served; replace it by ciml refresh"
+        "served; replace it by ciml refresh, or roll back"
     )
     assert learned_excluded(data, ["provider"]) == [found]
     assert learned_excluded(data, []) == []

@@ -14,6 +14,7 @@ from tests.training.records import written
 from training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key
 from training.data.materialise import Materialised, materialise
 from training.data.snapshot import ROLES, Snapshot, make_snapshot
+from training.exclusions import Exclusions
 from training.normalise import transform_digest
 from transforms.ingest.trust import TrustPolicy
 
@@ -25,7 +26,7 @@ def test_the_cache_by_span_gives_the_same_and_holds_no_pickle(
     first = materialise(data.dataset("providers").store, snapshot, tmp_path / "first", cache=cache)
     second = materialise(data.dataset("providers").store, snapshot, tmp_path / "second", cache=cache)
     one = next(run.run_id for run in snapshot.spans[1].runs if run.split == "train")
-    changed = make_snapshot(data.dataset("providers"), TrustPolicy.load(), {one: "purged"})
+    changed = make_snapshot(data.dataset("providers"), TrustPolicy.load(), Exclusions.of_runs({one: "purged"}))
     third = materialise(data.dataset("providers").store, changed, tmp_path / "third", cache=cache)
     afresh = materialise(data.dataset("providers").store, changed, tmp_path / "afresh")
 

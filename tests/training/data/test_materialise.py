@@ -16,6 +16,7 @@ from tests.training.records import written
 from training.data.examples import Examples, file_tasks, read_snapshot_examples
 from training.data.materialise import Materialised, materialise
 from training.data.snapshot import ROLES, Snapshot, make_snapshot
+from training.exclusions import Exclusions
 from transforms.examples.spans import read_span, write_examples
 from transforms.ingest.trust import TrustPolicy
 
@@ -74,7 +75,7 @@ def test_statistics_come_from_the_training_split_alone(
     """Without most test runs, the other examples are the same, bit for bit."""
     keep = next(run.run_id for run in snapshot.runs("test"))
     excluded = {run.run_id: "purged" for run in snapshot.runs("test") if run.run_id != keep}
-    fewer = make_snapshot(data.dataset("providers"), TrustPolicy.load(), excluded)
+    fewer = make_snapshot(data.dataset("providers"), TrustPolicy.load(), Exclusions.of_runs(excluded))
     part = materialise(data.dataset("providers").store, fewer, tmp_path / "part")
 
     assert part.counts["test"] == 1

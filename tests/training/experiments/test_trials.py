@@ -24,6 +24,7 @@ from training.data.snapshot import Snapshot
 from training.evaluation import scores as scoring
 from training.evaluation.baselines import first_memory, one_number_baseline
 from training.evaluation.cross_validation import cross_validate
+from training.exclusions import Exclusions
 from training.experiment import Experiment
 from training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
 from training.refresh import refresh
@@ -76,7 +77,7 @@ def test_the_snapshot_is_that_of_the_raw_manifest_and_needs_no_raw_store(
     shutil.rmtree(Path(data.url, "raw"))
     assert read_dataset(data.dataset("providers"), TrustPolicy.load()).snapshot.digest == snapshot.digest
     left_out = dataset.facts[3].run_id
-    fewer = read_dataset(data.dataset("providers"), TrustPolicy.load(), {left_out: "a leak"})
+    fewer = read_dataset(data.dataset("providers"), TrustPolicy.load(), Exclusions.of_runs({left_out: "a leak"}))
     assert left_out not in {each.run_id for each in fewer.facts}
     assert fewer.snapshot.excluded == {"a leak": 1}
 

@@ -174,7 +174,8 @@ def command(
     if listed is not None and (left_out := listed.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
-    warn_of_padding(update.state)
+    if options["max_windows"] != OF_THE_TALK:
+        warn_of_padding(update.state)
     if visualize:
         click.echo(f"  plots     {_visualize(target.dataset(definition.name))}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -34,9 +35,30 @@ def warn_of_padding(state: DatasetState) -> None:
             f'max_windows = "auto", or {usual}'
         )
     else:
-        half = sorted(lengths)[(len(lengths) - 1) // 2]
+        length, left, cut = halved(lengths, resolved.windows)
         advice = (
-            f"half of the runs have at most {half} of {resolved.windows} windows; a lower max_windows cuts the longest "
-            "runs, aggregation_functions need no padding"
+            f"the runs differ in length; max_windows = {length} leaves {left:.1%} and cuts {cut:.1%} of the runs, "
+            "aggregation_functions need no padding"
         )
     click.echo(f"warning: {share:.1%} of the examples is padding: {advice}", err=True)
+
+
+def halved(lengths: Sequence[int], windows: int) -> tuple[int, float, float]:
+    """Return the longest length of examples of which at most half is padding.
+
+    Args:
+      lengths: number of windows of each run, 1 to ``windows``.
+      windows: the present length.
+
+    Returns:
+      (the length, the share of padding then, the share of runs that it cuts).
+    """
+    import numpy as np
+
+    counts = np.bincount(np.asarray(lengths, np.int64), minlength=windows + 1)
+    filled = len(lengths) - np.cumsum(counts)[:-1]  # runs with more than 0, 1, … windows
+    kept = np.cumsum(filled)  # windows of all runs that are no padding, for the lengths 1, 2, …
+    slots = len(lengths) * np.arange(1, windows + 1)
+    length = int(np.flatnonzero(2 * kept >= slots)[-1]) + 1
+    cut = 0.0 if length == windows else float(filled[length]) / len(lengths)
+    return length, 1 - float(kept[length - 1] / slots[length - 1]), cut

@@ -11,6 +11,7 @@ from cli.options import data_path_option
 from cli.s3_options import s3_options
 
 Record = Mapping[str, Any]
+_WIDTH = 128  # of a table in a file or a pipe
 
 
 @click.command("compare")
@@ -82,7 +83,10 @@ def _print(records: Sequence[Record]) -> None:
         table.add_column(heading, justify="right" if place else "left", overflow="fold")
     for record in records:
         table.add_row(*map(Text, _row(record, wide=wide, first=record is first)))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # its width is unknown
+        console.width = max(console.width, _WIDTH)
+    console.print(table)
     lines = ["intervals of 95 %; to the first: difference of the accuracies, run by run"]
     lines += [f"{record['experiment']}: not compared, {record['note']}" for record in others if record["note"]]
     click.echo("\n".join(lines))
@@ -97,7 +101,7 @@ def _row(record: Record, *, wide: bool, first: bool) -> list[str]:
         _within(record, "f1"),
         _within(record, "roc_auc"),
         _number(record["base_rate"]),
-        f"{record['baseline']} {_number(record['baseline_accuracy'])}" if record["baseline"] else "–",
+        f"{_number(record['baseline_accuracy'])}\n{record['baseline']}" if record["baseline"] else "–",
         "the first" if first else _within(record, "difference", "+.3f"),
         "" if chance is None else "< 0.001" if chance < 0.001 else _number(chance),
     ]
@@ -107,7 +111,7 @@ def _within(record: Record, name: str, form: str = ".3f") -> str:
     value, low, high = (record[key] for key in (name, f"{name}_low", f"{name}_high"))
     if value is None or low is None:
         return _number(value, form)
-    return f"{value:{form}}\n({low:{form}} to {high:{form}})"
+    return f"{value:{form}}\n{low:{form}} to {high:{form}}"
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
