@@ -99,7 +99,7 @@ def test_beam_s_own_cancel_is_completed(flink_jobs: str, tmp_path: Path):
 
 def test_a_job_is_cancelled_as_soon_as_it_is_submitted(flink_jobs: str, tmp_path: Path):
     pipeline = beam.Pipeline(options=options(flink_jobs, "hasty", *STREAMING))
-    _ = pipeline | PeriodicImpulse(fire_interval=0.05) | beam.ParDo(Append(tmp_path / "out"))
+    _ = pipeline | PeriodicImpulse(Timestamp.now(), fire_interval=0.05) | beam.ParDo(Append(tmp_path / "out"))
     result = pipeline.run()
     assert engines.cancel_job(flink_jobs, result._job_id).state == "CANCELLED"
     time.sleep(2)
