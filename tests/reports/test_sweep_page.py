@@ -202,6 +202,7 @@ def test_the_winner_is_defined_by_a_line_that_gives_the_same_experiment(
     define, train = define_lines(swept(), one, str(tmp_path))
     assert sorted(define.split()) == sorted(f"ciml experiment define tests-7 {line} --data-path {tmp_path}".split())
     assert train == f"ciml experiment train --experiment tests-7 --dataset sweep-1s-00 --data-path {tmp_path}"
+    DataRoot.open(tmp_path).datasets.create("x", b"")
     done = CliRunner().invoke(cli, define.split()[1:])
     assert done.exit_code == 0, done.output
     assert load_experiment(DataRoot.open(tmp_path).experiments, "tests-7").replace(name="tests") == experiment

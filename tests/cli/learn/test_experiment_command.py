@@ -139,8 +139,8 @@ def test_compare_prints_the_numbers_of_the_page(data: Path):
         ]  # fmt: skip
     best, second = rows
     assert (best["difference"], best["note"]) == (None, "")
-    assert f"{second['difference']:+.3f}".replace("+0.000", "0.000") == page[1]["to the best"]
-    assert f"{second['mcnemar']:.3f}" == page[1]["by chance"]
+    assert f"{second['difference']:+.3f}".replace("+0.000", "0.000") == page[1]["difference"]
+    assert f"{second['mcnemar']:.3f}" == page[1]["McNemar p"]
     assert second["difference_low"] < second["difference"] < second["difference_high"]
 
     table = run(*words, data=data).output

@@ -119,6 +119,7 @@ def test_runs_shows_the_accounting(tmp_path: Path) -> None:
 
 
 def test_runs_of_nothing(tmp_path: Path) -> None:
+    DataRoot.open(tmp_path).experiments.create("x", b"")
     assert CliRunner().invoke(runs, ["--data-path", str(tmp_path)]).output == "Nothing has been committed yet.\n"
     assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--count"]).output == "0\n"
 
