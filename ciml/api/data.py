@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipelines.backfill.load import LoadReport
-    from training.experiment import Experiment
 
 Path = str | os.PathLike[str]
 #: Called with (done, total) of some work.
@@ -287,10 +286,10 @@ class Data:
 
         require("sklearn")
         from training.data.in_memory import read_dataset
-        from training.experiments.trials import Trial, create_experiment
+        from training.experiments.trials import Trial, create_experiment, experiment_of
         from transforms.ingest.trust import TrustPolicy
 
-        experiment = _experiment(name, estimator, parameters)
+        experiment = experiment_of(estimator, parameters, name)
         policy = TrustPolicy.load(trust_policy)
         examples = read_dataset(self._root.dataset(_dataset_name(dataset)), policy)
         create_experiment(self._root.experiments, experiment)
@@ -364,12 +363,13 @@ class Data:
         from pipelines.training.trainer import TrainConfig, run_once
         from serving.model_config import check_model_name
         from training.evaluation.gate import GatePolicy
+        from training.experiments.trials import experiment_of
         from transforms.ingest.trust import TrustPolicy
 
         name = check_model_name(model or _dataset_name(dataset))
         # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.
         config = TrainConfig(
-            self._root, _dataset_name(dataset), name, _experiment("dnn", estimator, parameters),
+            self._root, _dataset_name(dataset), name, experiment_of(estimator, parameters, "dnn"),
             TrustPolicy.load(trust_policy), GatePolicy.of(min_test_runs, tolerance), label,
         )  # fmt: skip
         return RefreshResult.of(name, run_once(config, progress=progress))
@@ -400,25 +400,6 @@ class Data:
 
     def __repr__(self) -> str:
         return f"Data({self.path!r})"
-
-
-def _experiment(name: str | None, estimator: str, parameters: Mapping[str, Any]) -> Experiment:
-    """Return an experiment; parameters that it does not have are those of scikit-learn's estimator."""
-    from ciml.digest import sha256_json
-    from training.estimators import ESTIMATORS
-    from training.experiment import ALIASES, Experiment
-
-    keys = dict(parameters)
-    known = ESTIMATORS.get(ALIASES.get(estimator, estimator))
-    if known is not None and not known.network:
-        own = set(Experiment.__struct_fields__)
-        others = {key: keys.pop(key) for key in list(keys) if key not in own}
-        keys["parameters"] = {**keys.get("parameters", {}), **others}
-    experiment = Experiment.from_json({**keys, "estimator": estimator, **({"name": name} if name else {})})
-    if name:
-        return experiment
-    values = {key: value for key, value in experiment.to_json().items() if key != "name"}
-    return experiment.replace(name=f"{experiment.estimator}-{sha256_json(values)[:8]}")
 
 
 def _dataset_name(dataset: str | Dataset) -> str:

@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from ciml.digest import canonical_json
+from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store
 from training.data.in_memory import InMemoryDataset
-from training.estimators import Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
+from training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
 from training.evaluation.scores import scores
-from training.experiment import Experiment, refresh_key
+from training.experiment import ALIASES, Experiment, refresh_key
 from training.normalise import Normalisation
 from training.train import trained_roles
 
@@ -62,6 +62,30 @@ def create_experiment(experiments: Store, experiment: Experiment) -> bool:
             f"experiment {experiment.name!r} exists with other values: {'; '.join(differ)}; choose another name"
         )
     return False
+
+
+def experiment_of(estimator: str, parameters: Mapping[str, Any] | None = None, name: str | None = None) -> Experiment:
+    """Return an experiment of an estimator.
+
+    Args:
+      estimator: its name, or an alias of the talk.
+      parameters: keys of an experiment; others are parameters of scikit-learn's estimator.
+      name: of the experiment; by default the estimator and a digest of all values.
+
+    Raises:
+      CimlError: an unknown estimator or parameter.
+    """
+    keys = dict(parameters or {})
+    known = ESTIMATORS.get(ALIASES.get(estimator, estimator))
+    if known is not None and not known.network:
+        own = set(Experiment.__struct_fields__)
+        others = {key: keys.pop(key) for key in list(keys) if key not in own}
+        keys["parameters"] = {**keys.get("parameters", {}), **others}
+    experiment = Experiment.from_json({**keys, "estimator": estimator, **({"name": name} if name else {})})
+    if name:
+        return experiment
+    values = {key: value for key, value in experiment.to_json().items() if key != "name"}
+    return experiment.replace(name=f"{experiment.estimator}-{sha256_json(values)[:8]}")
 
 
 def load_experiment(experiments: Store, name: str) -> Experiment:

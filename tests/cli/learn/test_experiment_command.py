@@ -21,7 +21,7 @@ from reports.experiments.comparison_page import comparison_page
 from tests.training.conftest import made  # noqa: F401  (a fixture)
 from training.evaluation import scores as scoring
 from training.experiments.results import stored_trials
-from training.experiments.trials import load_experiment
+from training.experiments.trials import experiment_names, load_experiment
 
 SCRIPTS = Path(sys.executable).parent
 
@@ -158,3 +158,18 @@ def test_compare_prints_the_numbers_of_the_page(data: Path):
     assert (both.exit_code, "give one" in both.output) == (2, True)
     none = run("compare", "idle", "--dataset", "providers", data=data)
     assert (none.exit_code, "no result of idle on providers" in none.output) == (2, True)
+
+
+def test_estimators_are_trained_with_their_defaults(data: Path):
+    line = ("train", "--estimator", "random_forest", "--estimator", "svm", "--dataset", "providers")
+    done = run(*line, data=data)
+    assert done.exit_code == 0, done.output
+    root = DataRoot.open(data)
+    trials = stored_trials(root.experiments, experiment_names(root.experiments))
+    assert sorted(each.experiment.rpartition("-")[0] for each in trials) == ["random_forest", "svm"]
+    assert done.output.count("stored in") == 2
+    assert run(*line, data=data).output.count("as it is already in") == 2
+    assert experiment_names(root.experiments) == sorted(each.experiment for each in trials)
+    for words in (("train", "--dataset", "providers"), (*line, "--experiment", "x")):
+        assert "give either --experiment NAME, or --estimator NAME" in run(*words, data=data).output
+    assert "unknown estimator 'dn'; choose from" in run(*line[:1], "--estimator", "dn", *line[-2:], data=data).output

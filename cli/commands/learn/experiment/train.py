@@ -24,7 +24,14 @@ def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 @click.command("train")
 @click.option("--dataset", required=True, metavar="NAME", help="Data set to train on.")
-@click.option("--experiment", required=True, metavar="NAME", help="Experiment to train.")
+@click.option("--experiment", metavar="NAME", help="Experiment to train.")
+@click.option(
+    "--estimator",
+    "estimators",
+    multiple=True,
+    metavar="NAME",
+    help="Estimator to train with its default parameters, instead of --experiment; may be repeated.",
+)
 @click.option(
     "--eval-dataset", "others", multiple=True, metavar="NAME", help="Further data set to test on; may be repeated."
 )
@@ -55,7 +62,8 @@ def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @s3_options
 def train(
     dataset: str,
-    experiment: str,
+    experiment: str | None,
+    estimators: tuple[str, ...],
     others: tuple[str, ...],
     folds: int | None,
     hold_out: tuple[str, ...],
@@ -67,7 +75,7 @@ def train(
     debug: bool | None,
     as_json: bool,
 ) -> None:
-    """Train and test an experiment on a data set.
+    """Train and test experiments on a data set.
 
     It trains on trusted runs, tests on held-out ones and stores the result. The same experiment on the same runs again
     shows the stored result.
@@ -75,9 +83,12 @@ def train(
     \b
     Example:
       ciml-train-model --dataset cpu-load-1min-dataset --experiment dnn-5x100 --data-path s3://cimldatasets
+      ciml experiment train --estimator random_forest --estimator svm --dataset cpu-load --data-path DATA
       ciml experiment train --experiment wide --dataset cpu-load --eval-dataset other-job --data-path DATA
       ciml experiment train --experiment wide --dataset cpu-load --cross-validate 5 --hold-out flavour --data-path DATA
     """
+    if bool(experiment) == bool(estimators):
+        raise CimlError("give either --experiment NAME, or --estimator NAME for an estimator with its defaults")
     if gpu:
         raise CimlError("--gpu: training is on the CPU, so that a seed gives the same model everywhere; leave it out")
     if hold_out and folds is None:
@@ -90,23 +101,25 @@ def train(
     from training.data.in_memory import read_dataset
     from training.exclusion_store import add
     from training.exclusions import read_lines
-    from training.experiments.trials import Trial, load_experiment
+    from training.experiments.trials import Trial, create_experiment, experiment_of, load_experiment
     from transforms.ingest.trust import TrustPolicy
 
     data, policy = DataRoot.open(data_path), TrustPolicy.load(trust_policy)
-    what = load_experiment(data.experiments, experiment)
+    chosen = [load_experiment(data.experiments, experiment)] if experiment else [*map(experiment_of, estimators)]
     add(data.exclusions, read_lines(exclude))
     material = read_dataset(data.dataset(dataset), policy)
     materials = [read_dataset(data.dataset(name), policy) for name in others]
-    with progress_bar(f"training {experiment}") as progress:
-        trial = Trial(data.experiments, what, material, Path(tensorboard) if tensorboard else None, progress)
-        if folds is not None:
-            found, new = trial.cross_validate(folds, hold_out, progress)
-            _show(trial, found, new, as_json, fold_lines(found))
-            return
-        results = [trial.run(), *(trial.run_on(each) for each in materials)]
-    for number, (found, new) in enumerate(results):
-        _show(trial, found, new, as_json, other_lines(found) if number else result_lines(found))
+    for what in chosen:
+        create_experiment(data.experiments, what)
+        with progress_bar(f"training {what.name}") as progress:
+            trial = Trial(data.experiments, what, material, Path(tensorboard) if tensorboard else None, progress)
+            if folds is not None:
+                results = [trial.cross_validate(folds, hold_out, progress)]
+            else:
+                results = [trial.run(), *(trial.run_on(each) for each in materials)]
+        for number, (found, new) in enumerate(results):
+            lines = fold_lines if folds is not None else other_lines if number else result_lines
+            _show(trial, found, new, as_json, lines(found))
 
 
 def _show(trial: Trial, found: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:
