@@ -1,0 +1,67 @@
+"""The tutorial of own logs: its commands and its Python lines run as they stand, on logs and a table made here."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ciml.api.made import START, write_log
+from tests.project.test_readme import ROOT, commands
+
+DOCUMENT = (ROOT / "docs" / "own-logs.md").read_text()
+RUNS = 150
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Logs of 150 runs, of which every second one failed, their table, and a log without a row."""
+    (tmp_path / "logs").mkdir()
+    rows = []
+    for number in range(RUNS + 1):
+        log = tmp_path / "logs" / f"{number}.csv"
+        write_log(log, number)
+        packed = log.with_name("new.gz" if number == RUNS else f"{number}.csv.gz")
+        packed.write_bytes(gzip.compress(log.read_bytes()))
+        log.unlink()
+        result = "FAILURE" if number % 2 else "SUCCESS"
+        rows.append([f"a{number}", "unit", result, START.isoformat(), f"logs/{packed.name}"])
+    with (tmp_path / "results.csv").open("w", newline="") as out:
+        csv.writer(out).writerows([["id", "job", "result", "start", "log"], *rows[:RUNS]])
+    return tmp_path
+
+
+def run(line: str, folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "140"}
+    done = subprocess.run(["bash", "-ec", line], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"$ {line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_six_commands_lead_to_three_models_compared_and_a_prediction(folder: Path) -> None:
+    found = commands(DOCUMENT)
+    assert len(found) == 6
+    outputs = [run(line, folder) for line in found]
+    assert f"{RUNS} runs." in outputs[0]
+    assert all(f"{name}-" in outputs[3] for name in ("random_forest", "svm", "dnn"))
+    assert "pushed version 1" in outputs[4]
+    assert "logs/new.gz" in outputs[5]
+    lines = run("ciml predict logs/new.gz logs/1.csv.gz --model status --data-path data --json", folder).splitlines()
+    assert [json.loads(line)["class"] for line in lines] == ["passed", "failed"]
+
+
+def test_the_python_lines_do_the_same(folder: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.S | re.M)
+    assert len([line for line in code.splitlines() if line]) <= 15
+    (folder / "own.py").write_text(code + "print(X.ndim, X.dtype, y.dtype)\n")
+    printed = run(f"{sys.executable} own.py", folder)
+    assert printed.endswith("3 float32 int64\n")
+    assert "'passed'" in printed
