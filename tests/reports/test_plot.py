@@ -195,6 +195,8 @@ def test_a_data_set_without_examples_is_an_error_with_a_remedy(tmp_path: Path):
 
 
 def test_plot_data_takes_the_words_of_the_talk(tmp_path: Path):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "x").touch()
     pasted = ["—dataset", "nothing", "—data-path", str(tmp_path)]
     done = subprocess.run([Path(sys.executable).parent / "ciml-plot-data", *pasted], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
