@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ciml.raw.seal import SEAL
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.stored import altered
 from tests.transforms.raw.stored import FORMATS, KINDS, Stored, make
@@ -36,6 +37,7 @@ def test_what_is_read_is_what_was_written(folder: Path, data: st.DataObject, kin
     changed = data.draw(altered(one.data, one.others))
     outcome = one.outcome(changed)
     assert outcome in ("error", "same")
-    if form == "new" and kind != "pack":
+    # An object of an older version has no seal: one in the place of a sealed object is judged by its telemetry.
+    if form == "new" and kind != "pack" and SEAL in changed:
         assert (outcome == "same") == (changed == one.data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < _MOST_KIB
