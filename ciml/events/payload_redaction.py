@@ -28,7 +28,9 @@ def redact_bytes(data: bytes) -> bytes:
         shown = _redact_json(value)
         if shown == value:
             return data
-        return json.dumps(shown).encode()
+        # Bytes that are not UTF-8 stay: as escapes they would be valid, and a replay would accept the message.
+        broken = _NOT_UTF8.search(text) is not None
+        return json.dumps(shown, ensure_ascii=not broken).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError):  # not JSON, a duplicate key, or too deep
         plain = redact_text(text)
         if _names_a_secret(plain) or _names_a_secret(decoded(plain)):
@@ -55,6 +57,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that the decoding passed on
 _decode = json.JSONDecoder(object_pairs_hook=_object, strict=False).decode
 
 

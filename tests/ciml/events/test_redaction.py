@@ -268,3 +268,14 @@ def test_a_payload_that_is_no_json_stays_so(constant: str) -> None:
     assert b"12345" not in kept
     with pytest.raises(RejectedInput, match="broken_json"):
         parse_json(kept)
+
+
+def test_a_payload_that_is_not_utf8_stays_so() -> None:
+    """Else a replay would accept a message that was rejected."""
+    data = b'{"job": "unit\xef", "log_url": "https://user:pa55@logs.example/a.gz"}'
+    shown = redact_bytes(data)
+    assert b"pa55" not in shown
+    assert b"unit\xef" in shown
+    with pytest.raises(UnicodeDecodeError):
+        shown.decode()
+    assert redact_bytes(b'{"job": "\\ud800\xef", "token": "pa55"}').find(b"pa55") < 0
