@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.limits import MAX_PARSED_BYTES
 from ciml.storage.open import open_store
 from ciml.telemetry import TIME, Finding, select_columns, telemetry_columns, validate
 from reports.dataset.views import unit_of
 from reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, quantity, seconds, shown, units
 from reports.page import Page, Section, Table, Tile, save
-from transforms.parse.logs import Log, parse_logs
+from transforms.parse.files import parse_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,14 +63,9 @@ def plot_log(path: str | os.PathLike[str], folder: str | os.PathLike[str], *, fe
 
 
 def _read(path: str | os.PathLike[str]) -> pa.Table:
-    try:
-        with open(path, "rb") as file:
-            data, changed_us = file.read(MAX_PARSED_BYTES + 1), os.fstat(file.fileno()).st_mtime_ns // 1000
-    except OSError as error:
-        raise CimlError(f"{os.fspath(path)}: {error.strerror}") from None
-    (table,) = parse_logs([Log(data)])
+    (table,) = parse_files([path])
     if isinstance(table, RejectedInput) and table.reason == "no_time":  # the samples' distances suffice to draw them
-        (table,) = parse_logs([Log(data, start_us=changed_us)])
+        (table,) = parse_files([path], start_us=os.stat(path).st_mtime_ns // 1000)
     if isinstance(table, RejectedInput):
         raise CimlError(f"{os.fspath(path)}: not a usable log: {table}")
     return table
@@ -92,15 +86,15 @@ def log_page(name: str, table: pa.Table, features_regex: str | None = None) -> P
         raise CimlError(f"--features-regex {features_regex!r} selects none of the columns {known}")
     times = table.column(TIME).cast("int64").to_numpy() / 1e6
     courses = {name: _Course(name, table.column(name).to_numpy()) for name in columns}
-    told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     steps = np.diff(times)
     interval = f"a sample each {seconds(float(np.median(steps)))}" if steps.size else ""
-    starts = int(told.get("starts", "1"))
+    starts = int(metadata.get("starts", "1"))
     drawn = f" {len(chosen)} of {len(columns)} columns are drawn." if len(chosen) < len(columns) else ""
     tiles = (
         Tile("samples", f"{table.num_rows:,}", interval),
         Tile("duration", seconds(float(times.max() - times.min()))),
-        Tile("columns", f"{len(columns)}", told.get("recorder", "")),
+        Tile("columns", f"{len(columns)}", metadata.get("recorder", "")),
         Tile("starts of the recorder", f"{starts}"),
     )
     sections = (
