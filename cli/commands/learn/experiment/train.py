@@ -110,7 +110,8 @@ def train(
     material = read_dataset(data.dataset(dataset), policy)
     materials = [read_dataset(data.dataset(name), policy) for name in others]
     for what in chosen:
-        create_experiment(data.experiments, what)
+        if estimators:
+            create_experiment(data.experiments, what)
         with progress_bar(f"training {what.name}") as progress:
             trial = Trial(data.experiments, what, material, Path(tensorboard) if tensorboard else None, progress)
             if folds is not None:
