@@ -73,7 +73,7 @@ def parse_time(cell: Any, zone: str | None) -> int:
 
     Args:
       cell: a text in ISO 8601, a `datetime`, a `date`, or an epoch number (or its text) in seconds, milliseconds,
-        microseconds or nanoseconds, told apart by the range 2000 to 2099.
+        microseconds or nanoseconds, distinguished by the range 2000 to 2099.
       zone: IANA name of the zone of times without one, or None. Of an hour that the zone has twice, it is the first.
 
     Raises:
