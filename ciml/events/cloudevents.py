@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.fields import identifier, iso_time, kind_of, needed_text, time_us
+from ciml.events.event import STRUCTURED, Event, Rejection, envelope, identity_alone
+from ciml.events.fields import identifier, kind_of, needed_text, time_us
 from ciml.events.json_input import parse_json
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import Message, Phase, RunFacts
@@ -26,7 +27,6 @@ from ciml.events.run_facts import (
     run_identity,
     source_name,
 )
-from ciml.events.run_id import RunId
 from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
 
 FINISHED = "dev.ciml.run.finished.v1"
@@ -40,53 +40,10 @@ REASONS = frozenset({
     "too_large", "too_many_runs",
 })  # fmt: skip
 
-_STRUCTURED = (("content-type", b"application/cloudevents+json"),)
-
 __all__ = [
     "FINISHED", "LISTING", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
     "facts_from_listing", "finished_event", "log_address", "run_event", "source_name",
 ]  # fmt: skip
-
-
-class Event(NamedTuple):
-    """A decoded message. Only ``addresses`` and ``runs`` may hold secrets; neither is stored as it is.
-
-    Attributes:
-      key: ``source id``; the same event has the same key in every message that carries it.
-      source: the CloudEvent's source, without userinfo or tokens.
-      id: the CloudEvent's id, unique within the source.
-      type: one of `PHASES`.
-      time_us: the CloudEvent's own time, epoch microseconds, or None.
-      run_facts: the runs, in the event's order; each run id appears once.
-      rejections: runs that have an id but an unusable field, and why; their facts hold the identity alone.
-      addresses: run id -> the log's full address, where it differs from the facts' `log_url`, which holds no secret.
-      runs: run id -> the run's own JSON, where the event names several: a dead letter keeps it.
-    """
-
-    key: str
-    source: str
-    id: str
-    type: str
-    time_us: int | None
-    run_facts: tuple[RunFacts, ...]
-    rejections: tuple[tuple[RunFacts, RejectedInput], ...]
-    addresses: Mapping[str, str]
-    runs: Mapping[str, Mapping[str, Any]]
-
-    def __repr__(self) -> str:
-        """Leave out the fields that may hold secrets."""
-        return f"Event({self.key!r}, {self.type!r}, {self.run_facts!r}, {self.rejections!r})"
-
-    def message_for(self, run_id: str, message: Message) -> Message:
-        """Return a message about one run alone; ``message`` itself if the event names no other run.
-
-        So each run of an event with a thousand runs is in one dead letter, not in a thousand.
-        """
-        if run_id not in self.runs:
-            return message
-        envelope = _envelope(self.id, self.source, self.type, self.time_us)
-        value = json.dumps({**envelope, "data": self.runs[run_id]}).encode()
-        return Message(message.offset, value, _STRUCTURED, message.key, message.timestamp_ms)
 
 
 _plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources
@@ -134,17 +91,12 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     try:
         facts, address = facts_from_run(data, identity, phase)
     except RejectedInput as rejected:
-        return Event(key, ce_source, ce_id, ce_type, when_us, (), (_identity_alone(identity, phase, rejected),), {}, {})
+        return Event(key, ce_source, ce_id, ce_type, when_us, (), (identity_alone(identity, phase, rejected),), {}, {})
     addresses = {facts.run_id: address} if address != facts.log_url else {}
     return Event(key, ce_source, ce_id, ce_type, when_us, (facts,), (), addresses, {})
 
 
-_Rejection = tuple[RunFacts, RejectedInput]
-_Many = tuple[tuple[RunFacts, ...], tuple[_Rejection, ...], dict[str, str], dict[str, Mapping[str, Any]]]
-
-
-def _identity_alone(identity: RunId, phase: Phase, rejected: RejectedInput) -> _Rejection:
-    return RunFacts(identity.encode(), identity.native_id, "", phase, source=identity.source), rejected
+_Many = tuple[tuple[RunFacts, ...], tuple[Rejection, ...], dict[str, str], dict[str, Mapping[str, Any]]]
 
 
 def _many(listed: Any, phase: Phase, source: str) -> _Many:
@@ -154,7 +106,7 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
     if len(listed) > MAX_EVENT_RUNS:
         raise RejectedInput("too_many_runs", f"runs: {len(listed)} runs, at most {MAX_EVENT_RUNS}")
     run_facts: list[RunFacts] = []
-    rejections: list[_Rejection] = []
+    rejections: list[Rejection] = []
     addresses: dict[str, str] = {}
     runs: dict[str, Mapping[str, Any]] = {}
     for index, run in enumerate(listed):
@@ -169,7 +121,7 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
         try:
             facts, address = facts_from_run(run, identity, phase, where)
         except RejectedInput as rejected:
-            rejections.append(_identity_alone(identity, phase, rejected))
+            rejections.append(identity_alone(identity, phase, rejected))
             continue
         run_facts.append(facts)
         if address != facts.log_url:
@@ -255,18 +207,10 @@ def run_event(
     if time_us is None:
         times = [moment for facts in run_facts for moment in (facts.start_us, facts.end_us) if moment is not None]
         time_us = max(times, default=None)
-    envelope = _envelope(event_id or sha256_json([event_type, data])[:32], sources.pop(), event_type, time_us)
+    attributes = envelope(event_id or sha256_json([event_type, data])[:32], sources.pop(), event_type, time_us)
     if mode == "binary":
-        del envelope["datacontenttype"]
+        del attributes["datacontenttype"]
         headers = [("content-type", b"application/json")]
-        headers += [(f"ce_{name}", value.encode()) for name, value in envelope.items()]
+        headers += [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
         return json.dumps(data).encode(), headers
-    return json.dumps({**envelope, "data": data}).encode(), list(_STRUCTURED) if mode == "structured" else []
-
-
-def _envelope(event_id: str, source: str, event_type: str, when_us: int | None) -> dict[str, str]:
-    envelope = {"specversion": "1.0", "id": event_id, "source": source, "type": event_type}
-    envelope["datacontenttype"] = "application/json"
-    if when_us is not None:
-        envelope["time"] = iso_time(when_us)
-    return envelope
+    return json.dumps({**attributes, "data": data}).encode(), list(STRUCTURED) if mode == "structured" else []

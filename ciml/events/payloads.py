@@ -24,7 +24,7 @@ INLINE_BYTES = 16 << 10
 #: Replaces all headers of a message if one header name is not UTF-8: the client then returns no headers.
 UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
 #: Prefixes of the header names that ciml reads. A dead letter keeps no other header.
-_READ_HEADERS = ("content-type", "ce_", "listing-")
+_READ_HEADERS = ("content-type", "ce_", "ciml_", "listing-")
 
 
 def message_bytes(message: Message) -> int:

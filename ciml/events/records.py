@@ -91,6 +91,9 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
 
     ``run_id`` is the encoded form (`RunId.encode`), ``build_uuid`` the native id, ``build_name`` the job.
     ``start_us`` and ``end_us`` are epoch microseconds UTC. ``labels`` holds any further metadata (framework, size, …).
+    ``fork`` is "yes", "no" or "" (unknown); ``auth`` says how a receiver proved who sent the event, "" without proof;
+    ``head`` is the commit that was tested, ``url`` the run's page; the attempts of one job share ``attempt_of``;
+    ``subjects`` name what the run belongs to, so that later updates find it (`ciml.events.updates`).
     """
 
     run_id: str
@@ -114,6 +117,13 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
     start_us: int | None = None
     end_us: int | None = None
     labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    fork: str = ""
+    auth: str = ""
+    owner: str = ""
+    head: str = ""
+    url: str = ""
+    attempt_of: str = ""
+    subjects: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, and always the phase. Manifests stay small."""
@@ -121,7 +131,7 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunFacts:
-        return cls(**value)
+        return cls(**value) if "subjects" not in value else cls(**{**value, "subjects": tuple(value["subjects"])})
 
 
 class Trust(Record, frozen=True, gc=False):

@@ -14,7 +14,7 @@ from ciml.events.outcomes import OUTCOMES, normal_word, outcome_of
 from ciml.events.records import OutcomeWord, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
 from ciml.events.run_id import RunId, path_safe
-from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
+from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_SUBJECTS, MAX_URL_CHARACTERS
 
 #: The `RunFacts.event` of a run from a listing. Messages that claim it are rejected, so a policy can rely on it.
 LISTING = "listing"
@@ -22,6 +22,8 @@ LISTING = "listing"
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _OTHER_CHARACTERS = re.compile(r"[^a-z0-9]+")
 _TEXTS = ("pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour")
+#: Fields that adapters fill. A producer of ciml's own events may too. ``auth`` is none: only a receiver sets it.
+_FURTHER = frozenset({"fork", "owner", "head", "url", "attempt_of", "subjects"})
 _LISTING_NAMES = {"provider": "node_provider", "region": "node_region", "flavour": "node_flavor"}
 _LISTING_TAKEN = {
     "build_uuid", "build_name", "attempt", "outcome", "result", "start_time", "end_time", "log_path", "log_url",
@@ -155,7 +157,39 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
         end_us=end_us,
         labels=labels(run.get("labels"), where),
     )
+    if run.keys() & _FURTHER:
+        facts = facts.replace(**_further(run, where))
     return facts, address
+
+
+def _further(run: Mapping[str, Any], where: str) -> dict[str, Any]:
+    return {
+        "fork": _fork(run, where),
+        "owner": text(run, "owner", where),
+        "head": text(run, "head", where),
+        "url": text(run, "url", where, MAX_URL_CHARACTERS),
+        "attempt_of": identifier(run, "attempt_of", where),
+        "subjects": _subjects(run.get("subjects"), where),
+    }
+
+
+def _fork(run: Mapping[str, Any], where: str) -> str:
+    value = run.get("fork")
+    if value is None or value == "":
+        return ""
+    if value in ("yes", "no"):
+        return str(value)
+    if type(value) is bool:
+        return "yes" if value else "no"
+    raise RejectedInput("bad_field", f"{where}fork: want yes or no")
+
+
+def _subjects(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if type(value) not in (list, tuple) or len(value) > MAX_SUBJECTS:
+        raise RejectedInput("bad_field", f"{where}subjects: want a list of at most {MAX_SUBJECTS} texts")
+    return tuple(identifier({"subjects": one}, "subjects", where) for one in value)
 
 
 def run_from_facts(facts: RunFacts) -> dict[str, Any]:
@@ -173,9 +207,11 @@ def run_from_facts(facts: RunFacts) -> dict[str, Any]:
         run["end_time"] = iso_time(facts.end_us)
     if facts.event and facts.event != LISTING:
         run["event"] = facts.event
-    for name in ("result", *_TEXTS, "log_url"):
+    for name in ("result", *_TEXTS, "log_url", "fork", "owner", "head", "url", "attempt_of"):
         if value := getattr(facts, name):
             run[name] = value
+    if facts.subjects:
+        run["subjects"] = list(facts.subjects)
     if facts.labels:
         run["labels"] = dict(facts.labels)
     return run

@@ -18,6 +18,7 @@ from apache_beam.transforms.userstate import BagStateSpec, CombiningValueStateSp
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
 
+from adapters.registry import read_event
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.raw.accounting import Index
 from ciml.storage.open import Store as ObjectStore
@@ -52,7 +53,7 @@ def build_ingest(
     settled = []
     if reads:
         events = pipeline | "Events" >> ReadFromKafka(config.kafka, reads, config.read)
-        pending_runs = events | Decode(config.selection, dict(config.names)) | Judge(config.trust)
+        pending_runs = events | Decode(config.selection, dict(config.names), read_event) | Judge(config.trust)
         unknown = pending_runs | "KnownEvents" >> beam.ParDo(SettleKnown(config.raw)).with_output_types(Batch)
         settled.append(unknown | "NewLogs" >> _Settle(config))
     if not bounded:

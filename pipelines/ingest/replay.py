@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from adapters.registry import read_event
 from ciml.errors import RejectedInput
 from ciml.events.payloads import read_payload
 from ciml.events.records import Batch, Origin, records_of
@@ -136,7 +137,9 @@ def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], found: Replaye
 def _read(config: ReplayConfig, dead_letter: DeadLetter) -> Batch:
     outcome = dead_letter.outcome
     payload = read_payload(config.raw, outcome.payload) if outcome.payload else None
-    batch = attempt("replay", read_again, outcome, payload, config.selection, dict(config.names), config.logs)
+    batch = attempt(
+        "replay", read_again, outcome, payload, config.selection, dict(config.names), config.logs, read_event
+    )
     if isinstance(batch, RejectedInput):
         raise batch
     return batch

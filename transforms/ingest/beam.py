@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import apache_beam as beam
 
+from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch
 from ciml.storage.open import Store as ObjectStore
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import guarded_messages, guarded_runs
-from transforms.ingest.decode import ALL_JOBS, decode
+from transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
 from transforms.ingest.errors import keep_error
 from transforms.ingest.run_stages import take_logs
 from transforms.ingest.timings_beam import FETCH
@@ -70,8 +71,13 @@ class _Stage(beam.PTransform):
 class Decode(_Stage):
     """`transforms.ingest.decode.decode`."""
 
-    def __init__(self, selection: Sequence[str] = ALL_JOBS, names: Mapping[str, str] | None = None) -> None:
-        super().__init__(guarded_messages, "decode", decode, tuple(selection), names)
+    def __init__(
+        self,
+        selection: Sequence[str] = ALL_JOBS,
+        names: Mapping[str, str] | None = None,
+        read_event: ReadEvent = decode_message,
+    ) -> None:
+        super().__init__(guarded_messages, "decode", decode, tuple(selection), names, read_event)
 
 
 class Judge(_Stage):

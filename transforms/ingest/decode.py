@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
+from ciml.events.event import Event
 from ciml.events.globs import glob_pattern
 from ciml.events.outcomes import NEVER_RAN, normal_word
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts
 
 #: Why a decoded run is ignored: a closed set. The first that applies is recorded.
-IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started", "job_not_selected")
+IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started", "job_not_selected", "no_run")
+
+#: Decodes a message: `decode_message`, or `adapters.registry.read_event`, which knows the messages of CI systems too.
+ReadEvent = Callable[[Message, Mapping[str, str] | None], Event]
 
 ALL_JOBS = ("*",)
 
 
-def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str, str] | None = None) -> Batch:
+def decode(
+    batch: Batch,
+    selection: Sequence[str] = ALL_JOBS,
+    names: Mapping[str, str] | None = None,
+    read_event: ReadEvent = decode_message,
+) -> Batch:
     """Decode a batch's messages.
 
     Args:
       batch: with ``covers``, the topic and partition of its messages.
       selection: globs of the selected jobs; ``all`` and ``*`` select every job.
       names: CloudEvent source -> source name in the run ids (`ciml.events.run_facts.source_name`).
+      read_event: decodes a message.
 
     Returns:
       A batch without messages: finished runs of selected jobs are pending; the others settled, ``ignored`` with a
@@ -40,10 +50,12 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
     for message in batch.messages:
         origin = Origin(topic, partition, message.offset)
         try:
-            event = decode_message(message, names)
+            event = read_event(message, names)
         except RejectedInput as rejected:
             settled.append(dead_letter(origin, message, rejected))
             continue
+        if event.ignored:
+            settled.append(Outcome("ignored", origin, event.key, None, "no_run", event.ignored))
         for facts in event.run_facts:
             reason = why_ignored(facts)
             if not reason and not selected(facts.build_name):

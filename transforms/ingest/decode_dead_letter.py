@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, IntegrityError, RejectedInput
+from ciml.events.cloudevents import decode_message
 from ciml.events.listing import Line, Reading, is_listing
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, OffsetRange, Outcome, PendingRun
@@ -15,7 +16,7 @@ from ciml.events.run_facts import ANY_SOURCE
 from ciml.events.run_id import RunId
 from ciml.raw.state import retry
 from transforms.guard import guarded_messages
-from transforms.ingest.decode import ALL_JOBS, decode
+from transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
 from transforms.ingest.decode_listing import decode_lines
 
 
@@ -25,6 +26,7 @@ def read_again(
     selection: Sequence[str] = ALL_JOBS,
     names: Mapping[str, str] | None = None,
     logs: str = "",
+    read_event: ReadEvent = decode_message,
 ) -> Batch:
     """Decode a dead letter again.
 
@@ -34,6 +36,7 @@ def read_again(
       selection: globs of the selected jobs.
       names: CloudEvent source -> source name in the run ids, as in ingest. A dead letter's known run keeps its id.
       logs: the present folder of a listing's logs; "" for the original one.
+      read_event: decodes a message, as in ingest.
 
     Returns:
       A batch without range and messages: pending runs, and outcomes without a log. It holds the dead letter's run where
@@ -52,7 +55,7 @@ def read_again(
         raise RejectedInput("not_held", "the payload is damaged") from None
     if is_listing(dead_letter.origin.topic):
         return _checked(dead_letter, _read_line(dead_letter, message, logs))
-    return _checked(dead_letter, _read_message(dead_letter, message, selection, names or {}))
+    return _checked(dead_letter, _read_message(dead_letter, message, Decoding(selection, names or {}, read_event)))
 
 
 def _read_line(dead_letter: Outcome, message: Message, logs: str) -> Batch:
@@ -65,17 +68,25 @@ def _read_line(dead_letter: Outcome, message: Message, logs: str) -> Batch:
     return decode_lines(_place_of(dead_letter), [Line(dead_letter.origin.offset, message.value or b"")], reading)
 
 
-def _read_message(dead_letter: Outcome, message: Message, selection: Sequence[str], names: Mapping[str, str]) -> Batch:
+class Decoding(NamedTuple):
+    """How messages are decoded; see `transforms.ingest.decode.decode`."""
+
+    selection: Sequence[str]
+    names: Mapping[str, str]
+    read_event: ReadEvent
+
+
+def _read_message(dead_letter: Outcome, message: Message, decoding: Decoding) -> Batch:
     covers = _place_of(dead_letter)
-    batch = _decoded(covers, message, selection, names)
+    batch = _decoded(covers, message, decoding)
     if dead_letter.run_id and dead_letter.run_id not in _runs(batch):
         known = RunId.decode(dead_letter.run_id).source  # the name of its source at ingestion
-        batch = _decoded(covers, message, selection, {ANY_SOURCE: known})
+        batch = _decoded(covers, message, decoding._replace(names={ANY_SOURCE: known}))
     return batch
 
 
-def _decoded(covers: OffsetRange, message: Message, selection: Sequence[str], names: Mapping[str, str]) -> Batch:
-    return guarded_messages("decode", lambda part: decode(part, selection, names), Batch(covers, [message]))
+def _decoded(covers: OffsetRange, message: Message, decoding: Decoding) -> Batch:
+    return guarded_messages("decode", lambda part: decode(part, *decoding), Batch(covers, [message]))
 
 
 def _place_of(dead_letter: Outcome) -> OffsetRange:
