@@ -5,8 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
-# Two processes: most tests wait for one core or for an engine. Tests of a file share their process's fixtures.
-PARALLEL ?= -n 2 --dist loadfile
+# Three processes on two cores: a third of the time tests wait for an engine. Tests of a file share their fixtures.
+PARALLEL ?= -n 3 --dist loadfile
 
 .PHONY: help install demo check test interop lint type layers bench faults fuzz lock clean
 

@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.defects import DEFECTS, Defect, first_found
 from tests.simulation.run import replay, simulate, simulate_all
 
-SEEDS = int(os.environ.get("CIML_SIMULATION_SEEDS", "200"))
+SEEDS = int(os.environ.get("CIML_SIMULATION_SEEDS", "100"))
 _ROOT = Path(__file__).parents[2]
 
 
