@@ -71,6 +71,35 @@ def objects(body: Mapping[str, Any], *path: str, most: int) -> Sequence[Mapping[
     return [_mapping(one, (*path[:-1], f"{path[-1]}[{index}]")) for index, one in enumerate(found)]
 
 
+def words(body: Mapping[str, Any], *path: str, most: int = 100) -> tuple[str, ...]:
+    """Return a list of texts without secrets; an empty one where it is absent or null.
+
+    Raises:
+      RejectedInput: ``bad_field``, for another type or for more than ``most``.
+    """
+    found = value(body, *path)
+    if found is None:
+        return ()
+    where = ".".join(path)
+    if type(found) is not list or len(found) > most:
+        raise RejectedInput("bad_field", f"{where}: want a list of at most {most} texts")
+    return tuple(text({"": one}, "", f"{where}[{index}]") for index, one in enumerate(found))
+
+
+def natural(body: Mapping[str, Any], *path: str) -> int:
+    """Return a needed whole number from 1.
+
+    Raises:
+      RejectedInput: ``missing_field``, or ``bad_field`` for anything else.
+    """
+    found = value(body, *path)
+    if found is None:
+        raise RejectedInput("missing_field", ".".join(path))
+    if type(found) is not int or not 1 <= found < 1 << 63:
+        raise RejectedInput("bad_field", f"{'.'.join(path)}: want a whole number from 1, not {kind_of(found)}")
+    return found
+
+
 def word(body: Mapping[str, Any], *path: str) -> str:
     """Return a text or a whole number as text, without secrets; "" where it is absent or null.
 
@@ -126,7 +155,12 @@ def filled(**fields: Any) -> dict[str, Any]:
 
 def event_id(delivery: Delivery) -> str:
     """Return the id of a delivery's event: its own, else a digest of the body."""
-    return delivery.id or hashlib.sha256(delivery.body).hexdigest()[:32]
+    return delivery.id or body_id(delivery)
+
+
+def body_id(delivery: Delivery) -> str:
+    """Return a digest of a delivery's body, where the system's own ids may repeat."""
+    return hashlib.sha256(delivery.body).hexdigest()[:32]
 
 
 def _mapping(found: Any, path: Sequence[str]) -> Mapping[str, Any]:
