@@ -20,7 +20,7 @@ def delivery(event: str, body: Mapping[str, Any], name: str = "d1") -> Delivery:
 
 
 def job(action: str = "completed", repository: Mapping[str, Any] = REPOSITORY, **changes: Any) -> Delivery:
-    """Return a ``workflow_job``, finished and failed unless changed."""
+    """Return a ``workflow_job``, finished and failed unless changed. A field that becomes ``...`` is left out."""
     fields = {
         "id": 4001,
         "run_id": 81,
@@ -41,7 +41,8 @@ def job(action: str = "completed", repository: Mapping[str, Any] = REPOSITORY, *
         "runner_group_name": "GitHub Actions",
         "steps": [{"name": "Set up job", "status": "completed", "conclusion": "success", "number": 1}],
     }
-    body = {"action": action, "workflow_job": fields | changes, "repository": repository, "sender": SENDER}
+    changed = {name: found for name, found in (fields | changes).items() if found is not ...}
+    body = {"action": action, "workflow_job": changed, "repository": repository, "sender": SENDER}
     return delivery("workflow_job", body)
 
 
@@ -138,16 +139,18 @@ def merge_group(action: str = "destroyed", reason: str = "merged") -> Delivery:
     return delivery("merge_group", {"action": action, "reason": reason, "merge_group": group, "repository": REPOSITORY})
 
 
-DELIVERIES: Mapping[str, Delivery] = {
-    "job": job(),
-    "queued job": job("queued", status="queued", conclusion=None, completed_at=None, runner_name=None),
-    "workflow run of a push": workflow_run(),
-    "workflow run of a fork": workflow_run(head=FORK, event="pull_request"),
-    "workflow run of a pull request": workflow_run(event="pull_request", head_branch="fix", pull_requests=[pull()]),
-    "workflow run that did not start": workflow_run(conclusion="startup_failure"),
-    "check run": check_run(),
-    "merged pull request": pull_request(),
-    "approval": review(),
-    "merge group": merge_group(),
-    "push": delivery("push", {"ref": "refs/heads/main", "repository": REPOSITORY}),
+SAMPLES = {
+    "github": [
+        job(),
+        job("queued", status="queued", conclusion=None, completed_at=None, runner_name=None),
+        workflow_run(),
+        workflow_run(head=FORK, event="pull_request"),
+        workflow_run(event="pull_request", head_branch="fix", pull_requests=[pull()]),
+        workflow_run(conclusion="startup_failure"),
+        check_run(),
+        pull_request(),
+        review(),
+        merge_group(),
+        delivery("push", {"ref": "refs/heads/main", "repository": REPOSITORY}),
+    ],
 }

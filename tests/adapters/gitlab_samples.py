@@ -107,17 +107,19 @@ FROM_FORK = {
     "source_project_id": 99,
     "target_project_id": 44,
     "source_branch": "main",
-    "target_branch": "main",
+    "target_branch": "next",
 }
 
-DELIVERIES: Mapping[str, Delivery] = {
-    "job": job(),
-    "failed job": job(build_status="failed", build_failure_reason="runner_system_failure"),
-    "job of a merge request": job(ref="refs/merge-requests/6/head"),
-    "old job": job(project=..., pipeline_id=...),
-    "pipeline of a push": pipeline(),
-    "pipeline of a merge request": pipeline(FROM_FORK, source="merge_request_event"),
-    "merged": merge_request(),
-    "approved": merge_request(99, action="approved", state="opened"),
-    "push": delivery({"object_kind": "push", "ref": "refs/heads/main", "project": PROJECT}),
+SAMPLES = {
+    "gitlab": [
+        job(),
+        job(build_status="failed", build_failure_reason="runner_system_failure"),
+        job(ref="refs/merge-requests/6/head"),
+        job(project=..., pipeline_id=...),
+        pipeline(),
+        pipeline(FROM_FORK, source="merge_request_event"),
+        merge_request(),
+        merge_request(99, action="approved", state="opened"),
+        delivery({"object_kind": "push", "ref": "refs/heads/main", "project": PROJECT}),
+    ],
 }

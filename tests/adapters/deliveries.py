@@ -1,13 +1,14 @@
-"""Deliveries of each CI system, by name: messages of our own servers, or written by hand after the system's documents.
+"""Sample deliveries of all adapters, and what ingest decodes from a delivery.
 
-The module of an adapter has its name, with underscores, and a mapping ``DELIVERIES``. The tests of hostile input change
-each of them.
+A module of this folder whose name ends in ``samples`` has a mapping ``SAMPLES``: the adapter's name -> its deliveries,
+messages of our own servers or written by hand after the system's documents. The tests of hostile input change each.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
 
 from adapters.adapter import Delivery
 from adapters.registry import delivered, find_adapter, read_event
@@ -15,10 +16,11 @@ from ciml.events.event import Event
 from ciml.events.records import Message
 
 
-def samples(adapter: str) -> Mapping[str, Delivery]:
-    """Return the sample deliveries of an adapter."""
-    module = importlib.import_module(f"tests.adapters.samples.{adapter.replace('-', '_')}")
-    found: Mapping[str, Delivery] = module.DELIVERIES
+def samples() -> dict[str, Sequence[Delivery]]:
+    """Return the sample deliveries by the adapter's name."""
+    found: dict[str, Sequence[Delivery]] = {}
+    for path in sorted(Path(__file__).parent.glob("*samples.py")):
+        found |= importlib.import_module(f"tests.adapters.{path.stem}").SAMPLES
     return found
 
 
