@@ -13,7 +13,7 @@ from typing import Any
 
 from adapters.adapter import Delivery
 from ciml.errors import RejectedInput
-from ciml.events.fields import kind_of, text, time_us
+from ciml.events.fields import identifier, kind_of, text, time_us
 from ciml.limits import MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
 
 _EMPTY: Mapping[str, Any] = {}
@@ -146,6 +146,14 @@ def differ(ours: str, theirs: str) -> str:
     if not ours or not theirs:
         return ""
     return "yes" if ours != theirs else "no"
+
+
+def joined(*parts: str) -> str:
+    """Return an identifier of several parts; "" where a part is unknown, or where it would hold a secret."""
+    try:
+        return identifier({"": "/".join(parts)}, "") if all(parts) else ""
+    except RejectedInput:
+        return ""
 
 
 def filled(**fields: Any) -> dict[str, Any]:

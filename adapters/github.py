@@ -17,6 +17,7 @@ from adapters.fields import (
     event_id,
     filled,
     inner,
+    joined,
     maybe,
     moment,
     natural,
@@ -123,7 +124,7 @@ def _workflow_job(body: Mapping[str, Any], action: str) -> _Read:
         head=head,
         url=address(body, "workflow_job", "html_url"),
         log_url=f"{api}/actions/runs/{run}/artifacts" if api else "",
-        attempt_of=f"{run}/{name}",
+        attempt_of=joined(str(run), name),
         subjects=_subjects(f"workflow_run:{run}", _commit(project, head)),
         labels=filled(
             runner=word(body, "workflow_job", "runner_name"),
@@ -223,7 +224,7 @@ def _check_run(body: Mapping[str, Any], action: str) -> _Read:
         head=head,
         url=address(body, "check_run", "html_url"),
         log_url=value(check, "details_url"),
-        attempt_of=f"{suite}/{name}" if suite else "",
+        attempt_of=joined(suite, name),
         subjects=_subjects(_commit(project, head)),
     )
     return (Run(phase, fields),)
@@ -301,7 +302,7 @@ def _provider(labels: tuple[str, ...], group: str) -> str:
 
 def _commit(project: str, sha: str) -> str:
     """Return the subject of a commit of one repository: what is merged in one is not merged in another."""
-    return f"sha:{project}/{sha}" if project and sha else ""
+    return f"sha:{commit}" if (commit := joined(project, sha)) else ""
 
 
 def _subjects(*subjects: str) -> tuple[str, ...]:

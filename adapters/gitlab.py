@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
-from adapters.fields import address, body_id, differ, filled, maybe, moment, natural, needed, value, word, words
+from adapters.fields import address, body_id, differ, filled, joined, maybe, moment, natural, needed, value, word, words
 from ciml.errors import RejectedInput
 from ciml.events.records import OutcomeWord, Phase
 from ciml.events.redaction import shown
@@ -114,7 +114,7 @@ def _job(body: Mapping[str, Any]) -> _Read:
         head=sha,
         url=f"{page}/-/jobs/{number}" if page else "",
         log_url=f"{server}/api/v4/projects/{project_id}/jobs/{number}/artifacts" if server else "",
-        attempt_of=f"{pipeline}/{name}" if pipeline else "",
+        attempt_of=joined(pipeline, name),
         subjects=_subjects(
             f"pipeline:{pipeline}" if pipeline else "",
             f"merge_request:{project_id}/{change}" if change else "",
@@ -210,7 +210,7 @@ def _fork(body: Mapping[str, Any], name: str) -> str:
 
 def _commit(project_id: str, sha: str) -> str:
     """Return the subject of a commit of one project: what is merged in one is not merged in another."""
-    return f"sha:{project_id}/{sha}" if project_id and sha else ""
+    return f"sha:{commit}" if (commit := joined(project_id, sha)) else ""
 
 
 def _subjects(*subjects: str) -> tuple[str, ...]:

@@ -8,7 +8,22 @@ from typing import Any
 import pytest
 
 from adapters.adapter import Delivery
-from adapters.fields import address, differ, event_id, filled, inner, maybe, moment, needed, objects, value, word
+from adapters.fields import (
+    address,
+    differ,
+    event_id,
+    filled,
+    inner,
+    joined,
+    maybe,
+    moment,
+    natural,
+    needed,
+    objects,
+    value,
+    word,
+    words,
+)
 from ciml.errors import RejectedInput
 
 BODY: dict[str, Any] = {"run": {"id": 7, "name": "unit", "steps": [{"name": "build"}], "none": None}, "list": [1]}
@@ -78,6 +93,20 @@ def test_an_address_may_be_longer_than_a_text() -> None:
 
 def test_fields_without_a_value_are_left_out() -> None:
     assert filled(a="", b=None, c=(), d=0, e="x", f=False) == {"d": 0, "e": "x", "f": False}
+
+
+def test_an_identifier_of_parts_needs_each_and_holds_no_secret() -> None:
+    assert (joined("81", "unit"), joined("", "unit"), joined("81", "token=abc"), joined("81", "x" * 600)) == (
+        "81/unit", "", "", "",
+    )  # fmt: skip
+
+
+def test_lists_of_texts_and_numbers_from_one() -> None:
+    assert words({"a": ["x", 7]}, "a") == ("x", "7")
+    assert natural({"a": {"b": 7}}, "a", "b") == 7
+    for wrong in (0, -1, True, "7", 7.0, 1 << 63):
+        with pytest.raises(RejectedInput, match="b: want a whole number from 1"):
+            natural({"b": wrong}, "b")
 
 
 def test_a_delivery_without_an_id_is_known_by_its_body() -> None:

@@ -51,10 +51,11 @@ def test_every_header_may_be_lost_or_be_anything(adapter: str, delivery: Deliver
 
 @each_sample
 def test_every_body_may_be_cut_or_damaged(adapter: str, delivery: Delivery) -> None:
+    broken = {"broken_json"} | ({"ignored"} & {outcome(adapter, delivery)})  # by its header alone
     for cut in range(0, len(delivery.body), 7):
         outcome(adapter, delivery._replace(body=delivery.body[:cut] or b"x"))
         damaged = delivery.body[:cut] + b"\xff" + delivery.body[cut + 1 :]
-        assert outcome(adapter, delivery._replace(body=damaged)) == "broken_json"
+        assert outcome(adapter, delivery._replace(body=damaged)) in broken
     for other in (b"[]", b"null", b'"x"', b"7", b"[" * 100_000, b'{"a":' * 100_000):
         assert outcome(adapter, delivery._replace(body=other)) in (
             "bad_field",
