@@ -74,8 +74,8 @@ def outcome(adapter: str, delivery: Delivery) -> str:
         return rejected.reason
     for facts in (*event.run_facts, *(facts for facts, _ in event.rejections)):
         _check_facts(facts)
-    for _, rejected in event.rejections:
-        _check_rejected(rejected)
+    for _, fault in event.rejections:
+        _check_rejected(fault)
     for update in event.updates:
         assert update.source == "ci"
         assert set(update.facts) <= set(UPDATABLE)

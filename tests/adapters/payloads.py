@@ -1,7 +1,8 @@
 """What becomes of real payloads: ``python -m tests.adapters.payloads FOLDER [--files]`` prints a table by system.
 
 Each file below the folder is given to the adapter that the name of a folder above it says, or its content. A file
-``X.headers.json`` holds the headers of ``X.json``.
+``X.headers.json`` holds the headers of ``X.json``. Each line of a ``.jsonl`` file is a payload, and so is each example
+in an ``index.json`` of the npm package @octokit/webhooks-examples.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _GITHUB = (
     ("workflow_run", "workflow_run"), ("check_suite", "check_suite"), ("review", "pull_request_review"),
     ("pull_request", "pull_request"), ("merge_group", "merge_group"), ("pusher", "push"), ("zen", "ping"),
 )  # fmt: skip
+_SUFFIXES = (".json", ".jsonl", ".yaml", ".txt")
+#: Systems by a word of a folder's name that is no adapter's name.
+_WORDS = {"ghes": "github"}
 #: Systems by a field of the body, for files in a folder without a name of theirs.
 _FIELDS = {"object_kind": "gitlab", "buildset": "zuul", "workflow_job": "github", "check_run": "github"}
 
@@ -53,7 +57,7 @@ def results(folder: Path) -> Iterator[Result]:
     """Yield what becomes of each payload below a folder."""
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if not path.is_file() or path.suffix not in (".json", ".yaml") or path.name.endswith(".headers.json"):
+        if not path.is_file() or path.suffix not in _SUFFIXES or path.name.endswith(".headers.json"):
             continue
         if set(path.relative_to(folder).parts[:-1]) & set(_NOT_PAYLOADS):
             continue
@@ -62,7 +66,11 @@ def results(folder: Path) -> Iterator[Result]:
 
 
 def _deliveries(folder: Path, path: Path) -> Iterator[tuple[str, Delivery]]:
-    data = path.read_bytes()
+    for data in path.read_bytes().splitlines() if path.suffix == ".jsonl" else [path.read_bytes()]:
+        yield from _payload(folder, path, data)
+
+
+def _payload(folder: Path, path: Path, data: bytes) -> Iterator[tuple[str, Delivery]]:
     body = _json(data)
     system = _system(folder, path, body)
     if isinstance(body, list) and all(isinstance(one, dict) and "examples" in one for one in body):  # octokit's index
@@ -83,8 +91,8 @@ def _deliveries(folder: Path, path: Path) -> Iterator[tuple[str, Delivery]]:
 def _system(folder: Path, path: Path, body: Any) -> str:
     for part in (*reversed(path.relative_to(folder).parts[:-1]), folder.name):
         for word in re.split(r"[^a-z0-9]+", part.lower()):
-            if word in adapters():
-                return word
+            if (name := _WORDS.get(word, word)) in adapters():
+                return name
     found = [system for field, system in _FIELDS.items() if isinstance(body, dict) and field in body]
     return found[0] if found and found[0] in adapters() else ""
 
@@ -132,7 +140,7 @@ def _result(file: str, system: str, delivery: Delivery) -> Result:
 def table(found: list[Result]) -> str:
     """Return a table by system, and below it what was counted."""
     kinds = ("run", "update", "ignored", "dead letter", "no adapter", "raises")
-    rows = [("system", "payloads", *kinds)]
+    rows: list[tuple[str, ...]] = [("system", "payloads", *kinds)]
     for system in sorted({one.system for one in found}):
         count = Counter(one.kind for one in found if one.system == system)
         rows.append((system or "-", str(count.total()), *(str(count[kind] or "") for kind in kinds)))
