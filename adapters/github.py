@@ -200,8 +200,9 @@ def _check_run(body: Mapping[str, Any], action: str) -> _Read:
     if action not in ("created", "completed"):
         return CHECK_REQUEST
     check = inner(body, "check_run")
-    app = word(body, "check_run", "app", "slug") or needed(body, "check_run", "app", "name")
-    if app == "github-actions":
+    app = word(body, "check_run", "app", "slug") or word(body, "check_run", "app", "name")
+    page = address(body, "check_run", "details_url")
+    if app == "github-actions" or (not app and "/actions/runs/" in page):
         return ACTIONS_CHECK
     phase = _phase(body, "check_run")
     times = _times(body, "check_run", phase)

@@ -217,4 +217,4 @@ def _subjects(*subjects: str) -> tuple[str, ...]:
     return tuple(subject for subject in subjects if subject)
 
 
-ADAPTER = Adapter("gitlab", (), read, signature="gitlab")
+ADAPTER = Adapter("gitlab", (), read, signature="gitlab-token")

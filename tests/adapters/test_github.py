@@ -234,6 +234,13 @@ def test_a_check_run_of_github_actions_is_a_workflow_job_already() -> None:
     assert settled(given) == [("ignored", "no_run", github.ACTIONS_CHECK)]
 
 
+def test_a_check_run_of_an_unknown_app_is_told_by_its_page() -> None:
+    page = "https://github.com/octo/widget/actions/runs/81/job/5001"
+    assert settled(check_run(app={}, details_url=page)) == [("ignored", "no_run", github.ACTIONS_CHECK)]
+    facts = run_of(check_run(app={}))
+    assert (facts.pipeline, facts.outcome) == ("", "success")
+
+
 def test_a_check_run_of_another_app_is_a_run() -> None:
     facts = run_of(check_run())
     assert (facts.run_id, facts.build_name, facts.pipeline, facts.outcome) == (
@@ -315,7 +322,6 @@ def test_an_event_has_the_id_of_its_delivery() -> None:
         (Delivery(b"{}", {"x-github-event": "Workflow Job"}, "d1"), "unknown_type", "header x-github-event"),
         (delivery("workflow_job", {}), "missing_field", "workflow_job"),
         (Delivery(b"payload=%7B%7D", {"x-github-event": "workflow_job"}, "d1"), "broken_json", "application/json"),
-        (check_run(app={}), "missing_field", "check_run.app.name"),
     ],
 )
 def test_what_is_no_webhook_of_github_is_rejected(given: Delivery, reason: str, detail: str) -> None:
