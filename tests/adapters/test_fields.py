@@ -56,6 +56,7 @@ def test_what_is_absent_or_null_is_empty() -> None:
         (lambda: objects({"list": [{}, {}]}, "list", most=1), "too_many_runs", "list: 2 entries, at most 1"),
         (lambda: word(BODY, "run", "steps"), "bad_field", "run.steps: want a text, not a list"),
         (lambda: word({"a": {"b": "x\u202e"}}, "a", "b"), "bad_field", "a.b: holds an unprintable character"),
+        (lambda: address({"a": {"url": []}}, "a", "url"), "bad_field", "a.url: want a text, not a list"),
         (lambda: needed({"a": {"b": " "}}, "a", "b"), "missing_field", "a.b"),
         (lambda: moment({"run": {"end": "today"}}, "run", "end"), "bad_time", "run.end: 'today' is not ISO 8601"),
         (lambda: moment({"end": True}, "end"), "bad_time", "end: want ISO 8601 or epoch seconds, not true or false"),
