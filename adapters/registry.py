@@ -47,7 +47,9 @@ def adapters() -> Mapping[str, Adapter]:
 
 
 def _own() -> Mapping[str, Adapter]:
-    own: tuple[Adapter, ...] = ()
+    from adapters import github, gitlab
+
+    own = (github.ADAPTER, gitlab.ADAPTER)
     return {adapter.name: adapter for adapter in own}
 
 

@@ -35,6 +35,7 @@ COMMANDS: Table = {
         "down": ("cli.commands.operate.down:command", "Stop local engines."),
         "record": ("cli.commands.operate.record:command", "Run a command and record its machine's telemetry."),
         "ingest": ("cli.commands.operate.ingest:command", "Ingest CI events into the raw store."),
+        "adapter": ("cli.commands.operate.adapter:command", "List adapters of CI systems; try a delivery."),
         "backfill": ("cli.commands.operate.backfill:command", "Load historical logs into the raw store."),
         "live": ("cli.commands.operate.live:command", "Stream windows of running jobs."),
         "graph": ("cli.commands.operate.graph:command", "Show the Beam graph of a pipeline."),

@@ -1,0 +1,313 @@
+"""GitHub's webhooks: a workflow job is a run; a workflow run, a merge or a review says something of such runs.
+
+The event of a job does not say whose branch it ran; that of its workflow run does, where two repositories are compared.
+Until then ``fork`` and ``branch`` of the run are unknown, because a fork may call its branch ``main``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
+from adapters.fields import (
+    address,
+    differ,
+    event_id,
+    filled,
+    inner,
+    joined,
+    maybe,
+    moment,
+    natural,
+    needed,
+    objects,
+    value,
+    word,
+    words,
+)
+from ciml.errors import RejectedInput
+from ciml.events.records import Phase
+from ciml.events.redaction import shown
+from ciml.limits import MAX_EVENT_RUNS
+
+EVENT = "x-github-event"
+
+#: The phase of a job or check run by its ``status``.
+PHASES: Mapping[str, Phase] = {
+    "requested": "queued",
+    "queued": "queued",
+    "waiting": "queued",
+    "pending": "queued",
+    "in_progress": "started",
+    "completed": "finished",
+}
+#: Conclusions of a workflow run that ended before any job; no event of a job will report it.
+WITHOUT_JOBS = frozenset({"startup_failure", "action_required"})
+#: A job that never began may have a start after its end.
+_NEVER_BEGAN = frozenset({"skipped", "cancelled"})
+#: Events of a workflow run whose ``head_branch`` is the branch of a pull request, perhaps in a fork.
+_OF_PULL_REQUESTS = frozenset({
+    "pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment",
+})  # fmt: skip
+_QUEUE_BRANCH = re.compile(r"gh-readonly-queue/(.+)/pr-(\d{1,12})-[0-9a-f]{7,64}")
+#: Whose reviews count: anybody may approve a pull request of a public repository.
+_REVIEWERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
+_REVIEWS = frozenset({"approved", "changes_requested", "dismissed"})
+
+NOTHING = "the event holds no fact of a run"
+OTHER = "an event of another kind reports no run"
+ACTIONS_CHECK = "GitHub Actions reports its check runs as workflow jobs"
+CHECK_REQUEST = "a request to run a check reports no run"
+INSTANT_CHECK = "a check run that took no time ran no job"
+OPEN_PULL_REQUEST = "a pull request that was not merged says nothing of its runs"
+COMMENT = "a review that only comments says nothing of runs"
+OUTSIDER = "a review by somebody who is no member or collaborator does not count"
+OPEN_GROUP = "a merge group that was not merged says nothing of its runs"
+#: Why an event of these kinds is ignored; every other kind by `OTHER`.
+RULES: Mapping[str, str] = {
+    "ping": "a ping only tests the webhook",
+    "push": "a push reports no run",
+    "check_suite": "a check suite only sums up its check runs",
+    "status": "a commit status has no times",
+}
+
+
+def read(delivery: Delivery) -> Reading | Ignored:
+    """Return what a webhook of GitHub says. Raises `RejectedInput`."""
+    event = delivery.headers.get(EVENT, "")
+    if not event:
+        raise RejectedInput("missing_field", f"header {EVENT}")
+    if not re.fullmatch(r"[a-z0-9_]{1,80}", event):
+        raise RejectedInput("unknown_type", f"header {EVENT}: {shown(event)}")
+    if delivery.body.startswith(b"payload="):
+        raise RejectedInput("broken_json", "a form; set the content type of the webhook to application/json")
+    reader = _READERS.get(event)
+    if reader is None:
+        return Ignored(event_id(delivery), event, RULES.get(event, OTHER))
+    body = delivery.json()
+    action = word(body, "action")
+    kind = f"{event}.{action}" if action else event
+    read = reader(body, action)
+    if isinstance(read, str):
+        return Ignored(event_id(delivery), kind, read)
+    if not read:
+        return Ignored(event_id(delivery), kind, NOTHING)
+    when = moment(body, *_TIMES[event]) if event in _TIMES else None
+    runs = tuple(one for one in read if isinstance(one, Run))
+    updates = tuple(one for one in read if isinstance(one, RunUpdate))
+    return Reading(event_id(delivery), kind, when, runs, updates)
+
+
+_Read = tuple[Run | RunUpdate, ...] | str  # what an event says, or the rule by which it is ignored
+
+
+def _workflow_job(body: Mapping[str, Any], action: str) -> _Read:
+    job = inner(body, "workflow_job")
+    phase = _phase(body, "workflow_job")
+    run = natural(body, "workflow_job", "run_id")
+    name = needed(body, "workflow_job", "name")
+    project, head = word(body, "repository", "full_name"), word(body, "workflow_job", "head_sha")
+    labels = words(body, "workflow_job", "labels")
+    api = address(body, "repository", "url")
+    fields = filled(
+        id=value(job, "id"),
+        attempt=value(job, "run_attempt"),
+        job=name,
+        result=word(body, "workflow_job", "conclusion"),
+        **_times(body, "workflow_job", phase),
+        pipeline=word(body, "workflow_job", "workflow_name"),
+        project=project,
+        patchset=head,
+        provider=_provider(labels, word(body, "workflow_job", "runner_group_name")),
+        head=head,
+        url=address(body, "workflow_job", "html_url"),
+        log_url=f"{api}/actions/runs/{run}/artifacts" if api else "",
+        attempt_of=joined(str(run), name),
+        subjects=_subjects(f"workflow_run:{run}", _commit(project, head)),
+        labels=filled(
+            runner=word(body, "workflow_job", "runner_name"),
+            runner_group=word(body, "workflow_job", "runner_group_name"),
+            runner_labels=",".join(labels),
+            head_branch=word(body, "workflow_job", "head_branch"),
+        ),
+    )
+    return (Run(phase, fields),)
+
+
+def _workflow_run(body: Mapping[str, Any], action: str) -> _Read:
+    run = natural(body, "workflow_run", "id")
+    subject = f"workflow_run:{run}"
+    facts = _facts(body)
+    said: tuple[Run | RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
+    conclusion = word(body, "workflow_run", "conclusion")
+    if word(body, "workflow_run", "status") != "completed" or conclusion not in WITHOUT_JOBS:
+        return said
+    fields = filled(
+        id=f"workflow_run/{run}",
+        attempt=value(body, "workflow_run", "run_attempt"),
+        job=facts.get("pipeline") or needed(body, "workflow_run", "path"),
+        result=conclusion,
+        start_time=moment(body, "workflow_run", "run_started_at") or moment(body, "workflow_run", "created_at"),
+        head=facts.get("patchset"),
+        url=address(body, "workflow_run", "html_url"),
+        subjects=(subject,),
+    )
+    return (Run("finished", {**facts, **fields}), *said)
+
+
+def _facts(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts of a workflow run, which its jobs share."""
+    repository = maybe(body, "workflow_run", "repository") or maybe(body, "repository")
+    project = word(repository, "full_name")
+    fork = differ(project, word(body, "workflow_run", "head_repository", "full_name"))
+    event, head = word(body, "workflow_run", "event"), word(body, "workflow_run", "head_sha")
+    head_branch = word(body, "workflow_run", "head_branch")
+    if event in _OF_PULL_REQUESTS:
+        branch, change = _target(body, "workflow_run", repository)
+    elif event == "merge_group" and (queued := _QUEUE_BRANCH.fullmatch(head_branch)):
+        branch, change = queued[1], queued[2]
+    else:
+        branch, change = (head_branch if fork == "no" else ""), head
+    return filled(
+        event=event,
+        pipeline=word(body, "workflow_run", "name"),
+        project=project,
+        branch=branch,
+        change=change,
+        patchset=head,
+        fork=fork,
+        owner=word(body, "workflow_run", "actor", "login"),
+    )
+
+
+def _target(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> tuple[str, str]:
+    """Return target branch and number of the one pull request within this repository; "" for none or several.
+
+    GitHub lists pull requests of other repositories of the network too, and none that comes from a fork.
+    """
+    ours = value(repository, "id")
+    found = [
+        pull
+        for pull in objects(body, kind, "pull_requests", most=MAX_EVENT_RUNS)
+        if ours is not None and value(pull, "base", "repo", "id") == value(pull, "head", "repo", "id") == ours
+    ]
+    return (word(found[0], "base", "ref"), word(found[0], "number")) if len(found) == 1 else ("", "")
+
+
+def _check_run(body: Mapping[str, Any], action: str) -> _Read:
+    if action not in ("created", "completed"):
+        return CHECK_REQUEST
+    check = inner(body, "check_run")
+    app = word(body, "check_run", "app", "slug") or word(body, "check_run", "app", "name")
+    page = address(body, "check_run", "details_url")
+    if app == "github-actions" or (not app and "/actions/runs/" in page):
+        return ACTIONS_CHECK
+    phase = _phase(body, "check_run")
+    times = _times(body, "check_run", phase)
+    if phase == "finished" and times.get("start_time") == times.get("end_time"):
+        return INSTANT_CHECK
+    name, suite = needed(body, "check_run", "name"), word(body, "check_run", "check_suite", "id")
+    project, head = word(body, "repository", "full_name"), word(body, "check_run", "head_sha")
+    branch, change = _target(body, "check_run", maybe(body, "repository"))
+    fields = filled(
+        id=value(check, "id"),
+        job=name,
+        result=word(body, "check_run", "conclusion"),
+        **times,
+        pipeline=app,
+        project=project,
+        branch=branch,
+        change=change,
+        patchset=head,
+        fork="no" if change else "",
+        head=head,
+        url=address(body, "check_run", "html_url"),
+        log_url=value(check, "details_url"),
+        attempt_of=joined(suite, name),
+        subjects=_subjects(_commit(project, head)),
+    )
+    return (Run(phase, fields),)
+
+
+def _pull_request(body: Mapping[str, Any], action: str) -> _Read:
+    if action != "closed" or value(body, "pull_request", "merged") is not True:
+        return OPEN_PULL_REQUEST
+    project = needed(body, "repository", "full_name")
+    facts = filled(
+        review="merged",
+        change=word(body, "pull_request", "number"),
+        branch=word(body, "pull_request", "base", "ref"),
+        owner=word(body, "pull_request", "user", "login"),
+    )
+    return (RunUpdate(_commit(project, needed(body, "pull_request", "head", "sha")), facts),)
+
+
+def _review(body: Mapping[str, Any], action: str) -> _Read:
+    state = word(body, "review", "state").lower()
+    if state not in _REVIEWS:
+        return COMMENT
+    if action != "dismissed" and word(body, "review", "author_association") not in _REVIEWERS:
+        return OUTSIDER
+    project = needed(body, "repository", "full_name")
+    facts = filled(review=state, change=word(body, "pull_request", "number"))
+    # Of the commit that was reviewed: the pull request may have another by now.
+    return (RunUpdate(_commit(project, needed(body, "review", "commit_id")), facts),)
+
+
+def _merge_group(body: Mapping[str, Any], action: str) -> _Read:
+    if action != "destroyed" or word(body, "reason") != "merged":
+        return OPEN_GROUP
+    project = needed(body, "repository", "full_name")
+    return (RunUpdate(_commit(project, needed(body, "merge_group", "head_sha")), {"review": "merged"}),)
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], _Read]] = {
+    "workflow_job": _workflow_job,
+    "workflow_run": _workflow_run,
+    "check_run": _check_run,
+    "pull_request": _pull_request,
+    "pull_request_review": _review,
+    "merge_group": _merge_group,
+}
+#: Where an event that updates runs has its own time.
+_TIMES = {
+    "workflow_run": ("workflow_run", "updated_at"),
+    "pull_request": ("pull_request", "updated_at"),
+    "pull_request_review": ("review", "submitted_at"),
+}
+
+
+def _phase(body: Mapping[str, Any], kind: str) -> Phase:
+    status = needed(body, kind, "status")
+    if status not in PHASES:
+        raise RejectedInput("bad_field", f"{kind}.status: unknown {shown(status)}; known are {', '.join(PHASES)}")
+    return PHASES[status]
+
+
+def _times(body: Mapping[str, Any], kind: str, phase: Phase) -> dict[str, Any]:
+    """Return start and end as far as they are facts: GitHub gives a queued job a start too."""
+    start, end = moment(body, kind, "started_at"), moment(body, kind, "completed_at")
+    if phase == "queued" or (end is not None and word(body, kind, "conclusion") in _NEVER_BEGAN):
+        start = None
+    return filled(start_time=start, end_time=end)
+
+
+def _provider(labels: tuple[str, ...], group: str) -> str:
+    """Return the value of RUNNER_ENVIRONMENT, which `ciml record` reports as the provider; "" where it is unknown."""
+    if "self-hosted" in labels:
+        return "self-hosted"
+    return "github-hosted" if group == "GitHub Actions" else ""
+
+
+def _commit(project: str, sha: str) -> str:
+    """Return the subject of a commit of one repository: what is merged in one is not merged in another."""
+    return f"sha:{commit}" if (commit := joined(project, sha)) else ""
+
+
+def _subjects(*subjects: str) -> tuple[str, ...]:
+    return tuple(subject for subject in subjects if subject)
+
+
+ADAPTER = Adapter("github", (EVENT,), read, signature="github")

@@ -1,0 +1,173 @@
+"""``ciml adapter``: the adapters of CI systems, and what they make of a delivery."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+if TYPE_CHECKING:
+    from adapters.adapter import Delivery
+    from ciml.events.records import RunFacts
+
+#: Exit code for a delivery that becomes a dead letter.
+_REJECTED = 2
+_TIMES = {"start_us": "start_time", "end_us": "end_time"}
+
+
+@click.group("adapter")
+def command() -> None:
+    """List adapters of CI systems; try a delivery.
+
+    An adapter turns what a CI system sends into runs and facts about them.
+
+    \b
+    Example:
+      ciml adapter list
+      ciml adapter try gitlab job.json
+    """
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
+def list_command(as_json: bool) -> None:
+    """List the adapters, installed ones too.
+
+    \b
+    Example:
+      ciml adapter list
+    """
+    from adapters.registry import adapters
+
+    found = [adapters()[name] for name in sorted(adapters())]
+    if as_json:
+        for adapter in found:
+            named = {"name": adapter.name, "headers": adapter.headers, "signature": adapter.signature}
+            click.echo(json.dumps(named))
+        return
+    rows = [("adapter", "headers", "signature"), *((one.name, ", ".join(one.headers), one.signature) for one in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell or '-':<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _headers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for one in given:
+        name, separator, value = one.partition("=")
+        if not separator or not name.strip():
+            raise click.BadParameter(f"invalid header {one!r:.80}; give NAME=VALUE", ctx, param)
+        found[name.strip().lower()] = value.strip()
+    return found
+
+
+@command.command("try")
+@click.argument("system")
+@click.argument("file", type=click.File("rb"))
+@click.option(
+    "--header", "headers", multiple=True, metavar="NAME=VALUE", callback=_headers,
+    help="Header of the delivery, or the topic of an MQTT message; may be repeated.",
+)  # fmt: skip
+@click.option("--source", metavar="NAME", help="Configured name of the source.  [default: SYSTEM]")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def try_command(system: str, file: BinaryIO, headers: Mapping[str, str], source: str | None, as_json: bool) -> int:
+    """Show what a delivery becomes.
+
+    FILE is the raw body that SYSTEM sends, - for standard input. Nothing is stored. The exit code is 2 for a delivery
+    that becomes a dead letter.
+
+    \b
+    Example:
+      ciml adapter try github body.json --header x-github-event=workflow_job
+      ciml adapter try zuul message.json --header topic=zuul/demo --json
+    """
+    from adapters.adapter import Delivery
+    from adapters.registry import find_adapter
+    from ciml.events.run_facts import check_source_name
+    from ciml.limits import MAX_MESSAGE_BYTES
+
+    adapter = find_adapter(system)
+    delivery = Delivery(file.read(MAX_MESSAGE_BYTES + 1), headers, "try")
+    found = tried(system, check_source_name(source or system), delivery)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        for line in _lines(found):
+            click.echo(line)
+        if "dead_letter" in found and (missing := set(adapter.headers) - headers.keys()):
+            click.echo(f"The adapter reads headers that were not given: {', '.join(sorted(missing))}; give --header.")
+    rejected = "dead_letter" in found or any("dead_letter" in run for run in found["runs"])
+    return _REJECTED if rejected else 0
+
+
+def tried(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
+    """Return what ingest makes of a delivery, as JSON: ``event``, ``runs``, ``updates``, ``ignored``, ``dead_letter``.
+
+    A run has its ``facts`` and one of ``log`` (the address that is fetched), ``ignored`` and ``dead_letter``.
+    """
+    from adapters.registry import delivered, find_adapter, read_event
+    from ciml.errors import RejectedInput
+    from ciml.events.records import Batch, Message, OffsetRange
+    from transforms.ingest.decode import decode
+
+    value, named = delivered(find_adapter(system), source, delivery.body, delivery.headers, "", delivery.id)
+    message = Message(0, value, tuple(named))
+    try:
+        event = read_event(message)
+    except RejectedInput as rejected:
+        return {"runs": [], "updates": [], "dead_letter": f"{rejected.reason}: {rejected.detail}"}
+    done = decode(Batch(OffsetRange("ci-events", "", 0, 0, 1), [message]), read_event=lambda *_: event)
+    runs = [{"facts": _facts(one.mention), "log": one.mention.log_url} for one in done.pending_runs]
+    for one in done.settled:
+        if one.mention is not None:
+            reason = f"{one.reason}: {one.detail}" if one.detail else one.reason
+            runs.append({"facts": _facts(one.mention), one.kind: reason})
+    found: dict[str, Any] = {
+        "event": {"type": event.type, "time": _time(event.time_us)},
+        "runs": runs,
+        "updates": [{"subject": update.subject, "facts": dict(update.facts)} for update in event.updates],
+    }
+    return found | ({"ignored": event.ignored} if event.ignored else {})
+
+
+def _facts(facts: RunFacts) -> dict[str, Any]:
+    found = facts.to_json()
+    times = {name: _time(found.pop(key, None)) for key, name in _TIMES.items()}
+    return {"run_id": found.pop("run_id"), "phase": found.pop("phase"), **times, **found}
+
+
+def _time(micros: int | None) -> str | None:
+    from ciml.events.fields import iso_time
+
+    return None if micros is None else iso_time(micros)
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines for people."""
+    if "event" in found:
+        yield f"event {found['event']['type']}" + (f" at {when}" if (when := found["event"]["time"]) else "")
+    for run in found["runs"]:
+        yield f"run {run['facts']['run_id']}"
+        yield from _table({name: value for name, value in run["facts"].items() if name not in ("run_id", "log_url")})
+        if "log" in run:
+            yield f"  its log is fetched: {run['log']}"
+        else:
+            yield f"  ignored: {run['ignored']}" if "ignored" in run else f"  dead letter: {run['dead_letter']}"
+    for update in found["updates"]:
+        yield f"update of the runs of {update['subject']}"
+        yield from _table(update["facts"])
+    for name in ("ignored", "dead_letter"):
+        if name in found:
+            yield f"{name.replace('_', ' ')}: {found[name]}"
+
+
+def _table(facts: Mapping[str, Any]) -> Iterator[str]:
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key}={one}" for key, one in value.items())
+        elif isinstance(value, list | tuple):
+            value = ", ".join(value)
+        yield f"  {name:<{width}}  {value or '-'}"

@@ -1,0 +1,100 @@
+"""``ciml adapter``: what is listed, and what a delivery becomes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adapters.registry import adapters
+from cli.main import cli
+from tests.adapters import github_samples as github
+from tests.adapters import gitlab_samples as gitlab
+
+EVENT = "--header=X-GitHub-Event="
+
+
+def ciml(*arguments: str, exit_code: int = 0, given: bytes = b"") -> str:
+    result = CliRunner().invoke(cli, ["adapter", *arguments], input=given, standalone_mode=False)
+    code = result.return_value if result.exception is None else getattr(result.exception, "exit_code", None)
+    assert (code or 0) == exit_code, result.output
+    return f"{result.output}{result.exception or ''}"
+
+
+def test_each_adapter_is_listed_with_its_headers() -> None:
+    lines = ciml("list").splitlines()
+    assert lines[0].split() == ["adapter", "headers", "signature"]
+    assert [line.split()[0] for line in lines[1:]] == sorted(adapters())
+    listed = [json.loads(line) for line in ciml("list", "--json").splitlines()]
+    assert [one["headers"] for one in listed if one["name"] == "github"] == [["x-github-event"]]
+
+
+def test_a_run_is_shown_with_its_facts_and_the_address_of_its_log(tmp_path: Path) -> None:
+    body = tmp_path / "job.json"
+    body.write_bytes(github.job().body)
+    lines = [line.split(maxsplit=1) for line in ciml("try", "github", str(body), f"{EVENT}workflow_job").splitlines()]
+    assert lines[:6] == [
+        ["event", "workflow_job.completed"],
+        ["run", "github~4001~1"],
+        ["phase", "finished"],
+        ["start_time", "2026-11-24T12:00:00Z"],
+        ["end_time", "2026-11-24T12:20:00Z"],
+        ["build_uuid", "4001"],
+    ]
+    assert ["subjects", f"workflow_run:81, sha:octo/widget/{github.SHA}"] in lines
+    address = "https://api.github.com/repos/octo/widget/actions/runs/81/artifacts"
+    assert lines[-1] == ["its", f"log is fetched: {address}"]
+
+
+def test_json_holds_the_same() -> None:
+    body = github.job().body
+    found = json.loads(ciml("try", "github", "-", f"{EVENT}workflow_job", "--source", "gh", "--json", given=body))
+    assert found["event"] == {"type": "workflow_job.completed", "time": None}
+    assert found["updates"] == []
+    (run,) = found["runs"]
+    assert (run["facts"]["run_id"], run["facts"]["end_time"], run["log"]) == (
+        "gh~4001~1",
+        "2026-11-24T12:20:00Z",
+        "https://api.github.com/repos/octo/widget/actions/runs/81/artifacts",
+    )
+    assert "ignored" not in found
+
+
+def test_updates_are_shown() -> None:
+    output = ciml("try", "gitlab", "-", given=gitlab.merge_request().body)
+    assert output == (
+        "event merge_request.merge at 2026-11-24T13:00:00Z\n"
+        "update of the runs of merge_request:44/6\n"
+        "  fork    no\n  branch  release-2\n  change  6\n"
+        f"update of the runs of sha:44/{gitlab.SHA}\n"
+        "  review  merged\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body", "exit_code", "last"),
+    [
+        (["gitlab"], gitlab.job(build_status="running").body, 0, "  ignored: not_finished"),
+        (["github", f"{EVENT}push"], b"{}", 0, "ignored: a push reports no run"),
+        (["gitlab"], gitlab.job(build_name="").body, 2, "dead letter: missing_field: build_name"),
+        (["gitlab"], gitlab.job(repository={}, project={}).body, 2, "  dead letter: missing_field: log_url"),
+        (["github"], b"{}", 2, "The adapter reads headers that were not given: x-github-event; give --header."),
+    ],
+)
+def test_why_a_delivery_is_not_used(arguments: list[str], body: bytes, exit_code: int, last: str) -> None:
+    assert ciml("try", arguments[0], "-", *arguments[1:], given=body, exit_code=exit_code).splitlines()[-1] == last
+
+
+def test_a_run_that_is_rejected_alone_is_a_dead_letter() -> None:
+    output = ciml(
+        "try", "github", "-", f"{EVENT}workflow_job", given=github.job(conclusion="finished").body, exit_code=2
+    )
+    assert "dead letter: bad_field: result: 'FINISHED' is an unknown word" in output
+
+
+def test_wrong_use_names_the_remedy(tmp_path: Path) -> None:
+    assert "no adapter 'hudson'; choose from " in ciml("try", "hudson", "-", exit_code=2)
+    assert "give NAME=VALUE" in ciml("try", "github", "-", "--header", "x", exit_code=2)
+    assert "No such file" in ciml("try", "github", str(tmp_path / "none.json"), exit_code=2)
