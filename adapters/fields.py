@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from adapters.adapter import Delivery
 from ciml.errors import RejectedInput
@@ -17,6 +18,7 @@ from ciml.events.fields import identifier, kind_of, text, time_us
 from ciml.limits import MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
 
 _EMPTY: Mapping[str, Any] = {}
+_EPOCH = re.compile(r"\d{9,10}(?:\.\d{1,9})?")
 _SPACED_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,9})?) (?:UTC|([+-]\d\d)(\d\d))")
 
 
@@ -141,6 +143,11 @@ def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
     return checked
 
 
+def epoch(found: Any) -> Any:
+    """Return epoch seconds that a sender wrote as a text, ``"1795521600.5"``, as a number; else the value itself."""
+    return float(found) if type(found) is str and _EPOCH.fullmatch(found) else found
+
+
 def differ(ours: str, theirs: str) -> str:
     """Return the fact ``fork``: "yes" where two repositories differ, "no" where not, "" where one is unknown."""
     if not ours or not theirs:
@@ -159,6 +166,17 @@ def joined(*parts: str) -> str:
 def filled(**fields: Any) -> dict[str, Any]:
     """Return the fields that hold something."""
     return {name: found for name, found in fields.items() if found is not None and found != "" and found != ()}
+
+
+def change_subjects(project: str, number: str, patchset: str) -> tuple[str, ...]:
+    """Return the subjects of a change's runs: of its patch set, and of the change. None where a part is unknown.
+
+    The project is quoted, so that a project with a slash is never another project's change.
+    """
+    if not (project and number and patchset):
+        return ()
+    change = f"change:{quote(project, safe='')}/{number}"
+    return f"{change}/{patchset}", change
 
 
 def event_id(delivery: Delivery) -> str:

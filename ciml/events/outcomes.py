@@ -6,17 +6,23 @@ from ciml.events.records import OutcomeWord
 
 OUTCOMES: frozenset[str] = frozenset({"success", "failure", "error", "timeout", "cancellation", "skip"})
 
-#: Words of Zuul, GitHub, GitLab, Tekton, CDEvents and listings, in upper case with underscores.
+#: Words of Zuul, GitHub, GitLab, Jenkins, Tekton, CDEvents and listings, in upper case with underscores.
 _WORDS: dict[str, OutcomeWord] = {
     "SUCCESS": "success",
     "SUCCESSFUL": "success",
     "SUCCEEDED": "success",
     "PASSED": "success",
+    "PASS": "success",
     "FAILURE": "failure",
     "FAILED": "failure",
+    "FAIL": "failure",
+    "UNSTABLE": "failure",
+    "TASKRUNRESULTLARGERTHANALLOWEDLIMIT": "failure",
+    "FAILUREIGNORED": "failure",
     "TIMED_OUT": "timeout",
     "TIMEOUT": "timeout",
-    # Caused by the system, not the change: Zuul's further results, GitHub's startup_failure.
+    "TASKRUNTIMEOUT": "timeout",
+    # Caused by the system, not the change: Zuul's further results, GitHub's startup_failure, Tekton's PodEvicted.
     "ERROR": "error",
     "POST_FAILURE": "error",
     "RETRY": "error",
@@ -27,16 +33,20 @@ _WORDS: dict[str, OutcomeWord] = {
     "MERGER_FAILURE": "error",
     "CONFIG_ERROR": "error",
     "STARTUP_FAILURE": "error",
+    "PODEVICTED": "error",
+    "TASKRUNSTOPSIDECARFAILED": "error",
     "ABORTED": "cancellation",
     "CANCEL": "cancellation",
     "CANCELED": "cancellation",
     "CANCELLED": "cancellation",
     "CANCELLATION": "cancellation",
+    "TASKRUNCANCELLED": "cancellation",
     "DEQUEUED": "cancellation",
     "STALE": "cancellation",
     "SKIP": "skip",
     "SKIPPED": "skip",
     "NEUTRAL": "skip",
+    "NOT_BUILT": "skip",
     "ACTION_REQUIRED": "skip",
 }
 
@@ -48,6 +58,15 @@ NEVER_RAN: dict[str, str] = {
     "CONFIG_ERROR": "never_started",
     "STARTUP_FAILURE": "never_started",
 }
+
+#: Tekton's reasons of TaskRuns whose pod did not run.
+_NO_POD = (
+    "COULDNTGETTASK", "CREATECONTAINERCONFIGERROR", "EXCEEDEDNODERESOURCES", "EXCEEDEDRESOURCEQUOTA",
+    "INVALIDPARAMVALUE", "PODADMISSIONFAILED", "PODCREATIONFAILED", "PULLIMAGEFAILED", "RESOURCEVERIFICATIONFAILED",
+    "TASKRUNIMAGEPULLFAILED", "TASKRUNRESOLUTIONFAILED", "TASKRUNVALIDATIONFAILED", "TASKVALIDATIONFAILED",
+)  # fmt: skip
+_WORDS |= dict.fromkeys(_NO_POD, "error")
+NEVER_RAN |= dict.fromkeys(_NO_POD, "never_started")
 
 
 def outcome_of(word: str) -> OutcomeWord | None:
