@@ -13,7 +13,7 @@ from typing import Any
 
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
 from adapters.envelope import HEADERS, opened
-from adapters.fields import address, filled, maybe, moment, needed, value, word
+from adapters.fields import address, filled, joined, maybe, moment, needed, value, word
 from ciml.errors import RejectedInput
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
@@ -77,7 +77,7 @@ def _event(delivery: Delivery) -> Mapping[str, Any]:
 def _run(body: Mapping[str, Any], subject: str, phase: Phase, when: str | float | None) -> dict[str, Any]:
     content = maybe(body, "subject", "content")
     names = (word(content, *path) for path in _JOBS[subject])
-    chain = word(body, "context", "chainId")
+    chain = _chain(body)
     custom = value(body, "customData")
     further = maybe(custom, "ciml") if type(custom) is dict else {}
     fields = filled(
@@ -88,7 +88,7 @@ def _run(body: Mapping[str, Any], subject: str, phase: Phase, when: str | float 
         end_time=when if phase == "finished" else None,
         pipeline=word(content, "pipelineName"),
         url=address(content, "uri") or address(content, "url"),
-        subjects=(f"chain:{chain}",) if chain else (),
+        subjects=(chain,) if chain else (),
     )
     return fields | {name: further[name] for name in _FURTHER if name in further}
 
@@ -100,6 +100,11 @@ def _native_id(body: Mapping[str, Any]) -> str:
     return native if len(path_safe(native)) <= _MOST_ID else hashlib.sha256(native.encode()).hexdigest()
 
 
+def _chain(body: Mapping[str, Any]) -> str:
+    chain = word(body, "context", "chainId")
+    return joined(f"chain:{chain}") if chain else ""
+
+
 def _change(
     body: Mapping[str, Any], event: str, kind: str, when: str | float | None, predicate: str
 ) -> Reading | Ignored:
@@ -107,7 +112,7 @@ def _change(
         return Ignored(event, kind, ABANDONED)
     if predicate not in _REVIEWS:
         raise RejectedInput("unknown_type", f"context.type: {shown(kind)}")
-    chain = word(body, "context", "chainId")
+    chain = _chain(body)
     if not chain:
         return Ignored(event, kind, NO_CHAIN)
     facts = filled(
@@ -115,7 +120,7 @@ def _change(
         project=word(body, "subject", "content", "repository", "id"),
         review=_REVIEWS[predicate],
     )
-    return Reading(event, kind, when, updates=(RunUpdate(f"chain:{chain}", facts),))
+    return Reading(event, kind, when, updates=(RunUpdate(chain, facts),))
 
 
 ADAPTER = Adapter("cdevents", HEADERS, read)

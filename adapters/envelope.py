@@ -19,14 +19,12 @@ def opened(delivery: Delivery) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return (attributes, data) of a CloudEvent; ``id`` and ``type`` are texts.
 
     Raises:
-      RejectedInput: the delivery is no CloudEvent, or has no id, no type or no data.
+      RejectedInput: the delivery is no CloudEvent, or has no id or no type, or its data is no object.
     """
     headers = [(name.replace("ce-", "ce_", 1), text.encode()) for name, text in delivery.headers.items()]
     attributes, data = open_cloudevent(delivery.body, headers)
     needed(attributes, "id")
     needed(attributes, "type")
-    if data is None:
-        raise RejectedInput("missing_field", "data")
     if type(data) is not dict:
         raise RejectedInput("bad_field", f"data: want an object, not {kind_of(data)}")
     return attributes, data

@@ -10,11 +10,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 from adapters.adapter import Delivery
 from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, kind_of, text, time_us
+from ciml.events.run_id import path_safe
 from ciml.limits import MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
 
 _EMPTY: Mapping[str, Any] = {}
@@ -173,10 +173,9 @@ def change_subjects(project: str, number: str, patchset: str) -> tuple[str, ...]
 
     The project is quoted, so that a project with a slash is never another project's change.
     """
-    if not (project and number and patchset):
-        return ()
-    change = f"change:{quote(project, safe='')}/{number}"
-    return f"{change}/{patchset}", change
+    change = joined(f"change:{path_safe(project)}" if project else "", number)
+    patched = joined(change, patchset)
+    return (patched, change) if patched else ()
 
 
 def event_id(delivery: Delivery) -> str:

@@ -89,7 +89,10 @@ def _patchsets(body: Mapping[str, Any], kind: str) -> list[int]:
 
 
 def _subject(body: Mapping[str, Any], patchset: int) -> str:
-    return change_subjects(_project(body), str(_number(body, "change", "number")), str(patchset))[0]
+    subjects = change_subjects(_project(body), str(_number(body, "change", "number")), str(patchset))
+    if not subjects:
+        raise RejectedInput("bad_field", "change.project: too long, or it holds a secret")
+    return subjects[0]
 
 
 def _project(body: Mapping[str, Any]) -> str:

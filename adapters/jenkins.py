@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
 from adapters.envelope import HEADERS, opened
-from adapters.fields import address, filled, maybe, moment, needed, value, word
+from adapters.fields import address, filled, joined, maybe, moment, needed, value, word
 from ciml.errors import RejectedInput
 from ciml.events.fields import kind_of
 from ciml.events.records import Phase
@@ -23,6 +23,8 @@ QUEUE = "an event of the queue names no build"
 NODE = "an event of a node reports no build"
 
 _TYPE = re.compile(r"org\.jenkinsci\.(job|queue|node)\.([a-z_]+)")
+#: Owner and name at the end of a repository's address, as GitHub names it in its own events.
+_REPOSITORY = re.compile(r"[/:]([^/:]+/[^/:]+?)(?:\.git)?/?$")
 _IGNORED = {"queue": QUEUE, "node": NODE}
 #: ``failed`` repeats ``finalized`` for failures; the plugin's documents also spell it ``finalzed``.
 _PHASES: Mapping[str, Phase] = {
@@ -56,7 +58,8 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     names = _names(data)
     page = address(data, "build", "fullUrl")
     source = maybe(data, "build", "scmState")
-    commit = word(source, "commit")
+    commit, repository = word(source, "commit"), _REPOSITORY.search(word(source, "url"))
+    subject = joined(f"sha:{repository[1]}", commit) if repository else ""
     start, end = _times(data, phase)
     return filled(
         id="-".join(["jenkins", *names, number]),
@@ -71,7 +74,7 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
         head=commit,
         url=page,
         log_url=f"{page.rstrip('/')}/artifact/" if page else "",
-        subjects=(f"sha:{commit}",) if commit else (),
+        subjects=(subject,) if subject else (),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
 from adapters.envelope import HEADERS, opened
-from adapters.fields import filled, inner, maybe, moment, needed, objects, value, word
+from adapters.fields import filled, inner, joined, maybe, moment, needed, objects, value, word
 from ciml.errors import RejectedInput
 from ciml.events.fields import text
 from ciml.events.records import Phase
@@ -87,7 +87,7 @@ def _attempt(
         end_time=end if finished else None,
         project=namespace,
         log_url=log,
-        attempt_of=f"{namespace}/{pipeline_run}/{task}",
+        attempt_of=joined(namespace, pipeline_run, task),
         labels=_labels(labels),
     )
 

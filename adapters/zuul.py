@@ -6,11 +6,12 @@ them run by run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
-from adapters.fields import change_subjects, epoch, filled, inner, moment, needed, objects, word
+from adapters.fields import change_subjects, epoch, filled, inner, joined, moment, needed, objects, word
 from ciml.errors import RejectedInput
 from ciml.events.outcomes import outcome_of
 from ciml.events.records import Phase
@@ -21,6 +22,7 @@ NO_BUILD = "the report is about no build"
 
 #: Begins the ``metadata.type`` of an artifact that is telemetry: ``dstat_csv``, ``dool``.
 _TELEMETRY = ("dstat", "dool")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ITEM_TIMES = ("timestamp", "enqueue_time", "trigger_time")
 
 
@@ -46,13 +48,19 @@ def read(delivery: Delivery) -> Reading | Ignored:
     retried = objects(body, "buildset", "retry_builds", most=MAX_EVENT_RUNS)
     several = len(objects(body, "changes", most=MAX_EVENT_RUNS)) > 1
     item = _Item(body, buildset, several, {_job(build): build["change"] for build in builds if "change" in build})
-    runs = tuple(_run(build, item) for build in [*builds, *retried] if build.get("uuid") not in (None, ""))
+    runs = tuple(_run(build, item, _outcome(build, item)) for build in builds if _has_id(build))
+    # Zuul gives each retried build the result RETRY, which the job's own message may hide.
+    runs += tuple(_run(build, item, "error") for build in retried if _has_id(build))
     if not runs:
         return Ignored(event, action, NOT_STARTED if builds else NO_BUILD)
     return Reading(event, action, moment({"timestamp": epoch(body.get("timestamp"))}, "timestamp"), runs)
 
 
-def _run(build: Mapping[str, Any], item: _Item) -> Run:
+def _has_id(build: Mapping[str, Any]) -> bool:
+    return build.get("uuid") not in (None, "")
+
+
+def _run(build: Mapping[str, Any], item: _Item, outcome: str | None) -> Run:
     body, result = item.body, build.get("result")
     start, end = epoch(build.get("start_time")), epoch(build.get("end_time"))
     phase: Phase = "finished"
@@ -67,7 +75,7 @@ def _run(build: Mapping[str, Any], item: _Item) -> Run:
         id=build["uuid"],
         job=build.get("job_name"),
         result=result,
-        outcome=_outcome(build, item),
+        outcome=outcome,
         start_time=start,
         end_time=end,
         pipeline=body.get("pipeline"),
@@ -80,14 +88,14 @@ def _run(build: Mapping[str, Any], item: _Item) -> Run:
         url=build.get("web_url"),
         log_url=_log(build),
         attempt_of=_attempt_of(build, item),
-        subjects=change_subjects(_text(project), _text(number), _text(patchset)),
+        subjects=_subjects(_text(project), _text(number), _text(patchset)),
         labels=filled(tenant=body.get("tenant"), queue=body.get("queue"), voting=build.get("voting")),
     )
     return Run(phase, fields)
 
 
 def _outcome(build: Mapping[str, Any], item: _Item) -> str | None:
-    """Return the outcome of a build whose result is its job's own ``success-message``, where it is certain.
+    """Return the outcome of a build whose result is its job's own message, where it is certain; None for a known word.
 
     Zuul reports a buildset as SUCCESS only if each voting build succeeded or was skipped; a skipped one never started.
     """
@@ -113,10 +121,14 @@ def _job(build: Mapping[str, Any]) -> str:
 
 def _attempt_of(build: Mapping[str, Any], item: _Item) -> str:
     """Return what the attempts of a job share: buildset and job. Changes of one item may have jobs of the same name."""
-    buildset, job = _text(item.buildset.get("uuid")), _text(build.get("job_name"))
-    if not buildset or not job:
-        return ""
-    return f"{buildset}/{job}/{_job(build)}" if item.several else f"{buildset}/{job}"
+    parts = [_text(item.buildset.get("uuid")), _text(build.get("job_name"))]
+    return joined(*parts, _job(build)) if item.several else joined(*parts)
+
+
+def _subjects(project: str, number: str, patchset: str) -> tuple[str, ...]:
+    """Return the subjects of a build's change. The patch set of a GitHub pull request is its head commit."""
+    commit = joined(f"sha:{project}", patchset) if project and _COMMIT.fullmatch(patchset) else ""
+    return (*change_subjects(project, number, patchset), *((commit,) if commit else ()))
 
 
 def _log(build: Mapping[str, Any]) -> Any:

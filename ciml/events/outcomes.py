@@ -17,30 +17,26 @@ _WORDS: dict[str, OutcomeWord] = {
     "FAILED": "failure",
     "FAIL": "failure",
     "UNSTABLE": "failure",
-    "TASKRUNRESULTLARGERTHANALLOWEDLIMIT": "failure",
-    "FAILUREIGNORED": "failure",
     "TIMED_OUT": "timeout",
     "TIMEOUT": "timeout",
-    "TASKRUNTIMEOUT": "timeout",
-    # Caused by the system, not the change: Zuul's further results, GitHub's startup_failure, Tekton's PodEvicted.
+    # Caused by the system, not the change: Zuul's further results, GitHub's startup_failure.
     "ERROR": "error",
     "POST_FAILURE": "error",
     "RETRY": "error",
     "RETRY_LIMIT": "error",
     "NODE_FAILURE": "error",
     "DISK_FULL": "error",
+    "SECRET_EXPOSURE": "error",
+    "SNAPSHOT_FAILURE": "error",
     "MERGE_CONFLICT": "error",
     "MERGER_FAILURE": "error",
     "CONFIG_ERROR": "error",
     "STARTUP_FAILURE": "error",
-    "PODEVICTED": "error",
-    "TASKRUNSTOPSIDECARFAILED": "error",
     "ABORTED": "cancellation",
     "CANCEL": "cancellation",
     "CANCELED": "cancellation",
     "CANCELLED": "cancellation",
     "CANCELLATION": "cancellation",
-    "TASKRUNCANCELLED": "cancellation",
     "DEQUEUED": "cancellation",
     "STALE": "cancellation",
     "SKIP": "skip",
@@ -59,14 +55,22 @@ NEVER_RAN: dict[str, str] = {
     "STARTUP_FAILURE": "never_started",
 }
 
-#: Tekton's reasons of TaskRuns whose pod did not run.
+#: Reasons of Tekton's TaskRuns whose pod did not run, in Tekton's spelling.
 _NO_POD = (
-    "COULDNTGETTASK", "CREATECONTAINERCONFIGERROR", "EXCEEDEDNODERESOURCES", "EXCEEDEDRESOURCEQUOTA",
-    "INVALIDPARAMVALUE", "PODADMISSIONFAILED", "PODCREATIONFAILED", "PULLIMAGEFAILED", "RESOURCEVERIFICATIONFAILED",
-    "TASKRUNIMAGEPULLFAILED", "TASKRUNRESOLUTIONFAILED", "TASKRUNVALIDATIONFAILED", "TASKVALIDATIONFAILED",
+    "CouldntGetTask", "CreateContainerConfigError", "ExceededNodeResources", "ExceededResourceQuota",
+    "InvalidParamValue", "PodAdmissionFailed", "PodCreationFailed", "PullImageFailed", "ResourceVerificationFailed",
+    "TaskRunImagePullFailed", "TaskRunResolutionFailed", "TaskRunValidationFailed", "TaskValidationFailed",
 )  # fmt: skip
-_WORDS |= dict.fromkeys(_NO_POD, "error")
-NEVER_RAN |= dict.fromkeys(_NO_POD, "never_started")
+#: All reasons of Tekton's TaskRuns that end one, other than the words above.
+TASK_RUN_REASONS: dict[str, OutcomeWord] = {
+    "FailureIgnored": "failure",
+    "TaskRunResultLargerThanAllowedLimit": "failure",
+    "TaskRunTimeout": "timeout",
+    "TaskRunCancelled": "cancellation",
+    "PodEvicted": "error",
+    "TaskRunStopSidecarFailed": "error",
+    **dict.fromkeys(_NO_POD, "error"),
+}
 
 
 def outcome_of(word: str) -> OutcomeWord | None:
@@ -74,9 +78,12 @@ def outcome_of(word: str) -> OutcomeWord | None:
 
     Upper and lower case, blanks and dashes make no difference: ``Timed out`` is ``TIMED_OUT``.
     """
-    return _WORDS.get(word) or _WORDS.get(normal_word(word))
+    return _WORDS.get(word) or TASK_RUN_REASONS.get(word) or _WORDS.get(normal_word(word))
 
 
 def normal_word(word: str) -> str:
     """Return a producer's word in the form of this module's tables."""
     return word.strip().upper().replace(" ", "_").replace("-", "_")
+
+
+NEVER_RAN |= {normal_word(reason): "never_started" for reason in _NO_POD}

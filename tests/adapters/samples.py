@@ -160,7 +160,7 @@ def jenkins(kind: str = "finalized", **build: Any) -> Delivery:
         "url": "job/team/job/app/13/",
         "displayName": None,
         "parameters": {"SECRET": "x"},
-        "scmState": {"url": "https://git.example/app.git", "branch": "origin/main", "commit": SHA},
+        "scmState": {"url": "https://git.example/acme/app.git", "branch": "origin/main", "commit": SHA},
     }
     data = {"userId": "SYSTEM", "name": "app", "displayName": "App", "url": "job/team/job/app/", "build": state | build}
     return cloudevent(f"org.jenkinsci.job.{kind}", data)
@@ -178,8 +178,15 @@ RUN = {
 
 SAMPLES: dict[str, list[Delivery]] = {
     "zuul": [
-        *(delivery(zuul(path.stem), {"topic": "zuul/demo"}) for path in sorted(_ZUUL.glob("*.json"))),
-        delivery(zuul_message(zuul_build(result="it works"), zuul_build(uuid="b2", result="NODE_FAILURE"))),
+        *(delivery(zuul(name), {"topic": "zuul/demo"}) for name in ("gate-start", "gate-success", "post-success")),
+        delivery(
+            zuul_message(
+                zuul_build(result="it works"),
+                zuul_build(uuid="b2", job_uuid="j2", result="NODE_FAILURE", start_time=None, end_time=None),
+                changes=[{"project": "demo"}, {"project": "demo"}],
+                buildset={"retry_builds": [zuul_build(uuid="b3", job_uuid="j2", result="RETRY")]},
+            )
+        ),
         delivery(zuul_message(action="merge-conflict")),
     ],
     "gerrit": [

@@ -9,7 +9,8 @@ import pytest
 from adapters import cdevents
 from adapters.adapter import Delivery
 from ciml.errors import RejectedInput
-from tests.adapters.reading import event_of, runs_of, updates_of
+from tests.adapters.deliveries import event_of
+from tests.adapters.reading import runs_of, updates_of
 from tests.adapters.samples import cdevent, cloudevent, delivery
 
 LOG = {"ciml": {"log_url": "https://logs.example/7.csv", "labels": {"node": "n1"}, "branch": "main"}}
@@ -22,7 +23,7 @@ def finished(kind: str = "taskrun", version: str = "0.5.1", **parts: Any) -> dic
 
 
 def one(event: Any) -> Any:
-    (run,) = runs_of(cdevents.ADAPTER, event if isinstance(event, Delivery) else delivery(event)).values()
+    (run,) = runs_of("cdevents", event if isinstance(event, Delivery) else delivery(event)).values()
     return run
 
 
@@ -31,7 +32,7 @@ def one(event: Any) -> Any:
 def test_every_fact_of_a_task_run(version: str, mode: str) -> None:
     event = finished(version=version, context={"chainId": "c1"}, customData=LOG)
     sent = delivery(event) if mode == "bare" else cloudevent(event["context"]["type"], event, mode)
-    found = event_of(cdevents.ADAPTER, sent)
+    found = event_of("cdevents", sent)
     assert (found.key, found.type, found.time_us) == ("ci d1", "dev.cdevents.taskrun.finished.0.3.0", 1795521660000000)
     (run,) = found.run_facts
     assert run.to_json() == {
@@ -113,7 +114,7 @@ def change(predicate: str, **parts: Any) -> Any:
     [("created", {}), ("updated", {}), ("reviewed", {"review": "reviewed"}), ("merged", {"review": "merged"})],
 )
 def test_a_change_is_joined_to_the_runs_of_its_chain(predicate: str, review: dict[str, str]) -> None:
-    found = updates_of(cdevents.ADAPTER, delivery(change(predicate, context={"chainId": "c1"})))
+    found = updates_of("cdevents", delivery(change(predicate, context={"chainId": "c1"})))
     assert found == {"chain:c1": {"change": "42", "project": "demo/app", **review}}
 
 
@@ -135,7 +136,7 @@ def test_a_change_is_joined_to_the_runs_of_its_chain(predicate: str, review: dic
     ],
 )
 def test_what_says_nothing_of_a_run_is_ignored(event: Any, rule: str) -> None:
-    found = event_of(cdevents.ADAPTER, delivery(event))
+    found = event_of("cdevents", delivery(event))
     assert (found.id, found.type, found.ignored) == ("d1", event["context"]["type"], rule)
 
 
@@ -158,7 +159,7 @@ def test_what_says_nothing_of_a_run_is_ignored(event: Any, rule: str) -> None:
 )
 def test_a_damaged_event_is_rejected(event: Any, reason: str, where: str) -> None:
     with pytest.raises(RejectedInput) as caught:
-        event_of(cdevents.ADAPTER, delivery(event))
+        event_of("cdevents", delivery(event))
     assert (caught.value.reason, caught.value.detail.partition(":")[0]) == (reason, where)
 
 
@@ -167,5 +168,5 @@ def test_a_damaged_event_is_rejected(event: Any, reason: str, where: str) -> Non
     [({"outcome": None}, "result"), ({"outcome": "neither"}, "result"), ({"taskName": None}, "job")],
 )
 def test_a_finished_run_needs_its_outcome_and_its_job(content: dict[str, Any], where: str) -> None:
-    ((facts, fault),) = event_of(cdevents.ADAPTER, delivery(finished(content=content))).rejections
+    ((facts, fault),) = event_of("cdevents", delivery(finished(content=content))).rejections
     assert (facts.build_uuid, fault.detail.partition(":")[0]) == ("ci/tekton/build-7", where)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from adapters import gerrit, zuul
+from adapters import gerrit
 from ciml.errors import RejectedInput
 from tests.adapters import samples
-from tests.adapters.reading import event_of, runs_of, updates_of
+from tests.adapters.deliveries import event_of
+from tests.adapters.reading import runs_of, updates_of
 from tests.adapters.samples import SHA, account, delivery, vote, zuul_build, zuul_message
 
 PATCHSET = "change:demo%2Fapp/7/2"
@@ -17,9 +18,9 @@ PATCHSET = "change:demo%2Fapp/7/2"
 
 def read(kind: str, **fields: Any) -> Any:
     """Return the facts of the event's patch set, or the rule by which it is ignored."""
-    event = event_of(gerrit.ADAPTER, delivery(samples.gerrit(kind, **fields)))
+    event = event_of("gerrit", delivery(samples.gerrit(kind, **fields)))
     assert event.run_facts == ()
-    return event.ignored or updates_of(gerrit.ADAPTER, delivery(samples.gerrit(kind, **fields)))
+    return event.ignored or updates_of("gerrit", delivery(samples.gerrit(kind, **fields)))
 
 
 def comment(*votes: dict[str, str], by: str = "cleo", **fields: Any) -> Any:
@@ -28,7 +29,7 @@ def comment(*votes: dict[str, str], by: str = "cleo", **fields: Any) -> Any:
 
 def test_an_approval_reaches_the_runs_of_the_patch_set() -> None:
     build = zuul_build(change={"project": "demo/app", "change": 7, "patchset": "2"})
-    (run,) = runs_of(zuul.ADAPTER, delivery(zuul_message(build))).values()
+    (run,) = runs_of("zuul", delivery(zuul_message(build))).values()
     (subject,) = comment(vote("Code-Review", "2", "1"))
     assert subject == PATCHSET
     assert subject in run.subjects
@@ -150,12 +151,10 @@ def test_other_types_are_ignored(kind: str) -> None:
 
 
 def test_the_same_event_has_the_same_id_and_its_own_time() -> None:
-    first, second = (event_of(gerrit.ADAPTER, delivery(samples.gerrit("change-merged"))) for _ in range(2))
+    first, second = (event_of("gerrit", delivery(samples.gerrit("change-merged"))) for _ in range(2))
     assert (first.key, first.type, first.time_us) == (second.key, "change-merged", 1795521600000000)
-    assert (
-        event_of(gerrit.ADAPTER, delivery(samples.gerrit("change-merged", eventCreatedOn=1795521601))).key != first.key
-    )
-    assert event_of(gerrit.ADAPTER, delivery(samples.gerrit("change-merged"), delivery_id="d1")).id == "d1"
+    assert event_of("gerrit", delivery(samples.gerrit("change-merged", eventCreatedOn=1795521601))).key != first.key
+    assert event_of("gerrit", delivery(samples.gerrit("change-merged"), delivery_id="d1")).id == "d1"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def test_the_same_event_has_the_same_id_and_its_own_time() -> None:
 )
 def test_what_cannot_be_joined_is_rejected(fields: dict[str, Any], reason: str, where: str) -> None:
     with pytest.raises(RejectedInput) as caught:
-        event_of(gerrit.ADAPTER, delivery({**samples.gerrit("change-merged"), **fields}))
+        event_of("gerrit", delivery({**samples.gerrit("change-merged"), **fields}))
     assert (caught.value.reason, caught.value.detail.partition(":")[0]) == (reason, where)
 
 

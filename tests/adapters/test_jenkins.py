@@ -9,7 +9,8 @@ import pytest
 from adapters import jenkins
 from ciml.errors import RejectedInput
 from recorder.ci_environment import known_run
-from tests.adapters.reading import event_of, runs_of
+from tests.adapters.deliveries import event_of
+from tests.adapters.reading import runs_of
 from tests.adapters.samples import SHA, cloudevent
 from tests.adapters.samples import jenkins as sample
 
@@ -17,19 +18,19 @@ PAGE = "https://jenkins.example/job/team/job/app/13/"
 
 
 def one(kind: str = "finalized", **build: Any) -> Any:
-    (run,) = runs_of(jenkins.ADAPTER, sample(kind, **build)).values()
+    (run,) = runs_of("jenkins", sample(kind, **build)).values()
     return run
 
 
 def test_every_fact_of_a_finished_build() -> None:
-    event = event_of(jenkins.ADAPTER, sample(), "jenkins")
+    event = event_of("jenkins", sample(), "jenkins")
     assert (event.key, event.type, event.time_us) == ("jenkins e1", "org.jenkinsci.job.finalized", 1795521660000000)
     (run,) = event.run_facts
     assert run.to_json() == {
         "run_id": "jenkins~jenkins-team-app-13~1", "build_uuid": "jenkins-team-app-13", "build_name": "app",
         "phase": "finished", "outcome": "success", "result": "SUCCESS", "source": "jenkins", "project": "team/app",
         "branch": "main", "change": SHA, "patchset": SHA, "head": SHA, "log_url": f"{PAGE}artifact/", "url": PAGE,
-        "start_us": 1795521600250000, "end_us": 1795521660500000, "auth": "token", "subjects": (f"sha:{SHA}",),
+        "start_us": 1795521600250000, "end_us": 1795521660500000, "auth": "token", "subjects": (f"sha:acme/app/{SHA}",),
     }  # fmt: skip
 
 
@@ -58,6 +59,20 @@ def test_every_result_of_jenkins(kind: str, status: str, outcome: str) -> None:
     assert (run.outcome, run.result, run.phase) == (outcome, status, "finished")
 
 
+@pytest.mark.parametrize(
+    ("url", "subjects"),
+    [
+        ("https://github.com/acme/app.git", (f"sha:acme/app/{SHA}",)),
+        ("git@github.com:acme/app.git", (f"sha:acme/app/{SHA}",)),
+        ("https://git.example/scm/acme/app/", (f"sha:acme/app/{SHA}",)),
+        ("app", ()),
+        (None, ()),
+    ],
+)
+def test_a_commit_is_named_as_github_does(url: Any, subjects: tuple[str, ...]) -> None:
+    assert one(scmState={"url": url, "commit": SHA}).subjects == subjects
+
+
 def test_a_started_build() -> None:
     run = one("started", status=None, duration=0, timestamp=1795521600250)
     assert (run.phase, run.start_us, run.end_us, run.outcome) == ("started", 1795521600250000, None, None)
@@ -68,7 +83,7 @@ def test_the_names_of_folders_may_be_encoded() -> None:
         "url": "job/my%20team/job/app%2Bx/",
         "build": {"number": 4, "status": "SUCCESS", "timestamp": 1795521660500},
     }
-    (run,) = runs_of(jenkins.ADAPTER, cloudevent("org.jenkinsci.job.completed", data)).values()
+    (run,) = runs_of("jenkins", cloudevent("org.jenkinsci.job.completed", data)).values()
     assert (run.build_uuid, run.build_name, run.project) == ("jenkins-my team-app+x-4", "app+x", "my team/app+x")
     assert (run.log_url, run.url, run.subjects, run.start_us) == ("", "", (), None)
 
@@ -84,7 +99,7 @@ def test_the_names_of_folders_may_be_encoded() -> None:
     ],
 )
 def test_events_of_no_build_are_ignored(kind: str, rule: str) -> None:
-    event = event_of(jenkins.ADAPTER, cloudevent(kind, {"name": "app", "url": "job/app/"}))
+    event = event_of("jenkins", cloudevent(kind, {"name": "app", "url": "job/app/"}))
     assert (event.id, event.ignored) == ("e1", rule)
 
 
@@ -93,14 +108,14 @@ def test_events_of_no_build_are_ignored(kind: str, rule: str) -> None:
 )
 def test_an_unknown_type_is_rejected(kind: str) -> None:
     with pytest.raises(RejectedInput, match="unknown_type"):
-        event_of(jenkins.ADAPTER, cloudevent(kind, {"url": "job/app/", "build": {"number": 1}}))
+        event_of("jenkins", cloudevent(kind, {"url": "job/app/", "build": {"number": 1}}))
 
 
 @pytest.mark.parametrize("url", ["", "job", "app/", "job/app/13", "job//", "view/all/job/app/", ["job/app/"]])
 def test_a_job_of_another_form_is_rejected(url: Any) -> None:
     data = {"url": url, "build": {"number": 1, "status": "SUCCESS"}}
     with pytest.raises(RejectedInput, match="url"):
-        event_of(jenkins.ADAPTER, cloudevent("org.jenkinsci.job.completed", data))
+        event_of("jenkins", cloudevent("org.jenkinsci.job.completed", data))
 
 
 @pytest.mark.parametrize(
@@ -116,5 +131,5 @@ def test_a_job_of_another_form_is_rejected(url: Any) -> None:
 )
 def test_a_damaged_build_is_rejected(build: dict[str, Any], where: str) -> None:
     with pytest.raises(RejectedInput) as caught:
-        event_of(jenkins.ADAPTER, sample(**build))
+        event_of("jenkins", sample(**build))
     assert caught.value.detail.partition(":")[0] == where

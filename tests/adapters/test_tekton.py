@@ -9,19 +9,20 @@ import pytest
 from adapters import tekton
 from ciml.errors import RejectedInput
 from ciml.events.outcomes import NEVER_RAN, normal_word
-from tests.adapters.reading import event_of, runs_of
+from tests.adapters.deliveries import event_of
+from tests.adapters.reading import runs_of
 from tests.adapters.samples import attempt, cloudevent, delivery, task_run
 
 KIND = "dev.tekton.event.taskrun.{}.v1"
 
 
 def read(word: str, data: Any, mode: str = "binary") -> dict[str, Any]:
-    return runs_of(tekton.ADAPTER, cloudevent(KIND.format(word), data, mode))
+    return runs_of("tekton", cloudevent(KIND.format(word), data, mode))
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
 def test_every_fact_of_a_task_run(mode: str) -> None:
-    event = event_of(tekton.ADAPTER, cloudevent(KIND.format("successful"), task_run(), mode))
+    event = event_of("tekton", cloudevent(KIND.format("successful"), task_run(), mode))
     assert (event.key, event.type, event.time_us) == ("ci e1", KIND.format("successful"), 1795521660000000)
     (run,) = event.run_facts
     assert run.to_json() == {
@@ -78,7 +79,7 @@ def test_a_pod_that_did_not_run_has_no_telemetry() -> None:
 
 
 def test_an_unknown_reason_is_not_guessed() -> None:
-    event = event_of(tekton.ADAPTER, cloudevent(KIND.format("failed"), task_run("Whatever", "False")))
+    event = event_of("tekton", cloudevent(KIND.format("failed"), task_run("Whatever", "False")))
     ((facts, fault),) = event.rejections
     assert (facts.build_uuid, fault.reason) == ("0c2e", "bad_field")
 
@@ -148,7 +149,7 @@ def test_a_task_run_that_never_started_has_its_creation() -> None:
     ],
 )
 def test_other_objects_are_ignored(kind: str, rule: str) -> None:
-    event = event_of(tekton.ADAPTER, cloudevent(kind, {}))
+    event = event_of("tekton", cloudevent(kind, {}))
     assert (event.id, event.ignored) == ("e1", rule)
 
 
@@ -157,7 +158,7 @@ def test_other_objects_are_ignored(kind: str, rule: str) -> None:
 )
 def test_an_unknown_type_is_rejected(kind: str) -> None:
     with pytest.raises(RejectedInput, match="unknown_type"):
-        event_of(tekton.ADAPTER, cloudevent(kind, task_run()))
+        event_of("tekton", cloudevent(kind, task_run()))
 
 
 @pytest.mark.parametrize(
@@ -176,10 +177,10 @@ def test_an_unknown_type_is_rejected(kind: str) -> None:
 )
 def test_a_damaged_task_run_is_rejected(data: Any, where: str) -> None:
     with pytest.raises(RejectedInput) as caught:
-        event_of(tekton.ADAPTER, cloudevent(KIND.format("successful"), data))
+        event_of("tekton", cloudevent(KIND.format("successful"), data))
     assert caught.value.detail.partition(":")[0] == where
 
 
 def test_a_stored_object_is_no_event() -> None:
     with pytest.raises(RejectedInput, match="not_an_event"):
-        event_of(tekton.ADAPTER, delivery(task_run()["taskRun"]))
+        event_of("tekton", delivery(task_run()["taskRun"]))

@@ -11,7 +11,8 @@ from adapters.adapter import Delivery
 from ciml.errors import RejectedInput
 from ciml.events.records import Batch, Message, OffsetRange
 from tests.adapters import samples
-from tests.adapters.reading import event_of, runs_of
+from tests.adapters.deliveries import event_of
+from tests.adapters.reading import runs_of
 from tests.adapters.samples import SHA, delivery, zuul_build, zuul_message
 from transforms.ingest.decode import decode
 
@@ -21,7 +22,7 @@ CHECK = "d6c06aa0ff2f4cba93f0723595d1ef96"
 
 def read(message: dict[str, Any]) -> dict[str, Any]:
     """Return the runs by their native id."""
-    return {run.build_uuid: run for run in runs_of(zuul.ADAPTER, delivery(message)).values()}
+    return {run.build_uuid: run for run in runs_of("zuul", delivery(message)).values()}
 
 
 def one(message: dict[str, Any]) -> Any:
@@ -30,7 +31,7 @@ def one(message: dict[str, Any]) -> Any:
 
 
 def test_a_real_check_reports_each_build_and_its_retried_one() -> None:
-    event = event_of(zuul.ADAPTER, delivery(samples.zuul("check-failure")), "zuul")
+    event = event_of("zuul", delivery(samples.zuul("check-failure")), "zuul")
     assert (event.id, event.type, event.time_us) == (f"{CHECK}/failure", "failure", 1795661002322742)
     found = {run.build_uuid: (run.build_name, run.result, run.outcome, run.phase) for run in event.run_facts}
     assert found == {
@@ -92,19 +93,19 @@ def test_a_build_that_never_started_has_the_time_at_which_zuul_decided_so() -> N
 
 @pytest.mark.parametrize("name", ["check-start", "gate-start"])
 def test_a_start_names_no_build(name: str) -> None:
-    event = event_of(zuul.ADAPTER, delivery(samples.zuul(name)))
+    event = event_of("zuul", delivery(samples.zuul(name)))
     assert (event.run_facts, event.type, event.ignored) == ((), "start", zuul.NOT_STARTED)
 
 
 @pytest.mark.parametrize("action", ["enqueue", "merge-conflict", "config-error", "no-jobs", "dequeue"])
 def test_a_report_without_builds_is_ignored(action: str) -> None:
-    event = event_of(zuul.ADAPTER, delivery(zuul_message(action=action, buildset={"result": None})))
+    event = event_of("zuul", delivery(zuul_message(action=action, buildset={"result": None})))
     assert (event.id, event.ignored) == (f"s1/{action}", zuul.NO_BUILD)
 
 
 def test_a_merger_of_old_has_no_buildset_yet() -> None:
     message = zuul_message(action="merge-failure", zuul_event_id="e9", buildset={"uuid": None})
-    assert event_of(zuul.ADAPTER, delivery(message)).id == "e9/merge-failure"
+    assert event_of("zuul", delivery(message)).id == "e9/merge-failure"
 
 
 def test_a_gate_and_a_post_job() -> None:
@@ -119,6 +120,11 @@ def test_an_old_message_has_the_change_in_its_top_level_alone() -> None:
     assert (run.project, run.change, run.patchset, run.owner, run.head) == ("openstack/nova", "903450", "3", "ada", SHA)
     assert run.subjects == ("change:openstack%2Fnova/903450/3", "change:openstack%2Fnova/903450")
     assert run.log_url == "https://logs.example/b1/"
+
+
+def test_a_pull_request_of_github_has_its_head_commit() -> None:
+    run = one(zuul_message(zuul_build(), change=12, patchset=SHA, project="acme/app"))
+    assert run.subjects == (f"change:acme%2Fapp/12/{SHA}", "change:acme%2Fapp/12", f"sha:acme/app/{SHA}")
 
 
 def change(number: str, project: str = "demo") -> dict[str, str]:
@@ -164,7 +170,7 @@ def test_each_build_of_an_item_of_several_changes_has_its_own() -> None:
 def test_a_jobs_own_message_is_a_success_only_where_that_is_certain(
     build: dict[str, Any], buildset: str, outcome: str | None
 ) -> None:
-    event = event_of(zuul.ADAPTER, delivery(zuul_message(zuul_build(**build), buildset={"result": buildset})))
+    event = event_of("zuul", delivery(zuul_message(zuul_build(**build), buildset={"result": buildset})))
     if outcome:
         assert [(run.outcome, run.result) for run in event.run_facts] == [(outcome, build["result"])]
     else:
@@ -172,6 +178,12 @@ def test_a_jobs_own_message_is_a_success_only_where_that_is_certain(
         assert (facts.build_uuid, fault.reason) == ("b1", "bad_field")
         assert "result" in fault.detail
         assert "unknown word" in fault.detail
+
+
+def test_a_retried_build_is_an_error_whatever_its_jobs_own_message() -> None:
+    retried = zuul_build(uuid="b0", result="does not work")
+    runs = read(zuul_message(zuul_build(), buildset={"retry_builds": [retried]}))
+    assert {uuid: run.outcome for uuid, run in runs.items()} == {"b1": "success", "b0": "error"}
 
 
 @pytest.mark.parametrize(("start", "phase"), [(1795521600.5, "started"), (None, "queued")])
@@ -222,7 +234,7 @@ def test_an_artifact_names_the_telemetry_else_the_folder_of_logs(artifacts: Any,
     ],
 )
 def test_a_fault_of_a_build_costs_that_build_alone(changed: dict[str, Any], reason: str, where: str) -> None:
-    event = event_of(zuul.ADAPTER, delivery(zuul_message(zuul_build(**changed), zuul_build(uuid="b2", job_name="lint"))))
+    event = event_of("zuul", delivery(zuul_message(zuul_build(**changed), zuul_build(uuid="b2", job_name="lint"))))
     assert [run.build_uuid for run in event.run_facts] == ["b2"]
     ((facts, fault),) = event.rejections
     assert (facts.build_uuid, fault.reason) == ("b1", reason)
@@ -245,13 +257,13 @@ def test_a_fault_of_a_build_costs_that_build_alone(changed: dict[str, Any], reas
 )
 def test_a_message_that_cannot_be_accounted_for_is_rejected(message: dict[str, Any], reason: str, where: str) -> None:
     with pytest.raises(RejectedInput) as caught:
-        event_of(zuul.ADAPTER, delivery({**zuul_message(zuul_build()), **message}))
+        event_of("zuul", delivery({**zuul_message(zuul_build()), **message}))
     assert (caught.value.reason, caught.value.detail.partition(":")[0]) == (reason, where)
 
 
 def test_more_runs_than_an_event_may_have_are_rejected() -> None:
     with pytest.raises(RejectedInput, match="too_many_runs"):
-        event_of(zuul.ADAPTER, delivery(zuul_message(*(zuul_build(uuid=f"b{n}") for n in range(1001)))))
+        event_of("zuul", delivery(zuul_message(*(zuul_build(uuid=f"b{n}") for n in range(1001)))))
 
 
 def test_ingest_settles_the_builds_of_a_real_check() -> None:
@@ -277,4 +289,4 @@ def test_ingest_settles_the_builds_of_a_real_check() -> None:
 
 def test_a_topic_is_passed_on() -> None:
     assert zuul.ADAPTER.headers == ("topic",)
-    assert event_of(zuul.ADAPTER, Delivery(delivery(samples.zuul("gate-success")).body, {"topic": "t"})).run_facts
+    assert event_of("zuul", Delivery(delivery(samples.zuul("gate-success")).body, {"topic": "t"})).run_facts
