@@ -46,6 +46,12 @@ _WORDS: dict[str, OutcomeWord] = {
     "ACTION_REQUIRED": "skip",
 }
 
+#: Reasons of Tekton's TaskRuns whose pod did not run, in Tekton's spelling.
+_NO_POD = (
+    "CouldntGetTask", "CreateContainerConfigError", "ExceededNodeResources", "ExceededResourceQuota",
+    "InvalidParamValue", "PodAdmissionFailed", "PodCreationFailed", "PullImageFailed", "ResourceVerificationFailed",
+    "TaskRunImagePullFailed", "TaskRunResolutionFailed", "TaskRunValidationFailed", "TaskValidationFailed",
+)  # fmt: skip
 #: Results of runs that never began and have no telemetry: the reason why each is ignored.
 NEVER_RAN: dict[str, str] = {
     "NODE_FAILURE": "node_lost",
@@ -53,14 +59,9 @@ NEVER_RAN: dict[str, str] = {
     "MERGER_FAILURE": "never_started",
     "CONFIG_ERROR": "never_started",
     "STARTUP_FAILURE": "never_started",
+    **dict.fromkeys(map(str.upper, _NO_POD), "never_started"),
 }
 
-#: Reasons of Tekton's TaskRuns whose pod did not run, in Tekton's spelling.
-_NO_POD = (
-    "CouldntGetTask", "CreateContainerConfigError", "ExceededNodeResources", "ExceededResourceQuota",
-    "InvalidParamValue", "PodAdmissionFailed", "PodCreationFailed", "PullImageFailed", "ResourceVerificationFailed",
-    "TaskRunImagePullFailed", "TaskRunResolutionFailed", "TaskRunValidationFailed", "TaskValidationFailed",
-)  # fmt: skip
 #: All reasons of Tekton's TaskRuns that end one, other than the words above.
 TASK_RUN_REASONS: dict[str, OutcomeWord] = {
     "FailureIgnored": "failure",
@@ -84,6 +85,3 @@ def outcome_of(word: str) -> OutcomeWord | None:
 def normal_word(word: str) -> str:
     """Return a producer's word in the form of this module's tables."""
     return word.strip().upper().replace(" ", "_").replace("-", "_")
-
-
-NEVER_RAN |= {normal_word(reason): "never_started" for reason in _NO_POD}
