@@ -35,7 +35,7 @@ _MOST_LABELS = 100
 
 
 def read(delivery: Delivery) -> Reading | Ignored:
-    """Read what an event says of a patch set's runs: ``review`` approved, rejected, withdrawn or merged; ``owner``."""
+    """Read what an event says of a patch set's runs: ``review`` or ``owner``."""
     body = delivery.json()
     event, kind = event_id(delivery), needed(body, "type")
     facts: Mapping[str, str] | str
@@ -73,9 +73,9 @@ def _voted(body: Mapping[str, Any], voter: str) -> Mapping[str, str] | str:
     if not who:
         return UNKNOWN_VOTER
     if rejected:
-        return {"review": "rejected"}
+        return {"review": "changes_requested"}
     if withdrawn:
-        return {"review": "withdrawn"}
+        return {"review": "dismissed"}
     if who in (_account(body, "change", "owner"), _account(body, "patchSet", "uploader")):
         return OWN_VOTE
     return {"review": "approved"}

@@ -42,10 +42,10 @@ def test_an_approval_reaches_the_runs_of_the_patch_set() -> None:
         ([vote("Code-Review", "2")], "approved"),  # it stands since an earlier comment
         ([vote("Code-Review", "+2", "1"), vote("Verified", "0")], "approved"),
         ([vote("Code-Review", "1", "0"), vote("Workflow", "1", "0")], "approved"),
-        ([vote("Code-Review", "1", "2")], "withdrawn"),
-        ([vote("Workflow", "-1", "1"), vote("Code-Review", "2")], "withdrawn"),
-        ([vote("Code-Review", "-2", "2")], "rejected"),
-        ([vote("Code-Review", "-2", "0"), vote("Workflow", "1", "0")], "rejected"),
+        ([vote("Code-Review", "1", "2")], "dismissed"),
+        ([vote("Workflow", "-1", "1"), vote("Code-Review", "2")], "dismissed"),
+        ([vote("Code-Review", "-2", "2")], "changes_requested"),
+        ([vote("Code-Review", "-2", "0"), vote("Workflow", "1", "0")], "changes_requested"),
     ],
 )
 def test_the_votes_of_a_reviewer(votes: list[dict[str, str]], review: str) -> None:
@@ -70,7 +70,7 @@ def test_other_votes_say_nothing_of_the_review(votes: list[dict[str, str]]) -> N
 @pytest.mark.parametrize("who", ["ada", "bob"])
 def test_owner_and_uploader_do_not_review_themselves(who: str) -> None:
     assert comment(vote("Code-Review", "2", "0"), by=who) == gerrit.OWN_VOTE
-    assert comment(vote("Code-Review", "0", "2"), by=who) == {PATCHSET: {"review": "withdrawn"}}
+    assert comment(vote("Code-Review", "0", "2"), by=who) == {PATCHSET: {"review": "dismissed"}}
 
 
 def test_a_vote_of_an_unknown_person_is_no_review() -> None:
@@ -84,11 +84,11 @@ def test_a_vote_after_the_end_of_a_change_takes_nothing_back(status: str) -> Non
     assert comment(vote("Code-Review", "2", "0"), change=change) == gerrit.CLOSED
 
 
-def test_a_deleted_vote_is_withdrawn() -> None:
+def test_a_deleted_vote_is_dismissed() -> None:
     found = read(
         "vote-deleted", reviewer=account("cleo"), remover=account("eve"), approvals=[vote("Workflow", "0", "1")]
     )
-    assert found == {PATCHSET: {"review": "withdrawn"}}
+    assert found == {PATCHSET: {"review": "dismissed"}}
 
 
 @pytest.mark.parametrize(
