@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapters.adapter import Delivery
-from adapters.fields import needed
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import open_cloudevent
 from ciml.events.fields import kind_of
@@ -16,15 +15,13 @@ HEADERS = ("content-type", "ce-specversion", "ce-id", "ce-type", "ce-source", "c
 
 
 def opened(delivery: Delivery) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return (attributes, data) of a CloudEvent; ``id`` and ``type`` are texts.
+    """Return (attributes, data) of a CloudEvent. The attributes are not checked, but for ``specversion``.
 
     Raises:
-      RejectedInput: the delivery is no CloudEvent, or has no id or no type, or its data is no object.
+      RejectedInput: the delivery is no CloudEvent, or its data is no object.
     """
     headers = [(name.replace("ce-", "ce_", 1), text.encode()) for name, text in delivery.headers.items()]
     attributes, data = open_cloudevent(delivery.body, headers)
-    needed(attributes, "id")
-    needed(attributes, "type")
     if type(data) is not dict:
         raise RejectedInput("bad_field", f"data: want an object, not {kind_of(data)}")
     return attributes, data

@@ -106,6 +106,11 @@ def test_a_merge_is_of_the_patch_set_and_of_the_same_code_before(kind: Any, numb
     assert found == {key: {"review": "merged"} for key in subjects}
 
 
+def test_an_approval_is_of_the_patch_set_that_was_read_alone() -> None:
+    rebased = {"number": 2, "kind": "TRIVIAL_REBASE", "uploader": account("bob")}
+    assert comment(vote("Code-Review", "2", "0"), patchSet=rebased) == {PATCHSET: {"review": "approved"}}
+
+
 @pytest.mark.parametrize(
     ("owner", "name"),
     [

@@ -51,7 +51,7 @@ def test_every_fact_of_a_task_run(mode: str) -> None:
     ("word", "phase"), [("queued", "queued"), ("started", "started"), ("running", "started"), ("unknown", "started")]
 )
 def test_a_task_run_on_its_way(word: str, phase: str) -> None:
-    (run,) = read(word, task_run("Running", "Unknown", status={"completionTime": None})).values()
+    (run,) = read(word, task_run("Running", "Unknown")).values()
     assert (run.phase, run.outcome, run.result, run.end_us) == (phase, None, "", None)
 
 
@@ -71,6 +71,11 @@ def test_a_task_run_on_its_way(word: str, phase: str) -> None:
 def test_the_reason_decides_the_outcome(reason: str, outcome: str) -> None:
     (run,) = read("failed", task_run(reason, "False")).values()
     assert (run.outcome, run.result) == (outcome, reason)
+
+
+def test_a_task_run_that_succeeded_needs_no_known_reason() -> None:
+    (run,) = read("successful", task_run("TaskRunResultsVerified")).values()
+    assert (run.outcome, run.result) == ("success", "TaskRunResultsVerified")
 
 
 def test_a_pod_that_did_not_run_has_no_telemetry() -> None:
