@@ -14,9 +14,11 @@ from typing import Any
 from adapters.adapter import Delivery
 from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, kind_of, text, time_us
+from ciml.events.run_id import path_safe
 from ciml.limits import MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
 
 _EMPTY: Mapping[str, Any] = {}
+_EPOCH = re.compile(r"\d{9,10}(?:\.\d{1,9})?")
 _SPACED_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,9})?) (?:UTC|([+-]\d\d)(\d\d))")
 
 
@@ -141,6 +143,11 @@ def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
     return checked
 
 
+def epoch(found: Any) -> Any:
+    """Return epoch seconds that a sender wrote as a text, ``"1795521600.5"``, as a number; else the value itself."""
+    return float(found) if type(found) is str and _EPOCH.fullmatch(found) else found
+
+
 def differ(ours: str, theirs: str) -> str:
     """Return the fact ``fork``: "yes" where two repositories differ, "no" where not, "" where one is unknown."""
     if not ours or not theirs:
@@ -159,6 +166,16 @@ def joined(*parts: str) -> str:
 def filled(**fields: Any) -> dict[str, Any]:
     """Return the fields that hold something."""
     return {name: found for name, found in fields.items() if found is not None and found != "" and found != ()}
+
+
+def change_subjects(project: str, number: str, patchset: str) -> tuple[str, ...]:
+    """Return the subjects of a change's runs: of its patch set, and of the change. None where a part is unknown.
+
+    The project is quoted, so that a project with a slash is never another project's change.
+    """
+    change = joined(f"change:{path_safe(project)}" if project else "", number)
+    patched = joined(change, patchset)
+    return (patched, change) if patched else ()
 
 
 def event_id(delivery: Delivery) -> str:

@@ -47,10 +47,10 @@ def adapters() -> Mapping[str, Adapter]:
 
 
 def _own() -> Mapping[str, Adapter]:
-    from adapters import github, gitlab
+    from adapters import cdevents, cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul
 
-    own = (github.ADAPTER, gitlab.ADAPTER)
-    return {adapter.name: adapter for adapter in own}
+    modules = (cdevents, cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul)
+    return {module.ADAPTER.name: module.ADAPTER for module in modules}
 
 
 def find_adapter(name: str) -> Adapter:

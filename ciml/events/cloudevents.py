@@ -6,7 +6,7 @@ docs/formats/events.md describes the format. Treat everything in a message as ho
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ REASONS = frozenset({
 
 __all__ = [
     "FINISHED", "LISTING", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
-    "facts_from_listing", "finished_event", "log_address", "run_event", "source_name",
+    "facts_from_listing", "finished_event", "log_address", "open_cloudevent", "run_event", "source_name",
 ]  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
         raise RejectedInput("too_large", fault)
     if message.headers == UNREADABLE_HEADERS:
         raise RejectedInput("not_an_event", "a header name is not UTF-8")
-    attributes, data = _open(message.value, message.headers)
+    attributes, data = open_cloudevent(message.value, message.headers)
     ce_source = needed_text(attributes, "source", limit=MAX_ID_CHARACTERS)
     ce_id = identifier(attributes, "id")
     if not ce_id:
@@ -129,8 +129,14 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
     return tuple(run_facts), tuple(rejections), addresses, runs
 
 
-def _open(value: bytes, headers: tuple[tuple[str, bytes | None], ...]) -> tuple[Mapping[str, Any], Any]:
-    """Return (the CloudEvent's attributes, its data) of a structured, binary or bare message."""
+def open_cloudevent(value: bytes, headers: Iterable[tuple[str, bytes | None]]) -> tuple[Mapping[str, Any], Any]:
+    """Return (the CloudEvent's attributes, its data) of a structured, binary or bare message.
+
+    Neither is checked, but for ``specversion`` 1.0.
+
+    Raises:
+      RejectedInput: ``not_an_event``, ``bad_field`` or ``broken_json``.
+    """
     found: dict[str, bytes] = {}
     for name, content in headers:
         name = name.lower()

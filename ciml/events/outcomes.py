@@ -6,14 +6,17 @@ from ciml.events.records import OutcomeWord
 
 OUTCOMES: frozenset[str] = frozenset({"success", "failure", "error", "timeout", "cancellation", "skip"})
 
-#: Words of Zuul, GitHub, GitLab, Tekton, CDEvents and listings, in upper case with underscores.
+#: Words of Zuul, GitHub, GitLab, Jenkins, Tekton, CDEvents and listings, in upper case with underscores.
 _WORDS: dict[str, OutcomeWord] = {
     "SUCCESS": "success",
     "SUCCESSFUL": "success",
     "SUCCEEDED": "success",
     "PASSED": "success",
+    "PASS": "success",
     "FAILURE": "failure",
     "FAILED": "failure",
+    "FAIL": "failure",
+    "UNSTABLE": "failure",
     "TIMED_OUT": "timeout",
     "TIMEOUT": "timeout",
     # Caused by the system, not the change: Zuul's further results, GitHub's startup_failure.
@@ -23,6 +26,8 @@ _WORDS: dict[str, OutcomeWord] = {
     "RETRY_LIMIT": "error",
     "NODE_FAILURE": "error",
     "DISK_FULL": "error",
+    "SECRET_EXPOSURE": "error",
+    "SNAPSHOT_FAILURE": "error",
     "MERGE_CONFLICT": "error",
     "MERGER_FAILURE": "error",
     "CONFIG_ERROR": "error",
@@ -37,9 +42,16 @@ _WORDS: dict[str, OutcomeWord] = {
     "SKIP": "skip",
     "SKIPPED": "skip",
     "NEUTRAL": "skip",
+    "NOT_BUILT": "skip",
     "ACTION_REQUIRED": "skip",
 }
 
+#: Reasons of Tekton's TaskRuns whose pod did not run, in Tekton's spelling.
+_NO_POD = (
+    "CouldntGetTask", "CreateContainerConfigError", "ExceededNodeResources", "ExceededResourceQuota",
+    "InvalidParamValue", "PodAdmissionFailed", "PodCreationFailed", "PullImageFailed", "ResourceVerificationFailed",
+    "TaskRunImagePullFailed", "TaskRunResolutionFailed", "TaskRunValidationFailed", "TaskValidationFailed",
+)  # fmt: skip
 #: Results of runs that never began and have no telemetry: the reason why each is ignored.
 NEVER_RAN: dict[str, str] = {
     "NODE_FAILURE": "node_lost",
@@ -47,6 +59,18 @@ NEVER_RAN: dict[str, str] = {
     "MERGER_FAILURE": "never_started",
     "CONFIG_ERROR": "never_started",
     "STARTUP_FAILURE": "never_started",
+    **dict.fromkeys(map(str.upper, _NO_POD), "never_started"),
+}
+
+#: All reasons of Tekton's TaskRuns that end one, other than the words above.
+TASK_RUN_REASONS: dict[str, OutcomeWord] = {
+    "FailureIgnored": "failure",
+    "TaskRunResultLargerThanAllowedLimit": "failure",
+    "TaskRunTimeout": "timeout",
+    "TaskRunCancelled": "cancellation",
+    "PodEvicted": "error",
+    "TaskRunStopSidecarFailed": "error",
+    **dict.fromkeys(_NO_POD, "error"),
 }
 
 
@@ -55,7 +79,7 @@ def outcome_of(word: str) -> OutcomeWord | None:
 
     Upper and lower case, blanks and dashes make no difference: ``Timed out`` is ``TIMED_OUT``.
     """
-    return _WORDS.get(word) or _WORDS.get(normal_word(word))
+    return _WORDS.get(word) or TASK_RUN_REASONS.get(word) or _WORDS.get(normal_word(word))
 
 
 def normal_word(word: str) -> str:

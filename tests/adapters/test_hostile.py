@@ -27,9 +27,9 @@ def body_of(delivery: Delivery) -> Any:
 
 @pytest.mark.parametrize("adapter", sorted(adapters()))
 def test_every_adapter_has_samples_of_runs(adapter: str) -> None:
-    assert {"run"} <= {outcome(adapter, delivery) for delivery in samples()[adapter]} <= {
-        "run", "update", "ignored",
-    }  # fmt: skip
+    found = {outcome(adapter, delivery) for delivery in samples()[adapter]}
+    assert found & {"run", "update"}
+    assert found <= {"run", "update", "ignored"}
 
 
 @each_sample

@@ -1,0 +1,106 @@
+"""Jenkins: the events of its CloudEvents plugin, in binary mode. They have no signature.
+
+A run's id is the build's tag, as `ciml record` reads it from ``BUILD_TAG``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
+from adapters.envelope import HEADERS, opened
+from adapters.fields import address, filled, joined, maybe, moment, needed, value, word
+from ciml.errors import RejectedInput
+from ciml.events.fields import kind_of
+from ciml.events.records import Phase
+from ciml.events.redaction import shown
+
+NO_BUILD = "an event of a job's configuration reports no build"
+QUEUE = "an event of the queue names no build"
+NODE = "an event of a node reports no build"
+
+_TYPE = re.compile(r"org\.jenkinsci\.(job|queue|node)\.([a-z_]+)")
+#: Owner and name at the end of a repository's address, as GitHub names it in its own events.
+_REPOSITORY = re.compile(r"[/:]([^/:]+/[^/:]+?)(?:\.git)?/?$")
+_IGNORED = {"queue": QUEUE, "node": NODE}
+#: ``failed`` repeats ``finalized`` for failures; the plugin's documents also spell it ``finalzed``.
+_PHASES: Mapping[str, Phase] = {
+    "started": "started",
+    "completed": "finished",
+    "finalized": "finished",
+    "finalzed": "finished",
+    "failed": "finished",
+}
+
+
+def read(delivery: Delivery) -> Reading | Ignored:
+    """Read the build of an event. Each of ``completed`` and ``finalized`` reports the finished build."""
+    attributes, data = opened(delivery)
+    event, kind = needed(attributes, "id"), needed(attributes, "type")
+    named = _TYPE.fullmatch(kind)
+    if not named:
+        raise RejectedInput("unknown_type", f"type: {shown(kind)}")
+    if named[1] in _IGNORED:
+        return Ignored(event, kind, _IGNORED[named[1]])
+    if data.get("build") is None:
+        return Ignored(event, kind, NO_BUILD)
+    phase = _PHASES.get(named[2])
+    if phase is None:
+        raise RejectedInput("unknown_type", f"type: {shown(kind)}")
+    return Reading(event, kind, moment(attributes, "time"), (Run(phase, _build(data, phase)),))
+
+
+def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
+    number = needed(data, "build", "number")
+    names = _names(data)
+    page = address(data, "build", "fullUrl")
+    source = maybe(data, "build", "scmState")
+    commit, repository = word(source, "commit"), _REPOSITORY.search(word(source, "url"))
+    subject = joined(f"sha:{repository[1]}", commit) if repository else ""
+    start, end = _times(data, phase)
+    return filled(
+        id="-".join(["jenkins", *names, number]),
+        job=names[-1],
+        result=word(data, "build", "status") if phase == "finished" else "",
+        start_time=start,
+        end_time=end,
+        project="/".join(names),
+        branch=word(source, "branch").removeprefix("origin/"),
+        change=commit,
+        patchset=commit,
+        head=commit,
+        url=page,
+        log_url=f"{page.rstrip('/')}/artifact/" if page else "",
+        subjects=(subject,) if subject else (),
+    )
+
+
+def _names(data: Mapping[str, Any]) -> list[str]:
+    """Return the names of a job's folders and of the job: its address is ``job/FOLDER/job/NAME/``."""
+    parts = unquote(needed(data, "url")).strip("/").split("/")
+    if len(parts) % 2 or any(part != "job" for part in parts[::2]) or not all(parts):
+        raise RejectedInput("bad_field", "url: want job/NAME/, with job/FOLDER/ before it for each folder")
+    return parts[1::2]
+
+
+def _times(data: Mapping[str, Any], phase: Phase) -> tuple[float | None, float | None]:
+    """Return start and end. ``timestamp`` is the time of the event, ``duration`` that of the build, in milliseconds."""
+    at, duration = _seconds(data, "timestamp"), _seconds(data, "duration")
+    if phase == "started" or at is None:
+        return at, None
+    return at - duration if duration else None, at
+
+
+def _seconds(data: Mapping[str, Any], name: str) -> float | None:
+    found = value(data, "build", name)
+    if found is None:
+        return None
+    if type(found) is not int or not 0 <= found < 1 << 53:
+        raise RejectedInput("bad_field", f"build.{name}: want milliseconds, not {kind_of(found)}")
+    return found / 1000
+
+
+ADAPTER = Adapter("jenkins", HEADERS, read)

@@ -1,0 +1,19 @@
+"""The runs and updates of a delivery, as ingest decodes it."""
+
+from __future__ import annotations
+
+from adapters.adapter import Delivery
+from ciml.events.records import RunFacts
+from tests.adapters.deliveries import event_of
+
+
+def runs_of(adapter: str, delivery: Delivery) -> dict[str, RunFacts]:
+    """Return the runs of a delivery by their native id and attempt: ``7 2``. None of them may be rejected."""
+    event = event_of(adapter, delivery)
+    assert event.rejections == ()
+    return {f"{facts.build_uuid} {facts.run_id.rpartition('~')[2]}": facts for facts in event.run_facts}
+
+
+def updates_of(adapter: str, delivery: Delivery) -> dict[str, dict[str, str]]:
+    """Return the updates of a delivery by their subject."""
+    return {update.subject: dict(update.facts) for update in event_of(adapter, delivery).updates}
