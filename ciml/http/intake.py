@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from ciml.http.errors import RequestError, too_large
 from ciml.limits import (
     LARGE_REQUEST_BYTES,
     MAX_HELD_BYTES,
     MAX_WAITING_REQUESTS,
     SMALL_REQUEST_BYTES,
 )
-from serving.server.errors import RequestError, too_large
 
 T = TypeVar("T")
 
@@ -41,10 +41,11 @@ class Intake:
       body_s: limit from a request's header to its end, seconds.
       max_bytes: of one request.
       max_reading: requests that are read at once; one more rejects the oldest.
+      limit: the name of the limit ``max_bytes``, for its message.
     """
 
-    def __init__(self, *, body_s: float, max_bytes: int, max_reading: int) -> None:
-        self._body_s, self._max_bytes, self._max_reading = body_s, max_bytes, max_reading
+    def __init__(self, *, body_s: float, max_bytes: int, max_reading: int, limit: str = "MAX_REQUEST_BYTES") -> None:
+        self._body_s, self._max_bytes, self._max_reading, self._limit = body_s, max_bytes, max_reading, limit
         self._reading: dict[Held, None] = {}
         self._counted = 0
 
@@ -82,12 +83,16 @@ class Intake:
             self._reading.pop(held, None)
         return b"".join(found)
 
+    def too_large(self) -> RequestError:
+        """Return the error of a request with too many bytes."""
+        return too_large(f"the request is larger than {self._max_bytes} bytes ({self._limit})")
+
     def _add(self, held: Held, size: int) -> None:
         self._counted -= held.counted
         held.size += size
         self._counted += held.counted
         if held.size > self._max_bytes:
-            raise too_large(f"the request is larger than {self._max_bytes} bytes (MAX_REQUEST_BYTES)")
+            raise self.too_large()
         if self._counted > MAX_HELD_BYTES:
             largest = max(self._reading, key=lambda one: one.size)
             message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"
