@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Held:
-    """A request whose bytes are in memory."""
+    """A request whose bytes are in memory, at most ``max_bytes``."""
 
-    def __init__(self) -> None:
-        self.size = 0
+    def __init__(self, max_bytes: int) -> None:
+        self.size, self.max_bytes = 0, max_bytes
         self.timeout: asyncio.Timeout | None = None
         self.rejection: RequestError | None = None
 
@@ -50,9 +50,9 @@ class Intake:
         self._counted = 0
 
     @contextmanager
-    def hold(self) -> Iterator[Held]:
-        """Hold a request from its first byte to its response."""
-        held = Held()
+    def hold(self, max_bytes: int | None = None) -> Iterator[Held]:
+        """Hold a request from its first byte to its response. ``max_bytes``: its own limit, below that of all."""
+        held = Held(min(max_bytes or self._max_bytes, self._max_bytes))
         try:
             yield held
         finally:
@@ -83,16 +83,20 @@ class Intake:
             self._reading.pop(held, None)
         return b"".join(found)
 
-    def too_large(self) -> RequestError:
-        """Return the error of a request with too many bytes."""
-        return too_large(f"the request is larger than {self._max_bytes} bytes ({self._limit})")
+    def check_length(self, held: Held, announced: str | None) -> None:
+        """Raise `RequestError` (413) if the header content-length announces too many bytes, before any is read."""
+        if announced is not None and announced.isascii() and announced.isdigit() and int(announced) > held.max_bytes:
+            raise self._too_large(held)
+
+    def _too_large(self, held: Held) -> RequestError:
+        return too_large(f"the request is larger than {held.max_bytes} bytes ({self._limit})")
 
     def _add(self, held: Held, size: int) -> None:
         self._counted -= held.counted
         held.size += size
         self._counted += held.counted
-        if held.size > self._max_bytes:
-            raise self.too_large()
+        if held.size > held.max_bytes:
+            raise self._too_large(held)
         if self._counted > MAX_HELD_BYTES:
             largest = max(self._reading, key=lambda one: one.size)
             message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"

@@ -26,7 +26,12 @@ class HttpServer:
       listener: a bound socket.
       connections: their limits.
       grace_s: time at the end to answer requests that have begun, seconds.
+
+    Attributes:
+      done: the task that ends with the server.
     """
+
+    done: asyncio.Task[None]
 
     def __init__(self, app: Starlette, listener: socket.socket, connections: Connections, grace_s: int = 5) -> None:
         self._listener = listener
@@ -48,14 +53,14 @@ class HttpServer:
 
     async def start(self) -> None:
         """Serve; return when connections are accepted."""
-        self._done = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        self.done = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         while not self._server.started:
-            if self._done.done():
-                self._done.result()
+            if self.done.done():
+                self.done.result()
             await asyncio.sleep(0.01)
         self._listener.listen(_BACKLOG)  # also the number of connections that uvicorn accepts in one turn
 
     async def stop(self) -> None:
         """Accept no more connections, answer what has begun, and end."""
         self._server.should_exit = True
-        await self._done
+        await self.done
