@@ -76,7 +76,8 @@ class Scheme:
       auth: the header ``ciml_auth`` of its messages.
       headers: lower-case names of the headers that it reads.
       read: (headers, present time in epoch seconds) -> the claim, or None.
-      ids: headers of a delivery's id, the first that is there. They are not signed, but that of standard-webhooks.
+      ids: headers of a delivery's id, the first that is there. Only such that the proof covers: an event's id follows
+        from them, and a copy of a delivery must not get another one. Else it follows from the body.
       needs_body: whether the body is part of the proof.
       key: a secret as it is configured -> the key. Raises `ValueError` without the secret's text.
     """
@@ -166,18 +167,17 @@ def _sha256(data: bytes) -> bytes:
 
 #: Schemes by their name in a configuration and in `adapters.Adapter.signature`.
 SCHEMES: Mapping[str, Scheme] = {
-    "github": Scheme("hmac-sha256", ("x-hub-signature-256",), _github, ("x-github-delivery",)),
+    "github": Scheme("hmac-sha256", ("x-hub-signature-256",), _github),
     "gitlab-token": Scheme(
-        "token", ("x-gitlab-token",), _gitlab, ("webhook-id", "idempotency-key", "x-gitlab-event-uuid"),
-        needs_body=False,
+        "token", ("x-gitlab-token",), _gitlab, ("webhook-id", "idempotency-key"), needs_body=False
     ),
     "standard-webhooks": Scheme(
         "standard-webhooks", ("webhook-id", "webhook-timestamp", "webhook-signature"), _standard, ("webhook-id",),
         key=_standard_key,
     ),
-    "buildkite": Scheme("hmac-sha256", ("x-buildkite-signature",), _buildkite, ("x-request-id",)),
+    "buildkite": Scheme("hmac-sha256", ("x-buildkite-signature",), _buildkite),
     "circleci": Scheme("hmac-sha256", ("circleci-signature",), _circleci),
-    "bearer": Scheme("token", ("authorization",), _bearer, ("ce-id",), needs_body=False),
+    "bearer": Scheme("token", ("authorization",), _bearer, needs_body=False),
 }  # fmt: skip
 
 
@@ -191,8 +191,8 @@ def client_scheme(header: str) -> Scheme:
         subject = headers.get(header, "")
         return Claim(token=subject.encode()) if _TOKEN.fullmatch(subject) else None
 
-    return Scheme("mtls", (header,), read, ("ce-id",), needs_body=False)
+    return Scheme("mtls", (header,), read, needs_body=False)
 
 
 #: The scheme ``none``: nothing is proved.
-UNSIGNED = Scheme("", (), lambda headers, now_s: Claim(token=b""), ("ce-id",), needs_body=False)
+UNSIGNED = Scheme("", (), lambda headers, now_s: Claim(token=b""), needs_body=False)
