@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ class HttpServer:
     done: asyncio.Task[None]
 
     def __init__(self, app: Starlette, listener: socket.socket, connections: Connections, grace_s: int = 5) -> None:
+        # It warns of each request that is not HTTP, of which a client can send any number.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._listener = listener
         self._server = uvicorn.Server(
             uvicorn.Config(

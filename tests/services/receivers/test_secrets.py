@@ -59,7 +59,8 @@ def test_what_is_wrong_is_said_without_the_secret(tmp_path: Path) -> None:
         (([write(tmp_path / "empty", "\n")], []), f"x, source a: secret_file {tmp_path}/empty is empty"),
         (([write(tmp_path / "long", "x" * 4097)], []),
          f"x, source a: secret_file {tmp_path}/long has more than 4096 bytes (MAX_SECRET_BYTES)"),
-        (([write(tmp_path / "four", LONG)], [], refuse), f"x, source a: secret_file {tmp_path}/four: want another form"),
+        (([write(tmp_path / "four", LONG)], [], refuse),
+         f"x, source a: secret_file {tmp_path}/four: want another form"),
     ]:  # fmt: skip
         with pytest.raises(CimlError) as caught:
             Secrets("x, source a", *arguments, folder=tmp_path)

@@ -33,14 +33,14 @@ def circleci(body: bytes, secret: bytes = SECRET) -> Headers:
 
 
 def buildkite(body: bytes, secret: bytes = SECRET, at: float = NOW) -> Headers:
-    return {"x-buildkite-signature": f"timestamp={at:.0f},signature={digest(secret, b'%d.%s' % (at, body))}"}
+    return {"x-buildkite-signature": f"timestamp={int(at)},signature={digest(secret, b'%d.%s' % (int(at), body))}"}
 
 
 def standard(body: bytes, secret: bytes = STANDARD, at: float = NOW, message: str = "msg_1") -> Headers:
     key = base64.b64decode(secret.removeprefix(b"whsec_"))
-    signed = hmac.new(key, f"{message}.{at:.0f}.".encode() + body, hashlib.sha256).digest()
+    signed = hmac.new(key, f"{message}.{int(at)}.".encode() + body, hashlib.sha256).digest()
     signature = f"v1,{base64.b64encode(signed).decode()}"
-    return {"webhook-id": message, "webhook-timestamp": f"{at:.0f}", "webhook-signature": signature}
+    return {"webhook-id": message, "webhook-timestamp": str(int(at)), "webhook-signature": signature}
 
 
 def gitlab(body: bytes, secret: bytes = SECRET) -> Headers:
