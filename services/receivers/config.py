@@ -28,7 +28,7 @@ from ciml.settings import Settings, checked, read_toml
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 
 
-class Source(Settings):
+class Source(Settings, frozen=True):
     """A source of deliveries.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source(Settings):
         return find_adapter(self.adapter)
 
 
-class WebhookSource(Source):
+class WebhookSource(Source, frozen=True):
     """A source that sends webhooks.
 
     Attributes:
@@ -93,7 +93,7 @@ class WebhookSource(Source):
         _check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
 
 
-class WebhookSettings(Settings):
+class WebhookSettings(Settings, frozen=True):
     """The server of webhooks.
 
     Attributes:

@@ -50,7 +50,8 @@ class WebhooksService(Receiver):
         self._failure: BaseException | None = None
 
     @classmethod
-    def of(cls, *, config: str, topic: str = "ci-events", **arguments: Any) -> Self:
+    def of(cls, **arguments: Any) -> Self:
+        config, topic = arguments.pop("config"), arguments.pop("topic", "ci-events")
         return cls(load_receivers(config), connection(**arguments), topic)
 
     @property

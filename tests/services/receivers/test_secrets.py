@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import CimlError
-from services.receivers.secrets import Secrets
+from services.receivers.secrets import Key, Secrets
 
 LONG = "0123456789abcdef-secret"
 
@@ -52,19 +52,19 @@ def test_what_is_wrong_is_said_without_the_secret(tmp_path: Path) -> None:
         raise ValueError("want another form")
 
     files = [write(tmp_path / name, LONG) for name in ("one", "two", "three")]
-    for arguments, said in [
-        ((files, []), "x, source a: 3 secrets, at most 2 (MAX_SECRETS)"),
-        ((["none"], []), f"x, source a: secret_file {tmp_path}/none: No such file or directory"),
-        (([], ["NO_SUCH"]), "x, source a: secret_env: the environment variable NO_SUCH is not set"),
-        (([write(tmp_path / "empty", "\n")], []), f"x, source a: secret_file {tmp_path}/empty is empty"),
-        (([write(tmp_path / "long", "x" * 4097)], []),
-         f"x, source a: secret_file {tmp_path}/long has more than 4096 bytes (MAX_SECRET_BYTES)"),
-        (([write(tmp_path / "four", LONG)], [], refuse),
-         f"x, source a: secret_file {tmp_path}/four: want another form"),
-    ]:  # fmt: skip
+    cases: list[tuple[list[str], list[str], Key, str]] = [
+        (files, [], bytes, "3 secrets, at most 2 (MAX_SECRETS)"),
+        (["none"], [], bytes, f"secret_file {tmp_path}/none: No such file or directory"),
+        ([], ["NO_SUCH"], bytes, "secret_env: the environment variable NO_SUCH is not set"),
+        ([write(tmp_path / "empty", "\n")], [], bytes, f"secret_file {tmp_path}/empty is empty"),
+        ([write(tmp_path / "long", "x" * 4097)], [], bytes,
+         f"secret_file {tmp_path}/long has more than 4096 bytes (MAX_SECRET_BYTES)"),
+        ([write(tmp_path / "four", LONG)], [], refuse, f"secret_file {tmp_path}/four: want another form"),
+    ]  # fmt: skip
+    for files, variables, key, said in cases:
         with pytest.raises(CimlError) as caught:
-            Secrets("x, source a", *arguments, folder=tmp_path)
-        assert str(caught.value) == said
+            Secrets("x, source a", files, variables, key, tmp_path)
+        assert str(caught.value) == f"x, source a: {said}"
 
 
 def test_an_open_file_and_a_short_secret_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

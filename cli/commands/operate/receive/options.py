@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -21,7 +22,7 @@ def receiver_options(command: F) -> F:
         ),
         kafka_config_option,
         kafka_option(),
-        lambda each: home_option(each, expose_value=False),
+        partial(home_option, expose_value=False),
         click.option(
             "--config",
             required=True,
