@@ -1,6 +1,6 @@
 """The configuration of all receivers: one TOML file with a table for each receiver, and one for each source.
 
-A source has the keys of its receiver. A new receiver adds its class to `SOURCES`, and its own table to `Receivers`.
+A source has the keys of its receiver. A new receiver adds its classes to `SOURCES` and `TABLES`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,21 @@ class Source(Settings, frozen=True):
     Attributes:
       name: of the CI system, as in run ids. Two receivers may have sources of one name: Zuul and its Gerrit.
       adapter: reads its deliveries in ingest.
+      secret_file, secret_env: files and environment variables with a secret each; at most two together.
     """
 
     what: ClassVar[str] = "source"
     receiver: ClassVar[str]
+    #: Keys of lists, for which one text is a list of one.
+    lists: ClassVar[tuple[str, ...]] = ("secret_file", "secret_env")
     name: str
     adapter: str
+    secret_file: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ()
+
+    @classmethod
+    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**value, **{key: [value[key]] for key in cls.lists if type(value.get(key)) is str}}
 
     def __post_init__(self) -> None:
         checked("name: ", check_source_name, self.name)
@@ -56,7 +65,6 @@ class WebhookSource(Source, frozen=True):
     Attributes:
       path: where it posts; ``/hooks/NAME`` by default.
       auth: a scheme of `services.webhooks.signatures`, ``mtls`` or ``none``; by default that of the adapter.
-      secret_file, secret_env: files and environment variables with a secret each; at most two together.
       client_header, clients: for ``mtls``: the header in which the proxy names the subject of a verified certificate,
         and the subjects that are this source.
       rate, burst: verified deliveries a second, and at once.
@@ -64,10 +72,9 @@ class WebhookSource(Source, frozen=True):
     """
 
     receiver: ClassVar[str] = "webhooks"
+    lists: ClassVar[tuple[str, ...]] = (*Source.lists, "clients")
     path: str = ""
     auth: str = ""
-    secret_file: tuple[str, ...] = ()
-    secret_env: tuple[str, ...] = ()
     client_header: str = ""
     clients: tuple[str, ...] = ()
     rate: float = 100.0
@@ -78,11 +85,6 @@ class WebhookSource(Source, frozen=True):
     def posted_to(self) -> str:
         """The path, as given or by default."""
         return self.path or f"/hooks/{self.name}"
-
-    @classmethod
-    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        lists = {key: [value[key]] for key in ("secret_file", "secret_env", "clients") if type(value.get(key)) is str}
-        return {**value, **lists}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +134,8 @@ def _check_range(key: str, value: float, least: float, most: float) -> None:
 
 #: The class of a source, by the value of its key ``receiver``.
 SOURCES: Mapping[str, type[Source]] = {each.receiver: each for each in (WebhookSource,)}
+#: The class of a receiver's own table, by its name, which is a field of `Receivers` too.
+TABLES: Mapping[str, type[Settings]] = {"webhooks": WebhookSettings}
 
 
 @dataclass(frozen=True)
@@ -172,12 +176,14 @@ def load_receivers(path: str | Path) -> Receivers:
         raise CimlError(f"{path}: source: expected tables, [[source]]")
     if len(listed) > MAX_SOURCES:
         raise CimlError(f"{path}: {len(listed)} sources, at most {MAX_SOURCES} (MAX_SOURCES)")
-    settings = WebhookSettings.from_json(value.pop("webhooks", {}), f"{path}, [webhooks]")
+    tables: dict[str, Any] = {
+        name: kind.from_json(value.pop(name, {}), f"{path}, [{name}]") for name, kind in TABLES.items()
+    }
     if value:
-        raise CimlError(f"{path}: {next(iter(value))!r:.80}: unknown key; choose from source, webhooks")
+        raise CimlError(f"{path}: {next(iter(value))!r:.80}: unknown key; choose from source, {', '.join(TABLES)}")
     sources = tuple(_source(path, number, each) for number, each in enumerate(listed, 1))
     _check_different(path, sources)
-    return Receivers(Path(path), sources, settings)
+    return Receivers(Path(path), sources, **tables)
 
 
 def _source(path: str | Path, number: int, value: dict[str, Any]) -> Source:
