@@ -12,15 +12,15 @@ from ciml.errors import CimlError
 EXTRAS = {
     "boto3": ("data",),
     "botocore": ("data",),
-    "filelock": ("data",),
+    "filelock": ("receivers", "data"),
     "httpcore": ("data",),
     "numpy": ("data",),
     "platformdirs": ("data",),
-    "prometheus_client": ("data",),
+    "prometheus_client": ("receivers", "data"),
     "pyarrow": ("data",),
-    "rich": ("data",),
+    "rich": ("receivers", "data"),
     "scipy": ("data",),
-    "tenacity": ("data",),
+    "tenacity": ("receivers", "data"),
     "urllib3": ("data",),
     "zlib_ng": ("data",),
     "apache_beam": ("train", "pipelines"),
@@ -38,8 +38,8 @@ EXTRAS = {
     "tfx_bsl": ("train",),
     "threadpoolctl": ("reports", "train"),
     "google_crc32c": ("serve",),
-    "starlette": ("serve",),
-    "uvicorn": ("serve",),
+    "starlette": ("receivers", "serve"),
+    "uvicorn": ("receivers", "serve"),
     "jinja2": ("reports",),
     "markupsafe": ("reports",),
     "matplotlib": ("reports",),
@@ -47,7 +47,8 @@ EXTRAS = {
     "moto": ("local",),
 }
 _PACKAGES = {
-    "pipelines": "pipelines", "train": "training", "serve": "serving", "reports": "reports", "local": "engines",
+    "pipelines": "pipelines", "receivers": "services", "train": "training", "serve": "serving", "reports": "reports",
+    "local": "engines",
 }  # fmt: skip
 
 

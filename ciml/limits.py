@@ -90,6 +90,22 @@ SETTLE_PEAK_BYTES = 1280 * MIB
 # Resident memory of an idle worker, and of the pool that starts workers.
 IDLE_WORKER_BYTES = 512 * MIB
 
+# Receivers: deliveries of CI systems, their secrets and signatures.
+
+#: Bytes of a delivery's body: with the headers that its adapter needs it fits a message. `max_bytes` of a source.
+MAX_DELIVERY_BYTES = MAX_MESSAGE_BYTES - (32 << 10)
+#: Bytes of deliveries that wait for the broker.
+MAX_WAITING_DELIVERIES_BYTES = 128 * MIB
+#: Open connections of the receiver of webhooks. `connections` of its configuration.
+MAX_HOOK_CONNECTIONS = 512
+#: Difference of a signed time from the present one, seconds; and for how long an acknowledged delivery is remembered.
+MAX_SIGNATURE_AGE_S = 300.0
+#: Deliveries that are remembered, each about 250 bytes: 200 a second for MAX_SIGNATURE_AGE_S.
+MAX_KNOWN_DELIVERIES = 1 << 16
+MAX_SOURCES = 100  # of a configuration
+MAX_SECRETS = 2  # of a source: the present one and its successor
+MAX_SECRET_BYTES = 4096
+
 # Model server: connections, requests, tensors.
 
 #: Bytes of one request. 16 MiB is a batch of 500 runs of 550 windows and 14 features. `ServerOptions.max_bytes`.

@@ -34,6 +34,7 @@ COMMANDS: Table = {
         "up": ("cli.commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),
         "down": ("cli.commands.operate.down:command", "Stop local engines."),
         "record": ("cli.commands.operate.record:command", "Run a command and record its machine's telemetry."),
+        "receive": ("cli.commands.operate.receive:command", "Receive deliveries of CI systems."),
         "ingest": ("cli.commands.operate.ingest:command", "Ingest CI events into the raw store."),
         "adapter": ("cli.commands.operate.adapter:command", "List adapters of CI systems; try a delivery."),
         "backfill": ("cli.commands.operate.backfill:command", "Load historical logs into the raw store."),

@@ -122,7 +122,7 @@ def check(options: Options) -> None:
 
 def use_s3(home: Path, options: Options) -> None:
     """Point S3 clients at the home's own endpoint if the data are on S3 and no other is configured."""
-    urls = (options.arguments["data_path"], *options.arguments.get("roots", ()))
+    urls = (options.arguments.get("data_path", ""), *options.arguments.get("roots", ()))
     if any(one.startswith("s3://") for one in urls):
         use_local_s3(state.read(home).get("s3"))
 

@@ -87,7 +87,7 @@ def supervise(files: ServiceFiles, options: Options, leave: threading.Event | No
     os.chdir(options.cwd)
     given = options.arguments
     status: dict[str, Any] = {
-        "name": files.name, "kind": options.kind, "engine": options.engine, "data": given["data_path"],
+        "name": files.name, "kind": options.kind, "engine": options.engine, "data": given.get("data_path", ""),
         "topic": options.topic, "kafka": given.get("kafka", ""), "parallelism": options.parallelism,
         **{key: value for key, value in files.status().items() if key in _KEPT},
     }  # fmt: skip

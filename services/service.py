@@ -1,5 +1,7 @@
 """The interface of a service: a long-running process that plans work items, runs them, and reports its progress.
 
+A receiver (`services.receivers.receiver`) plans none: it works in threads of its own until it is closed.
+
 `services.driver.drive` runs one in the foreground, `services.supervisor.Supervisor` watches one. A new kind of service
 is a module with a subclass of `Service` (of `TopicService` if a manifest covers a topic) and a line in `KINDS`.
 """
@@ -36,6 +38,7 @@ KINDS = {
     "predict": "services.predict:PredictService",
     "live": "services.live:LiveService",
     "trainer": "services.trainer:TrainerService",
+    "webhooks": "services.webhooks.service:WebhooksService",
 }
 
 
@@ -110,11 +113,13 @@ class Service(ABC):
           IntegrityError: if continuing would lose or mix data.
         """
 
-    @abstractmethod
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Any | None:
-        """Return the next work item, or None. ``ends``: offsets at which to stop, by partition."""
+        """Return the next work item, or None. ``ends``: offsets at which to stop, by partition.
 
-    @abstractmethod
+        A receiver plans none: it works by itself from `open` to `close`.
+        """
+        return None
+
     def run(self, work: Any) -> None:
         """Run a work item in this process, to its end."""
 
@@ -123,7 +128,7 @@ class Service(ABC):
         raise CimlError("this service has no pipeline")
 
     def open(self) -> None:
-        """Create what reading requires, such as topics."""
+        """Create what reading requires, such as topics; begin to receive. A supervisor never calls it."""
 
     def ready(self) -> str:
         """Return a phrase for people, such as the served version. Raises `NotReadyError` while it cannot work."""
@@ -140,7 +145,7 @@ class Service(ABC):
         """Maintain the manifest if that is due."""
 
     def close(self) -> None:
-        """Close connections."""
+        """Finish what has been received, and close connections."""
 
     def impatient(self) -> Self:
         """Return the service with short timeouts, for a supervisor."""

@@ -111,7 +111,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("engine", f"{status.get('engine') or '–'}, parallelism {status.get('parallelism', '–')}"),
         ("topic", f"{status.get('topic') or '–'} at {status.get('kafka') or '–'}"),
-        ("data", status.get("data", "–")),
+        ("data", status.get("data") or "–"),
         ("job", " ".join(filter(None, [job.get("state", "–"), job.get("name"), job.get("id")]))),
         ("uptime", _age(status["uptime_s"])),
         ("lag", behind),

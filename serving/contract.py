@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
+from ciml.http.errors import RequestError
 from ciml.storage.open import Store
-from serving.server.errors import RequestError
 from serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel
 from serving.server.model.loader import load_model
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
+from ciml.http.errors import RequestError
 from serving.contract import DEFINITION, read_definition
 from serving.predict.answers import MODEL_ERROR, Prepared, check_answers, class_of, prepare_runs, probabilities_of
 from serving.registry import STABLE, RegistryVerifier, known_registries
-from serving.server.errors import RequestError
 from serving.server.model.loader import load_model
 from transforms.guard import bisect
 

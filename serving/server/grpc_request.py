@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import model_pb2
 
+from ciml.http.errors import invalid
 from ciml.limits import MAX_REQUEST_INPUTS
 from serving import wire
-from serving.server.errors import invalid
 from serving.server.tensors import MAX_SHAPE_BYTES
 
 

@@ -15,11 +15,11 @@ from tensorflow_serving.apis import (
 )
 
 from ciml.errors import CimlError, EngineError
+from ciml.http.errors import RequestError, invalid, too_large
+from ciml.http.intake import Intake, Workers
 from ciml.limits import LARGE_REQUEST_BYTES, MAX_STREAMS
 from serving.model_config import ModelEntry, entries_of
-from serving.server.errors import RequestError, invalid, too_large
 from serving.server.grpc_request import parse, parse_predict, parse_tensor
-from serving.server.intake import Intake, Workers
 from serving.server.manager import ModelManager, VersionStatus
 from serving.server.metrics import Metrics
 from serving.server.model.loaded_model import DEFAULT_SIGNATURE

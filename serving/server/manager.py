@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.http.errors import invalid, not_found
 from ciml.storage.open import Store, open_store
 from serving.model_config import ModelEntry
 from serving.model_files import list_versions
-from serving.server.errors import invalid, not_found
 from serving.server.model.loaded_model import LoadedModel
 from serving.server.model.loader import load_model
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import generate_latest
 
+from ciml.http.errors import RequestError
 from ciml.metrics import Board, Family, Metric, registry_of
-from serving.server.errors import RequestError
 
 if TYPE_CHECKING:
     from serving.server.manager import ModelManager

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
-from serving.server.errors import RequestError, invalid
+from ciml.http.errors import RequestError, invalid
+from ciml.http.intake import Intake, Workers
 from serving.server.grpc_service import fill_metadata, fill_status
-from serving.server.intake import Intake, Workers
 from serving.server.manager import ModelManager
 from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.rest_json import parse_body, read_inputs, write_outputs

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ciml.http.errors import invalid, too_large
 from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
-from serving.server.errors import invalid, too_large
 from serving.server.model.loaded_model import Signature, TensorSpec
 from serving.server.tensors import plain
 

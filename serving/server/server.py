@@ -11,7 +11,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -23,24 +22,22 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
+from ciml.http.listen import check_open_files, listen
 from ciml.limits import (
     MAX_BODY_S,
     MAX_GRPC_CONNECTIONS,
-    MAX_HEADER_BYTES,
     MAX_HEADER_S,
+    MAX_MODEL_CALL_S,
     MAX_READING_REQUESTS,
     MAX_REQUEST_BYTES,
     MAX_REQUEST_ROWS,
     MAX_REST_CONNECTIONS,
-    SPARE_FILES,
 )
 from ciml.metrics import serve_metrics
 from ciml.storage.open import open_store
 from serving.model_config import CONFIG_NAME, ModelEntry, parse_config
 
 _LOG = logging.getLogger(__name__)
-_ACCEPTED_AT_ONCE = 64  # each takes a file descriptor before it is counted
-_BACKLOG = 1024
 
 
 @dataclass(frozen=True)
@@ -118,8 +115,11 @@ class ModelServer:
     def start(self) -> None:
         """Import TensorFlow, load the configured versions, then listen. Raises `CimlError` on failure."""
         root = self.options.registry_root()
-        _check_open_files(self.options)
-        listener = _listener(self.options.host, self.options.rest_port)  # first, since the imports take seconds
+        check_open_files(
+            {"REST": self.options.rest_connections, "gRPC": self.options.grpc_connections},
+            "--rest-connections or --grpc-connections",
+        )
+        listener = listen(self.options.host, self.options.rest_port)  # first, since the imports take seconds
         self.rest_port = listener.getsockname()[1]
         from serving.registry import RegistryVerifier
         from serving.server.manager import ModelManager
@@ -152,16 +152,14 @@ class ModelServer:
             return
         started.set_result(self.grpc_port)
         await self._stopping.wait()
-        self._rest.should_exit = True
-        await asyncio.gather(self._rest_done, self._grpc.stop(grace=5))
+        await asyncio.gather(self._rest.stop(), self._grpc.stop(grace=5))
         self._workers.close()
 
     async def _start_serving(self, listener: socket.socket) -> None:
-        import uvicorn
-
-        from serving.server.connections import Connections
+        from ciml.http.connections import Connections
+        from ciml.http.intake import Intake, Workers
+        from ciml.http.server import HttpServer
         from serving.server.grpc_service import serve_grpc
-        from serving.server.intake import Intake, Workers
         from serving.server.rest import rest_app
 
         options = self.options
@@ -182,26 +180,11 @@ class ModelServer:
             max_bytes=options.max_bytes,
             header_s=options.header_s,
         )
-        connections = Connections(options.rest_connections, options.header_s, options.body_s)
-        self._rest = uvicorn.Server(
-            uvicorn.Config(
-                rest_app(self.manager, self.metrics, intakes[0], workers),
-                http=connections.protocol(),
-                ws="none",
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                backlog=_ACCEPTED_AT_ONCE,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=5,
-            )
+        connections = Connections(
+            options.rest_connections, options.header_s, options.body_s, MAX_MODEL_CALL_S, "MAX_REST_CONNECTIONS"
         )
-        self._rest_done = asyncio.create_task(self._rest.serve(sockets=[listener]))
-        while not self._rest.started:
-            if self._rest_done.done():
-                self._rest_done.result()
-            await asyncio.sleep(0.01)
-        listener.listen(_BACKLOG)  # also the number of connections that uvicorn accepts in one turn
+        self._rest = HttpServer(rest_app(self.manager, self.metrics, intakes[0], workers), listener, connections)
+        await self._rest.start()
 
     def _run(self, name: str, work: Any) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -256,31 +239,6 @@ class ModelServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _check_open_files(options: ServerOptions) -> None:
-    # Without free file descriptors neither API accepts a connection.
-    needed = options.rest_connections + options.grpc_connections + SPARE_FILES
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if allowed != resource.RLIM_INFINITY and needed > allowed:
-        raise CimlError(
-            f"{options.rest_connections} REST and {options.grpc_connections} gRPC connections take {needed} files; "
-            f"the limit is {allowed}: raise it (ulimit -n {needed}) or lower --rest-connections or --grpc-connections"
-        )
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With an explicit protocol asyncio sets TCP_NODELAY on accepted sockets; else each answer waits 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise EngineError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return listener
 
 
 def run(options: ServerOptions) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ciml.http.errors import invalid, too_large
 from ciml.limits import MAX_TENSOR_BYTES, MAX_TENSOR_RANK
-from serving.server.errors import invalid, too_large
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -203,6 +203,33 @@ def test_own_logs_need_the_data_extra_alone(environments: Callable[[str], Path],
     assert "\n4 runs.\n" in done.stdout
 
 
+def test_a_receiver_of_webhooks_needs_its_extra_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
+    """It starts, answers and ends, without its broker; and its supervisor asks the broker first."""
+    source = 'receiver = "webhooks"\nname = "hub"\nadapter = "probe"\nauth = "none"\n'
+    (tmp_path / "receivers.toml").write_text(f"[webhooks]\nport = 0\n[[source]]\n{source}")
+    code = """
+import pathlib, urllib.request
+from tests.services.receivers.probe import installed
+from services.webhooks.service import WebhooksService
+with installed(pathlib.Path("probe")):
+    service = WebhooksService.of(config="receivers.toml", kafka="127.0.0.1:1")
+    service.open()
+    print(urllib.request.urlopen(service.url + "/healthz").read().decode())
+    service.close()
+"""
+    python, env = environments("receivers"), {"PATH": ""}
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '{"alive": true}\n'
+    arguments = ["service", "start", "webhooks", "--config", "receivers.toml", "--kafka", "127.0.0.1:1", "--home", "h"]
+    env["PYTHONPATH"] = str(tmp_path / "probe")
+    done = subprocess.run(
+        [str(python), "-m", "cli.main", *arguments], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("ciml: Kafka at 127.0.0.1:1 does not answer")
+
+
 @pytest.mark.parametrize(
     ("present", "arguments", "missing"),
     [
@@ -210,6 +237,7 @@ def test_own_logs_need_the_data_extra_alone(environments: Callable[[str], Path],
         ("", ["record", "--log-dir", "s3://logs/ci", "--", "true"], "data"),
         ("data", ["ingest", "--data-path", "STORE", "--kafka", "127.0.0.1:1", "--once"], "pipelines"),
         ("data", ["graph", "ingest"], "pipelines"),
+        ("", ["receive", "webhooks", "--config", "receivers.toml", "--kafka", "127.0.0.1:1"], "receivers"),
         ("data", ["serve", "--data-path", "STORE"], "serve"),
         ("data", ["experiment", "define", "svm", "--estimator", "svm", "--data-path", "STORE"], "train"),
         ("data", ["plot", "plots", "--data-path", "STORE"], "reports"),
@@ -225,6 +253,7 @@ def test_a_missing_extra_is_one_line(
         for step in (["create", "plots", "--definition", "plots.toml"], ["update", "plots"]):
             done = ciml(environments("data"), "dataset", *step, "--data-path", str(store), folder=tmp_path)
             assert done.returncode == 0, done.stderr
+    (tmp_path / "receivers.toml").touch()
     arguments = [str(store) if each == "STORE" else each for each in arguments]
     done = ciml(environments(present), *arguments, folder=tmp_path)
     assert done.returncode == 2

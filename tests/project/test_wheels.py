@@ -55,7 +55,7 @@ def test_the_wheel_holds_all_packages_and_their_data(wheel: Path) -> None:
 
 
 @pytest.mark.interop
-@pytest.mark.parametrize("extra", ["", "data", "reports", "serve", "pipelines", "train", "all"])
+@pytest.mark.parametrize("extra", ["", "receivers", "data", "reports", "serve", "pipelines", "train", "all"])
 def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, extra: str) -> None:
     python, ciml = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "ciml"
     run(UV, "venv", "-q", "--python", sys.executable, tmp_path / "env", folder=tmp_path)
@@ -79,7 +79,9 @@ def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, ext
     run(ciml, "record", "--log-dir", "logs", "--spool", "spool", "--job", "unit", "--", "sleep", "1.5", folder=tmp_path)
     (log,) = tmp_path.glob("logs/unit/*/*.gz")
     assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
-    if not extra:
+    if extra == "receivers":
+        run(python, "-c", "import services.webhooks.service, services.process", folder=tmp_path)
+    if extra in ("", "receivers"):
         return
     (tmp_path / "jobs.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')
     data = ["--data-path", str(store)]

@@ -23,6 +23,7 @@ KINDS = {
     "predict": ("cli.commands.learn.predict.stream", "--data-path data --model provider"),
     "live": ("cli.commands.operate.live", "--data-path data --dataset provider"),
     "trainer": ("cli.commands.learn.refresh", "--data-path data --dataset provider"),
+    "webhooks": ("cli.commands.operate.receive.webhooks", "--config receivers.toml"),
 }
 _PARALLELISM = "Parallelism of the Flink job; at most one for each partition is used."
 _WAIT = click.option(
@@ -78,7 +79,7 @@ class _ForegroundKinds(_Kinds):
 def command() -> None:
     """Start, stop and watch supervised services.
 
-    Kinds of services are ingest, predict, live and trainer.
+    Kinds of services are ingest, predict, live, trainer and webhooks.
 
     \b
     Example:
@@ -92,9 +93,9 @@ def command() -> None:
 def start() -> None:
     """Start a service and its supervisor.
 
-    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh). Work starts at the
-    offsets of the manifest. The supervisor restarts a lost, failed or stalled service, and waits for unavailable
-    engines, until ciml service stop. The command returns when the service works or has failed.
+    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh, receive webhooks). Work
+    starts at the offsets of the manifest. The supervisor restarts a lost, failed or stalled service, and waits for
+    unavailable engines, until ciml service stop. The command returns when the service works or has failed.
 
     \b
     Example:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import IntegrityError
-from serving.server.errors import RequestError, invalid
+from ciml.http.errors import RequestError, invalid
 from serving.server.tensors import declared, from_protos
 
 if TYPE_CHECKING:

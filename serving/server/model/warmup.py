@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import IntegrityError
+from ciml.http.errors import RequestError
 from ciml.limits import MAX_TENSOR_BYTES, MAX_WARMUP_RECORD_BYTES, MAX_WARMUP_RECORDS, MAX_WARMUP_S
 from serving.model_files import WARMUP_FILE
-from serving.server.errors import RequestError
 from serving.server.model.tf_records import read_records
 
 if TYPE_CHECKING:

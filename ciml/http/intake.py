@@ -9,22 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from ciml.http.errors import RequestError, too_large
 from ciml.limits import (
     LARGE_REQUEST_BYTES,
     MAX_HELD_BYTES,
     MAX_WAITING_REQUESTS,
     SMALL_REQUEST_BYTES,
 )
-from serving.server.errors import RequestError, too_large
 
 T = TypeVar("T")
 
 
 class Held:
-    """A request whose bytes are in memory."""
+    """A request whose bytes are in memory, at most ``max_bytes``."""
 
-    def __init__(self) -> None:
-        self.size = 0
+    def __init__(self, max_bytes: int) -> None:
+        self.size, self.max_bytes = 0, max_bytes
         self.timeout: asyncio.Timeout | None = None
         self.rejection: RequestError | None = None
 
@@ -41,17 +41,18 @@ class Intake:
       body_s: limit from a request's header to its end, seconds.
       max_bytes: of one request.
       max_reading: requests that are read at once; one more rejects the oldest.
+      limit: the name of the limit ``max_bytes``, for its message.
     """
 
-    def __init__(self, *, body_s: float, max_bytes: int, max_reading: int) -> None:
-        self._body_s, self._max_bytes, self._max_reading = body_s, max_bytes, max_reading
+    def __init__(self, *, body_s: float, max_bytes: int, max_reading: int, limit: str = "MAX_REQUEST_BYTES") -> None:
+        self._body_s, self._max_bytes, self._max_reading, self._limit = body_s, max_bytes, max_reading, limit
         self._reading: dict[Held, None] = {}
         self._counted = 0
 
     @contextmanager
-    def hold(self) -> Iterator[Held]:
-        """Hold a request from its first byte to its response."""
-        held = Held()
+    def hold(self, max_bytes: int | None = None) -> Iterator[Held]:
+        """Hold a request from its first byte to its response. ``max_bytes``: its own limit, below that of all."""
+        held = Held(min(max_bytes or self._max_bytes, self._max_bytes))
         try:
             yield held
         finally:
@@ -82,12 +83,20 @@ class Intake:
             self._reading.pop(held, None)
         return b"".join(found)
 
+    def check_length(self, held: Held, announced: str | None) -> None:
+        """Raise `RequestError` (413) if the header content-length announces too many bytes, before any is read."""
+        if announced is not None and announced.isascii() and announced.isdigit() and int(announced) > held.max_bytes:
+            raise self._too_large(held)
+
+    def _too_large(self, held: Held) -> RequestError:
+        return too_large(f"the request is larger than {held.max_bytes} bytes ({self._limit})")
+
     def _add(self, held: Held, size: int) -> None:
         self._counted -= held.counted
         held.size += size
         self._counted += held.counted
-        if held.size > self._max_bytes:
-            raise too_large(f"the request is larger than {self._max_bytes} bytes (MAX_REQUEST_BYTES)")
+        if held.size > held.max_bytes:
+            raise self._too_large(held)
         if self._counted > MAX_HELD_BYTES:
             largest = max(self._reading, key=lambda one: one.size)
             message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"

@@ -1,7 +1,7 @@
-"""Limits of REST connections: their number, and the time for a header, a request, and reading a response.
+"""Limits of HTTP connections: their number, and the time for a header, a request, and reading a response.
 
 uvicorn limits neither the number of connections (its ``limit_concurrency`` rejects requests and counts idle
-connections) nor the time for a header. A connection takes a file descriptor: without a free one, gRPC cannot accept.
+connections) nor the time for a header. A connection takes a file descriptor: without a free one, nothing is accepted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-from ciml.limits import MAX_MODEL_CALL_S
 
 _PHRASES = {408: "Request Timeout", 503: "Service Unavailable"}
 
@@ -26,11 +24,14 @@ class Connections:
         longest for a complete request. So a client with many connections affects only itself.
       header_s: limit for the header of a request, and for reading a response, seconds.
       body_s: limit for its body, seconds.
+      work_s: limit for its answer, seconds.
+      limit: the name of the limit ``most``, for its message.
     """
 
-    def __init__(self, most: int, header_s: float, body_s: float) -> None:
+    def __init__(self, most: int, header_s: float, body_s: float, work_s: float, limit: str) -> None:
         self.most, self.header_s = most, header_s
-        self.request_s = body_s + MAX_MODEL_CALL_S + header_s
+        self.request_s = body_s + work_s + header_s
+        self._message = f"more than {most} connections ({limit})"
         self._open: Counter[str] = Counter()
         self._waiting: dict[str, dict[Connection, None]] = {}
 
@@ -40,7 +41,7 @@ class Connections:
         if self._open.total() > self.most:
             address = max(self._waiting, key=lambda each: self._open[each])
             oldest = next(iter(self._waiting[address]))
-            oldest.reject(503, f"more than {self.most} connections (MAX_REST_CONNECTIONS)")
+            oldest.reject(503, self._message)
 
     def waits(self, one: Connection) -> None:
         """Mark a connection as waiting for a complete request."""

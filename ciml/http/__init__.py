@@ -1,0 +1,4 @@
+"""What ciml's HTTP servers share: limits of connections and of requests in memory, and the server on a socket.
+
+Uses uvicorn. It knows no application: `serving.server` and `services.webhooks` bring theirs.
+"""

@@ -1,0 +1,23 @@
+"""``ciml receive``: the receivers of CI systems' deliveries, in the foreground."""
+
+from __future__ import annotations
+
+import click
+
+from cli.commands.operate.receive.webhooks import command as webhooks
+
+
+@click.group("receive")
+def command() -> None:
+    """Receive deliveries of CI systems.
+
+    A receiver verifies who sent a delivery and produces it to a topic. ciml ingest reads it there, by the adapter that
+    its source names. One configuration file holds the sources of all receivers.
+
+    \b
+    Example:
+      ciml receive webhooks --config receivers.toml
+    """
+
+
+command.add_command(webhooks)

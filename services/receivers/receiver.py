@@ -1,0 +1,63 @@
+"""The service of a receiver: it works between `open` and `close` instead of running planned work items."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from ciml.errors import EngineError
+from ciml.kafka.options import KafkaOptions
+from ciml.pairs import pairs
+from pipelines.kafka.broker import topic_of
+from services.receivers.metrics import ReceiverMetrics
+from services.service import Progress, Service
+
+
+class Receiver(Service):
+    """Receives deliveries in threads of its own. A receiver starts without its broker, and asks senders to try again.
+
+    Args:
+      receiver: its kind, as in `services.service.KINDS` and in the configuration.
+      kafka: connection to the broker.
+      topic: where deliveries go.
+
+    Attributes:
+      metrics: of its deliveries.
+      broker_error: why the broker cannot be used at present; "" if it can.
+    """
+
+    poll_s = 2.0
+    retry_s = (1.0, 5.0)
+
+    def __init__(self, receiver: str, kafka: KafkaOptions, topic: str) -> None:
+        super().__init__(f"ciml-{receiver}-{topic}")
+        self.kafka, self.topic = kafka, topic
+        self.metrics = ReceiverMetrics(receiver)
+        self.broker_error = "it was not asked yet"
+
+    @abstractmethod
+    def open(self) -> None:
+        """Begin to receive. Raises `CimlError` where that is impossible."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what has been received, and end. Nothing is done before `open`, as in a supervisor."""
+
+    def check_alive(self) -> None:
+        """Raise the error that ended the threads."""
+
+    def observe(self) -> Progress:
+        """Check that it still receives, and that the broker has the topic."""
+        self.check_alive()
+        try:
+            topic_of(self.kafka, self.topic)
+        except EngineError as error:
+            self.broker_error = str(error)
+            raise
+        self.broker_error = ""
+        self.board.observed(())
+        return Progress(0)
+
+
+def connection(*, kafka: str, kafka_options: tuple[str, ...] = (), kafka_config: str | None = None) -> KafkaOptions:
+    """Return the connection for a command's options. Raises `CimlError` for invalid ones."""
+    return KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)

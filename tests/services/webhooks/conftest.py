@@ -1,0 +1,5 @@
+"""Fixtures of receivers."""
+
+from tests.services.receivers.conftest import probe
+
+__all__ = ["probe"]

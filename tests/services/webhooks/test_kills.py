@@ -1,0 +1,58 @@
+"""What was acknowledged is in the topic, and each event once in the raw store, whatever is killed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.ingest.ingesting import need_real
+from tests.services.webhooks.killing import Killed, deliver_and_ingest
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(280)]
+
+
+def test_a_killed_receiver_loses_nothing_that_it_acknowledged(
+    kafka: str, topic: Callable[..., str], tmp_path: Path, probe: Path
+) -> None:
+    need_real(kafka)
+    receiver = Killed(tmp_path / "hooks", kafka, topic(2), probe)
+
+    def kill(chance: random.Random) -> None:
+        receiver.program.kill()
+        receiver.start()
+
+    try:
+        counts = deliver_and_ingest(receiver, tmp_path / "data", 300, 3, kill, seed=1)
+    finally:
+        receiver.program.kill()
+    assert counts["run", ""] == 300
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(1800)
+def test_2000_deliveries_while_receiver_and_broker_are_killed(tmp_path: Path, probe: Path) -> None:
+    import engines
+    from tests.faults.broker import own_broker
+
+    broker = own_broker(tmp_path)
+    engines.create_topics(broker.address, {"hooked": 2})
+    receiver = Killed(tmp_path / "hooks", broker.address, "hooked", probe)
+
+    def kill(chance: random.Random) -> None:
+        if chance.random() < 0.3:
+            broker.kill()
+            broker.start()
+        else:
+            receiver.program.kill()
+            receiver.start()
+
+    try:
+        counts = deliver_and_ingest(receiver, tmp_path / "data", 2000, 20, kill, seed=2)
+    finally:
+        receiver.program.kill()
+        broker.kill()
+    print(f"2,000 deliveries, 20 kills: {dict(counts)}")
+    assert counts["run", ""] == 2000
