@@ -31,11 +31,24 @@ class Correction(Record, frozen=True, gc=False):
 
     mention: RunFacts
     trust: Trust = UNJUDGED
+    lowered: bool = False
+
+    @property
+    def binding(self) -> bool:
+        """Whether it counts for a row that was trusted: its event was too, or the row was not trusted any more."""
+        return self.trust.trusted or self.lowered
 
     @property
     def fix(self) -> tuple[str, str]:
         """The outcome, and the producer's own word."""
         return self.mention.outcome or "", self.mention.result
+
+
+class TrustChange(Record, frozen=True, gc=False):
+    """One of a delta's ``trust_changes``: the decision on a stored run, by updates of that delta."""
+
+    run_id: str
+    trust: Trust
 
 
 _Judged = TypeVar("_Judged", RunRecord, Correction)
@@ -48,11 +61,13 @@ class RunDelta(Record, frozen=True, gc=False):
       runs: rows of new runs.
       reclaims: rows that replace those of an untrusted event.
       corrections: further outcomes of runs. They apply after all rows of the delta.
+      trust_changes: further decisions on their trust. They apply after all corrections.
     """
 
     runs: tuple[RunRecord, ...] = ()
     reclaims: tuple[RunRecord, ...] = ()
     corrections: tuple[Correction, ...] = ()
+    trust_changes: tuple[TrustChange, ...] = ()
     version: int = 0
 
     @property

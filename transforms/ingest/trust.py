@@ -15,8 +15,8 @@ from ciml.events.globs import glob_pattern
 from ciml.events.records import Batch, RunFacts, Trust
 from ciml.settings import parse_toml, read_toml
 
-#: The facts that a rule may match: fields of `RunFacts`.
-FACTS = ("source", "pipeline", "project", "branch", "event", "review")
+#: The facts that a rule may match: fields of `RunFacts`. New ones go to the end: digests of policies do not change.
+FACTS = ("source", "pipeline", "project", "branch", "event", "review", "fork", "auth", "owner")
 
 #: `Trust.rule` of a run that no rule matches: it is untrusted.
 NO_RULE = "no rule"
@@ -128,7 +128,10 @@ def _rule(item: dict[str, Any], where: str) -> Rule:
 
 def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
     """Return the policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
-    values = (facts.source, facts.pipeline, facts.project, facts.branch, facts.event, facts.review)
+    values = (
+        facts.source, facts.pipeline, facts.project, facts.branch, facts.event, facts.review, facts.fork, facts.auth,
+        facts.owner,
+    )  # fmt: skip
     decided = policy._decided
     trust = decided.get(values)
     if trust is None:
