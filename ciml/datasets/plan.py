@@ -34,7 +34,7 @@ class SelectedRun(Record, frozen=True, gc=False):
     @classmethod
     def of(cls, position: Position, record: RunRecord) -> SelectedRun:
         """Return the selected run of a record at a position."""
-        return cls(position, record.mention, record.file, record.trust)
+        return cls(position, record.facts, record.file, record.trust)
 
     def corrected(self, fix: tuple[str, str] | None) -> SelectedRun:
         """Return the run with another outcome. The facts that decide its trust stay."""

@@ -20,8 +20,8 @@ Phase = Literal["queued", "started", "finished"]
 #: One vocabulary for outcomes (OpenTelemetry CI/CD); the producer's own word stays beside it in ``result``.
 OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
 #: The kind of an outcome of one (event, run). Only ``deferred`` is not final: its log is tried again later.
-#: ``reclaim`` is a raw row from an event that is trusted more than the one that the run's row came from. ``update`` holds
-#: what an event says of the runs of other events.
+#: ``reclaim`` is a raw row from an event that is believed more than the one that the run's row came from. ``update``
+#: holds what an event says of the runs of other events.
 Kind = Literal["run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred", "update"]
 #: The list of a delta that holds the records of each kind.
 LISTS: Mapping[Kind, str] = {
@@ -50,6 +50,11 @@ def records_of(delta: Mapping[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]
 def rows_of(delta: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the raw rows of a delta: its runs, then its reclaims. A row's index in a position counts in this list."""
     return [*delta["runs"], *delta.get("reclaims", ())]
+
+
+def facts_of_row(row: Mapping[str, Any]) -> RunFacts:
+    """Return the facts of a raw row as they were known when it was stored. No later update changes them."""
+    return RunFacts.from_json({**row["mention"], **row.get("joined", {})})
 
 
 def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
@@ -203,8 +208,9 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     ``event_key`` is ``source id`` of the CloudEvent (the same event has the same key). A dead letter's ``payload``
     suffices to try it again: ``{"value": base64, "headers": [[name, base64], …], "timestamp_ms": …}``.
     ``attempts`` counts the tries to fetch the log; above 1 the record settles an earlier ``deferred`` one.
-    ``not_before_us`` is the time of a deferred log's next try. ``updates`` are those of an ``update``. ``lowered`` marks
-    a correction by an untrusted event of a run that was trusted when it was stored, and is not any more.
+    ``not_before_us`` is the time of a deferred log's next try. ``updates`` are those of an ``update``. ``lowered``
+    marks a correction by an untrusted event of a run that was trusted when it was stored, and is not any more.
+    ``joined`` holds the facts of a raw row that earlier updates changed.
     """
 
     kind: Kind
@@ -221,6 +227,7 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     not_before_us: int | None = None
     updates: tuple[FactUpdate, ...] = ()
     lowered: bool = False
+    joined: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def run_id(self) -> str:

@@ -1,8 +1,8 @@
 """Facts about a run that arrive in another event than its outcome, such as whether its change was merged.
 
 An update names a subject, and concerns every run of its source that names the same subject, before or after it. What
-updates say of a subject is kept as one `Said` for each fact. `merged` is commutative, associative and idempotent, so the
-facts of a run depend on the set of updates alone, never on the order in which runs and updates arrive.
+updates say of a subject is kept as one `Said` for each fact. `merged` is commutative, associative and idempotent, so
+the facts of a run depend on the set of updates alone, never on the order in which runs and updates arrive.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, needed_text
 from ciml.events.records import FactUpdate, RunFacts
 
-__all__ = ["UPDATABLE", "FactUpdate", "Said", "fact_update", "joined", "merged", "said_by"]
+__all__ = ["UPDATABLE", "FactUpdate", "Said", "changes_of", "fact_update", "joined", "merged", "said_by"]
 
 #: The fields of `RunFacts` that an update may set.
 UPDATABLE = ("event", "pipeline", "project", "branch", "change", "patchset", "review", "fork", "owner")
@@ -78,7 +78,13 @@ def merged(one: Mapping[str, Said], other: Mapping[str, Said]) -> dict[str, Said
 
 
 def joined(facts: RunFacts, said: Iterable[Mapping[str, Said]]) -> RunFacts:
-    """Return the facts of a run with what updates say of its subjects.
+    """Return the facts of a run with what updates say of its subjects: the own facts with `changes_of`."""
+    changed = changes_of(facts, said)
+    return facts.replace(**changed) if changed else facts
+
+
+def changes_of(facts: RunFacts, said: Iterable[Mapping[str, Said]]) -> dict[str, str]:
+    """Return the facts of a run that updates of its subjects change.
 
     An update replaces the run's own fact, unless the own one is lasting (`merged`, fork). A run whose event was proved
     takes facts from proved updates alone. Its id, outcome, times, log and proof never change.
@@ -90,11 +96,10 @@ def joined(facts: RunFacts, said: Iterable[Mapping[str, Said]]) -> RunFacts:
     found: dict[str, Said] = {}
     for one in said:
         found = merged(found, one)
-    changed = {
+    return {
         name: each.value
         for name, each in found.items()
         if (each.proved or not facts.auth)
         and (each.lasting or (name, getattr(facts, name)) not in _LASTING)
         and each.value != getattr(facts, name)
     }
-    return facts.replace(**changed) if changed else facts

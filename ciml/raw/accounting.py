@@ -31,9 +31,7 @@ __all__ = [
 _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
 
 
-def reconcile(
-    state: RawState, batches: Iterable[Batch], time_us: int, judge: Judge | None = None
-) -> Delta | None:
+def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Judge | None = None) -> Delta | None:
     """Return the delta that ``batches`` add to ``state``, or None where they add nothing.
 
     Args:
@@ -177,7 +175,10 @@ class _Draft:
         if outcome.kind in ("run", "reclaim"):
             if outcome.file is None or not run_id:
                 raise IntegrityError(f"{outcome.origin} {run_id}: run without a raw object")
-            proved = outcome.mention is not None and bool(outcome.mention.auth)
+            facts = outcome.mention
+            if facts is not None and (changed := self._subjects.changes(facts)):
+                outcome = outcome.replace(joined=changed)
+            proved = facts is not None and bool(facts.auth)
             self._runs[run_id] = KnownRun(word, outcome.file.digest, outcome.trust.trusted, proved)
         elif outcome.kind == "correction" and run is not None:
             self._runs[run_id] = run._replace(outcome=word)
@@ -189,10 +190,10 @@ class _Draft:
     def _judged(self, outcome: Outcome) -> Outcome:
         """Judge an outcome again where updates of earlier deltas concern its run."""
         facts = outcome.mention
-        if facts is None or not facts.subjects or self._judge is None:
+        changed = self._subjects.changes(facts) if facts is not None else {}
+        if facts is None or not changed or self._judge is None:
             return outcome
-        full = self._subjects.join(facts)
-        return outcome if full is facts else outcome.replace(trust=self._judge(full))
+        return outcome.replace(trust=self._judge(facts.replace(**changed)))
 
     def _say(self, outcome: Outcome) -> None:
         for update in outcome.updates:

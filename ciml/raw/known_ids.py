@@ -145,8 +145,8 @@ def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
     return closed
 
 
-#: The tables of a `LayeredIndex`. An outcome is its index in `_OUTCOMES`, plus flags: `_UNTRUSTED` for an untrusted run,
-#: `_PROVED` and `_LOWERED` as in `KnownRun`. A closed dead letter has version 0.
+#: The tables of a `LayeredIndex`. An outcome is its index in `_OUTCOMES`, plus flags: `_UNTRUSTED` for an untrusted
+#: run, `_PROVED` and `_LOWERED` as in `KnownRun`. A closed dead letter has version 0.
 TABLES: Mapping[str, TableKind] = {
     "events": TableKind(),
     "runs": TableKind({"outcome": "uint8", "digest": "binary"}),

@@ -1,4 +1,4 @@
-"""What updates say of the subjects of runs, and which stored runs belong to a subject: in memory, or over tables on disk.
+"""What updates say of the subjects of runs, and which stored runs have a subject: in memory, or over tables on disk.
 
 Only runs that name a subject, or have a fact that examples do not hold, are here: without them nothing is stored.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ciml.events.records import FactUpdate, RunFacts
-from ciml.events.updates import Said, joined, merged, said_by
+from ciml.events.updates import Said, changes_of, merged, said_by
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 
 #: (source, subject).
@@ -30,6 +30,7 @@ TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": 
 STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner")
 #: The facts of a run that make it one of `Subjects`: its subjects, and facts that the examples of older versions lack.
 MARKS = frozenset({"fork", "auth", "owner", "subjects"})
+_NONE = dict.fromkeys(STORED, "")
 _HALF = 8
 
 _said_decoder = msgspec.json.Decoder(dict[str, Said])
@@ -70,7 +71,7 @@ class Subjects:
 
     def _look_up(self, subjects: Collection[Subject]) -> dict[Subject, dict[str, Said]]:
         if not self._tables or not subjects:
-            return dict.fromkeys(subjects, {})
+            return {subject: {} for subject in subjects}
         rows = self._tables["said"].get([fingerprint(*subject) for subject in subjects])
         return {
             subject: _said_decoder.decode(row["said"]) if row is not None else {}
@@ -98,7 +99,7 @@ class Subjects:
             self._members.setdefault(fingerprint(*subject), {})[run] = None
 
     def runs(self, subject: Subject, most: int) -> list[RunFacts]:
-        """Return the own facts of at most ``most`` runs of a subject, for `joined` and for trust."""
+        """Return the own facts of at most ``most`` runs of a subject, as far as trust needs them."""
         identity = fingerprint(*subject)
         runs = list(self._members.get(identity, ()))[:most]
         if self._tables:
@@ -133,7 +134,12 @@ class Subjects:
 
     def join(self, facts: RunFacts) -> RunFacts:
         """Return a run's facts, joined with all updates so far."""
-        return joined(facts, map(self.said, subjects_of(facts))) if facts.subjects else facts
+        changed = self.changes(facts)
+        return facts.replace(**changed) if changed else facts
+
+    def changes(self, facts: RunFacts) -> dict[str, str]:
+        """Return the facts of a run that updates so far change."""
+        return changes_of(facts, map(self.said, subjects_of(facts))) if facts.subjects else {}
 
     def recent(self) -> dict[str, Rows]:
         """Return what was added since the checkpoint, as rows for the tables."""
@@ -159,7 +165,7 @@ def _encode(facts: RunFacts) -> bytes:
 
 def _changes(data: bytes) -> dict[str, Any]:
     stored = msgspec.json.decode(data)
-    return {**stored, "subjects": tuple(stored.get("subjects", ()))}
+    return {**_NONE, **stored, "subjects": tuple(stored.get("subjects", ()))}
 
 
 def _decode(data: bytes) -> RunFacts:

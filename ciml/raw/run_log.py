@@ -5,7 +5,7 @@ A delta is decoded straight into records. Via dicts, decoding takes four times a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -24,6 +24,12 @@ class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
     mention: RunFacts
     file: RawFile
     trust: Trust = UNJUDGED
+    joined: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def facts(self) -> RunFacts:
+        """The facts as they were known when the row was stored. No later update changes them."""
+        return self.mention.replace(**self.joined) if self.joined else self.mention
 
 
 class Correction(Record, frozen=True, gc=False):

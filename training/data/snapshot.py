@@ -1,8 +1,9 @@
 """Snapshots: the exact runs that a model is trained and tested on, and the excluded ones.
 
 A snapshot names span versions and, of each, the runs that are trusted *now*: the trust policy is evaluated again on the
-facts of the raw manifest, joined with all updates. The decision at ingestion is not used. Equal digests mean equal runs,
-labels and rules. Splits and roles follow from a run's own facts: no update moves a run between train, dev and test.
+facts of the raw manifest, joined with all updates. The decision at ingestion is not used. Equal digests mean equal
+runs, labels and rules. Splits and roles follow from the facts known when a run was stored: no later update moves a run
+between train, dev and test.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.records import RunFacts, rows_of
+from ciml.events.records import RunFacts, facts_of_row, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.raw.state import open_raw
 from ciml.storage.open import Store
@@ -223,9 +224,7 @@ def snapshot_of(
     return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
 
 
-def joined_facts(
-    dataset: StoredDataset, state: DatasetState, facts: Mapping[str, RunFacts]
-) -> Mapping[str, RunFacts]:
+def joined_facts(dataset: StoredDataset, state: DatasetState, facts: Mapping[str, RunFacts]) -> Mapping[str, RunFacts]:
     """Return the facts by which the runs of a data set are trusted now: joined with all updates in the raw manifest.
 
     Args:
@@ -239,7 +238,7 @@ def joined_facts(
 
 
 def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
-    """Return the raw manifest's facts of the selected runs of spans, by run id."""
+    """Return the raw manifest's facts of the selected runs of spans, as known when they were stored, by run id."""
     wanted: dict[int, set[int]] = {}
     for span in spans:
         for version, index in span.selected:
@@ -254,7 +253,7 @@ def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFac
                 f"{log.store.url(log.path(version))} is missing, and a data set was built from it"
             ) from None
         for index in indices:
-            facts = RunFacts.from_json(_at(runs, (version, index))["mention"])
+            facts = facts_of_row(_at(runs, (version, index)))
             found[facts.run_id] = facts
     return found
 

@@ -22,6 +22,13 @@ FACTS = ("source", "pipeline", "project", "branch", "event", "review", "fork", "
 NO_RULE = "no rule"
 
 _DEFAULT = "trust_default.toml"
+#: The rules of the built-in policy until 0.1.0: name, and the globs of its facts.
+_FORMER: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
+    ("listing", (("source", ("backfill",)), ("event", ("listing",)))),
+    ("gated", (("pipeline", ("gate", "promote")),)),
+    ("merged", (("pipeline", ("post", "periodic", "periodic-*", "release")),)),
+    ("reviewed", (("review", ("approved", "merged")),)),
+)
 _MAX_REMEMBERED = 10_000
 
 
@@ -102,6 +109,11 @@ class TrustPolicy:
         if path is None:
             return cls.parse(files("transforms.ingest").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
         return cls.from_json(read_toml(path), os.fspath(path))
+
+
+def former_policy() -> TrustPolicy:
+    """Return the built-in policy until 0.1.0, which decides on stored records of that time without a decision."""
+    return TrustPolicy.of(tuple(Rule(name, True, facts) for name, facts in _FORMER))
 
 
 def _rule(item: dict[str, Any], where: str) -> Rule:
