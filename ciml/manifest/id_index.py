@@ -213,7 +213,8 @@ class IdTable:
             for part in run.parts:
                 if len(found) < most and part.first <= key <= part.last:
                     rows = self.files.open(part)
-                    start, end = (int(np.searchsorted(rows.high, key, side=side)) for side in ("left", "right"))
+                    start = int(np.searchsorted(rows.high, key))
+                    end = int(np.searchsorted(rows.high, key, side="right"))
                     found += [rows.row(at) for at in range(start, min(end, start + most - len(found)))]
         return found
 

@@ -173,19 +173,23 @@ class _Draft:
             self._events.add(event)
         word = (outcome.mention.outcome or "") if outcome.mention else ""
         if outcome.kind in ("run", "reclaim"):
-            if outcome.file is None or not run_id:
-                raise IntegrityError(f"{outcome.origin} {run_id}: run without a raw object")
-            facts = outcome.mention
-            if facts is not None and (changed := self._subjects.changes(facts)):
-                outcome = outcome.replace(joined=changed)
-            proved = facts is not None and bool(facts.auth)
-            self._runs[run_id] = KnownRun(word, outcome.file.digest, outcome.trust.trusted, proved)
+            outcome = self._row(outcome)
         elif outcome.kind == "correction" and run is not None:
             self._runs[run_id] = run._replace(outcome=word)
         elif outcome.kind == "update":
             self._say(outcome)
         self._lists[outcome.kind].append(outcome)
         return outcome.kind
+
+    def _row(self, outcome: Outcome) -> Outcome:
+        """Return the record of a raw row, with the facts that earlier updates changed."""
+        facts, file = outcome.mention, outcome.file
+        if facts is None or file is None:
+            raise IntegrityError(f"{outcome.origin} {outcome.run_id}: run without a raw object")
+        known = KnownRun(facts.outcome or "", file.digest, outcome.trust.trusted, bool(facts.auth))
+        self._runs[outcome.run_id] = known
+        changed = self._subjects.changes(facts)
+        return outcome.replace(joined=changed) if changed else outcome
 
     def _judged(self, outcome: Outcome) -> Outcome:
         """Judge an outcome again where updates of earlier deltas concern its run."""

@@ -44,7 +44,7 @@ def row_of(entries: list[RunEntry]) -> RunEntry | None:
 
 
 class Attempt(NamedTuple):
-    """An attempt of a job: its run id, number, outcome (with corrections), start (µs, None if unknown) and last kind."""
+    """An attempt of a job: run id, number, outcome with corrections, start (µs; None if unknown), kind of record."""
 
     run_id: str
     attempt: int
