@@ -192,12 +192,14 @@ class _Draft:
         return outcome.replace(joined=changed) if changed else outcome
 
     def _judged(self, outcome: Outcome) -> Outcome:
-        """Judge an outcome again where updates of earlier deltas concern its run."""
+        """Judge an outcome again where updates of earlier deltas concern its run.
+
+        A retry was judged when it was deferred, perhaps by facts that a later update changed back.
+        """
         facts = outcome.mention
-        changed = self._subjects.changes(facts) if facts is not None else {}
-        if facts is None or not changed or self._judge is None:
+        if facts is None or self._judge is None or not self._subjects.concern(facts):
             return outcome
-        return outcome.replace(trust=self._judge(facts.replace(**changed)))
+        return outcome.replace(trust=self._judge(self._subjects.join(facts)))
 
     def _say(self, outcome: Outcome) -> None:
         for update in outcome.updates:

@@ -137,6 +137,10 @@ class Subjects:
         changed = self.changes(facts)
         return facts.replace(**changed) if changed else facts
 
+    def concern(self, facts: RunFacts) -> bool:
+        """Return whether updates say anything of a run's subjects."""
+        return any(self.said(subject) for subject in subjects_of(facts))
+
     def changes(self, facts: RunFacts) -> dict[str, str]:
         """Return the facts of a run that updates so far change."""
         return changes_of(facts, map(self.said, subjects_of(facts))) if facts.subjects else {}
