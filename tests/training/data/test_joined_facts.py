@@ -106,7 +106,7 @@ def test_updates_after_a_span_was_sealed_count_in_the_next_snapshot(data: DataRo
     assert verify_raw(data.raw).findings == []
 
 
-def test_a_change_that_was_known_decides_the_split_and_a_later_one_moves_nothing(data: DataRoot, source: Source) -> None:
+def test_a_known_change_decides_the_split_and_a_later_one_moves_nothing(data: DataRoot, source: Source) -> None:
     definition = data.dataset("cpu").state().definition
     assert definition is not None
     before = {run.run_id: run.split for span in data.dataset("cpu").state().latest() for run in span.runs}
