@@ -64,8 +64,8 @@ def facts(number: int) -> RunFacts:
 @pytest.fixture
 def source(data: DataRoot) -> Source:
     made = Source(data)
-    made.commit(says("sha:1", change="12"), *(facts(number) for number in range(1, 5)))
-    made.commit(says("sha:5", change="12", review="approved"))
+    made.commit(says("sha:1", change="c1"), *(facts(number) for number in range(1, 5)))
+    made.commit(says("sha:5", review="approved"), *(says(f"sha:{n}", change=f"c{n}") for n in range(5, RUNS + 1)))
     made.commit(*(facts(number) for number in range(5, RUNS + 1)))
     create_dataset(data, DatasetDefinition(name="cpu", sample_interval="1s", max_windows=4, span_runs=RUNS))
     update_dataset(data.dataset("cpu"))
@@ -110,16 +110,21 @@ def test_a_known_change_decides_the_split_and_a_later_one_moves_nothing(data: Da
     definition = data.dataset("cpu").state().definition
     assert definition is not None
     before = {run.run_id: run.split for span in data.dataset("cpu").state().latest() for run in span.runs}
-    expected = {}
+    expected, by_run, roles = {}, {}, {}
     for number in range(1, RUNS + 1):
-        own = facts(number)
-        change = "12" if number == 5 else ""  # that of run 1 came in the same delta: a later one than its row
-        expected[own.run_id] = split_of(own.project, change, own.run_id, definition.salt, definition.tdt_split)
-    assert before == expected
-    assert len(set(before.values())) > 1
+        own, weights, salt = facts(number), definition.tdt_split, definition.salt
+        change = f"c{number}" if number >= 5 else ""  # that of run 1 came in the same delta: a later one than its row
+        expected[own.run_id] = split_of(own.project, change, own.run_id, salt, weights)
+        by_run[own.run_id] = split_of(own.project, "", own.run_id, salt, weights)
+        roles[own.run_id] = split_of(own.project, change, own.run_id, f"{salt}\0dev", (17, 3, 0))
+    assert before == expected != by_run
     source.commit(says("all", change="99", review="approved", project="other"))
     made = snapshot(data)
     assert {run.run_id: run.split for run in made.runs()} == before
+    assert {run.run_id: run.role for run in made.runs() if run.split == "train"} == {
+        run_id: role for run_id, role in roles.items() if before[run_id] == "train"
+    }
+    assert "dev" in roles.values()
     update_dataset(data.dataset("cpu"))
     assert {run.run_id: run.split for span in data.dataset("cpu").state().latest() for run in span.runs} == before
     create_dataset(data, DatasetDefinition(name="again", sample_interval="1s", max_windows=4, span_runs=RUNS))
