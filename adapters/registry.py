@@ -129,6 +129,8 @@ def _event(reading: Reading | Ignored, source: str, auth: str) -> Event:
         return Event(key, source, event_id, reading.type, None, (), (), {}, {}, ignored=reading.rule)
     if len(reading.runs) > MAX_EVENT_RUNS:
         raise RejectedInput("too_many_runs", f"{len(reading.runs)} runs, at most {MAX_EVENT_RUNS}")
+    if len(reading.updates) > MAX_EVENT_RUNS:
+        raise RejectedInput("too_many_runs", f"{len(reading.updates)} updates, at most {MAX_EVENT_RUNS}")
     facts: dict[str, RunFacts] = {}
     rejections: list[Rejection] = []
     addresses: dict[str, str] = {}
@@ -138,8 +140,8 @@ def _event(reading: Reading | Ignored, source: str, auth: str) -> Event:
             facts.setdefault(made.run_id, made)
         else:
             rejections.append(made)
-    updates = tuple(fact_update(source, update.subject, update.facts) for update in reading.updates)
     when_us = time_us({"time": reading.time}, "time")
+    updates = tuple(fact_update(source, update.subject, update.facts, auth, when_us) for update in reading.updates)
     return Event(
         key, source, event_id, reading.type, when_us, tuple(facts.values()), tuple(rejections), addresses, {}, updates
     )

@@ -19,6 +19,7 @@ MAX_ID_CHARACTERS = 512  # of a run's and of an event's
 MAX_URL_CHARACTERS = 4096  # signed addresses are long
 MAX_JOB_PATH_CHARACTERS = 200  # percent-encoded: a folder's name has at most 255 bytes, less "job=" and some room
 MAX_LABELS = 64
+MAX_SUBJECT_RUNS = 10_000  # whose trust an update changes at once; snapshots judge all of them
 MAX_SUBJECTS = 4  # of a run: its workflow run, change, commit and ref
 MAX_LABEL_NAME_CHARACTERS = 128
 MAX_SAMPLES_BYTES = MIB // 4  # of one message

@@ -16,6 +16,7 @@ COMMANDS: Table = {
         "plot": ("cli.commands.data.plot:command", "Plot a data set, or one log."),
         "cluster": ("cli.commands.data.cluster:command", "Cluster the runs of a data set."),
         "drift": ("cli.commands.data.drift:command", "Detect data drift."),
+        "trust": ("cli.commands.data.trust:command", "Check a trust policy, explain a run's trust."),
         "dead-letters": ("cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),
     },
     "Learn": {

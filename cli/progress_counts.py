@@ -23,6 +23,7 @@ WORDS = {
     "ignored": "ignored",
     "dead_letter": "dead letters",
     "deferred": "waiting for a log",
+    "update": "updates",
 }
 
 

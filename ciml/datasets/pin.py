@@ -38,7 +38,7 @@ class Pin:
         """
         self.version = 0
         self.other_jobs: set[str] = set()
-        self._corrections: dict[str, list[Change]] = {}
+        self._changes: dict[str, list[Change]] = {}
         # A run as JSON takes a third of the memory of its objects, and all are held until the slice.
         found: list[_Found] = []
         reclaimed: dict[str, _Found | None] = {}
@@ -58,9 +58,11 @@ class Pin:
                 elif row is not None:
                     found.append(row)
             for reclaim in delta.reclaims:
-                self._corrections.pop(reclaim.mention.run_id, None)  # they belong to the replaced row
+                self._changes.pop(reclaim.mention.run_id, None)  # they belong to the replaced row
             for each in delta.corrections:
-                self._corrections.setdefault(each.mention.run_id, []).append((each.fix, each.trust))
+                self._changes.setdefault(each.mention.run_id, []).append((each.fix, each.binding))
+            for changed in delta.trust_changes:
+                self._changes.setdefault(changed.run_id, []).append(changed.trust)
         if last is not None and self.version < last:
             raise CimlError(
                 f"raw_version {last}: the raw store {raw.url()} is at version {self.version}; check the raw store"
@@ -82,16 +84,16 @@ class Pin:
         decode = msgspec.json.Decoder(RunRecord).decode
         for position, record in self._records[start:stop]:
             run = SelectedRun.of(position, decode(record))
-            yield run.corrected(self.fix(run))
+            yield apply_changes(run, self._changes.get(run.run_id, ()))[0]
 
     def voters(self) -> Iterator[SelectedRun]:
-        """Yield the runs whose classes count: those trusted at ingestion, or all if no run was trusted."""
+        """Yield the runs whose classes count: those trusted at `version`, or all if no run was trusted."""
         any_trusted = any(run.trust.trusted for run in self.runs())
         yield from (run for run in self.runs() if not any_trusted or run.trust.trusted)
 
     def fix(self, run: SelectedRun) -> Fix | None:
         """Return the last valid correction of a run; None for a run without one."""
-        return apply_changes(run, self._corrections.get(run.run_id, ()))[1]
+        return apply_changes(run, self._changes.get(run.run_id, ()))[1]
 
 
 class PinnedPlan:
@@ -109,7 +111,7 @@ class PinnedPlan:
             raise IntegrityError("data set manifest: no definition")
         self._state, self._pin, self._resolver, self._raw = state, pin, resolver, raw
         self._definition = state.definition
-        self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
+        self._base, self._cursor, self._changes_to = state.version, state.cursor, state.corrections_to
         self.waiting = 0
         self.other_jobs = pin.other_jobs
 
@@ -135,7 +137,7 @@ class PinnedPlan:
                 base=self._base + number - done - 1,
                 resolved=resolved,
                 cursor=(pin.version + 1, 0) if ended else self._cursor,
-                corrections_to=pin.version + 1 if ended else self._corrections_to,
+                corrections_to=pin.version + 1 if ended else self._changes_to,
                 spans=(SpanPlan(number, 1, runs),),
                 corrections={run.run_id: fix for run in runs if (fix := pin.fix(run)) is not None},
             )

@@ -34,7 +34,7 @@ class SelectedRun(Record, frozen=True, gc=False):
     @classmethod
     def of(cls, position: Position, record: RunRecord) -> SelectedRun:
         """Return the selected run of a record at a position."""
-        return cls(position, record.mention, record.file, record.trust)
+        return cls(position, record.facts, record.file, record.trust)
 
     def corrected(self, fix: tuple[str, str] | None) -> SelectedRun:
         """Return the run with another outcome. The facts that decide its trust stay."""
@@ -68,8 +68,9 @@ class Step:
 Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
 #: An outcome, and the producer's own word.
 Fix = tuple[str, str]
-#: A change of a run after its first row: a correction with its trust, or the row of a reclaim.
-Change = tuple[Fix, Trust] | SelectedRun
+#: A change of a run after its first row: a correction and whether it is binding, the row of a reclaim, or a decision on
+#: its trust.
+Change = tuple[Fix, bool] | SelectedRun | Trust
 
 
 class Plan:
@@ -138,6 +139,8 @@ class Plan:
                 self._pending[run_id] = changed
                 if fix is not None:
                     self._fixes[run_id] = fix
+            elif isinstance(change, Trust):
+                pass  # snapshots judge the runs of sealed spans
             elif version >= self._corrections_to and self._span_of(run_id):
                 self._late.setdefault(run_id, []).append(change)
 
@@ -215,7 +218,9 @@ def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:
     for index, record in enumerate(delta.reclaims, len(delta.runs)):
         yield record.mention.run_id, SelectedRun.of((version, index), record)
     for correction in delta.corrections:
-        yield correction.mention.run_id, (correction.fix, correction.trust)
+        yield correction.mention.run_id, (correction.fix, correction.binding)
+    for changed in delta.trust_changes:
+        yield changed.run_id, changed.trust
 
 
 def apply_changes(run: SelectedRun, changes: Iterable[Change]) -> tuple[SelectedRun, Fix | None]:
@@ -232,9 +237,11 @@ def apply_change(run: SelectedRun, change: Change) -> tuple[SelectedRun, Fix | N
 
     A correction counts where it is at least as trusted as the run, a reclaim where it is recorded after the row.
     """
+    if isinstance(change, Trust):
+        return run.replace(trust=change), None
     if isinstance(change, SelectedRun):
         if change.position <= run.position:
             return run, None
         return change, (change.mention.outcome or "", change.mention.result)
-    fix, trust = change
-    return (run.corrected(fix), fix) if trust.trusted or not run.trust.trusted else (run, None)
+    fix, binding = change
+    return (run.corrected(fix), fix) if binding or not run.trust.trusted else (run, None)

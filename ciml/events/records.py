@@ -20,8 +20,9 @@ Phase = Literal["queued", "started", "finished"]
 #: One vocabulary for outcomes (OpenTelemetry CI/CD); the producer's own word stays beside it in ``result``.
 OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
 #: The kind of an outcome of one (event, run). Only ``deferred`` is not final: its log is tried again later.
-#: ``reclaim`` is a raw row from a trusted event for a run whose row came from an untrusted one.
-Kind = Literal["run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred"]
+#: ``reclaim`` is a raw row from an event that is believed more than the one that the run's row came from. ``update``
+#: holds what an event says of the runs of other events.
+Kind = Literal["run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred", "update"]
 #: The list of a delta that holds the records of each kind.
 LISTS: Mapping[Kind, str] = {
     "run": "runs",
@@ -31,11 +32,12 @@ LISTS: Mapping[Kind, str] = {
     "ignored": "ignored",
     "dead_letter": "dead_letters",
     "deferred": "deferred",
+    "update": "updates",
 }
 
 
 #: The lists of `LISTS` that a delta omits where they are empty; deltas of older versions lack them.
-_LEFT_OUT = frozenset({"reclaims"})
+_LEFT_OUT = frozenset({"reclaims", "updates"})
 
 
 def records_of(delta: Mapping[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
@@ -48,6 +50,11 @@ def records_of(delta: Mapping[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]
 def rows_of(delta: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the raw rows of a delta: its runs, then its reclaims. A row's index in a position counts in this list."""
     return [*delta["runs"], *delta.get("reclaims", ())]
+
+
+def facts_of_row(row: Mapping[str, Any]) -> RunFacts:
+    """Return the facts of a raw row as they were known when it was stored. No later update changes them."""
+    return RunFacts.from_json({**row["mention"], **row.get("joined", {})})
 
 
 def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
@@ -156,6 +163,28 @@ def _trust(trusted: bool, rule: str, policy: str) -> Trust:
 UNJUDGED = Trust(False, "not judged", "")
 
 
+class FactUpdate(Record, frozen=True, omit_defaults=True, gc=False):
+    """An update of the runs of one subject of a source (`ciml.events.updates`).
+
+    Attributes:
+      source: the name of the source, as in run ids. An update never concerns runs of another source.
+      subject: the runs concerned: those whose `RunFacts.subjects` hold it.
+      facts: names of `ciml.events.updates.UPDATABLE` -> text, checked.
+      auth: how a receiver proved who sent the event, "" without proof.
+      time_us: the event's own time, epoch microseconds; None where it has none.
+    """
+
+    source: str
+    subject: str
+    facts: Mapping[str, str]
+    auth: str = ""
+    time_us: int | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FactUpdate:
+        return cls(**value)
+
+
 class RawFile(Record, frozen=True, gc=False):
     """The raw object of a run, relative to the raw store's root.
 
@@ -179,7 +208,9 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     ``event_key`` is ``source id`` of the CloudEvent (the same event has the same key). A dead letter's ``payload``
     suffices to try it again: ``{"value": base64, "headers": [[name, base64], …], "timestamp_ms": …}``.
     ``attempts`` counts the tries to fetch the log; above 1 the record settles an earlier ``deferred`` one.
-    ``not_before_us`` is the time of a deferred log's next try.
+    ``not_before_us`` is the time of a deferred log's next try. ``updates`` are those of an ``update``. ``lowered``
+    marks a correction by an untrusted event of a run that was trusted when it was stored, and is not any more.
+    ``joined`` holds the facts of a raw row that earlier updates changed.
     """
 
     kind: Kind
@@ -194,6 +225,9 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     attempts: int = 1
     first_seen_us: int | None = None
     not_before_us: int | None = None
+    updates: tuple[FactUpdate, ...] = ()
+    lowered: bool = False
+    joined: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -211,6 +245,8 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
         for name, kind in (("mention", RunFacts), ("trust", Trust), ("file", RawFile)):
             if name in parts:
                 parts[name] = kind.from_json(parts[name])
+        if "updates" in parts:
+            parts["updates"] = tuple(FactUpdate.from_json(update) for update in parts["updates"])
         return cls(**parts)
 
 

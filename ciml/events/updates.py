@@ -1,32 +1,49 @@
-"""Facts about a run that arrive in another event than its outcome, such as whether its change was merged."""
+"""Facts about a run that arrive in another event than its outcome, such as whether its change was merged.
+
+An update names a subject, and concerns every run of its source that names the same subject, before or after it. What
+updates say of a subject is kept as one `Said` for each fact. `merged` is commutative, associative and idempotent, so
+the facts of a run depend on the set of updates alone, never on the order in which runs and updates arrive.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, needed_text
-from ciml.events.records import Record
+from ciml.events.records import FactUpdate, RunFacts
+
+__all__ = ["UPDATABLE", "FactUpdate", "Said", "changes_of", "fact_update", "joined", "merged", "said_by"]
 
 #: The fields of `RunFacts` that an update may set.
 UPDATABLE = ("event", "pipeline", "project", "branch", "change", "patchset", "review", "fork", "owner")
+#: Values that no other value of their fact replaces, whatever the times: what was merged stays merged, and a run that
+#: executed a fork's code stays one of a fork.
+_LASTING = {("review", "merged"), ("fork", "yes")}
 
 
-class FactUpdate(Record, frozen=True, gc=False):
-    """An update of the runs of one subject of a source.
+class Said(NamedTuple):
+    """What updates say of one fact of one subject: the greatest of all that were said, in the order of the fields.
 
     Attributes:
-      source: the name of the source, as in run ids. An update never concerns runs of another source.
-      subject: the runs concerned: those whose `RunFacts.subjects` hold it.
-      facts: names of `UPDATABLE` -> text, checked.
+      proved: whether a receiver proved who sent the event.
+      lasting: whether no later value replaces this one.
+      time_us: the event's own time; -1 where it has none.
+      event_key: of the event: it decides between equal times.
+      value: the fact.
     """
 
-    source: str
-    subject: str
-    facts: Mapping[str, str]
+    proved: bool
+    lasting: bool
+    time_us: int
+    event_key: str
+    value: str
 
 
-def fact_update(source: str, subject: str, facts: Mapping[str, str]) -> FactUpdate:
+def fact_update(
+    source: str, subject: str, facts: Mapping[str, str], auth: str = "", time_us: int | None = None
+) -> FactUpdate:
     """Check an update.
 
     Raises:
@@ -35,7 +52,54 @@ def fact_update(source: str, subject: str, facts: Mapping[str, str]) -> FactUpda
     checked = identifier({"subject": subject}, "subject")
     if not checked:
         raise RejectedInput("missing_field", "subject")
+    if not facts:
+        raise RejectedInput("missing_field", "facts")
     for name in facts:
         if name not in UPDATABLE:
             raise RejectedInput("bad_field", f"{name}: not a fact of {', '.join(UPDATABLE)}")
-    return FactUpdate(source, checked, {name: needed_text(facts, name) for name in facts})
+    texts = {name: needed_text(facts, name) for name in facts}
+    if texts.get("fork", "yes") not in ("yes", "no"):
+        raise RejectedInput("bad_field", "fork: want yes or no")
+    return FactUpdate(source, checked, texts, auth, time_us)
+
+
+def said_by(update: FactUpdate, event_key: str) -> dict[str, Said]:
+    """Return what an update says, by fact."""
+    when = -1 if update.time_us is None else update.time_us
+    return {
+        name: Said(bool(update.auth), (name, value) in _LASTING, when, event_key, value)
+        for name, value in update.facts.items()
+    }
+
+
+def merged(one: Mapping[str, Said], other: Mapping[str, Said]) -> dict[str, Said]:
+    """Return the greater of what two say of each fact."""
+    return {name: max(each[name] for each in (one, other) if name in each) for name in {**one, **other}}
+
+
+def joined(facts: RunFacts, said: Iterable[Mapping[str, Said]]) -> RunFacts:
+    """Return the facts of a run with what updates say of its subjects: the own facts with `changes_of`."""
+    changed = changes_of(facts, said)
+    return facts.replace(**changed) if changed else facts
+
+
+def changes_of(facts: RunFacts, said: Iterable[Mapping[str, Said]]) -> dict[str, str]:
+    """Return the facts of a run that updates of its subjects change.
+
+    An update replaces the run's own fact, unless the own one is lasting (`merged`, fork). A run whose event was proved
+    takes facts from proved updates alone. Its id, outcome, times, log and proof never change.
+
+    Args:
+      facts: as the run's own event has them.
+      said: what was said of each of its subjects.
+    """
+    found: dict[str, Said] = {}
+    for one in said:
+        found = merged(found, one)
+    return {
+        name: each.value
+        for name, each in found.items()
+        if (each.proved or not facts.auth)
+        and (each.lasting or (name, getattr(facts, name)) not in _LASTING)
+        and each.value != getattr(facts, name)
+    }

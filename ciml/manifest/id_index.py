@@ -200,6 +200,24 @@ class IdTable:
                 if not len(asked):
                     return
 
+    def starting(self, half: bytes, most: int) -> list[dict[str, Any]]:
+        """Return the values of at most ``most`` ids that start with these 64 bits, the newest runs first.
+
+        An id that several runs hold may appear several times.
+        """
+        import numpy as np
+
+        key = np.uint64(int.from_bytes(half))
+        found: list[dict[str, Any]] = []
+        for run in reversed(self.runs):
+            for part in run.parts:
+                if len(found) < most and part.first <= key <= part.last:
+                    rows = self.files.open(part)
+                    start = int(np.searchsorted(rows.high, key))
+                    end = int(np.searchsorted(rows.high, key, side="right"))
+                    found += [rows.row(at) for at in range(start, min(end, start + most - len(found)))]
+        return found
+
     def scan(self) -> Iterator[Rows]:
         """Yield all rows, each id once, without removed ones; one range of ids at a time."""
         for rows in _merge(self.kind, self.runs, self.files, drop=True):

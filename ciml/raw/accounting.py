@@ -7,15 +7,19 @@ resumes late and a second committer change nothing: covered offsets are dropped,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome, lists_of
+from ciml.events.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome, RunFacts, lists_of
+from ciml.events.updates import Said, joined, merged, said_by
+from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.log import Delta
 from ciml.manifest.offsets import RangeSet
 from ciml.raw.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
+from ciml.raw.known_subjects import Subject, Subjects, subjects_of
+from ciml.raw.run_log import Judge
 from ciml.raw.state import RawState, check_topic_id, open_raw, retry
 
 __all__ = [
@@ -27,7 +31,7 @@ __all__ = [
 _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
 
 
-def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta | None:
+def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Judge | None = None) -> Delta | None:
     """Return the delta that ``batches`` add to ``state``, or None where they add nothing.
 
     Args:
@@ -36,6 +40,8 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
         its outcomes settle open records of the same origin and run id; its other outcomes are dropped. Where an
         undecodable message is open, all outcomes of its origin replace it together: the batch must hold them all.
       time_us: the time of the commit.
+      judge: decides again on the trust of runs for which updates are known, by the joined facts. Updates of this delta
+        count after all its other records. None leaves the decisions as they are.
 
     Raises:
       IntegrityError: a batch that is not settled, outcomes outside its range, or a topic that was created again.
@@ -53,7 +59,8 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
             for run_id in (outcome.run_id, "")
         ],
     )
-    draft = _Draft(state)
+    state.index.subjects.prefetch(_subjects(settled))
+    draft = _Draft(state, judge)
     for batch in ordered:
         if batch.messages or batch.pending_runs:
             raise IntegrityError(f"{batch.covers}: cannot commit a batch with unsettled runs")
@@ -64,6 +71,13 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
         else:
             draft.settle_range(batch.covers, settled)
     return draft.delta(time_us)
+
+
+def _subjects(settled: Iterable[Outcome]) -> Iterator[Subject]:
+    for outcome in settled:
+        if outcome.mention is not None:
+            yield from subjects_of(outcome.mention)
+        yield from ((update.source, update.subject) for update in outcome.updates)
 
 
 def _order(batch: Batch) -> tuple[bool, str, int, int]:
@@ -81,8 +95,9 @@ def _position(outcome: Outcome) -> tuple[str, int, int]:
 class _Draft:
     """A delta under construction, on top of the state that it follows."""
 
-    def __init__(self, state: RawState) -> None:
-        self._state = state
+    def __init__(self, state: RawState, judge: Judge | None) -> None:
+        self._state, self._judge = state, judge
+        self._said: dict[Subject, dict[str, Said]] = {}  # of subjects of which updates say something new
         self._offsets: dict[str, dict[int, RangeSet]] = {}
         self._topic_ids: dict[str, str] = {}
         self._events: set[tuple[str, str]] = set()
@@ -120,7 +135,8 @@ class _Draft:
         if undecoded not in self._state.dead_letters:
             for outcome in outcomes:
                 self.settle_retry(outcome)
-        elif all(outcome.run_id for outcome in outcomes):  # it is decoded now, into these runs
+        elif all(outcome.run_id or outcome.kind != "dead_letter" for outcome in outcomes):
+            # It is decoded now, into these runs and updates.
             self._tried.add(undecoded)
             self._closes[undecoded] = None
             for outcome in {outcome.run_id: outcome for outcome in reversed(outcomes)}.values():
@@ -131,6 +147,7 @@ class _Draft:
         key = (outcome.origin, outcome.run_id)
         if key in self._tried:
             return
+        outcome = self._judged(outcome)
         before = self._state.deferred.get(key)
         if before is not None:
             if outcome.kind == "deferred" and outcome.attempts <= before.attempts:
@@ -151,18 +168,75 @@ class _Draft:
         run_id, event = outcome.run_id, (outcome.event_key, outcome.run_id)
         seen = bool(outcome.event_key) and (event in self._events or self._state.index.has_event(*event))
         run = self._run(run_id)
-        outcome = _classify(outcome, run, repeated=seen and not again)
+        outcome = _classify(self._judged(outcome), run, repeated=seen and not again)
         if outcome.event_key:
             self._events.add(event)
         word = (outcome.mention.outcome or "") if outcome.mention else ""
         if outcome.kind in ("run", "reclaim"):
-            if outcome.file is None or not run_id:
-                raise IntegrityError(f"{outcome.origin} {run_id}: run without a raw object")
-            self._runs[run_id] = KnownRun(word, outcome.file.digest, outcome.trust.trusted)
+            outcome = self._row(outcome)
         elif outcome.kind == "correction" and run is not None:
             self._runs[run_id] = run._replace(outcome=word)
+        elif outcome.kind == "update":
+            self._say(outcome)
         self._lists[outcome.kind].append(outcome)
         return outcome.kind
+
+    def _row(self, outcome: Outcome) -> Outcome:
+        """Return the record of a raw row, with the facts that earlier updates changed."""
+        facts, file = outcome.mention, outcome.file
+        if facts is None or file is None:
+            raise IntegrityError(f"{outcome.origin} {outcome.run_id}: run without a raw object")
+        known = KnownRun(facts.outcome or "", file.digest, outcome.trust.trusted, bool(facts.auth))
+        self._runs[outcome.run_id] = known
+        changed = self._subjects.changes(facts)
+        return outcome.replace(joined=changed) if changed else outcome
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Judge an outcome again where updates of earlier deltas concern its run.
+
+        A retry was judged when it was deferred, perhaps by facts that a later update changed back.
+        """
+        facts = outcome.mention
+        if facts is None or self._judge is None or not self._subjects.concern(facts):
+            return outcome
+        return outcome.replace(trust=self._judge(self._subjects.join(facts)))
+
+    def _say(self, outcome: Outcome) -> None:
+        for update in outcome.updates:
+            subject = (update.source, update.subject)
+            before = self._said.get(subject) or self._subjects.said(subject)
+            after = merged(before, said_by(update, outcome.event_key))
+            if after != before:
+                self._said[subject] = after
+
+    def _trust_changes(self) -> list[dict[str, Any]]:
+        """Return the changes of trust by the updates of this delta, by run id."""
+        if self._judge is None or not self._said:
+            return []
+        changes = {}
+        for run_id, facts in self._updated_runs().items():
+            said = (self._said.get(subject) or self._subjects.said(subject) for subject in subjects_of(facts))
+            trust, known = self._judge(joined(facts, said)), self._run(run_id)
+            if known is not None and known.trusted != trust.trusted:
+                changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}
+        return [changes[run_id] for run_id in sorted(changes)]
+
+    def _updated_runs(self) -> dict[str, RunFacts]:
+        """Return the own facts of the runs whose subjects have updates here, those stored by this delta included."""
+        found: dict[str, RunFacts] = {}
+        for subject in self._said:
+            found |= {facts.run_id: facts for facts in self._subjects.runs(subject, MAX_SUBJECT_RUNS)}
+        for outcome in (*self._lists["run"], *self._lists["reclaim"]):
+            facts = outcome.mention
+            if facts is not None and (facts.run_id in found or not self._said.keys().isdisjoint(subjects_of(facts))):
+                found[facts.run_id] = facts
+        self._subjects.prefetch(subject for facts in found.values() for subject in subjects_of(facts))
+        self._state.index.prefetch(runs=found)
+        return found
+
+    @property
+    def _subjects(self) -> Subjects:
+        return self._state.index.subjects
 
     def _run(self, run_id: str) -> KnownRun | None:
         return (self._runs.get(run_id) or self._state.index.run(run_id)) if run_id else None
@@ -176,19 +250,21 @@ class _Draft:
         if not offsets and not any(self._lists.values()):
             return None
         dead_letters = [[key[0].to_json(), key[1]] for key in self._closes if key not in self._state.deferred]
+        trust_changes = self._trust_changes()
         return {
             "time_us": time_us,
             "offsets": offsets,
             **lists_of(self._lists),
             "closes": [[origin.to_json(), run_id] for origin, run_id in self._closes],
             **({"closed_letters": dead_letters} if dead_letters else {}),
+            **({"trust_changes": trust_changes} if trust_changes else {}),
         }
 
 
 def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outcome:
     """Classify an outcome, given its run's raw row (or None), and whether its event was seen before."""
     if repeated:
-        return _plain(outcome, run).replace(kind="repeat", reason="event")
+        return _plain(outcome, run).replace(kind="repeat", reason="event", updates=())
     if run is None or _is_first(outcome, run) or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
         if run is not None and outcome.kind == "run":
             outcome = outcome.replace(kind="reclaim")
@@ -198,17 +274,25 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
     word = outcome.mention.outcome if outcome.mention else None
     if not word or word == run.outcome:
         return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
-    if run.trusted and not outcome.trust.trusted:
-        return plain.replace(kind="ignored", reason="less_trusted", detail=f"a trusted event says {run.outcome}")
-    return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}")
+    if standing(outcome) < run.standing:
+        held = "trusted" if run.trusted else "proved"
+        return plain.replace(kind="ignored", reason="less_trusted", detail=f"a {held} event says {run.outcome}")
+    lowered = run.lowered and not outcome.trust.trusted
+    return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}", lowered=lowered)
+
+
+def standing(outcome: Outcome) -> int:
+    """Return how far an event is believed about a run: 2 where it is trusted, 1 where its sender was proved, else 0."""
+    proved = outcome.mention is not None and bool(outcome.mention.auth)
+    return 2 if outcome.trust.trusted else int(proved)
 
 
 def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:
-    """Return whether an outcome is the first of its trust that names its run.
+    """Return whether an outcome is the first of its standing that names its run.
 
-    An untrusted event does not bind a trusted one, which brings its own row or waits for its log.
+    An event does not bind one of a higher standing, which brings its own row or waits for its log.
     """
-    return run is None or (outcome.trust.trusted and not run.trusted)
+    return run is None or standing(outcome) > run.standing
 
 
 def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:

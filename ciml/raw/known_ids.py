@@ -9,6 +9,8 @@ from ciml.errors import IntegrityError
 from ciml.events.records import Origin
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.id_set import IdSet
+from ciml.raw.known_subjects import TABLES as SUBJECT_TABLES
+from ciml.raw.known_subjects import Subjects
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +28,25 @@ class KnownRun(NamedTuple):
     Attributes:
       outcome: the current one.
       digest: of the telemetry of the current row: the first, or the reclaim.
-      trusted: whether the event that the row came from was trusted.
+      trusted: whether it is trusted, by the event that the row came from and the updates that were joined since.
+      proved: whether a receiver proved who sent that event.
+      lowered: whether it was trusted when it was stored, and is not any more.
     """
 
     outcome: str
     digest: str
     trusted: bool
+    proved: bool = False
+    lowered: bool = False
+
+    @property
+    def standing(self) -> int:
+        """How far its facts are believed: 2 where it is trusted, 1 where its event was proved, else 0."""
+        return 2 if self.trusted else int(self.proved)
+
+    def judged(self, trusted: bool) -> KnownRun:
+        """Return the run with another decision on its trust, by an update."""
+        return self._replace(trusted=trusted, lowered=not trusted and (self.trusted or self.lowered))
 
 
 class OpenDeadLetter(NamedTuple):
@@ -42,7 +57,13 @@ class OpenDeadLetter(NamedTuple):
 
 
 class Index(Protocol):
-    """All ids ever seen. Only the index grows with every event, so it is replaceable."""
+    """All ids ever seen. Only the index grows with every event, so it is replaceable.
+
+    Attributes:
+      subjects: what updates say, and the runs that they concern.
+    """
+
+    subjects: Subjects
 
     def prefetch(
         self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
@@ -76,6 +97,7 @@ class MemoryIndex:
     """All ids in memory: about 150 bytes per (event, run), 300 more per run."""
 
     def __init__(self) -> None:
+        self.subjects = Subjects()
         self._events = IdSet()
         self._runs: dict[str, KnownRun] = {}
         self._dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
@@ -123,8 +145,8 @@ def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
     return closed
 
 
-#: The tables of a `LayeredIndex`. An outcome is its index in `_OUTCOMES`, plus `_UNTRUSTED` for an untrusted run. A
-#: closed dead letter has version 0.
+#: The tables of a `LayeredIndex`. An outcome is its index in `_OUTCOMES`, plus flags: `_UNTRUSTED` for an untrusted
+#: run, `_PROVED` and `_LOWERED` as in `KnownRun`. A closed dead letter has version 0.
 TABLES: Mapping[str, TableKind] = {
     "events": TableKind(),
     "runs": TableKind({"outcome": "uint8", "digest": "binary"}),
@@ -139,8 +161,10 @@ TABLES: Mapping[str, TableKind] = {
         },
         is_removed=_are_closed,
     ),
+    **SUBJECT_TABLES,
 }
 _UNTRUSTED = 0x80  # older versions did not store it: such runs count as trusted
+_PROVED, _LOWERED = 0x40, 0x20
 _OUTCOMES = ("", "success", "failure", "error", "timeout", "cancellation", "skip")
 
 
@@ -154,6 +178,7 @@ class LayeredIndex:
 
     def __init__(self, tables: Mapping[str, IdTable], runs: int) -> None:
         self._tables = tables
+        self.subjects = Subjects(tables)
         self._run_count = runs
         self._events = IdSet(tables["events"])
         self._runs: dict[str, KnownRun] = {}
@@ -224,6 +249,7 @@ class LayeredIndex:
         """Return the ids since the checkpoint, as rows for its tables."""
         runs, dead_letters = self._runs, self._dead_letters
         return {
+            **self.subjects.recent(),
             "events": self._events.recent(),
             "runs": TABLES["runs"].rows(
                 [fingerprint(run_id) for run_id in runs],
@@ -258,13 +284,24 @@ def _open_dead_letter(value: Mapping[str, Any] | None) -> OpenDeadLetter | None:
 def _known_run(value: Mapping[str, Any] | None) -> KnownRun | None:
     if value is None:
         return None
-    outcome: int = value["outcome"]
-    return KnownRun(_OUTCOMES[outcome & ~_UNTRUSTED], _unpack(value["digest"]), not outcome & _UNTRUSTED)
+    flags: int = value["outcome"]
+    return KnownRun(
+        _OUTCOMES[flags & ~(_UNTRUSTED | _PROVED | _LOWERED)],
+        _unpack(value["digest"]),
+        trusted=not flags & _UNTRUSTED,
+        proved=bool(flags & _PROVED),
+        lowered=bool(flags & _LOWERED),
+    )
 
 
 def _outcome_number(run: KnownRun) -> int:
     try:
-        return _OUTCOMES.index(run.outcome) | (0 if run.trusted else _UNTRUSTED)
+        return (
+            _OUTCOMES.index(run.outcome)
+            | (0 if run.trusted else _UNTRUSTED)
+            | (_PROVED if run.proved else 0)
+            | (_LOWERED if run.lowered else 0)
+        )
     except ValueError:
         raise IntegrityError(f"raw manifest: {run.outcome!r} is not an outcome") from None
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ciml.events.records import RawFile, RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
+from ciml.raw.known_subjects import subjects_of
 from ciml.raw.state import RawState
 
 
@@ -14,13 +15,16 @@ class StoredRun(NamedTuple):
     """A stored run.
 
     Attributes:
-      facts: of the event that its row came from.
+      own: facts of the event that its row came from.
+      facts: the same, joined with all updates.
       outcome: with corrections.
-      trust: the decision when it was ingested: ``trusted``, ``rule`` and ``policy``; empty in rows of older versions.
+      trust: the last stored decision, when it was ingested or by an update: ``trusted``, ``rule`` and ``policy``; empty
+        in rows of older versions.
       file: its raw object.
       version: the version of the raw manifest that committed the row.
     """
 
+    own: RunFacts
     facts: RunFacts
     outcome: str
     trust: Mapping[str, Any]
@@ -47,13 +51,23 @@ def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
 
     A run that was reclaimed appears once, with the row that counts.
     """
+    reclaimed: set[str] = set()
+    decisions: dict[str, Mapping[str, Any]] = {}  # of rows that are still to come
     for version in range(state.version, 0, -1):
-        records = rows_of(log.read(version))
-        state.index.prefetch(runs=[record["mention"]["run_id"] for record in records])
-        for record in reversed(records):
-            facts, file = RunFacts.from_json(record["mention"]), RawFile.from_json(record["file"])
-            known = state.index.run(facts.run_id)
-            if known and known.digest != file.digest:
-                continue  # reclaimed: a later row counts
+        delta = log.read(version)
+        for change in delta.get("trust_changes", ()):
+            decisions.setdefault(change["run_id"], change["trust"])
+        records = rows_of(delta)
+        own = [RunFacts.from_json(record["mention"]) for record in records]
+        state.index.prefetch(runs=[facts.run_id for facts in own])
+        state.index.subjects.prefetch(subject for facts in own for subject in subjects_of(facts))
+        for facts, record in zip(reversed(own), reversed(records), strict=True):
+            run_id, trust = facts.run_id, decisions.pop(facts.run_id, record.get("trust", {}))
+            if run_id in reclaimed:
+                continue  # a later row counts
+            if record["kind"] == "reclaim":
+                reclaimed.add(run_id)
+            known = state.index.run(run_id)
             outcome = known.outcome if known else facts.outcome or ""
-            yield StoredRun(facts, outcome, record.get("trust", {}), file, version)
+            file = RawFile.from_json(record["file"])
+            yield StoredRun(facts, state.index.subjects.join(facts), outcome, trust, file, version)

@@ -10,6 +10,9 @@ from ciml.raw.state import RawState
 
 EVENTS = Metric("ciml_events_total", "counter", "Settled (event, run), by source and outcome.", ("source", "outcome"))
 RUNS = Metric("ciml_runs_total", "counter", "Raw rows, by the trust rule of their ingestion.", ("trusted", "rule"))
+TRUST_CHANGES = Metric(
+    "ciml_trust_changes_total", "counter", "Changes of trust by later updates, by the new rule.", ("trusted", "rule")
+)
 IGNORED = Metric("ciml_ignored_total", "counter", "Ignored (event, run), by reason.", ("reason",))
 DEAD_LETTERS = Metric("ciml_dead_letter_total", "counter", "Dead letters ever recorded, by reason.", ("reason",))
 OPEN_DEAD_LETTERS = Metric("ciml_dead_letters_open", "gauge", "Dead letters that no replay has closed.", ("reason",))
@@ -29,7 +32,8 @@ SINCE_CHECKPOINT = Metric(
 )
 
 METRICS = (
-    EVENTS, RUNS, IGNORED, DEAD_LETTERS, OPEN_DEAD_LETTERS, DEFERRED, NEXT_TRY, VERSION, COMMITTED, SINCE_CHECKPOINT,
+    EVENTS, RUNS, TRUST_CHANGES, IGNORED, DEAD_LETTERS, OPEN_DEAD_LETTERS, DEFERRED, NEXT_TRY, VERSION, COMMITTED,
+    SINCE_CHECKPOINT,
 )  # fmt: skip
 
 
@@ -48,7 +52,8 @@ def raw_families(state: RawState) -> Iterator[Family]:
             by_kind[kind][reason,] += number
     dead_letters = Counter({(reason,): number for reason, number in state.closed.items()})
     yield EVENTS.of(state.recorded)
-    yield RUNS.of({(str(trusted).lower(), rule): number for (trusted, rule), number in state.trust.items()})
+    for metric, counts in ((RUNS, state.trust), (TRUST_CHANGES, state.trust_changes)):
+        yield metric.of({(str(trusted).lower(), rule): number for (trusted, rule), number in counts.items()})
     yield IGNORED.of(by_kind["ignored"])
     yield DEAD_LETTERS.of(dead_letters + by_kind["dead_letter"])
     yield OPEN_DEAD_LETTERS.of({**dict.fromkeys(dead_letters, 0), **by_kind["dead_letter"]})

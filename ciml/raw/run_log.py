@@ -5,7 +5,7 @@ A delta is decoded straight into records. Via dicts, decoding takes four times a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -24,6 +24,12 @@ class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
     mention: RunFacts
     file: RawFile
     trust: Trust = UNJUDGED
+    joined: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def facts(self) -> RunFacts:
+        """The facts as they were known when the row was stored. No later update changes them."""
+        return self.mention.replace(**self.joined) if self.joined else self.mention
 
 
 class Correction(Record, frozen=True, gc=False):
@@ -31,11 +37,24 @@ class Correction(Record, frozen=True, gc=False):
 
     mention: RunFacts
     trust: Trust = UNJUDGED
+    lowered: bool = False
+
+    @property
+    def binding(self) -> bool:
+        """Whether it counts for a row that was trusted: its event was too, or the row was not trusted any more."""
+        return self.trust.trusted or self.lowered
 
     @property
     def fix(self) -> tuple[str, str]:
         """The outcome, and the producer's own word."""
         return self.mention.outcome or "", self.mention.result
+
+
+class TrustChange(Record, frozen=True, gc=False):
+    """One of a delta's ``trust_changes``: the decision on a stored run, by updates of that delta."""
+
+    run_id: str
+    trust: Trust
 
 
 _Judged = TypeVar("_Judged", RunRecord, Correction)
@@ -48,11 +67,13 @@ class RunDelta(Record, frozen=True, gc=False):
       runs: rows of new runs.
       reclaims: rows that replace those of an untrusted event.
       corrections: further outcomes of runs. They apply after all rows of the delta.
+      trust_changes: further decisions on their trust. They apply after all corrections.
     """
 
     runs: tuple[RunRecord, ...] = ()
     reclaims: tuple[RunRecord, ...] = ()
     corrections: tuple[Correction, ...] = ()
+    trust_changes: tuple[TrustChange, ...] = ()
     version: int = 0
 
     @property

@@ -7,12 +7,13 @@ from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, Kind, Origin, Outcome, PendingRun, records_of, rows_of
+from ciml.events.records import LISTS, FactUpdate, Kind, Origin, Outcome, PendingRun, RunFacts, records_of, rows_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
 from ciml.manifest.offsets import RangeSet
 from ciml.raw.known_ids import TABLES, DeadLetterKey, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
+from ciml.raw.known_subjects import MARKS
 from ciml.storage.open import Store
 
 #: Number of sources that are counted separately, the first ones: events name their source freely.
@@ -31,6 +32,7 @@ class RawState:
       dead_letters: open dead letters by (origin, run id), looked up and listed in the index.
       counts: number of (event, run) by (kind, reason). The sum is the number of all ever covered.
       trust: raw rows by (trusted, rule), as decided at ingestion; a reclaimed run counts under both of its rows.
+      trust_changes: changes of trust by updates, by (trusted, rule) of the new decision.
       recorded: number of (event, run) ever settled, by (source, kind). Closing a dead letter does not reduce it. A
         deferred one counts once it is settled.
       closed: closed dead letters by reason.
@@ -47,6 +49,7 @@ class RawState:
         self.deferred: dict[tuple[Origin, str], Outcome] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.trust: Counter[tuple[bool, str]] = Counter()
+        self.trust_changes: Counter[tuple[bool, str]] = Counter()
         self.recorded: Counter[tuple[str, str]] = Counter()
         self.closed: Counter[str] = Counter()
         self.time_us = 0
@@ -95,10 +98,20 @@ class RawState:
         if version != self.version + 1:
             raise IntegrityError(f"raw manifest: version {version} after {self.version}")
         closes: list[DeadLetterKey] = [(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]]
+        changes = delta.get("trust_changes", ())
         self.index.prefetch(
-            runs=[record["mention"]["run_id"] for record in (*rows_of(delta), *delta["corrections"])],
+            runs=[
+                *(record["mention"]["run_id"] for record in (*rows_of(delta), *delta["corrections"])),
+                *(change["run_id"] for change in changes),
+            ],
             dead_letters=[key for key in closes if key not in self.deferred],
         )
+        updates = [
+            (FactUpdate.from_json(update), record["event_key"])
+            for record in delta.get("updates", ())
+            for update in record["updates"]
+        ]
+        self.index.subjects.prefetch((update.source, update.subject) for update, _ in updates)
         self.torn = True
         for topic, entry in delta["offsets"].items():
             known = self.topic_ids.get(topic, "")
@@ -112,6 +125,11 @@ class RawState:
             self._close(key)
         for kind, record in records_of(delta):
             self._apply_record(version, kind, record)
+            self.records += 1
+        for update, event_key in updates:
+            self.index.subjects.say(update, event_key)
+        for change in changes:
+            self._change_trust(version, change)
             self.records += 1
         self.torn = False
         self.version = version
@@ -129,7 +147,10 @@ class RawState:
             if (self.index.run(run_id) is not None) != (kind == "reclaim"):
                 what = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
                 raise IntegrityError(f"raw manifest: version {version} {what.format(run_id)}")
-            self.index.put_run(run_id, KnownRun(facts.get("outcome", ""), record["file"]["digest"], trusted))
+            digest, proved = record["file"]["digest"], bool(facts.get("auth"))
+            self.index.put_run(run_id, KnownRun(facts.get("outcome", ""), digest, trusted, proved))
+            if kind == "reclaim" or not MARKS.isdisjoint(facts):
+                self.index.subjects.add_run(RunFacts.from_json(facts))
             self.trust[trusted, trust.get("rule", "")] += 1
         elif kind == "correction":
             known = self.index.run(run_id)
@@ -147,10 +168,18 @@ class RawState:
                 self.index.put_dead_letter(key, OpenDeadLetter(version, reason))
         self.counts[kind, reason] += 1
         if kind != "deferred":
-            self.recorded[self._source(run_id), kind] += 1
+            source = record["updates"][0]["source"] if kind == "update" else run_id.partition("~")[0]
+            self.recorded[self._source(source), kind] += 1
 
-    def _source(self, run_id: str) -> str:
-        source = run_id.partition("~")[0]
+    def _change_trust(self, version: int, change: Mapping[str, Any]) -> None:
+        run_id, trusted = change["run_id"], change["trust"]["trusted"]
+        known = self.index.run(run_id)
+        if known is None:
+            raise IntegrityError(f"raw manifest: version {version} changes the trust of the unknown run {run_id}")
+        self.index.put_run(run_id, known.judged(trusted))
+        self.trust_changes[trusted, change["trust"]["rule"]] += 1
+
+    def _source(self, source: str) -> str:
         if source in self._sources:
             return source
         if not source:
@@ -183,7 +212,7 @@ class RawState:
                 [topic, number, [list(part) for part in ranges]] for topic, number, ranges in self.partitions()
             ],
             "counts": [[kind, reason, number] for (kind, reason), number in sorted(self.counts.items())],
-            "trust": [[trusted, rule, number] for (trusted, rule), number in sorted(self.trust.items())],
+            "trust": _rows(self.trust),
             "recorded": [[source, kind, number] for (source, kind), number in sorted(self.recorded.items())],
             "closed": dict(sorted(self.closed.items())),
             "deferred": [
@@ -191,6 +220,7 @@ class RawState:
                 for _, outcome in sorted(self.deferred.items(), key=lambda item: (str(item[0][0]), item[0][1]))
             ],
             "runs": self.index.run_count(),
+            **({"trust_changes": _rows(self.trust_changes)} if self.trust_changes else {}),
         }
 
     @classmethod
@@ -216,7 +246,10 @@ class RawState:
         state.topic_ids = dict(value.get("topic_ids", {}))
         state._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
         state.counts = Counter({(kind, reason): number for kind, reason, number in value.get("counts", ())})
-        state.trust = Counter({(trusted, rule): number for trusted, rule, number in value.get("trust", ())})
+        state.trust, state.trust_changes = (
+            Counter({(trusted, rule): number for trusted, rule, number in value.get(name, ())})
+            for name in ("trust", "trust_changes")
+        )
         state.recorded = Counter({(source, kind): number for source, kind, number in value.get("recorded", ())})
         state.closed = Counter(value.get("closed", {}))
         state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}
@@ -234,6 +267,10 @@ class RawState:
         if not isinstance(self.index, LayeredIndex):
             raise TypeError("only a state restored from tables has rows for them")
         return self.index.recent()
+
+
+def _rows(counts: Mapping[tuple[bool, str], int]) -> list[list[Any]]:
+    return [[trusted, rule, number] for (trusted, rule), number in sorted(counts.items())]
 
 
 class _DeadLetters(Mapping[DeadLetterKey, OpenDeadLetter]):

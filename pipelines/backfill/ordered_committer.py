@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from ciml.events.listing_files import Listing
 from ciml.events.records import Batch, OffsetRange
@@ -13,6 +14,7 @@ from pipelines.backfill.plan import BackfillConfig, Work, size_of
 from pipelines.ingest.committer import committer
 from transforms.ingest.decode_listing import decode_lines
 from transforms.ingest.run_stages import settle
+from transforms.ingest.trust import evaluate
 
 _AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
 
@@ -76,6 +78,6 @@ class OrderedCommitter:
     def _commit(self) -> None:
         settled, self._settled, self._lines = self._settled, [], 0
         if settled:
-            committer(self._config.raw).commit(settled)
+            committer(self._config.raw).commit(settled, partial(evaluate, self._config.trust))
             self._committed()
         self._since = time.monotonic()

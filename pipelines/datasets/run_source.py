@@ -16,7 +16,7 @@ from ciml.raw.run_log import RunLog, StoredRunLog
 from ciml.storage.open import Store
 from transforms.examples.prepare import Examples
 from transforms.examples.spans import examples_of, lengths_of
-from transforms.ingest.trust import TrustPolicy, evaluate
+from transforms.ingest.trust import evaluate, former_policy
 from transforms.raw.reader import read_columns
 
 
@@ -49,7 +49,7 @@ class StoredRuns:
 
     @cached_property
     def log(self) -> RunLog:
-        return StoredRunLog(self._manifest, partial(evaluate, TrustPolicy.load()))
+        return StoredRunLog(self._manifest, partial(evaluate, former_policy()))
 
     def is_empty(self) -> bool:
         """Return whether the raw store has no manifest."""

@@ -180,7 +180,7 @@ def _resolve(
 ) -> ResolvedDefinition:
     """Resolve features by the first span's runs; classes, and the automatic length, by all pinned runs.
 
-    Only runs that were trusted at ingestion count, if there are any.
+    Only runs that were trusted when the span was sealed count, if there are any.
     """
     if state.definition is None:
         raise CimlError("no such data set")

@@ -16,6 +16,7 @@ from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.raw.accounting import reconcile
+from ciml.raw.run_log import Judge
 from ciml.raw.state import RAW, RawState
 from ciml.storage.open import Store
 from transforms.guard import attempt, bisect
@@ -33,21 +34,25 @@ class Committer(LogReplica[RawState]):
     def __init__(self, raw: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
         super().__init__(ManifestLog(raw, clock=clock), RAW, limits)
 
-    def commit(self, batches: Iterable[Batch]) -> int | None:
+    def commit(self, batches: Iterable[Batch], judge: Judge | None = None) -> int | None:
         """Commit the unsettled part of ``batches``. Return the version, or None if nothing was left.
+
+        Args:
+          batches: settled batches.
+          judge: decides on the trust of runs that updates concern; see `ciml.raw.accounting.reconcile`.
 
         Raises:
           EngineError: if the store does not answer. The outcome is unknown; retrying is safe.
           IntegrityError: see `ciml.raw.accounting.reconcile`; nothing is committed.
         """
         settled = list(batches)
-        return self.commit_found(lambda state: settled)
+        return self.commit_found(lambda state: settled, judge)
 
-    def commit_found(self, find: Callable[[RawState], Iterable[Batch]]) -> int | None:
+    def commit_found(self, find: Callable[[RawState], Iterable[Batch]], judge: Judge | None = None) -> int | None:
         """Commit batches computed from the state by ``find``, which is called again if another commit comes first."""
 
         def build(state: RawState) -> Delta | None:
-            delta = reconcile(state, find(state), int(self.log.clock() * 1e6))
+            delta = reconcile(state, find(state), int(self.log.clock() * 1e6), judge)
             return delta and offload_payloads(self.log.store, delta)
 
         return self.append(build)

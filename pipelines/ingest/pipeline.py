@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -31,6 +32,7 @@ from transforms.guard import guarded_runs
 from transforms.ingest.beam import Decode, Judge, TakeLogs
 from transforms.ingest.errors import keep_error
 from transforms.ingest.timings_beam import COMMIT
+from transforms.ingest.trust import evaluate
 
 _KEY = "raw"  # one key: usually one committer at a time
 
@@ -201,7 +203,7 @@ class CommitRaw(beam.DoFn):
             for topic, topic_id in sorted({(b.covers.topic, b.covers.topic_id) for b in batches if b.covers}):
                 check_still_that_topic(self._config.kafka, topic, topic_id)
             with COMMIT.timed("raw"):
-                version = committing.commit(batches)
+                version = committing.commit(batches, partial(evaluate, self._config.trust))
             if version is None:  # a retried bundle, whose commit may not have been announced
                 with committing.state() as state:
                     version = state.version

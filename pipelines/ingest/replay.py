@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from adapters.registry import read_event
@@ -25,7 +26,7 @@ from transforms.guard import attempt
 from transforms.ingest.decode import ALL_JOBS
 from transforms.ingest.decode_dead_letter import read_again
 from transforms.ingest.run_stages import settle
-from transforms.ingest.trust import TrustPolicy
+from transforms.ingest.trust import TrustPolicy, evaluate
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], found: Replaye
         except RejectedInput as rejected:
             _stays(found, rejected.reason, rejected.detail)
     settled = settle([batch for _, batch in read], config.trust, config.fetch, config.raw, outages=False)
-    version = committer(config.raw).commit(settled)
+    version = committer(config.raw).commit(settled, partial(evaluate, config.trust))
     closed = _closed_by(config, version, found, {dead_letter.key for dead_letter, _ in read})
     with committer(config.raw).state() as state:
         for (dead_letter, _), batch in zip(read, settled, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import EntryPoint
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ from adapters import registry
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
 from adapters.registry import delivered, find_adapter, read_event
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.records import Batch, Message, OffsetRange
+from ciml.events.records import Batch, Message, OffsetRange, Outcome
 from transforms.ingest.decode import decode
 
 
@@ -43,8 +44,6 @@ def message(body: str, **changes: Any) -> Message:
 
 
 def body(*runs: dict[str, Any], **more: Any) -> str:
-    import json
-
     return json.dumps({"kind": "done", "runs": runs, **more})
 
 
@@ -72,8 +71,14 @@ def test_a_bad_run_costs_only_itself() -> None:
 
 
 def test_updates_are_checked() -> None:
-    (update,) = read_event(message(body(updates=[["change:7", {"fork": "no"}]]))).updates
+    said = message(body(updates=[["change:7", {"fork": "no"}]]))
+    event = read_event(said)
+    (update,) = event.updates
     assert (update.source, update.subject, update.facts) == ("toys", "change:7", {"fork": "no"})
+    assert (update.auth, update.time_us) == ("hmac-sha256", event.time_us)
+    (outcome,) = decode(Batch(OffsetRange("ci-events", "", 0, 5, 6), [said]), read_event=read_event).settled
+    assert (outcome.kind, outcome.event_key, outcome.run_id) == ("update", event.key, "")
+    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
     with pytest.raises(RejectedInput, match="auth"):
         read_event(message(body(updates=[["change:7", {"auth": "ssh"}]])))
 

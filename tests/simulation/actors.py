@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from ciml.datasets.definition import DatasetDefinition
@@ -16,14 +17,14 @@ from pipelines.kafka.source import PartitionRead, bases, plan
 from pipelines.raw_store.compact import compact
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice
-from tests.simulation.scenes import Address, ScheduledMessage, log
+from tests.simulation.scenes import Address, ScheduledMessage, log, read_event
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import START_US, Process
 from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.fetch import Fetcher
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
-from transforms.ingest.trust import TrustPolicy, judge
+from transforms.ingest.trust import TrustPolicy, evaluate, judge
 from transforms.parse.stage import parse
 from transforms.raw.write import store
 
@@ -70,7 +71,7 @@ class Stages:
 
     def settle(self, batch: Batch) -> bytes:
         """Run all stages; return the sealed batch."""
-        batch = self._host.fetch(judge(decode(batch), POLICY), self.process.now_us())
+        batch = self._host.fetch(judge(decode(batch, read_event=read_event), POLICY), self.process.now_us())
         sealed = seal(store(parse(batch), self.raw))
         self.world.sealed.append(sealed)
         return sealed
@@ -80,7 +81,7 @@ class Stages:
         self._commit([unseal(each) for each in sealed])
 
     def _commit(self, batches: list[Batch]) -> None:
-        version = self.committing.commit(batches)
+        version = self.committing.commit(batches, partial(evaluate, POLICY))
         self.world.scheduler.trace(f"commits {len(batches)} batches as {version}")
         self.world.check_durable(self.process.actor.name, version, [batch.covers for batch in batches if batch.covers])
 

@@ -9,7 +9,10 @@ from ciml.datasets.state import DatasetState, SpanVersion
 from ciml.digest import sha256_json
 from ciml.events.records import OutcomeWord, RawFile, RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
+from ciml.raw.latest_runs import latest_runs
+from ciml.raw.state import open_raw
 from pipelines.datasets.update import update_dataset
+from tests.simulation.model import facts_of, is_trusted
 from tests.simulation.scenes import telemetry
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import INGEST, Process, World
@@ -121,6 +124,19 @@ def auditor(process: Process) -> None:
     mine.check(full=True)
     if not world.model.disabled and set(mine.runs) != set(world.model.rows):
         raise Violation(f"readers see other rows: {set(mine.runs) ^ set(world.model.rows)}")
+    if not world.model.disabled:
+        _check_facts(world, process)
+
+
+def _check_facts(world: World, process: Process) -> None:
+    """Compare the facts and the trust of all runs, as a reader sees them, with all updates."""
+    log, state = open_raw(process.data.raw)
+    for run in latest_runs(log, state):
+        row = world.model.rows[run.own.run_id]
+        want = facts_of(row.expected, world.model.said)
+        found = {name: getattr(run.facts, name) for name in want}
+        if found != want or run.trust["trusted"] != is_trusted(want):
+            raise Violation(f"{run.own.run_id}: its facts are {found} and {run.trust}, want {want}")
 
 
 def _check_dataset(world: World, process: Process, state: DatasetState) -> None:
@@ -142,9 +158,8 @@ def _check_dataset(world: World, process: Process, state: DatasetState) -> None:
     excluded = {each["run_id"]: each["reason"] for span in state.latest() for each in span.excluded}
     for run_id in selected:
         row = world.model.rows[run_id]
-        change = run_id.split("~")[1].removeprefix("r")
         outcome = cast("OutcomeWord", row.outcome)
-        facts = RunFacts(run_id, run_id, row.expected.job, outcome=outcome, project="p", change=change)
+        facts = RunFacts(run_id, run_id, row.expected.job, outcome=outcome, project="p", change=row.change)
         made = make_examples([facts], [telemetry(row.content)], resolved)
         if made.excluded:
             if excluded.get(run_id) != made.excluded[0].reason:

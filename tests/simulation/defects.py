@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 from ciml.digest import canonical_json
-from ciml.events.records import Outcome, Trust
+from ciml.events import updates
+from ciml.events.records import FactUpdate, Outcome, RunFacts, Trust
 from ciml.manifest import log as manifests
 from ciml.manifest import replica
 from ciml.manifest.offsets import RangeSet
-from ciml.raw import accounting, known_ids
+from ciml.raw import accounting, known_ids, known_subjects
 from ciml.storage.open import Store
 from pipelines.datasets import update as datasets
 from pipelines.ingest import committer
@@ -170,9 +171,49 @@ def any_event_corrects() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def last_update_wins() -> Iterator[None]:
+    """The update that is committed last replaces what was said before."""
+
+    def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**one, **other}
+
+    with patch.object(accounting, "merged", merged), patch.object(known_subjects, "merged", merged):
+        yield
+
+
+@contextmanager
+def earlier_runs_forgotten() -> Iterator[None]:
+    """An update changes no run that a checkpoint holds."""
+    real = known_subjects.Subjects.runs
+
+    def runs(self: known_subjects.Subjects, subject: known_subjects.Subject, most: int) -> list[RunFacts]:
+        tables, self._tables = self._tables, {}
+        try:
+            return real(self, subject, most)
+        finally:
+            self._tables = tables
+
+    with patch.object(known_subjects.Subjects, "runs", runs):
+        yield
+
+
+@contextmanager
+def unproved_updates_count() -> Iterator[None]:
+    """An update without proof counts as a proved one."""
+    real = updates.said_by
+
+    def said_by(update: FactUpdate, event_key: str) -> dict[str, Any]:
+        return real(update.replace(auth="ssh"), event_key)
+
+    with patch.object(accounting, "said_by", said_by), patch.object(known_subjects, "said_by", said_by):
+        yield
+
+
 DEFECTS: tuple[Defect, ...] = (
     no_deduplication, overwritten_commit, covered_again, no_rebase, unguarded_append, torn_create, retry_settled_twice,
-    closed_unopened, files_after_the_commit, any_event_corrects,
+    closed_unopened, files_after_the_commit, any_event_corrects, last_update_wins, earlier_runs_forgotten,
+    unproved_updates_count,
 )  # fmt: skip
 #: Defects that show only after many commits, checkpoints and removals.
 RARE = (unguarded_append,)

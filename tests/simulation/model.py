@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulation.scenes import NEVER, ExpectedRun, digest
+from tests.simulation.scenes import NEVER, ExpectedRun, SentUpdate, digest
 from tests.simulation.scheduler import Violation
 
 Delta = Mapping[str, Any]
@@ -21,7 +21,7 @@ Key = tuple[int, int, str]
 
 _LISTS = {
     "runs": "run", "reclaims": "reclaim", "repeats": "repeat", "corrections": "correction", "ignored": "ignored",
-    "dead_letters": "dead_letter", "deferred": "deferred",
+    "dead_letters": "dead_letter", "deferred": "deferred", "updates": "update",
 }  # fmt: skip
 _FINAL = {"cancelled", "skipped", "node_lost", "never_started"}
 
@@ -34,10 +34,35 @@ class Row:
     digest: str
     path: str
     outcome: str  # the last valid one
+    trusted: bool
+    change: str  # as known when it was stored
+    lowered: bool = False
 
     @property
     def content(self) -> int:
         return self.expected.address.content if self.expected.address else -1
+
+    @property
+    def standing(self) -> int:
+        return 2 if self.trusted else int(bool(self.expected.auth))
+
+
+def facts_of(run: ExpectedRun, updates: Iterable[tuple[str, SentUpdate]]) -> dict[str, str]:
+    """Return the facts of a run that updates may change, computed from all (event key, update) at once."""
+    facts = {"pipeline": run.pipeline, "review": "", "change": run.change}
+    mine = [(key, each) for key, each in updates if each.subject in run.subjects and (each.auth or not run.auth)]
+    for name in facts:
+        about = [(each.auth != "", each.time_us, key, each.facts[name]) for key, each in mine if name in each.facts]
+        believed = [each for each in about if each[0]] or about
+        final = [each for each in believed if name == "review" and each[3] == "merged"] or believed
+        if final:
+            facts[name] = max(final)[3]
+    return facts
+
+
+def is_trusted(facts: Mapping[str, str]) -> bool:
+    """Return what the built-in policy says of a run of Zuul."""
+    return facts["pipeline"] == "gate" or facts["review"] in ("approved", "merged")
 
 
 @dataclass
@@ -54,6 +79,7 @@ class ReferenceModel:
       open: deferred runs and open dead letters: (partition, offset, run id) -> kind.
       settled: number of final records by (partition, offset, run id).
       covered: the covered offsets by partition.
+      said: the updates so far, with the keys of their events.
     """
 
     sent: Mapping[Position, tuple[ExpectedRun, ...]]
@@ -68,6 +94,7 @@ class ReferenceModel:
     settled: Counter[Key] = field(default_factory=Counter)
     covered: dict[int, set[int]] = field(default_factory=dict)
     events: set[tuple[str, str]] = field(default_factory=set)
+    said: list[tuple[str, SentUpdate]] = field(default_factory=list)
 
     def add(self, version: int, delta: Delta) -> None:
         """Check and apply the next delta."""
@@ -82,6 +109,7 @@ class ReferenceModel:
         for kind, record in records:
             key = self._key(record)
             (first if key[:2] in fresh else again).append((key, kind, record))
+        new_said: list[tuple[str, SentUpdate]] = []
         again.sort(key=lambda each: each[0])
         for key, kind, record in again:
             self._again(key, kind, record, closes)
@@ -89,6 +117,10 @@ class ReferenceModel:
         first.sort(key=lambda each: each[0])
         for key, kind, record in first:
             self._first(key, kind, record)
+            expected = self._expected(key)
+            if kind == "update" and expected.update is not None:
+                new_said.append((expected.event_key, expected.update))
+        self._judge_again(delta, new_said)
         self.order += [record["mention"]["run_id"] for record in delta["runs"]]
         for position in fresh:
             runs = self.sent.get((self.topic_id, *position), ())
@@ -97,6 +129,25 @@ class ReferenceModel:
                 self.lost.add((self.topic_id, *position))
             else:
                 self._need(times <= {1}, f"version {version} covers {position}, and not all of {runs} is settled")
+
+    def _judge_again(self, delta: Delta, new_said: list[tuple[str, SentUpdate]]) -> None:
+        """Apply updates, which count after all other records of their delta, and check the changes of trust."""
+        self.said += new_said
+        subjects = {update.subject for _, update in new_said}
+        changes = {}
+        for run_id, row in self.rows.items():
+            trusted = is_trusted(facts_of(row.expected, self.said))
+            if subjects.isdisjoint(row.expected.subjects):
+                self._need(trusted == row.trusted, f"the trust of {run_id} has changed without an update")
+            elif trusted != row.trusted:
+                changes[run_id] = trusted
+                row.lowered = not trusted
+                row.trusted = trusted
+        found = {each["run_id"]: each["trust"]["trusted"] for each in delta.get("trust_changes", ())}
+        self._need(found == changes, f"version {self.version} changes the trust {found}, want {changes}")
+
+    def _standing(self, expected: ExpectedRun) -> int:
+        return 2 if is_trusted(facts_of(expected, self.said)) else int(bool(expected.auth))
 
     def _cover(self, delta: Delta) -> tuple[set[tuple[int, int]], set[int]]:
         """Return the positions that a delta covers, and the partitions whose first covered offsets it has."""
@@ -153,11 +204,14 @@ class ReferenceModel:
             return {("dead_letter", expected.reason)}
         if expected.verdict == "ignored" and (row is None or expected.reason not in _FINAL):
             return {("ignored", expected.reason)}
-        reclaims = row is not None and expected.trusted and not row.expected.trusted
+        standing = self._standing(expected)
+        if expected.verdict == "update":
+            return {("update", "")}
+        reclaims = row is not None and standing > row.standing
         if reclaims and expected.verdict == "ignored":
             return {("ignored", expected.reason)}
         if row is not None and not reclaims:
-            if expected.outcome != row.outcome and row.expected.trusted and not expected.trusted:
+            if expected.outcome != row.outcome and standing < row.standing:
                 return {("ignored", "less_trusted")}
             if expected.outcome != row.outcome:
                 return {("correction", "outcome")}
@@ -194,15 +248,19 @@ class ReferenceModel:
         elif kind == "correction":
             row = self.rows[expected.run_id]
             row.outcome = expected.outcome
-            self._need(expected.trusted == row.expected.trusted, f"{key}: corrects a run of another trust")
+            self._need(self._standing(expected) == row.standing, f"{key}: corrects a run of another standing")
+            lowered = row.lowered and not row.trusted
+            self._need(record.get("lowered", False) == lowered, f"{key}: whether its run was trusted is wrong")
 
     def _row(self, key: Key, kind: str, record: Mapping[str, Any], expected: ExpectedRun) -> None:
         self._need((expected.run_id in self.rows) == (kind == "reclaim"), f"{key}: a second row of {expected.run_id}")
         content = expected.address.content if expected.address else -1
-        want = (digest(expected.run_id, content), expected.outcome, expected.trusted)
-        found = (record["file"]["digest"], record["mention"]["outcome"], record["trust"]["trusted"])
+        facts = facts_of(expected, self.said)
+        change = record.get("joined", {}).get("change", record["mention"].get("change", ""))
+        want = (digest(expected.run_id, content), expected.outcome, is_trusted(facts), facts["change"])
+        found = (record["file"]["digest"], record["mention"]["outcome"], record["trust"]["trusted"], change)
         self._need(found == want, f"{key}: its row has {found}, want {want}")
-        self.rows[expected.run_id] = Row(expected, want[0], record["file"]["path"], expected.outcome)
+        self.rows[expected.run_id] = Row(expected, want[0], record["file"]["path"], expected.outcome, *want[2:])
 
     def finish(self, *, ends: Mapping[int, int]) -> None:
         """Check the final state: no offset is missing, and the raw rows are the runs with a log.
@@ -221,6 +279,16 @@ class ReferenceModel:
             run for position, runs in self.sent.items() if position not in self.lost for run in runs
         )
         self._need(accepted == set(self.rows), f"missing or superfluous rows: {set(self.rows) ^ accepted}")
+        said = [
+            (run.event_key, run.update)
+            for position, runs in self.sent.items()
+            if position not in self.lost
+            for run in runs
+            if run.update is not None
+        ]
+        for run_id, row in self.rows.items():
+            trusted = is_trusted(facts_of(row.expected, said))
+            self._need(row.trusted == trusted, f"the trust of {run_id} depends on the order of its updates")
 
     def _need(self, holds: bool, what: str) -> None:
         if not holds:

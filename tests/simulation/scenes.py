@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -10,15 +12,19 @@ import pyarrow as pa
 
 from ciml.digest import telemetry_digest
 from ciml.errors import RejectedInput
-from ciml.events.cloudevents import QUEUED, STARTED, finished_event, run_event
+from ciml.events.cloudevents import QUEUED, STARTED, decode_message, finished_event, run_event
+from ciml.events.event import Event
 from ciml.events.records import Message, OutcomeWord, RunFacts
 from ciml.events.run_id import RunId
+from ciml.events.updates import fact_update
 from tests.golden import make_logs
 from transforms.parse.logs import Log, parse_logs
 
 NEVER = 1 << 62
 _START = make_logs.instant("2026-11-24T12:00:00Z")
 _RESULTS: dict[OutcomeWord, str] = {"success": "SUCCESS", "failure": "FAILURE", "timeout": "TIMED_OUT"}
+#: What runs may belong to.
+SUBJECTS = ("a", "b", "c")
 _GROUPS = ((make_logs.CPU, make_logs.LOAD), (make_logs.CPU, make_logs.LOAD, make_logs.MEMORY), (make_logs.CPU,))
 
 
@@ -67,10 +73,21 @@ class Address:
 
 
 @dataclass(frozen=True)
+class SentUpdate:
+    """What a message says of a subject."""
+
+    subject: str
+    facts: Mapping[str, str]
+    auth: str
+    time_us: int
+
+
+@dataclass(frozen=True)
 class ExpectedRun:
     """The expected result of one run in one message.
 
-    ``verdict`` is ``finished``, ``ignored`` or ``broken``, with its ``reason``. Finished runs have an ``address``.
+    ``verdict`` is ``finished``, ``ignored``, ``broken`` or ``update``, with its ``reason``. Finished runs have an
+    ``address``, updates their ``update``. The other fields are facts that updates change, or that decide about them.
     """
 
     run_id: str
@@ -78,9 +95,13 @@ class ExpectedRun:
     verdict: str
     reason: str = ""
     outcome: str = ""
-    trusted: bool = False
     job: str = ""
     address: Address | None = None
+    pipeline: str = ""
+    change: str = ""
+    auth: str = ""
+    subjects: tuple[str, ...] = ()
+    update: SentUpdate | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +121,8 @@ class Scene:
 
 
 class _Writer:
-    def __init__(self, rng: random.Random) -> None:
-        self.random, self.scene, self.number = rng, Scene(), 0
+    def __init__(self, rng: random.Random, auths: tuple[str, ...]) -> None:
+        self.random, self.scene, self.number, self.auths = rng, Scene(), 0, auths
 
     def send(self, value: bytes | None, headers: list[tuple[str, bytes]], expected: tuple[ExpectedRun, ...]) -> None:
         stamp = 1_790_000_000_000 + self.random.randrange(-3_600_000, 3_600_000)  # late, early, out of order
@@ -114,6 +135,7 @@ class _Writer:
         sent = [facts.replace(log_url=where.url(facts.build_uuid)) for facts, where in runs]
         mode = self.random.choice(("structured", "binary", "bare"))
         value, headers = finished_event(*sent, event_id=str(self.number), mode=mode)
+        headers = [*headers, *_proof(self._auth())]
         expected = []
         for facts, where in runs:
             reason = {"cancellation": "cancelled", "skip": "skipped"}.get(facts.outcome or "", "")
@@ -127,6 +149,7 @@ class _Writer:
         self.number += 1
         begun = facts.replace(outcome=None, result="", phase="started" if event_type == STARTED else "queued")
         value, headers = run_event(event_type, begun, event_id=str(self.number))
+        headers = [*headers, *_proof(self._auth())]
         expected = replace(self._expected(begun, "ignored", "not_finished", None), outcome="")
         self.send(value, headers, (expected,))
 
@@ -135,17 +158,60 @@ class _Writer:
         old = self.random.choice(self.scene.messages)
         self.scene.messages.append(replace(old, pause_s=self.random.choice((0.0, 5.0))))
 
+    def _auth(self) -> str:
+        """Return the proof of the present event; without updates in its world none has one."""
+        return self.auths[self.number % len(self.auths)]
+
     def _expected(self, facts: RunFacts, verdict: str, reason: str, where: Address | None) -> ExpectedRun:
         return ExpectedRun(
-            facts.run_id, f"zuul {self.number}", verdict, reason, facts.outcome or "",
-            facts.pipeline == "gate", facts.build_name, where if verdict == "finished" else None,
+            facts.run_id, f"zuul {self.number}", verdict, reason, facts.outcome or "", facts.build_name,
+            where if verdict == "finished" else None, facts.pipeline, facts.change, self._auth(), facts.subjects,
         )  # fmt: skip
+
+    def update(self, rng: random.Random, subject: str) -> None:
+        """Send facts about the runs of a subject, at a random place among the messages so far."""
+        self.number += 1
+        facts = rng.choice((
+            {"review": "approved"}, {"review": "merged"}, {"review": "dismissed"}, {"pipeline": "check"},
+            {"pipeline": "gate", "change": f"c{self.number}"},
+        ))  # fmt: skip
+        sent = SentUpdate(subject, facts, rng.choice(("", "ssh", "ssh")), _START + rng.randrange(4))
+        body = {"id": str(self.number), "subject": subject, "facts": facts, "time_us": sent.time_us}
+        headers = ((UPDATE, b"1"), *_proof(sent.auth))
+        expected = ExpectedRun("", f"zuul {self.number}", "update", auth=sent.auth, update=sent)
+        message = Message(-1, json.dumps(body).encode(), headers, b"key", 1_790_000_000_000)
+        messages = self.scene.messages
+        for _ in range(rng.choice((1, 1, 2))):
+            place = rng.randint(0, len(messages))
+            messages.insert(place, ScheduledMessage(message, (expected,), rng.choice((0.0, 0.2, 2.0))))
+
+
+#: Headers of a message: it is an update; how its sender was proved. The worlds have no adapter.
+UPDATE, PROOF = "simulated_update", "simulated_auth"
+
+
+def _proof(auth: str) -> tuple[tuple[str, bytes], ...]:
+    return ((PROOF, auth.encode()),) if auth else ()
+
+
+def read_event(message: Message, names: Mapping[str, str] | None = None) -> Event:
+    """Decode a message as `adapters.registry.read_event` does: its proof comes from a header."""
+    headers = dict(message.headers)
+    auth = (headers.get(PROOF) or b"").decode()
+    if UPDATE in headers:
+        body = json.loads(message.value or b"")
+        update = fact_update("zuul", body["subject"], body["facts"], auth, body["time_us"])
+        key = f"zuul {body['id']}"
+        return Event(key, "zuul", body["id"], "update", body["time_us"], (), (), {}, {}, (update,))
+    event = decode_message(message, names)
+    return event._replace(run_facts=tuple(facts.replace(auth=auth) for facts in event.run_facts))
 
 
 def scene(seed: int) -> Scene:
     """Return the scene of a seed: 3 to 11 runs, in events of every form."""
-    rng = random.Random(f"scene {seed}")
-    writer = _Writer(rng)
+    rng, of_updates = random.Random(f"scene {seed}"), random.Random(f"update {seed}")
+    has_updates = of_updates.random() < 0.5
+    writer = _Writer(rng, of_updates.choice((("",), ("ssh",), ("", "ssh", "ssh"))) if has_updates else ("",))
     earlier: list[tuple[RunFacts, Address]] = []
     trickiness = rng.choice((0.2, 0.5, 0.8))
     for number in range(rng.randint(3, 11)):
@@ -156,6 +222,7 @@ def scene(seed: int) -> Scene:
             build_name=rng.choice(("unit", "unit", "lint")), result=_RESULTS[outcome], source="zuul",
             pipeline=rng.choice(("gate", "gate", "check")), project="p", change=str(number),
             start_us=start_us, end_us=end_us,
+            subjects=tuple(of_updates.sample(SUBJECTS, of_updates.randrange(3))) if has_updates else (),
         )  # fmt: skip
         where = Address(rng.randrange(12))
         if rng.random() >= trickiness:
@@ -169,6 +236,9 @@ def scene(seed: int) -> Scene:
             _later(writer, *rng.choice(earlier))
     if rng.random() < 0.2:
         rng.shuffle(writer.scene.messages)
+    if has_updates:
+        for _ in range(of_updates.randint(1, 8)):
+            writer.update(of_updates, of_updates.choice(SUBJECTS))
     return writer.scene
 
 

@@ -1,6 +1,7 @@
 """A data set's examples in memory, with the facts of their runs, for experiments.
 
-Trust is evaluated on the facts stored in the examples, so the raw store is not needed.
+Trust is evaluated on the facts stored in the examples, joined with the updates in the raw manifest. Without a raw store
+there are no updates, and facts that examples do not hold (fork, auth, owner) are unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.storage.open import Store
 from training.data.examples import read_snapshot_examples
-from training.data.snapshot import Role, Snapshot, snapshot_of
+from training.data.snapshot import Role, Snapshot, joined_facts, snapshot_of
 from training.estimators import Rows
 from training.exclusion_store import stored_exclusions
 from training.exclusions import Exclusions
@@ -87,7 +88,8 @@ def read_snapshot_facts(
     known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
     if exclusions is None:
         exclusions = stored_exclusions(dataset, state)
-    return snapshot_of(dataset.name, state, known, policy, exclusions), known
+    joined = joined_facts(dataset, state, known)
+    return snapshot_of(dataset.name, state, known, policy, exclusions, joined), known
 
 
 def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> InMemoryDataset:

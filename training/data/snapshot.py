@@ -1,7 +1,9 @@
 """Snapshots: the exact runs that a model is trained and tested on, and the excluded ones.
 
 A snapshot names span versions and, of each, the runs that are trusted *now*: the trust policy is evaluated again on the
-facts of the raw manifest. The decision at ingestion is not used. Equal digests mean equal runs, labels and rules.
+facts of the raw manifest, joined with all updates. The decision at ingestion is not used. Equal digests mean equal
+runs, labels and rules. Splits and roles follow from the facts known when a run was stored: no later update moves a run
+between train, dev and test.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.records import RunFacts, rows_of
+from ciml.events.records import RunFacts, facts_of_row, rows_of
 from ciml.manifest.log import ManifestLog
+from ciml.raw.state import open_raw
 from ciml.storage.open import Store
 from training.exclusion_store import stored_exclusions
 from training.exclusions import Exclusions
@@ -177,7 +180,7 @@ def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclu
     facts = facts_of_spans(dataset.raw(state), state.latest())
     if exclusions is None:
         exclusions = stored_exclusions(dataset, state)
-    return snapshot_of(dataset.name, state, facts, policy, exclusions)
+    return snapshot_of(dataset.name, state, facts, policy, exclusions, joined_facts(dataset, state, facts))
 
 
 def snapshot_of(
@@ -186,8 +189,9 @@ def snapshot_of(
     facts: Mapping[str, RunFacts],
     policy: TrustPolicy,
     exclusions: Exclusions,
+    joined: Mapping[str, RunFacts],
 ) -> Snapshot:
-    """Compute `make_snapshot` from its loaded inputs (pure)."""
+    """Compute `make_snapshot` from its loaded inputs (pure): ``joined`` are the facts by which runs are trusted."""
     if state.resolved is None or state.definition is None:
         raise CimlError(f"data set {dataset_name!r} has no sealed span yet; update it when more runs are stored")
     untrusted: Counter[str] = Counter()
@@ -203,7 +207,7 @@ def snapshot_of(
             if (reason := exclusions.reason(own)) is not None:
                 excluded[reason] += 1
                 continue
-            trust = evaluate(policy, own)
+            trust = evaluate(policy, joined[run.run_id])
             if not trust.trusted:
                 untrusted[trust.rule] += 1
                 continue
@@ -220,8 +224,21 @@ def snapshot_of(
     return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
 
 
+def joined_facts(dataset: StoredDataset, state: DatasetState, facts: Mapping[str, RunFacts]) -> Mapping[str, RunFacts]:
+    """Return the facts by which the runs of a data set are trusted now: joined with all updates in the raw manifest.
+
+    Args:
+      dataset: a data set.
+      state: its state.
+      facts: of its runs, by run id. Facts that examples do not hold may be missing.
+    """
+    if state.listing is not None:
+        return facts  # the runs of its own listing, which no event updates
+    return open_raw(dataset.raw(state))[1].index.subjects.joined(facts)
+
+
 def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
-    """Return the raw manifest's facts of the selected runs of spans, by run id."""
+    """Return the raw manifest's facts of the selected runs of spans, as known when they were stored, by run id."""
     wanted: dict[int, set[int]] = {}
     for span in spans:
         for version, index in span.selected:
@@ -236,7 +253,7 @@ def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFac
                 f"{log.store.url(log.path(version))} is missing, and a data set was built from it"
             ) from None
         for index in indices:
-            facts = RunFacts.from_json(_at(runs, (version, index))["mention"])
+            facts = facts_of_row(_at(runs, (version, index)))
             found[facts.run_id] = facts
     return found
 

@@ -154,8 +154,12 @@ def prepare_many(
     return inputs, windows.n_windows, list(windows.rejected)
 
 
+#: Fields of `RunFacts` that examples do not hold.
+NOT_HELD = ("log_url", "fork", "auth", "owner", "head", "url", "attempt_of", "subjects")
+
+
 def run_facts(examples: pa.Table) -> list[RunFacts]:
-    """Return the facts of each example's run that decide trust: all except the address of the log."""
+    """Return the facts of each example's run: all except `NOT_HELD`."""
     names = ["run_id", "build_uuid", "build_name", *_FACTS, "start_time", "end_time", "labels"]
     plain = examples.select(names)
     for name in ("start_time", "end_time"):

@@ -25,6 +25,7 @@ from ciml.storage.open import Store
 from ciml.telemetry import OWN_COLUMNS
 from transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
 from transforms.examples.prepare import (
+    NOT_HELD,
     Examples,
     Excluded,
     example_schema,
@@ -192,7 +193,8 @@ def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
     rows = []
     for run, known in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
         known["phase"] = "finished"
-        known.pop("log_url", None)
+        for name in NOT_HELD:
+            known.pop(name, None)
         rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, known])
     return hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()
 

@@ -56,6 +56,8 @@ def decode(
             continue
         if event.ignored:
             settled.append(Outcome("ignored", origin, event.key, None, "no_run", event.ignored))
+        if event.updates:
+            settled.append(Outcome("update", origin, event.key, updates=event.updates))
         for facts in event.run_facts:
             reason = why_ignored(facts)
             if not reason and not selected(facts.build_name):

@@ -15,13 +15,20 @@ from ciml.events.globs import glob_pattern
 from ciml.events.records import Batch, RunFacts, Trust
 from ciml.settings import parse_toml, read_toml
 
-#: The facts that a rule may match: fields of `RunFacts`.
-FACTS = ("source", "pipeline", "project", "branch", "event", "review")
+#: The facts that a rule may match: fields of `RunFacts`. New ones go to the end: digests of policies do not change.
+FACTS = ("source", "pipeline", "project", "branch", "event", "review", "fork", "auth", "owner")
 
 #: `Trust.rule` of a run that no rule matches: it is untrusted.
 NO_RULE = "no rule"
 
 _DEFAULT = "trust_default.toml"
+#: The rules of the built-in policy until 0.1.0: name, and the globs of its facts.
+_FORMER: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
+    ("listing", (("source", ("backfill",)), ("event", ("listing",)))),
+    ("gated", (("pipeline", ("gate", "promote")),)),
+    ("merged", (("pipeline", ("post", "periodic", "periodic-*", "release")),)),
+    ("reviewed", (("review", ("approved", "merged")),)),
+)
 _MAX_REMEMBERED = 10_000
 
 
@@ -104,6 +111,11 @@ class TrustPolicy:
         return cls.from_json(read_toml(path), os.fspath(path))
 
 
+def former_policy() -> TrustPolicy:
+    """Return the built-in policy until 0.1.0, which decides on stored records of that time without a decision."""
+    return TrustPolicy.of(tuple(Rule(name, True, facts) for name, facts in _FORMER))
+
+
 def _rule(item: dict[str, Any], where: str) -> Rule:
     for key in item:
         if key not in ("name", "trusted", *FACTS):
@@ -128,7 +140,10 @@ def _rule(item: dict[str, Any], where: str) -> Rule:
 
 def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
     """Return the policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
-    values = (facts.source, facts.pipeline, facts.project, facts.branch, facts.event, facts.review)
+    values = (
+        facts.source, facts.pipeline, facts.project, facts.branch, facts.event, facts.review, facts.fork, facts.auth,
+        facts.owner,
+    )  # fmt: skip
     decided = policy._decided
     trust = decided.get(values)
     if trust is None:

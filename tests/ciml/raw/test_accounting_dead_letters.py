@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.events.records import Batch, Outcome
+from ciml.events.records import Batch, FactUpdate, Outcome
 from ciml.manifest.log import ManifestLog, catch_up, commit
 from ciml.raw.accounting import RawState, reconcile
 from ciml.raw.audit import Audit
@@ -48,6 +48,18 @@ def test_a_message_that_can_be_decoded_now_is_settled_run_by_run() -> None:
     assert step(state, replay(*outcomes)) is None  # a second replay
     step(state, replay(outcome(4, run="c")))
     assert state.counts == {("run", ""): 2, ("ignored", "cancelled"): 1}
+
+
+def test_a_message_that_is_ignored_now_or_updates_runs_is_settled() -> None:
+    state = broken(4, 5)
+    ignored = outcome(4, "ignored", run="", event="e4", reason="no_run")
+    update = outcome(5, "update", run="", event="e5").replace(updates=(FactUpdate("zuul", "a", {"fork": "no"}),))
+    step(state, replay(ignored), replay(update, outcome(5, run="b", event="e5")))
+    assert state.counts == {("ignored", "no_run"): 1, ("update", ""): 1, ("run", ""): 1}
+    assert step(state, replay(ignored), replay(update)) is None
+    assert state.index.subjects.said(("zuul", "a"))["fork"].value == "no"
+    step(state, replay(undecoded(4)))  # an older version cannot open it again
+    assert not state.dead_letters
 
 
 @pytest.mark.parametrize("together", [True, False])

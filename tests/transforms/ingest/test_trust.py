@@ -11,8 +11,11 @@ import pytest
 from ciml.errors import CimlError
 from ciml.events.cloudevents import facts_from_listing
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
-from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, judge
+from ciml.raw.known_subjects import STORED
+from transforms.ingest.trust import FACTS as FACTS_IN_ORDER
+from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, former_policy, judge
 
+SAMPLES = Path(__file__).parents[3] / "examples" / "trust"
 FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
 
 
@@ -42,6 +45,12 @@ FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
         ({"source": "backfill", "event": "push"}, None),
         ({"source": "other", "event": "listing"}, None),
         ({"project": "gate", "branch": "release"}, None),
+        ({"source": "zuul-example-org", "pipeline": "gate"}, "gated"),
+        ({"source": "github", "pipeline": "gate"}, None),  # whoever writes a workflow chooses its name
+        ({"source": "github", "pipeline": "gate", "auth": "hmac-sha256"}, None),
+        ({"source": "gitlab", "pipeline": "post"}, None),
+        ({"source": "github", "review": "approved"}, None),
+        ({"source": "notzuul", "pipeline": "gate"}, None),
     ],
 )
 def test_default_policy(facts: dict[str, Any], rule: str | None) -> None:
@@ -49,6 +58,62 @@ def test_default_policy(facts: dict[str, Any], rule: str | None) -> None:
     trust = evaluate(policy, FACTS.replace(**facts))
     assert trust == Trust(rule is not None, rule or NO_RULE, policy.digest)
     assert len(policy.digest) == 16
+
+
+def test_digests_of_policies_outlive_new_facts() -> None:
+    assert former_policy().digest == "62b027be1fb946d2"
+    assert TrustPolicy.parse(POLICY).digest == "6e1eb2dc9bc98a55"
+    assert FACTS_IN_ORDER[:6] == ("source", "pipeline", "project", "branch", "event", "review")
+
+
+@pytest.mark.parametrize("fact", FACTS_IN_ORDER)
+def test_a_rule_may_match_any_fact_and_all_of_them_are_stored(fact: str) -> None:
+    policy = TrustPolicy.parse(f'[[rule]]\nname = "it"\ntrusted = true\n{fact} = ["this"]')
+    assert evaluate(policy, FACTS.replace(**{fact: "this"})).trusted
+    assert not evaluate(policy, FACTS).trusted
+    assert fact in STORED  # of a run that an update concerns: it is judged by these
+
+
+PROVED = {
+    "zuul": FACTS.replace(auth="mqtt-user"),
+    "github": FACTS.replace(source="github", auth="hmac-sha256", fork="no"),
+    "gitlab": FACTS.replace(source="gitlab", auth="token", fork="no"),
+}
+PULL = {"github": "pull_request", "gitlab": "merge_request_event"}
+
+
+@pytest.mark.parametrize(
+    ("system", "facts", "rule"),
+    [
+        ("zuul", {"pipeline": "gate"}, "gated"),
+        ("zuul", {"pipeline": "check"}, None),
+        ("zuul", {"pipeline": "check", "review": "merged"}, "reviewed"),
+        ("zuul", {"pipeline": "gate", "auth": ""}, "unproved"),
+        ("zuul", {"pipeline": "gate", "auth": "hmac-sha256"}, None),
+        *(
+            (system, facts, rule)
+            for system in ("github", "gitlab")
+            for facts, rule in [
+                ({"event": "push", "branch": "main"}, "main branches"),
+                ({"event": "push", "branch": "wip"}, None),
+                ({"event": "push", "branch": "main", "fork": "yes"}, "forks"),
+                ({"event": "push", "branch": "main", "fork": ""}, "forks"),
+                ({"event": "push", "branch": "main", "auth": ""}, None),
+                ({"event": PULL[system], "branch": "main"}, None),
+                ({"event": PULL[system], "branch": "main", "review": "approved"}, "reviewed"),
+                ({"event": PULL[system], "review": "approved", "fork": "yes"}, "forks"),
+                ({"pipeline": "gate", "review": "merged"}, None),
+            ]
+        ),
+    ],
+)
+def test_sample_policies(system: str, facts: dict[str, str], rule: str | None) -> None:
+    policy = TrustPolicy.load(SAMPLES / f"{system}.toml")
+    trust = evaluate(policy, PROVED[system].replace(**facts))
+    assert trust.rule == (rule or NO_RULE)
+    assert trust.trusted == (rule not in (None, "forks", "unproved"))
+    for other in PROVED.keys() - {system}:
+        assert not evaluate(policy, PROVED[other].replace(pipeline="gate", review="merged")).trusted
 
 
 def test_a_listing_is_trusted_as_its_source_is_named() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,6 @@ from ciml.errors import CimlError
 from cli.options import data_path_option
 
 if TYPE_CHECKING:
-    from ciml.manifest.log import ManifestLog
     from ciml.storage.open import Store
 
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     help="Outcome of the runs, such as failure; may be repeated.  [default: all]",
 )
 @click.option("--date", metavar="YYYY-MM-DD", help="Start day (UTC) or month (2026-11) of the runs.  [default: all]")
-@click.option("--trusted/--untrusted", default=None, help="Trust of the runs when they were ingested.  [default: both]")
+@click.option("--trusted/--untrusted", default=None, help="Trust of the runs, as last decided.  [default: both]")
 @click.option("--last", default=50, show_default=True, type=click.IntRange(1), help="Maximum number of runs.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
 def list_runs(
@@ -95,50 +93,40 @@ def print_runs(runs: list[dict[str, Any]], title: str) -> None:
 def show(run_id: str, data_path: str, as_json: bool) -> int:
     """Show a run and its records in the manifest.
 
-    It shows the run's object, columns and metadata, and each record with its RUN_ID. The exit code is 4 if the stored
-    telemetry is not as committed.
+    It shows the run's object, columns and metadata, the other attempts of its job, and each record with its RUN_ID. The
+    exit code is 4 if the stored telemetry is not as committed.
 
     \b
     Example:
       ciml runs show zuul~5f0c~1 --data-path data
     """
+    from functools import partial
+
     from ciml.data_root import DataRoot
+    from ciml.raw.lookup import attempts_of, entries_of, row_of
     from ciml.raw.state import open_raw
+    from cli.progress_bar import bars
 
     raw = DataRoot.open(data_path).raw
     log, state = open_raw(raw)
-    records = list(_records(log, state.version, run_id))
+    with bars() as progress:
+        search = partial(progress, "searching the manifest")
+        records = entries_of(log, state.version, run_id, search)
+        attempts = attempts_of(log, state, records, search)
     if not records:
         raise CimlError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
     known = state.index.run(run_id)
     found: dict[str, Any] = {"run_id": run_id, "outcome": known.outcome if known else None}
-    stored = next((record for _, kind, record in reversed(records) if kind in ("run", "reclaim")), None)
-    if stored is not None:
-        found |= _object(raw, run_id, stored["file"])
+    if stored := row_of(records):
+        found |= _object(raw, run_id, stored.record["file"])
+    if attempts:
+        found["attempts"] = [attempt._asdict() for attempt in attempts]
     found["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         _print(found)
     return 4 if found.get("fault") else 0
-
-
-def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    from ciml.events.records import records_of
-    from cli.progress_bar import bars
-
-    needle = json.dumps(run_id, ensure_ascii=False).encode()  # as the manifest encodes it: most deltas are not parsed
-    with bars() as progress:
-        for version, data in log.raw_since(0):
-            if version > until:
-                return
-            progress("searching the manifest", version, until)
-            if needle not in data:
-                continue
-            delta = log.parse(version, data)
-            for kind, record in records_of(delta):
-                if record.get("mention", {}).get("run_id") == run_id:
-                    yield version, kind, record
 
 
 def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +154,8 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
+    from ciml.events.fields import iso_time
+    from ciml.raw.lookup import TRUST_CHANGE
     from cli.progress_counts import WORDS
 
     for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
@@ -176,7 +166,16 @@ def _print(found: dict[str, Any]) -> None:
         click.echo(f"{'recorded':<10} {', '.join(f'{key}={value}' for key, value in found['metadata'].items())}")
     if "fault" in found:
         click.echo(f"{'telemetry':<10} {found['fault'] or 'as it was committed'}")
+    for attempt in found.get("attempts", ()):
+        this = " (this run)" if attempt["run_id"] == found["run_id"] else ""
+        started = "" if attempt["start_us"] is None else f", started {iso_time(attempt['start_us'])}"
+        what = attempt["outcome"] or WORDS[attempt["kind"]]
+        click.echo(f"{'attempt':<10} {attempt['attempt']} {attempt['run_id']} {what}{started}{this}")
     for record in found["records"]:
+        if record["kind"] == TRUST_CHANGE:
+            trusted = "trusted" if record["trust"]["trusted"] else "not trusted"
+            click.echo(f"{'trust':<16} version {record['version']}, {trusted} by an update: {record['trust']['rule']}")
+            continue
         topic, partition, offset = record["origin"]
         reason = f" ({record['reason']})" if record.get("reason") else ""
         click.echo(f"{WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}")

@@ -68,6 +68,9 @@ def as_dict(state: RawState) -> dict[str, Any]:
         "totals": state.totals(),
         "reasons": reasons,
         "trust": [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust.items())],
+        "trust_changes": [
+            {"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust_changes.items())
+        ],
         "covered": {
             f"{topic}[{partition}]": [list(part) for part in ranges] for topic, partition, ranges in state.partitions()
         },
@@ -117,6 +120,8 @@ def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
                 table.add_row(word, Text(reason), f"{number:,}")
     for (trusted, rule), number in sorted(state.trust.items(), reverse=True):
         table.add_row("  of the runs", Text(f"{'trusted' if trusted else 'not trusted'}: {rule}"), f"{number:,}")
+    for (trusted, rule), number in sorted(state.trust_changes.items(), reverse=True):
+        table.add_row("  later", Text(f"{'trusted' if trusted else 'not trusted'}: {rule}"), f"{number:,}")
     console.print(table)
     if latest:
         print_runs(latest, "Latest runs")

@@ -1,0 +1,176 @@
+"""What updates say of the subjects of runs, and which stored runs have a subject: in memory, or over tables on disk.
+
+Only runs that name a subject, or have a fact that examples do not hold, are here: without them nothing is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from ciml.events.records import FactUpdate, RunFacts
+from ciml.events.updates import Said, changes_of, merged, said_by
+from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+
+#: (source, subject).
+Subject = tuple[str, str]
+
+#: What updates say of a subject, by fact (JSON). Id: source and subject.
+_SAID = TableKind({"said": "binary"})
+#: A run of a subject. Id: half of the subject's id, then half of the run's id, so that a subject's runs are adjacent.
+_MEMBERS = TableKind({"run": "binary"})
+#: The facts by which a run is trusted, as its own event has them, and its subjects (JSON). Id: the run id.
+_OWN = TableKind({"facts": "binary"})
+#: The tables of `Subjects`.
+TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": _OWN}
+
+#: The facts that are stored of a run: all by which a policy may trust it.
+STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner")
+#: The facts of a run that make it one of `Subjects`: its subjects, and facts that the examples of older versions lack.
+MARKS = frozenset({"fork", "auth", "owner", "subjects"})
+_NONE = dict.fromkeys(STORED, "")
+_HALF = 8
+
+_said_decoder = msgspec.json.Decoder(dict[str, Said])
+
+
+def subjects_of(facts: RunFacts) -> list[Subject]:
+    """Return the subjects of a run. Their source is that of its run id: no other source updates it."""
+    if not facts.subjects:
+        return []
+    source = facts.run_id.partition("~")[0]
+    return [(source, subject) for subject in dict.fromkeys(facts.subjects)]
+
+
+class Subjects:
+    """Subjects and their runs.
+
+    Args:
+      tables: those of `TABLES`, as of a checkpoint; without them everything is in memory.
+    """
+
+    def __init__(self, tables: Mapping[str, IdTable] | None = None) -> None:
+        self._tables = {name: tables[name] for name in TABLES} if tables is not None else {}
+        self._said: dict[Subject, dict[str, Said]] = {}
+        self._members: dict[bytes, dict[bytes, None]] = {}
+        self._own: dict[bytes, bytes] = {}
+        self._found: dict[Subject, dict[str, Said]] = {}  # cache of the last look-ups; tables never change
+
+    def __bool__(self) -> bool:
+        """Return whether anything is known of any run or subject."""
+        return bool(self._said or self._own or any(table.runs for table in self._tables.values()))
+
+    def prefetch(self, subjects: Iterable[Subject]) -> None:
+        """Look up subjects in one batch. Until the next call, `said` cannot fail for them."""
+        wanted = set(subjects) - self._said.keys()
+        before = self._found
+        asked = [subject for subject in wanted if subject not in before]
+        self._found = {subject: before[subject] for subject in wanted if subject in before} | self._look_up(asked)
+
+    def _look_up(self, subjects: Collection[Subject]) -> dict[Subject, dict[str, Said]]:
+        if not self._tables or not subjects:
+            return {subject: {} for subject in subjects}
+        rows = self._tables["said"].get([fingerprint(*subject) for subject in subjects])
+        return {
+            subject: _said_decoder.decode(row["said"]) if row is not None else {}
+            for subject, row in zip(subjects, rows, strict=True)
+        }
+
+    def said(self, subject: Subject) -> Mapping[str, Said]:
+        """Return what updates say of a subject, by fact."""
+        if (known := self._said.get(subject)) is not None:
+            return known
+        if subject not in self._found:
+            self._found.update(self._look_up([subject]))
+        return self._found[subject]
+
+    def say(self, update: FactUpdate, event_key: str) -> None:
+        """Add an update."""
+        subject = (update.source, update.subject)
+        self._said[subject] = merged(self.said(subject), said_by(update, event_key))
+
+    def add_run(self, facts: RunFacts) -> None:
+        """Add a run that has one of `MARKS`, with its own facts; a later row of the run replaces them."""
+        run = fingerprint(facts.run_id)
+        self._own[run] = _encode(facts)
+        for subject in subjects_of(facts):
+            self._members.setdefault(fingerprint(*subject), {})[run] = None
+
+    def runs(self, subject: Subject, most: int) -> list[RunFacts]:
+        """Return the own facts of at most ``most`` runs of a subject, as far as trust needs them."""
+        identity = fingerprint(*subject)
+        runs = list(self._members.get(identity, ()))[:most]
+        if self._tables:
+            found = self._tables["members"].starting(identity[:_HALF], most)
+            runs = list(dict.fromkeys([*runs, *(row["run"] for row in found)]))[:most]
+        facts = [_decode(data) for data in self._encoded(runs) if data is not None]
+        return [each for each in facts if subject in subjects_of(each)]  # a reclaim may have left the subject
+
+    def _encoded(self, runs: Collection[bytes]) -> list[bytes | None]:
+        found = {run: self._own.get(run) for run in runs}
+        asked = [run for run, data in found.items() if data is None]
+        if asked and self._tables:
+            rows = self._tables["facts"].get(asked)
+            found |= {run: row["facts"] if row is not None else None for run, row in zip(asked, rows, strict=True)}
+        return [found[run] for run in runs]
+
+    def joined(self, runs: Mapping[str, RunFacts]) -> dict[str, RunFacts]:
+        """Return the facts by which runs are trusted now: their own, joined with all updates.
+
+        Args:
+          runs: facts of stored runs by run id. Fork, proof, owner and subjects may be missing.
+        """
+        if not self:
+            return dict(runs)
+        encoded = self._encoded([fingerprint(run_id) for run_id in runs])
+        own = {
+            run_id: facts if data is None else facts.replace(**_changes(data))
+            for (run_id, facts), data in zip(runs.items(), encoded, strict=True)
+        }
+        self.prefetch(subject for facts in own.values() for subject in subjects_of(facts))
+        return {run_id: self.join(facts) for run_id, facts in own.items()}
+
+    def join(self, facts: RunFacts) -> RunFacts:
+        """Return a run's facts, joined with all updates so far."""
+        changed = self.changes(facts)
+        return facts.replace(**changed) if changed else facts
+
+    def concern(self, facts: RunFacts) -> bool:
+        """Return whether updates say anything of a run's subjects."""
+        return any(self.said(subject) for subject in subjects_of(facts))
+
+    def changes(self, facts: RunFacts) -> dict[str, str]:
+        """Return the facts of a run that updates so far change."""
+        return changes_of(facts, map(self.said, subjects_of(facts))) if facts.subjects else {}
+
+    def recent(self) -> dict[str, Rows]:
+        """Return what was added since the checkpoint, as rows for the tables."""
+        members = [(subject, run) for subject, runs in self._members.items() for run in runs]
+        return {
+            "said": _SAID.rows(
+                [fingerprint(*subject) for subject in self._said],
+                {"said": [msgspec.json.encode(said, order="sorted") for said in self._said.values()]},
+            ),
+            "members": _MEMBERS.rows(
+                [subject[:_HALF] + run[:_HALF] for subject, run in members], {"run": [run for _, run in members]}
+            ),
+            "facts": _OWN.rows(list(self._own), {"facts": list(self._own.values())}),
+        }
+
+
+def _encode(facts: RunFacts) -> bytes:
+    stored: dict[str, Any] = {name: value for name in STORED if (value := getattr(facts, name))}
+    if facts.subjects:
+        stored["subjects"] = facts.subjects
+    return msgspec.json.encode({"run_id": facts.run_id, **stored}, order="sorted")
+
+
+def _changes(data: bytes) -> dict[str, Any]:
+    stored = msgspec.json.decode(data)
+    return {**_NONE, **stored, "subjects": tuple(stored.get("subjects", ()))}
+
+
+def _decode(data: bytes) -> RunFacts:
+    return RunFacts(build_uuid="", **_changes(data))

@@ -1,0 +1,186 @@
+"""``ciml trust``: what a trust policy says of the stored runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.errors import CimlError
+from cli.options import data_path_option
+from cli.policy_options import trust_policy_option
+
+if TYPE_CHECKING:
+    from transforms.ingest.trust_review import ChangedRun, Decision, Review, RuleTrace
+
+_PLACES = 20
+
+
+@click.group("trust")
+def command() -> None:
+    """Check a trust policy, explain a run's trust.
+
+    A trust policy says which runs may train a model. Both commands only read; a policy takes effect by --trust-policy
+    of the commands that ingest and train.
+
+    \b
+    Example:
+      ciml trust check examples/trust/zuul.toml --data-path data
+      ciml trust explain zuul~5f0c~1 --data-path data
+    """
+
+
+@command.command("check")
+@click.argument("policy_file", metavar="POLICY", type=click.Path(exists=True, dir_okay=False))
+@click.option("--runs", "with_runs", is_flag=True, help="List the runs whose trust would change.")
+@data_path_option()
+@click.option("--json", "as_json", is_flag=True, help="JSON output; with --runs a line for each run before it.")
+def check(policy_file: str, with_runs: bool, data_path: str, as_json: bool) -> None:
+    """Show what a POLICY would change.
+
+    It evaluates the policy on every stored run, with the facts that later events reported, and counts the runs whose
+    trust would differ from the last decision: by rule, and by source and job.
+
+    \b
+    Example:
+      ciml trust check examples/trust/github.toml --data-path data
+      ciml trust check policy.toml --runs --json --data-path data > changed.jsonl
+    """
+    from ciml.data_root import DataRoot
+    from ciml.raw.latest_runs import latest_runs
+    from ciml.raw.state import open_raw
+    from transforms.ingest.trust import TrustPolicy
+    from transforms.ingest.trust_review import Review, review
+
+    policy = TrustPolicy.load(policy_file)
+    log, state = open_raw(DataRoot.open(data_path).raw)
+    found = Review()
+    for run in review(latest_runs(log, state), policy, found):
+        if with_runs:
+            click.echo(json.dumps(_changed_json(run)) if as_json else _changed_line(run))
+    if as_json:
+        value = {"policy": policy.digest, **found.to_json()}
+        click.echo(json.dumps(value, indent=None if with_runs else 2))
+    else:
+        _print_review(found)
+
+
+def _changed_json(run: ChangedRun) -> dict[str, Any]:
+    return {**run._asdict(), "before": run.before._asdict(), "after": run.after._asdict()}
+
+
+def _changed_line(run: ChangedRun) -> str:
+    return f"{run.run_id}  {run.build_name}  {_words(run.before)} -> {_words(run.after)}"
+
+
+def _words(decision: Decision) -> str:
+    return f"{'trusted' if decision.trusted else 'not trusted'} ({decision.rule})"
+
+
+def _print_review(found: Review) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    changed = sum(found.rules.values())
+    click.echo(
+        f"{found.trusted:,} of {found.runs:,} runs are trusted; the policy would trust {found.trusted_after:,} "
+        f"and change {changed:,}"
+    )
+    if not changed:
+        return
+    console = Console(highlight=False)
+    table = Table("from", "to", "runs", title="By rule", title_justify="left")
+    for (before, after), number in found.rules.most_common():
+        table.add_row(Text(_words(before)), Text(_words(after)), f"{number:,}")
+    console.print(table)
+    table = Table("source", "job", "to", "runs", title="By source and job", title_justify="left")
+    for (source, job, trusted), number in found.places.most_common(_PLACES):
+        table.add_row(Text(source), Text(job), "trusted" if trusted else "not trusted", f"{number:,}")
+    console.print(table)
+    if (more := len(found.places) - _PLACES) > 0:
+        click.echo(f"and {more:,} more; --json has all")
+
+
+@command.command("explain")
+@click.argument("run_id")
+@trust_policy_option
+@data_path_option()
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool) -> None:
+    """Explain why a run is trusted or not.
+
+    It shows the facts of RUN_ID and where they come from, the decision when the run was ingested and those by later
+    updates, and what each rule of the policy says now, with the facts that do not match.
+
+    \b
+    Example:
+      ciml trust explain zuul~5f0c~1 --data-path data
+      ciml trust explain github~9013~1 --trust-policy examples/trust/github.toml --data-path data
+    """
+    from ciml.data_root import DataRoot
+    from ciml.events.records import RunFacts
+    from ciml.raw.lookup import TRUST_CHANGE, entries_of, row_of
+    from ciml.raw.state import open_raw
+    from transforms.ingest.trust import FACTS, TrustPolicy, evaluate
+    from transforms.ingest.trust_review import trace
+
+    policy = TrustPolicy.load(trust_policy)
+    raw = DataRoot.open(data_path).raw
+    log, state = open_raw(raw)
+    entries = entries_of(log, state.version, run_id)
+    if not entries:
+        raise CimlError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
+    row = row_of(entries) or entries[-1]
+    own = RunFacts.from_json(row.record["mention"])
+    joined = state.index.subjects.join(own)
+    decisions = [{"version": row.version, "by": "ingestion", **row.record.get("trust", {})}]
+    decisions += [
+        {"version": entry.version, "by": "update", **entry.record["trust"]}
+        for entry in entries
+        if entry.kind == TRUST_CHANGE and entry.version >= row.version
+    ]
+    found = {
+        "run_id": run_id,
+        "stored": row.kind in ("run", "reclaim"),
+        "facts": {name: {"own": getattr(own, name), "joined": getattr(joined, name)} for name in FACTS},
+        "subjects": list(own.subjects),
+        "decisions": decisions,
+        "now": evaluate(policy, joined).to_json(),
+    }
+    rules = trace(policy, joined)
+    if as_json:
+        found["rules"] = [
+            {**rule._asdict(), "mismatches": [each._asdict() for each in rule.mismatches]} for rule in rules
+        ]
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print_explained(found, rules)
+
+
+def _print_explained(found: Mapping[str, Any], rules: list[RuleTrace]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table("fact", "value", "from", title=f"Facts of {found['run_id']}", title_justify="left")
+    for name, values in found["facts"].items():
+        origin = "" if not values["joined"] else "its event" if values["own"] == values["joined"] else "an update"
+        table.add_row(name, Text(values["joined"]), origin)
+    console.print(table)
+    for decision in found["decisions"]:
+        word = "trusted" if decision.get("trusted") else "not trusted"
+        rule = decision.get("rule") or "no decision stored"
+        click.echo(f"{decision['by']}: {word} ({rule}), version {decision['version']}")
+    word = "trusted" if found["now"]["trusted"] else "not trusted"
+    click.echo(f"now: {word} ({found['now']['rule']}), policy {found['now']['policy']}")
+    table = Table("rule", "says", "because", title="Rules", title_justify="left")
+    for rule in rules:
+        missed = "; ".join(f"{each.fact} {each.value!r} is not {' or '.join(each.globs)!r}" for each in rule.mismatches)
+        reason = missed or ("it decides: the first that matches" if rule.decides else "it matches too, after another")
+        says = "-" if rule.mismatches else "trusted" if rule.trusted else "not trusted"
+        table.add_row(Text(rule.rule), says, Text(reason))
+    console.print(table)

@@ -1,0 +1,137 @@
+"""``ciml trust`` and the attempts in ``ciml runs show``: what a policy would change, and why a run is trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.data_root import DataRoot
+from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RunFacts
+from cli.commands.data.runs import command as runs_command
+from cli.commands.data.trust import command
+from pipelines.ingest.committer import Committer
+from tests.pipelines.datasets.dataset_scenes import telemetry
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.transforms.samples import make_facts
+from transforms.ingest.trust import TrustPolicy, evaluate
+
+POLICY = """
+[[rule]]
+name = "forks"
+trusted = false
+fork = ["yes"]
+
+[[rule]]
+name = "reviewed"
+trusted = true
+source = ["zuul"]
+review = ["approved"]
+"""
+
+
+def ciml(data: Path, *arguments: str, group: Any = command) -> Result:
+    result = CliRunner().invoke(group, [*arguments, "--data-path", str(data)], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result
+
+
+def run(number: int, **facts: Any) -> RunFacts:
+    return make_facts(number, **{"auth": "ssh", "subjects": (f"change:{number}",), **facts})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two gated runs, one in review that was approved later, and one of a fork whose origin came later."""
+    root = DataRoot.open(tmp_path / "data")
+    raw, committing, policy = RawStore(root), Committer(root.raw), TrustPolicy.load()
+    said: list[RunFacts | FactUpdate] = [
+        run(1, pipeline="gate"),
+        run(2, pipeline="gate", build_name="lint", attempt_of="b/lint", start_us=1_795_521_600_000_000),
+        run(3, pipeline="check"),
+        FactUpdate("zuul", "change:3", {"review": "approved"}, "ssh", 1),
+        FactUpdate("zuul", "change:1", {"fork": "yes"}, "ssh", 1),
+        run(4, pipeline="gate", build_name="lint", attempt_of="b/lint", outcome="failure").replace(run_id="zuul~4~2"),
+        run(5, source="ci", attempt_of="b/lint").replace(run_id="ci~5~1"),
+    ]
+    for offset, each in enumerate(said):
+        origin = Origin("t", 0, offset)
+        if isinstance(each, RunFacts):
+            file = raw.write(each, telemetry(int(each.build_uuid)))
+            outcome = Outcome("run", origin, f"zuul {offset}", each, trust=evaluate(policy, each), file=file)
+        else:
+            outcome = Outcome("update", origin, f"zuul {offset}", updates=(each,))
+        covers = OffsetRange("t", "T", 0, offset, offset + 1)
+        committing.commit([Batch(covers, settled=[outcome])], partial(evaluate, policy))
+    (tmp_path / "policy.toml").write_text(POLICY)
+    return tmp_path / "data"
+
+
+def test_check_counts_what_a_policy_would_change(data: Path) -> None:
+    policy = str(data.parent / "policy.toml")
+    found = json.loads(ciml(data, "check", policy, "--json").output)
+    gated, reviewed = {"trusted": True, "rule": "gated"}, {"trusted": True, "rule": "reviewed"}
+    assert (found["runs"], found["trusted"], found["trusted_after"], found["changed"]) == (5, 4, 1, 3)
+    assert {(each["from"]["rule"], each["to"]["rule"]): each["runs"] for each in found["rules"]} == {
+        ("gated", "forks"): 1, ("gated", "no rule"): 2,
+    }  # fmt: skip
+    assert all(each["from"] == gated for each in found["rules"])
+    assert reviewed not in [each["from"] for each in found["rules"]]  # of run 3, by the update: no change
+    assert {(each["source"], each["build_name"], each["trusted"], each["runs"]) for each in found["places"]} == {
+        ("zuul", "unit-tests", False, 1), ("zuul", "lint", False, 2),
+    }  # fmt: skip
+    text = ciml(data, "check", policy, "--runs").output
+    assert "zuul~1~1  unit-tests  trusted (gated) -> not trusted (forks)" in text
+    assert "4 of 5 runs are trusted; the policy would trust 1 and change 3" in text
+    lines = [json.loads(line) for line in ciml(data, "check", policy, "--runs", "--json").output.splitlines()]
+    assert sorted(line["run_id"] for line in lines[:-1]) == ["zuul~1~1", "zuul~2~1", "zuul~4~2"]
+    assert lines[-1]["changed"] == 3
+
+
+def test_check_of_the_same_policy_changes_nothing(data: Path) -> None:
+    (data.parent / "same.toml").write_text('[[rule]]\nname = "all"\ntrusted = true\nsource = ["zuul"]\n')
+    assert "change 0" in ciml(data, "check", str(data.parent / "same.toml")).output
+
+
+def test_explain_shows_where_facts_come_from_and_which_rule_decides(data: Path) -> None:
+    found = json.loads(ciml(data, "explain", "zuul~3~1", "--json").output)
+    assert found["facts"]["review"] == {"own": "", "joined": "approved"}
+    assert found["facts"]["auth"] == {"own": "ssh", "joined": "ssh"}
+    assert [(each["by"], each["trusted"], each["rule"], each["version"]) for each in found["decisions"]] == [
+        ("ingestion", False, "no rule", 3), ("update", True, "reviewed", 4),
+    ]  # fmt: skip
+    assert (found["now"]["trusted"], found["now"]["rule"]) == (True, "reviewed")
+    rules = {rule["rule"]: rule for rule in found["rules"]}
+    assert [name for name, rule in rules.items() if rule["decides"]] == ["reviewed"]
+    assert rules["gated"]["mismatches"] == [{"fact": "pipeline", "value": "check", "globs": ["gate", "promote"]}]
+    assert [each["fact"] for each in rules["listing"]["mismatches"]] == ["source", "event"]
+    policy = str(data.parent / "policy.toml")
+    text = " ".join(ciml(data, "explain", "zuul~1~1", "--trust-policy", policy).output.split())
+    assert "ingestion: trusted (gated), version 1" in text
+    assert "now: not trusted (forks)" in text
+    assert "it decides: the first that matches" in text
+    assert "an update" in text
+
+
+def test_explain_of_an_unknown_run(data: Path) -> None:
+    with pytest.raises(Exception, match="no run 'zuul~9~1' in "):
+        ciml(data, "explain", "zuul~9~1")
+
+
+def test_a_run_is_shown_with_the_attempts_of_its_job(data: Path) -> None:
+    show: Callable[..., Result] = partial(ciml, data, "show", group=runs_command)
+    found = json.loads(show("zuul~4~2", "--json").output)
+    assert [(each["run_id"], each["attempt"], each["outcome"], each["kind"]) for each in found["attempts"]] == [
+        ("zuul~2~1", 1, "success", "run"), ("zuul~4~2", 2, "failure", "run"),
+    ]  # fmt: skip
+    text = show("zuul~4~2").output
+    assert "attempt    1 zuul~2~1 success, started 2026-11-24T12:00:00Z\n" in text
+    assert "attempt    2 zuul~4~2 failure (this run)\n" in text
+    assert "attempts" not in json.loads(show("zuul~3~1", "--json").output)
+    assert "trusted by an update: reviewed" in show("zuul~3~1").output
