@@ -116,10 +116,9 @@ def _files(folder: Path) -> set[str]:
 def trial(seed: int, scene: Scene) -> Verdict:
     verdict, rng = Verdict(), random.Random(seed)
     try:
+        from ciml.kafka.options import KafkaOptions
         from services.receivers.config import load_receivers
         from services.webhooks.service import WebhooksService
-
-        from ciml.kafka.options import KafkaOptions
     except ImportError as error:
         verdict.skipped = f"no receiver of webhooks: {error.name}"
         return verdict
