@@ -14,8 +14,8 @@ from typing import Any
 
 from ciml.errors import CimlError
 from ciml.events.fields import is_clean, iso_time
-from ciml.events.globs import glob_pattern
 from ciml.events.records import Record, RunFacts
+from ciml.globs import glob_pattern
 from ciml.limits import MAX_TEXT_CHARACTERS
 
 #: The reason of a line of ``--exclude FILE`` without one.

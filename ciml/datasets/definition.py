@@ -19,8 +19,8 @@ from msgspec import Meta, field
 
 from ciml.datasets.labels import STATUS_CLASSES, label_of
 from ciml.errors import CimlError
-from ciml.events.globs import glob_pattern
 from ciml.events.records import RunFacts
+from ciml.globs import glob_pattern
 from ciml.settings import Settings, check_name, checked
 from ciml.telemetry import select_columns, short_names
 

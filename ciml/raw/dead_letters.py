@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.globs import glob_pattern
 from ciml.events.records import Origin, Outcome, records_of
 from ciml.events.redaction import redact_text
+from ciml.globs import glob_pattern
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.raw.known_ids import DeadLetterKey
 from ciml.raw.state import RawState

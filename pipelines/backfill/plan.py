@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.globs import glob_pattern
 from ciml.events.listing import ListedRun, Reading, decode_line
 from ciml.events.listing_files import Block, Listing
 from ciml.events.records import LISTS, Batch, OffsetRange, records_of
+from ciml.globs import glob_pattern
 from ciml.manifest.offsets import RangeSet
 from ciml.storage.open import Store
 from pipelines.ingest.committer import Committer, committer

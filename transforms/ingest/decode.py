@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.event import Event
-from ciml.events.globs import glob_pattern
 from ciml.events.outcomes import NEVER_RAN, normal_word
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts
+from ciml.globs import glob_pattern
 
 #: Why a decoded run is ignored: a closed set. The first that applies is recorded.
 IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started", "job_not_selected", "no_run")

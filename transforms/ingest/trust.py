@@ -11,8 +11,8 @@ from typing import Any
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
-from ciml.events.globs import glob_pattern
 from ciml.events.records import Batch, RunFacts, Trust
+from ciml.globs import glob_pattern
 from ciml.settings import parse_toml, read_toml
 
 #: The facts that a rule may match: fields of `RunFacts`. New ones go to the end: digests of policies do not change.

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ciml.events.globs import glob_pattern
 from ciml.events.records import RunFacts
+from ciml.globs import glob_pattern
 from ciml.raw.latest_runs import StoredRun
 from transforms.ingest.trust import TrustPolicy, evaluate
 

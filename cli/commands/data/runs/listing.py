@@ -50,7 +50,7 @@ def list_runs(
     from itertools import islice
 
     from ciml.data_root import DataRoot
-    from ciml.events.globs import glob_pattern
+    from ciml.globs import glob_pattern
     from ciml.raw.latest_runs import latest_runs
     from ciml.raw.state import open_raw
 
