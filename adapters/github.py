@@ -234,14 +234,8 @@ def _check_run(body: Mapping[str, Any], action: str) -> _Read:
 def _pull_request(body: Mapping[str, Any], action: str) -> _Read:
     if action != "closed" or value(body, "pull_request", "merged") is not True:
         return OPEN_PULL_REQUEST
-    project = needed(body, "repository", "full_name")
-    facts = filled(
-        review="merged",
-        change=word(body, "pull_request", "number"),
-        branch=word(body, "pull_request", "base", "ref"),
-        owner=word(body, "pull_request", "user", "login"),
-    )
-    return (RunUpdate(_commit(project, needed(body, "pull_request", "head", "sha")), facts),)
+    facts = {"review": "merged"} | _of_fork(body)
+    return (RunUpdate(_subject(body, needed(body, "pull_request", "head", "sha")), facts),)
 
 
 def _review(body: Mapping[str, Any], action: str) -> _Read:
@@ -250,17 +244,29 @@ def _review(body: Mapping[str, Any], action: str) -> _Read:
         return COMMENT
     if action != "dismissed" and word(body, "review", "author_association") not in _REVIEWERS:
         return OUTSIDER
-    project = needed(body, "repository", "full_name")
-    facts = filled(review=state, change=word(body, "pull_request", "number"))
     # Of the commit that was reviewed: the pull request may have another by now.
-    return (RunUpdate(_commit(project, needed(body, "review", "commit_id")), facts),)
+    return (RunUpdate(_subject(body, needed(body, "review", "commit_id")), {"review": state} | _of_fork(body)),)
+
+
+def _of_fork(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the workflow runs of a fork's pull request cannot know.
+
+    Those of a pull request within the repository know it, and other runs of its commit have another branch.
+    """
+    ours, theirs = (word(body, "pull_request", side, "repo", "full_name") for side in ("base", "head"))
+    if differ(ours, theirs) != "yes":
+        return {}
+    return filled(
+        change=word(body, "pull_request", "number"),
+        branch=word(body, "pull_request", "base", "ref"),
+        owner=word(body, "pull_request", "user", "login"),
+    )
 
 
 def _merge_group(body: Mapping[str, Any], action: str) -> _Read:
     if action != "destroyed" or word(body, "reason") != "merged":
         return OPEN_GROUP
-    project = needed(body, "repository", "full_name")
-    return (RunUpdate(_commit(project, needed(body, "merge_group", "head_sha")), {"review": "merged"}),)
+    return (RunUpdate(_subject(body, needed(body, "merge_group", "head_sha")), {"review": "merged"}),)
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any], str], _Read]] = {
@@ -299,6 +305,10 @@ def _provider(labels: tuple[str, ...], group: str) -> str:
     if "self-hosted" in labels:
         return "self-hosted"
     return "github-hosted" if group == "GitHub Actions" else ""
+
+
+def _subject(body: Mapping[str, Any], sha: str) -> str:
+    return _commit(needed(body, "repository", "full_name"), sha)
 
 
 def _commit(project: str, sha: str) -> str:

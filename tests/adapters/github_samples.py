@@ -115,8 +115,8 @@ def pull_request(action: str = "closed", **changes: Any) -> Delivery:
     return delivery("pull_request", body)
 
 
-def review(action: str = "submitted", **changes: Any) -> Delivery:
-    """Return a ``pull_request_review`` by a member who approves, unless changed."""
+def review(action: str = "submitted", head: Mapping[str, Any] = REPOSITORY, **changes: Any) -> Delivery:
+    """Return a ``pull_request_review`` by a member who approves, of a pull request within the repository."""
     fields = {
         "state": "approved",
         "commit_id": SHA,
@@ -124,7 +124,12 @@ def review(action: str = "submitted", **changes: Any) -> Delivery:
         "submitted_at": "2026-11-24T12:30:00Z",
         "user": {"login": "grace"},
     }
-    newer = {"number": 12, "head": {"sha": "f" * 40}}
+    newer = {
+        "number": 12,
+        "user": SENDER,
+        "head": {"sha": "f" * 40, "repo": head},
+        "base": {"ref": "main", "repo": REPOSITORY},
+    }
     body = {"action": action, "review": fields | changes, "pull_request": newer, "repository": REPOSITORY}
     return delivery("pull_request_review", body)
 

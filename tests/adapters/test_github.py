@@ -283,11 +283,16 @@ def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule:
 
 
 def test_a_merge_says_so_of_the_commit_that_was_merged() -> None:
-    assert update_of(pull_request()) == (
-        COMMIT,
-        {"review": "merged", "change": "12", "branch": "main", "owner": "mallory"},
-    )
+    within = {"ref": "fix", "sha": SHA, "repo": REPOSITORY}
+    assert update_of(pull_request(head=within)) == (COMMIT, {"review": "merged"})
+    assert update_of(pull_request(head={"ref": "fix", "sha": SHA, "repo": None})) == (COMMIT, {"review": "merged"})
     assert update_of(merge_group()) == (COMMIT, {"review": "merged"})
+
+
+def test_the_pull_request_of_a_fork_says_what_its_workflow_runs_cannot_know() -> None:
+    known = {"change": "12", "branch": "main"}
+    assert update_of(pull_request()) == (COMMIT, {"review": "merged", "owner": "mallory", **known})
+    assert update_of(review(head=FORK)) == (COMMIT, {"review": "approved", "owner": "ada", **known})
 
 
 @pytest.mark.parametrize(
@@ -300,7 +305,7 @@ def test_a_merge_says_so_of_the_commit_that_was_merged() -> None:
     ],
 )
 def test_a_review_is_of_the_commit_that_was_read(given: Delivery, word: str) -> None:
-    assert update_of(given) == (COMMIT, {"review": word, "change": "12"})
+    assert update_of(given) == (COMMIT, {"review": word})
 
 
 def test_a_commit_that_was_merged_elsewhere_was_not_merged_here() -> None:
