@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,11 +42,18 @@ def test_2000_deliveries_while_receiver_and_broker_are_killed(tmp_path: Path, pr
     broker = own_broker(tmp_path)
     engines.create_topics(broker.address, {"hooked": 2})
     receiver = Killed(tmp_path / "hooks", broker.address, "hooked", probe)
+    killed = Counter[str]()
 
     def kill(chance: random.Random) -> None:
-        if chance.random() < 0.3:
+        victim = chance.choice(["broker", "frozen broker", "receiver", "receiver", "receiver"])
+        killed[victim] += 1
+        if victim == "broker":
             broker.kill()
             broker.start()
+        elif victim == "frozen broker":  # for longer than a delivery waits
+            broker.freeze()
+            time.sleep(chance.uniform(1.0, 9.0))
+            broker.thaw()
         else:
             receiver.program.kill()
             receiver.start()
@@ -54,5 +63,5 @@ def test_2000_deliveries_while_receiver_and_broker_are_killed(tmp_path: Path, pr
     finally:
         receiver.program.kill()
         broker.kill()
-    print(f"2,000 deliveries, 20 kills: {dict(counts)}")
+    print(f"2,000 deliveries, {dict(killed)}: {dict(counts)}")
     assert counts["run", ""] == 2000
