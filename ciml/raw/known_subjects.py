@@ -28,8 +28,6 @@ TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": 
 
 #: The facts that are stored of a run: all by which a policy may trust it.
 STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner")
-#: The facts of a run that make it one of `Subjects`: its subjects, and facts that the examples of older versions lack.
-MARKS = frozenset({"fork", "auth", "owner", "subjects"})
 _NONE = dict.fromkeys(STORED, "")
 _HALF = 8
 
@@ -42,6 +40,11 @@ def subjects_of(facts: RunFacts) -> list[Subject]:
         return []
     source = facts.run_id.partition("~")[0]
     return [(source, subject) for subject in dict.fromkeys(facts.subjects)]
+
+
+def is_marked(facts: Mapping[str, Any]) -> bool:
+    """Return whether a run (as JSON) is one of `Subjects`: it has subjects, or facts that examples do not hold."""
+    return "auth" in facts or "subjects" in facts or "fork" in facts or "owner" in facts
 
 
 class Subjects:
@@ -92,7 +95,7 @@ class Subjects:
         self._said[subject] = merged(self.said(subject), said_by(update, event_key))
 
     def add_run(self, facts: RunFacts) -> None:
-        """Add a run that has one of `MARKS`, with its own facts; a later row of the run replaces them."""
+        """Add a run that is marked, with its own facts; a later row of the run replaces them."""
         run = fingerprint(facts.run_id)
         self._own[run] = _encode(facts)
         for subject in subjects_of(facts):

@@ -13,7 +13,7 @@ from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
 from ciml.manifest.offsets import RangeSet
 from ciml.raw.known_ids import TABLES, DeadLetterKey, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
-from ciml.raw.known_subjects import MARKS
+from ciml.raw.known_subjects import is_marked
 from ciml.storage.open import Store
 
 #: Number of sources that are counted separately, the first ones: events name their source freely.
@@ -149,7 +149,7 @@ class RawState:
                 raise IntegrityError(f"raw manifest: version {version} {what.format(run_id)}")
             digest, proved = record["file"]["digest"], bool(facts.get("auth"))
             self.index.put_run(run_id, KnownRun(facts.get("outcome", ""), digest, trusted, proved))
-            if kind == "reclaim" or not MARKS.isdisjoint(facts):
+            if kind == "reclaim" or is_marked(facts):
                 self.index.subjects.add_run(RunFacts.from_json(facts))
             self.trust[trusted, trust.get("rule", "")] += 1
         elif kind == "correction":
