@@ -68,8 +68,25 @@ PARSE_BATCH_BYTES = 16 * MIB
 # of which costs about 10 µs.
 MAX_GZIP_LAYERS = 2
 MAX_GZIP_MEMBERS = 10_000
-# Redirects on the way to a log.
+# Redirects on the way to a log, and requests for one log together: paths of a folder, pages of a list, redirects.
 MAX_REDIRECTS = 5
+MAX_LOG_REQUESTS = 32
+# Paths below a folder at which its log may be, and names of a job's artifact: of a fetch policy.
+MAX_LOG_PATHS = 16
+MAX_ARTIFACT_NAMES = 16
+# Pages of a list of artifacts, of a hundred each, and bytes of one: GitHub has a kilobyte for each artifact.
+MAX_ARTIFACTS_PAGES = 10
+MAX_ARTIFACTS_PAGE_BYTES = MIB
+# Zip archives with a log: files, bytes of their directory, bytes of all files unpacked (as the directory says; only the
+# log is unpacked), and bytes unpacked for each packed one: deflate cannot pack more.
+MAX_ARCHIVE_ENTRIES = 10_000
+MAX_ARCHIVE_DIRECTORY_BYTES = 2 * MIB
+MAX_ARCHIVE_BYTES = 1024 * MIB
+MAX_ARCHIVE_RATIO = 1032
+# Seconds that a host of logs may ask to wait; GitHub's limits are of an hour.
+MAX_RETRY_AFTER_S = 3600.0
+# Bytes of a file with a token or a password.
+MAX_SECRET_BYTES = 16 << 10
 # Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.
 MAX_WIRE_BYTES = 16 * MIB
 # Bytes of a log unpacked. A day at 1 s of 60 columns is 36 MB at 7 bytes a cell; parsing takes about 13 times its text.

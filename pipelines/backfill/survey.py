@@ -15,9 +15,10 @@ from ciml.events.listing_files import Listing
 from ciml.events.records import OffsetRange, Outcome, PendingRun
 from ciml.storage.open import open_store
 from pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
-from transforms.fetch.addresses import parse_address
+from transforms.fetch.addresses import Address, below, parse_address
 from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.files import open_log
+from transforms.fetch.folders import first_found
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import guarded_runs
 from transforms.ingest.decode_listing import decode_lines
@@ -138,14 +139,21 @@ def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
     where, reason = pending.mention.log_url, ""
     try:
         address = parse_address(pending.address or where)
-        if address.scheme == "s3":
-            reason = "" if open_store(f"s3://{address.host}").exists(address.path) else "log_not_found"
-        else:
+        if address.scheme != "s3":
             where = address.path
-            os.close(open_log(policy, where))
+        places = below(address, policy.log_paths) if address.is_folder else [address]
+        first_found(places, lambda each: _open(each, policy))
     except (RejectedInput, LogUnavailableError) as failure:
         reason = failure.reason
     return MissingLog(pending.origin.offset, reason, where) if reason else None
+
+
+def _open(address: Address, policy: FetchPolicy) -> bytes:
+    if address.scheme != "s3":
+        os.close(open_log(policy, address.path))
+    elif not open_store(f"s3://{address.host}").exists(address.path):
+        raise LogUnavailableError("log_not_found", "no such object")
+    return b""
 
 
 def _count(found: Survey, outcome: Outcome) -> None:

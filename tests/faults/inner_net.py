@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts
-from transforms.fetch import http as fetch_http
+from transforms.fetch import connections
 from transforms.fetch.fetch import FetchPolicy, fetch_in_parts
 
 LOG = b"a log\n" * 100
@@ -155,7 +155,7 @@ def hostile(chance: random.Random, net: Net, number: int) -> tuple[str, bool]:
 def main(seed: int, cases: int, defect: str) -> None:
     chance, net = random.Random(seed), Net()
     if defect == "unchecked":
-        fetch_http.check_ips = lambda found, private: found
+        connections.check_ips = lambda found, private: found
     net.names["good.example.org"] = [list(PUBLIC)]
     urls = [("http://good.example.org/log", True), *(hostile(chance, net, number) for number in range(cases))]
     policy = FetchPolicy(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import quote, unquote
@@ -74,6 +75,11 @@ class Address:
     path: str
 
     @property
+    def is_folder(self) -> bool:
+        """Whether it ends with a slash, so that the log is at one of the usual paths below it."""
+        return self.path.endswith("/") and "?" not in self.path
+
+    @property
     def origin(self) -> str:
         """The host or bucket: addresses that share it are slow together."""
         return f"{self.scheme}://{self.host}:{self.port}"
@@ -88,7 +94,7 @@ def parse_address(text: str) -> Address:
     """Parse an address.
 
     Accepts ``http://``, ``https://`` (without user or password; non-ASCII paths are percent-encoded),
-    ``s3://bucket/key``, ``file:///path`` and absolute paths.
+    ``s3://bucket/key``, ``file:///path`` and absolute paths. One that ends with a slash is a folder.
 
     Raises:
       RejectedInput: ``bad_address``; ``address_not_allowed`` for another scheme.
@@ -115,6 +121,17 @@ def parse_address(text: str) -> Address:
     return Address(scheme, host, port, target if target.startswith("/") else f"/{target}")  # type: ignore[arg-type]
 
 
+def below(folder: Address, paths: Sequence[str]) -> list[Address]:
+    """Return the addresses of paths below a folder.
+
+    Args:
+      folder: its path ends with a slash.
+      paths: relative, without dotted segments.
+    """
+    coded = paths if folder.scheme in ("file", "s3") else [quote(path) for path in paths]
+    return [replace(folder, path=folder.path + path) for path in coded]
+
+
 def _file(rest: str) -> Address:
     path = rest
     if rest.startswith("//"):
@@ -135,7 +152,7 @@ def _s3(rest: str) -> Address:
     bucket, _, key = rest.removeprefix("//").partition("/")
     if not rest.startswith("//") or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", bucket) or not key:
         raise RejectedInput("bad_address", "want s3://bucket/key")
-    if "/".join(PurePosixPath(key).parts) != key or ".." in key.split("/"):
+    if "/".join(PurePosixPath(key).parts) != key.removesuffix("/") or ".." in key.split("/"):
         raise RejectedInput("bad_address", "key has empty or dotted segments")
     return Address("s3", bucket, 0, key)
 

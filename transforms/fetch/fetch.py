@@ -15,9 +15,11 @@ from ciml.errors import RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.limits import PART_BYTES
-from transforms.fetch.addresses import Address, parse_address
+from transforms.fetch.addresses import Address, below, parse_address
+from transforms.fetch.artifacts import JobFacts, job_facts
 from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.files import read_file
+from transforms.fetch.folders import first_found
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import attempt, dead_letter
 
@@ -30,6 +32,7 @@ __all__ = ["DEFERRED", "REJECTED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_
 #: Why a log makes a run a dead letter at once: a closed set.
 REJECTED = (
     "bad_address", "address_not_allowed", "too_many_redirects", "log_too_large", "log_encoding", "corrupt_gzip",
+    "corrupt_archive",
 )  # fmt: skip
 #: Why a log is deferred; also the reason of a dead letter whose last try failed. ``batch_full`` is never one.
 DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", "log_cut", "batch_full")
@@ -41,10 +44,10 @@ _TOO_LARGE = "the batch's logs exceed its limit together"
 
 @dataclass(slots=True)
 class _Job:
-    """An address, and the pending runs with that log: repeats of an event share it."""
+    """The log of a run at an address: repeats of an event, and runs with the same log, share it."""
 
     text: str
-    pending_runs: list[PendingRun]
+    facts: JobFacts
     address: Address | None = None
     data: bytes | None = None
     failure: RejectedInput | LogUnavailableError | None = None
@@ -108,7 +111,10 @@ class _Schedule:
         with self._changed:
             host = self._hosts[job.address.origin if job.address else ""]
             host.running -= 1
-            if isinstance(job.failure, LogUnavailableError) and job.failure.reason == "log_timeout":
+            failure = job.failure if isinstance(job.failure, LogUnavailableError) else None
+            if failure and failure.retry_after_s:
+                self._drop(host, failure.reason, "its host asked to wait, for another log", failure.retry_after_s)
+            if failure and failure.reason == "log_timeout":
                 host.slow += 1
                 if host.slow >= _SLOW_IN_A_ROW:
                     self._drop(host, "log_timeout", "its host timed out for other logs")
@@ -117,9 +123,9 @@ class _Schedule:
             self._changed.notify_all()
 
     @staticmethod
-    def _drop(host: _Host, reason: str, detail: str) -> None:
+    def _drop(host: _Host, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
         for job in host.waiting:
-            job.failure = LogUnavailableError(reason, detail)
+            job.failure = LogUnavailableError(reason, detail, retry_after_s=retry_after_s)
         host.waiting.clear()
 
 
@@ -173,6 +179,8 @@ class Fetcher:
         self._lock = threading.Lock()
         if policy.ca_file:
             self._over_http()  # reports an invalid file at once
+        for credential in policy.credentials:
+            credential.read()  # the same
 
     def _over_http(self) -> HttpLogs:
         with self._lock:
@@ -205,17 +213,18 @@ class Fetcher:
         self, batch: Batch, now_us: int, seconds: list[float] | None, threads: int, batch_s: float, enough: int
     ) -> Batch:
         """Fetch with so many threads, for so long; start no log once the others have ``enough`` bytes."""
-        jobs: dict[str, _Job] = {}
+        jobs: dict[tuple[str, str], _Job] = {}
         for pending in batch.pending_runs:
-            text = pending.address or pending.mention.log_url
-            jobs.setdefault(text, _Job(text, [])).pending_runs.append(pending)
+            key = _log_of(pending)
+            if key not in jobs:
+                jobs[key] = _Job(key[0], job_facts(pending.mention))
         self._run(list(jobs.values()), threads, batch_s, enough)
         if seconds is not None:
             seconds += [job.seconds for job in jobs.values() if job.seconds is not None]
         fetched = []
         settled = list(batch.settled)
         for pending in batch.pending_runs:
-            job = jobs[pending.address or pending.mention.log_url]
+            job = jobs[_log_of(pending)]
             if job.failure is None:
                 pending.log = job.data
                 fetched.append(pending)
@@ -250,9 +259,8 @@ class Fetcher:
     def _fetch_one(self, job: _Job, budget: _Budget) -> None:
         began = time.monotonic()
         try:
-            read = attempt(
-                "fetch", self._read_or_fail, job.address or parse_address(job.text), lambda size: budget.grow(job, size)
-            )
+            address = job.address or parse_address(job.text)
+            read = attempt("fetch", self._read_or_fail, address, lambda size: budget.grow(job, size), job.facts)
             if isinstance(read, bytes):
                 job.data = read
             else:
@@ -263,30 +271,47 @@ class Fetcher:
             job.seconds = time.monotonic() - began
 
     def _read_or_fail(
-        self, address: Address, grow: Callable[[int], None]
+        self, address: Address, grow: Callable[[int], None], facts: JobFacts
     ) -> bytes | RejectedInput | LogUnavailableError:
         try:
-            return self.read(address, grow)
+            return self.read(address, grow, facts)
         except (RejectedInput, LogUnavailableError) as failure:
             return failure
 
-    def read(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
-        """Fetch the log at an address, unpacked.
+    def read(self, address: Address, grow: Callable[[int], None] | None = None, job: JobFacts | None = None) -> bytes:
+        """Fetch the log that an address leads to (`transforms.fetch.places`), unpacked.
+
+        Args:
+          address: of a log, a folder or an archive.
+          grow: as in `transforms.fetch.gunzip.gunzip`.
+          job: the job whose log it is, where the address is a list of artifacts.
 
         Raises:
           RejectedInput: with one of `REJECTED`.
           LogUnavailableError: with one of `DEFERRED`.
         """
+        if address.scheme in ("http", "https"):
+            from transforms.fetch.places import read_http
+
+            return read_http(self._over_http(), self.policy, address, job, grow)
+        if address.is_folder:
+            end = time.monotonic() + self.policy.total_s
+            paths = below(address, self.policy.log_paths)
+            return first_found(paths, lambda each: self._read_stored(each, grow, end))
+        return self._read_stored(address, grow)
+
+    def _read_stored(self, address: Address, grow: Callable[[int], None] | None, end: float | None = None) -> bytes:
         if address.scheme == "file":
             return read_file(self.policy, address.path, grow)
-        if address.scheme == "s3":
-            return self._read_s3(address, grow)
-        return self._over_http().fetch(address, grow)
-
-    def _read_s3(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
         if not any(address.host == bucket and address.path.startswith(key) for bucket, key in self.policy.prefixes):
             raise RejectedInput("address_not_allowed", "the object is not below an allowed prefix")
-        return self._over_s3().fetch(address, grow)
+        return self._over_s3().fetch(address, grow, end)
+
+
+def _log_of(pending: PendingRun) -> tuple[str, str]:
+    """Return what the log of a run is fetched once by: its address, and its run where many have the same address."""
+    text = pending.address or pending.mention.log_url
+    return text, pending.mention.run_id if text.endswith("/artifacts") else ""
 
 
 def _settle(
@@ -303,6 +328,8 @@ def _settle(
     delay_s = 0.0
     if defer and policy.delays_s and failure.reason != "batch_full":
         delay_s = policy.delays_s[pending.attempts - 1]
+        if isinstance(failure, LogUnavailableError):
+            delay_s = max(delay_s, failure.retry_after_s)
     return Outcome(
         "deferred" if defer else "dead_letter",
         pending.origin,

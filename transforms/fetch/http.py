@@ -1,4 +1,4 @@
-"""HTTP for logs: connections go to exactly the address that was checked, and everything has a limit.
+"""HTTP for logs: each hop of a request is checked and has its limits; a credential goes to its own host alone.
 
 Built on httpcore, the connection layer of httpx: it allows to resolve, check and connect a host in one step. There is
 no proxy from the environment, no cookie, and no unchecked redirect.
@@ -6,13 +6,12 @@ no proxy from the environment, no cookie, and no unchecked redirect.
 
 from __future__ import annotations
 
-import socket
-import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import IO, TypeVar
 from urllib.parse import urljoin
 
 import httpcore
@@ -20,114 +19,17 @@ import tenacity
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import redact_url
-from ciml.limits import MAX_REDIRECTS
-from transforms.fetch.addresses import PORTS, Address, HostRule, as_ip, check_ips, parse_address
+from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_REDIRECTS, MAX_RETRY_AFTER_S
+from transforms.fetch.addresses import PORTS, Address, parse_address
+from transforms.fetch.connections import OneLog, Pinned, Resolve, system_resolve, tls_context
+from transforms.fetch.credentials import credential_of
 from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.gunzip import gunzip
 from transforms.fetch.policy import FetchPolicy
 
-#: (host, port) -> IP addresses. Raises OSError where the name does not resolve.
-Resolve = Callable[[str, int], list[str]]
+T = TypeVar("T")
 
 _DRAINED = 1 << 14  # of an error response, so that its connection can be reused
-_SLACK_S = 0.001
-
-
-def system_resolve(host: str, port: int) -> list[str]:
-    """Resolve a host with the system's resolver, without repeats."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-class _Deadline(threading.local):
-    """The end of this thread's present fetch, by ``time.monotonic``."""
-
-    at: float = float("inf")
-
-    def left(self, timeout: float | None) -> float:
-        """Return the time limit of one step, s."""
-        left = self.at - time.monotonic()
-        if left <= _SLACK_S:
-            raise httpcore.ReadTimeout("the time limit of the fetch was reached")
-        return left if timeout is None else min(timeout, left)
-
-
-class _Stream(httpcore.NetworkStream):
-    """A connection whose every step ends at the fetch's deadline, even if bytes drip."""
-
-    def __init__(self, inner: httpcore.NetworkStream, deadline: _Deadline) -> None:
-        self._inner = inner
-        self._deadline = deadline
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, self._deadline.left(timeout))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, self._deadline.left(timeout))
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        inner = self._inner.start_tls(ssl_context, server_hostname, self._deadline.left(timeout))
-        return _Stream(inner, self._deadline)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
-
-
-class _Pinned(httpcore.NetworkBackend):
-    """Resolves once, checks every address, and connects to one of exactly those."""
-
-    def __init__(self, rules: tuple[HostRule, ...], resolve: Resolve, deadline: _Deadline) -> None:
-        self._rules = rules
-        self._resolve = resolve
-        self._deadline = deadline
-        self._inner = httpcore.SyncBackend()
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Any = None,
-    ) -> httpcore.NetworkStream:
-        rules = [rule for rule in self._rules if rule.matches(rule.scheme, host, port)]
-        if not rules:
-            raise RejectedInput("address_not_allowed", f"{host}:{port} is not an allowed host")
-        found = [host] if as_ip(host) else self._look_up(host, port, self._deadline.left(timeout))
-        failed: Exception = httpcore.ConnectError(f"{host} has no address")
-        for ip in check_ips(found, any(rule.private for rule in rules)):
-            try:
-                inner = self._inner.connect_tcp(ip, port, self._deadline.left(timeout), None, socket_options)
-            except httpcore.ConnectError as error:
-                failed = error
-                continue
-            return _Stream(inner, self._deadline)
-        raise failed
-
-    def _look_up(self, host: str, port: int, timeout: float) -> list[str]:
-        # The system's resolver has no time limit, so a slow one is abandoned in its thread.
-        answer: list[Any] = []
-
-        def ask() -> None:
-            try:
-                answer.append(self._resolve(host, port))
-            except (OSError, UnicodeError) as error:
-                answer.append(error)
-
-        thread = threading.Thread(target=ask, name=f"resolve {host}", daemon=True)
-        thread.start()
-        thread.join(timeout)
-        if not answer:
-            raise httpcore.ConnectTimeout(f"resolving {host} timed out")
-        if isinstance(answer[0], Exception):
-            raise httpcore.ConnectError(f"cannot resolve {host}: {answer[0]}")
-        found: list[str] = answer[0]
-        return found
 
 
 class HttpLogs:
@@ -139,20 +41,24 @@ class HttpLogs:
     """
 
     def __init__(self, policy: FetchPolicy, resolve: Resolve = system_resolve) -> None:
-        self._policy, self._deadline = policy, _Deadline()
+        self._policy, self._limits = policy, OneLog()
         connect_s, read_s, total_s = policy.connect_s, policy.read_s, policy.total_s
         self._extensions = {"timeout": {"connect": connect_s, "read": read_s, "write": read_s, "pool": total_s}}
         self._pool = httpcore.ConnectionPool(
-            ssl_context=_tls(policy.ca_file) if any(rule.scheme == "https" for rule in policy.rules) else None,
+            ssl_context=tls_context(policy.ca_file) if any(rule.scheme == "https" for rule in policy.rules) else None,
             max_connections=4 * policy.threads,
             max_keepalive_connections=2 * policy.threads,
             keepalive_expiry=15.0,
-            network_backend=_Pinned(policy.rules, resolve, self._deadline),
+            network_backend=Pinned(policy.rules, resolve, self._limits),
         )
 
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
+
+    def one_log(self) -> AbstractContextManager[None]:
+        """Limit the requests of the block together, as those of one log: in time and in number."""
+        return self._limits.within(self._policy.total_s)
 
     def fetch(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
         """Fetch the log at an address, unpacked.
@@ -168,8 +74,40 @@ class HttpLogs:
             ``log_encoding``, ``corrupt_gzip``: faults that a retry cannot fix.
           LogUnavailableError: ``log_not_found``, ``log_forbidden``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
-        self._deadline.at = time.monotonic() + self._policy.total_s
-        try:
+        return self._get(
+            address,
+            lambda response: gunzip(self._wire(response, "gzip"), self._policy.max_bytes, grow),
+            encoding=b"gzip",
+        )
+
+    def page(self, address: Address) -> bytes:
+        """Fetch one page of JSON from an API. Arguments and errors: see `fetch`."""
+        return self._get(
+            address,
+            lambda response: b"".join(self._wire(response, "identity", MAX_ARTIFACTS_PAGE_BYTES)),
+            accept=b"application/json",
+        )
+
+    def download(self, address: Address, file: IO[bytes]) -> None:
+        """Fetch the bytes at an address into a file, in place of its content. Arguments and errors: see `fetch`."""
+
+        def read(response: httpcore.Response) -> None:
+            file.seek(0)
+            file.truncate()
+            for chunk in self._wire(response, "identity"):
+                file.write(chunk)
+
+        self._get(address, read)
+
+    def _get(
+        self,
+        address: Address,
+        read: Callable[[httpcore.Response], T],
+        accept: bytes = b"*/*",
+        encoding: bytes = b"identity",
+    ) -> T:
+        headers = [(b"Accept", accept), (b"Accept-Encoding", encoding), (b"User-Agent", b"ciml")]
+        with self.one_log():
             for attempt in tenacity.Retrying(
                 stop=tenacity.stop_after_attempt(2),
                 retry=tenacity.retry_if_exception(
@@ -179,22 +117,35 @@ class HttpLogs:
                 reraise=True,
             ):
                 with attempt:
-                    return self._follow(address, grow)
-        finally:
-            self._deadline.at = float("inf")
+                    return self._follow(address, read, headers)
         raise AssertionError("tenacity returns or raises")
 
-    def _follow(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
+    def _follow(
+        self, address: Address, read: Callable[[httpcore.Response], T], headers: list[tuple[bytes, bytes]]
+    ) -> T:
+        secret = self._credential(address)
         for _ in range(MAX_REDIRECTS + 1):
             self._check(address)
-            with self._ask(address) as response:
+            self._limits.count_request()
+            with self._ask(address, headers + secret) as response:
                 if response.status == 200:
-                    return self._read(response, grow)
+                    return read(response)
                 self._drain(response)
             if response.status not in (301, 302, 303, 307, 308):
-                raise _failed(response.status)
-            address = _redirected(address, _header(response, b"location").decode("latin-1"))
+                raise _failed(response)
+            target = _redirected(address, _header(response, b"location").decode("latin-1"))
+            if target.origin != address.origin:
+                # For good: another host must not choose what is asked with a credential, by a redirect back.
+                secret = []
+            address = target
         raise RejectedInput("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
+
+    def _credential(self, address: Address) -> list[tuple[bytes, bytes]]:
+        credential = credential_of(self._policy.credentials, address)
+        try:
+            return [credential.read()] if credential else []
+        except CimlError as error:
+            raise LogUnavailableError("log_unavailable", str(error)) from None
 
     def _check(self, address: Address) -> None:
         if address.scheme not in PORTS:
@@ -203,16 +154,11 @@ class HttpLogs:
             raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
     @contextmanager
-    def _ask(self, address: Address) -> Iterator[httpcore.Response]:
+    def _ask(self, address: Address, headers: list[tuple[bytes, bytes]]) -> Iterator[httpcore.Response]:
         url = httpcore.URL(
             scheme=address.scheme.encode(), host=address.host.encode(), port=address.port, target=address.path.encode()
         )
-        headers = [
-            (b"Host", address.host_header.encode()),
-            (b"Accept", b"*/*"),
-            (b"Accept-Encoding", b"gzip"),
-            (b"User-Agent", b"ciml"),
-        ]
+        headers = [(b"Host", address.host_header.encode()), *headers]
         reading = False
         try:
             with self._pool.stream("GET", url, headers=headers, extensions=self._extensions) as response:
@@ -229,23 +175,21 @@ class HttpLogs:
         except ValueError as error:  # the protocol's parser rejects the headers
             raise LogUnavailableError("log_unavailable", _words(error)) from None
 
-    def _read(self, response: httpcore.Response, grow: Callable[[int], None] | None) -> bytes:
+    def _wire(self, response: httpcore.Response, want: str, most: int = 0) -> Iterator[bytes]:
+        """Yield the body as it is sent, at most ``most`` bytes of it, by default `FetchPolicy.max_wire_bytes`."""
+        most = most or self._policy.max_wire_bytes
+        known = {"", "identity"} | ({"gzip", "x-gzip"} if want == "gzip" else set())
         encodings = _header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
-        if set(encodings.split(",")) - {"", "gzip", "x-gzip", "identity"}:
-            raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, want gzip")
+        if set(encodings.split(",")) - known:
+            raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, want {want}")
         announced = _header(response, b"content-length")
-        if announced.isdigit() and int(announced) > self._policy.max_wire_bytes:
-            raise RejectedInput(
-                "log_too_large", f"{int(announced)} bytes announced, at most {self._policy.max_wire_bytes}"
-            )
-        return gunzip(self._wire(response), self._policy.max_bytes, grow)
-
-    def _wire(self, response: httpcore.Response) -> Iterator[bytes]:
+        if announced.isdigit() and int(announced) > most:
+            raise RejectedInput("log_too_large", f"{int(announced)} bytes announced, at most {most}")
         size = 0
         for chunk in response.iter_stream():
             size += len(chunk)
-            if size > self._policy.max_wire_bytes:
-                raise RejectedInput("log_too_large", f"more than {self._policy.max_wire_bytes} bytes sent")
+            if size > most:
+                raise RejectedInput("log_too_large", f"more than {most} bytes sent")
             yield chunk
 
     def _drain(self, response: httpcore.Response) -> None:
@@ -255,12 +199,39 @@ class HttpLogs:
                 pass
 
 
-def _failed(status: int) -> LogUnavailableError:
+def _failed(response: httpcore.Response) -> LogUnavailableError:
+    status = response.status
+    if status in (403, 429) and (wait_s := _retry_after_s(response)):
+        return LogUnavailableError(
+            "log_unavailable", f"answered {status}, asks to wait for {wait_s:.0f} s", retry_after_s=wait_s
+        )
     if status in (404, 410):
         return LogUnavailableError("log_not_found", f"answered {status}")
     if status in (401, 403):
         return LogUnavailableError("log_forbidden", f"answered {status}")
     return LogUnavailableError("log_unavailable", f"answered {status}", hiccup=status >= 500)
+
+
+def _retry_after_s(response: httpcore.Response) -> float:
+    """Return how long a response asks to wait, s, at most `MAX_RETRY_AFTER_S`; 0 where it does not."""
+    after = _header(response, b"retry-after").decode("latin-1").strip()
+    wait = _number(after) if after else None
+    if after and wait is None:
+        try:
+            moment = parsedate_to_datetime(after)
+            wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            wait = None
+    for prefix in (b"x-ratelimit-", b"ratelimit-"):  # a response that is forbidden for another reason has some left
+        if wait is None and _header(response, prefix + b"remaining").strip() == b"0":
+            reset = _number(_header(response, prefix + b"reset").decode("latin-1"))
+            wait = None if reset is None else reset - time.time()
+    return 0.0 if wait is None else min(max(wait, 1.0), MAX_RETRY_AFTER_S)
+
+
+def _number(text: str) -> float | None:
+    text = text.strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
 def _redirected(address: Address, location: str) -> Address:
@@ -280,13 +251,3 @@ def _header(response: httpcore.Response, name: bytes) -> bytes:
 
 def _words(error: Exception) -> str:
     return redact_url(f"{error!s:.200}")
-
-
-def _tls(ca_file: str) -> ssl.SSLContext:
-    context = httpcore.default_ssl_context()
-    if ca_file:
-        try:
-            context.load_verify_locations(ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise CimlError(f"cannot read the certificates in {ca_file}: {error}") from None
-    return context

@@ -1,16 +1,36 @@
-"""The fetch policy: allowed addresses of logs, limits of size and time, and the delays of retries."""
+"""The fetch policy: allowed addresses of logs, where logs are, credentials, limits, and the delays of retries."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from ciml.errors import CimlError
-from ciml.limits import MAX_BATCH_BYTES, MAX_LOG_BYTES, MAX_WIRE_BYTES
+from ciml.limits import MAX_ARTIFACT_NAMES, MAX_BATCH_BYTES, MAX_LOG_BYTES, MAX_LOG_PATHS, MAX_WIRE_BYTES
 from ciml.settings import read_toml
 from transforms.fetch.addresses import HostRule, host_rule
+from transforms.fetch.credentials import Credential
+
+#: Where logs are below the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
+#: it, and keep each host's files in a folder of its own. `ciml record` writes ``dstat-csv_log.txt.gz``.
+LOG_PATHS = (
+    "dstat-csv_log.txt.gz",
+    "dstat-csv_log.txt",
+    "controller/logs/dstat-csv_log.txt.gz",
+    "controller/logs/dstat-csv_log.txt",
+    "logs/dstat-csv_log.txt.gz",
+    "logs/dstat-csv_log.txt",
+    "dstat-csv.log",
+    "controller/logs/dstat-csv.log",
+    "logs/dstat-csv.log",
+    "dstat.csv",
+    "dool.csv",
+)
+#: Names of a job's artifact. Each names the job: the artifacts of all jobs of a workflow run are in one list.
+ARTIFACT_NAMES = ("ciml-{id}", "ciml-{job}", "dstat-{id}", "dstat-{job}")
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,12 @@ class FetchPolicy:
       file_roots: folders below which files may be read. Symlinks may lead from one path below them to another;
         nothing outside is accessed.
       s3_prefixes: ``s3://bucket/prefix`` below which objects may be read, with the credentials of the process.
+      log_paths: paths below a folder at which its log may be, in the order in which they are tried. In an archive, a
+        file with one of these paths, or else with one of their last names in any folder, is the log.
+      artifact_names: names of the artifact with a job's log, in order of preference; upper and lower case, and runs of
+        characters that are no letters or digits, do not differ. ``{id}`` is the job's id, ``{job}`` its name,
+        ``{attempt}`` its attempt; ``*`` matches any characters.
+      credentials: of log hosts; `transforms.fetch.credentials.Credential` documents the keys.
       ca_file: certificates (PEM) of a private authority, trusted beside the usual ones.
       threads: number of concurrent fetches. Threads mostly wait, so there are more than cores.
       max_wire_bytes: limit of transferred bytes of a log. Two hours of dstat are 0.2 MB in gzip.
@@ -45,6 +71,9 @@ class FetchPolicy:
     private_hosts: tuple[str, ...] = ()
     file_roots: tuple[str, ...] = ()
     s3_prefixes: tuple[str, ...] = ()
+    log_paths: tuple[str, ...] = LOG_PATHS
+    artifact_names: tuple[str, ...] = ARTIFACT_NAMES
+    credentials: tuple[Credential, ...] = ()
     ca_file: str = ""
     threads: int = 16
     max_wire_bytes: int = MAX_WIRE_BYTES
@@ -57,8 +86,11 @@ class FetchPolicy:
     delays_s: tuple[float, ...] = (10.0, 60.0, 300.0, 1800.0, 7200.0)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "credentials", _credentials(self.credentials))
         for spec in fields(self):
             value = getattr(self, spec.name)
+            if spec.name == "credentials":
+                continue
             if isinstance(spec.default, tuple):
                 kind, word = ((int, float), "numbers") if spec.name == "delays_s" else (str, "texts")
                 if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
@@ -73,6 +105,8 @@ class FetchPolicy:
             raise CimlError("fetch policy: max_batch_bytes must be at least max_bytes, so that the largest log fits")
         if any(delay < 0 for delay in self.delays_s):
             raise CimlError("fetch policy: delays_s must not be negative")
+        _check_log_paths(self.log_paths)
+        _check_artifact_names(self.artifact_names)
         _ = self.rules, self.roots, self.prefixes
 
     @cached_property
@@ -123,3 +157,34 @@ class FetchPolicy:
             file_roots=self.file_roots + tuple(root for root in roots if not root.startswith("s3://")),
             s3_prefixes=self.s3_prefixes + tuple(root for root in roots if root.startswith("s3://")),
         )
+
+
+def _credentials(value: Any) -> tuple[Credential, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, Credential | dict) for each in value):
+        raise CimlError("fetch policy: credentials must be tables [[credentials]]")
+    made = tuple(
+        each if isinstance(each, Credential) else Credential.from_json(each, f"fetch policy: credentials {number}")
+        for number, each in enumerate(value, 1)
+    )
+    rules = [each.rule for each in made]
+    for at, rule in enumerate(rules):
+        if rule in rules[:at]:
+            raise CimlError(f"fetch policy: credentials: two are of the host {made[at].host}")
+    return made
+
+
+def _check_log_paths(paths: tuple[str, ...]) -> None:
+    if not 1 <= len(paths) <= MAX_LOG_PATHS:
+        raise CimlError(f"fetch policy: log_paths must have 1 to {MAX_LOG_PATHS} paths")
+    for path in paths:
+        if not path.isprintable() or len(path) > 200 or not {"", ".", ".."}.isdisjoint(path.split("/")):
+            raise CimlError(f"fetch policy: log_paths: {path!r:.120} must be a relative path, such as logs/dstat.csv")
+
+
+def _check_artifact_names(names: tuple[str, ...]) -> None:
+    if len(names) > MAX_ARTIFACT_NAMES:
+        raise CimlError(f"fetch policy: artifact_names must have at most {MAX_ARTIFACT_NAMES} names")
+    for name in names:
+        for word in re.findall(r"[{}][^{}]*[{}]?", name):
+            if word not in ("{id}", "{job}", "{attempt}"):
+                raise CimlError(f"fetch policy: artifact_names: {name!r:.120} may hold {{id}}, {{job}} and {{attempt}}")

@@ -43,18 +43,20 @@ class S3Logs:
         """Close the connections."""
         self._client.close()
 
-    def fetch(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
+    def fetch(self, address: Address, grow: Callable[[int], None] | None = None, end: float | None = None) -> bytes:
         """Fetch the log in an object, unpacked. A truncated response is retried once, at once.
 
         Args:
           address: an s3 address.
           grow: as in `transforms.fetch.gunzip.gunzip`.
+          end: when to stop, by ``time.monotonic``; after ``total_s`` by default.
 
         Raises:
           RejectedInput: ``log_too_large``, ``corrupt_gzip``.
           LogUnavailableError: ``log_not_found``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
-        end = time.monotonic() + self._policy.total_s
+        if end is None:
+            end = time.monotonic() + self._policy.total_s
         try:
             return gunzip(self._wire(address, end), self._policy.max_bytes, grow)
         except LogUnavailableError as failure:

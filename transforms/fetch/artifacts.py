@@ -1,0 +1,153 @@
+"""Artifacts of CI systems: which of a workflow run's artifacts is a job's, by names and times. Pure.
+
+GitHub lists the artifacts of all jobs and attempts of a run together, and does not say which job made one. A log that
+is taken for another job's would train a model on the wrong run. So an artifact must name its job, and must have been
+made while the job ran: a rerun that cannot replace an artifact leaves that of the attempt before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ciml.errors import RejectedInput
+from ciml.events.fields import time_us
+from ciml.events.globs import glob_pattern
+from ciml.events.json_input import parse_json
+from ciml.events.records import RunFacts
+from ciml.events.run_id import RunId
+from transforms.fetch.errors import LogUnavailableError
+
+_MAX_NAME = 256
+PAGE = 100  # artifacts of a page: the most that GitHub gives
+
+_LIST = re.compile(r"(?:/[^?]*)?/repos/[^/?]+/[^/?]+/actions/runs/[0-9]+/artifacts")
+_OF_JOB = re.compile(r"(?:/[^?]*)?/api/v4/projects/[^/?]+/jobs/[0-9]+/artifacts")
+_OTHER = re.compile(r"[\W_]+")
+_SLACK_US = 60_000_000  # of the times of a job and of its artifacts, which another service may take
+
+
+def is_artifact_list(path: str) -> bool:
+    """Return whether a path is GitHub's list of the artifacts of a workflow run."""
+    return _LIST.fullmatch(path) is not None
+
+
+def is_job_archive(path: str) -> bool:
+    """Return whether a path is GitLab's archive of the artifacts of a job."""
+    return _OF_JOB.fullmatch(path) is not None
+
+
+class JobFacts(NamedTuple):
+    """What decides which artifact is a job's: its id and name, its attempt, and when it ran (µs UTC)."""
+
+    id: str
+    name: str
+    attempt: int
+    start_us: int | None
+    end_us: int | None
+
+
+def job_facts(facts: RunFacts) -> JobFacts:
+    """Return the job of a run."""
+    try:
+        run = RunId.decode(facts.run_id)
+    except RejectedInput:
+        return JobFacts(facts.build_uuid, facts.build_name, 1, facts.start_us, facts.end_us)
+    return JobFacts(run.native_id, facts.build_name, run.attempt, facts.start_us, facts.end_us)
+
+
+class Artifact(NamedTuple):
+    """An artifact of a list."""
+
+    id: int
+    name: str
+    made_us: int | None
+    expired: bool
+
+
+def artifacts_on(page: bytes) -> tuple[list[Artifact], bool]:
+    """Return the artifacts on a page of a list, and whether there may be another page.
+
+    Raises:
+      LogUnavailableError: ``log_unavailable``, for anything else than a page.
+    """
+    try:
+        found = parse_json(page)
+    except RejectedInput as rejected:
+        raise _no_list(rejected.detail) from None
+    listed = found.get("artifacts") if isinstance(found, dict) else None
+    if not isinstance(listed, list):
+        raise _no_list("no field artifacts")
+    return [each for each in map(_artifact, listed) if each is not None], len(listed) >= PAGE
+
+
+def _no_list(detail: str) -> LogUnavailableError:
+    return LogUnavailableError("log_unavailable", f"the answer is no list of artifacts: {detail}")
+
+
+def _artifact(entry: Any) -> Artifact | None:
+    if not isinstance(entry, dict):
+        return None
+    number, name = entry.get("id"), entry.get("name")
+    if type(number) is not int or not 0 < number < 1 << 63 or type(name) is not str or len(name) > _MAX_NAME:
+        return None
+    return Artifact(number, name, _time_us(entry), entry.get("expired") is True)
+
+
+def _time_us(entry: Mapping[str, Any]) -> int | None:
+    try:
+        return time_us(entry, "created_at")
+    except RejectedInput:
+        return None
+
+
+def artifact_of(job: JobFacts, artifacts: Iterable[Artifact], names: Iterable[str]) -> Artifact:
+    """Return the artifact with a job's log: with the first of the names, and of these the newest.
+
+    Args:
+      job: the job.
+      artifacts: of its run.
+      names: `FetchPolicy.artifact_names`.
+
+    Raises:
+      LogUnavailableError: ``log_not_found``.
+    """
+    listed = list(artifacts)
+    expired = 0
+    for name in names:
+        pattern = _pattern(name, job)
+        if pattern is None:
+            continue
+        named = [each for each in listed if pattern.fullmatch(_plain(each.name)) and _in_time(each, job)]
+        kept = [each for each in named if not each.expired]
+        if kept:
+            return max(kept, key=lambda each: (each.made_us or 0, each.id))
+        expired += len(named)
+    if expired:
+        raise LogUnavailableError("log_not_found", "the artifact of this job has expired")
+    raise LogUnavailableError("log_not_found", f"none of {len(listed)} artifacts is of this job")
+
+
+def _in_time(artifact: Artifact, job: JobFacts) -> bool:
+    made = artifact.made_us
+    early = made is not None and job.start_us is not None and made < job.start_us - _SLACK_US
+    late = made is not None and job.end_us is not None and made > job.end_us + _SLACK_US
+    return not early and not late
+
+
+def _pattern(name: str, job: JobFacts) -> re.Pattern[str] | None:
+    """Return the pattern of a name for a job; None where the job has no such fact."""
+    facts = {"{id}": _plain(job.id), "{job}": _plain(job.name), "{attempt}": str(job.attempt)}
+    parts = [name]
+    for word, fact in facts.items():
+        if word in name and not fact:
+            return None
+        parts = [part.replace(word, fact) for part in parts]
+    pieces = [_OTHER.sub("-", piece.casefold()) for piece in parts[0].split("*")]
+    return glob_pattern(("*".join(pieces).strip("-"),))
+
+
+def _plain(text: str) -> str:
+    """Return a text as names are compared: in lower case, its letters and digits with single dashes between."""
+    return _OTHER.sub("-", text.casefold()).strip("-")

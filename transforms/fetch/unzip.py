@@ -1,0 +1,216 @@
+"""Zip archives: the log among their members, found and unpacked within limits; no other member is unpacked.
+
+Python's zipfile makes an object of each entry before anything can be checked, and reads what overlaps, what does not
+agree with its directory, and what follows the end. An archive from a job may be any of it. So this reads the plain
+form that CI systems write: one directory at the end, which agrees with each header; not encrypted, no zip64.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple
+from zlib import crc32
+
+from zlib_ng import zlib_ng as zlib
+
+from ciml.errors import RejectedInput
+from ciml.limits import (
+    MAX_ARCHIVE_BYTES,
+    MAX_ARCHIVE_DIRECTORY_BYTES,
+    MAX_ARCHIVE_ENTRIES,
+    MAX_ARCHIVE_RATIO,
+)
+from transforms.fetch.errors import LogUnavailableError
+
+_PIECE = 1 << 18
+_SLICE = 1 << 16
+_END = struct.Struct("<4s4H2LH")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_HEADER = struct.Struct("<4s5H3L2H")
+_STORED, _DEFLATED = 0, 8
+_ENCRYPTED = 0x1 | 0x40 | 0x2000
+_PATCHED = 0x20
+_LATER = 0x8  # sizes follow the data
+
+
+class Member(NamedTuple):
+    """A file in an archive, as the directory describes it.
+
+    Attributes:
+      name: its path, of any bytes; it is compared and never used.
+      start, end: where its header starts, and where the next one, or the directory, does.
+      packed, size: bytes in the archive, and unpacked.
+    """
+
+    name: bytes
+    flags: int
+    method: int
+    crc: int
+    packed: int
+    size: int
+    start: int
+    end: int
+
+
+def is_archive(file: IO[bytes]) -> bool:
+    """Return whether a file starts as an archive does, also an empty one."""
+    file.seek(0)
+    return file.read(4) in (b"PK\3\4", b"PK\5\6")
+
+
+def unzip(file: IO[bytes], paths: Sequence[str]) -> Iterator[bytes]:
+    """Yield the bytes of the log in an archive, unpacked.
+
+    Args:
+      file: the archive.
+      paths: `FetchPolicy.log_paths`.
+
+    Raises:
+      RejectedInput: ``corrupt_archive``; ``log_too_large`` for too many entries, or too many bytes unpacked.
+      LogUnavailableError: ``log_not_found``.
+    """
+    found = _chosen(_members(file), paths)
+    if found is None:
+        raise LogUnavailableError("log_not_found", "no file in the archive has the name of a log")
+    yield from _unpacked(file, found)
+
+
+def _chosen(members: list[Member], paths: Sequence[str]) -> Member | None:
+    """Return the member with the first of the paths, else with the first of their last names; None without one."""
+    exact = {path.encode(): at for at, path in reversed(list(enumerate(paths)))}
+    last = {path.rpartition(b"/")[2]: at for path, at in exact.items()}
+
+    def rank(member: Member) -> tuple[int, int, bytes] | None:
+        name = member.name.removeprefix(b"./")
+        if name in exact:
+            return exact[name], 0, name
+        at = last.get(name.rpartition(b"/")[2])
+        return None if at is None else (len(paths) + at, name.count(b"/"), name)
+
+    ranked = [(order, member) for member in members if (order := rank(member)) is not None]
+    return min(ranked)[1] if ranked else None
+
+
+def _members(file: IO[bytes]) -> list[Member]:
+    end = file.seek(0, 2) - _END.size
+    if end < 0:
+        raise _corrupt("it is cut short")
+    file.seek(end)
+    mark, disk, first, here, count, size, start, comment = _END.unpack(file.read(_END.size))
+    if mark != b"PK\5\6" or comment:
+        raise _corrupt("it does not end with its directory")
+    if max(count, here) > MAX_ARCHIVE_ENTRIES:
+        raise RejectedInput("log_too_large", f"an archive of {max(count, here)} files, at most {MAX_ARCHIVE_ENTRIES}")
+    if disk or first or here != count or start + size != end:
+        raise _corrupt("its directory is elsewhere: it is split, zip64, or has other data around it")
+    if size > MAX_ARCHIVE_DIRECTORY_BYTES:
+        raise RejectedInput(
+            "log_too_large", f"an archive with {size} bytes of directory, at most {MAX_ARCHIVE_DIRECTORY_BYTES}"
+        )
+    file.seek(start)
+    members = _directory(file.read(size), count, start)
+    unpacked = sum(member.size for member in members)
+    if unpacked > MAX_ARCHIVE_BYTES:
+        raise RejectedInput("log_too_large", f"an archive of {unpacked} bytes unpacked, at most {MAX_ARCHIVE_BYTES}")
+    return members
+
+
+def _directory(data: bytes, count: int, start: int) -> list[Member]:
+    found: list[Member] = []
+    at = 0
+    for _ in range(count):
+        if at + _ENTRY.size > len(data):
+            raise _corrupt("its directory is cut short")
+        fields = _ENTRY.unpack_from(data, at)
+        mark, flags, method, crc, packed, size = fields[0], fields[3], fields[4], *fields[7:10]
+        lengths, header = fields[10:13], fields[16]
+        name = data[at + _ENTRY.size : at + _ENTRY.size + lengths[0]]
+        at += _ENTRY.size + sum(lengths)
+        if mark != b"PK\1\2" or at > len(data):
+            raise _corrupt("its directory is damaged")
+        if size > MAX_ARCHIVE_RATIO * packed:
+            raise _corrupt("a file has more bytes than any that is packed so small")
+        found.append(Member(name, flags, method, crc, packed, size, header, start))
+    if at != len(data):
+        raise _corrupt("its directory is longer than its entries")
+    return _apart(found, start)
+
+
+def _apart(members: list[Member], directory: int) -> list[Member]:
+    """Return members with their ends, if none overlaps another: overlapping ones unpack to any size."""
+    ordered = sorted(members, key=lambda member: member.start)
+    apart: list[Member] = []
+    for member, end in zip(ordered, [*(member.start for member in ordered[1:]), directory], strict=True):
+        if member.start + _HEADER.size + len(member.name) + member.packed > end:
+            raise _corrupt("its files overlap")
+        apart.append(member._replace(end=end))
+    return apart
+
+
+def _unpacked(file: IO[bytes], member: Member) -> Iterator[bytes]:
+    at = _data(file, member)
+    size = crc = 0
+    for piece in _stored(file, at, member) if member.method == _STORED else _inflated(file, at, member):
+        size += len(piece)
+        if size > member.size:
+            break
+        crc = crc32(piece, crc)
+        yield piece
+    if size != member.size or crc != member.crc:
+        raise _corrupt("the log is not what its directory says")
+
+
+def _data(file: IO[bytes], member: Member) -> int:
+    """Return where the data of a member starts; its header must agree with the directory."""
+    if member.flags & _ENCRYPTED:
+        raise _corrupt("the log is encrypted")
+    if member.flags & _PATCHED or member.method not in (_STORED, _DEFLATED):
+        raise _corrupt(f"the log is packed by method {member.method}, want deflate")
+    file.seek(member.start)
+    header = file.read(_HEADER.size)
+    if len(header) != _HEADER.size:
+        raise _corrupt("it is cut short")
+    mark, _, flags, method, _, _, *sizes, name, extra = _HEADER.unpack(header)
+    start = member.start + _HEADER.size + name + extra
+    agree = (mark, flags, method) == (b"PK\3\4", member.flags, member.method) and file.read(name) == member.name
+    if not flags & _LATER:
+        agree = agree and sizes == [member.crc, member.packed, member.size]
+    if not agree or start + member.packed > member.end:
+        raise _corrupt("a header does not agree with the directory")
+    return start
+
+
+def _stored(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
+    end = at + member.packed
+    while at < end:
+        file.seek(at)
+        piece = file.read(min(_PIECE, end - at))
+        if not piece:
+            return
+        at += len(piece)
+        yield piece
+
+
+def _inflated(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(wbits=-15)
+    end, data = at + member.packed, b""
+    while not inflate.eof:
+        if not data:
+            file.seek(at)
+            data = file.read(min(_SLICE, end - at))
+            at += len(data)
+        try:
+            piece = inflate.decompress(data, _PIECE)
+        except zlib.error as error:  # type: ignore[misc]  # its stub does not declare it as an exception
+            raise _corrupt(str(error)) from None
+        if not piece and not data:
+            raise _corrupt("the log is cut short")
+        data = inflate.unconsumed_tail
+        yield piece
+    if inflate.unused_data or at < end:
+        raise _corrupt("data follow the log")
+
+
+def _corrupt(detail: str) -> RejectedInput:
+    return RejectedInput("corrupt_archive", detail)
