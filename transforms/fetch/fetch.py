@@ -24,7 +24,8 @@ from transforms.fetch.policy import FetchPolicy
 from transforms.guard import attempt, dead_letter
 
 if TYPE_CHECKING:
-    from transforms.fetch.http import HttpLogs, Resolve
+    from transforms.fetch.connections import Resolve
+    from transforms.fetch.http import HttpLogs
     from transforms.fetch.s3 import S3Logs
 
 __all__ = ["DEFERRED", "REJECTED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_parts"]
@@ -185,7 +186,8 @@ class Fetcher:
     def _over_http(self) -> HttpLogs:
         with self._lock:
             if self._http is None:
-                from transforms.fetch.http import HttpLogs, system_resolve  # an HTTP client, which is rarely needed
+                from transforms.fetch.connections import system_resolve  # an HTTP client, which is rarely needed
+                from transforms.fetch.http import HttpLogs
 
                 self._http = HttpLogs(self.policy, self._resolve or system_resolve)
             return self._http

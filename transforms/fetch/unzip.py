@@ -140,8 +140,9 @@ def _directory(data: bytes, count: int, start: int) -> list[Member]:
 def _apart(members: list[Member], directory: int) -> list[Member]:
     """Return members with their ends, if none overlaps another: overlapping ones unpack to any size."""
     ordered = sorted(members, key=lambda member: member.start)
+    ends = [*(member.start for member in ordered), directory][1:]
     apart: list[Member] = []
-    for member, end in zip(ordered, [*(member.start for member in ordered[1:]), directory], strict=True):
+    for member, end in zip(ordered, ends, strict=True):
         if member.start + _HEADER.size + len(member.name) + member.packed > end:
             raise _corrupt("its files overlap")
         apart.append(member._replace(end=end))
@@ -172,7 +173,7 @@ def _data(file: IO[bytes], member: Member) -> int:
     if len(header) != _HEADER.size:
         raise _corrupt("it is cut short")
     mark, _, flags, method, _, _, *sizes, name, extra = _HEADER.unpack(header)
-    start = member.start + _HEADER.size + name + extra
+    start: int = member.start + _HEADER.size + name + extra
     agree = (mark, flags, method) == (b"PK\3\4", member.flags, member.method) and file.read(name) == member.name
     if not flags & _LATER:
         agree = agree and sizes == [member.crc, member.packed, member.size]

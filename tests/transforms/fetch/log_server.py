@@ -22,7 +22,7 @@ def bomb(size: int) -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by the first part of the path; ``server.asked`` counts the requests of each path."""
+    """Answers as ``server.answers`` says for the path, else by its first part; ``server.asked`` counts each path."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -35,7 +35,16 @@ class Handler(BaseHTTPRequestHandler):
             self.server.headers.append(dict(self.headers))
         name = self.path.strip("/").split("/")[0].partition("?")[0]
         try:
-            getattr(self, f"get_{name}")(count)
+            if self.server.slow_s and self.server.released.wait(self.server.slow_s):
+                return
+            if self.path in self.server.once and count == 1:
+                self.answer(self.server.once[self.path], length=1 << 20)
+                self.close_connection = True
+            elif self.path in self.server.answers:
+                status, body, headers = self.server.answers[self.path]
+                self.answer(body, status, None, **headers)
+            else:
+                getattr(self, f"get_{name}", self.get_missing)(count)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -182,6 +191,9 @@ class LogServer(ThreadingHTTPServer):
         self.peers: set[object] = set()
         self.headers: list[dict[str, str]] = []
         self.targets: list[str] = []
+        self.slow_s = 0.0  # before each answer
+        self.once: dict[str, bytes] = {}  # the first answer of a path, which is cut there
+        self.answers: dict[str, tuple[int, bytes, dict[str, str]]] = {}
         self.released = threading.Event()
         self.bomb = b""
         if certificate:

@@ -16,6 +16,7 @@ from ciml.errors import CimlError
 from ciml.events.records import Batch
 from transforms.fetch.fetch import Fetcher, FetchPolicy
 
+from .certificates import make_certificate
 from .fetching import NOW, allow, only, pending, run
 from .log_server import LOG, LogServer, serving
 
@@ -176,31 +177,7 @@ def test_no_proxy_is_taken_from_the_environment(server: LogServer, monkeypatch: 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A self-signed certificate and key for `NAME`, in one PEM file."""
-    import datetime
-
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    plain = serialization.NoEncryption()
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    return str(path)
+    return make_certificate(tmp_path_factory.mktemp("tls"), NAME)
 
 
 def test_tls_asks_for_the_name_though_the_address_is_pinned(certificate: str) -> None:

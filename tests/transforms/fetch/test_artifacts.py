@@ -1,0 +1,268 @@
+"""Artifacts of GitHub and GitLab: a job gets its own log, or none; real servers with TLS, redirects and archives."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.events.payloads import message_of
+from transforms.fetch.artifacts import Artifact, JobFacts, artifact_of, artifacts_on
+from transforms.fetch.errors import LogUnavailableError
+from transforms.fetch.fetch import FetchPolicy
+from transforms.fetch.policy import ARTIFACT_NAMES
+
+from .fetching import MIB, NOW, only
+from .github import SIGNED, START_US, TOKEN, Systems, job, listed, systems
+from .log_server import LOG
+from .zips import archive, entry, zeros, zipped
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Systems]:
+    with systems(tmp_path) as running:
+        yield running
+
+
+def zip_of(log: bytes) -> bytes:
+    return zipped({"r/run.json": b"{}", "r/dstat-csv_log.txt.gz": gzip.compress(log, mtime=0)}, streamed=True)
+
+
+@pytest.mark.parametrize("name", ["ciml-42", "CIML 42", "ciml-test-3.11", "ciml-Test (3.11)", "dstat_test_3.11"])
+def test_the_artifact_of_a_job_is_its_log(both: Systems, name: str) -> None:
+    both.lists(listed(1, "wheels"), listed(2, name), listed(3, "ciml-other"))
+    both.artifact(2, zip_of(LOG))
+    assert both.fetch((both.artifacts, job())) == ([LOG], [])
+    assert list(both.api.asked) == [
+        "/repos/o/r/actions/runs/7/artifacts?per_page=100&page=1", "/repos/o/r/actions/artifacts/2/zip",
+    ]  # fmt: skip
+
+
+def test_jobs_of_a_run_have_one_address_and_their_own_logs(both: Systems) -> None:
+    logs = {"unit": LOG, "lint": LOG * 2, "docs": LOG * 3}
+    both.lists(*(listed(at, f"ciml-{name}") for at, name in enumerate(logs, 1)))
+    for at, log in enumerate(logs.values(), 1):
+        both.artifact(at, zip_of(log))
+    runs = [
+        (both.artifacts, job(name, number)) for number, name in enumerate(["docs", "unit", "other", "lint", "docs"])
+    ]
+    runs[4] = runs[0]  # the same event again
+    found, settled = both.fetch(*runs)
+    assert found == [logs["docs"], logs["unit"], logs["lint"], logs["docs"]]
+    assert [(each.run_id, each.reason, each.detail) for each in settled] == [
+        ("github~2~1", "log_not_found", "none of 3 artifacts is of this job")
+    ]
+    assert both.api.asked["/repos/o/r/actions/artifacts/3/zip"] == 1
+
+
+JOB = JobFacts("42", "test (3.11)", 2, START_US, NOW)
+
+
+def chosen(*artifacts: dict[str, Any], facts: JobFacts = JOB, names: tuple[str, ...] = ARTIFACT_NAMES) -> int | str:
+    found, more = artifacts_on(json.dumps({"artifacts": artifacts}).encode())
+    assert not more
+    try:
+        return artifact_of(facts, found, names).id
+    except LogUnavailableError as absent:
+        return absent.detail
+
+
+def test_which_artifact_is_of_a_job() -> None:
+    none = "none of 1 artifacts is of this job"
+    for name in (
+        "ciml",
+        "ciml-",
+        "ciml-test",
+        "ciml-test-3.11-x",
+        "ciml-test-3.12",
+        "xciml-42",
+        "ciml-421",
+        "dstat",
+        "ciml-*",
+    ):
+        assert chosen(listed(1, name)) == none, name
+    assert chosen(listed(1, "dstat-42"), listed(2, "ciml-test-3-11"), listed(3, "ciml-42")) == 3
+    assert chosen(listed(1, "dstat-42"), listed(2, "ciml-test-3-11")) == 2
+    assert chosen(listed(1, "ciml"), names=("ciml",)) == 1
+    assert chosen(listed(1, "ciml-test-3.11-2"), names=("ciml-{job}-{attempt}",)) == 1
+    assert chosen(listed(1, "ciml-test-3.11-1"), names=("ciml-{job}-{attempt}",)) == none
+    assert chosen(listed(1, "logs-42-of-n7"), names=("logs-{id}*",)) == 1
+    nameless = JobFacts("42", "", 1, None, None)
+    assert chosen(listed(1, "ciml"), listed(2, "ciml-"), facts=nameless, names=("ciml-{job}",)) == none.replace(
+        "1", "2"
+    )
+    other = JobFacts("42", "тест", 1, None, None)
+    assert chosen(listed(1, "ciml"), listed(2, "ciml-ТЕСТ"), facts=other) == 2
+
+
+def test_an_artifact_is_made_while_its_job_runs() -> None:
+    """A rerun that uploads under the same name without overwriting leaves the artifact of the attempt before."""
+    none = "none of 1 artifacts is of this job"
+    assert chosen(listed(1, "ciml-42", START_US - 61_000_000)) == none
+    assert chosen(listed(1, "ciml-42", NOW + 61_000_000)) == none
+    assert chosen(listed(1, "ciml-42", NOW + 30_000_000)) == 1
+    assert chosen(listed(1, "ciml-42", NOW - 5), listed(2, "ciml-42", NOW - 9_000_000)) == 1
+    assert chosen(listed(1, "ciml-42", START_US - 61_000_000), facts=JOB._replace(start_us=None)) == 1
+    for time in (None, "yesterday", 17, "2026-11-26T00:00:00"):
+        assert chosen(listed(1, "ciml-42") | {"created_at": time}) in (1, none)
+    assert chosen(listed(1, "ciml-42", expired=True)) == "the artifact of this job has expired"
+    assert chosen(listed(1, "ciml-42", expired=True), listed(2, "ciml-test-3.11")) == 2
+
+
+@pytest.mark.parametrize(
+    "entry_of",
+    [3, None, [], {}, {"id": "1"}, {"id": True}, {"id": -1}, {"id": 1 << 70}, {"name": 3}, {"name": "x" * 257}],
+)
+def test_an_entry_that_is_no_artifact_is_left_out(entry_of: Any) -> None:
+    broken = listed(1, "ciml-42") | entry_of if isinstance(entry_of, dict) and entry_of else entry_of
+    assert chosen(broken, listed(2, "ciml-42")) == 2
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"artifacts": 3}', b'{"artifacts"', b"[" * 900_000])
+def test_a_page_that_is_no_list_is_tried_again_later(both: Systems, body: bytes) -> None:
+    with pytest.raises(LogUnavailableError, match="log_unavailable: the answer is no list of artifacts"):
+        artifacts_on(body)
+    both.lists()
+    both.api.answers = {path: (200, body, {}) for path in both.api.answers}
+    assert only(both.fetch((both.artifacts, job()))[1]) == ("deferred", "log_unavailable")
+
+
+def test_pages_of_a_list(both: Systems) -> None:
+    many = [listed(number, f"x{number}") for number in range(1, 2000)]
+    both.lists(*many[:350], listed(2000, "ciml-42"))
+    both.artifact(2000, zip_of(LOG))
+    assert both.fetch((both.artifacts, job())) == ([LOG], [])
+    assert len(both.api.asked) == 5
+    both.lists(*many)
+    both.api.asked.clear()
+    assert only(both.fetch((both.artifacts, job()))[1]) == ("deferred", "log_not_found")
+    assert len(both.api.asked) == 10
+    both.lists(listed(1, "ciml-42") | {"note": "x" * MIB})
+    assert only(both.fetch((both.artifacts, job()))[1]) == ("dead_letter", "log_too_large")
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_list_or_an_artifact_that_was_deleted(both: Systems, status: int) -> None:
+    assert only(both.fetch((both.artifacts, job()))[1]) == ("deferred", "log_not_found")
+    both.lists(listed(1, "ciml-42"))
+    both.api.answers["/repos/o/r/actions/artifacts/1/zip"] = (status, b"{}", {})
+    assert only(both.fetch((both.artifacts, job()))[1]) == ("deferred", "log_not_found")
+    both.artifact(1, b"", status)
+    assert only(both.fetch((both.artifacts, job()))[1]) == ("deferred", "log_not_found")
+
+
+def test_a_single_file_is_kept_as_it_is(both: Systems) -> None:
+    both.lists(listed(1, "ciml-42"))
+    for body in (LOG, gzip.compress(LOG)):
+        both.artifact(1, body)
+        assert both.fetch((both.artifacts, job())) == ([LOG], [])
+
+
+def test_an_enterprise_server_has_a_prefix(both: Systems) -> None:
+    both.lists(listed(1, "ciml-42"))
+    both.artifact(1, zip_of(LOG))
+    both.api.answers = {f"/api/v3{path}": answer for path, answer in both.api.answers.items()}
+    assert both.fetch((both.artifacts.replace("/repos/", "/api/v3/repos/"), job())) == ([LOG], [])
+
+
+@pytest.mark.parametrize("body", ["archive", "file", "zip64"])
+def test_gitlab(both: Systems, body: str) -> None:
+    url = f"{both.url}/api/v4/projects/3/jobs/42/artifacts"
+    both.stores("/api/v4/projects/3/jobs/42/artifacts", zip_of(LOG))
+    both.stores("/api/v4/projects/3/jobs/42/artifacts/logs/dstat.csv", LOG)
+    both.stores("/api/v4/projects/group%2Fname/jobs/42/artifacts", zip_of(LOG))
+    assert both.fetch((url, job())) == ([LOG], [])
+    assert both.fetch((f"{url}/logs/dstat.csv", job())) == ([LOG], [])
+    both.stores("/api/v4/projects/3/jobs/42/artifacts/dool.csv", gzip.compress(LOG))
+    assert both.fetch((f"{url}/", job())) == ([LOG], [])  # a folder
+    if body == "archive":
+        assert both.fetch((f"{both.url}/api/v4/projects/group%2Fname/jobs/42/artifacts", job())) == ([LOG], [])
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (zipped({"other": b""}), "log_not_found"),
+        (zipped({f"{number}": b"" for number in range(11_000)}), "log_too_large"),
+        (zip_of(LOG)[:-1], "corrupt_archive"),
+        (b"PK\3\4" + bytes(1000), "corrupt_archive"),
+        (archive([entry(b"dool.csv", zeros(1000 << 20), 1000 << 20)]), "log_too_large"),
+        (archive([entry(b"dool.csv", zeros(1000 << 20), 1000)]), "corrupt_archive"),
+        (zipped({"dool.csv": gzip.compress(bytes(50 * MIB))}), "log_too_large"),
+        (zipped({"dool.csv": gzip.compress(LOG)[:-9]}), "corrupt_gzip"),
+        (bytes(17 * MIB), "log_too_large"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)}",
+)
+def test_hostile_archives(both: Systems, body: bytes, reason: str) -> None:
+    both.stores("/api/v4/projects/3/jobs/42/artifacts", body)
+    kind = "deferred" if reason == "log_not_found" else "dead_letter"
+    assert only(both.fetch((f"{both.url}/api/v4/projects/3/jobs/42/artifacts", job()))[1]) == (kind, reason)
+
+
+def test_an_encoded_archive_is_not_understood(both: Systems) -> None:
+    path = "/api/v4/projects/3/jobs/42/artifacts"
+    both.api.answers[path] = (200, gzip.compress(zip_of(LOG)), {"Content-Encoding": "gzip"})
+    assert only(both.fetch((f"{both.url}{path}", job()))[1]) == ("dead_letter", "log_encoding")
+    assert both.api.headers[-1]["Accept-Encoding"] == "identity"
+
+
+def test_a_cut_archive_is_tried_once_more(both: Systems) -> None:
+    body = zipped({"other": bytes(range(256)) * 3000, "dool.csv": LOG}, stored=True)  # beyond what is kept in memory
+    path = "/api/v4/projects/3/jobs/42/artifacts"
+    both.api.once = {path: body[: len(body) // 2]}
+    both.api.answers[path] = (200, body, {})
+    assert both.fetch((f"{both.url}{path}", job())) == ([LOG], [])
+    assert both.api.asked[path] == 2
+
+
+def test_no_room_for_an_archive(both: Systems, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    body = zipped({"other": bytes(range(256)) * 3000, "dool.csv": LOG}, stored=True)
+    both.stores("/api/v4/projects/3/jobs/42/artifacts", body)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    _, (outcome,) = both.fetch((f"{both.url}/api/v4/projects/3/jobs/42/artifacts", job()))
+    assert (outcome.kind, outcome.reason) == ("deferred", "log_unavailable")
+    assert outcome.detail == "no room for the archive: No such file or directory"
+
+
+def test_a_store_that_is_not_allowed(both: Systems) -> None:
+    both.lists(listed(1, "ciml-42"))
+    both.artifact(1, zip_of(LOG))
+    policy = replace(both.policy, private_hosts=both.policy.private_hosts[:1])
+    assert only(both.fetch((both.artifacts, job()), policy=policy)[1]) == ("dead_letter", "address_not_allowed")
+    assert both.blobs.asked == {}
+
+
+def test_no_secret_leaves_its_host_or_is_kept(both: Systems) -> None:
+    both.lists(listed(1, "ciml-42"), listed(2, "ciml-lint"))
+    both.artifact(1, zip_of(LOG))
+    both.artifact(2, b"PK\3\4 broken")
+    runs = [(both.artifacts, job("x", 42)), (both.artifacts, job("lint", 43)), (both.artifacts, job("none", 44))]
+    logs, settled = both.fetch(*runs, policy=replace(both.policy, delays_s=()))
+    assert logs == [LOG]
+    assert [each.reason for each in settled] == ["corrupt_archive", "log_not_found"]
+    assert {each["Authorization"] for each in both.api.headers} == {f"Bearer {TOKEN}"}
+    assert len(both.blobs.headers) == 2
+    for headers in both.blobs.headers:
+        assert sorted(headers) == ["Accept", "Accept-Encoding", "Host", "User-Agent"]
+    kept = json.dumps([each.to_json() for each in settled]).encode()
+    kept += b"".join(message_of(each.payload or {}, 0).value or b"" for each in settled)
+    assert TOKEN.encode() not in kept
+    assert SIGNED.encode() not in kept
+
+
+@pytest.mark.parametrize("name", ["ciml-{x}", "{", "a}", "{id", "{}", "{id}}"])
+def test_names_hold_known_words(name: str) -> None:
+    with pytest.raises(CimlError, match=r"fetch policy: artifact_names: .* may hold {id}, {job} and {attempt}"):
+        FetchPolicy(artifact_names=(name,))
+
+
+def test_an_artifact_has_an_id() -> None:
+    assert artifacts_on(json.dumps({"artifacts": [listed(5, "a", NOW)]}).encode())[0] == [Artifact(5, "a", NOW, False)]

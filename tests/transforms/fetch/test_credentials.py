@@ -1,0 +1,195 @@
+"""Credentials go to their own host over TLS and nowhere else, are read anew for each request, and are shown nowhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from transforms.fetch.addresses import parse_address
+from transforms.fetch.credentials import Credential, credential_of
+from transforms.fetch.fetch import Fetcher, FetchPolicy
+
+from .fetching import only
+from .github import API, BLOBS, TOKEN, Systems, job, systems
+from .log_server import LOG, LogServer, serving
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Systems]:
+    with systems(tmp_path) as running:
+        yield running
+
+
+def sent(server: LogServer, name: str = "Authorization") -> list[str | None]:
+    return [headers.get(name) for headers in server.headers]
+
+
+def test_each_request_to_the_host_has_it(both: Systems) -> None:
+    both.api.answers = {"/a/logs/dstat-csv.log": (200, LOG, {})}
+    assert both.fetch((f"{both.url}/plain", job()), (f"{both.url}/a/", job("b", 2))) == ([LOG] * 2, [])
+    assert set(sent(both.api)) == {f"Bearer {TOKEN}"}
+    other = f"https://{BLOBS}:{both.blobs.server_port}/plain"
+    assert both.fetch((other, job())) == ([LOG], [])
+    assert sent(both.blobs) == [None]
+
+
+def test_it_stays_within_the_host_on_redirects_and_is_not_sent_after_another(both: Systems) -> None:
+    away = f"https://{BLOBS}:{both.blobs.server_port}"
+    both.api.answers = {
+        "/moved": (301, b"", {"Location": "/plain"}),
+        "/away": (302, b"", {"Location": f"{away}/plain"}),
+        "/round": (302, b"", {"Location": f"{away}/back"}),
+    }
+    both.blobs.answers = {"/back": (302, b"", {"Location": f"{both.url}/plain/secret"})}
+    assert both.fetch((f"{both.url}/moved", job())) == ([LOG], [])
+    assert sent(both.api) == [f"Bearer {TOKEN}"] * 2
+    both.api.headers.clear()
+    assert both.fetch((f"{both.url}/away", job())) == ([LOG], [])
+    assert both.fetch((f"{both.url}/round", job())) == ([LOG], [])  # the other host chose what is asked
+    assert sent(both.blobs) == [None, None]
+    assert sent(both.api) == [f"Bearer {TOKEN}", f"Bearer {TOKEN}", None]
+    both.api.headers.clear()
+    assert both.fetch((f"{away}/back", job())) == ([LOG], [])
+    assert sent(both.api) == [None]
+
+
+def test_a_redirect_to_another_port_or_without_tls_has_none(both: Systems) -> None:
+    with serving() as plain:
+        url = f"http://{API}:{plain.server_port}"
+        both.api.answers = {"/down": (302, b"", {"Location": f"{url}/plain"})}
+        policy = replace(both.policy, private_hosts=(*both.policy.private_hosts, url))
+        assert both.fetch((f"{both.url}/down", job()), (f"{url}/plain", job("b", 2)), policy=policy) == ([LOG] * 2, [])
+        assert sent(plain) == [None, None]
+
+
+def test_the_host_is_compared_as_a_whole() -> None:
+    credentials = (Credential("api.example.org", token_env="A"), Credential("b.example.org:8443", token_env="B"))
+    for url, name in {
+        "https://api.example.org/x": "A",
+        "https://API.example.org.:443/x": "A",
+        "https://b.example.org:8443/x": "B",
+        "http://api.example.org:443/x": "",
+        "http://api.example.org/x": "",
+        "https://api.example.org:8443/x": "",
+        "https://x.api.example.org/x": "",
+        "https://example.org/x": "",
+        "https://b.example.org/x": "",
+        "s3://api.example.org/x": "",
+    }.items():
+        found = credential_of(credentials, parse_address(url))
+        assert (found.token_env if found else "") == name, url
+
+
+def test_a_rotated_token_is_read_again(both: Systems, tmp_path: Path) -> None:
+    fetcher = Fetcher(both.policy, lambda *_: ["127.0.0.1"])
+    address = parse_address(f"{both.url}/plain")
+    assert fetcher.read(address) == LOG
+    (tmp_path / "token").write_text("n3w")
+    assert fetcher.read(address) == LOG
+    assert sent(both.api) == [f"Bearer {TOKEN}", "Bearer n3w"]
+    (tmp_path / "token").unlink()
+    with pytest.raises(Exception, match=r"log_unavailable: a credential cannot be read: .*token: No such file"):
+        fetcher.read(address)
+    fetcher.close()
+    assert len(both.api.headers) == 2  # nothing is asked without it
+
+
+def test_other_headers_users_and_variables(both: Systems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = f"{API}:{both.api.server_port}"
+    monkeypatch.setenv("LOG_TOKEN", TOKEN)
+    (tmp_path / "password").write_text("pässword \n")
+    basic = base64.b64encode("logs:pässword ".encode()).decode()
+    for credential, name, value in (
+        ({"token_env": "LOG_TOKEN"}, "Authorization", f"Bearer {TOKEN}"),
+        ({"token_env": "LOG_TOKEN", "prefix": "token "}, "Authorization", f"token {TOKEN}"),
+        ({"token_env": "LOG_TOKEN", "header": "PRIVATE-TOKEN"}, "PRIVATE-TOKEN", TOKEN),
+        ({"user": "logs", "password_file": str(tmp_path / "password")}, "Authorization", f"Basic {basic}"),
+    ):
+        both.api.headers.clear()
+        path = tmp_path / "fetch.toml"
+        lines = [f"{key} = {json.dumps(word)}" for key, word in {"host": host, **credential}.items()]
+        path.write_text("\n".join(["[[credentials]]", *lines]))
+        policy = FetchPolicy.load(path, private_hosts=both.policy.private_hosts, ca_file=both.policy.ca_file)
+        assert both.fetch((f"{both.url}/plain", job()), policy=policy) == ([LOG], [])
+        assert sent(both.api, name) == [value]
+
+
+def test_a_policy_holds_names_and_no_secrets(both: Systems) -> None:
+    fetcher = Fetcher(both.policy, lambda *_: ["127.0.0.1"])
+    assert fetcher.read(parse_address(f"{both.url}/plain")) == LOG
+    fetcher.close()
+    packed = pickle.dumps(both.policy)
+    assert TOKEN.encode() not in packed
+    assert TOKEN not in repr(both.policy)
+    assert pickle.loads(packed) == both.policy
+    assert hash(pickle.loads(packed)) == hash(both.policy)
+
+
+@pytest.mark.parametrize("token", ["", "\n", "a b", "a\nb", "a\r\nX-Evil: 1", "é", "a\0", "x" * 20_000])
+def test_what_is_no_token_is_reported_without_it(tmp_path: Path, token: str) -> None:
+    (tmp_path / "token").write_text(token)
+    credential = Credential("h.example.org", token_file=str(tmp_path / "token"))
+    with pytest.raises(CimlError) as caught:
+        Fetcher(FetchPolicy(credentials=(credential,)))
+    assert str(tmp_path / "token") in str(caught.value)
+    assert "Evil" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_secret_is_reported_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_TOKEN", raising=False)
+    with pytest.raises(CimlError, match=r"the credential of h.example.org: NO_TOKEN is empty"):
+        Fetcher(FetchPolicy(credentials=(Credential("h.example.org", token_env="NO_TOKEN"),)))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["host = 'h'"], "name one of token_file, token_env"),
+        (["host = 'h'", "token_file = 'a'", "token_env = 'b'"], "name one of token_file, token_env"),
+        (["host = 'h'", "token = 'ghp_secret'"], "token: unknown key"),
+        (["token_env = 'b'"], "host: is missing"),
+        (["host = '*.h.org'", "token_env = 'b'"], "must be one host over https, without a wildcard"),
+        (["host = 'http://h'", "token_env = 'b'"], "must be one host over https, without a wildcard"),
+        (["host = 'h/a'", "token_env = 'b'"], "allowed host 'h/a'"),
+        (["host = 'h'", "token_env = 'b'", "header = 'a b'"], "is not a header for credentials"),
+        (["host = 'h'", "token_env = 'b'", "header = 'Host'"], "is not a header for credentials"),
+        (["host = 'h'", "token_env = 'b'", 'prefix = "a\\nb"'], "prefix: must be printable ASCII"),
+        (["host = 'h'", "user = 'u'", "token_env = 'b'"], "user and password_file belong together"),
+        (["host = 'h'", "password_file = 'p'"], "user and password_file belong together"),
+        (["host = 'h'", "user = 'a:b'", "password_file = 'p'"], "user: must be printable, without a colon"),
+        (["host = 'h'", "user = 'a'", "password_file = 'p'", "prefix = 'x'"], "neither header nor prefix"),
+        (
+            ["host = 'h'", "token_env = 'b'", "[[credentials]]", "host = 'H:443'", "token_env = 'c'"],
+            "two are of the host",
+        ),
+    ],
+)
+def test_mistakes_in_credentials_are_one_line(lines: list[str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "fetch.toml"
+    path.write_text("\n".join(["[[credentials]]", *lines]))
+    with pytest.raises(CimlError) as caught:
+        FetchPolicy.load(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "ghp_secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["x", 3, [3], {"host": "h"}])
+def test_credentials_are_tables(value: Any) -> None:
+    with pytest.raises(CimlError, match="credentials must be tables"):
+        FetchPolicy(credentials=value)
+
+
+def test_a_wrong_token_is_forbidden(both: Systems) -> None:
+    both.api.answers = {"/x": (401, b"{}", {})}
+    assert only(both.fetch((f"{both.url}/x", job()))[1]) == ("deferred", "log_forbidden")

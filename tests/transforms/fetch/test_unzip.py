@@ -1,0 +1,247 @@
+"""Archives: the log among their files comes as it was packed, and whatever else one holds is refused or left alone."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import pytest
+
+from ciml.errors import RejectedInput
+from ciml.limits import MAX_ARCHIVE_ENTRIES
+from tests.growth import assert_linear
+from transforms.fetch.errors import LogUnavailableError
+from transforms.fetch.policy import LOG_PATHS
+from transforms.fetch.unzip import is_archive, unzip
+
+from .log_server import LOG
+from .zips import archive, entry, zeros, zipped
+
+NAME = b"dstat-csv_log.txt"
+
+
+def read(data: bytes, paths: tuple[str, ...] = LOG_PATHS) -> bytes:
+    return b"".join(unzip(io.BytesIO(data), paths))
+
+
+def refused(data: bytes) -> tuple[str, str]:
+    with pytest.raises(RejectedInput) as caught:
+        read(data)
+    return caught.value.reason, caught.value.detail
+
+
+def deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("log", [b"", b"a", LOG, bytes(3 << 20), gzip.compress(LOG)], ids=len)
+def test_a_log_comes_as_it_was_packed(log: bytes, streamed: bool, stored: bool) -> None:
+    data = zipped({"a/": b"", "a/other": b"x" * 70_000, "a/b/dstat.csv": log, "z": b"y"}, streamed, stored)
+    assert is_archive(io.BytesIO(data))
+    assert read(data) == log
+
+
+def test_the_log_is_chosen_by_path_and_then_by_name() -> None:
+    files = {
+        "compute1/logs/dstat-csv.log": b"other host",
+        "x/dool.csv": b"later name",
+        "deep/er/dstat.csv": b"deeper",
+        "er/dstat.csv": b"by name",
+        "./controller/logs/dstat-csv.log": b"by path",
+        "my-dstat.csv": b"another name",
+        "dstat.csv.sha256": b"another name",
+        "dstat.csv/": b"",
+    }
+    assert read(zipped(files)) == b"by path"
+    del files["./controller/logs/dstat-csv.log"]
+    assert read(zipped(files)) == b"other host"
+    del files["compute1/logs/dstat-csv.log"]
+    assert read(zipped(files)) == b"by name"
+    del files["er/dstat.csv"]
+    assert read(zipped(files)) == b"deeper"
+    del files["deep/er/dstat.csv"]
+    assert read(zipped(files)) == b"later name"
+    del files["x/dool.csv"]
+    with pytest.raises(LogUnavailableError, match="log_not_found"):
+        read(zipped(files))
+    assert read(zipped(files), ("a/my-dstat.csv",)) == b"another name"
+
+
+def test_a_name_is_compared_and_never_used() -> None:
+    for name in ("../../etc/cron.d/dstat.csv", "/etc/dstat.csv", "C:\\x/dstat.csv", "a\n/dstat.csv", "é/dstat.csv"):
+        assert read(zipped({name: LOG})) == LOG
+    with pytest.raises(LogUnavailableError, match="log_not_found"):
+        read(zipped({"..\\dstat.csv": LOG}))
+
+
+def test_what_is_no_archive() -> None:
+    assert not is_archive(io.BytesIO(b""))
+    assert not is_archive(io.BytesIO(LOG))
+    assert is_archive(io.BytesIO(zipped({})))
+    with pytest.raises(LogUnavailableError, match="log_not_found"):
+        read(zipped({}))
+    assert refused(b"PK\3\4") == ("corrupt_archive", "it is cut short")
+
+
+def good(**changes: int) -> bytes:
+    fields = {"size": len(LOG), "crc": zlib.crc32(LOG), **changes}
+    return archive([entry(NAME, deflated(LOG), **fields)])
+
+
+def test_an_archive_that_lies_about_the_log() -> None:
+    assert read(good()) == LOG
+    for changes in ({"size": len(LOG) - 1}, {"size": len(LOG) + 1}, {"crc": 1}, {"size": 0, "crc": 0}):
+        assert refused(good(**changes)) == ("corrupt_archive", "the log is not what its directory says")
+    assert refused(good(size=1 << 29))[1] == "a file has more bytes than any that is packed so small"
+    data = good()
+    for at, size in ((14, 4), (18, 4), (22, 4), (6, 2), (8, 2), (30, 1)):  # in the header alone
+        changed = data[:at] + bytes(each ^ 1 for each in data[at : at + size]) + data[at + size :]
+        assert refused(changed) == ("corrupt_archive", "a header does not agree with the directory")
+
+
+@pytest.mark.parametrize(
+    ("flags", "method", "detail"),
+    [
+        (1, 8, "the log is encrypted"),
+        (0x41, 8, "the log is encrypted"),
+        (0x2000, 8, "the log is encrypted"),
+        (0x20, 8, "packed by method 8"),
+        (0, 9, "packed by method 9"),
+        (0, 12, "packed by method 12"),
+        (0, 14, "packed by method 14"),
+        (0, 99, "packed by method 99"),
+    ],
+)
+def test_a_log_that_is_packed_otherwise(flags: int, method: int, detail: str) -> None:
+    reason, found = refused(good(flags=flags, method=method))
+    assert (reason, detail in found) == ("corrupt_archive", True)
+    other = entry(b"other", deflated(b"x"), 1, flags=flags, method=method)
+    log = entry(NAME, deflated(LOG), len(LOG), zlib.crc32(LOG))
+    assert read(archive([other, log])) == LOG  # it costs only itself
+
+
+def test_packed_data_that_are_cut_or_longer() -> None:
+    whole = deflated(LOG)
+    fields = {"size": len(LOG), "crc": zlib.crc32(LOG)}
+    assert refused(archive([entry(NAME, whole[:-5], **fields)])) == ("corrupt_archive", "the log is cut short")
+    assert refused(archive([entry(NAME, whole + b"x", **fields)])) == ("corrupt_archive", "data follow the log")
+    assert refused(archive([entry(NAME, b"\x06" + whole, **fields)]))[0] == "corrupt_archive"
+    stored = archive([entry(NAME, LOG, **fields, method=0)])
+    assert read(stored) == LOG
+
+
+@pytest.mark.parametrize("cut", [1, 10, 22, 40, 60, 200])
+def test_an_archive_that_is_cut_or_longer(cut: int) -> None:
+    data = good()
+    assert refused(data[:-cut])[0] == "corrupt_archive"
+    assert refused(data + b"x" * cut)[0] == "corrupt_archive"
+    assert refused(b"x" * cut + data)[0] == "corrupt_archive"
+
+
+def test_files_that_overlap() -> None:
+    """As in a bomb of 2019: many files share their packed bytes, so a small archive unpacks to any size."""
+    kernel = deflated(bytes(1 << 20))
+    header, listed = entry(NAME, kernel, 1 << 20)
+    shared = archive(
+        [(header, listed), *((b"", entry(b"%d" % number, kernel, 1 << 20, offset=1)[1]) for number in range(9))]
+    )
+    assert refused(shared) == ("corrupt_archive", "its files overlap")
+    quoted = archive([(header + b"x" * 9, listed), (b"", entry(b"a", b"", 0, offset=20)[1])])
+    assert refused(quoted) == ("corrupt_archive", "its files overlap")
+    longer = bytearray(good())
+    longer[28:30] = struct.pack("<H", 60_000)  # the header's further fields reach over the end of the log
+    assert refused(bytes(longer)) == ("corrupt_archive", "a header does not agree with the directory")
+
+
+def test_many_files() -> None:
+    most = zipped({NAME.decode(): LOG} | {f"f{number}": b"" for number in range(MAX_ARCHIVE_ENTRIES - 1)})
+    assert read(most) == LOG
+    too_many = f"an archive of {MAX_ARCHIVE_ENTRIES + 1} files, at most {MAX_ARCHIVE_ENTRIES}"
+    files = {f"f{number}": b"" for number in range(MAX_ARCHIVE_ENTRIES + 1)}
+    assert refused(zipped(files)) == ("log_too_large", too_many)
+    seventy = [entry(b"f%d" % number, b"", 0, method=0) for number in range(70_000)]
+    assert refused(archive(seventy, count=0xFFFF))[0] == "log_too_large"  # as zip64 has it
+    assert refused(archive(seventy, count=70_000 - 0x10000))[0] == "log_too_large"
+    items = [entry(b"f%d" % number, b"", 0, method=0) for number in range(3000)]
+    assert refused(archive(items, count=2)) == ("corrupt_archive", "its directory is longer than its entries")
+    assert refused(archive(items, count=3001)) == ("corrupt_archive", "its directory is cut short")
+
+
+def test_a_large_directory() -> None:
+    names = {f"{number:03d}{'x' * 60_000}": b"" for number in range(40)}
+    reason, detail = refused(zipped(names))
+    assert (reason, "bytes of directory" in detail) == ("log_too_large", True)
+
+
+def test_zip64_is_refused() -> None:
+    pipe = io.BytesIO()
+    with zipfile.ZipFile(pipe, "w") as made:
+        made.writestr(NAME.decode(), LOG)
+    data = pipe.getvalue()
+    assert read(data) == LOG
+    listed, end = data[-22 - 46 - len(NAME) : -22], data[-22:]
+    start = len(data) - 22 - len(listed)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, len(listed), start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, start + len(listed), 1)
+    assert zipfile.ZipFile(io.BytesIO(data[:-22] + record + locator + end)).read(NAME.decode()) == LOG
+    assert refused(data[:-22] + record + locator + end)[0] == "corrupt_archive"
+
+
+_BOMB = """
+import io, resource, sys, time
+from ciml.errors import RejectedInput
+from tests.transforms.fetch.test_unzip import NAME
+from tests.transforms.fetch.zips import archive, entry, zeros
+from transforms.fetch.gunzip import gunzip
+from transforms.fetch.policy import LOG_PATHS
+from transforms.fetch.unzip import unzip
+
+packed = zeros(int(sys.argv[1]))
+names = [NAME, b"a", b"b"][: int(sys.argv[3])]
+file = io.BytesIO(archive([entry(name, packed, int(sys.argv[2])) for name in names]))
+del packed
+assert file.seek(0, 2) < 16 << 20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+began = time.monotonic()
+try:
+    gunzip(unzip(file, LOG_PATHS), 40 << 20)
+except RejectedInput as rejected:
+    print(rejected.reason, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotonic() - began)
+"""
+
+
+@pytest.mark.parametrize(
+    ("each", "said", "files", "reason"),
+    [
+        (4000 << 20, 4000 << 20, 3, "log_too_large"),  # twelve GB, as the directory says
+        (1000 << 20, 1000 << 20, 1, "log_too_large"),  # within the sum, and larger than a log
+        (4000 << 20, 1 << 20, 1, "corrupt_archive"),  # more than it says
+        (4000 << 20, 1 << 20, 3, "corrupt_archive"),
+    ],
+)
+def test_a_bomb_takes_little_memory(each: int, said: int, files: int, reason: str) -> None:
+    """An archive of at most 16 MiB that unpacks to up to 12 GB; in a process whose memory is measured."""
+    command = [sys.executable, "-c", _BOMB, str(each), str(said), str(files)]
+    found, grown_kib, seconds = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert found == reason
+    assert int(grown_kib) < 64 << 10
+    assert float(seconds) < 5
+
+
+def test_entries_and_bytes_cost_in_proportion() -> None:
+    def work(data: bytes) -> None:
+        assert sum(map(len, unzip(io.BytesIO(data), LOG_PATHS))) % (1 << 20) == 0
+
+    assert_linear(lambda number: zipped({NAME.decode(): b""} | {f"f{at}": b"" for at in range(number)}), work, 1000)
+    assert_linear(lambda size: zipped({NAME.decode(): bytes(size << 20)}), work, 2)
+    assert_linear(
+        lambda size: archive([entry(NAME, zeros(size << 20), size << 20, zlib.crc32(bytes(size << 20)))]), work, 2
+    )
