@@ -20,7 +20,7 @@ import tenacity
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import redact_url
 from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_REDIRECTS, MAX_RETRY_AFTER_S
-from transforms.fetch.addresses import PORTS, Address, parse_address
+from transforms.fetch.addresses import PORTS, Address, HostRule, parse_address
 from transforms.fetch.connections import OneLog, Pinned, Resolve, system_resolve, tls_context
 from transforms.fetch.credentials import credential_of
 from transforms.fetch.errors import LogUnavailableError
@@ -43,13 +43,14 @@ class HttpLogs:
     def __init__(self, policy: FetchPolicy, resolve: Resolve = system_resolve) -> None:
         self._policy, self._limits = policy, OneLog()
         connect_s, read_s, total_s = policy.connect_s, policy.read_s, policy.total_s
+        rules = policy.redirect_rules
         self._extensions = {"timeout": {"connect": connect_s, "read": read_s, "write": read_s, "pool": total_s}}
         self._pool = httpcore.ConnectionPool(
-            ssl_context=tls_context(policy.ca_file) if any(rule.scheme == "https" for rule in policy.rules) else None,
+            ssl_context=tls_context(policy.ca_file) if any(rule.scheme == "https" for rule in rules) else None,
             max_connections=4 * policy.threads,
             max_keepalive_connections=2 * policy.threads,
             keepalive_expiry=15.0,
-            network_backend=Pinned(policy.rules, resolve, self._limits),
+            network_backend=Pinned(rules, resolve, self._limits),
         )
 
     def close(self) -> None:
@@ -123,9 +124,9 @@ class HttpLogs:
     def _follow(
         self, address: Address, read: Callable[[httpcore.Response], T], headers: list[tuple[bytes, bytes]]
     ) -> T:
-        secret = self._credential(address)
+        secret, rules = self._credential(address), self._policy.rules
         for _ in range(MAX_REDIRECTS + 1):
-            self._check(address)
+            _check(address, rules)
             self._limits.count_request()
             with self._ask(address, headers + secret) as response:
                 if response.status == 200:
@@ -137,7 +138,7 @@ class HttpLogs:
             if target.origin != address.origin:
                 # For good: another host must not choose what is asked with a credential, by a redirect back.
                 secret = []
-            address = target
+            address, rules = target, self._policy.redirect_rules
         raise RejectedInput("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
 
     def _credential(self, address: Address) -> list[tuple[bytes, bytes]]:
@@ -146,12 +147,6 @@ class HttpLogs:
             return [credential.read()] if credential else []
         except CimlError as error:
             raise LogUnavailableError("log_unavailable", str(error)) from None
-
-    def _check(self, address: Address) -> None:
-        if address.scheme not in PORTS:
-            raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
-        if not any(rule.matches(address.scheme, address.host, address.port) for rule in self._policy.rules):
-            raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
     @contextmanager
     def _ask(self, address: Address, headers: list[tuple[bytes, bytes]]) -> Iterator[httpcore.Response]:
@@ -197,6 +192,13 @@ class HttpLogs:
         if announced.isdigit() and int(announced) <= _DRAINED:
             for _ in response.iter_stream():
                 pass
+
+
+def _check(address: Address, rules: tuple[HostRule, ...]) -> None:
+    if address.scheme not in PORTS:
+        raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
+    if not any(rule.matches(address.scheme, address.host, address.port) for rule in rules):
+        raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
 
 def _failed(response: httpcore.Response) -> LogUnavailableError:

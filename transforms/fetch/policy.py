@@ -43,6 +43,8 @@ class FetchPolicy:
         address may be private.
       private_hosts: as ``hosts``, for names that may resolve to private addresses (never to link-local or metadata
         ones).
+      redirect_hosts: as ``hosts``, for hosts that are asked only where an allowed host redirects to them: object stores
+        with signed addresses, which all of the store's customers share.
       file_roots: folders below which files may be read. Symlinks may lead from one path below them to another;
         nothing outside is accessed.
       s3_prefixes: ``s3://bucket/prefix`` below which objects may be read, with the credentials of the process.
@@ -69,6 +71,7 @@ class FetchPolicy:
 
     hosts: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()
+    redirect_hosts: tuple[str, ...] = ()
     file_roots: tuple[str, ...] = ()
     s3_prefixes: tuple[str, ...] = ()
     log_paths: tuple[str, ...] = LOG_PATHS
@@ -107,7 +110,7 @@ class FetchPolicy:
             raise CimlError("fetch policy: delays_s must not be negative")
         _check_log_paths(self.log_paths)
         _check_artifact_names(self.artifact_names)
-        _ = self.rules, self.roots, self.prefixes
+        _ = self.rules, self.redirect_rules, self.roots, self.prefixes
 
     @cached_property
     def rules(self) -> tuple[HostRule, ...]:
@@ -115,6 +118,11 @@ class FetchPolicy:
         return tuple(host_rule(text) for text in self.hosts) + tuple(
             host_rule(text, True) for text in self.private_hosts
         )
+
+    @cached_property
+    def redirect_rules(self) -> tuple[HostRule, ...]:
+        """The hosts that a redirect may lead to."""
+        return self.rules + tuple(host_rule(text) for text in self.redirect_hosts)
 
     @cached_property
     def roots(self) -> tuple[tuple[str, str], ...]:

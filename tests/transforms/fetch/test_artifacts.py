@@ -21,7 +21,7 @@ from transforms.fetch.policy import ARTIFACT_NAMES
 
 from .fetching import MIB, NOW, only
 from .github import SIGNED, START_US, TOKEN, Systems, job, listed, systems
-from .log_server import LOG
+from .log_server import LOG, serving
 from .zips import archive, entry, zeros, zipped
 
 
@@ -238,6 +238,25 @@ def test_a_store_that_is_not_allowed(both: Systems) -> None:
     policy = replace(both.policy, private_hosts=both.policy.private_hosts[:1])
     assert only(both.fetch((both.artifacts, job()), policy=policy)[1]) == ("dead_letter", "address_not_allowed")
     assert both.blobs.asked == {}
+
+
+def test_a_store_may_be_allowed_for_redirects_alone(both: Systems) -> None:
+    api, store = both.policy.private_hosts
+    both.lists(listed(1, "ciml-42"))
+    both.artifact(1, zip_of(LOG))
+    policy = replace(both.policy, private_hosts=(api,), redirect_hosts=(store,))
+    # The store's name leads to a private address here, which only `private_hosts` permit: it is the next check.
+    _, (outcome,) = both.fetch((both.artifacts, job()), policy=policy)
+    assert (outcome.reason, outcome.detail) == ("address_not_allowed", "it resolves to 127.0.0.1")
+    _, (outcome,) = both.fetch((f"https://blobs.example.org:{both.blobs.server_port}/plain", job()), policy=policy)
+    assert (outcome.reason, "is not an allowed host" in outcome.detail) == ("address_not_allowed", True)
+    with serving() as plain:
+        host = f"http://127.0.0.1:{plain.server_port}"
+        policy = replace(policy, redirect_hosts=(host,))
+        both.api.answers["/repos/o/r/actions/artifacts/1/zip"] = (302, b"", {"Location": f"{host}/plain"})
+        assert both.fetch((both.artifacts, job()), policy=policy) == ([LOG], [])
+        assert only(both.fetch((f"{host}/plain", job()), policy=policy)[1]) == ("dead_letter", "address_not_allowed")
+        assert sum(plain.asked.values()) == 1
 
 
 def test_no_secret_leaves_its_host_or_is_kept(both: Systems) -> None:
