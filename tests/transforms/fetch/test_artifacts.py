@@ -217,7 +217,7 @@ def test_an_encoded_archive_is_not_understood(both: Systems) -> None:
 def test_a_cut_archive_is_tried_once_more(both: Systems) -> None:
     body = zipped({"other": bytes(range(256)) * 3000, "dool.csv": LOG}, stored=True)  # beyond what is kept in memory
     path = "/api/v4/projects/3/jobs/42/artifacts"
-    both.api.once = {path: body[: len(body) // 2]}
+    both.api.once = {path: b"x" * (len(body) + 1000)}  # more than it, and less than it announces
     both.api.answers[path] = (200, body, {})
     assert both.fetch((f"{both.url}{path}", job())) == ([LOG], [])
     assert both.api.asked[path] == 2

@@ -104,8 +104,8 @@ def test_a_host_of_folders_has_its_share_and_is_left_when_slow(server: LogServer
 
 
 def test_an_address_with_a_query_is_no_folder(server: LogServer) -> None:
-    server.answers = {"/plain/?list=/": (200, LOG, {})}
-    assert run(allow(server), f"{server.url}/plain/?list=/") == ([LOG], [])
+    server.answers = {"/q/?list=/": (200, LOG, {})}
+    assert run(allow(server), f"{server.url}/q/?list=/") == ([LOG], [])
 
 
 def test_folders_of_files(tmp_path: Path) -> None:

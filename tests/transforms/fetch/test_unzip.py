@@ -175,6 +175,15 @@ def test_many_files() -> None:
     assert refused(archive(items, count=3001)) == ("corrupt_archive", "its directory is cut short")
 
 
+def test_the_files_beside_the_log_have_a_limit_together() -> None:
+    log = entry(NAME, deflated(LOG), len(LOG), zlib.crc32(LOG))
+    other = zeros(500 << 20)
+    assert read(archive([log, *(entry(b"%d" % number, other, 500 << 20) for number in range(2))])) == LOG
+    most = archive([log, *(entry(b"%d" % number, other, 500 << 20) for number in range(3))])
+    size = len(LOG) + 3 * (500 << 20)
+    assert refused(most) == ("log_too_large", f"an archive of {size} bytes unpacked, at most {1 << 30}")
+
+
 def test_a_large_directory() -> None:
     names = {f"{number:03d}{'x' * 60_000}": b"" for number in range(40)}
     reason, detail = refused(zipped(names))
