@@ -17,14 +17,15 @@ contents = st.one_of(
     st.builds(lambda byte, times: bytes([byte]) * times, st.integers(0, 255), st.integers(0, 40_000)),
     st.just(b"\x1f\x8b\x08 no gzip"),
 )
-whole = st.builds(zipped, st.dictionaries(names, contents, max_size=5), st.booleans(), st.booleans())
+files = st.dictionaries(names, contents, max_size=5)
 _MARKS = (b"PK\3\4", b"PK\1\2", b"PK\5\6")
 
 
 @st.composite
-def zips(draw: st.DrawFn) -> bytes:
-    """An archive, perhaps damaged in a few places; most of them near its headers and its directory."""
-    data = bytearray(draw(whole))
+def zips(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
+    """An archive and the contents of its files; perhaps damaged in a few places, most of them in headers."""
+    packed = draw(files)
+    data = bytearray(zipped(packed, draw(st.booleans()), draw(st.booleans())))
     for _ in range(draw(st.integers(0, 3))):
         change = draw(st.sampled_from(("field", "field", "flip", "cut", "put", "drop", "twice")))
         starts = [at for mark in _MARKS for at in range(len(data)) if data.startswith(mark, at)]
@@ -44,4 +45,4 @@ def zips(draw: st.DrawFn) -> bytes:
             del data[at : at + draw(st.integers(1, 30))]
         else:
             data += data[at : at + 60]
-    return bytes(data)
+    return bytes(data), list(packed.values())
