@@ -1,4 +1,4 @@
 """Fetch: logs from HTTP, files and S3, by an allow-list of checked addresses, with limits on time and bytes.
 
-Uses httpcore and boto3. It parses nothing.
+It finds them in folders, archives and lists of artifacts. Uses httpcore and boto3. It parses no telemetry.
 """
