@@ -229,7 +229,7 @@ def test_no_room_for_an_archive(both: Systems, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     _, (outcome,) = both.fetch((f"{both.url}/api/v4/projects/3/jobs/42/artifacts", job()))
     assert (outcome.kind, outcome.reason) == ("deferred", "log_unavailable")
-    assert outcome.detail == "no room for the archive: No such file or directory"
+    assert outcome.detail == "cannot store the archive: No such file or directory"
 
 
 def test_a_store_that_is_not_allowed(both: Systems) -> None:
