@@ -9,7 +9,9 @@ from pathlib import Path
 from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
 from ciml.events.records import Message, RunFacts
+from transforms.fetch.credentials import Credential
 from transforms.fetch.fetch import DEFERRED, REJECTED, FetchPolicy
+from transforms.fetch.policy import ARTIFACT_NAMES
 from transforms.ingest.decode import IGNORED
 from transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
 
@@ -54,4 +56,9 @@ def test_fetch(tmp_path: Path) -> None:
     (tmp_path / "fetch.toml").write_text(code("fetch.md", "toml"))
     policy = FetchPolicy.load(tmp_path / "fetch.toml")
     assert (policy.max_bytes, policy.delays_s) == (FetchPolicy().max_bytes, FetchPolicy().delays_s)
-    assert {*DEFERRED, *REJECTED} <= words("fetch.md")
+    for number, block in enumerate(re.findall(r"```toml\n(.*?)```", (DOCS / "fetch.md").read_text(), re.DOTALL)):
+        (tmp_path / f"{number}.toml").write_text(block)
+        assert FetchPolicy.load(tmp_path / f"{number}.toml").credentials
+    documented = words("fetch.md")
+    assert {*DEFERRED, *REJECTED, *ARTIFACT_NAMES} <= documented
+    assert set(Credential.__struct_fields__) <= documented

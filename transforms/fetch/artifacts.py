@@ -1,8 +1,8 @@
 """Artifacts of CI systems: which of a workflow run's artifacts is a job's, by names and times. Pure.
 
-GitHub lists the artifacts of all jobs and attempts of a run together, and does not say which job made one. A log that
-is taken for another job's would train a model on the wrong run. So an artifact must name its job, and must have been
-made while the job ran: a rerun that cannot replace an artifact leaves that of the attempt before.
+GitHub lists the artifacts of all jobs and attempts of a run together, and does not say which job made one. The log
+of another job would train a model on the wrong run. So an artifact must name its job, and must have been made while the
+job ran: a rerun that cannot replace an artifact leaves that of the attempt before.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.events.fields import time_us
+from ciml.events.globs import glob_pattern
 from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
-from ciml.globs import glob_pattern
 from transforms.fetch.errors import LogUnavailableError
 
 _MAX_NAME = 256

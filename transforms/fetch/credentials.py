@@ -1,6 +1,6 @@
-"""Credentials of log hosts: who may read there is in files and variables, which are read for each request.
+"""Credentials of log hosts: tokens and passwords in files and variables, which are read for each request.
 
-A policy is pickled, compared and shown; so it holds the names of these files and variables and never their content.
+A policy is pickled, compared and shown. So it holds the names of these files and variables, and never their content.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIX = re.compile(r"[\x20-\x7e]*")
 
 
 class Credential(Settings, frozen=True):
-    """What one host asks for: a token in a header, or a user and a password.
+    """The credential of one host: a token in a header, or a user and a password.
 
     Attributes:
       host: ``host[:port]``, exactly; it is sent there over https and nowhere else.

@@ -70,7 +70,7 @@ def _archived(http: HttpLogs, policy: FetchPolicy, address: Address, grow: Calla
             chunks = unzip(file, policy.log_paths) if is_archive(file) else _pieces(file)
             return gunzip(chunks, policy.max_bytes, grow)
         except OSError as error:
-            raise LogUnavailableError("log_unavailable", f"no room for the archive: {error.strerror}") from None
+            raise LogUnavailableError("log_unavailable", f"cannot store the archive: {error.strerror}") from None
 
 
 def _pieces(file: IO[bytes]) -> Iterable[bytes]:

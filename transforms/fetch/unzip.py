@@ -1,8 +1,9 @@
 """Zip archives: the log among their members, found and unpacked within limits; no other member is unpacked.
 
-Python's zipfile makes an object of each entry before anything can be checked, and reads what overlaps, what does not
-agree with its directory, and what follows the end. An archive from a job may be any of it. So this reads the plain
-form that CI systems write: one directory at the end, which agrees with each header; not encrypted, no zip64.
+Python's zipfile makes an object of each entry before anything can be checked. It accepts files that overlap, data
+around the archive, and headers that contradict the directory. A job writes its archives, so they may be hostile. This
+module reads the plain form that CI systems write: one directory at the end, which agrees with the header of the log;
+not encrypted, no zip64.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -229,7 +230,7 @@ def test_no_room_for_an_archive(both: Systems, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     _, (outcome,) = both.fetch((f"{both.url}/api/v4/projects/3/jobs/42/artifacts", job()))
     assert (outcome.kind, outcome.reason) == ("deferred", "log_unavailable")
-    assert outcome.detail == "no room for the archive: No such file or directory"
+    assert outcome.detail == "cannot store the archive: No such file or directory"
 
 
 def test_a_store_that_is_not_allowed(both: Systems) -> None:
@@ -259,7 +260,8 @@ def test_a_store_may_be_allowed_for_redirects_alone(both: Systems) -> None:
         assert sum(plain.asked.values()) == 1
 
 
-def test_no_secret_leaves_its_host_or_is_kept(both: Systems) -> None:
+def test_no_secret_leaves_its_host_or_is_kept(both: Systems, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     both.lists(listed(1, "ciml-42"), listed(2, "ciml-lint"))
     both.artifact(1, zip_of(LOG))
     both.artifact(2, b"PK\3\4 broken")
@@ -274,6 +276,8 @@ def test_no_secret_leaves_its_host_or_is_kept(both: Systems) -> None:
     kept = json.dumps([each.to_json() for each in settled]).encode()
     kept += b"".join(message_of(each.payload or {}, 0).value or b"" for each in settled)
     assert TOKEN.encode() not in kept
+    assert "httpcore" in {each.name.partition(".")[0] for each in caplog.records}
+    assert TOKEN not in caplog.text
     assert SIGNED.encode() not in kept
 
 

@@ -1,4 +1,4 @@
-"""Credentials go to their own host over TLS and nowhere else, are read anew for each request, and are shown nowhere."""
+"""Credentials go to their own host over TLS and nowhere else, are read for each request, and are shown nowhere."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def zipped(files: dict[str, bytes], streamed: bool = False, stored: bool = False
 def entry(
     name: bytes, packed: bytes, size: int, crc: int = 0, offset: int = 0, flags: int = 0, method: int = 8
 ) -> tuple[bytes, bytes]:
-    """A member as it stands in an archive, and its entry in the directory: they say what they are told to say."""
+    """A member as it stands in an archive, and its entry in the directory: with any fields."""
     common = struct.pack("<5H3L2H", 20, flags, method, 0, 0, crc, len(packed), size, len(name), 0)
     header = b"PK\3\4" + common + name + packed
     listed = b"PK\1\2" + struct.pack("<H", 20) + common + struct.pack("<3H2L", 0, 0, 0, 0, offset) + name
