@@ -15,8 +15,8 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
+import adapters.registry
 import transforms.fetch.fetch
-import transforms.ingest.decode
 import transforms.ingest.decode_listing
 import transforms.ingest.trust
 import transforms.parse.logs
@@ -61,12 +61,7 @@ def _failing(patch: Patch, where: Any, name: str, is_poison: Callable[..., bool]
 
 
 def _poison_decode(patch: Patch) -> None:
-    _failing(
-        patch,
-        transforms.ingest.decode,
-        "decode_message",
-        lambda message, *_: b"poison-decode" in (message.value or b""),
-    )
+    _failing(patch, adapters.registry, "decode_message", lambda message, *_: b"poison-decode" in (message.value or b""))
 
 
 def _poison_trust(patch: Patch) -> None:
