@@ -29,14 +29,15 @@ from training.sweeps.store import sweep_store
 from transforms.ingest.trust import TrustPolicy
 
 SUMMARY = {"aggregation_functions": ["mean", "std"], "class_label": "provider", "sample_interval": "1s"}
-MERGED = {"aws": "aws", "alibaba": "other", "huawei": "other", "tencent": "other"}
+FOUR = {name: name for name in ("jinja", "networkx", "numpy", "sympy")}
+MERGED = {**dict.fromkeys(FOUR, "other"), "numpy": "numpy"}
 FOREST = {"estimator": "random_forest", "parameters": {"n_estimators": 40}}
 GRID: dict[str, Any] = {
     "name": "grid",
-    "dataset": SUMMARY,
+    "dataset": {**SUMMARY, "class_label": "project"},
     "experiment": FOREST,
     "vary": {
-        "dataset": {"features_regex": ["usr", "(usr|1min)", "nosuch"], "class_map": {"four": {}, "two": MERGED}},
+        "dataset": {"features_regex": ["usr", "(usr|1min)", "nosuch"], "class_map": {"four": FOUR, "two": MERGED}},
         "experiment": {"parameters": {"max_depth": [1, 8]}},
     },
     "startup_trials": 1,

@@ -108,7 +108,8 @@ def test_a_trial_runs_once_and_stores_all_results(data: DataRoot, dataset: InMem
     assert result["training"]["runs"] == dataset.of("train", "dev").size
     assert result["experiment"] == experiment.to_json()
     memory = result["baselines"]["memory"]["accuracy"]
-    want = one_number_baseline(data.raw, dataset.snapshot)
+    facts = {run.run_id: run for run in dataset.facts}
+    want = one_number_baseline("memory", data.raw, dataset.snapshot, facts)
     assert want is not None
     assert (memory["right"], memory["runs"]) == (want["right"], want["runs"])
     assert set(result["test"]["slices"]) == {"job", "provider"}

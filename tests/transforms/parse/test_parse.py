@@ -13,12 +13,12 @@ import pytest
 
 from ciml.digest import telemetry_digest
 from ciml.errors import RejectedInput
+from tests.corpus import CORPUS
 from tests.golden import make_logs
 from tests.golden.make_logs import Golden
 from tests.transforms.parse import parse_oracle
 from transforms.parse.logs import Log, ParseLimits, parse_logs
 
-CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
 GOLDEN = {golden.name: golden for golden in make_logs.all_logs()}
 
 
@@ -83,7 +83,7 @@ def test_golden_file(path: Path) -> None:
 
 
 def real_logs(count: int, seed: int = 7) -> list[bytes]:
-    paths = sorted(CORPUS.glob("logs/*/*/*.gz"))
+    paths = sorted(CORPUS.glob("logs/*/*.gz"))
     return [path.read_bytes() for path in random.Random(seed).sample(paths, min(count, len(paths)))]
 
 
