@@ -11,7 +11,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.samples import CORES, by_cores, corpus
+from tests.transforms.samples import RECORDINGS, by_recording, corpus
 from training.data.materialise import Materialised, materialise
 from training.data.snapshot import Snapshot, make_snapshot
 from training.experiment import Experiment
@@ -28,8 +28,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = []
     for number, (run, table) in enumerate(zip(*corpus(RUNS)[:2], strict=True)):
         pipeline = "check" if number % 7 == 3 else "gate"
-        origin = {"source": "zuul", "event": "", "pipeline": pipeline, "change": f"change-{number // 2}"}
-        runs.append((by_cores(run).replace(**origin), table))
+        origin = {"source": "zuul", "event": "", "pipeline": pipeline, "project": "", "change": f"change-{number // 2}"}
+        runs.append((by_recording(run).replace(**origin), table))
     raw = RawStore(data)
     for start in range(0, RUNS, 40):
         raw.add(runs[start : start + 40])
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="providers",
         sample_interval="1s",
         class_label="provider",
-        classes=CORES,
+        classes=RECORDINGS,
         aggregation_functions=("mean", "std", "min", "max"),
         span_runs=60,
     )

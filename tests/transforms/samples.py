@@ -25,7 +25,7 @@ PROJECTS = tuple(sorted({line["project"] for line in builds()}))
 def corpus(count: int | None = None) -> tuple[tuple[RunFacts, ...], tuple[pa.Table, ...], tuple[Path, ...]]:
     """Return facts, telemetry and logs of so many runs of the corpus, in order of their end; of all by default.
 
-    The runs are taken at equal distances, so that every recording is there.
+    See `tests.corpus.builds`: a part of the corpus does not change when it grows.
     """
     lines = builds(count)
     runs = tuple(facts_from_listing({**line, "log_path": ""}) for line in lines)
@@ -37,13 +37,13 @@ def corpus(count: int | None = None) -> tuple[tuple[RunFacts, ...], tuple[pa.Tab
     return runs, tuple(tables), paths
 
 
-#: The providers that `by_cores` names.
-CORES = ("one", "two")
+#: The providers that `by_recording` names.
+RECORDINGS = ("first", "later")
 
 
-def by_cores(run: RunFacts) -> RunFacts:
-    """Return a run of the corpus with its machine's number of cores as the provider: telemetry shows it."""
-    return run.replace(provider=run.flavour.partition("-")[0])
+def by_recording(run: RunFacts) -> RunFacts:
+    """Return a run of the corpus with its recording as the provider: as for a cloud, absolute memory names it."""
+    return run.replace(provider="later" if run.change else "first")
 
 
 def make_facts(number: int = 1, **facts: Any) -> RunFacts:

@@ -20,7 +20,8 @@ from transforms.raw.reader import verify_run
 
 def corpus_lines(count: int) -> list[dict[str, Any]]:
     """Lines of the sample listing of runs that passed; taken again under other ids where there are not enough."""
-    lines = passed_builds(120)
+    # without the pipeline, which makes a run trusted whatever its source is
+    lines = [{name: value for name, value in line.items() if name != "pipeline"} for line in passed_builds(120)]
     return [
         {
             **lines[number % len(lines)],

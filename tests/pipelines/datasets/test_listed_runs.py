@@ -107,8 +107,8 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     definition.write_text("span_runs = 40\n")
     command = [sys.executable, "-m", "cli.main", "dataset", "build", *line, *places, "--definition", str(definition)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr.startswith("warning: ")) == (0, True)  # of padding: few runs are long
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())  # of padding: some runs are long
     assert "log_not_found 1" in done.stdout
     assert files(DataRoot.open(tmp_path / "three")) == files(one)
 

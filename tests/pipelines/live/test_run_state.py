@@ -131,8 +131,8 @@ def test_a_configuration_names_data_sets_once() -> None:
 
 def longest(datasets: tuple[LiveDataset, ...]) -> tuple[str, list[bytes]]:
     """The messages of a run that is longer than those of the corpus, each as a packed part."""
-    samples = pa.concat_tables(corpus(20)[1]).slice(0, 300)
-    times = pa.array([second * 1_000_000 for second in range(300)], pa.timestamp("us", tz="UTC"))
+    samples = pa.concat_tables(corpus(20)[1]).slice(0, 400)
+    times = pa.array([second * 1_000_000 for second in range(400)], pa.timestamp("us", tz="UTC"))
     samples = samples.set_column(0, samples.schema.field(0), times)
     messages = arrivals(recorded("zuul~long~1", samples), np.random.default_rng(1), Disorder())
     assert len(messages) > 3 * 64
