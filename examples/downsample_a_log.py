@@ -17,12 +17,10 @@ from ciml.telemetry import telemetry_columns
 from transforms.examples.downsample import downsample
 from transforms.parse.logs import Log, parse_logs
 
-HERE = Path(__file__).resolve().parent
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("log", type=Path, nargs="?", default=next(iter(sorted(HERE.glob("corpus/logs/*/*/*.gz")))))
+    parser.add_argument("log", type=Path)
     parser.add_argument("--interval", default="10s")
     parser.add_argument("--features", default="(usr|1min)", metavar="REGEX")
     parser.add_argument("--statistic", default="mean", choices=["mean", "min", "max", "std", "last"])

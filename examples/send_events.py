@@ -1,9 +1,10 @@
 """Sends one CloudEvent for each run of a listing to Kafka, as a CI system would.
 
     ciml up kafka
-    python examples/send_events.py --runs 300
+    tar -xf examples/corpus/logs.tar
+    python examples/send_events.py --runs 200
 
-The logs are named as ``file://`` addresses below the listing's folder; `ciml ingest --allow-root` lets them in.
+The logs are named as ``file://`` addresses below the current folder; `ciml ingest --allow-root logs` lets them in.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--listing", type=Path, default=HERE / "corpus" / "builds.jsonl")
+    parser.add_argument("--logs", type=Path, default=Path(), help="folder in which its logs were unpacked")
     parser.add_argument("--runs", type=int, default=None, help="only the first so many")
     parser.add_argument("--topic", default="ci-events")
     parser.add_argument("--kafka", default=os.environ.get("CIML_KAFKA"), help="HOST:PORT, else the broker of ciml up")
@@ -38,7 +40,11 @@ def main() -> None:
     with options.listing.open() as lines:
         for line in itertools.islice(lines, options.runs):
             build = json.loads(line)
-            facts = facts_from_listing(build, source="example-ci", logs=options.listing.resolve().parent.as_uri())
+            if not (options.logs / build["log_path"]).is_file():
+                raise SystemExit(
+                    f"{options.logs / build['log_path']} is missing: unpack the logs, or name them by --logs"
+                )
+            facts = facts_from_listing(build, source="example-ci", logs=options.logs.resolve().as_uri())
             # What a gate says of itself; a listing's own word for trust is not an event's to use.
             facts = facts.replace(event="gate", pipeline="gate")
             value, headers = finished_event(facts, event_id=facts.build_uuid, time_us=facts.end_us)

@@ -124,12 +124,13 @@ def check_served(served: Mapping[str, Any], stable: Mapping[str, int | None]) ->
         if number is None or number != stable[model]
     ]
     wrong += [f"{model} is not served" for model in stable if model not in served]
+    wrong += [] if stable else ["there is no champion"]
     right = ", ".join(f"{model} {number}" for model, number in stable.items())
     return made_check("the served versions are the registry's", wrong, right)
 
 
 def check_probabilities(differences: Mapping[str, tuple[int, float]], limit: float = 1e-5) -> Check:
-    """Check that the served signature and the trainer's model give the same probabilities for the same raw runs.
+    """Check that the server, the Python API and the trainer give the same probabilities for the same runs.
 
     Args:
       differences: model -> (number of compared runs, largest difference of a probability).
@@ -140,7 +141,7 @@ def check_probabilities(differences: Mapping[str, tuple[int, float]], limit: flo
     if not differences:
         wrong.append("no model was queried")
     right = ", ".join(f"{model}: {runs} runs, {worst:.0e}" for model, (runs, worst) in differences.items())
-    return made_check("the server and the trainer give the same probabilities", wrong, right)
+    return made_check("the server, the API and the trainer give the same probabilities", wrong, right)
 
 
 def span_lines(states: Iterable[DatasetState]) -> tuple[list[SpanLine], list[ExclusionLine]]:
@@ -165,17 +166,22 @@ def span_lines(states: Iterable[DatasetState]) -> tuple[list[SpanLine], list[Exc
 
 
 def profiles(tables: Mapping[str, pa.Table], providers: Mapping[str, str]) -> list[Profile]:
-    """Return the mean course of `PROFILE_COLUMN` by provider, in windows from each run's first sample."""
+    """Return the mean course of `PROFILE_COLUMN` by provider, in windows from each run's first sample.
+
+    The recorder's averages since boot, and runs without a provider, are left out.
+    """
     import numpy as np
 
     sums: dict[str, Any] = defaultdict(lambda: np.zeros(PROFILE_WINDOWS))
     counts: dict[str, Any] = defaultdict(lambda: np.zeros(PROFILE_WINDOWS))
     runs: Counter[str] = Counter()
     for run_id, table in tables.items():
-        provider = providers[run_id]
+        if not (provider := providers[run_id]):
+            continue
         runs[provider] += 1
         times = np.array(table.column("time").cast("int64").to_pylist())
         values = np.array(table.column(PROFILE_COLUMN).to_pylist(), float)
+        values[table.column("boot").to_numpy()] = np.nan
         window = (times - times[0]) // (PROFILE_INTERVAL_S * 1_000_000)
         for number in range(PROFILE_WINDOWS):
             mine = values[(window == number) & np.isfinite(values)]

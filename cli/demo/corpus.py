@@ -1,21 +1,21 @@
-"""The sample runs: the listing of examples/corpus as run facts."""
+"""The sample runs: the listing of examples/corpus as run facts, and its logs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
+from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
 
 #: The simulated CI system.
 SOURCE = "zuul-demo"
-#: Runs of one change that are tested together.
-RUNS_A_CHANGE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,42 +39,63 @@ def corpus_folder(folder: str | None = None) -> Path:
     return path
 
 
+def unpack_logs(corpus: Path, into: Path) -> Path:
+    """Return the folder below which the corpus' logs are: itself, or ``into`` with the files of its logs.tar.
+
+    Raises:
+      CimlError: it has no logs, or its archive is damaged or has a member that would be written elsewhere.
+    """
+    packed = corpus / "logs.tar"
+    if not packed.is_file():
+        if not (corpus / "logs").is_dir():
+            raise CimlError(f"neither logs.tar nor logs in {corpus}; name a whole corpus by --corpus")
+        return corpus
+    try:
+        with tarfile.open(packed) as tar:
+            tar.extractall(into, filter="data")
+    except (tarfile.TarError, OSError) as error:
+        raise CimlError(f"{packed}: {error}") from None
+    return into
+
+
 def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
     """Return the runs in the order in which the demo's CI finishes them.
 
-    The order is a hash of the run: the listing has one cloud after the other, and a CI farm uses them in parallel.
-    Changes, which decide the split, are numbered in this order.
+    A hash orders the changes: the listing has one recording after the other, and not all of them name a pool. The runs
+    of a change stay together, in the order of their end.
 
     Args:
-      folder: holds ``builds.jsonl`` and its logs.
+      folder: holds ``builds.jsonl``.
       runs: number of runs, the first in that order; None for all.
+
+    Raises:
+      CimlError: a line that is no run.
     """
-    lines = [json.loads(line) for line in (folder / "builds.jsonl").read_text().splitlines()]
-    lines.sort(key=lambda line: hashlib.sha256(f"ciml demo {line['build_uuid']}".encode()).digest())
-    return [_sample(index, line) for index, line in enumerate(lines[:runs])]
+    listing = folder / "builds.jsonl"
+    found = []
+    for number, text in enumerate(listing.read_text().splitlines(), 1):
+        try:
+            found.append(_sample(json.loads(text)))
+        except (RejectedInput, ValueError, KeyError, TypeError) as error:
+            raise CimlError(f"{listing} line {number}: {error}") from None
+    found.sort(key=_order)
+    return found[:runs]
 
 
-def _sample(index: int, line: dict[str, str]) -> Sample:
-    facts = RunFacts(
-        run_id=RunId(SOURCE, line["build_uuid"]).encode(),
-        build_uuid=line["build_uuid"],
-        build_name=line["build_name"],
-        outcome="success",
-        result=line["result"],
-        source=SOURCE,
-        pipeline="gate",
-        project="bench/hibench",
-        branch="main",
-        change=str(4200 + index // RUNS_A_CHANGE),
-        patchset="1",
-        provider=line["node_provider"],
-        flavour=line["node_flavor"],
-        start_us=_epoch_us(line["start_time"]),
-        end_us=_epoch_us(line["end_time"]),
-        labels={name: line[name] for name in ("framework", "workload", "size")},
-    )
-    return Sample(facts, line["log_path"], int(line["rows"]))
+def change_of(facts: RunFacts) -> str:
+    """Return the run's change; of a run without one, the run itself."""
+    return facts.change or facts.run_id
 
 
-def _epoch_us(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
+def _order(sample: Sample) -> tuple[bytes, int, str]:
+    facts = sample.facts
+    order = hashlib.sha256(f"ciml demo {change_of(facts)}".encode()).digest()
+    return order, facts.end_us or 0, facts.run_id
+
+
+def _sample(line: dict[str, Any]) -> Sample:
+    log_path, rows = str(line["log_path"]), int(line["rows"])
+    facts = facts_from_listing({**line, "log_path": ""}, SOURCE)
+    # As a CI system reports them: it knows nothing of patches and trouble, and each attempt has an id of its own.
+    facts = facts.replace(event="", labels={}, run_id=RunId(SOURCE, facts.build_uuid).encode())
+    return Sample(facts, log_path, rows)

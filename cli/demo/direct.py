@@ -18,9 +18,9 @@ TOLERANCE = 1e-6
 
 
 def direct_example(
-    text: str, columns: Sequence[str], interval_s: int, functions: Sequence[str], windows: int
+    text: str, columns: Sequence[str], interval_s: int, functions: Sequence[str], windows: int, *, first: bool = True
 ) -> tuple[dict[str, list[float]], int]:
-    """Compute one run's example from a dstat log with its date in the header (UTC).
+    """Compute one run's example from a log of dstat or dool with its date in the header (UTC).
 
     Args:
       text: the log.
@@ -28,6 +28,7 @@ def direct_example(
       interval_s: length of a window; divides a day, so that windows from any midnight are the same.
       functions: aggregations over the windows; empty for the windows themselves.
       windows: L.
+      first: whether the first sample, an average since boot, counts.
 
     Returns:
       column -> its values without padding, and n_windows.
@@ -42,10 +43,11 @@ def direct_example(
     at = [names.index(column) for column in columns]
     clock = rows[head].index("time")
     bins: dict[int, list[list[float]]] = defaultdict(lambda: [[] for _ in columns])
-    for row in rows[head + 1 :]:
+    form = "%Y %b-%d %H:%M:%S" if "dool" in rows[0][0] else "%Y %d-%m %H:%M:%S"
+    for row in rows[head + (1 if first else 2) :]:
         if len(row) < len(rows[head]):
             continue  # a line that broke off
-        time = datetime.strptime(f"{year} {row[clock]}", "%Y %d-%m %H:%M:%S").replace(tzinfo=UTC)
+        time = datetime.strptime(f"{year} {row[clock]}", form).replace(tzinfo=UTC)
         found = bins[int(time.timestamp()) // interval_s]
         for values, index in zip(found, at, strict=True):
             if row[index]:
@@ -98,6 +100,7 @@ def check_examples(examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str
             definition.interval_us // 1_000_000,
             definition.aggregation_functions,
             resolved.windows,
+            first=definition.count_first_sample,
         )
         if row["n_windows"] != n_windows:
             wrong.append(f"{run_id} has {row['n_windows']} windows, not {n_windows}")

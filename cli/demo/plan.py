@@ -5,20 +5,22 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ciml.events.cloudevents import STARTED, finished_event, run_event
 from ciml.events.records import Kind, RunFacts
 from ciml.events.run_id import RunId
-from cli.demo.corpus import SOURCE, Sample
+from cli.demo.corpus import SOURCE, Sample, change_of
 
 Mode = Literal["structured", "binary", "bare"]
 _MODES: tuple[Mode, ...] = ("structured", "binary", "bare")
 #: Shares of the runs in each wave: the first makes a model, each further one a refresh.
 WAVES = (0.5, 0.25, 0.25)
-SPOIL_EVERY = 20
+SPOIL_EVERY = 16
 UNTRUSTED_EVERY = 40
 STARTED_EVERY = 12
+GROUPED_EVERY = 3
+_PASSED: dict[str, Any] = {"outcome": "success", "result": "SUCCESS"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,14 @@ def other_log(log: bytes) -> bytes:
 def make_plan(samples: list[Sample], logs_url: str) -> Plan:
     """Plan one run of the demo. The plan depends on the samples alone.
 
-    Every twentieth run gets one of the tricks below, every fortieth comes from the pipeline ``check``.
+    Every sixteenth run gets one of the tricks below, every fortieth comes from the pipeline ``check``. The other runs
+    of every third change are in one event.
     """
     return _Planner(samples, logs_url.rstrip("/")).plan
+
+
+def _change(sample: Sample) -> str:
+    return change_of(sample.facts)
 
 
 class _Planner:
@@ -110,10 +117,15 @@ class _Planner:
         tricks = list(self._tricks().items())
         ends = [round(len(samples) * sum(WAVES[: wave + 1])) for wave in range(len(WAVES))]
         group: list[RunFacts] = []
+        changes = {change: number for number, change in enumerate(dict.fromkeys(_change(each) for each in samples))}
         for index, sample in enumerate(samples):
-            self._wave = sum(index >= end for end in ends)
+            wave = sum(index >= end for end in ends)
             position, turn = index % SPOIL_EVERY, index // SPOIL_EVERY
             facts = self._with_log(sample)
+            if group and (wave != self._wave or change_of(group[0]) != change_of(facts)):
+                self._send(group)
+                group = []
+            self._wave = wave
             if index % STARTED_EVERY == 5:
                 self._started(facts)
             if position == 7:
@@ -125,11 +137,8 @@ class _Planner:
                 self._trick = "untrusted pipeline"
                 self._send([facts.replace(pipeline="check")], rows=sample.rows, trusted=False)
                 self._trick = ""
-            elif turn % 3 == 0 and position <= 2:  # the three runs of a change in one event
+            elif facts.change and changes[_change(sample)] % GROUPED_EVERY == 0:  # its runs in one event
                 group.append(facts)
-                if position == 2:
-                    self._send(group)
-                    group = []
             else:
                 self._send([facts], rows=sample.rows)
         if group:
@@ -199,7 +208,7 @@ class _Planner:
             for facts in runs
         ]  # fmt: skip
         # keyed by change, so that the events of a run stay in order
-        self._add(runs[0].change, value, headers, expected)
+        self._add(change_of(runs[0]), value, headers, expected)
         return event_id
 
     def _started(self, facts: RunFacts) -> None:
@@ -207,7 +216,7 @@ class _Planner:
         self._send([started], "ignored", "not_finished", event_type=STARTED)
 
     def _nothing(self, sample: Sample, value: bytes | None, headers: list[tuple[str, bytes]], reason: str) -> None:
-        self._add(sample.facts.change, value, headers, [Expected("", "", "dead_letter", reason)])
+        self._add(change_of(sample.facts), value, headers, [Expected("", "", "dead_letter", reason)])
 
     def _broken_json(self, sample: Sample) -> None:
         value, headers = finished_event(self._with_log(sample))
@@ -256,9 +265,12 @@ class _Planner:
         self._send([self._with_log(sample, f"spoilt/{sample.log_path}", other_log)], "repeat", "other_log")
 
     def _correction(self, sample: Sample) -> None:
+        # the first event is wrong, so that the label is the recorded one in the end
         facts = self._with_log(sample)
-        self._send([facts], rows=sample.rows)
-        self._send([facts.replace(outcome="failure", result="FAILURE")], "correction", "outcome")
+        passed = facts.outcome == "success"
+        wrong = facts.replace(outcome="failure", result="FAILURE") if passed else facts.replace(**_PASSED)
+        self._send([wrong], rows=sample.rows)
+        self._send([facts], "correction", "outcome")
 
     def _cancelled(self, sample: Sample) -> None:
         # an invented run, in addition to the sample

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,24 +17,23 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.storage.open import Store
 from cli.demo.accounts import Accounts
-from cli.demo.corpus import corpus_folder, read_corpus
-from cli.demo.definitions import ALL, RELATIVE, definitions
+from cli.demo.corpus import corpus_folder, read_corpus, unpack_logs
+from cli.demo.definitions import MODELS, STATUS, definitions
 from cli.demo.plan import WAVES, Plan, make_plan
 from cli.demo.predictions import Predictions
 from cli.demo.processes import Child, Children, wait_for
 from cli.demo.produce import LogRoot, Sender, dump
+from cli.demo.refreshes import child_of, is_current, last_step, read_refreshes, start_refreshes
 from cli.demo.steps import Steps
-from cli.demo.trainer import Trainer
 from engines import processes
 from serving.model_config import CONFIG_NAME
+from serving.registry import Registry
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
 PARTITIONS = 3
 #: Delays of further fetches of a log, s. Late logs are written as soon as their runs are deferred.
 RETRIES_S = (3, 6)
 WAIT_S = 120.0
-#: Waves of events after which each model is refreshed. The comparison without memory needs the first and last.
-REFRESHES: dict[str, tuple[int, ...]] = {ALL: (0, 1, 2), RELATIVE: (0, 2)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Options:
     engine: str = "auto"
     corpus: str | None = None
     runs: int | None = None
-    span_runs: int = 150
+    span_runs: int = 60
     keep: bool = False
 
 
@@ -72,7 +71,6 @@ class Demo:
     plan: Plan
     logs: LogRoot
     sender: Sender
-    trainer: Trainer
     started: datetime
     accounts: Accounts = field(default_factory=Accounts)
     refreshes: list[dict[str, Any]] = field(default_factory=list)
@@ -123,11 +121,10 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
     samples = read_corpus(corpus, options.runs)
     empty(options)
     data = DataRoot.open(options.data)
-    logs = LogRoot(Path(data.demo.url("served-logs")), corpus)
+    logs = LogRoot(Path(data.demo.url("served-logs")), unpack_logs(corpus, Path(data.demo.url("corpus"))))
     logs.folder.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         children = Children(Path(data.demo.url("logs")), options.data)
-        trainer = stack.enter_context(Trainer(data.url, children.logs / "trainer.log"))
         settings = engines.Settings(logs_root=str(logs.folder), models_config=data.models.url(CONFIG_NAME))
         names = (
             ["kafka", "logs", "models"] if options.engine == "micro-batches" else ["kafka", "flink", "logs", "models"]
@@ -142,9 +139,10 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
             raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
         plan = make_plan(samples, running.logs)
         logs.make(plan)
-        demo = Demo(options, steps, children, running, data, plan, logs, Sender(running.kafka, EVENTS), trainer, began)
+        demo = Demo(options, steps, children, running, data, plan, logs, Sender(running.kafka, EVENTS), began)
         engines.create_topics(running.kafka, {EVENTS: PARTITIONS, RUNS: 1, PREDICTIONS: 1})
-        for definition in definitions(options.span_runs):
+        pools = {sample.facts.provider for sample in samples} - {""}
+        for definition in definitions(options.span_runs, pools):
             from pipelines.datasets.update import create_dataset
 
             create_dataset(data, definition)
@@ -165,26 +163,22 @@ def _end_engines(home: Path, keep: bool) -> bool:
 def run(demo: Demo) -> None:
     """Send events in waves, with spans and refreshes after each, until every run is predicted.
 
-    The next wave comes when the main model has been refreshed, so that each of its versions predicts some; the other
-    model is refreshed meanwhile.
+    The next wave comes when the first model has been refreshed, so that each of its versions predicts some runs. The
+    other model is refreshed meanwhile.
     """
     start_ingest(demo)
     start_predict(demo)
-    with ThreadPoolExecutor(1) as pool:
-        others: list[Future[None]] = []
-        for wave in range(len(WAVES)):
-            ingest_wave(demo, wave)
-            for other in others:
-                other.result()
-            last = wave == len(WAVES) - 1
-            if last:
-                settle(demo)
-            update(demo, seal=last)
-            refresh(demo, ALL, wave)
-            others = [pool.submit(refresh, demo, model, wave) for model in REFRESHES if model != ALL]
-        drain(demo)
-        for other in others:
-            other.result()
+    for model in MODELS:
+        start_refreshes(demo.children, demo.data, model)
+    for wave in range(len(WAVES)):
+        ingest_wave(demo, wave)
+        last = wave == len(WAVES) - 1
+        if last:
+            settle(demo)
+        update(demo, seal=last)
+        for model in MODELS if last else MODELS[:1]:
+            refresh(demo, model)
+    drain(demo)
 
 
 def start_ingest(demo: Demo) -> None:
@@ -198,19 +192,9 @@ def start_ingest(demo: Demo) -> None:
 
 def start_predict(demo: Demo) -> None:
     # Bounded batches on either engine: a second Flink job would need another gigabyte and show nothing new.
+    place = ("--data-path", demo.data.url, "--kafka", demo.engines.kafka, "--engine", "micro-batches")
     demo.children.start(
-        "predict",
-        *(
-            "predict",
-            "stream",
-            "--data-path",
-            demo.data.url,
-            "--kafka",
-            demo.engines.kafka,
-            "--engine",
-            "micro-batches",
-        ),
-        *("--server", demo.engines.models["grpc"], "--model", ALL),
+        "predict", "predict", "stream", *place, "--server", demo.engines.models["grpc"], "--model", STATUS
     )
 
 
@@ -257,25 +241,29 @@ def update(demo: Demo, *, seal: bool) -> None:
     from pipelines.datasets.update import update_dataset
 
     with demo.steps.step("seal spans") as step:
-        for name in (ALL, RELATIVE):
+        for name in MODELS:
             done = update_dataset(demo.data.dataset(name), seal=seal)
             step.report(
                 f"{sum(len(span.runs) for span in done.state.latest())} examples in {len(done.state.spans)} spans"
             )
 
 
-def refresh(demo: Demo, model: str, wave: int) -> None:
-    """Refresh a model if it is due after this wave."""
-    waves = REFRESHES[model]
-    if wave in waves:
-        with demo.steps.step(f"refresh {model} ({waves.index(wave) + 1} of {len(waves)})") as step:
-            result = demo.trainer.refresh(model, step.report)
-            demo.refreshes.append(result)
-            step.report(f"pushed as v{result['version']}" if result.get("version") else "not pushed")
+def refresh(demo: Demo, model: str) -> None:
+    """Wait until a model has been refreshed with all sealed spans."""
+    log = demo.children.running[child_of(model)].log
+    with demo.steps.step(f"refresh {model}") as step:
+
+        def refreshed() -> bool:
+            step.report(last_step(log))
+            return is_current(demo.data, model, read_refreshes(log))
+
+        wait_for(refreshed, f"refreshing {model}", demo.children, WAIT_S)
+        last = read_refreshes(log)[-1]
+        step.report(f"pushed as v{last['version']}" if last["version"] else "not pushed")
 
 
 def drain(demo: Demo) -> None:
-    """Wait until every raw row is predicted, then stop ingest and predict."""
+    """Wait until every raw row is predicted, then stop the commands."""
     with demo.steps.step("predict every run") as step:
         wanted = {one.run_id for one in demo.accounts.runs()}
         predictions = Predictions(demo.data.predictions)
@@ -285,8 +273,13 @@ def drain(demo: Demo) -> None:
             step.report(f"{len(predictions.run_ids() & wanted)} of {len(wanted)}")
             return wanted <= predictions.run_ids()
 
-        wait_for(predicted, "waiting for predictions", demo.children, WAIT_S)
+        if Registry(demo.data, STATUS).state.champion is None:
+            step.report("no version was pushed")  # a check reports it
+        else:
+            wait_for(predicted, "waiting for predictions", demo.children, WAIT_S)
+    for model in MODELS:
+        demo.refreshes += read_refreshes(demo.children.running[child_of(model)].log)
     if not demo.options.keep:
-        with demo.steps.step("end ingest and predict"), ThreadPoolExecutor(2) as pool:
-            list(pool.map(demo.children.end, ("ingest", "predict")))
+        with demo.steps.step("end the commands"), ThreadPoolExecutor(len(demo.children.running)) as pool:
+            list(pool.map(demo.children.end, tuple(demo.children.running)))
     catch_up(demo)

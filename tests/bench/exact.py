@@ -36,7 +36,7 @@ def built(data: DataRoot, target: DataRoot, name: str, interval: str, pattern: s
     definition = DatasetDefinition.from_json(
         {
             "name": name, "sample_interval": interval, "features_regex": pattern, "class_label": "provider",
-            "classes": ["alibaba", "aws", "huawei", "tencent"], "span_runs": 500, "slicer": slicer,
+            "span_runs": 500, "slicer": slicer,
         }
     )  # fmt: skip
     return build_dataset(data, target, definition).state

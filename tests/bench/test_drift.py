@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from ciml.datasets.definition import ResolvedDefinition
-from tests.transforms.samples import corpus, resolved
+from tests.bench.real_runs import real_runs
+from tests.transforms.samples import resolved
 from transforms.drift.compare import compare
 from transforms.drift.report import Report, Side
 from transforms.drift.statistics import statistics
@@ -34,11 +35,17 @@ COLUMNS = (
 
 @lru_cache
 def examples() -> tuple[pa.Table, ResolvedDefinition]:
-    """All runs of the corpus, as means, stds and maxima of 1 s windows."""
-    runs, tables, _ = corpus()
+    """All real runs, as means, stds and maxima of 1 s windows."""
+    runs, tables = real_runs()
     functions = ("mean", "std", "max")
     definition = resolved(COLUMNS, sample_interval="1s", aggregation_functions=functions)
     return make_examples(runs, tables, definition).table, definition
+
+
+def rows_of(shares: tuple[float, float]) -> tuple[int, int]:
+    """Numbers of runs, as shares of all real runs."""
+    runs = examples()[0].num_rows
+    return int(shares[0] * runs), int(shares[1] * runs)
 
 
 def split(rows: tuple[int, int], seed: int, plant: Callable[[pa.Table], pa.Table] | None = None) -> Report:
@@ -70,8 +77,9 @@ def scaled(name: str, factor: float, shift_std: float = 0.0, job: str | None = N
     return plant
 
 
-@pytest.mark.parametrize("rows", [(760, 200), (480, 480), (60, 40)])
-def test_false_alarms(rows: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.5, 0.5), (0.06, 0.04)])
+def test_false_alarms(shares: tuple[float, float]) -> None:
+    rows = rows_of(shares)
     kinds: Counter[str] = Counter()
     alarms = 0
     for seed in range(SPLITS):
@@ -85,9 +93,10 @@ def test_false_alarms(rows: tuple[int, int]) -> None:
     assert alarms <= SPLITS / 20
 
 
-@pytest.mark.parametrize("rows", [(760, 200), (4800, 1000), (20_000, 4_000)])
-def test_planted(rows: tuple[int, int]) -> None:
-    job = "spark-bayes"
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (5, 1), (20, 4)])
+def test_planted(shares: tuple[float, float]) -> None:
+    rows = rows_of(shares)
+    job = Counter(run.build_name for run in real_runs()[0]).most_common(1)[0][0]
     planted = {
         "free × 1024": (scaled("free", 1024), ("mean(free)", None), "unit"),
         "usr × 0.01": (scaled("usr", 0.01), ("mean(usr)", None), "unit"),
@@ -108,5 +117,5 @@ def test_planted(rows: tuple[int, int]) -> None:
             f"{sum(kind in each for each in found)}; something else told in {others}",
             flush=True,
         )
-        if rows[0] >= 20_000 or where is None:
+        if shares[0] >= 20 or where is None:
             assert sum(map(bool, found)) >= DRAWS - 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from ciml.events.cloudevents import finished_event
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
+from tests.bench.real_runs import FOLDER, listed_runs
 from transforms.fetch.fetch import Fetcher
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
@@ -28,7 +28,6 @@ from transforms.raw.write import store
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(900)]
 
-CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 EVENTS = 6_000
 BATCH = 500
 ROUNDS = 3
@@ -52,12 +51,12 @@ def scene(kafka: str) -> Iterator[Scene]:
     from pipelines.kafka.client import KafkaOptions, admin, make_topic
 
     port = free_ports(1)[0]
-    command = [sys.executable, "-m", "engines.log_server", str(CORPUS), str(port)]
+    command = [sys.executable, "-m", "engines.log_server", str(FOLDER), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     topic = f"bench-{time.time_ns()}"
     make_topic(KafkaOptions(kafka), topic)
     producer = Producer({"bootstrap.servers": kafka, "linger.ms": 20})
-    builds = [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()]
+    builds = listed_runs()
     messages = []
     for number in range(EVENTS):
         build = builds[number % len(builds)]

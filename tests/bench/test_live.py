@@ -37,6 +37,7 @@ from pipelines.live.pipeline import LiveConfig, build_live
 from services.driver import drive
 from services.live import LiveService, make_topics, plan_live
 from tests.bench.live_farm import COLUMNS
+from tests.corpus import builds
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
 from transforms.live.windows import LiveDataset, LivePolicy
@@ -46,7 +47,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(0)]
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("CIML_BENCH_S", "60"))
 JOBS = [int(jobs) for jobs in os.environ.get("CIML_BENCH_JOBS", "100,200,400").split(",")]
-RUNS = int(os.environ.get("CIML_BENCH_RUNS", "960"))
+RUNS = int(os.environ.get("CIML_BENCH_RUNS", len(builds())))
 PATIENCE_S = 600.0
 MIB = 1 << 20
 LONGEST_S = 120  # of the jobs that come and go

@@ -21,7 +21,7 @@ from ciml.raw.packs import pack_state, split_path
 from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.raw_store.compact import compact
 from pipelines.raw_store.verify import Verification, verify_raw
-from tests.transforms.samples import corpus
+from tests.bench.real_runs import real_runs
 from transforms.raw import reader as raw_reader
 from transforms.raw.reader import read_run, read_runs
 from transforms.raw.write import run_path, write_run
@@ -32,9 +32,9 @@ JOBS, DAYS = 4, 2
 WANTED = ["time", "boot", "total cpu usage:usr", "load avg:1m"]
 
 
-def runs_of_corpus(copies: int) -> Iterator[tuple[RunFacts, pa.Table]]:
-    """The corpus' runs under new ids, spread over a few jobs and days."""
-    mentions, tables, _ = corpus()
+def copied_runs(copies: int) -> Iterator[tuple[RunFacts, pa.Table]]:
+    """The real runs under new ids, spread over a few jobs and days."""
+    mentions, tables = real_runs()
     for copy in range(copies):
         for number, (about, table) in enumerate(zip(mentions, tables, strict=True)):
             native = f"{copy}-{about.build_uuid}"
@@ -110,7 +110,7 @@ def stored(raw: Store) -> tuple[int, int]:
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.engines)])
 def test_reading_from_packs_against_single_objects(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     raw = open_store(tmp_path if where == "local" else request.getfixturevalue("s3").bucket())
-    files = fill(raw, runs_of_corpus(4 if where == "local" else 1))
+    files = fill(raw, copied_runs(4 if where == "local" else 1))
     before = stored(raw)
     rounds = 3 if where == "local" else 1
 
@@ -158,7 +158,7 @@ class _Unchecked:
 
 def test_reading_with_checks_against_reading_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = open_store(tmp_path)
-    files = fill(raw, runs_of_corpus(1))
+    files = fill(raw, copied_runs(1))
 
     def measure(what: str, without: Callable[[pytest.MonkeyPatch], None]) -> None:
         for columns in (None, WANTED):
@@ -185,7 +185,7 @@ def test_reading_with_checks_against_reading_without(tmp_path: Path, monkeypatch
 def test_what_a_week_of_compaction_takes(length: int, tmp_path: Path) -> None:
     """A part of a week, by which the whole is sized: as many runs a folder as 100 jobs have with 100,000 a week."""
     folders, runs = 3 if length > 1000 else 15, 143
-    _, tables, _ = corpus()
+    _, tables = real_runs()
     long = sorted(tables, key=lambda table: -table.num_rows)[:60]
     raw = open_store(tmp_path)
 

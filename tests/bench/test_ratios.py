@@ -7,7 +7,6 @@ import io
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import pandas as pd
@@ -18,21 +17,21 @@ from ciml.events.cloudevents import decode_message, finished_event
 from ciml.events.records import Message
 from ciml.events.run_facts import facts_from_listing
 from ciml.telemetry import telemetry_columns
+from tests.bench.real_runs import FOLDER, listed_runs
 from transforms.examples.downsample import downsample
 from transforms.parse.logs import Log, parse_logs
 
-CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 pytestmark = pytest.mark.bench
 
 
 @pytest.fixture(scope="module")
 def builds() -> list[dict]:
-    return [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()]
+    return listed_runs()
 
 
 @pytest.fixture(scope="module")
 def logs(builds: list[dict]) -> list[Log]:
-    return [Log((CORPUS / build["log_path"]).read_bytes()) for build in builds]
+    return [Log((FOLDER / build["log_path"]).read_bytes()) for build in builds]
 
 
 def seconds(work: Callable[[], object], rounds: int = 5) -> float:
@@ -62,7 +61,7 @@ def test_parsing_batches_against_one_log_at_a_time(logs: list[Log]) -> None:
 def test_logs_to_windows_against_pandas_run_by_run(logs: list[Log], builds: list[dict]) -> None:
     run_facts = [facts_from_listing(build, source="bench") for build in builds]
     definition = DatasetDefinition.from_json(
-        {"name": "bench", "features_regex": "(usr|1min)", "class_label": "provider", "sample_interval": "10s"}
+        {"name": "bench", "features_regex": "(usr|1min)", "class_label": "build_name", "sample_interval": "10s"}
     )
     resolved = resolve(definition, [telemetry_columns(table.column_names) for table in parse_logs(logs)], run_facts)
 
@@ -70,9 +69,10 @@ def test_logs_to_windows_against_pandas_run_by_run(logs: list[Log], builds: list
         frames = []
         for log, mention in zip(logs, run_facts, strict=True):
             text = gzip.decompress(log.data).decode()
-            frame = pd.read_csv(io.StringIO(text), skiprows=6, usecols=["time", "usr", "1m"])
+            head, form = text[: text.index('"time"')].count("\n"), "%b-%d" if text.startswith('"dool') else "%d-%m"
+            frame = pd.read_csv(io.StringIO(text), skiprows=head, usecols=["time", "usr", "1m"])
             year = pd.Timestamp(mention.end_us, unit="us").year
-            frame.index = pd.to_datetime(frame.pop("time") + f" {year}", format="%d-%m %H:%M:%S %Y")
+            frame.index = pd.to_datetime(frame.pop("time") + f" {year}", format=f"{form} %H:%M:%S %Y")
             frames.append(frame.resample("10s").mean().dropna())
         return frames
 

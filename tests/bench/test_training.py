@@ -9,8 +9,8 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.telemetry import telemetry_columns
+from tests.bench.real_runs import real_runs
 from tests.bench.test_ratios import tell
-from tests.transforms.samples import corpus
 from training.estimators import Rows, build_model, fit
 from training.estimators.networks import optimizer_of
 from training.experiment import Experiment
@@ -29,14 +29,14 @@ TALK = Experiment(
 
 @pytest.mark.parametrize("windows", [10, 92])
 def test_the_talks_training_against_fit_on_arrays(windows: int) -> None:
-    mentions, tables, _ = corpus()
+    mentions, tables = real_runs()
     definition = DatasetDefinition.from_json(
-        {"name": "bench", "features_regex": "(usr|1min)", "class_label": "provider", "sample_interval": "1s"}
+        {"name": "bench", "features_regex": "(usr|1min)", "class_label": "build_name", "sample_interval": "1s"}
         | {"max_windows": windows}
     )
     resolved = resolve(definition, [telemetry_columns(table.column_names) for table in tables], mentions)
     inputs, n_windows, _ = prepare_many(tables, resolved)
-    labels = np.array([resolved.classes.index(mention.provider) for mention in mentions])
+    labels = np.array([resolved.classes.index(mention.build_name) for mention in mentions])
     all_rows = Rows(Normalisation.of(inputs).apply(inputs), n_windows, labels)
     rows = all_rows.take(np.arange(RUNS) % len(labels))  # the runs there are, again and again: time alone counts here
 

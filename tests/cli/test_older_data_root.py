@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,17 @@ from click.testing import CliRunner
 
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
+from ciml.manifest.log import ManifestLog
+from ciml.raw.run_log import find_files
 from cli.main import cli
 from serving.client import ModelClient
 from serving.registry import Registry
+from tests.golden import make_logs
 from tests.serving.process import server_process
 from transforms.examples.spans import read_span
+from transforms.raw.reader import read_runs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_root"
-CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 FEATURES = ("used", "free", "buff", "cach")
 #: Digest of the resolved definition, as the registry of that version has it.
 DEFINITION = "d15fb2d0f1a4436155bfa9ea246075fa7e5bb3e3caf7c97d3024ebac75bcb8c3"
@@ -72,10 +77,33 @@ def test_it_is_verified_and_nothing_in_it_changes(root: Path) -> None:
     assert contents(root) == before
 
 
-def test_it_is_continued(root: Path) -> None:
+def write_new_logs(root: Path, folder: Path) -> None:
+    """Write a dstat log of each of the ten lines that the data root lacks, with the values of a run that it has."""
+    raw, lines = DataRoot.open(root).raw, (GOLDEN / "builds.jsonl").read_text().splitlines()
+    builds = [json.loads(line) for line in lines[-20:]]
+    files = find_files(ManifestLog(raw), [f"backfill~{line['build_uuid']}~1" for line in builds[:10]])
+    for line, table in zip(builds[10:], read_runs(raw, list(files.values())), strict=True):
+        start_us, names = make_logs.instant(line["start_time"]), table.column_names[2:]
+        groups = [(group, tuple(name.partition(":")[2] for name in some)) for group, some in grouped(names)]
+        recorder = replace(make_logs.DSTAT, groups=groups)
+        rows = [
+            recorder.row(start_us + number * make_logs.SECOND, map(str, values))
+            for number, values in enumerate(zip(*(table[name].to_pylist() for name in names), strict=True))
+        ]
+        path = folder / line["log_path"]
+        path.parent.mkdir(parents=True)
+        path.write_text(recorder.header(start_us) + "".join(rows))
+
+
+def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
+    return [(group, list(some)) for group, some in groupby(names, lambda name: name.partition(":")[0])]
+
+
+def test_it_is_continued(root: Path, tmp_path: Path) -> None:
     before = contents(root)
+    write_new_logs(root, tmp_path / "logs")
     listing = str(GOLDEN / "builds.jsonl")
-    assert "10 runs" in ciml(root, "backfill", listing, "--logs", str(CORPUS))
+    assert "10 runs" in ciml(root, "backfill", listing, "--logs", str(tmp_path / "logs"))
     assert "11 examples in 1 span sealed; 0 of 20 runs wait" in ciml(root, "dataset", "update", "provider")
     ciml(root, "runs", "verify")
     ciml(root, "dataset", "verify", "provider")

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from cli import talk_scripts
 from cli.s3_options import s3_options
 from cli.talk_scripts import undashed
+from tests.corpus import CORPUS, builds
 
 SCRIPTS = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
-CORPUS = ROOT / "examples/corpus"
 
 
 #: The options of each script of the talk, and those that it got since; none may go.
@@ -93,7 +93,8 @@ def test_s3_options_say_where_and_who(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_cache_data_is_backfill_by_the_words_of_the_talk(tmp_path: Path):
-    pasted = ["—build-name", "hadoop-terasort", "—limit", "20", "—data-path", str(tmp_path / "data")]
+    job = builds()[0]["build_name"]
+    pasted = ["—build-name", job, "—limit", "20", "—data-path", str(tmp_path / "data")]
     done = subprocess.run(
         [SCRIPTS / "ciml-cache-data", CORPUS / "builds.jsonl", "—logs", CORPUS, *pasted],
         capture_output=True,

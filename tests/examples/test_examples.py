@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ from ciml.storage.open import open_store
 from ciml.telemetry import telemetry_columns
 from cli.demo.corpus import Sample, read_corpus
 from pipelines.datasets.update import create_dataset, update_dataset
+from tests.corpus import CORPUS, PACKED, builds
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.recorder.test_delivery import consume
+from tests.transforms.samples import corpus
 from transforms.parse.logs import Log, parse_logs
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-CORPUS = EXAMPLES / "corpus"
 #: Where each program is run.
 RUN_BY = {
     "ask_the_model_server.py": "here",
@@ -87,13 +90,13 @@ def test_a_data_set_is_read_as_the_manifest_says(samples: list[Sample], tmp_path
     data = DataRoot.open(tmp_path)
     RawStore(data).add([(sample.facts, table_of(sample)) for sample in samples])
     definition = DatasetDefinition(
-        name="provider", class_label="provider", features_regex="^(usr|sys)$", aggregation_functions=("mean", "std")
+        name="project", class_label="project", features_regex="^(usr|sys)$", aggregation_functions=("mean", "std")
     )
     create_dataset(data, definition)
-    state = update_dataset(data.dataset("provider"), seal=True).state
+    state = update_dataset(data.dataset("project"), seal=True).state
     # what no manifest names is no part of it
-    (tmp_path / "datasets" / "provider" / "span-1" / "version-1" / "train" / "examples-stray.parquet").write_bytes(b"x")
-    lines = example("read_a_data_set.py", tmp_path, "provider").splitlines()
+    (tmp_path / "datasets" / "project" / "span-1" / "version-1" / "train" / "examples-stray.parquet").write_bytes(b"x")
+    lines = example("read_a_data_set.py", tmp_path, "project").splitlines()
     counts = Counter(run.split for run in state.latest()[0].runs)
     assert [line.split()[:2] for line in lines[:2]] == [
         ["test:", str(counts["test"])],
@@ -139,7 +142,7 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
 
     tables = [table_of(sample) for sample in samples[:20]]
     definition = resolve(
-        DatasetDefinition(name="m", class_label="provider", features_regex="^(usr|1m)$", max_windows=6),
+        DatasetDefinition(name="m", class_label="project", features_regex="^(usr|1m)$", max_windows=6),
         [telemetry_columns(table.column_names) for table in tables],
         [sample.facts for sample in samples[:20]],
     )
@@ -160,53 +163,96 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
     assert list(printed.values()) == sorted(printed.values(), reverse=True)
 
 
-def load_draw() -> Any:
-    spec = importlib.util.spec_from_file_location("draw", CORPUS / "draw.py")
+def load_collect() -> Any:
+    spec = importlib.util.spec_from_file_location("collect", PACKED / "collect.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules["collect"] = module
     spec.loader.exec_module(module)
     return module
 
 
-def builds() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()]
+def members(packed: Path) -> dict[str, bytes]:
+    """The unpacked logs of an archive, by name in order."""
+    with tarfile.open(packed) as tar:
+        found = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        return {name: gzip.decompress(file.read()) for name, file in found.items() if file}
 
 
-def test_the_corpus_is_what_its_readme_says() -> None:
+def test_the_corpus_is_what_its_card_says() -> None:
     found = builds()
-    assert len(found) == 960
-    assert len({build["build_name"] for build in found}) == 10
-    assert len({build["node_flavor"] for build in found}) == 55
-    shares = Counter(build["node_provider"] for build in found)
-    assert {name: round(count / 960, 3) for name, count in shares.items()} == {
-        "alibaba": 0.298, "aws": 0.257, "huawei": 0.244, "tencent": 0.201,
-    }  # fmt: skip
-    twins = Counter((build["build_name"], build["node_flavor"], build["size"]) for build in found)
-    assert sum(count for count in twins.values() if count > 1) == 487
     assert found == sorted(found, key=lambda build: (build["end_time"], build["build_uuid"]))
-    paths = [CORPUS / build["log_path"] for build in found]
-    assert all(path.is_file() for path in paths)
-    assert {path for path in CORPUS.glob("logs/**/*") if path.is_file()} == set(paths)
-    assert sum(path.stat().st_size for path in [*paths, CORPUS / "builds.jsonl"]) < 6_000_000
+    assert len({build["build_uuid"] for build in found}) == len(found)
+    assert sorted(members(PACKED / "logs.tar")) == list(members(PACKED / "logs.tar")) == sorted(
+        build["log_path"] for build in found
+    )  # fmt: skip
+    assert load_collect().counts(found) in (PACKED / "README.md").read_text()
+    assert {build["result"] for build in found} == {"SUCCESS", "FAILURE", "TIMED_OUT"}
+    for build, table in zip(found, corpus()[1], strict=True):
+        assert build["rows"] == table.num_rows, build
+    for build in found:
+        assert set(build) <= set(load_collect().FIELDS)
+        assert build["exit_code"] == 0 if build["result"] == "SUCCESS" else build["exit_code"] != 0
+        assert ("change" in build) == (build["start_time"] > "2026-11-25")
 
 
-def test_a_smaller_corpus_is_drawn_the_same_every_time(tmp_path: Path) -> None:
-    draw = load_draw()
-    found = builds()
-    drawn = draw.draw(found, total=100)
-    assert len(drawn) == 100
-    assert draw.draw(list(reversed(found)), total=100) == drawn
-    shares = Counter(build["node_provider"] for build in drawn)
-    whole = Counter(build["node_provider"] for build in found)
-    assert all(abs(shares[name] - count / 9.6) < 6 for name, count in whole.items())
+def test_an_unpacked_corpus_is_collected_to_the_same(tmp_path: Path) -> None:
+    collect = load_collect()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(f"before\n{collect._BEGIN}old\n{collect._END}after\n")
+        assert collect.collect([CORPUS], tmp_path / name) == []
+    for name in ("builds.jsonl", "logs.tar", "README.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert (tmp_path / "one" / "builds.jsonl").read_bytes() == (PACKED / "builds.jsonl").read_bytes()
+    assert members(tmp_path / "one" / "logs.tar") == members(PACKED / "logs.tar")
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert card == f"before\n{collect._BEGIN}{collect.counts(builds())}{collect._END}after\n"
 
 
-def test_drawing_copies_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = load_draw()
-    monkeypatch.setattr(draw.draw, "__defaults__", (12, draw.MIN_ROWS))
-    draw.main(CORPUS, tmp_path)
-    drawn = [json.loads(line) for line in (tmp_path / "builds.jsonl").read_text().splitlines()]
-    assert len(drawn) == 12
-    for build in drawn:
-        assert (tmp_path / build["log_path"]).read_bytes() == (CORPUS / build["log_path"]).read_bytes()
+def test_recordings_are_joined_and_what_is_unusable_is_reported(tmp_path: Path) -> None:
+    collect, log = (
+        load_collect(),
+        b'"dool"\n"Cmdline:","dool --output /tmp/x/dstat.csv 1"\n"system","a"\n"time","usr"\n',
+    )
+    facts = {
+        "result": "FAILURE", "exit_code": 1, "node_flavor": "one-core", "pipeline": "gate", "elapsed_s": 1.5,
+        "start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-01T00:00:09Z",
+    }  # fmt: skip
+    lines = {
+        "old": [{"build_uuid": "a", "build_name": "numpy-lib", "fault": "patch"}, {"build_uuid": "b", "fault": "io"}],
+        "new": [
+            {"build_uuid": "c", "build_name": "go-std-unit", "project": "go-std", "change": "7", "attempt": 2,
+             "patch": False, "trouble": "cpu", "trouble_s": 3.5, "node_provider": "alder"},
+            {"build_uuid": "d", "build_name": "x"}, {"build_uuid": "e", "build_name": "x"},
+            {"build_uuid": "f", "build_name": "x"},
+        ],
+    }  # fmt: skip
+    for name, some in lines.items():
+        (tmp_path / name).mkdir()
+        rows = [{**facts, "end_time": f"2026-01-01T00:00:0{9 - at}Z", "log_path": f"{line['build_uuid']}.gz", **line}
+                for at, line in enumerate(some)]  # fmt: skip
+        (tmp_path / name / "builds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"half')
+    for name, data in {"old/a": log + b"Jan-01 00:00:00,1\n", "old/b": log, "new/c": log + b"x,1\nx,2\nx", "new/d": log,
+                       "new/e": b""}.items():  # fmt: skip
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data) if data else b"\x1f\x8bcut")
+    rejected = collect.collect([tmp_path / "old", tmp_path / "new"], tmp_path)
+    assert [line.partition("builds.jsonl ")[2].partition(":")[0] for line in rejected] == [
+        "line 2", "line 3", "line 2", "line 3", "line 4", "line 5",
+    ]  # fmt: skip
+    assert "no field 'build_name'" in rejected[0]
+    assert rejected[2].endswith("d.gz has no sample")
+    assert "No such file" in rejected[4]
+    first, second = (json.loads(line) for line in (tmp_path / "builds.jsonl").read_text().splitlines())
+    assert list(first) == [name for name in collect.FIELDS if name in first]
+    assert [(line["build_uuid"], line["patch"], line["trouble"], line["project"], line["attempt"], line["rows"])
+            for line in (first, second)] == [
+        ("a", True, "none", "numpy", 1, 1), ("c", False, "cpu", "go-std", 2, 2),
+    ]  # fmt: skip
+    assert members(tmp_path / "logs.tar") == {
+        "logs/go-std-unit/c.csv.gz": log.replace(b"/tmp/x/", b"") + b"x,1\nx,2\nx",
+        "logs/numpy-lib/a.csv.gz": log.replace(b"/tmp/x/", b"") + b"Jan-01 00:00:00,1\n",
+    }
+    with pytest.raises(SystemExit, match="name each recording once"):
+        collect.collect([tmp_path / "old", tmp_path / "old"], tmp_path)

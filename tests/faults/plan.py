@@ -9,6 +9,7 @@ import base64
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
+from tests.corpus import CORPUS
+from tests.corpus import builds as listed
+
 FINISHED, STARTED = "dev.ciml.run.finished.v1", "dev.ciml.run.started.v1"
 
 
@@ -128,9 +131,8 @@ class Run:
 
 @cache
 def builds(count: int = 120) -> list[dict[str, Any]]:
-    """Real runs of the sample corpus, of every job."""
-    lines = (CORPUS / "builds.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines[:: max(1, len(lines) // count)]][:count]
+    """Real runs of the sample corpus."""
+    return listed(count)
 
 
 def _us(text: str) -> int:
@@ -174,7 +176,7 @@ class Planner:
         file = str(self.served / log) if log else str(CORPUS / build["log_path"])
         url = f"{self._url}/{log}" if log else f"{self._logs_url}/corpus/{build['log_path'].removeprefix('logs/')}"
         return Run(
-            native, f"zuul~{native}~1", build["build_name"], build["node_provider"], file, changes.get("url", url),
+            native, f"zuul~{native}~1", build["build_name"], build["node_flavor"], file, changes.get("url", url),
             build["start_time"], build["end_time"], _us(build["start_time"]), _us(build["end_time"]),
         )  # fmt: skip
 
@@ -316,7 +318,7 @@ class Planner:
     def _bad(self) -> None:
         number = self._number
         real = (CORPUS / builds()[number % len(builds())]["log_path"]).read_bytes()
-        header = gzip.decompress(real).split(b"\n")[:7]
+        header = re.split(rb"(?m)^(?=[^\"])", gzip.decompress(real), maxsplit=1)[0]
         run = self.run()
         native, body = run.native, run.body()
 
@@ -342,7 +344,7 @@ class Planner:
             lambda: self.bad_log(f"none-{number}.csv", None, "log_not_found"),
             lambda: self.bad_log(f"cut-{number}.csv.gz", real[:-20], "corrupt_gzip"),
             lambda: self.bad_log(f"html-{number}.csv", b"<html><body>404</body></html>\n" * 30, "not_telemetry"),
-            lambda: self.bad_log(f"head-{number}.csv", b"\n".join(header) + b"\n", "empty_telemetry"),
+            lambda: self.bad_log(f"head-{number}.csv", header, "empty_telemetry"),
         ]
         self.random.choice(kinds)()
 

@@ -12,6 +12,7 @@ import pytest
 from ciml.errors import RejectedInput
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import Committer
+from tests.corpus import CORPUS
 from tests.faults.judge import Delivery, accepted, judge
 from tests.faults.oracle import Ledger, open_objects
 from tests.faults.plan import Mix, Planner, Send
@@ -37,7 +38,7 @@ def honest(tmp_path: Path) -> tuple[Path, list[Delivery]]:
         (tmp_path / "logs" / name).write_bytes(content)
     sends = [_with_files(send) for send in planner.plan.sends]
     raw = open_store(tmp_path / "raw")
-    policy = FetchPolicy(file_roots=(str(tmp_path), str(Path(__file__).parents[2])), delays_s=())
+    policy = FetchPolicy(file_roots=(str(tmp_path), str(CORPUS)), delays_s=())
     committer = Committer(raw)
     half = len(sends) // 2
     for start, end in ((0, half), (half, len(sends))):
@@ -52,8 +53,6 @@ def honest(tmp_path: Path) -> tuple[Path, list[Delivery]]:
 def _with_files(send: Send) -> Send:
     """The corpus by its files, as no log server runs here."""
     from dataclasses import replace
-
-    from tests.faults.plan import CORPUS
 
     if send.value is None:
         return send

@@ -39,10 +39,11 @@ from ciml.manifest.log import ManifestLog
 from ciml.raw.state import open_raw
 from ciml.storage.open import Store, open_store
 from pipelines.kafka.client import KafkaOptions, list_topic
+from tests.corpus import CORPUS
 from tests.fuzz.strategies.hostile_events import hostile_event
 from tests.fuzz.strategies.hostile_logs import hostile_log
 from tests.memory import peak_bytes
-from tests.pipelines.ingest.scenario import CORPUS, corpus_facts
+from tests.pipelines.ingest.scenario import corpus_facts
 from tests.raw_producer import RawProducer
 from transforms.fetch.gunzip import gunzip
 from transforms.parse.logs import Log, parse_logs

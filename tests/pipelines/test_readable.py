@@ -26,10 +26,10 @@ LINES = re.findall(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place where DATA has the data set ``cpu-load``, and cpu-load-records its normalised records."""
     folder = tmp_path_factory.mktemp("readable")
-    runs, tables, _ = corpus()
+    runs, tables, _ = corpus(80)
     data = DataRoot.open(folder / "DATA")
-    RawStore(data).add([(run.replace(event="listing"), tables[at]) for at, run in list(enumerate(runs))[::12]])
-    definition = {"name": "cpu-load", "features_regex": "(usr|1min)", "class_label": "provider", "span_runs": 30}
+    RawStore(data).add(list(zip(runs, tables, strict=True)))
+    definition = {"name": "cpu-load", "features_regex": "(usr|1min)", "class_label": "project", "span_runs": 30}
     build_dataset(data, data, DatasetDefinition.from_json({**definition, "slicer": ":", "sample_interval": "10s"}))
     line = ["dataset", "records", "cpu-load", "--to", str(folder / "cpu-load-records"), "--data-path", data.url]
     done = CliRunner().invoke(cli, line)

@@ -11,7 +11,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.samples import corpus
+from tests.transforms.samples import RECORDINGS, by_recording, corpus
 from training.data.materialise import Materialised, materialise
 from training.data.snapshot import Snapshot, make_snapshot
 from training.experiment import Experiment
@@ -25,15 +25,11 @@ RUNS = 160
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a data path with the data set ``providers``: three spans of real runs, every seventh untrusted."""
     data = DataRoot.open(tmp_path_factory.mktemp("data"))
-    corpus_runs, tables, _ = corpus()
-    # The corpus is ordered by time, and so by provider: take runs at equal distances.
-    step = len(corpus_runs) // RUNS
-    chosen = range(0, step * RUNS, step)
     runs = []
-    for number, index in enumerate(chosen):
+    for number, (run, table) in enumerate(zip(*corpus(RUNS)[:2], strict=True)):
         pipeline = "check" if number % 7 == 3 else "gate"
-        origin = {"source": "zuul", "pipeline": pipeline, "review": "", "change": f"change-{number // 2}"}
-        runs.append((corpus_runs[index].replace(**origin), tables[index]))
+        origin = {"source": "zuul", "event": "", "pipeline": pipeline, "project": "", "change": f"change-{number // 2}"}
+        runs.append((by_recording(run).replace(**origin), table))
     raw = RawStore(data)
     for start in range(0, RUNS, 40):
         raw.add(runs[start : start + 40])
@@ -41,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="providers",
         sample_interval="1s",
         class_label="provider",
-        classes=("alibaba", "aws", "huawei", "tencent"),
+        classes=RECORDINGS,
         aggregation_functions=("mean", "std", "min", "max"),
         span_runs=60,
     )

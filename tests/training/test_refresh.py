@@ -15,7 +15,7 @@ from ciml.errors import CimlError
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import QUICK
-from tests.transforms.samples import corpus
+from tests.transforms.samples import RECORDINGS, by_recording, corpus
 from training.data.examples import read_snapshot_examples
 from training.data.snapshot import read_snapshot
 from training.evaluation.champion import Champion, right_answers
@@ -129,7 +129,7 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
         data,
         DatasetDefinition(
             name="other", sample_interval="1s", class_label="provider", features_regex="usr|1m$", max_windows=8,
-            classes=("tencent", "huawei", "aws", "alibaba"), span_runs=60,
+            classes=RECORDINGS[::-1], span_runs=60,
         ),
     )  # fmt: skip
     update_dataset(data.dataset("other"), seal=True)
@@ -150,10 +150,9 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
 
 def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, _ = first
-    runs, tables, _ = corpus()
     more = [
-        (runs[index].replace(source="zuul", pipeline="gate", run_id=f"zuul~more-{index}~1"), tables[index])
-        for index in range(3, 123, 2)
+        (by_recording(run).replace(source="zuul", pipeline="gate", run_id=f"zuul~more-{number}~1"), table)
+        for number, (run, table) in enumerate(zip(*corpus(60)[:2], strict=True))
     ]
     RawStore(data).add(more)
     update_dataset(data.dataset("providers"), seal=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,8 +15,8 @@ import pandas as pd
 
 
 @lru_cache(maxsize=1000)
-def read_log(path: Path, year: int = 2020) -> pd.DataFrame:
-    """A log of the sample corpus: dstat CSV in UTC, with its two header rows; columns are ``group:name``."""
+def read_log(path: Path) -> pd.DataFrame:
+    """A CSV log of dstat or dool in UTC, of one year and one header; columns are ``group:name``."""
     text = gzip.decompress(path.read_bytes()).decode().splitlines()
     at = next(number for number, line in enumerate(text) if line.startswith('"time"'))
     names, group = [], ""
@@ -24,7 +25,9 @@ def read_log(path: Path, year: int = 2020) -> pd.DataFrame:
         names.append(f"{group}:{name.strip(chr(34))}")
     frame = pd.DataFrame([line.split(",") for line in text[at + 1 :]]).iloc[:, : len(names)]
     frame.columns = names
-    times = pd.to_datetime(str(year) + "-" + frame.pop("system:time"), format="%Y-%d-%m %H:%M:%S", utc=True)
+    year = next(re.findall(r"\d{4}", line) for line in text if '"Date:"' in line)[-1]
+    cells, form = frame.pop("system:time"), "%b-%d" if '"dool' in text[0] else "%d-%m"
+    times = pd.to_datetime(f"{year} " + cells, format=f"%Y {form} %H:%M:%S", utc=True)
     return frame.astype(float).set_index(pd.DatetimeIndex(times))
 
 

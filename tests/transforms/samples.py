@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,23 @@ import pyarrow as pa
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
 from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
+from ciml.events.run_facts import facts_from_listing
+from tests.corpus import CORPUS, builds
 from transforms.parse.logs import Log, parse_logs
 
-CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 USR, LOAD = "total cpu usage:usr", "load avg:1m"
+#: The projects of the corpus, sorted: a label that every run has.
+PROJECTS = tuple(sorted({line["project"] for line in builds()}))
 
 
 @lru_cache
-def corpus(limit: int | None = None) -> tuple[tuple[RunFacts, ...], tuple[pa.Table, ...], tuple[Path, ...]]:
-    """What is known of the corpus' runs, their telemetry, and their logs."""
-    lines = [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()][:limit]
-    runs = tuple(_mention(line) for line in lines)
+def corpus(count: int | None = None) -> tuple[tuple[RunFacts, ...], tuple[pa.Table, ...], tuple[Path, ...]]:
+    """Return facts, telemetry and logs of so many runs of the corpus, in order of their end; of all by default.
+
+    See `tests.corpus.builds`: a part of the corpus does not change when it grows.
+    """
+    lines = builds(count)
+    runs = tuple(facts_from_listing({**line, "log_path": ""}) for line in lines)
     paths = tuple(CORPUS / line["log_path"] for line in lines)
     tables = parse_logs(
         [Log(path.read_bytes(), run.start_us, run.end_us) for path, run in zip(paths, runs, strict=True)]
@@ -33,24 +37,13 @@ def corpus(limit: int | None = None) -> tuple[tuple[RunFacts, ...], tuple[pa.Tab
     return runs, tuple(tables), paths
 
 
-def _mention(line: Mapping[str, Any]) -> RunFacts:
-    return RunFacts(
-        run_id=f"backfill~{line['build_uuid']}~1",
-        build_uuid=line["build_uuid"],
-        build_name=line["build_name"],
-        outcome="success",
-        result=line["result"],
-        source="backfill",
-        provider=line["node_provider"],
-        flavour=line["node_flavor"],
-        start_us=_us(line["start_time"]),
-        end_us=_us(line["end_time"]),
-        labels={"framework": line["framework"], "size": line["size"]},
-    )
+#: The providers that `by_recording` names.
+RECORDINGS = ("first", "later")
 
 
-def _us(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
+def by_recording(run: RunFacts) -> RunFacts:
+    """Return a run of the corpus with its recording as the provider: as for a cloud, absolute memory names it."""
+    return run.replace(provider="later" if run.change else "first")
 
 
 def make_facts(number: int = 1, **facts: Any) -> RunFacts:

@@ -6,7 +6,7 @@ baseline has learned nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ NUMBERS = {
 }
 #: Columns whose sum at the first sample is the machine's memory, which identifies a provider's flavours.
 MEMORY = ("used", "free", "buff", "cach")
+_NAMES = {
+    "duration": "duration, small decision tree",
+    "memory": "memory of the first sample, nearest training run",
+}
 _MIN_LEAF = 5  # runs: smaller leaves would memorise single runs
 #: The usual number by label: failures end early and timeouts late; providers have certain memory sizes.
 _USUAL = {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}
@@ -100,31 +104,44 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.nda
     return answers
 
 
-def one_number_baseline(raw: Store, snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return the accuracy of `predict_by` memory on a snapshot's test runs.
+def one_number_baseline(
+    number: str, raw: Store, snapshot: Snapshot, facts: Mapping[str, RunFacts]
+) -> dict[str, Any] | None:
+    """Return the accuracy of `predict_by` one number on a snapshot's test runs.
 
     Args:
-      raw: the raw store of the runs.
+      number: one of `NUMBERS`.
+      raw: the raw store of the runs, for their memory.
       snapshot: its train and dev runs give the numbers, its test runs are predicted.
+      facts: the facts of these runs by run id.
 
     Returns:
-      As `accuracy`; None if the telemetry lacks these columns, or there are no test runs.
+      As `accuracy`, with a ``name``; None if no training run has the number, or there are no test runs.
+
+    Raises:
+      IntegrityError: if the raw manifest lacks a run whose memory is asked for.
     """
     train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
+    ids = [run.run_id for run in (*train, *test)]
     if not train or not test:
         return None
-    totals = first_memory(raw, [run.run_id for run in (*train, *test)])
-    known, asked = totals[: len(train)], totals[len(train) :]
-    if not np.isfinite(known).any():
+    if number == "memory":
+        values = first_memory(raw, ids)
+    else:
+        values = np.array([_duration_s(facts[run_id]) for run_id in ids], np.float64)
+    if not np.isfinite(values[: len(train)]).any():
         return None
     labels = np.array([run.label for run in train])
-    answers = predict_by("memory", known, labels, asked, len(snapshot.resolved.classes))
+    known, asked = values[: len(train)], values[len(train) :]
+    answers = predict_by(number, known, labels, asked, len(snapshot.resolved.classes))
     right = (answers.argmax(axis=1) == [run.label for run in test]) & np.isfinite(answers).all(axis=1)
-    return {"name": "memory of the first sample, nearest training run", **accuracy(right)}
+    return {"name": _NAMES[number], **accuracy(right)}
 
 
 def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
     """Return used + free + buff + cach of each run's first sample, float64 [n]; NaN where missing.
+
+    dool has no ``buff``: its ``cach`` contains it. Other columns must be there.
 
     Raises:
       IntegrityError: if the raw manifest lacks a run.
@@ -136,7 +153,7 @@ def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
     tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=columns)
     totals = np.full(len(run_ids), np.nan)
     for index, table in enumerate(tables):
-        if table.num_rows == 0 or set(table.column_names) != set(columns):
+        if table.num_rows == 0 or not set(columns) - set(table.column_names) <= {"memory usage:buff"}:
             continue
         first = table.slice(0, 1).to_pylist()[0]
         if all(value is not None for value in first.values()):

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from ciml.data_root import StoredDataset
+from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.errors import IntegrityError
 from training.data.examples import Examples, read_snapshot_examples
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot, SnapshotRun
-from training.evaluation.baselines import one_number_baseline
+from training.evaluation.baselines import numbers_for, one_number_baseline
 from training.evaluation.champion import Champion, right_answers
 from training.evaluation.gate import GatePolicy, compare
 from training.evaluation.metrics import accuracy, evaluate
 from training.experiment import Experiment
 from training.export import Exported
 from training.train import predict_in_memory, trained_roles
+from transforms.examples.prepare import run_facts
+from transforms.examples.spans import read_examples
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,11 +93,17 @@ def _against(
 
 
 def _baselines(dataset: StoredDataset, snapshot: Snapshot) -> dict[str, Any]:
-    """Return the one-number baseline of a data set with provider labels, else nothing."""
-    if snapshot.resolved.definition.class_label not in ("provider", "node_provider"):
+    """Return the one-number baseline of a data set by the number's name; nothing for a label without a usual number."""
+    numbers = numbers_for(snapshot.resolved.definition)
+    if len(numbers) != 1:
         return {}
-    found = one_number_baseline(dataset.raw(), snapshot)
-    return {"memory": found} if found else {}
+    (number,) = numbers
+    files = [file for span in snapshot.spans for some in span.files.values() for file in some]
+    facts = {
+        run.run_id: run for file in files for run in run_facts(read_examples(dataset.store, file, METADATA_COLUMNS))
+    }
+    found = one_number_baseline(number, dataset.raw(), snapshot, facts)
+    return {number: found} if found else {}
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float | None:

@@ -101,7 +101,7 @@ def command(
     Example:
       ciml up
       ciml up kafka flink --port kafka=9092
-      ciml up logs --logs-root examples/corpus/logs
+      ciml up logs --logs-root logs
       ciml up --cluster --task-managers 2
       ciml up --cluster --state s3://ciml-flink/ingest
     """

@@ -169,8 +169,8 @@ def confusion_matrix(confusion: Confusion) -> str:
                 axes.annotate(f"{confusion.counts[row][column]}", (column, row), ha="center", va="center", color=color)
         axes.set_xticks(size, confusion.classes)
         axes.set_yticks(size, confusion.classes)
-        axes.set_xlabel("predicted provider")
-        axes.set_ylabel("true provider")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("recorded")
         axes.set_title(f"{confusion.model} v{confusion.version}", fontsize=10)
         axes.grid(False)
 

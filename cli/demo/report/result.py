@@ -45,8 +45,8 @@ class ExclusionLine(_Record, frozen=True, kw_only=True):
 class VersionLine(_Record, frozen=True, kw_only=True):
     """One refresh of a model: its accuracy on held-out runs, beside the baselines.
 
-    ``low`` and ``high`` bound the accuracy at 95 %. ``base_rate`` is the share of the commonest class, ``one_number``
-    the accuracy of the sum of used, free, buff and cach of the first sample (nearest neighbour), on the same runs.
+    ``low`` and ``high`` bound the accuracy at 95 %. ``base_rate`` is the share of the commonest class. ``one_number``
+    is the accuracy of a single ``number`` on the same runs: ``duration``, or ``memory`` of the first sample.
     ``champion`` is the accuracy of the model served before, on the same runs. ``verdict`` is ``pushed`` or ``kept``.
     """
 
@@ -60,6 +60,7 @@ class VersionLine(_Record, frozen=True, kw_only=True):
     tested: int
     trained: int
     base_rate: float
+    number: str = ""
     one_number: float | None = None
     one_number_low: float | None = None
     one_number_high: float | None = None
@@ -130,6 +131,17 @@ class DemoResult(_Record, frozen=True, kw_only=True):
     checks: list[Check] = field(default_factory=list)
     steps: list[StepLine] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def one_number_line(self) -> str:
+        """Return what one number alone would do, on the held-out runs of each model's last refresh; "" if unknown."""
+        last = {line.model: line for line in self.versions}
+        parts = [
+            f"{line.number} alone is right for {100 * line.one_number:.1f} % "
+            f"({100 * line.one_number_low:.1f}–{100 * line.one_number_high:.1f}) of {model}"
+            for model, line in last.items()
+            if line.one_number is not None and line.one_number_low is not None and line.one_number_high is not None
+        ]
+        return f"On the same held-out runs, {', and '.join(parts)}." if parts else ""
 
     @property
     def passed(self) -> bool:

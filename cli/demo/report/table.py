@@ -13,6 +13,9 @@ def show(result: DemoResult, console: Any) -> None:
         if table.row_count:
             console.print(table)
             console.print()
+        if table.title == _MODELS and (line := result.one_number_line()):
+            console.print(line, markup=False, highlight=False)
+            console.print()
     for check in result.checks:
         mark, color = ("✓", "green") if check.passed else ("✗", "bold red")
         console.print(f"[{color}]{mark}[/] ", end="")
@@ -24,6 +27,7 @@ def show(result: DemoResult, console: Any) -> None:
         )
 
 
+_MODELS = "Models, on held-out runs"
 #: Columns that never wrap.
 _NO_WRAP = ("model", "data set", "(95 %)", "")
 
@@ -92,7 +96,7 @@ def _spans(result: DemoResult) -> Any:
 
 def _models(result: DemoResult) -> Any:
     table = _table(
-        "Models, on held-out runs",
+        _MODELS,
         *("model", ">", ">trained", ">tested", ">accuracy", "(95 %)", ">champion", ">base", ">one number", "decision"),
     )
     for number, line in enumerate(result.versions):

@@ -29,8 +29,8 @@ from ciml.events.payloads import message_bytes, payload_of
 from ciml.events.records import Origin, RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.limits import MAX_LISTING_LINE_BYTES, MAX_MESSAGE_BYTES
+from tests.corpus import CORPUS
 
-CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
 LINE: dict[str, Any] = {
     "build_uuid": "a1", "build_name": "unit", "result": "SUCCESS", "end_time": "2026-01-01T00:00:00Z",
     "log_path": "logs/unit/a1/dstat.gz", "size": "small",

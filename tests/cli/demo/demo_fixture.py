@@ -18,7 +18,7 @@ from cli.demo.report.result import (
     VersionLine,
 )
 
-CLASSES = ["alibaba", "aws", "huawei", "tencent"]
+CLASSES = ["alder", "birch", "cedar", "dune"]
 
 
 def version(model: str, number: int, accuracy: float, verdict: str = "pushed", why: str = "") -> VersionLine:
@@ -33,7 +33,10 @@ def version(model: str, number: int, accuracy: float, verdict: str = "pushed", w
         tested=180,
         trained=420,
         base_rate=0.295,
-        one_number=0.97,
+        number="memory",
+        one_number=0.31,
+        one_number_low=0.25,
+        one_number_high=0.375,
         champion=None if number == 1 else accuracy - 0.02,
         took_s=6.2,
     )
@@ -59,30 +62,30 @@ def demo_result(**changes: object) -> DemoResult:
                 dataset=name, span=span, version=1, splits={"train": 104, "test": 46},
                 classes=dict(zip(CLASSES, (44, 38, 37, 31), strict=True)),
             )
-            for name in ("provider-all", "provider-relative") for span in (1, 2, 3, 4, 5)
+            for name in ("status", "pool") for span in (1, 2, 3, 4, 5)
         ],
-        "exclusions": [ExclusionLine(dataset="provider-all", reason="missing_column", runs=1)],
+        "exclusions": [ExclusionLine(dataset="status", reason="missing_column", runs=1)],
         "versions": [
-            version("provider-all", 1, 0.80),
-            version("provider-all", 2, 0.86),
-            version("provider-all", 3, 0.87),
-            version("provider-relative", 1, 0.61),
-            version("provider-relative", 2, 0.60, "kept", "accuracy 0.600 is below the champion's 0.620"),
+            version("status", 1, 0.80),
+            version("status", 2, 0.86),
+            version("status", 3, 0.87),
+            version("pool", 1, 0.61),
+            version("pool", 2, 0.60, "kept", "accuracy 0.600 is below the champion's 0.620"),
         ],
         "confusions": [
             Confusion(
-                model="provider-all", version=3, classes=CLASSES,
+                model="status", version=3, classes=CLASSES,
                 counts=[[50, 2, 1, 3], [1, 44, 0, 2], [3, 0, 40, 4], [2, 1, 5, 33]],
             )
         ],
         "predictions": [
             PredictionLine(
-                model="provider-all", by_version={"1": 380, "2": 200, "3": 175}, untrusted=20, p50_ms=48.0,
+                model="status", by_version={"1": 380, "2": 200, "3": 175}, untrusted=20, p50_ms=48.0,
                 p99_ms=900.0,
                 latencies_ms=[20 * 1.012**step for step in range(380)],
             ),
             PredictionLine(
-                model="provider-relative", by_version={"1": 755}, untrusted=20, p50_ms=52.0,
+                model="pool", by_version={"1": 755}, untrusted=20, p50_ms=52.0,
                 p99_ms=950.0,
                 latencies_ms=[25 * 1.012**step for step in range(380)],
             ),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import io
+import tarfile
 from collections import Counter
+from itertools import groupby
+from pathlib import Path
 
 import pytest
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch, Message, OffsetRange
-from cli.demo.corpus import SOURCE, corpus_folder, read_corpus
-from cli.demo.plan import Plan, cut_gzip, cut_text, make_plan, other_log
+from cli.demo.corpus import SOURCE, change_of, corpus_folder, read_corpus, unpack_logs
+from cli.demo.plan import SPOIL_EVERY, WAVES, Plan, cut_gzip, cut_text, make_plan, other_log
 from cli.demo.produce import LogRoot
+from tests.corpus import CORPUS, builds
 from transforms.ingest.decode import decode
 from transforms.ingest.trust import TrustPolicy, judge
 
@@ -21,38 +26,68 @@ URL = "http://127.0.0.1:8000"
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return make_plan(read_corpus(corpus_folder()), URL)
+    return make_plan(read_corpus(CORPUS), URL)
 
 
 def test_every_run_of_the_corpus_is_in_the_plan_once(plan: Plan) -> None:
     named = Counter(e.run_id for m in plan.messages for e in m.expected if e.kind == "run")
     assert set(named.values()) == {1}
     lost = [m for m in plan.messages for e in m.expected if e.kind == "dead_letter"]
-    assert len(named) + len(lost) == len(plan.samples) == 960
+    assert len(named) + len(lost) == len(plan.samples) == len(builds())
 
 
 def test_the_plan_is_the_same_every_time(plan: Plan) -> None:
-    again = make_plan(read_corpus(corpus_folder()), URL)
+    again = make_plan(read_corpus(CORPUS), URL)
     assert again.messages == plan.messages
 
 
-def test_one_in_twenty_is_spoilt_and_every_trick_is_played(plan: Plan) -> None:
+def test_one_in_sixteen_is_spoilt_and_every_trick_is_played(plan: Plan) -> None:
     tricks = Counter(m.trick for m in plan.messages if m.trick)
     assert len(tricks) == 18
-    assert min(tricks.values()) >= 2
-    spoilt = len({m.key for m in plan.messages if m.trick and m.trick != "untrusted pipeline"})
-    assert spoilt == 48
+    twice = {
+        "same event twice",
+        "same run by another event",
+        "same run, another log",
+        "corrected outcome",
+        "cancelled run",
+    }
+    spoilt = sum(count // (2 if trick in twice else 1) for trick, count in tricks.items())
+    assert spoilt - tricks["untrusted pipeline"] == len(range(7, len(plan.samples), SPOIL_EVERY))
 
 
 def test_waves_are_a_half_and_two_quarters(plan: Plan) -> None:
     runs = [sum(e.kind == "run" for m in wave for e in m.expected) for wave in plan.waves()]
-    assert runs == [466, 232, 234]
+    assert [count / sum(runs) for count in runs] == pytest.approx(WAVES, abs=0.03)
 
 
 def test_all_modes_and_events_with_several_runs_are_there(plan: Plan) -> None:
+    change = {sample.facts.run_id: sample.facts.change for sample in plan.samples}
     content = Counter(dict(m.headers).get("content-type", b"") for m in plan.messages if m.value)
     assert set(content) == {b"application/cloudevents+json", b"application/json", b""}
-    assert Counter(len(m.expected) for m in plan.messages)[3] >= 10
+    changes = [{change[e.run_id] for e in m.expected} for m in plan.messages if len(m.expected) > 1]
+    assert len(changes) >= 10
+    assert all(len(found) == 1 and "" not in found for found in changes)
+
+
+def test_the_last_word_on_a_run_is_the_recorded_outcome(plan: Plan) -> None:
+    said: dict[str, str] = {}
+    for message in plan.messages:
+        if message.trick not in ("broken JSON", "no event at all", "tombstone"):
+            decoded = decode_message(Message(0, message.value, message.headers))
+            said |= {run.run_id: run.outcome for run in decoded.run_facts if run.outcome}
+    recorded = {sample.facts.run_id: sample.facts.outcome for sample in plan.samples}
+    assert {run_id: outcome for run_id, outcome in said.items() if run_id in recorded} == {
+        run_id: outcome for run_id, outcome in recorded.items() if run_id in said
+    }
+    assert {"success", "failure", "timeout"} == set(recorded.values())
+
+
+def test_runs_of_a_change_come_together(plan: Plan) -> None:
+    changes = [change_of(sample.facts) for sample in plan.samples]
+    assert len(list(groupby(changes))) == len(set(changes)) < len(changes)
+    for _, some in groupby(plan.samples, lambda sample: change_of(sample.facts)):
+        ends = [sample.facts.end_us or 0 for sample in some]
+        assert ends == sorted(ends)
 
 
 def test_decode_and_trust_agree_with_the_plan(plan: Plan) -> None:
@@ -99,7 +134,7 @@ def test_changed_logs_are_what_they_say() -> None:
 
 
 def test_the_log_root_holds_what_the_plan_says(plan: Plan, tmp_path: object) -> None:
-    root = LogRoot(tmp_path / "logs", corpus_folder())  # type: ignore[operator]
+    root = LogRoot(tmp_path / "logs", CORPUS)  # type: ignore[operator]
     root.make(plan)
     for path in plan.logs:
         assert (root.folder / path).is_file() == (path not in plan.late)
@@ -110,7 +145,7 @@ def test_the_log_root_holds_what_the_plan_says(plan: Plan, tmp_path: object) -> 
 
 
 def test_a_smaller_corpus_has_its_waves_too() -> None:
-    plan = make_plan(read_corpus(corpus_folder(), 60), URL)
+    plan = make_plan(read_corpus(CORPUS, 60), URL)
     assert [len(wave) > 10 for wave in plan.waves()] == [True, True, True]
     assert all(sample.facts.source == SOURCE for sample in plan.samples)
 
@@ -118,3 +153,40 @@ def test_a_smaller_corpus_has_its_waves_too() -> None:
 def test_a_folder_without_listing_is_named(tmp_path: object) -> None:
     with pytest.raises(CimlError, match=r"no builds\.jsonl in"):
         corpus_folder(str(tmp_path))
+
+
+def packed(folder: Path, *members: tarfile.TarInfo) -> Path:
+    folder.mkdir()
+    with tarfile.open(folder / "logs.tar", "w") as tar:
+        for member in members:
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+    return folder
+
+
+def test_an_archive_writes_nothing_beside_its_folder(tmp_path: Path) -> None:
+    good, outside, link = (tarfile.TarInfo(name) for name in ("logs/j/a.gz", "../outside", "logs/link"))
+    good.size, link.type, link.linkname = 3, tarfile.SYMTYPE, "/etc/passwd"
+    assert unpack_logs(packed(tmp_path / "good", good), tmp_path / "to") == tmp_path / "to"
+    assert (tmp_path / "to/logs/j/a.gz").read_bytes() == bytes(3)
+    for name, member in {"up": outside, "link": link}.items():
+        with pytest.raises(CimlError, match=r"logs\.tar: "):
+            unpack_logs(packed(tmp_path / name, member), tmp_path / "to")
+    assert not (tmp_path / "outside").exists()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "logs.tar").write_bytes((tmp_path / "good" / "logs.tar").read_bytes()[:520])
+    with pytest.raises(CimlError, match=r"logs\.tar: "):
+        unpack_logs(tmp_path / "cut", tmp_path / "to")
+
+
+def test_a_corpus_has_an_archive_or_a_folder_of_logs(tmp_path: Path) -> None:
+    with pytest.raises(CimlError, match=r"neither logs\.tar nor logs in"):
+        unpack_logs(tmp_path, tmp_path / "to")
+    (tmp_path / "logs").mkdir()
+    assert unpack_logs(tmp_path, tmp_path / "to") == tmp_path
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"build_uuid": "a"}', '{"log_path": "l", "rows": 1, "build_uuid": "a"}'])
+def test_a_line_that_is_no_run_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "builds.jsonl").write_text(line + "\n")
+    with pytest.raises(CimlError, match=r"builds\.jsonl line 1: "):
+        read_corpus(tmp_path)

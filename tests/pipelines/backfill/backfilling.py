@@ -12,16 +12,16 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.events.listing import Reading
 from pipelines.backfill.plan import BackfillConfig
+from tests.corpus import CORPUS, passed_builds
 from tests.pipelines.ingest.ingesting import account, raw_rows
 from transforms.fetch.policy import FetchPolicy
 from transforms.raw.reader import verify_run
 
-CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
-
 
 def corpus_lines(count: int) -> list[dict[str, Any]]:
-    """Lines of the sample listing, spread over its jobs; taken again under other ids where there are not enough."""
-    lines = [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()[:: 960 // 120]]
+    """Lines of the sample listing of runs that passed; taken again under other ids where there are not enough."""
+    # without the pipeline, which makes a run trusted whatever its source is
+    lines = [{name: value for name, value in line.items() if name != "pipeline"} for line in passed_builds(120)]
     return [
         {
             **lines[number % len(lines)],

@@ -135,7 +135,7 @@ def _real_runs() -> Iterator[tuple[RunFacts, pa.Table]]:
     parsed = parse_logs([Log(golden.data, golden.start_us, golden.end_us) for golden in logs])
     for number, each in enumerate(parsed, 900):
         assert isinstance(each, pa.Table)
-        yield make_facts(number, provider="north", start_us=NOON), each
+        yield make_facts(number, flavour="north", start_us=NOON), each
 
 
 def _equals_direct(data: DataRoot, **arguments: Any) -> None:
@@ -144,8 +144,8 @@ def _equals_direct(data: DataRoot, **arguments: Any) -> None:
     raw.add(given[:25])
     raw.add(given[25:])
     keys = {
-        "class_label": "provider",
-        "classes": ["alibaba", "aws", "huawei", "tencent", "north"],
+        "class_label": "flavour",
+        "classes": [*sorted({run.flavour for run, _ in given})],
         "sample_interval": "7s",
         "max_windows": None,
         "span_runs": 25,

@@ -22,9 +22,10 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from services.driver import drive
 from services.ingest import IngestService
+from tests.corpus import CORPUS
 from tests.pipelines.backfill.backfilling import config as backfill_config
 from tests.pipelines.ingest.ingesting import MakeTopic, account
-from tests.pipelines.ingest.scenario import CORPUS, corpus_facts
+from tests.pipelines.ingest.scenario import corpus_facts
 from transforms.fetch.policy import FetchPolicy
 
 RUNS = 8

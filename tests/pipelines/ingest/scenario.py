@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -15,8 +14,7 @@ from typing import Any
 from ciml.events.cloudevents import STARTED, finished_event, run_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
-
-CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
+from tests.corpus import CORPUS, builds
 
 
 @dataclass
@@ -52,7 +50,7 @@ class Scenario:
 
 def corpus_facts(count: int) -> list[tuple[RunFacts, Path]]:
     """Runs of the sample corpus, taken again under other ids where there are not enough."""
-    lines = [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()[:: 960 // 120]]
+    lines = builds(120)
     found = []
     for number in range(count):
         build = lines[number % len(lines)]
@@ -60,7 +58,7 @@ def corpus_facts(count: int) -> list[tuple[RunFacts, Path]]:
         facts = RunFacts(
             run_id=RunId("zuul", native).encode(), build_uuid=native, build_name=build["build_name"],
             outcome="success", result="SUCCESS", source="zuul", pipeline="gate", project="p", branch="main",
-            change=str(number), provider=build["node_provider"],
+            change=str(number), provider=build["node_flavor"],
             start_us=_us(build["start_time"]), end_us=_us(build["end_time"]),
         )  # fmt: skip
         found.append((facts, CORPUS / build["log_path"]))

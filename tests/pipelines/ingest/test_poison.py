@@ -36,9 +36,10 @@ from pipelines.ingest.replay import ReplayConfig, replay
 from pipelines.kafka.client import KafkaOptions
 from services.driver import drive
 from services.ingest import IngestService
+from tests.corpus import CORPUS
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account
-from tests.pipelines.ingest.scenario import CORPUS, corpus_facts
+from tests.pipelines.ingest.scenario import corpus_facts
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.beam import Decode, Judge, TakeLogs
 from transforms.ingest.decode import decode

@@ -18,8 +18,9 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from services.driver import drive
 from services.ingest import IngestService
+from tests.corpus import CORPUS
 from tests.pipelines.ingest.ingesting import MakeTopic, account
-from tests.pipelines.ingest.scenario import CORPUS, corpus_facts
+from tests.pipelines.ingest.scenario import corpus_facts
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 from training.data.snapshot import make_snapshot

@@ -30,7 +30,7 @@ def datasets(**definitions: dict[str, Any]) -> tuple[LiveDataset, ...]:
     columns = [telemetry_columns(each.column_names) for each in tables]
     out = []
     for name, keys in definitions.items():
-        definition = DatasetDefinition.from_json({"name": name, "class_label": "provider", **keys})
+        definition = DatasetDefinition.from_json({"name": name, "class_label": "project", **keys})
         out.append(LiveDataset(name, resolve(definition, columns, runs)))
     return tuple(out)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from itertools import count
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -20,8 +20,8 @@ from pipelines.kafka.produce import ToSend
 from pipelines.live.pipeline import KeepRun, KeptRuns, LiveConfig
 from pipelines.live.run_state import RunState, Wake
 from tests.pipelines.live import living
-from tests.transforms.live.live_scenes import Disorder
-from tests.transforms.samples import resolved
+from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
+from tests.transforms.samples import corpus, resolved
 from transforms.live.samples import Part, pack, part_of
 from transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of
 
@@ -130,12 +130,13 @@ def test_a_configuration_names_data_sets_once() -> None:
 
 
 def longest(datasets: tuple[LiveDataset, ...]) -> tuple[str, list[bytes]]:
-    """The messages of the corpus' longest run, each as a packed part."""
-    messages = living.replayed(960, seed=1, disorder=Disorder())
-    run_id, count = Counter(run_id for run_id, _ in messages).most_common(1)[0]
-    assert count > 3 * 64
-    ours = [(0, message) for whose, message in messages if whose == run_id]
-    return run_id, [pack(part_of([each], columns_of(datasets), 0)) for each in ours]
+    """The messages of a run that is longer than those of the corpus, each as a packed part."""
+    samples = pa.concat_tables(corpus(20)[1]).slice(0, 400)
+    times = pa.array([second * 1_000_000 for second in range(400)], pa.timestamp("us", tz="UTC"))
+    samples = samples.set_column(0, samples.schema.field(0), times)
+    messages = arrivals(recorded("zuul~long~1", samples), np.random.default_rng(1), Disorder())
+    assert len(messages) > 3 * 64
+    return "zuul~long~1", [pack(part_of([(0, each)], columns_of(datasets), 0)) for _, each in messages]
 
 
 class Cell:

@@ -130,7 +130,7 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
     update_dataset(data.dataset("status"))
     before = make_snapshot(data.dataset("status"), OPEN)
     known = facts(data)
-    run_id = before.spans[1].runs[3].run_id
+    run_id = next(run.run_id for run in before.spans[1].runs if run.label == 0)
     corrected = RunFacts.from_json(known[run_id]).replace(outcome="failure", result="FAILURE")
     RawStore(data).add(corrections=[corrected])
     update_dataset(data.dataset("status"))
@@ -139,7 +139,9 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
     assert [(span.span, span.version) for span in before.spans] == [(1, 1), (2, 1)]
     assert [(span.span, span.version) for span in after.spans] == [(1, 1), (2, 2)]
     assert after.digest != before.digest
-    assert {run.run_id for run in after.runs() if run.label == 1} == {run_id}
+    failed = [{run.run_id for run in each.runs() if run.label == 1} for each in (before, after)]
+    assert failed[1] - failed[0] == {run_id}
+    assert failed[0] < failed[1]
     assert before.spans[0] == after.spans[0]
 
 

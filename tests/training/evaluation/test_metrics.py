@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import log_loss
+from sklearn.tree import DecisionTreeClassifier
 
 from ciml.data_root import DataRoot
+from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
+from tests.training.conftest import RUNS
 from tests.transforms.direct import read_log
 from tests.transforms.samples import corpus
 from training.data.snapshot import Snapshot
 from training.evaluation.baselines import one_number_baseline
 from training.evaluation.metrics import accuracy, evaluate, wilson
+
+
+def facts_of(snapshot: Snapshot) -> dict[str, RunFacts]:
+    """Return the facts of a snapshot's runs by run id."""
+    known = {run.run_id: run for run in corpus(RUNS)[0]}
+    return {run.run_id: known[run.run_id] for run in snapshot.runs()}
 
 
 @pytest.mark.parametrize(("right", "total"), [(0, 1), (1, 1), (5, 10), (37, 40), (0, 500), (499, 500)])
@@ -79,9 +88,9 @@ def test_no_runs_are_no_figures_and_wrong_shapes_an_error():
 
 
 def test_the_one_number_baseline_is_a_nearest_neighbour_of_memory(made: Path, snapshot: Snapshot):
-    runs, _, paths = corpus()
+    runs, _, paths = corpus(RUNS)
     logs = {facts.run_id: path for facts, path in zip(runs, paths, strict=True)}
-    memory = [f"memory usage:{name}" for name in ("used", "free", "buff", "cach")]
+    memory = [f"memory usage:{name}" for name in ("used", "free", "cach")]  # dool has no buff
 
     def total(run_id: str) -> float:
         return float(read_log(logs[run_id])[memory].iloc[0].sum())
@@ -91,11 +100,27 @@ def test_the_one_number_baseline_is_a_nearest_neighbour_of_memory(made: Path, sn
     for run in snapshot.runs("test"):
         own = total(run.run_id)
         right += min(train, key=lambda each: abs(each[0] - own))[1] == run.label
-    found = one_number_baseline(DataRoot.open(made).raw, snapshot)
+    found = one_number_baseline("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
 
     assert found is not None
     assert (found["right"], found["runs"]) == (right, len(list(snapshot.runs("test"))))
-    assert found["value"] > 0.9
+
+
+def test_the_one_number_baseline_of_duration_is_a_tree(made: Path, snapshot: Snapshot):
+    facts = facts_of(snapshot)
+
+    def seconds(run_id: str) -> float:
+        start_us, end_us = facts[run_id].start_us, facts[run_id].end_us
+        assert start_us is not None and end_us is not None  # noqa: PT018 (for the type checker)
+        return (end_us - start_us) / 1e6
+
+    train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
+    tree = DecisionTreeClassifier(min_samples_leaf=5, random_state=0)
+    tree.fit([[seconds(run.run_id)] for run in train], [run.label for run in train])
+    answers = tree.predict([[seconds(run.run_id)] for run in test])
+    found = one_number_baseline("duration", DataRoot.open(made).raw, snapshot, facts)
+    assert found is not None
+    assert (found["right"], found["runs"]) == (int((answers == [run.label for run in test]).sum()), len(test))
 
 
 def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
@@ -107,7 +132,7 @@ def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
         file = Path(data.url, "raw", path)
         table = pq.read_table(file)
         file.write_bytes(write_run(table.drop_columns(["memory usage:used"]), path))
-    assert one_number_baseline(data.raw, snapshot) is None
+    assert one_number_baseline("memory", data.raw, snapshot, facts_of(snapshot)) is None
 
 
 def test_a_run_without_a_raw_object_is_reported(data: DataRoot, snapshot: Snapshot):
@@ -116,4 +141,4 @@ def test_a_run_without_a_raw_object_is_reported(data: DataRoot, snapshot: Snapsh
     raw = data.raw
     raw.delete(ManifestLog(raw).path(4))
     with pytest.raises(IntegrityError, match="the raw manifest does not have the run"):
-        one_number_baseline(data.raw, snapshot)
+        one_number_baseline("memory", data.raw, snapshot, facts_of(snapshot))

@@ -7,7 +7,7 @@ import pytest
 from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.digest import arrays_digest
 from ciml.errors import RejectedInput
-from tests.transforms.samples import LOAD, USR, corpus, make_facts, resolved, table
+from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
 from transforms.examples.prepare import Excluded, make_examples, prepare, prepare_many, run_facts, schema_of
 from transforms.examples.spans import inputs_of
 from transforms.examples.split import split_of
@@ -121,9 +121,7 @@ def test_no_runs_and_no_examples_are_empty_tables() -> None:
 @pytest.mark.parametrize("keys", [{}, {"aggregation_functions": ["mean", "std"]}, {"sample_statistic": "max"}])
 def test_what_is_predicted_is_prepared_as_what_is_learnt(keys: dict[str, object]) -> None:
     runs, tables, _ = corpus(50)
-    made = resolved(
-        tables[0].column_names, class_label="provider", classes=["alibaba", "aws", "huawei", "tencent"], **keys
-    )
+    made = resolved(tables[0].column_names, class_label="project", classes=PROJECTS, **keys)
     examples = make_examples(runs, tables, made)
     splits = examples.table.column("split").to_pylist()
     assert splits == sorted(splits, key=("train", "dev", "test").index)

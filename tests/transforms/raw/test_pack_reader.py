@@ -16,7 +16,7 @@ from ciml.events.records import RawFile
 from ciml.storage.open import LocalStore
 from ciml.telemetry import telemetry_columns
 from tests.transforms.raw.test_packs import FOLDER, keep, name_of, packed
-from tests.transforms.samples import LOAD, USR, corpus, make_facts, resolved, table
+from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
 from transforms.examples.downsample import downsample, downsample_joined, merge_windows
 from transforms.examples.prepare import make_examples, row_digest
 from transforms.examples.spans import examples_of
@@ -46,7 +46,7 @@ def test_examples_from_packs_and_objects_are_those_from_tables(
     files = [file_of(run_id, each) for run_id, each in ids.items()]
     for file, each in list(zip(files, tables, strict=True))[50:]:
         raw.create(file.path, write_run(each))
-    made = resolved(class_label="provider", classes=["alibaba", "aws", "huawei"], **keys)
+    made = resolved(class_label="project", classes=PROJECTS, **keys)
     chosen = list(zip(runs, tables, files, strict=True))[taken][::-1]
     plan = SpanPlan(1, 1, tuple(SelectedRun((1, at), run, file) for at, (run, _, file) in enumerate(chosen)))
     found = examples_of(raw, plan, made)

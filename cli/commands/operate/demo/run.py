@@ -36,13 +36,13 @@ from cli.data_path import DataPathOption
     "--corpus",
     metavar="FOLDER",
     type=click.Path(exists=True, file_okay=False),
-    help="Folder of the sample runs: builds.jsonl and logs.  [default: examples/corpus of the checkout]",
+    help="Folder of the sample runs: builds.jsonl and logs.tar.  [default: examples/corpus of the checkout]",
 )
 @click.option("--runs", type=click.IntRange(min=120), metavar="N", help="Number of sample runs.  [default: all]")
 @click.option(
     "--span-runs",
     type=click.IntRange(min=20),
-    default=150,
+    default=60,
     show_default=True,
     metavar="N",
     help="Number of runs of a span.",
@@ -61,7 +61,7 @@ def command(
 ) -> None:
     """Run the whole chain on sample runs.
 
-    It goes from CI events to a served model and predictions, with one event in twenty broken on purpose. At the end it
+    It goes from CI events to a served model and predictions, with one event in sixteen broken on purpose. At the end it
     recounts all numbers from the stored data and compares them with the producer's list. The exit code is 4 if one
     differs. The report is demo/report.html below the folder.
 

@@ -1,0 +1,44 @@
+"""The refreshes of the demo: ``ciml refresh --watch`` of each model as a child process, and its JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ciml.data_root import DataRoot
+from cli.demo.processes import Children
+
+
+def start_refreshes(children: Children, data: DataRoot, model: str) -> None:
+    """Start the command that refreshes a model whenever the data set of the same name grows."""
+    children.start(child_of(model), "refresh", "--dataset", model, "--watch", "--json", "--data-path", data.url)
+
+
+def child_of(model: str) -> str:
+    """Return the name of the child that refreshes a model."""
+    return f"refresh-{model}"
+
+
+def read_refreshes(log: Path) -> list[dict[str, Any]]:
+    """Return the refreshes that a command has printed so far: see `pipelines.training.trainer.TrainResult.to_json`."""
+    found = []
+    for line in log.read_bytes().split(b"\n")[:-1]:  # the last one may be incomplete
+        if line.startswith(b"{"):
+            found.append(json.loads(line))
+    return found
+
+
+def last_step(log: Path) -> str:
+    """Return the last line of a command's log that is no result: what it is doing."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line and not line.startswith("{")]
+    return lines[-1].partition(": ")[2] if lines else ""
+
+
+def is_current(data: DataRoot, model: str, refreshes: list[dict[str, Any]]) -> bool:
+    """Return whether one of the refreshes is of the snapshot that the data set has now."""
+    from training.data.snapshot import make_snapshot
+    from transforms.ingest.trust import TrustPolicy
+
+    snapshot = make_snapshot(data.dataset(model), TrustPolicy.load()).digest
+    return any(one["metrics"].get("snapshot", {}).get("digest") == snapshot for one in refreshes)

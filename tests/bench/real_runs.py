@@ -1,0 +1,38 @@
+"""The real runs that benchmarks use: a listing and its logs in the folder of ``CIML_HIBENCH``, else the sample corpus.
+
+The HiBench collection (docs/experiments-results.md) is no part of the repository: its licence is unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ciml.errors import RejectedInput
+from ciml.events.records import RunFacts
+from ciml.events.run_facts import facts_from_listing
+from tests.corpus import CORPUS
+from transforms.parse.logs import Log, parse_logs
+
+#: ``builds.jsonl``, and the logs that it names by ``log_path``.
+FOLDER = Path(os.environ.get("CIML_HIBENCH") or CORPUS)
+
+
+@cache
+def listed_runs() -> list[dict[str, Any]]:
+    """Return the lines of the listing."""
+    return [json.loads(line) for line in (FOLDER / "builds.jsonl").read_text().splitlines()]
+
+
+@cache
+def real_runs() -> tuple[list[RunFacts], list[pa.Table]]:
+    """Return facts and telemetry of all runs."""
+    lines = listed_runs()
+    tables = parse_logs([Log((FOLDER / line["log_path"]).read_bytes()) for line in lines])
+    assert not any(isinstance(table, RejectedInput) for table in tables)
+    return [facts_from_listing({**line, "log_path": ""}) for line in lines], tables  # type: ignore[return-value]
