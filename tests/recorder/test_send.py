@@ -110,7 +110,7 @@ def test_a_broker_that_does_not_answer_can_be_replaced_by_none(tmp_path: Path) -
     [
         ("recorded", None, r"credentials, which are not stored; give them again: --kafka 'h:1; rm \*' with -X or"),
         ("unconfirmed", None, r"add --kafka 'h:1; rm \*'$"),
-        ("given", KafkaOptions("new:1", SASL), "not sealed with these credentials; confirm it by --log-dir '/its own'$"),
+        ("given", KafkaOptions("n:1", SASL), "not sealed with these credentials; confirm it by --log-dir '/its own'$"),
     ],
 )  # fmt: skip
 def test_a_message_has_the_options_that_are_missing(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -184,11 +183,13 @@ def _trials(experiments: Store, experiment: str, datasets: Sequence[str]) -> Ite
 
 
 def _predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    # Small, so without threads: a process that ends while Arrow starts some is aborted.
-    table = pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False)
+    # In this thread alone: `read_table` returns while threads of Arrow still hold the file. Where these then need the
+    # interpreter, and it is being shut down, the process is aborted.
+    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     table = table.filter(pc.equal(table["split"], "test"))
     label_of = {name: label for label, name in enumerate(classes)}
     probabilities = [table[f"probability:{name}"].to_numpy() for name in classes]

@@ -19,7 +19,8 @@ from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
 from ciml.raw.state import open_raw
 from pipelines.backfill.backfill import backfill
-from pipelines.backfill.load import LoadReport, RejectedTableError, load
+from pipelines.backfill.load import load
+from pipelines.backfill.load_report import LoadReport, RejectedTableError
 from pipelines.backfill.plan import BackfillConfig, fetch_below
 from tests.pipelines.backfill.tables import log_of, make_runs, write_csv
 from tests.pipelines.ingest.ingesting import account, raw_rows

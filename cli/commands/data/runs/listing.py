@@ -166,7 +166,7 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from cli.progress_counts import WORDS
+    from ciml.events.records import KIND_WORDS
 
     for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
         if found.get(key) is not None:
@@ -179,4 +179,6 @@ def _print(found: dict[str, Any]) -> None:
     for record in found["records"]:
         topic, partition, offset = record["origin"]
         reason = f" ({record['reason']})" if record.get("reason") else ""
-        click.echo(f"{WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}")
+        click.echo(
+            f"{KIND_WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}"
+        )

@@ -101,7 +101,7 @@ def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from cli.progress_counts import WORDS
+    from ciml.events.records import KIND_WORDS
 
     console = Console(highlight=False)
     if not state.version:
@@ -111,7 +111,7 @@ def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
         "class", "reason", "events x runs", title=f"Raw manifest, version {state.version}", title_justify="left"
     )
     table.columns[2].justify = "right"
-    for kind, word in WORDS.items():
+    for kind, word in KIND_WORDS.items():
         for (found, reason), number in sorted(state.counts.items()):
             if found == kind:
                 table.add_row(word, Text(reason), f"{number:,}")
