@@ -83,7 +83,8 @@ def _send(
             if (now := delivery.progress) != progress:
                 progress, deadline = now, time.monotonic() + settings.flush_s
             if time.monotonic() > deadline or (delivery.failure and sender is None):
-                why = delivery.failure or (sender.connection_error if sender else "") or "the broker does not answer"
+                silent = f"Kafka at {recording.plan.kafka} does not answer"
+                why = delivery.failure or (sender.connection_error if sender else "") or silent
                 return why if kafka == settings.kafka else f"{why}; --kafka HOST:PORT names another broker"
     except CimlError as error:
         return str(error)
