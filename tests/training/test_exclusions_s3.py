@@ -37,7 +37,9 @@ def test_they_equal_those_of_a_folder(s3: Any, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     local, remote = str(tmp_path / "data"), f"{s3.bucket()}/data"
     for url in (local, remote):
-        RawStore(DataRoot.open(url)).add([run_of(number, length) for number, length in enumerate(LENGTHS, 1)])
+        RawStore(DataRoot.open(url)).add(
+            [run_of(number, length, pipeline="gate", change=f"{number}") for number, length in enumerate(LENGTHS, 1)]
+        )
         ciml.open(url).define_dataset("cpu", sample_interval="1s", tdt_split=(6, 0, 4))
 
     def both(what: Any) -> Any:
