@@ -147,15 +147,17 @@ def _check(report: LoadReport, max_bad: float, root: str) -> None:
             f"nothing was loaded: {report.unusable:,} of {rows:,} rows of {report.table} are unusable, and at most "
             f"{max_bad * 100:g} % may be (--max-bad)"
         )
-        raise RejectedTableError(summary + _parent_hint(report, root), report)
+        raise RejectedTableError(summary + _path_hint(report, root), report)
 
 
-def _parent_hint(report: LoadReport, root: str) -> str:
-    """Return the folder to name instead, where the paths begin with the name of the folder of logs."""
+def _path_hint(report: LoadReport, root: str) -> str:
+    """Return what is wrong with all paths: they begin with the name of the folder of logs, or have backslashes."""
     parent, name = os.path.split(root.rstrip("/"))
     first = next((row.value for row in report.examples if row.reason == "log_not_found"), "")
     if first.startswith(f"{root}/{name}/") and os.path.exists(f"{parent}/{first.removeprefix(root + '/')}"):
         return f"; the paths begin with {name}/: name {parent} as the folder of logs"
+    if "\\" in first.removeprefix(root):
+        return "; the paths have backslashes: write them with slashes"
     return ""
 
 

@@ -16,8 +16,8 @@ _HOWS = {"given": "as given", "name": "by its name", "content": "by its values"}
 _EXAMPLES = 3  # bad rows that a report shows, of each reason
 #: Why a log is missing, beside the reasons of rows, and what to do.
 MISSING: Mapping[str, str] = {
-    "log_not_found": "copy the logs there, or name the folder that the paths begin in",
-    "address_not_allowed": "a log must be a file below the folder of logs, with no symlink that leads out",
+    "log_not_found": "copy the logs there, or name as LOGS the folder that the paths begin in",
+    "address_not_allowed": "name files below LOGS, not their folders; no symlink may lead out",
     "log_unavailable": "let this user read the logs",
     "bad_address": "shorten the path",
 }
