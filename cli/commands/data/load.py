@@ -124,11 +124,12 @@ def _print_json(report: LoadReport) -> None:
 
 def _print(report: LoadReport) -> None:
     """Print the meaning of the columns, and the reasons of unusable rows."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from cli.progress_bar import table_console
+
+    console = table_console()
     for line in report.column_lines():
         console.print(Text(line), soft_wrap=True)
     if not report.unusable:

@@ -77,15 +77,17 @@ def list_runs(
 
 def print_runs(runs: list[dict[str, Any]], title: str) -> None:
     """Print a table of runs."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from cli.progress_bar import table_console
 
     table = Table("run", "job", "outcome", "trusted", "samples", title=title or None, title_justify="left")
     for run in runs:
         trusted = "yes" if run["trusted"] else "no"
         table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], trusted, f"{run['rows']:,}")
-    Console(highlight=False).print(table)
+    table.columns[0].overflow = "fold"  # an id is for other commands
+    table_console().print(table)
 
 
 @click.command("show")

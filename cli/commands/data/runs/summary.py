@@ -97,13 +97,13 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
 
 
 def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from ciml.events.records import KIND_WORDS
+    from cli.progress_bar import table_console
 
-    console = Console(highlight=False)
+    console = table_console()
     if not state.version:
         console.print("Nothing has been committed yet.")
         return
