@@ -81,4 +81,5 @@ def _areas(scores: np.ndarray, own: np.ndarray, weights: np.ndarray) -> tuple[np
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Return part / whole; nan where the whole is 0."""
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    found: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return found

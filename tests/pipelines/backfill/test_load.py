@@ -224,6 +224,14 @@ def test_paths_that_begin_with_the_folders_name(folder: Path) -> None:
     assert ours(folder, write_csv(folder / "full.csv", rows)).totals["run"] == 3
 
 
+def test_paths_of_windows_are_recognised(folder: Path) -> None:
+    rows = make_runs(folder, 3)
+    for row in rows:
+        row["log_file"] = row["log_file"].replace("/", "\\")
+    error = rejected(folder, write_csv(folder / "results.csv", rows))
+    assert error.summary.endswith("; the paths have backslashes: write them with slashes")
+
+
 def test_jobs_are_selected_and_the_others_wait(folder: Path) -> None:
     rows = make_runs(folder, 10)
     path = write_csv(folder / "results.csv", rows)
