@@ -152,12 +152,14 @@ def kafka_option(required: bool = True) -> Callable[[F], F]:
     """``--kafka``, as ``kafka``: ``host:port``, by default the broker of `ciml up`.
 
     Args:
-      required: fail without a broker; else ``kafka`` is None then.
+      required: fail without a broker; else ``kafka`` is None then, and with ``--kafka ''``.
     """
 
     def broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         if value or ctx.resilient_parsing:
             return value
+        if value is not None and not required:
+            return None
         one = running_engines(ctx).get("kafka")
         if one is None and required:
             raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")

@@ -1,4 +1,4 @@
-"""Progress bars of long work: one for all of it, or one for each part."""
+"""Consoles, and progress bars of long work: one for all of it, or one for each part."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
+_TABLE_WIDTH = 128  # of a table in a file or a pipe
+
 
 def error_console() -> Console:
     """Return a console on standard error; FORCE_COLOR does not make it a terminal."""
     from rich.console import Console
 
     return Console(stderr=True, force_terminal=sys.stderr.isatty())
+
+
+def table_console() -> Console:
+    """Return a console for tables on standard output; in a file or a pipe they are not folded to 80 columns."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _TABLE_WIDTH)
+    return console
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ciml.events.records import KIND_WORDS
 from cli.progress_bar import error_console
 
 if TYPE_CHECKING:
@@ -14,17 +15,6 @@ if TYPE_CHECKING:
 
 
 _EVERY_S = 5.0
-
-WORDS = {
-    "run": "runs",
-    "reclaim": "reclaimed runs",
-    "repeat": "repeats",
-    "correction": "corrections",
-    "ignored": "ignored",
-    "dead_letter": "dead letters",
-    "deferred": "waiting for a log",
-    "update": "updates",
-}
 
 
 class Counts:
@@ -50,7 +40,7 @@ class Counts:
 
     def show(self, totals: Mapping[str, int], lag: int) -> None:
         """Show the counts by kind and the lag in offsets."""
-        parts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
+        parts = [f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind] or kind == "run"]
         self.update(f"{', '.join(parts)}; {lag:,} messages to go")
 
     def update(self, status: str) -> None:
@@ -112,7 +102,7 @@ class Bar:
     def show(self, done: int, total: int, totals: Mapping[str, int]) -> None:
         """Show the number done, the total and the counts by kind."""
         rate = done / self.seconds if self.seconds > 0 else 0.0
-        counts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind]]
+        counts = [f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind]]
         if self._bar is not None and self._task is not None:
             status = ", ".join([f"{rate:,.0f}/s", *counts])
             self._bar.update(self._task, completed=done, total=total, status=status)

@@ -3,7 +3,8 @@
     python examples/ask_the_model_server.py HOST:PORT MODEL DATA LOG
 
 The run is prepared by the definition that the served version carries in its assets (``DATA/models/MODEL/<version>``),
-so whatever the model was trained on is what it is asked about.
+so whatever the model was trained on is what it is asked about. Without a server,
+``ciml.open(DATA).model(MODEL).predict(LOG)`` has the same answer.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+import ciml
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import RejectedInput
 from transforms.examples.prepare import prepare
-from transforms.parse.logs import Log, parse_logs
 
 
 def served_version(channel: grpc.Channel, model: str) -> int:
@@ -42,10 +42,7 @@ def main(address: str, model: str, data: str, log: str) -> None:
     assets = Path(data, "models", model, str(version), "assets")
     definition = ResolvedDefinition.from_json(json.loads((assets / "definition.json").read_bytes()))
 
-    table = parse_logs([Log(Path(log).read_bytes())])[0]
-    if isinstance(table, RejectedInput):
-        raise SystemExit(f"{log}: {table}")
-    inputs, n_windows = prepare(table, definition)
+    inputs, n_windows = prepare(ciml.parse_log(log), definition)
 
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.version.value = model, version
@@ -62,4 +59,7 @@ def main(address: str, model: str, data: str, log: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 5:
         raise SystemExit(__doc__)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except ciml.CimlError as error:
+        raise SystemExit(str(error)) from None

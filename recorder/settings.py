@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ciml.kafka.options import KafkaOptions
+
+WhoseBroker = Literal["given", "recorded", "unconfirmed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +19,12 @@ class Settings:
       spool: folder of the recordings.
       kafka: options of the broker; None for none.
       flush_s: time to send after the command's end, s.
+      leftovers: which broker ``ciml record --send`` uses for a recording that names one itself: ``given``, the one of
+        ``kafka``, also where that is None; ``recorded``, its own, without any Kafka property; ``unconfirmed``, none,
+        since the command line has properties without a broker.
     """
 
     spool: Path
     kafka: KafkaOptions | None = None
     flush_s: float = 5.0
+    leftovers: WhoseBroker = "given"

@@ -98,6 +98,8 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
 def keep(recording: Recording, settings: Settings) -> str:
     """Seal an unsent recording, so that the next recorder may send it. Return a note on where it is."""
     note = f"kept in {recording.folder.path} for the next ciml record, or ciml record --send"
+    if settings.kafka and settings.kafka.extra:
+        note += " with the same --kafka and its properties, which are not stored"
     if not recording.plan.has_destination:
         note = f"kept in {recording.folder.path}; send it by ciml record --send --log-dir FOLDER, or --kafka HOST:PORT"
     try:

@@ -16,7 +16,7 @@ from ciml.errors import CimlError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.backfill.load import LoadReport
+    from pipelines.backfill.load_report import LoadReport
 
 Path = str | os.PathLike[str]
 #: Called with (done, total) of some work.
@@ -90,7 +90,8 @@ class Data:
           progress: called with what is done, how much of it, and the total or None.
 
         Returns:
-          A report: the meaning of the columns, and the number of rows by what became of them.
+          A report: the meaning of the columns, and the number of rows by what became of them. ``print(report)`` shows
+          what the command prints.
 
         Raises:
           CimlError: too many rows are unusable, or the results lack a needed column; nothing was committed.

@@ -34,7 +34,17 @@ LISTS: Mapping[Kind, str] = {
     "deferred": "deferred",
     "update": "updates",
 }
-
+#: What each kind is called in a count.
+KIND_WORDS: Mapping[Kind, str] = {
+    "run": "runs",
+    "reclaim": "reclaimed runs",
+    "repeat": "repeats",
+    "correction": "corrections",
+    "ignored": "ignored",
+    "dead_letter": "dead letters",
+    "deferred": "waiting for a log",
+    "update": "updates",
+}
 
 #: The lists of `LISTS` that a delta omits where they are empty; deltas of older versions lack them.
 _LEFT_OUT = frozenset({"reclaims", "updates"})

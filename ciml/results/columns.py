@@ -241,9 +241,25 @@ def _check_needed(columns: Sequence[str], found: Any, table: str) -> None:
     if "start_time" not in found and "end_time" not in found:
         missing["start_time"] = "start or end time"
     if missing:
-        wanted = "; ".join(f"no column is the {meaning}" for meaning in missing.values())
+        *others, last = [f"the {meaning}" for meaning in missing.values()]
+        wanted = f"no column is {', '.join(others)} or {last}" if others else f"no column is {last}"
         options = " ".join(f"--map COLUMN={ours}" for ours in missing)
-        raise CimlError(f"{table}: {wanted}; name it by {options}; columns: {_listed(columns)}")
+        pronoun = "them" if others else "it"
+        raise CimlError(
+            f"{table}: {wanted}; name {pronoun} by {options}, or add {pronoun}{_header_hint(columns)}; columns: "
+            f"{_listed(columns)}"
+        )
+
+
+def _header_hint(columns: Sequence[str]) -> str:
+    """Return what is wrong where the first row does not look like names of columns."""
+    if len(columns) == 1:
+        return "; only commas, semicolons, tabs or vertical bars separate columns"
+    known = {name for names in SYNONYMS.values() for name in names}
+    named = any(normal_name(name) in known for name in columns if not is_result_word(name))
+    if not named and any(is_log_path(name) or (not name.isdigit() and _is_time(name)) for name in columns):
+        return "; the first row looks like a run, but must have the names of the columns"
+    return ""
 
 
 def _listed(columns: Sequence[str], most: int = 30) -> str:

@@ -34,11 +34,12 @@ REASONS: Mapping[str, str] = {
     "broken_row": "correct the row, or its quotation marks",
     "missing_field": "fill the cell, or name another column by --map COLUMN=FIELD",
     "no_zone": "name the zone of these times, such as --zone UTC or --zone Europe/Berlin",
-    "bad_time": "write ISO 8601 or epoch numbers, or name another column by --map COLUMN=start_time",
+    "bad_time": "write ISO 8601, such as 2026-11-24T14:39:48Z, or epoch numbers, or name another column by --map "
+    "COLUMN=start_time",
     "bad_result": "write success or failure, or name another column by --map COLUMN=result",
-    "bad_path": "write paths below the folder of logs, or name another folder",
+    "bad_path": "write paths relative to LOGS, or name as LOGS a folder that all of them are below",
     "bad_run_id": "name the column of the run id by --map COLUMN=build_uuid, of the attempt by --map COLUMN=attempt",
-    "bad_field": "shorten the text, or leave a column out by --map COLUMN=-",
+    "bad_field": "save the table in UTF-8, correct the text, or leave a column out by --map COLUMN=-",
     "duplicate_id": "name the column of the attempt by --map COLUMN=attempt, or leave the row out",
 }  # fmt: skip
 _SAMPLE_ROWS = 1000

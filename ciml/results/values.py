@@ -134,7 +134,8 @@ def text_of(cell: Any) -> str:
     if isinstance(cell, str):
         text = cell.strip()
         if not is_clean(text):
-            raise RejectedInput("bad_field", "holds an unprintable character")
+            other = any("\udc80" <= character <= "\udcff" for character in text)  # of `surrogateescape`
+            raise RejectedInput("bad_field", "is not UTF-8" if other else "holds an unprintable character")
         return text
     number = _plain_number(cell)
     if isinstance(number, bool):

@@ -11,20 +11,17 @@ import os
 import tempfile
 import threading
 from array import array
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing
-from ciml.events.records import LISTS
-from ciml.results.columns import Columns
-from ciml.results.convert import REASONS, BadRow, Conversion
+from ciml.results.convert import BadRow, Conversion
 from ciml.results.table import open_results
 from pipelines.backfill.backfill import backfill
+from pipelines.backfill.load_report import LoadReport, RejectedTableError
 from pipelines.backfill.plan import BackfillConfig, Tally, fetch_below, logs_root
 from pipelines.backfill.survey import Survey, survey
 from transforms.ingest.decode import ALL_JOBS
@@ -33,109 +30,8 @@ from transforms.ingest.trust import TrustPolicy
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["LoadReport", "RejectedTableError", "load"]
-
 #: Called with what is done, how much of it, and of how many if known.
 Progress = Callable[[str, int, int | None], None]
-
-_EXAMPLES = 3  # bad rows that a report shows, of each reason
-#: Why a log is missing, beside the reasons of rows, and what to do.
-MISSING: Mapping[str, str] = {
-    "log_not_found": "copy the logs there, or name the folder that the paths begin in",
-    "address_not_allowed": "a log must be a file below the folder of logs, with no symlink that leads out",
-    "log_unavailable": "let this user read the logs",
-    "bad_address": "shorten the path",
-}
-
-
-@dataclass
-class LoadReport:
-    """The result of a load, or of its survey.
-
-    Each row is counted once: ``rows`` is the sum of ``bad``, ``not_selected``, ``before``, and of ``totals`` once it is
-    complete, else of ``good`` and ``missing``.
-
-    Attributes:
-      table, form: the table's name and format.
-      columns: the meaning of the table's columns.
-      rows: rows of the table.
-      bad: rows that cannot be loaded, by reason.
-      missing: rows whose logs cannot be opened, by reason. Loaded, they are dead letters.
-      good: other rows that are not settled yet.
-      before: rows that an earlier load of the same table settled.
-      not_selected: rows of other jobs.
-      known: of the good rows, those whose runs are stored: repeats or corrections.
-      untrusted: of the good and missing rows, those that no rule of the trust policy trusts.
-      examples: the first bad rows of each reason, in order.
-      totals: rows by what became of them, as `ciml.events.records.Kind`; all 0 before a load.
-      dead_letters: rows that are dead letters, by reason.
-      complete: whether all selected rows are settled.
-    """
-
-    table: str
-    form: str
-    columns: Columns
-    rows: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    missing: Counter[str] = field(default_factory=Counter)
-    good: int = 0
-    before: int = 0
-    not_selected: int = 0
-    known: int = 0
-    untrusted: int = 0
-    examples: list[BadRow] = field(default_factory=list)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys((str(kind) for kind in LISTS), 0))
-    dead_letters: Counter[str] = field(default_factory=Counter)
-    complete: bool = False
-
-    @property
-    def unusable(self) -> int:
-        """The number of rows that are bad, or whose logs are missing."""
-        return self.bad.total() + self.missing.total()
-
-    def add(self, row: BadRow, counter: Counter[str]) -> None:
-        """Count an unusable row, and keep it where it is among the first of its reason."""
-        if counter[row.reason] < _EXAMPLES:
-            self.examples.append(row)
-        counter[row.reason] += 1
-
-    def reasons(self) -> list[tuple[str, int, list[BadRow], str]]:
-        """Return (reason, number of rows, the first of them, what to do) of all unusable rows, the most first."""
-        remedies = {**REASONS, **MISSING}
-        return [
-            (reason, count, [row for row in self.examples if row.reason == reason], remedies.get(reason, ""))
-            for reason, count in (self.bad + self.missing).most_common()
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        counts = ("table", "form", "rows", "good", "before", "not_selected", "known", "untrusted", "complete")
-        return {
-            **{name: getattr(self, name) for name in counts},
-            "columns": [guess._asdict() for guess in self.columns.guesses],
-            "labels": list(self.columns.labels),
-            "left_out": list(self.columns.left_out),
-            "bad": dict(self.bad),
-            "missing": dict(self.missing),
-            "examples": [row._asdict() for row in self.examples],
-            "totals": self.totals,
-            "dead_letters": dict(self.dead_letters),
-        }
-
-
-class RejectedTableError(CimlError):
-    """A table of which nothing was loaded, as too many of its rows are unusable.
-
-    Its text is a line, followed by the reasons, one a line.
-
-    Attributes:
-      summary: the line alone.
-      report: counts and examples.
-    """
-
-    def __init__(self, summary: str, report: LoadReport) -> None:
-        self.summary, self.report = summary, report
-        super().__init__("\n".join([summary, *map(_reason_line, report.reasons())]))
 
 
 def load(
@@ -251,15 +147,17 @@ def _check(report: LoadReport, max_bad: float, root: str) -> None:
             f"nothing was loaded: {report.unusable:,} of {rows:,} rows of {report.table} are unusable, and at most "
             f"{max_bad * 100:g} % may be (--max-bad)"
         )
-        raise RejectedTableError(summary + _parent_hint(report, root), report)
+        raise RejectedTableError(summary + _path_hint(report, root), report)
 
 
-def _parent_hint(report: LoadReport, root: str) -> str:
-    """Return the folder to name instead, where the paths begin with the name of the folder of logs."""
+def _path_hint(report: LoadReport, root: str) -> str:
+    """Return what is wrong with all paths: they begin with the name of the folder of logs, or have backslashes."""
     parent, name = os.path.split(root.rstrip("/"))
     first = next((row.value for row in report.examples if row.reason == "log_not_found"), "")
     if first.startswith(f"{root}/{name}/") and os.path.exists(f"{parent}/{first.removeprefix(root + '/')}"):
         return f"; the paths begin with {name}/: name {parent} as the folder of logs"
+    if "\\" in first.removeprefix(root):
+        return "; the paths have backslashes: write them with slashes"
     return ""
 
 
@@ -269,11 +167,3 @@ def _settle(report: LoadReport, tally: Tally) -> None:
     for (kind, reason), count in tally.counts.items():
         if kind == "dead_letter":
             report.dead_letters[reason] += count
-
-
-def _reason_line(reason: tuple[str, int, list[BadRow], str]) -> str:
-    name, count, rows, remedy = reason
-    first = rows[0]
-    where = f"row {first.number:,}" + (f", column {first.column:.60}" if first.column else "")
-    fault = ": ".join(part for part in (where, first.value, first.detail) if part)
-    return f"  {count:,} {name}: {remedy} ({fault})"

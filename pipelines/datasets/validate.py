@@ -89,7 +89,7 @@ def validate_dataset(
 
 def _resolved(name: str, state: DatasetState) -> ResolvedDefinition:
     if state.resolved is None or not state.spans:
-        raise CimlError(f"data set {name!r} has no sealed span yet; update it when more runs are stored")
+        raise CimlError(f"data set {name!r} has no sealed span yet: ciml dataset update {name} --seal")
     return state.resolved
 
 

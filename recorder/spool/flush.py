@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import lru_cache
 
 from ciml.errors import CimlError, EngineError
+from ciml.kafka.options import KafkaOptions
 from recorder.console import report
 from recorder.producer import Sender
 from recorder.settings import Settings
@@ -31,7 +34,7 @@ def send_leftovers(settings: Settings, destination: Destination) -> None:
         return
     except OSError as error:
         raise CimlError(f"{settings.spool}: cannot read the spool ({error.strerror})") from None
-    sender = Sender(settings.kafka) if settings.kafka else None
+    sender_of = lru_cache(1)(Sender)  # one at a time: recordings may name any number of brokers
     failed = sent = kept = 0
     names, more = waiting(spool)
     for name in names:
@@ -44,7 +47,7 @@ def send_leftovers(settings: Settings, destination: Destination) -> None:
         if recording is None:
             continue
         run_id = recording.plan.mention.run_id
-        why = _send(recording, sender, settings, destination)
+        why = _send(recording, sender_of, settings, destination)
         if why:
             failed += 1
             recording.release()
@@ -64,12 +67,15 @@ def send_leftovers(settings: Settings, destination: Destination) -> None:
     report(f"{sent} recordings sent")
 
 
-def _send(recording: Recording, sender: Sender | None, settings: Settings, destination: Destination) -> str:
+def _send(
+    recording: Recording, sender_of: Callable[[KafkaOptions], Sender], settings: Settings, destination: Destination
+) -> str:
     """Send one recording while it makes progress. Return why it could not be sent, or ""."""
     progress = -1
     try:
-        recording.plan = by_command(recording, settings, destination)
-        delivery = deliver(recording, sender if recording.plan.kafka else None)
+        recording.plan, kafka = by_command(recording, settings, destination)
+        sender = sender_of(kafka) if kafka else None
+        delivery = deliver(recording, sender)
         deadline = time.monotonic() + settings.flush_s
         while not delivery.step():
             if sender is not None:
@@ -77,7 +83,9 @@ def _send(recording: Recording, sender: Sender | None, settings: Settings, desti
             if (now := delivery.progress) != progress:
                 progress, deadline = now, time.monotonic() + settings.flush_s
             if time.monotonic() > deadline or (delivery.failure and sender is None):
-                return delivery.failure or (sender.connection_error if sender else "") or "the broker does not answer"
+                silent = f"Kafka at {recording.plan.kafka} does not answer"
+                why = delivery.failure or (sender.connection_error if sender else "") or silent
+                return why if kafka == settings.kafka else f"{why}; --kafka HOST:PORT names another broker"
     except CimlError as error:
         return str(error)
     except OSError as error:

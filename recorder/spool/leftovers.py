@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 
 from ciml.errors import CimlError
+from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_SPOOL_BYTES
 from recorder.console import report
 from recorder.producer import Sender
@@ -71,8 +73,8 @@ def by_recorder(recording: Recording, own: Plan, settings: Settings) -> Plan | N
     return without_facts(plan)
 
 
-def by_command(recording: Recording, settings: Settings, destination: Destination) -> Plan:
-    """Return the plan with which ``ciml record --send`` sends a recording.
+def by_command(recording: Recording, settings: Settings, destination: Destination) -> tuple[Plan, KafkaOptions | None]:
+    """Return the plan with which ``ciml record --send`` sends a recording, and its broker.
 
     Args:
       recording: a leftover recording.
@@ -81,22 +83,47 @@ def by_command(recording: Recording, settings: Settings, destination: Destinatio
         not trusted.
 
     Raises:
-      CimlError: the command line gives no destination.
+      CimlError: the command line must confirm the destination; the message has the options.
     """
-    plan = recording.plan
-    if plan.kafka and settings.kafka is None:
-        raise CimlError(f"its broker was {plan.kafka}; give one with --kafka")
-    if settings.kafka is not None:
-        plan = replace(plan, kafka=settings.kafka.bootstrap)
-    secrets = secrets_of(settings.kafka, plan.log_dir)
+    kafka = _broker(recording.plan, settings)
+    plan = replace(recording.plan, kafka=kafka.bootstrap if kafka else "")
+    secrets = secrets_of(kafka, plan.log_dir)
     sealed = is_sealed(recording, secrets)
+    if kafka != settings.kafka and recording.has_seal and not sealed:
+        raise CimlError(
+            f"its recorder had credentials, which are not stored; give them again: {_option('kafka', plan.kafka)} with "
+            "-X or --kafka-config"
+        )
     if secrets and not sealed:  # its own destination is not trusted with them
+        if plan.log_dir and not destination.log_dir:
+            raise CimlError(f"the place of its log is not sealed with these credentials; confirm it by "
+                            f"{_option('log-dir', plan.log_dir)}")  # fmt: skip
         plan = replace(plan, **asdict(destination))
     elif not plan.log_dir:  # it was recorded without a place for its log
         plan = replace(plan, log_dir=destination.log_dir, log_url=destination.log_url)
     if not plan.has_destination:
-        raise CimlError("no destination; give --kafka or --log-dir")
-    return plan if sealed else without_facts(plan)
+        raise CimlError("no destination; give --kafka HOST:PORT or --log-dir FOLDER")
+    return plan if sealed else without_facts(plan), kafka
+
+
+def _broker(plan: Plan, settings: Settings) -> KafkaOptions | None:
+    """Return the broker for a leftover recording.
+
+    A recording may name any address: no Kafka property of the command line goes there unless ``--kafka`` confirms it.
+    """
+    given = settings.kafka
+    if settings.leftovers == "given" or not plan.kafka or (given and given.bootstrap == plan.kafka):
+        return given
+    if settings.leftovers == "unconfirmed":
+        raise CimlError(
+            "its broker gets no Kafka property that --kafka does not confirm; add " + _option("kafka", plan.kafka)
+        )
+    return KafkaOptions(plan.kafka)
+
+
+def _option(name: str, value: str) -> str:
+    """Return an option as a shell takes it: a recording that another job made may contain anything."""
+    return f"--{name} {shlex.quote(value)}"
 
 
 class Leftovers:

@@ -216,6 +216,11 @@ class Recording:
         finally:
             os.close(descriptor)
 
+    @property
+    def has_seal(self) -> bool:
+        """Whether it has a seal, valid or not: then its recorder had credentials. Raises `OSError`, `CimlError`."""
+        return self.folder.stat(SEAL) is not None
+
     def changed_us(self) -> int:
         """Return the time of the last change of the log, or without one of the folder, epoch microseconds."""
         status = self.folder.stat(LOG) or os.fstat(self.folder.descriptor)

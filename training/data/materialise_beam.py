@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,29 @@ def run_pipeline(
     Returns:
       (number of analysed spans, number of spans with a cached analysis).
     """
+    with _as_outside_of_ipython():
+        return _run_pipeline(root, snapshot, folder, cache, runner)
+
+
+@contextmanager
+def _as_outside_of_ipython() -> Iterator[None]:
+    """Have Beam do in a notebook what it does elsewhere.
+
+    There it imports its interactive environment, only to write numbers of cells into labels. With pandas 3 the import
+    fails.
+    """
+    module = beam.pipeline
+    before = module.alter_label_if_ipython, module.is_in_ipython
+    module.alter_label_if_ipython, module.is_in_ipython = (lambda transform, value: None), (lambda: False)
+    try:
+        yield
+    finally:
+        module.alter_label_if_ipython, module.is_in_ipython = before
+
+
+def _run_pipeline(
+    root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None, runner: Any
+) -> tuple[int, int]:
     kept_error(clear=True)
     pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):

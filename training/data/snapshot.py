@@ -193,7 +193,7 @@ def snapshot_of(
 ) -> Snapshot:
     """Compute `make_snapshot` from its loaded inputs (pure): ``joined`` are the facts by which runs are trusted."""
     if state.resolved is None or state.definition is None:
-        raise CimlError(f"data set {dataset_name!r} has no sealed span yet; update it when more runs are stored")
+        raise CimlError(f"data set {dataset_name!r} has no sealed span yet: ciml dataset update {dataset_name} --seal")
     untrusted: Counter[str] = Counter()
     excluded: Counter[str] = Counter()
     spans = []

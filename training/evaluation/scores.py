@@ -6,12 +6,12 @@ those of scikit-learn, the intervals (95 %) percentiles of a bootstrap of the ru
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from training.evaluation.bootstrap import drawn_weights, weighted_figures
 from training.evaluation.metrics import CONFIDENCE, accuracy, evaluate
 
 RESAMPLES = 300
@@ -111,21 +111,17 @@ def _figures(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarra
 def _with_intervals(
     probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, resamples: int, seed: int
 ) -> dict[str, dict[str, float | None]]:
-    from sklearn import config_context
-
     figures = _figures(probabilities, predicted, labels)
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {name: [] for name in figures}
-    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
-        warnings.simplefilter("ignore")  # resamples without some class
-        for _ in range(resamples if figures else 0):
-            rows = rng.integers(len(labels), size=len(labels))
-            for name, value in _figures(probabilities[rows], predicted[rows], labels[rows]).items():
-                drawn[name].append(value)
+    blocks = [
+        weighted_figures(probabilities, predicted, labels, weights)
+        for weights in drawn_weights(len(labels), resamples if figures else 0, seed)
+    ]
     edges = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     out: dict[str, dict[str, float | None]] = {}
     for name, value in figures.items():
-        low, high = np.quantile(drawn[name], edges).tolist() if drawn[name] else (None, None)
+        drawn = np.concatenate([block[name] for block in blocks] or [np.zeros(0)])
+        drawn = drawn[np.isfinite(drawn)]  # some resamples lack a class
+        low, high = np.quantile(drawn, edges).tolist() if len(drawn) else (None, None)
         out[name] = {"value": value, "low": low, "high": high}
     return out
 

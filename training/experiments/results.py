@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -184,17 +183,19 @@ def _trials(experiments: Store, experiment: str, datasets: Sequence[str]) -> Ite
 
 
 def _predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:
-    import pyarrow.compute as pc
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Small, so without threads: a process that ends while Arrow starts some is aborted.
-    table = pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False)
-    table = table.filter(pc.equal(table["split"], "test"))
+    # In this thread alone: `read_table` returns while threads of Arrow still hold the file. If the interpreter shuts
+    # down before they let go of it, the process is aborted ("terminate called without an active exception").
+    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    # By Python's lists: for numpy, Arrow imports pandas, which takes longer than all this.
+    tested = np.array(table["split"].to_pylist(), object) == "test"
     label_of = {name: label for label, name in enumerate(classes)}
-    probabilities = [table[f"probability:{name}"].to_numpy() for name in classes]
+    probabilities = [table[f"probability:{name}"].to_pylist() for name in classes]
     return Predictions(
-        np.asarray(table["run_id"].to_numpy(zero_copy_only=False), object),
-        np.array([label_of[name] for name in table["label_name"].to_pylist()], np.int64),
-        np.stack(probabilities, axis=1).astype(np.float64),
+        np.array(table["run_id"].to_pylist(), object)[tested],
+        np.array([label_of[name] for name in table["label_name"].to_pylist()], np.int64)[tested],
+        np.array(probabilities, np.float64).reshape(len(classes), table.num_rows).T[tested],
         classes,
     )

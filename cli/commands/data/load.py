@@ -14,7 +14,7 @@ from cli.s3_options import s3_options
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from pipelines.backfill.load import LoadReport
+    from pipelines.backfill.load_report import LoadReport
 
 _INTERRUPTED = 130
 
@@ -94,7 +94,8 @@ def command(
     """  # fmt: skip
     from ciml.data_root import DataRoot
     from cli.progress_bar import bars
-    from pipelines.backfill.load import RejectedTableError, load
+    from pipelines.backfill.load import load
+    from pipelines.backfill.load_report import RejectedTableError
     from transforms.ingest.decode import ALL_JOBS
     from transforms.ingest.trust import TrustPolicy
 
@@ -123,18 +124,14 @@ def _print_json(report: LoadReport) -> None:
 
 def _print(report: LoadReport) -> None:
     """Print the meaning of the columns, and the reasons of unusable rows."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    console.print(Text(f"{report.table}: {report.rows:,} rows, {report.form}"), soft_wrap=True)
-    hows = {"given": "by --map", "name": "by its name", "content": "by its values"}
-    for ours, theirs, how in report.columns.guesses:
-        console.print(Text(f"  {ours:<13} is column {theirs} ({hows[how]})"), soft_wrap=True)
-    for word, names in (("labels", report.columns.labels), ("left out", report.columns.left_out)):
-        if names:
-            console.print(Text(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}"), soft_wrap=True)
+    from cli.progress_bar import table_console
+
+    console = table_console()
+    for line in report.column_lines():
+        console.print(Text(line), soft_wrap=True)
     if not report.unusable:
         return
     table = Table("rows", "reason", "first row", "value", "fault", title="Unusable rows", title_justify="left")
@@ -150,19 +147,7 @@ def _print(report: LoadReport) -> None:
 
 def _print_ending(report: LoadReport, data_path: str, dry_run: bool) -> None:
     """Print what became of the rows, and the next command."""
-    from cli.progress_counts import WORDS
-
-    counts = [f"{report.totals[kind]:,} {word}" for kind, word in WORDS.items() if report.totals[kind]]
-    if dry_run:
-        counts = [f"{report.good:,} rows would be loaded"] + [f"{report.known:,} of stored runs"] * bool(report.known)
-    for count, words in (
-        (report.before, "loaded before"),
-        (report.bad.total(), "bad rows left out"),
-        (report.not_selected, "of other jobs"),
-    ):
-        if count:
-            counts.append(f"{count:,} {words}")
-    click.echo(", ".join(counts) + ("; nothing was done." if dry_run else "."))
+    click.echo(report.counts_line())
     if report.untrusted:
         click.echo(f"{report.untrusted:,} rows are not trusted, so no model learns from them: see --trust-policy.")
     if dry_run:

@@ -145,14 +145,14 @@ def make_config(
 
 def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> str:
     """Return the result as a few lines; ``hint`` is the command that lists dead letters."""
-    from cli.progress_counts import WORDS
+    from ciml.events.records import KIND_WORDS
 
     name, totals = Path(listing.url).name, tally.totals()
     new = tally.settled - tally.before
     left = tally.lines - tally.settled
     if not left and not new:
         return f"{name}: all {tally.lines:,} lines are settled already."
-    counts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
+    counts = [f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind] or kind == "run"]
     rate = f", {new / seconds:,.0f} lines/s" if seconds > 0 else ""
     text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {', '.join(counts)}."
     text += f" {left:,} of {tally.lines:,} lines are left." if left else f" All {tally.lines:,} lines are settled."

@@ -13,6 +13,7 @@ from cli.options import home_option, kafka_config_option, kafka_option, kafka_pr
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
+    from recorder.settings import WhoseBroker
     from recorder.spool.recording import Plan
 
 
@@ -124,7 +125,9 @@ def command(
     if log_dir and log_dir.startswith("s3://"):
         require("boto3")
     options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config) if kafka else None
-    settings = Settings(Path(spool).absolute() if spool else default_spool(), options, flush)
+    named = click.get_current_context().get_parameter_source("kafka") is not click.core.ParameterSource.DEFAULT
+    leftovers: WhoseBroker = "given" if named else "unconfirmed" if kafka_options or kafka_config else "recorded"
+    settings = Settings(Path(spool).absolute() if spool else default_spool(), options, flush, leftovers)
     if quiet:
         be_quiet()
     if send:

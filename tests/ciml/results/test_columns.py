@@ -81,11 +81,11 @@ def test_content_tells_where_names_do_not() -> None:
 def test_content_that_leaves_a_choice_tells_nothing() -> None:
     two = [{**row, "g": f"other-{row['a']}"} for row in ROWS]
     with pytest.raises(
-        CimlError, match=r"no column is the run id; name it by --map COLUMN=build_uuid; columns: a, b, c"
+        CimlError, match=r"no column is the run id; name it by --map COLUMN=build_uuid, or add it; columns: a, b, c"
     ):
         found(list("abcdefg"), two, b="job")
     crossed = [{**row, "e": row["d"] + (-1) ** n} for n, row in enumerate(ROWS)]
-    with pytest.raises(CimlError, match=r"no column is the start or end time"):
+    with pytest.raises(CimlError, match=r"no column is the run id or the start or end time; name them by"):
         found(list("abcdefg"), crossed, b="job")
 
 
@@ -108,7 +108,23 @@ def test_all_that_is_missing_is_named_at_once() -> None:
     with pytest.raises(CimlError) as error:
         found(["x", "(y)"])
     assert str(error.value) == (
-        "results.csv: no column is the run id; no column is the job; no column is the result; no column is the path of "
-        "the log; no column is the start or end time; name it by --map COLUMN=build_uuid --map COLUMN=build_name "
-        "--map COLUMN=result --map COLUMN=log_path --map COLUMN=start_time; columns: x, (y)"
+        "results.csv: no column is the run id, the job, the result, the path of the log or the start or end time; name "
+        "them by --map COLUMN=build_uuid --map COLUMN=build_name --map COLUMN=result --map COLUMN=log_path "
+        "--map COLUMN=start_time, or add them; columns: x, (y)"
     )
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        (["a1", "unit", "SUCCESS", "2026-11-24T14:39:48Z", "logs/a1.csv.gz"], "; the first row looks like a run"),
+        (["a1:unit:SUCCESS"], "; only commas, semicolons, tabs or vertical bars separate columns"),
+        (["job", "2026-11-24T14:39:48Z"], None),
+        (["x", "2026"], None),
+    ],
+)
+def test_a_table_without_names_of_columns_is_recognised(columns: list[str], hint: str | None) -> None:
+    with pytest.raises(CimlError, match=r"no column is .*, or add (it|them)") as error:
+        found(columns)
+    assert hint is None or hint in str(error.value)
+    assert hint is not None or "the first row" not in str(error.value)

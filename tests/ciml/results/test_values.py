@@ -156,8 +156,9 @@ def test_texts_and_numbers() -> None:
         "3",
     ]
     assert [number_text(cell) for cell in ("12.0", "12.5", "v1.0", 7.0)] == ["12", "12.5", "v1.0", "7"]
-    for cell in ("a\0b", "\udcff", "a\u202eb"):
+    for cell in ("a\0b", "\ud800", "a\u202eb"):
         assert reason_of(text_of, cell) == ("bad_field", "holds an unprintable character")
+    assert reason_of(text_of, b"caf\xe9".decode("utf-8", "surrogateescape")) == ("bad_field", "is not UTF-8")
     for cell in ([1], {"a": 1}, b"x", 1 << 63, float("inf")):
         assert reason_of(text_of, cell)[0] == "bad_field"
     assert [parse_attempt(cell) for cell in (1, "2", "3.0", 4.0)] == [1, 2, 3, 4]

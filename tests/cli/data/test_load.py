@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.api import open as open_data
 from cli.main import cli
 from tests.pipelines.backfill.tables import make_runs, write_csv
 
@@ -56,6 +57,21 @@ def test_from_a_folder_and_a_table_to_the_next_command(folder: Path) -> None:
     again = loaded()
     assert again.output.splitlines()[-2] == "29 loaded before, 1 bad rows left out."
     assert ciml("runs", "--count", "--data-path", "data").output == "29\n"
+
+
+def test_a_report_in_python_reads_as_the_command_prints_it(folder: Path) -> None:
+    rows = make_runs(folder, 6)
+    rows[2]["job_name"] = "other"
+    write_csv(folder / "results.csv", rows)
+    for options, arguments in ((["--dry-run"], {"dry_run": True}), ([], {})):
+        printed = loaded("--job", "unit", *options).output.splitlines()
+        report = open_data("mine", create=True).load("logs", "results.csv", jobs=["unit"], **arguments)
+        assert repr(report).splitlines() == [line for line in printed if not line.startswith("Next: ")]
+    rows[0]["status"] = "weird"
+    write_csv(folder / "results.csv", rows)
+    lines = repr(open_data("mine").load("logs", "results.csv", max_bad=0.5)).splitlines()
+    assert "1 bad_result: write success or failure, or name another column by --map COLUMN=result" in lines[-2]
+    assert lines[-1].endswith("1 bad rows left out.")
 
 
 def test_too_many_bad_rows_load_nothing(folder: Path) -> None:

@@ -19,7 +19,8 @@ from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
 from ciml.raw.state import open_raw
 from pipelines.backfill.backfill import backfill
-from pipelines.backfill.load import LoadReport, RejectedTableError, load
+from pipelines.backfill.load import load
+from pipelines.backfill.load_report import LoadReport, RejectedTableError
 from pipelines.backfill.plan import BackfillConfig, fetch_below
 from tests.pipelines.backfill.tables import log_of, make_runs, write_csv
 from tests.pipelines.ingest.ingesting import account, raw_rows
@@ -221,6 +222,14 @@ def test_paths_that_begin_with_the_folders_name(folder: Path) -> None:
     for row in rows:
         row["log_file"] = str(folder / row["log_file"])
     assert ours(folder, write_csv(folder / "full.csv", rows)).totals["run"] == 3
+
+
+def test_paths_of_windows_are_recognised(folder: Path) -> None:
+    rows = make_runs(folder, 3)
+    for row in rows:
+        row["log_file"] = row["log_file"].replace("/", "\\")
+    error = rejected(folder, write_csv(folder / "results.csv", rows))
+    assert error.summary.endswith("; the paths have backslashes: write them with slashes")
 
 
 def test_jobs_are_selected_and_the_others_wait(folder: Path) -> None:

@@ -8,6 +8,8 @@ from sklearn import metrics
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import RunFacts
+from training.evaluation import bootstrap
+from training.evaluation import scores as module
 from training.evaluation.baselines import number_of, numbers_for, predict_by
 from training.evaluation.metrics import evaluate
 from training.evaluation.scores import BY_CLASS, scores
@@ -51,6 +53,27 @@ def test_figures_are_scikits_and_lie_in_their_intervals():
     assert {key: found[key] for key in ("accuracy", "base_rate", "confusion", "calibration")} == {
         key: evaluated[key] for key in ("accuracy", "base_rate", "confusion", "calibration")
     }
+
+
+@pytest.mark.parametrize(("n", "classes"), [(1, 2), (6, 2), (9, 4), (60, 3)])
+@pytest.mark.filterwarnings("ignore")  # scikit-learn's, of resamples without some class
+def test_the_figures_of_a_resample_are_scikits(n: int, classes: int, monkeypatch: pytest.MonkeyPatch):
+    probabilities, labels = answers(n, classes)
+    probabilities = np.round(probabilities, 1)  # so that several runs have one score
+    predicted = np.where(np.arange(n) % 5 == 4, -1, probabilities.argmax(axis=1))
+    monkeypatch.setattr(bootstrap, "_CELLS", 7 * n)  # blocks
+    blocks = list(bootstrap.drawn_weights(n, 40, seed=3))
+    assert [len(block) for block in blocks] == [7, 7, 7, 7, 7, 5]
+    rng = np.random.default_rng(3)
+    for block in blocks:
+        found = bootstrap.weighted_figures(probabilities, predicted, labels, block)
+        for row, weights in enumerate(block):
+            rows = np.repeat(np.arange(n), weights.astype(int))
+            np.testing.assert_array_equal(rows, np.sort(rng.integers(n, size=n)))
+            want = module._figures(probabilities[rows], predicted[rows], labels[rows])
+            assert {name: values[row] for name, values in found.items() if np.isfinite(values[row])} == {
+                name: pytest.approx(value) for name, value in want.items()
+            }
 
 
 def test_two_classes_one_class_and_none():

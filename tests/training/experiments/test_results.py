@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,22 @@ def test_another_file_of_predictions_is_no_answer(data: DataRoot):
     result.write_text("{")
     with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
         stored_trials(data.experiments, ["forest"])
+
+
+def test_reading_results_starts_no_thread_and_imports_no_pandas(data: DataRoot):
+    """A thread of Arrow that lives when the interpreter shuts down may abort the process."""
+    code = f"""
+import os, sys
+import numpy, pyarrow.compute, pyarrow.parquet
+from ciml.data_root import DataRoot
+from training.experiments.compare import compare
+from training.experiments.results import named_results
+before = len(os.listdir("/proc/self/task"))
+(row,) = compare(named_results(DataRoot.open({data.url!r}).experiments, ["forest"])).records()
+print(row["runs"] > 0, len(os.listdir("/proc/self/task")) - before, "pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True 0 False\n"
 
 
 def names(found: list) -> list[tuple[str, str]]:

@@ -138,10 +138,10 @@ def _print_replayed(found: Replayed, as_json: bool) -> None:
         }  # fmt: skip
         click.echo(json.dumps(value, indent=2))
         return
-    from cli.progress_counts import WORDS
+    from ciml.events.records import KIND_WORDS
 
     totals = _totals(found)
-    counts = ", ".join(f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind])
+    counts = ", ".join(f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind])
     click.echo(f"{found.tried:,} dead letters replayed: {found.closed:,} closed{f' ({counts})' if counts else ''}")
     if found.elsewhere:
         click.echo(f"{found.elsewhere:,} were closed by a concurrent replay")

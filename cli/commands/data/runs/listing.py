@@ -75,15 +75,17 @@ def list_runs(
 
 def print_runs(runs: list[dict[str, Any]], title: str) -> None:
     """Print a table of runs."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from cli.progress_bar import table_console
 
     table = Table("run", "job", "outcome", "trusted", "samples", title=title or None, title_justify="left")
     for run in runs:
         trusted = "yes" if run["trusted"] else "no"
         table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], trusted, f"{run['rows']:,}")
-    Console(highlight=False).print(table)
+    table.columns[0].overflow = "fold"  # an id is for other commands
+    table_console().print(table)
 
 
 @click.command("show")
@@ -155,8 +157,8 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
 
 def _print(found: dict[str, Any]) -> None:
     from ciml.events.fields import iso_time
+    from ciml.events.records import KIND_WORDS
     from ciml.raw.lookup import TRUST_CHANGE
-    from cli.progress_counts import WORDS
 
     for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
         if found.get(key) is not None:
@@ -169,7 +171,7 @@ def _print(found: dict[str, Any]) -> None:
     for attempt in found.get("attempts", ()):
         this = " (this run)" if attempt["run_id"] == found["run_id"] else ""
         started = "" if attempt["start_us"] is None else f", started {iso_time(attempt['start_us'])}"
-        what = attempt["outcome"] or WORDS[attempt["kind"]]
+        what = attempt["outcome"] or KIND_WORDS[attempt["kind"]]
         click.echo(f"{'attempt':<10} {attempt['attempt']} {attempt['run_id']} {what}{started}{this}")
     for record in found["records"]:
         if record["kind"] == TRUST_CHANGE:
@@ -178,4 +180,6 @@ def _print(found: dict[str, Any]) -> None:
             continue
         topic, partition, offset = record["origin"]
         reason = f" ({record['reason']})" if record.get("reason") else ""
-        click.echo(f"{WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}")
+        click.echo(
+            f"{KIND_WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}"
+        )

@@ -100,13 +100,13 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
 
 
 def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from cli.progress_counts import WORDS
+    from ciml.events.records import KIND_WORDS
+    from cli.progress_bar import table_console
 
-    console = Console(highlight=False)
+    console = table_console()
     if not state.version:
         console.print("Nothing has been committed yet.")
         return
@@ -114,7 +114,7 @@ def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
         "class", "reason", "events x runs", title=f"Raw manifest, version {state.version}", title_justify="left"
     )
     table.columns[2].justify = "right"
-    for kind, word in WORDS.items():
+    for kind, word in KIND_WORDS.items():
         for (found, reason), number in sorted(state.counts.items()):
             if found == kind:
                 table.add_row(word, Text(reason), f"{number:,}")

@@ -11,7 +11,6 @@ from cli.options import data_path_option
 from cli.s3_options import s3_options
 
 Record = Mapping[str, Any]
-_WIDTH = 128  # of a table in a file or a pipe
 
 
 @click.command("compare")
@@ -67,9 +66,10 @@ def _write_csv(records: Sequence[Record], file: str) -> None:
 
 
 def _print(records: Sequence[Record]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from cli.progress_bar import table_console
 
     datasets = {record["dataset"] for record in records}
     wide = len(datasets) > 1
@@ -83,10 +83,7 @@ def _print(records: Sequence[Record]) -> None:
         table.add_column(heading, justify="right" if place else "left", overflow="fold")
     for record in records:
         table.add_row(*map(Text, _row(record, wide=wide, first=record is first)))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # its width is unknown
-        console.width = max(console.width, _WIDTH)
-    console.print(table)
+    table_console().print(table)
     lines = ["intervals of 95 %; to the first: difference of the accuracies, run by run"]
     lines += [f"{record['experiment']}: not compared, {record['note']}" for record in others if record["note"]]
     click.echo("\n".join(lines))

@@ -68,15 +68,18 @@ def files(
 
 
 def _print(files: Sequence[str], found: Sequence[Prediction], title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from cli.progress_bar import table_console
+
     table = Table(title=title, title_justify="left")
-    for heading in ("file", "class", "probability", "windows", "remark"):
+    headings = ["file", "class", "probability", "windows"] + ["remark"] * any(one.remark for one in found)
+    for heading in headings:
         table.add_column(heading, justify="right" if heading in ("probability", "windows") else "left", overflow="fold")
     for file, one in zip(files, found, strict=True):
         probability = "" if one.probability is None else f"{one.probability:.3f}"
         windows = f"{one.n_windows:,}" if one.n_windows else ""
-        table.add_row(*map(Text, (file, one.class_name or "", probability, windows, one.remark)))
-    Console(highlight=False).print(table)
+        cells = (file, one.class_name or "", probability, windows, one.remark)
+        table.add_row(*map(Text, cells[: len(headings)]))
+    table_console().print(table)

@@ -1,0 +1,147 @@
+"""The report of a load: what its columns mean, and what became of its rows, for programs and as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ciml.errors import CimlError
+from ciml.events.records import KIND_WORDS, LISTS
+from ciml.results.columns import Columns
+from ciml.results.convert import REASONS, BadRow
+
+_HOWS = {"given": "as given", "name": "by its name", "content": "by its values"}
+_EXAMPLES = 3  # bad rows that a report shows, of each reason
+#: Why a log is missing, beside the reasons of rows, and what to do.
+MISSING: Mapping[str, str] = {
+    "log_not_found": "copy the logs there, or name as LOGS the folder that the paths begin in",
+    "address_not_allowed": "name files below LOGS, not their folders; no symlink may lead out",
+    "log_unavailable": "let this user read the logs",
+    "bad_address": "shorten the path",
+}
+
+
+@dataclass(repr=False)
+class LoadReport:
+    """The result of a load, or of its survey. ``print(report)`` shows what ``ciml load`` prints.
+
+    Each row is counted once: ``rows`` is the sum of ``bad``, ``not_selected``, ``before``, and of ``totals`` once it is
+    complete, else of ``good`` and ``missing``.
+
+    Attributes:
+      table, form: the table's name and format.
+      columns: the meaning of the table's columns.
+      rows: rows of the table.
+      bad: rows that cannot be loaded, by reason.
+      missing: rows whose logs cannot be opened, by reason. Loaded, they are dead letters.
+      good: other rows that are not settled yet.
+      before: rows that an earlier load of the same table settled.
+      not_selected: rows of other jobs.
+      known: of the good rows, those whose runs are stored: repeats or corrections.
+      untrusted: of the good and missing rows, those that no rule of the trust policy trusts.
+      examples: the first bad rows of each reason, in order.
+      totals: rows by what became of them, as `ciml.events.records.Kind`; all 0 before a load.
+      dead_letters: rows that are dead letters, by reason.
+      complete: whether all selected rows are settled.
+    """
+
+    table: str
+    form: str
+    columns: Columns
+    rows: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+    good: int = 0
+    before: int = 0
+    not_selected: int = 0
+    known: int = 0
+    untrusted: int = 0
+    examples: list[BadRow] = field(default_factory=list)
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys((str(kind) for kind in LISTS), 0))
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    complete: bool = False
+
+    @property
+    def unusable(self) -> int:
+        """The number of rows that are bad, or whose logs are missing."""
+        return self.bad.total() + self.missing.total()
+
+    def add(self, row: BadRow, counter: Counter[str]) -> None:
+        """Count an unusable row, and keep it where it is among the first of its reason."""
+        if counter[row.reason] < _EXAMPLES:
+            self.examples.append(row)
+        counter[row.reason] += 1
+
+    def reasons(self) -> list[tuple[str, int, list[BadRow], str]]:
+        """Return (reason, number of rows, the first of them, what to do) of all unusable rows, the most first."""
+        remedies = {**REASONS, **MISSING}
+        return [
+            (reason, count, [row for row in self.examples if row.reason == reason], remedies.get(reason, ""))
+            for reason, count in (self.bad + self.missing).most_common()
+        ]
+
+    def column_lines(self) -> list[str]:
+        """Return the table's name, size and form, and the meaning of each column, as text."""
+        lines = [f"{self.table}: {self.rows:,} rows, {self.form}"]
+        lines += [f"  {ours:<13} is column {theirs} ({_HOWS[how]})" for ours, theirs, how in self.columns.guesses]
+        for word, names in (("labels", self.columns.labels), ("left out", self.columns.left_out)):
+            if names:
+                lines.append(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}")
+        return lines
+
+    def counts_line(self) -> str:
+        """Return what became of the rows, or what a load would do with them, as text."""
+        settled = any(self.totals.values()) or self.complete
+        counts = [(self.totals[kind], word) for kind, word in KIND_WORDS.items()]
+        if not settled:
+            counts = [(self.good, "rows would be loaded"), (self.known, "of stored runs")]
+        counts += [
+            (self.before, "loaded before"),
+            (self.bad.total(), "bad rows left out"),
+            (self.not_selected, "of other jobs"),
+        ]
+        found = [f"{count:,} {word}" for count, word in counts if count] or ["0 rows"]
+        return ", ".join(found) + ("." if settled else "; nothing was done.")
+
+    def __repr__(self) -> str:
+        return "\n".join([*self.column_lines(), *map(_reason_line, self.reasons()), self.counts_line()])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        counts = ("table", "form", "rows", "good", "before", "not_selected", "known", "untrusted", "complete")
+        return {
+            **{name: getattr(self, name) for name in counts},
+            "columns": [guess._asdict() for guess in self.columns.guesses],
+            "labels": list(self.columns.labels),
+            "left_out": list(self.columns.left_out),
+            "bad": dict(self.bad),
+            "missing": dict(self.missing),
+            "examples": [row._asdict() for row in self.examples],
+            "totals": self.totals,
+            "dead_letters": dict(self.dead_letters),
+        }
+
+
+class RejectedTableError(CimlError):
+    """A table of which nothing was loaded, as too many of its rows are unusable.
+
+    Its text is a line, followed by the reasons, one a line.
+
+    Attributes:
+      summary: the line alone.
+      report: counts and examples.
+    """
+
+    def __init__(self, summary: str, report: LoadReport) -> None:
+        self.summary, self.report = summary, report
+        super().__init__("\n".join([summary, *map(_reason_line, report.reasons())]))
+
+
+def _reason_line(reason: tuple[str, int, list[BadRow], str]) -> str:
+    name, count, rows, remedy = reason
+    first = rows[0]
+    where = f"row {first.number:,}" + (f", column {first.column:.60}" if first.column else "")
+    fault = ": ".join(part for part in (where, first.value, first.detail) if part)
+    return f"  {count:,} {name}: {remedy} ({fault})"

@@ -1,0 +1,46 @@
+"""The notebook of own logs: short, and what it keeps is what comes out of a clean kernel."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests.examples.notebooks import EXAMPLES, code_of, outputs_of, run
+
+NOTEBOOK = EXAMPLES / "own_logs.ipynb"
+TUTORIAL = EXAMPLES.parent / "docs" / "own-logs.md"
+
+
+def calls(code: str) -> list[str]:
+    """The methods and functions that code calls, in order of their first call."""
+    found = [node.func for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    found.sort(key=lambda name: (name.end_lineno or 0, name.end_col_offset or 0))
+    return list(dict.fromkeys(name.attr for name in found if isinstance(name, ast.Attribute)))
+
+
+def test_it_has_at_most_15_lines_of_code_those_of_the_tutorial() -> None:
+    code = "\n".join(code_of(nbformat.read(NOTEBOOK, 4)))
+    assert 0 < len([line for line in code.splitlines() if line.strip()]) <= 15
+    (tutorial,) = re.findall(r"^```python\n(.*?)^```", TUTORIAL.read_text(), re.S | re.M)
+    its_own = {"mkdtemp", "unpack_archive"}  # the logs of examples/ are packed
+    assert [name for name in calls(code) if name not in its_own] == calls(tutorial)
+
+
+def without_sizes(outputs: list[str]) -> list[str]:
+    """Outputs without the number of runs of other jobs, which the corpus may gain."""
+    return [re.sub(r"[\d,]+ (?=rows, |of other jobs)", "", text) for text in outputs]
+
+
+@pytest.mark.skipif(not (EXAMPLES / "corpus" / "logs.tar").exists(), reason="the corpus is not packed")
+def test_what_it_keeps_is_what_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    ran, kept = run(NOTEBOOK), nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(kept)
+    assert without_sizes(outputs_of(ran)) == without_sizes(outputs_of(kept))
+    assert not any(out.output_type == "stream" and out.name == "stderr" for cell in kept.cells
+                   if cell.cell_type == "code" for out in cell.outputs)  # fmt: skip
+    assert any("pushed version 1" in text for text in outputs_of(kept))
