@@ -221,7 +221,7 @@ def test_a_workflow_run_without_jobs_is_accounted_for(conclusion: str, ignored: 
         "ada",
     )
     assert event.updates[0].facts["fork"] == "yes"
-    assert [(kind, reason) for kind, reason, _ in settled(given)] == [("ignored", ignored)]
+    assert [(kind, reason) for kind, reason, _ in settled(given)] == [("update", ""), ("ignored", ignored)]
 
 
 def test_an_approved_run_of_a_fork_is_another_attempt() -> None:
