@@ -20,8 +20,9 @@ class Connections:
     """The open connections, and which of them await a complete request. Belongs to one event loop.
 
     Args:
-      most: open connections. At one more, the client address with the most connections loses the one that has waited
-        longest for a complete request. So a client with many connections affects only itself.
+      most: open connections. At one more, the client address with the most connections that wait for a complete
+        request loses the one that has waited longest. So a slow client affects only itself, and one with many
+        complete requests, such as a proxy, is not taken for slow.
       header_s: limit for the header of a request, and for reading a response, seconds.
       body_s: limit for its body, seconds.
       work_s: limit for its answer, seconds.
@@ -39,7 +40,7 @@ class Connections:
         self._open[one.address] += 1
         self.waits(one)
         if self._open.total() > self.most:
-            address = max(self._waiting, key=lambda each: self._open[each])
+            address = max(self._waiting, key=lambda each: (len(self._waiting[each]), self._open[each]))
             oldest = next(iter(self._waiting[address]))
             oldest.reject(503, self._message)
 
