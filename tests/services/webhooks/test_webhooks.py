@@ -371,6 +371,23 @@ def test_an_address_with_many_complete_requests_is_not_taken_for_slow(tmp_path: 
         assert answers == ["the broker did not acknowledge the delivery; send it again"] * 15
 
 
+def test_new_connections_are_not_taken_for_slow_ones(tmp_path: Path) -> None:
+    """More new connections of a busy sender than those of a slow client, which has held them for long."""
+    with receiving(tmp_path, "127.0.0.1:1", "events", f"[webhooks]\nport = 0\nconnections = 20\n{SOURCE}") as (
+        hooks,
+        _,
+    ):
+        slow = [socket.create_connection(("127.0.0.1", hooks.port), 20, ("127.0.0.2", 0)) for _ in range(8)]
+        time.sleep(3)
+        new = [socket.create_connection(("127.0.0.1", hooks.port), 20) for _ in range(13)]  # one more than the limit
+        assert b"more than 20 connections" in read_all(slow[0])
+        for one in new:
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert [read_all(one).partition(b"\r\n")[0] for one in new] == [b"HTTP/1.1 200 OK"] * 13
+        for one in (*slow, *new):
+            one.close()
+
+
 def test_an_absent_broker_is_answered_503_and_nothing_is_lost(tmp_path: Path) -> None:
     from engines.processes import free_ports
 
