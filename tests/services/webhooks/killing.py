@@ -72,10 +72,12 @@ def send_until_accepted(port: int, body: bytes, patience_s: float) -> bool:
 
 def deliver_and_ingest(
     receiver: Killed, data: Path, number: int, kills: int, kill: Callable[[random.Random], None], seed: int
-) -> Counter[str]:
+) -> Counter[tuple[str, str]]:
     """Send deliveries during kills; compare acknowledged ones, topic and raw store; return the outcomes of ingest."""
     chance, accepted = random.Random(seed), list[None]()
     ((facts, log),) = corpus_facts(1)
+    assert facts.start_us
+    assert facts.end_us
     times = {"start_time": facts.start_us / 1e6, "end_time": facts.end_us / 1e6}
     bodies = [delivery(each, result="SUCCESS", log_url=log.as_uri(), **times) for each in range(number)]
 
