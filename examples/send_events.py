@@ -38,7 +38,7 @@ def main() -> None:
     with options.listing.open() as lines:
         for line in itertools.islice(lines, options.runs):
             build = json.loads(line)
-            facts = facts_from_listing(build, source="example-ci", logs=options.listing.resolve().parent.as_uri())
+            facts = facts_from_listing(build, source="zuul-example", logs=options.listing.resolve().parent.as_uri())
             # What a gate says of itself; a listing's own word for trust is not an event's to use.
             facts = facts.replace(event="gate", pipeline="gate")
             value, headers = finished_event(facts, event_id=facts.build_uuid, time_us=facts.end_us)
