@@ -16,7 +16,7 @@ def _file_option(name: str, text: str) -> Callable[[F], F]:
 
 def trust_policy_option(command: F) -> F:
     """``--trust-policy``, as ``trust_policy``: a path, or None."""
-    text = "TOML file of the trust policy.  [default: reviewed, gated or merged changes, and backfills]"
+    text = "TOML file of the trust policy.  [default: what Zuul reviewed, gated or merged, and backfills]"
     return _file_option("--trust-policy", text)(command)
 
 

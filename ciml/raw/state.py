@@ -38,7 +38,7 @@ class RawState:
       closed: closed dead letters by reason.
       time_us: commit time of the last delta, epoch microseconds.
       restored: the version of the checkpoint that it was restored from, 0 without one.
-      records: number of records since then.
+      records: number of records since then, further entries in them included.
       torn: whether `apply` was interrupted, so that the state is invalid.
     """
 
@@ -128,6 +128,7 @@ class RawState:
             self.records += 1
         for update, event_key in updates:
             self.index.subjects.say(update, event_key)
+            self.records += 1
         for change in changes:
             self._change_trust(version, change)
             self.records += 1

@@ -204,6 +204,9 @@ def test_an_update_judges_a_bounded_number_of_runs(manifest: Manifest, monkeypat
         manifest.add(manifest.message(run(200 + number, ("z",))), checkpoint=True)
     delta = manifest.add(manifest.message(says(review="approved")))
     assert len(delta["trust_changes"]) == 5
+    manifest.add(*(manifest.message(run(300 + n, (f"s{n}",))) for n in range(60)))
+    delta = manifest.add(*(manifest.message(says(f"s{n}", review="approved")) for n in range(60)))
+    assert len(delta["trust_changes"]) == 50
     assert {facts.review for facts in manifest.facts().values() if facts.subjects == ("a",)} == {"approved"}
 
 
