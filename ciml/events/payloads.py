@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
+from ciml.events.payload_redaction import redact_bytes, redact_header
 from ciml.events.records import Message
-from ciml.events.redaction import REDACTED, decoded, hides, is_secret_name, redact_text
 from ciml.limits import MAX_MESSAGE_BYTES, MAX_MESSAGE_HEADERS
 
 if TYPE_CHECKING:
@@ -27,10 +25,6 @@ INLINE_BYTES = 16 << 10
 UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
 #: Prefixes of the header names that ciml reads. A dead letter keeps no other header.
 _READ_HEADERS = ("content-type", "ce_", "ciml_", "listing-")
-_QUOTED = re.compile(r"[\"']([\w.-]{1,64})[\"'](?!\s*+:)")
-#: Fields that identify an event or a run. A redacted id could equal another one, so it is replaced as a whole.
-_IDS = ("id", "build_uuid")
-_VALUES = ("value", "values", "default")  # the value that belongs to an object's "name" or "key"
 
 
 def message_bytes(message: Message) -> int:
@@ -143,79 +137,3 @@ def _encode(data: bytes | None) -> str | None:
 
 def _decode(text: str | None) -> bytes | None:
     return None if text is None else base64.b64decode(text, validate=True)
-
-
-def redact_bytes(data: bytes) -> bytes:
-    """Return a payload, complete or cut, with the secrets in it replaced by ``REDACTED``.
-
-    JSON is redacted by its decoded keys and texts and encoded again; anything else as text. A payload without secrets
-    is returned unchanged.
-    """
-    text = data.decode("utf-8", "surrogateescape")
-    try:
-        value = _parse(text)
-        shown = _redact_json(value)
-        if shown == value:
-            return data
-        # Bytes that are not UTF-8 stay: as escapes they would be valid, and a replay would accept the message.
-        broken = _NOT_UTF8.search(text) is not None
-        return json.dumps(shown, ensure_ascii=not broken).encode("utf-8", "surrogateescape")
-    except (ValueError, RecursionError):  # not JSON, a duplicate key, or too deep
-        plain = redact_text(text)
-        if _names_a_secret(plain) or _names_a_secret(decoded(plain)):
-            return REDACTED.encode()
-        return data if plain == text else plain.encode("utf-8", "surrogateescape")
-
-
-def _names_a_secret(text: str) -> bool:
-    """Return whether a quoted value in broken JSON is a secret name, as in ``"name": "DB_PASSWORD"``."""
-    return any(is_secret_name(quoted[1]) for quoted in _QUOTED.finditer(text))
-
-
-def redact_header(name: str, value: bytes | None) -> tuple[str, bytes | None]:
-    """Return a header's name and value, without secrets."""
-    if value and (is_secret_name(name) or (name == "ce_id" and redact_bytes(value) != value)):
-        value = REDACTED.encode()
-    return redact_text(name), value if value is None else redact_bytes(value)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("duplicate key")
-    return made
-
-
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that the decoding passed on
-_parse = json.JSONDecoder(object_pairs_hook=_object, strict=False).decode
-
-
-def _redact_json(value: Any, secret: bool = False) -> Any:
-    """Return a decoded value. ``secret`` replaces all its texts and numbers."""
-    if type(value) is str:
-        return REDACTED if secret and value else redact_text(value)
-    if type(value) is dict:
-        name = value.get("name") or value.get("key")
-        named = secret or (type(name) is str and is_secret_name(name))
-        return {redact_text(key): _redact_field(key, item, secret, named) for key, item in value.items()}
-    if type(value) is list:
-        # The value of an option is the argument after it: ["--token", "…"].
-        flags = [False, *(type(item) is str and item[:1] == "-" and is_secret_name(item) for item in value)]
-        return [_redact_json(item, secret or flag) for item, flag in zip(value, flags, strict=False)]
-    # NaN and infinity are no secrets, and make the payload invalid JSON: it must stay as invalid as it was.
-    number = type(value) is int or (type(value) is float and math.isfinite(value))
-    return REDACTED if secret and number else value
-
-
-def _redact_field(key: str, item: Any, secret: bool, named: bool) -> Any:
-    if key == "data_base64" and type(item) is str:
-        try:
-            data = base64.b64decode(item)
-        except ValueError:
-            return REDACTED
-        shown = redact_bytes(data)
-        if shown != data:
-            return base64.b64encode(shown).decode()
-    if key in _IDS and type(item) is str and redact_text(item) != item:
-        return REDACTED
-    return _redact_json(item, secret or hides(key, item) or (named and key in _VALUES))
