@@ -283,8 +283,8 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], _Read]] = {
     "pull_request_review": _review,
     "merge_group": _merge_group,
 }
-#: Where an event that updates runs has its own time: the first that is there. A review keeps its ``submitted_at`` when it
-#: is dismissed.
+#: Where an event that updates runs has its own time: the first that is there. A review that is dismissed keeps its
+#: ``submitted_at``.
 _TIMES = {
     "workflow_run": (("workflow_run", "updated_at"),),
     "pull_request": (("pull_request", "updated_at"),),

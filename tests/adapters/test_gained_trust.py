@@ -1,4 +1,4 @@
-"""What nobody reviewed gains no trust by other deliveries of the same commit: events of attacks, by the sample policies."""
+"""What nobody reviewed gains no trust by other deliveries of the same commit: attacks, and the sample policies."""
 
 from __future__ import annotations
 
