@@ -229,11 +229,11 @@ def expected(rows: Mapping[str, RunFacts], said: list[tuple[FactUpdate, str]]) -
     """Facts by brute force: every update for every run."""
     found = {}
     for run_id, own in rows.items():
-        each = [said_by(update, key) for update, key in said if update.subject in own.subjects]
-        together: dict[str, Any] = {}
-        for one in each:
-            together = merged(together, one)
-        found[run_id] = joined(own, [together])
+        of_subjects: dict[str, Any] = {subject: {} for subject in own.subjects}
+        for update, key in said:
+            if update.subject in of_subjects:
+                of_subjects[update.subject] = merged(of_subjects[update.subject], said_by(update, key))
+        found[run_id] = joined(own, of_subjects.values())
     return found
 
 
