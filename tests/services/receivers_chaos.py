@@ -24,7 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 import engines
 from adapters.registry import read_event
 from engines.processes import python_environment
-from services.gerrit.session import _keys
+from services.gerrit.session import keys_of
 from tests.faults.broker import Broker, own_broker
 from tests.faults.children import Program
 from tests.pipelines.ingest.ingesting import announced
@@ -119,7 +119,7 @@ class Publisher:
     acknowledged: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._numbers: dict[int, int] = {}
+        self._numbers, self._early = dict[int, int](), set[int]()
         self._lock = threading.Lock()
         self._client = made = mqtt.Client(CallbackAPIVersion.VERSION2, "publisher", clean_session=False)
         made.username_pw_set("zuul", USERS["zuul"])
@@ -130,8 +130,14 @@ class Publisher:
         made.loop_start()
 
     def publish(self, number: int) -> None:
+        # Without the lock: paho calls `_published` with a lock of its own.
+        mid = self._client.publish("zuul/tenant/check/result", self.bodies[number], 1).mid
         with self._lock:
-            self._numbers[self._client.publish("zuul/tenant/check/result", self.bodies[number], 1).mid] = number
+            if mid in self._early:
+                self._early.remove(mid)
+                self.acknowledged[number] = time.monotonic()
+            else:
+                self._numbers[mid] = number
 
     def repeat_unsaved(self, killed_s: float) -> None:
         """Publish what mosquitto may have lost by a kill."""
@@ -145,9 +151,10 @@ class Publisher:
 
     def _published(self, _: object, __: object, mid: int, *___: object) -> None:
         with self._lock:
-            number = self._numbers.pop(mid, None)
-        if number is not None:
-            self.acknowledged[number] = time.monotonic()
+            if mid in self._numbers:
+                self.acknowledged[self._numbers.pop(mid)] = time.monotonic()
+            else:
+                self._early.add(mid)
 
 
 def mqtt_trial(folder: Path, broker: Broker, events: int, kills: int, rate: float, seed: int) -> None:
@@ -266,7 +273,7 @@ def gerrit_trial(folder: Path, broker: Broker, events: int, kills: int, seed: in
 
     def received() -> set[tuple[str, ...]]:
         found = (json.loads(each.value or b"") for each in announced(broker.address, topic))
-        return {key for event in found for key in _keys(event)}
+        return {key for event in found for key in keys_of(event)}
 
     wait(lambda: acknowledged <= received(), "events are missing in Kafka")
     receiver.program.kill()

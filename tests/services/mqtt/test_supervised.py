@@ -30,9 +30,8 @@ def test_a_supervised_receiver_is_started_replaced_and_stopped(
 ) -> None:
     name = topic()
     with supervised(tmp_path / "home") as one:
-        done = one.begin(
-            "mqtt", "--config", str(config(tmp_path, mosquitto)), "--kafka", kafka, "--topic", name, "--metrics-port", "0"
-        )  # fmt: skip
+        file = str(config(tmp_path, mosquitto))
+        done = one.begin("mqtt", "--config", file, "--kafka", kafka, "--topic", name, "--metrics-port", "0")
         assert done.exception is None, done.exception
         wait(lambda: one.status()["health"] == "running", "it does not work")
         mosquitto.publish(b"1")

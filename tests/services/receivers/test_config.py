@@ -98,7 +98,7 @@ auth = "none"
         ("[webhooks]\nanswer_s = nan\n" + GOOD, "FILE, [webhooks]: answer_s: nan is not between 0.1 and 600.0"),
         ('[webhooks]\nproxies = ["x"]\n' + GOOD, "FILE, [webhooks]: proxies: 'x' does not appear to be an IPv4"),
         ('[[source]]\nname = "hub"', "FILE, source hub: receiver: is missing; choose from webhooks, mqtt, gerrit"),
-        ('[[source]]\nreceiver = "smtp"', "FILE, source 1: receiver: 'smtp' is unknown; choose from webhooks, mqtt, gerrit"),
+        ('[[source]]\nreceiver = "smtp"', "FILE, source 1: receiver: 'smtp' is unknown; choose from webhooks, mqtt, "),
         ('[[source]]\nreceiver = "webhooks"\nadapter = "probe"', "FILE, source 1: name: is missing"),
         (SOURCE.format("Hub"), "FILE, source Hub: name: 'Hub' is not a source name; use lower-case letters"),
         (GOOD.replace("probe", "prob"), "FILE, source hub: adapter: there is no adapter 'prob'; choose from "),
