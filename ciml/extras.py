@@ -26,7 +26,7 @@ EXTRAS = {
     "apache_beam": ("train", "pipelines"),
     "google": ("serve", "train", "pipelines"),
     "grpc": ("serve", "train", "pipelines"),
-    "httpx": ("local", "receivers", "pipelines"),
+    "httpx": ("local", "pipelines", "receivers"),
     "paho": ("receivers",),
     "asyncssh": ("receivers",),
     "setuptools": ("train", "pipelines"),

@@ -24,8 +24,8 @@ class MqttService(SessionReceiver):
 
     def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
         sources = receivers.of(MqttSource)
-        # A broker of version 5 keeps to in_flight by itself, so that the rest is for messages of QoS 0. One of 3.1.1 does
-        # not know it: it is not read beyond, at the cost of a new connection if Kafka is away for keepalive_s.
+        # A broker of version 5 keeps to in_flight by itself; the rest is for messages of QoS 0. One of 3.1.1 does not
+        # know it: it is not read beyond, at the cost of a new connection if Kafka is away for keepalive_s.
         super().__init__(
             "mqtt", kafka, topic,
             [(MqttSession(receivers, each), each.in_flight * (2 if each.version == "5" else 1)) for each in sources],

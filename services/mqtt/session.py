@@ -26,6 +26,7 @@ from services.receivers.secrets import Secrets
 from services.receivers.sessions import Inbox, Lost, Session, invalid
 
 _BUSY_S, _IDLE_S = 0.01, 0.5  # longest wait for a message, while others wait for Kafka and else
+_DRAIN_S, _QUIET_S = 2.0, 0.1
 _FRAME_BYTES = 66 << 10  # of a message's topic and properties
 _CONNECT_S = 10.0
 _log = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ class MqttSession(Session):
     def __init__(self, receivers: Receivers, source: MqttSource) -> None:
         super().__init__(source.name, source.broker)
         self._source, self._adapter, self._where = source, source.found_adapter(), receivers.where(source)
-        self._secrets = Secrets(self._where, source.secret_file, source.secret_env, key=_utf8, folder=receivers.file.parent)
+        self._secrets = Secrets(
+            self._where, source.secret_file, source.secret_env, key=_utf8, folder=receivers.file.parent
+        )
         self._tls = _context(receivers, source) if source.address[2] else None
         self._refusals = 0
         self._warned = False
@@ -58,8 +61,10 @@ class MqttSession(Session):
         try:
             link.connect()
             while not self.may_end(inbox, stop):
-                link.step(reads=not stop.is_set() and not inbox.is_full)
+                link.drops = stop.is_set()
+                link.step(reads=link.drops or not inbox.is_full)
                 inbox.settle()
+            link.drain()
         finally:
             link.close()
 
@@ -90,7 +95,7 @@ class MqttSession(Session):
         if source.version == "3.1.1":
             client.connect(host, port, source.keepalive_s)
             return
-        properties: Any = Properties(PacketTypes.CONNECT)
+        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = source.session_s
         properties.ReceiveMaximum = source.in_flight
         properties.MaximumPacketSize = source.max_bytes + _FRAME_BYTES
@@ -147,17 +152,24 @@ class MqttSession(Session):
             return
         if not qos and not self._warned:
             self._warned = True
-            _log.warning("source %s: %r is published with QoS 0, which loses messages; use QoS 1", self.name, topic[:80])
+            _log.warning(
+                "source %s: %r is published with QoS 0, which loses messages; use QoS 1", self.name, topic[:80]
+            )
         value, headers = delivered(self._adapter, self.name, body, {"topic": topic}, self.auth)
         inbox.put(value, headers, partial(client.ack, mid, qos))
 
 
 class _Link:
-    """A connection of the session, from its attempt to its loss."""
+    """A connection of the session, from its attempt to its loss.
+
+    Attributes:
+      drops: whether further messages are neither produced nor acknowledged: the broker keeps them.
+    """
 
     def __init__(self, session: MqttSession, inbox: Inbox) -> None:
         self._session, self._inbox = session, inbox
-        self._why = ""
+        self.drops = False
+        self._dropped, self._why = 0, ""
         self._client = client = session.made_client()
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed
@@ -184,6 +196,14 @@ class _Link:
         if self._why or code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise Lost(self._why or f"{self._session.shown}: {mqtt.error_string(code)}")
 
+    def drain(self) -> None:
+        """Read until the broker waits for acknowledgements: closing with unread data would discard those just sent."""
+        deadline = time.monotonic() + _DRAIN_S
+        before = -1
+        while before != self._dropped and time.monotonic() < deadline:
+            before = self._dropped
+            self._client.loop(_QUIET_S)
+
     def close(self) -> None:
         """Disconnect. The broker keeps the session."""
         self._client.on_disconnect = None
@@ -201,6 +221,9 @@ class _Link:
         self._inbox.connected(not self._why)
 
     def _message(self, client: mqtt.Client, _: Any, message: mqtt.MQTTMessage) -> None:
+        if self.drops:
+            self._dropped += 1
+            return
         self._session.receive(self._inbox, message, client)
 
     def _disconnected(self, _: Any, __: Any, ___: Any, reason: ReasonCode, ____: Any) -> None:

@@ -97,7 +97,7 @@ class WebhookSource(Source, frozen=True):
         _check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
 
 
-class MqttSource(Source, frozen=True):
+class MqttSource(Source, frozen=True, kw_only=True):
     """A source that publishes to an MQTT broker.
 
     Attributes:
@@ -153,7 +153,7 @@ class MqttSource(Source, frozen=True):
         _check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
 
 
-class GerritSource(Source, frozen=True):
+class GerritSource(Source, frozen=True, kw_only=True):
     """A Gerrit whose events say who owns, reviewed and merged the changes that a CI system tests.
 
     Attributes:
@@ -190,7 +190,9 @@ class GerritSource(Source, frozen=True):
         if not self.address[0]:
             raise ValueError(f"ssh: {self.ssh!r:.80} names no user; want ssh://USER@HOST:29418")
         rest = urlsplit(self.rest)
-        if self.rest and not (rest.scheme in ("http", "https") and rest.hostname and not rest.query and not rest.username):
+        if self.rest and not (
+            rest.scheme in ("http", "https") and rest.hostname and not rest.query and not rest.username
+        ):
             raise ValueError(f"rest: {self.rest!r:.80} is not an address such as https://review.example.org")
         if not self.rest and (self.secret_file or self.secret_env):
             raise ValueError("secret_file and secret_env are the HTTP password of rest, which is missing")
@@ -198,7 +200,9 @@ class GerritSource(Source, frozen=True):
         _check_range("in_flight", self.in_flight, 1, MAX_IN_FLIGHT)
 
 
-def _address(key: str, url: str, schemes: Mapping[str, tuple[int, bool]], *, user: bool = False) -> tuple[str, int, bool]:
+def _address(
+    key: str, url: str, schemes: Mapping[str, tuple[int, bool]], *, user: bool = False
+) -> tuple[str, int, bool]:
     """Return host, port, and whether it is encrypted. Raises `ValueError`."""
     choice = " or ".join(f"{scheme}://{'USER@' if user else ''}HOST:{port}" for scheme, (port, _) in schemes.items())
     try:

@@ -178,9 +178,7 @@ class SessionReceiver(Receiver):
       sessions: the sources, each with the number of deliveries that may wait for Kafka.
     """
 
-    def __init__(
-        self, receiver: str, kafka: KafkaOptions, topic: str, sessions: Sequence[tuple[Session, int]]
-    ) -> None:
+    def __init__(self, receiver: str, kafka: KafkaOptions, topic: str, sessions: Sequence[tuple[Session, int]]) -> None:
         super().__init__(receiver, replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S)), topic)
         self.sessions = sessions
         self._producer: DeliveryProducer | None = None
