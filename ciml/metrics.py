@@ -17,6 +17,7 @@ from typing import Any, Literal
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -94,6 +95,10 @@ class Metric:
     def counter(self, registry: CollectorRegistry | None = None) -> Counter:
         """Return a counter of this process."""
         return Counter(self.name, self.help, self.labels, registry=registry)
+
+    def gauge(self, registry: CollectorRegistry | None = None) -> Gauge:
+        """Return a gauge of this process; of several processes the one that lives."""
+        return Gauge(self.name, self.help, self.labels, registry=registry, multiprocess_mode="livemostrecent")
 
 
 BUILD = Metric("ciml_build_info", "gauge", "The version of ciml; always 1.", ("version",))

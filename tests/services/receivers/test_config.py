@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_DELIVERY_BYTES
-from services.receivers.config import load_receivers
+from services.receivers.config import WebhookSource, load_receivers
 from services.webhooks.signatures import SCHEMES
 from services.webhooks.sources import endpoints
 
@@ -37,7 +37,7 @@ def test_a_source_has_defaults(folder: Path) -> None:
     file = folder / "receivers.toml"
     file.write_text(GOOD)
     receivers = load_receivers(file)
-    (source,) = receivers.webhook_sources()
+    (source,) = receivers.of(WebhookSource)
     assert (source.posted_to, source.rate, source.burst, source.max_bytes) == (
         "/hooks/hub", 100.0, 1000, MAX_DELIVERY_BYTES
     )  # fmt: skip

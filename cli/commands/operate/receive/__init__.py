@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from cli.commands.operate.receive.gerrit import command as gerrit
+from cli.commands.operate.receive.mqtt import command as mqtt
 from cli.commands.operate.receive.webhooks import command as webhooks
 
 
@@ -17,7 +19,10 @@ def command() -> None:
     \b
     Example:
       ciml receive webhooks --config receivers.toml
+      ciml receive mqtt --config receivers.toml
     """
 
 
 command.add_command(webhooks)
+command.add_command(mqtt)
+command.add_command(gerrit)

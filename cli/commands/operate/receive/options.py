@@ -1,14 +1,26 @@
-"""Options that receivers share."""
+"""What the commands of receivers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.options import home_option, kafka_config_option, kafka_option, kafka_properties_option
+from cli.foreground import run_service
+from cli.options import (
+    MICRO_BATCHES,
+    EngineChoice,
+    home_option,
+    kafka_config_option,
+    kafka_option,
+    kafka_properties_option,
+)
+
+if TYPE_CHECKING:
+    from services.receivers.sessions import SessionReceiver
+    from services.service import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,3 +47,20 @@ def receiver_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def run_sessions(service: SessionReceiver, metrics_port: int | None, metrics_address: str) -> None:
+    """Run a receiver that connects to its sources, and print when all are connected, and why one is not."""
+    shown = ""
+
+    def report(progress: Progress, word: str) -> None:
+        nonlocal shown
+        line = word if word.startswith("waits: ") else f"receiving {service.receiver}: {service.shown}"
+        if line != shown:
+            shown = line
+            click.echo(line, err=True)
+
+    run_service(
+        service, EngineChoice(MICRO_BATCHES), (False, None), report, (), metrics_port, metrics_address,
+        *service.metrics.collectors, patience_s=None,
+    )  # fmt: skip
