@@ -77,8 +77,8 @@ stage('test') {
 """
 
 _UNPROVED = (
-    "Nothing proves who sends these events: anybody who reaches the receiver can claim any run. They are predicted, and "
-    "the policy trusts none. Give --client once a proxy verifies client certificates."
+    "Nothing proves who sends these events: anybody who reaches the receiver can claim any run. They are predicted, "
+    "and the policy trusts none. Give --client once a proxy verifies client certificates."
 )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
     """Write the files of a connection, each atomically; what is there already stays.
 
     Args:
-      folder: of all files; it is made with the mode 0700.
+      folder: of all files; it is made where it is missing, and its folder of secrets with the mode 0700.
       connection: what to write.
       force: replace a source of the same name and receiver that has other keys.
 
@@ -63,7 +64,7 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
         if text == (texts[name] or ""):
             done += [Written(folder / name, "unchanged")] if text else []
             continue
-        _replace(folder / name, text.encode(), 0o600)
+        _replace(folder / name, text.encode(), _mode(folder / name))
         done.append(Written(folder / name, "made" if texts[name] is None else "extended"))
     return done
 
@@ -113,14 +114,12 @@ def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> s
 
 
 def trust_text(text: str, connection: Connection, where: str) -> str:
-    """Return the trust policy with the sample rules for a source; rules that name it already stay. Raises as `write`."""
+    """Return the trust policy with sample rules for a source, unless it has rules for it. Raises as `write`."""
     found = parse_toml(text, where).get("rule", [])
     if any(connection.name in (each.get("source") or []) for each in found):
         return text
     sample = files("transforms.ingest").joinpath(f"trust_{connection.trust}.toml").read_text()
-    sample = re.sub(
-        r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample
-    )
+    sample = re.sub(r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample)
     if not text:
         return sample
     names = {each.get("name") for each in found}
@@ -143,6 +142,10 @@ def _read(path: Path) -> str | None:
         raise CimlError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+
+
 def _secret(folder: Path, secret: SecretFile) -> Written:
     path = folder / secret.path
     if path.exists():
@@ -155,7 +158,7 @@ def _secret(folder: Path, secret: SecretFile) -> Written:
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o755 if mode & 0o077 else 0o700, parents=True, exist_ok=True)
         handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as out:

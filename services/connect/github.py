@@ -35,7 +35,7 @@ jobs:
           path: telemetry
 """
 
-_TOKEN = "a fine-grained token with the permission Actions: read, of the repositories that send events"
+_RIGHTS = "a fine-grained token with the permission Actions: read, of the repositories that send events"
 
 
 def connect(name: str, url: str, api: str = API) -> Connection:
@@ -61,7 +61,7 @@ def connect(name: str, url: str, api: str = API) -> Connection:
         allowed={"hosts": (host.netloc,)} | ({} if own else {"redirect_hosts": ("*.blob.core.windows.net",)}),
         credential={"host": host.netloc, "token_file": token},
         secret=SecretFile(secret),
-        needed=(NeededFile(token, _TOKEN),),
+        needed=(NeededFile(token, _RIGHTS),),
         pastes=(
             Paste("GitHub, the webhook", filled_in(_HOOK, url=posted_to(url, name), secret=secret)),
             Paste("GitHub, each workflow (.github/workflows)", filled_in(_WORKFLOW, artifact=artifact), "yaml"),

@@ -26,7 +26,7 @@ test:
     expire_in: 1 week
 """
 
-_TOKEN = "a project or group access token with the scope read_api and the role Reporter"
+_RIGHTS = "a project or group access token with the scope read_api and the role Reporter"
 
 
 def connect(name: str, url: str, server: str, *, signed: bool = False, redirects: tuple[str, ...] = ()) -> Connection:
@@ -56,7 +56,7 @@ def connect(name: str, url: str, server: str, *, signed: bool = False, redirects
         allowed={"hosts": (host.netloc,)} | ({"redirect_hosts": redirects} if redirects else {}),
         credential={"host": host.netloc, "header": "PRIVATE-TOKEN", "token_file": token},
         secret=SecretFile(secret, "whsec_" if signed else ""),
-        needed=(NeededFile(token, _TOKEN),),
+        needed=(NeededFile(token, _RIGHTS),),
         pastes=(
             Paste("GitLab, the webhook", filled_in(_HOOK, url=posted_to(url, name), field=field, secret=secret)),
             Paste("GitLab, each job (.gitlab-ci.yml)", filled_in(_JOB), "yaml"),

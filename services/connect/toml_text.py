@@ -56,7 +56,9 @@ def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
         return text
     listed = ", ".join(json.dumps(item, ensure_ascii=False) for item in new)
     if key in before:
-        changed = re.sub(rf"(?m)^({key}\s*=\s*\[)", lambda found: f"{found[1]}{listed}{', ' if present else ''}", text, count=1)
+        changed = re.sub(
+            rf"(?m)^({key}\s*=\s*\[)", lambda found: f"{found[1]}{listed}{', ' if present else ''}", text, count=1
+        )
     else:
         comment = re.match(r"(?:#.*\n|\n)*", text)
         at = comment.end() if comment else 0

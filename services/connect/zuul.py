@@ -97,7 +97,8 @@ _JOB = """
 _ACCOUNT = """
 ssh-keygen -q -t ed25519 -N '' -f @KEY@
 ssh-keyscan -p @PORT@ @HOST@ > @KNOWN@
-ssh -p @PORT@ ADMIN@@HOST@ gerrit create-account --full-name ciml --group "'Service Users'" --ssh-key - @USER@ < @KEY@.pub
+ssh -p @PORT@ ADMIN@@HOST@ gerrit create-account --full-name ciml --group "'Service Users'" \\
+  --ssh-key - @USER@ < @KEY@.pub
 """
 
 _CAPABILITY = """
@@ -148,20 +149,20 @@ def connect_zuul(
     conf += f"ca_certs={ca_file or '/etc/ssl/certs/ca-certificates.crt'}\n" if tls else ""
     report = filled_in(_REPORT, prefix=prefix)
     reporters = "\n".join(filled_in(_PIPELINE, pipeline=one, report=report) for one in pipelines)
-    own = () if password_file else (Paste("The MQTT broker", filled_in(_BROKER, user=user, secret=secret, prefix=prefix), "shell"),)
+    password = Paste("The MQTT broker", filled_in(_BROKER, user=user, secret=secret, prefix=prefix), "shell")
     return Connection(
         source=source,
         trust="zuul",
         allowed=places(logs, internal),
         secret=None if password_file else SecretFile(secret),
         pastes=(
-            *own,
+            *(() if password_file else (password,)),
             Paste("zuul.conf of schedulers; restart them", conf, "ini"),
             Paste("Zuul, the pipelines: add these reporters to those that are there", reporters, "yaml"),
             Paste("Zuul, playbooks/ciml/pre.yaml of a config project; dool is installed on the nodes",
                   filled_in(_PRE, dool=DOOL), "yaml"),
             Paste("Zuul, playbooks/ciml/post.yaml", filled_in(_POST), "yaml"),
-            Paste("Zuul, the base job: post.yaml stands before the playbook that uploads logs", filled_in(_JOB), "yaml"),
+            Paste("Zuul, the base job: post.yaml before the playbook that uploads logs", filled_in(_JOB), "yaml"),
         ),
         also=("Connect its Gerrit too, under the same name, so that reviews and merges count: ciml connect gerrit.",),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Makes in Gerrit what Zuul and ciml need: accounts, the label Verified, the projects zuul-config (trusted) and demo.
 
-    python gerrit_setup.py FOLDER-OF-KEYS
+python gerrit_setup.py FOLDER-OF-KEYS
 """
 
 from __future__ import annotations
