@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.events.fields import time_us
-from ciml.events.globs import glob_pattern
 from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
+from ciml.globs import glob_pattern
 from transforms.fetch.errors import LogUnavailableError
 
 _MAX_NAME = 256

@@ -15,8 +15,8 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
+import adapters.registry
 import transforms.fetch.fetch
-import transforms.ingest.decode
 import transforms.ingest.decode_listing
 import transforms.ingest.trust
 import transforms.parse.logs
@@ -61,12 +61,7 @@ def _failing(patch: Patch, where: Any, name: str, is_poison: Callable[..., bool]
 
 
 def _poison_decode(patch: Patch) -> None:
-    _failing(
-        patch,
-        transforms.ingest.decode,
-        "decode_message",
-        lambda message, *_: b"poison-decode" in (message.value or b""),
-    )
+    _failing(patch, adapters.registry, "decode_message", lambda message, *_: b"poison-decode" in (message.value or b""))
 
 
 def _poison_trust(patch: Patch) -> None:
@@ -147,7 +142,7 @@ def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Pa
 
     def build(pipeline: beam.Pipeline) -> None:
         events = pipeline | beam.Create([Batch(covers, messages(found))], reshuffle=False).with_output_types(Batch)
-        judged = events | Decode() | Judge(TrustPolicy.load())
+        judged = events | Decode(read_event=adapters.registry.read_event) | Judge(TrustPolicy.load())
         stored = judged | TakeLogs(policy, LocalStore(str(tmp_path / "raw")))
         _ = stored | beam.Map(lambda batch: (tmp_path / "sealed").write_bytes(seal(batch))).with_output_types(Any)
 
