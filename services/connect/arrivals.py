@@ -112,7 +112,7 @@ def became(outcome: Outcome) -> Became:
     if outcome.kind == "dead_letter":
         return Became(f"{what} is a dead letter, {reason}\n    {remedy(outcome.reason)}", final=True, rejected=True)
     if outcome.kind == "deferred":
-        text = f"{what} is deferred, {reason}; ingest tries again\n    {remedy(outcome.reason)}"
+        text = f"{what} is deferred, {reason}; ingest tries again\n    {remedy(outcome.reason, closed=False)}"
         return Became(text, pending=outcome.run_id)
     if outcome.kind == "ignored":
         return Became(f"{what} is ignored, {reason}")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 REMEDIES: Mapping[str, str] = {
     "address_not_allowed": "add the host to hosts of the fetch policy, or to private_hosts if its address is private; "
-    "restart ingest; then: ciml dead-letters replay",
+    "restart ingest",
     "log_not_found": "check that the job stores its telemetry there; name its path in log_paths, or its artifact in "
-    "artifact_names, of the fetch policy; then: ciml dead-letters replay",
-    "log_forbidden": "check the token of the host, and its rights; then: ciml dead-letters replay",
-    "log_unavailable": "check that ingest can reach the host, and its certificate; then: ciml dead-letters replay",
-    "log_timeout": "check that ingest can reach the host; then: ciml dead-letters replay",
+    "artifact_names, of the fetch policy",
+    "log_forbidden": "check the token of the host, and its rights",
+    "log_unavailable": "check that ingest can reach the host, and its certificate",
+    "log_timeout": "check that ingest can reach the host",
     "missing_field": "the job reports no such fact: let it store its telemetry and say where, as ciml connect prints; "
     "only later events have it",
     "unknown_type": "check the event types that the sender sends, and the adapter of the source",
@@ -24,6 +24,11 @@ REMEDIES: Mapping[str, str] = {
 _OTHER = "see docs/dead-letters.md; ciml dead-letters show has the whole message"
 
 
-def remedy(reason: str) -> str:
-    """Return what to do about a dead letter of this reason."""
-    return REMEDIES.get(reason, _OTHER)
+#: Reasons whose dead letters a replay may settle, once their cause is gone.
+_AGAIN = frozenset({"address_not_allowed", "log_not_found", "log_forbidden", "log_unavailable", "log_timeout"})
+
+
+def remedy(reason: str, *, closed: bool = True) -> str:
+    """Return what to do about an input of this reason; ``closed``: ingest does not try it again by itself."""
+    what = REMEDIES.get(reason, _OTHER)
+    return f"{what}; then: ciml dead-letters replay" if closed and reason in _AGAIN else what

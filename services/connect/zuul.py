@@ -94,10 +94,9 @@ _JOB = """
       - playbooks/ciml/post.yaml
 """
 
-_ACCOUNT = """
-ssh-keygen -q -t ed25519 -N '' -f @KEY@
-ssh-keyscan -p @PORT@ @HOST@ > @KNOWN@
-ssh -p @PORT@ ADMIN@@HOST@ gerrit create-account --full-name ciml --group "'Service Users'" \\
+_KEY = "ssh-keygen -q -t ed25519 -N '' -f @KEY@\n"
+_HOSTS = "ssh-keyscan -p @PORT@ @HOST@ > @KNOWN@\n"
+_ACCOUNT = """ssh -p @PORT@ ADMIN@@HOST@ gerrit create-account --full-name ciml --group "'Service Users'" \\
   --ssh-key - @USER@ < @KEY@.pub
 """
 
@@ -192,10 +191,9 @@ def connect_gerrit(
         "receiver": "gerrit", "name": name, "adapter": "gerrit", "ssh": ssh, "key_file": key,
         "known_hosts_file": known,
     } | ({"rest": rest} if rest else {}) | ({"secret_file": password_file} if password_file else {})  # fmt: skip
-    account = filled_in(
-        _ACCOUNT, key=key, known=known, host=address.hostname,
-        port=str(address.port or 29418), user=address.username,
-    )  # fmt: skip
+    commands = ("" if key_file else _KEY) + ("" if known_hosts_file else _HOSTS) + _ACCOUNT
+    port = str(address.port or 29418)
+    account = filled_in(commands, key=key, known=known, host=address.hostname, port=port, user=address.username)
     return Connection(
         source=source,
         trust="zuul",

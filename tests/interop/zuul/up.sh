@@ -65,7 +65,7 @@ print(":".join(sorted(paths)))')
   "$python" - "$folder" >"$folder/etc/site-vars.yaml" <<'P'
 import ciml, json, pathlib, sys
 checkout = str(pathlib.Path(ciml.__file__).parents[1])
-print(json.dumps({"zuul_site": {"logs": f"{sys.argv[1]}/sites", "bin": str(pathlib.Path(sys.executable).parent), "checkout": checkout}}))
+print(json.dumps({"zuul_site": {"logs": f"{sys.argv[1]}/sites", "python": sys.executable, "dool": str(pathlib.Path(sys.executable).with_name("dool")), "checkout": checkout}}))
 P
   [ -e "$folder/etc/id_rsa" ] || ssh-keygen -q -t rsa -b 2048 -m PEM -N '' -f "$folder/etc/id_rsa"
   [ -e "$folder/etc/ciml_key" ] || ssh-keygen -q -t ed25519 -N '' -f "$folder/etc/ciml_key"

@@ -100,7 +100,8 @@ def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: 
                 click.echo(f"  {part.text}")
                 parts.append(part)
             if not any(part.final for part in parts):
-                click.echo("  nothing yet: check that ingest works: ciml service status")
+                why = "its log is not there yet" if parts else "check that ingest works: ciml service status"
+                click.echo(f"  no run yet: {why}")
                 return _NOTHING
         return _REJECTED if any(part.rejected for part in parts) else 0
     click.echo("no event that reports a run or an update:")
