@@ -22,6 +22,7 @@ from transforms.ingest.decode import decode
 _READ = 100
 _POLL_S = 0.2
 _COMMIT_POLL_S = 1.0
+_BACK_DELTAS = 2000  # more than ingest commits in the minutes before the command
 
 
 @dataclass(frozen=True)
@@ -126,25 +127,34 @@ def became(outcome: Outcome) -> Became:
 def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became]:
     """Yield what ingest commits for an event, until each of its runs is settled.
 
-    A run whose log is not there yet is yielded as deferred, and again when it is settled.
+    A run whose log is not there yet is yielded as deferred, and again when it is settled. So is a change of its trust
+    in the same commit.
 
     Raises:
       CimlError, IntegrityError: the data root cannot be read.
     """
-    data, seen, read = DataRoot.open(data_path), False, 0
+    data, seen, read = DataRoot.open(data_path), False, -1
     waits: set[str] = set()
+    runs: set[str] = set()
+    needle = json.dumps(origin.to_json(), separators=(",", ":")).encode()
     while time.monotonic() < until_s:
         log, state = open_raw(data.raw)
-        needle = json.dumps(origin.to_json(), separators=(",", ":")).encode()
+        read = max(0, state.version - _BACK_DELTAS) if read < 0 else read
         for version, raw in log.raw_since(read):
             read = version
             if needle not in raw:
                 continue
-            for _, record in records_of(log.parse(version, raw)):
+            delta = log.parse(version, raw)
+            for _, record in records_of(delta):
                 if record["origin"] == origin.to_json():
                     outcome = Outcome.from_json(record)
                     (waits.add if outcome.kind == "deferred" else waits.discard)(outcome.run_id)
+                    runs.add(outcome.run_id)
                     yield became(outcome)
+            for change in delta.get("trust_changes", ()):
+                if change["run_id"] in runs:
+                    word = "trusted" if change["trust"]["trusted"] else "not trusted"
+                    yield Became(f"run {change['run_id']} is {word} now, by the rule {change['trust']['rule']!r}", True)
         seen = seen or not list(state.covered(origin.topic, origin.partition).missing(origin.offset, origin.offset + 1))
         if seen and not waits:
             return

@@ -57,6 +57,7 @@ class Connection:
       source: the table of the receivers' configuration.
       trust: the name of the sample policy, ``trust_NAME.toml`` of `transforms.ingest`.
       allowed: lists of the fetch policy, by key: ``hosts``, ``private_hosts``, ``redirect_hosts`` and others.
+      ca_file: certificates that sign the log host's, "" for those of the system.
       credential: the table of the log host's credential; paths are below the folder of the configuration.
       webhooks: keys of the receivers' table ``[webhooks]``.
       secret: that ciml makes, unless its file is there.
@@ -68,6 +69,7 @@ class Connection:
     source: Mapping[str, Any]
     trust: str
     allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ca_file: str = ""
     credential: Mapping[str, str] = field(default_factory=dict)
     webhooks: Mapping[str, Any] = field(default_factory=dict)
     secret: SecretFile | None = None

@@ -18,7 +18,7 @@ from typing import Any
 from ciml.errors import CimlError
 from ciml.settings import parse_toml
 from services.connect.connection import Connection, SecretFile
-from services.connect.toml_text import with_items, with_table, without_blocks
+from services.connect.toml_text import with_items, with_key, with_table, without_blocks
 from services.receivers.config import SOURCES, TABLES, load_receivers
 
 RECEIVERS, FETCH, TRUST = "receivers.toml", "fetch.toml", "trust.toml"
@@ -106,6 +106,8 @@ def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> s
     text = text or _COMMENT[FETCH]
     for key, items in connection.allowed.items():
         text = with_items(text, key, items, where)
+    if connection.ca_file:
+        text = with_key(text, "ca_file", connection.ca_file, where)
     credential: dict[str, Any] = dict(connection.credential)
     if credential and not any(each.get("host") == credential["host"] for each in found.get("credentials", [])):
         credential["token_file"] = str(folder / credential["token_file"])

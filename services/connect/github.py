@@ -38,13 +38,15 @@ jobs:
 _RIGHTS = "a fine-grained token with the permission Actions: read, of the repositories that send events"
 
 
-def connect(name: str, url: str, api: str = API) -> Connection:
+def connect(name: str, url: str, api: str = API, *, internal: bool = False, ca_file: str = "") -> Connection:
     """Return the connection of GitHub.
 
     Args:
       name: of the source.
       url: the public address of the receiver.
       api: the address of the REST API; a GitHub Enterprise Server has ``https://HOST/api/v3``.
+      internal: whether its name has a private address.
+      ca_file: certificates that sign the server's.
 
     Raises:
       CimlError: an address is malformed.
@@ -58,7 +60,9 @@ def connect(name: str, url: str, api: str = API) -> Connection:
     return Connection(
         source={"receiver": "webhooks", "name": name, "adapter": "github", "secret_file": secret},
         trust="github",
-        allowed={"hosts": (host.netloc,)} | ({} if own else {"redirect_hosts": ("*.blob.core.windows.net",)}),
+        allowed={"private_hosts" if internal else "hosts": (host.netloc,)}
+        | ({} if own else {"redirect_hosts": ("*.blob.core.windows.net",)}),
+        ca_file=ca_file,
         credential={"host": host.netloc, "token_file": token},
         secret=SecretFile(secret),
         needed=(NeededFile(token, _RIGHTS),),

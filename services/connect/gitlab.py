@@ -29,7 +29,10 @@ test:
 _RIGHTS = "a project or group access token with the scope read_api and the role Reporter"
 
 
-def connect(name: str, url: str, server: str, *, signed: bool = False, redirects: tuple[str, ...] = ()) -> Connection:
+def connect(
+    name: str, url: str, server: str, *, signed: bool = False, redirects: tuple[str, ...] = (), internal: bool = False,
+    ca_file: str = "",
+) -> Connection:  # fmt: skip
     """Return the connection of GitLab.
 
     Args:
@@ -38,6 +41,8 @@ def connect(name: str, url: str, server: str, *, signed: bool = False, redirects
       server: the address of GitLab.
       signed: whether GitLab signs its webhooks; else it sends a secret token.
       redirects: hosts of the object store to which GitLab redirects downloads.
+      internal: whether its name has a private address.
+      ca_file: certificates that sign the server's.
 
     Raises:
       CimlError: an address is malformed.
@@ -53,7 +58,9 @@ def connect(name: str, url: str, server: str, *, signed: bool = False, redirects
             "auth": "standard-webhooks" if signed else "gitlab-token", "secret_file": secret,
         },
         trust="gitlab",
-        allowed={"hosts": (host.netloc,)} | ({"redirect_hosts": redirects} if redirects else {}),
+        allowed={"private_hosts" if internal else "hosts": (host.netloc,)}
+        | ({"redirect_hosts": redirects} if redirects else {}),
+        ca_file=ca_file,
         credential={"host": host.netloc, "header": "PRIVATE-TOKEN", "token_file": token},
         secret=SecretFile(secret, "whsec_" if signed else ""),
         needed=(NeededFile(token, _RIGHTS),),

@@ -60,9 +60,7 @@ def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
             rf"(?m)^({key}\s*=\s*\[)", lambda found: f"{found[1]}{listed}{', ' if present else ''}", text, count=1
         )
     else:
-        comment = re.match(r"(?:#.*\n|\n)*", text)
-        at = comment.end() if comment else 0
-        changed = f"{text[:at]}{key} = [{listed}]\n{text[at:]}"
+        changed = _on_top(text, f"{key} = [{listed}]\n")
     try:
         same = tomllib.loads(changed) == {**before, key: [*new, *present]}
     except ValueError:
@@ -70,3 +68,18 @@ def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
     if not same:
         raise CimlError(f"{where}: {key}: cannot be extended by ciml; add {listed} by hand")
     return changed
+
+
+def with_key(text: str, key: str, value: str, where: str) -> str:
+    """Return the text with a key at its top level. Raises `CimlError` if it has another value."""
+    before = tomllib.loads(text).get(key)
+    if before not in (None, value):
+        raise CimlError(f"{where}: {key} is {before!r} already; remove it, or add the content of {value} to that file")
+    return text if before == value else _on_top(text, f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+
+
+def _on_top(text: str, line: str) -> str:
+    """Return the text with a line after its first comment: before all tables, so it is a key of the top level."""
+    comment = re.match(r"(?:#.*\n|\n)*", text)
+    at = comment.end() if comment else 0
+    return f"{text[:at]}{line}{text[at:]}"

@@ -12,6 +12,11 @@ from cli.commands.operate.connect.options import asked, connect_options, interna
 _FILE = click.Path(dir_okay=False, resolve_path=True)
 
 
+_ca_option = click.option(
+    "--ca-file", type=_FILE, metavar="FILE", help="Certificates that sign the server's.  [default: the system's]"
+)
+
+
 @click.command("github")
 @connect_options("github")
 @url_option
@@ -20,7 +25,9 @@ _FILE = click.Path(dir_okay=False, resolve_path=True)
     metavar="URL",
     help="REST API; GitHub Enterprise Server has https://HOST/api/v3.  [default: github.com's]",
 )
-def github(name: str, url: str | None, api: str | None, **rest: Any) -> int:
+@internal_option
+@_ca_option
+def github(name: str, url: str | None, api: str | None, internal: bool, ca_file: str | None, **rest: Any) -> int:
     """Connect GitHub.
 
     \b
@@ -31,7 +38,8 @@ def github(name: str, url: str | None, api: str | None, **rest: Any) -> int:
     from services.connect import github as system
 
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
-    return finish(system.connect(name, address, api or system.API), **rest)
+    made = system.connect(name, address, api or system.API, internal=internal, ca_file=ca_file or "")
+    return finish(made, **rest)
 
 
 @click.command("gitlab")
@@ -43,7 +51,12 @@ def github(name: str, url: str | None, api: str | None, **rest: Any) -> int:
     "--redirect-host", "redirects", multiple=True, metavar="HOST",
     help="Object store of artifacts that GitLab redirects to; may be repeated.",
 )  # fmt: skip
-def gitlab(name: str, url: str | None, server: str, signed: bool, redirects: tuple[str, ...], **rest: Any) -> int:
+@internal_option
+@_ca_option
+def gitlab(
+    name: str, url: str | None, server: str, signed: bool, redirects: tuple[str, ...], internal: bool,
+    ca_file: str | None, **rest: Any,
+) -> int:  # fmt: skip
     """Connect GitLab.
 
     \b
@@ -53,7 +66,10 @@ def gitlab(name: str, url: str | None, server: str, signed: bool, redirects: tup
     from services.connect import gitlab as system
 
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
-    return finish(system.connect(name, address, server, signed=signed, redirects=redirects), **rest)
+    made = system.connect(
+        name, address, server, signed=signed, redirects=redirects, internal=internal, ca_file=ca_file or ""
+    )
+    return finish(made, **rest)
 
 
 @click.command("zuul")
