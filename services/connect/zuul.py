@@ -53,9 +53,12 @@ _PRE = """
   tasks:
     - name: Record the machine's telemetry
       shell: |
-        mkdir -p ~/ciml
-        nohup dool @DOOL@ --output ~/ciml/dstat-csv_log.txt 1 >/dev/null 2>&1 &
-        echo $! > ~/ciml/pid
+        mkdir -p {{ ansible_user_dir }}/ciml
+        cd {{ ansible_user_dir }}/ciml
+        rm -f dstat-csv_log.txt*
+        nohup dool @DOOL@ \\
+          --output dstat-csv_log.txt 1 >/dev/null 2>&1 &
+        echo $! > pid
 """
 
 _POST = """
@@ -63,15 +66,17 @@ _POST = """
   tasks:
     - name: End the recording
       shell: |
-        kill $(cat ~/ciml/pid)
-        gzip -f ~/ciml/dstat-csv_log.txt
+        cd {{ ansible_user_dir }}/ciml
+        kill $(cat pid)
+        gzip -f dstat-csv_log.txt
       failed_when: false
     - name: Fetch the telemetry
       fetch:
-        src: ~/ciml/dstat-csv_log.txt.gz
+        src: "{{ ansible_user_dir }}/ciml/dstat-csv_log.txt.gz"
         dest: "{{ zuul.executor.log_root }}/{{ inventory_hostname }}/"
         flat: true
         fail_on_missing: false
+      register: telemetry
 
 - hosts: localhost
   tasks:
@@ -83,6 +88,9 @@ _POST = """
               - name: telemetry
                 url: "{{ groups['all'] | first }}/dstat-csv_log.txt.gz"
                 metadata: {type: dstat_csv}
+      when:
+        - groups['all'] | length > 0
+        - hostvars[groups['all'] | first].telemetry.changed | default(false)
 """
 
 _JOB = """

@@ -1,15 +1,28 @@
 #!/bin/bash
-# down.sh FOLDER: ends what up.sh started, by pid.
-for file in "$1"/pids/*; do
+# down.sh FOLDER: ends what up.sh started, by pid: each is the leader of a group. A pid of another program is left alone.
+ours() { grep -zqF "$folder" "/proc/$1/cmdline" 2>/dev/null; }
+
+folder=$(realpath -m "$1")
+for file in "$folder"/pids/*; do
   [ -e "$file" ] || continue
   pid=$(cat "$file")
-  case $file in */postgres) pid=$(head -1 "$1/pg/postmaster.pid" 2>/dev/null || echo "$pid") ;; esac
-  kill "$pid" 2>/dev/null
+  case $file in
+    */postgres) pid=$(head -1 "$folder/pg/postmaster.pid" 2>/dev/null) && ours "$pid" && kill -INT "$pid" ;; # waits for no client
+    *) ours "$pid" && kill "$pid" ;;
+  esac
 done
-sleep 3
-for file in "$1"/pids/*; do
+for _ in $(seq 50); do
+  left=""
+  for file in "$folder"/pids/*; do
+    [ -e "$file" ] && ours "$(cat "$file")" && left=yes
+  done
+  [ -z "$left" ] && break
+  sleep 0.2
+done
+for file in "$folder"/pids/*; do
   [ -e "$file" ] || continue
-  pid=$(cat "$file")
-  grep -zq "$1" "/proc/$pid/cmdline" 2>/dev/null && kill -9 "$pid"
+  for pid in $(pgrep -g "$(cat "$file")"); do
+    ours "$pid" && kill -9 "$pid"
+  done
 done
-rm -f "$1"/pids/*
+rm -f "$folder"/pids/*

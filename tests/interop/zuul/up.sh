@@ -36,7 +36,7 @@ wait_for() {
 
 run() {
   name=$1; shift
-  "$@" >"$folder/logs/$name.log" 2>&1 </dev/null &
+  setsid "$@" >"$folder/logs/$name.log" 2>&1 </dev/null &
   echo $! >"$folder/pids/$name"
 }
 
