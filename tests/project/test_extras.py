@@ -154,7 +154,7 @@ def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], s
     (tmp_path / "jobs.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')
     data = ["--data-path", str(store)]
     for arguments, said in [
-        (["runs"], "spark-aggregation"),
+        (["runs"], "networkx-unit"),
         (["dataset", "create", "jobs", "--definition", "jobs.toml"], "jobs"),
         (["dataset", "update", "jobs"], "12 examples"),
         (["dataset", "verify", "jobs"], "12 examples"),
