@@ -16,8 +16,8 @@ _SPLIT = (1, 0, 1)
 def definitions(span_runs: int, pools: Iterable[str]) -> tuple[DatasetDefinition, DatasetDefinition]:
     """Return the definitions of both data sets.
 
-    The first one has a run's course, the second one its summary: pools differ in peaks of a second. The first sample, an
-    average since the machine started, is left out.
+    The first one has a run's course, the second one its summary: pools differ in peaks of a second. The first sample,
+    an average since the machine started, is left out.
 
     Args:
       span_runs: number of runs of a span.
