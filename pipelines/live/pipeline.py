@@ -24,7 +24,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, IntegrityError, RejectedInput
-from ciml.events.payloads import redact_bytes
+from ciml.events.payload_redaction import redact_bytes
 from ciml.events.records import Batch, Message, Origin
 from ciml.events.samples import End, Samples, decode
 from pipelines.kafka.client import KafkaOptions
