@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.foreground import run_service
-from cli.options import MICRO_BATCHES, EngineChoice, data_path_option, metrics_options
+from cli.foreground import Running
+from cli.options import data_path_option, metrics_options
 from cli.policy_options import learn_from_options
 
 if TYPE_CHECKING:
@@ -70,6 +70,6 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
         result = run_once(config, progress=step)
         show(result)
         return REJECTED if result.outcome == "refused" else 0
-    service, here = TrainerService(config, show, step), EngineChoice(MICRO_BATCHES)
-    run_service(service, here, (False, None), None, (), metrics_port, metrics_address, patience_s=None)
+    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
+    running.run(TrainerService(config, show, step), None, patience_s=None)
     return 0

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.foreground import ending_options, run_service
-from cli.options import (
-    MICRO_BATCHES,
-    EngineChoice,
-    beam_option,
-    data_path_option,
-    engine_option,
-    kafka_config_option,
-    kafka_option,
-    kafka_properties_option,
-)
+from cli.foreground import Running, running_options, topic_options
+from cli.options import HERE
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
@@ -24,10 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("live")
-@data_path_option(creates=True)
-@kafka_option()
-@kafka_config_option
-@engine_option
+@topic_options(creates=True)
 @click.option(
     "--dataset",
     "datasets",
@@ -72,16 +61,8 @@ if TYPE_CHECKING:
               help="Time for which a finished run waits for missing samples.")  # fmt: skip
 @click.option("--silence", type=Duration(), default="30min", show_default=True, metavar="TIME",
               help="Time without samples after which a run is abandoned.")  # fmt: skip
-@ending_options("Make one pass to the present end of the topic, in this process, without Flink.")
-@kafka_properties_option
-@beam_option
-def command(
-    engine: EngineChoice,
-    once: bool,
-    until_idle: float | None,
-    beam_options: tuple[str, ...],
-    **arguments: Any,
-) -> None:
+@running_options("Make one pass to the present end of the topic, in this process, without Flink.")
+def command(running: Running, **arguments: Any) -> None:
     """Stream windows of running jobs.
 
     It reads samples from a topic and publishes each window of a data set early, when it is final, and after late
@@ -97,12 +78,12 @@ def command(
     from services.live import LiveService
 
     service = LiveService.of(**arguments)
-    if once:
-        engine = EngineChoice(MICRO_BATCHES)
-    with Counts(f"{service.config.topic} by {'this process' if once else engine}") as counts:
+    if running.once:
+        running = replace(running, engine=HERE)
+    with Counts(f"{service.config.topic} by {'this process' if running.once else running.engine}") as counts:
 
         def report(progress: Progress, word: str) -> None:
             read = progress.facts["counts"]["messages read"]
             counts.update(f"{read:,} messages read; {progress.behind:,} to go")
 
-        run_service(service, engine, (once, until_idle), report, beam_options)
+        running.run(service, report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.pairs import pairs
-from cli.options import home_option, kafka_config_option, kafka_option, kafka_properties_option, s3_place
+from cli.options import home_option, kafka_options, s3_place
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("record", context_settings={"allow_interspersed_args": False})
 @click.argument("argv", metavar="COMMAND…", nargs=-1, type=click.UNPROCESSED)
-@kafka_option(required=False)
-@kafka_config_option
-@kafka_properties_option
+@kafka_options(required=False)
 @home_option
 @click.option(
     "--log-dir",

@@ -11,7 +11,7 @@ import click
 
 from ciml.errors import CimlError
 from cli.foreground import ENDINGS
-from cli.options import EngineChoice, home_of, home_option, metrics_options
+from cli.options import EngineChoice, home_of, home_option
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ class _Kinds(click.Group):
             callback=partial(_start, cmd_name, self.foreground),
             help=f"{verb.title()} the {cmd_name} service.\n\n\b\nExample:\n  ciml service {verb} {cmd_name} {example}",
         )
-        has_metrics = any(param.name == "metrics_port" for param in own.params)
-        more = () if has_metrics else (metrics_options,)
-        for option in (*_START, *(() if self.foreground else (_WAIT,)), *more):
+        for option in (*_START, *(() if self.foreground else (_WAIT,))):
             option(made)
         return made
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import click
 
-from cli.options import data_path_option, kafka_config_option, kafka_option, kafka_properties_option
+from cli.foreground import topic_options
 
 
 @click.command("accept-loss")
-@data_path_option(creates=True)
-@kafka_option()
-@kafka_config_option
+@topic_options(creates=True)
 @click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
-@kafka_properties_option
 @click.option("--dry-run", is_flag=True, help="List the lost offsets; accept nothing.")
 def accept_loss(
     data_path: str,
