@@ -24,8 +24,6 @@ from cli.param_types import Duration
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from prometheus_client.registry import Collector
-
     from services.driver import Report
     from services.service import Service, Until
 
@@ -57,13 +55,12 @@ class Running:
         """When it ends, for `services.driver.drive`."""
         return "end" if self.once else self.until_idle
 
-    def run(self, service: Service, report: Report | None, *timings: Collector, **options: Any) -> None:
+    def run(self, service: Service, report: Report | None, **options: Any) -> None:
         """Run a service until it ends or a signal arrives, and serve its metrics.
 
         Args:
           service: the service.
           report: see `services.driver.drive`.
-          timings: further metrics.
           options: further arguments of `services.driver.drive`.
         """
         from ciml.metrics import registry_of, serve_metrics
@@ -72,7 +69,7 @@ class Running:
         if self.once and self.until_idle is not None:
             raise click.UsageError("--once and --until-idle exclude each other")
         stop, endpoint = stop_on_signals(), self.engine.job_endpoint
-        registry = registry_of(service.board, *timings)
+        registry = registry_of(service.board, *service.timings())
         with serve_metrics(registry, self.metrics_port, self.metrics_address) as url:
             if url:
                 click.echo(f"metrics: {url}", err=True)

@@ -25,6 +25,7 @@ from transforms.ingest.trust import TrustPolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam
+    from prometheus_client.registry import Collector
 
 _OVERDUE_US = 300_000_000  # a retry whose worker died is repeated after this
 
@@ -61,6 +62,11 @@ class IngestService(TopicService[RawState]):
     def cover_bases(self, listing: Listing) -> None:
         # Computed from the state at the commit: once another process has begun to read, missing offsets are losses.
         committer(self.config.raw).commit_found(lambda state: bases(state, listing))
+
+    def timings(self) -> Sequence[Collector]:
+        from transforms.ingest.timings_beam import FETCH
+
+        return (FETCH.histogram, *super().timings())
 
     def progress(self, state: RawState) -> Progress:
         due = state.next_due_us()

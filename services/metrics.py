@@ -45,8 +45,14 @@ METRICS = (
 def topic_families(state: Coverage, listing: Listing) -> Iterable[Family]:
     """Yield the metrics of a topic whose offsets a manifest covers."""
     lag, topic = lag_by_partition(state, listing), listing.topic
-    yield LAG.of({(topic, str(partition)): behind for partition, behind in lag.items()})
+    yield from lag_families(topic, lag)
     yield COVERED.of({(topic, str(partition)): state.covered(topic, partition).count() for partition in lag})
+
+
+def lag_families(topic: str, lag: Mapping[Any, int]) -> Iterator[Family]:
+    """Yield the lag of a topic's partitions if it is known."""
+    if lag:
+        yield LAG.of({(topic, str(partition)): behind for partition, behind in lag.items()})
 
 
 def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
@@ -54,6 +60,8 @@ def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
     if kind != "ingest":
         yield SERVICE_HEALTH.of({(kind, health): health == status.get("health") for health in get_args(Health)})
         yield SERVICE_RESUBMISSIONS.of({(kind,): status.get("resubmitted", 0)})
+        if kind == "live":  # only its worker knows the position
+            yield from lag_families(status["topic"], status.get("lag") or {})
         return
     job, point = status.get("job") or {}, status.get("checkpoint") or {}
     yield HEALTH.of({(health,): health == status.get("health") for health in get_args(Health)})

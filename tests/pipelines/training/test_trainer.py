@@ -12,9 +12,10 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
+from ciml.metrics import Board
 from ciml.storage.open import open_store
 from pipelines.training import trainer as trainer_module
-from pipelines.training.metrics import TrainBoard
+from pipelines.training.metrics import registry_families
 from pipelines.training.trainer import TrainConfig, run_once
 from serving.client import ModelClient
 from serving.push import rollback
@@ -172,8 +173,7 @@ def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Callable[
 
 
 def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
-    board = TrainBoard("m")
-    assert "ciml_model_pushes_total" not in collected(board)  # nothing is known yet
+    board = Board()
     for seed, blessed in ((1, True), (2, False), (3, True)):
         scripted((seed, blessed, ""))
         run_once(config)
@@ -182,7 +182,7 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., 
         open_store(save_model(Path(config.data.url) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
     )
     registry.record_verdict(candidate.id, Verdict(False, ("worse",), {}))
-    board.see(registry.state)
+    board.observed(registry_families("m", registry.state))
     shown = collected(board)
     assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 2, ("m", "refused"): 2}
     assert shown["ciml_model_pushes_total"] == {("m",): 2}

@@ -62,7 +62,6 @@ def command(running: Running, **arguments: Any) -> None:
     from cli.progress_counts import Counts
     from services.driver import PATIENCE_S
     from services.predict import PredictService
-    from transforms.ingest.timings_beam import COMMIT
 
     service = PredictService.of(**arguments)
     with Counts(f"{service.topic} by {running.engine}") as counts:
@@ -71,5 +70,4 @@ def command(running: Running, **arguments: Any) -> None:
             done = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
             counts.update(f"{done or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
 
-        patience_s = PATIENCE_S if running.until is None else 0.0
-        running.run(service, report, COMMIT.histogram, patience_s=patience_s)
+        running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)

@@ -49,7 +49,6 @@ def command(running: Running, **arguments: Any) -> None:
     """
     from cli.progress_counts import Counts
     from services.ingest import IngestService
-    from transforms.ingest.timings_beam import COMMIT, FETCH
 
     service = IngestService.of(**arguments)
     with Counts(f"{service.topic} by {running.engine}") as counts:
@@ -57,4 +56,4 @@ def command(running: Running, **arguments: Any) -> None:
         def report(progress: Progress, word: str) -> None:
             counts.show(progress.facts["counts"], progress.behind)
 
-        running.run(service, report, FETCH.histogram, COMMIT.histogram)
+        running.run(service, report)
