@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,15 +39,12 @@ if TYPE_CHECKING:
     "  [default: the data set's label; with --only, build_name]",
 )
 @click.option("--k", type=click.IntRange(1, 100), help="Number of clusters.  [default: of the best silhouette]")
-@click.option(
-    "--max-k", type=click.IntRange(2, 100), default=10, show_default=True, help="Largest number of clusters to try."
-)
+@click.option("--max-k", "most_k", type=click.IntRange(2, 100), default=10, help="Largest number of clusters to try.")
 @click.option(
     "--map",
     "projection",
     type=click.Choice(["pca", "tsne"]),
     default="pca",
-    show_default=True,
     help="Projection of the runs to two dimensions.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON output, without the cluster of each run.")
@@ -56,16 +53,10 @@ def command(
     name: str | None,
     dataset: str | None,
     data_path: str,
-    only: str | None,
     splits: tuple[str, ...],
-    first: int | None,
-    against: tuple[str, ...],
-    k: int | None,
-    max_k: int,
-    projection: Literal["pca", "tsne"],
     as_json: bool,
     output: str | None,
-    seed: int,
+    **options: Any,
 ) -> None:
     """Cluster the runs of a data set.
 
@@ -87,16 +78,7 @@ def command(
     from transforms.examples.split import SPLITS
 
     chosen = dataset_name(name, dataset)
-    wanted = Wanted(
-        only=only,
-        splits=tuple(split for split in SPLITS if not splits or split in splits),
-        first=first,
-        against=against,
-        k=k,
-        most_k=max_k,
-        projection=projection,
-        seed=seed,
-    )
+    wanted = Wanted(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)
     with progress_bar("clustering") as progress:
         found = cluster_dataset(DataRoot.open(data_path).dataset(chosen), wanted, progress)
     value = found.to_json()

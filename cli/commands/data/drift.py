@@ -34,11 +34,11 @@ _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 @click.option("--against", metavar="NAME", help="Data set to compare with.  [default: the earlier spans]")
 @click.option("--model", metavar="MODEL", help="Model whose champion's training runs to compare with.")
 @click.option(
-    "--psi", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True,
+    "--psi", type=click.FloatRange(min=0, min_open=True), default=0.1,
     help="PSI from which a distribution has drifted; from 2.5 times this the drift is large.",
 )  # fmt: skip
 @click.option(
-    "--min-runs", type=click.IntRange(min=2), default=30, show_default=True,
+    "--min-runs", type=click.IntRange(min=2), default=30,
     help="Minimum runs on each side to test a job or provider.",
 )  # fmt: skip
 @click.option(

@@ -49,14 +49,12 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     "--max-bad",
     type=click.FloatRange(0, 1),
     default=0.1,
-    show_default=True,
     metavar="SHARE",
     help="Largest share of bad rows and missing logs; beyond it nothing is loaded.",
 )
 @click.option(
     "--source",
     default="backfill",
-    show_default=True,
     metavar="NAME",
     help="Name of the table in the trust policy and in run ids.",
 )

@@ -28,11 +28,9 @@ REJECTED = 5
     metavar="FILE",
     help="TOML file of the estimator and its hyper-parameters.  [default: a small dense network]",
 )
-@click.option(
-    "--watch/--once", default=False, help="Refresh whenever the data set grows, or a single one.  [default: once]"
-)
+@click.option("--watch/--once", default=False, help="Refresh whenever the data set grows, or a single one.")
 @learn_from_options
-@click.option("--label", default="stable", show_default=True, help="Label of a pushed version.")
+@click.option("--label", default="stable", help="Label of a pushed version.")
 @click.option("--min-test-runs", type=click.IntRange(1), help="Minimum held-out runs; the gate rejects on fewer.")
 @click.option(
     "--tolerance", type=click.FloatRange(0), help="Accuracy by which a candidate may be worse than the champion."

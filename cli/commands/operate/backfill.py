@@ -27,9 +27,7 @@ _INTERRUPTED = 130
 @logs_option(required=True)
 @data_path_option(creates=True)
 @runner_option
-@click.option(
-    "--source", default="backfill", show_default=True, metavar="NAME", help="Name of the listing in the trust policy."
-)
+@click.option("--source", default="backfill", metavar="NAME", help="Name of the listing in the trust policy.")
 @click.option(
     "--runs-of",
     metavar="NAME",

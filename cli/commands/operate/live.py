@@ -25,25 +25,17 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Data set that defines the windows; may be repeated.",
 )
-@click.option("--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Topic of samples.")
-@click.option(
-    "--windows-topic",
-    default="windows",
-    show_default=True,
-    metavar="TOPIC",
-    help="Topic of windows; '' for none.",
-)
+@click.option("--samples-topic", default="samples", metavar="TOPIC", help="Topic of samples.")
+@click.option("--windows-topic", default="windows", metavar="TOPIC", help="Topic of windows; '' for none.")
 @click.option(
     "--examples-topic",
     default="live-examples",
-    show_default=True,
     metavar="TOPIC",
     help="Topic of the growing examples; '' for none.",
 )
 @click.option(
     "--dead-letters-topic",
     default="live-dead-letters",
-    show_default=True,
     metavar="TOPIC",
     help="Topic of samples that could not be used.",
 )
@@ -51,15 +43,14 @@ if TYPE_CHECKING:
     "--since",
     type=Duration(),
     default="3h",
-    show_default=True,
     metavar="TIME",
     help="Age from which samples are read; longer than any run.",
 )
-@click.option("--slack", type=Duration(), default="60s", show_default=True, metavar="TIME",
+@click.option("--slack", type=Duration(), default="60s", metavar="TIME",
               help="Time after its end, by the run's clock, for which a window waits for late samples.")  # fmt: skip
-@click.option("--grace", type=Duration(), default="60s", show_default=True, metavar="TIME",
+@click.option("--grace", type=Duration(), default="60s", metavar="TIME",
               help="Time for which a finished run waits for missing samples.")  # fmt: skip
-@click.option("--silence", type=Duration(), default="30min", show_default=True, metavar="TIME",
+@click.option("--silence", type=Duration(), default="30min", metavar="TIME",
               help="Time without samples after which a run is abandoned.")  # fmt: skip
 @running_options("Make one pass to the present end of the topic, in this process, without Flink.")
 def command(running: Running, **arguments: Any) -> None:

@@ -30,13 +30,12 @@ _WAIT = click.option(
     "wait_s",
     type=Duration(),
     default="3min",
-    show_default=True,
     metavar="TIME",
     help="Time to wait until it works or has stopped; 0 for none.",
 )
 _START = (
     click.option("--name", help="Name of the service.  [default: its kind]"),
-    click.option("--parallelism", type=click.IntRange(1, 1024), default=1, show_default=True, help=_PARALLELISM),
+    click.option("--parallelism", type=click.IntRange(1, 1024), default=1, help=_PARALLELISM),
     click.option("--flink-rest", metavar="URL", help="REST API of Flink, for --engine flink:HOST:PORT."),
     click.option("--workers", metavar="HOST:PORT", help="Pool of Python workers, for --engine flink:HOST:PORT."),
     click.option("--tied-to", type=int, hidden=True, help="Pid of a process; the service stops when it ends."),

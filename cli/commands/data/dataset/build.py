@@ -100,7 +100,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @click.option(
     "--min-windows", type=int, metavar="N", help="Minimum windows of a run; shorter runs are excluded.  [default: 1]"
 )
-@click.option("--force/--no-force", help="Replace a data set that has another definition.  [default: no-force]")
+@click.option("--force/--no-force", default=False, help="Replace a data set that has another definition.")
 @click.option(
     "--listing",
     metavar="LISTING",
@@ -110,7 +110,8 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @logs_option()
 @click.option(
     "--visualize/--no-visualize",
-    help="Plot as ciml plot does, into the folder _plots of the data set.  [default: no-visualize]",
+    default=False,
+    help="Plot as ciml plot does, into the folder _plots of the data set.",
 )
 @click.option(
     "--jobs",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from cli.options import data_path_option
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--date", metavar="YYYY-MM-DD", help="Start day (UTC) or month (2026-11) of the runs.  [default: all]")
 @click.option("--trusted/--untrusted", default=None, help="Trust of the runs when they were ingested.  [default: both]")
-@click.option("--last", default=50, show_default=True, type=click.IntRange(1), help="Maximum number of runs.")
+@click.option("--last", default=50, type=click.IntRange(1), help="Maximum number of runs.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
 def list_runs(
     data_path: str,
@@ -51,7 +52,6 @@ def list_runs(
     """
     from itertools import islice
 
-    from ciml.data_root import DataRoot
     from ciml.events.globs import glob_pattern
     from ciml.raw.latest_runs import latest_runs
     from ciml.raw.state import open_raw
@@ -102,7 +102,6 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
     Example:
       ciml runs show zuul~5f0c~1 --data-path data
     """
-    from ciml.data_root import DataRoot
     from ciml.raw.state import open_raw
 
     raw = DataRoot.open(data_path).raw

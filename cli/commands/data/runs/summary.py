@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @data_path_option()
 @click.option("--count", is_flag=True, help="Print only the number of raw runs.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-@click.option("--last", default=10, show_default=True, type=click.IntRange(0), help="Number of latest runs to show.")
+@click.option("--last", default=10, type=click.IntRange(0), help="Number of latest runs to show.")
 @click.option("--verify", is_flag=True, help="Verify rows and digest of each raw object; exit code 4 on a difference.")
 def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool) -> int:
     """Show the accounting and the latest runs.

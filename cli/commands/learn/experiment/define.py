@@ -43,7 +43,6 @@ hyper_parameters = stacked(
     click.option(
         "--estimator",
         default=DEFAULT_ESTIMATOR,
-        show_default=True,
         help="Estimator: dnn, cnn, gru, svm, random_forest or hist_gradient_boosting. tf.estimator.DNNClassifier is"
         " dnn with Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.",
     ),
@@ -126,7 +125,7 @@ def define(name: str, data_path: str, **options: Any) -> None:
 
 
 @click.command("ciml-setup-experiment")
-@click.option("--experiment", "name", default="experiment", show_default=True, help="Name of the experiment.")
+@click.option("--experiment", "name", default="experiment", help="Name of the experiment.")
 @hyper_parameters
 @click.option("--force/--no-force", default=False, hidden=True, help="Option of the talk; not supported.")
 @data_path_option()

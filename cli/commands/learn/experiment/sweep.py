@@ -32,7 +32,6 @@ _MOST_ROWS = 20
     "--best",
     type=click.IntRange(0),
     default=1,
-    show_default=True,
     metavar="N",
     help="Number of best trials of each question to print commands for.",
 )

@@ -28,7 +28,7 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @click.command("stream")
 @topic_options()
 @click.option("--model", required=True, metavar="NAME", help="Model to query.")
-@click.option("--label", default="stable", show_default=True, help="Version label to query.")
+@click.option("--label", default="stable", help="Version label to query.")
 @click.option(
     "--server",
     metavar="HOST:PORT",
@@ -37,14 +37,8 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     callback=_server,
     help="gRPC address of the model server.  [default: the model server of ciml up]",
 )
-@click.option("--runs-topic", default="runs", show_default=True, metavar="TOPIC", help="Topic of announced runs.")
-@click.option(
-    "--predictions-topic",
-    default="predictions",
-    show_default=True,
-    metavar="TOPIC",
-    help="Topic of predictions; '' for none.",
-)
+@click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of announced runs.")
+@click.option("--predictions-topic", default="predictions", metavar="TOPIC", help="Topic of predictions; '' for none.")
 @running_options()
 def command(running: Running, **arguments: Any) -> None:
     """Predict for finished runs as they arrive.

@@ -9,7 +9,7 @@ from cli.foreground import topic_options
 
 @click.command("accept-loss")
 @topic_options(creates=True)
-@click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
+@click.option("--topic", default="ci-events", help="Topic of CI events.")
 @click.option("--dry-run", is_flag=True, help="List the lost offsets; accept nothing.")
 def accept_loss(
     data_path: str,

@@ -16,15 +16,9 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @topic_options(creates=True)
-@click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
-@click.option(
-    "--runs-topic",
-    default="runs",
-    show_default=True,
-    metavar="TOPIC",
-    help="Topic of committed runs; '' for none.",
-)
-@click.option("--dead-letters-topic", default="", metavar="TOPIC", help="Topic of dead letters.  [default: none]")
+@click.option("--topic", default="ci-events", help="Topic of CI events.")
+@click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of committed runs; '' for none.")
+@click.option("--dead-letters-topic", default="", show_default="none", metavar="TOPIC", help="Topic of dead letters.")
 @click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to ingest; may be repeated.  [default: all]")
 @sources_option
 @fetch_options
