@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.options import Option, s3_place, stacked
-from cli.s3_options import s3_options
+from cli.options import Option, s3_options, s3_place, stacked
 
 
 def dataset_argument(metavar: str = "[NAME]") -> Option:

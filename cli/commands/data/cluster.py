@@ -9,6 +9,7 @@ import click
 from cli.options import data_path_option
 from cli.plot_options import dataset_argument, dataset_name, output_options
 from cli.progress_bar import progress_bar
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from reports.clusters.cluster import Clustering
@@ -94,16 +95,9 @@ def command(
 
 
 def _show(found: Clustering) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from reports.drawing import shown
 
-    console = Console()
-    fact = next(iter(found.known))
-    tried = Table(title=f"{len(found.runs):,} runs; agreement with {shown(fact)}", title_justify="left")
-    for heading in ("k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"):
-        tried.add_column(heading, justify="right")
+    fact, rows = next(iter(found.known)), []
     for each in found.tried:
         agreed = found.agreements[each.k][fact]
         numbers: list[Any] = [each.distortion, each.silhouette, found.lengths[each.k]]
@@ -111,13 +105,12 @@ def _show(found: Clustering) -> None:
             [agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95] if agreed else [None] * 4
         )
         mark = "*" if each.k == found.chosen.k else ""
-        tried.add_row(f"{mark}{each.k}", *("–" if number is None else f"{number:.3f}" for number in numbers))
-    console.print(tried)
+        rows.append([f"{mark}{each.k}", *("–" if number is None else f"{number:.3f}" for number in numbers)])
+    headings = ["k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"]
+    title = f"{len(found.runs):,} runs; agreement with {shown(fact)}"
+    print_table(headings, rows, title=title, right=headings)
     for fact, table in found.tables().items():
-        shares = Table(title=f"{shown(fact)}: runs, % of class, % of cluster", title_justify="left")
-        shares.add_column("cluster", justify="right")
-        for name in table.names[:6]:
-            shares.add_column(shown(name), justify="right")
+        headings, rows = ["cluster", *map(shown, table.names[:6])], []
         for cluster, counts in enumerate(table.counts):
             cells = [
                 f"{count:,}  {100 * of_class:.0f} %  {100 * of_cluster:.0f} %" if count else "–"
@@ -125,7 +118,7 @@ def _show(found: Clustering) -> None:
                     counts[:6], table.of_class[cluster], table.of_cluster[cluster], strict=False
                 )
             ]
-            shares.add_row(f"{cluster}", *cells)
-        console.print(shares)
+            rows.append([f"{cluster}", *cells])
+        print_table(headings, rows, title=f"{shown(fact)}: runs, % of class, % of cluster", right=headings)
         if len(table.names) > 6:
-            console.print(f"{len(table.names) - 6} more are on the page and in clusters.json", markup=False)
+            click.echo(f"{len(table.names) - 6} more are on the page and in clusters.json")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import data_path_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from transforms.drift.report import Finding, Report
@@ -104,24 +105,13 @@ def command(
 
 
 def _print(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     before, after = report.before, report.after
     runs = [f"{int(side.statistics.runs.sum()):,} runs" for side in (before, after)]
     title = f"{before.name} ({runs[0]}) → {after.name} ({runs[1]})"
     if report.findings:
-        table = Table(title=Text(title), title_justify="left")
-        for heading in ("what", "job", "provider", "runs", "from → to", "PSI", "KS", "verdict"):
-            words = heading in ("what", "job", "provider", "verdict")
-            table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
-        for findings in _together(report.findings):
-            table.add_row(*map(Text, _row(*findings)))
-        console = Console(highlight=False)
-        if not console.is_terminal:  # its width is unknown
-            console.width = max(console.width, _WIDTH)
-        console.print(table)
+        numbers = ["runs", "from → to", "PSI", "KS"]
+        rows = [_row(*findings) for findings in _together(report.findings)]
+        print_table(["what", "job", "provider", *numbers, "verdict"], rows, title=title, right=numbers, width=_WIDTH)
     else:
         click.echo(title)
     for line in _notes(report):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option, s3_place
+from cli.options import data_path_option, s3_options, s3_place
 from cli.policy_options import trust_policy_option
-from cli.s3_options import s3_options
 from cli.signals import stop_on_signals
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from pipelines.backfill.load import LoadReport
@@ -121,29 +121,24 @@ def _print_json(report: LoadReport) -> None:
 
 def _print(report: LoadReport) -> None:
     """Print the meaning of the columns, and the reasons of unusable rows."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    console.print(Text(f"{report.table}: {report.rows:,} rows, {report.form}"), soft_wrap=True)
+    click.echo(f"{report.table}: {report.rows:,} rows, {report.form}")
     hows = {"given": "by --map", "name": "by its name", "content": "by its values"}
     for ours, theirs, how in report.columns.guesses:
-        console.print(Text(f"  {ours:<13} is column {theirs} ({hows[how]})"), soft_wrap=True)
+        click.echo(f"  {ours:<13} is column {theirs} ({hows[how]})")
     for word, names in (("labels", report.columns.labels), ("left out", report.columns.left_out)):
         if names:
-            console.print(Text(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}"), soft_wrap=True)
+            click.echo(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}")
     if not report.unusable:
         return
-    table = Table("rows", "reason", "first row", "value", "fault", title="Unusable rows", title_justify="left")
-    table.columns[0].justify, table.columns[3].overflow = "right", "fold"
+    found = []
     for reason, count, rows, _ in report.reasons():
         first = rows[0]
         where = f"{first.number:,}" + (f", {first.column}" if first.column else "")
-        table.add_row(f"{count:,}", *map(Text, (reason, where, first.value, first.detail)))
-    console.print(table)
+        found.append((f"{count:,}", reason, where, first.value, first.detail))
+    headings = ("rows", "reason", "first row", "value", "fault")
+    print_table(headings, found, title="Unusable rows", right=["rows"])
     for reason, _, _, remedy in report.reasons():
-        console.print(Text(f"{reason}: {remedy}"), soft_wrap=True)
+        click.echo(f"{reason}: {remedy}")
 
 
 def _print_ending(report: LoadReport, data_path: str, dry_run: bool) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.batch_options import logs_option, runner_option
-from cli.options import beam_option, data_path_option, s3_place
+from cli.options import beam_option, data_path_option, s3_options, s3_place
 from cli.policy_options import fetch_policy_option, trust_policy_option
-from cli.s3_options import s3_options
 from cli.signals import stop_on_signals
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.events.listing_files import Listing
@@ -168,24 +168,17 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _print_survey(found: Survey, listing: Listing, config: BackfillConfig) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
     jobs = sorted({job for job, _ in found.take})
     results = sorted({result for _, result in found.take})
     if jobs:
-        table = Table("job", title="Lines that would be loaded", title_justify="left")
-        for result in [*results, "all"]:
-            table.add_column(Text(result), justify="right")
+        rows = []
         for job in jobs:
             counts = [found.take[job, result] for result in results]
-            table.add_row(Text(job), *(f"{count:,}" if count else "" for count in counts), f"{sum(counts):,}")
-        table.add_section()
+            rows.append((job, *(f"{count:,}" if count else "" for count in counts), f"{sum(counts):,}"))
         sums = [sum(count for (_, each), count in found.take.items() if each == result) for result in results]
-        table.add_row("all", *(f"{count:,}" for count in sums), f"{sum(sums):,}")
-        console.print(table)
+        rows.append(("all", *(f"{count:,}" for count in sums), f"{sum(sums):,}"))
+        numbers = [*results, "all"]
+        print_table(["job", *numbers], rows, title="Lines that would be loaded", right=numbers, last_apart=True)
     lines = [
         (found.settled, "settled already"),
         (sum(found.take.values()), "to be loaded"),
@@ -196,10 +189,10 @@ def _print_survey(found: Survey, listing: Listing, config: BackfillConfig) -> No
         (found.blank, "blank"),
         (found.others, "of jobs that are not selected, or beyond the limit"),
     ]
-    console.print(Text(f"{listing.url}: {found.lines:,} lines"), soft_wrap=True)
+    click.echo(f"{listing.url}: {found.lines:,} lines")
     for count, word in lines:
         if count:
-            console.print(Text(f"{count:>10,} {word}"), soft_wrap=True)
+            click.echo(f"{count:>10,} {word}")
     for number, reason, detail in found.faults:
-        console.print(Text(f"line {number}: {reason}: {detail}"), soft_wrap=True)
-    console.print(Text(f"run ids begin with {config.reading.runs_of}; nothing was done"), soft_wrap=True)
+        click.echo(f"line {number}: {reason}: {detail}")
+    click.echo(f"run ids begin with {config.reading.runs_of}; nothing was done")

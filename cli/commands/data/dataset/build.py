@@ -13,10 +13,9 @@ import click
 from ciml.errors import CimlError
 from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
-from cli.options import data_path_option, require_data, s3_place, target_data_path_option
+from cli.options import data_path_option, require_data, s3_options, s3_place, target_data_path_option
 from cli.param_types import Windows
 from cli.progress_bar import bars, progress_bar
-from cli.s3_options import s3_options
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset

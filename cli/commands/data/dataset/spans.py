@@ -11,6 +11,7 @@ import click
 
 from ciml.errors import CimlError
 from cli.options import data_path_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.data_root import StoredDataset
@@ -134,16 +135,10 @@ def describe(span: SpanVersion) -> dict[str, Any]:
 def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
     """Print a table of span versions, each with whether it is the latest of its span."""
     spans = list(spans)
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     classes = list(
         dict.fromkeys(run.label_name for span, _ in spans for run in sorted(span.runs, key=lambda r: r.label))
     )
-    table = Table(title=title, title_justify="left")
-    for heading in ("span", "version", "examples", *classes, *_SPLITS, "excluded"):
-        table.add_column(Text(heading), justify="right", no_wrap=True)
+    rows = []
     for span, is_last in spans:
         by_class = Counter(run.label_name for run in span.runs)
         by_split = Counter(run.split for run in span.runs)
@@ -154,5 +149,6 @@ def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
         ]
         numbers.append(len(span.excluded))
         version = f"{span.version}" if is_last else f"{span.version} old"
-        table.add_row(str(span.span), version, *(f"{number:,}" for number in numbers))
-    Console(highlight=False).print(table)
+        rows.append([str(span.span), version, *(f"{number:,}" for number in numbers)])
+    headings = ["span", "version", "examples", *classes, *_SPLITS, "excluded"]
+    print_table(headings, rows, title=title, right=headings)

@@ -11,6 +11,7 @@ import click
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from cli.options import data_path_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
@@ -77,15 +78,11 @@ def list_runs(
 
 def print_runs(runs: list[dict[str, Any]], title: str) -> None:
     """Print a table of runs."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("run", "job", "outcome", "trusted", "samples", title=title or None, title_justify="left")
-    for run in runs:
-        trusted = "yes" if run["trusted"] else "no"
-        table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], trusted, f"{run['rows']:,}")
-    Console(highlight=False).print(table)
+    rows = [
+        (run["run_id"], run["build_name"], run["outcome"], "yes" if run["trusted"] else "no", f"{run['rows']:,}")
+        for run in runs
+    ]
+    print_table(("run", "job", "outcome", "trusted", "samples"), rows, title=title)
 
 
 @click.command("show")

@@ -10,6 +10,7 @@ import click
 
 from cli.commands.data.runs.listing import print_runs
 from cli.options import data_path_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
@@ -97,26 +98,20 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
 
 
 def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from cli.progress_counts import WORDS
 
-    console = Console(highlight=False)
     if not state.version:
-        console.print("Nothing has been committed yet.")
+        click.echo("Nothing has been committed yet.")
         return
-    table = Table(
-        "class", "reason", "events x runs", title=f"Raw manifest, version {state.version}", title_justify="left"
-    )
-    table.columns[2].justify = "right"
-    for kind, word in WORDS.items():
-        for (found, reason), number in sorted(state.counts.items()):
-            if found == kind:
-                table.add_row(word, Text(reason), f"{number:,}")
+    rows = [
+        (word, reason, f"{number:,}")
+        for kind, word in WORDS.items()
+        for (found, reason), number in sorted(state.counts.items())
+        if found == kind
+    ]
     for (trusted, rule), number in sorted(state.trust.items(), reverse=True):
-        table.add_row("  of the runs", Text(f"{'trusted' if trusted else 'not trusted'}: {rule}"), f"{number:,}")
-    console.print(table)
+        rows.append(("  of the runs", f"{'trusted' if trusted else 'not trusted'}: {rule}", f"{number:,}"))
+    numbers = "events x runs"
+    print_table(("class", "reason", numbers), rows, title=f"Raw manifest, version {state.version}", right=[numbers])
     if latest:
         print_runs(latest, "Latest runs")

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option, stacked
-from cli.s3_options import s3_options
+from cli.options import data_path_option, s3_options, stacked
 
 DEFAULT_ESTIMATOR = "tf.estimator.DNNClassifier"
 #: Defaults of the talk's estimators, which differ from this project's: its names keep their training.

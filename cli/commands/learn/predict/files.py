@@ -11,6 +11,7 @@ import click
 
 from cli.options import data_path_option
 from cli.progress_bar import progress_bar
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.api.model import Prediction
@@ -68,15 +69,10 @@ def files(
 
 
 def _print(files: Sequence[str], found: Sequence[Prediction], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left")
-    for heading in ("file", "class", "probability", "windows", "remark"):
-        table.add_column(heading, justify="right" if heading in ("probability", "windows") else "left", overflow="fold")
+    rows = []
     for file, one in zip(files, found, strict=True):
         probability = "" if one.probability is None else f"{one.probability:.3f}"
         windows = f"{one.n_windows:,}" if one.n_windows else ""
-        table.add_row(*map(Text, (file, one.class_name or "", probability, windows, one.remark)))
-    Console(highlight=False).print(table)
+        rows.append((file, one.class_name or "", probability, windows, one.remark))
+    headings = ("file", "class", "probability", "windows", "remark")
+    print_table(headings, rows, title=title, right=["probability", "windows"])
