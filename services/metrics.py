@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
+from ciml.manifest.coverage import TopicState
 from ciml.metrics import Family, Metric
 from pipelines.kafka.broker import Listing
-from pipelines.kafka.plan import Coverage
 from services.decide import Health
 
 LAG = Metric("ciml_lag_messages", "gauge", "Uncovered offsets.", ("topic", "partition"))
@@ -42,7 +42,7 @@ METRICS = (
 )  # fmt: skip
 
 
-def topic_families(state: Coverage, listing: Listing) -> Iterable[Family]:
+def topic_families(state: TopicState, listing: Listing) -> Iterable[Family]:
     """Yield the metrics of a topic whose offsets a manifest covers."""
     lag, topic = lag_by_partition(state, listing), listing.topic
     yield from lag_families(topic, lag)
@@ -72,7 +72,7 @@ def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
     yield CHECKPOINT_TIME.alone(_seconds(point.get("time_us")))
 
 
-def lag_by_partition(state: Coverage, listing: Listing) -> dict[int, int]:
+def lag_by_partition(state: TopicState, listing: Listing) -> dict[int, int]:
     """Return the number of uncovered offsets of each partition of a topic."""
     return {
         partition: sum(end - start for start, end in state.covered(listing.topic, partition).missing(first, last))

@@ -11,14 +11,14 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from ciml.errors import CimlError, EngineError
-from ciml.manifest.checkpoints import Restorable
+from ciml.manifest.coverage import TopicState
 from ciml.metrics import Board, Family
 from pipelines.kafka.broker import Listing
 from pipelines.kafka.client import close_readers, list_again, list_topic
-from pipelines.kafka.plan import Coverage, PartitionRead, is_older, plan
+from pipelines.kafka.plan import PartitionRead, is_older, plan
 from services.metrics import lag_by_partition, topic_families
 
 if TYPE_CHECKING:
@@ -157,11 +157,7 @@ class Service(ABC):
         return self
 
 
-class _Manifest(Restorable, Coverage, Protocol):
-    """The state of a manifest that covers offsets."""
-
-
-S = TypeVar("S", bound=_Manifest)
+S = TypeVar("S", bound=TopicState)
 
 
 class TopicService(Service, Generic[S]):

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome, lists_of
+from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
-from ciml.manifest.offsets import RangeSet
-from ciml.raw.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
-from ciml.raw.state import RawState, check_topic_id, open_raw, retry
-
-__all__ = [
-    "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenDeadLetter", "RawState", "check_topic_id",
-    "open_raw", "reconcile", "retry",
-]  # fmt: skip
+from ciml.raw.known_ids import KnownRun
+from ciml.raw.state import RawState
 
 #: Reasons of ignored outcomes that describe how a run ended. For a stored run they are corrections.
 _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
@@ -83,8 +77,7 @@ class _Draft:
 
     def __init__(self, state: RawState) -> None:
         self._state = state
-        self._offsets: dict[str, dict[int, RangeSet]] = {}
-        self._topic_ids: dict[str, str] = {}
+        self._offsets = NewCoverage(state)
         self._events: set[tuple[str, str]] = set()
         self._runs: dict[str, KnownRun] = {}
         self._closes: dict[tuple[Origin, str], None] = {}
@@ -92,14 +85,7 @@ class _Draft:
         self._lists: dict[Kind, list[Outcome]] = {kind: [] for kind in LISTS}
 
     def settle_range(self, covers: OffsetRange, settled: list[Outcome]) -> None:
-        known = self._topic_ids.get(covers.topic) or self._state.topic_ids.get(covers.topic, "")
-        check_topic_id(covers.topic, known, covers.topic_id)
-        self._topic_ids[covers.topic] = known or covers.topic_id
-        mine = self._offsets.setdefault(covers.topic, {}).setdefault(covers.partition, RangeSet())
-        fresh = RangeSet()
-        for start, end in self._state.covered(covers.topic, covers.partition).missing(covers.start, covers.end):
-            for part in mine.missing(start, end):
-                fresh.add(*part)
+        fresh = self._offsets.add(covers)
         seen: set[tuple[Origin, str]] = set()
         for outcome in settled:
             origin, key = outcome.origin, (outcome.origin, outcome.run_id)
@@ -109,8 +95,6 @@ class _Draft:
             if origin.offset in fresh and key not in seen:  # the first outcome of a run that the event names twice
                 seen.add(key)
                 self._settle(outcome)
-        for start, end in fresh:
-            mine.add(start, end)
 
     def settle_again(self, outcomes: list[Outcome]) -> None:
         """Settle the outcomes of retries of one origin."""
@@ -168,11 +152,7 @@ class _Draft:
         return (self._runs.get(run_id) or self._state.index.run(run_id)) if run_id else None
 
     def delta(self, time_us: int) -> Delta | None:
-        offsets: dict[str, Any] = {}
-        for topic, partitions in self._offsets.items():
-            parts = {str(number): [list(part) for part in ranges] for number, ranges in partitions.items() if ranges}
-            if parts:
-                offsets[topic] = {"id": self._topic_ids[topic], "partitions": parts}
+        offsets = self._offsets.to_json()
         if not offsets and not any(self._lists.values()):
             return None
         dead_letters = [[key[0].to_json(), key[1]] for key in self._closes if key not in self._state.deferred]

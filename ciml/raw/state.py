@@ -9,9 +9,9 @@ from typing import Any
 from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, Kind, Origin, Outcome, PendingRun, records_of, rows_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
+from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
-from ciml.manifest.offsets import RangeSet
 from ciml.raw.known_ids import TABLES, DeadLetterKey, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
 from ciml.storage.open import Store
 
@@ -21,12 +21,10 @@ MOST_SOURCES = 50
 OTHER_SOURCES, NO_SOURCE = "_other", "_unknown"
 
 
-class RawState:
+class RawState(TopicState):
     """The sum of the deltas of the raw manifest.
 
     Attributes:
-      version: the last delta applied, 0 at first.
-      topic_ids: the broker's UUID of each topic when it was first read ("" if the broker has none).
       deferred: open deferred outcomes by (origin, run id): logs that were unavailable.
       dead_letters: open dead letters by (origin, run id), looked up and listed in the index.
       counts: number of (event, run) by (kind, reason). The sum is the number of all ever covered.
@@ -34,40 +32,21 @@ class RawState:
       recorded: number of (event, run) ever settled, by (source, kind). Closing a dead letter does not reduce it. A
         deferred one counts once it is settled.
       closed: closed dead letters by reason.
-      time_us: commit time of the last delta, epoch microseconds.
-      restored: the version of the checkpoint that it was restored from, 0 without one.
-      records: number of records since then.
-      torn: whether `apply` was interrupted, so that the state is invalid.
     """
 
     def __init__(self, index: Index | None = None) -> None:
-        self.version = 0
+        super().__init__()
         self.index: Index = index if index is not None else MemoryIndex()
-        self.topic_ids: dict[str, str] = {}
         self.deferred: dict[tuple[Origin, str], Outcome] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.trust: Counter[tuple[bool, str]] = Counter()
         self.recorded: Counter[tuple[str, str]] = Counter()
         self.closed: Counter[str] = Counter()
-        self.time_us = 0
-        self.restored = 0
-        self.records = 0
-        self.torn = False
-        self._covered: dict[tuple[str, int], RangeSet] = {}
         self._sources: set[str] = set()
 
     @property
     def dead_letters(self) -> Mapping[DeadLetterKey, OpenDeadLetter]:
         return _DeadLetters(self)
-
-    def covered(self, topic: str, partition: int) -> RangeSet:
-        """Return the offsets of a partition that are settled. The caller must not change them."""
-        return self._covered.get((topic, partition), _NOTHING)
-
-    def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
-        """Yield (topic, partition, covered offsets) of all partitions ever read, in order."""
-        for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
-            yield topic, partition, ranges
 
     def due(self, now_us: int) -> list[PendingRun]:
         """Return the deferred runs whose log is due for another try, as pending runs, the longest overdue first."""
@@ -100,14 +79,7 @@ class RawState:
             dead_letters=[key for key in closes if key not in self.deferred],
         )
         self.torn = True
-        for topic, entry in delta["offsets"].items():
-            known = self.topic_ids.get(topic, "")
-            check_topic_id(topic, known, entry["id"])
-            self.topic_ids[topic] = known or entry["id"]
-            for partition, ranges in entry["partitions"].items():
-                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
-                for start, end in ranges:
-                    covered.add(start, end)
+        self.cover(delta["offsets"])
         for key in closes:
             self._close(key)
         for kind, record in records_of(delta):
@@ -178,10 +150,7 @@ class RawState:
         """Return the state as JSON, without the content of the index."""
         return {
             "time_us": self.time_us,
-            "topic_ids": dict(sorted(self.topic_ids.items())),
-            "covered": [
-                [topic, number, [list(part) for part in ranges]] for topic, number, ranges in self.partitions()
-            ],
+            **self.coverage(),
             "counts": [[kind, reason, number] for (kind, reason), number in sorted(self.counts.items())],
             "trust": [[trusted, rule, number] for (trusted, rule), number in sorted(self.trust.items())],
             "recorded": [[source, kind, number] for (source, kind), number in sorted(self.recorded.items())],
@@ -213,8 +182,7 @@ class RawState:
         state = cls(LayeredIndex(tables, value.get("runs", 0)))
         state.version = state.restored = version
         state.time_us = value.get("time_us", 0)
-        state.topic_ids = dict(value.get("topic_ids", {}))
-        state._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
+        state.restore_coverage(value)
         state.counts = Counter({(kind, reason): number for kind, reason, number in value.get("counts", ())})
         state.trust = Counter({(trusted, rule): number for trusted, rule, number in value.get("trust", ())})
         state.recorded = Counter({(source, kind): number for source, kind, number in value.get("recorded", ())})
@@ -269,8 +237,6 @@ class _DeadLetterItems(ItemsView[DeadLetterKey, OpenDeadLetter]):
         return self._mapping.pairs()
 
 
-_NOTHING = RangeSet()
-
 #: Defines the checkpoints of a raw manifest.
 RAW = Checkpointed(TABLES, RawState.restored_from)
 
@@ -281,15 +247,6 @@ def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
     state = Checkpoints(log, RAW).open()
     catch_up(log, state)
     return log, state
-
-
-def check_topic_id(topic: str, known: str, found: str) -> None:
-    """Raise `IntegrityError` if a topic differs from the one read before ("" is unknown and matches any)."""
-    if known and found and known != found:
-        raise IntegrityError(
-            f"topic {topic} was deleted and created again: its offsets are covered under the id {known}, "
-            f"but the broker reports {found}; read it under another name, or start with another --data-path"
-        )
 
 
 def retry(outcome: Outcome) -> PendingRun:

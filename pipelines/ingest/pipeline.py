@@ -19,7 +19,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
 
 from ciml.events.records import Batch, Outcome, PendingRun
-from ciml.raw.accounting import Index
+from ciml.raw.known_ids import Index
 from ciml.storage.open import Store as ObjectStore
 from pipelines.ingest.committer import committer, seal_guarded, unseal
 from pipelines.ingest.config import IngestConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message
-from ciml.raw.accounting import check_topic_id
+from ciml.manifest.coverage import check_topic_id
 from pipelines.kafka.client import KafkaOptions, Listing
 from pipelines.kafka.end_offsets import Ends
 from tests.simulation.chaos import Chaos

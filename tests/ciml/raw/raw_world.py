@@ -12,8 +12,8 @@ from ciml.errors import EngineError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, StaleWriterError, catch_up, commit
-from ciml.raw.accounting import RawState, reconcile
-from ciml.raw.state import RAW
+from ciml.raw.accounting import reconcile
+from ciml.raw.state import RAW, RawState
 from ciml.storage.open import LocalStore
 
 HOUR_S = 3600.0

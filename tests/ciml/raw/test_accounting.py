@@ -15,7 +15,9 @@ from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, UNJUDGED, Batch, Message, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.manifest.offsets import RangeSet
-from ciml.raw.accounting import KnownRun, RawState, reconcile
+from ciml.raw.accounting import reconcile
+from ciml.raw.known_ids import KnownRun
+from ciml.raw.state import RawState
 from ciml.storage.open import LocalStore
 
 TOPIC = "ci-events"

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from ciml.events.records import Batch, Outcome
 from ciml.manifest.log import ManifestLog, catch_up, commit
-from ciml.raw.accounting import RawState, reconcile
+from ciml.raw.accounting import reconcile
 from ciml.raw.audit import Audit
+from ciml.raw.state import RawState
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.test_accounting import TOPIC, batch, outcome, step
 

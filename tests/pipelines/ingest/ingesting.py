@@ -14,7 +14,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RawFile
 from ciml.manifest.log import Delta, ManifestLog, catch_up
-from ciml.raw.accounting import RawState
+from ciml.raw.state import RawState
 from ciml.storage.open import Store
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, Reader, is_mock, list_topic

@@ -20,7 +20,7 @@ from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, read_payl
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
-from ciml.raw.accounting import RawState
+from ciml.raw.state import RawState
 from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.ingest.committer import Committer

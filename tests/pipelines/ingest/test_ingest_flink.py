@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import IntegrityError
-from ciml.raw.accounting import RawState
+from ciml.raw.state import RawState
 from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.pipeline import build_ingest
 from pipelines.kafka.client import admin, list_topic

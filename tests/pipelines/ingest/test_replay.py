@@ -168,7 +168,7 @@ def test_a_log_that_is_mended_is_parsed(place: Place) -> None:
 
 
 def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> None:
-    from ciml.raw.accounting import retry
+    from ciml.raw.state import retry
     from transforms.fetch.fetch import fetch
 
     facts, policy = place.facts(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))

@@ -13,7 +13,7 @@ from apache_beam.utils.timestamp import Duration
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
-from ciml.raw.accounting import RawState
+from ciml.raw.state import RawState
 from pipelines.kafka.client import KafkaOptions, Listing, borrow, close_readers, list_topic, make_topic
 from pipelines.kafka.plan import is_older
 from pipelines.kafka.source import (

@@ -14,7 +14,7 @@ from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
-    from ciml.raw.accounting import RawState
+    from ciml.raw.state import RawState
     from ciml.storage.open import Store
 
 
