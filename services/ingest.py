@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from ciml.data_root import DataRoot
 from ciml.events.records import PendingRun
 from ciml.events.run_facts import source_names
+from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
 from ciml.pairs import pairs
 from ciml.raw.metrics import raw_families
@@ -15,7 +16,6 @@ from ciml.raw.state import RawState
 from pipelines.ingest.committer import committer
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.broker import Listing
-from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.plan import PartitionRead, bases
 from services.files import now_us
 from services.service import Progress, TopicService

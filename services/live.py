@@ -10,11 +10,12 @@ from confluent_kafka.admin import OffsetSpec
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.errors import CimlError
+from ciml.kafka.options import KafkaOptions
 from ciml.pairs import pairs
-from pipelines.kafka.broker import offsets_of
-from pipelines.kafka.client import KafkaOptions, Listing, close_readers, list_again, list_topic, make_topic
+from pipelines.kafka.broker import Listing, list_again, list_topic, make_topic, offsets_of
 from pipelines.kafka.plan import PartitionRead
 from pipelines.kafka.produce import MAX_MESSAGE_BYTES
+from pipelines.kafka.reader import close_readers
 from pipelines.live.pipeline import LiveConfig, build_live, reached, reset
 from services.metrics import lag_families
 from services.service import Progress, Service

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 from ciml.errors import CimlError, EngineError
 from ciml.manifest.coverage import TopicState
 from ciml.metrics import Board, Family
-from pipelines.kafka.broker import Listing
-from pipelines.kafka.client import close_readers, list_again, list_topic
+from pipelines.kafka.broker import Listing, list_again, list_topic
 from pipelines.kafka.plan import PartitionRead, is_older, plan
+from pipelines.kafka.reader import close_readers
 from services.metrics import lag_by_partition, topic_families
 
 if TYPE_CHECKING:

@@ -18,10 +18,7 @@ from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import Message, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
 from ciml.events.run_facts import (
-    LISTING,
-    facts_from_listing,
     facts_from_run,
-    log_address,
     run_from_facts,
     run_identity,
     source_name,
@@ -41,11 +38,6 @@ REASONS = frozenset({
 })  # fmt: skip
 
 _STRUCTURED = (("content-type", b"application/cloudevents+json"),)
-
-__all__ = [
-    "FINISHED", "LISTING", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
-    "facts_from_listing", "finished_event", "log_address", "run_event", "source_name",
-]  # fmt: skip
 
 
 class Event(NamedTuple):

@@ -33,8 +33,6 @@ from transforms.ingest.trust import TrustPolicy
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["LoadReport", "RejectedTableError", "load"]
-
 #: Called with what is done, how much of it, and of how many if known.
 Progress = Callable[[str, int, int | None], None]
 

@@ -27,12 +27,13 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.errors import EngineError
+from ciml.kafka.options import KafkaOptions
 from engines import Engines, cluster_parts
 from pipelines.flink import rest as flink_rest
 from pipelines.flink.jobs import list_flink_jobs
 from pipelines.flink.rest import RestJob
 from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.kafka.client import KafkaOptions, close_readers
+from pipelines.kafka.reader import close_readers
 from pipelines.live.pipeline import LiveConfig, build_live
 from services.driver import drive
 from services.live import LiveService, make_topics, plan_live

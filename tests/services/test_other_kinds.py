@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ciml.data_root import DataRoot
-from pipelines.kafka.client import KafkaOptions
+from ciml.kafka.options import KafkaOptions
 from pipelines.live.pipeline import LiveConfig
 from serving.predict.log import read_predictions
 from serving.registry import Registry

@@ -9,7 +9,8 @@ from pathlib import Path
 from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
 from ciml.events.records import Message, RunFacts
-from transforms.fetch.fetch import DEFERRED, REJECTED, FetchPolicy
+from transforms.fetch.fetch import DEFERRED, REJECTED
+from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import IGNORED
 from transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
 

@@ -19,14 +19,16 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.events.cloudevents import facts_from_listing, finished_event
+from ciml.events.cloudevents import finished_event
 from ciml.events.listing import Reading, reading_of
 from ciml.events.listing_files import Listing, open_listing
 from ciml.events.payloads import message_of
-from pipelines.backfill.backfill import Tally, backfill
+from ciml.events.run_facts import facts_from_listing
+from ciml.kafka.options import KafkaOptions
+from pipelines.backfill.backfill import backfill
+from pipelines.backfill.plan import Tally
 from pipelines.backfill.survey import survey
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.client import KafkaOptions
 from pipelines.raw_store.verify import verify_raw
 from services.driver import drive
 from services.ingest import IngestService

@@ -23,8 +23,8 @@ from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.committer import committer
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.pipeline import build_ingest
-from pipelines.kafka.client import list_topic
-from pipelines.kafka.source import plan
+from pipelines.kafka.broker import list_topic
+from pipelines.kafka.plan import plan
 from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account, check, config, wait_for
@@ -180,7 +180,7 @@ def test_a_job_s_failures_are_told_over_rest(play: Play) -> None:
     """An offset that the topic lost: the job tries for ever, and says why."""
     from confluent_kafka import TopicPartition
 
-    from pipelines.kafka.client import admin
+    from ciml.kafka.connect import admin
 
     send_more(play.scenario)
     with committer(play.ours.raw).state() as state:

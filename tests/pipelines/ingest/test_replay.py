@@ -22,6 +22,7 @@ from ciml.events import cloudevents as events
 from ciml.events.cloudevents import finished_event, run_event
 from ciml.events.listing_files import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, RunFacts
+from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.raw.audit import Audit
 from ciml.raw.dead_letters import Choice, all_dead_letters
@@ -29,7 +30,6 @@ from ciml.storage.open import Store
 from pipelines.backfill.backfill import backfill
 from pipelines.ingest.committer import Committer, committer
 from pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
-from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account, announced, need_real, raw_rows

@@ -9,9 +9,9 @@ import pytest
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
+from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import Committer
-from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.publish import LOG, VERSION, Projection, render_runs
 from tests.pipelines.ingest.ingesting import MakeTopic, announced, need_real, one_batch
 from tests.pipelines.ingest.scenario import corpus_facts

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from ciml.events.cloudevents import facts_from_listing
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
+from ciml.events.run_facts import facts_from_listing
 from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, judge
 
 FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")

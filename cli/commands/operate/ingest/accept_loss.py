@@ -30,9 +30,9 @@ def accept_loss(
       ciml ingest accept-loss --data-path data
     """
     from ciml.data_root import DataRoot
+    from ciml.kafka.options import KafkaOptions
     from ciml.pairs import pairs
     from pipelines.ingest.accept_loss import accept_losses
-    from pipelines.kafka.client import KafkaOptions
 
     options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
     lost = accept_losses(DataRoot.open(data_path).raw, options, topic, dry_run=dry_run)
