@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ciml.data_root import DataRoot, StoredDataset
+from ciml.decision import Decision
 from ciml.errors import CimlError
 from ciml.storage.open import LocalStore, Store
 from training.data.analysis_cache import AnalysisCache
@@ -26,7 +27,7 @@ from training.data.materialise import materialise
 from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
 from training.evaluation.champion import Champion
-from training.evaluation.gate import GatePolicy, Verdict, judge
+from training.evaluation.gate import GatePolicy, judge
 from training.exclusions import Exclusions
 from training.experiment import Experiment, refresh_key
 from transforms.ingest.trust import TrustPolicy
@@ -46,7 +47,7 @@ class Candidate:
       snapshot: its training and test runs.
       experiment: the trained experiment.
       metrics: see docs/training.md; JSON.
-      verdict: the gate's decision.
+      decision: the gate's decision.
       timings: seconds by step.
     """
 
@@ -54,7 +55,7 @@ class Candidate:
     snapshot: Snapshot
     experiment: Experiment
     metrics: Mapping[str, Any]
-    verdict: Verdict
+    decision: Decision
     timings: Mapping[str, float]
 
     def facts(self) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _make(
         exported = load_exported(saved)
     with steps("evaluate"):
         figures = assess(dataset, snapshot, made, trained.model, exported, experiment, champion, gate)
-    verdict = judge(figures, gate, has_champion=champion is not None)
+    decision = judge(figures, gate, has_champion=champion is not None)
     metrics = {
         **figures,
         "training": trained.to_json(),
@@ -185,10 +186,10 @@ def _make(
         "materialised": {"analysed": made.analysed, "cached": made.cached},
         "experiment": experiment.to_json(),
         "gate": gate.to_json(),
-        "verdict": {"blessed": verdict.blessed, "reasons": list(verdict.reasons)},
+        "verdict": {"blessed": decision.blessed, "reasons": list(decision.reasons)},
         "timings_s": {name: round(seconds, 3) for name, seconds in steps.seconds.items()},
     }
-    return Candidate(saved, snapshot, experiment, metrics, verdict, dict(steps.seconds))
+    return Candidate(saved, snapshot, experiment, metrics, decision, dict(steps.seconds))
 
 
 @contextmanager

@@ -66,16 +66,16 @@ class Refreshes:
 
 def registry_families(model: str, state: RegistryState) -> Iterator[Family]:
     """Yield the metrics of a model's registry."""
-    verdicts: Counter[tuple[str, str]] = Counter({(model, "blessed"): 0, (model, "refused"): 0})
+    decisions: Counter[tuple[str, str]] = Counter({(model, "blessed"): 0, (model, "refused"): 0})
     rejected: Counter[tuple[str, str]] = Counter()
     for candidate in state.candidates.values():
-        verdict = state.verdicts.get(candidate.id)
-        if verdict is not None:
-            verdicts[model, "blessed" if verdict.blessed else "refused"] += 1
+        decision = state.decisions.get(candidate.id)
+        if decision is not None:
+            decisions[model, "blessed" if decision.blessed else "refused"] += 1
         for reason, number in candidate.facts.get("rejected", {}).items():
             rejected[model, reason] += number
     champion = state.champion
-    yield CANDIDATES.of(verdicts)
+    yield CANDIDATES.of(decisions)
     yield REJECTED.of(rejected)
     yield PUSHES.of({(model,): len(state.pushed())})
     yield CHAMPION.of({} if champion is None else {(model,): champion})

@@ -71,16 +71,14 @@ def as_dict(registry: Registry) -> dict[str, Any]:
     state = registry.state
     candidates = []
     for candidate in sorted(state.candidates.values(), key=lambda one: one.time_us):
-        verdict = state.verdicts.get(candidate.id)
+        decision = state.decisions.get(candidate.id)
         candidates.append(
             {
                 "id": candidate.id,
                 "time": datetime.fromtimestamp(candidate.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S"),
                 "folder": candidate.folder,
                 "facts": dict(candidate.facts),
-                "blessed": verdict.blessed if verdict else None,
-                "reasons": list(verdict.reasons) if verdict else [],
-                "metrics": dict(verdict.metrics) if verdict else {},
+                **(decision.to_json() if decision else {"blessed": None, "reasons": [], "metrics": {}}),
                 "versions": [
                     {"number": one.number, "withdrawn": one.withdrawn}
                     for one in sorted(state.versions.values(), key=lambda one: one.number)

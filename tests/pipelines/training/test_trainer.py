@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import IntegrityError
 from ciml.metrics import Board
 from ciml.storage.open import open_store
@@ -26,7 +27,6 @@ from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
 from training.evaluation.champion import Champion
-from training.evaluation.gate import Verdict
 from training.experiment import Experiment
 from training.refresh import Candidate, Skipped
 
@@ -59,13 +59,13 @@ class Refreshing:
             return Skipped("nothing new", FakeSnapshot())  # type: ignore[arg-type]
         folder = self._folder / f"m{seed}-{len(self.lasts)}"
         save_model(folder, seed, spoil=spoil)
-        verdict = Verdict(blessed, ("better",) if blessed else ("worse",), {"accuracy": 0.5})
+        decision = Decision(blessed, ("better",) if blessed else ("worse",), {"accuracy": 0.5})
 
         class Made(Candidate):
             def facts(self) -> dict[str, Any]:
                 return {"refresh": key}
 
-        return Made(folder, FakeSnapshot(), Experiment(), {"evaluation": {}}, verdict, {"train": 0.1})  # type: ignore[arg-type]
+        return Made(folder, FakeSnapshot(), Experiment(), {"evaluation": {}}, decision, {"train": 0.1})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Callable[...
     assert refreshing.lasts == ["key1", "key2"]
     state = Registry(config.data, "m").state
     assert state.champion == 1
-    assert [state.verdicts[one].blessed for one in state.candidates] == [True, False]
+    assert [state.decisions[one].blessed for one in state.candidates] == [True, False]
     assert state.candidates[state.last_candidate].facts == {"refresh": "key2", "champion": 1}
 
 
@@ -111,11 +111,11 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
     assert (result.outcome, result.version) == ("refused", None)
     assert {"nan": "not finite", "signature": "no signature", "python": "not allowed"}[spoil] in result.reasons[0]
     state = Registry(config.data, "m").state
-    assert not state.verdicts[state.last_candidate].blessed
+    assert not state.decisions[state.last_candidate].blessed
     assert run_once(config).outcome == "nothing_new"
 
 
-@pytest.mark.parametrize("step", ["record_candidate", "record_verdict", "push_candidate"])
+@pytest.mark.parametrize("step", ["record_candidate", "record_decision", "push_candidate"])
 def test_killed_between_training_and_push(
     config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -181,7 +181,7 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., 
     candidate = registry.record_candidate(
         open_store(save_model(Path(config.data.url) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
     )
-    registry.record_verdict(candidate.id, Verdict(False, ("worse",), {}))
+    registry.record_decision(candidate.id, Decision(False, ("worse",), {}))
     board.observed(registry_families("m", registry.state))
     shown = collected(board)
     assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 2, ("m", "refused"): 2}
