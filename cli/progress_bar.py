@@ -46,11 +46,5 @@ def bars() -> Iterator[Callable[[str, int, int | None], None]]:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on a terminal, elsewhere nothing. Yields a function of (number done, total)."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=error_console(), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with bars() as show:
+        yield lambda done, total: show(title, done, total)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from engines.kafka import create_topics, is_mock
     from engines.launcher import ENGINES, Engines, start, stop
     from engines.state import EngineState, default_home, read
-    from pipelines.flink.jobs import Job, cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
 
 #: Module of each name, imported lazily: most commands only look for a running broker.
 _HOMES = {
@@ -34,27 +33,17 @@ _HOMES = {
     "EngineState": "engines.state",
     "default_home": "engines.state",
     "read": "engines.state",
-    "Job": "pipelines.flink.jobs",
-    "cancel_all_jobs": "pipelines.flink.jobs",
-    "cancel_job": "pipelines.flink.jobs",
-    "cancel_orphans": "pipelines.flink.jobs",
-    "list_jobs": "pipelines.flink.jobs",
 }
 
 __all__ = [
     "ENGINES",
     "EngineState",
     "Engines",
-    "Job",
     "Settings",
-    "cancel_all_jobs",
-    "cancel_job",
-    "cancel_orphans",
     "cluster_parts",
     "create_topics",
     "default_home",
     "is_mock",
-    "list_jobs",
     "read",
     "s3_environment",
     "start",

@@ -66,6 +66,11 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         """Return the JSON form in a manifest: an object, or a list where the class is ``array_like``."""
         return msgspec.to_builtins(self)
 
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Return the record of a JSON form. Its values are not checked."""
+        return cls(**value)
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with these fields changed."""
         return msgspec.structs.replace(self, **changes)
@@ -119,10 +124,6 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
         """Return the fields that differ from their defaults, and always the phase. Manifests stay small."""
         return {**msgspec.to_builtins(self), "phase": self.phase}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RunFacts:
-        return cls(**value)
-
 
 class Trust(Record, frozen=True, gc=False):
     """The trust decision for a run, and the rule that decided."""
@@ -157,10 +158,6 @@ class RawFile(Record, frozen=True, gc=False):
     digest: str
     rows: int
     size: int
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RawFile:
-        return cls(**value)
 
 
 class Outcome(Record, frozen=True, omit_defaults=True, gc=False):

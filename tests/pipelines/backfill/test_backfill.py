@@ -20,7 +20,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.cloudevents import finished_event
-from ciml.events.listing import Reading, reading_of
+from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing, open_listing
 from ciml.events.payloads import message_of
 from ciml.events.run_facts import facts_from_listing
@@ -70,7 +70,9 @@ def test_dead_letters_of_lines_hold_the_line(tmp_path: Path) -> None:
     for dead_letter in dead_letters:
         number = dead_letter["origin"][2]
         assert message_of(dead_letter["payload"], number).value == made.lines[number]
-        assert reading_of(dead_letter["payload"]) == Reading("backfill", "zuul", str(made.folder))
+        assert Reading.of(message_of(dead_letter["payload"], 0).headers) == Reading(
+            "backfill", "zuul", str(made.folder)
+        )
     by_reason = {
         (dead_letter["reason"], dead_letter.get("mention", {}).get("run_id", "")) for dead_letter in dead_letters
     }
