@@ -56,6 +56,19 @@ def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
     return {name: found for name, found in lists.items() if found or name not in _LEFT_OUT}
 
 
+def totals_of(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Return the totals of counts by (kind, reason): the number of each kind, zeros included."""
+    return {kind: sum(number for (found, _), number in counts.items() if found == kind) for kind in LISTS}
+
+
+def reasons_of(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    """Return counts by (kind, reason) as JSON: by kind, then by reason."""
+    by_kind: dict[str, dict[str, int]] = {}
+    for (kind, reason), number in sorted(counts.items()):
+        by_kind.setdefault(kind, {})[reason] = number
+    return by_kind
+
+
 class Record(msgspec.Struct, frozen=True, gc=False):
     """Base of high-volume objects.
 

@@ -7,7 +7,7 @@ from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, Kind, Origin, Outcome, PendingRun, records_of, rows_of
+from ciml.events.records import Kind, Origin, Outcome, PendingRun, records_of, rows_of, totals_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
@@ -60,10 +60,7 @@ class RawState(TopicState):
 
     def totals(self) -> dict[str, int]:
         """Return the number of (event, run) of each kind, zeros included."""
-        totals = dict.fromkeys(LISTS, 0)
-        for (kind, _), count in self.counts.items():
-            totals[kind] += count  # type: ignore[index]
-        return {str(kind): count for kind, count in totals.items()}
+        return totals_of(self.counts)
 
     def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta.

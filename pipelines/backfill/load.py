@@ -20,7 +20,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing
-from ciml.events.records import LISTS
+from ciml.events.records import totals_of
 from ciml.results.columns import Columns
 from ciml.results.convert import REASONS, BadRow, Conversion
 from ciml.results.table import open_results
@@ -82,7 +82,7 @@ class LoadReport:
     known: int = 0
     untrusted: int = 0
     examples: list[BadRow] = field(default_factory=list)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys((str(kind) for kind in LISTS), 0))
+    totals: dict[str, int] = field(default_factory=lambda: totals_of({}))
     dead_letters: Counter[str] = field(default_factory=Counter)
     complete: bool = False
 

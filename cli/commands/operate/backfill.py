@@ -143,16 +143,15 @@ def make_config(
 
 def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> str:
     """Return the result as a few lines; ``hint`` is the command that lists dead letters."""
-    from cli.progress_counts import WORDS
+    from cli.progress_counts import counts_text
 
     name, totals = Path(listing.url).name, tally.totals()
     new = tally.settled - tally.before
     left = tally.lines - tally.settled
     if not left and not new:
         return f"{name}: all {tally.lines:,} lines are settled already."
-    counts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
     rate = f", {new / seconds:,.0f} lines/s" if seconds > 0 else ""
-    text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {', '.join(counts)}."
+    text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {counts_text(totals, 'run')}."
     text += f" {left:,} of {tally.lines:,} lines are left." if left else f" All {tally.lines:,} lines are settled."
     if not tally.complete:
         text += " Interrupted: run the same command to continue."

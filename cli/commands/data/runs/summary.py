@@ -60,14 +60,13 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool)
 
 def as_dict(state: RawState) -> dict[str, Any]:
     """Return the accounting as JSON: totals by kind, counts by kind and reason, covered ranges of offsets."""
-    reasons: dict[str, dict[str, int]] = {}
-    for (kind, reason), number in sorted(state.counts.items()):
-        reasons.setdefault(kind, {})[reason] = number
+    from ciml.events.records import reasons_of
+
     return {
         "version": state.version,
         "runs": state.index.run_count(),
         "totals": state.totals(),
-        "reasons": reasons,
+        "reasons": reasons_of(state.counts),
         "trust": [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust.items())],
         "covered": {
             f"{topic}[{partition}]": [list(part) for part in ranges] for topic, partition, ranges in state.partitions()
