@@ -174,15 +174,7 @@ def _make(
     metrics = {
         **figures,
         "training": trained.to_json(),
-        "snapshot": {
-            "digest": snapshot.digest,
-            "dataset": snapshot.dataset,
-            "spans": [[span.span, span.version] for span in snapshot.spans],
-            "counts": snapshot.counts(),
-            "rules": snapshot.rules(),
-            "untrusted": dict(snapshot.untrusted),
-            "excluded": dict(snapshot.excluded),
-        },
+        "snapshot": {**snapshot.summary(), "dataset": snapshot.dataset},
         "materialised": {"analysed": made.analysed, "cached": made.cached},
         "experiment": experiment.to_json(),
         "gate": gate.to_json(),
