@@ -165,7 +165,7 @@ def test_state_and_memory_while_jobs_come_and_go(kafka: str, topic: Callable[...
     assert result["missing"] == 0
 
 
-def test_every_run_of_the_corpus_whatever_is_killed(kafka: str, topic: Callable[..., str], cluster: Engines) -> None:
+def test_every_run_of_the_corpus_with_kills(kafka: str, topic: Callable[..., str], cluster: Engines) -> None:
     """Shuffled within 30 s, one sample in a hundred late by minutes and one repeated; a worker and then the TaskManager
     are killed. The messages are sent in ten parts, each once something of the one before was told."""
     config = make_config(kafka, topic, datasets(**USUAL), policy=LivePolicy(grace_s=600.0))

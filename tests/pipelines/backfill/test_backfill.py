@@ -254,7 +254,7 @@ def test_logs_that_are_too_large_together_are_read_one_after_the_other(tmp_path:
     assert ours.items() <= whole.items()
 
 
-def test_it_ends_when_it_is_told_to_and_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_backfill_continues_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ciml.events.listing_files.BLOCK_LINES", 5)
     made = listed(tmp_path / "logs", runs=60)
     stop = threading.Event()

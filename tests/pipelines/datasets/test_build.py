@@ -165,7 +165,7 @@ def test_classes_are_those_of_all_pinned_runs(data: DataRoot, raw: RawStore) -> 
         ({"raw_version": 7}, "is at version 1; check the raw store"),
     ],
 )
-def test_a_mistake_is_told_in_a_line_and_leaves_nothing_behind(
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     data: DataRoot, raw: RawStore, keys: dict[str, Any], said: str
 ) -> None:
     raw.add([ended(number, number) for number in range(1, 5)])

@@ -84,7 +84,7 @@ def test_a_poisoned_run_is_excluded_and_the_others_are_examples(
     assert (again.version, again.excluded, len(again.runs)) == (2, (), 8)
 
 
-def test_a_store_that_does_not_answer_excludes_nobody(
+def test_a_store_that_does_not_answer_excludes_no_run(
     data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw.add(runs(1, 8))

@@ -96,7 +96,7 @@ def test_statistics_are_those_of_the_examples_and_computed_once(data: DataRoot) 
         validate_dataset(data, "cpu")
 
 
-def test_a_broken_cache_is_mended(data: DataRoot) -> None:
+def test_a_broken_cache_is_rebuilt(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101))
     root = data.dataset("cpu").store
     first = validate_dataset(data, "cpu").to_json()

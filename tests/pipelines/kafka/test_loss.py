@@ -127,7 +127,7 @@ def test_retention_that_passes_a_bounded_read_stops_it(config: IngestConfig) -> 
 
 
 @pytest.mark.engines
-def test_what_was_read_of_a_topic_that_was_made_anew_since_is_not_committed(config: IngestConfig) -> None:
+def test_messages_of_a_topic_that_was_recreated_since_are_not_committed(config: IngestConfig) -> None:
     """A consumer goes on in the new topic at its old offset, and nothing but the id tells."""
     before = list_topic(config.kafka, config.topic)
     covers = OffsetRange(config.topic, before.topic_id, 0, 0, 3)

@@ -81,7 +81,7 @@ def test_what_was_aborted_half_way_is_announced_once(kafka: str, topic: MakeTopi
 
 
 @pytest.mark.engines
-def test_a_topic_tells_of_one_manifest(kafka: str, topic: MakeTopic, committed: Committer, tmp_path: Path) -> None:
+def test_a_topic_publishes_one_manifest(kafka: str, topic: MakeTopic, committed: Committer, tmp_path: Path) -> None:
     name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
     Projection(committed.log, name, render_runs, kafka_options).announce()
     other = Committer(open_store(tmp_path / "other"))

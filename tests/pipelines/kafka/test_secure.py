@@ -159,7 +159,7 @@ def test_other_ways_in(broker: SecureBroker) -> None:
         ({"security_protocol": "PLAINTEXT"}, "does not answer"),
     ],
 )
-def test_one_who_is_not_let_in_is_told_why(
+def test_a_rejected_client_gets_the_reason(
     broker: SecureBroker,
     changes: dict[str, str],
     says: str,

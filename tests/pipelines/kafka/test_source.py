@@ -282,7 +282,7 @@ def test_an_offset_that_retention_passed_stops_loudly(kafka: str, topic: MakeTop
 
 
 @pytest.mark.engines
-def test_a_topic_made_anew_or_gone_stops_loudly(kafka: str, topic: MakeTopic) -> None:
+def test_a_recreated_or_deleted_topic_is_an_error(kafka: str, topic: MakeTopic) -> None:
     need_real(kafka)
     import time
 

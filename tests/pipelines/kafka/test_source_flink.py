@@ -141,7 +141,7 @@ def backlogs(job: flink_rest.RestJob, topic: str) -> dict[str, int]:
 # --- topics that change under a job
 
 
-def test_a_topic_made_anew_under_a_job_stops_it(
+def test_a_topic_recreated_under_a_job_stops_it(
     kafka: str, config: Callable[[int], IngestConfig], flink_jobs: str
 ) -> None:
     """The new topic is longer than the old one was: nobody but the id could tell."""

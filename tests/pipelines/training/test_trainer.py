@@ -143,7 +143,7 @@ def test_killed_between_training_and_push(
     assert run_once(config).outcome == "nothing_new"
 
 
-def test_interrupted_push_is_judged_anew_against_another_champion(
+def test_interrupted_push_is_judged_again_against_another_champion(
     config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import serving.push as pushing

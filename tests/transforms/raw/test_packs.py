@@ -143,7 +143,9 @@ metas = st.none() | st.dictionaries(st.binary(min_size=1, max_size=6), st.binary
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.lists(cells, max_size=6), metas), min_size=1, max_size=6), st.data())
-def test_whatever_a_run_holds(tmp_path_factory: pytest.TempPathFactory, made: list[Any], data: st.DataObject) -> None:
+def test_runs_of_every_content_are_packed(
+    tmp_path_factory: pytest.TempPathFactory, made: list[Any], data: st.DataObject
+) -> None:
     runs = {f"zuul~{at}.x~1": stored(table(usr, metadata=meta)) for at, (usr, meta) in enumerate(made)}
     raw = LocalStore(tmp_path_factory.mktemp("raw"))
     file, content = packed(runs)
@@ -254,7 +256,7 @@ def test_no_flipped_byte_goes_unseen_or_brings_anything_down(tmp_path: Path) -> 
     assert detected > 0.95 * len(data) / 5  # the rest are the file's first bytes and the heads of pages
 
 
-def test_pages_in_the_place_of_others_are_an_error(tmp_path: Path) -> None:
+def test_exchanged_pages_are_an_error(tmp_path: Path) -> None:
     """Each is whole, header and checksum, so Parquet's reader has nothing to say."""
     run = {"zuul~1~1": table([0.1, 0.7, 0.3], other=[0.2, 0.9, 0.4])}
     file, data = packed(run)
