@@ -9,6 +9,7 @@ from typing import Any
 from ciml.errors import IntegrityError
 from ciml.events.records import OffsetRange
 from ciml.manifest.id_index import Rows
+from ciml.manifest.log import Delta
 from ciml.manifest.offsets import RangeSet
 
 _NOTHING = RangeSet()
@@ -31,7 +32,7 @@ class TopicState(ABC):
         self._covered: dict[tuple[str, int], RangeSet] = {}
 
     @abstractmethod
-    def apply(self, version: int, delta: Mapping[str, Any]) -> None:
+    def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta. Raises `IntegrityError` if it is not the next one, or contradicts earlier ones."""
 
     @abstractmethod

@@ -41,7 +41,7 @@ from cli.data_path import DataPathOption
 @click.option("--span-runs", type=click.IntRange(min=20), default=150, metavar="N", help="Number of runs of a span.")
 @click.option("--keep", is_flag=True, help="Leave engines, ingest and predict running.")
 @click.pass_context
-def command(ctx: click.Context, data_path: Path, home: Path | None, **chosen: Any) -> None:
+def command(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen: Any) -> None:
     """Run the whole chain on sample runs.
 
     It goes from CI events to a served model and predictions, with one event in twenty broken on purpose. At the end it
