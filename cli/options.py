@@ -79,6 +79,12 @@ def s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     return value
 
 
+def jobs_option(what: str, *names: str) -> Option:
+    """Return ``--job`` and its other names, as ``jobs``: globs, () for all."""
+    text = f"{what}; may be repeated.  [default: all]"
+    return click.option("--job", *names, "jobs", multiple=True, metavar="GLOB", help=text)
+
+
 def _sets(name: str, variable: str, metavar: str, what: str) -> Option:
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         if value and not ctx.resilient_parsing:

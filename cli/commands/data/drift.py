@@ -78,22 +78,16 @@ def command(
     4 stored data is inconsistent.
     """  # fmt: skip
     from ciml.data_root import DataRoot
-    from cli.progress_bar import bars
+    from cli.progress_bar import progress_bar
     from pipelines.datasets.validate import validate_dataset
     from transforms.drift.detect import DriftPolicy
 
     if against is not None and model is not None:
         raise click.UsageError("--against and --model exclude each other: give one")
     policy = DriftPolicy(psi=psi, psi_large=2.5 * psi, min_runs=min_runs)
-    with bars() as show:
+    with progress_bar("spans") as progress:
         report = validate_dataset(
-            DataRoot.open(data_path),
-            name,
-            last=last,
-            against=against,
-            model=model,
-            policy=policy,
-            progress=lambda done, total: show("spans", done, total),
+            DataRoot.open(data_path), name, last=last, against=against, model=model, policy=policy, progress=progress
         )
     if as_json:
         import json

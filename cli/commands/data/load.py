@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option, s3_options, s3_place
+from cli.options import data_path_option, jobs_option, s3_options, s3_place
 from cli.policy_options import trust_policy_option
 from cli.signals import stop_on_signals
 from cli.tables import print_table
@@ -53,29 +53,16 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     help="Largest share of bad rows and missing logs; beyond it nothing is loaded.",
 )
 @click.option(
-    "--source",
-    default="backfill",
-    metavar="NAME",
-    help="Name of the table in the trust policy and in run ids.",
+    "--source", default="backfill", metavar="NAME", help="Name of the table in the trust policy and in run ids."
 )
-@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to load; may be repeated.  [default: all]")
+@jobs_option("Jobs to load")
 @data_path_option(creates=True)
 @trust_policy_option
 @click.option("--dry-run", is_flag=True, help="Survey the table and the logs; load nothing.")
 @s3_options
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def command(
-    logs: str,
-    results: str,
-    mapping: dict[str, str],
-    zone: str | None,
-    max_bad: float,
-    source: str,
-    jobs: tuple[str, ...],
-    data_path: str,
-    trust_policy: str | None,
-    dry_run: bool,
-    as_json: bool,
+    logs: str, results: str, data_path: str, trust_policy: str | None, dry_run: bool, as_json: bool, **options: Any
 ) -> int:
     """Load your own logs and results.
 
@@ -93,16 +80,14 @@ def command(
     from ciml.data_root import DataRoot
     from cli.progress_bar import bars
     from pipelines.backfill.load import RejectedTableError, load
-    from transforms.ingest.decode import ALL_JOBS
     from transforms.ingest.trust import TrustPolicy
 
     stop = stop_on_signals()
     try:
         with bars() as progress:
             report = load(
-                DataRoot.open(data_path), logs, results, mapping=mapping, zone=zone, max_bad=max_bad, source=source,
-                jobs=jobs or ALL_JOBS, trust=TrustPolicy.load(trust_policy), dry_run=dry_run, stop=stop,
-                progress=progress,
+                DataRoot.open(data_path), logs, results, trust=TrustPolicy.load(trust_policy), dry_run=dry_run,
+                stop=stop, progress=progress, **options,
             )  # fmt: skip
     except RejectedTableError as rejected:
         _print_json(rejected.report) if as_json else _print(rejected.report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.batch_options import logs_option, runner_option
-from cli.options import beam_option, data_path_option, s3_options, s3_place
+from cli.options import beam_option, data_path_option, jobs_option, s3_options, s3_place
 from cli.policy_options import fetch_policy_option, trust_policy_option
 from cli.signals import stop_on_signals
 from cli.tables import print_table
@@ -34,14 +34,7 @@ _INTERRUPTED = 130
     help="CI system of the runs, as named by ciml ingest --source; identifies them with runs of events.  [default: "
     "--source]",
 )
-@click.option(
-    "--job",
-    "--build-name",
-    "jobs",
-    multiple=True,
-    metavar="GLOB",
-    help="Jobs to load; may be repeated.  [default: all]",
-)
+@jobs_option("Jobs to load", "--build-name")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of lines.  [default: all]")
 @click.option("--dry-run", is_flag=True, help="Survey the lines; load nothing.")
 @click.option("--skip-known", is_flag=True, help="Skip the logs of stored runs, for a listing that grew.")

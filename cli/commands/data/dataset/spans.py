@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,10 +84,7 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
             try:
                 # a manifest that contradicts itself is a finding of this data set; the others are verified too
                 state = dataset.state()
-                wrong = verify_dataset(
-                    dataset,
-                    progress=lambda done, total, name=name: progress(name, done, total),  # type: ignore[misc]
-                )
+                wrong = verify_dataset(dataset, progress=partial(progress, name))
             except IntegrityError as error:
                 found[name] = {"examples": None, "spans": None, "findings": [str(error)]}
                 continue

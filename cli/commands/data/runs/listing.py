@@ -10,7 +10,7 @@ import click
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from cli.options import data_path_option
+from cli.options import data_path_option, jobs_option
 from cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @data_path_option()
-@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs of the runs; may be repeated.  [default: all]")
+@jobs_option("Jobs of the runs")
 @click.option(
     "--outcome",
     "outcomes",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.foreground import Running, running_options, topic_options
+from cli.options import jobs_option
 from cli.param_types import Duration
 from cli.policy_options import fetch_options, sources_option, trust_policy_option
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--topic", default="ci-events", help="Topic of CI events.")
 @click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of committed runs; '' for none.")
 @click.option("--dead-letters-topic", default="", show_default="none", metavar="TOPIC", help="Topic of dead letters.")
-@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to ingest; may be repeated.  [default: all]")
+@jobs_option("Jobs to ingest")
 @sources_option
 @fetch_options
 @click.option(
