@@ -104,13 +104,11 @@ def make_config(
     source: str = "backfill",
     runs_of: str | None = None,
     jobs: tuple[str, ...] = (),
-    limit: int | None = None,
-    skip_known: bool = False,
-    take_missing: bool = False,
     trust_policy: str | None = None,
     fetch_policy: str | None = None,
+    **others: Any,
 ) -> BackfillConfig:
-    """Return the configuration of the options.
+    """Return the configuration of the options; ``others`` are its fields.
 
     Raises:
       CimlError: an unreadable policy, an invalid source, a missing folder of logs, an unknown scheme.
@@ -126,11 +124,9 @@ def make_config(
         DataRoot.open(data_path).raw,
         Reading(source, runs_of or source, logs),
         selection=jobs or ALL_JOBS,
-        limit=limit,
-        skip_known=skip_known,
-        take_missing=take_missing,
         trust=TrustPolicy.load(trust_policy),
         fetch=fetch_below(logs, fetch_policy),
+        **others,
     )
 
 
