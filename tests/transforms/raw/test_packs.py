@@ -8,7 +8,6 @@ import shutil
 import struct
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +283,7 @@ def test_a_pack_of_an_older_version_is_read_whole_once(tmp_path: Path) -> None:
 
 def test_a_pack_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
     file, data = packed({"zuul~1~1": table([1.0])})
-    for wrong in (replace(file, rows=2), replace(file, runs=2)):
+    for wrong in (file.replace(rows=2), file.replace(runs=2)):
         with pytest.raises(IntegrityError, match="which differs from its manifest"):
             OpenPack(wrong, data[-file.footer :])
     for footer in (b"", data[-file.footer + 9 :], data[:-8]):
@@ -293,7 +292,7 @@ def test_a_pack_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
     other = write_run(table([1.0]))  # a file of Parquet, and no pack
     footer = other[-int.from_bytes(other[-8:-4], "little") - 8 :]
     with pytest.raises(IntegrityError, match="cannot be read as a pack"):
-        OpenPack(replace(file, footer_digest=hashlib.sha256(footer).hexdigest()[:32]), footer)
+        OpenPack(file.replace(footer_digest=hashlib.sha256(footer).hexdigest()[:32]), footer)
 
 
 def test_runs_in_packs_and_out_of_them_in_the_order_given(tmp_path: Path) -> None:
