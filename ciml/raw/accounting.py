@@ -101,7 +101,7 @@ class _Draft:
         origin, undecoded = outcomes[0].origin, (outcomes[0].origin, "")
         if undecoded in self._tried:
             return
-        if undecoded not in self._state.dead_letters:
+        if self._state.index.dead_letter(undecoded) is None:
             for outcome in outcomes:
                 self.settle_retry(outcome)
         elif all(outcome.run_id for outcome in outcomes):  # it is decoded now, into these runs
@@ -123,7 +123,7 @@ class _Draft:
                 payload=outcome.payload or before.payload,
                 first_seen_us=outcome.first_seen_us or before.first_seen_us,
             )
-        elif key not in self._state.dead_letters:
+        elif self._state.index.dead_letter(key) is None:
             return  # settled by another retry
         elif outcome.kind in ("dead_letter", "deferred") and _is_first(outcome, self._run(outcome.run_id)):
             return  # no progress; if the run has a raw row by now, it is a repeat

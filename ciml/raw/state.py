@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ciml.errors import IntegrityError
@@ -26,7 +26,7 @@ class RawState(TopicState):
 
     Attributes:
       deferred: open deferred outcomes by (origin, run id): logs that were unavailable.
-      dead_letters: open dead letters by (origin, run id), looked up and listed in the index.
+      index: ids of events and runs, and the open dead letters by (origin, run id).
       counts: number of (event, run) by (kind, reason). The sum is the number of all ever covered.
       trust: raw rows by (trusted, rule), as decided at ingestion; a reclaimed run counts under both of its rows.
       recorded: number of (event, run) ever settled, by (source, kind). Closing a dead letter does not reduce it. A
@@ -43,10 +43,6 @@ class RawState(TopicState):
         self.recorded: Counter[tuple[str, str]] = Counter()
         self.closed: Counter[str] = Counter()
         self._sources: set[str] = set()
-
-    @property
-    def dead_letters(self) -> Mapping[DeadLetterKey, OpenDeadLetter]:
-        return _DeadLetters(self)
 
     def due(self, now_us: int) -> list[PendingRun]:
         """Return the deferred runs whose log is due for another try, as pending runs, the longest overdue first."""
@@ -199,39 +195,6 @@ class RawState(TopicState):
         if not isinstance(self.index, LayeredIndex):
             raise TypeError("only a state restored from tables has rows for them")
         return self.index.recent()
-
-
-class _DeadLetters(Mapping[DeadLetterKey, OpenDeadLetter]):
-    """The open dead letters of a state."""
-
-    def __init__(self, state: RawState) -> None:
-        self._state = state
-
-    def __getitem__(self, key: DeadLetterKey) -> OpenDeadLetter:
-        if (dead_letter := self._state.index.dead_letter(key)) is None:
-            raise KeyError(key)
-        return dead_letter
-
-    def __iter__(self) -> Iterator[DeadLetterKey]:
-        for key, _ in self._state.index.dead_letters():
-            yield key
-
-    def __len__(self) -> int:
-        return sum(number for (kind, _), number in self._state.counts.items() if kind == "dead_letter")
-
-    def items(self) -> ItemsView[DeadLetterKey, OpenDeadLetter]:
-        return _DeadLetterItems(self)
-
-    def pairs(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        """Iterate over all items without a look-up for each."""
-        return self._state.index.dead_letters()
-
-
-class _DeadLetterItems(ItemsView[DeadLetterKey, OpenDeadLetter]):
-    _mapping: _DeadLetters
-
-    def __iter__(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        return self._mapping.pairs()
 
 
 #: Defines the checkpoints of a raw manifest.

@@ -45,7 +45,7 @@ def test_a_message_that_can_be_decoded_now_is_settled_run_by_run() -> None:
     assert delta["closed_letters"] == delta["closes"]
     assert delta["offsets"] == {}
     assert state.counts == {("run", ""): 1, ("ignored", "cancelled"): 1, ("dead_letter", "log_not_found"): 1}
-    assert [key[1] for key in state.dead_letters] == ["zuul~c~1"]
+    assert [key[1] for key, _ in state.index.dead_letters()] == ["zuul~c~1"]
     assert step(state, replay(*outcomes)) is None  # a second replay
     step(state, replay(outcome(4, run="c")))
     assert state.counts == {("run", ""): 2, ("ignored", "cancelled"): 1}
