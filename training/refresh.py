@@ -28,7 +28,6 @@ from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
 from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy, judge
-from training.exclusions import Exclusions
 from training.experiment import Experiment, refresh_key
 from transforms.ingest.trust import TrustPolicy
 
@@ -93,11 +92,8 @@ def refresh(
     last: str | None = None,
     policy: TrustPolicy | None = None,
     gate: GatePolicy | None = None,
-    exclusions: Exclusions | None = None,
     work: Path | None = None,
-    runner: Any = None,
     progress: Progress | None = None,
-    tensorboard: Path | None = None,
 ) -> Candidate | Skipped:
     """Make a snapshot, train on it, evaluate and judge.
 
@@ -110,12 +106,9 @@ def refresh(
       last: `refresh_key` of the last candidate (its fact ``refresh``); an equal key skips the refresh.
       policy: the trust policy; the built-in one by default.
       gate: the gate's thresholds.
-      exclusions: runs to exclude; by default those that are stored (`ciml exclude`).
       work: local folder for candidates; by default below the trainer's folder, or in the user's cache if that is not on
         local disk.
-      runner: the Beam runner; in this process by default.
       progress: called at each step.
-      tensorboard: folder of TensorBoard event files.
 
     Raises:
       CimlError: if the data set does not exist or has no training runs, or the experiment cannot be served.
@@ -124,7 +117,7 @@ def refresh(
     steps = _Steps(progress)
     trainer, stored = data.trainer(model), data.dataset(dataset)
     with steps("snapshot"):
-        snapshot = make_snapshot(stored, policy or TrustPolicy.load(), exclusions)
+        snapshot = make_snapshot(stored, policy or TrustPolicy.load())
         check_use(experiment, snapshot.resolved, served=True)
         key = refresh_key(snapshot.digest, experiment)
         if key == last:
@@ -135,7 +128,7 @@ def refresh(
     with _locked(folder, model):
         candidate = _make(
             stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
-            gate or GatePolicy(), folder / key, runner, steps, tensorboard,
+            gate or GatePolicy(), folder / key, steps,
         )  # fmt: skip
         trainer.replace(f"metrics/{key}.json", json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
         _remove_old(folder / key)
@@ -151,9 +144,7 @@ def _make(
     champion: Champion | None,
     gate: GatePolicy,
     folder: Path,
-    runner: Any,
     steps: _Steps,
-    tensorboard: Path | None,
 ) -> Candidate:
     with steps("import"):
         import training.data.materialise_beam  # noqa: F401  (so that the import is timed apart)
@@ -162,9 +153,9 @@ def _make(
         from training.train import train
     resolved = snapshot.resolved
     with steps("materialise"):
-        made = materialise(dataset.store, snapshot, folder, cache=cache, runner=runner)
+        made = materialise(dataset.store, snapshot, folder, cache=cache)
     with steps("train"):
-        trained = train(experiment, made, resolved, dev_from_train=snapshot.dev_from_train, tensorboard=tensorboard)
+        trained = train(experiment, made, resolved, dev_from_train=snapshot.dev_from_train)
     with steps("export"):
         saved = export(trained.model, made.transform_folder, resolved, folder / "model", name=model)
         exported = load_exported(saved)
