@@ -7,7 +7,7 @@ import click
 from cli.commands.operate.receive.webhooks import command as webhooks
 
 
-@click.group("receive")
+@click.group("receive", commands=[webhooks])
 def command() -> None:
     """Receive deliveries of CI systems.
 
@@ -18,6 +18,3 @@ def command() -> None:
     Example:
       ciml receive webhooks --config receivers.toml
     """
-
-
-command.add_command(webhooks)
