@@ -28,7 +28,7 @@ class Delivery(NamedTuple):
     Attributes:
       body: the raw bytes.
       headers: the headers that the adapter asked for, by lower-case name. An MQTT message has ``topic``.
-      id: the delivery's id, such as X-GitHub-Delivery; "" where the system gives none.
+      id: the delivery's id, where the proof of its sender covers it, such as webhook-id; else "".
     """
 
     body: bytes

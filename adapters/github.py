@@ -62,6 +62,7 @@ ACTIONS_CHECK = "GitHub Actions reports its check runs as workflow jobs"
 CHECK_REQUEST = "a request to run a check reports no run"
 INSTANT_CHECK = "a check run that took no time ran no job"
 OPEN_PULL_REQUEST = "a pull request that was not merged says nothing of its runs"
+OTHER_BRANCH = "a merge into another branch than the default one is no review"
 COMMENT = "a review that only comments says nothing of runs"
 OUTSIDER = "a review by somebody who is no member or collaborator does not count"
 OPEN_GROUP = "a merge group that was not merged says nothing of its runs"
@@ -94,7 +95,8 @@ def read(delivery: Delivery) -> Reading | Ignored:
         return Ignored(event_id(delivery), kind, read)
     if not read:
         return Ignored(event_id(delivery), kind, NOTHING)
-    when = moment(body, *_TIMES[event]) if event in _TIMES else None
+    times = (moment(body, *path) for path in _TIMES.get(event, ()))
+    when = next((one for one in times if one), None)
     runs = tuple(one for one in read if isinstance(one, Run))
     updates = tuple(one for one in read if isinstance(one, RunUpdate))
     return Reading(event_id(delivery), kind, when, runs, updates)
@@ -234,7 +236,12 @@ def _check_run(body: Mapping[str, Any], action: str) -> _Read:
 def _pull_request(body: Mapping[str, Any], action: str) -> _Read:
     if action != "closed" or value(body, "pull_request", "merged") is not True:
         return OPEN_PULL_REQUEST
-    facts = {"review": "merged"} | _of_fork(body)
+    facts = _of_fork(body)
+    # Who may push can merge anything into a branch of their own: that it was merged there proves no review.
+    if word(body, "pull_request", "base", "ref") == word(body, "repository", "default_branch"):
+        facts["review"] = "merged"
+    if not facts:
+        return OTHER_BRANCH
     return (RunUpdate(_subject(body, needed(body, "pull_request", "head", "sha")), facts),)
 
 
@@ -277,11 +284,12 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], _Read]] = {
     "pull_request_review": _review,
     "merge_group": _merge_group,
 }
-#: Where an event that updates runs has its own time.
+#: Where an event that updates runs has its own time: the first that is there. A review that is dismissed keeps its
+#: ``submitted_at``.
 _TIMES = {
-    "workflow_run": ("workflow_run", "updated_at"),
-    "pull_request": ("pull_request", "updated_at"),
-    "pull_request_review": ("review", "submitted_at"),
+    "workflow_run": (("workflow_run", "updated_at"),),
+    "pull_request": (("pull_request", "updated_at"),),
+    "pull_request_review": (("pull_request", "updated_at"), ("review", "submitted_at")),
 }
 
 

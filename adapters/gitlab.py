@@ -192,9 +192,23 @@ def _merge_request(body: Mapping[str, Any]) -> _Read:
     said = [RunUpdate(f"merge_request:{project_id}/{number}", facts)]
     head = word(body, "object_attributes", "last_commit", "id")
     # Of the commit alone: earlier ones of the merge request may never have been read.
-    if (review := _REVIEWS.get(action)) and (commit := _commit(project_id, head)):
+    if (review := _review(body, action, branch)) and (commit := _commit(project_id, head)):
         said.append(RunUpdate(commit, {"review": review}))
     return action, moment(body, "object_attributes", "updated_at"), tuple(said)
+
+
+def _review(body: Mapping[str, Any], action: str, branch: str) -> str:
+    """Return what an action makes of the review; "" for nothing.
+
+    An approval by the author is none. Nor is a merge into another branch than the default one: a developer may merge
+    anything into a branch of their own.
+    """
+    if action == "merge" and branch != word(body, "project", "default_branch"):
+        return ""
+    author, by = word(body, "object_attributes", "author_id"), word(body, "user", "id")
+    if action == "approved" and (not author or not by or author == by):
+        return ""
+    return _REVIEWS.get(action, "")
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], _Read]] = {

@@ -10,7 +10,7 @@ from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.event import Event, Rejection, identity_alone
-from ciml.events.fields import identifier, time_us
+from ciml.events.fields import identifier, is_proof, time_us
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import Message, RunFacts
 from ciml.events.redaction import shown
@@ -95,13 +95,24 @@ def read_event(message: Message, names: Mapping[str, str] | None = None) -> Even
     if fault := excess(message):
         raise RejectedInput("too_large", fault)
     headers = _texts(message)
-    name = headers[ADAPTER]
+    name, auth = headers.get(ADAPTER, ""), headers.get(AUTH, "")
     if name not in adapters():
         raise RejectedInput("unknown_type", f"{ADAPTER}: no adapter {shown(name)} is installed")
+    if auth and not is_proof(auth):
+        raise RejectedInput("bad_field", f"{AUTH}: want the name of a proof, such as hmac-sha256")
     source = source_name(headers.get(SOURCE, ""), names)
     needed = {key.removeprefix(HEADER): value for key, value in headers.items() if key.startswith(HEADER)}
-    reading = adapters()[name].read(Delivery(message.value, needed, headers.get(ID, "")))
-    return _event(reading, source, headers.get(AUTH, ""))
+    return _event(_read(adapters()[name], Delivery(message.value, needed, headers.get(ID, ""))), source, auth)
+
+
+def _read(adapter: Adapter, delivery: Delivery) -> Reading | Ignored:
+    try:
+        return adapter.read(delivery)
+    except RejectedInput:
+        raise
+    except (CimlError, OSError, ImportError) as error:
+        # Elsewhere such errors stop the batch, as no input causes them. An adapter is pure: here an input did.
+        raise RuntimeError(f"the adapter {adapter.name}: {type(error).__name__}: {error}") from error
 
 
 def _texts(message: Message) -> dict[str, str]:

@@ -27,6 +27,7 @@ TRIGGER = "an event of Tekton Triggers reports no run"
 LOG = "ciml.dev/log-url"
 
 _TYPE = re.compile(r"dev\.tekton\.event\.([a-z]+)\.([a-z]+)\.v1")
+_PART = re.compile(r"\{(?:namespace|name|uid|attempt)\}")
 _IGNORED = {"pipelinerun": PIPELINE_RUN, "customrun": CUSTOM_RUN, "run": CUSTOM_RUN, "triggers": TRIGGER}
 _PHASES: Mapping[str, Phase] = {
     "queued": "queued",
@@ -70,8 +71,7 @@ def _attempt(
     task = word(labels, "tekton.dev/pipelineTask") or word(task_run, "spec", "taskRef", "name") or name
     pipeline_run = word(labels, "tekton.dev/pipelineRun") or name
     uid = word(task_run, "metadata", "uid")
-    for part, found in (("namespace", namespace), ("name", name), ("uid", uid), ("attempt", str(attempt))):
-        log = log.replace(f"{{{part}}}", found)
+    parts = {"{namespace}": namespace, "{name}": name, "{uid}": uid, "{attempt}": str(attempt)}
     start, end = moment(status, "startTime"), moment(status, "completionTime")
     condition = _condition(status)
     finished = phase == "finished"
@@ -86,10 +86,18 @@ def _attempt(
         start_time=start,
         end_time=end if finished else None,
         project=namespace,
-        log_url=log,
+        log_url=_filled_in(log, parts),
         attempt_of=joined(namespace, pipeline_run, task),
         labels=_labels(labels),
     )
+
+
+def _filled_in(log: str, parts: Mapping[str, str]) -> str:
+    """Return the address with its parts, each replaced once: a name may hold ``{uid}`` again."""
+    size = len(log) + sum(log.count(part) * (len(found) - len(part)) for part, found in parts.items())
+    if size > MAX_URL_CHARACTERS:
+        raise RejectedInput("bad_field", f"{LOG}: {size} characters, at most {MAX_URL_CHARACTERS}")
+    return _PART.sub(lambda part: parts[part[0]], log)
 
 
 def _condition(status: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -120,6 +120,12 @@ MAX_HOOK_CONNECTIONS = 512
 MAX_SIGNATURE_AGE_S = 300.0
 #: Deliveries that are remembered, each about 250 bytes: 200 a second for MAX_SIGNATURE_AGE_S.
 MAX_KNOWN_DELIVERIES = 1 << 16
+#: Messages of an MQTT or Gerrit source that are received and not acknowledged. `in_flight` of a source.
+MAX_IN_FLIGHT = 1024
+#: Bytes of a line of Gerrit's stream, and of an answer of its REST API; and the changes of an answer.
+MAX_STREAM_LINE_BYTES = MAX_DELIVERY_BYTES
+MAX_REVIEW_BYTES = 64 * MIB
+MAX_REVIEW_CHANGES = 100
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
 MAX_SECRET_BYTES = 4096

@@ -34,6 +34,7 @@ COMMANDS: Table = {
     "Operate": {
         "up": ("cli.commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),
         "down": ("cli.commands.operate.down:command", "Stop local engines."),
+        "connect": ("cli.commands.operate.connect:command", "Connect a CI system."),
         "record": ("cli.commands.operate.record:command", "Run a command and record its machine's telemetry."),
         "receive": ("cli.commands.operate.receive:command", "Receive deliveries of CI systems."),
         "ingest": ("cli.commands.operate.ingest:command", "Ingest CI events into the raw store."),

@@ -45,7 +45,7 @@ def main() -> None:
                 raise SystemExit(
                     f"{options.logs / build['log_path']} is missing: unpack the logs, or name them by --logs"
                 )
-            facts = facts_from_listing(build, source="example-ci", logs=options.logs.resolve().as_uri())
+            facts = facts_from_listing(build, source="zuul-example", logs=options.logs.resolve().as_uri())
             # What a gate says of itself; a listing's own word for trust is not an event's to use.
             facts = facts.replace(event="gate", pipeline="gate")
             value, headers = finished_event(facts, event_id=facts.build_uuid, time_us=facts.end_us)

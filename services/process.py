@@ -207,7 +207,8 @@ class _Worker:
         self._stay(job)
 
     def _on_progress(self, progress: Progress, word: str) -> None:
-        seen = {"state": "running", "progress": progress.to_json() if progress.lag else {}}
+        waits = word.removeprefix("waits: ") if word.startswith("waits: ") else ""
+        seen = {"state": "running", "progress": progress.to_json() if progress.lag else {}, "waits": waits}
         if self._reported | seen != self._reported:
             self._report(**seen)
 

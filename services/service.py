@@ -40,6 +40,8 @@ KINDS = {
     "live": "services.live:LiveService",
     "trainer": "services.trainer:TrainerService",
     "webhooks": "services.webhooks.service:WebhooksService",
+    "mqtt": "services.mqtt.service:MqttService",
+    "gerrit": "services.gerrit.service:GerritService",
 }
 
 

@@ -24,6 +24,7 @@ class JobStatus:
       restarts: number of restarts by the engine; None if unknown.
       checkpoint_bytes, checkpoint_s: size and time (epoch seconds) of the last completed checkpoint.
       progress: the last progress that its worker reported, as `Progress.to_json`; empty if unknown.
+      waits: what it waits for, which is no fault of its own; "" for nothing.
     """
 
     state: JobState
@@ -36,6 +37,7 @@ class JobStatus:
     checkpoint_bytes: int | None = None
     checkpoint_s: float | None = None
     progress: Mapping[str, Any] = field(default_factory=dict)
+    waits: str = ""
 
 
 _DUE = -1  # a pseudo-partition for deferred logs

@@ -14,7 +14,7 @@ import concurrent.futures
 import hashlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -188,7 +188,7 @@ def unread_dead_letter(origin: Origin, message: Message, rejected: RejectedInput
     return Outcome("dead_letter", origin, reason=rejected.reason, detail=rejected.detail, payload=kept_payload(message))
 
 
-def kept_payload(message: Message) -> dict[str, Any]:
+def kept_payload(message: Message) -> Mapping[str, Any]:
     """Return `ciml.events.payloads.payload_of`; if that fails, only size and digest, as for an oversized message."""
     made = attempt("payload", payload_of, message)
     if not isinstance(made, RejectedInput):

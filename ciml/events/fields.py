@@ -27,6 +27,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 #: Digits of numbers and UUIDs: no secret has this form or contains it.
 _PLAIN_ID = re.compile(r"[0-9a-f][0-9a-f.-]{0,63}")
+_PROOF = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: Most texts of events are short names that recur, so their redacted forms are cached up to this length.
 _SHORT = 64
 
@@ -52,6 +53,11 @@ def is_clean(text: str) -> bool:
     private-use or unassigned character.
     """
     return text.isprintable() or not any(unicodedata.category(character) in _UNSAFE for character in text)
+
+
+def is_proof(text: str) -> bool:
+    """Return whether a text can name how a receiver proved a sender, such as ``hmac-sha256``."""
+    return _PROOF.fullmatch(text) is not None
 
 
 def text(

@@ -8,11 +8,13 @@ import math
 import re
 from typing import Any
 
+from ciml.events.fields import is_proof
 from ciml.events.redaction import REDACTED, decoded, hides, is_secret_name, redact_text
 
 _QUOTED = re.compile(r"[\"']([\w.-]{1,64})[\"'](?!\s*+:)")
 #: Fields that identify an event or a run. A redacted id could equal another one, so it is replaced as a whole.
 _IDS = ("id", "build_uuid")
+_AUTH = "ciml_auth"  # of a message that a receiver produced: how the sender was proved
 _VALUES = ("value", "values", "default")  # the value that belongs to an object's "name" or "key"
 
 
@@ -45,6 +47,8 @@ def _names_a_secret(text: str) -> bool:
 
 def redact_header(name: str, value: bytes | None) -> tuple[str, bytes | None]:
     """Return a header's name and value, without secrets."""
+    if name == _AUTH and value and is_proof(value.decode("latin-1")):
+        return name, value  # by its name a secret, but without it a replayed run would be proved by nothing
     if value and (is_secret_name(name) or (name == "ce_id" and redact_bytes(value) != value)):
         value = REDACTED.encode()
     return redact_text(name), value if value is None else redact_bytes(value)

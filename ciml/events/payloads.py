@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ciml.digest import canonical_json
@@ -44,11 +45,15 @@ def excess(message: Message) -> str:
     return f"{size} bytes, at most {MAX_MESSAGE_BYTES}" if size > MAX_MESSAGE_BYTES else ""
 
 
-def payload_of(message: Message) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def payload_of(message: Message) -> Mapping[str, Any]:
     """Return the message as JSON: ``value`` and ``key`` and each header's value in base64, ``timestamp_ms``.
 
     Secrets are replaced, and headers that ciml does not read are left out. A message above a limit (`excess`) has only
     ``size`` and ``sha256``; it can be read again at the dead letter's origin.
+
+    The last payload is remembered: a message of a CI system may name a thousand runs, each with its own dead letter.
+    They share one object, which `offload_payloads` stores once.
     """
     if excess(message):
         digest = hashlib.sha256(message.value or b"").hexdigest()
@@ -72,20 +77,29 @@ def offload_payloads(raw: Store, delta: Mapping[str, Any]) -> dict[str, Any]:
 
     Each payload becomes an object of the raw store, named by its digest, before the delta is committed.
     """
-    return {**delta, **{name: [_offload(raw, record) for record in delta[name]] for name in _WITH_PAYLOADS}}
+    return {**delta, **{name: list(_offloaded(raw, delta[name])) for name in _WITH_PAYLOADS}}
 
 
 _WITH_PAYLOADS = ("dead_letters", "deferred")
 
 
-def _offload(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
-    payload = record.get("payload")
-    if not payload or len(data := canonical_json(payload)) <= INLINE_BYTES:
-        return record
+def _offloaded(raw: Store, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    last: Mapping[str, Any] = {}
+    reference: Mapping[str, Any] = {}
+    for record in records:
+        payload = record.get("payload")
+        if payload and payload != last:  # the runs of a message follow each other, and have equal payloads
+            last, reference = payload, _stored(raw, payload)
+        yield {**record, "payload": reference} if payload else record
+
+
+def _stored(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a small payload itself; a large one becomes an object."""
+    if len(data := canonical_json(payload)) <= INLINE_BYTES:
+        return payload
     path = f"{PAYLOAD_FOLDER}/{hashlib.sha256(data).hexdigest()}.json"
     raw.create(path, data)
-    reference = {"object": path, "size": len(data), "timestamp_ms": payload.get("timestamp_ms", 0)}
-    return {**record, "payload": reference}
+    return {"object": path, "size": len(data), "timestamp_ms": payload.get("timestamp_ms", 0)}
 
 
 def read_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:

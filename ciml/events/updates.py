@@ -89,13 +89,19 @@ def changes_of(facts: RunFacts, said: Iterable[Mapping[str, Said]]) -> dict[str,
     An update replaces the run's own fact, unless the own one is lasting (`merged`, fork). A run whose event was proved
     takes facts from proved updates alone. Its id, outcome, times, log and proof never change.
 
+    What is said of an earlier subject counts before what is said of a later one: a run's own workflow run knows the
+    branch, and a commit may be in pull requests of anybody, to any branch.
+
     Args:
       facts: as the run's own event has them.
-      said: what was said of each of its subjects.
+      said: what was said of each of its subjects, in their order.
     """
     found: dict[str, Said] = {}
     for one in said:
-        found = merged(found, one)
+        for name, each in one.items():
+            before = found.get(name)
+            if before is None or (each.proved, each.lasting) > (before.proved, before.lasting):
+                found[name] = each
     return {
         name: each.value
         for name, each in found.items()

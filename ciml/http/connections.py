@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+#: What a connection that has just begun to wait counts as, seconds: many new ones weigh too.
+_LEAST_WAIT_S = 1.0
 _PHRASES = {408: "Request Timeout", 503: "Service Unavailable"}
 
 
@@ -20,8 +22,9 @@ class Connections:
     """The open connections, and which of them await a complete request. Belongs to one event loop.
 
     Args:
-      most: open connections. At one more, the client address with the most connections loses the one that has waited
-        longest for a complete request. So a client with many connections affects only itself.
+      most: open connections. At one more, the client address whose connections have waited longest for complete
+        requests, all together, loses the one that has waited longest. So a slow client affects only itself, and one
+        with many complete or new requests, such as a proxy, is not taken for slow.
       header_s: limit for the header of a request, and for reading a response, seconds.
       body_s: limit for its body, seconds.
       work_s: limit for its answer, seconds.
@@ -32,34 +35,36 @@ class Connections:
         self.most, self.header_s = most, header_s
         self.request_s = body_s + work_s + header_s
         self._message = f"more than {most} connections ({limit})"
-        self._open: Counter[str] = Counter()
-        self._waiting: dict[str, dict[Connection, None]] = {}
+        self._open = 0
+        self._waiting: dict[str, dict[Connection, float]] = {}  # by address, the oldest first: since when
+        self._since: defaultdict[str, float] = defaultdict(float)  # the sum of these times
 
     def opened(self, one: Connection) -> None:
-        self._open[one.address] += 1
+        self._open += 1
         self.waits(one)
-        if self._open.total() > self.most:
-            address = max(self._waiting, key=lambda each: self._open[each])
-            oldest = next(iter(self._waiting[address]))
-            oldest.reject(503, self._message)
+        if self._open > self.most:
+            counted_s = one.loop.time() + _LEAST_WAIT_S
+            address = max(self._waiting, key=lambda each: counted_s * len(self._waiting[each]) - self._since[each])
+            next(iter(self._waiting[address])).reject(503, self._message)
 
     def waits(self, one: Connection) -> None:
         """Mark a connection as waiting for a complete request."""
         self.works(one)
-        self._waiting.setdefault(one.address, {})[one] = None
+        now_s = one.loop.time()
+        self._waiting.setdefault(one.address, {})[one] = now_s
+        self._since[one.address] += now_s
 
     def works(self, one: Connection) -> None:
         """Mark a connection's request as complete, or the connection as closed."""
         waiting = self._waiting.get(one.address, {})
-        waiting.pop(one, None)
+        self._since[one.address] -= waiting.pop(one, 0.0)
         if not waiting:
             self._waiting.pop(one.address, None)
+            self._since.pop(one.address, None)
 
     def closed(self, one: Connection) -> None:
         self.works(one)
-        self._open[one.address] -= 1
-        if not self._open[one.address]:
-            del self._open[one.address]
+        self._open -= 1
 
     def protocol(self) -> type[asyncio.Protocol]:
         """Return the protocol class for uvicorn."""

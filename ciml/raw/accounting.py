@@ -22,6 +22,8 @@ from ciml.raw.known_subjects import Subject, Subjects, subjects_of
 from ciml.raw.run_log import Judge
 from ciml.raw.state import RawState
 
+#: A delta judges the runs of this many subjects with `MAX_SUBJECT_RUNS` again, or of more subjects with fewer.
+_SUBJECTS_AT_ONCE = 10
 #: Reasons of ignored outcomes that describe how a run ended. For a stored run they are corrections.
 _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
 
@@ -210,7 +212,8 @@ class _Draft:
         """Return the own facts of the runs whose subjects have updates here, those stored by this delta included."""
         found: dict[str, RunFacts] = {}
         for subject in self._said:
-            found |= {facts.run_id: facts for facts in self._subjects.runs(subject, MAX_SUBJECT_RUNS)}
+            most = min(MAX_SUBJECT_RUNS, _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS - len(found))
+            found |= {facts.run_id: facts for facts in self._subjects.runs(subject, most)}
         for outcome in (*self._lists["run"], *self._lists["reclaim"]):
             facts = outcome.mention
             if facts is not None and (facts.run_id in found or not self._said.keys().isdisjoint(subjects_of(facts))):

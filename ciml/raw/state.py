@@ -34,6 +34,7 @@ class RawState(TopicState):
       recorded: number of (event, run) ever settled, by (source, kind). Closing a dead letter does not reduce it. A
         deferred one counts once it is settled.
       closed: closed dead letters by reason.
+      records: see `ciml.manifest.checkpoints.Restorable`; further entries in records, such as updates, count too.
     """
 
     def __init__(self, index: Index | None = None) -> None:
@@ -93,6 +94,7 @@ class RawState(TopicState):
             self.records += 1
         for update, event_key in updates:
             self.index.subjects.say(update, event_key)
+            self.records += 1
         for change in changes:
             self._change_trust(version, change)
             self.records += 1

@@ -190,6 +190,8 @@ def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
     }
     rows: dict[str, Any] = {}
     for span in state.latest():
+        if not span.files:
+            continue  # all of its runs are excluded
         table = read_span(demo.data.dataset(name).store, span)
         for row in table.select(["run_id", "n_windows", *state.resolved.features]).to_pylist():
             rows[row["run_id"]] = row

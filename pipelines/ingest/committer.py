@@ -81,7 +81,14 @@ def seal(batch: Batch) -> bytes:
         raise IntegrityError(f"{batch.covers}: unsettled batch cannot be committed")
     covers = batch.covers
     offsets = [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end] if covers else None
-    return canonical_json({"covers": offsets, "settled": [outcome.to_json() for outcome in batch.settled]})
+    # Dead letters of the runs of one message share its payload, which may have a MiB: it is written once.
+    payloads = {id(outcome.payload): outcome.payload for outcome in batch.settled if outcome.payload is not None}
+    places = {each: place for place, each in enumerate(payloads)}
+    settled = [
+        outcome.to_json() if outcome.payload is None else {**outcome.to_json(), "payload": places[id(outcome.payload)]}
+        for outcome in batch.settled
+    ]
+    return canonical_json({"covers": offsets, "settled": settled, "payloads": list(payloads.values())})
 
 
 def seal_guarded(batch: Batch) -> bytes:
@@ -101,4 +108,7 @@ def unseal(data: bytes) -> Batch:
     """Return the inverse of `seal`."""
     value = json.loads(data)
     covers = OffsetRange(*value["covers"]) if value["covers"] else None
+    for record in value["settled"]:
+        if type(place := record.get("payload")) is int:  # a job of an older version has the payload itself
+            record["payload"] = value["payloads"][place]
     return Batch(covers, settled=[Outcome.from_json(record) for record in value["settled"]])

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from adapters.adapter import Adapter
 from adapters.registry import find_adapter
@@ -21,6 +22,7 @@ from ciml.limits import (
     MAX_DELIVERY_BYTES,
     MAX_HEADER_S,
     MAX_HOOK_CONNECTIONS,
+    MAX_IN_FLIGHT,
     MAX_SOURCES,
 )
 from ciml.settings import Settings, checked, read_toml
@@ -95,6 +97,132 @@ class WebhookSource(Source, frozen=True):
         _check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
 
 
+class MqttSource(Source, frozen=True, kw_only=True):
+    """A source that publishes to an MQTT broker.
+
+    Attributes:
+      broker: ``mqtts://HOST:PORT`` with TLS, or ``mqtt://HOST:PORT`` without; the port is 8883 or 1883 by default.
+      topics: filters, such as ``zuul/#``.
+      user: of the broker. Its password is the secret.
+      ca_file: certificates that sign the broker's; those of the system by default.
+      certificate_file, key_file: a client certificate and its key.
+      client_id: of the session that the broker keeps; ``ciml-NAME`` by default. No two clients may share one.
+      version: of the protocol.
+      session_s: for how long the broker keeps messages for a receiver that is away, seconds (version 5).
+      keepalive_s: after which a silent connection is lost, seconds.
+      in_flight: messages that are received and not acknowledged.
+      retained: whether messages that the broker retained for new subscribers are deliveries.
+      max_bytes: of a message.
+    """
+
+    receiver: ClassVar[str] = "mqtt"
+    lists: ClassVar[tuple[str, ...]] = (*Source.lists, "topics")
+    broker: str
+    topics: tuple[str, ...]
+    user: str = ""
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    client_id: str = ""
+    version: Literal["5", "3.1.1"] = "5"
+    session_s: int = 7 * 86400
+    keepalive_s: int = 30
+    in_flight: int = 64
+    retained: Literal["ignore", "accept"] = "ignore"
+    max_bytes: int = MAX_DELIVERY_BYTES
+
+    @property
+    def address(self) -> tuple[str, int, bool]:
+        """Host, port, and whether it speaks TLS."""
+        return _address("broker", self.broker, {"mqtts": (8883, True), "mqtt": (1883, False)})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tls = self.address[2]
+        if not self.topics or not all(map(_is_filter, self.topics)):
+            raise ValueError(f"topics: {list(self.topics)!r:.80} are not topic filters such as zuul/#")
+        if bool(self.certificate_file) != bool(self.key_file):
+            raise ValueError("certificate_file and key_file go together")
+        if not tls and (self.ca_file or self.certificate_file):
+            raise ValueError("ca_file and certificate_file need a broker of mqtts://")
+        if bool(self.user) != bool(self.secret_file or self.secret_env):
+            raise ValueError("user: needs its password, secret_file or secret_env, and a password needs user")
+        _check_range("session_s", self.session_s, 60, 0xFFFFFFFE)
+        _check_range("keepalive_s", self.keepalive_s, 1, 3600)
+        _check_range("in_flight", self.in_flight, 1, MAX_IN_FLIGHT)
+        _check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
+
+
+class GerritSource(Source, frozen=True, kw_only=True):
+    """A Gerrit whose events say who owns, reviewed and merged the changes that a CI system tests.
+
+    Attributes:
+      name: of the CI system, whose runs the events update.
+      ssh: ``ssh://USER@HOST:PORT``; the port is 29418 by default.
+      key_file: the user's private key.
+      known_hosts_file: the server's host keys; an unknown one is rejected.
+      rest: address of the REST API, such as ``https://review.example.org``; "" for none.
+      user: of the REST API; by default that of ``ssh``. Its HTTP password is the secret; without one it is anonymous.
+      ca_file: certificates that sign the server's; those of the system by default.
+      check_s: between two comparisons with the REST API, seconds.
+      in_flight: events that are received and not acknowledged.
+    """
+
+    receiver: ClassVar[str] = "gerrit"
+    ssh: str
+    key_file: str
+    known_hosts_file: str
+    adapter: str = "gerrit"
+    rest: str = ""
+    user: str = ""
+    ca_file: str = ""
+    check_s: float = 300.0
+    in_flight: int = 64
+
+    @property
+    def address(self) -> tuple[str, str, int]:
+        """User, host and port of SSH."""
+        host, port, _ = _address("ssh", self.ssh, {"ssh": (29418, True)}, user=True)
+        return urlsplit(self.ssh).username or "", host, port
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.address[0]:
+            raise ValueError(f"ssh: {self.ssh!r:.80} names no user; want ssh://USER@HOST:29418")
+        rest = urlsplit(self.rest)
+        if self.rest and not (
+            rest.scheme in ("http", "https") and rest.hostname and not rest.query and not rest.username
+        ):
+            raise ValueError(f"rest: {self.rest!r:.80} is not an address such as https://review.example.org")
+        if not self.rest and (self.secret_file or self.secret_env):
+            raise ValueError("secret_file and secret_env are the HTTP password of rest, which is missing")
+        _check_range("check_s", self.check_s, 1, 86400)
+        _check_range("in_flight", self.in_flight, 1, MAX_IN_FLIGHT)
+
+
+def _address(
+    key: str, url: str, schemes: Mapping[str, tuple[int, bool]], *, user: bool = False
+) -> tuple[str, int, bool]:
+    """Return host, port, and whether it is encrypted. Raises `ValueError`."""
+    choice = " or ".join(f"{scheme}://{'USER@' if user else ''}HOST:{port}" for scheme, (port, _) in schemes.items())
+    try:
+        found = urlsplit(url)
+        host, port = found.hostname, found.port
+    except ValueError:
+        host = port = None
+    rest = (found.path.strip("/"), found.query, found.fragment, found.password, None if user else found.username)
+    if not host or found.scheme not in schemes or any(rest) or port == 0:
+        raise ValueError(f"{key}: {url!r:.80} is not {choice}")
+    usual, tls = schemes[found.scheme]
+    return host, port or usual, tls
+
+
+def _is_filter(text: str) -> bool:
+    levels = text.split("/")
+    whole = all(level in ("+", "#") or not set(level) & {"+", "#", "\0"} for level in levels)
+    return 0 < len(text.encode()) <= 0xFFFF and whole and "#" not in levels[:-1]
+
+
 class WebhookSettings(Settings, frozen=True):
     """The server of webhooks.
 
@@ -127,15 +255,28 @@ class WebhookSettings(Settings, frozen=True):
             _check_range(key, getattr(self, key), 0.1, 600.0)
 
 
+class GerritSettings(Settings, frozen=True):
+    """The receiver of Gerrit's events.
+
+    Attributes:
+      state: folder of its position, below that of the configuration unless absolute. It must be writable.
+    """
+
+    what: ClassVar[str] = "gerrit"
+    state: str = "state"
+
+
 def _check_range(key: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:  # nor NaN, which TOML has
         raise ValueError(f"{key}: {value} is not between {least} and {most}")
 
 
 #: The class of a source, by the value of its key ``receiver``.
-SOURCES: Mapping[str, type[Source]] = {each.receiver: each for each in (WebhookSource,)}
+SOURCES: Mapping[str, type[Source]] = {each.receiver: each for each in (WebhookSource, MqttSource, GerritSource)}
 #: The class of a receiver's own table, by its name, which is a field of `Receivers` too.
-TABLES: Mapping[str, type[Settings]] = {"webhooks": WebhookSettings}
+TABLES: Mapping[str, type[Settings]] = {"webhooks": WebhookSettings, "gerrit": GerritSettings}
+
+S = TypeVar("S", bound=Source)
 
 
 @dataclass(frozen=True)
@@ -145,19 +286,24 @@ class Receivers:
     Attributes:
       file: its path.
       sources: of all receivers.
-      webhooks: of the receiver of webhooks.
+      webhooks, gerrit: of these receivers.
     """
 
     file: Path
     sources: tuple[Source, ...]
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    gerrit: GerritSettings = field(default_factory=GerritSettings)
 
-    def webhook_sources(self) -> list[WebhookSource]:
-        """Return the sources of the receiver of webhooks. Raises `CimlError` if there is none."""
-        found = [each for each in self.sources if isinstance(each, WebhookSource)]
+    def of(self, kind: type[S]) -> list[S]:
+        """Return the sources of a receiver, by their class. Raises `CimlError` if there is none."""
+        found = [each for each in self.sources if isinstance(each, kind)]
         if not found:
-            raise CimlError(f'{self.file}: no [[source]] has receiver = "webhooks"; add one')
+            raise CimlError(f'{self.file}: no [[source]] has receiver = "{kind.receiver}"; add one')
         return found
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file that the configuration names."""
+        return self.file.parent / name
 
     def where(self, source: Source) -> str:
         """Return the place of a source for messages."""

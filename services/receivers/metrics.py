@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from ciml.metrics import Metric
 
@@ -15,8 +15,11 @@ SECONDS = Metric(
     ("receiver", "source"),
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )  # fmt: skip
+CONNECTED = Metric(
+    "ciml_source_connected", "gauge", "Whether the receiver is connected to a source: 1 or 0.", ("receiver", "source")
+)
 
-METRICS = (DELIVERIES, SECONDS)
+METRICS = (DELIVERIES, SECONDS, CONNECTED)
 
 #: The source of deliveries that belong to none.
 UNKNOWN = "_unknown"
@@ -33,7 +36,8 @@ class ReceiverMetrics:
         self._receiver = receiver
         self._deliveries: Counter = DELIVERIES.counter()
         self._seconds: Histogram = SECONDS.histogram()
-        self.collectors = (self._deliveries, self._seconds)
+        self._connected: Gauge = CONNECTED.gauge()
+        self.collectors = (self._deliveries, self._seconds, self._connected)
 
     def count(self, source: str, outcome: str) -> None:
         """Count a delivery."""
@@ -43,3 +47,7 @@ class ReceiverMetrics:
         """Count a delivery that Kafka has acknowledged, with its time."""
         self.count(source, "accepted")
         self._seconds.labels(self._receiver, source).observe(seconds)
+
+    def connected(self, source: str, is_so: bool) -> None:
+        """Set whether a source that the receiver connects to is connected."""
+        self._connected.labels(self._receiver, source).set(float(is_so))

@@ -35,7 +35,7 @@ class Receiver(Service):
 
     def __init__(self, receiver: str, kafka: KafkaOptions, topic: str) -> None:
         super().__init__(f"ciml-{receiver}-{topic}")
-        self.kafka, self.topic = kafka, topic
+        self.receiver, self.kafka, self.topic = receiver, kafka, topic
         self.metrics = ReceiverMetrics(receiver)
         self.broker_error = "it was not asked yet"
 

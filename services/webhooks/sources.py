@@ -71,7 +71,7 @@ def endpoints(receivers: Receivers) -> dict[str, Endpoint]:
       CimlError: one line that names the file, the source, the key and its value.
     """
     found: dict[str, Endpoint] = {}
-    for source in receivers.webhook_sources():
+    for source in receivers.of(WebhookSource):
         where = receivers.where(source)
         if source.posted_to in (*found, *_OWN_PATHS):
             raise CimlError(f"{where}: path: {source.posted_to} is in use already; choose another")

@@ -9,7 +9,10 @@ from typing import Any
 from adapters.adapter import Delivery
 
 SHA = "5a1f0c9d2b3e4f60718293a4b5c6d7e8f9012345"
-REPOSITORY = {"id": 7, "full_name": "octo/widget", "url": "https://api.github.com/repos/octo/widget", "fork": False}
+REPOSITORY = {
+    "id": 7, "full_name": "octo/widget", "url": "https://api.github.com/repos/octo/widget", "fork": False,
+    "default_branch": "main",
+}  # fmt: skip
 FORK = {"id": 9, "full_name": "mallory/widget", "url": "https://api.github.com/repos/mallory/widget", "fork": True}
 SENDER = {"login": "ada", "id": 3, "type": "User"}
 

@@ -82,6 +82,7 @@ def merge_request(source: int = 44, **changes: Any) -> Delivery:
     attributes = {
         "id": 800,
         "iid": 6,
+        "author_id": 5,
         "action": "merge",
         "state": "merged",
         "source_project_id": source,

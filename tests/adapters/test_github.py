@@ -221,7 +221,7 @@ def test_a_workflow_run_without_jobs_is_accounted_for(conclusion: str, ignored: 
         "ada",
     )
     assert event.updates[0].facts["fork"] == "yes"
-    assert [(kind, reason) for kind, reason, _ in settled(given)] == [("ignored", ignored)]
+    assert [(kind, reason) for kind, reason, _ in settled(given)] == [("update", ""), ("ignored", ignored)]
 
 
 def test_an_approved_run_of_a_fork_is_another_attempt() -> None:
@@ -287,6 +287,27 @@ def test_a_merge_says_so_of_the_commit_that_was_merged() -> None:
     assert update_of(pull_request(head=within)) == (COMMIT, {"review": "merged"})
     assert update_of(pull_request(head={"ref": "fix", "sha": SHA, "repo": None})) == (COMMIT, {"review": "merged"})
     assert update_of(merge_group()) == (COMMIT, {"review": "merged"})
+
+
+def test_a_merge_into_another_branch_is_no_review() -> None:
+    base = {"ref": "mine", "sha": SHA, "repo": REPOSITORY}
+    within = pull_request(head={"ref": "fix", "sha": SHA, "repo": REPOSITORY}, base=base)
+    assert settled(within) == [("ignored", "no_run", github.OTHER_BRANCH)]
+    assert update_of(pull_request(base=base)) == (COMMIT, {"owner": "mallory", "change": "12", "branch": "mine"})
+    unnamed = json.loads(pull_request().body)
+    del unnamed["repository"]["default_branch"]
+    assert "review" not in update_of(delivery("pull_request", unnamed))[1]
+
+
+def test_a_dismissal_is_later_than_the_review_that_it_dismisses() -> None:
+    approved = review(), "2026-11-24T12:30:00Z"
+    dismissed = review("dismissed", state="dismissed"), "2026-11-24T14:00:00Z"
+    times = []
+    for given, now in (approved, dismissed):
+        body = json.loads(given.body)  # GitHub leaves submitted_at as it was
+        body["pull_request"]["updated_at"] = now
+        times.append(event_of("github", delivery("pull_request_review", body)).time_us)
+    assert times[1] - times[0] == 5_400_000_000
 
 
 def test_the_pull_request_of_a_fork_says_what_its_workflow_runs_cannot_know() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -186,10 +187,23 @@ def test_a_tag_is_no_branch() -> None:
 
 
 def test_a_merge_says_so_of_the_last_commit_alone() -> None:
-    assert updates_of(merge_request(99)) == {
-        "merge_request:44/6": {"fork": "yes", "branch": "release-2", "change": "6"},
+    assert updates_of(merge_request(99, target_branch="main")) == {
+        "merge_request:44/6": {"fork": "yes", "branch": "main", "change": "6"},
         COMMIT: {"review": "merged"},
     }
+
+
+def test_a_merge_into_another_branch_is_no_review() -> None:
+    assert updates_of(merge_request()) == {"merge_request:44/6": {"fork": "no", "branch": "release-2", "change": "6"}}
+    unnamed = json.loads(merge_request().body) | {"project": {}}
+    assert COMMIT not in updates_of(delivery(unnamed))
+
+
+@pytest.mark.parametrize("author", [3, "3", None])
+def test_an_approval_by_the_author_or_of_an_unknown_one_is_none(author: object) -> None:
+    found = updates_of(merge_request(action="approved", state="opened", author_id=author))
+    assert COMMIT not in found
+    assert updates_of(merge_request(action="unapproved", author_id=author))[COMMIT] == {"review": "dismissed"}
 
 
 @pytest.mark.parametrize(

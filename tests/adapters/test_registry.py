@@ -13,7 +13,9 @@ from adapters import registry
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
 from adapters.registry import delivered, find_adapter, read_event
 from ciml.errors import CimlError, RejectedInput
+from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Batch, Message, OffsetRange, Outcome
+from transforms.guard import guarded_messages
 from transforms.ingest.decode import decode
 
 
@@ -93,6 +95,9 @@ def test_updates_are_checked() -> None:
         (Message(5, b"{}", (("ciml_adapter", b"none"), ("ciml_source", b"toys"))), "unknown_type"),
         (Message(5, b"{}", (("ciml_adapter", b"toy"), ("ciml_source", b"\xff"))), "bad_field"),
         (message(body(RUN), delivery_id=""), "missing_field"),
+        (Message(5, b"{}", (("ciml_adapter", None), ("ciml_source", b"toys"))), "unknown_type"),
+        (message(body(RUN), auth="x" * 100_000), "bad_field"),  # each run of a message would hold it
+        (message(body(RUN), auth="hmac sha"), "bad_field"),
     ],
 )
 def test_a_damaged_message_is_rejected(changed: Message, reason: str) -> None:
@@ -116,3 +121,24 @@ def test_an_adapter_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(CimlError, match="no adapter 'none'"):
             find_adapter("none")
     registry.adapters.cache_clear()
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), ImportError("gone"), CimlError("gone")])
+def test_an_error_of_an_adapter_costs_only_its_delivery(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(delivery: Delivery) -> Reading:
+        if b"bad" in delivery.body:
+            raise error
+        return Reading(delivery.id, "done", None, (Run("finished", RUN),))
+
+    monkeypatch.setattr(registry, "adapters", lambda: {"toy": Adapter("toy", (), read)})
+    batch = Batch(OffsetRange("ci-events", "", 0, 5, 6), [message("{}"), message("bad")])
+    found = guarded_messages("decode", lambda part: decode(part, read_event=read_event), batch)
+    assert [one.mention.run_id for one in found.pending_runs] == ["toys~7~1"]
+    assert [(one.kind, one.reason) for one in found.settled] == [("dead_letter", "internal_error")]
+
+
+def test_a_replayed_delivery_is_proved_as_it_was() -> None:
+    sent = message(body(RUN))
+    assert message_of(payload_of(sent), 5).headers == sent.headers
+    secret = dict(message_of(payload_of(message(body(RUN), auth="Bearer hUnter2zq")), 5).headers)
+    assert secret["ciml_auth"] == b"REDACTED"

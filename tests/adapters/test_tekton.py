@@ -109,6 +109,18 @@ def test_one_address_for_all_attempts_is_that_of_the_last() -> None:
     assert {name: run.log_url for name, run in runs.items()} == {"0c2e 2": "https://logs.example/nightly-x7-build/"}
 
 
+def test_names_that_hold_placeholders_are_replaced_once() -> None:
+    metadata = {"annotations": {tekton.LOG: "s3://logs/{name}/{uid}"}, "name": "{uid}-{name}"}
+    (run,) = read("successful", task_run(metadata=metadata)).values()
+    assert run.log_url == "s3://logs/{uid}-{name}/0c2e"
+
+
+def test_an_address_does_not_grow_by_its_placeholders() -> None:
+    long = {"annotations": {tekton.LOG: "{name}" * 600}, "name": "{uid}" * 200, "uid": "{attempt}" * 100}
+    with pytest.raises(RejectedInput, match=f"bad_field: {tekton.LOG}: 600000 characters"):
+        read("successful", task_run(metadata=long))
+
+
 @pytest.mark.parametrize("annotations", [None, {}, {"other": "x"}])
 def test_a_task_run_without_the_annotation_has_no_log(annotations: Any) -> None:
     (run,) = read("successful", task_run(metadata={"annotations": annotations})).values()

@@ -35,4 +35,4 @@ def real_runs() -> tuple[list[RunFacts], list[pa.Table]]:
     lines = listed_runs()
     tables = parse_logs([Log((FOLDER / line["log_path"]).read_bytes()) for line in lines])
     assert not any(isinstance(table, RejectedInput) for table in tables)
-    return [facts_from_listing({**line, "log_path": ""}) for line in lines], tables  # type: ignore[return-value]
+    return [facts_from_listing({**line, "log_path": ""}) for line in lines], tables

@@ -98,7 +98,7 @@ def test_a_data_set_is_read_as_the_manifest_says(samples: list[Sample], tmp_path
     (tmp_path / "datasets" / "project" / "span-1" / "version-1" / "train" / "examples-stray.parquet").write_bytes(b"x")
     lines = example("read_a_data_set.py", tmp_path, "project").splitlines()
     counts = Counter(run.split for run in state.latest()[0].runs)
-    assert lines[0].startswith(f"Dataset('provider': {counts.total()} runs of 2 x 2, classes ")
+    assert lines[0].startswith(f"Dataset('project': {counts.total()} runs of 2 x 2, classes ")
     assert [line.split()[:2] for line in lines[1:3]] == [
         ["train:", str(counts["train"])],
         ["test:", str(counts["test"])],

@@ -104,10 +104,12 @@ def test_its_results_are_those_that_are_stored(kept: list[Any], ran: Ran) -> Non
     confusion, errors = texts(ran.cells, 'predictions["predicted"])', "wrong.groupby")
     counts = [[int(cell) for cell in line.split()[1:]] for line in confusion.splitlines()[2:]]
     forest = stored["forest"]["test"]
-    assert counts == forest["confusion"]["rows_are_labels"]
+    classes, rows_are_labels = forest["confusion"]["classes"], forest["confusion"]["rows_are_labels"]
+    order = [classes.index(name) for name in sorted(classes)]  # as pandas orders them
+    assert counts == [[rows_are_labels[row][column] for column in order] for row in order]
     assert [line.split() for line in errors.splitlines()[2:]] == [
         [name, f"{1 - row[at] / sum(row):.3f}"]
-        for at, (name, row) in enumerate(zip(forest["confusion"]["classes"], counts, strict=True))
+        for at, (name, row) in enumerate(zip(sorted(classes), counts, strict=True))
     ]
     page = (ran.data / "report" / "index.html").read_text()
     assert f"{forest['accuracy']['value']:.3f}" in page

@@ -27,9 +27,9 @@ DEFINITIONS = {
         "*",
         'build_name = "all"\nclass_label = "status"\nclasses = ["passed", "failed"]\nspan_runs = 100\n',
     ),
-    "hadoop-provider": (
-        "hadoop-*",
-        'build_name = "hadoop-*"\nclass_label = "provider"\nsample_interval = "1s"\naggregation_functions = '
+    "numpy-provider": (
+        "numpy-*",
+        'build_name = "numpy-*"\nclass_label = "provider"\nsample_interval = "1s"\naggregation_functions = '
         '["mean", "max"]\nspan_runs = 60\n',
     ),
 }

@@ -151,13 +151,13 @@ def test_a_recording_reaches_a_broker_with_the_base_alone(
 
 
 def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], store: Path, tmp_path: Path) -> None:
-    (tmp_path / "jobs.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')
+    (tmp_path / "jobs.toml").write_text('class_label = "status"\nspan_runs = 10\n')
     data = ["--data-path", str(store)]
     for arguments, said in [
-        (["runs"], "spark-aggregation"),
+        (["runs"], "networkx-unit"),
         (["dataset", "create", "jobs", "--definition", "jobs.toml"], "jobs"),
-        (["dataset", "update", "jobs"], "12 examples"),
-        (["dataset", "verify", "jobs"], "12 examples"),
+        (["dataset", "update", "jobs"], "20 examples"),
+        (["dataset", "verify", "jobs"], "20 examples"),
         (["drift", "jobs"], "span 1"),
     ]:
         done = ciml(environments("data"), *arguments, *data, folder=tmp_path)
@@ -249,7 +249,7 @@ def test_a_missing_extra_is_one_line(
     environments: Callable[[str], Path], store: Path, tmp_path: Path, present: str, arguments: list[str], missing: str
 ) -> None:
     if missing == "reports":
-        (tmp_path / "plots.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')
+        (tmp_path / "plots.toml").write_text('class_label = "status"\nspan_runs = 10\n')
         for step in (["create", "plots", "--definition", "plots.toml"], ["update", "plots"]):
             done = ciml(environments("data"), "dataset", *step, "--data-path", str(store), folder=tmp_path)
             assert done.returncode == 0, done.stderr

@@ -83,13 +83,13 @@ def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, ext
         run(python, "-c", "import services.webhooks.service, services.process", folder=tmp_path)
     if extra in ("", "receivers"):
         return
-    (tmp_path / "jobs.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')
+    (tmp_path / "jobs.toml").write_text('class_label = "status"\nspan_runs = 10\n')
     data = ["--data-path", str(store)]
-    assert "spark-aggregation" in run(ciml, "runs", *data, folder=tmp_path)
+    assert "networkx-unit" in run(ciml, "runs", *data, folder=tmp_path)
     name = f"jobs-{extra}"
     run(ciml, "dataset", "create", name, "--definition", "jobs.toml", *data, folder=tmp_path)
     run(ciml, "dataset", "update", name, *data, folder=tmp_path)
-    assert "12 examples" in run(ciml, "dataset", "verify", name, *data, folder=tmp_path)
+    assert "20 examples" in run(ciml, "dataset", "verify", name, *data, folder=tmp_path)
     if extra in ("reports", "all"):
         run(ciml, "plot", name, *data, folder=tmp_path)
     if extra in ("pipelines", "all"):

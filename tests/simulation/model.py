@@ -51,12 +51,17 @@ def facts_of(run: ExpectedRun, updates: Iterable[tuple[str, SentUpdate]]) -> dic
     """Return the facts of a run that updates may change, computed from all (event key, update) at once."""
     facts = {"pipeline": run.pipeline, "review": "", "change": run.change}
     mine = [(key, each) for key, each in updates if each.subject in run.subjects and (each.auth or not run.auth)]
+    place = {subject: -number for number, subject in enumerate(run.subjects)}
     for name in facts:
-        about = [(each.auth != "", each.time_us, key, each.facts[name]) for key, each in mine if name in each.facts]
+        about = [
+            (each.auth != "", place[each.subject], each.time_us, key, each.facts[name])
+            for key, each in mine
+            if name in each.facts
+        ]
         believed = [each for each in about if each[0]] or about
-        final = [each for each in believed if name == "review" and each[3] == "merged"] or believed
+        final = [each for each in believed if name == "review" and each[-1] == "merged"] or believed
         if final:
-            facts[name] = max(final)[3]
+            facts[name] = max(final)[-1]
     return facts
 
 

@@ -42,7 +42,7 @@ def test_the_served_signature_gives_what_the_trainers_model_gives(
     in_memory = predict_in_memory(trained.model, materialised, snapshot.resolved, "test")
     exported = load_exported(folder).predict(test.inputs, test.n_windows)
 
-    assert exported.shape == (len(test), 4)
+    assert exported.shape == (len(test), 2)
     assert exported.dtype == np.float32
     assert np.abs(exported - in_memory).max() <= 1e-5
     assert np.abs(exported.sum(axis=1) - 1).max() <= 1e-5
@@ -134,7 +134,7 @@ def test_it_needs_nothing_of_the_trainer(folder: Path, made: Path, snapshot: Sna
     _, test = read_snapshot_examples(DataRoot.open(made).dataset("providers").store, snapshot, "test")
     one, two = load_exported(folder), load_exported(tmp_path / "elsewhere")
     np.testing.assert_array_equal(one.predict(test.inputs, test.n_windows), two.predict(test.inputs, test.n_windows))
-    assert one.predict(test.inputs[:0], test.n_windows[:0]).shape == (0, 4)
+    assert one.predict(test.inputs[:0], test.n_windows[:0]).shape == (0, 2)
     assert 0 < one.latency_ms(test.inputs, test.n_windows, calls=5) < 1000
 
 

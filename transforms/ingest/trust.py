@@ -101,7 +101,7 @@ class TrustPolicy:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> TrustPolicy:
-        """Load the policy in a TOML file, or the built-in one: reviewed, gated or merged work, and listings.
+        """Load the policy in a TOML file, or the built-in one: what Zuul reviewed, gated or merged, and listings.
 
         Raises:
           CimlError: the file cannot be read or is not a policy.

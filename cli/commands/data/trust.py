@@ -28,7 +28,7 @@ def command() -> None:
 
     \b
     Example:
-      ciml trust check examples/trust/zuul.toml --data-path data
+      ciml trust check trust.toml --data-path data
       ciml trust explain zuul~5f0c~1 --data-path data
     """
 
@@ -46,7 +46,7 @@ def check(policy_file: str, with_runs: bool, data_path: str, as_json: bool) -> N
 
     \b
     Example:
-      ciml trust check examples/trust/github.toml --data-path data
+      ciml trust check trust.toml --data-path data
       ciml trust check policy.toml --runs --json --data-path data > changed.jsonl
     """
     from ciml.data_root import DataRoot
@@ -113,7 +113,7 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
     \b
     Example:
       ciml trust explain zuul~5f0c~1 --data-path data
-      ciml trust explain github~9013~1 --trust-policy examples/trust/github.toml --data-path data
+      ciml trust explain github~9013~1 --trust-policy trust.toml --data-path data
     """
     from ciml.data_root import DataRoot
     from ciml.events.records import RunFacts

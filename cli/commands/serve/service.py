@@ -24,6 +24,8 @@ KINDS = {
     "live": ("cli.commands.operate.live", "--data-path data --dataset provider"),
     "trainer": ("cli.commands.learn.refresh", "--data-path data --dataset provider"),
     "webhooks": ("cli.commands.operate.receive.webhooks", "--config receivers.toml"),
+    "mqtt": ("cli.commands.operate.receive.mqtt", "--config receivers.toml"),
+    "gerrit": ("cli.commands.operate.receive.gerrit", "--config receivers.toml"),
 }
 _PARALLELISM = "Parallelism of the Flink job; at most one for each partition is used."
 _WAIT = click.option(
@@ -76,7 +78,7 @@ class _ForegroundKinds(_Kinds):
 def command() -> None:
     """Start, stop and watch supervised services.
 
-    Kinds of services are ingest, predict, live, trainer and webhooks.
+    Kinds of services are ingest, predict, live, trainer, webhooks, mqtt and gerrit.
 
     \b
     Example:
@@ -90,7 +92,7 @@ def command() -> None:
 def start() -> None:
     """Start a service and its supervisor.
 
-    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh, receive webhooks). Work
+    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh, receive). Work
     starts at the offsets of the manifest. The supervisor restarts a lost, failed or stalled service, and waits for
     unavailable engines, until ciml service stop. The command returns when the service works or has failed.
 

@@ -59,10 +59,17 @@ def test_the_later_counts_and_what_was_merged_stays_merged(found: list[tuple[Fac
         assert joined(PROVED, [said(*order)]).review == review
 
 
-def test_updates_of_several_subjects_are_joined_by_the_same_rule() -> None:
-    one, other = said(update(1, review="approved", fork="no")), said(update(2, review="dismissed"))
-    for order in ((one, other), (other, one)):
-        assert joined(PROVED, order) == PROVED.replace(review="dismissed", fork="no")
+def test_what_is_said_of_an_earlier_subject_counts_first() -> None:
+    of_run, of_commit = said(update(1, branch="fix")), said(update(2, branch="main", owner="mallory"))
+    assert joined(PROVED, [of_run, of_commit]) == PROVED.replace(branch="fix", owner="mallory")
+    assert joined(PROVED, [of_commit, of_run]) == PROVED.replace(branch="main", owner="mallory")
+    forged = said(update(9, auth="", branch="other"))
+    assert joined(PROVED, [forged, of_run]).branch == "fix"
+    for lasting in ({"fork": "yes"}, {"review": "merged"}):
+        earlier = said(update(9, fork="no", review="dismissed"))
+        assert joined(PROVED, [earlier, said(update(1, **lasting))]) == PROVED.replace(
+            **{"fork": "no", "review": "dismissed", **lasting}
+        )
 
 
 def test_an_update_without_proof_changes_no_proved_run() -> None:

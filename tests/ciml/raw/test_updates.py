@@ -204,6 +204,9 @@ def test_an_update_judges_a_bounded_number_of_runs(manifest: Manifest, monkeypat
         manifest.add(manifest.message(run(200 + number, ("z",))), checkpoint=True)
     delta = manifest.add(manifest.message(says(review="approved")))
     assert len(delta["trust_changes"]) == 5
+    manifest.add(*(manifest.message(run(300 + n, (f"s{n}",))) for n in range(60)))
+    delta = manifest.add(*(manifest.message(says(f"s{n}", review="approved")) for n in range(60)))
+    assert len(delta["trust_changes"]) == 50
     assert {facts.review for facts in manifest.facts().values() if facts.subjects == ("a",)} == {"approved"}
 
 
@@ -226,11 +229,11 @@ def expected(rows: Mapping[str, RunFacts], said: list[tuple[FactUpdate, str]]) -
     """Facts by brute force: every update for every run."""
     found = {}
     for run_id, own in rows.items():
-        each = [said_by(update, key) for update, key in said if update.subject in own.subjects]
-        together: dict[str, Any] = {}
-        for one in each:
-            together = merged(together, one)
-        found[run_id] = joined(own, [together])
+        of_subjects: dict[str, Any] = {subject: {} for subject in own.subjects}
+        for update, key in said:
+            if update.subject in of_subjects:
+                of_subjects[update.subject] = merged(of_subjects[update.subject], said_by(update, key))
+        found[run_id] = joined(own, of_subjects.values())
     return found
 
 

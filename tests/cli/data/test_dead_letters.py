@@ -95,7 +95,7 @@ def test_dead_letters_are_replayed(made: Listed, tmp_path: Path) -> None:
         "         1 stay open: address_not_allowed (the file is not below an allowed root)",
         "           allow it by --allow-root or --allow-host; for a listing by --logs",
     ]
-    shutil.copy(next(made.folder.rglob("dstat*.gz")), made.folder / "none")
+    shutil.copy(next(made.folder.rglob("*.csv.gz")), made.folder / "none")
     done = letters(tmp_path, "replay", "--run", "*~gone~*", "--logs", str(made.folder))
     assert (done.return_value, done.output) == (0, "1 dead letters replayed: 1 closed (1 runs)\n")
     assert account(DataRoot.open(tmp_path / "data").raw)[0].totals()["dead_letter"] == 9

@@ -127,7 +127,7 @@ def test_a_poisoned_line_of_a_listing_is_excluded(
 
 
 def _built(made: Listed, target: DataRoot, jobs: int) -> SpanVersion:
-    keys = {"name": "cpu", "class_label": "provider", "features_regex": "(usr|1min)", "span_runs": 40}
+    keys = {"name": "cpu", "class_label": "project", "features_regex": "(usr|1min)", "span_runs": 40}
     reading, fetch = Reading("backfill", "zuul", str(made.folder)), FetchPolicy(file_roots=(str(made.folder),))
     with (
         closing(open_listing(str(made.path))) as listing,

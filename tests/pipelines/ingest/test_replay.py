@@ -340,8 +340,8 @@ def test_lines_of_a_listing_are_tried_where_their_logs_are_now(tmp_path: Path) -
     backfill(made.config(tmp_path / "data"), open_listing(str(made.path)))
     moved = tmp_path / "moved"
     shutil.copytree(made.folder, moved, symlinks=True)
-    shutil.copy(next(moved.rglob("dstat*.gz")), moved / "none")
-    shutil.copy(next(moved.rglob("dstat*.gz")), moved / "cut.gz")
+    shutil.copy(next(moved.rglob("*.csv.gz")), moved / "none")
+    shutil.copy(next(moved.rglob("*.csv.gz")), moved / "cut.gz")
     config = ReplayConfig(data.raw, fetch=FetchPolicy(file_roots=(str(moved),)), logs=str(moved))
     before = account(data.raw)[0].totals()["dead_letter"]
     found = replay(config)

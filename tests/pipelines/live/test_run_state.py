@@ -129,14 +129,16 @@ def test_a_configuration_names_data_sets_once() -> None:
         LiveConfig(KafkaOptions("host:1"), ())
 
 
-def longest(datasets: tuple[LiveDataset, ...]) -> tuple[str, list[bytes]]:
-    """The messages of a run that is longer than those of the corpus, each as a packed part."""
+def longest(datasets: tuple[LiveDataset, ...]) -> tuple[str, list[bytes], living.Known]:
+    """The messages of a run that is longer than those of the corpus, each as a packed part; and the run."""
+    run_id = "zuul~long~1"
     samples = pa.concat_tables(corpus(20)[1]).slice(0, 400)
     times = pa.array([second * 1_000_000 for second in range(400)], pa.timestamp("us", tz="UTC"))
     samples = samples.set_column(0, samples.schema.field(0), times)
-    messages = arrivals(recorded("zuul~long~1", samples), np.random.default_rng(1), Disorder())
+    messages = arrivals(recorded(run_id, samples), np.random.default_rng(1), Disorder())
     assert len(messages) > 3 * 64
-    return "zuul~long~1", [pack(part_of([(0, each)], columns_of(datasets), 0)) for _, each in messages]
+    parts = [pack(part_of([(0, each)], columns_of(datasets), 0)) for _, each in messages]
+    return run_id, parts, {run_id: (corpus(1)[0][0].replace(run_id=run_id), samples)}
 
 
 class Cell:
@@ -174,7 +176,7 @@ def test_a_run_that_is_over_leaves_no_samples_in_its_state_and_once_forgotten_no
     now = [1000.0]
     keep = KeepRun(LiveConfig(KafkaOptions("host:1"), datasets, policy=POLICY), lambda: now[0])
     older, head, wake = Bag(), One(), Cell()
-    run_id, parts = longest(datasets)
+    run_id, parts, _ = longest(datasets)
     for each in parts[:-1]:
         list(keep.process((run_id, each), older, head, wake))
     assert older.held
@@ -197,7 +199,7 @@ def send(message: ToSend) -> None:
 def test_a_long_run_is_restored_from_its_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that loses its cache at each message; newer samples are joined into older ones."""
     datasets = living.datasets(**living.USUAL)
-    run_id, parts = longest(datasets)
+    run_id, parts, known = longest(datasets)
     newer: list[int] = []
     SENT.clear()
     save = RunState.to_bytes
@@ -218,4 +220,4 @@ def test_a_long_run_is_restored_from_its_state_alone(monkeypatch: pytest.MonkeyP
     for topic, key, value in SENT:
         kept._take(topic, key, json.loads(value))
     assert kept.ended() == {run_id}
-    assert living.assert_equals_batch(kept, [run_id], datasets) == 2
+    assert living.assert_equals_batch(kept, [run_id], datasets, known) == 2

@@ -29,15 +29,15 @@ from training.sweeps.store import sweep_store
 from transforms.ingest.trust import TrustPolicy
 
 SUMMARY = {"aggregation_functions": ["mean", "std"], "class_label": "provider", "sample_interval": "1s"}
-FOUR = {name: name for name in ("jinja", "networkx", "numpy", "sympy")}
-MERGED = {**dict.fromkeys(FOUR, "other"), "numpy": "numpy"}
+#: From the machines of the corpus to their number of cores.
+CORES = {"one-core": "one", "one-core-0.75": "one", "two-core": "two", "two-core-1.3": "two"}
 FOREST = {"estimator": "random_forest", "parameters": {"n_estimators": 40}}
 GRID: dict[str, Any] = {
     "name": "grid",
-    "dataset": {**SUMMARY, "class_label": "project"},
+    "dataset": {**SUMMARY, "class_label": "flavour"},
     "experiment": FOREST,
     "vary": {
-        "dataset": {"features_regex": ["usr", "(usr|1min)", "nosuch"], "class_map": {"four": FOUR, "two": MERGED}},
+        "dataset": {"features_regex": ["usr", "(usr|1min)", "nosuch"], "class_map": {"four": {}, "two": CORES}},
         "experiment": {"parameters": {"max_depth": [1, 8]}},
     },
     "startup_trials": 1,

@@ -347,6 +347,47 @@ def test_deliveries_are_answered_beside_slow_clients(kafka: str, topic: Callable
         assert bodies(hooks.stored()) == Counter(map(delivery, range(100)))
 
 
+def test_an_address_with_many_complete_requests_is_not_taken_for_slow(tmp_path: Path) -> None:
+    """A proxy is one address: its deliveries wait for the broker, and slow clients lose their connections."""
+    text = f"[webhooks]\nport = 0\nconnections = 20\nanswer_s = 3\n{SOURCE}"
+    with receiving(tmp_path, "127.0.0.1:1", "events", text) as (hooks, _), ThreadPoolExecutor(15) as pool:
+        waiting = [pool.submit(hooks.post, delivery(number)) for number in range(15)]
+        body = delivery(15)
+        with socket.create_connection(("127.0.0.1", hooks.port), timeout=20) as half:
+            head = (
+                f"POST /hooks/hub HTTP/1.1\r\nHost: x\r\nX-Hub-Signature-256: {github(body)['x-hub-signature-256']}\r\n"
+            )
+            half.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
+            time.sleep(0.5)
+            slow = [
+                socket.create_connection(("127.0.0.1", hooks.port), 20, ("127.0.0.2", 0)) for _ in range(10)
+            ]  # 26 in all
+            assert b"more than 20 connections (MAX_HOOK_CONNECTIONS)" in read_all(slow[0])
+            half.sendall(body[-1:])
+            assert b"the broker did not acknowledge the delivery" in read_all(half)
+        for one in slow:
+            one.close()
+        answers = [each.result().value["error"] for each in waiting]
+        assert answers == ["the broker did not acknowledge the delivery; send it again"] * 15
+
+
+def test_new_connections_are_not_taken_for_slow_ones(tmp_path: Path) -> None:
+    """More new connections of a busy sender than those of a slow client, which has held them for long."""
+    with receiving(tmp_path, "127.0.0.1:1", "events", f"[webhooks]\nport = 0\nconnections = 20\n{SOURCE}") as (
+        hooks,
+        _,
+    ):
+        slow = [socket.create_connection(("127.0.0.1", hooks.port), 20, ("127.0.0.2", 0)) for _ in range(8)]
+        time.sleep(3)
+        new = [socket.create_connection(("127.0.0.1", hooks.port), 20) for _ in range(13)]  # one more than the limit
+        assert b"more than 20 connections" in read_all(slow[0])
+        for one in new:
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert [read_all(one).partition(b"\r\n")[0] for one in new] == [b"HTTP/1.1 200 OK"] * 13
+        for one in (*slow, *new):
+            one.close()
+
+
 def test_an_absent_broker_is_answered_503_and_nothing_is_lost(tmp_path: Path) -> None:
     from engines.processes import free_ports
 

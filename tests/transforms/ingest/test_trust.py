@@ -15,7 +15,7 @@ from ciml.raw.known_subjects import STORED
 from transforms.ingest.trust import FACTS as FACTS_IN_ORDER
 from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, former_policy, judge
 
-SAMPLES = Path(__file__).parents[3] / "examples" / "trust"
+SAMPLES = Path(__file__).parents[3] / "transforms" / "ingest"
 FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
 
 
@@ -108,7 +108,7 @@ PULL = {"github": "pull_request", "gitlab": "merge_request_event"}
     ],
 )
 def test_sample_policies(system: str, facts: dict[str, str], rule: str | None) -> None:
-    policy = TrustPolicy.load(SAMPLES / f"{system}.toml")
+    policy = TrustPolicy.load(SAMPLES / f"trust_{system}.toml")
     trust = evaluate(policy, PROVED[system].replace(**facts))
     assert trust.rule == (rule or NO_RULE)
     assert trust.trusted == (rule not in (None, "forks", "unproved"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from cli.commands.operate.receive.gerrit import command as gerrit
+from cli.commands.operate.receive.mqtt import command as mqtt
 from cli.commands.operate.receive.webhooks import command as webhooks
 
 
-@click.group("receive", commands=[webhooks])
+@click.group("receive", commands=[webhooks, mqtt, gerrit])
 def command() -> None:
     """Receive deliveries of CI systems.
 
@@ -17,4 +19,5 @@ def command() -> None:
     \b
     Example:
       ciml receive webhooks --config receivers.toml
+      ciml receive mqtt --config receivers.toml
     """

@@ -1,0 +1,161 @@
+"""The first events of a source: on the topic, and in the raw manifest once ingest has committed them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from confluent_kafka.admin import OffsetSpec
+
+from adapters.registry import ADAPTER, SOURCE, read_event
+from ciml.data_root import DataRoot
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, records_of
+from ciml.kafka.options import KafkaOptions
+from ciml.raw.state import open_raw
+from pipelines.kafka.broker import offsets_of, topic_of
+from pipelines.kafka.reader import Reader
+from services.connect.remedies import remedy
+from transforms.ingest.decode import decode
+
+_READ = 100
+_POLL_S = 0.2
+_COMMIT_POLL_S = 1.0
+_BACK_DELTAS = 2000  # more than ingest commits in the minutes before the command
+
+
+@dataclass(frozen=True)
+class Became:
+    """What became of a part of an event, or will.
+
+    Attributes:
+      text: for people.
+      final: whether the source is connected: a run or an update, or a dead letter.
+      rejected: whether it is a dead letter.
+      pending: the run whose log ingest still fetches, "" for none.
+    """
+
+    text: str
+    final: bool = False
+    rejected: bool = False
+    pending: str = ""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An event of the source: where it is, and what the adapter makes of it."""
+
+    origin: Origin
+    became: tuple[Became, ...]
+
+
+def arrivals(
+    kafka: KafkaOptions, topic: str, source: str, adapter: str, since_s: float, until_s: float
+) -> Iterator[Arrival]:
+    """Yield the events of a source, as they come.
+
+    Args:
+      kafka: connection to the broker.
+      topic: of deliveries.
+      source, adapter: as a receiver produces them.
+      since_s: the earliest time of a message, epoch seconds.
+      until_s: when to end, by `time.monotonic`.
+
+    Raises:
+      EngineError: the broker does not answer, or has no such topic.
+    """
+    _, partitions = topic_of(kafka, topic)
+    begins = offsets_of(kafka, topic, partitions, OffsetSpec.for_timestamp(int(since_s * 1000)))
+    ends = offsets_of(kafka, topic, partitions, OffsetSpec.latest())
+    readers = {number: Reader(kafka, topic, number) for number in partitions}
+    try:
+        for number, reader in readers.items():
+            reader.seek(begins[number] if begins[number] >= 0 else ends[number])
+        while time.monotonic() < until_s:
+            for number, reader in readers.items():
+                for message in reader.read(_READ, _POLL_S):
+                    if _is_of(message, source, adapter):
+                        yield arrival(topic, number, message)
+    finally:
+        for reader in readers.values():
+            reader.close()
+
+
+def _is_of(message: Message, source: str, adapter: str) -> bool:
+    headers = dict(message.headers)
+    return headers.get(SOURCE) == source.encode() and headers.get(ADAPTER) == adapter.encode()
+
+
+def arrival(topic: str, partition: int, message: Message) -> Arrival:
+    """Return what the adapter makes of a message."""
+    origin = Origin(topic, partition, message.offset)
+    covers = OffsetRange(topic, "", partition, message.offset, message.offset + 1)
+    done = decode(Batch(covers, [message]), read_event=read_event)
+    parts = [*map(_pending, done.pending_runs), *(became(outcome) for outcome in done.settled)]
+    return Arrival(origin, tuple(parts))
+
+
+def _pending(run: PendingRun) -> Became:
+    facts = run.mention
+    text = f"run {facts.run_id}: {facts.build_name}, {facts.outcome}; its log is fetched from {facts.log_url}"
+    return Became(text, final=True, pending=facts.run_id)
+
+
+def became(outcome: Outcome) -> Became:
+    """Return what a settled outcome means."""
+    facts = outcome.mention
+    what = f"run {facts.run_id} ({facts.build_name}, {facts.outcome or facts.phase})" if facts else "the event"
+    reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
+    if outcome.kind == "update":
+        lines = (f"{one.subject}: {', '.join(f'{k} {v}' for k, v in one.facts.items())}" for one in outcome.updates)
+        return Became(f"update of the runs of {'; '.join(lines)}", final=True)
+    if outcome.kind == "dead_letter":
+        return Became(f"{what} is a dead letter, {reason}\n    {remedy(outcome.reason)}", final=True, rejected=True)
+    if outcome.kind == "deferred":
+        text = f"{what} is deferred, {reason}; ingest tries again\n    {remedy(outcome.reason, closed=False)}"
+        return Became(text, pending=outcome.run_id)
+    if outcome.kind == "ignored":
+        return Became(f"{what} is ignored, {reason}")
+    trust = outcome.trust
+    if outcome.kind in ("run", "reclaim") and trust is not None:
+        word = f"trusted by the rule {trust.rule!r}" if trust.trusted else f"not trusted: {trust.rule!r}"
+        return Became(f"{what} is stored, {word}", final=True)
+    return Became(f"{what}: {outcome.kind} {reason}".rstrip(), final=True)
+
+
+def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became]:
+    """Yield what ingest commits for an event, until each of its runs is settled.
+
+    A run whose log is not there yet is yielded as deferred, and again when it is settled. So is a change of its trust
+    in the same commit.
+
+    Raises:
+      CimlError, IntegrityError: the data root cannot be read.
+    """
+    data, seen, read = DataRoot.open(data_path), False, -1
+    waits: set[str] = set()
+    runs: set[str] = set()
+    needle = json.dumps(origin.to_json(), separators=(",", ":")).encode()
+    while time.monotonic() < until_s:
+        log, state = open_raw(data.raw)
+        read = max(0, state.version - _BACK_DELTAS) if read < 0 else read
+        for version, raw in log.raw_since(read):
+            read = version
+            if needle not in raw:
+                continue
+            delta = log.parse(version, raw)
+            for _, record in records_of(delta):
+                if record["origin"] == origin.to_json():
+                    outcome = Outcome.from_json(record)
+                    (waits.add if outcome.kind == "deferred" else waits.discard)(outcome.run_id)
+                    runs.add(outcome.run_id)
+                    yield became(outcome)
+            for change in delta.get("trust_changes", ()):
+                if change["run_id"] in runs:
+                    word = "trusted" if change["trust"]["trusted"] else "not trusted"
+                    yield Became(f"run {change['run_id']} is {word} now, by the rule {change['trust']['rule']!r}", True)
+        seen = seen or not list(state.covered(origin.topic, origin.partition).missing(origin.offset, origin.offset + 1))
+        if seen and not waits:
+            return
+        time.sleep(_COMMIT_POLL_S)

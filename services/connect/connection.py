@@ -1,0 +1,130 @@
+"""What connects a CI system: keys of ciml's own files, secrets, and texts for the other side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from ciml.errors import CimlError
+
+_PLACE = re.compile(r"@([A-Z_]+)@")
+
+
+@dataclass(frozen=True)
+class Paste:
+    """A text for the other side.
+
+    Attributes:
+      where: the file or page that it belongs to, for people.
+      text: what is pasted, or entered.
+      form: its format; ``text`` is for people.
+    """
+
+    where: str
+    text: str
+    form: Literal["yaml", "ini", "toml", "shell", "text"] = "text"
+
+
+@dataclass(frozen=True)
+class SecretFile:
+    """A file of a secret that ciml can make itself.
+
+    Attributes:
+      path: below the folder of the configuration.
+      prefix: begins the secret, such as ``whsec_``.
+    """
+
+    path: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class NeededFile:
+    """A file that only the operator can provide: a path below the folder of the configuration, and how it is made."""
+
+    path: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A CI system and ciml.
+
+    Attributes:
+      source: the table of the receivers' configuration.
+      trust: the name of the sample policy, ``trust_NAME.toml`` of `transforms.ingest`.
+      allowed: lists of the fetch policy, by key: ``hosts``, ``private_hosts``, ``redirect_hosts`` and others.
+      ca_file: certificates that sign the log host's, "" for those of the system.
+      credential: the table of the log host's credential; paths are below the folder of the configuration.
+      webhooks: keys of the receivers' table ``[webhooks]``.
+      secret: that ciml makes, unless its file is there.
+      needed: files that ciml cannot make.
+      pastes: for the other side, in order.
+      also: what else to know, a sentence each.
+    """
+
+    source: Mapping[str, Any]
+    trust: str
+    allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ca_file: str = ""
+    credential: Mapping[str, str] = field(default_factory=dict)
+    webhooks: Mapping[str, Any] = field(default_factory=dict)
+    secret: SecretFile | None = None
+    needed: tuple[NeededFile, ...] = ()
+    pastes: tuple[Paste, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the source."""
+        return str(self.source["name"])
+
+    @property
+    def receiver(self) -> str:
+        """The kind of its receiver."""
+        return str(self.source["receiver"])
+
+
+def filled_in(text: str, **values: str) -> str:
+    """Replace ``@NAME@`` by the value of ``name``. Raises `KeyError` for an unknown name."""
+    return _PLACE.sub(lambda found: values[found[1].lower()], text).lstrip("\n")
+
+
+def posted_to(url: str, name: str) -> str:
+    """Return the address to which a sender posts: the receiver's public address, with the path of the source.
+
+    Raises:
+      CimlError: it is not an address of https or http.
+    """
+    found = urlsplit(url)
+    if found.scheme not in ("https", "http") or not found.hostname or found.query or found.fragment or found.username:
+        raise CimlError(f"--url {url!r:.120}: give the public address of the receiver, such as https://ci.example.org")
+    return f"{url.rstrip('/')}/hooks/{name}" if found.path.strip("/") == "" else url
+
+
+def places(logs: tuple[str, ...], internal: bool = False) -> dict[str, tuple[str, ...]]:
+    """Return the lists of the fetch policy that allow these places of logs.
+
+    Args:
+      logs: addresses, hosts, ``s3://`` prefixes or folders.
+      internal: whether the names of hosts have private addresses.
+
+    Raises:
+      CimlError: one is none of these.
+    """
+    found: dict[str, list[str]] = {}
+    for one in logs:
+        address = urlsplit(one if "//" in one or one.startswith("/") else f"https://{one}")
+        if one.startswith("s3://") and address.netloc:
+            found.setdefault("s3_prefixes", []).append(one.rstrip("/"))
+        elif one.startswith("/"):
+            found.setdefault("file_roots", []).append(one)
+        elif address.scheme in ("https", "http") and address.hostname and not address.username:
+            host = address.netloc if address.scheme == "https" else f"http://{address.netloc}"
+            found.setdefault("private_hosts" if internal else "hosts", []).append(host)
+        else:
+            raise CimlError(f"--logs {one!r:.120}: give https://HOST, http://HOST:PORT, s3://BUCKET/PREFIX or a folder")
+    return {key: tuple(dict.fromkeys(items)) for key, items in found.items()}

@@ -1,0 +1,175 @@
+"""The files of a connection: receivers, fetch policy, trust policy and secret. They are extended, never overwritten."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ciml.errors import CimlError
+from ciml.settings import parse_toml
+from services.connect.connection import Connection, SecretFile
+from services.connect.toml_text import with_items, with_key, with_table, without_blocks
+from services.receivers.config import SOURCES, TABLES, load_receivers
+
+RECEIVERS, FETCH, TRUST = "receivers.toml", "fetch.toml", "trust.toml"
+_SECRET_BYTES = 32
+_COMMENT: Mapping[str, str] = {
+    RECEIVERS: "# Sources of CI systems' deliveries, written by ciml connect. See docs/webhooks.md.\n",
+    FETCH: "# Where logs may be fetched, written by ciml connect. See docs/fetch.md.\n",
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file and what became of it: ``made``, ``extended`` or ``unchanged``."""
+
+    path: Path
+    change: str
+
+
+def write(folder: Path, connection: Connection, *, force: bool = False) -> list[Written]:
+    """Write the files of a connection, each atomically; what is there already stays.
+
+    Args:
+      folder: of all files; it is made where it is missing, and its folder of secrets with the mode 0700.
+      connection: what to write.
+      force: replace a source of the same name and receiver that has other keys.
+
+    Returns:
+      All files, the secret first: a configuration that is read names no file that is missing.
+
+    Raises:
+      CimlError: a file cannot be read, extended or written, or has that source with other keys. Nothing is written.
+    """
+    texts = {name: _read(folder / name) for name in (RECEIVERS, FETCH, TRUST)}
+    new = {
+        RECEIVERS: receivers_text(texts[RECEIVERS] or "", connection, str(folder / RECEIVERS), force=force),
+        FETCH: fetch_text(texts[FETCH] or "", connection, folder.absolute(), str(folder / FETCH)),
+        TRUST: trust_text(texts[TRUST] or "", connection, str(folder / TRUST)),
+    }
+    if texts[RECEIVERS] is not None:
+        load_receivers(folder / RECEIVERS)  # a fault that was there before is named in its own file
+    done = [_secret(folder, connection.secret)] if connection.secret else []
+    for name, text in new.items():
+        if text == (texts[name] or ""):
+            done += [Written(folder / name, "unchanged")] if text else []
+            continue
+        _replace(folder / name, text.encode(), _mode(folder / name))
+        done.append(Written(folder / name, "made" if texts[name] is None else "extended"))
+    return done
+
+
+def receivers_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
+    """Return the configuration of receivers with the source of a connection. Raises as `write`."""
+    source = dict(connection.source)
+    keys = {key: value for key, value in source.items() if key != "receiver"}
+    if connection.receiver not in SOURCES:
+        raise CimlError(f"there is no receiver {connection.receiver!r}; choose from {', '.join(SOURCES)}")
+    SOURCES[connection.receiver].from_json(keys, f"source {connection.name}")
+    found = parse_toml(text, where)
+    same = {"receiver": source["receiver"], "name": source["name"]}
+    listed = [each for each in found.get("source", []) if same.items() <= each.items()]
+    if source in listed:
+        return text
+    if listed and not force:
+        differ = sorted(key for key in source.keys() | listed[0].keys() if source.get(key) != listed[0].get(key))
+        raise CimlError(
+            f"{where}: source {connection.name} is there with other values of {', '.join(differ)}; give --force to "
+            "replace it, or --name for another source"
+        )
+    text = without_blocks(text, "[[source]]", same) if listed else text or _COMMENT[RECEIVERS]
+    for name, needed in (("webhooks", connection.webhooks),):
+        if needed and name not in found:
+            TABLES[name].from_json(needed, f"[{name}]")
+            text = with_table(text, f"[{name}]", needed)
+        elif needed and not needed.items() <= found[name].items():
+            missing = ", ".join(f"{key} = {value}" for key, value in needed.items())
+            raise CimlError(f"{where}: [{name}]: set {missing}, the addresses of your proxies, and connect again")
+    return with_table(text, "[[source]]", source)
+
+
+def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> str:
+    """Return the fetch policy with the places of a connection's logs. Raises as `write`."""
+    if not connection.allowed and not connection.credential:
+        return text
+    found = parse_toml(text, where)
+    text = text or _COMMENT[FETCH]
+    for key, items in connection.allowed.items():
+        text = with_items(text, key, items, where)
+    if connection.ca_file:
+        text = with_key(text, "ca_file", connection.ca_file, where)
+    credential: dict[str, Any] = dict(connection.credential)
+    if credential and not any(each.get("host") == credential["host"] for each in found.get("credentials", [])):
+        credential["token_file"] = str(folder / credential["token_file"])
+        text = with_table(text, "[[credentials]]", credential)
+    return text
+
+
+def trust_text(text: str, connection: Connection, where: str) -> str:
+    """Return the trust policy with sample rules for a source, unless it has rules for it. Raises as `write`."""
+    found = parse_toml(text, where).get("rule", [])
+    if any(connection.name in (each.get("source") or []) for each in found):
+        return text
+    sample = files("transforms.ingest").joinpath(f"trust_{connection.trust}.toml").read_text()
+    sample = re.sub(r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample)
+    if not text:
+        return sample
+    names = {each.get("name") for each in found}
+    for block in re.split(r"(?m)^(?=\[\[rule\]\])", sample)[1:]:
+        (rule,) = parse_toml(block, where)["rule"]
+        if rule["name"] == "listing" and "listing" in names:
+            continue
+        if rule["name"] in names:
+            block = block.replace(f'"{rule["name"]}"', f'"{rule["name"]} ({connection.name})"', 1)
+        text = f"{text.rstrip()}\n\n{block.rstrip()}\n"
+    return text
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CimlError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+
+
+def _secret(folder: Path, secret: SecretFile) -> Written:
+    path = folder / secret.path
+    if path.exists():
+        return Written(path, "unchanged")
+    value = secrets.token_bytes(_SECRET_BYTES)
+    text = secret.prefix + (base64.b64encode(value).decode() if secret.prefix else value.hex())
+    _replace(path, text.encode() + b"\n", 0o600)
+    return Written(path, "made")
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    try:
+        path.parent.mkdir(mode=0o755 if mode & 0o077 else 0o700, parents=True, exist_ok=True)
+        handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(content)
+            os.chmod(staged, mode)
+            os.replace(staged, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)
+            raise
+    except OSError as error:
+        raise CimlError(f"{path}: {error.strerror}") from None

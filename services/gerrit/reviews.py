@@ -1,0 +1,158 @@
+"""Changes as Gerrit's REST API describes them, as the events that its stream would have had (pure).
+
+A vote counts only as the API lists it, never as the text of a message says: anyone writes messages. Texts say only
+that a vote was taken back, which the API does not list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from adapters.fields import maybe, objects, value, word
+from ciml.errors import RejectedInput
+
+#: What a query asks for, so that `events` finds it.
+OPTIONS = ("ALL_REVISIONS", "DETAILED_ACCOUNTS", "DETAILED_LABELS", "MESSAGES")
+#: The types of events that a stream is asked for.
+TYPES = ("patchset-created", "comment-added", "vote-deleted", "change-merged")
+
+_MOST = 10_000  # entries of a list
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
+_VOTED = re.compile(r"Patch Set (\d{1,9}):((?: [^\s:]+)+)")
+_GIVEN = re.compile(r"([A-Za-z][\w-]*)([+-]\d{1,2})")
+_REMOVED = re.compile(r"^(?:\* |Removed )([A-Za-z][\w-]*)([+-]\d{1,2}) by (.{1,200})$", re.MULTILINE)
+
+Event = dict[str, Any]
+
+
+def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
+    """Return the events of a change since a time, by their time.
+
+    Args:
+      change: a ``ChangeInfo`` with `OPTIONS`.
+      after_s: epoch seconds.
+
+    Raises:
+      RejectedInput: it is no ``ChangeInfo``.
+    """
+    common = _common(change)
+    revisions = {number: made for made in _revisions(change) if (number := made["number"])}
+    merged_s = seconds(word(change, "submitted"))
+    current = revisions.get(_current(change), {})
+    found = [
+        _event("patchset-created", common, made, made["createdOn"], uploader=made["uploader"])
+        for made in revisions.values()
+    ]
+    found += [
+        _event(
+            "comment-added",
+            common,
+            current,
+            when,
+            author=who,
+            approvals=[{"type": label, "value": str(vote), "oldValue": "0"}],
+        )
+        for label, vote, who, when in _votes(change)
+        if current
+    ]
+    found += [
+        _event(kind, common, revisions[number], when, **more)
+        for number, kind, when, more in _withdrawals(change)
+        if number in revisions
+    ]
+    # A vote is of an open change, though the change may be closed by now.
+    for each in found:
+        open_then = merged_s is None or (each["eventCreatedOn"] or 0) <= merged_s
+        each["change"] = {**common, "status": "NEW" if open_then else common["status"]}
+    if common["status"] == "MERGED" and merged_s is not None and current:
+        found.append(_event("change-merged", common, current, merged_s, submitter=_account(change, "submitter")))
+    recent = [each for each in found if each["eventCreatedOn"] is not None and each["eventCreatedOn"] >= after_s]
+    return sorted(recent, key=lambda each: each["eventCreatedOn"])
+
+
+def seconds(text: str) -> int | None:
+    """Return the epoch seconds of a time of the API, ``2026-11-26 18:00:00.000000000`` in UTC; None for no time."""
+    found = _TIME.match(text)
+    try:
+        return int(datetime.fromisoformat(found[0]).replace(tzinfo=UTC).timestamp()) if found else None
+    except ValueError:
+        return None
+
+
+def _event(kind: str, change: Mapping[str, Any], made: Mapping[str, Any], when: int | None, **more: Any) -> Event:
+    return {**more, "patchSet": dict(made), "change": dict(change), "project": change["project"], "type": kind,
+            "eventCreatedOn": when}  # fmt: skip
+
+
+def _common(change: Mapping[str, Any]) -> dict[str, Any]:
+    number = value(change, "_number")
+    if type(number) is not int or not word(change, "project"):
+        raise RejectedInput("missing_field", "_number or project")
+    return {
+        "project": word(change, "project"), "branch": word(change, "branch"), "id": word(change, "change_id"),
+        "number": number, "subject": word(change, "subject"), "owner": _account(change, "owner"),
+        "createdOn": seconds(word(change, "created")), "status": word(change, "status"),
+    }  # fmt: skip
+
+
+def _revisions(change: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    revisions = maybe(change, "revisions")
+    for name in list(revisions)[:_MOST]:
+        made = maybe(revisions, name)
+        yield {
+            "number": value(made, "_number"), "revision": name, "ref": word(made, "ref"),
+            "uploader": _account(made, "uploader"), "createdOn": seconds(word(made, "created")),
+            "kind": word(made, "kind"),
+        }  # fmt: skip
+
+
+def _current(change: Mapping[str, Any]) -> Any:
+    return value(maybe(maybe(change, "revisions"), word(change, "current_revision")), "_number")
+
+
+def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None]]:
+    """Yield label, vote, voter and time of each vote on the current patch set."""
+    labels = maybe(change, "labels")
+    for label in list(labels)[:100]:
+        for vote in objects(labels, label, "all", most=_MOST):
+            given = vote.get("value")
+            if type(given) is int and given:
+                yield label, given, _person(vote), seconds(word(vote, "date"))
+
+
+def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | None, dict[str, Any]]]:
+    """Yield patch set, type, time and fields of each vote that was taken back or deleted."""
+    before: dict[tuple[Any, str], str] = {}
+    for message in objects(change, "messages", most=_MOST):
+        text, author, when = value(message, "message"), _account(message, "author"), seconds(word(message, "date"))
+        number = value(message, "_revision_number")
+        if type(text) is not str or type(number) is not int:
+            continue
+        account = value(message, "author", "_account_id")
+        if voted := _VOTED.match(text):
+            for token in voted[2].split():
+                if given := _GIVEN.fullmatch(token):
+                    before[account, given[1]] = given[2]
+                elif token.startswith("-") and (old := before.pop((account, token[1:]), None)):
+                    approvals = [{"type": token[1:], "value": "0", "oldValue": old.lstrip("+")}]
+                    yield number, "comment-added", when, {"author": author, "approvals": approvals}
+        elif text.startswith("Removed "):
+            for label, old, name in _REMOVED.findall(text):
+                approvals = [{"type": label, "value": "0", "oldValue": old.lstrip("+")}]
+                yield (
+                    number,
+                    "vote-deleted",
+                    when,
+                    {"reviewer": {"name": name.strip()}, "remover": author, "approvals": approvals},
+                )
+
+
+def _account(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return _person(maybe(body, name))
+
+
+def _person(account: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: found for key in ("name", "email", "username") if (found := word(account, key))}

@@ -1,0 +1,1 @@
+"""Proofs with real CI systems, run by make interop alone."""

@@ -1,0 +1,129 @@
+"""The real Zuul of up.sh, and ciml connected to it by the files of ``ciml connect``."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.raw.latest_runs import StoredRun, latest_runs
+from ciml.raw.state import RawState, open_raw
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+BROKER, LOGS = "mqtts://127.0.0.1:18883", "http://127.0.0.1:19001"
+
+
+@pytest.fixture(scope="session")
+def zuul() -> Iterator[Path]:
+    """The folder of a running Zuul, in ``$CIML_ZUUL`` or the user's cache: the first start installs it."""
+    folder = Path(os.environ.get("CIML_ZUUL") or Path.home() / ".cache/ciml/zuul")
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "CIML_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    with (folder / "lock").open("w") as lock:  # its ports are fixed
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            done = subprocess.run(
+                ["bash", str(HERE / "up.sh"), str(folder)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=1800,
+            )
+            if done.returncode:
+                pytest.fail(
+                    f"the real Zuul does not start: {done.stderr.strip() or done.stdout.strip()}", pytrace=False
+                )
+            yield folder
+        finally:
+            subprocess.run(["bash", str(HERE / "down.sh"), str(folder)], check=True)
+
+
+@dataclass
+class Operator:
+    """What an operator does: commands of ciml, in a folder of their own."""
+
+    folder: Path
+    kafka: str
+
+    def ciml(self, *arguments: str, timeout: float = 300.0) -> str:
+        """Return what a command prints."""
+        done = subprocess.run(
+            self._command(*arguments), cwd=self.folder, env=self._environment(), capture_output=True, text=True,
+            timeout=timeout,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command in the background, with a log in the folder."""
+        log = (self.folder / f"{'-'.join(arguments[:2])}.log").open("wb")
+        command = self._command(*arguments)
+        return subprocess.Popen(command, cwd=self.folder, env=self._environment(), stdout=log, stderr=log)
+
+    def ingest(self) -> tuple[list[StoredRun], RawState]:
+        """Ingest what has arrived; return the stored runs and the state."""
+        self.ciml(
+            "ingest", "--data-path", "data", "--fetch-policy", "fetch.toml", "--trust-policy", "trust.toml", "--kafka",
+            self.kafka, "--once", "--engine", "micro-batches",
+        )  # fmt: skip
+        log, state = open_raw(DataRoot.open(str(self.folder / "data")).raw)
+        return list(latest_runs(log, state)), state
+
+    def _command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "cli.main", *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT), "CIML_HOME": str(self.folder / "home")}
+
+
+def wait_until(found: Callable[[], bool], what: str, most_s: float = 420.0) -> None:
+    """Wait for something that takes Zuul a minute."""
+    until = time.monotonic() + most_s
+    while not found():
+        assert time.monotonic() < until, f"not within {most_s:g} s: {what}"
+        time.sleep(1.0)
+
+
+@pytest.fixture
+def operator(zuul: Path, kafka: str, tmp_path: Path) -> Iterator[Operator]:
+    """An operator whose receivers are connected to Zuul's broker and to its Gerrit."""
+    from ciml.kafka.options import KafkaOptions
+    from pipelines.kafka.broker import make_topic
+
+    make_topic(KafkaOptions.of(kafka), "ci-events", 2)
+    password, hosts = tmp_path / "password", tmp_path / "hosts"
+    password.write_text("ciml-secret\n")
+    password.chmod(0o600)
+    scanned = subprocess.run(["ssh-keyscan", "-p", "29418", "127.0.0.1"], capture_output=True, text=True, check=True)
+    hosts.write_text(scanned.stdout)
+    one = Operator(tmp_path, kafka)
+    one.ciml(
+        "connect", "zuul", "--broker", BROKER, "--logs", LOGS, "--password-file", str(password), "--ca-file",
+        str(zuul / "mqtt/ca.pem"),
+    )  # fmt: skip
+    one.ciml(
+        "connect", "gerrit", "--ssh", "ssh://ciml@127.0.0.1:29418", "--rest", "http://127.0.0.1:18080", "--key-file",
+        str(zuul / "etc/ciml_key"), "--known-hosts-file", str(hosts),
+    )  # fmt: skip
+    receivers = [
+        one.start("receive", kind, "--config", "receivers.toml", "--kafka", kafka) for kind in ("mqtt", "gerrit")
+    ]
+    try:
+        for kind in ("mqtt", "gerrit"):
+            log = tmp_path / f"receive-{kind}.log"
+            wait_until(lambda log=log, kind=kind: f"receiving {kind}" in log.read_text(), f"receive {kind}", 60)
+        yield one
+    finally:
+        for process in receivers:
+            process.terminate()
+        for process in receivers:
+            process.wait(30)

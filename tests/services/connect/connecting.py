@@ -1,0 +1,24 @@
+"""A connection of each system, with the options that change its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.connect import cloudevents, github, gitlab, zuul
+from services.connect.connection import Connection
+
+URL = "https://ci.example.org"
+ALL: Mapping[str, Connection] = {
+    "github": github.connect("github", URL),
+    "github-server": github.connect("ghes", URL, "https://git.example.org/api/v3"),
+    "gitlab": gitlab.connect("gitlab", URL, "https://gitlab.example.org"),
+    "gitlab-signed": gitlab.connect("gitlab", URL, "https://gl.example.org", signed=True, redirects=("s3.ex.org",)),
+    "zuul": zuul.connect_zuul("zuul", "mqtts://mqtt.example.org", ("https://logs.example.org",)),
+    "zuul-plain": zuul.connect_zuul(
+        "zuul-two", "mqtt://10.0.0.1:1884", ("http://10.0.0.2:8080",), password_file="/run/password", pipelines=("own",)
+    ),
+    "gerrit": zuul.connect_gerrit("zuul", "ssh://ciml@review.example.org", rest="https://review.example.org"),
+    "tekton": cloudevents.connect_tekton("tekton", URL, "s3://cilogs/tekton", "CN=tekton"),
+    "tekton-unproved": cloudevents.connect_tekton("tekton", URL, "s3://cilogs/tekton"),
+    "jenkins": cloudevents.connect_jenkins("jenkins", URL, "https://jenkins.example.org", "CN=jenkins"),
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tests of the receiver of MQTT messages, with a real mosquitto."""
