@@ -20,15 +20,11 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    Summary,
     disable_created_metrics,
     start_http_server,
 )
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    SummaryMetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
@@ -81,13 +77,6 @@ class Metric:
             family.add_metric(labels, list(zip(bounds, map(float, sums), strict=True)), total)
         return family
 
-    def sums(self, values: Mapping[Any, tuple[int, float]]) -> Family:
-        """Return a summary: per tuple of label values their count and their sum."""
-        family = SummaryMetricFamily(self.name, self.help, labels=self.labels)
-        for labels, (count, total) in sorted(values.items()):
-            family.add_metric(labels, count, total)
-        return family
-
     def histogram(self, registry: CollectorRegistry | None = None) -> Histogram:
         """Return a histogram of this process."""
         return Histogram(self.name, self.help, self.labels, registry=registry, buckets=self.buckets)
@@ -96,9 +85,13 @@ class Metric:
         """Return a counter of this process."""
         return Counter(self.name, self.help, self.labels, registry=registry)
 
+    def summary(self, registry: CollectorRegistry | None = None) -> Summary:
+        """Return a summary of this process."""
+        return Summary(self.name, self.help, self.labels, registry=registry)
+
     def gauge(self, registry: CollectorRegistry | None = None) -> Gauge:
-        """Return a gauge of this process; of several processes the one that lives."""
-        return Gauge(self.name, self.help, self.labels, registry=registry, multiprocess_mode="livemostrecent")
+        """Return a gauge of this process; of several processes the latest value counts."""
+        return Gauge(self.name, self.help, self.labels, registry=registry, multiprocess_mode="mostrecent")
 
 
 BUILD = Metric("ciml_build_info", "gauge", "The version of ciml; always 1.", ("version",))

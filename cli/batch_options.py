@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import click
 
 from ciml.errors import CimlError
-from cli.options import running_engines, s3_place
-
-F = TypeVar("F", bound=Callable[..., Any])
+from cli.options import Option, running_engines, s3_place
 
 
 def processors() -> int:
@@ -53,17 +50,16 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     return name, endpoint
 
 
-def runner_option(command: F) -> F:
-    """``--runner``, as ``runner``: (None, "fnapi" or "flink"; the job server's ``host:port``) of a batch pipeline."""
-    return click.option(
-        "--runner",
-        metavar="fnapi|flink",
-        callback=_runner,
-        help="Beam runner; flink:HOST:PORT names a job server.  [default: none, without Beam]",
-    )(command)
+#: ``--runner``, as ``runner``: (None, "fnapi" or "flink"; the job server's ``host:port``) of a batch pipeline.
+runner_option = click.option(
+    "--runner",
+    metavar="fnapi|flink",
+    callback=_runner,
+    help="Beam runner; flink:HOST:PORT names a job server.  [default: none, without Beam]",
+)
 
 
-def logs_option(required: bool = False) -> Callable[[F], F]:
+def logs_option(required: bool = False) -> Option:
     """``--logs``, as ``logs``: the text, for `pipelines.backfill.plan.logs_root`."""
     text = "Folder or s3:// prefix of the listing's log paths."
     return click.option("--logs", required=required, metavar="ROOT", callback=s3_place, help=text)

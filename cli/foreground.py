@@ -1,92 +1,115 @@
-"""Services in the foreground: the options that end one, and the call that runs one."""
+"""Services in the foreground: the options of all, and the call that runs one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import EngineChoice
+from cli.options import (
+    HERE,
+    EngineChoice,
+    Option,
+    beam_option,
+    data_path_option,
+    engine_option,
+    kafka_options,
+    metrics_options,
+    stacked,
+)
 from cli.param_types import Duration
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from prometheus_client.registry import Collector
-
     from services.driver import Report
     from services.service import Service, Until
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: Options that end a service by themselves; a supervised one has none of them.
 ENDINGS = ("once", "until_idle", "watch")
 
 
-def ending_options(once: str = "Stop at the present end of the topic.") -> Callable[[F], F]:
-    """Return ``--once`` (with this help) and ``--until-idle``, as ``once`` and ``until_idle`` (s, or None)."""
+@dataclass(frozen=True)
+class Running:
+    """How a service runs in the foreground: the values of `running_options`.
 
-    def apply(command: F) -> F:
-        for option in (
-            click.option(
-                "--until-idle",
-                type=Duration(),
-                metavar="TIME",
-                help="Time without new input after which it stops.  [default: never]",
-            ),
-            click.option("--once", is_flag=True, help=once),
-        ):
-            command = option(command)
-        return command
+    Attributes:
+      engine: of its pipeline.
+      once: whether it ends at the present end of the topic.
+      until_idle: time without new input after which it ends, in seconds; None for never.
+      beam_options: further options of Beam.
+      metrics_port, metrics_address: of the metrics endpoint; a port of None for no metrics.
+    """
 
-    return apply
+    engine: EngineChoice = HERE
+    once: bool = False
+    until_idle: float | None = None
+    beam_options: tuple[str, ...] = ()
+    metrics_port: int | None = None
+    metrics_address: str = ""
+
+    @property
+    def until(self) -> Until:
+        """When it ends, for `services.driver.drive`."""
+        return "end" if self.once else self.until_idle
+
+    def run(self, service: Service, report: Report | None, **options: Any) -> None:
+        """Run a service until it ends or a signal arrives, and serve its metrics.
+
+        Args:
+          service: the service.
+          report: see `services.driver.drive`.
+          options: further arguments of `services.driver.drive`.
+        """
+        from ciml.metrics import registry_of, serve_metrics
+        from services.driver import drive
+
+        if self.once and self.until_idle is not None:
+            raise click.UsageError("--once and --until-idle exclude each other")
+        stop, endpoint = stop_on_signals(), self.engine.job_endpoint
+        registry = registry_of(service.board, *service.timings())
+        with serve_metrics(registry, self.metrics_port, self.metrics_address) as url:
+            if url:
+                click.echo(f"metrics: {url}", err=True)
+            drive(service, endpoint, until=self.until, stop=stop, report=report, extra=self.beam_options, **options)
 
 
-def run_service(
-    service: Service,
-    engine: EngineChoice,
-    endings: tuple[bool, float | None],
-    report: Report | None,
-    beam_options: tuple[str, ...],
-    metrics_port: int | None = None,
-    metrics_address: str = "",
-    *timings: Collector,
-    **options: Any,
-) -> None:
-    """Run a service until it ends or a signal arrives, and serve its metrics.
+def topic_options(creates: bool = False) -> Option:
+    """Return the options of the data and the broker that a service reads: ``--data-path`` and `kafka_options`.
 
     Args:
-      service, engine: the service, and its engine.
-      endings: the values of `ending_options`.
-      report: see `services.driver.drive`.
-      beam_options, metrics_port, metrics_address: of the command.
-      timings: further metrics.
-      options: further arguments of `services.driver.drive`.
+      creates: see `data_path_option`.
     """
-    from services.driver import drive
-
-    once, until_idle = endings
-    if once and until_idle is not None:
-        raise click.UsageError("--once and --until-idle exclude each other")
-    until: Until = "end" if once else until_idle
-    stop = stop_on_signals()
-    with metrics_endpoint(metrics_port, metrics_address, service.board, *timings):
-        drive(service, engine.job_endpoint, until=until, stop=stop, report=report, extra=tuple(beam_options), **options)
+    return stacked(data_path_option(creates=creates), kafka_options())
 
 
-@contextmanager
-def metrics_endpoint(port: int | None, address: str, *collectors: Collector) -> Iterator[None]:
-    """Serve the metrics of ``collectors`` within the ``with`` and print the URL; nothing for a ``port`` of None.
+def running_options(once: str = "Stop at the present end of the topic.") -> Option:
+    """Return the options of a service in the foreground, which the command gets as one argument ``running``.
 
-    Raises:
-      EngineError: the address cannot be listened on.
+    Args:
+      once: help of ``--once``.
     """
-    if port is None:
-        yield
-        return
-    from ciml.metrics import registry_of, serve_metrics
+    options = stacked(
+        engine_option,
+        click.option("--once", is_flag=True, help=once),
+        click.option(
+            "--until-idle",
+            type=Duration(),
+            metavar="TIME",
+            help="Time without new input after which it stops.  [default: never]",
+        ),
+        beam_option,
+        metrics_options,
+    )
 
-    with serve_metrics(registry_of(*collectors), port, address) as url:
-        click.echo(f"metrics: {url}", err=True)
-        yield
+    def apply(command: Callable[..., Any]) -> Any:
+        @wraps(command)
+        def with_running(**values: Any) -> Any:
+            running = Running(**{each.name: values.pop(each.name) for each in fields(Running)})
+            return command(running=running, **values)
+
+        return options(with_running)
+
+    return apply

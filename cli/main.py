@@ -21,6 +21,8 @@ from ciml.version import __version__
 from cli.command_table import COMMANDS, RENAMED, Table
 from cli.data_path import group_data_path
 
+#: Of every command.
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 _INTERNAL_ERROR = 1
 _WRONG_USE = 2
 
@@ -108,7 +110,7 @@ def guarded(debug: bool = False) -> Iterator[None]:
         raise Failure(f"internal error: {type(error).__name__}: {error}{hint}", _INTERNAL_ERROR) from error
 
 
-def run(command: click.Command, args: list[str] | None = None, prog_name: str = "ciml") -> NoReturn:
+def run(command: click.Command, args: list[str] | None = None, prog_name: str = "ciml", **settings: Any) -> NoReturn:
     """Run a command as the program and exit; ``ciml`` and the console scripts end here.
 
     Exit codes: 0 done, 1 internal error, 2 wrong use or input, 3 an engine, 4 integrity, 130 interrupted; a command may
@@ -118,7 +120,7 @@ def run(command: click.Command, args: list[str] | None = None, prog_name: str = 
     atexit.register(gc.freeze)  # else the garbage collector scans all objects once more at exit
     try:
         with guarded(debug):
-            code = command.main(args, prog_name=prog_name, standalone_mode=False)
+            code = command.main(args, prog_name=prog_name, standalone_mode=False, **settings)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -134,15 +136,10 @@ def run(command: click.Command, args: list[str] | None = None, prog_name: str = 
 def run_script(command: click.Command, prog_name: str, args: list[str] | None = None) -> NoReturn:
     """Run one command as a console script, with the logging of ``ciml``."""
     configure_logging(debug=bool(os.environ.get("CIML_DEBUG")))
-    run(command, args, prog_name=prog_name)
+    run(command, args, prog_name=prog_name, **_SETTINGS)
 
 
-@click.group(
-    cls=LazyGroup,
-    table=COMMANDS,
-    renamed=RENAMED,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
+@click.group(cls=LazyGroup, table=COMMANDS, renamed=RENAMED, context_settings=_SETTINGS)
 @click.option(
     "--data-path",
     metavar="DATA",
@@ -151,7 +148,7 @@ def run_script(command: click.Command, prog_name: str, args: list[str] | None = 
     help="Data root for the command: a folder or an s3:// prefix.  [default: $CIML_DATA_PATH]",
 )
 @click.option("--debug", is_flag=True, envvar="CIML_DEBUG", show_envvar=True, help="Print the traceback of an error.")
-@click.option("-v", "--verbose", count=True, help="Log more; with --debug, -vv logs everything.")
+@click.option("-v", "--verbose", count=True, show_default=False, help="Log more; with --debug, -vv logs everything.")
 @click.version_option(__version__, message="ciml %(version)s", help="Print the version.")
 def cli(debug: bool, verbose: int) -> None:
     """Train and serve models on telemetry of CI jobs.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import click
 
@@ -17,7 +19,8 @@ from engines.local_s3 import use_local_s3
 FLINK = "flink"
 MICRO_BATCHES = "micro-batches"
 
-F = TypeVar("F", bound=Callable[..., Any])
+#: A decorator that adds one or more options.
+Option: TypeAlias = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class EngineChoice:
 
     def __str__(self) -> str:
         return f"{self.name} at {self.job_endpoint}" if self.job_endpoint else self.name
+
+
+#: Repeated bounded batches in this process.
+HERE = EngineChoice(MICRO_BATCHES)
+
+
+def stacked(*options: Option) -> Option:
+    """Return one decorator that adds all these options, in this order of ``--help``."""
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
 def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
@@ -67,6 +79,28 @@ def s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     return value
 
 
+def jobs_option(what: str, *names: str) -> Option:
+    """Return ``--job`` and its other names, as ``jobs``: globs, () for all."""
+    text = f"{what}; may be repeated.  [default: all]"
+    return click.option("--job", *names, "jobs", multiple=True, metavar="GLOB", help=text)
+
+
+def _sets(name: str, variable: str, metavar: str, what: str) -> Option:
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value and not ctx.resilient_parsing:
+            os.environ[variable] = value
+
+    text = f"{what}.  [default: ${variable}]"
+    return click.option(name, metavar=metavar, expose_value=False, is_eager=True, callback=callback, help=text)
+
+
+#: The talk's ``--s3-profile`` and ``--s3-url``, which set AWS_PROFILE and AWS_ENDPOINT_URL_S3; they pass no argument.
+s3_options = stacked(
+    _sets("--s3-profile", "AWS_PROFILE", "NAME", "AWS profile of the S3 credentials"),
+    _sets("--s3-url", "AWS_ENDPOINT_URL_S3", "URL", "S3 endpoint"),
+)
+
+
 def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:
     if ctx.resilient_parsing:
         return None
@@ -76,7 +110,7 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
             f"unknown engine {value!r}; choose from {FLINK}, {FLINK}:HOST:PORT, {MICRO_BATCHES}", ctx, param
         )
     if name == MICRO_BATCHES:
-        return EngineChoice(MICRO_BATCHES)
+        return HERE
     if endpoint:
         return EngineChoice(FLINK, endpoint, named=True)
     known = running_engines(ctx)
@@ -86,11 +120,10 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
     if name == FLINK:
         running = f"only {flink.what} runs here" if flink else "no Flink runs here"
         raise CimlError(f"{running}: start it (ciml up flink) or name a job server (--engine flink:HOST:PORT)")
-    return EngineChoice(MICRO_BATCHES)
+    return HERE
 
 
-def home_option(command: F, expose_value: bool = True) -> F:
-    """``--home``, as ``home``: a `pathlib.Path`, absolute. Options that need engines read it from the context."""
+def _home_option(expose_value: bool) -> Option:
     return click.option(
         "--home",
         metavar="FOLDER",
@@ -98,7 +131,13 @@ def home_option(command: F, expose_value: bool = True) -> F:
         expose_value=expose_value,
         callback=_home,
         help="Folder of the local engines' files.  [default: $CIML_HOME or .ciml]",
-    )(command)
+    )
+
+
+#: ``--home``, as ``home``: a `pathlib.Path`, absolute. Options that need engines read it from the context.
+home_option = _home_option(expose_value=True)
+#: ``--home`` only for those options: it passes no argument.
+engines_home_option = _home_option(expose_value=False)
 
 
 def require_data(data_path: str) -> None:
@@ -117,7 +156,7 @@ def _existing_data(ctx: click.Context, param: click.Parameter, value: str | None
     return place
 
 
-def data_path_option(required: bool = True, home: bool = True, creates: bool = False) -> Callable[[F], F]:
+def data_path_option(required: bool = True, home: bool = True, creates: bool = False) -> Option:
     """``--data-path``, as ``data_path``: the text, for `ciml.data_root.DataRoot.open`; see `cli.data_path`.
 
     Args:
@@ -135,20 +174,19 @@ def data_path_option(required: bool = True, home: bool = True, creates: bool = F
         callback=s3_place if creates else _existing_data,
         help="Data root: a folder or an s3:// prefix.",
     )
-    return lambda command: data_path(home_option(command, expose_value=False) if home else command)
+    return stacked(data_path, engines_home_option) if home else data_path
 
 
-def target_data_path_option(command: F) -> F:
-    """``--target-data-path``, as ``target_data_path``: the text, or None."""
-    return click.option(
-        "--target-data-path",
-        metavar="DATA",
-        callback=s3_place,
-        help="Data root of data sets: a folder or an s3:// prefix.  [default: --data-path]",
-    )(command)
+#: ``--target-data-path``, as ``target_data_path``: the text, or None.
+target_data_path_option = click.option(
+    "--target-data-path",
+    metavar="DATA",
+    callback=s3_place,
+    help="Data root of data sets: a folder or an s3:// prefix.  [default: --data-path]",
+)
 
 
-def kafka_option(required: bool = True) -> Callable[[F], F]:
+def kafka_option(required: bool = True) -> Option:
     """``--kafka``, as ``kafka``: ``host:port``, by default the broker of `ciml up`.
 
     Args:
@@ -175,73 +213,63 @@ def kafka_option(required: bool = True) -> Callable[[F], F]:
     )
 
 
-def kafka_config_option(command: F) -> F:
-    """``--kafka-config``, as ``kafka_config``: the absolute path of a file, or None."""
-    return click.option(
-        "--kafka-config",
-        metavar="FILE",
-        envvar="CIML_KAFKA_CONFIG",
-        show_envvar=True,
-        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-        help="File of librdkafka properties, one NAME=VALUE a line, for TLS, SASL and secrets. -X overrides it.",
-    )(command)
+def kafka_options(required: bool = True) -> Option:
+    """Return `kafka_option`, ``--kafka-config`` and ``-X``.
 
-
-def kafka_properties_option(command: F) -> F:
-    """``-X``, as ``kafka_options``: a tuple of ``PROPERTY=VALUE``."""
-    return click.option(
-        "-X",
-        "kafka_options",
-        multiple=True,
-        metavar="PROPERTY=VALUE",
-        help="librdkafka property, such as security.protocol=SSL; may be repeated.",
-    )(command)
-
-
-def beam_option(command: F) -> F:
-    """``--beam-option``, as ``beam_options``: a tuple of ``--NAME=VALUE``."""
-    return click.option(
-        "--beam-option",
-        "beam_options",
-        multiple=True,
-        metavar="--NAME=VALUE",
-        help="Further Beam option; may be repeated.",
-    )(command)
-
-
-def engine_option(command: F) -> F:
-    """``--engine``, as ``engine``: an `EngineChoice`; by default the Flink of `ciml up`, else micro-batches."""
-    return click.option(
-        "--engine",
-        metavar="flink|micro-batches",
-        envvar="CIML_ENGINE",
-        show_envvar=True,
-        callback=_engine,
-        help="Engine of the pipeline; flink:HOST:PORT names a job server.  [default: flink if it runs, else"
-        " micro-batches]",
-    )(command)
-
-
-def metrics_options(command: F) -> F:
-    """``--metrics-port`` and ``--metrics-address``, as ``metrics_port`` (None: no metrics) and ``metrics_address``."""
-    for option in (
+    They are passed as ``kafka``; ``kafka_config``: the absolute path of a file, or None; and ``kafka_options``: a tuple
+    of ``PROPERTY=VALUE``.
+    """
+    return stacked(
+        kafka_option(required),
         click.option(
-            "--metrics-address",
-            metavar="ADDRESS",
-            envvar="CIML_METRICS_ADDRESS",
+            "--kafka-config",
+            metavar="FILE",
+            envvar="CIML_KAFKA_CONFIG",
             show_envvar=True,
-            default="127.0.0.1",
-            show_default=True,
-            help="Address of the metrics endpoint, which has no authentication.",
+            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+            help="File of librdkafka properties, one NAME=VALUE a line, for TLS, SASL and secrets. -X overrides it.",
         ),
         click.option(
-            "--metrics-port",
-            metavar="PORT",
-            envvar="CIML_METRICS_PORT",
-            show_envvar=True,
-            type=click.IntRange(0, 65535),
-            help="Port of the Prometheus endpoint /metrics; 0 for any free port.  [default: no metrics]",
+            "-X",
+            "kafka_options",
+            multiple=True,
+            metavar="PROPERTY=VALUE",
+            help="librdkafka property, such as security.protocol=SSL; may be repeated.",
         ),
-    ):
-        command = option(command)
-    return command
+    )
+
+
+#: ``--beam-option``, as ``beam_options``: a tuple of ``--NAME=VALUE``.
+beam_option = click.option(
+    "--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="Further Beam option; may be repeated."
+)
+
+#: ``--engine``, as ``engine``: an `EngineChoice`; by default the Flink of `ciml up`, else micro-batches.
+engine_option = click.option(
+    "--engine",
+    metavar="flink|micro-batches",
+    envvar="CIML_ENGINE",
+    show_envvar=True,
+    callback=_engine,
+    help="Engine of the pipeline; flink:HOST:PORT names a job server.  [default: flink if it runs, else micro-batches]",
+)
+
+#: ``--metrics-port`` and ``--metrics-address``, as ``metrics_port`` (None: no metrics) and ``metrics_address``.
+metrics_options = stacked(
+    click.option(
+        "--metrics-port",
+        metavar="PORT",
+        envvar="CIML_METRICS_PORT",
+        show_envvar=True,
+        type=click.IntRange(0, 65535),
+        help="Port of the Prometheus endpoint /metrics; 0 for any free port.  [default: no metrics]",
+    ),
+    click.option(
+        "--metrics-address",
+        metavar="ADDRESS",
+        envvar="CIML_METRICS_ADDRESS",
+        show_envvar=True,
+        default="127.0.0.1",
+        help="Address of the metrics endpoint, which has no authentication.",
+    ),
+)

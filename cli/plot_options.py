@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
-from cli.options import s3_place
-from cli.s3_options import s3_options
-
-F = TypeVar("F", bound=Callable[..., Any])
+from cli.options import Option, s3_options, s3_place, stacked
 
 
-def dataset_argument(metavar: str = "[NAME]") -> Callable[[F], F]:
+def dataset_argument(metavar: str = "[NAME]") -> Option:
     """NAME, or ``--dataset NAME`` as in the talk; as ``name`` and ``dataset``, for `dataset_name`."""
     dataset = click.option("--dataset", metavar="NAME", help="Data set, in place of NAME.")
-    return lambda command: click.argument("name", required=False, metavar=metavar)(dataset(command))
+    return stacked(click.argument("name", required=False, metavar=metavar), dataset)
 
 
 def dataset_name(name: str | None, dataset: str | None) -> str:
@@ -28,18 +22,16 @@ def dataset_name(name: str | None, dataset: str | None) -> str:
     return chosen
 
 
-def output_option(command: F) -> F:
-    """``--output`` as ``output``, None without."""
-    return click.option(
-        "--output",
-        "--data-plots-folder",
-        metavar="FOLDER",
-        callback=s3_place,
-        help="Folder or s3:// prefix of the files; existing ones are replaced.  [default: a folder named after NAME]",
-    )(command)
+#: ``--output`` as ``output``, None without.
+output_option = click.option(
+    "--output",
+    "--data-plots-folder",
+    metavar="FOLDER",
+    callback=s3_place,
+    help="Folder or s3:// prefix of the files; existing ones are replaced.  [default: a folder named after NAME]",
+)
 
-
-def output_options(command: F) -> F:
-    """`output_option`, ``--seed``, and the talk's S3 options."""
-    seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
-    return output_option(seed(s3_options(command)))
+#: `output_option`, ``--seed``, and the talk's S3 options.
+output_options = stacked(
+    output_option, click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Random seed."), s3_options
+)

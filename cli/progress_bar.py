@@ -11,24 +11,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-_TABLE_WIDTH = 128  # of a table in a file or a pipe
-
 
 def error_console() -> Console:
     """Return a console on standard error; FORCE_COLOR does not make it a terminal."""
     from rich.console import Console
 
     return Console(stderr=True, force_terminal=sys.stderr.isatty())
-
-
-def table_console() -> Console:
-    """Return a console for tables on standard output; in a file or a pipe they are not folded to 80 columns."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _TABLE_WIDTH)
-    return console
 
 
 @contextmanager
@@ -58,11 +46,5 @@ def bars() -> Iterator[Callable[[str, int, int | None], None]]:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on a terminal, elsewhere nothing. Yields a function of (number done, total)."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=error_console(), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with bars() as show:
+        yield lambda done, total: show(title, done, total)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 _EVERY_S = 5.0
 
 
+def counts_text(totals: Mapping[str, int], *always: str) -> str:
+    """Return the totals by kind in words, without zeros but of the kinds ``always``."""
+    return ", ".join(f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind] or kind in always)
+
+
 class Counts:
     """A status line: updated in place on a terminal, elsewhere printed at most every five seconds if it changed."""
 
@@ -40,8 +45,7 @@ class Counts:
 
     def show(self, totals: Mapping[str, int], lag: int) -> None:
         """Show the counts by kind and the lag in offsets."""
-        parts = [f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind] or kind == "run"]
-        self.update(f"{', '.join(parts)}; {lag:,} messages to go")
+        self.update(f"{counts_text(totals, 'run')}; {lag:,} messages to go")
 
     def update(self, status: str) -> None:
         """Show a status after the title."""
@@ -102,12 +106,12 @@ class Bar:
     def show(self, done: int, total: int, totals: Mapping[str, int]) -> None:
         """Show the number done, the total and the counts by kind."""
         rate = done / self.seconds if self.seconds > 0 else 0.0
-        counts = [f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind]]
+        counts = counts_text(totals)
         if self._bar is not None and self._task is not None:
-            status = ", ".join([f"{rate:,.0f}/s", *counts])
+            status = f"{rate:,.0f}/s{', ' * bool(counts)}{counts}"
             self._bar.update(self._task, completed=done, total=total, status=status)
         elif done != self._done and time.monotonic() - self._printed_at > _EVERY_S:
             self._printed_at, self._done = time.monotonic(), done
             left = f", {(total - done) / rate:,.0f} s to go" if rate else ""
-            line = f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s{left}: {', '.join(counts)}"
+            line = f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s{left}: {counts}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -18,43 +18,26 @@ if TYPE_CHECKING:
     from engines.kafka import create_topics, is_mock
     from engines.launcher import ENGINES, Engines, start, stop
     from engines.state import EngineState, default_home, read
-    from pipelines.flink.jobs import Job, cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
 
-#: Module of each name, imported lazily: most commands only look for a running broker.
-_HOMES = {
-    "Settings": "engines.base",
-    "cluster_parts": "engines.flink.cluster",
-    "s3_environment": "engines.http",
-    "create_topics": "engines.kafka",
-    "is_mock": "engines.kafka",
-    "ENGINES": "engines.launcher",
-    "Engines": "engines.launcher",
-    "start": "engines.launcher",
-    "stop": "engines.launcher",
-    "EngineState": "engines.state",
-    "default_home": "engines.state",
-    "read": "engines.state",
-    "Job": "pipelines.flink.jobs",
-    "cancel_all_jobs": "pipelines.flink.jobs",
-    "cancel_job": "pipelines.flink.jobs",
-    "cancel_orphans": "pipelines.flink.jobs",
-    "list_jobs": "pipelines.flink.jobs",
+#: The names of each module, imported lazily: most commands only look for a running broker.
+_NAMES = {
+    "engines.base": ("Settings",),
+    "engines.flink.cluster": ("cluster_parts",),
+    "engines.http": ("s3_environment",),
+    "engines.kafka": ("create_topics", "is_mock"),
+    "engines.launcher": ("ENGINES", "Engines", "start", "stop"),
+    "engines.state": ("EngineState", "default_home", "read"),
 }
 
 __all__ = [
     "ENGINES",
     "EngineState",
     "Engines",
-    "Job",
     "Settings",
-    "cancel_all_jobs",
-    "cancel_job",
-    "cancel_orphans",
     "cluster_parts",
     "create_topics",
     "default_home",
     "is_mock",
-    "list_jobs",
     "read",
     "s3_environment",
     "start",
@@ -63,6 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,8 @@ from pathlib import Path
 from confluent_kafka import Producer
 
 import engines
-from ciml.events.cloudevents import facts_from_listing, finished_event
+from ciml.events.cloudevents import finished_event
+from ciml.events.run_facts import facts_from_listing
 
 HERE = Path(__file__).resolve().parent
 

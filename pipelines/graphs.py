@@ -20,9 +20,9 @@ from ciml.datasets.state import ExampleFile
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Block
 from ciml.events.records import Origin, PendingRun, RawFile, RunFacts, Trust
+from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import LocalStore
-from pipelines.kafka.client import KafkaOptions
-from pipelines.kafka.source import PartitionRead
+from pipelines.kafka.plan import PartitionRead
 from transforms.fetch.policy import FetchPolicy
 
 _DATA = DataRoot(LocalStore("data"))

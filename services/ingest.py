@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from ciml.data_root import DataRoot
 from ciml.events.records import PendingRun
 from ciml.events.run_facts import source_names
+from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
 from ciml.pairs import pairs
 from ciml.raw.metrics import raw_families
@@ -15,7 +16,6 @@ from ciml.raw.state import RawState
 from pipelines.ingest.committer import committer
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.broker import Listing
-from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.plan import PartitionRead, bases
 from services.files import now_us
 from services.service import Progress, TopicService
@@ -25,6 +25,7 @@ from transforms.ingest.trust import TrustPolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam
+    from prometheus_client.registry import Collector
 
 _OVERDUE_US = 300_000_000  # a retry whose worker died is repeated after this
 
@@ -61,6 +62,11 @@ class IngestService(TopicService[RawState]):
     def cover_bases(self, listing: Listing) -> None:
         # Computed from the state at the commit: once another process has begun to read, missing offsets are losses.
         committer(self.config.raw).commit_found(lambda state: bases(state, listing))
+
+    def timings(self) -> Sequence[Collector]:
+        from transforms.ingest.timings_beam import FETCH
+
+        return (FETCH.histogram, *super().timings())
 
     def progress(self, state: RawState) -> Progress:
         due = state.next_due_us()

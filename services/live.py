@@ -10,12 +10,14 @@ from confluent_kafka.admin import OffsetSpec
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.errors import CimlError
+from ciml.kafka.options import KafkaOptions
 from ciml.pairs import pairs
-from pipelines.kafka.broker import offsets_of
-from pipelines.kafka.client import KafkaOptions, Listing, close_readers, list_again, list_topic, make_topic
+from pipelines.kafka.broker import Listing, list_again, list_topic, make_topic, offsets_of
 from pipelines.kafka.plan import PartitionRead
 from pipelines.kafka.produce import MAX_MESSAGE_BYTES
+from pipelines.kafka.reader import close_readers
 from pipelines.live.pipeline import LiveConfig, build_live, reached, reset
+from services.metrics import lag_families
 from services.service import Progress, Service
 from transforms.live.windows import LiveDataset, LivePolicy
 
@@ -64,6 +66,7 @@ class LiveService(Service):
         at = {partition: max(start, done.get(partition, start)) for partition, start in self._begun.items()}
         ends = {partition: end for partition, (_, end) in self._listing.bounds.items()}
         lag = {} if self._done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in at.items()}
+        self.board.observed(lag_families(topic, lag))
         read = self._read or sum(offset - self._begun[part] for part, offset in at.items())
         return Progress(read, {} if self._done else at, lag, ends=ends, facts={"counts": {"messages read": read}})
 

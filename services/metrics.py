@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
+from ciml.manifest.coverage import TopicState
 from ciml.metrics import Family, Metric
 from pipelines.kafka.broker import Listing
-from pipelines.kafka.plan import Coverage
 from services.decide import Health
 
 LAG = Metric("ciml_lag_messages", "gauge", "Uncovered offsets.", ("topic", "partition"))
@@ -42,11 +42,17 @@ METRICS = (
 )  # fmt: skip
 
 
-def topic_families(state: Coverage, listing: Listing) -> Iterable[Family]:
+def topic_families(state: TopicState, listing: Listing) -> Iterable[Family]:
     """Yield the metrics of a topic whose offsets a manifest covers."""
     lag, topic = lag_by_partition(state, listing), listing.topic
-    yield LAG.of({(topic, str(partition)): behind for partition, behind in lag.items()})
+    yield from lag_families(topic, lag)
     yield COVERED.of({(topic, str(partition)): state.covered(topic, partition).count() for partition in lag})
+
+
+def lag_families(topic: str, lag: Mapping[Any, int]) -> Iterator[Family]:
+    """Yield the lag of a topic's partitions if it is known."""
+    if lag:
+        yield LAG.of({(topic, str(partition)): behind for partition, behind in lag.items()})
 
 
 def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
@@ -54,6 +60,8 @@ def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
     if kind != "ingest":
         yield SERVICE_HEALTH.of({(kind, health): health == status.get("health") for health in get_args(Health)})
         yield SERVICE_RESUBMISSIONS.of({(kind,): status.get("resubmitted", 0)})
+        if kind == "live":  # only its worker knows the position
+            yield from lag_families(status["topic"], status.get("lag") or {})
         return
     job, point = status.get("job") or {}, status.get("checkpoint") or {}
     yield HEALTH.of({(health,): health == status.get("health") for health in get_args(Health)})
@@ -64,7 +72,7 @@ def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
     yield CHECKPOINT_TIME.alone(_seconds(point.get("time_us")))
 
 
-def lag_by_partition(state: Coverage, listing: Listing) -> dict[int, int]:
+def lag_by_partition(state: TopicState, listing: Listing) -> dict[int, int]:
     """Return the number of uncovered offsets of each partition of a topic."""
     return {
         partition: sum(end - start for start, end in state.covered(listing.topic, partition).missing(first, last))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
+from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
 from ciml.pairs import pairs
-from pipelines.kafka.broker import Listing
-from pipelines.kafka.client import KafkaOptions, make_topic
+from pipelines.kafka.broker import Listing, make_topic
 from pipelines.kafka.plan import PartitionRead, bases
 from pipelines.predict.pipeline import PredictConfig, build_predict, committer, predictor
 from services.service import NotReadyError, Progress, TopicService

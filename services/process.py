@@ -208,8 +208,9 @@ class _Worker:
 
     def _on_progress(self, progress: Progress, word: str) -> None:
         waits = word.removeprefix("waits: ") if word.startswith("waits: ") else ""
-        if (self._reported["state"], self._reported.get("waits", "")) != ("running", waits):
-            self._report(state="running", waits=waits)
+        seen = {"state": "running", "progress": progress.to_json() if progress.lag else {}, "waits": waits}
+        if self._reported | seen != self._reported:
+            self._report(**seen)
 
     def _stay(self, job: FlinkJob) -> None:
         """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""

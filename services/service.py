@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from ciml.errors import CimlError, EngineError
-from ciml.manifest.checkpoints import Restorable
+from ciml.manifest.coverage import TopicState
 from ciml.metrics import Board, Family
-from pipelines.kafka.broker import Listing
-from pipelines.kafka.client import close_readers, list_again, list_topic
-from pipelines.kafka.plan import Coverage, PartitionRead, is_older, plan
+from pipelines.kafka.broker import Listing, list_again, list_topic
+from pipelines.kafka.plan import PartitionRead, is_older, plan
+from pipelines.kafka.reader import close_readers
 from services.metrics import lag_by_partition, topic_families
 
 if TYPE_CHECKING:
     import apache_beam as beam
+    from prometheus_client.registry import Collector
 
     from ciml.manifest.replica import LogReplica
     from pipelines.kafka.publish import Projection, Projections
@@ -75,6 +76,11 @@ class Progress:
         """The number of uncovered offsets."""
         return sum(self.lag.values())
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it for a service's status: facts, version and lag. A lag is None for a service that knows none."""
+        lag = {str(partition): lag for partition, lag in self.lag.items()}
+        return {**self.facts, "version": self.version, "behind": self.behind if lag else None, "lag": lag or None}
+
 
 class Service(ABC):
     """A long-running process. Methods raise `EngineError` if a broker, a store or a server does not answer.
@@ -99,8 +105,8 @@ class Service(ABC):
     stall_s: float = 240.0
     renew_s: float = float("inf")
 
-    def __init__(self, name: str, board: Board | None = None) -> None:
-        self.name, self.board = name, board or Board()
+    def __init__(self, name: str) -> None:
+        self.name, self.board = name, Board()
 
     @classmethod
     @abstractmethod
@@ -140,6 +146,10 @@ class Service(ABC):
         """Return facts of its manifest as JSON: ``version``, ``last_commit_us``, ``counts`` by kind, and others."""
         return {}
 
+    def timings(self) -> Sequence[Collector]:
+        """Return the metrics that only the process which runs the work has; a supervisor exports its worker's."""
+        return ()
+
     def publish(self) -> None:
         """Publish commits that were not published because a process died or the broker did not answer."""
 
@@ -154,11 +164,7 @@ class Service(ABC):
         return self
 
 
-class _Manifest(Restorable, Coverage, Protocol):
-    """The state of a manifest that covers offsets."""
-
-
-S = TypeVar("S", bound=_Manifest)
+S = TypeVar("S", bound=TopicState)
 
 
 class TopicService(Service, Generic[S]):
@@ -222,6 +228,11 @@ class TopicService(Service, Generic[S]):
     def facts(self) -> dict[str, Any]:
         with self.committing.state() as state:
             return dict(self.progress(state).facts)
+
+    def timings(self) -> Sequence[Collector]:
+        from transforms.ingest.timings_beam import COMMIT
+
+        return (COMMIT.histogram,)
 
     def reads(self, state: S, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead]:
         """Return the next reads, by the last listing of the topic."""

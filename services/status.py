@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,22 +56,25 @@ def _query(files: ServiceFiles, status: dict[str, Any]) -> None:
     use_s3(files.home, options)
     status.update(rate=None, behind=None, lag=None, checkpoint=status.get("checkpoint"))
     job: dict[str, Any] = {**(status.get("job") or {}), "state": "unknown"}
+    known: Mapping[str, Any] = {}
     with contextlib.suppress(CimlError):
         seen = jobs_of(files, options).status()
         job.update(state=seen.state, id=seen.id, name=seen.name, how=seen.how, restarts=seen.restarts)
+        known = seen.progress
     status["job"] = job
     if files.wanted() == "run" and status["health"] != "failed":
         left = ", its job keeps running" if job["state"] in ("running", "restarting", "starting") else ""
         status["health"], status["why"] = "stalled", f"its supervisor died{left}: ciml service resume"
     with contextlib.suppress(CimlError):
         _query_data(watched(options), status)
+    if status["lag"] is None:  # only its worker knows the position
+        status.update(known)
 
 
 def _query_data(service: Service, status: dict[str, Any]) -> None:
     try:
         status.update(service.facts())
-        seen = service.observe()
-        status.update(seen.facts, behind=seen.behind, lag={str(part): lag for part, lag in seen.lag.items()})
+        status.update(service.observe().to_json())
     finally:
         service.close()
 

@@ -157,9 +157,7 @@ class Supervisor:
         self.progress = None
         self.status.update(self.service.facts())  # available even if the broker does not answer
         seen = self.service.observe()
-        self.status.update(
-            seen.facts, version=seen.version, behind=seen.behind, lag={str(part): lag for part, lag in seen.lag.items()}
-        )
+        self.status.update(seen.to_json())
         return seen
 
     def _take_over(self, now_s: float, job: JobStatus | None) -> None:
@@ -179,6 +177,8 @@ class Supervisor:
             "state": job.state, "id": job.id, "name": job.name, "how": job.how, "submitted_us": since,
             "restarts": job.restarts,
         }  # fmt: skip
+        if self.status.get("lag") is None:  # only its worker knows the position
+            self.status.update(job.progress)
         size, at = job.checkpoint_bytes, job.checkpoint_s
         self.status["checkpoint"] = None if size is None else {"bytes": size, "time_us": int((at or 0) * 1e6)}
         kept = self.status["savepoint"]

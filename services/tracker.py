@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from services.decide import JobState, Limits, Observation, Wanted
 from services.service import Progress
@@ -21,6 +23,7 @@ class JobStatus:
       began_s: time of its submission, epoch seconds; None if unknown.
       restarts: number of restarts by the engine; None if unknown.
       checkpoint_bytes, checkpoint_s: size and time (epoch seconds) of the last completed checkpoint.
+      progress: the last progress that its worker reported, as `Progress.to_json`; empty if unknown.
       waits: what it waits for, which is no fault of its own; "" for nothing.
     """
 
@@ -33,6 +36,7 @@ class JobStatus:
     restarts: int | None = None
     checkpoint_bytes: int | None = None
     checkpoint_s: float | None = None
+    progress: Mapping[str, Any] = field(default_factory=dict)
     waits: str = ""
 
 

@@ -5,14 +5,16 @@ See `pipelines.training.trainer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
+
+from prometheus_client.registry import Collector
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
-from pipelines.training.metrics import TrainBoard
+from pipelines.training.metrics import Refreshes, registry_families
 from pipelines.training.trainer import TrainConfig, TrainResult, run_once
 from services.service import Progress, Service
 from serving.model_config import check_model_name
@@ -35,7 +37,6 @@ class TrainerService(Service):
 
     poll_s = 2.0
     retry_s = (2.0, 60.0)
-    board: TrainBoard
 
     def __init__(
         self,
@@ -43,21 +44,25 @@ class TrainerService(Service):
         report: Callable[[TrainResult], object] | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(f"ciml-trainer-{config.model}", TrainBoard(config.model))
+        super().__init__(f"ciml-trainer-{config.model}")
         self.config, self._report, self._progress = config, report, progress
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)
         self._excluded = ManifestLog(config.data.exclusions)
+        self._refreshes = Refreshes(config.model)
         self._seen = -1, -1
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
         return cls(make_config(**arguments))
 
+    def timings(self) -> Sequence[Collector]:
+        return self._refreshes.collectors
+
     def observe(self) -> Progress:
         with self._failures():
             state = self._registry.state
-            self.board.see(state)
+            self.board.observed(registry_families(self.config.model, state))
             counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
             return Progress(self._ends()[0], facts={"counts": counts, "champion": state.champion})
 
@@ -83,7 +88,7 @@ class TrainerService(Service):
         self._seen = work
         if result.outcome != "nothing_new" and self._report is not None:
             self._report(result)
-        self.board.refreshed(result.seconds)
+        self._refreshes.done(result.seconds)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -94,7 +99,7 @@ class TrainerService(Service):
         except CimlError as error:
             if self._progress is not None:
                 self._progress(f"waits: {error}")
-            self.board.failed(error)
+            self._refreshes.failed(error)
             raise
 
 

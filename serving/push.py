@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import Delta
 from ciml.storage.open import LocalStore, Store, open_store
 from serving.model_config import CONFIG_NAME, render_config
 from serving.model_files import LAST_FILE, check_digests, file_digests, list_versions, read_files
-from serving.registry import STABLE, Candidate, Registry, RegistryState, Verdict, registered_models
+from serving.registry import STABLE, Candidate, Registry, RegistryState, registered_models
 
 _LOG = logging.getLogger(__name__)
 _STAGING = "staging-"
@@ -48,7 +49,7 @@ def push(
     data: DataRoot,
     model: str,
     candidate_folder: Store,
-    verdict: Verdict,
+    decision: Decision,
     *,
     label: str = STABLE,
     facts: Mapping[str, Any] | None = None,
@@ -60,7 +61,7 @@ def push(
       data: the data root.
       model: the model's name.
       candidate_folder: the exported SavedModel.
-      verdict: the gate's decision.
+      decision: the gate's decision.
       label: the label of the new version; ``stable`` makes it the champion.
       facts: the candidate's data set, experiment, snapshot, …, recorded with it.
       check: load and query the candidate first (`serving.contract.check_candidate`).
@@ -71,7 +72,7 @@ def push(
     """
     registry = Registry(data, model)
     candidate = registry.record_candidate(candidate_folder, facts)
-    registry.record_verdict(candidate.id, verdict)
+    registry.record_decision(candidate.id, decision)
     return push_candidate(registry, candidate.id, label=label, check=check)
 
 
@@ -79,9 +80,9 @@ def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE
     """Push a recorded and blessed candidate. Idempotent: a repeated push adds no version. See `push`."""
     state = registry.state
     candidate = state.candidates.get(candidate_id)
-    verdict = state.verdicts.get(candidate_id)
-    if candidate is None or verdict is None or not verdict.blessed:
-        why = "; ".join(verdict.reasons) if verdict else "no decision of the gate is recorded"
+    decision = state.decisions.get(candidate_id)
+    if candidate is None or decision is None or not decision.blessed:
+        why = "; ".join(decision.reasons) if decision else "no decision of the gate is recorded"
         raise NotBlessedError(f"model {registry.model}: candidate {candidate_id} is not blessed: {why}")
     reconcile(registry)
     if check:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage.open import Store, open_store
@@ -45,21 +46,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The gate's decision on a candidate.
-
-    Attributes:
-      blessed: whether it may be served.
-      reasons: for the decision, one line each.
-      metrics: the figures behind the decision.
-    """
-
-    blessed: bool
-    reasons: Sequence[str] = ()
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Version:
     """A version number and its state. Numbers are never reused.
 
@@ -80,7 +66,7 @@ class RegistryState:
     def __init__(self) -> None:
         self.version = 0
         self.candidates: dict[str, Candidate] = {}
-        self.verdicts: dict[str, Verdict] = {}
+        self.decisions: dict[str, Decision] = {}
         self.versions: dict[int, Version] = {}
         self.labels: dict[str, int] = {}
         self.last_candidate: str = ""
@@ -95,7 +81,7 @@ class RegistryState:
             self.candidates[one["id"]] = Candidate(**one, time_us=time_us)
             self.last_candidate = one["id"]
         elif kind == "verdict":
-            self.verdicts[delta["candidate"]] = Verdict(delta["blessed"], tuple(delta["reasons"]), delta["metrics"])
+            self.decisions[delta["candidate"]] = Decision(delta["blessed"], tuple(delta["reasons"]), delta["metrics"])
         elif kind == "staged":
             number = delta["model_version"]
             if number in self.versions:
@@ -162,9 +148,9 @@ class RegistryState:
 
     def pending(self) -> Candidate | None:
         """Return the last candidate if it is blessed but was never pushed because a pusher died, else None."""
-        verdict = self.verdicts.get(self.last_candidate)
+        decision = self.decisions.get(self.last_candidate)
         pushed = {one.candidate for one in self.versions.values() if one.state == "pushed"}
-        if verdict is None or not verdict.blessed or self.last_candidate in pushed:
+        if decision is None or not decision.blessed or self.last_candidate in pushed:
             return None
         return self.candidates[self.last_candidate]
 
@@ -218,20 +204,14 @@ class Registry:
         )
         return self.state.candidates[digest[:16]]
 
-    def record_verdict(self, candidate: str, verdict: Verdict) -> None:
+    def record_decision(self, candidate: str, decision: Decision) -> None:
         """Record the gate's decision on a candidate; the last decision counts."""
-        delta = {
-            "kind": "verdict",
-            "candidate": candidate,
-            "blessed": verdict.blessed,
-            "reasons": list(verdict.reasons),
-            "metrics": dict(verdict.metrics),
-        }
+        delta = {"kind": "verdict", "candidate": candidate, **decision.to_json()}
 
         def build(state: RegistryState) -> Delta | None:
             if candidate not in state.candidates:
                 raise CimlError(f"model {self.model}: unknown candidate {candidate}")
-            return None if state.verdicts.get(candidate) == verdict else delta
+            return None if state.decisions.get(candidate) == decision else delta
 
         self.commit(build)
 
@@ -310,6 +290,6 @@ class RegistryVerifier:
             files = state.files(version)
         except CimlError as error:
             raise IntegrityError(f"model {model}: {error}") from None
-        if not state.verdicts.get(state.versions[version].candidate, Verdict(False)).blessed:
+        if not state.decisions.get(state.versions[version].candidate, Decision(False)).blessed:
             raise IntegrityError(f"model {model}: version {version} is not blessed")
         check_digests(f"{model}/{version}", digests, files)

@@ -43,10 +43,10 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def flink_jobs(flink: str) -> Iterator[str]:
     """As ``flink``, and cancels whatever the test left running there."""
-    import engines
+    from pipelines.flink.jobs import cancel_all_jobs
 
     yield flink
-    engines.cancel_all_jobs(flink)
+    cancel_all_jobs(flink)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ciml.data_root import DataRoot, StoredDataset
+from ciml.decision import Decision
 from ciml.errors import CimlError
 from ciml.storage.open import LocalStore, Store
 from training.data.analysis_cache import AnalysisCache
@@ -26,8 +27,7 @@ from training.data.materialise import materialise
 from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
 from training.evaluation.champion import Champion
-from training.evaluation.gate import GatePolicy, Verdict, judge
-from training.exclusions import Exclusions
+from training.evaluation.gate import GatePolicy, judge
 from training.experiment import Experiment, refresh_key
 from transforms.ingest.trust import TrustPolicy
 
@@ -46,7 +46,7 @@ class Candidate:
       snapshot: its training and test runs.
       experiment: the trained experiment.
       metrics: see docs/training.md; JSON.
-      verdict: the gate's decision.
+      decision: the gate's decision.
       timings: seconds by step.
     """
 
@@ -54,7 +54,7 @@ class Candidate:
     snapshot: Snapshot
     experiment: Experiment
     metrics: Mapping[str, Any]
-    verdict: Verdict
+    decision: Decision
     timings: Mapping[str, float]
 
     def facts(self) -> dict[str, Any]:
@@ -92,11 +92,8 @@ def refresh(
     last: str | None = None,
     policy: TrustPolicy | None = None,
     gate: GatePolicy | None = None,
-    exclusions: Exclusions | None = None,
     work: Path | None = None,
-    runner: Any = None,
     progress: Progress | None = None,
-    tensorboard: Path | None = None,
 ) -> Candidate | Skipped:
     """Make a snapshot, train on it, evaluate and judge.
 
@@ -109,12 +106,9 @@ def refresh(
       last: `refresh_key` of the last candidate (its fact ``refresh``); an equal key skips the refresh.
       policy: the trust policy; the built-in one by default.
       gate: the gate's thresholds.
-      exclusions: runs to exclude; by default those that are stored (`ciml exclude`).
       work: local folder for candidates; by default below the trainer's folder, or in the user's cache if that is not on
         local disk.
-      runner: the Beam runner; in this process by default.
       progress: called at each step.
-      tensorboard: folder of TensorBoard event files.
 
     Raises:
       CimlError: if the data set does not exist or has no training runs, or the experiment cannot be served.
@@ -123,7 +117,7 @@ def refresh(
     steps = _Steps(progress)
     trainer, stored = data.trainer(model), data.dataset(dataset)
     with steps("snapshot"):
-        snapshot = make_snapshot(stored, policy or TrustPolicy.load(), exclusions)
+        snapshot = make_snapshot(stored, policy or TrustPolicy.load())
         check_use(experiment, snapshot.resolved, served=True)
         key = refresh_key(snapshot.digest, experiment)
         if key == last:
@@ -134,7 +128,7 @@ def refresh(
     with _locked(folder, model):
         candidate = _make(
             stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
-            gate or GatePolicy(), folder / key, runner, steps, tensorboard,
+            gate or GatePolicy(), folder / key, steps,
         )  # fmt: skip
         trainer.replace(f"metrics/{key}.json", json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
         _remove_old(folder / key)
@@ -150,9 +144,7 @@ def _make(
     champion: Champion | None,
     gate: GatePolicy,
     folder: Path,
-    runner: Any,
     steps: _Steps,
-    tensorboard: Path | None,
 ) -> Candidate:
     with steps("import"):
         import training.data.materialise_beam  # noqa: F401  (so that the import is timed apart)
@@ -161,34 +153,26 @@ def _make(
         from training.train import train
     resolved = snapshot.resolved
     with steps("materialise"):
-        made = materialise(dataset.store, snapshot, folder, cache=cache, runner=runner)
+        made = materialise(dataset.store, snapshot, folder, cache=cache)
     with steps("train"):
-        trained = train(experiment, made, resolved, dev_from_train=snapshot.dev_from_train, tensorboard=tensorboard)
+        trained = train(experiment, made, resolved, dev_from_train=snapshot.dev_from_train)
     with steps("export"):
         saved = export(trained.model, made.transform_folder, resolved, folder / "model", name=model)
         exported = load_exported(saved)
     with steps("evaluate"):
         figures = assess(dataset, snapshot, made, trained.model, exported, experiment, champion, gate)
-    verdict = judge(figures, gate, has_champion=champion is not None)
+    decision = judge(figures, gate, has_champion=champion is not None)
     metrics = {
         **figures,
         "training": trained.to_json(),
-        "snapshot": {
-            "digest": snapshot.digest,
-            "dataset": snapshot.dataset,
-            "spans": [[span.span, span.version] for span in snapshot.spans],
-            "counts": snapshot.counts(),
-            "rules": snapshot.rules(),
-            "untrusted": dict(snapshot.untrusted),
-            "excluded": dict(snapshot.excluded),
-        },
+        "snapshot": {**snapshot.summary(), "dataset": snapshot.dataset},
         "materialised": {"analysed": made.analysed, "cached": made.cached},
         "experiment": experiment.to_json(),
         "gate": gate.to_json(),
-        "verdict": {"blessed": verdict.blessed, "reasons": list(verdict.reasons)},
+        "verdict": {"blessed": decision.blessed, "reasons": list(decision.reasons)},
         "timings_s": {name: round(seconds, 3) for name, seconds in steps.seconds.items()},
     }
-    return Candidate(saved, snapshot, experiment, metrics, verdict, dict(steps.seconds))
+    return Candidate(saved, snapshot, experiment, metrics, decision, dict(steps.seconds))
 
 
 @contextmanager

@@ -29,10 +29,9 @@ class Figure(NamedTuple):
         return cls(found["value"], found.get("low"), found.get("high"))
 
     def __str__(self) -> str:
-        if self.value is None:
-            return "undefined"
-        within = f" ({self.low:.3f} to {self.high:.3f})" if self.low is not None and self.high is not None else ""
-        return f"{self.value:.3f}{within}"
+        from training.experiments.text import figure_text
+
+        return figure_text(*self)
 
 
 @dataclass(frozen=True, repr=False)

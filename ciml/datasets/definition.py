@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
@@ -243,15 +242,6 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
             return self.classes.index(name), name
         except ValueError:
             return "unknown_class"
-
-
-def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
-    """Load a definition from a TOML file; ``overrides`` take precedence over its keys.
-
-    Raises:
-      CimlError: one line that names the file and the key.
-    """
-    return DatasetDefinition.load(path, **overrides)
 
 
 def resolve(

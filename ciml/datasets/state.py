@@ -33,10 +33,6 @@ class ExampleFile(Record, frozen=True, gc=False):
     digest: str
     rows: int
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ExampleFile:
-        return cls(**value)
-
 
 class SpanRun(Record, frozen=True, gc=False):
     """An example of a span, as recorded in the manifest."""

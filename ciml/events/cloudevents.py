@@ -19,10 +19,7 @@ from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import Message, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
 from ciml.events.run_facts import (
-    LISTING,
-    facts_from_listing,
     facts_from_run,
-    log_address,
     run_from_facts,
     run_identity,
     source_name,
@@ -39,11 +36,6 @@ REASONS = frozenset({
     "broken_json", "not_an_event", "tombstone", "unknown_type", "missing_field", "bad_field", "bad_time", "bad_run_id",
     "too_large", "too_many_runs",
 })  # fmt: skip
-
-__all__ = [
-    "FINISHED", "LISTING", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
-    "facts_from_listing", "finished_event", "log_address", "open_cloudevent", "run_event", "source_name",
-]  # fmt: skip
 
 
 _plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources

@@ -6,14 +6,13 @@ its number from 0). `ciml.events.listing_files` reads the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.events.fields import kind_of
 from ciml.events.json_input import parse_json
-from ciml.events.payloads import message_of
 from ciml.events.records import Message, Origin, Outcome, RunFacts
 from ciml.events.run_facts import check_source_name, listed_run, run_identity
 from ciml.limits import MAX_LISTING_LINE_BYTES
@@ -101,8 +100,3 @@ def too_long(origin: Origin, line: Line) -> Outcome:
 def is_listing(topic: str) -> bool:
     """Return whether an origin's topic is a listing. No Kafka topic can have such a name."""
     return topic.startswith(TOPIC)
-
-
-def reading_of(payload: Mapping[str, Any]) -> Reading:
-    """Return the reading options of a dead letter's line."""
-    return Reading.of(message_of(payload, 0).headers)

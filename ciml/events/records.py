@@ -73,6 +73,19 @@ def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
     return {name: found for name, found in lists.items() if found or name not in _LEFT_OUT}
 
 
+def totals_of(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Return the totals of counts by (kind, reason): the number of each kind, zeros included."""
+    return {kind: sum(number for (found, _), number in counts.items() if found == kind) for kind in LISTS}
+
+
+def reasons_of(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    """Return counts by (kind, reason) as JSON: by kind, then by reason."""
+    by_kind: dict[str, dict[str, int]] = {}
+    for (kind, reason), number in sorted(counts.items()):
+        by_kind.setdefault(kind, {})[reason] = number
+    return by_kind
+
+
 class Record(msgspec.Struct, frozen=True, gc=False):
     """Base of high-volume objects.
 
@@ -82,6 +95,11 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     def to_json(self) -> Any:
         """Return the JSON form in a manifest: an object, or a list where the class is ``array_like``."""
         return msgspec.to_builtins(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Return the record of a JSON form. Its values are not checked."""
+        return cls(**value)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with these fields changed."""
@@ -206,10 +224,6 @@ class RawFile(Record, frozen=True, gc=False):
     digest: str
     rows: int
     size: int
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RawFile:
-        return cls(**value)
 
 
 class Outcome(Record, frozen=True, omit_defaults=True, gc=False):

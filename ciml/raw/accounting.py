@@ -15,17 +15,12 @@ from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome, RunFacts, lists_of
 from ciml.events.updates import Said, joined, merged, said_by
 from ciml.limits import MAX_SUBJECT_RUNS
+from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
-from ciml.manifest.offsets import RangeSet
-from ciml.raw.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
+from ciml.raw.known_ids import KnownRun
 from ciml.raw.known_subjects import Subject, Subjects, subjects_of
 from ciml.raw.run_log import Judge
-from ciml.raw.state import RawState, check_topic_id, open_raw, retry
-
-__all__ = [
-    "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenDeadLetter", "RawState", "check_topic_id",
-    "open_raw", "reconcile", "retry",
-]  # fmt: skip
+from ciml.raw.state import RawState
 
 #: A delta judges the runs of this many subjects with `MAX_SUBJECT_RUNS` again, or of more subjects with fewer.
 _SUBJECTS_AT_ONCE = 10
@@ -100,8 +95,7 @@ class _Draft:
     def __init__(self, state: RawState, judge: Judge | None) -> None:
         self._state, self._judge = state, judge
         self._said: dict[Subject, dict[str, Said]] = {}  # of subjects of which updates say something new
-        self._offsets: dict[str, dict[int, RangeSet]] = {}
-        self._topic_ids: dict[str, str] = {}
+        self._offsets = NewCoverage(state)
         self._events: set[tuple[str, str]] = set()
         self._runs: dict[str, KnownRun] = {}
         self._closes: dict[tuple[Origin, str], None] = {}
@@ -109,14 +103,7 @@ class _Draft:
         self._lists: dict[Kind, list[Outcome]] = {kind: [] for kind in LISTS}
 
     def settle_range(self, covers: OffsetRange, settled: list[Outcome]) -> None:
-        known = self._topic_ids.get(covers.topic) or self._state.topic_ids.get(covers.topic, "")
-        check_topic_id(covers.topic, known, covers.topic_id)
-        self._topic_ids[covers.topic] = known or covers.topic_id
-        mine = self._offsets.setdefault(covers.topic, {}).setdefault(covers.partition, RangeSet())
-        fresh = RangeSet()
-        for start, end in self._state.covered(covers.topic, covers.partition).missing(covers.start, covers.end):
-            for part in mine.missing(start, end):
-                fresh.add(*part)
+        fresh = self._offsets.add(covers)
         seen: set[tuple[Origin, str]] = set()
         for outcome in settled:
             origin, key = outcome.origin, (outcome.origin, outcome.run_id)
@@ -126,15 +113,13 @@ class _Draft:
             if origin.offset in fresh and key not in seen:  # the first outcome of a run that the event names twice
                 seen.add(key)
                 self._settle(outcome)
-        for start, end in fresh:
-            mine.add(start, end)
 
     def settle_again(self, outcomes: list[Outcome]) -> None:
         """Settle the outcomes of retries of one origin."""
         origin, undecoded = outcomes[0].origin, (outcomes[0].origin, "")
         if undecoded in self._tried:
             return
-        if undecoded not in self._state.dead_letters:
+        if self._state.index.dead_letter(undecoded) is None:
             for outcome in outcomes:
                 self.settle_retry(outcome)
         elif all(outcome.run_id or outcome.kind != "dead_letter" for outcome in outcomes):
@@ -158,7 +143,7 @@ class _Draft:
                 payload=outcome.payload or before.payload,
                 first_seen_us=outcome.first_seen_us or before.first_seen_us,
             )
-        elif key not in self._state.dead_letters:
+        elif self._state.index.dead_letter(key) is None:
             return  # settled by another retry
         elif outcome.kind in ("dead_letter", "deferred") and _is_first(outcome, self._run(outcome.run_id)):
             return  # no progress; if the run has a raw row by now, it is a repeat
@@ -245,11 +230,7 @@ class _Draft:
         return (self._runs.get(run_id) or self._state.index.run(run_id)) if run_id else None
 
     def delta(self, time_us: int) -> Delta | None:
-        offsets: dict[str, Any] = {}
-        for topic, partitions in self._offsets.items():
-            parts = {str(number): [list(part) for part in ranges] for number, ranges in partitions.items() if ranges}
-            if parts:
-                offsets[topic] = {"id": self._topic_ids[topic], "partitions": parts}
+        offsets = self._offsets.to_json()
         if not offsets and not any(self._lists.values()):
             return None
         dead_letters = [[key[0].to_json(), key[1]] for key in self._closes if key not in self._state.deferred]

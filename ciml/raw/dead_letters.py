@@ -120,7 +120,7 @@ def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]
     """Return (key, version) of the open dead letters that may match a choice. The state must not change meanwhile."""
     return [
         (key, dead_letter.version)
-        for key, dead_letter in state.dead_letters.items()
+        for key, dead_letter in state.index.dead_letters()
         if choice.may_take(key, dead_letter.reason)
     ]
 

@@ -6,11 +6,9 @@ read from the object of that name, or from a pack of the same folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
-from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, Record
@@ -77,8 +75,7 @@ def named_runs(delta: Delta) -> Iterator[NamedRun]:
                 yield NamedRun(*parts, file["digest"], file["rows"])
 
 
-@dataclass(frozen=True, slots=True)
-class PackFile:
+class PackFile(Record, frozen=True, gc=False):
     """One pack, as described in its folder's manifest.
 
     Attributes:
@@ -99,32 +96,13 @@ class PackFile:
     runs: int
     columns: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "path": self.path,
-            "size": self.size,
-            "footer": self.footer,
-            "footer_digest": self.footer_digest,
-            "rows": self.rows,
-            "runs": self.runs,
-            "columns": self.columns,
-        }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PackFile:
-        return cls(**value)
-
-
-@dataclass(frozen=True, slots=True)
-class Alone:
+class Alone(Record, frozen=True, array_like=True, gc=False):
     """A run that stays an object of its own: ``why`` is its fault, or "" if there were too few runs."""
 
     digest: str
     rows: int
     why: str = ""
-
-    def to_json(self) -> list[Any]:
-        return [self.digest, self.rows, self.why]
 
 
 class PackState:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, FactUpdate, Kind, Origin, Outcome, PendingRun, RunFacts, records_of, rows_of
+from ciml.events.records import FactUpdate, Kind, Origin, Outcome, PendingRun, RunFacts, records_of, rows_of, totals_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
+from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
-from ciml.manifest.offsets import RangeSet
 from ciml.raw.known_ids import TABLES, DeadLetterKey, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
 from ciml.raw.known_subjects import is_marked
 from ciml.storage.open import Store
@@ -22,55 +22,31 @@ MOST_SOURCES = 50
 OTHER_SOURCES, NO_SOURCE = "_other", "_unknown"
 
 
-class RawState:
+class RawState(TopicState):
     """The sum of the deltas of the raw manifest.
 
     Attributes:
-      version: the last delta applied, 0 at first.
-      topic_ids: the broker's UUID of each topic when it was first read ("" if the broker has none).
       deferred: open deferred outcomes by (origin, run id): logs that were unavailable.
-      dead_letters: open dead letters by (origin, run id), looked up and listed in the index.
+      index: ids of events and runs, and the open dead letters by (origin, run id).
       counts: number of (event, run) by (kind, reason). The sum is the number of all ever covered.
       trust: raw rows by (trusted, rule), as decided at ingestion; a reclaimed run counts under both of its rows.
       trust_changes: changes of trust by updates, by (trusted, rule) of the new decision.
       recorded: number of (event, run) ever settled, by (source, kind). Closing a dead letter does not reduce it. A
         deferred one counts once it is settled.
       closed: closed dead letters by reason.
-      time_us: commit time of the last delta, epoch microseconds.
-      restored: the version of the checkpoint that it was restored from, 0 without one.
-      records: number of records since then, further entries in them included.
-      torn: whether `apply` was interrupted, so that the state is invalid.
+      records: see `ciml.manifest.checkpoints.Restorable`; further entries in records, such as updates, count too.
     """
 
     def __init__(self, index: Index | None = None) -> None:
-        self.version = 0
+        super().__init__()
         self.index: Index = index if index is not None else MemoryIndex()
-        self.topic_ids: dict[str, str] = {}
         self.deferred: dict[tuple[Origin, str], Outcome] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.trust: Counter[tuple[bool, str]] = Counter()
         self.trust_changes: Counter[tuple[bool, str]] = Counter()
         self.recorded: Counter[tuple[str, str]] = Counter()
         self.closed: Counter[str] = Counter()
-        self.time_us = 0
-        self.restored = 0
-        self.records = 0
-        self.torn = False
-        self._covered: dict[tuple[str, int], RangeSet] = {}
         self._sources: set[str] = set()
-
-    @property
-    def dead_letters(self) -> Mapping[DeadLetterKey, OpenDeadLetter]:
-        return _DeadLetters(self)
-
-    def covered(self, topic: str, partition: int) -> RangeSet:
-        """Return the offsets of a partition that are settled. The caller must not change them."""
-        return self._covered.get((topic, partition), _NOTHING)
-
-    def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
-        """Yield (topic, partition, covered offsets) of all partitions ever read, in order."""
-        for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
-            yield topic, partition, ranges
 
     def due(self, now_us: int) -> list[PendingRun]:
         """Return the deferred runs whose log is due for another try, as pending runs, the longest overdue first."""
@@ -84,10 +60,7 @@ class RawState:
 
     def totals(self) -> dict[str, int]:
         """Return the number of (event, run) of each kind, zeros included."""
-        totals = dict.fromkeys(LISTS, 0)
-        for (kind, _), count in self.counts.items():
-            totals[kind] += count  # type: ignore[index]
-        return {str(kind): count for kind, count in totals.items()}
+        return totals_of(self.counts)
 
     def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta.
@@ -113,14 +86,7 @@ class RawState:
         ]
         self.index.subjects.prefetch((update.source, update.subject) for update, _ in updates)
         self.torn = True
-        for topic, entry in delta["offsets"].items():
-            known = self.topic_ids.get(topic, "")
-            check_topic_id(topic, known, entry["id"])
-            self.topic_ids[topic] = known or entry["id"]
-            for partition, ranges in entry["partitions"].items():
-                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
-                for start, end in ranges:
-                    covered.add(start, end)
+        self.cover(delta["offsets"])
         for key in closes:
             self._close(key)
         for kind, record in records_of(delta):
@@ -208,10 +174,7 @@ class RawState:
         """Return the state as JSON, without the content of the index."""
         return {
             "time_us": self.time_us,
-            "topic_ids": dict(sorted(self.topic_ids.items())),
-            "covered": [
-                [topic, number, [list(part) for part in ranges]] for topic, number, ranges in self.partitions()
-            ],
+            **self.coverage(),
             "counts": [[kind, reason, number] for (kind, reason), number in sorted(self.counts.items())],
             "trust": _rows(self.trust),
             "recorded": [[source, kind, number] for (source, kind), number in sorted(self.recorded.items())],
@@ -244,8 +207,7 @@ class RawState:
         state = cls(LayeredIndex(tables, value.get("runs", 0)))
         state.version = state.restored = version
         state.time_us = value.get("time_us", 0)
-        state.topic_ids = dict(value.get("topic_ids", {}))
-        state._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
+        state.restore_coverage(value)
         state.counts = Counter({(kind, reason): number for kind, reason, number in value.get("counts", ())})
         state.trust, state.trust_changes = (
             Counter({(trusted, rule): number for trusted, rule, number in value.get(name, ())})
@@ -274,41 +236,6 @@ def _rows(counts: Mapping[tuple[bool, str], int]) -> list[list[Any]]:
     return [[trusted, rule, number] for (trusted, rule), number in sorted(counts.items())]
 
 
-class _DeadLetters(Mapping[DeadLetterKey, OpenDeadLetter]):
-    """The open dead letters of a state."""
-
-    def __init__(self, state: RawState) -> None:
-        self._state = state
-
-    def __getitem__(self, key: DeadLetterKey) -> OpenDeadLetter:
-        if (dead_letter := self._state.index.dead_letter(key)) is None:
-            raise KeyError(key)
-        return dead_letter
-
-    def __iter__(self) -> Iterator[DeadLetterKey]:
-        for key, _ in self._state.index.dead_letters():
-            yield key
-
-    def __len__(self) -> int:
-        return sum(number for (kind, _), number in self._state.counts.items() if kind == "dead_letter")
-
-    def items(self) -> ItemsView[DeadLetterKey, OpenDeadLetter]:
-        return _DeadLetterItems(self)
-
-    def pairs(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        """Iterate over all items without a look-up for each."""
-        return self._state.index.dead_letters()
-
-
-class _DeadLetterItems(ItemsView[DeadLetterKey, OpenDeadLetter]):
-    _mapping: _DeadLetters
-
-    def __iter__(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        return self._mapping.pairs()
-
-
-_NOTHING = RangeSet()
-
 #: Defines the checkpoints of a raw manifest.
 RAW = Checkpointed(TABLES, RawState.restored_from)
 
@@ -319,15 +246,6 @@ def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
     state = Checkpoints(log, RAW).open()
     catch_up(log, state)
     return log, state
-
-
-def check_topic_id(topic: str, known: str, found: str) -> None:
-    """Raise `IntegrityError` if a topic differs from the one read before ("" is unknown and matches any)."""
-    if known and found and known != found:
-        raise IntegrityError(
-            f"topic {topic} was deleted and created again: its offsets are covered under the id {known}, "
-            f"but the broker reports {found}; read it under another name, or start with another --data-path"
-        )
 
 
 def retry(outcome: Outcome) -> PendingRun:

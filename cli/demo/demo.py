@@ -180,7 +180,7 @@ def check_accuracy(versions: list[VersionLine]) -> Check:
 
 def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
     """Check the examples of a data set against the direct computation."""
-    from pipelines.datasets.update import read_span
+    from transforms.examples.spans import read_span
 
     name = state.definition.name
     texts = {
@@ -251,7 +251,9 @@ def _ids(demo: Demo) -> list[str]:
 
 def _messages(demo: Demo, topic: str) -> list[Any]:
     """Return all committed messages of a topic."""
-    from pipelines.kafka.client import KafkaOptions, Reader, list_topic
+    from ciml.kafka.options import KafkaOptions
+    from pipelines.kafka.broker import list_topic
+    from pipelines.kafka.reader import Reader
 
     kafka = KafkaOptions(demo.engines.kafka)
     found: list[Any] = []

@@ -14,8 +14,6 @@ from ciml.events.listing_files import Listing
 from pipelines.backfill.ordered_committer import OrderedCommitter
 from pipelines.backfill.plan import BackfillConfig, BackfillProgress, Report, Tally, Work, plan, probe_logs
 
-__all__ = ["BackfillConfig", "BackfillProgress", "Tally", "backfill"]
-
 
 def backfill(
     config: BackfillConfig,

@@ -61,7 +61,7 @@ def load(
       zone: IANA name of the zone of times that have none.
       max_bad: largest share of rows that may be bad or without a log, 0 to 1.
       source: name of the table in the trust policy and in the run ids.
-      jobs: globs of the jobs to load.
+      jobs: globs of the jobs to load; all if empty.
       trust: the trust policy; by default the built-in one, which trusts ``backfill``.
       dry_run: only survey; commit nothing.
       stop: when set, ends the load after the work in progress is committed; the report is incomplete then.
@@ -78,7 +78,7 @@ def load(
     config = BackfillConfig(
         data.raw,
         Reading(source, source, root),
-        selection=tuple(jobs),
+        selection=tuple(jobs) or ALL_JOBS,
         skip_known=True,
         take_missing=True,
         trust=trust or TrustPolicy.load(None),

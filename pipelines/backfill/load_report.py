@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ciml.errors import CimlError
-from ciml.events.records import KIND_WORDS, LISTS
+from ciml.events.records import KIND_WORDS, totals_of
 from ciml.results.columns import Columns
 from ciml.results.convert import REASONS, BadRow
 
@@ -59,7 +59,7 @@ class LoadReport:
     known: int = 0
     untrusted: int = 0
     examples: list[BadRow] = field(default_factory=list)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys((str(kind) for kind in LISTS), 0))
+    totals: dict[str, int] = field(default_factory=lambda: totals_of({}))
     dead_letters: Counter[str] = field(default_factory=Counter)
     complete: bool = False
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.listing import ListedRun, Reading, decode_line
 from ciml.events.listing_files import Block, Listing
-from ciml.events.records import LISTS, Batch, OffsetRange, records_of
+from ciml.events.records import Batch, OffsetRange, reasons_of, records_of, totals_of
 from ciml.globs import glob_pattern
 from ciml.manifest.offsets import RangeSet
 from ciml.storage.open import Store
@@ -112,22 +112,16 @@ class Tally:
 
     def totals(self) -> dict[str, int]:
         """Return the number of outcomes by kind, zeros included."""
-        totals = dict.fromkeys((str(kind) for kind in LISTS), 0)
-        for (kind, _), count in self.counts.items():
-            totals[kind] += count
-        return totals
+        return totals_of(self.counts)
 
     def to_json(self) -> dict[str, Any]:
-        reasons: dict[str, dict[str, int]] = {}
-        for (kind, reason), count in sorted(self.counts.items()):
-            reasons.setdefault(kind, {})[reason] = count
         return {
             "lines": self.lines,
             "settled_before": self.before,
             "settled": self.settled,
             "whole": self.complete,
             "totals": self.totals(),
-            "reasons": reasons,
+            "reasons": reasons_of(self.counts),
         }
 
 

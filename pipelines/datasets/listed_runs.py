@@ -20,8 +20,9 @@ from ciml.datasets.plan import SelectedRun, SpanPlan
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing
 from ciml.events.records import Batch, OffsetRange, Outcome, RawFile, records_of
-from ciml.raw.accounting import RawState, reconcile
+from ciml.raw.accounting import reconcile
 from ciml.raw.run_log import RunDelta
+from ciml.raw.state import RawState
 from pipelines.processes import process_pool, result_of
 from transforms.examples.downsample import Windows, downsample, merge_windows
 from transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader

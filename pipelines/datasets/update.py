@@ -23,10 +23,8 @@ from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
 from pipelines.datasets.run_source import RunSource, StoredRuns
-from transforms.examples.spans import batches_of, guarded_examples, read_span, verify_span, write_span
+from transforms.examples.spans import batches_of, guarded_examples, verify_span, write_span
 from transforms.guard import bisect
-
-__all__ = ["Update", "create_dataset", "read_span", "update_dataset", "verify_dataset"]
 
 #: Called with (processed runs, runs to process) of the spans being sealed.
 Progress = Callable[[int, int], None]

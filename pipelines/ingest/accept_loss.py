@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ciml.events.records import OffsetRange
+from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import Store
 from pipelines.ingest.committer import committer
-from pipelines.kafka.client import KafkaOptions, list_topic
+from pipelines.kafka.broker import list_topic
 from pipelines.kafka.plan import losses
 
 

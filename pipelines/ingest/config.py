@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ciml.kafka.options import ReadOptions
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.storage.open import Store as ObjectStore
 from pipelines.ingest.committer import committer
-from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.publish import Projections, projection, render_dead_letters, render_runs
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import ALL_JOBS

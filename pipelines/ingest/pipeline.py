@@ -21,13 +21,14 @@ from apache_beam.utils.timestamp import Timestamp
 
 from adapters.registry import read_event
 from ciml.events.records import Batch, Outcome, PendingRun
-from ciml.raw.accounting import Index
+from ciml.raw.known_ids import Index
 from ciml.storage.open import Store as ObjectStore
 from pipelines.ingest.committer import committer, seal_guarded, unseal
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.deferred import ReadDue
-from pipelines.kafka.client import check_still_that_topic
-from pipelines.kafka.source import PartitionRead, ReadFromKafka
+from pipelines.kafka.broker import check_still_that_topic
+from pipelines.kafka.plan import PartitionRead
+from pipelines.kafka.source import ReadFromKafka
 from transforms.guard import guarded_runs
 from transforms.ingest.beam import Decode, Judge, TakeLogs
 from transforms.ingest.errors import keep_error

@@ -127,7 +127,7 @@ def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], found: Replaye
         for (dead_letter, _), batch in zip(read, settled, strict=True):
             if dead_letter.key in closed:
                 found.closed += 1
-            elif dead_letter.key not in state.dead_letters:
+            elif state.index.dead_letter(dead_letter.key) is None:
                 found.elsewhere += 1
             else:
                 why = next((each for each in batch.settled if each.kind == "dead_letter"), None)

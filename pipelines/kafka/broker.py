@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop
 from ciml.errors import EngineError, IntegrityError
 from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
 from ciml.kafka.options import KafkaOptions
-from ciml.raw.accounting import check_topic_id
+from ciml.manifest.coverage import check_topic_id
 
 _DELETED_S = 10.0
 _ANSWER_S = 60.0

@@ -13,8 +13,8 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import EngineError
-from ciml.kafka.options import ReadOptions
-from pipelines.kafka.client import KafkaOptions, check_topic
+from ciml.kafka.options import KafkaOptions, ReadOptions
+from pipelines.kafka.broker import check_topic
 from pipelines.kafka.plan import PartitionRead
 from pipelines.kafka.tracker import (
     FOREVER,

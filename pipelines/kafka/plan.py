@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
+from ciml.manifest.coverage import TopicState, check_topic_id
 from ciml.manifest.offsets import RangeSet
-from ciml.raw.accounting import check_topic_id
 from pipelines.kafka.broker import Listing
 
 
@@ -28,15 +27,7 @@ class PartitionRead:
         return f"{self.topic}[{self.partition}]"
 
 
-class Coverage(Protocol):
-    """A manifest state's covered offsets; see `ciml.raw.accounting.RawState`."""
-
-    topic_ids: dict[str, str]
-
-    def covered(self, topic: str, partition: int) -> RangeSet: ...
-
-
-def is_older(listing: Listing, state: Coverage) -> bool:
+def is_older(listing: Listing, state: TopicState) -> bool:
     """Return whether a listing is outdated: offsets beyond it are covered, since another process committed them.
 
     A recreated topic looks the same until it is listed again.
@@ -49,7 +40,7 @@ def _last(covered: RangeSet) -> int:
 
 
 def plan(
-    state: Coverage, listing: Listing, *, bounded: bool, most: int | None = None, until: Listing | None = None
+    state: TopicState, listing: Listing, *, bounded: bool, most: int | None = None, until: Listing | None = None
 ) -> list[PartitionRead]:
     """Return the uncovered offsets of a topic by partition.
 
@@ -98,7 +89,7 @@ def plan(
     return reads
 
 
-def bases(state: Coverage, listing: Listing) -> list[Batch]:
+def bases(state: TopicState, listing: Listing) -> list[Batch]:
     """Return empty batches that cover offsets expired before the first read. Commit them before reading."""
     return [
         Batch(OffsetRange(listing.topic, listing.topic_id, partition, 0, first))
@@ -107,7 +98,7 @@ def bases(state: Coverage, listing: Listing) -> list[Batch]:
     ]
 
 
-def losses(state: Coverage, listing: Listing) -> list[Batch]:
+def losses(state: TopicState, listing: Listing) -> list[Batch]:
     """Return empty batches that cover offsets lost before they were read, as accepted by an operator.
 
     Raises:

@@ -9,8 +9,8 @@ import apache_beam as beam
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ciml.errors import CimlError, EngineError
-from ciml.kafka.connect import make_client
-from pipelines.kafka.client import KafkaOptions, as_engine_error
+from ciml.kafka.connect import as_engine_error, make_client
+from ciml.kafka.options import KafkaOptions
 from transforms.ingest.errors import keep_error
 
 #: (topic, key, value)

@@ -16,9 +16,12 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Message, rows_of
+from ciml.kafka.connect import as_engine_error
+from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.raw.dead_letters import described
-from pipelines.kafka.client import KafkaOptions, Reader, as_engine_error, is_mock, list_topic, make_topic
+from pipelines.kafka.broker import is_mock, list_topic, make_topic
+from pipelines.kafka.reader import Reader
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
 VERSION, LOG = "manifest", "log"

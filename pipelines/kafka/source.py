@@ -23,12 +23,13 @@ from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import EngineError
 from ciml.events.records import Batch, Message, OffsetRange
-from ciml.kafka.options import ReadOptions
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.offsets import RangeSet
-from pipelines.kafka.client import KafkaOptions, borrow, check_topic
+from pipelines.kafka.broker import check_topic
 from pipelines.kafka.end_offsets import end_of
 from pipelines.kafka.new_partitions import FindPartitions, KnownTopic
-from pipelines.kafka.plan import Coverage, PartitionRead, bases, losses, plan
+from pipelines.kafka.plan import PartitionRead
+from pipelines.kafka.reader import borrow
 from pipelines.kafka.tracker import (
     FOREVER,
     WATERMARK,
@@ -42,11 +43,6 @@ from pipelines.kafka.tracker import (
 )
 from pipelines.kafka.watermark import Observation
 from transforms.ingest.errors import keep_error
-
-__all__ = [
-    "FOREVER", "Claim", "Coverage", "FindPartitions", "OffsetTracker", "PartitionRead", "ReadFromKafka", "ReadOptions",
-    "Restriction", "bases", "losses", "plan",
-]  # fmt: skip
 
 #: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
 METRICS = "ciml.kafka"

@@ -27,9 +27,10 @@ from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.payload_redaction import redact_bytes
 from ciml.events.records import Batch, Message, Origin
 from ciml.events.samples import End, Samples, decode
-from pipelines.kafka.client import KafkaOptions
+from ciml.kafka.options import KafkaOptions, ReadOptions
+from pipelines.kafka.plan import PartitionRead
 from pipelines.kafka.produce import Send, ToSend
-from pipelines.kafka.source import PartitionRead, ReadFromKafka, ReadOptions
+from pipelines.kafka.source import ReadFromKafka
 from pipelines.live.run_state import RunState, Wake
 from transforms.guard import INTERNAL, attempt, bisect
 from transforms.ingest.errors import keep_error

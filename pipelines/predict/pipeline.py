@@ -20,14 +20,15 @@ import apache_beam as beam
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.events.records import Batch
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.storage.open import Store
 from pipelines.ingest.pipeline import Gather
-from pipelines.kafka.client import KafkaOptions
+from pipelines.kafka.plan import PartitionRead
 from pipelines.kafka.publish import Announcement, Projection, projection
-from pipelines.kafka.source import PartitionRead, ReadFromKafka, ReadOptions
+from pipelines.kafka.source import ReadFromKafka
 from serving.predict.log import PREDICTIONS, Predicted, PredictionState, reconcile
 from serving.predict.predictor import Predictor, PredictPolicy
 from transforms.ingest.errors import keep_error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from ciml.errors import CimlError, EngineError
-from ciml.metrics import Board, Family, Metric
+from ciml.metrics import Family, Metric
 from serving.registry import RegistryState
 
 CANDIDATES = Metric(
@@ -40,50 +39,43 @@ ERRORS = Metric(
 METRICS = (CANDIDATES, REJECTED, PUSHES, CHAMPION, CHAMPION_TIME, STEPS, REFRESHED, ERRORS)
 
 
-class TrainBoard(Board):
-    """The metrics of a model's trainer."""
+class Refreshes:
+    """The metrics of this process's refreshes.
+
+    Attributes:
+      collectors: of steps, the last refresh, and errors.
+    """
 
     def __init__(self, model: str) -> None:
-        super().__init__()
         self._model = model
-        self._steps: defaultdict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-        self._errors: Counter[tuple[str, str]] = Counter({(model, "engine"): 0, (model, "data"): 0})
-        self._refreshed: dict[tuple[str], float] = {}
-        self._show()
+        self._steps, self._refreshed, self._errors = STEPS.summary(), REFRESHED.gauge(), ERRORS.counter()
+        self.collectors = self._steps, self._refreshed, self._errors
+        for kind in ("engine", "data"):
+            self._errors.labels(model, kind)
 
-    def see(self, state: RegistryState) -> None:
-        """Update the metrics of the registry."""
-        self.observed(_registry_families(self._model, state))
-
-    def refreshed(self, seconds: Mapping[str, float]) -> None:
+    def done(self, seconds: Mapping[str, float]) -> None:
         """Count a completed refresh, with its seconds by step."""
         for step, took in seconds.items():
-            number, total = self._steps[step]
-            self._steps[step] = (number + 1, total + took)
-        self._refreshed = {(self._model,): time.time()}
-        self._show()
+            self._steps.labels(self._model, step).observe(took)
+        self._refreshed.labels(self._model).set_to_current_time()
 
     def failed(self, error: CimlError) -> None:
         """Count a failed refresh."""
-        self._errors[self._model, "engine" if isinstance(error, EngineError) else "data"] += 1
-        self._show()
-
-    def _show(self) -> None:
-        steps = {(self._model, step): took for step, took in self._steps.items()}
-        self.put("process", [STEPS.sums(steps), REFRESHED.of(self._refreshed), ERRORS.of(self._errors)])
+        self._errors.labels(self._model, "engine" if isinstance(error, EngineError) else "data").inc()
 
 
-def _registry_families(model: str, state: RegistryState) -> Iterator[Family]:
-    verdicts: Counter[tuple[str, str]] = Counter({(model, "blessed"): 0, (model, "refused"): 0})
+def registry_families(model: str, state: RegistryState) -> Iterator[Family]:
+    """Yield the metrics of a model's registry."""
+    decisions: Counter[tuple[str, str]] = Counter({(model, "blessed"): 0, (model, "refused"): 0})
     rejected: Counter[tuple[str, str]] = Counter()
     for candidate in state.candidates.values():
-        verdict = state.verdicts.get(candidate.id)
-        if verdict is not None:
-            verdicts[model, "blessed" if verdict.blessed else "refused"] += 1
+        decision = state.decisions.get(candidate.id)
+        if decision is not None:
+            decisions[model, "blessed" if decision.blessed else "refused"] += 1
         for reason, number in candidate.facts.get("rejected", {}).items():
             rejected[model, reason] += number
     champion = state.champion
-    yield CANDIDATES.of(verdicts)
+    yield CANDIDATES.of(decisions)
     yield REJECTED.of(rejected)
     yield PUSHES.of({(model,): len(state.pushed())})
     yield CHAMPION.of({} if champion is None else {(model,): champion})

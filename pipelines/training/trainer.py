@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.storage.open import open_store
 from pipelines.training.excluded_models import learned_excluded
 from serving.model_files import check_digests, copy_model
 from serving.push import NotBlessedError, push, push_candidate, reconcile
-from serving.registry import STABLE, Registry, Verdict
+from serving.registry import STABLE, Registry
 from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy
 from training.experiment import Experiment
@@ -152,18 +153,19 @@ def _push(
     if progress is not None:
         progress("push")
     began = time.perf_counter()
-    verdict = Verdict(made.verdict.blessed, made.verdict.reasons, made.verdict.metrics)
+    decision = made.decision
     facts = {**made.facts(), "champion": champion}
-    version, reasons = None, verdict.reasons
+    version, reasons = None, decision.reasons
     folder = open_store(made.folder)
     try:
-        version = push(config.data, config.model, folder, verdict, label=config.label, facts=facts).version
+        version = push(config.data, config.model, folder, decision, label=config.label, facts=facts).version
     except NotBlessedError:
-        pass  # candidate and verdict are recorded
+        pass  # candidate and decision are recorded
     except IntegrityError as error:
         # The gate passed it, but the server cannot load it.
         reasons = (str(error),)
-        registry.record_verdict(registry.record_candidate(folder, facts).id, Verdict(False, reasons, verdict.metrics))
+        candidate = registry.record_candidate(folder, facts)
+        registry.record_decision(candidate.id, Decision(False, reasons, decision.metrics))
     return TrainResult(
         outcome="refused" if version is None else "pushed",
         reasons=tuple(reasons),
@@ -177,10 +179,10 @@ def _push(
 
 
 def _push_pending(registry: Registry, config: TrainConfig, progress: Progress | None) -> TrainResult | None:
-    """Push a candidate that was blessed by a trainer which died before the push, if the verdict is still valid."""
+    """Push a candidate that was blessed by a trainer which died before the push, if the decision is still valid."""
     state = registry.state
     candidate = state.pending()
-    # The verdict compared it with the champion of its time; it does not hold for another one.
+    # The decision compared it with the champion of its time; it does not hold for another one.
     if candidate is None or candidate.facts.get("champion") != state.champion:
         return None
     if progress is not None:
@@ -204,7 +206,7 @@ def _last(registry: Registry) -> str | None:
     """Return the digest of the last candidate's inputs if it was rejected or pushed."""
     state = registry.state
     last = state.candidates.get(state.last_candidate)
-    if last is None or last.id not in state.verdicts or state.pending() is not None:
+    if last is None or last.id not in state.decisions or state.pending() is not None:
         return None
     found = last.facts.get("refresh")
     return found if isinstance(found, str) else None

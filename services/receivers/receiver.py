@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
@@ -10,6 +12,9 @@ from ciml.pairs import pairs
 from pipelines.kafka.broker import topic_of
 from services.receivers.metrics import ReceiverMetrics
 from services.service import Progress, Service
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 
 class Receiver(Service):
@@ -41,6 +46,9 @@ class Receiver(Service):
     @abstractmethod
     def close(self) -> None:
         """Finish what has been received, and end. Nothing is done before `open`, as in a supervisor."""
+
+    def timings(self) -> Sequence[Collector]:
+        return self.metrics.collectors
 
     def check_alive(self) -> None:
         """Raise the error that ended the threads."""

@@ -12,11 +12,10 @@ from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.records import OffsetRange
 from ciml.manifest.checkpoints import Checkpointed
+from ciml.manifest.coverage import NewCoverage, TopicState
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.id_set import IdSet
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.manifest.offsets import RangeSet
-from ciml.raw.accounting import check_topic_id
 from ciml.storage.open import Store
 
 #: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.
@@ -68,40 +67,26 @@ class Predicted:
         return cls(OffsetRange(*value["covers"]), value["predictions"], value["unpredictable"])
 
 
-class PredictionState:
+class PredictionState(TopicState):
     """The state of the predictions' manifest after its deltas.
 
     Attributes:
-      version: of the last delta applied.
-      topic_ids: the broker's UUID of each topic when it was first read.
       predicted: predictions by (model, version).
       unpredictable: announcements without a prediction, by reason.
       repeats: announcements of runs that the same version had already predicted.
       latencies: predictions by (model, bucket): the bucket is the index of the first of `LATENCIES_S` that is not less
         than the time from announcement to prediction; one more bucket for longer times.
       latency_us: the sum of those times by model, microseconds.
-      time_us: when the last delta was committed.
-      restored: the version of the checkpoint that the state was restored from, 0 without one.
-      records: number of records since then.
-      torn: whether `apply` failed midway, which makes the state unusable.
     """
 
     def __init__(self, ids: IdSet | None = None) -> None:
-        self.version = self.restored = self.records = 0
-        self.torn = False
-        self.topic_ids: dict[str, str] = {}
+        super().__init__()
         self.predicted: Counter[tuple[str, int]] = Counter()
         self.unpredictable: Counter[str] = Counter()
         self.repeats = 0
         self.latencies: Counter[tuple[str, int]] = Counter()
         self.latency_us: Counter[str] = Counter()
-        self.time_us = 0
         self._ids = ids or IdSet()
-        self._covered: dict[tuple[str, int], RangeSet] = {}
-
-    def covered(self, topic: str, partition: int) -> RangeSet:
-        """Return the settled offsets of a partition. The caller must not change them."""
-        return self._covered.get((topic, partition), _NOTHING)
 
     def has(self, identity: str) -> bool:
         """Return whether a prediction with that id exists."""
@@ -117,13 +102,7 @@ class PredictionState:
             raise IntegrityError(f"predictions manifest: version {version} follows {self.version}")
         self.prefetch(one["id"] for one in delta["predictions"])
         self.torn = True
-        for topic, entry in delta["offsets"].items():
-            check_topic_id(topic, self.topic_ids.get(topic, ""), entry["id"])
-            self.topic_ids[topic] = self.topic_ids.get(topic) or entry["id"]
-            for partition, ranges in entry["partitions"].items():
-                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
-                for start, end in ranges:
-                    covered.add(start, end)
+        self.cover(delta["offsets"])
         for one in delta["predictions"]:
             if self.has(one["id"]):
                 raise IntegrityError(f"predictions manifest: version {version} repeats prediction {one['id']}")
@@ -142,11 +121,9 @@ class PredictionState:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as JSON, without the ids."""
-        covered = sorted(self._covered.items(), key=lambda item: item[0])
         return {
             "time_us": self.time_us,
-            "topic_ids": dict(sorted(self.topic_ids.items())),
-            "covered": [[topic, number, [list(part) for part in ranges]] for (topic, number), ranges in covered],
+            **self.coverage(),
             "predicted": [[model, version, number] for (model, version), number in sorted(self.predicted.items())],
             "unpredictable": dict(sorted(self.unpredictable.items())),
             "repeats": self.repeats,
@@ -160,8 +137,7 @@ class PredictionState:
         state = cls(IdSet(tables["ids"]))
         state.version = state.restored = version
         state.time_us = value.get("time_us", 0)
-        state.topic_ids = dict(value.get("topic_ids", {}))
-        state._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
+        state.restore_coverage(value)
         state.predicted = Counter({(model, number): times for model, number, times in value.get("predicted", ())})
         state.unpredictable = Counter(value.get("unpredictable", {}))
         state.repeats = value.get("repeats", 0)
@@ -177,8 +153,6 @@ class PredictionState:
 #: Checkpoint format of a predictions' manifest.
 PREDICTIONS = Checkpointed({"ids": TableKind()}, PredictionState.restored_from)
 
-_NOTHING = RangeSet()
-
 
 def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int) -> Delta | None:
     """Return the delta that ``ranges`` add to ``state``, or None if they add nothing.
@@ -188,8 +162,7 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
     Raises:
       IntegrityError: for a record outside of its range, or a topic that was recreated.
     """
-    offsets: dict[str, dict[int, RangeSet]] = {}
-    topic_ids: dict[str, str] = {}
+    offsets = NewCoverage(state)
     predictions: list[dict[str, Any]] = []
     unpredictable: list[dict[str, Any]] = []
     repeats: list[str] = []
@@ -198,14 +171,7 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
     state.prefetch(record["id"] for one in ranges for record in one.predictions)
     for one in sorted(ranges, key=lambda each: (each.covers.topic, each.covers.partition, each.covers.start)):
         covers = one.covers
-        known = topic_ids.get(covers.topic) or state.topic_ids.get(covers.topic, "")
-        check_topic_id(covers.topic, known, covers.topic_id)
-        topic_ids[covers.topic] = known or covers.topic_id
-        mine = offsets.setdefault(covers.topic, {}).setdefault(covers.partition, RangeSet())
-        fresh = RangeSet()
-        for start, end in state.covered(covers.topic, covers.partition).missing(covers.start, covers.end):
-            for part in mine.missing(start, end):
-                fresh.add(*part)
+        fresh = offsets.add(covers)
         for record in [*one.predictions, *one.unpredictable]:
             if not covers.start <= record["offset"] < covers.end:
                 raise IntegrityError(f"{covers}: offset {record['offset']} is outside of this range")
@@ -217,13 +183,7 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
                     new.add(record["id"])
                     predictions.append(record)
         unpredictable += [record for record in one.unpredictable if record["offset"] in fresh]
-        for start, end in fresh:
-            mine.add(start, end)
-    covered = {
-        topic: {"id": topic_ids[topic], "partitions": parts}
-        for topic, partitions in offsets.items()
-        if (parts := {str(number): [list(part) for part in ranges] for number, ranges in partitions.items() if ranges})
-    }
+    covered = offsets.to_json()
     if not covered:
         return None
     return {

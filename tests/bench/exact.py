@@ -24,9 +24,8 @@ from ciml.events.listing_files import open_listing
 from cli.commands.operate.backfill import make_config
 from pipelines.backfill.backfill import backfill
 from pipelines.datasets.build import build_dataset
-from pipelines.datasets.update import read_span
 from tests.transforms import direct
-from transforms.examples.spans import inputs_of
+from transforms.examples.spans import inputs_of, read_span
 
 USUAL = ("1s", "10s", "1min", "10min", "7s", "10s:.")
 

@@ -47,8 +47,10 @@ class Scene:
 def scene(kafka: str) -> Iterator[Scene]:
     from confluent_kafka import Producer
 
+    from ciml.kafka.connect import admin
+    from ciml.kafka.options import KafkaOptions
     from engines.processes import free_ports
-    from pipelines.kafka.client import KafkaOptions, admin, make_topic
+    from pipelines.kafka.broker import make_topic
 
     port = free_ports(1)[0]
     command = [sys.executable, "-m", "engines.log_server", str(FOLDER), str(port)]
@@ -94,8 +96,8 @@ def direct(scene: Scene, folder: Path) -> float:
 
 
 def config(scene: Scene, folder: Path) -> Any:
+    from ciml.kafka.options import KafkaOptions
     from pipelines.ingest.config import IngestConfig
-    from pipelines.kafka.client import KafkaOptions
 
     # Runs are not announced here: the loop announces nothing either.
     return IngestConfig(DataRoot.open(str(folder)).raw, KafkaOptions(scene.broker), scene.topic, "", fetch=scene.fetch)

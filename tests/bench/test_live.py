@@ -27,12 +27,13 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.errors import EngineError
+from ciml.kafka.options import KafkaOptions
 from engines import Engines, cluster_parts
 from pipelines.flink import rest as flink_rest
 from pipelines.flink.jobs import list_flink_jobs
 from pipelines.flink.rest import RestJob
 from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.kafka.client import KafkaOptions, close_readers
+from pipelines.kafka.reader import close_readers
 from pipelines.live.pipeline import LiveConfig, build_live
 from services.driver import drive
 from services.live import LiveService, make_topics, plan_live
@@ -165,7 +166,7 @@ def test_state_and_memory_while_jobs_come_and_go(kafka: str, topic: Callable[...
     assert result["missing"] == 0
 
 
-def test_every_run_of_the_corpus_whatever_is_killed(kafka: str, topic: Callable[..., str], cluster: Engines) -> None:
+def test_every_run_of_the_corpus_with_kills(kafka: str, topic: Callable[..., str], cluster: Engines) -> None:
     """Shuffled within 30 s, one sample in a hundred late by minutes and one repeated; a worker and then the TaskManager
     are killed. The messages are sent in ten parts, each once something of the one before was told."""
     config = make_config(kafka, topic, datasets(**USUAL), policy=LivePolicy(grace_s=600.0))

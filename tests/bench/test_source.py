@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ciml.events.records import Batch
-from ciml.raw.accounting import RawState
+from ciml.raw.state import RawState
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines]
 
@@ -58,7 +58,9 @@ def messages(kafka: str) -> Iterator[tuple[str, str]]:
     """(broker, topic) with the messages in one partition."""
     from confluent_kafka import Producer
 
-    from pipelines.kafka.client import KafkaOptions, admin, make_topic
+    from ciml.kafka.connect import admin
+    from ciml.kafka.options import KafkaOptions
+    from pipelines.kafka.broker import make_topic
 
     topic = f"bench-{time.time_ns()}"
     make_topic(KafkaOptions(kafka), topic)
@@ -100,9 +102,12 @@ def micro_batches(broker: str, topic: str) -> float:
     """One bounded pipeline; s from its first batch to its end."""
     import apache_beam as beam
 
+    from ciml.kafka.options import KafkaOptions
     from pipelines.flink.submit import run_here
-    from pipelines.kafka.client import KafkaOptions, close_readers, list_topic
-    from pipelines.kafka.source import ReadFromKafka, plan
+    from pipelines.kafka.broker import list_topic
+    from pipelines.kafka.plan import plan
+    from pipelines.kafka.reader import close_readers
+    from pipelines.kafka.source import ReadFromKafka
 
     options = KafkaOptions(broker)
     decoded.clear()
@@ -149,9 +154,12 @@ def flink_seconds(broker: str, topic: str, endpoint: str) -> tuple[float, float]
     """(s from the first batch to the last, s from the submission to the first batch)."""
     import apache_beam as beam
 
+    from ciml.kafka.options import KafkaOptions
     from pipelines.flink.submit import FlinkJob, flink_options
-    from pipelines.kafka.client import KafkaOptions, close_readers, list_topic
-    from pipelines.kafka.source import ReadFromKafka, plan
+    from pipelines.kafka.broker import list_topic
+    from pipelines.kafka.plan import plan
+    from pipelines.kafka.reader import close_readers
+    from pipelines.kafka.source import ReadFromKafka
 
     options = KafkaOptions(broker)
     decoded.clear()

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import talk_scripts
-from cli.s3_options import s3_options
+from cli.options import s3_options
 from cli.talk_scripts import undashed
 from tests.corpus import CORPUS, builds
 

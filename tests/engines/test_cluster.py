@@ -304,7 +304,7 @@ def test_what_a_cluster_cannot_have_is_one_line(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.engines
-def test_a_bucket_that_is_not_there_is_told_at_once(tmp_path: Path, s3):
+def test_a_missing_bucket_is_reported_at_once(tmp_path: Path, s3):
     with pytest.raises(EngineError, match="no-such-bucket"):
         engines.start(["cluster"], tmp_path, engines.Settings(state="s3://no-such-bucket/x"))
     assert engines.read(tmp_path) == {}

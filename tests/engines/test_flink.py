@@ -16,6 +16,7 @@ from apache_beam.utils.timestamp import Timestamp
 import engines
 from ciml.errors import EngineError
 from pipelines.flink import jobs
+from pipelines.flink.jobs import cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
 
 pytestmark = [
     pytest.mark.engines,
@@ -60,7 +61,7 @@ def start_stream(flink: str, name: str, out: Path):
     result = pipeline.run()
     deadline = time.monotonic() + 60
     while len(lines(out)) < 20:
-        assert time.monotonic() < deadline, f"no rows within 60 s; {engines.list_jobs(flink)}"
+        assert time.monotonic() < deadline, f"no rows within 60 s; {list_jobs(flink)}"
         time.sleep(0.05)
     return result
 
@@ -70,9 +71,9 @@ def test_a_batch_pipeline(flink: str, tmp_path: Path):
         sums = pipeline | beam.Create(range(100)) | beam.Map(lambda n: (n % 2, n)) | beam.CombinePerKey(sum)
         _ = sums | beam.ParDo(Append(tmp_path / "out"))
     assert sorted(lines(tmp_path / "out")) == ["(0, 2450)", "(1, 2500)"]
-    (job,) = [job for job in engines.list_jobs(flink) if job.name == "batch"]
+    (job,) = [job for job in list_jobs(flink) if job.name == "batch"]
     assert job.state == "DONE"
-    assert engines.cancel_job(flink, job.id) == job
+    assert cancel_job(flink, job.id) == job
 
 
 def test_a_streaming_pipeline_runs_until_it_is_cancelled(flink_jobs: str, tmp_path: Path):
@@ -80,7 +81,7 @@ def test_a_streaming_pipeline_runs_until_it_is_cancelled(flink_jobs: str, tmp_pa
     (inside,) = [job for job in jobs.list_flink_jobs(flink_jobs) if job.name == "stream"]
     assert inside.state == "RUNNING"
 
-    ended = engines.cancel_job(flink_jobs, result._job_id)
+    ended = cancel_job(flink_jobs, result._job_id)
     assert (ended.name, ended.state) == ("stream", "CANCELLED")
     assert [job for job in jobs.list_flink_jobs(flink_jobs) if job.name == "stream" and not job.over] == []
     after = len(lines(tmp_path / "out"))
@@ -93,7 +94,7 @@ def test_beam_s_own_cancel_is_completed(flink_jobs: str, tmp_path: Path):
     result = start_stream(flink_jobs, "half-cancelled", tmp_path / "out")
     result.cancel()
     assert [job.state for job in jobs.list_flink_jobs(flink_jobs) if job.name == "half-cancelled"] == ["RUNNING"]
-    assert [job.name for job in engines.cancel_all_jobs(flink_jobs)] == ["half-cancelled"]
+    assert [job.name for job in cancel_all_jobs(flink_jobs)] == ["half-cancelled"]
     assert [job for job in jobs.list_flink_jobs(flink_jobs) if not job.over] == []
 
 
@@ -101,7 +102,7 @@ def test_a_job_is_cancelled_as_soon_as_it_is_submitted(flink_jobs: str, tmp_path
     pipeline = beam.Pipeline(options=options(flink_jobs, "hasty", *STREAMING))
     _ = pipeline | PeriodicImpulse(Timestamp.now(), fire_interval=0.05) | beam.ParDo(Append(tmp_path / "out"))
     result = pipeline.run()
-    assert engines.cancel_job(flink_jobs, result._job_id).state == "CANCELLED"
+    assert cancel_job(flink_jobs, result._job_id).state == "CANCELLED"
     time.sleep(2)
     assert [job for job in jobs.list_flink_jobs(flink_jobs) if not job.over] == []
 
@@ -115,15 +116,15 @@ def test_the_job_of_a_killed_client_is_found_and_cancelled(flink_jobs: str, tmp_
     command = [sys.executable, "-c", code, flink_jobs, str(tmp_path / "orphan")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=90, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [(job.name, job.state) for job in engines.cancel_orphans(flink_jobs)] == [("orphan", "CANCELLED")]
+    assert [(job.name, job.state) for job in cancel_orphans(flink_jobs)] == [("orphan", "CANCELLED")]
     assert [job.name for job in jobs.list_flink_jobs(flink_jobs) if not job.over] == ["mine"]
-    assert engines.cancel_orphans(flink_jobs) == []
-    assert engines.cancel_job(flink_jobs, mine._job_id).state == "CANCELLED"
+    assert cancel_orphans(flink_jobs) == []
+    assert cancel_job(flink_jobs, mine._job_id).state == "CANCELLED"
 
 
 def test_an_unknown_job_is_one_line(flink: str):
     with pytest.raises(EngineError, match=f"the job server at {flink} does not know job none"):
-        engines.cancel_job(flink, "none")
+        cancel_job(flink, "none")
 
 
 def test_down_leaves_nothing_of_a_running_job(tmp_path: Path):

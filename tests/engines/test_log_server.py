@@ -48,7 +48,7 @@ def test_a_log_comes_as_it_is_on_a_kept_connection(served: tuple[Path, str]):
 
 
 @pytest.mark.parametrize("path", ["/", "/job/", "/none", "/../secret", "/%2e%2e/secret", "/job/../../secret"])
-def test_nothing_else_is_told(served: tuple[Path, str], path: str):
+def test_nothing_else_is_served(served: tuple[Path, str], path: str):
     connection = connect(served[1])
     connection.request("GET", path)
     answer = connection.getresponse()

@@ -135,8 +135,8 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
     import numpy as np
 
     from ciml.datasets.definition import resolve
+    from ciml.decision import Decision
     from serving.push import push
-    from serving.registry import Verdict
     from serving.server.server import ModelServer, ServerOptions
     from tests.serving.models_fixture import direct, save_model
     from transforms.examples.prepare import prepare
@@ -149,7 +149,7 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
     )
     model = save_model(tmp_path / "candidate", definition=definition)
     data = DataRoot.open(tmp_path / "data")
-    push(data, "m", open_store(model), Verdict(True), check=False)
+    push(data, "m", open_store(model), Decision(True), check=False)
     options = ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
     with ModelServer(options) as server:
         log = CORPUS / samples[0].log_path

@@ -39,7 +39,7 @@ _STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
 
 def update(data: str, folder: Path, names: Collection[str] = DEFINITIONS) -> list[str]:
     """Creates the data sets of these names and seals everything that the raw manifest has."""
-    from ciml.datasets.definition import load_definition
+    from ciml.datasets.definition import DatasetDefinition
     from pipelines.datasets.update import create_dataset, update_dataset
 
     try:
@@ -48,7 +48,7 @@ def update(data: str, folder: Path, names: Collection[str] = DEFINITIONS) -> lis
                 continue
             definition = folder / f"{name}.toml"
             definition.write_text(text)
-            create_dataset(DataRoot.open(data), load_definition(definition, name=name))
+            create_dataset(DataRoot.open(data), DatasetDefinition.load(definition, name=name))
             update_dataset(DataRoot.open(data).dataset(name), seal=True)
     except CimlError as error:
         return [f"I1: a data set: {error}"]

@@ -14,7 +14,8 @@ from pathlib import Path
 import hypothesis
 from hypothesis import strategies as st
 
-from tests.faults.plan import CORPUS, builds
+from tests.corpus import CORPUS
+from tests.faults.plan import builds
 from tests.golden import make_logs
 
 REASONS = frozenset({

@@ -14,9 +14,9 @@ from typing import Any
 
 import engines
 from engines.processes import free_ports
+from tests.corpus import CORPUS
 from tests.faults.children import Nursery, python
 from tests.faults.cluster import Cluster
-from tests.faults.plan import CORPUS
 from tests.faults.scene import Scene
 
 

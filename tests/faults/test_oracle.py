@@ -96,7 +96,7 @@ def test_an_honest_store_passes(honest: tuple[Path, list[Delivery]]) -> None:
         (lambda delta: delta.update(version=9), {"I4"}),
     ],
 )
-def test_a_wrong_delta_is_told(
+def test_a_wrong_delta_is_reported(
     honest: tuple[Path, list[Delivery]], edit: Callable[[dict[str, Any]], None], tells: set[str]
 ) -> None:
     raw, sent = honest
@@ -104,7 +104,7 @@ def test_a_wrong_delta_is_told(
     assert {line.split(":")[0] for line in verdict(raw, sent)} == tells
 
 
-def test_other_values_under_the_right_digest_are_told(honest: tuple[Path, list[Delivery]]) -> None:
+def test_other_values_under_the_right_digest_are_reported(honest: tuple[Path, list[Delivery]]) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

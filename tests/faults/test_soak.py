@@ -23,7 +23,7 @@ def judged(
 
 
 @pytest.mark.parametrize("period_s", [300.0, 1020.0])
-def test_what_begins_anew_before_it_is_large_is_flat(period_s: float) -> None:
+def test_a_size_that_is_reset_before_it_is_large_is_flat(period_s: float) -> None:
     assert judged(checkpoint_mb=lambda at: 0.15 + at % period_s * 2.0 / 1020) == []
 
 

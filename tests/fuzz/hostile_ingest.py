@@ -34,11 +34,12 @@ from ciml.errors import RejectedInput
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts, records_of
 from ciml.events.run_id import RunId
+from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_LOG_BYTES, SETTLE_PEAK_BYTES
 from ciml.manifest.log import ManifestLog
 from ciml.raw.state import open_raw
 from ciml.storage.open import Store, open_store
-from pipelines.kafka.client import KafkaOptions, list_topic
+from pipelines.kafka.broker import list_topic
 from tests.corpus import CORPUS
 from tests.fuzz.strategies.hostile_events import hostile_event
 from tests.fuzz.strategies.hostile_logs import hostile_log

@@ -15,7 +15,8 @@ from tests.faults.inner_net import FORBIDDEN, forms
 from tests.fuzz.frame import fuzz
 from transforms.fetch.addresses import PORTS, Address, check_ips, is_public, parse_address
 from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.fetch import Fetcher, FetchPolicy
+from transforms.fetch.fetch import Fetcher
+from transforms.fetch.policy import FetchPolicy
 
 _hosts = st.one_of(
     st.ip_addresses().map(lambda ip: f"[{ip}]" if ip.version == 6 else str(ip)),

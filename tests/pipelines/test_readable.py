@@ -13,9 +13,9 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from cli.main import cli
 from pipelines.datasets.build import build_dataset
-from pipelines.datasets.update import read_span
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import corpus
+from transforms.examples.spans import read_span
 
 LINES = re.findall(
     r"^(?:frame|counts|dataset) = .*$", (Path(__file__).parents[2] / "docs/datasets.md").read_text(), re.MULTILINE

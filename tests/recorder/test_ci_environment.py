@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from cli.commands.operate.record import make_plan
+from cli.commands.operate.record import make_facts
 from recorder.ci_environment import Known, known_run
 
 GITHUB = {
@@ -81,9 +81,7 @@ def test_elsewhere_each_run_has_an_id_of_its_own() -> None:
 
 def plan(labels: dict[str, str] | None = None, **options: Any) -> Any:
     given: dict[str, Any] = {"job": None, "run_id": None, "source": None, "command": "/usr/bin/make", **options}
-    return make_plan(
-        labels or {}, kafka="", samples_topic="s", events_topic="e", log_dir="", log_url="", **given
-    ).mention  # fmt: skip
+    return make_facts(labels or {}, **given)
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pytest
 
 import engines
-from ciml.events.cloudevents import FINISHED, STARTED, Event, decode_message
+from ciml.events.cloudevents import FINISHED, STARTED, decode_message
+from ciml.events.event import Event
 from ciml.events.records import Message
 from ciml.events.samples import End, Samples, decode, to_table
-from pipelines.kafka.client import KafkaOptions, list_topic
+from ciml.kafka.options import KafkaOptions
+from pipelines.kafka.broker import list_topic
 from recorder.sampler import find_dool
 from tests.faults.broker import Broker
 from tests.recorder.recorded import environment, record, recorder, wait_for

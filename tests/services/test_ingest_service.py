@@ -13,8 +13,9 @@ import pytest
 
 import engines
 from ciml.errors import CimlError, EngineError
+from ciml.kafka.connect import admin
+from ciml.kafka.options import KafkaOptions
 from engines import processes
-from pipelines.kafka.client import KafkaOptions, admin
 from services.files import Options, ServiceFiles, bound
 from tests.pipelines.ingest.ingesting import need_real
 from tests.pipelines.ingest.scenario import send

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ciml.data_root import DataRoot
-from pipelines.kafka.client import KafkaOptions
+from ciml.kafka.options import KafkaOptions
 from pipelines.live.pipeline import LiveConfig
 from serving.predict.log import read_predictions
 from serving.registry import Registry
@@ -113,13 +113,17 @@ def test_live_examples_equal_the_batch_result_after_a_worker_died(
         rejected = one.begin("live", *arguments, "--engine", "micro-batches")
         assert "live windows need Flink" in str(rejected.exception)
         assert not one.files.known
-        done = one.begin("live", *arguments, "--engine", f"flink:{flink_jobs}")
+        done = one.begin("live", *arguments, "--engine", f"flink:{flink_jobs}", "--metrics-port", "0")
         assert done.exception is None, done.exception
         one.wait(lambda: bool(kept.look().windows), "no windows come")
         one.kill_worker()
         send_samples(kafka, config.topic, messages[half:], 2)
         run_ids = {run_id for run_id, _ in messages}
         one.wait(lambda: kept.look().ended() == run_ids, "not all runs end")
+        one.wait(lambda: one.status()["lag"] == {"0": 0, "1": 0}, "the lag of its worker is not shown")
+        assert one.status()["counts"]["messages read"] > 0
+        found = scrape(one.status()["metrics"])
+        assert found["ciml_lag_messages"] == {("0", config.topic): 0, ("1", config.topic): 0}
         runs, tables, _ = corpus()
         for run, table in zip(runs, tables, strict=True):
             if run.run_id in run_ids:
@@ -134,10 +138,19 @@ def test_the_trainer_continues_after_its_worker_died(tmp_path: Path, data: DataR
     experiment.write_text("epochs = 40\n")
     registry = Registry(data, "providers")
     with supervised(tmp_path / "home") as one:
-        done = one.begin("trainer", "--data-path", data.url, "--dataset", "providers", "--experiment", str(experiment))
+        done = one.begin(
+            "trainer", "--data-path", data.url, "--dataset", "providers", "--experiment", str(experiment),
+            "--metrics-port", "0",
+        )  # fmt: skip
         assert done.exception is None, done.exception
         assert "is running" in done.output
         one.wait(lambda: registry.state.champion == 1, "no model is pushed", 180.0)
+        steps = "ciml_training_step_seconds_count"
+        one.wait(lambda: ("providers", "push") in scrape(one.status()["metrics"]).get(steps, {}), "no steps are shown")
+        found = scrape(one.status()["metrics"])
+        assert found[steps]["providers", "push"] == 1
+        assert found["ciml_training_errors_total"] == {("data", "providers"): 0, ("engine", "providers"): 0}
+        assert found["ciml_training_refresh_timestamp_seconds"][("providers",)] > 0
         one.kill_worker()
         assert one.ask("stop").exception is None
         assert one.status()["counts"] == {"candidates": 1, "versions": 1}

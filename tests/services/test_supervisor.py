@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ciml.errors import EngineError
+from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import committer
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.client import KafkaOptions
 from services.decide import Limits, Wanted
 from services.ingest import IngestService
 from services.supervisor import Supervisor
@@ -175,7 +175,8 @@ def test_an_expired_offset_fails_the_service(world: World, kafka: str) -> None:
     from confluent_kafka import TopicPartition
 
     from ciml.events.records import Batch, OffsetRange
-    from pipelines.kafka.client import admin, is_mock, list_topic
+    from ciml.kafka.connect import admin
+    from pipelines.kafka.broker import is_mock, list_topic
 
     if is_mock(KafkaOptions(kafka)):
         pytest.skip("the mock broker cannot delete records")

@@ -54,7 +54,7 @@ def test_watch_waits_for_data_and_refreshes_when_it_grows(tmp_path: Path, monkey
     assert words == ["waits: no data set 'd'"]
     assert [one.outcome for one in results] == ["pushed"]
     assert len(calls) == 3
-    shown = collected(service.board)
+    shown = {name: found for each in service.timings() for name, found in collected(each).items()}
     assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 0}
     assert shown["ciml_training_step_seconds_sum"] == {("m", "push"): 0.25}
     assert shown["ciml_training_refresh_timestamp_seconds"][("m",)] > 0

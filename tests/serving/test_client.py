@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import EngineError
 from ciml.storage.open import open_store
 from serving import wire
 from serving.client import ClientPolicy, ModelClient, NotServedError
 from serving.push import push
-from serving.registry import Verdict
 from serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, runs
 
@@ -31,7 +31,7 @@ IMPATIENT = ClientPolicy(timeout_s=2, budget_s=0.3, first_wait_s=0.05, most_wait
 def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> DataRoot:
     data = DataRoot.open(tmp_path_factory.mktemp("data"))
     for seed in (1, 2):
-        push(data, "m", open_store(good[seed]), Verdict(True), check=False)
+        push(data, "m", open_store(good[seed]), Decision(True), check=False)
     return data
 
 

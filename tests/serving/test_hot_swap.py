@@ -21,18 +21,19 @@ import psutil
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.http.errors import RequestError
 from ciml.storage.open import Store, open_store
 from serving import push as push_module
 from serving.client import ClientPolicy, ModelClient
 from serving.model_config import ModelEntry, render_config
 from serving.push import push, rollback
-from serving.registry import Registry, Verdict
+from serving.registry import Registry
 from serving.server.manager import ModelManager
 from serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, runs, save_model
 
-BLESSED = Verdict(True)
+BLESSED = Decision(True)
 
 
 class Probe:

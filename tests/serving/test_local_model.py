@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.storage.open import open_store
 from serving.predict import answers
 from serving.predict.local import Answer, LocalModel
 from serving.push import push
-from serving.registry import Verdict
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.predict.test_hostile import huge
 from tests.serving.models_fixture import DEFINITION, direct, save_model
@@ -26,7 +26,7 @@ from transforms.examples.prepare import prepare_many
 def pushed(tmp_path: Path, **model: Any) -> tuple[DataRoot, Path]:
     """A data root with a pushed model ``m``, and the folder that it came from."""
     data, folder = DataRoot.open(tmp_path / "data"), save_model(tmp_path / "model", **model)
-    push(data, "m", open_store(folder), Verdict(True), check=False)
+    push(data, "m", open_store(folder), Decision(True), check=False)
     return data, folder
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.manifest.log import ManifestLog, commit
 from ciml.storage.open import Store, open_store
 from serving import push as module
 from serving.push import push, verify_versions
-from serving.registry import Registry, Verdict
+from serving.registry import Registry
 from tests.faults.s3_shim import Shim, Weather
 
 pytestmark = pytest.mark.engines
@@ -115,7 +116,7 @@ def test_push_whose_answers_are_lost(lossy: Lossy, root: str, good: dict[int, Pa
     data = DataRoot.open(root)
     lossy.every = fault
     for seed in (1, 2):
-        assert push(data, "m", open_store(good[seed]), Verdict(True), check=False).version == seed
+        assert push(data, "m", open_store(good[seed]), Decision(True), check=False).version == seed
     assert verify_versions(data, "m") == {1: "", 2: ""}
     assert Registry(data, "m").state.labels == {"stable": 2}
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store, open_store
 from serving import push as push_module
@@ -24,9 +25,9 @@ from serving.push import (
     verify_versions,
     write_config,
 )
-from serving.registry import Registry, RegistryVerifier, Verdict
+from serving.registry import Registry, RegistryVerifier
 
-BLESSED = Verdict(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})
+BLESSED = Decision(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})
 
 
 class KilledError(BaseException):
@@ -56,7 +57,7 @@ def test_pushes_count_up_and_keep_the_predecessor(data: DataRoot, good: dict[int
     state = Registry(data, "m").state
     assert state.champion == 3
     assert state.candidates[state.versions[2].candidate].folder == str(good[2])
-    assert state.verdicts[state.versions[2].candidate] == BLESSED
+    assert state.decisions[state.versions[2].candidate] == BLESSED
 
 
 def test_same_candidate_again_becomes_no_second_version(data: DataRoot, good: dict[int, Path]) -> None:
@@ -67,7 +68,7 @@ def test_same_candidate_again_becomes_no_second_version(data: DataRoot, good: di
 def test_without_a_blessing_nothing_moves(data: DataRoot, good: dict[int, Path]) -> None:
     pushed(data, good[1])
     with pytest.raises(NotBlessedError, match="worse than the champion"):
-        push(data, "m", open_store(good[2]), Verdict(False, ("worse than the champion",)), check=False)
+        push(data, "m", open_store(good[2]), Decision(False, ("worse than the champion",)), check=False)
     registry = Registry(data, "m")
     with pytest.raises(NotBlessedError, match="no decision of the gate is recorded"):
         push_candidate(registry, registry.record_candidate(open_store(good[3])).id, check=False)
@@ -160,7 +161,7 @@ def test_candidate_that_changes_after_its_blessing_is_rejected(
     folder = Path(shutil.copytree(good[1], tmp_path / "candidate"))
     registry = Registry(data, "m")
     candidate = registry.record_candidate(open_store(folder))
-    registry.record_verdict(candidate.id, BLESSED)
+    registry.record_decision(candidate.id, BLESSED)
     (folder / "assets" / "definition.json").write_text("{}")
     with pytest.raises(IntegrityError, match=r"assets/definition\.json was altered"):
         push_candidate(registry, candidate.id, check=False)

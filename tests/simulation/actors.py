@@ -12,8 +12,7 @@ from ciml.events.records import Batch
 from pipelines.datasets.update import create_dataset, update_dataset
 from pipelines.ingest.committer import Committer, seal, unseal
 from pipelines.ingest.pipeline import in_batches
-from pipelines.kafka.plan import is_older
-from pipelines.kafka.source import PartitionRead, bases, plan
+from pipelines.kafka.plan import PartitionRead, bases, is_older, plan
 from pipelines.raw_store.compact import compact
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message
-from ciml.raw.accounting import check_topic_id
-from pipelines.kafka.client import KafkaOptions, Listing
+from ciml.kafka.options import KafkaOptions
+from ciml.manifest.coverage import check_topic_id
+from pipelines.kafka.broker import Listing
 from pipelines.kafka.end_offsets import Ends
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Scheduler
@@ -69,7 +70,7 @@ class Client:
         self.broker, self.chaos = broker, chaos
 
     def list_topic(self) -> Listing:
-        """As `pipelines.kafka.client.list_topic`: with one request after the other."""
+        """As `pipelines.kafka.broker.list_topic`: with one request after the other."""
         self.call("describe")
         broker = self.broker
         topic_id, count = broker.topic_id, len(broker.partitions)
@@ -95,7 +96,7 @@ class Client:
 
     @contextmanager
     def borrow(self, options: KafkaOptions, topic: str, partition: int) -> Iterator[FakeReader]:
-        """As `pipelines.kafka.client.borrow`."""
+        """As `pipelines.kafka.reader.borrow`."""
         yield FakeReader(self, partition)
 
     def end_of(self, options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
@@ -115,7 +116,7 @@ class Client:
 
 
 class FakeReader:
-    """As `pipelines.kafka.client.Reader`: lost connections show as reads that find nothing."""
+    """As `pipelines.kafka.reader.Reader`: lost connections show as reads that find nothing."""
 
     def __init__(self, client: Client, partition: int) -> None:
         self._client, self._number = client, partition

@@ -15,6 +15,7 @@ from ciml.manifest import log as manifests
 from ciml.manifest import replica
 from ciml.manifest.offsets import RangeSet
 from ciml.raw import accounting, known_ids, known_subjects
+from ciml.raw.state import RawState
 from ciml.storage.open import Store
 from pipelines.datasets import update as datasets
 from pipelines.ingest import committer
@@ -49,7 +50,7 @@ def covered_again() -> Iterator[None]:
     """A batch is settled as a whole, although parts of its range were settled before."""
 
     class Blind:
-        def __init__(self, state: accounting.RawState) -> None:
+        def __init__(self, state: RawState) -> None:
             self._state = state
 
         def __getattr__(self, name: str) -> Any:

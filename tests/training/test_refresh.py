@@ -40,7 +40,7 @@ def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[Da
     data, done, steps = first
     metrics = json.loads(data.trainer("m").read(f"metrics/{done.facts()['refresh']}.json"))
 
-    assert done.verdict.blessed, done.verdict.reasons
+    assert done.decision.blessed, done.decision.reasons
     assert steps == ["snapshot", "import", "materialise", "train", "export", "evaluate"]
     assert list(done.timings) == steps
     assert metrics == json.loads(json.dumps(done.metrics))
@@ -95,7 +95,7 @@ def test_against_a_champion_on_the_same_runs(first: tuple[DataRoot, Candidate, l
     assert again.metrics["champion"]["version"] == 7
     assert again.metrics["champion"]["accuracy"] == again.metrics["evaluation"]["accuracy"]
     assert again.metrics["comparison"]["difference"] == 0.0
-    assert again.verdict.blessed
+    assert again.decision.blessed
 
 
 def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
@@ -105,8 +105,8 @@ def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Can
     bad = refresh(data, "providers", poor, model="m3", champion=Champion(tmp_path / "champion", 1))
 
     assert isinstance(bad, Candidate)
-    assert not bad.verdict.blessed
-    assert any("against the champion" in reason for reason in bad.verdict.reasons)
+    assert not bad.decision.blessed
+    assert any("against the champion" in reason for reason in bad.decision.reasons)
 
 
 def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
@@ -115,8 +115,8 @@ def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[DataRoot, Candida
     done = refresh(data, "providers", QUICK, model="m4", champion=Champion(tmp_path / "champion", 1))
 
     assert isinstance(done, Candidate)
-    assert not done.verdict.blessed
-    assert done.verdict.reasons == (
+    assert not done.decision.blessed
+    assert done.decision.reasons == (
         "the champion could not be evaluated on the same runs, so no comparison is possible",
     )
 

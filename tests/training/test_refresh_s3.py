@@ -26,7 +26,7 @@ def test_a_data_path_on_s3_gives_the_same_snapshot_and_keeps_its_records_there(
 
     assert isinstance(done, Candidate)
     assert done.snapshot == snapshot
-    assert done.verdict.blessed, done.verdict.reasons
+    assert done.decision.blessed, done.decision.reasons
     assert done.folder.is_relative_to(tmp_path / "ciml/trainer")
     assert load_exported(done.folder).definition == snapshot.resolved
     kept = data.trainer("m")

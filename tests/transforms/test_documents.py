@@ -10,8 +10,8 @@ from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
 from ciml.events.records import Message, RunFacts
 from transforms.fetch.credentials import Credential
-from transforms.fetch.fetch import DEFERRED, REJECTED, FetchPolicy
-from transforms.fetch.policy import ARTIFACT_NAMES
+from transforms.fetch.fetch import DEFERRED, REJECTED
+from transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
 from transforms.ingest.decode import IGNORED
 from transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
 

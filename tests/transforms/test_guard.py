@@ -133,7 +133,7 @@ def test_a_batch_is_halved_until_each_poisoned_input_is_alone(poisoned: Sequence
     assert len(calls) <= 1 + 2 * 3 * max(len(poisoned), 0)
 
 
-def test_what_does_not_recur_costs_nobody() -> None:
+def test_an_exception_that_does_not_recur_excludes_no_input() -> None:
     failures = iter([MemoryError(), None, None])
 
     def work(items: Sequence[int]) -> int:

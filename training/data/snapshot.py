@@ -155,6 +155,17 @@ class Snapshot:
             counts[run.role][self.resolved.classes[run.label]] += 1
         return counts
 
+    def summary(self) -> dict[str, Any]:
+        """Return it without runs and files, for stored results."""
+        return {
+            "digest": self.digest,
+            "spans": [[span.span, span.version] for span in self.spans],
+            "counts": self.counts(),
+            "rules": self.rules(),
+            "untrusted": dict(self.untrusted),
+            "excluded": dict(self.excluded),
+        }
+
     def rejected(self) -> dict[str, int]:
         """Return the number of omitted examples by deciding trust rule; all exclusions as ``excluded``."""
         return {**self.untrusted, **({"excluded": sum(self.excluded.values())} if self.excluded else {})}

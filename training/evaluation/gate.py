@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
+
+from ciml.decision import Decision
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,7 @@ class GatePolicy:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The gate's decision.
-
-    Attributes:
-      blessed: whether the candidate may be pushed.
-      reasons: against the candidate, a line each; for a blessed one, those in favour.
-      metrics: the figures behind the decision.
-    """
-
-    blessed: bool
-    reasons: tuple[str, ...]
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"blessed": self.blessed, "reasons": list(self.reasons), "metrics": dict(self.metrics)}
-
-
-def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champion: bool) -> Verdict:
+def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champion: bool) -> Decision:
     """Decide on a candidate.
 
     Args:
@@ -80,7 +64,7 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
       has_champion: whether a model is served now.
     """
     if candidate is None:
-        return Verdict(False, ("the candidate was not evaluated",))
+        return Decision(False, ("the candidate was not evaluated",))
     against: list[str] = []
     in_favour: list[str] = []
     evaluation = candidate.get("evaluation") or {}
@@ -110,7 +94,7 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
     else:
         in_favour.append("no champion to compare with")
     blessed = not against
-    return Verdict(blessed, tuple(in_favour if blessed else against), figures)
+    return Decision(blessed, tuple(in_favour if blessed else against), figures)
 
 
 def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy, check: Any) -> None:

@@ -75,10 +75,15 @@ def baseline_lines(baselines: Figures) -> list[str]:
     ] or ["  no one-number baseline: the runs have no such number here"]
 
 
+def figure_text(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Return a figure with its interval: ``0.913 (0.880 to 0.938)``."""
+    if value is None or low is None or high is None:
+        return _number(value)
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
 def _within(figure: Figures) -> str:
-    if figure["value"] is None or figure["low"] is None:
-        return _value(figure)
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+    return figure_text(figure["value"], figure["low"], figure["high"])
 
 
 def _value(figure: Figures) -> str:
@@ -86,4 +91,4 @@ def _value(figure: Figures) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
+    return "undefined" if value is None else f"{value:.3f}"

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from transforms.fetch.http import HttpLogs
     from transforms.fetch.s3 import S3Logs
 
-__all__ = ["DEFERRED", "REJECTED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_parts"]
-
 #: Why a log makes a run a dead letter at once: a closed set.
 REJECTED = (
     "bad_address", "address_not_allowed", "too_many_redirects", "log_too_large", "log_encoding", "corrupt_gzip",

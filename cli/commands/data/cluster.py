@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import data_path_option
 from cli.plot_options import dataset_argument, dataset_name, output_options
 from cli.progress_bar import progress_bar
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from reports.clusters.cluster import Clustering
@@ -39,15 +40,12 @@ if TYPE_CHECKING:
     "  [default: the data set's label; with --only, build_name]",
 )
 @click.option("--k", type=click.IntRange(1, 100), help="Number of clusters.  [default: of the best silhouette]")
-@click.option(
-    "--max-k", type=click.IntRange(2, 100), default=10, show_default=True, help="Largest number of clusters to try."
-)
+@click.option("--max-k", "most_k", type=click.IntRange(2, 100), default=10, help="Largest number of clusters to try.")
 @click.option(
     "--map",
     "projection",
     type=click.Choice(["pca", "tsne"]),
     default="pca",
-    show_default=True,
     help="Projection of the runs to two dimensions.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON output, without the cluster of each run.")
@@ -56,16 +54,10 @@ def command(
     name: str | None,
     dataset: str | None,
     data_path: str,
-    only: str | None,
     splits: tuple[str, ...],
-    first: int | None,
-    against: tuple[str, ...],
-    k: int | None,
-    max_k: int,
-    projection: Literal["pca", "tsne"],
     as_json: bool,
     output: str | None,
-    seed: int,
+    **options: Any,
 ) -> None:
     """Cluster the runs of a data set.
 
@@ -87,16 +79,7 @@ def command(
     from transforms.examples.split import SPLITS
 
     chosen = dataset_name(name, dataset)
-    wanted = Wanted(
-        only=only,
-        splits=tuple(split for split in SPLITS if not splits or split in splits),
-        first=first,
-        against=against,
-        k=k,
-        most_k=max_k,
-        projection=projection,
-        seed=seed,
-    )
+    wanted = Wanted(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)
     with progress_bar("clustering") as progress:
         found = cluster_dataset(DataRoot.open(data_path).dataset(chosen), wanted, progress)
     value = found.to_json()
@@ -112,16 +95,9 @@ def command(
 
 
 def _show(found: Clustering) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from reports.drawing import shown
 
-    console = Console()
-    fact = next(iter(found.known))
-    tried = Table(title=f"{len(found.runs):,} runs; agreement with {shown(fact)}", title_justify="left")
-    for heading in ("k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"):
-        tried.add_column(heading, justify="right")
+    fact, rows = next(iter(found.known)), []
     for each in found.tried:
         agreed = found.agreements[each.k][fact]
         numbers: list[Any] = [each.distortion, each.silhouette, found.lengths[each.k]]
@@ -129,13 +105,12 @@ def _show(found: Clustering) -> None:
             [agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95] if agreed else [None] * 4
         )
         mark = "*" if each.k == found.chosen.k else ""
-        tried.add_row(f"{mark}{each.k}", *("–" if number is None else f"{number:.3f}" for number in numbers))
-    console.print(tried)
+        rows.append([f"{mark}{each.k}", *("–" if number is None else f"{number:.3f}" for number in numbers)])
+    headings = ["k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"]
+    title = f"{len(found.runs):,} runs; agreement with {shown(fact)}"
+    print_table(headings, rows, title=title, right=headings)
     for fact, table in found.tables().items():
-        shares = Table(title=f"{shown(fact)}: runs, % of class, % of cluster", title_justify="left")
-        shares.add_column("cluster", justify="right")
-        for name in table.names[:6]:
-            shares.add_column(shown(name), justify="right")
+        headings, rows = ["cluster", *map(shown, table.names[:6])], []
         for cluster, counts in enumerate(table.counts):
             cells = [
                 f"{count:,}  {100 * of_class:.0f} %  {100 * of_cluster:.0f} %" if count else "–"
@@ -143,7 +118,7 @@ def _show(found: Clustering) -> None:
                     counts[:6], table.of_class[cluster], table.of_cluster[cluster], strict=False
                 )
             ]
-            shares.add_row(f"{cluster}", *cells)
-        console.print(shares)
+            rows.append([f"{cluster}", *cells])
+        print_table(headings, rows, title=f"{shown(fact)}: runs, % of class, % of cluster", right=headings)
         if len(table.names) > 6:
-            console.print(f"{len(table.names) - 6} more are on the page and in clusters.json", markup=False)
+            click.echo(f"{len(table.names) - 6} more are on the page and in clusters.json")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import data_path_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from transforms.drift.report import Finding, Report
@@ -19,7 +20,6 @@ DRIFT = 5
 _KINDS = ("lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix")
 _AGGREGATED = re.compile(r"(\w+)\((.+)\)")
 _FEW_GROUPS = 3
-_WIDTH = 118  # of a table in a file or a pipe
 _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 
 
@@ -34,11 +34,11 @@ _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 @click.option("--against", metavar="NAME", help="Data set to compare with.  [default: the earlier spans]")
 @click.option("--model", metavar="MODEL", help="Model whose champion's training runs to compare with.")
 @click.option(
-    "--psi", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True,
+    "--psi", type=click.FloatRange(min=0, min_open=True), default=0.1,
     help="PSI from which a distribution has drifted; from 2.5 times this the drift is large.",
 )  # fmt: skip
 @click.option(
-    "--min-runs", type=click.IntRange(min=2), default=30, show_default=True,
+    "--min-runs", type=click.IntRange(min=2), default=30,
     help="Minimum runs on each side to test a job or provider.",
 )  # fmt: skip
 @click.option(
@@ -77,22 +77,16 @@ def command(
     4 stored data is inconsistent.
     """  # fmt: skip
     from ciml.data_root import DataRoot
-    from cli.progress_bar import bars
+    from cli.progress_bar import progress_bar
     from pipelines.datasets.validate import validate_dataset
     from transforms.drift.detect import DriftPolicy
 
     if against is not None and model is not None:
         raise click.UsageError("--against and --model exclude each other: give one")
     policy = DriftPolicy(psi=psi, psi_large=2.5 * psi, min_runs=min_runs)
-    with bars() as show:
+    with progress_bar("spans") as progress:
         report = validate_dataset(
-            DataRoot.open(data_path),
-            name,
-            last=last,
-            against=against,
-            model=model,
-            policy=policy,
-            progress=lambda done, total: show("spans", done, total),
+            DataRoot.open(data_path), name, last=last, against=against, model=model, policy=policy, progress=progress
         )
     if as_json:
         import json
@@ -104,24 +98,13 @@ def command(
 
 
 def _print(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     before, after = report.before, report.after
     runs = [f"{int(side.statistics.runs.sum()):,} runs" for side in (before, after)]
     title = f"{before.name} ({runs[0]}) → {after.name} ({runs[1]})"
     if report.findings:
-        table = Table(title=Text(title), title_justify="left")
-        for heading in ("what", "job", "provider", "runs", "from → to", "PSI", "KS", "verdict"):
-            words = heading in ("what", "job", "provider", "verdict")
-            table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
-        for findings in _together(report.findings):
-            table.add_row(*map(Text, _row(*findings)))
-        console = Console(highlight=False)
-        if not console.is_terminal:  # its width is unknown
-            console.width = max(console.width, _WIDTH)
-        console.print(table)
+        numbers = ["runs", "from → to", "PSI", "KS"]
+        rows = [_row(*findings) for findings in _together(report.findings)]
+        print_table(["what", "job", "provider", *numbers, "verdict"], rows, title=title, right=numbers)
     else:
         click.echo(title)
     for line in _notes(report):

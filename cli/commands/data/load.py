@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option, s3_place
+from cli.options import data_path_option, jobs_option, s3_options, s3_place
 from cli.policy_options import trust_policy_option
-from cli.s3_options import s3_options
 from cli.signals import stop_on_signals
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from pipelines.backfill.load_report import LoadReport
@@ -49,35 +49,20 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     "--max-bad",
     type=click.FloatRange(0, 1),
     default=0.1,
-    show_default=True,
     metavar="SHARE",
     help="Largest share of bad rows and missing logs; beyond it nothing is loaded.",
 )
 @click.option(
-    "--source",
-    default="backfill",
-    show_default=True,
-    metavar="NAME",
-    help="Name of the table in the trust policy and in run ids.",
+    "--source", default="backfill", metavar="NAME", help="Name of the table in the trust policy and in run ids."
 )
-@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to load; may be repeated.  [default: all]")
+@jobs_option("Jobs to load")
 @data_path_option(creates=True)
 @trust_policy_option
 @click.option("--dry-run", is_flag=True, help="Survey the table and the logs; load nothing.")
 @s3_options
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def command(
-    logs: str,
-    results: str,
-    mapping: dict[str, str],
-    zone: str | None,
-    max_bad: float,
-    source: str,
-    jobs: tuple[str, ...],
-    data_path: str,
-    trust_policy: str | None,
-    dry_run: bool,
-    as_json: bool,
+    logs: str, results: str, data_path: str, trust_policy: str | None, dry_run: bool, as_json: bool, **options: Any
 ) -> int:
     """Load your own logs and results.
 
@@ -96,16 +81,14 @@ def command(
     from cli.progress_bar import bars
     from pipelines.backfill.load import load
     from pipelines.backfill.load_report import RejectedTableError
-    from transforms.ingest.decode import ALL_JOBS
     from transforms.ingest.trust import TrustPolicy
 
     stop = stop_on_signals()
     try:
         with bars() as progress:
             report = load(
-                DataRoot.open(data_path), logs, results, mapping=mapping, zone=zone, max_bad=max_bad, source=source,
-                jobs=jobs or ALL_JOBS, trust=TrustPolicy.load(trust_policy), dry_run=dry_run, stop=stop,
-                progress=progress,
+                DataRoot.open(data_path), logs, results, trust=TrustPolicy.load(trust_policy), dry_run=dry_run,
+                stop=stop, progress=progress, **options,
             )  # fmt: skip
     except RejectedTableError as rejected:
         _print_json(rejected.report) if as_json else _print(rejected.report)
@@ -124,25 +107,19 @@ def _print_json(report: LoadReport) -> None:
 
 def _print(report: LoadReport) -> None:
     """Print the meaning of the columns, and the reasons of unusable rows."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from cli.progress_bar import table_console
-
-    console = table_console()
     for line in report.column_lines():
-        console.print(Text(line), soft_wrap=True)
+        click.echo(line)
     if not report.unusable:
         return
-    table = Table("rows", "reason", "first row", "value", "fault", title="Unusable rows", title_justify="left")
-    table.columns[0].justify, table.columns[3].overflow = "right", "fold"
+    found = []
     for reason, count, rows, _ in report.reasons():
         first = rows[0]
         where = f"{first.number:,}" + (f", {first.column}" if first.column else "")
-        table.add_row(f"{count:,}", *map(Text, (reason, where, first.value, first.detail)))
-    console.print(table)
+        found.append((f"{count:,}", reason, where, first.value, first.detail))
+    headings = ("rows", "reason", "first row", "value", "fault")
+    print_table(headings, found, title="Unusable rows", right=["rows"])
     for reason, _, _, remedy in report.reasons():
-        console.print(Text(f"{reason}: {remedy}"), soft_wrap=True)
+        click.echo(f"{reason}: {remedy}")
 
 
 def _print_ending(report: LoadReport, data_path: str, dry_run: bool) -> None:

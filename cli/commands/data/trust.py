@@ -11,6 +11,7 @@ import click
 from ciml.errors import CimlError
 from cli.options import data_path_option
 from cli.policy_options import trust_policy_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from transforms.ingest.trust_review import ChangedRun, Decision, Review, RuleTrace
@@ -80,10 +81,6 @@ def _words(decision: Decision) -> str:
 
 
 def _print_review(found: Review) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     changed = sum(found.rules.values())
     click.echo(
         f"{found.trusted:,} of {found.runs:,} runs are trusted; the policy would trust {found.trusted_after:,} "
@@ -91,15 +88,13 @@ def _print_review(found: Review) -> None:
     )
     if not changed:
         return
-    console = Console(highlight=False)
-    table = Table("from", "to", "runs", title="By rule", title_justify="left")
-    for (before, after), number in found.rules.most_common():
-        table.add_row(Text(_words(before)), Text(_words(after)), f"{number:,}")
-    console.print(table)
-    table = Table("source", "job", "to", "runs", title="By source and job", title_justify="left")
-    for (source, job, trusted), number in found.places.most_common(_PLACES):
-        table.add_row(Text(source), Text(job), "trusted" if trusted else "not trusted", f"{number:,}")
-    console.print(table)
+    rules = [(_words(before), _words(after), f"{number:,}") for (before, after), number in found.rules.most_common()]
+    print_table(("from", "to", "runs"), rules, title="By rule", right=["runs"])
+    places = [
+        (source, job, "trusted" if trusted else "not trusted", f"{number:,}")
+        for (source, job, trusted), number in found.places.most_common(_PLACES)
+    ]
+    print_table(("source", "job", "to", "runs"), places, title="By source and job", right=["runs"])
     if (more := len(found.places) - _PLACES) > 0:
         click.echo(f"and {more:,} more; --json has all")
 
@@ -161,26 +156,21 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
 
 
 def _print_explained(found: Mapping[str, Any], rules: list[RuleTrace]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    table = Table("fact", "value", "from", title=f"Facts of {found['run_id']}", title_justify="left")
+    rows = []
     for name, values in found["facts"].items():
         origin = "" if not values["joined"] else "its event" if values["own"] == values["joined"] else "an update"
-        table.add_row(name, Text(values["joined"]), origin)
-    console.print(table)
+        rows.append((name, values["joined"], origin))
+    print_table(("fact", "value", "from"), rows, title=f"Facts of {found['run_id']}")
     for decision in found["decisions"]:
         word = "trusted" if decision.get("trusted") else "not trusted"
         rule = decision.get("rule") or "no decision stored"
         click.echo(f"{decision['by']}: {word} ({rule}), version {decision['version']}")
     word = "trusted" if found["now"]["trusted"] else "not trusted"
     click.echo(f"now: {word} ({found['now']['rule']}), policy {found['now']['policy']}")
-    table = Table("rule", "says", "because", title="Rules", title_justify="left")
+    rows = []
     for rule in rules:
         missed = "; ".join(f"{each.fact} {each.value!r} is not {' or '.join(each.globs)!r}" for each in rule.mismatches)
         reason = missed or ("it decides: the first that matches" if rule.decides else "it matches too, after another")
         says = "-" if rule.mismatches else "trusted" if rule.trusted else "not trusted"
-        table.add_row(Text(rule.rule), says, Text(reason))
-    console.print(table)
+        rows.append((rule.rule, says, reason))
+    print_table(("rule", "says", "because"), rows, title="Rules")

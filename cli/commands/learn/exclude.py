@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.data_root import DataRoot
 from cli.default_group import DefaultGroup
 from cli.options import data_path_option
 from cli.param_types import Instant
 
 if TYPE_CHECKING:
-    from ciml.data_root import DataRoot
     from training.exclusions import Exclusion
 
 
@@ -33,9 +33,9 @@ def command() -> None:
 
 
 @command.command("add")
-@click.option("--run", "run_id", metavar="ID", default="", help="Run id, source~native id~attempt.")
-@click.option("--job", metavar="GLOB", default="", help="Job of the runs, or a glob of jobs.")
-@click.option("--source", metavar="NAME", default="", help="Source of the runs, such as zuul.")
+@click.option("--run", "run_id", metavar="ID", help="Run id, source~native id~attempt.")
+@click.option("--job", metavar="GLOB", help="Job of the runs, or a glob of jobs.")
+@click.option("--source", metavar="NAME", help="Source of the runs, such as zuul.")
 @click.option(
     "--since",
     "since_us",
@@ -46,15 +46,7 @@ def command() -> None:
 @click.option("--until", "until_us", type=Instant(), metavar="TIME", help="Runs that began before TIME; needs --since.")
 @click.option("--reason", required=True, metavar="TEXT", help="Reason, for readers of the list and of metrics.")
 @data_path_option()
-def add(
-    run_id: str,
-    job: str,
-    source: str,
-    since_us: int | None,
-    until_us: int | None,
-    reason: str,
-    data_path: str,
-) -> None:
+def add(reason: str, data_path: str, **runs: Any) -> None:
     """Exclude runs from training.
 
     It excludes one run by --run, or all runs that match each of --job, --source, --since and --until, present and
@@ -65,16 +57,15 @@ def add(
       ciml exclude --run zuul~5f0c~1 --reason "disk was full" --data-path data
       ciml exclude --job 'tempest-*' --since 2026-11-01 --until 2026-11-03T12:00Z --reason "bad mirror" --data-path data
     """
-    from ciml.data_root import DataRoot
     from training.exclusion_store import add as store
     from training.exclusions import Exclusion
 
     data = DataRoot.open(data_path)
-    wanted = Exclusion(reason, run_id, job, source, since_us, until_us)
+    wanted = Exclusion(reason, **{key: value for key, value in runs.items() if value is not None})
     (kept,) = store(data.exclusions, [wanted])
     matching = _matching(data, wanted)
-    runs = "" if matching is None else f"; stored runs that match: {matching:,}"
-    click.echo(f"exclusion {kept.id}: {wanted.describe()}: {reason}{runs}")
+    found = "" if matching is None else f"; stored runs that match: {matching:,}"
+    click.echo(f"exclusion {kept.id}: {wanted.describe()}: {reason}{found}")
     if matching == 0:
         click.echo("warning: no stored run matches; later ones may", err=True)
     _warn(data)
@@ -92,7 +83,6 @@ def list_exclusions(everything: bool, as_json: bool, data_path: str) -> None:
       ciml exclude list --data-path data
       ciml exclude list --all --data-path data
     """
-    from ciml.data_root import DataRoot
     from training.exclusion_store import read_state
 
     data = DataRoot.open(data_path)
@@ -122,7 +112,6 @@ def revert(ids: tuple[int, ...], data_path: str) -> None:
     Example:
       ciml exclude revert 3 --data-path data
     """
-    from ciml.data_root import DataRoot
     from training.exclusion_store import revert as store
 
     for kept in store(DataRoot.open(data_path).exclusions, ids):

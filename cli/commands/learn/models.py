@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.data_root import DataRoot
 from cli.options import data_path_option
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def list_models(model: str | None, data_path: str, as_json: bool) -> None:
       ciml models list --data-path data
       ciml models list provider --data-path data --json
     """
-    from ciml.data_root import DataRoot
     from pipelines.training.excluded_models import learned_excluded
 
     models = {name: as_dict(registry) for name, registry in _registries(data_path, model).items()}
@@ -71,16 +71,14 @@ def as_dict(registry: Registry) -> dict[str, Any]:
     state = registry.state
     candidates = []
     for candidate in sorted(state.candidates.values(), key=lambda one: one.time_us):
-        verdict = state.verdicts.get(candidate.id)
+        decision = state.decisions.get(candidate.id)
         candidates.append(
             {
                 "id": candidate.id,
                 "time": datetime.fromtimestamp(candidate.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S"),
                 "folder": candidate.folder,
                 "facts": dict(candidate.facts),
-                "blessed": verdict.blessed if verdict else None,
-                "reasons": list(verdict.reasons) if verdict else [],
-                "metrics": dict(verdict.metrics) if verdict else {},
+                **(decision.to_json() if decision else {"blessed": None, "reasons": [], "metrics": {}}),
                 "versions": [
                     {"number": one.number, "withdrawn": one.withdrawn}
                     for one in sorted(state.versions.values(), key=lambda one: one.number)
@@ -95,7 +93,7 @@ def as_dict(registry: Registry) -> dict[str, Any]:
 @click.argument("model")
 @data_path_option()
 @click.option("--version", type=click.IntRange(1), help="Version to serve.  [default: the previous one]")
-@click.option("--label", default="stable", show_default=True, help="Label to move.")
+@click.option("--label", default="stable", help="Label to move.")
 def rollback_model(model: str, data_path: str, version: int | None, label: str) -> None:
     """Move a label to an earlier version.
 
@@ -106,7 +104,6 @@ def rollback_model(model: str, data_path: str, version: int | None, label: str) 
       ciml models rollback provider --data-path data
       ciml models rollback provider --version 3 --data-path data
     """
-    from ciml.data_root import DataRoot
     from serving.push import rollback
 
     done = rollback(DataRoot.open(data_path), model, version, label=label)
@@ -125,7 +122,6 @@ def verify_models(model: str | None, data_path: str) -> int:
     Example:
       ciml models verify --data-path data
     """
-    from ciml.data_root import DataRoot
     from serving.push import verify_versions
 
     faults = 0
@@ -160,7 +156,6 @@ def reconcile_models(model: str | None, data_path: str) -> None:
 
 
 def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
-    from ciml.data_root import DataRoot
     from serving.registry import known_registries
 
     return known_registries(DataRoot.open(data_path), model)

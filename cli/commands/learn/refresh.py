@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.foreground import run_service
-from cli.options import MICRO_BATCHES, EngineChoice, data_path_option, metrics_options
+from cli.foreground import Running
+from cli.options import data_path_option, metrics_options
 from cli.policy_options import learn_from_options
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ REJECTED = 5
     metavar="FILE",
     help="TOML file of the estimator and its hyper-parameters.  [default: a small dense network]",
 )
-@click.option(
-    "--watch/--once", default=False, help="Refresh whenever the data set grows, or a single one.  [default: once]"
-)
+@click.option("--watch/--once", default=False, help="Refresh whenever the data set grows, or a single one.")
 @learn_from_options
-@click.option("--label", default="stable", show_default=True, help="Label of a pushed version.")
+@click.option("--label", default="stable", help="Label of a pushed version.")
 @click.option("--min-test-runs", type=click.IntRange(1), help="Minimum held-out runs; the gate rejects on fewer.")
 @click.option(
     "--tolerance", type=click.FloatRange(0), help="Accuracy by which a candidate may be worse than the champion."
@@ -70,6 +68,6 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
         result = run_once(config, progress=step)
         show(result)
         return REJECTED if result.outcome == "refused" else 0
-    service, here = TrainerService(config, show, step), EngineChoice(MICRO_BATCHES)
-    run_service(service, here, (False, None), None, (), metrics_port, metrics_address, patience_s=None)
+    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
+    running.run(TrainerService(config, show, step), None, patience_s=None)
     return 0

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.batch_options import logs_option, runner_option
-from cli.options import beam_option, data_path_option, s3_place
+from cli.options import beam_option, data_path_option, jobs_option, s3_options, s3_place
 from cli.policy_options import fetch_policy_option, trust_policy_option
-from cli.s3_options import s3_options
 from cli.signals import stop_on_signals
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.events.listing_files import Listing
@@ -27,23 +27,14 @@ _INTERRUPTED = 130
 @logs_option(required=True)
 @data_path_option(creates=True)
 @runner_option
-@click.option(
-    "--source", default="backfill", show_default=True, metavar="NAME", help="Name of the listing in the trust policy."
-)
+@click.option("--source", default="backfill", metavar="NAME", help="Name of the listing in the trust policy.")
 @click.option(
     "--runs-of",
     metavar="NAME",
     help="CI system of the runs, as named by ciml ingest --source; identifies them with runs of events.  [default: "
     "--source]",
 )
-@click.option(
-    "--job",
-    "--build-name",
-    "jobs",
-    multiple=True,
-    metavar="GLOB",
-    help="Jobs to load; may be repeated.  [default: all]",
-)
+@jobs_option("Jobs to load", "--build-name")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of lines.  [default: all]")
 @click.option("--dry-run", is_flag=True, help="Survey the lines; load nothing.")
 @click.option("--skip-known", is_flag=True, help="Skip the logs of stored runs, for a listing that grew.")
@@ -113,13 +104,11 @@ def make_config(
     source: str = "backfill",
     runs_of: str | None = None,
     jobs: tuple[str, ...] = (),
-    limit: int | None = None,
-    skip_known: bool = False,
-    take_missing: bool = False,
     trust_policy: str | None = None,
     fetch_policy: str | None = None,
+    **others: Any,
 ) -> BackfillConfig:
-    """Return the configuration of the options.
+    """Return the configuration of the options; ``others`` are its fields.
 
     Raises:
       CimlError: an unreadable policy, an invalid source, a missing folder of logs, an unknown scheme.
@@ -135,26 +124,23 @@ def make_config(
         DataRoot.open(data_path).raw,
         Reading(source, runs_of or source, logs),
         selection=jobs or ALL_JOBS,
-        limit=limit,
-        skip_known=skip_known,
-        take_missing=take_missing,
         trust=TrustPolicy.load(trust_policy),
         fetch=fetch_below(logs, fetch_policy),
+        **others,
     )
 
 
 def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> str:
     """Return the result as a few lines; ``hint`` is the command that lists dead letters."""
-    from ciml.events.records import KIND_WORDS
+    from cli.progress_counts import counts_text
 
     name, totals = Path(listing.url).name, tally.totals()
     new = tally.settled - tally.before
     left = tally.lines - tally.settled
     if not left and not new:
         return f"{name}: all {tally.lines:,} lines are settled already."
-    counts = [f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind] or kind == "run"]
     rate = f", {new / seconds:,.0f} lines/s" if seconds > 0 else ""
-    text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {', '.join(counts)}."
+    text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {counts_text(totals, 'run')}."
     text += f" {left:,} of {tally.lines:,} lines are left." if left else f" All {tally.lines:,} lines are settled."
     if not tally.complete:
         text += " Interrupted: run the same command to continue."
@@ -170,24 +156,17 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _print_survey(found: Survey, listing: Listing, config: BackfillConfig) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
     jobs = sorted({job for job, _ in found.take})
     results = sorted({result for _, result in found.take})
     if jobs:
-        table = Table("job", title="Lines that would be loaded", title_justify="left")
-        for result in [*results, "all"]:
-            table.add_column(Text(result), justify="right")
+        rows = []
         for job in jobs:
             counts = [found.take[job, result] for result in results]
-            table.add_row(Text(job), *(f"{count:,}" if count else "" for count in counts), f"{sum(counts):,}")
-        table.add_section()
+            rows.append((job, *(f"{count:,}" if count else "" for count in counts), f"{sum(counts):,}"))
         sums = [sum(count for (_, each), count in found.take.items() if each == result) for result in results]
-        table.add_row("all", *(f"{count:,}" for count in sums), f"{sum(sums):,}")
-        console.print(table)
+        rows.append(("all", *(f"{count:,}" for count in sums), f"{sum(sums):,}"))
+        numbers = [*results, "all"]
+        print_table(["job", *numbers], rows, title="Lines that would be loaded", right=numbers, last_apart=True)
     lines = [
         (found.settled, "settled already"),
         (sum(found.take.values()), "to be loaded"),
@@ -198,10 +177,10 @@ def _print_survey(found: Survey, listing: Listing, config: BackfillConfig) -> No
         (found.blank, "blank"),
         (found.others, "of jobs that are not selected, or beyond the limit"),
     ]
-    console.print(Text(f"{listing.url}: {found.lines:,} lines"), soft_wrap=True)
+    click.echo(f"{listing.url}: {found.lines:,} lines")
     for count, word in lines:
         if count:
-            console.print(Text(f"{count:>10,} {word}"), soft_wrap=True)
+            click.echo(f"{count:>10,} {word}")
     for number, reason, detail in found.faults:
-        console.print(Text(f"line {number}: {reason}: {detail}"), soft_wrap=True)
-    console.print(Text(f"run ids begin with {config.reading.runs_of}; nothing was done"), soft_wrap=True)
+        click.echo(f"line {number}: {reason}: {detail}")
+    click.echo(f"run ids begin with {config.reading.runs_of}; nothing was done")

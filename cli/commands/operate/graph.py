@@ -16,10 +16,9 @@ _NAMES = ("ingest", "ingest-micro-batch", "predict", "backfill", "dataset", "mat
     "form",
     type=click.Choice(("text", "dot", "json", "proto")),
     default="text",
-    show_default=True,
     help="Format: text, dot for Graphviz, or Beam's pipeline message as json or proto.",
 )
-@click.option("--output", type=click.File("wb"), default="-", help="Output file.  [default: standard output]")
+@click.option("--output", type=click.File("wb"), default="-", help="Output file; '-' is standard output.")
 def command(pipeline: str, form: str, output: BinaryIO) -> None:
     """Show the Beam graph of a pipeline.
 

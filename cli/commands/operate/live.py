@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.foreground import ending_options, run_service
-from cli.options import (
-    MICRO_BATCHES,
-    EngineChoice,
-    beam_option,
-    data_path_option,
-    engine_option,
-    kafka_config_option,
-    kafka_option,
-    kafka_properties_option,
-)
+from cli.foreground import Running, running_options, topic_options
+from cli.options import HERE
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
@@ -24,10 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("live")
-@data_path_option(creates=True)
-@kafka_option()
-@kafka_config_option
-@engine_option
+@topic_options(creates=True)
 @click.option(
     "--dataset",
     "datasets",
@@ -36,25 +25,17 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Data set that defines the windows; may be repeated.",
 )
-@click.option("--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Topic of samples.")
-@click.option(
-    "--windows-topic",
-    default="windows",
-    show_default=True,
-    metavar="TOPIC",
-    help="Topic of windows; '' for none.",
-)
+@click.option("--samples-topic", default="samples", metavar="TOPIC", help="Topic of samples.")
+@click.option("--windows-topic", default="windows", metavar="TOPIC", help="Topic of windows; '' for none.")
 @click.option(
     "--examples-topic",
     default="live-examples",
-    show_default=True,
     metavar="TOPIC",
     help="Topic of the growing examples; '' for none.",
 )
 @click.option(
     "--dead-letters-topic",
     default="live-dead-letters",
-    show_default=True,
     metavar="TOPIC",
     help="Topic of samples that could not be used.",
 )
@@ -62,26 +43,17 @@ if TYPE_CHECKING:
     "--since",
     type=Duration(),
     default="3h",
-    show_default=True,
     metavar="TIME",
     help="Age from which samples are read; longer than any run.",
 )
-@click.option("--slack", type=Duration(), default="60s", show_default=True, metavar="TIME",
+@click.option("--slack", type=Duration(), default="60s", metavar="TIME",
               help="Time after its end, by the run's clock, for which a window waits for late samples.")  # fmt: skip
-@click.option("--grace", type=Duration(), default="60s", show_default=True, metavar="TIME",
+@click.option("--grace", type=Duration(), default="60s", metavar="TIME",
               help="Time for which a finished run waits for missing samples.")  # fmt: skip
-@click.option("--silence", type=Duration(), default="30min", show_default=True, metavar="TIME",
+@click.option("--silence", type=Duration(), default="30min", metavar="TIME",
               help="Time without samples after which a run is abandoned.")  # fmt: skip
-@ending_options("Make one pass to the present end of the topic, in this process, without Flink.")
-@kafka_properties_option
-@beam_option
-def command(
-    engine: EngineChoice,
-    once: bool,
-    until_idle: float | None,
-    beam_options: tuple[str, ...],
-    **arguments: Any,
-) -> None:
+@running_options("Make one pass to the present end of the topic, in this process, without Flink.")
+def command(running: Running, **arguments: Any) -> None:
     """Stream windows of running jobs.
 
     It reads samples from a topic and publishes each window of a data set early, when it is final, and after late
@@ -97,12 +69,12 @@ def command(
     from services.live import LiveService
 
     service = LiveService.of(**arguments)
-    if once:
-        engine = EngineChoice(MICRO_BATCHES)
-    with Counts(f"{service.config.topic} by {'this process' if once else engine}") as counts:
+    if running.once:
+        running = replace(running, engine=HERE)
+    with Counts(f"{service.config.topic} by {'this process' if running.once else running.engine}") as counts:
 
         def report(progress: Progress, word: str) -> None:
             read = progress.facts["counts"]["messages read"]
             counts.update(f"{read:,} messages read; {progress.behind:,} to go")
 
-        run_service(service, engine, (once, until_idle), report, beam_options)
+        running.run(service, report)

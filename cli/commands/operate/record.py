@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ciml.pairs import pairs
-from cli.options import home_option, kafka_config_option, kafka_option, kafka_properties_option, s3_place
+from cli.options import home_option, kafka_options, s3_place
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
+    from ciml.events.records import RunFacts
     from recorder.settings import WhoseBroker
-    from recorder.spool.recording import Plan
 
 
 @click.command("record", context_settings={"allow_interspersed_args": False})
 @click.argument("argv", metavar="COMMAND…", nargs=-1, type=click.UNPROCESSED)
-@kafka_option(required=False)
-@kafka_config_option
-@kafka_properties_option
+@kafka_options(required=False)
 @home_option
 @click.option(
     "--log-dir",
@@ -60,7 +59,6 @@ if TYPE_CHECKING:
     "--flush",
     type=Duration(),
     default="5s",
-    show_default=True,
     metavar="TIME",
     envvar="CIML_FLUSH",
     show_envvar=True,
@@ -73,10 +71,8 @@ if TYPE_CHECKING:
     help="Folder of unsent recordings.  [default: $CIML_SPOOL or ~/.local/state/ciml/record]",
 )
 @click.option("--send", is_flag=True, help="Send unsent recordings; run no command.")
-@click.option(
-    "--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Topic of samples; '' for none."
-)
-@click.option("--topic", default="ci-events", show_default=True, metavar="TOPIC", help="Topic of the run's events.")
+@click.option("--samples-topic", default="samples", metavar="TOPIC", help="Topic of samples; '' for none.")
+@click.option("--topic", default="ci-events", metavar="TOPIC", help="Topic of the run's events.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing on standard error.")
 def command(
     argv: tuple[str, ...],
@@ -115,7 +111,7 @@ def command(
     from ciml.kafka.options import KafkaOptions
     from recorder.console import be_quiet
     from recorder.settings import Settings
-    from recorder.spool.recording import Destination, default_spool
+    from recorder.spool.recording import Destination, Plan, default_spool
 
     if bool(argv) == send:
         raise click.UsageError("no command; give one, such as: ciml record -- make test" if not send else
@@ -130,33 +126,21 @@ def command(
     settings = Settings(Path(spool).absolute() if spool else default_spool(), options, flush, leftovers)
     if quiet:
         be_quiet()
+    destination = Destination(samples_topic, topic, _absolute(log_dir), log_url or "")
     if send:
         from recorder.spool.flush import send_leftovers
 
-        send_leftovers(settings, Destination(samples_topic, topic, _absolute(log_dir), log_url or ""))
+        send_leftovers(settings, destination)
         return
     from recorder.record import record
 
-    plan = make_plan(
-        dict(pairs("--label", labels)), job=job, run_id=run_id, source=source, command=argv[0], kafka=kafka or "",
-        samples_topic=samples_topic, events_topic=topic, log_dir=_absolute(log_dir), log_url=log_url or "",
-    )  # fmt: skip
-    record(argv, plan, settings, timeout)
+    facts = make_facts(dict(pairs("--label", labels)), argv[0], job=job, run_id=run_id, source=source)
+    record(argv, Plan(facts, kafka or "", **asdict(destination)), settings, timeout)
 
 
-def make_plan(
-    labels: dict[str, str],
-    *,
-    job: str | None,
-    run_id: str | None,
-    source: str | None,
-    command: str,
-    kafka: str,
-    samples_topic: str,
-    events_topic: str,
-    log_dir: str,
-    log_url: str,
-) -> Plan:
+def make_facts(
+    labels: dict[str, str], command: str, *, job: str | None, run_id: str | None, source: str | None
+) -> RunFacts:
     """Return the facts of the run, from the options, then from the environment.
 
     Raises:
@@ -167,7 +151,6 @@ def make_plan(
     from ciml.errors import CimlError, RejectedInput
     from ciml.events.run_facts import facts_from_run, run_identity
     from recorder.ci_environment import FACTS, known_run
-    from recorder.spool.recording import Plan
 
     known = known_run(os.environ)
     run = {
@@ -181,10 +164,9 @@ def make_plan(
     }
     try:
         identity = run_identity(run, source or known.source)
-        facts, _ = facts_from_run(run, identity, "started")
+        return facts_from_run(run, identity, "started")[0]
     except RejectedInput as rejected:
         raise CimlError(f"invalid event field: {rejected}") from None
-    return Plan(facts, kafka, samples_topic, events_topic, log_dir, log_url)
 
 
 def _absolute(folder: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -46,19 +47,11 @@ def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     callback=_ports,
     help="Fixed port, such as kafka=9092; may be repeated.  [default: free ports]",
 )
-@click.option("--kafka-heap", default=512, show_default=True, metavar="MIB", help="Java heap of Kafka, in MiB.")
-@click.option("--flink-heap", default=768, show_default=True, metavar="MIB", help="Java heap of Flink, in MiB.")
+@click.option("--kafka-heap", "kafka_heap_mb", default=512, metavar="MIB", help="Java heap of Kafka, in MiB.")
+@click.option("--flink-heap", "flink_heap_mb", default=768, metavar="MIB", help="Java heap of Flink, in MiB.")
 @click.option("--cluster", is_flag=True, help="Start a standalone Flink cluster in place of the embedded Flink.")
-@click.option(
-    "--task-managers",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 16),
-    help="Number of TaskManagers of the cluster.",
-)
-@click.option(
-    "--slots", default=2, show_default=True, type=click.IntRange(1, 64), help="Number of slots of each TaskManager."
-)
+@click.option("--task-managers", default=1, type=click.IntRange(1, 16), help="Number of TaskManagers of the cluster.")
+@click.option("--slots", default=2, type=click.IntRange(1, 64), help="Number of slots of each TaskManager.")
 @click.option(
     "--state",
     metavar="s3://PREFIX",
@@ -69,28 +62,11 @@ def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     "--state-backend",
     type=click.Choice(["hashmap", "rocksdb"]),
     default="hashmap",
-    show_default=True,
     help="State backend of the cluster: hashmap (heap) or rocksdb (disk).",
 )
-@click.option(
-    "--timeout", default=90.0, show_default=True, metavar="SECONDS", help="Start timeout of an engine, in seconds."
-)
+@click.option("--timeout", "timeout_s", default=90.0, metavar="SECONDS", help="Start timeout of an engine, in seconds.")
 @home_option
-def command(
-    names: tuple[str, ...],
-    logs_root: str | None,
-    models_config: str | None,
-    ports: dict[str, int],
-    kafka_heap: int,
-    flink_heap: int,
-    cluster: bool,
-    task_managers: int,
-    slots: int,
-    state: str | None,
-    state_backend: str,
-    timeout: float,
-    home: Path,
-) -> None:
+def command(names: tuple[str, ...], cluster: bool, home: Path, **options: Any) -> None:
     """Start local engines: Kafka, Flink, S3 and others.
 
     ENGINE is kafka, flink, cluster, s3, logs or models; the default is kafka, flink and s3, with --cluster kafka,
@@ -112,26 +88,14 @@ def command(
     if cluster and "cluster" not in wanted:
         wanted.append("cluster")
     if not names:
-        wanted += ["logs"] * bool(logs_root) + ["models"] * bool(models_config)
-    if min(kafka_heap, flink_heap) < 128:
+        wanted += ["logs"] * bool(options["logs_root"]) + ["models"] * bool(options["models_config"])
+    if min(options["kafka_heap_mb"], options["flink_heap_mb"]) < 128:
         raise CimlError("--kafka-heap and --flink-heap: an engine needs at least 128 MiB")
-    if state is not None:
+    if options["state"] is not None:
         use_local_s3(engines.read(home).get("s3"))
     began = time.monotonic()
     with errors.status(f"starting {', '.join(wanted)}") as spinner:
-        settings = engines.Settings(
-            ports=ports,
-            kafka_heap_mb=kafka_heap,
-            flink_heap_mb=flink_heap,
-            logs_root=logs_root,
-            models_config=models_config,
-            task_managers=task_managers,
-            slots=slots,
-            state=state,
-            state_backend=state_backend,
-            timeout_s=timeout,
-            notify=lambda text: spinner.update(text),
-        )
+        settings = engines.Settings(**options, notify=lambda text: spinner.update(text))
         running = engines.start(wanted, home, settings)
         if "kafka" in running.started:
             engines.create_topics(str(running.states["kafka"].address), _TOPICS)

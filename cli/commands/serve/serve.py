@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ciml.limits import MAX_BODY_S, MAX_GRPC_CONNECTIONS, MAX_HEADER_S, MAX_REST_CONNECTIONS
@@ -19,45 +21,21 @@ from cli.options import data_path_option, metrics_options
     "--registry", metavar="FOLDER", help="Folder of the model registries.  [default: beside the models' folder]"
 )
 @click.option("--unverified", is_flag=True, help="Serve models without registry and digests, for foreign models.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on, without authentication.")
-@click.option("--grpc-port", default=8500, show_default=True, help="Port of the gRPC API; 0 for any free port.")
-@click.option("--rest-port", default=8501, show_default=True, help="Port of the REST API; 0 for any free port.")
-@click.option(
-    "--poll-seconds", default=0.5, show_default=True, help="Interval of polling the configuration, in seconds."
-)
-@click.option(
-    "--rest-connections", default=MAX_REST_CONNECTIONS, show_default=True, help="Maximum open REST connections."
-)
-@click.option(
-    "--grpc-connections", default=MAX_GRPC_CONNECTIONS, show_default=True, help="Maximum open gRPC connections."
-)
-@click.option(
-    "--header-seconds", default=MAX_HEADER_S, show_default=True, help="Timeout of a request's header, in seconds."
-)
-@click.option("--body-seconds", default=MAX_BODY_S, show_default=True, help="Timeout of a request's body, in seconds.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on, without authentication.")
+@click.option("--grpc-port", default=8500, help="Port of the gRPC API; 0 for any free port.")
+@click.option("--rest-port", default=8501, help="Port of the REST API; 0 for any free port.")
+@click.option("--poll-seconds", "poll_s", default=0.5, help="Interval of polling the configuration, in seconds.")
+@click.option("--rest-connections", default=MAX_REST_CONNECTIONS, help="Maximum open REST connections.")
+@click.option("--grpc-connections", default=MAX_GRPC_CONNECTIONS, help="Maximum open gRPC connections.")
+@click.option("--header-seconds", "header_s", default=MAX_HEADER_S, help="Timeout of a request's header, in seconds.")
+@click.option("--body-seconds", "body_s", default=MAX_BODY_S, help="Timeout of a request's body, in seconds.")
 @click.option(
     "--allow-reload",
     is_flag=True,
     help="Answer HandleReloadConfigRequest; any client can then change the configuration.",
 )
 @metrics_options
-def command(
-    data_path: str | None,
-    config: str | None,
-    registry: str | None,
-    unverified: bool,
-    host: str,
-    grpc_port: int,
-    rest_port: int,
-    poll_seconds: float,
-    rest_connections: int,
-    grpc_connections: int,
-    header_seconds: float,
-    body_seconds: float,
-    allow_reload: bool,
-    metrics_port: int | None,
-    metrics_address: str,
-) -> None:
+def command(data_path: str | None, config: str | None, unverified: bool, **options: Any) -> None:
     """Serve pushed models over gRPC and REST.
 
     The API is that of TensorFlow Serving, with metrics for Prometheus. Only blessed versions with unaltered files are
@@ -80,21 +58,4 @@ def command(
             raise click.UsageError("no configuration: give --data-path DATA or --config FILE")
         config = DataRoot.open(data_path).models.url(CONFIG_NAME)
     logging.getLogger("serving").setLevel(logging.INFO)  # logs the served versions
-    run(
-        ServerOptions(
-            config=config,
-            registry=registry,
-            verify=not unverified,
-            host=host,
-            grpc_port=grpc_port,
-            rest_port=rest_port,
-            poll_s=poll_seconds,
-            rest_connections=rest_connections,
-            grpc_connections=grpc_connections,
-            header_s=header_seconds,
-            body_s=body_seconds,
-            allow_reload=allow_reload,
-            metrics_port=metrics_port,
-            metrics_address=metrics_address,
-        )
-    )
+    run(ServerOptions(config=config, verify=not unverified, **options))

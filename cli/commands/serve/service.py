@@ -11,7 +11,7 @@ import click
 
 from ciml.errors import CimlError
 from cli.foreground import ENDINGS
-from cli.options import EngineChoice, home_of, home_option, metrics_options
+from cli.options import EngineChoice, home_of, home_option
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
@@ -33,13 +33,12 @@ _WAIT = click.option(
     "wait_s",
     type=Duration(),
     default="3min",
-    show_default=True,
     metavar="TIME",
     help="Time to wait until it works or has stopped; 0 for none.",
 )
 _START = (
     click.option("--name", help="Name of the service.  [default: its kind]"),
-    click.option("--parallelism", type=click.IntRange(1, 1024), default=1, show_default=True, help=_PARALLELISM),
+    click.option("--parallelism", type=click.IntRange(1, 1024), default=1, help=_PARALLELISM),
     click.option("--flink-rest", metavar="URL", help="REST API of Flink, for --engine flink:HOST:PORT."),
     click.option("--workers", metavar="HOST:PORT", help="Pool of Python workers, for --engine flink:HOST:PORT."),
     click.option("--tied-to", type=int, hidden=True, help="Pid of a process; the service stops when it ends."),
@@ -66,9 +65,7 @@ class _Kinds(click.Group):
             callback=partial(_start, cmd_name, self.foreground),
             help=f"{verb.title()} the {cmd_name} service.\n\n\b\nExample:\n  ciml service {verb} {cmd_name} {example}",
         )
-        has_metrics = any(param.name == "metrics_port" for param in own.params)
-        more = () if has_metrics else (metrics_options,)
-        for option in (*_START, *(() if self.foreground else (_WAIT,)), *more):
+        for option in (*_START, *(() if self.foreground else (_WAIT,))):
             option(made)
         return made
 

@@ -13,11 +13,12 @@ from click.testing import CliRunner
 
 import ciml
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.raw.latest_runs import latest_runs
 from ciml.raw.state import open_raw
 from cli.main import cli
 from serving.predict.predictor import Predictor, PredictPolicy
-from serving.registry import Registry, Verdict
+from serving.registry import Registry
 from serving.server.server import ModelServer, ServerOptions
 from tests.ciml.api.made import RUNS, write_log
 from tests.pipelines.predict.predicting import batch
@@ -129,7 +130,7 @@ def test_a_version_that_was_not_blessed_or_pushed_is_not_loaded(folder: Path) ->
     with pytest.raises(ciml.CimlError, match=r"no model 'other' in .*; choose from status"):
         data.model("other")
     registry = Registry(DataRoot.open(folder / "data"), "status")
-    registry.record_verdict(registry.state.last_candidate, Verdict(False, ("withdrawn",)))
+    registry.record_decision(registry.state.last_candidate, Decision(False, ("withdrawn",)))
     with pytest.raises(ciml.IntegrityError, match="version 1 is not blessed"):
         data.model("status")
     (folder / "data" / "models" / "status" / "1" / "saved_model.pb").unlink()

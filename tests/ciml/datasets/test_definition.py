@@ -12,7 +12,6 @@ from ciml.datasets.definition import (
     ResolvedDefinition,
     auto_windows,
     interval_us,
-    load_definition,
     resolve,
 )
 from ciml.datasets.labels import label_of
@@ -115,7 +114,7 @@ def test_a_bad_definition_gets_one_clear_line(keys: dict[str, Any], message: str
 def test_definitions_are_toml(tmp_path: Path) -> None:
     path = tmp_path / "cpu.toml"
     path.write_text('build_name = ["unit-*", "func"]\ntdt_split = [8, 1, 1]\nclass_map = {a = "x", b = "y"}\n')
-    definition = load_definition(path, name="cpu")
+    definition = DatasetDefinition.load(path, name="cpu")
     assert definition == DatasetDefinition(
         name="cpu", build_name=("unit-*", "func"), tdt_split=(8, 1, 1), class_map={"a": "x", "b": "y"}
     )
@@ -123,9 +122,9 @@ def test_definitions_are_toml(tmp_path: Path) -> None:
     assert DatasetDefinition.from_json({"name": "x", "build_name": "all"}).selects("anything")
     path.write_text("name = ")
     with pytest.raises(CimlError, match=r"cpu\.toml is not TOML: "):
-        load_definition(path)
+        DatasetDefinition.load(path)
     with pytest.raises(CimlError, match=r"gone\.toml: No such file"):
-        load_definition(tmp_path / "gone.toml")
+        DatasetDefinition.load(tmp_path / "gone.toml")
 
 
 def test_resolved_definitions_are_json_and_back() -> None:

@@ -11,20 +11,11 @@ from hypothesis import strategies as st
 
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError, RejectedInput
-from ciml.events.cloudevents import (
-    FINISHED,
-    LISTING,
-    QUEUED,
-    REASONS,
-    STARTED,
-    decode_message,
-    facts_from_listing,
-    finished_event,
-    run_event,
-)
+from ciml.events.cloudevents import FINISHED, QUEUED, REASONS, STARTED, decode_message, finished_event, run_event
 from ciml.events.outcomes import outcome_of
 from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Message, RunFacts
+from ciml.events.run_facts import LISTING, facts_from_listing
 from ciml.limits import MAX_EVENT_RUNS, MAX_JSON_DEPTH, MAX_MESSAGE_BYTES
 
 UUID = "5e70d239-95b5-466e-9798-41053314c81b"

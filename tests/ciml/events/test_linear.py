@@ -65,7 +65,7 @@ def test_decoding_is_linear(shape: str) -> None:
     assert_linear(lambda n: Message(0, SHAPES[shape](n)), decode, size)
 
 
-def test_headers_are_taken_in_linear_time() -> None:
+def test_headers_are_decoded_in_linear_time() -> None:
     def message(n: int) -> Message:
         return Message(0, b"{}", tuple((f"ce_{i}", b"x" * 40) for i in range(n)))
 

@@ -21,11 +21,10 @@ from ciml.events.listing import (
     Reading,
     decode_line,
     is_listing,
-    reading_of,
     too_long,
 )
 from ciml.events.listing_files import Listing, open_listing, shared_listing
-from ciml.events.payloads import message_bytes, payload_of
+from ciml.events.payloads import message_bytes, message_of, payload_of
 from ciml.events.records import Origin, RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.limits import MAX_LISTING_LINE_BYTES, MAX_MESSAGE_BYTES
@@ -157,7 +156,7 @@ def test_no_line_is_a_crash(line: bytes) -> None:
 def test_a_line_is_kept_with_all_that_is_needed_to_try_again() -> None:
     message = Line(7, encoded()).message(READING)
     payload = json.loads(json.dumps(payload_of(message)))
-    assert reading_of(payload) == READING
+    assert Reading.of(message_of(payload, 0).headers) == READING
     longest = Line(0, b"x" * MAX_LISTING_LINE_BYTES).message(Reading(logs="/" + "y" * 4000))
     assert message_bytes(longest) < MAX_MESSAGE_BYTES
     dead_letter = too_long(Origin("listing:x", 0, 3), Line(3, b"", 99, "ab"))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ciml.errors import RejectedInput
-from ciml.events.cloudevents import FINISHED, Event, decode_message
+from ciml.events.cloudevents import FINISHED, decode_message
+from ciml.events.event import Event
 from ciml.events.json_input import parse_json
 from ciml.events.payload_redaction import redact_bytes, redact_header
 from ciml.events.payloads import message_of, payload_of

@@ -14,8 +14,7 @@ from ciml.manifest import id_index
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.log import GRACE_S, Delta, ManifestLog, catch_up
 from ciml.manifest.segments import Segment
-from ciml.raw.accounting import RawState
-from ciml.raw.state import RAW, open_raw
+from ciml.raw.state import RAW, RawState, open_raw
 from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.raw_world import HOUR_S, LIMITS, Actor, Stop, World, content_of, deliveries, fail_at

@@ -12,8 +12,8 @@ from ciml.errors import EngineError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, StaleWriterError, catch_up, commit
-from ciml.raw.accounting import RawState, reconcile
-from ciml.raw.state import RAW
+from ciml.raw.accounting import reconcile
+from ciml.raw.state import RAW, RawState
 from ciml.storage.open import LocalStore
 
 HOUR_S = 3600.0
@@ -157,11 +157,11 @@ class Actor:
 
 def content_of(state: RawState) -> dict[str, Any]:
     """Return the content of a state, with a sample of its event ids."""
-    dead_letters = sorted((str(origin), run_id, *each) for (origin, run_id), each in state.dead_letters.items())
+    dead_letters = sorted((str(origin), run_id, *each) for (origin, run_id), each in state.index.dead_letters())
     names = [f"zuul~{number}~1" for number in range(120)]
     pairs = [(f"s {number}", name) for number in range(200) for name in names[::7]]
     state.index.prefetch(events=pairs, runs=names)
     runs = {name: state.index.run(name) for name in names}
     events = {pair for pair in pairs if state.index.has_event(*pair)}
-    assert len(state.dead_letters) == len(dead_letters)
+    assert state.totals()["dead_letter"] == len(dead_letters)
     return {"version": state.version, **state.snapshot(), "letters": dead_letters, "known": runs, "events": events}

@@ -15,7 +15,9 @@ from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, UNJUDGED, Batch, Message, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.manifest.offsets import RangeSet
-from ciml.raw.accounting import KnownRun, RawState, reconcile
+from ciml.raw.accounting import reconcile
+from ciml.raw.known_ids import KnownRun
+from ciml.raw.state import RawState
 from ciml.storage.open import LocalStore
 
 TOPIC = "ci-events"
@@ -197,10 +199,10 @@ def test_a_deferred_log_that_never_comes_is_a_dead_letter_with_the_payload_it_ca
     assert dead_letter["payload"] == {"value": "x"}
     assert dead_letter["first_seen_us"] == 10
     assert state.counts == {("dead_letter", "log_not_found"): 1}
-    assert list(state.dead_letters.values()) == [(2, "log_not_found")]
+    assert [found for _, found in state.index.dead_letters()] == [(2, "log_not_found")]
     step(state, retried("run", 3))  # replayed by hand, when the log is available
     assert state.counts == {("run", ""): 1}
-    assert state.dead_letters == {}
+    assert list(state.index.dead_letters()) == []
 
 
 def test_two_deferred_events_of_one_run_are_a_row_and_a_repeat() -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from ciml.events.records import Batch, FactUpdate, Outcome
 from ciml.manifest.log import ManifestLog, catch_up, commit
-from ciml.raw.accounting import RawState, reconcile
+from ciml.raw.accounting import reconcile
 from ciml.raw.audit import Audit
+from ciml.raw.state import RawState
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.test_accounting import TOPIC, batch, outcome, step
 
@@ -44,7 +45,7 @@ def test_a_message_that_can_be_decoded_now_is_settled_run_by_run() -> None:
     assert delta["closed_letters"] == delta["closes"]
     assert delta["offsets"] == {}
     assert state.counts == {("run", ""): 1, ("ignored", "cancelled"): 1, ("dead_letter", "log_not_found"): 1}
-    assert [key[1] for key in state.dead_letters] == ["zuul~c~1"]
+    assert [key[1] for key, _ in state.index.dead_letters()] == ["zuul~c~1"]
     assert step(state, replay(*outcomes)) is None  # a second replay
     step(state, replay(outcome(4, run="c")))
     assert state.counts == {("run", ""): 2, ("ignored", "cancelled"): 1}
@@ -59,7 +60,7 @@ def test_a_message_that_is_ignored_now_or_updates_runs_is_settled() -> None:
     assert step(state, replay(ignored), replay(update)) is None
     assert state.index.subjects.said(("zuul", "a"))["fork"].value == "no"
     step(state, replay(undecoded(4)))  # an older version cannot open it again
-    assert not state.dead_letters
+    assert list(state.index.dead_letters()) == []
 
 
 @pytest.mark.parametrize("together", [True, False])

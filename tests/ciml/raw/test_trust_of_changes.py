@@ -14,9 +14,10 @@ from ciml.digest import canonical_json
 from ciml.events.records import Outcome
 from ciml.manifest.id_index import IdTable, fingerprint
 from ciml.manifest.index_files import PartFiles
-from ciml.raw.accounting import RawState, reconcile
+from ciml.raw.accounting import reconcile
 from ciml.raw.audit import Audit
 from ciml.raw.known_ids import TABLES, KnownRun, LayeredIndex
+from ciml.raw.state import RawState
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.test_accounting import batch, outcome, retried, step
 

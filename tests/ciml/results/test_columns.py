@@ -68,7 +68,7 @@ def test_the_users_word_precedes_every_guess() -> None:
     assert found(["x", "job", "result", "start", "log"], x="run_id")["build_uuid"] == ("x", "given")
 
 
-def test_content_tells_where_names_do_not() -> None:
+def test_content_decides_where_names_do_not() -> None:
     columns = list("abcdefg")
     assert found(columns, ROWS, b="job") == {
         "build_uuid": ("a", "content"), "build_name": ("b", "given"), "result": ("c", "content"),
@@ -78,7 +78,7 @@ def test_content_tells_where_names_do_not() -> None:
     assert found(columns, turned, b="job")["start_time"] == ("e", "content")
 
 
-def test_content_that_leaves_a_choice_tells_nothing() -> None:
+def test_ambiguous_content_decides_nothing() -> None:
     two = [{**row, "g": f"other-{row['a']}"} for row in ROWS]
     with pytest.raises(
         CimlError, match=r"no column is the run id; name it by --map COLUMN=build_uuid, or add it; columns: a, b, c"

@@ -76,7 +76,7 @@ def test_what_is_no_time(cell: Any) -> None:
 
 
 @given(micros=st.integers(EARLIEST_US // 1000, LATEST_US // 1000 - 1).map(lambda ms: ms * 1000))
-def test_units_of_epoch_numbers_are_told_apart(micros: int) -> None:
+def test_units_of_epoch_numbers_are_distinguished(micros: int) -> None:
     seconds, rest = divmod(micros, 1_000_000)
     assert parse_time(micros, None) == parse_time(micros // 1000, None) == parse_time(micros * 1000, None) == micros
     assert parse_time(f"{seconds}.{rest:06d}", None) == micros

@@ -10,10 +10,11 @@ from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import dumps
+from ciml.decision import Decision
 from ciml.storage.open import open_store
 from cli.main import cli
 from serving.push import NotBlessedError, push
-from serving.registry import Registry, Verdict
+from serving.registry import Registry
 from tests.serving.models_fixture import DEFINITION
 
 
@@ -26,9 +27,9 @@ def data(tmp_path: Path) -> DataRoot:
         (folder / "assets").mkdir(parents=True)
         (folder / "saved_model.pb").write_bytes(bytes([number]))
         (folder / "assets" / "definition.json").write_bytes(dumps(DEFINITION))
-        verdict = Verdict(number < 3, (f"accuracy 0.{number}",), {"accuracy": number / 10})
+        decision = Decision(number < 3, (f"accuracy 0.{number}",), {"accuracy": number / 10})
         try:
-            push(data, "m", open_store(folder), verdict, check=False, facts={"dataset": "small"})
+            push(data, "m", open_store(folder), decision, check=False, facts={"dataset": "small"})
         except NotBlessedError:
             assert number == 3
     return data

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
+from ciml.kafka.options import KafkaOptions
 from cli.main import cli
 from pipelines.datasets.update import update_dataset
-from pipelines.kafka.client import KafkaOptions
 from pipelines.live.pipeline import LiveConfig
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.corpus import CORPUS
 from tests.faults.broker import lasting_ports
 from tests.faults.children import Program, python
-from tests.faults.plan import CORPUS, Mix, Planner, Run, envelope
+from tests.faults.plan import Mix, Planner, Run, envelope
 from tests.faults.scene import Scene
 from tests.faults.story import Story
 from tests.faults.verdict import Verdict

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 
+from tests.corpus import CORPUS
 from tests.faults import fuzz, golden
 from tests.faults.children import python
-from tests.faults.plan import CORPUS, builds
+from tests.faults.plan import builds
 from tests.faults.scene import Scene
 from tests.faults.story import Story
 from tests.faults.verdict import Verdict

@@ -19,14 +19,16 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.events.cloudevents import facts_from_listing, finished_event
-from ciml.events.listing import Reading, reading_of
+from ciml.events.cloudevents import finished_event
+from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing, open_listing
 from ciml.events.payloads import message_of
-from pipelines.backfill.backfill import Tally, backfill
+from ciml.events.run_facts import facts_from_listing
+from ciml.kafka.options import KafkaOptions
+from pipelines.backfill.backfill import backfill
+from pipelines.backfill.plan import Tally
 from pipelines.backfill.survey import survey
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.client import KafkaOptions
 from pipelines.raw_store.verify import verify_raw
 from services.driver import drive
 from services.ingest import IngestService
@@ -68,7 +70,9 @@ def test_dead_letters_of_lines_hold_the_line(tmp_path: Path) -> None:
     for dead_letter in dead_letters:
         number = dead_letter["origin"][2]
         assert message_of(dead_letter["payload"], number).value == made.lines[number]
-        assert reading_of(dead_letter["payload"]) == Reading("backfill", "zuul", str(made.folder))
+        assert Reading.of(message_of(dead_letter["payload"], 0).headers) == Reading(
+            "backfill", "zuul", str(made.folder)
+        )
     by_reason = {
         (dead_letter["reason"], dead_letter.get("mention", {}).get("run_id", "")) for dead_letter in dead_letters
     }
@@ -250,7 +254,7 @@ def test_logs_that_are_too_large_together_are_read_one_after_the_other(tmp_path:
     assert ours.items() <= whole.items()
 
 
-def test_it_ends_when_it_is_told_to_and_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_backfill_continues_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ciml.events.listing_files.BLOCK_LINES", 5)
     made = listed(tmp_path / "logs", runs=60)
     stop = threading.Event()

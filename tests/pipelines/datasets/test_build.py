@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.datasets.definition import DatasetDefinition, load_definition
+from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
@@ -80,7 +80,7 @@ def test_a_pinned_data_set_comes_out_the_same_elsewhere_after_more_runs_and_corr
     assert (again.sealed, again.state.version) == ((), first.state.version)
     assert update_dataset(DataRoot.open(tmp_path / "first").dataset("cpu"), seal=True).sealed == ()
 
-    kept = load_definition(tmp_path / "first/datasets/cpu/_definition.toml")
+    kept = DatasetDefinition.load(tmp_path / "first/datasets/cpu/_definition.toml")
     assert kept == defined(slicer="-3:", raw_version=3)
     rebuilt = build_dataset(data, DataRoot.open(tmp_path / "second"), kept)
     assert files(DataRoot.open(tmp_path / "second")) == files(DataRoot.open(tmp_path / "first"))
@@ -165,7 +165,7 @@ def test_classes_are_those_of_all_pinned_runs(data: DataRoot, raw: RawStore) -> 
         ({"raw_version": 7}, "is at version 1; check the raw store"),
     ],
 )
-def test_a_mistake_is_told_in_a_line_and_leaves_nothing_behind(
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     data: DataRoot, raw: RawStore, keys: dict[str, Any], said: str
 ) -> None:
     raw.add([ended(number, number) for number in range(1, 5)])

@@ -16,16 +16,17 @@ from ciml.datasets.state import SpanVersion
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing_files import open_listing
 from ciml.events.records import RunFacts
+from ciml.kafka.options import KafkaOptions
 from pipelines.backfill.backfill import backfill
-from pipelines.datasets.update import create_dataset, read_span, update_dataset, verify_dataset
+from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.client import KafkaOptions
 from services.driver import drive
 from services.ingest import IngestService
 from tests.corpus import CORPUS
 from tests.pipelines.backfill.backfilling import config as backfill_config
 from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import corpus_facts
+from transforms.examples.spans import read_span
 from transforms.fetch.policy import FetchPolicy
 
 RUNS = 8

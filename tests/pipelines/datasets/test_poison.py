@@ -23,10 +23,11 @@ from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
 from pipelines.datasets.build import build_dataset
 from pipelines.datasets.listed_runs import ListedRuns
-from pipelines.datasets.update import read_span, update_dataset, verify_dataset
+from pipelines.datasets.update import update_dataset, verify_dataset
 from tests.pipelines.backfill.backfilling import Listed, listed
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.scenes import RawStore
+from transforms.examples.spans import read_span
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.trust import TrustPolicy
 from transforms.parse.logs import Log, parse_logs
@@ -83,7 +84,7 @@ def test_a_poisoned_run_is_excluded_and_the_others_are_examples(
     assert (again.version, again.excluded, len(again.runs)) == (2, (), 8)
 
 
-def test_a_store_that_does_not_answer_excludes_nobody(
+def test_a_store_that_does_not_answer_excludes_no_run(
     data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw.add(runs(1, 8))

@@ -10,15 +10,12 @@ from hypothesis import strategies as st
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.manifest.log import ManifestLog
-from pipelines.datasets.update import (
-    read_span,
-    update_dataset,
-    verify_dataset,
-)
+from pipelines.datasets.update import update_dataset, verify_dataset
 from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs, telemetry
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 from tests.transforms.samples import LOAD, make_facts, table
 from transforms.examples.prepare import make_examples
+from transforms.examples.spans import read_span
 
 
 def test_a_span_is_the_next_selected_runs_in_the_raw_manifests_order(data: DataRoot, raw: RawStore) -> None:

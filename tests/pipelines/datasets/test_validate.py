@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from pipelines.datasets.statistics import Piece, kept_statistics
 from pipelines.datasets.update import update_dataset
 from pipelines.datasets.validate import validate_dataset
 from serving.push import push
-from serving.registry import Verdict
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts, table
@@ -96,7 +96,7 @@ def test_statistics_are_those_of_the_examples_and_computed_once(data: DataRoot) 
         validate_dataset(data, "cpu")
 
 
-def test_a_broken_cache_is_mended(data: DataRoot) -> None:
+def test_a_broken_cache_is_rebuilt(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101))
     root = data.dataset("cpu").store
     first = validate_dataset(data, "cpu").to_json()
@@ -159,7 +159,7 @@ def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: DataR
         validate_dataset(data, "cpu", model="cpu")
     candidate = data.store.child("candidate")
     candidate.create("saved_model.pb", b"a model")
-    push(data, "cpu", candidate, Verdict(True), facts={"snapshot": snapshot.digest}, check=False)
+    push(data, "cpu", candidate, Decision(True), facts={"snapshot": snapshot.digest}, check=False)
     with pytest.raises(CimlError, match="data set 'cpu' has no span that model 'cpu' was not trained on"):
         validate_dataset(data, "cpu", model="cpu")
     RawStore(data).add(some_runs(201, factor=8))

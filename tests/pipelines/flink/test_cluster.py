@@ -23,8 +23,8 @@ from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.committer import committer
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.pipeline import build_ingest
-from pipelines.kafka.client import list_topic
-from pipelines.kafka.source import plan
+from pipelines.kafka.broker import list_topic
+from pipelines.kafka.plan import plan
 from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account, check, config, wait_for
@@ -111,7 +111,7 @@ def play(cluster: Engines, kafka: str, topic: MakeTopic, tmp_path: Path) -> Play
     return Play(cluster, scenario, config(scenario, tmp_path / "data", topic(1, "runs"), commit_s=0.5))
 
 
-def test_nothing_is_lost_and_nothing_is_twice_whatever_part_dies(play: Play, tmp_path: Path) -> None:
+def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -> None:
     assert flink_rest.taskmanagers(play.rest) == {"taskmanager-1": (2, 2)}
     job = play.submit()
     play.wave()
@@ -176,11 +176,11 @@ def test_nothing_is_lost_and_nothing_is_twice_whatever_part_dies(play: Play, tmp
     assert again.index.run_count() == len(rows) == len(play.scenario.runs)
 
 
-def test_a_job_s_failures_are_told_over_rest(play: Play) -> None:
+def test_the_failures_of_a_job_are_listed_by_rest(play: Play) -> None:
     """An offset that the topic lost: the job tries for ever, and says why."""
     from confluent_kafka import TopicPartition
 
-    from pipelines.kafka.client import admin
+    from ciml.kafka.connect import admin
 
     send_more(play.scenario)
     with committer(play.ours.raw).state() as state:

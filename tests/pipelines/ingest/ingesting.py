@@ -13,12 +13,14 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RawFile
+from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog, catch_up
-from ciml.raw.accounting import RawState
+from ciml.raw.state import RawState
 from ciml.storage.open import Store
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.client import KafkaOptions, Reader, is_mock, list_topic
+from pipelines.kafka.broker import is_mock, list_topic
 from pipelines.kafka.publish import VERSION
+from pipelines.kafka.reader import Reader
 from services.service import Progress
 from tests.pipelines.ingest.scenario import Scenario, corpus_facts
 from transforms.fetch.policy import FetchPolicy

@@ -20,7 +20,7 @@ from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, read_payl
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
-from ciml.raw.accounting import RawState
+from ciml.raw.state import RawState
 from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.ingest.committer import Committer
@@ -63,7 +63,7 @@ def test_committers_that_maintain_say_what_the_deltas_say(raw: Store) -> None:
     assert list(verify_manifest(raw)) == []
 
 
-def test_memory_does_not_grow_with_the_manifest_whoever_maintains(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_manifest_in_any_process(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     clock = Clock()
     idle, busy = (Committer(raw, clock, Limits(deltas=50)) for _ in range(2))
@@ -117,7 +117,7 @@ def dead_letter(offset: int, size: int) -> Outcome:
     return Outcome("dead_letter", Origin("t", 0, offset), reason="broken_json", payload=payload_of(message))
 
 
-def test_what_follows_from_the_state_is_found_anew_when_another_was_first(tmp_path: Path) -> None:
+def test_a_losing_commit_is_computed_again_from_the_new_state(tmp_path: Path) -> None:
     one, two = (Committer(LocalStore(tmp_path)) for _ in range(2))
     seen: list[int] = []
 

@@ -97,8 +97,8 @@ from ciml.data_root import DataRoot
 from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.pipeline import build_ingest
-from pipelines.kafka.source import plan
-from pipelines.kafka.client import KafkaOptions
+from ciml.kafka.options import KafkaOptions
+from pipelines.kafka.plan import plan
 from services.driver import drive
 from services.ingest import IngestService
 from transforms.fetch.policy import FetchPolicy

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import IntegrityError
-from ciml.raw.accounting import RawState
+from ciml.kafka.connect import admin
+from ciml.raw.state import RawState
 from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.pipeline import build_ingest
-from pipelines.kafka.client import admin, list_topic
-from pipelines.kafka.source import plan
+from pipelines.kafka.broker import list_topic
+from pipelines.kafka.plan import plan
 from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import LogsArrive, MakeTopic, account, announced, check, config, wait_for

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun, RawFile, Trust
-from ciml.raw.accounting import RawState, reconcile
+from ciml.raw.accounting import reconcile
+from ciml.raw.state import RawState
 from pipelines.ingest.pipeline import settle_known
 from tests.pipelines.ingest.ingesting import MakeTopic, account, config
 from tests.pipelines.ingest.scenario import corpus_facts

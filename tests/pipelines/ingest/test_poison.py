@@ -26,6 +26,7 @@ from ciml.digest import telemetry_digest
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing_files import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, Outcome, RunFacts
+from ciml.kafka.options import KafkaOptions
 from ciml.raw.metrics import raw_families
 from ciml.storage.open import LocalStore, Store
 from pipelines.backfill.backfill import backfill
@@ -33,7 +34,6 @@ from pipelines.flink.submit import run_here
 from pipelines.ingest.committer import seal, seal_guarded, unseal
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.replay import ReplayConfig, replay
-from pipelines.kafka.client import KafkaOptions
 from services.driver import drive
 from services.ingest import IngestService
 from tests.corpus import CORPUS
@@ -224,7 +224,7 @@ def test_ingest_goes_on_beside_a_poisoned_input_of_each_stage_and_a_replay_takes
     replayed = replay(ReplayConfig(ours.raw, fetch=fetch))  # by one that is mended
     assert (replayed.closed, dict(replayed.became)) == (len(STAGES), {("run", ""): len(STAGES)})
     assert digests(ours.raw) == wanted
-    assert account(ours.raw)[0].dead_letters == {}
+    assert dict(account(ours.raw)[0].index.dead_letters()) == {}
 
 
 @pytest.mark.parametrize("stage", STAGES)

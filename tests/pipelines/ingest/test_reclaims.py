@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import Message, RunFacts
-from pipelines.datasets.update import (
-    create_dataset,
-    read_span,
-    update_dataset,
-    verify_dataset,
-)
+from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from pipelines.kafka.publish import render_runs
 from pipelines.raw_store.verify import verify_raw
 from serving.predict.announcements import read_announcement
@@ -28,6 +23,7 @@ from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
 from training.data.snapshot import make_snapshot
 from transforms.examples.prepare import make_examples
+from transforms.examples.spans import read_span
 from transforms.ingest.trust import TrustPolicy
 
 GATED = TrustPolicy.parse('[[rule]]\nname = "gated"\ntrusted = true\npipeline = ["gate"]')

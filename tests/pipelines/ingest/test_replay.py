@@ -22,6 +22,7 @@ from ciml.events import cloudevents as events
 from ciml.events.cloudevents import finished_event, run_event
 from ciml.events.listing_files import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, RunFacts
+from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.raw.audit import Audit
 from ciml.raw.dead_letters import Choice, all_dead_letters
@@ -29,7 +30,6 @@ from ciml.storage.open import Store
 from pipelines.backfill.backfill import backfill
 from pipelines.ingest.committer import Committer, committer
 from pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
-from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account, announced, need_real, raw_rows
@@ -155,7 +155,7 @@ def test_what_is_allowed_today_is_fetched_today(place: Place) -> None:
     assert account(place.data.raw)[0].trust == {(False, "none"): 1}
 
 
-def test_a_log_that_is_mended_is_parsed(place: Place) -> None:
+def test_a_repaired_log_is_parsed(place: Place) -> None:
     facts = place.facts(0)
     log = place.logs / "0.gz"
     whole = log.read_bytes()
@@ -167,8 +167,8 @@ def test_a_log_that_is_mended_is_parsed(place: Place) -> None:
     assert place.counts == {("run", ""): 1}
 
 
-def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> None:
-    from ciml.raw.accounting import retry
+def test_a_dead_letter_that_was_deferred_before_needs_no_message(place: Place) -> None:
+    from ciml.raw.state import retry
     from transforms.fetch.fetch import fetch
 
     facts, policy = place.facts(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))
@@ -275,7 +275,7 @@ def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
     assert found.became == {("ignored", "job_not_selected"): 1}
 
 
-def test_it_ends_when_it_is_told_to(place: Place) -> None:
+def test_a_stopped_replay_ends(place: Place) -> None:
     place.take(*(finished_event(place.facts(number, log=False)) for number in range(9)))
     for number in range(9):
         place.log_arrives(number)
@@ -285,7 +285,7 @@ def test_it_ends_when_it_is_told_to(place: Place) -> None:
     assert replay(place.config(together=2)).closed == 7
 
 
-def test_two_at_once_close_each_letter_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_replays_close_each_dead_letter_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.take(*(of_a_later_type(place.facts(n), place.facts(n + 1), event_id=f"{n}") for n in range(0, 24, 2)))
     understood(monkeypatch)
     monkeypatch.setattr("pipelines.ingest.replay.committer", lambda raw: Committer(raw))  # as in processes of their own
@@ -356,7 +356,7 @@ def test_lines_of_a_listing_are_tried_where_their_logs_are_now(tmp_path: Path) -
 
 
 @pytest.mark.engines
-def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, place: Place) -> None:
+def test_a_topic_publishes_open_and_closed_dead_letters(kafka: str, topic: MakeTopic, place: Place) -> None:
     need_real(kafka)
     secret = "http://user:s3cr3t@127.0.0.1/x?token=s3cr3t"
     place.take(
@@ -393,7 +393,7 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
     assert len(announced(kafka, names[1])) == 2
 
 
-def test_no_letter_is_no_work(place: Place) -> None:
+def test_no_dead_letter_is_no_work(place: Place) -> None:
     assert replay(place.config()) == Replayed(complete=True)
     place.take(run_event(events.STARTED, place.facts(0, phase="started")))
     assert replay(place.config()) == Replayed(complete=True)

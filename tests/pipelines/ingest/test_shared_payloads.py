@@ -14,7 +14,8 @@ from ciml.events.records import Batch, Message, OffsetRange
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import LocalStore
 from pipelines.ingest.committer import Committer, seal, unseal
-from transforms.fetch.fetch import FetchPolicy, fetch
+from transforms.fetch.fetch import fetch
+from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
 
 BUILDS = 300

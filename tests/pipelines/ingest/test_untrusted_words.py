@@ -12,10 +12,10 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
+from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.client import KafkaOptions
 from services.driver import drive
 from services.ingest import IngestService
 from tests.corpus import CORPUS

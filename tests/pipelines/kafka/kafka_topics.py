@@ -5,8 +5,10 @@ from __future__ import annotations
 from ciml.events.cloudevents import STARTED, run_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
+from ciml.kafka.connect import admin
+from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import Store
-from pipelines.kafka.client import KafkaOptions, admin, list_topic
+from pipelines.kafka.broker import list_topic
 from tests.pipelines.ingest.ingesting import account, wait_for
 
 

@@ -16,10 +16,14 @@ from ciml.data_root import DataRoot
 from ciml.events.cloudevents import decode_message, finished_event
 from ciml.events.payloads import UNREADABLE_HEADERS
 from ciml.events.records import Message
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.log import Delta
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.client import KafkaOptions, borrow, close_readers, list_topic, make_topic
-from pipelines.kafka.source import FOREVER, OffsetTracker, PartitionRead, ReadOptions, ReadUnbounded, Restriction
+from pipelines.kafka.broker import list_topic, make_topic
+from pipelines.kafka.plan import PartitionRead
+from pipelines.kafka.reader import borrow, close_readers
+from pipelines.kafka.source import ReadUnbounded
+from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction
 from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account

@@ -12,22 +12,17 @@ from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRest
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome
+from ciml.kafka.connect import NoTopicError, admin
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from pipelines.ingest.accept_loss import accept_losses
 from pipelines.ingest.committer import committer, seal
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.pipeline import CommitRaw
-from pipelines.kafka.client import (
-    KafkaOptions,
-    NoTopicError,
-    admin,
-    check_topic,
-    close_readers,
-    list_again,
-    list_topic,
-    make_topic,
-)
+from pipelines.kafka.broker import check_topic, list_again, list_topic, make_topic
 from pipelines.kafka.end_offsets import Ends, TopicEnds
-from pipelines.kafka.source import PartitionRead, ReadBounded, ReadOptions, plan
+from pipelines.kafka.plan import PartitionRead, plan
+from pipelines.kafka.reader import close_readers
+from pipelines.kafka.source import ReadBounded
 from pipelines.kafka.tracker import OffsetTracker
 from services.driver import drive
 from services.ingest import IngestService
@@ -132,7 +127,7 @@ def test_retention_that_passes_a_bounded_read_stops_it(config: IngestConfig) -> 
 
 
 @pytest.mark.engines
-def test_what_was_read_of_a_topic_that_was_made_anew_since_is_not_committed(config: IngestConfig) -> None:
+def test_messages_of_a_topic_that_was_recreated_since_are_not_committed(config: IngestConfig) -> None:
     """A consumer goes on in the new topic at its old offset, and nothing but the id tells."""
     before = list_topic(config.kafka, config.topic)
     covers = OffsetRange(config.topic, before.topic_id, 0, 0, 3)

@@ -9,9 +9,9 @@ import pytest
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
+from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import Committer
-from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.publish import LOG, VERSION, Projection, render_runs
 from tests.pipelines.ingest.ingesting import MakeTopic, announced, need_real, one_batch
 from tests.pipelines.ingest.scenario import corpus_facts
@@ -81,7 +81,7 @@ def test_what_was_aborted_half_way_is_announced_once(kafka: str, topic: MakeTopi
 
 
 @pytest.mark.engines
-def test_a_topic_tells_of_one_manifest(kafka: str, topic: MakeTopic, committed: Committer, tmp_path: Path) -> None:
+def test_a_topic_publishes_one_manifest(kafka: str, topic: MakeTopic, committed: Committer, tmp_path: Path) -> None:
     name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
     Projection(committed.log, name, render_runs, kafka_options).announce()
     other = Committer(open_store(tmp_path / "other"))

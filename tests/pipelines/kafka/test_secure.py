@@ -14,8 +14,10 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
+from ciml.kafka.options import KafkaOptions, read_properties
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.client import KafkaOptions, Reader, close_readers, list_topic, make_topic, read_properties
+from pipelines.kafka.broker import list_topic, make_topic
+from pipelines.kafka.reader import Reader, close_readers
 from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account, wait_for
@@ -157,7 +159,7 @@ def test_other_ways_in(broker: SecureBroker) -> None:
         ({"security_protocol": "PLAINTEXT"}, "does not answer"),
     ],
 )
-def test_one_who_is_not_let_in_is_told_why(
+def test_a_rejected_client_gets_the_reason(
     broker: SecureBroker,
     changes: dict[str, str],
     says: str,

@@ -11,13 +11,16 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
+from ciml.kafka.connect import admin
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from pipelines.flink import jobs as flink_jobs
 from pipelines.flink import rest as flink_rest
 from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.pipeline import build_ingest
-from pipelines.kafka.client import KafkaOptions, admin, close_readers, list_topic, make_topic
-from pipelines.kafka.source import ReadOptions, plan
+from pipelines.kafka.broker import list_topic, make_topic
+from pipelines.kafka.plan import plan
+from pipelines.kafka.reader import close_readers
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import add_partitions, covered, delete, delete_records, send_starts, settled
 
@@ -138,7 +141,7 @@ def backlogs(job: flink_rest.RestJob, topic: str) -> dict[str, int]:
 # --- topics that change under a job
 
 
-def test_a_topic_made_anew_under_a_job_stops_it(
+def test_a_topic_recreated_under_a_job_stops_it(
     kafka: str, config: Callable[[int], IngestConfig], flink_jobs: str
 ) -> None:
     """The new topic is longer than the old one was: nobody but the id could tell."""

@@ -47,7 +47,7 @@ _steps = st.lists(st.one_of(st.integers(0, 9), st.just("checkpoint"), st.floats(
 
 
 @given(_steps, st.one_of(st.just(FOREVER), st.integers(0, 60)))
-def test_whatever_is_split_when_the_parts_cover_all_of_it_once(steps: list, stop: int) -> None:
+def test_the_parts_of_any_split_cover_all_once(steps: list, stop: int) -> None:
     """A runner that checkpoints and goes on with the rest at any time gets each offset once, in order."""
     tracker, claimed = OffsetTracker(Restriction(0, stop)), []
     for step in steps:
@@ -133,7 +133,7 @@ def test_a_runner_that_drains_gets_an_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert [runner.resume(1) for _ in range(3)] == [True, True, False]
 
 
-def test_a_slice_that_ends_at_once_begins_the_count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_that_ends_at_once_resets_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner(monkeypatch)
     runner.draining = True
     assert all(runner.resume(pause_s) for _ in range(50) for pause_s in (1, 0))

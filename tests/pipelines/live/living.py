@@ -14,8 +14,10 @@ import pyarrow as pa
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.events.records import RunFacts
 from ciml.events.samples import End, Samples, encode
+from ciml.kafka.options import KafkaOptions
 from ciml.telemetry import telemetry_columns
-from pipelines.kafka.client import KafkaOptions, Reader, list_topic
+from pipelines.kafka.broker import list_topic
+from pipelines.kafka.reader import Reader
 from pipelines.live.pipeline import LiveConfig
 from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
 from tests.transforms.samples import corpus

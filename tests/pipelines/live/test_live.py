@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import pytest
 
 from ciml.events.samples import End, Samples
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from pipelines.flink import rest as flink_rest
 from pipelines.flink.jobs import list_flink_jobs
 from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.kafka.client import KafkaOptions, close_readers, list_topic
-from pipelines.kafka.source import ReadOptions
+from pipelines.kafka.broker import list_topic
+from pipelines.kafka.reader import close_readers
 from pipelines.live.pipeline import KeepRun, LiveConfig, build_live, reached, reset
 from services.driver import drive
 from services.live import LiveService, make_topics, plan_live

@@ -11,7 +11,7 @@ import pytest
 
 import pipelines.live.pipeline
 from ciml.events.samples import End, Samples, encode
-from pipelines.kafka.client import KafkaOptions
+from ciml.kafka.options import KafkaOptions
 from pipelines.live.pipeline import KeepRun, LiveConfig
 from pipelines.live.run_state import RunState
 from services.driver import drive

@@ -14,8 +14,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import CimlError
+from ciml.kafka.options import KafkaOptions
 from ciml.manifest.offsets import RangeSet
-from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.produce import ToSend
 from pipelines.live.pipeline import KeepRun, KeptRuns, LiveConfig
 from pipelines.live.run_state import RunState, Wake

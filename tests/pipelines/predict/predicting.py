@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.digest import telemetry_digest
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.storage.open import open_store
 from serving.push import push
-from serving.registry import Verdict
 from serving.server.server import ModelServer
 from tests.serving.models_fixture import DEFINITION, direct
 from transforms.examples.prepare import prepare
 from transforms.raw.write import write_run
 
-BLESSED = Verdict(True)
+BLESSED = Decision(True)
 START = datetime(2026, 3, 4, 23, 59, 30, tzinfo=UTC)
 
 

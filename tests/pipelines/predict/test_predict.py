@@ -16,11 +16,13 @@ import pytest
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message, OffsetRange
+from ciml.kafka.options import KafkaOptions
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
 from ciml.metrics import Board
 from ciml.storage.open import open_store
-from pipelines.kafka.client import KafkaOptions, Reader, list_topic
+from pipelines.kafka.broker import list_topic
+from pipelines.kafka.reader import Reader
 from pipelines.predict import pipeline as predict_module
 from pipelines.predict.pipeline import PredictConfig
 from services.driver import drive

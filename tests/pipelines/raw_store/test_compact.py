@@ -107,7 +107,7 @@ def test_too_few_stay_alone_until_there_are_more(raw: RawStore) -> None:
     all_there(raw.store)
 
 
-def test_a_broken_run_is_told_and_stays_and_holds_nobody_up(raw: RawStore) -> None:
+def test_a_broken_run_is_reported_and_stays_while_others_are_packed(raw: RawStore) -> None:
     raw.add([run(1), run(2), run(3), run(4)])
     paths = raw.store.list("runs")
     raw.store.replace(paths[0], b"PAR1 no more")
@@ -157,7 +157,7 @@ def test_what_is_named_after_it_was_moved_aside_comes_back(raw: RawStore) -> Non
     all_there(raw.store)
 
 
-def test_a_pack_that_vanished_is_made_anew_while_the_objects_are_there(raw: RawStore) -> None:
+def test_a_lost_pack_is_rebuilt_while_its_objects_exist(raw: RawStore) -> None:
     raw.add([run(1), run(2)])
     squeeze(raw.store, grace_s=3_000_000_000)
     raw.store.delete(next(iter(pack_state(raw.store, FIRST).packs)))
@@ -185,7 +185,7 @@ def test_no_object_goes_while_its_pack_is_broken(raw: RawStore) -> None:
 
 
 @pytest.mark.parametrize("left", [None, b"{", b"{}", b"[]", "old", "other"])
-def test_the_book_may_be_lost_or_belong_to_another_manifest(raw: RawStore, left: Any) -> None:
+def test_the_cursor_may_be_lost_or_belong_to_another_manifest(raw: RawStore, left: Any) -> None:
     raw.add([run(1), run(2)])
     squeeze(raw.store)
     old = raw.store.read(CURSOR_PATH)
@@ -206,7 +206,7 @@ def test_the_book_may_be_lost_or_belong_to_another_manifest(raw: RawStore, left:
     all_there(raw.store)
 
 
-def test_a_long_manifest_is_taken_in_parts(raw: RawStore) -> None:
+def test_a_long_manifest_is_compacted_in_parts(raw: RawStore) -> None:
     for number in range(1, 31):
         raw.add([run(number), run(100 + number, number % 3)])
     reports: list[tuple[str, int, int | None]] = []

@@ -141,7 +141,7 @@ def _run_of(raw: Store, version: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fault", SINGLE_FAULTS)
-def test_a_planted_fault_is_told(events: Events, fault: str) -> None:
+def test_a_planted_fault_is_found(events: Events, fault: str) -> None:
     plant, word = SINGLE_FAULTS[fault]
     plant(events.store)
     found = verified(events.store)
@@ -160,7 +160,7 @@ PACK_FAULTS: dict[str, tuple[Callable[[Store, str], Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", PACK_FAULTS)
-def test_a_planted_fault_of_a_pack_is_told(events: Events, fault: str) -> None:
+def test_a_planted_fault_of_a_pack_is_found(events: Events, fault: str) -> None:
     squeeze(events.store)
     plant, word = PACK_FAULTS[fault]
     plant(events.store, next(iter(pack_state(events.store, FIRST).packs)))
@@ -168,13 +168,13 @@ def test_a_planted_fault_of_a_pack_is_told(events: Events, fault: str) -> None:
     assert any(word in line for line in found.findings), found.findings
 
 
-def test_a_pack_with_a_run_that_nobody_names(events: Events) -> None:
+def test_a_pack_with_an_unnamed_run(events: Events) -> None:
     squeeze(events.store)
     _tamper(events.store, 1, lambda delta: delta["runs"].pop())
     assert any("which the manifest does not name" in line for line in verified(events.store).findings)
 
 
-def test_what_nobody_names_is_only_noted_while_it_is_young(events: Events) -> None:
+def test_an_unnamed_object_is_only_noted_while_it_is_young(events: Events) -> None:
     events.raw.write(*run(90))
     found = verify_raw(events.store)
     assert (found.findings, found.notes[-1]) == ([], "1 young objects are not named by any manifest yet")

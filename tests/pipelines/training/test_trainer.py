@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.errors import IntegrityError
+from ciml.metrics import Board
 from ciml.storage.open import open_store
 from pipelines.training import trainer as trainer_module
-from pipelines.training.metrics import TrainBoard
+from pipelines.training.metrics import registry_families
 from pipelines.training.trainer import TrainConfig, run_once
 from serving.client import ModelClient
 from serving.push import rollback
@@ -25,7 +27,6 @@ from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
 from training.evaluation.champion import Champion
-from training.evaluation.gate import Verdict
 from training.experiment import Experiment
 from training.refresh import Candidate, Skipped
 
@@ -58,13 +59,13 @@ class Refreshing:
             return Skipped("nothing new", FakeSnapshot())  # type: ignore[arg-type]
         folder = self._folder / f"m{seed}-{len(self.lasts)}"
         save_model(folder, seed, spoil=spoil)
-        verdict = Verdict(blessed, ("better",) if blessed else ("worse",), {"accuracy": 0.5})
+        decision = Decision(blessed, ("better",) if blessed else ("worse",), {"accuracy": 0.5})
 
         class Made(Candidate):
             def facts(self) -> dict[str, Any]:
                 return {"refresh": key}
 
-        return Made(folder, FakeSnapshot(), Experiment(), {"evaluation": {}}, verdict, {"train": 0.1})  # type: ignore[arg-type]
+        return Made(folder, FakeSnapshot(), Experiment(), {"evaluation": {}}, decision, {"train": 0.1})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Callable[...
     assert refreshing.lasts == ["key1", "key2"]
     state = Registry(config.data, "m").state
     assert state.champion == 1
-    assert [state.verdicts[one].blessed for one in state.candidates] == [True, False]
+    assert [state.decisions[one].blessed for one in state.candidates] == [True, False]
     assert state.candidates[state.last_candidate].facts == {"refresh": "key2", "champion": 1}
 
 
@@ -110,11 +111,11 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
     assert (result.outcome, result.version) == ("refused", None)
     assert {"nan": "not finite", "signature": "no signature", "python": "not allowed"}[spoil] in result.reasons[0]
     state = Registry(config.data, "m").state
-    assert not state.verdicts[state.last_candidate].blessed
+    assert not state.decisions[state.last_candidate].blessed
     assert run_once(config).outcome == "nothing_new"
 
 
-@pytest.mark.parametrize("step", ["record_candidate", "record_verdict", "push_candidate"])
+@pytest.mark.parametrize("step", ["record_candidate", "record_decision", "push_candidate"])
 def test_killed_between_training_and_push(
     config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -142,7 +143,7 @@ def test_killed_between_training_and_push(
     assert run_once(config).outcome == "nothing_new"
 
 
-def test_interrupted_push_is_judged_anew_against_another_champion(
+def test_interrupted_push_is_judged_again_against_another_champion(
     config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import serving.push as pushing
@@ -172,8 +173,7 @@ def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Callable[
 
 
 def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
-    board = TrainBoard("m")
-    assert "ciml_model_pushes_total" not in collected(board)  # nothing is known yet
+    board = Board()
     for seed, blessed in ((1, True), (2, False), (3, True)):
         scripted((seed, blessed, ""))
         run_once(config)
@@ -181,8 +181,8 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., 
     candidate = registry.record_candidate(
         open_store(save_model(Path(config.data.url) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
     )
-    registry.record_verdict(candidate.id, Verdict(False, ("worse",), {}))
-    board.see(registry.state)
+    registry.record_decision(candidate.id, Decision(False, ("worse",), {}))
+    board.observed(registry_families("m", registry.state))
     shown = collected(board)
     assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 2, ("m", "refused"): 2}
     assert shown["ciml_model_pushes_total"] == {("m",): 2}

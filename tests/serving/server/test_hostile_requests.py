@@ -14,9 +14,9 @@ import pytest
 
 from ciml import limits
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.storage.open import open_store
 from serving.push import push
-from serving.registry import Verdict
 from tests.serving.models_fixture import C, F, L, runs
 from tests.serving.process import MIB, ServerProcess, server_process
 
@@ -31,7 +31,7 @@ MOST = 256 * MIB
 def server(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("hostile")
     data = DataRoot.open(root / "data")
-    push(data, "m", open_store(good[1]), Verdict(True), check=False)
+    push(data, "m", open_store(good[1]), Decision(True), check=False)
     with server_process(data.models.url("models.config"), root / "log") as running:
         yield running
 

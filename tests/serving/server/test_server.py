@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.decision import Decision
 from ciml.storage.open import open_store
 from serving.push import push
-from serving.registry import Verdict
 from serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import C, F, L, direct, runs
 
-BLESSED = Verdict(True)
+BLESSED = Decision(True)
 
 
 @pytest.fixture(scope="module")

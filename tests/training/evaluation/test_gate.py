@@ -41,20 +41,20 @@ def against(right: int, champion: int, total: int = 100) -> dict[str, Any]:
 
 
 def test_a_good_first_model_is_blessed_and_says_why():
-    verdict = judge(figures(), POLICY, has_champion=False)
-    assert verdict.blessed
-    assert verdict.reasons == (
+    decision = judge(figures(), POLICY, has_champion=False)
+    assert decision.blessed
+    assert decision.reasons == (
         "accuracy 0.900 (at least 0.826) beats the base rate 0.500",
         "no champion to compare with",
     )
-    assert verdict.metrics["accuracy"]["right"] == 90
-    json.dumps(verdict.to_json(), allow_nan=False)
+    assert decision.metrics["accuracy"]["right"] == 90
+    json.dumps(decision.to_json(), allow_nan=False)
 
 
 def test_a_gate_that_is_not_wired_is_closed():
     assert not judge(None, POLICY, has_champion=False).blessed
-    verdict = judge({}, POLICY, has_champion=False)
-    assert verdict.reasons == (
+    decision = judge({}, POLICY, has_champion=False)
+    assert decision.reasons == (
         "0 held-out runs are too few; at least 20 are needed",
         "some probabilities are not finite",
         "the number of training runs by class is missing",
@@ -103,9 +103,9 @@ def test_no_part_of_the_evaluation_may_be_missing(path: tuple[str, ...]):
     ],
 )
 def test_each_fault_alone_closes_it(change: dict[str, Any], line: str):
-    verdict = judge(change, POLICY, has_champion=False)
-    assert not verdict.blessed
-    assert verdict.reasons == (line,)
+    decision = judge(change, POLICY, has_champion=False)
+    assert not decision.blessed
+    assert decision.reasons == (line,)
 
 
 def test_probabilities_that_are_not_finite_are_rejected():
@@ -118,9 +118,9 @@ def test_probabilities_that_are_not_finite_are_rejected():
     ("right", "champion", "blessed"), [(90, 85, True), (85, 85, True), (84, 85, True), (80, 85, False), (70, 90, False)]
 )
 def test_no_worse_than_the_champion_on_the_same_runs(right: int, champion: int, blessed: bool):
-    verdict = judge(against(right, champion), POLICY, has_champion=True)
-    assert verdict.blessed is blessed
-    assert f"{(right - champion) / 100:+.3f} against the champion on the same 100 runs" in verdict.reasons[-1]
+    decision = judge(against(right, champion), POLICY, has_champion=True)
+    assert decision.blessed is blessed
+    assert f"{(right - champion) / 100:+.3f} against the champion on the same 100 runs" in decision.reasons[-1]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_psi_of_known_shares() -> None:
     assert psi_of(same, same, 100, 100, 50.0) == 0
 
 
-def test_another_mix_is_told_apart_from_a_shift() -> None:
+def test_another_mix_is_distinguished_from_a_shift() -> None:
     random = np.random.default_rng(2)
 
     def runs(job: str, count: int, shift: float = 0.0) -> tuple[Cell, np.ndarray]:
@@ -243,24 +243,24 @@ def test_nothing_moved_between_halves_of_the_same_runs() -> None:
     assert report.tests > 20
 
 
-def test_a_column_in_another_unit_is_told_once_for_all_runs() -> None:
+def test_a_column_in_another_unit_is_reported_once_for_all_runs() -> None:
     (found,) = real(times("memory usage:free", 1 / 1024)).findings
     assert (found.kind, found.what, found.build_name, found.provider) == ("unit", "free", None, None)
     assert found.verdict.startswith("another unit: ÷ 1000 or 1024")
 
 
-def test_a_column_in_another_unit_on_one_provider_is_told_of_that_provider() -> None:
+def test_a_column_in_another_unit_on_one_provider_is_reported_for_that_provider() -> None:
     (found,) = real(only(times("memory usage:free", 1024), provider="two")).findings
     assert (found.kind, found.what, found.build_name, found.provider) == ("unit", "free", None, "two")
 
 
-def test_a_shift_in_one_job_is_told_of_that_job() -> None:
+def test_a_shift_in_one_job_is_reported_for_that_job() -> None:
     (found,) = real(only(times("total cpu usage:usr", 0.5), build_name="networkx")).findings
     assert (found.kind, found.what, found.build_name, found.provider) == ("shift", "usr", "networkx", None)
     assert found.before > found.after
 
 
-def test_a_lost_column_and_a_new_one_are_told_where_they_are() -> None:
+def test_a_lost_column_and_a_new_one_are_reported_for_their_slice() -> None:
     def drop(run: Any, table: pa.Table) -> tuple[Any, pa.Table]:
         return run, table.drop_columns(["load avg:1m"])
 
@@ -275,7 +275,7 @@ def test_a_lost_column_and_a_new_one_are_told_where_they_are() -> None:
     assert (new.findings[0].before, new.findings[0].after) == (0.0, pytest.approx(1.0))
 
 
-def test_a_new_provider_is_told() -> None:
+def test_a_new_provider_is_reported() -> None:
 
     def move(run: Any, table: pa.Table) -> tuple[Any, pa.Table]:
         return run.replace(provider="ovh", flavour="b2-7"), table

@@ -196,7 +196,7 @@ def test_no_runs_make_no_windows() -> None:
 
 
 @pytest.mark.parametrize("keys", [{}, {"sample_statistic": "std"}, {"aggregation_functions": FUNCTIONS}])
-def test_a_run_comes_out_to_the_bit_the_same_whatever_stands_beside_it(keys: dict[str, object]) -> None:
+def test_the_windows_of_a_run_do_not_depend_on_other_runs(keys: dict[str, object]) -> None:
     _, tables, _ = corpus(60)
     made = resolved(telemetry_columns(tables[0].column_names), sample_interval="7s", **keys)
     together, n_windows, _ = prepare_many(tables, made)

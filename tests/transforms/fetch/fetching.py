@@ -6,7 +6,8 @@ from typing import Any
 
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts, Trust
-from transforms.fetch.fetch import Fetcher, FetchPolicy
+from transforms.fetch.fetch import Fetcher
+from transforms.fetch.policy import FetchPolicy
 
 from .log_server import LogServer
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from ciml.events.records import Batch, Outcome, RunFacts
 from ciml.events.run_id import RunId
-from transforms.fetch.fetch import Fetcher, FetchPolicy
+from transforms.fetch.fetch import Fetcher
+from transforms.fetch.policy import FetchPolicy
 
 from .certificates import make_certificate
 from .fetching import NOW, pending

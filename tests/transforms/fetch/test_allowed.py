@@ -14,7 +14,8 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.events.records import Batch
-from transforms.fetch.fetch import Fetcher, FetchPolicy
+from transforms.fetch.fetch import Fetcher
+from transforms.fetch.policy import FetchPolicy
 
 from .certificates import make_certificate
 from .fetching import NOW, allow, only, pending, run

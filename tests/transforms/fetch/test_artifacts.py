@@ -17,8 +17,7 @@ from ciml.errors import CimlError
 from ciml.events.payloads import message_of
 from transforms.fetch.artifacts import Artifact, JobFacts, artifact_of, artifacts_on
 from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.fetch import FetchPolicy
-from transforms.fetch.policy import ARTIFACT_NAMES
+from transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
 
 from .fetching import MIB, NOW, only
 from .github import SIGNED, START_US, TOKEN, Systems, job, listed, systems

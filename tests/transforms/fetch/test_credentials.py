@@ -15,7 +15,8 @@ import pytest
 from ciml.errors import CimlError
 from transforms.fetch.addresses import parse_address
 from transforms.fetch.credentials import Credential, credential_of
-from transforms.fetch.fetch import Fetcher, FetchPolicy
+from transforms.fetch.fetch import Fetcher
+from transforms.fetch.policy import FetchPolicy
 
 from .fetching import only
 from .github import API, BLOBS, TOKEN, Systems, job, systems

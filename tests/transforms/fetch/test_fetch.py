@@ -18,7 +18,8 @@ from ciml.errors import CimlError
 from ciml.events.cloudevents import finished_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, Origin, Outcome
-from transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, FetchPolicy, fetch
+from transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch
+from transforms.fetch.policy import FetchPolicy
 
 from .fetching import MIB, NOW, TRUST, allow, only, pending, run
 from .log_server import LOG, LogServer, bomb, serving

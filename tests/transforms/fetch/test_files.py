@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 
 from ciml.errors import RejectedInput
-from transforms.fetch.fetch import FetchPolicy
 from transforms.fetch.files import open_below
+from transforms.fetch.policy import FetchPolicy
 
 from .fetching import only, run
 from .log_server import LOG

@@ -13,8 +13,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_LOG_REQUESTS
-from transforms.fetch.fetch import FetchPolicy
-from transforms.fetch.policy import LOG_PATHS
+from transforms.fetch.policy import LOG_PATHS, FetchPolicy
 
 from .fetching import MIB, allow, only, run
 from .log_server import LOG, LogServer, bomb, serving

@@ -99,7 +99,7 @@ def test_members_have_a_limit_and_a_small_cost(size: int) -> None:
     assert time.monotonic() - started < 10
 
 
-def test_growth_is_told() -> None:
+def test_growth_is_reported() -> None:
     grown: list[int] = []
     assert gunzip([gzip.compress(bytes(700_000))], LIMIT, grown.append) == bytes(700_000)
     assert sum(grown) == 700_000

@@ -14,7 +14,8 @@ import pytest
 
 from ciml.events.records import Batch
 from ciml.limits import PART_BYTES
-from transforms.fetch.fetch import Fetcher, FetchPolicy, fetch_in_parts
+from transforms.fetch.fetch import Fetcher, fetch_in_parts
+from transforms.fetch.policy import FetchPolicy
 from transforms.parse.stage import parse
 
 from .fetching import MIB, NOW, allow, pending

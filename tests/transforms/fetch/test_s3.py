@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from tests.faults.s3_shim import Shim, Weather
-from transforms.fetch.fetch import FetchPolicy
+from transforms.fetch.policy import FetchPolicy
 
 from .fetching import MIB, only, run
 from .log_server import LOG

@@ -12,7 +12,8 @@ import pytest
 from ciml.events.records import Batch, Outcome, RunFacts
 from ciml.storage.open import open_store
 from transforms.fetch import fetch
-from transforms.fetch.fetch import Fetcher, FetchPolicy
+from transforms.fetch.fetch import Fetcher
+from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.run_stages import take_logs
 
 from .fetching import NOW, pending

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from ciml.events.cloudevents import facts_from_listing
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
+from ciml.events.run_facts import facts_from_listing
 from ciml.raw.known_subjects import STORED
 from transforms.ingest.trust import FACTS as FACTS_IN_ORDER
 from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, former_policy, judge

@@ -181,7 +181,7 @@ def test_a_window_is_early_then_final_then_late() -> None:
     assert run.panes(over=True) == []
 
 
-def test_a_window_without_a_value_is_told_when_it_has_one() -> None:
+def test_a_window_without_a_value_is_published_when_it_has_one() -> None:
     stored = at((0, None), (11, 5.0), (1, 2.0))
     (message,) = recorded(RUN, stored)
     run, published = LiveRun(RUN, [one()], POLICY), []
@@ -191,7 +191,7 @@ def test_a_window_without_a_value_is_told_when_it_has_one() -> None:
     assert published == [[], [(1, 1, 5.0)], [(0, 2, 2.0)]]
 
 
-def test_a_long_window_is_told_ever_more_seldom() -> None:
+def test_a_long_window_is_published_ever_less_often() -> None:
     stored = at(*((second, float(second)) for second in range(3000)))
     consumer = live(RUN, [one("1h")], arrivals(recorded(RUN, stored), np.random.default_rng(1), tick_s=1.0))
     counts = [pane.samples for pane in consumer.panes]
@@ -202,7 +202,7 @@ def test_a_long_window_is_told_ever_more_seldom() -> None:
     assert len(consumer.examples) < 170
 
 
-def test_what_is_told_of_a_revision_is_always_the_same() -> None:
+def test_a_revision_always_has_the_same_values() -> None:
     """Other batches of the same messages: other revisions may be published, and each has the same bytes."""
     runs, tables, _ = corpus(12)
     datasets = definitions()
@@ -356,7 +356,7 @@ def test_a_run_kept_as_bytes_goes_on_as_the_same(data: st.DataObject) -> None:
         assert example_message(RUN, mine, "ended") == example_message(RUN, other, "ended")
 
 
-def test_the_form_of_what_is_told() -> None:
+def test_the_form_of_published_messages() -> None:
     stored = at((0, 1.0), (5, 2.5))
     consumer = live(RUN, [one()], arrivals(recorded(RUN, stored), np.random.default_rng(1)))
     dataset = consumer.panes[-1].dataset

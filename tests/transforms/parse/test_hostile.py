@@ -204,7 +204,7 @@ def test_very_many_headers_are_refused() -> None:
         assert contents(parse_logs([Log(HEAD + ROW + again)])[0])[0] == "too_many_restarts"  # type: ignore[index]
 
 
-def test_samples_that_no_time_can_be_told_of_are_dropped() -> None:
+def test_samples_without_a_certain_time_are_dropped() -> None:
     table = parse_logs([Log(HEAD + ROW + b'"load avg"\n"1m"\n7\n8\n' + HEAD + ROW)])[0]
     assert isinstance(table, pa.Table)
     assert table.column("load avg:1m").to_pylist() == [1.0, 1.0]

@@ -87,7 +87,7 @@ def test_a_header_of_the_year_9999_leaves_rows_without_a_year_without_a_time() -
         assert result.reason == "no_time"
 
 
-def test_rows_that_tell_their_year_do_not_need_the_header_to() -> None:
+def test_rows_with_a_year_do_not_need_that_of_the_header() -> None:
     result = parsed(log("31 Dec 9999 23:59:59 CET", "2026-11-24 13:00:00,1", "2026-11-24 13:00:01,2"), NOON_US)
     assert times_of(result) == [NOON_US, NOON_US + 1_000_000]
 

@@ -145,7 +145,7 @@ NAMES: dict[str, Callable[[int], list[str]]] = {
 
 
 @pytest.mark.parametrize("shape", NAMES)
-def test_names_are_told_apart_in_linear_time(shape: str) -> None:
+def test_names_are_made_distinct_in_linear_time(shape: str) -> None:
     assert_linear(NAMES[shape], unique_names, 2000)
     assert_linear(NAMES[shape], short_names, 2000)
 
@@ -155,7 +155,7 @@ def test_the_interval_of_a_command_line_is_found_in_linear_time() -> None:
         assert_linear(lambda size, piece=piece: b"dstat " + piece * size, interval_of, 20_000)  # type: ignore[misc]
 
 
-def test_samples_of_many_starts_of_a_recorder_are_told_apart_in_linear_time() -> None:
+def test_samples_of_many_starts_of_a_recorder_are_separated_in_linear_time() -> None:
     def make(count: int) -> Part:
         times = np.arange(count, dtype=np.int64)
         return Part(times, times * 0, times, times == 0, np.zeros((count, 1)), np.ones(1, bool))

@@ -193,7 +193,7 @@ def test_a_silence_into_the_hour_that_comes_twice() -> None:
     ]
 
 
-def test_a_clock_without_summer_time_is_told_by_its_steady_steps() -> None:
+def test_a_clock_without_summer_time_is_recognised_by_its_steady_steps() -> None:
     """CET in Algiers goes on from 01:59 to 02:00 where Berlin's goes to 03:00."""
     algiers = [f"29-03 0{1 + m // 60}:{m % 60:02d}:00" for m in range(50, 75)]
     got = written(algiers, "29 Mar 2026 01:50:00 CET")

@@ -8,7 +8,6 @@ import shutil
 import struct
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,9 @@ metas = st.none() | st.dictionaries(st.binary(min_size=1, max_size=6), st.binary
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.lists(cells, max_size=6), metas), min_size=1, max_size=6), st.data())
-def test_whatever_a_run_holds(tmp_path_factory: pytest.TempPathFactory, made: list[Any], data: st.DataObject) -> None:
+def test_runs_of_every_content_are_packed(
+    tmp_path_factory: pytest.TempPathFactory, made: list[Any], data: st.DataObject
+) -> None:
     runs = {f"zuul~{at}.x~1": stored(table(usr, metadata=meta)) for at, (usr, meta) in enumerate(made)}
     raw = LocalStore(tmp_path_factory.mktemp("raw"))
     file, content = packed(runs)
@@ -255,7 +256,7 @@ def test_no_flipped_byte_goes_unseen_or_brings_anything_down(tmp_path: Path) -> 
     assert detected > 0.95 * len(data) / 5  # the rest are the file's first bytes and the heads of pages
 
 
-def test_pages_in_the_place_of_others_are_an_error(tmp_path: Path) -> None:
+def test_exchanged_pages_are_an_error(tmp_path: Path) -> None:
     """Each is whole, header and checksum, so Parquet's reader has nothing to say."""
     run = {"zuul~1~1": table([0.1, 0.7, 0.3], other=[0.2, 0.9, 0.4])}
     file, data = packed(run)
@@ -283,7 +284,7 @@ def test_a_pack_of_an_older_version_is_read_whole_once(tmp_path: Path) -> None:
 
 def test_a_pack_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
     file, data = packed({"zuul~1~1": table([1.0])})
-    for wrong in (replace(file, rows=2), replace(file, runs=2)):
+    for wrong in (file.replace(rows=2), file.replace(runs=2)):
         with pytest.raises(IntegrityError, match="which differs from its manifest"):
             OpenPack(wrong, data[-file.footer :])
     for footer in (b"", data[-file.footer + 9 :], data[:-8]):
@@ -292,7 +293,7 @@ def test_a_pack_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
     other = write_run(table([1.0]))  # a file of Parquet, and no pack
     footer = other[-int.from_bytes(other[-8:-4], "little") - 8 :]
     with pytest.raises(IntegrityError, match="cannot be read as a pack"):
-        OpenPack(replace(file, footer_digest=hashlib.sha256(footer).hexdigest()[:32]), footer)
+        OpenPack(file.replace(footer_digest=hashlib.sha256(footer).hexdigest()[:32]), footer)
 
 
 def test_runs_in_packs_and_out_of_them_in_the_order_given(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from cli.commands.data.dataset.manage import create, records, show, update
 from cli.commands.data.dataset.spans import spans, verify
 
 
-@click.group("dataset")
+@click.group("dataset", commands=[build, create, update, show, spans, verify, records])
 def command() -> None:
     """Build, update, show and verify data sets.
 
@@ -22,7 +22,3 @@ def command() -> None:
       ciml dataset update cpu-load --data-path DATA
       ciml dataset build --dataset cpu --features-regex "(usr|1min)" --data-path DATA
     """
-
-
-for each in (build, create, update, show, spans, verify, records):
-    command.add_command(each)

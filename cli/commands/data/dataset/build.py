@@ -13,10 +13,9 @@ import click
 from ciml.errors import CimlError
 from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
-from cli.options import data_path_option, require_data, s3_place, target_data_path_option
+from cli.options import data_path_option, require_data, s3_options, s3_place, target_data_path_option
 from cli.param_types import Windows
-from cli.progress_bar import bars, progress_bar
-from cli.s3_options import s3_options
+from cli.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset
@@ -100,7 +99,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @click.option(
     "--min-windows", type=int, metavar="N", help="Minimum windows of a run; shorter runs are excluded.  [default: 1]"
 )
-@click.option("--force/--no-force", help="Replace a data set that has another definition.  [default: no-force]")
+@click.option("--force/--no-force", default=False, help="Replace a data set that has another definition.")
 @click.option(
     "--listing",
     metavar="LISTING",
@@ -110,7 +109,8 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @logs_option()
 @click.option(
     "--visualize/--no-visualize",
-    help="Plot as ciml plot does, into the folder _plots of the data set.  [default: no-visualize]",
+    default=False,
+    help="Plot as ciml plot does, into the folder _plots of the data set.",
 )
 @click.option(
     "--jobs",
@@ -164,11 +164,10 @@ def command(
     if force and is_another(target.dataset(definition.name), definition):
         remove_dataset(target.dataset(definition.name))
         definition = _definition(target, dataset, definition_file, options)
-    with collecting_rarely(), listed or nullcontext(), bars() as show:
+    with collecting_rarely(), listed or nullcontext(), progress_bar("making examples") as progress:
         update = build_dataset(
-            listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1],
-            progress=lambda done, total: show("making examples", done, total),
-        )  # fmt: skip
+            listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
+        )
     for line in _summary(update, target.dataset(definition.name).store.url()):
         click.echo(line)
     if listed is not None and (left_out := listed.log.left_out):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.data_root import DataRoot
 from cli.batch_options import collecting_rarely, runner_option
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from cli.commands.data.dataset.spans import print_spans
@@ -40,7 +41,6 @@ def create(name: str, definition_file: str, data_path: str) -> None:
     Example:
       ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
     """
-    from ciml.data_root import DataRoot
     from ciml.datasets.definition import AUTO, DatasetDefinition
     from ciml.settings import read_toml
     from pipelines.datasets.update import create_dataset, with_default_windows
@@ -76,7 +76,6 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
       ciml dataset update cpu-load --data-path DATA
       ciml dataset update cpu-load --seal --runner fnapi --data-path DATA
     """
-    from ciml.data_root import DataRoot
     from pipelines.datasets.update import update_dataset
 
     with collecting_rarely(), progress_bar("making examples") as progress:
@@ -112,8 +111,6 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
       ciml dataset show cpu-load --data-path DATA
       ciml dataset show --data-path DATA
     """
-    from ciml.data_root import DataRoot
-
     data = DataRoot.open(data_path)
     if name is None:
         names = data.dataset_names()
@@ -153,7 +150,6 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     """
     from pathlib import Path
 
-    from ciml.data_root import DataRoot
     from ciml.errors import CimlError
     from training.data.analysis_cache import AnalysisCache
     from training.data.materialise import is_materialised, materialise

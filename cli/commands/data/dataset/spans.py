@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import CimlError
 from cli.options import data_path_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.data_root import StoredDataset
@@ -82,10 +84,7 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
             try:
                 # a manifest that contradicts itself is a finding of this data set; the others are verified too
                 state = dataset.state()
-                wrong = verify_dataset(
-                    dataset,
-                    progress=lambda done, total, name=name: progress(name, done, total),  # type: ignore[misc]
-                )
+                wrong = verify_dataset(dataset, progress=partial(progress, name))
             except IntegrityError as error:
                 found[name] = {"examples": None, "spans": None, "findings": [str(error)]}
                 continue
@@ -134,16 +133,10 @@ def describe(span: SpanVersion) -> dict[str, Any]:
 def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
     """Print a table of span versions, each with whether it is the latest of its span."""
     spans = list(spans)
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     classes = list(
         dict.fromkeys(run.label_name for span, _ in spans for run in sorted(span.runs, key=lambda r: r.label))
     )
-    table = Table(title=title, title_justify="left")
-    for heading in ("span", "version", "examples", *classes, *_SPLITS, "excluded"):
-        table.add_column(Text(heading), justify="right", no_wrap=True)
+    rows = []
     for span, is_last in spans:
         by_class = Counter(run.label_name for run in span.runs)
         by_split = Counter(run.split for run in span.runs)
@@ -154,5 +147,6 @@ def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
         ]
         numbers.append(len(span.excluded))
         version = f"{span.version}" if is_last else f"{span.version} old"
-        table.add_row(str(span.span), version, *(f"{number:,}" for number in numbers))
-    Console(highlight=False).print(table)
+        rows.append([str(span.span), version, *(f"{number:,}" for number in numbers)])
+    headings = ["span", "version", "examples", *classes, *_SPLITS, "excluded"]
+    print_table(headings, rows, title=title, right=headings)

@@ -8,7 +8,7 @@ from cli.commands.data.dead_letters.replay import replay_command
 from cli.commands.data.dead_letters.show import count, list_command, show
 
 
-@click.group("dead-letters")
+@click.group("dead-letters", commands=[list_command, count, show, replay_command])
 def command() -> None:
     """List, count, show and replay dead letters.
 
@@ -20,7 +20,3 @@ def command() -> None:
       ciml dead-letters count --data-path data
       ciml dead-letters replay --reason 'log_*' --allow-host logs.example.org --data-path data
     """  # fmt: skip
-
-
-for each in (list_command, count, show, replay_command):
-    command.add_command(each)

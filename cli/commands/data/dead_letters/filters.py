@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from cli.options import Option, stacked
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
     from ciml.raw.dead_letters import Choice
 
-F = TypeVar("F", bound=Callable[..., Any])
 #: The filters' names.
 FILTERS = ("reasons", "jobs", "topics", "runs", "since", "until")
 
 
-def choice_options(command: F) -> F:
-    """The filters, as ``reasons, jobs, topics, runs, since, until``."""
-    globs = [
-        ("--reason", "reasons", "Reason of the dead letters"),
-        ("--job", "jobs", "Job of the dead letters, '' for an unknown one"),
-        ("--topic", "topics", "Topic of the dead letters, 'listing:*' for listings"),
-        ("--run", "runs", "Run id of the dead letters, '' for an undecoded one"),
-    ]
-    table = [
-        click.option(option, name, multiple=True, metavar="GLOB", help=f"{what}; may be repeated.  [default: all]")
-        for option, name, what in globs
-    ]
-    table += [
-        click.option("--since", type=Duration(), metavar="TIME", help="Maximum age, such as 7d.  [default: none]"),
-        click.option("--until", type=Duration(), metavar="TIME", help="Minimum age, such as 7d.  [default: none]"),
-    ]  # fmt: skip
-    for option in reversed(table):
-        command = option(command)
-    return command
+def _glob(option: str, name: str, what: str) -> Option:
+    return click.option(option, name, multiple=True, metavar="GLOB", help=f"{what}; may be repeated.  [default: all]")
+
+
+#: The filters, as ``reasons, jobs, topics, runs, since, until``.
+choice_options = stacked(
+    _glob("--reason", "reasons", "Reason of the dead letters"),
+    _glob("--job", "jobs", "Job of the dead letters, '' for an unknown one"),
+    _glob("--topic", "topics", "Topic of the dead letters, 'listing:*' for listings"),
+    _glob("--run", "runs", "Run id of the dead letters, '' for an undecoded one"),
+    click.option("--since", type=Duration(), metavar="TIME", help="Maximum age, such as 7d.  [default: none]"),
+    click.option("--until", type=Duration(), metavar="TIME", help="Minimum age, such as 7d.  [default: none]"),
+)
 
 
 def choice_of(

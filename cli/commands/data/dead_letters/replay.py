@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.events.records import reasons_of, totals_of
 from ciml.pairs import pairs
 from cli.commands.data.dead_letters.filters import FILTERS, choice_of, choice_options
 from cli.options import data_path_option, s3_place
@@ -74,7 +74,7 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
         return 0
     stop = stop_on_signals()
     with Bar("replay", "dead letters") as bar:
-        found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, _totals(each)))
+        found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, totals_of(each.became)))
     _print_replayed(found, as_json)
     return _INTERRUPTED if not found.complete else _SOME_LEFT if found.still else 0
 
@@ -120,28 +120,17 @@ def make_config(
     )
 
 
-def _totals(found: Replayed) -> dict[str, int]:
-    totals: Counter[str] = Counter()
-    for (kind, _), number in found.became.items():
-        totals[kind] += number
-    return totals
-
-
 def _print_replayed(found: Replayed, as_json: bool) -> None:
     if as_json:
-        became: dict[str, dict[str, int]] = {}
-        for (kind, reason), number in sorted(found.became.items()):
-            became.setdefault(kind, {})[reason] = number
         value = {
-            "tried": found.tried, "closed": found.closed, "became": became, "still_open": dict(found.still),
-            "closed_by_others": found.elsewhere, "whole": found.complete,
+            "tried": found.tried, "closed": found.closed, "became": reasons_of(found.became),
+            "still_open": dict(found.still), "closed_by_others": found.elsewhere, "whole": found.complete,
         }  # fmt: skip
         click.echo(json.dumps(value, indent=2))
         return
-    from ciml.events.records import KIND_WORDS
+    from cli.progress_counts import counts_text
 
-    totals = _totals(found)
-    counts = ", ".join(f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind])
+    counts = counts_text(totals_of(found.became))
     click.echo(f"{found.tried:,} dead letters replayed: {found.closed:,} closed{f' ({counts})' if counts else ''}")
     if found.elsewhere:
         click.echo(f"{found.elsewhere:,} were closed by a concurrent replay")

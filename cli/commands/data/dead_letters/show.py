@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
 from cli.commands.data.dead_letters.filters import choice_of, choice_options
@@ -25,7 +26,6 @@ _SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
 
 def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLetter]:
     """Yield the open dead letters of the filters, or all of them, the oldest first."""
-    from ciml.data_root import DataRoot
     from ciml.raw.dead_letters import all_dead_letters, open_dead_letters, open_keys
     from ciml.raw.state import open_raw
 
@@ -38,7 +38,7 @@ def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLet
 @data_path_option()
 @choice_options
 @click.option("--all", "everything", is_flag=True, help="Include closed dead letters and their outcomes.")
-@click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of dead letters.")
+@click.option("--last", default=20, type=click.IntRange(1), help="Maximum number of dead letters.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output of all, one object a line.")
 def list_command(data_path: str, everything: bool, last: int, as_json: bool, **filters: Any) -> None:
     """List open dead letters, the latest last.
@@ -116,7 +116,6 @@ def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
         for one in _found(data_path, False, **filters):
             counts[one.outcome.reason, one.job if by_job else ""] += 1
     else:  # the manifest's own sums
-        from ciml.data_root import DataRoot
         from ciml.raw.state import open_raw
 
         _, state = open_raw(DataRoot.open(data_path).raw)
@@ -144,7 +143,6 @@ def show(origin: str, run_id: str, data_path: str) -> None:
     Example:
       ciml dead-letters show ci-events:0:1234 --data-path data
     """
-    from ciml.data_root import DataRoot
     from ciml.raw.dead_letters import Choice
     from pipelines.ingest.replay import chosen
 

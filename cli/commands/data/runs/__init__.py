@@ -9,10 +9,8 @@ from cli.commands.data.runs.maintain import compact, verify
 from cli.commands.data.runs.summary import summary
 from cli.default_group import DefaultGroup
 
-__all__ = ["command"]
 
-
-@click.group("runs", cls=DefaultGroup, default="summary")
+@click.group("runs", cls=DefaultGroup, default="summary", commands=[summary, list_runs, show, verify, compact])
 def command() -> None:
     """Show, verify and compact stored runs.
 
@@ -25,7 +23,3 @@ def command() -> None:
       ciml runs verify --sample 1000 --data-path data
       ciml runs compact --data-path data
     """
-
-
-for one in (summary, list_runs, show, verify, compact):
-    command.add_command(one)

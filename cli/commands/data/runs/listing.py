@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from cli.options import data_path_option
+from cli.options import data_path_option, jobs_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.storage.open import Store
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @data_path_option()
-@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs of the runs; may be repeated.  [default: all]")
+@jobs_option("Jobs of the runs")
 @click.option(
     "--outcome",
     "outcomes",
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--date", metavar="YYYY-MM-DD", help="Start day (UTC) or month (2026-11) of the runs.  [default: all]")
 @click.option("--trusted/--untrusted", default=None, help="Trust of the runs, as last decided.  [default: both]")
-@click.option("--last", default=50, show_default=True, type=click.IntRange(1), help="Maximum number of runs.")
+@click.option("--last", default=50, type=click.IntRange(1), help="Maximum number of runs.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
 def list_runs(
     data_path: str,
@@ -49,7 +51,6 @@ def list_runs(
     """
     from itertools import islice
 
-    from ciml.data_root import DataRoot
     from ciml.globs import glob_pattern
     from ciml.raw.latest_runs import latest_runs
     from ciml.raw.state import open_raw
@@ -75,17 +76,11 @@ def list_runs(
 
 def print_runs(runs: list[dict[str, Any]], title: str) -> None:
     """Print a table of runs."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from cli.progress_bar import table_console
-
-    table = Table("run", "job", "outcome", "trusted", "samples", title=title or None, title_justify="left")
-    for run in runs:
-        trusted = "yes" if run["trusted"] else "no"
-        table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], trusted, f"{run['rows']:,}")
-    table.columns[0].overflow = "fold"  # an id is for other commands
-    table_console().print(table)
+    rows = [
+        (run["run_id"], run["build_name"], run["outcome"], "yes" if run["trusted"] else "no", f"{run['rows']:,}")
+        for run in runs
+    ]
+    print_table(("run", "job", "outcome", "trusted", "samples"), rows, title=title)
 
 
 @click.command("show")
@@ -104,7 +99,6 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
     """
     from functools import partial
 
-    from ciml.data_root import DataRoot
     from ciml.raw.lookup import attempts_of, entries_of, row_of
     from ciml.raw.state import open_raw
     from cli.progress_bar import bars

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 
+from ciml.data_root import DataRoot
 from cli.options import data_path_option
 from cli.param_types import Duration
 
@@ -16,14 +17,8 @@ from cli.param_types import Duration
 @click.option(
     "--sample", type=click.IntRange(0), metavar="N", help="Number of runs to read, chosen at random.  [default: all]"
 )
-@click.option("--seed", default=0, show_default=True, help="Random seed of --sample.")
-@click.option(
-    "--grace",
-    default="3d",
-    show_default=True,
-    type=Duration(),
-    help="Age from which an unreferenced object is a finding.",
-)
+@click.option("--seed", default=0, help="Random seed of --sample.")
+@click.option("--grace", default="3d", type=Duration(), help="Age from which an unreferenced object is a finding.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json: bool) -> int:
     """Verify all counts and digests of the raw store.
@@ -37,7 +32,6 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
       ciml runs verify --data-path data
       ciml runs verify --sample 1000 --json --data-path s3://bucket/data
     """
-    from ciml.data_root import DataRoot
     from cli.progress_bar import bars
     from pipelines.raw_store.verify import verify_raw
 
@@ -67,20 +61,14 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
 @click.option(
     "--older-than",
     default="1d",
-    show_default=True,
     type=Duration(),
     help="Age after a day's end (UTC) from which it is packed.",
 )
-@click.option(
-    "--grace", default="1d", show_default=True, type=Duration(), help="Time for which unneeded objects are kept."
-)
-@click.option(
-    "--min-runs", default=2, show_default=True, type=click.IntRange(1), help="Minimum runs of a job and day to pack."
-)
+@click.option("--grace", default="1d", type=Duration(), help="Time for which unneeded objects are kept.")
+@click.option("--min-runs", default=2, type=click.IntRange(1), help="Minimum runs of a job and day to pack.")
 @click.option(
     "--pack-size",
     default=32,
-    show_default=True,
     type=click.IntRange(1, 1024),
     metavar="MIB",
     help="Approximate maximum size of a pack, in MiB.",
@@ -100,7 +88,6 @@ def compact(
       ciml runs compact --data-path data
       ciml runs compact --older-than 7d --grace 2d --json --data-path s3://bucket/data
     """
-    from ciml.data_root import DataRoot
     from cli.progress_bar import bars
     from pipelines.raw_store.compact import compact as run
 

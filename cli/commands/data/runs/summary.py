@@ -10,10 +10,11 @@ import click
 
 from cli.commands.data.runs.listing import print_runs
 from cli.options import data_path_option
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
-    from ciml.raw.accounting import RawState
+    from ciml.raw.state import RawState
     from ciml.storage.open import Store
 
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @data_path_option()
 @click.option("--count", is_flag=True, help="Print only the number of raw runs.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-@click.option("--last", default=10, show_default=True, type=click.IntRange(0), help="Number of latest runs to show.")
+@click.option("--last", default=10, type=click.IntRange(0), help="Number of latest runs to show.")
 @click.option("--verify", is_flag=True, help="Verify rows and digest of each raw object; exit code 4 on a difference.")
 def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool) -> int:
     """Show the accounting and the latest runs.
@@ -59,14 +60,13 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool)
 
 def as_dict(state: RawState) -> dict[str, Any]:
     """Return the accounting as JSON: totals by kind, counts by kind and reason, covered ranges of offsets."""
-    reasons: dict[str, dict[str, int]] = {}
-    for (kind, reason), number in sorted(state.counts.items()):
-        reasons.setdefault(kind, {})[reason] = number
+    from ciml.events.records import reasons_of
+
     return {
         "version": state.version,
         "runs": state.index.run_count(),
         "totals": state.totals(),
-        "reasons": reasons,
+        "reasons": reasons_of(state.counts),
         "trust": [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust.items())],
         "trust_changes": [
             {"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust_changes.items())
@@ -100,28 +100,22 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
 
 
 def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from ciml.events.records import KIND_WORDS
-    from cli.progress_bar import table_console
 
-    console = table_console()
     if not state.version:
-        console.print("Nothing has been committed yet.")
+        click.echo("Nothing has been committed yet.")
         return
-    table = Table(
-        "class", "reason", "events x runs", title=f"Raw manifest, version {state.version}", title_justify="left"
-    )
-    table.columns[2].justify = "right"
-    for kind, word in KIND_WORDS.items():
-        for (found, reason), number in sorted(state.counts.items()):
-            if found == kind:
-                table.add_row(word, Text(reason), f"{number:,}")
+    rows = [
+        (word, reason, f"{number:,}")
+        for kind, word in KIND_WORDS.items()
+        for (found, reason), number in sorted(state.counts.items())
+        if found == kind
+    ]
     for (trusted, rule), number in sorted(state.trust.items(), reverse=True):
-        table.add_row("  of the runs", Text(f"{'trusted' if trusted else 'not trusted'}: {rule}"), f"{number:,}")
+        rows.append(("  of the runs", f"{'trusted' if trusted else 'not trusted'}: {rule}", f"{number:,}"))
     for (trusted, rule), number in sorted(state.trust_changes.items(), reverse=True):
-        table.add_row("  later", Text(f"{'trusted' if trusted else 'not trusted'}: {rule}"), f"{number:,}")
-    console.print(table)
+        rows.append(("  later", f"{'trusted' if trusted else 'not trusted'}: {rule}", f"{number:,}"))
+    numbers = "events x runs"
+    print_table(("class", "reason", numbers), rows, title=f"Raw manifest, version {state.version}", right=[numbers])
     if latest:
         print_runs(latest, "Latest runs")

@@ -12,7 +12,7 @@ from cli.commands.learn.experiment.sweep import sweep
 from cli.commands.learn.experiment.train import train
 
 
-@click.group("experiment")
+@click.group("experiment", commands=[define, train, show, compare, report, sweep])
 def command() -> None:
     """Define, train and compare experiments.
 
@@ -27,13 +27,3 @@ def command() -> None:
       ciml experiment report dnn-5x100 --data-path DATA
       ciml experiment sweep examples/sweep.toml --data-path DATA
     """
-
-
-command.add_command(define)
-command.add_command(train)
-command.add_command(show)
-command.add_command(compare)
-command.add_command(report)
-command.add_command(sweep)
-
-__all__ = ["command"]

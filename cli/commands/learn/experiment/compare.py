@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from cli.options import data_path_option
-from cli.s3_options import s3_options
+from cli.options import data_path_option, s3_options
+from cli.tables import print_table
 
 Record = Mapping[str, Any]
 
@@ -66,24 +66,15 @@ def _write_csv(records: Sequence[Record], file: str) -> None:
 
 
 def _print(records: Sequence[Record]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from cli.progress_bar import table_console
-
     datasets = {record["dataset"] for record in records}
     wide = len(datasets) > 1
     f1_of = {record["f1_of"] for record in records}
     f1 = {("macro",): "macro F1", ("failed",): "F1 of failed"}.get(tuple(sorted(f1_of)), "F1 of failed, or macro F1")
     first, *others = records
     title = f"{first['runs']:,} test runs of {', '.join(sorted(datasets))}"
-    headings = ["experiment", "accuracy", f1, "ROC-AUC", "base rate", "one number", "to the first", "by chance"]
-    table = Table(title=Text(title), title_justify="left")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left", overflow="fold")
-    for record in records:
-        table.add_row(*map(Text, _row(record, wide=wide, first=record is first)))
-    table_console().print(table)
+    numbers = ["accuracy", f1, "ROC-AUC", "base rate", "one number", "to the first", "by chance"]
+    rows = [_row(record, wide=wide, first=record is first) for record in records]
+    print_table(["experiment", *numbers], rows, title=title, right=numbers)
     lines = ["intervals of 95 %; to the first: difference of the accuracies, run by run"]
     lines += [f"{record['experiment']}: not compared, {record['note']}" for record in others if record["note"]]
     click.echo("\n".join(lines))

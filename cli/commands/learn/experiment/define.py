@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option
-from cli.s3_options import s3_options
-
-F = TypeVar("F", bound=Callable[..., Any])
+from cli.options import data_path_option, s3_options, stacked
 
 DEFAULT_ESTIMATOR = "tf.estimator.DNNClassifier"
 #: Defaults of the talk's estimators, which differ from this project's: its names keep their training.
@@ -42,66 +38,52 @@ def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return found or None
 
 
-def _of(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-hyper_parameters = _of(
-    (
-        click.option(
-            "--estimator",
-            default=DEFAULT_ESTIMATOR,
-            show_default=True,
-            help="Estimator: dnn, cnn, gru, svm, random_forest or hist_gradient_boosting. tf.estimator.DNNClassifier is"
-            " dnn with Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.",
-        ),
-        click.option(
-            "--hidden-layers", metavar="N/N/…", help="Units (cnn: filters) of each hidden layer, such as 100/100."
-        ),
-        click.option("--steps", type=click.IntRange(1), help="Maximum number of batches."),
-        click.option("--batch-size", type=click.IntRange(1), help="Runs of a batch."),
-        click.option("--epochs", type=click.IntRange(1), help="Maximum passes over the training runs."),
-        click.option(
-            "--optimizer", type=click.Choice(_OPTIMIZERS, case_sensitive=False), help="Optimizer of a network."
-        ),
-        click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Initial learning rate."),
-        click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Schedule of the learning rate."),
-        click.option(
-            "--activation", type=click.Choice(["relu", "gelu", "tanh", "elu"]), help="Activation of the hidden layers."
-        ),
-        click.option(
-            "--dropout", type=click.FloatRange(0, 1, max_open=True), help="Dropout rate before each hidden layer."
-        ),
-        click.option("--l2", type=click.FloatRange(0), help="L2 penalty of the weights."),
-        click.option("--batch-norm", is_flag=True, default=None, help="Batch normalisation before each layer."),
-        click.option("--kernel-size", type=click.IntRange(1), help="Kernel size of a convolution, in windows."),
-        click.option(
-            "--early-stopping",
-            type=click.IntRange(1),
-            metavar="EPOCHS",
-            help="Epochs without a lower dev loss after which training stops.",
-        ),
-        click.option(
-            "--class-weights",
-            type=click.Choice(["none", "balanced"]),
-            help="Class weights; balanced weights rare classes higher.",
-        ),
-        click.option("--seed", type=click.IntRange(0), help="Random seed of weights, order and dropout."),
-        click.option(
-            "-p",
-            "--parameter",
-            "parameters",
-            multiple=True,
-            metavar="NAME=VALUE",
-            callback=_parameters,
-            help="Parameter of scikit-learn's estimator; may be repeated.",
-        ),
-    )
+hyper_parameters = stacked(
+    click.option(
+        "--estimator",
+        default=DEFAULT_ESTIMATOR,
+        help="Estimator: dnn, cnn, gru, svm, random_forest or hist_gradient_boosting. tf.estimator.DNNClassifier is"
+        " dnn with Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.",
+    ),
+    click.option(
+        "--hidden-layers", metavar="N/N/…", help="Units (cnn: filters) of each hidden layer, such as 100/100."
+    ),
+    click.option("--steps", type=click.IntRange(1), help="Maximum number of batches."),
+    click.option("--batch-size", type=click.IntRange(1), help="Runs of a batch."),
+    click.option("--epochs", type=click.IntRange(1), help="Maximum passes over the training runs."),
+    click.option("--optimizer", type=click.Choice(_OPTIMIZERS, case_sensitive=False), help="Optimizer of a network."),
+    click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Initial learning rate."),
+    click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Schedule of the learning rate."),
+    click.option(
+        "--activation", type=click.Choice(["relu", "gelu", "tanh", "elu"]), help="Activation of the hidden layers."
+    ),
+    click.option(
+        "--dropout", type=click.FloatRange(0, 1, max_open=True), help="Dropout rate before each hidden layer."
+    ),
+    click.option("--l2", type=click.FloatRange(0), help="L2 penalty of the weights."),
+    click.option("--batch-norm", is_flag=True, default=None, help="Batch normalisation before each layer."),
+    click.option("--kernel-size", type=click.IntRange(1), help="Kernel size of a convolution, in windows."),
+    click.option(
+        "--early-stopping",
+        type=click.IntRange(1),
+        metavar="EPOCHS",
+        help="Epochs without a lower dev loss after which training stops.",
+    ),
+    click.option(
+        "--class-weights",
+        type=click.Choice(["none", "balanced"]),
+        help="Class weights; balanced weights rare classes higher.",
+    ),
+    click.option("--seed", type=click.IntRange(0), help="Random seed of weights, order and dropout."),
+    click.option(
+        "-p",
+        "--parameter",
+        "parameters",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_parameters,
+        help="Parameter of scikit-learn's estimator; may be repeated.",
+    ),
 )
 
 
@@ -142,7 +124,7 @@ def define(name: str, data_path: str, **options: Any) -> None:
 
 
 @click.command("ciml-setup-experiment")
-@click.option("--experiment", "name", default="experiment", show_default=True, help="Name of the experiment.")
+@click.option("--experiment", "name", default="experiment", help="Name of the experiment.")
 @hyper_parameters
 @click.option("--force/--no-force", default=False, hidden=True, help="Option of the talk; not supported.")
 @data_path_option()

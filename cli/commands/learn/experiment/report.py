@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import click
 
-from cli.options import data_path_option
+from cli.options import data_path_option, s3_options
 from cli.plot_options import output_option
 from cli.progress_bar import progress_bar
-from cli.s3_options import s3_options
 
 
 @click.command("report")

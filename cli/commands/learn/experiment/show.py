@@ -6,8 +6,7 @@ import json
 
 import click
 
-from cli.options import data_path_option
-from cli.s3_options import s3_options
+from cli.options import data_path_option, s3_options
 from training.experiments.text import result_lines
 
 

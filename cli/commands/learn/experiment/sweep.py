@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.batch_options import processors
-from cli.options import data_path_option, s3_place, target_data_path_option
+from cli.options import data_path_option, s3_options, s3_place, target_data_path_option
 from cli.policy_options import learn_from_options
 from cli.progress_bar import progress_bar
-from cli.s3_options import s3_options
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from pipelines.training.hyperparameter_sweep import Swept
@@ -32,7 +32,6 @@ _MOST_ROWS = 20
     "--best",
     type=click.IntRange(0),
     default=1,
-    show_default=True,
     metavar="N",
     help="Number of best trials of each question to print commands for.",
 )
@@ -120,27 +119,18 @@ def _json(swept: Swept) -> dict[str, Any]:
 
 
 def _show(swept: Swept) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from reports.drawing import shown
     from reports.sweeps.page import trials_table
     from reports.sweeps.views import METRICS, question_name, questions, scored_on
 
-    console = Console()
     for question in questions(swept.sweep):
         made = trials_table(swept, question)
         name = shown(question_name(swept.sweep, question), 60)
-        title = _plain(f"{name}: {METRICS[swept.sweep.metric]} on {scored_on(swept.sweep)}")
-        table = Table(title=title, title_justify="left")
-        for column, heading in enumerate(made.headings):
-            justify: Any = "left" if 0 < column < made.words else "right"
-            table.add_column(_plain(heading), justify=justify, overflow="fold")
-        for row in made.rows[:_MOST_ROWS]:
-            table.add_row(*map(_plain, row))
-        console.print(table)
+        title = f"{name}: {METRICS[swept.sweep.metric]} on {scored_on(swept.sweep)}"
+        numbers = [*made.headings[:1], *made.headings[made.words :]]
+        print_table(made.headings, made.rows[:_MOST_ROWS], title=title, right=numbers)
         if len(made.rows) > _MOST_ROWS:
-            console.print(f"{len(made.rows) - _MOST_ROWS} more are on the page and in trials.csv", markup=False)
+            click.echo(f"{len(made.rows) - _MOST_ROWS} more are on the page and in trials.csv")
 
 
 def _print_best(swept: Swept, best: int, data_path: str) -> None:
@@ -158,10 +148,3 @@ def _print_best(swept: Swept, best: int, data_path: str) -> None:
         click.echo(f"# trial {one.number}, {question_name(swept.sweep, question)}")
         for line in define_lines(swept, one, data_path):
             click.echo(line)
-
-
-def _plain(text: str) -> Any:
-    """Return a cell whose brackets are not markup."""
-    from rich.text import Text
-
-    return Text(text)

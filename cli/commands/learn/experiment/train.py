@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option
+from cli.options import data_path_option, s3_options
 from cli.policy_options import learn_from_options
 from cli.progress_bar import progress_bar
-from cli.s3_options import s3_options
 from training.experiments.text import fold_lines, other_lines, result_lines
 
 if TYPE_CHECKING:

@@ -8,8 +8,6 @@ from cli.commands.learn.predict.files import files
 from cli.commands.learn.predict.stream import command as stream
 from cli.default_group import DefaultGroup
 
-__all__ = ["command"]
-
 
 class _Group(DefaultGroup):
     """Names the stream where its options are given to `files`, which had its name in earlier versions."""
@@ -27,7 +25,7 @@ class _Group(DefaultGroup):
         return super().parse_args(ctx, args)
 
 
-@click.group("predict", cls=_Group, default="files")
+@click.group("predict", cls=_Group, default="files", commands=[files, stream])
 def command() -> None:
     """Predict for logs, or for a stream of runs.
 
@@ -41,7 +39,3 @@ def command() -> None:
       ciml predict logs/*.gz --model provider --json --data-path data
       ciml predict stream --model provider --data-path data
     """
-
-
-for one in (files, stream):
-    command.add_command(one)

@@ -11,6 +11,7 @@ import click
 
 from cli.options import data_path_option
 from cli.progress_bar import progress_bar
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.api.model import Prediction
@@ -68,18 +69,10 @@ def files(
 
 
 def _print(files: Sequence[str], found: Sequence[Prediction], title: str) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from cli.progress_bar import table_console
-
-    table = Table(title=title, title_justify="left")
     headings = ["file", "class", "probability", "windows"] + ["remark"] * any(one.remark for one in found)
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("probability", "windows") else "left", overflow="fold")
+    rows = []
     for file, one in zip(files, found, strict=True):
         probability = "" if one.probability is None else f"{one.probability:.3f}"
         windows = f"{one.n_windows:,}" if one.n_windows else ""
-        cells = (file, one.class_name or "", probability, windows, one.remark)
-        table.add_row(*map(Text, cells[: len(headings)]))
-    table_console().print(table)
+        rows.append((file, one.class_name or "", probability, windows, one.remark)[: len(headings)])
+    print_table(headings, rows, title=title, right=["probability", "windows"])

@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.foreground import ending_options, run_service
-from cli.options import (
-    EngineChoice,
-    beam_option,
-    data_path_option,
-    engine_option,
-    home_of,
-    kafka_config_option,
-    kafka_option,
-    kafka_properties_option,
-    metrics_options,
-)
+from cli.foreground import Running, running_options, topic_options
+from cli.options import home_of
 
 if TYPE_CHECKING:
     from services.service import Progress
@@ -36,12 +26,9 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 
 
 @click.command("stream")
-@data_path_option()
-@kafka_option()
-@kafka_config_option
-@engine_option
+@topic_options()
 @click.option("--model", required=True, metavar="NAME", help="Model to query.")
-@click.option("--label", default="stable", show_default=True, help="Version label to query.")
+@click.option("--label", default="stable", help="Version label to query.")
 @click.option(
     "--server",
     metavar="HOST:PORT",
@@ -50,27 +37,10 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     callback=_server,
     help="gRPC address of the model server.  [default: the model server of ciml up]",
 )
-@click.option("--runs-topic", default="runs", show_default=True, metavar="TOPIC", help="Topic of announced runs.")
-@click.option(
-    "--predictions-topic",
-    default="predictions",
-    show_default=True,
-    metavar="TOPIC",
-    help="Topic of predictions; '' for none.",
-)
-@ending_options()
-@kafka_properties_option
-@beam_option
-@metrics_options
-def command(
-    engine: EngineChoice,
-    once: bool,
-    until_idle: float | None,
-    beam_options: tuple[str, ...],
-    metrics_port: int | None,
-    metrics_address: str,
-    **arguments: Any,
-) -> None:
+@click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of announced runs.")
+@click.option("--predictions-topic", default="predictions", metavar="TOPIC", help="Topic of predictions; '' for none.")
+@running_options()
+def command(running: Running, **arguments: Any) -> None:
     """Predict for finished runs as they arrive.
 
     Ingest announces the runs, trusted or not. Each run is prepared by the definition of the served version, predicted
@@ -86,17 +56,12 @@ def command(
     from cli.progress_counts import Counts
     from services.driver import PATIENCE_S
     from services.predict import PredictService
-    from transforms.ingest.timings_beam import COMMIT
 
     service = PredictService.of(**arguments)
-    ends = once or until_idle is not None
-    with Counts(f"{service.topic} by {engine}") as counts:
+    with Counts(f"{service.topic} by {running.engine}") as counts:
 
         def report(progress: Progress, word: str) -> None:
             done = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
             counts.update(f"{done or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
 
-        run_service(
-            service, engine, (once, until_idle), report, beam_options, metrics_port, metrics_address, COMMIT.histogram,
-            patience_s=0.0 if ends else PATIENCE_S,
-        )  # fmt: skip
+        running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)

@@ -7,7 +7,7 @@ import click
 from cli.commands.operate.connect.systems import gerrit, github, gitlab, jenkins, tekton, zuul
 
 
-@click.group("connect")
+@click.group("connect", commands=[github, gitlab, zuul, gerrit, tekton, jenkins])
 def command() -> None:
     """Connect a CI system.
 
@@ -20,7 +20,3 @@ def command() -> None:
       ciml connect github --url https://ci.example.org
       ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org --wait
     """
-
-
-for _system in (github, gitlab, zuul, gerrit, tekton, jenkins):
-    command.add_command(_system)

@@ -3,75 +3,48 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-from cli.options import (
-    data_path_option,
-    home_option,
-    kafka_config_option,
-    kafka_option,
-    kafka_properties_option,
-)
+from cli.options import Option, data_path_option, engines_home_option, kafka_options, stacked
 from cli.param_types import Duration
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def connect_options(name: str) -> Callable[[F], F]:
+def connect_options(name: str) -> Option:
     """Options of each command. ``name`` is the default name of the source."""
-
-    def add(command: F) -> F:
-        for option in (
-            kafka_properties_option,
-            kafka_config_option,
-            kafka_option(required=False),
-            click.option(
-                "--topic", default="ci-events", show_default=True, metavar="TOPIC", help="Topic that ciml ingest reads."
-            ),
-            data_path_option(required=False, home=False, creates=True),
-            partial(home_option, expose_value=False),
-            click.option(
-                "--wait",
-                "wait_s",
-                type=Duration(),
-                is_flag=False,
-                flag_value="10min",
-                metavar="[TIME]",
-                help="Wait for the first event, up to 10min or TIME; with --data-path for its run too.",
-            ),
-            click.option("--force", is_flag=True, help="Replace a source of this name that has other settings."),
-            click.option(
-                "--folder",
-                type=click.Path(file_okay=False, path_type=Path),
-                default=".",
-                show_default=True,
-                metavar="FOLDER",
-                help="Folder of receivers.toml, fetch.toml, trust.toml and secrets.",
-            ),
-            click.option(
-                "--name", default=name, show_default=True, metavar="NAME", help="Source in run ids and trust policies."
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return add
+    return stacked(
+        click.option("--name", default=name, metavar="NAME", help="Source in run ids and trust policies."),
+        click.option(
+            "--folder",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=".",
+            metavar="FOLDER",
+            help="Folder of receivers.toml, fetch.toml, trust.toml and secrets.",
+        ),
+        click.option("--force", is_flag=True, help="Replace a source of this name that has other settings."),
+        click.option(
+            "--wait",
+            "wait_s",
+            type=Duration(),
+            is_flag=False,
+            flag_value="10min",
+            metavar="[TIME]",
+            help="Wait for the first event, up to 10min or TIME; with --data-path for its run too.",
+        ),
+        engines_home_option,
+        data_path_option(required=False, home=False, creates=True),
+        click.option("--topic", default="ci-events", metavar="TOPIC", help="Topic that ciml ingest reads."),
+        kafka_options(required=False),
+    )
 
 
-def url_option(command: F) -> F:
-    """``--url``, as ``url``: text or None."""
-    text = "Public address of the receiver of webhooks, such as https://ci.example.org."
-    return click.option("--url", metavar="URL", help=text)(command)
-
-
-def internal_option(command: F) -> F:
-    """``--internal``, as ``internal``: a flag."""
-    return click.option("--internal", is_flag=True, help="Names of log hosts have private addresses.")(command)
+#: ``--url``, as ``url``: text or None.
+url_option = click.option(
+    "--url", metavar="URL", help="Public address of the receiver of webhooks, such as https://ci.example.org."
+)
+#: ``--internal``, as ``internal``: a flag.
+internal_option = click.option("--internal", is_flag=True, help="Names of log hosts have private addresses.")
 
 
 def asked(value: str | None, option: str, what: str, example: str) -> str:

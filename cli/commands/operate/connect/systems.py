@@ -45,7 +45,7 @@ def github(name: str, url: str | None, api: str | None, internal: bool, ca_file:
 @click.command("gitlab")
 @connect_options("gitlab")
 @url_option
-@click.option("--server", metavar="URL", default="https://gitlab.com", show_default=True, help="Address of GitLab.")
+@click.option("--server", metavar="URL", default="https://gitlab.com", help="Address of GitLab.")
 @click.option("--signed", is_flag=True, help="GitLab signs its webhooks, instead of sending a secret token.")
 @click.option(
     "--redirect-host", "redirects", multiple=True, metavar="HOST",
@@ -80,7 +80,7 @@ def gitlab(
     help="Host of build logs: https://HOST or http://HOST:PORT; may be repeated.",
 )  # fmt: skip
 @internal_option
-@click.option("--user", default="ciml", show_default=True, metavar="USER", help="User of ciml at the broker.")
+@click.option("--user", default="ciml", metavar="USER", help="User of ciml at the broker.")
 @click.option("--password-file", type=_FILE, metavar="FILE", help="Its password.  [default: a new one]")
 @click.option(
     "--ca-file", type=_FILE, metavar="FILE", help="Certificates that sign the broker's.  [default: the system's]"
@@ -89,7 +89,7 @@ def gitlab(
     "--pipeline", "pipelines", multiple=True, metavar="NAME",
     help="Pipeline that ciml learns from; may be repeated.  [default: check, gate, post]",
 )  # fmt: skip
-@click.option("--prefix", default="zuul", show_default=True, metavar="TEXT", help="First level of the MQTT topics.")
+@click.option("--prefix", default="zuul", metavar="TEXT", help="First level of the MQTT topics.")
 def zuul(
     name: str, broker: str | None, logs: tuple[str, ...], user: str, password_file: str | None, ca_file: str | None,
     pipelines: tuple[str, ...], **rest: Any,

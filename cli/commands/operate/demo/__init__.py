@@ -9,7 +9,7 @@ from cli.commands.operate.demo.run import command as run
 from cli.default_group import DefaultGroup
 
 
-@click.group("demo", cls=DefaultGroup, default="run")
+@click.group("demo", cls=DefaultGroup, default="run", commands=[run, report])
 def command() -> None:
     """Run the whole chain on sample runs.
 
@@ -22,7 +22,3 @@ def command() -> None:
       ciml demo --keep --data-path /tmp/demo
       ciml demo report --data-path /tmp/demo
     """
-
-
-for each in (run, report):
-    command.add_command(each)

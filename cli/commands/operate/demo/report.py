@@ -13,7 +13,6 @@ from cli.data_path import DataPathOption
     cls=DataPathOption,
     metavar="DATA",
     default="demo",
-    show_default=True,
     help="Data root of the demo: a folder or an s3:// prefix.",
 )
 @click.option(

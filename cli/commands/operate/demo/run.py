@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,7 +16,6 @@ from cli.data_path import DataPathOption
     cls=DataPathOption,
     metavar="FOLDER",
     default="demo",
-    show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the demo; an earlier demo in it is removed.",
 )
@@ -29,7 +29,6 @@ from cli.data_path import DataPathOption
     "--engine",
     type=click.Choice(["auto", "flink", "micro-batches"]),
     default="auto",
-    show_default=True,
     help="Engine of the ingest; auto is flink where Java is installed.",
 )
 @click.option(
@@ -39,26 +38,10 @@ from cli.data_path import DataPathOption
     help="Folder of the sample runs: builds.jsonl and logs.tar.  [default: examples/corpus of the checkout]",
 )
 @click.option("--runs", type=click.IntRange(min=120), metavar="N", help="Number of sample runs.  [default: all]")
-@click.option(
-    "--span-runs",
-    type=click.IntRange(min=20),
-    default=60,
-    show_default=True,
-    metavar="N",
-    help="Number of runs of a span.",
-)
+@click.option("--span-runs", type=click.IntRange(min=20), default=60, metavar="N", help="Number of runs of a span.")
 @click.option("--keep", is_flag=True, help="Leave engines, ingest and predict running.")
 @click.pass_context
-def command(
-    ctx: click.Context,
-    data_path: Path,
-    home: Path | None,
-    engine: str,
-    corpus: str | None,
-    runs: int | None,
-    span_runs: int,
-    keep: bool,
-) -> None:
+def command(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen: Any) -> None:
     """Run the whole chain on sample runs.
 
     It goes from CI events to a served model and predictions, with one event in sixteen broken on purpose. At the end it
@@ -79,15 +62,7 @@ def command(
     from cli.demo.run import Options
 
     folder = data_path.absolute()
-    options = Options(
-        data=folder,
-        home=(home or folder / "home").absolute(),
-        engine=engine,
-        corpus=corpus,
-        runs=runs,
-        span_runs=span_runs,
-        keep=keep,
-    )
+    options = Options(data=folder, home=(home or folder / "home").absolute(), **chosen)
     out = Console()
     if not out.is_terminal:
         out = Console(width=120)  # wider than the default for a terminal of unknown width

@@ -9,9 +9,6 @@ from cli.commands.operate.ingest.accept_loss import accept_loss
 from cli.commands.operate.ingest.run import command as run
 from cli.default_group import DefaultGroup
 
-__all__ = ["command"]
-
-
 #: Commands of earlier versions, and the present ones.
 _RENAMED = {
     "start": "ciml service start ingest", "stop": "ciml service stop", "resume": "ciml service resume",
@@ -26,7 +23,7 @@ class _Group(DefaultGroup):
         return super().parse_args(ctx, args)
 
 
-@click.group("ingest", cls=_Group, default="run")
+@click.group("ingest", cls=_Group, default="run", commands=[run, accept_loss])
 def command() -> None:
     """Ingest CI events into the raw store.
 
@@ -40,7 +37,3 @@ def command() -> None:
       ciml ingest --data-path data --allow-root /srv/logs --once --engine micro-batches
       ciml ingest accept-loss --data-path data --dry-run
     """
-
-
-for one in (run, accept_loss):
-    command.add_command(one)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import click
 
-from cli.options import data_path_option, kafka_config_option, kafka_option, kafka_properties_option
+from cli.foreground import topic_options
 
 
 @click.command("accept-loss")
-@data_path_option(creates=True)
-@kafka_option()
-@kafka_config_option
-@click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
-@kafka_properties_option
+@topic_options(creates=True)
+@click.option("--topic", default="ci-events", help="Topic of CI events.")
 @click.option("--dry-run", is_flag=True, help="List the lost offsets; accept nothing.")
 def accept_loss(
     data_path: str,
@@ -33,9 +30,9 @@ def accept_loss(
       ciml ingest accept-loss --data-path data
     """
     from ciml.data_root import DataRoot
+    from ciml.kafka.options import KafkaOptions
     from ciml.pairs import pairs
     from pipelines.ingest.accept_loss import accept_losses
-    from pipelines.kafka.client import KafkaOptions
 
     options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
     lost = accept_losses(DataRoot.open(data_path).raw, options, topic, dry_run=dry_run)

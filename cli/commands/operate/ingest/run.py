@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.foreground import ending_options, run_service
-from cli.options import (
-    EngineChoice,
-    beam_option,
-    data_path_option,
-    engine_option,
-    kafka_config_option,
-    kafka_option,
-    kafka_properties_option,
-    metrics_options,
-)
+from cli.foreground import Running, running_options, topic_options
+from cli.options import jobs_option
 from cli.param_types import Duration
 from cli.policy_options import fetch_options, sources_option, trust_policy_option
 
@@ -25,21 +16,11 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@data_path_option(creates=True)
-@kafka_option()
-@kafka_config_option
-@engine_option
-@click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
-@click.option(
-    "--runs-topic",
-    default="runs",
-    show_default=True,
-    metavar="TOPIC",
-    help="Topic of committed runs; '' for none.",
-)
-@click.option("--dead-letters-topic", default="", metavar="TOPIC", help="Topic of dead letters.  [default: none]")
-@ending_options()
-@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to ingest; may be repeated.  [default: all]")
+@topic_options(creates=True)
+@click.option("--topic", default="ci-events", help="Topic of CI events.")
+@click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of committed runs; '' for none.")
+@click.option("--dead-letters-topic", default="", show_default="none", metavar="TOPIC", help="Topic of dead letters.")
+@jobs_option("Jobs to ingest")
 @sources_option
 @fetch_options
 @click.option(
@@ -52,18 +33,8 @@ if TYPE_CHECKING:
     "  [default: 10s, 1min, 5min, 30min, 2h]",
 )
 @trust_policy_option
-@kafka_properties_option
-@beam_option
-@metrics_options
-def command(
-    engine: EngineChoice,
-    once: bool,
-    until_idle: float | None,
-    beam_options: tuple[str, ...],
-    metrics_port: int | None,
-    metrics_address: str,
-    **arguments: Any,
-) -> None:
+@running_options()
+def command(running: Running, **arguments: Any) -> None:
     """Ingest in the foreground.
 
     \b
@@ -73,15 +44,11 @@ def command(
     """
     from cli.progress_counts import Counts
     from services.ingest import IngestService
-    from transforms.ingest.timings_beam import COMMIT, FETCH
 
     service = IngestService.of(**arguments)
-    with Counts(f"{service.topic} by {engine}") as counts:
+    with Counts(f"{service.topic} by {running.engine}") as counts:
 
         def report(progress: Progress, word: str) -> None:
             counts.show(progress.facts["counts"], progress.behind)
 
-        run_service(
-            service, engine, (once, until_idle), report, beam_options, metrics_port, metrics_address,
-            FETCH.histogram, COMMIT.histogram,
-        )  # fmt: skip
+        running.run(service, report)

@@ -9,7 +9,7 @@ from cli.commands.operate.receive.mqtt import command as mqtt
 from cli.commands.operate.receive.webhooks import command as webhooks
 
 
-@click.group("receive")
+@click.group("receive", commands=[webhooks, mqtt, gerrit])
 def command() -> None:
     """Receive deliveries of CI systems.
 
@@ -21,8 +21,3 @@ def command() -> None:
       ciml receive webhooks --config receivers.toml
       ciml receive mqtt --config receivers.toml
     """
-
-
-command.add_command(webhooks)
-command.add_command(mqtt)
-command.add_command(gerrit)

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from cli.foreground import run_service
-from cli.options import (
-    MICRO_BATCHES,
-    EngineChoice,
-    home_option,
-    kafka_config_option,
-    kafka_option,
-    kafka_properties_option,
-)
+from cli.foreground import Running
+from cli.options import engines_home_option, kafka_options, stacked
 
 if TYPE_CHECKING:
     from services.receivers.sessions import SessionReceiver
     from services.service import Progress
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def receiver_options(command: F) -> F:
-    """``--config``, as ``config``: an absolute path; ``--topic``; and those of the broker."""
-    for option in (
-        kafka_properties_option,
-        click.option(
-            "--topic", default="ci-events", show_default=True, metavar="TOPIC", help="Topic that ciml ingest reads."
-        ),
-        kafka_config_option,
-        kafka_option(),
-        partial(home_option, expose_value=False),
-        click.option(
-            "--config",
-            required=True,
-            metavar="FILE",
-            envvar="CIML_RECEIVERS",
-            show_envvar=True,
-            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-            help="TOML file of the receivers and their sources.",
-        ),
-    ):
-        command = option(command)
-    return command
+#: ``--config``, as ``config``: an absolute path; `kafka_options`; and ``--topic``. ``--home`` passes no argument.
+receiver_options = stacked(
+    click.option(
+        "--config",
+        required=True,
+        metavar="FILE",
+        envvar="CIML_RECEIVERS",
+        show_envvar=True,
+        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+        help="TOML file of the receivers and their sources.",
+    ),
+    engines_home_option,
+    kafka_options(),
+    click.option("--topic", default="ci-events", metavar="TOPIC", help="Topic that ciml ingest reads."),
+)
 
 
 def run_sessions(service: SessionReceiver, metrics_port: int | None, metrics_address: str) -> None:
@@ -60,7 +41,5 @@ def run_sessions(service: SessionReceiver, metrics_port: int | None, metrics_add
             shown = line
             click.echo(line, err=True)
 
-    run_service(
-        service, EngineChoice(MICRO_BATCHES), (False, None), report, (), metrics_port, metrics_address,
-        *service.metrics.collectors, patience_s=None,
-    )  # fmt: skip
+    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
+    running.run(service, report, patience_s=None)

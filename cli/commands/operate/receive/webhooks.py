@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.operate.receive.options import receiver_options
-from cli.foreground import run_service
-from cli.options import MICRO_BATCHES, EngineChoice, metrics_options
+from cli.foreground import Running
+from cli.options import metrics_options
 
 if TYPE_CHECKING:
     from services.service import Progress
@@ -39,7 +39,5 @@ def command(metrics_port: int | None, metrics_address: str, **arguments: Any) ->
             shown = True
             click.echo(f"receiving webhooks at {service.url}", err=True)
 
-    run_service(
-        service, EngineChoice(MICRO_BATCHES), (False, None), report, (), metrics_port, metrics_address,
-        *service.metrics.collectors, patience_s=None,
-    )  # fmt: skip
+    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
+    running.run(service, report, patience_s=None)

@@ -1,0 +1,120 @@
+"""The offsets of topics that a manifest covers: the part of its state, and what a delta adds to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ciml.errors import IntegrityError
+from ciml.events.records import OffsetRange
+from ciml.manifest.id_index import Rows
+from ciml.manifest.log import Delta
+from ciml.manifest.offsets import RangeSet
+
+_NOTHING = RangeSet()
+
+
+class TopicState(ABC):
+    """The state of a manifest that covers offsets of topics: a `ciml.manifest.checkpoints.Restorable`.
+
+    Attributes:
+      version: the last delta applied, 0 at first.
+      topic_ids: the broker's UUID of each topic when it was first read ("" if the broker has none).
+      time_us: commit time of the last delta, epoch microseconds.
+      restored, records, torn: see `ciml.manifest.checkpoints.Restorable`.
+    """
+
+    def __init__(self) -> None:
+        self.version = self.time_us = self.restored = self.records = 0
+        self.torn = False
+        self.topic_ids: dict[str, str] = {}
+        self._covered: dict[tuple[str, int], RangeSet] = {}
+
+    @abstractmethod
+    def apply(self, version: int, delta: Delta) -> None:
+        """Apply the next delta. Raises `IntegrityError` if it is not the next one, or contradicts earlier ones."""
+
+    @abstractmethod
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as JSON, without its ids."""
+
+    @abstractmethod
+    def recent(self) -> dict[str, Rows]:
+        """Return the ids since the checkpoint that it was restored from, for the tables of the next one."""
+
+    def covered(self, topic: str, partition: int) -> RangeSet:
+        """Return the offsets of a partition that are settled. The caller must not change them."""
+        return self._covered.get((topic, partition), _NOTHING)
+
+    def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
+        """Yield (topic, partition, covered offsets) of all partitions ever read, in order."""
+        for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
+            yield topic, partition, ranges
+
+    def cover(self, offsets: Mapping[str, Any]) -> None:
+        """Apply the offsets of a delta. Raises `IntegrityError` for a topic that was created again."""
+        for topic, entry in offsets.items():
+            known = self.topic_ids.get(topic, "")
+            check_topic_id(topic, known, entry["id"])
+            self.topic_ids[topic] = known or entry["id"]
+            for partition, ranges in entry["partitions"].items():
+                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
+                for start, end in ranges:
+                    covered.add(start, end)
+
+    def coverage(self) -> dict[str, Any]:
+        """Return it as keys of a checkpoint."""
+        covered = [[topic, number, [list(part) for part in ranges]] for topic, number, ranges in self.partitions()]
+        return {"topic_ids": dict(sorted(self.topic_ids.items())), "covered": covered}
+
+    def restore_coverage(self, value: Mapping[str, Any]) -> None:
+        """Set it to that of a checkpoint."""
+        self.topic_ids = dict(value.get("topic_ids", {}))
+        self._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
+
+
+class NewCoverage:
+    """The offsets that a delta under construction covers.
+
+    Args:
+      state: the state that the delta follows; not changed.
+    """
+
+    def __init__(self, state: TopicState) -> None:
+        self._state = state
+        self._offsets: dict[str, dict[int, RangeSet]] = {}
+        self._topic_ids: dict[str, str] = {}
+
+    def add(self, covers: OffsetRange) -> RangeSet:
+        """Cover a range; return its offsets that neither the state nor this delta covered.
+
+        Raises:
+          IntegrityError: the topic was created again.
+        """
+        known = self._topic_ids.get(covers.topic) or self._state.topic_ids.get(covers.topic, "")
+        check_topic_id(covers.topic, known, covers.topic_id)
+        self._topic_ids[covers.topic] = known or covers.topic_id
+        mine = self._offsets.setdefault(covers.topic, {}).setdefault(covers.partition, RangeSet())
+        missing = self._state.covered(covers.topic, covers.partition).missing(covers.start, covers.end)
+        fresh = RangeSet(part for start, end in missing for part in mine.missing(start, end))
+        for start, end in fresh:
+            mine.add(start, end)
+        return fresh
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the offsets of the delta: by topic its id and its ranges by partition; {} for nothing new."""
+        return {
+            topic: {"id": self._topic_ids[topic], "partitions": parts}
+            for topic, partitions in self._offsets.items()
+            if (parts := {str(at): [list(part) for part in ranges] for at, ranges in partitions.items() if ranges})
+        }
+
+
+def check_topic_id(topic: str, known: str, found: str) -> None:
+    """Raise `IntegrityError` if a topic differs from the one read before ("" is unknown and matches any)."""
+    if known and found and known != found:
+        raise IntegrityError(
+            f"topic {topic} was deleted and created again: its offsets are covered under the id {known}, "
+            f"but the broker reports {found}; read it under another name, or start with another --data-path"
+        )

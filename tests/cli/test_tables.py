@@ -1,0 +1,35 @@
+"""Tables on standard output."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.tables import print_table
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_nothing_in_a_table_is_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["[b]name[/b]", "runs"], [("[red]unit[/]", "1")], title="[i]jobs[/i]")
+    title, _, headings, _, row, _ = printed(capsys)
+    assert title.strip() == "[i]jobs[/i]"
+    assert headings.split("┃")[1].strip() == "[b]name[/b]"
+    assert row.split("│")[1].strip() == "[red]unit[/]"
+
+
+def test_numbers_are_at_the_right_and_a_sum_is_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("unit", "9"), ("lint", "1,000"), ("all", "1,009")]
+    print_table(["job", "runs"], rows, right=["runs"], last_apart=True)
+    lines = printed(capsys)
+    assert [line.split("│")[1:3] for line in lines if line.startswith("│")] == [
+        [" unit ", "     9 "], [" lint ", " 1,000 "], [" all  ", " 1,009 "],
+    ]  # fmt: skip
+    assert [line[:1] for line in lines[3:]] == ["│", "│", "├", "│", "└"]
+
+
+def test_a_wide_table_is_not_folded_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 100
+    print_table(["value"], [(long,)])
+    assert any(long in line for line in printed(capsys))
