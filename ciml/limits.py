@@ -128,7 +128,6 @@ MAX_REVIEW_BYTES = 64 * MIB
 MAX_REVIEW_CHANGES = 100
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
-MAX_SECRET_BYTES = 4096
 
 # Model server: connections, requests, tensors.
 
