@@ -142,7 +142,7 @@ def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Pa
 
     def build(pipeline: beam.Pipeline) -> None:
         events = pipeline | beam.Create([Batch(covers, messages(found))], reshuffle=False).with_output_types(Batch)
-        judged = events | Decode() | Judge(TrustPolicy.load())
+        judged = events | Decode(read_event=adapters.registry.read_event) | Judge(TrustPolicy.load())
         stored = judged | TakeLogs(policy, LocalStore(str(tmp_path / "raw")))
         _ = stored | beam.Map(lambda batch: (tmp_path / "sealed").write_bytes(seal(batch))).with_output_types(Any)
 
