@@ -135,7 +135,7 @@ def _event(reading: Reading | Ignored, source: str, auth: str) -> Event:
     event_id = identifier({"id": reading.id}, "id")
     if not event_id:
         raise RejectedInput("missing_field", "id")
-    key = f"{source} {event_id}"
+    key = f"{source}+{auth} {event_id}" if auth else f"{source} {event_id}"
     if isinstance(reading, Ignored):
         return Event(key, source, event_id, reading.type, None, (), (), {}, {}, ignored=reading.rule)
     if len(reading.runs) > MAX_EVENT_RUNS:

@@ -70,16 +70,17 @@ class Secrets:
         return seen, self._checked(f"secret_file {path}", found.rstrip(b"\r\n"))
 
     def _checked(self, what: str, secret: bytes) -> bytes:
-        if not secret:
+        if not secret.strip():
             raise CimlError(f"{self._where}: {what} is empty")
         if len(secret) > MAX_SECRET_BYTES:
             raise CimlError(f"{self._where}: {what} has more than {MAX_SECRET_BYTES} bytes (MAX_SECRET_BYTES)")
-        if len(secret) < _SHORT:
-            _log.warning("%s: %s has less than %d bytes; choose a longer secret", self._where, what, _SHORT)
         try:
-            return self._key(secret)
+            key = self._key(secret)
         except ValueError as error:
             raise CimlError(f"{self._where}: {what}: {error}") from None
+        if len(key) < _SHORT:
+            _log.warning("%s: %s has less than %d bytes; choose a longer secret", self._where, what, _SHORT)
+        return key
 
     def _check_mode(self, path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -90,7 +91,7 @@ class Secrets:
 def _variable(where: str, name: str) -> bytes:
     if name not in os.environ:
         raise CimlError(f"{where}: secret_env: the environment variable {name} is not set")
-    return os.environb[name.encode()]
+    return os.environb[name.encode()].rstrip(b"\r\n")
 
 
 def _version(path: Path) -> object:

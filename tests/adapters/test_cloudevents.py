@@ -21,7 +21,7 @@ def test_the_same_facts_as_on_the_topic_but_for_the_source(mode: str) -> None:
     value = cloudevent(FINISHED, RUN, "structured").body
     (on_topic,) = decode_message(Message(0, value), {"/ci": "configured"}).run_facts
     assert event.run_facts == (on_topic.replace(auth="token"),)
-    assert (event.key, event.type) == ("configured e1", FINISHED)
+    assert (event.key, event.type) == ("configured+token e1", FINISHED)
 
 
 def test_several_runs() -> None:

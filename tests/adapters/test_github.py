@@ -336,7 +336,7 @@ def test_a_commit_that_was_merged_elsewhere_was_not_merged_here() -> None:
 
 
 def test_an_event_has_the_id_of_its_delivery() -> None:
-    assert event_of("github", job()).key == "ci d1"
+    assert event_of("github", job()).key == "ci+token d1"
     unnamed = job()._replace(id="")
     assert event_of("github", unnamed).key == event_of("github", unnamed).key != event_of("github", job(id=1)).key
 

@@ -51,7 +51,7 @@ def body(*runs: dict[str, Any], **more: Any) -> str:
 
 def test_a_delivery_becomes_facts_of_its_configured_source() -> None:
     event = read_event(message(body(RUN, time="2026-11-24T12:00:00Z")))
-    assert (event.key, event.type, event.time_us) == ("toys d1", "done", 1795521600000000)
+    assert (event.key, event.type, event.time_us) == ("toys+hmac-sha256 d1", "done", 1795521600000000)
     (facts,) = event.run_facts
     assert (facts.run_id, facts.outcome, facts.auth, facts.source) == ("toys~7~1", "failure", "hmac-sha256", "toys")
 
@@ -142,3 +142,9 @@ def test_a_replayed_delivery_is_proved_as_it_was() -> None:
     assert message_of(payload_of(sent), 5).headers == sent.headers
     secret = dict(message_of(payload_of(message(body(RUN), auth="Bearer hUnter2zq")), 5).headers)
     assert secret["ciml_auth"] == b"REDACTED"
+
+
+def test_an_event_without_proof_does_not_claim_the_id_of_a_proved_one() -> None:
+    forged, proved = (read_event(message(body(RUN), auth=auth)) for auth in ("", "hmac-sha256"))
+    assert forged.id == proved.id
+    assert forged.key != proved.key

@@ -23,7 +23,7 @@ def read(word: str, data: Any, mode: str = "binary") -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["binary", "structured"])
 def test_every_fact_of_a_task_run(mode: str) -> None:
     event = event_of("tekton", cloudevent(KIND.format("successful"), task_run(), mode))
-    assert (event.key, event.type, event.time_us) == ("ci e1", KIND.format("successful"), 1795521660000000)
+    assert (event.key, event.type, event.time_us) == ("ci+token e1", KIND.format("successful"), 1795521660000000)
     (run,) = event.run_facts
     assert run.to_json() == {
         "run_id": "ci~0c2e~1",

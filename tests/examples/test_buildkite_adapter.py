@@ -113,7 +113,7 @@ def test_other_webhooks_are_ignored(delivery: Delivery, rule: str) -> None:
 
 def test_the_same_job_has_the_same_event() -> None:
     first, again = (event_of("buildkite", webhook()._replace(id=delivery_id)) for delivery_id in ("r1", "r2"))
-    assert first.key == again.key == "ci job.finished/0191-a"
+    assert first.key == again.key == "ci+token job.finished/0191-a"
 
 
 def test_it_is_as_robust_as_ciml_s_own() -> None:

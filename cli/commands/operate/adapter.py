@@ -57,8 +57,8 @@ def _headers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     found: dict[str, str] = {}
     for one in given:
         name, separator, value = one.partition("=")
-        if not separator or not name.strip():
-            raise click.BadParameter(f"invalid header {one!r:.80}; give NAME=VALUE", ctx, param)
+        if not separator or not name.strip() or not one.isprintable():
+            raise click.BadParameter(f"invalid header {one!r:.80}; give NAME=VALUE, printable", ctx, param)
         found[name.strip().lower()] = value.strip()
     return found
 

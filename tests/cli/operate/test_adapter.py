@@ -63,11 +63,11 @@ def test_json_holds_the_same() -> None:
 
 
 def test_updates_are_shown() -> None:
-    output = ciml("try", "gitlab", "-", given=gitlab.merge_request().body)
+    output = ciml("try", "gitlab", "-", given=gitlab.merge_request(target_branch="main").body)
     assert output == (
         "event merge_request.merge at 2026-11-24T13:00:00Z\n"
         "update of the runs of merge_request:44/6\n"
-        "  fork    no\n  branch  release-2\n  change  6\n"
+        "  fork    no\n  branch  main\n  change  6\n"
         f"update of the runs of sha:44/{gitlab.SHA}\n"
         "  review  merged\n"
     )
@@ -97,4 +97,6 @@ def test_a_run_that_is_rejected_alone_is_a_dead_letter() -> None:
 def test_wrong_use_names_the_remedy(tmp_path: Path) -> None:
     assert "no adapter 'hudson'; choose from " in ciml("try", "hudson", "-", exit_code=2)
     assert "give NAME=VALUE" in ciml("try", "github", "-", "--header", "x", exit_code=2)
+    for value in ("\udcff", "a\r\nb"):
+        assert "NAME=VALUE, printable" in ciml("try", "github", "-", f"{EVENT}{value}", exit_code=2)
     assert "No such file" in ciml("try", "github", str(tmp_path / "none.json"), exit_code=2)

@@ -22,7 +22,7 @@ def write(path: Path, text: str, mode: int = 0o600) -> str:
 
 
 def test_secrets_are_read_from_files_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOOK", LONG + "-env")
+    monkeypatch.setenv("HOOK", LONG + "-env\n")  # as a file becomes a variable
     secrets = Secrets("x.toml, source a", [write(tmp_path / "one", LONG + "\n")], ["HOOK"], folder=tmp_path)
     assert secrets.keys() == [LONG.encode(), f"{LONG}-env".encode()]
     assert secrets
@@ -58,6 +58,7 @@ def test_what_is_wrong_is_said_without_the_secret(tmp_path: Path) -> None:
         (["none"], [], bytes, f"secret_file {tmp_path}/none: No such file or directory"),
         ([], ["NO_SUCH"], bytes, "secret_env: the environment variable NO_SUCH is not set"),
         ([write(tmp_path / "empty", "\n")], [], bytes, f"secret_file {tmp_path}/empty is empty"),
+        ([write(tmp_path / "blank", " \t  \n\n")], [], bytes, f"secret_file {tmp_path}/blank is empty"),
         ([write(tmp_path / "long", "x" * (MAX_SECRET_BYTES + 1))], [], bytes,
          f"secret_file {tmp_path}/long has more than {MAX_SECRET_BYTES} bytes (MAX_SECRET_BYTES)"),
         ([write(tmp_path / "four", LONG)], [], refuse, f"secret_file {tmp_path}/four: want another form"),
@@ -74,7 +75,9 @@ def test_an_open_file_and_a_short_secret_are_warned_of(tmp_path: Path, caplog: p
     assert caplog.messages == []
     Secrets("x", [write(tmp_path / "two", LONG, 0o640)], [], folder=tmp_path)
     Secrets("x", [write(tmp_path / "three", "short")], [], folder=tmp_path)
+    Secrets("x", [write(tmp_path / "four", "whsec_AAAAAAAAAAAA==")], [], lambda secret: b"four", tmp_path)
     assert caplog.messages == [
         f"x: others may read secret_file {tmp_path}/two (mode 0640): chmod 600",
         f"x: secret_file {tmp_path}/three has less than 16 bytes; choose a longer secret",
+        f"x: secret_file {tmp_path}/four has less than 16 bytes; choose a longer secret",
     ]

@@ -131,7 +131,7 @@ def test_an_accepted_delivery_is_in_the_topic_as_the_adapter_needs_it(hooks: Hoo
         "ciml_header_x-probe-event": b"run",
     }  # fmt: skip
     event = read_event(message)
-    assert (event.key, event.source, event.ignored) == ("hub e-1", "hub", "")
+    assert (event.key, event.source, event.ignored) == ("hub+hmac-sha256 e-1", "hub", "")
 
 
 def test_a_ping_is_acknowledged_and_ignored_by_its_adapter(hooks: Hooks) -> None:
