@@ -7,6 +7,8 @@ integer.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +39,8 @@ _MOST_LABELS = 100
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read what an event says of a patch set's runs: ``review`` or ``owner``."""
     body = delivery.json()
-    event, kind = event_id(delivery), needed(body, "type")
+    kind = needed(body, "type")
+    event = _event_id(delivery, body, kind)
     facts: Mapping[str, str] | str
     if kind == "patchset-created":
         owner = _account(body, "change", "owner")
@@ -53,6 +56,31 @@ def read(delivery: Delivery) -> Reading | Ignored:
     subjects = [_subject(body, number) for number in _patchsets(body, kind)]
     when = moment({"eventCreatedOn": epoch(body.get("eventCreatedOn"))}, "eventCreatedOn")
     return Reading(event, kind, when, updates=tuple(RunUpdate(subject, facts) for subject in subjects))
+
+
+def _event_id(delivery: Delivery, body: Mapping[str, Any], kind: str) -> str:
+    """Return the same id for the same event, whether it comes from the stream, a webhook or the REST API."""
+    try:
+        what = _identity(body, kind)
+    except RejectedInput:
+        what = None
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32] if what else event_id(delivery)
+
+
+def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
+    """Return what makes an event the same. A patch set is created and merged once; a vote may be given again."""
+    patchset = [kind, _project(body), _number(body, "change", "number"), _number(body, "patchSet", "number")]
+    if kind in ("patchset-created", "change-merged"):
+        return patchset
+    created, comment = body.get("eventCreatedOn"), body.get("comment")
+    if kind not in ("comment-added", "vote-deleted") or type(created) not in (int, float):
+        return None
+    who = _account(body, "author" if kind == "comment-added" else "reviewer")
+    votes = sorted(
+        [word(each, "type"), _vote(each, "value"), _vote(each, "oldValue")]
+        for each in objects(body, "approvals", most=_MOST_LABELS)
+    )
+    return [*patchset, who, votes, created, comment if type(comment) is str else ""]
 
 
 def _voted(body: Mapping[str, Any], voter: str) -> Mapping[str, str] | str:

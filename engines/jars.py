@@ -51,34 +51,35 @@ def pom(name: str) -> bytes:
     return resources.files("engines").joinpath(f"{name}.pom.xml").read_bytes()
 
 
-def jar_folder(name: str) -> Path:
-    """Return the cache folder of an engine's jars, named by the pom's SHA-256."""
+def jar_folder(name: str, source: bytes | None = None) -> Path:
+    """Return the cache folder of the jars of a pom, named by its SHA-256; see `class_path`."""
     from platformdirs import user_cache_path
 
     cache = os.environ.get("CIML_CACHE")
     top = Path(cache) if cache else user_cache_path("ciml")
     folder = top / "jars" / _UNSTAGED if name == "cluster" else top / "jars"
-    return folder / f"{name}-{hashlib.sha256(pom(name)).hexdigest()[:16]}"
+    return folder / f"{name}-{hashlib.sha256(source or pom(name)).hexdigest()[:16]}"
 
 
-def class_path(name: str, notify: Callable[[str], None] = lambda _: None) -> str:
+def class_path(name: str, notify: Callable[[str], None] = lambda _: None, source: bytes | None = None) -> str:
     """Return the Java class path of an engine; fetch missing jars by Maven.
 
     Args:
       name: name of a pom: ``kafka``, ``flink``, ``cluster`` or ``flink-s3``.
       notify: called with a phrase when a fetch begins.
+      source: a pom that is no engine's, of that name.
 
     Raises:
       NoJava: if jars are missing, and Maven is missing or fails.
     """
-    folder = jar_folder(name)
+    folder = jar_folder(name, source)
     if not folder.is_dir():
-        _fetch(name, folder, notify)
+        _fetch(name, source or pom(name), folder, notify)
     # Listed in order: a wildcard's order is the file system's and decides which of two equal classes is loaded.
     return os.pathsep.join(sorted(str(jar) for jar in folder.glob("*.jar")))
 
 
-def _fetch(name: str, folder: Path, notify: Callable[[str], None]) -> None:
+def _fetch(name: str, wanted: bytes, folder: Path, notify: Callable[[str], None]) -> None:
     from filelock import FileLock
 
     maven = shutil.which("mvn")
@@ -91,7 +92,7 @@ def _fetch(name: str, folder: Path, notify: Callable[[str], None]) -> None:
         notify(f"fetching the jars of {name} by Maven (once)")
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as work:
             source = Path(work, "pom.xml")
-            source.write_bytes(pom(name))
+            source.write_bytes(wanted)
             command = [maven, "-q", "-B", "-f", str(source), "dependency:copy-dependencies"]
             command += ["-DincludeScope=runtime", f"-DoutputDirectory={work}/jars"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

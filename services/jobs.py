@@ -96,7 +96,7 @@ class InWorker:
         report = self._worker.report()
         if self._worker.runs:
             state: JobState = "running" if report.get("state") == "running" else "starting"
-            return JobStatus(state, began_s=self._worker.began_s)
+            return JobStatus(state, began_s=self._worker.began_s, waits=report.get("waits", ""))
         if not report:
             return JobStatus("missing")
         return JobStatus("over", how=self._worker.how(), fault=report["error"] if report.get("fault") else "")

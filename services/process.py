@@ -207,8 +207,9 @@ class _Worker:
         self._stay(job)
 
     def _on_progress(self, progress: Progress, word: str) -> None:
-        if self._reported["state"] != "running":
-            self._report(state="running")
+        waits = word.removeprefix("waits: ") if word.startswith("waits: ") else ""
+        if (self._reported["state"], self._reported.get("waits", "")) != ("running", waits):
+            self._report(state="running", waits=waits)
 
     def _stay(self, job: FlinkJob) -> None:
         """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""

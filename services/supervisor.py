@@ -135,6 +135,9 @@ class Supervisor:
             covered = self.progress = self._observe_service()
             self.service.ready()
             self._faults = 0
+            if job is not None and job.waits:
+                away.append(job.waits)
+                unready = True
         except EngineError as error:
             away.append(str(error))
             unready, covered = isinstance(error, NotReadyError) and len(away) == 1, None

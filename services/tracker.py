@@ -21,6 +21,7 @@ class JobStatus:
       began_s: time of its submission, epoch seconds; None if unknown.
       restarts: number of restarts by the engine; None if unknown.
       checkpoint_bytes, checkpoint_s: size and time (epoch seconds) of the last completed checkpoint.
+      waits: what it waits for, which is no fault of its own; "" for nothing.
     """
 
     state: JobState
@@ -32,6 +33,7 @@ class JobStatus:
     restarts: int | None = None
     checkpoint_bytes: int | None = None
     checkpoint_s: float | None = None
+    waits: str = ""
 
 
 _DUE = -1  # a pseudo-partition for deferred logs

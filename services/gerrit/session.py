@@ -134,9 +134,9 @@ class GerritSession(Session):
     async def _check(self, inbox: Inbox, hole: asyncio.Event) -> None:
         """Compare with the API, again and again."""
         await asyncio.sleep(_SETTLE_S)
-        keys = self._secrets.keys()
         tries = 0
         while True:
+            keys = self._secrets.keys()  # while a password is replaced: the other one after an error
             password = keys[tries % len(keys)].decode(errors="replace") if keys else ""
             rest = Rest(self._source.rest, self._source.user or self._source.address[0], password, self._tls)
             pause_s = self._source.check_s
@@ -216,7 +216,7 @@ class _Had:
         self._known: OrderedDict[tuple[Any, ...], float] = OrderedDict()
 
     def add(self, event: Mapping[str, Any]) -> None:
-        for key in _keys(event):
+        for key in keys_of(event):
             self._known[key] = _created(event)
             self._known.move_to_end(key)
         while len(self._known) > MAX_KNOWN_DELIVERIES:
@@ -224,14 +224,14 @@ class _Had:
 
     def __contains__(self, event: Mapping[str, Any]) -> bool:
         votes = event.get("type") in ("comment-added", "vote-deleted")
-        for key in _keys(event):
+        for key in keys_of(event):
             had_s = self._known.get(key)
             if had_s is None or (votes and not 0 <= had_s - _created(event) <= _LATER_S):
                 return False
         return True
 
 
-def _keys(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Return what the event says: a key for each vote, else one."""
     try:
         change, made, kind = event["change"], event["patchSet"], event["type"]

@@ -11,12 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 from prometheus_client import CollectorRegistry, generate_latest
 
 from ciml.errors import EngineError
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
 from services.mqtt.service import MqttService
+from services.mqtt.session import MqttSession
+from services.receivers import sessions
 from services.receivers.config import load_receivers
 from services.receivers.metrics import ReceiverMetrics
 from services.service import NotReadyError
@@ -124,8 +128,9 @@ def test_the_broker_keeps_messages_while_the_receiver_is_away(
 
 
 def test_a_message_that_kafka_has_not_acknowledged_is_not_acknowledged(
-    kafka: str, topic: Callable[..., str], tmp_path: Path, mosquitto: Mosquitto
+    kafka: str, topic: Callable[..., str], tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sessions, "ANSWER_S", 1.0)
     text = source(mosquitto, in_flight=4)
     with receiving(tmp_path, "127.0.0.1:1", "away", text) as service:
         mosquitto.publish(*(f"{n}".encode() for n in range(20)))
@@ -158,7 +163,6 @@ def test_a_lost_broker_is_connected_again(
     ("changes", "said"),
     [
         ({"secret_file": "wrong"}, "refuses user ciml: Not authorized; check user and password"),
-        ({"topics": ["zuul/#", "forbidden/#"]}, ""),
         ({"ca_file": None}, "TLS: self-signed certificate in certificate chain"),
         ({"broker": "mqtts://127.0.0.1:1"}, "mqtts://127.0.0.1:1 does not answer: Connection refused"),
         ({"broker": "mqtts://nowhere.invalid"}, "mqtts://nowhere.invalid does not answer: "),
@@ -172,9 +176,20 @@ def test_what_a_broker_refuses_is_reported(
         session = service.sessions[0][0]
         wait(lambda: session.problem != "is not connected yet", "nothing is said")
         assert said in session.problem
-        if said:
-            assert said in problem(service)
-            assert "a wrong password" not in session.problem
+        assert said in problem(service)
+        assert "a wrong password" not in session.problem
+
+
+def test_a_subscription_that_is_refused_or_unsafe_is_reported(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """Mosquitto itself grants every subscription, and delivers nothing where it is not allowed."""
+    ((session, _),) = service_of(tmp_path, "127.0.0.1:1", "events", source(mosquitto, topics=["a/#", "b/#"])).sessions
+    assert isinstance(session, MqttSession)
+    good, unsafe, refused = (ReasonCode(PacketTypes.SUBACK, identifier=code) for code in (1, 0, 135))
+    assert session.subscribed([good, good]) == ""
+    assert session.subscribed([good, refused]).endswith(
+        " refuses the subscription to b/#: Not authorized; grant read access in the broker's access list"
+    )
+    assert session.subscribed([unsafe, good]).endswith(" grants QoS 0 only for a/#, which loses messages; allow QoS 1")
 
 
 def test_a_source_that_is_refused_holds_up_no_other(

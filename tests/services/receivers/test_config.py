@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_DELIVERY_BYTES
-from services.receivers.config import WebhookSource, load_receivers
+from services.receivers.config import MqttSource, WebhookSource, load_receivers
 from services.webhooks.signatures import SCHEMES
 from services.webhooks.sources import endpoints
 
@@ -92,13 +92,13 @@ auth = "none"
         ("[[source", "FILE is not TOML: "),
         ("", 'FILE: no [[source]] has receiver = "webhooks"; add one'),
         ("source = 3", "FILE: source: expected tables, [[source]]"),
-        (GOOD + "\n[mqt]\nx = 1", "FILE: 'mqt': unknown key; choose from source, webhooks"),
+        (GOOD + "\n[mqt]\nx = 1", "FILE: 'mqt': unknown key; choose from source, webhooks, gerrit"),
         ("[webhooks]\nports = 1\n" + GOOD, "FILE, [webhooks]: ports: unknown key"),
         ("[webhooks]\nport = 70000\n" + GOOD, "FILE, [webhooks]: port: 70000 is not between 0 and 65535"),
         ("[webhooks]\nanswer_s = nan\n" + GOOD, "FILE, [webhooks]: answer_s: nan is not between 0.1 and 600.0"),
         ('[webhooks]\nproxies = ["x"]\n' + GOOD, "FILE, [webhooks]: proxies: 'x' does not appear to be an IPv4"),
-        ('[[source]]\nname = "hub"', "FILE, source hub: receiver: is missing; choose from webhooks"),
-        ('[[source]]\nreceiver = "smtp"', "FILE, source 1: receiver: 'smtp' is unknown; choose from webhooks"),
+        ('[[source]]\nname = "hub"', "FILE, source hub: receiver: is missing; choose from webhooks, mqtt, gerrit"),
+        ('[[source]]\nreceiver = "smtp"', "FILE, source 1: receiver: 'smtp' is unknown; choose from webhooks, mqtt, "),
         ('[[source]]\nreceiver = "webhooks"\nadapter = "probe"', "FILE, source 1: name: is missing"),
         (SOURCE.format("Hub"), "FILE, source Hub: name: 'Hub' is not a source name; use lower-case letters"),
         (GOOD.replace("probe", "prob"), "FILE, source hub: adapter: there is no adapter 'prob'; choose from "),
@@ -133,3 +133,48 @@ def test_every_adapter_names_a_scheme() -> None:
     from adapters.registry import adapters
 
     assert {one.signature for one in adapters().values()} <= {"", *SCHEMES}
+
+
+MQTT = '[[source]]\nreceiver = "mqtt"\nname = "zuul"\nadapter = "zuul"\nbroker = "mqtts://mqtt.example.org"\n'
+USER = 'user = "ciml"\nsecret_file = "one"\ntopics = "zuul/#"\n'
+
+
+def load_mqtt(folder: Path, text: str) -> list[MqttSource]:
+    file = folder / "receivers.toml"
+    file.write_text(text)
+    return load_receivers(file).of(MqttSource)
+
+
+def test_a_source_of_mqtt_has_defaults(folder: Path) -> None:
+    (source,) = load_mqtt(folder, MQTT + USER)
+    assert source.address == ("mqtt.example.org", 8883, True)
+    assert (source.topics, source.version, source.in_flight, source.retained) == (("zuul/#",), "5", 64, "ignore")
+    assert MqttSource.from_json({**source.to_json(), "broker": "mqtt://[::1]:1"}).address == ("::1", 1, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD, 'no [[source]] has receiver = "mqtt"; add one'),
+        (MQTT, "source zuul: topics: is missing"),
+        (MQTT + "topics = []", "source zuul: topics: [] are not topic filters such as zuul/#"),
+        (MQTT + 'topics = ["a/#/b"]', "source zuul: topics: ['a/#/b'] are not topic filters such as zuul/#"),
+        (MQTT + 'topics = ["a+/b"]', "source zuul: topics: ['a+/b'] are not topic filters such as zuul/#"),
+        (MQTT.replace("mqtts", "http") + USER, "'http://mqtt.example.org' is not mqtts://HOST:8883 or mqtt://HOST:1883"),
+        (MQTT.replace("mqtts://", "mqtts://me:pw@") + USER, "is not mqtts://HOST:8883 or mqtt://HOST:1883"),
+        (MQTT.replace("org", "org:99999") + USER, "is not mqtts://HOST:8883 or mqtt://HOST:1883"),
+        (MQTT.replace("mqtts", "mqtt") + USER + 'ca_file = "x"', "ca_file and certificate_file need a broker of mqtts"),
+        (MQTT + USER + 'certificate_file = "x"', "source zuul: certificate_file and key_file go together"),
+        (MQTT + 'topics = "a"\nuser = "ciml"', "source zuul: user: needs its password"),
+        (MQTT + 'topics = "a"\nsecret_file = "one"', "source zuul: user: needs its password"),
+        (MQTT + USER + 'version = "4"', "source zuul: version: '4' is unknown; choose from 5, 3.1.1"),
+        (MQTT + USER + 'retained = "x"', "source zuul: retained: 'x' is unknown; choose from ignore, accept"),
+        (MQTT + USER + "in_flight = 0", "source zuul: in_flight: 0 is not between 1 and 1024"),
+        (MQTT + USER + "session_s = 1", "source zuul: session_s: 1 is not between 60 and "),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_a_source_of_mqtt_is_one_line(folder: Path, text: str, said: str) -> None:
+    with pytest.raises(CimlError) as caught:
+        load_mqtt(folder, text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

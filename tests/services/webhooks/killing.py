@@ -75,9 +75,7 @@ def deliver_and_ingest(
 ) -> Counter[str]:
     """Send deliveries during kills; compare acknowledged ones, topic and raw store; return the outcomes of ingest."""
     chance, accepted = random.Random(seed), list[None]()
-    ((facts, log),) = corpus_facts(1)
-    times = {"start_time": facts.start_us / 1e6, "end_time": facts.end_us / 1e6}
-    bodies = [delivery(each, result="SUCCESS", log_url=log.as_uri(), **times) for each in range(number)]
+    bodies = run_bodies(number)
 
     def send(body: bytes) -> bool:
         if done := send_until_accepted(receiver.port, body, 240.0):
@@ -91,16 +89,29 @@ def deliver_and_ingest(
                 time.sleep(0.001)
             kill(chance)  # in this thread, with which the kernel ends what it has started
         assert [each.result() for each in waiting] == [True] * number
-    stored = Counter(json.loads(each.value or b"")["id"] for each in announced(receiver.kafka, receiver.topic))
+    return ingest_and_compare(receiver.kafka, receiver.topic, data, number, "hub")
+
+
+def run_bodies(number: int) -> list[bytes]:
+    """The deliveries of runs ``r-0`` and so on, which are the events ``e-0`` and so on."""
+    ((facts, log),) = corpus_facts(1)
+    times = {"start_time": facts.start_us / 1e6, "end_time": facts.end_us / 1e6}
+    return [delivery(each, result="SUCCESS", log_url=log.as_uri(), **times) for each in range(number)]
+
+
+def ingest_and_compare(kafka: str, topic: str, data: Path, number: int, source: str) -> Counter[tuple[str, str]]:
+    """Compare what was acknowledged (all of `run_bodies`) with the topic, and with the raw store after ingest."""
+    stored = Counter(json.loads(each.value or b"")["id"] for each in announced(kafka, topic))
     assert set(stored) == {f"e-{each}" for each in range(number)}
+    ((_, log),) = corpus_facts(1)
     config = IngestConfig(
-        DataRoot.open(str(data)).raw, KafkaOptions(receiver.kafka), receiver.topic, f"{receiver.topic}-runs",
+        DataRoot.open(str(data)).raw, KafkaOptions(kafka), topic, f"{topic}-runs",
         fetch=FetchPolicy(file_roots=(str(log.parent),)),
     )  # fmt: skip
     drive(IngestService(config), until="end")
     state, deltas = account(config.raw)
     rows = [each["mention"]["run_id"] for delta in deltas for each in delta["runs"]]
-    assert Counter(rows) == Counter(f"hub~r-{each}~1" for each in range(number))
+    assert Counter(rows) == Counter(f"{source}~r-{each}~1" for each in range(number))
     counts = Counter(state.counts)
     assert counts == Counter({("run", ""): number}) + Counter({("repeat", "event"): stored.total() - number})
     return counts

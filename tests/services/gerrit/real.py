@@ -1,0 +1,165 @@
+"""A real Gerrit for tests, from Maven's jars: Java 17, about 30 s to its first start and 350 MiB."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines import jars
+from engines.processes import lasting_ports
+from tests.faults.children import Program
+
+_HERE = Path(__file__).parent
+_BACKEND = "-Dflogger.backend_factory=com.google.common.flogger.backend.log4j.Log4jBackendFactory#getInstance"
+_CONTEXT = "-Dflogger.logging_context=com.google.gerrit.server.logging.LoggingContext#getInstance"
+# An index that is written with each change: a kill else costs Gerrit what it has indexed within the last minutes.
+_CONFIG = """\
+[gerrit]
+	basePath = git
+	canonicalWebUrl = http://127.0.0.1:{http}/
+	serverId = 5c3a5fd2-0f6a-4b7a-9f1c-000000000001
+[auth]
+	type = DEVELOPMENT_BECOME_ANY_ACCOUNT
+[httpd]
+	listenUrl = http://127.0.0.1:{http}/
+[sshd]
+	listenAddress = 127.0.0.1:{ssh}
+[index]
+	type = lucene
+[index "changes_open"]
+	commitWithin = 0
+[index "changes_closed"]
+	commitWithin = 0
+[sendemail]
+	enable = false
+	smtpServer = localhost
+[cache]
+	directory = cache
+"""
+REVIEWER, READER = ("cleo", "cleo-secret"), ("ci", "ci-http-secret")
+
+
+class NoAnswer(Exception):
+    """Gerrit does not answer: it may have done what it was asked."""
+
+
+@dataclass
+class Gerrit:
+    """A server of its own folder and ports, which may be killed and started again.
+
+    Attributes:
+      http, ssh: ports.
+      folder: has the files ``key`` and ``known_hosts`` of the account ``ci``, and its HTTP ``password``.
+    """
+
+    folder: Path
+    program: Program | None = None
+
+    def __post_init__(self) -> None:
+        self.http, self.ssh = lasting_ports(2)
+        self._site = self.folder / "site"
+        (self._site / "etc").mkdir(parents=True)
+        (self._site / "etc" / "gerrit.config").write_text(_CONFIG.format(http=self.http, ssh=self.ssh))
+        java, source = jars.find_java(), (_HERE / "pom.xml").read_bytes()
+        path = jars.class_path("gerrit", source=source)
+        self._java = [
+            java,
+            "-Xmx160m",
+            "-XX:+UseSerialGC",
+            _BACKEND,
+            _CONTEXT,
+            "-cp",
+            path,
+            str(_HERE / "RunGerrit.java"),
+        ]
+        init = [*self._java, "Init", "--batch", "--dev", "--no-auto-start", "-d", str(self._site)]
+        done = subprocess.run(init, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        self.start()
+        self._set_up()
+
+    def start(self, most_s: float = 120.0) -> None:
+        """Start it, and wait until it answers over HTTP and SSH."""
+        command = [*self._java, "Daemon", "-d", str(self._site), "--headless", "--console-log"]
+        self.program = Program(command, self.folder / "gerrit.log")
+        deadline = time.monotonic() + most_s
+        while True:
+            try:
+                self.ask("GET", "/config/server/version", user=None)
+                return
+            except NoAnswer:
+                if time.monotonic() > deadline or self.program.poll() is not None:
+                    raise RuntimeError(f"Gerrit does not start: {self.program.said()}") from None
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        """SIGKILL, by its pid."""
+        if self.program is not None:
+            self.program.kill()
+
+    def ask(self, method: str, path: str, body: Any = None, user: tuple[str, str] | None = ("admin", "secret")) -> Any:
+        """Ask the REST API. Raises `NoAnswer`; another status than 2xx is a `RuntimeError`."""
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.http}{'/a' if user else ''}{path}", method=method)
+        if user:
+            asked.add_header("Authorization", f"Basic {b64encode(':'.join(user).encode()).decode()}")
+        if body is not None:
+            asked.add_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
+            asked.data = (body if isinstance(body, str) else json.dumps(body)).encode()
+        try:
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                text = answer.read().decode()
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{method} {path}: {error.code} {error.read().decode()[:300]}") from None
+        except (OSError, ValueError) as error:
+            raise NoAnswer(str(error)) from None
+        return json.loads(text[5:]) if text.startswith(")]}'") and text[5:].strip() else None
+
+    def change(self, subject: str) -> str:
+        """Create a change with one file; return its id."""
+        made = self.ask("POST", "/changes/", {"project": "demo", "branch": "master", "subject": subject})
+        return f"demo~{made['_number']}"
+
+    def vote(self, change: str, value: int, user: tuple[str, str] = REVIEWER) -> None:
+        """Vote for Code-Review."""
+        self.ask("POST", f"/changes/{change}/revisions/current/review", {"labels": {"Code-Review": value}}, user)
+
+    def submit(self, change: str) -> None:
+        """Merge a change."""
+        self.ask("POST", f"/changes/{change}/submit", {})
+
+    def _set_up(self) -> None:
+        """Make the accounts: ``ci`` reads the stream, ``cleo`` may vote +2; and the project."""
+        key = self.folder / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        (self.folder / "password").write_text(READER[1])
+        (self.folder / "password").chmod(0o600)
+        reader = {
+            "http_password": READER[1],
+            "ssh_key": key.with_suffix(".pub").read_text(),
+            "groups": ["Service Users"],
+        }
+        self.ask("PUT", "/accounts/ci", {"name": "CI", "email": "ci@example.org", **reader})
+        self.ask("PUT", "/accounts/cleo", {"name": "Cleo", "http_password": REVIEWER[1], "groups": ["Administrators"]})
+        self.ask("PUT", "/projects/demo", {"create_empty_commit": True, "branches": ["master"]})
+        hosts = subprocess.run(
+            ["ssh-keyscan", "-p", str(self.ssh), "127.0.0.1"], capture_output=True, text=True, check=True
+        )  # fmt: skip
+        assert hosts.stdout, hosts.stderr
+        (self.folder / "known_hosts").write_text(hosts.stdout)
+
+    @property
+    def source(self) -> str:
+        """The configuration of a source that reads it."""
+        keys = {
+            "receiver": "gerrit", "name": "zuul", "ssh": f"ssh://ci@127.0.0.1:{self.ssh}",
+            "key_file": str(self.folder / "key"), "known_hosts_file": str(self.folder / "known_hosts"),
+            "rest": f"http://127.0.0.1:{self.http}", "secret_file": str(self.folder / "password"),
+        }  # fmt: skip
+        return "\n".join(["[[source]]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items()), ""])

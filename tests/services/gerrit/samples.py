@@ -1,0 +1,48 @@
+"""Changes as the REST API writes them, and events as the stream writes them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+ADA = {"_account_id": 1, "name": "Ada", "email": "ada@example.org", "username": "ada"}
+CLEO = {"_account_id": 2, "name": "Cleo", "email": "cleo@example.org", "username": "cleo"}
+
+
+def at(when: int) -> str:
+    """The API's form of epoch seconds."""
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%S.123000000")
+
+
+def person(account: dict[str, Any]) -> dict[str, Any]:
+    return {key: found for key, found in account.items() if key != "_account_id"}
+
+
+def change(number: int, created: int, **fields: Any) -> dict[str, Any]:
+    """An open change of one patch set."""
+    return {
+        "id": f"demo%2Fapp~{number}", "project": "demo/app", "branch": "main", "change_id": f"I{number:040x}",
+        "subject": "A change", "status": "NEW", "created": at(created), "updated": at(created), "_number": number,
+        "owner": ADA, "current_revision": "a" * 40, "labels": {}, "messages": [],
+        "revisions": {
+            "a" * 40: {"_number": 1, "created": at(created), "uploader": ADA, "ref": "refs/x", "kind": "REWORK"}
+        },
+        **fields,
+    }  # fmt: skip
+
+
+def vote(account: dict[str, Any], value: int, when: int) -> dict[str, Any]:
+    return {**account, "value": value, "date": at(when)}
+
+
+def message(account: dict[str, Any], text: str, when: int, patchset: int = 1) -> dict[str, Any]:
+    return {"id": f"m{when}", "author": account, "date": at(when), "message": text, "_revision_number": patchset}
+
+
+def event(kind: str, number: int, when: int, **fields: Any) -> dict[str, Any]:
+    """An event of the stream."""
+    return {
+        "type": kind, "eventCreatedOn": when, "project": "demo/app",
+        "change": {"project": "demo/app", "number": number, "owner": person(ADA), "status": "NEW"},
+        "patchSet": {"number": 1, "revision": "a" * 40, "uploader": person(ADA), "kind": "REWORK"}, **fields,
+    }  # fmt: skip

@@ -1,0 +1,72 @@
+"""The receiver with a real Gerrit: the stream, and what happened while the receiver was away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.registry import read_event
+from tests.services.gerrit.real import Gerrit
+from tests.services.gerrit.test_gerrit import position, receiving
+from tests.services.mqtt.test_mqtt import stored, wait
+
+pytestmark = [pytest.mark.engines, pytest.mark.interop, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def gerrit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gerrit]:
+    server = Gerrit(tmp_path_factory.mktemp("gerrit"))
+    yield server
+    server.kill()
+
+
+def live(gerrit: Gerrit, subject: str) -> str:
+    """A change that is created, approved, disapproved, approved again and merged; its number."""
+    change = gerrit.change(subject)
+    for value in (2, 0, 2):
+        gerrit.vote(change, value)
+    gerrit.submit(change)
+    return change.partition("~")[2]
+
+
+def told(kafka: str, topic: str, number: str) -> list[tuple[Any, ...]]:
+    """Type, votes and what the adapter makes of them, of the events of a change in their order."""
+    found = []
+    for message in stored(kafka, topic):
+        event = json.loads(message.value or b"")
+        if str(event["change"]["number"]) == number:
+            facts = [each.facts for each in read_event(message).updates]
+            votes = [
+                (each["type"], each["value"]) for each in event.get("approvals", []) if each["type"] == "Code-Review"
+            ]
+            found.append((event["type"], votes, facts))
+    return found
+
+
+def test_stream_and_api_say_the_same(kafka: str, topic: Callable[..., str], tmp_path: Path, gerrit: Gerrit) -> None:
+    name = topic()
+    with receiving(tmp_path, kafka, name, gerrit.source):
+        position(tmp_path)
+        streamed = live(gerrit, "while the receiver listens")
+        wait(lambda: len(told(kafka, name, streamed)) >= 5, f"{told(kafka, name, streamed)}")
+    by_stream = told(kafka, name, streamed)
+    assert [(kind, votes) for kind, votes, _ in by_stream] == [
+        ("patchset-created", []), ("comment-added", [("Code-Review", "2")]), ("comment-added", [("Code-Review", "0")]),
+        ("comment-added", [("Code-Review", "2")]), ("change-merged", []),
+    ]  # fmt: skip
+    away = live(gerrit, "while the receiver is away")
+    with receiving(tmp_path, kafka, name, gerrit.source):
+        wait(lambda: len(told(kafka, name, away)) >= 4, f"{told(kafka, name, away)}")
+        wait(lambda: "change-merged" in str(told(kafka, name, away)), "the merge is missing")
+    # The API shows a vote that stands and one that was taken back, not the first of two equal ones.
+    assert [each for each in told(kafka, name, away) if each[0] != "comment-added"] == [by_stream[0], by_stream[4]]
+    assert sorted(facts[0]["review"] for kind, _, facts in told(kafka, name, away) if kind == "comment-added") == [
+        "approved", "dismissed"
+    ]  # fmt: skip
+    ids = [read_event(message).id for message in stored(kafka, name)]
+    merged_again = len(ids) - len(set(ids))
+    print(f"{len(ids)} events, {merged_again} repeats")

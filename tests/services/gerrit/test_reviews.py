@@ -1,0 +1,127 @@
+"""What the REST API says of a change becomes the events that the stream would have had."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.adapter import Delivery
+from adapters.gerrit import ADAPTER
+from ciml.errors import RejectedInput
+from services.gerrit.lines import Lines
+from services.gerrit.reviews import events, seconds
+from tests.services.gerrit.samples import ADA, CLEO, at, change, message, person, vote
+
+T = 1_795_657_180
+
+
+def told(made: dict[str, Any], after: float = 0.0) -> list[tuple[Any, ...]]:
+    """Type, time, patch set, votes and state of each event."""
+    return [
+        (
+            each["type"], each["eventCreatedOn"] - T, each["patchSet"]["number"], each["change"]["status"],
+            [(one["type"], one["value"], one["oldValue"]) for one in each.get("approvals", [])],
+        )
+        for each in events(made, after)
+    ]  # fmt: skip
+
+
+def test_the_events_of_a_change() -> None:
+    made = change(
+        7, T, status="MERGED", submitted=at(T + 30), submitter=CLEO,
+        labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20), {**ADA, "value": 0}, {**ADA}]}},
+        current_revision="b" * 40,
+        revisions={
+            "a" * 40: {"_number": 1, "created": at(T), "uploader": ADA, "kind": "REWORK"},
+            "b" * 40: {"_number": 2, "created": at(T + 10), "uploader": CLEO, "kind": "TRIVIAL_REBASE"},
+        },
+    )  # fmt: skip
+    assert told(made) == [
+        ("patchset-created", 0, 1, "NEW", []),
+        ("patchset-created", 10, 2, "NEW", []),
+        ("comment-added", 20, 2, "NEW", [("Code-Review", "2", "0")]),
+        ("change-merged", 30, 2, "MERGED", []),
+    ]
+    *_, voted, merged = events(made, 0)
+    assert voted["author"] == person(CLEO)
+    assert merged["patchSet"]["kind"] == "TRIVIAL_REBASE"
+    assert told(made, T + 20) == told(made)[2:]
+
+
+def test_a_vote_that_was_taken_back() -> None:
+    made = change(
+        7, T,
+        messages=[
+            message(CLEO, "Patch Set 1: Code-Review+2 Workflow+1\n\nfine", T + 10),
+            message(CLEO, "Patch Set 1: -Code-Review\n\n(1 comment)", T + 20),
+            message(ADA, "Removed Workflow+1 by Cleo <cleo@example.org>\n", T + 30),
+            message(ADA, "Patch Set 1: -Verified", T + 40),  # of an unknown vote
+        ],
+    )  # fmt: skip
+    assert told(made)[1:] == [
+        ("comment-added", 20, 1, "NEW", [("Code-Review", "0", "2")]),
+        ("vote-deleted", 30, 1, "NEW", [("Workflow", "0", "1")]),
+    ]
+
+
+def test_the_text_of_a_message_approves_nothing() -> None:
+    texts = ("Patch Set 1: Code-Review+2", "Code-Review+2", "x\nPatch Set 1: Code-Review+2", "Removed nothing")
+    made = change(7, T, messages=[message(CLEO, text, T + 10) for text in texts])
+    assert told(made)[1:] == []
+
+
+@pytest.mark.parametrize("made", [{}, {"_number": "7"}, {"_number": 7}, {"_number": 7, "project": ["x"]}])
+def test_what_is_no_change_is_rejected(made: dict[str, Any]) -> None:
+    with pytest.raises(RejectedInput):
+        events(made, 0.0)
+
+
+_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5)  # fmt: skip # noqa: E501
+
+
+@given(st.data())
+def test_any_field_may_be_anything(data: st.DataObject) -> None:
+    made = change(
+        7, T, status="MERGED", submitted=at(T + 30), submitter=CLEO,
+        labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20)]}},
+        messages=[message(CLEO, "Patch Set 1: Code-Review+2", T), message(CLEO, "Patch Set 1: -Code-Review", T)],
+    )  # fmt: skip
+    made = copy.deepcopy(made)
+    place: Any = made
+    while True:
+        name = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[name], dict | list) or not place[name] or data.draw(st.booleans()):
+            place[name] = data.draw(_JSON)
+            break
+        place = place[name]
+    try:
+        found = events(made, 0.0)
+    except RejectedInput:
+        return
+    assert all(each["eventCreatedOn"] >= 0 for each in found)
+
+
+def test_times() -> None:
+    assert seconds(at(T)) == T
+    assert [seconds(text) for text in ("", "2026", "2026-99-99 00:00:00", "x" * 100)] == [None] * 4
+
+
+@given(st.lists(st.binary(max_size=8)), st.integers(1, 6))
+def test_lines_do_not_depend_on_chunks(parts: list[bytes], most: int) -> None:
+    lines = Lines(most)
+    found = [each for part in [*parts, b"\n"] for each in lines.feed(part)]
+    whole = (b"".join(parts) + b"\n").split(b"\n")[:-1]
+    assert found == [each for line in whole if (each := line.strip() if len(line) <= most else None) != b""]
+
+
+def test_the_adapter_reads_events_of_the_api() -> None:
+    made = change(7, T, labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20)]}})
+    readings = [ADAPTER.read(Delivery(json.dumps(each).encode(), {}, "")) for each in events(made, 0)]
+    assert [(each.type, [update.facts for update in each.updates]) for each in readings] == [  # type: ignore[union-attr]
+        ("patchset-created", [{"owner": "ada"}]), ("comment-added", [{"review": "approved"}])
+    ]  # fmt: skip
