@@ -1,5 +1,5 @@
 #!/bin/bash
-# up.sh FOLDER: a whole CI system on loopback: Gerrit, Zuul (scheduler, executor, web), ZooKeeper with TLS, PostgreSQL,
+# up.sh FOLDER [install]: a whole CI system on loopback: Gerrit, Zuul (scheduler, executor, web), ZooKeeper with TLS, PostgreSQL,
 # mosquitto with TLS, and a web server of logs. Jobs run ciml of $CIML_PYTHON (by default python3). It needs root, for
 # bubblewrap and two users. FOLDER/pids has all that it started; down.sh FOLDER ends it.
 set -eu
@@ -132,6 +132,7 @@ check_needs
 mkdir -p "$folder"/{etc,logs,pids,sites,state/{scheduler,executor,web},jobs,gerrit/classes/com/google/gerrit/common,gerrit/site/etc,tls,pg}
 began=$(date +%s)
 [ -e "$folder/installed" ] || install_all
+[ "${2:-}" != install ] || exit 0
 configure
 rm -rf "$folder/zk"; mkdir "$folder/zk" # sessions of a killed Zuul would hold its locks for 15 s
 certify
