@@ -87,7 +87,7 @@ MAX_ARCHIVE_RATIO = 1032
 # Seconds that a host of logs may ask to wait; GitHub's limits are of an hour.
 MAX_RETRY_AFTER_S = 3600.0
 # Bytes of a file with a token or a password.
-MAX_CREDENTIAL_BYTES = 16 << 10
+MAX_SECRET_BYTES = 16 << 10
 # Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.
 MAX_WIRE_BYTES = 16 * MIB
 # Bytes of a log unpacked. A day at 1 s of 60 columns is 36 MB at 7 bytes a cell; parsing takes about 13 times its text.
@@ -128,7 +128,6 @@ MAX_REVIEW_BYTES = 64 * MIB
 MAX_REVIEW_CHANGES = 100
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
-MAX_SECRET_BYTES = 4096
 
 # Model server: connections, requests, tensors.
 

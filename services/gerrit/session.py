@@ -55,10 +55,10 @@ class GerritSession(Session):
     def __init__(self, receivers: Receivers, source: GerritSource) -> None:
         super().__init__(source.name, source.ssh)
         self._source, self._adapter, where = source, source.found_adapter(), receivers.where(source)
-        self._key = _read(where, "key_file", receivers, source.key_file, asyncssh.read_private_key)
-        self._hosts = _read(where, "known_hosts_file", receivers, source.known_hosts_file, asyncssh.read_known_hosts)
+        self._key = _loaded(where, "key_file", receivers, source.key_file, asyncssh.read_private_key)
+        self._hosts = _loaded(where, "known_hosts_file", receivers, source.known_hosts_file, asyncssh.read_known_hosts)
         self._secrets = Secrets(where, source.secret_file, source.secret_env, folder=receivers.file.parent)
-        self._tls = _read(
+        self._tls = _loaded(
             where, "ca_file", receivers, source.ca_file, lambda path: ssl.create_default_context(cafile=path)
         )
         self._position = receivers.path(receivers.gerrit.state) / f"gerrit-{source.name}.json"
@@ -273,7 +273,7 @@ def _number(found: Mapping[str, Any] | None) -> float | None:
     return float(after) if isinstance(after, int | float) else None
 
 
-def _read(where: str, key: str, receivers: Receivers, name: str, read: Any) -> Any:
+def _loaded(where: str, key: str, receivers: Receivers, name: str, read: Any) -> Any:
     path = str(receivers.path(name)) if name else None
     try:
         return read(path)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import ssl
+import struct
 import threading
 import time
 from functools import partial
 from typing import Any
 
+from paho.mqtt import MQTTException
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -188,11 +190,14 @@ class _Link:
     def step(self, *, reads: bool) -> None:
         """Wait for a message, or only write and keep the connection alive. Raises `Lost`."""
         client = self._client
-        if reads:
-            code = client.loop(_BUSY_S if len(self._inbox) else _IDLE_S)
-        else:
-            time.sleep(_BUSY_S)
-            code = client.loop_write() or client.loop_misc()
+        try:
+            if reads:
+                code = client.loop(_BUSY_S if len(self._inbox) else _IDLE_S)
+            else:
+                time.sleep(_BUSY_S)
+                code = client.loop_write() or client.loop_misc()
+        except (MQTTException, ValueError, IndexError, struct.error) as error:
+            raise Lost(f"{self._session.shown} sends what is not MQTT: {error}") from error
         if self._why or code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise Lost(self._why or f"{self._session.shown}: {mqtt.error_string(code)}")
 

@@ -238,6 +238,8 @@ with installed(pathlib.Path("probe")):
         ("data", ["ingest", "--data-path", "STORE", "--kafka", "127.0.0.1:1", "--once"], "pipelines"),
         ("data", ["graph", "ingest"], "pipelines"),
         ("", ["receive", "webhooks", "--config", "receivers.toml", "--kafka", "127.0.0.1:1"], "receivers"),
+        ("", ["receive", "mqtt", "--config", "receivers.toml", "--kafka", "127.0.0.1:1"], "receivers"),
+        ("", ["receive", "gerrit", "--config", "receivers.toml", "--kafka", "127.0.0.1:1"], "receivers"),
         ("data", ["serve", "--data-path", "STORE"], "serve"),
         ("data", ["experiment", "define", "svm", "--estimator", "svm", "--data-path", "STORE"], "train"),
         ("data", ["plot", "plots", "--data-path", "STORE"], "reports"),

@@ -80,7 +80,12 @@ def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, ext
     (log,) = tmp_path.glob("logs/unit/*/*.gz")
     assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
     if extra == "receivers":
-        run(python, "-c", "import services.webhooks.service, services.process", folder=tmp_path)
+        run(
+            python,
+            "-c",
+            "import services.gerrit.service, services.mqtt.service, services.webhooks.service, services.process",
+            folder=tmp_path,
+        )
     if extra in ("", "receivers"):
         return
     (tmp_path / "jobs.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')

@@ -162,7 +162,7 @@ def mqtt_trial(folder: Path, broker: Broker, events: int, kills: int, rate: floa
     chance, topic = random.Random(seed), f"mqtt-{seed}"
     engines.create_topics(broker.address, {topic: 2})
     certificates = folder / "certificates"
-    certificates.mkdir()
+    certificates.mkdir(parents=True)
     mosquitto = Mosquitto(folder / "mosquitto", Certificates.made(certificates))
     mosquitto.start()
     (folder / "password").write_text(USERS["ciml"])
@@ -300,13 +300,10 @@ def main() -> None:
         broker = own_broker(folder)
         with installed(folder / "probe-here"):
             if given.events:
-                (folder / "m").mkdir()
                 mqtt_trial(folder / "m", broker, given.events, given.kills, given.rate, given.seed)
             if given.webhooks:
-                (folder / "w").mkdir()
                 webhook_trial(folder / "w", broker, given.webhooks, given.kills, given.seed)
             if given.gerrit:
-                (folder / "g").mkdir()
                 gerrit_trial(folder / "g", broker, given.gerrit, given.kills, given.seed)
         broker.kill()
 

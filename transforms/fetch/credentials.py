@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from ciml.errors import CimlError
-from ciml.limits import MAX_CREDENTIAL_BYTES
+from ciml.limits import MAX_SECRET_BYTES
 from ciml.settings import Settings, checked
 from transforms.fetch.addresses import Address, HostRule, host_rule
 
@@ -93,11 +93,11 @@ class Credential(Settings, frozen=True):
 def _of_file(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            secret = file.read(MAX_CREDENTIAL_BYTES + 1)
+            secret = file.read(MAX_SECRET_BYTES + 1)
     except OSError as error:
         raise CimlError(f"a credential cannot be read: {path}: {error.strerror}") from None
-    if len(secret) > MAX_CREDENTIAL_BYTES:
-        raise CimlError(f"a credential cannot be read: {path} has more than {MAX_CREDENTIAL_BYTES} bytes")
+    if len(secret) > MAX_SECRET_BYTES:
+        raise CimlError(f"a credential cannot be read: {path} has more than {MAX_SECRET_BYTES} bytes")
     return secret
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from services.mqtt.session import MqttSession
 from services.receivers import sessions
 from services.receivers.config import load_receivers
 from services.receivers.metrics import ReceiverMetrics
+from services.receivers.producer import DeliveryProducer
+from services.receivers.sessions import Inbox, Lost, SessionReceiver
 from services.service import NotReadyError
 from tests.pipelines.ingest.ingesting import announced
 from tests.scraping import Samples, parsed
@@ -86,7 +90,7 @@ def stored(kafka: str, topic: str, least: int = 0) -> list[Message]:
     return found
 
 
-def problem(service: MqttService) -> str:
+def problem(service: SessionReceiver) -> str:
     with pytest.raises(NotReadyError) as caught:
         service.observe()
     return str(caught.value)
@@ -261,6 +265,27 @@ def test_what_is_no_delivery_costs_only_itself(
     with receiving(tmp_path, kafka, name, source(mosquitto, max_bytes=1000)):
         mosquitto.publish(b"3")
         assert len(stored(kafka, name, 4)) == 4
+
+
+def test_a_server_that_speaks_no_mqtt_is_lost(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """Each answer to CONNECT is nonsense: the thread goes on, and says what is wrong."""
+    answers = [b"HTTP/1.1 400\r\n\r\n", b"\x20\x03\x00\x00\x05", b"\x30\x02\x00\xff", b"\x20\x00", b"\xff" * 50]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+        text = source(mosquitto, broker=address, ca_file=None, keepalive_s=1)
+        ((session, _),) = service_of(tmp_path, "127.0.0.1:1", "events", text).sessions
+        producer = DeliveryProducer(KafkaOptions("127.0.0.1:1"), "events", 1.0)
+        for answer in answers:
+            inbox = Inbox("zuul", producer, ReceiverMetrics("mqtt"), 8)
+            with ThreadPoolExecutor(1) as pool:
+                served = pool.submit(session.serve, inbox, threading.Event())
+                peer, _ = server.accept()
+                with peer:
+                    peer.recv(1000)
+                    peer.sendall(answer)
+                    with pytest.raises(Lost, match=address):
+                        served.result(20)
+        producer.close()
 
 
 def test_messages_of_qos_0_are_stored_too(
