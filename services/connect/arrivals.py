@@ -31,13 +31,15 @@ class Became:
 
     Attributes:
       text: for people.
-      final: whether the source is connected: a run or an update, or a dead letter.
+      final: whether it is a run or a dead letter, so that the source is connected.
+      updates: whether it is an update: all that Gerrit sends, and no more than a part of what other systems send.
       rejected: whether it is a dead letter.
       pending: the run whose log ingest still fetches, "" for none.
     """
 
     text: str
     final: bool = False
+    updates: bool = False
     rejected: bool = False
     pending: str = ""
 
@@ -109,7 +111,7 @@ def became(outcome: Outcome) -> Became:
     reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
     if outcome.kind == "update":
         lines = (f"{one.subject}: {', '.join(f'{k} {v}' for k, v in one.facts.items())}" for one in outcome.updates)
-        return Became(f"update of the runs of {'; '.join(lines)}", final=True)
+        return Became(f"update of the runs of {'; '.join(lines)}", updates=True)
     if outcome.kind == "dead_letter":
         return Became(f"{what} is a dead letter, {reason}\n    {remedy(outcome.reason)}", final=True, rejected=True)
     if outcome.kind == "deferred":
@@ -154,7 +156,9 @@ def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became
             for change in delta.get("trust_changes", ()):
                 if change["run_id"] in runs:
                     word = "trusted" if change["trust"]["trusted"] else "not trusted"
-                    yield Became(f"run {change['run_id']} is {word} now, by the rule {change['trust']['rule']!r}", True)
+                    yield Became(
+                        f"run {change['run_id']} is {word} now, by the rule {change['trust']['rule']!r}", final=True
+                    )
         seen = seen or not list(state.covered(origin.topic, origin.partition).missing(origin.offset, origin.offset + 1))
         if seen and not waits:
             return

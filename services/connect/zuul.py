@@ -22,6 +22,8 @@ topic write @PREFIX@/#
 user @USER@
 topic read @PREFIX@/#
 ACL
+# both are read again
+systemctl reload mosquitto
 """
 
 _CONF = """

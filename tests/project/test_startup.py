@@ -34,6 +34,7 @@ def loaded_by(code: str) -> set[str]:
         "ciml.results.convert", "ciml.results.arrow", "pipelines.backfill.load", "cli.commands.data.load",
         "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.data.drift", "transforms.parse.files",
         "training.data.in_memory", "ciml.api", "adapters.registry", "cli.commands.operate.adapter",
+        "cli.commands.operate.connect", "services.connect.files",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:

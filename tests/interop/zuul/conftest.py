@@ -22,29 +22,34 @@ ROOT = HERE.parents[2]
 BROKER, LOGS = "mqtts://127.0.0.1:18883", "http://127.0.0.1:19001"
 
 
+def _up(folder: Path, *what: str) -> None:
+    environment = {**os.environ, "CIML_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    command = ["bash", str(HERE / "up.sh"), str(folder), *what]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        pytest.fail(f"the real Zuul does not start: {said}", pytrace=False)
+
+
 @pytest.fixture(scope="session")
-def zuul() -> Iterator[Path]:
-    """The folder of a running Zuul, in ``$CIML_ZUUL`` or the user's cache: the first start installs it."""
+def installed() -> Iterator[Path]:
+    """The folder of an installed Zuul, in ``$CIML_ZUUL`` or the user's cache. No other session uses it meanwhile."""
     folder = Path(os.environ.get("CIML_ZUUL") or Path.home() / ".cache/ciml/zuul")
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "CIML_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     with (folder / "lock").open("w") as lock:  # its ports are fixed
         fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            done = subprocess.run(
-                ["bash", str(HERE / "up.sh"), str(folder)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=1800,
-            )
-            if done.returncode:
-                pytest.fail(
-                    f"the real Zuul does not start: {done.stderr.strip() or done.stdout.strip()}", pytrace=False
-                )
-            yield folder
-        finally:
-            subprocess.run(["bash", str(HERE / "down.sh"), str(folder)], check=True)
+        _up(folder, "install")
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def zuul(installed: Path) -> Iterator[Path]:
+    """The same, running."""
+    try:
+        _up(installed)
+        yield installed
+    finally:
+        subprocess.run(["bash", str(HERE / "down.sh"), str(installed)], check=True)
 
 
 @dataclass

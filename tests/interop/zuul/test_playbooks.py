@@ -55,8 +55,8 @@ class Node:
         return json.loads(text)["data"]["zuul"]["artifacts"] if text else []
 
 
-def test_a_node_is_recorded_and_its_log_is_named(zuul: Path, tmp_path: Path) -> None:
-    node = Node(zuul, tmp_path, "node ansible_connection=local\n")
+def test_a_node_is_recorded_and_its_log_is_named(installed: Path, tmp_path: Path) -> None:
+    node = Node(installed, tmp_path, f"node ansible_connection=local ansible_python_interpreter={sys.executable}\n")
     node.play("pre.yaml")
     time.sleep(3)  # the job
     node.play("post.yaml")
@@ -67,8 +67,8 @@ def test_a_node_is_recorded_and_its_log_is_named(zuul: Path, tmp_path: Path) -> 
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_job_without_nodes_passes_and_names_nothing(zuul: Path, tmp_path: Path) -> None:
-    node = Node(zuul, tmp_path, "")
+def test_a_job_without_nodes_passes_and_names_nothing(installed: Path, tmp_path: Path) -> None:
+    node = Node(installed, tmp_path, "")
     node.play("pre.yaml")
     node.play("post.yaml")
     assert node.returned() == []

@@ -1,10 +1,11 @@
 #!/bin/bash
-# up.sh FOLDER: a whole CI system on loopback: Gerrit, Zuul (scheduler, executor, web), ZooKeeper with TLS, PostgreSQL,
+# up.sh FOLDER [install]: a whole CI system on loopback: Gerrit, Zuul (scheduler, executor, web), ZooKeeper with TLS, PostgreSQL,
 # mosquitto with TLS, and a web server of logs. Jobs run ciml of $CIML_PYTHON (by default python3). It needs root, for
 # bubblewrap and two users. FOLDER/pids has all that it started; down.sh FOLDER ends it.
 set -eu
 folder=$(realpath -m "$1")
 here=$(cd "$(dirname "$0")" && pwd)
+tests=$(cd "$here/../.." && pwd)
 java=${JAVA_HOME:-/usr/lib/jvm/java-17-openjdk-amd64}/bin/java
 python=${CIML_PYTHON:-python3}
 postgres=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -1)
@@ -46,9 +47,9 @@ install_all() {
   python3 -m venv "$folder/ansible/11"
   "$folder/ansible/11/bin/pip" install -q 'ansible-core==2.18.*' voluptuous jmespath google-re2
   ln -sfn 11 "$folder/ansible/9"
-  mvn -q -B -f "$here/../gerrit/pom.xml" -Dgerrit.version=$gerrit dependency:copy-dependencies \
+  mvn -q -B -f "$tests/services/gerrit/pom.xml" -Dgerrit.version=$gerrit dependency:copy-dependencies \
     -DoutputDirectory="$folder/gerrit/lib"
-  "${java}c" -nowarn -d "$folder/gerrit/classes" -cp "$folder/gerrit/lib/*" "$here/../gerrit/RunGerrit.java"
+  "${java}c" -nowarn -d "$folder/gerrit/classes" -cp "$folder/gerrit/lib/*" "$tests/services/gerrit/RunGerrit.java"
   echo $gerrit >"$folder/gerrit/classes/com/google/gerrit/common/Version" # Zuul cannot parse the default, (dev)
   touch "$folder/installed"
 }
@@ -131,12 +132,13 @@ check_needs
 mkdir -p "$folder"/{etc,logs,pids,sites,state/{scheduler,executor,web},jobs,gerrit/classes/com/google/gerrit/common,gerrit/site/etc,tls,pg}
 began=$(date +%s)
 [ -e "$folder/installed" ] || install_all
+[ "${2:-}" != install ] || exit 0
 configure
 rm -rf "$folder/zk"; mkdir "$folder/zk" # sessions of a killed Zuul would hold its locks for 15 s
 certify
-bash "$here/../mosquitto/setup.sh" "$folder/mqtt" 18883
+bash "$here/mosquitto.sh" "$folder/mqtt" 18883
 if [ ! -e "$folder/gerrit/site/git" ]; then
-  cp "$here/../gerrit/gerrit.config" "$folder/gerrit/site/etc/"
+  cp "$here/gerrit.config" "$folder/gerrit/site/etc/"
   "$java" -Xmx256m -cp "$folder/gerrit/classes:$folder/gerrit/lib/*" RunGerrit Init --batch --dev --no-auto-start \
     -d "$folder/gerrit/site" >"$folder/logs/gerrit-init.log" 2>&1
 fi

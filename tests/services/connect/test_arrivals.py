@@ -68,7 +68,7 @@ def test_an_update_names_its_subject() -> None:
     change = {"project": "demo", "number": 7, "owner": {"username": "dev"}, "branch": "master"}
     body = {"type": "change-merged", "change": change, "patchSet": {"number": 2}, "eventCreatedOn": 1795661017}
     (update,) = parts(message("gerrit", body, source="zuul"))
-    assert update.final
+    assert (update.final, update.updates) == (False, True)
     assert update.text == "update of the runs of change:demo/7/2: review merged"
 
 

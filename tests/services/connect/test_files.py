@@ -55,6 +55,7 @@ def test_all_systems_share_the_files(tmp_path: Path) -> None:
     assert set(fetch.hosts) == {"api.github.com", "logs.example.org", "gitlab.example.org", "jenkins.example.org"}
     assert [one.host for one in fetch.credentials] == ["api.github.com", "gitlab.example.org"]
     policy = TrustPolicy.load(tmp_path / TRUST)
+    assert [rule.name for rule in policy.rules if rule.name.startswith("listing")] == ["listing"]
     gate = RunFacts("zuul~a~1", "a", "job", source="zuul", pipeline="gate", auth="mqtt-user")
     assert evaluate(policy, gate).rule == "gated"
     merged = RunFacts("zuul~a~1", "a", "job", source="zuul", pipeline="check", auth="mqtt-user", review="merged")

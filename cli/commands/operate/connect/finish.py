@@ -91,8 +91,9 @@ def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: 
         parts = list(found.became)
         for part in parts:
             click.echo(f"  {part.text}")
-        if not any(part.final for part in parts):
-            continue  # a ping, or a job that has not ended
+        updates_alone = connection.receiver == "gerrit"
+        if not any(part.final or (part.updates and updates_alone) for part in parts):
+            continue  # a ping, a job that has not ended, facts of a run
         if data_path is not None and any(part.pending for part in parts):
             click.echo("ingest commits:")
             parts = []
@@ -104,7 +105,7 @@ def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: 
                 click.echo(f"  no run yet: {why}")
                 return _NOTHING
         return _REJECTED if any(part.rejected for part in parts) else 0
-    click.echo("no event that reports a run or an update:")
+    click.echo("no event that says how a job ended:" if connection.receiver != "gerrit" else "no event about a change:")
     for check in _checks(connection):
         click.echo(f"  - {check}")
     return _NOTHING
