@@ -118,7 +118,7 @@ def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> s
 def trust_text(text: str, connection: Connection, where: str) -> str:
     """Return the trust policy with sample rules for a source, unless it has rules for it. Raises as `write`."""
     found = parse_toml(text, where).get("rule", [])
-    if any(connection.name in (each.get("source") or []) for each in found):
+    if any(connection.name in _globs(each) for each in found):
         return text
     sample = files("transforms.ingest").joinpath(f"trust_{connection.trust}.toml").read_text()
     sample = re.sub(r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample)
@@ -133,6 +133,11 @@ def trust_text(text: str, connection: Connection, where: str) -> str:
             block = block.replace(f'"{rule["name"]}"', f'"{rule["name"]} ({connection.name})"', 1)
         text = f"{text.rstrip()}\n\n{block.rstrip()}\n"
     return text
+
+
+def _globs(rule: Mapping[str, Any]) -> list[str]:
+    globs = rule.get("source", [])
+    return [globs] if isinstance(globs, str) else globs
 
 
 def _read(path: Path) -> str | None:

@@ -79,6 +79,9 @@ def test_comments_and_own_rules_stay(tmp_path: Path) -> None:
     assert (set(fetch.hosts), fetch.threads) == ({"a.example.org", "api.github.com"}, 4)
     assert "# all of them" in (tmp_path / FETCH).read_text()
     assert [rule.name for rule in TrustPolicy.load(tmp_path / TRUST).rules] == ["ours"]  # it has a rule for the source
+    (tmp_path / TRUST).write_text('[[rule]]\nname = "ours"\ntrusted = false\nsource = "github-two"\n')
+    write(tmp_path, ALL["github"])
+    assert "reviewed" in {rule.name for rule in TrustPolicy.load(tmp_path / TRUST).rules}
 
 
 def test_another_source_of_the_name_needs_force(tmp_path: Path) -> None:
