@@ -58,8 +58,8 @@ def test_what_is_wrong_is_said_without_the_secret(tmp_path: Path) -> None:
         ([], ["NO_SUCH"], bytes, "secret_env: the environment variable NO_SUCH is not set"),
         ([write(tmp_path / "empty", "\n")], [], bytes, f"secret_file {tmp_path}/empty is empty"),
         ([write(tmp_path / "blank", " \t  \n\n")], [], bytes, f"secret_file {tmp_path}/blank is empty"),
-        ([write(tmp_path / "long", "x" * 4097)], [], bytes,
-         f"secret_file {tmp_path}/long has more than 4096 bytes (MAX_SECRET_BYTES)"),
+        ([write(tmp_path / "long", "x" * 16385)], [], bytes,
+         f"secret_file {tmp_path}/long has more than 16384 bytes (MAX_SECRET_BYTES)"),
         ([write(tmp_path / "four", LONG)], [], refuse, f"secret_file {tmp_path}/four: want another form"),
     ]  # fmt: skip
     for files, variables, key, said in cases:
