@@ -23,8 +23,8 @@ class Event(NamedTuple):
     """A decoded message. Only ``addresses`` and ``runs`` may hold secrets; neither is stored as it is.
 
     Attributes:
-      key: ``source id``; the same event has the same key in every message that carries it. Of a delivery whose sender was
-        proved ``source+proof id``, so that nobody without that proof can claim its id first.
+      key: ``source id``; the same event has the same key in every message that carries it. Of a delivery whose sender
+        was proved ``source+proof id``, so that nobody without that proof can claim its id first.
       source: the CloudEvent's source, without userinfo or tokens.
       id: the CloudEvent's id, unique within the source.
       type: the CloudEvent's type, or the CI system's word for it.

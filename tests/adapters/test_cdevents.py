@@ -33,7 +33,11 @@ def test_every_fact_of_a_task_run(version: str, mode: str) -> None:
     event = finished(version=version, context={"chainId": "c1"}, customData=LOG)
     sent = delivery(event) if mode == "bare" else cloudevent(event["context"]["type"], event, mode)
     found = event_of("cdevents", sent)
-    assert (found.key, found.type, found.time_us) == ("ci+token d1", "dev.cdevents.taskrun.finished.0.3.0", 1795521660000000)
+    assert (found.key, found.type, found.time_us) == (
+        "ci+token d1",
+        "dev.cdevents.taskrun.finished.0.3.0",
+        1795521660000000,
+    )
     (run,) = found.run_facts
     assert run.to_json() == {
         "run_id": "ci~ci%2Ftekton%2Fbuild-7~1", "build_uuid": "ci/tekton/build-7", "build_name": "build",

@@ -24,7 +24,8 @@ def one(kind: str = "finalized", **build: Any) -> Any:
 
 def test_every_fact_of_a_finished_build() -> None:
     event = event_of("jenkins", sample(), "jenkins")
-    assert (event.key, event.type, event.time_us) == ("jenkins+token e1", "org.jenkinsci.job.finalized", 1795521660000000)
+    assert (event.key, event.type) == ("jenkins+token e1", "org.jenkinsci.job.finalized")
+    assert event.time_us == 1795521660000000
     (run,) = event.run_facts
     assert run.to_json() == {
         "run_id": "jenkins~jenkins-team-app-13~1", "build_uuid": "jenkins-team-app-13", "build_name": "app",
