@@ -95,7 +95,9 @@ def read(delivery: Delivery) -> Reading | Ignored:
         return Ignored(event_id(delivery), kind, read)
     if not read:
         return Ignored(event_id(delivery), kind, NOTHING)
-    when = next(filter(None, (moment(body, *path) for path in _TIMES.get(event, ()))), None)
+    when: str | float | None = None
+    for path in _TIMES.get(event, ()):
+        when = when or moment(body, *path)
     runs = tuple(one for one in read if isinstance(one, Run))
     updates = tuple(one for one in read if isinstance(one, RunUpdate))
     return Reading(event_id(delivery), kind, when, runs, updates)
