@@ -86,7 +86,7 @@ MAX_ARCHIVE_BYTES = 1024 * MIB
 MAX_ARCHIVE_RATIO = 1032
 # Seconds that a host of logs may ask to wait; GitHub's limits are of an hour.
 MAX_RETRY_AFTER_S = 3600.0
-# Bytes of a file with a token or a password.
+# Bytes of a file with a token, a password or a receiver's secret.
 MAX_SECRET_BYTES = 16 << 10
 # Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.
 MAX_WIRE_BYTES = 16 * MIB
@@ -157,6 +157,9 @@ SPARE_FILES = 256
 MAX_HEADER_S = 10.0
 #: Bytes of the header of a REST request.
 MAX_HEADER_BYTES = 16 * 1024
+#: Chunks of a body that may be of any size; beyond them they have this many bytes on average. Parsing one takes 50 µs.
+MAX_SMALL_CHUNKS = 64
+MIN_CHUNK_BYTES = 128
 #: Seconds for the rest of a request. 16 MiB take 20 s at 7 Mbit/s. `ServerOptions.body_s`.
 MAX_BODY_S = 20.0
 #: Incomplete gRPC messages: gRPC buffers each up to the largest request. A new one evicts the oldest.

@@ -1,4 +1,4 @@
-"""Limits of HTTP connections: their number, and the time for a header, a request, and reading a response.
+"""Limits of HTTP connections: their number, the size of chunks, the time for a header, a request, reading a response.
 
 uvicorn limits neither the number of connections (its ``limit_concurrency`` rejects requests and counts idle
 connections) nor the time for a header. A connection takes a file descriptor: without a free one, nothing is accepted.
@@ -11,11 +11,14 @@ import json
 from collections import defaultdict
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ciml.limits import MAX_HEADER_BYTES, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES
 
 #: What a connection that has just begun to wait counts as, seconds: many new ones weigh too.
 _LEAST_WAIT_S = 1.0
-_PHRASES = {408: "Request Timeout", 503: "Service Unavailable"}
+_PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
 
 
 class Connections:
@@ -71,6 +74,27 @@ class Connections:
         return type("LimitedConnection", (Connection,), {"table": self})
 
 
+class _SmallChunksError(Exception):
+    """The body comes in chunks that are too small."""
+
+
+class _Parser(h11.Connection):
+    """A parser that rejects bodies in tiny chunks: each costs the whole server's time, and its sender a few bytes."""
+
+    _chunks = _bytes = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if type(event) is h11.Request:
+            self._chunks = self._bytes = 0
+        elif type(event) is h11.Data:
+            self._chunks += event.chunk_end  # only of a chunked body; packets without chunks do not count
+            self._bytes += len(event.data)
+            if self._chunks > MAX_SMALL_CHUNKS and self._bytes < self._chunks * MIN_CHUNK_BYTES:
+                raise _SmallChunksError
+        return event
+
+
 class Connection(H11Protocol):
     """A uvicorn connection with a time limit in each state."""
 
@@ -78,6 +102,10 @@ class Connection(H11Protocol):
     address = ""
     _timer: asyncio.TimerHandle | None = None
     _counted = False
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.conn = _Parser(h11.SERVER, MAX_HEADER_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -94,7 +122,11 @@ class Connection(H11Protocol):
 
     def handle_events(self) -> None:
         before = self.cycle
-        super().handle_events()
+        try:
+            super().handle_events()
+        except _SmallChunksError:
+            self.reject(400, f"chunks of less than {MIN_CHUNK_BYTES} bytes on average (MIN_CHUNK_BYTES)")
+            return
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not self._counted:
             return

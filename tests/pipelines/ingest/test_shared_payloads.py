@@ -9,6 +9,7 @@ import pytest
 
 from adapters.registry import delivered, find_adapter, read_event
 from ciml.events import payloads
+from ciml.events.payload_redaction import redact_bytes
 from ciml.events.payloads import message_of, read_payload
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.manifest.log import ManifestLog
@@ -39,8 +40,12 @@ def test_the_payload_is_made_sealed_and_stored_once(
     log: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    redact = payloads.redact_bytes
-    monkeypatch.setattr(payloads, "redact_bytes", lambda data: made.append(len(data)) or redact(data))
+
+    def redact(data: bytes) -> bytes:
+        made.append(len(data))
+        return redact_bytes(data)
+
+    monkeypatch.setattr(payloads, "redact_bytes", redact)
     sent = message(**log)
     batch = decode(Batch(OffsetRange("t", "T", 0, 0, 1), [sent]), read_event=read_event)
     batch = fetch(batch, FetchPolicy(), 1)

@@ -471,3 +471,17 @@ def test_a_port_in_use_is_an_error_in_one_line(kafka: str, topic: Callable[..., 
             receiving(tmp_path / "other", kafka, "x", text),
         ):
             pass
+
+
+@pytest.mark.parametrize(("size", "status"), [(1, b"400"), (128, b"202")])
+def test_a_body_in_tiny_chunks_is_rejected_at_once(hooks: Hooks, size: int, status: bytes) -> None:
+    body = delivery(700 + size, note="x" * 128 * 100)[: 128 * 100]
+    chunks = [body[at : at + size] for at in range(0, len(body), size)]
+    head = [b"POST /hooks/hub HTTP/1.1", b"Host: h", b"Transfer-Encoding: chunked", b"Connection: close"]
+    head += [f"{name}: {value}".encode() for name, value in github(body).items()]
+    with socket.create_connection(("127.0.0.1", hooks.port), timeout=30) as one:
+        one.sendall(b"\r\n".join([*head, b"", b""]))
+        one.sendall(b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in chunks) + b"0\r\n\r\n")
+        answer = read_all(one)
+    assert answer.split(b" ", 2)[1] == status
+    assert (b"MIN_CHUNK_BYTES" in answer) == (size == 1)
