@@ -103,14 +103,20 @@ def _revisions(change: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for name in list(revisions)[:_MOST]:
         made = maybe(revisions, name)
         yield {
-            "number": value(made, "_number"), "revision": name, "ref": word(made, "ref"),
+            "number": _number(made), "revision": name, "ref": word(made, "ref"),
             "uploader": _account(made, "uploader"), "createdOn": seconds(word(made, "created")),
             "kind": word(made, "kind"),
         }  # fmt: skip
 
 
-def _current(change: Mapping[str, Any]) -> Any:
-    return value(maybe(maybe(change, "revisions"), word(change, "current_revision")), "_number")
+def _current(change: Mapping[str, Any]) -> int:
+    return _number(maybe(maybe(change, "revisions"), word(change, "current_revision")))
+
+
+def _number(revision: Mapping[str, Any]) -> int:
+    """Return the number of a patch set, 0 where it is no whole number."""
+    found = value(revision, "_number")
+    return found if type(found) is int else 0
 
 
 def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None]]:

@@ -16,7 +16,7 @@ from tests.adapters.github_samples import FORK, REPOSITORY, SHA, pull, pull_requ
 from tests.adapters.gitlab_samples import merge_request, pipeline
 from transforms.ingest.trust import TrustPolicy, evaluate
 
-SAMPLES = Path(__file__).parents[2] / "examples" / "trust"
+SAMPLES = Path(__file__).parents[2] / "transforms" / "ingest"
 
 
 def rule(system: str, *given: Delivery) -> str:
@@ -29,7 +29,7 @@ def rule(system: str, *given: Delivery) -> str:
         runs += event.run_facts
         for update in event.updates:
             subjects.say(update, event.key)
-    return evaluate(TrustPolicy.load(SAMPLES / f"{system}.toml"), subjects.join(runs[0])).rule
+    return evaluate(TrustPolicy.load(SAMPLES / f"trust_{system}.toml"), subjects.join(runs[0])).rule
 
 
 def at(given: Delivery, when: str) -> Delivery:

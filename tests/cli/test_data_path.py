@@ -69,6 +69,7 @@ def test_every_data_path_accepts_that_of_the_group() -> None:
 CREATING = {
     "ciml load", "ciml backfill", "ciml ingest run", "ciml ingest accept-loss", "ciml dataset build",
     "ciml dataset create", "ciml live", "ciml serve", "ciml demo run", "ciml demo report",
+    *(f"ciml connect {system}" for system in ("gerrit", "github", "gitlab", "jenkins", "tekton", "zuul")),
     *(f"ciml service {verb} {kind}" for verb in ("run", "start") for kind in ("ingest", "live")),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 from tests.services.receivers.probe import installed
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder in which the adapter is installed."""
     with installed(tmp_path_factory.mktemp("probe")) as folder:
