@@ -40,6 +40,7 @@ EXTRAS = {
     "tfx_bsl": ("train",),
     "threadpoolctl": ("reports", "train"),
     "google_crc32c": ("serve",),
+    "h11": ("receivers", "serve"),
     "starlette": ("receivers", "serve"),
     "uvicorn": ("receivers", "serve"),
     "jinja2": ("reports",),

@@ -38,7 +38,7 @@ INVARIANTS = ("I2", "I10", "root")
 TRIALS = 20
 ENGINES = ("micro-batches",)
 
-_POLICY = TrustPolicy.load(Path(__file__).parents[3] / "examples" / "trust" / "github.toml")
+_POLICY = TrustPolicy.load(Path(__file__).parents[3] / "transforms" / "ingest" / "trust_github.toml")
 _FORGED, _SIGNED, _RUNS = 300, 20, 12
 _CONFIG = """
 [webhooks]

@@ -92,7 +92,7 @@ def test_live_windows_go_on_beside_poisoned_samples(
 
 def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets_, now = datasets(**USUAL), [1000.0]
-    run_id, parts = longest(datasets_)
+    run_id, parts, _ = longest(datasets_)
     keep = KeepRun(LiveConfig(KafkaOptions("host:1"), datasets_, policy=POLICY), lambda: now[0])
     older, head, wake = Bag(), One(), Cell()
     for each in parts[:70]:

@@ -11,6 +11,7 @@ import pytest
 
 from ciml.events.records import Batch, Outcome, RunFacts
 from ciml.storage.open import open_store
+from tests.corpus import CORPUS
 from transforms.fetch import fetch
 from transforms.fetch.fetch import Fetcher
 from transforms.fetch.policy import FetchPolicy
@@ -19,8 +20,6 @@ from transforms.ingest.run_stages import take_logs
 from .fetching import NOW, pending
 from .github import Systems, job, listed, systems
 from .zips import zipped
-
-CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
 
 
 def test_a_run_has_the_same_row_wherever_its_log_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
