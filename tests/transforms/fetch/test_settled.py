@@ -26,6 +26,9 @@ def test_a_run_has_the_same_row_wherever_its_log_is(tmp_path: Path, monkeypatch:
     with (CORPUS / "builds.jsonl").open() as lines:
         run = json.loads(next(lines))
     log = (CORPUS / run["log_path"]).read_bytes()
+    file = tmp_path / "logs" / "dstat-csv_log.txt.gz"
+    file.parent.mkdir()
+    file.write_bytes(log)
     start_us, end_us = (int(datetime.fromisoformat(run[key]).timestamp() * 1e6) for key in ("start_time", "end_time"))
     facts = job("terasort").replace(start_us=start_us, end_us=end_us)
     with systems(tmp_path) as both:
@@ -33,13 +36,10 @@ def test_a_run_has_the_same_row_wherever_its_log_is(tmp_path: Path, monkeypatch:
         both.artifact(1, zipped({"telemetry/terasort/github~42~1/dstat-csv_log.txt.gz": log}, streamed=True))
         both.stores("/api/v4/projects/3/jobs/42/artifacts", zipped({"logs/dstat-csv.log": log}))
         both.api.answers["/zuul/42/controller/logs/dstat-csv_log.txt"] = (200, log, {})
-        policy = replace(both.policy, file_roots=(str(CORPUS),))
+        policy = replace(both.policy, file_roots=(str(tmp_path),))
         fetcher = Fetcher(policy, lambda *_: ["127.0.0.1"])
         monkeypatch.setattr(fetch, "_fetcher", lambda _: fetcher)  # it resolves the names of this test
-        rows = [
-            _row(url, facts, policy, tmp_path / f"{at}")
-            for at, url in enumerate(_addresses(both, str(CORPUS / run["log_path"])))
-        ]
+        rows = [_row(url, facts, policy, tmp_path / f"{at}") for at, url in enumerate(_addresses(both, str(file)))]
         fetcher.close()
     assert [(each.kind, each.reason) for each in rows] == [("run", "")] * 5
     assert {(each.file.digest, each.file.rows) for each in rows if each.file} == {(rows[0].file.digest, run["rows"])}
