@@ -16,8 +16,9 @@ from recorder.spool.folder import Folder, open_private
 from recorder.spool.recording import Destination, End, Plan, Recording, size_of, waiting
 from recorder.spool.seal import is_sealed, secrets_of
 
-#: Facts that a trust policy may match, except the source (part of the run's id). They are left out without a seal.
-FACTS = ("pipeline", "project", "branch", "event", "review")
+#: Facts that a trust policy may match, except the source (part of the run's id). They are left out without a seal, and
+#: with them the subjects, by which updates would add facts.
+FACTS = ("pipeline", "project", "branch", "event", "review", "fork", "auth", "owner")
 #: The label of a run whose recording was not sealed.
 UNSEALED = {"recording": "unsealed"}
 _MOST_LINES = 3
@@ -43,7 +44,7 @@ def without_facts(plan: Plan) -> Plan:
     """Return the plan without the facts that a trust policy may match."""
     facts = plan.mention
     labels = {**UNSEALED, **facts.labels, **UNSEALED}  # first, so that it stays if there are too many
-    return replace(plan, mention=facts.replace(**dict.fromkeys(FACTS, ""), labels=labels))
+    return replace(plan, mention=facts.replace(**dict.fromkeys(FACTS, ""), subjects=(), labels=labels))
 
 
 def by_recorder(recording: Recording, own: Plan, settings: Settings) -> Plan | None:

@@ -177,6 +177,7 @@ def judge(data: Store, topic: str, sent: Sent) -> Found:
 def ingest(home: Path, data: Path, folder: Path, broker: str, topic: str, engine: str) -> tuple[float, int]:
     """Runs ``ciml ingest --once``. Returns (seconds, peak resident memory in bytes)."""
     options = ["--data-path", str(data), "--kafka", broker, "--topic", topic, "--once", "--engine", engine]
+    options += ["--runs-topic", f"{topic}-runs"]  # the broker may be shared
     options += ["--allow-root", str(folder), "--allow-root", str(CORPUS), "--home", str(home)]
     began = time.monotonic()
     log = folder.with_name("ingest.log")
