@@ -128,10 +128,10 @@ def test_live_examples_equal_the_batch_result_after_a_worker_died(
         compared = 0
         for run, table in zip(runs, tables, strict=True):
             if run.run_id in run_ids:
-                digests = make_examples([run], [table], resolved).table.column("digest").to_pylist()
-                example = kept.examples.get((run.run_id, "providers"))
-                assert ([example["digest"]] if example else []) == digests  # none of a run without a label
-                compared += len(digests)
+                # The batch leaves out runs without a label, which live examples do not need.
+                for digest in make_examples([run], [table], resolved).table.column("digest").to_pylist():
+                    assert kept.examples[run.run_id, "providers"]["digest"] == digest
+                    compared += 1
         assert compared
         assert one.ask("stop").exception is None
     kept.close()
