@@ -137,7 +137,7 @@ def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | No
         number = value(message, "_revision_number")
         if type(text) is not str or type(number) is not int:
             continue
-        account = value(message, "author", "_account_id")
+        account = word(message, "author", "_account_id")
         if voted := _VOTED.match(text):
             for token in voted[2].split():
                 if given := _GIVEN.fullmatch(token):
