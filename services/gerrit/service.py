@@ -6,8 +6,8 @@ from typing import Any, Self
 
 from ciml.kafka.options import KafkaOptions
 from services.gerrit.session import GerritSession
-from services.receivers.config import GerritSource, Receivers, load_receivers
-from services.receivers.receiver import connection
+from services.receivers.config import GerritSource, Receivers
+from services.receivers.receiver import configured
 from services.receivers.sessions import SessionReceiver
 
 
@@ -28,5 +28,4 @@ class GerritService(SessionReceiver):
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
-        config, topic = arguments.pop("config"), arguments.pop("topic", "ci-events")
-        return cls(load_receivers(config), connection(**arguments), topic)
+        return cls(*configured(**arguments))

@@ -6,8 +6,8 @@ from typing import Any, Self
 
 from ciml.kafka.options import KafkaOptions
 from services.mqtt.session import MqttSession
-from services.receivers.config import MqttSource, Receivers, load_receivers
-from services.receivers.receiver import connection
+from services.receivers.config import MqttSource, Receivers
+from services.receivers.receiver import configured
 from services.receivers.sessions import SessionReceiver
 
 
@@ -33,5 +33,4 @@ class MqttService(SessionReceiver):
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
-        config, topic = arguments.pop("config"), arguments.pop("topic", "ci-events")
-        return cls(load_receivers(config), connection(**arguments), topic)
+        return cls(*configured(**arguments))

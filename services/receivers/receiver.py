@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
 from ciml.pairs import pairs
 from pipelines.kafka.broker import topic_of
+from services.receivers.config import Receivers, load_receivers
 from services.receivers.metrics import ReceiverMetrics
 from services.service import Progress, Service
 
@@ -64,6 +65,11 @@ class Receiver(Service):
         self.broker_error = ""
         self.board.observed(())
         return Progress(0)
+
+
+def configured(*, config: str, topic: str = "ci-events", **broker: Any) -> tuple[Receivers, KafkaOptions, str]:
+    """Return the arguments of a receiver for a command's options. Raises `CimlError` for invalid ones."""
+    return load_receivers(config), connection(**broker), topic
 
 
 def connection(*, kafka: str, kafka_options: tuple[str, ...] = (), kafka_config: str | None = None) -> KafkaOptions:

@@ -15,9 +15,9 @@ from ciml.http.listen import check_open_files, listen
 from ciml.http.server import HttpServer
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_DELIVERY_BYTES
-from services.receivers.config import Receivers, load_receivers
+from services.receivers.config import Receivers
 from services.receivers.producer import DeliveryProducer
-from services.receivers.receiver import Receiver, connection
+from services.receivers.receiver import Receiver, configured
 from services.webhooks.app import make_app
 from services.webhooks.sources import endpoints
 
@@ -51,8 +51,7 @@ class WebhooksService(Receiver):
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
-        config, topic = arguments.pop("config"), arguments.pop("topic", "ci-events")
-        return cls(load_receivers(config), connection(**arguments), topic)
+        return cls(*configured(**arguments))
 
     @property
     def url(self) -> str:
