@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from adapters.adapter import Delivery
-from ciml.events.records import RunFacts
-from tests.adapters.deliveries import event_of
+from adapters.registry import read_event
+from ciml.events.records import Batch, OffsetRange, RunFacts
+from tests.adapters.deliveries import event_of, message_of
+from transforms.ingest.decode import decode
 
 
 def runs_of(adapter: str, delivery: Delivery) -> dict[str, RunFacts]:
@@ -17,3 +19,9 @@ def runs_of(adapter: str, delivery: Delivery) -> dict[str, RunFacts]:
 def updates_of(adapter: str, delivery: Delivery) -> dict[str, dict[str, str]]:
     """Return the updates of a delivery by their subject."""
     return {update.subject: dict(update.facts) for update in event_of(adapter, delivery).updates}
+
+
+def settled_of(adapter: str, delivery: Delivery) -> list[tuple[str, str, str]]:
+    """Return what decode settles a delivery as: kind, reason, detail."""
+    batch = Batch(OffsetRange("ci-events", "", 0, 5, 6), [message_of(adapter, delivery)])
+    return [(one.kind, one.reason, one.detail) for one in decode(batch, read_event=read_event).settled]

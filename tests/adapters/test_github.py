@@ -9,10 +9,9 @@ import pytest
 
 from adapters import github
 from adapters.adapter import Delivery
-from adapters.registry import read_event
 from ciml.errors import RejectedInput
-from ciml.events.records import Batch, OffsetRange, RunFacts
-from tests.adapters.deliveries import event_of, message_of
+from ciml.events.records import RunFacts
+from tests.adapters.deliveries import event_of
 from tests.adapters.github_samples import (
     FORK,
     REPOSITORY,
@@ -26,7 +25,7 @@ from tests.adapters.github_samples import (
     review,
     workflow_run,
 )
-from transforms.ingest.decode import decode
+from tests.adapters.reading import settled_of
 
 COMMIT = f"sha:octo/widget/{SHA}"
 
@@ -46,9 +45,7 @@ def update_of(given: Delivery) -> tuple[str, dict[str, str]]:
 
 
 def settled(given: Delivery) -> list[tuple[str, str, str]]:
-    """Return what decode settles a delivery as: kind, reason, detail."""
-    batch = Batch(OffsetRange("ci-events", "", 0, 5, 6), [message_of("github", given)])
-    return [(one.kind, one.reason, one.detail) for one in decode(batch, read_event=read_event).settled]
+    return settled_of("github", given)
 
 
 def test_a_completed_job_is_a_run() -> None:

@@ -9,12 +9,11 @@ import pytest
 
 from adapters import gitlab
 from adapters.adapter import Delivery
-from adapters.registry import read_event
 from ciml.errors import RejectedInput
-from ciml.events.records import Batch, OffsetRange, RunFacts
-from tests.adapters.deliveries import event_of, message_of
+from ciml.events.records import RunFacts
+from tests.adapters.deliveries import event_of
 from tests.adapters.gitlab_samples import FROM_FORK, PROJECT, SHA, delivery, job, merge_request, pipeline
-from transforms.ingest.decode import decode
+from tests.adapters.reading import settled_of
 
 COMMIT = f"sha:44/{SHA}"
 
@@ -33,8 +32,7 @@ def updates_of(given: Delivery) -> dict[str, dict[str, str]]:
 
 
 def settled(given: Delivery) -> list[tuple[str, str, str]]:
-    batch = Batch(OffsetRange("ci-events", "", 0, 5, 6), [message_of("gitlab", given)])
-    return [(one.kind, one.reason, one.detail) for one in decode(batch, read_event=read_event).settled]
+    return settled_of("gitlab", given)
 
 
 def test_a_finished_job_is_a_run() -> None:

@@ -35,7 +35,6 @@ def without_sizes(outputs: list[str]) -> list[str]:
     return [re.sub(r"[\d,]+ (?=rows, |of other jobs)", "", text) for text in outputs]
 
 
-@pytest.mark.skipif(not (EXAMPLES / "corpus" / "logs.tar").exists(), reason="the corpus is not packed")
 def test_what_it_keeps_is_what_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     ran, kept = run(NOTEBOOK), nbformat.read(NOTEBOOK, 4)

@@ -33,7 +33,7 @@ def live(gerrit: Gerrit, subject: str) -> str:
     return change.partition("~")[2]
 
 
-def told(kafka: str, topic: str, number: str) -> list[tuple[Any, ...]]:
+def events_in(kafka: str, topic: str, number: str) -> list[tuple[Any, ...]]:
     """Type, votes and what the adapter makes of them, of the events of a change in their order."""
     found = []
     for message in stored(kafka, topic):
@@ -52,19 +52,22 @@ def test_stream_and_api_say_the_same(kafka: str, topic: Callable[..., str], tmp_
     with receiving(tmp_path, kafka, name, gerrit.source):
         position(tmp_path)
         streamed = live(gerrit, "while the receiver listens")
-        wait(lambda: len(told(kafka, name, streamed)) >= 5, f"{told(kafka, name, streamed)}")
-    by_stream = told(kafka, name, streamed)
+        wait(lambda: len(events_in(kafka, name, streamed)) >= 5, f"{events_in(kafka, name, streamed)}")
+    by_stream = events_in(kafka, name, streamed)
     assert [(kind, votes) for kind, votes, _ in by_stream] == [
         ("patchset-created", []), ("comment-added", [("Code-Review", "2")]), ("comment-added", [("Code-Review", "0")]),
         ("comment-added", [("Code-Review", "2")]), ("change-merged", []),
     ]  # fmt: skip
     away = live(gerrit, "while the receiver is away")
     with receiving(tmp_path, kafka, name, gerrit.source):
-        wait(lambda: len(told(kafka, name, away)) >= 4, f"{told(kafka, name, away)}")
-        wait(lambda: "change-merged" in str(told(kafka, name, away)), "the merge is missing")
+        wait(lambda: len(events_in(kafka, name, away)) >= 4, f"{events_in(kafka, name, away)}")
+        wait(lambda: "change-merged" in str(events_in(kafka, name, away)), "the merge is missing")
     # The API shows a vote that stands and one that was taken back, not the first of two equal ones.
-    assert [each for each in told(kafka, name, away) if each[0] != "comment-added"] == [by_stream[0], by_stream[4]]
-    assert sorted(facts[0]["review"] for kind, _, facts in told(kafka, name, away) if kind == "comment-added") == [
+    assert [each for each in events_in(kafka, name, away) if each[0] != "comment-added"] == [
+        by_stream[0],
+        by_stream[4],
+    ]
+    assert sorted(facts[0]["review"] for kind, _, facts in events_in(kafka, name, away) if kind == "comment-added") == [
         "approved", "dismissed"
     ]  # fmt: skip
     ids = [read_event(message).id for message in stored(kafka, name)]

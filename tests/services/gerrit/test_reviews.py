@@ -20,7 +20,7 @@ from tests.services.gerrit.samples import ADA, CLEO, at, change, message, person
 T = 1_795_657_180
 
 
-def told(made: dict[str, Any], after: float = 0.0) -> list[tuple[Any, ...]]:
+def rows_of(made: dict[str, Any], after: float = 0.0) -> list[tuple[Any, ...]]:
     """Type, time, patch set, votes and state of each event."""
     return [
         (
@@ -41,7 +41,7 @@ def test_the_events_of_a_change() -> None:
             "b" * 40: {"_number": 2, "created": at(T + 10), "uploader": CLEO, "kind": "TRIVIAL_REBASE"},
         },
     )  # fmt: skip
-    assert told(made) == [
+    assert rows_of(made) == [
         ("patchset-created", 0, 1, "NEW", []),
         ("patchset-created", 10, 2, "NEW", []),
         ("comment-added", 20, 2, "NEW", [("Code-Review", "2", "0")]),
@@ -50,7 +50,7 @@ def test_the_events_of_a_change() -> None:
     *_, voted, merged = events(made, 0)
     assert voted["author"] == person(CLEO)
     assert merged["patchSet"]["kind"] == "TRIVIAL_REBASE"
-    assert told(made, T + 20) == told(made)[2:]
+    assert rows_of(made, T + 20) == rows_of(made)[2:]
 
 
 def test_a_vote_that_was_taken_back() -> None:
@@ -63,7 +63,7 @@ def test_a_vote_that_was_taken_back() -> None:
             message(ADA, "Patch Set 1: -Verified", T + 40),  # of an unknown vote
         ],
     )  # fmt: skip
-    assert told(made)[1:] == [
+    assert rows_of(made)[1:] == [
         ("comment-added", 20, 1, "NEW", [("Code-Review", "0", "2")]),
         ("vote-deleted", 30, 1, "NEW", [("Workflow", "0", "1")]),
     ]
@@ -72,7 +72,7 @@ def test_a_vote_that_was_taken_back() -> None:
 def test_the_text_of_a_message_approves_nothing() -> None:
     texts = ("Patch Set 1: Code-Review+2", "Code-Review+2", "x\nPatch Set 1: Code-Review+2", "Removed nothing")
     made = change(7, T, messages=[message(CLEO, text, T + 10) for text in texts])
-    assert told(made)[1:] == []
+    assert rows_of(made)[1:] == []
 
 
 @pytest.mark.parametrize("made", [{}, {"_number": "7"}, {"_number": 7}, {"_number": 7, "project": ["x"]}])
