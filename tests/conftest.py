@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import hypothesis
 import pytest
 
+from tests.tier import tries
+
+hypothesis.settings.register_profile("ciml", max_examples=tries(100))
+hypothesis.settings.load_profile("ciml")
+
 _numbers = itertools.count(1)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules and tests, which live as long as the process."""
+    gc.collect()
+    gc.freeze()
 
 
 def _engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:

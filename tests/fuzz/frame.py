@@ -12,13 +12,15 @@ from typing import Any
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase, MultiplexedDatabase, ReadOnlyDatabase
 
+from tests.tier import tries
+
 ROOT = Path(__file__).parents[2]
 SEEDS = ROOT / "tests" / "fuzz" / "seeds"
 #: Where a long run remembers its failures while it runs, and shrinks them.
 WORK = ROOT / ".hypothesis" / "fuzz"
 #: "test" (short, repeatable) or "fuzz" (long, random).
 PROFILE = os.environ.get("CIML_FUZZ", "test")
-EXAMPLES = {"test": 50, "fuzz": int(os.environ.get("CIML_FUZZ_EXAMPLES", "20000"))}
+EXAMPLES = {"test": tries(50), "fuzz": int(os.environ.get("CIML_FUZZ_EXAMPLES", "20000"))}
 
 _tried = 0
 

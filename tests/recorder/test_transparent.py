@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.recorder.recorded import environment, record, recorder, wait_for
+from tests.tier import tries
 
 #: Echoes its input, then its environment; its arguments to standard error; ends with a code or by a signal.
 ECHO = """cat; env -0; printf '%s\\0' "$@" >&2; eval "$ENDING" """
@@ -32,7 +33,7 @@ def ended(argv: list[Any], folder: Path, **more: Any) -> tuple[int, bytes, bytes
     return done.returncode, b"\0".join(sorted(done.stdout.split(b"\0"))), done.stderr
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ending=CODES | DEATHS,
     stdin=st.binary(max_size=2000),

@@ -17,6 +17,7 @@ from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Message, RunFacts
 from ciml.events.run_facts import LISTING, facts_from_listing
 from ciml.limits import MAX_EVENT_RUNS, MAX_JSON_DEPTH, MAX_MESSAGE_BYTES
+from tests.tier import tries
 
 UUID = "5e70d239-95b5-466e-9798-41053314c81b"
 RUN: dict[str, Any] = {
@@ -445,7 +446,7 @@ JSON = st.recursive(
 FIELD = st.sampled_from([*RUN, "outcome", "event", "attempt"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(300), deadline=None)
 @given(st.dictionaries(FIELD, JSON | st.sampled_from(list(RUN.values())), max_size=5), st.binary(max_size=40))
 def test_fuzz_never_crashes(changes: dict[str, Any], noise: bytes) -> None:
     complete = json.dumps(envelope({"runs": [{**RUN, **changes}, {**RUN, "id": "other"}]})).encode()

@@ -29,6 +29,7 @@ from ciml.events.records import Origin, RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.limits import MAX_LISTING_LINE_BYTES, MAX_MESSAGE_BYTES
 from tests.corpus import CORPUS
+from tests.tier import tries
 
 LINE: dict[str, Any] = {
     "build_uuid": "a1", "build_name": "unit", "result": "SUCCESS", "end_time": "2026-01-01T00:00:00Z",
@@ -182,7 +183,7 @@ line_bytes = (
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=tries(300))
 @given(lines=st.lists(line_bytes, max_size=20), ended=st.booleans())
 def test_any_file_is_read_line_by_line(tmp_path_factory: Any, lines: list[bytes], ended: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:

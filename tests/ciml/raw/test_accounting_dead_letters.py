@@ -15,6 +15,7 @@ from ciml.raw.audit import Audit
 from ciml.raw.state import RawState
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.test_accounting import TOPIC, batch, outcome, step
+from tests.tier import tries
 
 
 def undecoded(offset: int) -> Outcome:
@@ -162,7 +163,7 @@ def messages(draw: st.DrawFn) -> dict[int, list[Outcome]]:
     return found
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=tries(150))
 @given(data=st.data())
 def test_replayed_in_any_order_by_any_number_the_sums_are_those_of_decoding_at_first(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

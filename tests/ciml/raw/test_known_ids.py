@@ -14,6 +14,7 @@ from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
 from ciml.raw.known_ids import TABLES, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
 from ciml.storage.open import LocalStore
+from tests.tier import tries
 
 _NAMES = [f"r{number}" for number in range(6)]
 _KEYS: list[tuple[Origin, str]] = [(Origin("t", 0, number), name) for number in range(3) for name in ("", "r1")]
@@ -59,7 +60,7 @@ def flushed(index: LayeredIndex, tables: dict[str, IdTable]) -> LayeredIndex:
     return LayeredIndex(tables, index.run_count())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(st.lists(_STEPS, max_size=40))
 def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
     files = PartFiles(LocalStore(tmp_path_factory.mktemp("ids")), "index")

@@ -20,6 +20,7 @@ from ciml.raw.known_ids import TABLES, KnownRun, LayeredIndex
 from ciml.raw.state import RawState
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.test_accounting import batch, outcome, retried, step
+from tests.tier import tries
 
 #: An untrusted event about a run has another log, another outcome, or no log.
 UNTRUSTED = [
@@ -102,7 +103,7 @@ def test_a_log_that_comes_later_reclaims_the_run(kind: str) -> None:
     assert state.index.run("zuul~a~1") == KnownRun("failure", "d2", True)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=tries(300))
 @given(
     st.lists(
         st.tuples(

@@ -24,6 +24,7 @@ from ciml.raw.latest_runs import latest_runs
 from ciml.raw.state import RAW, RawState
 from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore
+from tests.tier import tries
 
 LIMITS = Limits(deltas=3)
 
@@ -237,7 +238,7 @@ def expected(rows: Mapping[str, RunFacts], said: list[tuple[FactUpdate, str]]) -
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(st.lists(st.one_of(runs, updates), min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_any_order_any_batches_any_committers(
     tmp_path_factory: pytest.TempPathFactory, sent: list[RunFacts | FactUpdate], rng: random.Random

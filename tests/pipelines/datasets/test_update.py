@@ -13,6 +13,7 @@ from ciml.manifest.log import ManifestLog
 from pipelines.datasets.update import update_dataset, verify_dataset
 from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs, telemetry
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
+from tests.tier import tries
 from tests.transforms.samples import LOAD, make_facts, table
 from transforms.examples.prepare import make_examples
 from transforms.examples.spans import read_span
@@ -197,7 +198,7 @@ def test_what_is_trusted_is_not_corrected_by_what_is_not(data: DataRoot, raw: Ra
     assert [run.label_name for run in span.runs] == ["passed", "failed", "failed", "passed"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=tries(40), deadline=None)
 @given(
     deltas=st.lists(
         st.tuples(

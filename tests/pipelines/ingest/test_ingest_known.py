@@ -14,6 +14,7 @@ from ciml.raw.state import RawState
 from pipelines.ingest.pipeline import settle_known
 from tests.pipelines.ingest.ingesting import MakeTopic, account, config
 from tests.pipelines.ingest.scenario import corpus_facts
+from tests.tier import tries
 
 TRUST = Trust(True, "gate", "p")
 
@@ -64,7 +65,7 @@ _pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, m
 
 
 @given(_pairs, _pairs, st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=tries(200), deadline=None)
 def test_the_commit_says_the_same_as_if_all_logs_had_been_fetched(
     before: list[tuple[int, int]], now: list[tuple[int, int]], other_log: bool
 ) -> None:

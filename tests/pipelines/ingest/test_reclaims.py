@@ -20,6 +20,7 @@ from serving.predict.announcements import read_announcement
 from serving.predict.log import prediction_id
 from tests.pipelines.datasets.dataset_scenes import define, run_ids, runs, telemetry
 from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
+from tests.tier import tries
 from tests.transforms.samples import make_facts
 from training.data.snapshot import make_snapshot
 from transforms.examples.prepare import make_examples
@@ -120,7 +121,7 @@ class Known:
     trusted: bool
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(
     deltas=st.lists(
         st.tuples(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.telemetry import telemetry_columns
 from tests.golden import make_logs
+from tests.tier import tries
 from tests.transforms import direct
 from tests.transforms.samples import LOAD, USR, corpus, resolved, table
 from transforms.examples.downsample import downsample
@@ -216,7 +217,7 @@ sample = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(300), deadline=None)
 @given(
     runs=st.lists(st.lists(sample, min_size=1, max_size=12), min_size=1, max_size=5),
     interval=st.sampled_from(["100ms", "700ms", "1s", "7s", "10s", "1h"]),

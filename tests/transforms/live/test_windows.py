@@ -19,6 +19,7 @@ from ciml.events.records import RunFacts
 from ciml.events.samples import End, Samples
 from ciml.telemetry import telemetry_columns
 from tests.golden import make_logs
+from tests.tier import tries
 from tests.transforms.live.live_scenes import CALM, SECOND, Disorder, arrivals, feed, recorded, some
 from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
 from transforms.examples.downsample import downsample
@@ -327,7 +328,7 @@ def test_a_run_has_bounds() -> None:
         run.add(part_of(starts, run.columns))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(st.data())
 def test_a_run_kept_as_bytes_goes_on_as_the_same(data: st.DataObject) -> None:
     """After any message: the parts that were taken, packed and unpacked, make a run with the same output."""
