@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
 # Three processes on two cores: a third of the time tests wait for an engine. Tests of a file share their fixtures.
-PARALLEL ?= -n 3 --dist loadfile
+PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo check test interop lint type layers bench faults fuzz lock clean
 
@@ -27,7 +27,7 @@ demo: install ## CI events to a served model and predictions, on a real broker a
 	$(BIN)/ciml demo $(DEMO)
 
 check: install lint type layers ## linters, types, layers, and the tests that need no engine
-	$(BIN)/python -m pytest $(PARALLEL) -m "not engines and not bench and not interop" $(PYTEST)
+	CIML_TESTS=quick $(BIN)/python -m pytest $(PARALLEL) -m "not engines and not bench and not interop and not whole" $(PYTEST)
 
 test: install lint type layers ## the same, and all tests with a real broker and a real Flink
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)

@@ -19,6 +19,35 @@ hypothesis.settings.load_profile("ciml")
 
 _numbers = itertools.count(1)
 
+#: Files that take half a minute or more, the longest first.
+LONGEST = (
+    "tests/project/test_readme.py",
+    "tests/services/test_ingest_service_flink.py",
+    "tests/engines/test_cluster.py",
+    "tests/pipelines/flink/test_cluster.py",
+    "tests/project/test_own_logs.py",
+    "tests/services/test_other_kinds.py",
+    "tests/engines/test_engines.py",
+    "tests/cli/demo/test_run.py",
+    "tests/pipelines/kafka/test_source_flink.py",
+    "tests/faults/test_selection.py",
+    "tests/services/test_ingest_service.py",
+    "tests/recorder/test_delivery.py",
+    "tests/recorder/test_spool.py",
+    "tests/pipelines/ingest/test_ingest_flink.py",
+    "tests/cli/test_metrics.py",
+    "tests/simulation/test_simulation.py",
+    "tests/examples/test_workflow.py",
+    "tests/pipelines/live/test_live.py",
+    "tests/pipelines/training/test_hyperparameter_sweep.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: the last ones determine when all processes are done."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the modules and tests, which live as long as the process."""

@@ -35,6 +35,7 @@ def without_sizes(outputs: list[str]) -> list[str]:
     return [re.sub(r"[\d,]+ (?=rows, |of other jobs)", "", text) for text in outputs]
 
 
+@pytest.mark.whole
 def test_what_it_keeps_is_what_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     ran, kept = run(NOTEBOOK), nbformat.read(NOTEBOOK, 4)

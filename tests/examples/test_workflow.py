@@ -69,6 +69,7 @@ def test_it_is_small_and_each_cell_is_explained(kept: list[Any]) -> None:
     assert streams == {"stdout"}
 
 
+@pytest.mark.whole
 def test_what_it_keeps_is_what_comes_out(kept: list[Any], ran: Ran) -> None:
     told = ("ciml-build-dataset", "describe()", "margins=True", "head(3)", "ciml-setup-experiment", "experiment report")
     assert texts(ran.cells, *told) == texts(kept, *told)
@@ -78,6 +79,7 @@ def test_what_it_keeps_is_what_comes_out(kept: list[Any], ran: Ran) -> None:
     assert train + test == 280
 
 
+@pytest.mark.whole
 def test_its_results_are_those_that_are_stored(kept: list[Any], ran: Ran) -> None:
     stored = {}
     for path in ran.data.glob("experiments/*/results/status/*/result.json"):

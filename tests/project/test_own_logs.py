@@ -16,6 +16,7 @@ import pytest
 from tests.ciml.api.made import START, write_log
 from tests.project.test_readme import ROOT, commands
 
+pytestmark = pytest.mark.whole
 DOCUMENT = (ROOT / "docs" / "own-logs.md").read_text()
 RUNS = 150
 

@@ -11,6 +11,8 @@ import pytest
 from tests.project.environment import make_environment
 from tests.project.test_rooms import PACKAGES, ROOT
 
+pytestmark = pytest.mark.whole
+
 
 def copy_of_checkout(source: Path) -> Path:
     """A copy of the tracked files, so that building leaves nothing in the checkout; without examples."""

@@ -12,6 +12,7 @@ import pytest
 from ciml.limits import SETTLE_PEAK_BYTES
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["micro-batches", "backfill"])
 def test_the_worst_permitted_logs_take_no_more_than_the_documented_peak(how: str, tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def test_a_sweep_of_which_nothing_is_left_says_why(made: Path, tmp_path: Path) -
         run_sweep(context(made, DataRoot.open(tmp_path), nothing), jobs=1)
 
 
+@pytest.mark.whole
 def test_a_command_that_is_killed_goes_on_and_trains_nothing_twice(
     whole: tuple[DataRoot, Swept],
     made: Path,  # noqa: F811
