@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.pipelines.raw_store.scenes import RawStore
+from tests.shared import shared
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
 from training.data.materialise import Materialised, materialise
 from training.data.snapshot import Snapshot, make_snapshot
@@ -24,7 +26,11 @@ RUNS = 160
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a data path with the data set ``providers``: three spans of real runs, every seventh untrusted."""
-    data = DataRoot.open(tmp_path_factory.mktemp("data"))
+    return shared(tmp_path_factory, "training", _make)
+
+
+def _make(folder: Path) -> None:
+    data = DataRoot.open(folder)
     runs = []
     for number, (run, table) in enumerate(zip(*corpus(RUNS)[:2], strict=True)):
         pipeline = "check" if number % 7 == 3 else "gate"
@@ -43,7 +49,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     create_dataset(data, definition)
     update_dataset(data.dataset("providers"), seal=True)
-    return Path(data.url)
 
 
 @pytest.fixture
@@ -60,9 +65,9 @@ def snapshot(made: Path) -> Snapshot:
 
 @pytest.fixture(scope="session")
 def materialised(made: Path, snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Materialised:
-    return materialise(
-        DataRoot.open(made).dataset("providers").store, snapshot, tmp_path_factory.mktemp("work") / "materialised"
-    )
+    dataset = DataRoot.open(made).dataset("providers").store
+    folder = shared(tmp_path_factory, "materialised", lambda folder: materialise(dataset, snapshot, folder))
+    return Materialised(folder=folder, **json.loads((folder / "materialised.json").read_text()))
 
 
 #: Small and fast, and accurate enough to beat the base rate.

@@ -12,12 +12,15 @@ from filelock import FileLock
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
+from ciml.storage.open import Store
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import QUICK
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
+from training.data.analysis_cache import AnalysisCache
 from training.data.examples import read_snapshot_examples
-from training.data.snapshot import read_snapshot
+from training.data.materialise import Materialised
+from training.data.snapshot import Snapshot, make_snapshot, read_snapshot
 from training.evaluation.champion import Champion, right_answers
 from training.evaluation.gate import GatePolicy
 from training.export import load_exported
@@ -34,6 +37,18 @@ def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoo
     done = refresh(DataRoot.open(root), "providers", QUICK, model="m", progress=steps.append)
     assert isinstance(done, Candidate)
     return DataRoot.open(root), done, steps
+
+
+@pytest.fixture
+def same_examples(materialised: Materialised, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy the examples of the first refresh instead of computing them from the same snapshot again."""
+
+    def copy(root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache) -> Materialised:
+        assert snapshot.digest == materialised.snapshot
+        shutil.copytree(materialised.folder, folder)
+        return replace(materialised, folder=folder)
+
+    monkeypatch.setattr("training.refresh.materialise", copy)
 
 
 def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[DataRoot, Candidate, list[str]]):
@@ -82,6 +97,7 @@ def refresh_key_of(done: Candidate, experiment: object) -> str:
     return str(replace(done, experiment=experiment).facts()["refresh"])  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("same_examples")
 def test_against_a_champion_on_the_same_runs(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
@@ -98,6 +114,7 @@ def test_against_a_champion_on_the_same_runs(first: tuple[DataRoot, Candidate, l
     assert again.decision.blessed
 
 
+@pytest.mark.usefixtures("same_examples")
 def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
@@ -109,6 +126,7 @@ def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Can
     assert any("against the champion" in reason for reason in bad.decision.reasons)
 
 
+@pytest.mark.usefixtures("same_examples")
 def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, _, _ = first
     (tmp_path / "champion").mkdir()
@@ -133,8 +151,6 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
         ),
     )  # fmt: skip
     update_dataset(data.dataset("other"), seal=True)
-    from training.data.snapshot import make_snapshot
-
     mine = make_snapshot(data.dataset("other"), TrustPolicy.load())
     runs, test = read_snapshot_examples(data.dataset("other").store, mine, "test")
     found = right_answers(data.raw, Champion(done.folder, 1), mine.resolved, runs, test)

@@ -12,8 +12,11 @@ from click.testing import CliRunner
 
 import ciml
 from cli.main import cli
+from services.trainer import make_config
+from tests.ciml.api.conftest import SMALL
 from tests.ciml.api.made import RUNS, facts, write_log
 from training.evaluation import scores as scoring
+from training.experiments.trials import experiment_of
 
 
 def run(folder: Path, *words: str) -> str:
@@ -117,11 +120,14 @@ def test_a_comparison_is_that_of_the_command(folder: Path, monkeypatch: pytest.M
 
 
 def test_a_refresh_in_python_is_that_of_the_command(folder: Path) -> None:
-    done = ciml.open(folder / "data").refresh("status", "again")
-    assert (done.outcome, done.version, done.model) == ("pushed", 1, "again")
-    assert repr(done).startswith("again: pushed version 1\n  accuracy ")
-    by_command = run(folder, "refresh", "--dataset", "status", "--model", "again")
-    assert by_command.splitlines()[-2] == "again: nothing to do"
+    """One is nothing new after the other: they have the same snapshot and experiment."""
+    (folder / "small.toml").write_text("\n".join(f"{name} = {value}" for name, value in SMALL.items()))
+    by_command = run(folder, "refresh", "--dataset", "status", "--experiment", str(folder / "small.toml"))
+    assert by_command.splitlines()[-2] == "status: nothing to do"
+    again = ciml.open(folder / "data").refresh("status", **SMALL)
+    assert (again.outcome, repr(again)) == ("nothing_new", "\n".join(by_command.splitlines()[-2:]))
+    default = make_config(str(folder / "data"), "status").experiment
+    assert experiment_of("dnn", {}, "dnn") == default  # as `refresh` without parameters
 
 
 def test_an_exclusion_is_that_of_the_command(folder: Path) -> None:

@@ -18,6 +18,7 @@ from ciml.raw.state import RAW, RawState, open_raw
 from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.raw_world import HOUR_S, LIMITS, Actor, Stop, World, content_of, deliveries, fail_at
+from tests.tier import tries
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_maintenance_killed_at_any_step_is_completed_later(
     assert not list(world.folder.rglob(".staging-*"))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(tries(12)))
 def test_several_that_maintain_and_commit_at_once(world: World, seed: int) -> None:
     rng = random.Random(seed)
     actors = [world.actor() for _ in range(3)]

@@ -19,11 +19,11 @@ from training.train import _rows, predict_in_memory, train
 #: The talk's network with fewer epochs.
 TALK = Experiment(
     estimator="dnn", hidden_layers=(100,) * 5, optimizer="adagrad",
-    learning_rate=0.05, l2=0.0, batch_size=32, epochs=12,
+    learning_rate=0.05, l2=0.0, batch_size=32, epochs=4,
 )  # fmt: skip
 RICH = TALK.replace(
     l2=0.01, optimizer="adam", learning_rate=0.002, schedule="cosine", batch_norm=True, class_weights="balanced",
-    steps=29,
+    steps=11,
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_more_than_fits_into_memory_is_read_in_each_epoch(
     materialised: Materialised, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.train._MAX_RESIDENT_BYTES", 0)
-    experiment = Experiment(hidden_layers=(32,), epochs=30, learning_rate=0.005, class_weights="balanced")
+    experiment = Experiment(hidden_layers=(32,), epochs=12, learning_rate=0.02, class_weights="balanced")
     one, again = (train(experiment, materialised, snapshot.resolved, dev_from_train=True) for _ in range(2))
 
     assert one.runs == materialised.counts["train"] + materialised.counts["dev"]
