@@ -19,6 +19,7 @@ from training.normalise import transform_digest
 from transforms.ingest.trust import TrustPolicy
 
 
+@pytest.mark.whole
 def test_the_cache_by_span_gives_the_same_and_holds_no_pickle(
     data: DataRoot, snapshot: Snapshot, materialised: Materialised, tmp_path: Path
 ):
