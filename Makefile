@@ -5,7 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
-# Three processes on two cores: a third of the time tests wait for an engine. Tests of a file share their fixtures.
+# Three processes on two cores: a third of the time tests wait for an engine. Tests of a file share their fixtures; files are
+# begun in the order of collection, the longest first (tests/conftest.py).
 PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo check test interop lint type layers bench faults fuzz lock clean
@@ -26,7 +27,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 demo: install ## CI events to a served model and predictions, on a real broker and Flink; see docs/demo.md
 	$(BIN)/ciml demo $(DEMO)
 
-check: install lint type layers ## linters, types, layers, and the tests that need no engine
+check: install lint type layers ## linters, types, layers, and short tests that need no engine
 	CIML_TESTS=quick $(BIN)/python -m pytest $(PARALLEL) -m "not engines and not bench and not interop and not whole" $(PYTEST)
 
 test: install lint type layers ## the same, and all tests with a real broker and a real Flink

@@ -99,12 +99,13 @@ def test_first_windows_leave_padding_and_shorter_runs_out(data: Path):
     assert found.agreements[2]["source"] is None
 
 
-def test_the_command_writes_the_same_files_twice(data: Path, tmp_path: Path):
+def test_the_command_writes_the_same_files_twice_and_prints_json_for_programs(data: Path, tmp_path: Path):
     arguments = ("bad", "--data-path", str(data), "--max-k", "6", "--against", "who")
     done = ciml(*arguments, "--output", str(tmp_path / "one"))
     assert done.exit_code == 0, done.output
     assert done.output.endswith(f"{tmp_path}/one/index.html\n")
-    assert ciml(*arguments, "--output", str(tmp_path / "two")).exit_code == 0
+    named = ("--dataset", *arguments, "--json", "--output", str(tmp_path / "two"))
+    printed = json.loads(ciml(*named).stdout)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     stems = ["agreement", "choice", "course-001-usr", "course-002-1m", "map", "shares-1"]
     assert files == sorted(
@@ -116,13 +117,8 @@ def test_the_command_writes_the_same_files_twice(data: Path, tmp_path: Path):
     assert all(name in tags.text for name in HOSTILE[:2])
     value = json.loads((tmp_path / "one" / "clusters.json").read_text())
     assert len(value["assignments"]) == 24
+    assert {name: each for name, each in value.items() if name != "assignments"} == printed
     assert sum(each["runs"] for each in value["clusters"]) == 24
-
-
-def test_json_is_for_programs(data: Path, tmp_path: Path):
-    done = ciml("--dataset", "bad", "--data-path", str(data), "--k", "2", "--json", "--output", str(tmp_path))
-    value = json.loads(done.stdout)
-    assert (value["k"], "assignments" in value) == (2, False)
 
 
 @pytest.mark.parametrize(

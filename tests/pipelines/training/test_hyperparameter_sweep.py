@@ -31,7 +31,7 @@ from transforms.ingest.trust import TrustPolicy
 SUMMARY = {"aggregation_functions": ["mean", "std"], "class_label": "provider", "sample_interval": "1s"}
 #: From the machines of the corpus to their number of cores.
 CORES = {"one-core": "one", "one-core-0.75": "one", "two-core": "two", "two-core-1.3": "two"}
-FOREST = {"estimator": "random_forest", "parameters": {"n_estimators": 40}}
+FOREST = {"estimator": "random_forest", "parameters": {"n_estimators": 12}}
 GRID: dict[str, Any] = {
     "name": "grid",
     "dataset": {**SUMMARY, "class_label": "flavour"},
@@ -169,6 +169,7 @@ def test_the_command_shows_what_is_stored_and_how_to_test_the_best(
         )
 
 
+@pytest.mark.whole
 def test_a_sampled_sweep_goes_on_as_if_nothing_had_been(made: Path, tmp_path: Path) -> None:  # noqa: F811
     target = DataRoot.open(tmp_path)
     few = run_sweep(context(made, target, {**SAMPLED, "trials": 6}), jobs=1)

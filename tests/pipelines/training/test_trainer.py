@@ -191,6 +191,7 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., 
     assert shown["ciml_training_samples_rejected_total"] == {("m", "otherwise"): 5, ("m", "excluded"): 2}
 
 
+@pytest.mark.whole
 def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa: F811
     """From real runs to answers of the server: the trainer's model and the served one agree."""
     import shutil

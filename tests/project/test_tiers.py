@@ -1,0 +1,56 @@
+"""What `make check` and `make test` select, and in which order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from tests.conftest import LONGEST, pytest_collection_modifyitems
+from tests.project.test_rooms import ROOT
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+MARKERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+
+
+def recipe(target: str) -> str:
+    """The lines of a target."""
+    return MAKEFILE.split(f"\n{target}: ")[1].split("\n\n")[0]
+
+
+def test_check_is_quick_and_test_and_interop_leave_nothing_out() -> None:
+    marks = [line.partition(":")[0] for line in MARKERS]
+    assert set(marks) == {"engines", "bench", "interop", "whole"}
+    assert all(f"not {mark}" in recipe("check") for mark in marks)
+    assert "CIML_TESTS=quick" in recipe("check")
+    for target in ("test", "interop"):
+        assert "quick" not in recipe(target)
+        assert "not " not in recipe(target)
+
+
+@pytest.mark.parametrize(("tier", "tried"), [("quick", "50 25"), ("", "200 100")])
+def test_a_quarter_is_tried_in_the_quick_tier(tier: str, tried: str) -> None:
+    code = "import tests.conftest, hypothesis, tests.tier as t; print(t.tries(200), hypothesis.settings().max_examples)"
+    environment = {**os.environ, "CIML_TESTS": tier}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{tried}\n", done.stderr
+
+
+class Item:
+    """A collected test, of which only the id is read."""
+
+    def __init__(self, nodeid: str) -> None:
+        self.nodeid = nodeid
+
+
+def test_the_longest_files_come_first_and_exist() -> None:
+    assert [name for name in LONGEST if not (ROOT / name).is_file()] == []
+    assert len(set(LONGEST)) == len(LONGEST)
+    found = [Item(f"{name}::test") for name in ("tests/a.py", LONGEST[1], "tests/b.py", LONGEST[0])]
+    pytest_collection_modifyitems(found)  # type: ignore[arg-type]
+    want = [LONGEST[0], LONGEST[1], "tests/a.py", "tests/b.py"]
+    assert [item.nodeid for item in found] == [f"{name}::test" for name in want]
+    assert "--no-loadscope-reorder" in MAKEFILE
