@@ -14,6 +14,7 @@ import pytest
 
 from tests.tier import tries
 
+gc.disable()  # until all is collected: what is imported lives as long as the process
 hypothesis.settings.register_profile("ciml", max_examples=tries(100))
 hypothesis.settings.load_profile("ciml")
 
@@ -50,9 +51,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector the modules and tests, which live as long as the process."""
-    gc.collect()
+    """Collect garbage from here on, and never what was imported."""
     gc.freeze()
+    gc.enable()
 
 
 def _engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
