@@ -103,7 +103,7 @@ PART_BYTES = 16 * MIB
 # Bytes of unpacked logs above which the threads of a process parse and store them one part at a time.
 SMALL_PART_BYTES = 4 * MIB
 # Resident memory of a process that settles the worst logs that these limits permit, libraries included; 1,000 MiB were
-# measured. Deployments provide this for each such process: deploy/kubernetes/flink.yaml.
+# measured. Deployments provide this for each such process: flink.workers in deploy/helm/ciml/values.yaml.
 SETTLE_PEAK_BYTES = 1280 * MIB
 # Resident memory of an idle worker, and of the pool that starts workers.
 IDLE_WORKER_BYTES = 512 * MIB

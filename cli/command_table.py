@@ -23,7 +23,7 @@ COMMANDS: Table = {
         "experiment": ("cli.commands.learn.experiment:command", "Define, train and compare experiments."),
         "refresh": ("cli.commands.learn.refresh:command", "Train, evaluate and push a model."),
         "exclude": ("cli.commands.learn.exclude:command", "Exclude runs from training, list and revert exclusions."),
-        "models": ("cli.commands.learn.models:command", "List, verify and roll back models."),
+        "models": ("cli.commands.learn.models:command", "List, verify, roll back and mirror models."),
         "predict": ("cli.commands.learn.predict:command", "Predict for logs, or for a stream of runs."),
     },
     "Serve": {

@@ -1,15 +1,18 @@
-"""``ciml models``: candidates, decisions, versions and labels of the registry; rollback."""
+"""``ciml models``: candidates, decisions, versions and labels of the registry; rollback, mirror."""
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.data_root import DataRoot
+from ciml.errors import EngineError
 from cli.options import data_path_option
+from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from serving.registry import Registry
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group("models")
 def command() -> None:
-    """List, verify and roll back models.
+    """List, verify, roll back and mirror models.
 
     \b
     Example:
@@ -153,6 +156,49 @@ def reconcile_models(model: str | None, data_path: str) -> None:
     for name, registry in _registries(data_path, model).items():
         done += [f"{name}: {line}" for line in reconcile(registry)]
     click.echo("\n".join(done) or "nothing to do")
+
+
+@command.command("mirror")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@data_path_option()
+@click.option("--watch/--once", default=False, help="Repeat until a signal, or once.  [default: once]")
+@click.option(
+    "--poll-seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Interval of --watch."
+)
+def mirror_models(folder: Path, data_path: str, watch: bool, poll_seconds: float) -> int:
+    """Copy the served models for TensorFlow Serving.
+
+    Its own image reads a local folder, no S3, and verifies nothing. FOLDER gets the served versions, compared with the
+    registry, and a models.config that names them. The exit code is 4 if a version was left out, because its files are
+    missing or altered; the others are there.
+
+    \b
+    Example:
+      ciml models mirror /models --data-path s3://ci/data --watch
+      tensorflow_model_server --model_config_file=/models/models.config --model_config_file_poll_wait_seconds=5
+    """
+    from serving.mirror import mirror
+
+    data, stop, reported = DataRoot.open(data_path), stop_on_signals(), set[str]()
+    while True:
+        faults = set[str]()
+        try:
+            done = mirror(data, folder.absolute())
+        except EngineError as error:
+            if not watch:
+                raise
+            faults.add(f"{error}; trying again")
+        else:
+            for model, version in done.copied:
+                click.echo(f"{model}: version {version} is in the mirror")
+            faults.update(f"BROKEN {fault}" for fault in done.faults)
+        for fault in sorted(faults - reported):
+            click.echo(fault, err=True)
+        reported = faults
+        if not watch:
+            return 4 if faults else 0
+        if stop.wait(poll_seconds):
+            return 0
 
 
 def _registries(data_path: str, model: str | None) -> dict[str, Registry]:

@@ -1,0 +1,1 @@
+"""What deploy/ holds: the chart as helm renders it, the images, the alert rules."""

@@ -1,0 +1,121 @@
+"""The chart as helm renders it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+import yaml
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy/helm/ciml"
+KUBERNETES = "1.30"
+Resource = dict[str, Any]
+
+#: Values that switch everything on, beside the chart's defaults.
+FULL: Mapping[str, Any] = {
+    "data": {"endpoint": "https://s3.example.org"},
+    "kafka": {"topics": {"deadLetters": "dead-letters"}},
+    "policies": {"trust": '[[rule]]\nname = "all"\ntrusted = false\n'},
+    "ingest": {"engine": "flink", "args": ["--job=unit-*"], "storageClass": "fast"},
+    "predict": {"models": [{"name": "provider"}, {"name": "status", "label": "canary"}]},
+    "trainers": [{"name": "status", "dataset": "status", "experiment": 'estimator = "dnn"\n'}],
+    "receivers": {
+        "secret": "ciml-receivers",
+        "webhooks": {
+            "enabled": True, "host": "ci.example.org", "tlsSecret": "hooks-tls", "ingressClass": "nginx",
+            "annotations": {"nginx.ingress.kubernetes.io/proxy-body-size": "1m"},
+        },
+        "mqtt": {"enabled": True},
+        "gerrit": {"enabled": True},
+    },
+    "periodic": {
+        "backfills": [
+            {"name": "nightly", "schedule": "0 3 * * *", "listing": "s3://ci-logs/builds.jsonl", "logs": "s3://ci-logs"}
+        ],
+        "datasets": [{"name": "status", "schedule": "*/10 * * * *", "definition": 'build_name = "all"\n'}],
+    },
+    "monitoring": {"podMonitor": True, "rules": True, "dashboard": True, "labels": {"release": "prometheus"}},
+    "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/ciml"}},
+    "image": {"pullSecrets": ["registry"]},
+    "nodeSelector": {"pool": "ci"},
+    "tolerations": [{"key": "ci", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+}  # fmt: skip
+
+
+@functools.cache
+def helm() -> Path:
+    """Helm, built once from the Go module proxy into the user's cache (a minute and a half)."""
+    source = Path(__file__).parent / "helm"
+    folder = platformdirs.user_cache_path("ciml") / "helm" / "3.22.0"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not (folder / "helm").exists():
+            if shutil.which("go") is None:
+                pytest.fail("helm is built by Go: install golang 1.22 or later (apt-get install golang)")
+            for name in ("go.mod", "go.sum"):
+                shutil.copy(source / name, folder)
+            command = ["go", "build", "-mod=mod", "-ldflags=-s -w", "-o", "helm.new", "helm.sh/helm/v3/cmd/helm"]
+            built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
+            assert built.returncode == 0, built.stderr
+            (folder / "helm.new").rename(folder / "helm")
+    return folder / "helm"
+
+
+def template(values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run ``helm template`` with these values, release and namespace ``ciml``."""
+    command = [helm(), "template", "ciml", CHART, "--namespace", "ciml", "--kube-version", KUBERNETES, "--values", "-"]
+    return subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
+
+
+def render(values: Mapping[str, Any]) -> list[Resource]:
+    """Return the resources of the chart with these values."""
+    done = template(values)
+    assert done.returncode == 0, done.stderr
+    return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]
+
+
+def merged(*values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values in which later ones come before earlier ones, as helm merges files."""
+    found: dict[str, Any] = {}
+    for one in values:
+        for key, value in one.items():
+            old = found.get(key)
+            both = isinstance(value, Mapping) and isinstance(old, Mapping)
+            found[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return found
+
+
+def defaults() -> dict[str, Any]:
+    """Return the chart's values."""
+    found: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
+    return found
+
+
+def pods(resources: list[Resource]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, pod's spec) of all that runs."""
+    for each in resources:
+        name, spec = each["metadata"]["name"], each.get("spec", {})
+        if each["kind"] == "Deployment":
+            yield name, spec["template"]["spec"]
+        elif each["kind"] == "CronJob":
+            yield name, spec["jobTemplate"]["spec"]["template"]["spec"]
+        elif each["kind"] == "FlinkDeployment":
+            yield f"{name} everywhere", spec["podTemplate"]["spec"]
+            yield f"{name} taskmanager", spec["taskManager"]["podTemplate"]["spec"]
+
+
+def containers(resources: list[Resource]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name of the pod, container), init containers included."""
+    for name, pod in pods(resources):
+        for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+            yield name, container

@@ -1,0 +1,164 @@
+"""Tekton: its own validation takes the Tasks and the Pipeline, and their steps give what the commands give."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+import yaml
+from filelock import FileLock
+
+from ciml import __version__
+from tests.corpus import CORPUS, builds
+
+FOLDER = Path(__file__).parents[2] / "deploy/tekton"
+HOSTILE = "x; touch planted $(touch planted) `touch planted` '\" --help"
+
+
+@functools.cache
+def validator() -> Path:
+    """Tekton's defaults and validation as a program, built once from the Go module proxy into the user's cache."""
+    source = Path(__file__).parent / "tekton"
+    folder = platformdirs.user_cache_path("ciml") / "tekton" / "1.6.0"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        for path in source.iterdir():
+            shutil.copy(path, folder)
+        if not (folder / "validate").exists():
+            if shutil.which("go") is None:
+                pytest.fail("Tekton's validation is built by Go: install golang 1.24 or later (apt-get install golang)")
+            command = ["go", "build", "-mod=mod", "-o", "validate.new", "."]
+            built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
+            assert built.returncode == 0, built.stderr
+            (folder / "validate.new").rename(folder / "validate")
+    return folder / "validate"
+
+
+def validate(*paths: Path) -> tuple[int, str]:
+    done = subprocess.run([validator(), *paths], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(900)
+def test_tekton_takes_them_and_refuses_planted_errors(tmp_path: Path) -> None:
+    code, said = validate(*sorted(FOLDER.glob("*.yaml")))
+    assert code == 0, said
+    assert said.count(": valid") == 6
+    whole = "\n---\n".join(path.read_text() for path in sorted(FOLDER.glob("*.yaml")))
+    for old, new, message in (
+        ("runAfter: [evaluate]", "runAfter: [evaluated]", "evaluated"),
+        ("$(tasks.build-dataset.results.dataset)", "$(tasks.build.results.dataset)", "build"),
+        ("- name: train\n      image:", "- nmae: train\n      image:", "nmae"),
+        (
+            "value: $(params.dataset)}\n        - {name: MODEL",
+            "value: $(params.datset)}\n        - {name: MODEL",
+            "datset",
+        ),
+    ):
+        assert old in whole
+        (tmp_path / "wrong.yaml").write_text(whole.replace(old, new))
+        code, said = validate(tmp_path / "wrong.yaml")
+        assert code == 1, new
+        assert message in said
+
+
+def tasks() -> dict[str, dict[str, Any]]:
+    found = yaml.safe_load_all((FOLDER / "tasks.yaml").read_text())
+    return {each["metadata"]["name"]: each["spec"] for each in found}
+
+
+def run(name: str, folder: Path, **given: str) -> tuple[int, dict[str, str], str]:
+    """Run a Task's step as Tekton does: parameters replaced everywhere, results in files. Return its results."""
+    spec = tasks()[name]
+    defaults = {each["name"]: each["default"] for each in spec["params"] if "default" in each}
+    parameters = {**defaults, **{key.replace("_", "-"): value for key, value in given.items()}}
+    assert parameters.keys() == {each["name"] for each in spec["params"]}
+    results = {each["name"]: folder / f"result-{each['name']}" for each in spec["results"]}
+    (step,) = spec["steps"]
+
+    def replaced(text: str) -> str:
+        for key, value in parameters.items():
+            text = text.replace(f"$(params.{key})", value)
+        for key, path in results.items():
+            text = text.replace(f"$(results.{key}.path)", str(path))
+        return text
+
+    script = folder / "script"
+    script.write_text(replaced(step["script"]))
+    script.chmod(0o700)
+    environment = {
+        **os.environ,
+        "TMPDIR": str(folder),
+        **{each["name"]: replaced(each["value"]) for each in step["env"]},
+    }
+    done = subprocess.run([script], env=environment, capture_output=True, text=True, cwd=folder, check=False)
+    found = {key: path.read_text() for key, path in results.items() if path.exists()}
+    return done.returncode, found, done.stdout + done.stderr
+
+
+def ciml(*words: str, data: Path) -> Any:
+    done = subprocess.run(
+        ["ciml", *words, "--data-path", str(data), "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.timeout(600)
+def test_the_steps_give_what_the_commands_give(tmp_path: Path) -> None:
+    data, listing = tmp_path / "data", tmp_path / "builds.jsonl"
+    listing.write_text("".join(json.dumps(line) + "\n" for line in builds(120)))
+
+    def step(name: str, **given: str) -> Mapping[str, str]:
+        code, results, said = run(name, tmp_path, data_path=str(data), **given)
+        assert code == 0, said
+        assert results.keys() == {each["name"] for each in tasks()[name]["results"]}
+        return results
+
+    assert step("ciml-load", logs=str(CORPUS), results=str(listing)) == {"runs": "120"}
+    assert step("ciml-load", logs=str(CORPUS), results=str(listing)) == {"runs": "0"}
+    built = step("ciml-build-dataset", dataset="cpu", features_regex="^(usr|1m)$", sample_interval="1s")
+    assert built == {"dataset": "cpu"}
+    trained = step("ciml-run-training", dataset="cpu", experiment="random_forest")
+    again = ciml("experiment", "train", "--dataset", "cpu", "--estimator", "random_forest", data=data)
+    again_name, again = again["experiment"]["name"], again["test"]
+    assert float(trained["accuracy"]) == again["accuracy"]["value"]
+    assert float(trained["base-rate"]) == again["base_rate"]["value"]
+    assert step("ciml-evaluate", dataset="cpu")["best"] == again_name
+    refreshed = step("ciml-refresh", dataset="cpu", model="status")
+    assert refreshed["outcome"] in ("pushed", "refused")
+    models = ciml("models", "list", data=data)["status"]
+    assert models["labels"] == ({"stable": int(refreshed["version"])} if refreshed["version"] else {})
+    assert step("ciml-refresh", dataset="cpu", model="status") == {"outcome": "nothing_new", "version": ""}
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "--help"])
+@pytest.mark.parametrize("name", tasks())
+def test_no_parameter_is_run(name: str, text: str, tmp_path: Path) -> None:
+    required = {each["name"].replace("-", "_"): text for each in tasks()[name]["params"] if "default" not in each}
+    code, _, said = run(name, tmp_path, data_path=str(tmp_path / "data"), **required)
+    assert code not in (0, 5), said
+    assert not list(tmp_path.rglob("planted"))
+    (step,) = tasks()[name]["steps"]
+    assert "$(params" not in step["script"]
+
+
+def test_parameters_and_images_are_one_everywhere() -> None:
+    (pipeline,) = yaml.safe_load_all((FOLDER / "pipelines.yaml").read_text())
+    for task in pipeline["spec"]["tasks"]:
+        known = {each["name"] for each in tasks()[task["taskRef"]["name"]]["params"]}
+        given = {each["name"] for each in [*task["params"], *task.get("matrix", {}).get("params", ())]}
+        needed = {each["name"] for each in tasks()[task["taskRef"]["name"]]["params"] if "default" not in each}
+        assert needed <= given <= known, task["name"]
+    text = "".join(path.read_text() for path in FOLDER.glob("*.yaml"))
+    assert set(re.findall(r"ciml/worker:([\d.]+\d)", text)) == {__version__}

@@ -1,0 +1,111 @@
+"""A mirror: what TensorFlow Serving reads is complete, verified, and never taken away while it is configured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ciml.data_root import DataRoot
+from ciml.decision import Decision
+from ciml.errors import CimlError, EngineError
+from ciml.storage.open import open_store
+from cli.main import cli
+from serving import mirror as mirror_module
+from serving.mirror import mirror
+from serving.model_config import parse_config
+from serving.model_files import file_digests
+from serving.push import push, rollback
+from serving.registry import Registry
+
+
+def pushed(data: DataRoot, folder: Path, model: str = "m") -> int:
+    return push(data, model, open_store(folder), Decision(True), check=False).version
+
+
+def config(folder: Path) -> dict[str, tuple[str, tuple[int, ...], dict[str, int]]]:
+    entries = parse_config((folder / "models.config").read_text())
+    return {one.name: (one.base_path, one.versions, dict(one.labels)) for one in entries}
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> DataRoot:
+    if request.param == "local":
+        return DataRoot.open(tmp_path / "data")
+    return DataRoot.open(request.getfixturevalue("s3").bucket() + "/data")
+
+
+def test_it_follows_pushes_and_rollbacks(data: DataRoot, good: dict[int, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "mirror"
+    assert mirror(data, folder) == ((), (), (), True)
+    assert config(folder) == {}
+    for seed in (1, 2):
+        pushed(data, good[seed])
+    assert mirror(data, folder) == ((("m", 1), ("m", 2)), (), (), True)
+    assert config(folder) == {"m": (str(folder / "m"), (1, 2), {"stable": 2})}
+    for version in (1, 2):
+        copies = file_digests(open_store(folder / "m" / str(version)))
+        assert copies == dict(Registry(data, "m").state.files(version))
+    assert mirror(data, folder) == ((), (), (), False)
+    pushed(data, good[3])
+    assert mirror(data, folder) == ((("m", 3),), (), (), True)
+    assert config(folder)["m"][1:] == ((2, 3), {"stable": 3})
+    assert (folder / "m/1/saved_model.pb").exists()  # a server may not have read the new configuration yet
+    assert mirror(data, folder) == ((), (("m", 1),), (), False)
+    assert sorted(os.listdir(folder / "m")) == ["2", "3"]
+    rollback(data, "m")
+    assert mirror(data, folder).changed
+    assert config(folder)["m"][2] == {"stable": 2}
+
+
+def test_an_altered_version_is_left_out_and_its_label_stays(good: dict[int, Path], tmp_path: Path) -> None:
+    data, folder = DataRoot.open(tmp_path / "data"), tmp_path / "mirror"
+    pushed(data, good[1])
+    pushed(data, good[1], "other")
+    mirror(data, folder)
+    pushed(data, good[2])
+    graph = tmp_path / "data/models/m/2/saved_model.pb"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    done = mirror(data, folder)
+    assert done.copied == ()
+    assert "m/2/saved_model.pb was altered" in done.faults[0]
+    assert config(folder) == {
+        "m": (str(folder / "m"), (1,), {"stable": 1}), "other": (str(folder / "other"), (1,), {"stable": 1})
+    }  # fmt: skip
+    assert os.listdir(folder / "m") == ["1"]
+    arguments = ["models", "mirror", str(folder), "--data-path", str(tmp_path / "data")]
+    ran = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert ran.return_value == 4
+    assert "BROKEN model m, version 2" in ran.stderr
+
+
+def test_a_kill_leaves_no_half_version(good: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, folder = DataRoot.open(tmp_path / "data"), tmp_path / "mirror"
+    pushed(data, good[1])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror_module, "check_digests", killed)
+        patch.setattr("serving.mirror.shutil.rmtree", lambda *_, **__: None)  # a kill runs no clean-up
+        with pytest.raises(KeyboardInterrupt):
+            mirror(data, folder)
+    (left,) = os.listdir(folder / "m")
+    assert left.startswith("staging-1-")
+    assert not (folder / "models.config").exists()
+    assert mirror(data, folder).copied == (("m", 1),)
+    assert os.listdir(folder / "m") == ["1"]
+
+
+def test_it_takes_no_foreign_folder(good: dict[int, Path], tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    pushed(data, good[1])
+    with pytest.raises(CimlError, match="is not empty and no mirror"):
+        mirror(DataRoot.open(tmp_path / "elsewhere"), tmp_path / "data/models")
+    assert Registry(data, "m").folder(1).exists("saved_model.pb")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EngineError, match="cannot write the mirror"):
+        mirror(data, tmp_path / "file/below")
