@@ -41,7 +41,8 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
     common = _common(change)
     revisions = {number: made for made in _revisions(change) if (number := made["number"])}
     merged_s = seconds(word(change, "submitted"))
-    current = revisions.get(_current(change), {})
+    newest = _current(change)
+    current = revisions.get(newest, {})
     found = [
         _event("patchset-created", common, made, made["createdOn"], uploader=made["uploader"])
         for made in revisions.values()
@@ -50,13 +51,13 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
         _event(
             "comment-added",
             common,
-            current,
+            revisions[number],
             when,
             author=who,
             approvals=[{"type": label, "value": str(vote), "oldValue": "0"}],
         )
-        for label, vote, who, when in _votes(change)
-        if current
+        for label, vote, who, when, number in _votes(change, newest, current.get("createdOn"))
+        if number in revisions
     ]
     found += [
         _event(kind, common, revisions[number], when, **more)
@@ -113,20 +114,37 @@ def _current(change: Mapping[str, Any]) -> int:
     return _number(maybe(maybe(change, "revisions"), word(change, "current_revision")))
 
 
-def _number(revision: Mapping[str, Any]) -> int:
+def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
     """Return the number of a patch set, 0 where it is no whole number."""
-    found = value(revision, "_number")
+    found = value(revision, name)
     return found if type(found) is int else 0
 
 
-def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None]]:
-    """Yield label, vote, voter and time of each vote on the current patch set."""
+def _votes(
+    change: Mapping[str, Any], newest: int, created_s: int | None
+) -> Iterator[tuple[str, int, dict[str, Any], int | None, int]]:
+    """Yield label, vote, voter, time and patch set of each vote; patch set 0 where it is unknown.
+
+    The API lists the votes on the newest patch set, and among them those that Gerrit copied from an earlier one, with
+    their first time. The message of the same person and time names the patch set that was read.
+    """
+    read: dict[tuple[str, str], int] = {}
+    for message in objects(change, "messages", most=_MOST):
+        key, number = (
+            (word(message, "author", "_account_id"), word(message, "date")),
+            _number(message, "_revision_number"),
+        )
+        read[key] = min(number, read.get(key, number))
     labels = maybe(change, "labels")
     for label in list(labels)[:100]:
         for vote in objects(labels, label, "all", most=_MOST):
             given = vote.get("value")
             if type(given) is int and given:
-                yield label, given, _person(vote), seconds(word(vote, "date"))
+                date = word(vote, "date")
+                when = seconds(date)
+                late = when is not None and created_s is not None and when >= created_s
+                number = read.get((word(vote, "_account_id"), date), newest if late else 0)
+                yield label, given, _person(vote), when, number
 
 
 def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | None, dict[str, Any]]]:
