@@ -80,7 +80,7 @@ def reviews_in(kafka: str, topic: str, change: str) -> set[tuple[str, str]]:
     number = change.partition("~")[2]
     updates = [update for message in stored(kafka, topic) for update in read_event(message).updates]
     subjects = {(each.subject, each.facts["review"]) for each in updates if "review" in each.facts}
-    return {(name[3], said) for name, said in ((each.split("/"), said) for each, said in subjects) if name[1] == number}
+    return {(name[2], said) for name, said in ((each.split("/"), said) for each, said in subjects) if name[1] == number}
 
 
 def test_a_vote_on_a_patch_set_says_nothing_of_the_next(
