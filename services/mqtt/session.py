@@ -183,7 +183,7 @@ class _Link:
 
     def __init__(self, session: MqttSession, inbox: Inbox) -> None:
         self._session, self._inbox = session, inbox
-        self.drops = False
+        self.drops = self._began = False
         self._dropped, self._why = 0, ""
         self._client = client = session.made_client()
         client.on_connect = self._connected
@@ -233,7 +233,10 @@ class _Link:
     def _connected(self, client: mqtt.Client, _: Any, __: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:
             self._why = self._session.refused(reason)
+        elif self._began:
+            self._why = f"{self._session.shown} acknowledges the connection twice"
         else:
+            self._began = True
             self._session.check_kept(properties)
             self._session.subscribe(client)
 

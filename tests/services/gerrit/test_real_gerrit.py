@@ -105,5 +105,8 @@ def test_a_vote_on_a_patch_set_says_nothing_of_the_next(
     with receiving(tmp_path, kafka, name, gerrit.source):
         wait(lambda: reviews_in(kafka, name, away), "the vote is missing")
         wait(lambda: len(events_in(kafka, name, away.partition("~")[2])) >= 3, "events are missing")
+    print("\n".join((each.value or b"").decode() for each in stored(kafka, name)))
+    print(json.dumps(gerrit.ask("GET", f"/changes/{streamed}/detail")))
+    print(json.dumps(gerrit.ask("GET", f"/changes/{away}/detail")))
     assert reviews_in(kafka, name, streamed) == {("1", "approved")}
     assert reviews_in(kafka, name, away) == {("1", "approved")}

@@ -25,25 +25,36 @@ def wait(condition: Callable[[], object], what: str, most_s: float = 30.0) -> No
 
 @dataclass
 class Kept:
-    """In the place of Kafka: acknowledges at once.
+    """In the place of Kafka: acknowledges at once, or not.
 
     Attributes:
       values, headers: of the deliveries, in their order.
+      acknowledges: whether it does.
       thread: of the session.
       outcomes: how many deliveries were not stored, by outcome.
     """
 
     values: list[bytes] = field(default_factory=list)
     headers: list[dict[str, bytes]] = field(default_factory=list)
+    acknowledges: bool = True
     thread: threading.Thread | None = None
+    waiting: list[Future[None]] = field(default_factory=list)
     metrics: ReceiverMetrics = field(default_factory=lambda: ReceiverMetrics("test"))
 
     def send(self, value: bytes, headers: Headers) -> Future[None]:
         self.values.append(value)
         self.headers.append(dict(headers))
         done: Future[None] = Future()
-        done.set_result(None)
+        self.waiting.append(done)
+        if self.acknowledges:
+            self.acknowledge()
         return done
+
+    def acknowledge(self) -> None:
+        """Acknowledge all that wait, and what follows."""
+        self.acknowledges = True
+        while self.waiting:
+            self.waiting.pop().set_result(None)
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -52,9 +63,9 @@ class Kept:
 
 
 @contextmanager
-def running(session: Session, most: int = 64) -> Iterator[Kept]:
+def running(session: Session, most: int = 64, *, acknowledges: bool = True) -> Iterator[Kept]:
     """Run a session, and end it within 30 s."""
-    kept, stop = Kept(), threading.Event()
+    kept, stop = Kept(acknowledges=acknowledges), threading.Event()
     producer: Any = kept
     inbox = Inbox(session.name, producer, kept.metrics, most)
     kept.thread = threading.Thread(target=session.run, args=(inbox, stop), daemon=True)
