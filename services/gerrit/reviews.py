@@ -41,8 +41,7 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
     common = _common(change)
     revisions = {number: made for made in _revisions(change) if (number := made["number"])}
     merged_s = seconds(word(change, "submitted"))
-    newest = _current(change)
-    current = revisions.get(newest, {})
+    current = revisions.get(_current(change), {})
     found = [
         _event("patchset-created", common, made, made["createdOn"], uploader=made["uploader"])
         for made in revisions.values()
@@ -56,7 +55,7 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
             author=who,
             approvals=[{"type": label, "value": str(vote), "oldValue": "0"}],
         )
-        for label, vote, who, when, number in _votes(change, newest, current.get("createdOn"))
+        for label, vote, who, when, number in _votes(change)
         if number in revisions
     ]
     found += [
@@ -120,31 +119,26 @@ def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
     return found if type(found) is int else 0
 
 
-def _votes(
-    change: Mapping[str, Any], newest: int, created_s: int | None
-) -> Iterator[tuple[str, int, dict[str, Any], int | None, int]]:
-    """Yield label, vote, voter, time and patch set of each vote; patch set 0 where it is unknown.
+def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None, int]]:
+    """Yield label, vote, voter, time and patch set of each vote that was given on a known patch set.
 
     The API lists the votes on the newest patch set, and among them those that Gerrit copied from an earlier one, with
-    their first time. The message of the same person and time names the patch set that was read.
+    the time of the copy. A vote that was given has a message of the same person and time, which names its patch set.
     """
-    read: dict[tuple[str, str], int] = {}
+    given: dict[tuple[str, str], int] = {}
     for message in objects(change, "messages", most=_MOST):
         key, number = (
             (word(message, "author", "_account_id"), word(message, "date")),
             _number(message, "_revision_number"),
         )
-        read[key] = min(number, read.get(key, number))
+        given[key] = min(number, given.get(key, number))
     labels = maybe(change, "labels")
     for label in list(labels)[:100]:
         for vote in objects(labels, label, "all", most=_MOST):
-            given = vote.get("value")
-            if type(given) is int and given:
-                date = word(vote, "date")
-                when = seconds(date)
-                late = when is not None and created_s is not None and when >= created_s
-                number = read.get((word(vote, "_account_id"), date), newest if late else 0)
-                yield label, given, _person(vote), when, number
+            cast, date = vote.get("value"), word(vote, "date")
+            number = given.get((word(vote, "_account_id"), date), 0)
+            if type(cast) is int and cast and number:
+                yield label, cast, _person(vote), seconds(date), number
 
 
 def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | None, dict[str, Any]]]:

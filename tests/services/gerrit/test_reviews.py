@@ -35,6 +35,7 @@ def test_the_events_of_a_change() -> None:
     made = change(
         7, T, status="MERGED", submitted=at(T + 30), submitter=CLEO,
         labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20), {**ADA, "value": 0}, {**ADA}]}},
+        messages=[message(CLEO, "Patch Set 2: Code-Review+2", T + 20, 2)],
         current_revision="b" * 40,
         revisions={
             "a" * 40: {"_number": 1, "created": at(T), "uploader": ADA, "kind": "REWORK"},
@@ -69,15 +70,14 @@ def voted_on(*messages: dict[str, Any], when: int) -> list[int]:
     return [number for kind, _, number, _, _ in rows_of(made) if kind == "comment-added"]
 
 
-def test_a_copied_vote_is_of_the_patch_set_that_was_read() -> None:
+def test_a_vote_is_of_the_patch_set_on_which_it_was_given() -> None:
     first, second = (message(CLEO, f"Patch Set {n}: Code-Review+2", T + 10, n) for n in (1, 2))
     assert voted_on(first, when=T + 10) == [1]
-    assert voted_on(second, first, when=T + 10) == [1]  # both within a second: the one that is certain
-    assert voted_on(message(ADA, "Patch Set 2:", T + 10, 2), when=T + 10) == []  # by another person
-    assert voted_on(when=T + 10) == []  # before the present patch set, and no message is left
-    assert voted_on(when=T + 20) == [2]
-    assert voted_on(message(CLEO, "Patch Set 1: Code-Review+2", T + 30), when=T + 30) == [1]
-    assert voted_on(message(CLEO, "Patch Set 9: Code-Review+2", T + 30, 9), when=T + 30) == []
+    assert voted_on(second, when=T + 10) == [2]
+    assert voted_on(second, first, when=T + 10) == [1]  # both within a second: the earlier one
+    assert voted_on(first, when=T + 20) == []  # Gerrit copied it to the next patch set
+    assert voted_on(message(ADA, "Patch Set 2:", T + 20, 2), when=T + 20) == []  # who uploaded that patch set
+    assert voted_on(message(CLEO, "Patch Set 9: Code-Review+2", T + 10, 9), when=T + 10) == []
 
 
 def test_a_vote_that_was_taken_back() -> None:

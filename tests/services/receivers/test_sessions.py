@@ -48,7 +48,13 @@ def test_an_end_waits_for_no_source_without_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sessions, "_END_S", 0.2)
-    receiver = SessionReceiver("mqtt", KafkaOptions("127.0.0.1:1"), "events", [(Stuck("zuul", "x"), 1)])
+
+    class Receiver(SessionReceiver):
+        @classmethod
+        def of(cls, **arguments: object) -> Receiver:
+            raise NotImplementedError
+
+    receiver = Receiver("mqtt", KafkaOptions("127.0.0.1:1"), "events", [(Stuck("zuul", "x"), 1)])
     receiver.open()
     began = time.monotonic()
     receiver.close()
