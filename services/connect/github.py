@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
-from ciml.errors import CimlError
-from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, posted_to
+from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, parts_of, posted_to
 
 API = "https://api.github.com"
 
@@ -56,9 +53,7 @@ def connect(name: str, url: str, api: str = API, *, internal: bool = False, ca_f
     Raises:
       CimlError: an address is malformed.
     """
-    host = urlsplit(api)
-    if host.scheme != "https" or not host.hostname:
-        raise CimlError(f"--api {api!r:.120}: give the address of the REST API, such as {API}")
+    host = parts_of(api, "--api", f"the address of the REST API, such as {API}", ("https",))
     own, secret, token = api.rstrip("/") != API, f"secrets/{name}", f"secrets/{name}-token"
     # GitHub Enterprise Server does not tell a job its id: a recorder that sends would report another run.
     workflow = filled_in(
