@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
 from adapters.envelope import HEADERS, opened
-from adapters.fields import address, filled, joined, maybe, moment, needed, value, word
+from adapters.fields import address, commit_subject, filled, known, maybe, moment, needed, value, word
 from ciml.errors import RejectedInput
 from ciml.events.fields import kind_of
 from ciml.events.records import Phase
@@ -64,7 +64,7 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     page = address(data, "build", "fullUrl")
     source = maybe(data, "build", "scmState")
     commit, repository = word(source, "commit"), _REPOSITORY.search(word(source, "url"))
-    subject = joined(f"sha:{repository[1]}", commit) if repository else ""
+    subject = commit_subject(repository[1], commit) if repository else ""
     start, end = _times(data, phase)
     return filled(
         id=bounded_id(f"jenkins-{'/'.join(names)}-{number}"),
@@ -79,7 +79,7 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
         head=commit,
         url=page,
         log_url=f"{page.rstrip('/')}/artifact/" if page else "",
-        subjects=(subject,) if subject else (),
+        subjects=known(subject),
     )
 
 
