@@ -108,6 +108,17 @@ def test_a_line_without_end_takes_no_memory(gerrit: FakeGerrit) -> None:
     assert lines.feed(b'\n{"a": 1}\n') == [None, b'{"a": 1}']
 
 
+def test_a_flood_of_events_waits_for_kafka(gerrit: FakeGerrit) -> None:
+    with allocating(24 * MIB), running(session_of(gerrit), acknowledges=False) as kept:
+        gerrit.wait_for_stream()
+        gerrit.write(*[{**event("change-merged", 1, 5), "more": "x" * 10_000}] * 1000)
+        wait(lambda: len(kept.values) >= 64, "events are missing")
+        time.sleep(0.3)
+        assert len(kept.values) == 64
+        kept.acknowledge()
+        wait(lambda: len(kept.values) == 1000, "events are missing")
+
+
 def test_a_long_name_is_remembered_by_a_digest() -> None:
     had = module._Had()
     with allocating(8 * MIB):
