@@ -106,6 +106,21 @@ class Ignored:
     rule: str
 
 
+#: What an event says of runs, or the rule by which it is ignored.
+Said = tuple[Run | RunUpdate, ...] | str
+NOTHING = "the event holds no fact of a run"
+
+
+def reading(event_id: str, kind: str, time: str | float | None, said: Said) -> Reading | Ignored:
+    """Return what an event says; one that says nothing is ignored by the rule `NOTHING`."""
+    if isinstance(said, str):
+        return Ignored(event_id, kind, said)
+    if not said:
+        return Ignored(event_id, kind, NOTHING)
+    runs = tuple(one for one in said if isinstance(one, Run))
+    return Reading(event_id, kind, time, runs, tuple(one for one in said if isinstance(one, RunUpdate)))
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter of one CI system.

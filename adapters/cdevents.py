@@ -6,7 +6,6 @@ Versions differ in names: ``context.version`` became ``specversion``, ``content.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from adapters.fields import address, filled, joined, maybe, moment, needed, valu
 from ciml.errors import RejectedInput
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
-from ciml.events.run_id import path_safe
+from ciml.events.run_id import bounded_id
 
 NO_RUN = "the subject is neither a run nor a change"
 CUSTOM = "a custom event reports no run"
@@ -96,8 +95,7 @@ def _run(body: Mapping[str, Any], subject: str, phase: Phase, when: str | float 
 def _native_id(body: Mapping[str, Any]) -> str:
     """Return the subject's id, which is unique within its source alone."""
     source = word(body, "subject", "source") or word(body, "context", "source")
-    native = f"{source.rstrip('/')}/{needed(body, 'subject', 'id')}".lstrip("/")
-    return native if len(path_safe(native)) <= _MOST_ID else hashlib.sha256(native.encode()).hexdigest()
+    return bounded_id(f"{source.rstrip('/')}/{needed(body, 'subject', 'id')}".lstrip("/"), _MOST_ID)
 
 
 def _chain(body: Mapping[str, Any]) -> str:

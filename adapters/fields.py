@@ -14,11 +14,14 @@ from typing import Any
 from adapters.adapter import Delivery
 from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, kind_of, text, time_us
+from ciml.events.redaction import shown
 from ciml.events.run_id import path_safe
 from ciml.limits import MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
 
 _EMPTY: Mapping[str, Any] = {}
 _EPOCH = re.compile(r"\d{9,10}(?:\.\d{1,9})?")
+_NO_TIME = "0001-01-01T00:00:00Z"  # as programs in Go write a time that is not set
+_KIND = re.compile(r"[a-z0-9_]{1,80}")
 _SPACED_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,9})?) (?:UTC|([+-]\d\d)(\d\d))")
 
 
@@ -125,7 +128,7 @@ def address(body: Mapping[str, Any], *path: str) -> str:
 
 
 def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
-    """Return a time that a run may hold: ISO 8601 or epoch seconds; None where it is absent, null or "".
+    """Return a time that a run may hold: ISO 8601 or epoch seconds; None where it is absent, null, "" or `_NO_TIME`.
 
     ``2026-11-24 12:00:00 UTC`` and ``2026-11-24 12:00:00 +0100`` become ISO 8601.
 
@@ -133,7 +136,7 @@ def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
       RejectedInput: ``bad_time``.
     """
     found = value(body, *path)
-    if found == "":
+    if found in ("", _NO_TIME):
         return None
     if type(found) is str and (spaced := _SPACED_TIME.fullmatch(found)):
         day, clock, hours, minutes = spaced.groups()
@@ -176,6 +179,32 @@ def change_subjects(project: str, number: str, patchset: str) -> tuple[str, ...]
     change = joined(f"change:{path_safe(project)}" if project else "", number)
     patched = joined(change, patchset)
     return (patched, change) if patched else ()
+
+
+def commit_subject(repository: str, sha: str) -> str:
+    """Return the subject of a commit of one repository, "" where a part is unknown.
+
+    What is merged in one repository is not merged in another that has the same commit.
+    """
+    return f"sha:{commit}" if (commit := joined(repository, sha)) else ""
+
+
+def known(*subjects: str) -> tuple[str, ...]:
+    """Return the subjects that are known."""
+    return tuple(subject for subject in subjects if subject)
+
+
+def event_kind(kind: str, where: str) -> str:
+    """Return the kind of an event, a word of small letters.
+
+    Raises:
+      RejectedInput: ``missing_field`` or ``unknown_type``.
+    """
+    if not kind:
+        raise RejectedInput("missing_field", where)
+    if not _KIND.fullmatch(kind):
+        raise RejectedInput("unknown_type", f"{where}: {shown(kind)}")
+    return kind
 
 
 def event_id(delivery: Delivery) -> str:

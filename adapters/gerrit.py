@@ -90,7 +90,9 @@ def _voted(body: Mapping[str, Any], voter: str) -> Mapping[str, str] | str:
         label, vote, before = word(approval, "type"), _vote(approval, "value"), _vote(approval, "oldValue")
         least = _APPROVES.get(label)
         if least is not None:
-            approved |= vote >= least
+            # Gerrit lists all votes of who comments. Only one that has an old value was given by this event: another
+            # may have been copied from an earlier patch set.
+            approved |= vote >= least and bool(word(approval, "oldValue"))
             withdrawn |= before >= least > vote
         rejected |= vote <= _VETO.get(label, -100)
     if not (approved or withdrawn or rejected):

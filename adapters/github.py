@@ -10,14 +10,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
+from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
 from adapters.fields import (
     address,
+    commit_subject,
     differ,
     event_id,
+    event_kind,
     filled,
     inner,
     joined,
+    known,
     maybe,
     moment,
     natural,
@@ -56,7 +59,6 @@ _QUEUE_BRANCH = re.compile(r"gh-readonly-queue/(.+)/pr-(\d{1,12})-[0-9a-f]{7,64}
 _REVIEWERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
 _REVIEWS = frozenset({"approved", "changes_requested", "dismissed"})
 
-NOTHING = "the event holds no fact of a run"
 OTHER = "an event of another kind reports no run"
 ACTIONS_CHECK = "GitHub Actions reports its check runs as workflow jobs"
 CHECK_REQUEST = "a request to run a check reports no run"
@@ -77,11 +79,7 @@ RULES: Mapping[str, str] = {
 
 def read(delivery: Delivery) -> Reading | Ignored:
     """Return what a webhook of GitHub says. Raises `RejectedInput`."""
-    event = delivery.headers.get(EVENT, "")
-    if not event:
-        raise RejectedInput("missing_field", f"header {EVENT}")
-    if not re.fullmatch(r"[a-z0-9_]{1,80}", event):
-        raise RejectedInput("unknown_type", f"header {EVENT}: {shown(event)}")
+    event = event_kind(delivery.headers.get(EVENT, ""), f"header {EVENT}")
     if delivery.body.startswith(b"payload="):
         raise RejectedInput("broken_json", "a form; set the content type of the webhook to application/json")
     reader = _READERS.get(event)
@@ -89,23 +87,13 @@ def read(delivery: Delivery) -> Reading | Ignored:
         return Ignored(event_id(delivery), event, RULES.get(event, OTHER))
     body = delivery.json()
     action = word(body, "action")
-    kind = f"{event}.{action}" if action else event
-    read = reader(body, action)
-    if isinstance(read, str):
-        return Ignored(event_id(delivery), kind, read)
-    if not read:
-        return Ignored(event_id(delivery), kind, NOTHING)
+    said = reader(body, action)
     times = (moment(body, *path) for path in _TIMES.get(event, ()))
     when = next((one for one in times if one), None)
-    runs = tuple(one for one in read if isinstance(one, Run))
-    updates = tuple(one for one in read if isinstance(one, RunUpdate))
-    return Reading(event_id(delivery), kind, when, runs, updates)
+    return reading(event_id(delivery), f"{event}.{action}" if action else event, when, said)
 
 
-_Read = tuple[Run | RunUpdate, ...] | str  # what an event says, or the rule by which it is ignored
-
-
-def _workflow_job(body: Mapping[str, Any], action: str) -> _Read:
+def _workflow_job(body: Mapping[str, Any], action: str) -> Said:
     job = inner(body, "workflow_job")
     phase = _phase(body, "workflow_job")
     run = natural(body, "workflow_job", "run_id")
@@ -127,7 +115,7 @@ def _workflow_job(body: Mapping[str, Any], action: str) -> _Read:
         url=address(body, "workflow_job", "html_url"),
         log_url=f"{api}/actions/runs/{run}/artifacts" if api else "",
         attempt_of=joined(str(run), name),
-        subjects=_subjects(f"workflow_run:{run}", _commit(project, head)),
+        subjects=known(f"workflow_run:{run}", commit_subject(project, head)),
         labels=filled(
             runner=word(body, "workflow_job", "runner_name"),
             runner_group=word(body, "workflow_job", "runner_group_name"),
@@ -138,7 +126,7 @@ def _workflow_job(body: Mapping[str, Any], action: str) -> _Read:
     return (Run(phase, fields),)
 
 
-def _workflow_run(body: Mapping[str, Any], action: str) -> _Read:
+def _workflow_run(body: Mapping[str, Any], action: str) -> Said:
     run = natural(body, "workflow_run", "id")
     subject = f"workflow_run:{run}"
     facts = _facts(body)
@@ -198,7 +186,7 @@ def _target(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -
     return (word(found[0], "base", "ref"), word(found[0], "number")) if len(found) == 1 else ("", "")
 
 
-def _check_run(body: Mapping[str, Any], action: str) -> _Read:
+def _check_run(body: Mapping[str, Any], action: str) -> Said:
     if action not in ("created", "completed"):
         return CHECK_REQUEST
     check = inner(body, "check_run")
@@ -228,12 +216,12 @@ def _check_run(body: Mapping[str, Any], action: str) -> _Read:
         url=address(body, "check_run", "html_url"),
         log_url=value(check, "details_url"),
         attempt_of=joined(suite, name),
-        subjects=_subjects(_commit(project, head)),
+        subjects=known(commit_subject(project, head)),
     )
     return (Run(phase, fields),)
 
 
-def _pull_request(body: Mapping[str, Any], action: str) -> _Read:
+def _pull_request(body: Mapping[str, Any], action: str) -> Said:
     if action != "closed" or value(body, "pull_request", "merged") is not True:
         return OPEN_PULL_REQUEST
     facts = _of_fork(body)
@@ -245,7 +233,7 @@ def _pull_request(body: Mapping[str, Any], action: str) -> _Read:
     return (RunUpdate(_subject(body, needed(body, "pull_request", "head", "sha")), facts),)
 
 
-def _review(body: Mapping[str, Any], action: str) -> _Read:
+def _review(body: Mapping[str, Any], action: str) -> Said:
     state = word(body, "review", "state").lower()
     if state not in _REVIEWS:
         return COMMENT
@@ -270,13 +258,13 @@ def _of_fork(body: Mapping[str, Any]) -> dict[str, str]:
     )
 
 
-def _merge_group(body: Mapping[str, Any], action: str) -> _Read:
+def _merge_group(body: Mapping[str, Any], action: str) -> Said:
     if action != "destroyed" or word(body, "reason") != "merged":
         return OPEN_GROUP
     return (RunUpdate(_subject(body, needed(body, "merge_group", "head_sha")), {"review": "merged"}),)
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any], str], _Read]] = {
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Said]] = {
     "workflow_job": _workflow_job,
     "workflow_run": _workflow_run,
     "check_run": _check_run,
@@ -316,16 +304,7 @@ def _provider(labels: tuple[str, ...], group: str) -> str:
 
 
 def _subject(body: Mapping[str, Any], sha: str) -> str:
-    return _commit(needed(body, "repository", "full_name"), sha)
-
-
-def _commit(project: str, sha: str) -> str:
-    """Return the subject of a commit of one repository: what is merged in one is not merged in another."""
-    return f"sha:{commit}" if (commit := joined(project, sha)) else ""
-
-
-def _subjects(*subjects: str) -> tuple[str, ...]:
-    return tuple(subject for subject in subjects if subject)
+    return commit_subject(needed(body, "repository", "full_name"), sha)
 
 
 ADAPTER = Adapter("github", (EVENT,), read, signature="github")

@@ -9,8 +9,24 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
-from adapters.fields import address, body_id, differ, filled, joined, maybe, moment, natural, needed, value, word, words
+from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
+from adapters.fields import (
+    address,
+    body_id,
+    commit_subject,
+    differ,
+    event_kind,
+    filled,
+    joined,
+    known,
+    maybe,
+    moment,
+    natural,
+    needed,
+    value,
+    word,
+    words,
+)
 from ciml.errors import RejectedInput
 from ciml.events.records import OutcomeWord, Phase
 from ciml.events.redaction import shown
@@ -54,7 +70,6 @@ _MERGE_REF = re.compile(r"refs/merge-requests/(\d{1,12})/(?:head|merge|train)")
 _HOMEPAGE = re.compile(r"(https?://[^/?#]+)/([^?#]+)")
 _REVIEWS = {"merge": "merged", "approved": "approved", "unapproved": "dismissed"}
 
-NOTHING = "the event holds no fact of a run"
 OTHER = "an event of another kind reports no run"
 #: Why an event of these kinds is ignored; every other kind by `OTHER`.
 RULES: Mapping[str, str] = {
@@ -70,24 +85,15 @@ def read(delivery: Delivery) -> Reading | Ignored:
     The event's id is a digest: X-Gitlab-Event-UUID is the same for all events that one webhook's receiver caused.
     """
     body = delivery.json()
-    kind = word(body, "object_kind") or word(body, "event_name")
-    if not kind:
-        raise RejectedInput("missing_field", "object_kind")
-    if not re.fullmatch(r"[a-z0-9_]{1,80}", kind):
-        raise RejectedInput("unknown_type", f"object_kind: {shown(kind)}")
+    kind = event_kind(word(body, "object_kind") or word(body, "event_name"), "object_kind")
     reader = _READERS.get(kind)
     if reader is None:
         return Ignored(body_id(delivery), kind, RULES.get(kind, OTHER))
     state, when, said = reader(body)
-    kind = f"{kind}.{state}" if state else kind
-    if not said:
-        return Ignored(body_id(delivery), kind, NOTHING)
-    runs = tuple(one for one in said if isinstance(one, Run))
-    updates = tuple(one for one in said if isinstance(one, RunUpdate))
-    return Reading(body_id(delivery), kind, when, runs, updates)
+    return reading(body_id(delivery), f"{kind}.{state}" if state else kind, when, said)
 
 
-_Read = tuple[str, str | float | None, tuple[Run | RunUpdate, ...]]  # state, time, what is said
+_Read = tuple[str, str | float | None, Said]  # state, time, what is said
 
 
 def _job(body: Mapping[str, Any]) -> _Read:
@@ -115,10 +121,10 @@ def _job(body: Mapping[str, Any]) -> _Read:
         url=f"{page}/-/jobs/{number}" if page else "",
         log_url=f"{server}/api/v4/projects/{project_id}/jobs/{number}/artifacts" if server else "",
         attempt_of=joined(pipeline, name),
-        subjects=_subjects(
+        subjects=known(
             f"pipeline:{pipeline}" if pipeline else "",
             f"merge_request:{project_id}/{change}" if change else "",
-            _commit(project_id, sha),
+            commit_subject(project_id, sha),
         ),
         labels=_labels(body, reason),
     )
@@ -192,7 +198,7 @@ def _merge_request(body: Mapping[str, Any]) -> _Read:
     said = [RunUpdate(f"merge_request:{project_id}/{number}", facts)]
     head = word(body, "object_attributes", "last_commit", "id")
     # Of the commit alone: earlier ones of the merge request may never have been read.
-    if (review := _review(body, action, branch)) and (commit := _commit(project_id, head)):
+    if (review := _review(body, action, branch)) and (commit := commit_subject(project_id, head)):
         said.append(RunUpdate(commit, {"review": review}))
     return action, moment(body, "object_attributes", "updated_at"), tuple(said)
 
@@ -220,15 +226,6 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], _Read]] = {
 
 def _fork(body: Mapping[str, Any], name: str) -> str:
     return differ(word(body, name, "target_project_id"), word(body, name, "source_project_id"))
-
-
-def _commit(project_id: str, sha: str) -> str:
-    """Return the subject of a commit of one project: what is merged in one is not merged in another."""
-    return f"sha:{commit}" if (commit := joined(project_id, sha)) else ""
-
-
-def _subjects(*subjects: str) -> tuple[str, ...]:
-    return tuple(subject for subject in subjects if subject)
 
 
 ADAPTER = Adapter("gitlab", (), read, signature="gitlab-token")

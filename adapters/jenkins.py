@@ -1,6 +1,7 @@
 """Jenkins: the events of its CloudEvents plugin, in binary mode. They have no signature.
 
-A run's id is the build's tag, as `ciml record` reads it from ``BUILD_TAG``.
+A run's id is ``jenkins-``, the job's full name and the build's number, as `ciml record` has it. For a job outside of
+folders this is the variable ``BUILD_TAG``, which has dashes for slashes and so does not tell ``a-b/c`` from ``a/b-c``.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from urllib.parse import unquote
 
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
 from adapters.envelope import HEADERS, opened
-from adapters.fields import address, filled, joined, maybe, moment, needed, value, word
+from adapters.fields import address, commit_subject, filled, known, maybe, moment, needed, value, word
 from ciml.errors import RejectedInput
 from ciml.events.fields import kind_of
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
+from ciml.events.run_id import bounded_id
 
 NO_BUILD = "an event of a job's configuration reports no build"
 QUEUE = "an event of the queue names no build"
 NODE = "an event of a node reports no build"
 
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _TYPE = re.compile(r"org\.jenkinsci\.(job|queue|node)\.([a-z_]+)")
 #: Owner and name at the end of a repository's address, as GitHub names it in its own events.
 _REPOSITORY = re.compile(r"[/:]([^/:]+/[^/:]+?)(?:\.git)?/?$")
@@ -55,14 +58,16 @@ def read(delivery: Delivery) -> Reading | Ignored:
 
 def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     number = needed(data, "build", "number")
+    if not _NUMBER.fullmatch(number):
+        raise RejectedInput("bad_field", f"build.number: want a number from 1, not {shown(number)}")
     names = _names(data)
     page = address(data, "build", "fullUrl")
     source = maybe(data, "build", "scmState")
     commit, repository = word(source, "commit"), _REPOSITORY.search(word(source, "url"))
-    subject = joined(f"sha:{repository[1]}", commit) if repository else ""
+    subject = commit_subject(repository[1], commit) if repository else ""
     start, end = _times(data, phase)
     return filled(
-        id="-".join(["jenkins", *names, number]),
+        id=bounded_id(f"jenkins-{'/'.join(names)}-{number}"),
         job=names[-1],
         result=word(data, "build", "status") if phase == "finished" else "",
         start_time=start,
@@ -74,14 +79,19 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
         head=commit,
         url=page,
         log_url=f"{page.rstrip('/')}/artifact/" if page else "",
-        subjects=(subject,) if subject else (),
+        subjects=known(subject),
     )
 
 
 def _names(data: Mapping[str, Any]) -> list[str]:
     """Return the names of a job's folders and of the job: its address is ``job/FOLDER/job/NAME/``."""
-    parts = unquote(needed(data, "url")).strip("/").split("/")
-    if len(parts) % 2 or any(part != "job" for part in parts[::2]) or not all(parts):
+    parts = [unquote(part) for part in needed(data, "url").strip("/").split("/")]
+    if (
+        len(parts) % 2
+        or any(part != "job" for part in parts[::2])
+        or not all(parts)
+        or any("/" in part for part in parts)
+    ):
         raise RejectedInput("bad_field", "url: want job/NAME/, with job/FOLDER/ before it for each folder")
     return parts[1::2]
 

@@ -11,7 +11,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
-from adapters.fields import change_subjects, epoch, filled, inner, joined, moment, needed, objects, word
+from adapters.fields import (
+    change_subjects,
+    commit_subject,
+    epoch,
+    filled,
+    inner,
+    joined,
+    known,
+    moment,
+    needed,
+    objects,
+    word,
+)
 from ciml.errors import RejectedInput
 from ciml.events.outcomes import outcome_of
 from ciml.events.records import Phase
@@ -127,8 +139,8 @@ def _attempt_of(build: Mapping[str, Any], item: _Item) -> str:
 
 def _subjects(project: str, number: str, patchset: str) -> tuple[str, ...]:
     """Return the subjects of a build's change. The patch set of a GitHub pull request is its head commit."""
-    commit = joined(f"sha:{project}", patchset) if project and _COMMIT.fullmatch(patchset) else ""
-    return (*change_subjects(project, number, patchset), *((commit,) if commit else ()))
+    commit = commit_subject(project, patchset) if _COMMIT.fullmatch(patchset) else ""
+    return (*change_subjects(project, number, patchset), *known(commit))
 
 
 def _log(build: Mapping[str, Any]) -> Any:

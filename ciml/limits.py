@@ -122,10 +122,13 @@ MAX_SIGNATURE_AGE_S = 300.0
 MAX_KNOWN_DELIVERIES = 1 << 16
 #: Messages of an MQTT or Gerrit source that are received and not acknowledged. `in_flight` of a source.
 MAX_IN_FLIGHT = 1024
-#: Bytes of a line of Gerrit's stream, and of an answer of its REST API; and the changes of an answer.
+#: Bytes of a line of Gerrit's stream, and of an answer of its REST API; the values and the changes of an answer, and
+#: the changes of a comparison.
 MAX_STREAM_LINE_BYTES = MAX_DELIVERY_BYTES
-MAX_REVIEW_BYTES = 64 * MIB
+MAX_REVIEW_BYTES = 32 * MIB
+MAX_REVIEW_VALUES = 2_000_000
 MAX_REVIEW_CHANGES = 100
+MAX_REVIEWED_CHANGES = 1_000_000
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ciml.events.fields import is_clean
-from ciml.events.run_id import path_safe
+from ciml.events.run_id import bounded_id, path_safe
 from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_TEXT_CHARACTERS
 
 #: Facts of an event that ``CIML_…`` variables and ``--label`` may set.
@@ -17,7 +16,6 @@ FACTS = (
     "pipeline", "project", "branch", "change", "patchset", "event", "review", "provider", "region", "flavour",
 )  # fmt: skip
 _NO_SLUG = re.compile(r"[^a-z0-9]+")
-_MAX_ID_PATH = 100  # leaves room for the longest source
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def known_run(environment: Environment) -> Known:
     attempt = environment.get("CIML_ATTEMPT", "")
     return Known(
         source=_NO_SLUG.sub("-", environment.get("CIML_SOURCE", "").lower())[:63].strip("-") or found.source,
-        native_id=_short_id(_clean(environment.get("CIML_RUN_ID") or found.native_id)),
+        native_id=bounded_id(_clean(environment.get("CIML_RUN_ID") or found.native_id)),
         job=_short_job(_clean(environment.get("CIML_JOB") or found.job)),
         attempt=_attempt(attempt) if attempt else found.attempt,
         facts={name: clean for name, value in facts.items() if (clean := _clean(value))},
@@ -66,7 +64,10 @@ def known_run(environment: Environment) -> Known:
 
 
 def _github(env: Environment) -> Known | None:
-    """Read GitHub Actions' variables. Jobs of a matrix share a name, so the runner's job id is part of the id."""
+    """Read GitHub Actions' variables. Jobs of a matrix share a name, so the runner's job id is part of the id.
+
+    No variable has the id that GitHub's webhooks have: a workflow sets ``CIML_RUN_ID: ${{ job.check_run_id }}``.
+    """
     run = env.get("GITHUB_RUN_ID")
     if env.get("GITHUB_ACTIONS") != "true" or not run:
         return None
@@ -121,8 +122,9 @@ def _zuul(env: Environment) -> Known | None:
 
 
 def _jenkins(env: Environment) -> Known | None:
-    """Read Jenkins' variables. A build has one tag."""
-    run = env.get("BUILD_TAG")
+    """Read Jenkins' variables. ``BUILD_TAG`` has dashes for slashes, so ``a-b/c`` and ``a/b-c`` share it."""
+    job, number = env.get("JOB_NAME"), env.get("BUILD_NUMBER")
+    run = f"jenkins-{job}-{number}" if job and number else env.get("BUILD_TAG")
     if not env.get("JENKINS_URL") or not run:
         return None
     return Known(
@@ -145,11 +147,6 @@ def _short_job(job: str) -> str:
     while len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
         job = job[:-1]
     return job
-
-
-def _short_id(native: str) -> str:
-    """Return an id, or its digest where it is too long for a path."""
-    return native if len(path_safe(native)) <= _MAX_ID_PATH else hashlib.sha256(native.encode()).hexdigest()
 
 
 def _clean(value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
@@ -74,3 +75,8 @@ def path_safe(text: str) -> str:
         return text  # the common case, and three times as fast
     quoted = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
     return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
+
+
+def bounded_id(native: str, most: int = 100) -> str:
+    """Return a native id, or its digest where it takes more than ``most`` characters of a path."""
+    return native if len(path_safe(native)) <= most else hashlib.sha256(native.encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ciml.errors import CimlError
-from services.connect.connection import Connection, Paste, filled_in, places, posted_to
+from services.connect.connection import Connection, Paste, filled_in, parts_of, places, posted_to
 
 HEADER = "X-Client-Subject"
 
@@ -97,12 +97,13 @@ def connect_tekton(name: str, url: str, logs: str, client: str = "", *, internal
     """
     if not logs.startswith("s3://"):
         raise CimlError(f"--logs {logs!r:.120}: give the s3:// prefix at which steps store their telemetry")
+    allowed = places((logs,), internal)
     run = filled_in(_PIPELINE_RUN, logs=logs.rstrip("/"), name=name)
     pastes = (
         Paste("Tekton, kubectl apply", filled_in(_EVENTS, url=posted_to(url, name)), "yaml"),
         Paste("Tekton, each pipeline run", run, "yaml"),
     )
-    return _connection(name, "tekton", places((logs,), internal), client, pastes)
+    return _connection(name, "tekton", allowed, client, pastes)
 
 
 def connect_jenkins(name: str, url: str, server: str, client: str = "", *, internal: bool = False) -> Connection:
@@ -110,6 +111,7 @@ def connect_jenkins(name: str, url: str, server: str, client: str = "", *, inter
 
     The other arguments are those of `connect_tekton`.
     """
+    parts_of(server, "--server", "the address of Jenkins, such as https://jenkins.example.org", ("https", "http"))
     pastes = (
         Paste("Jenkins, the CloudEvents plugin", filled_in(_JENKINS, url=posted_to(url, name))),
         Paste("Jenkins, each Jenkinsfile", filled_in(_JENKINSFILE)),

@@ -6,10 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from ciml.errors import CimlError
 
+#: Of an address and of a name in a text for another program: no shell, YAML, INI or nginx reads anything into them.
+_ADDRESS = re.compile(r"[a-z0-9]+://[A-Za-z0-9\[][A-Za-z0-9._~:/\[\]%+=@-]*")
+_HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:_-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,255}")
 _PLACE = re.compile(r"@([A-Z_]+)@")
 
 
@@ -93,15 +97,45 @@ def filled_in(text: str, **values: str) -> str:
     return _PLACE.sub(lambda found: values[found[1].lower()], text).lstrip("\n")
 
 
+def parts_of(url: str, option: str, want: str, schemes: tuple[str, ...], *, user: bool = False) -> SplitResult:
+    """Return the parts of an address.
+
+    Args:
+      url: the value of an option.
+      option, want: the option, and a valid address, for the message.
+      schemes: those that are possible.
+      user: whether it may name one.
+
+    Raises:
+      CimlError: it is malformed, or holds a character that a text for another program would have to quote.
+    """
+    try:
+        found = urlsplit(url)
+        fits = found.port != 0 and found.scheme in schemes and bool(_HOST.fullmatch(found.hostname or ""))
+    except ValueError:  # of the host in brackets, or of the port
+        fits = False
+    if not fits or not _ADDRESS.fullmatch(url) or found.password is not None or (found.username and not user):
+        raise CimlError(f"{option} {url!r:.120}: give {want}")
+    return found
+
+
+def plain(text: str, option: str) -> str:
+    """Return a name for a text for another program. Raises `CimlError` for one that would have to be quoted there."""
+    if not _NAME.fullmatch(text):
+        raise CimlError(
+            f"{option} {text!r:.120}: use letters, digits and ._@+- alone, and begin with a letter or digit"
+        )
+    return text
+
+
 def posted_to(url: str, name: str) -> str:
     """Return the address to which a sender posts: the receiver's public address, with the path of the source.
 
     Raises:
       CimlError: it is not an address of https or http.
     """
-    found = urlsplit(url)
-    if found.scheme not in ("https", "http") or not found.hostname or found.query or found.fragment or found.username:
-        raise CimlError(f"--url {url!r:.120}: give the public address of the receiver, such as https://ci.example.org")
+    want = "the public address of the receiver, such as https://ci.example.org"
+    found = parts_of(url, "--url", want, ("https", "http"))
     return f"{url.rstrip('/')}/hooks/{name}" if found.path.strip("/") == "" else url
 
 
@@ -117,14 +151,14 @@ def places(logs: tuple[str, ...], internal: bool = False) -> dict[str, tuple[str
     """
     found: dict[str, list[str]] = {}
     for one in logs:
-        address = urlsplit(one if "//" in one or one.startswith("/") else f"https://{one}")
-        if one.startswith("s3://") and address.netloc:
-            found.setdefault("s3_prefixes", []).append(one.rstrip("/"))
-        elif one.startswith("/"):
+        if one.startswith("/"):
             found.setdefault("file_roots", []).append(one)
-        elif address.scheme in ("https", "http") and address.hostname and not address.username:
+            continue
+        want = "https://HOST, http://HOST:PORT, s3://BUCKET/PREFIX or a folder"
+        address = parts_of(one if "//" in one else f"https://{one}", "--logs", want, ("https", "http", "s3"))
+        if address.scheme == "s3":
+            found.setdefault("s3_prefixes", []).append(one.rstrip("/"))
+        else:
             host = address.netloc if address.scheme == "https" else f"http://{address.netloc}"
             found.setdefault("private_hosts" if internal else "hosts", []).append(host)
-        else:
-            raise CimlError(f"--logs {one!r:.120}: give https://HOST, http://HOST:PORT, s3://BUCKET/PREFIX or a folder")
     return {key: tuple(dict.fromkeys(items)) for key, items in found.items()}

@@ -31,10 +31,11 @@ _COMMENT: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Written:
-    """A file and what became of it: ``made``, ``extended`` or ``unchanged``."""
+    """A file, what became of it (``made``, ``extended``, ``unchanged``), and what to do about it ("" for nothing)."""
 
     path: Path
     change: str
+    todo: str = ""
 
 
 def write(folder: Path, connection: Connection, *, force: bool = False) -> list[Written]:
@@ -49,8 +50,10 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
       All files, the secret first: a configuration that is read names no file that is missing.
 
     Raises:
-      CimlError: a file cannot be read, extended or written, or has that source with other keys. Nothing is written.
+      CimlError: a file cannot be read, extended or written, is a symlink, or has that source with other keys; or others
+        may write to the folder of secrets. Nothing is written.
     """
+    _check_places(folder, connection)
     texts = {name: _read(folder / name) for name in (RECEIVERS, FETCH, TRUST)}
     new = {
         RECEIVERS: receivers_text(texts[RECEIVERS] or "", connection, str(folder / RECEIVERS), force=force),
@@ -149,6 +152,16 @@ def _read(path: Path) -> str | None:
         raise CimlError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def _check_places(folder: Path, connection: Connection) -> None:
+    """Check that what is written stays in the folder, and that others cannot exchange a secret."""
+    secret = folder / connection.secret.path if connection.secret else None
+    for path in (*(folder / name for name in (RECEIVERS, FETCH, TRUST)), *((secret, secret.parent) if secret else ())):
+        if path.is_symlink():
+            raise CimlError(f"{path} is a symlink to {os.readlink(path)}; connect with the --folder where the file is")
+    if secret and secret.parent.exists() and secret.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CimlError(f"{secret.parent}: others may write to the folder of secrets; chmod go-w it")
+
+
 def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
 
@@ -156,14 +169,19 @@ def _mode(path: Path) -> int:
 def _secret(folder: Path, secret: SecretFile) -> Written:
     path = folder / secret.path
     if path.exists():
-        return Written(path, "unchanged")
+        mode = stat.S_IMODE(path.stat().st_mode)
+        todo = (
+            f"others may read this secret (mode {mode:04o}): chmod 600" if mode & (stat.S_IRWXG | stat.S_IRWXO) else ""
+        )
+        return Written(path, "unchanged", todo)
     value = secrets.token_bytes(_SECRET_BYTES)
     text = secret.prefix + (base64.b64encode(value).decode() if secret.prefix else value.hex())
-    _replace(path, text.encode() + b"\n", 0o600)
-    return Written(path, "made")
+    made = _replace(path, text.encode() + b"\n", 0o600, exclusively=True)
+    return Written(path, "made" if made else "unchanged")
 
 
-def _replace(path: Path, content: bytes, mode: int) -> None:
+def _replace(path: Path, content: bytes, mode: int, *, exclusively: bool = False) -> bool:
+    """Write a file at once; ``exclusively`` only where there is none. Return whether it was written."""
     try:
         path.parent.mkdir(mode=0o755 if mode & 0o077 else 0o700, parents=True, exist_ok=True)
         handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -171,10 +189,15 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
             with os.fdopen(handle, "wb") as out:
                 out.write(content)
             os.chmod(staged, mode)
+            if exclusively:
+                with contextlib.suppress(FileExistsError):
+                    os.link(staged, path)
+                    return True
+                return False
             os.replace(staged, path)
-        except BaseException:
+            return True
+        finally:
             with contextlib.suppress(OSError):
                 os.unlink(staged)
-            raise
     except OSError as error:
         raise CimlError(f"{path}: {error.strerror}") from None

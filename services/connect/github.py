@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
-from ciml.errors import CimlError
-from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, posted_to
+from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, parts_of, posted_to
 
 API = "https://api.github.com"
 
@@ -27,12 +24,17 @@ jobs:
     steps:
       - uses: actions/checkout@v4
       # ciml[record] is installed in the runner's image, or here
-      - run: ciml record --log-dir telemetry -- make test
-      - uses: actions/upload-artifact@v4
+      - run: ciml record @SENDS@--log-dir telemetry -- make test
+@ENVIRONMENT@      - uses: actions/upload-artifact@v4
         if: always()
         with:
           name: @ARTIFACT@
           path: telemetry
+"""
+
+# A recorder that has a broker reports the run of the webhook, too.
+_ENVIRONMENT = """        env:
+          CIML_RUN_ID: ${{ job.check_run_id }}
 """
 
 _RIGHTS = "a fine-grained token with the permission Actions: read, of the repositories that send events"
@@ -51,12 +53,15 @@ def connect(name: str, url: str, api: str = API, *, internal: bool = False, ca_f
     Raises:
       CimlError: an address is malformed.
     """
-    host = urlsplit(api)
-    if host.scheme != "https" or not host.hostname:
-        raise CimlError(f"--api {api!r:.120}: give the address of the REST API, such as {API}")
+    host = parts_of(api, "--api", f"the address of the REST API, such as {API}", ("https",))
     own, secret, token = api.rstrip("/") != API, f"secrets/{name}", f"secrets/{name}-token"
-    # GitHub Enterprise Server does not tell a job its id.
-    artifact = "ciml-${{ github.job }}" if own else "ciml-${{ job.check_run_id }}"
+    # GitHub Enterprise Server does not tell a job its id: a recorder that sends would report another run.
+    workflow = filled_in(
+        _WORKFLOW,
+        artifact="ciml-${{ github.job }}" if own else "ciml-${{ job.check_run_id }}",
+        sends="--kafka '' " if own else "",
+        environment="" if own else _ENVIRONMENT,
+    )
     return Connection(
         source={"receiver": "webhooks", "name": name, "adapter": "github", "secret_file": secret},
         trust="github",
@@ -68,7 +73,7 @@ def connect(name: str, url: str, api: str = API, *, internal: bool = False, ca_f
         needed=(NeededFile(token, _RIGHTS),),
         pastes=(
             Paste("GitHub, the webhook", filled_in(_HOOK, url=posted_to(url, name), secret=secret)),
-            Paste("GitHub, each workflow (.github/workflows)", filled_in(_WORKFLOW, artifact=artifact), "yaml"),
+            Paste("GitHub, each workflow (.github/workflows)", workflow, "yaml"),
         ),
         also=(
             "GitHub does not send a failed delivery again: docs/webhooks.md has the commands that do.",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from ciml.errors import CimlError
-from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, posted_to
+from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, parts_of, posted_to
 
 _HOOK = """
 Project or group: Settings > Webhooks > Add new webhook
@@ -47,9 +45,10 @@ def connect(
     Raises:
       CimlError: an address is malformed.
     """
-    host = urlsplit(server)
-    if host.scheme != "https" or not host.hostname or host.path.strip("/"):
-        raise CimlError(f"--server {server!r:.120}: give the address of GitLab, such as https://gitlab.example.org")
+    want = "the address of GitLab, such as https://gitlab.example.org"
+    host = parts_of(server, "--server", want, ("https",))
+    if host.path.strip("/"):
+        raise CimlError(f"--server {server!r:.120}: give {want}")
     secret, token = f"secrets/{name}", f"secrets/{name}-token"
     field = "Signing token    " if signed else "Secret token     "
     return Connection(

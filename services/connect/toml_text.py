@@ -12,8 +12,23 @@ from ciml.errors import CimlError
 
 
 def table(header: str, keys: Mapping[str, Any]) -> str:
-    """Return a table as TOML; its values are texts, numbers, flags and lists of texts."""
-    return f"{header}\n" + "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in keys.items())
+    """Return a table as TOML; its values are texts, numbers, flags and lists of texts.
+
+    Raises:
+      CimlError: a text has a character that TOML cannot hold.
+    """
+    return f"{header}\n" + "".join(f"{key} = {_value(key, value)}\n" for key, value in keys.items())
+
+
+def _value(key: str, value: Any) -> str:
+    """Return a value as TOML, which permits neither DEL nor half of a character, as JSON does."""
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    try:
+        text.encode()
+        tomllib.loads(f"x = {text}")
+    except ValueError:
+        raise CimlError(f"{key}: {value!r:.120} cannot be written; use another name") from None
+    return text
 
 
 def with_table(text: str, header: str, keys: Mapping[str, Any]) -> str:
@@ -54,7 +69,7 @@ def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
     new = [item for item in items if item not in present]
     if not new:
         return text
-    listed = ", ".join(json.dumps(item, ensure_ascii=False) for item in new)
+    listed = ", ".join(_value(key, item) for item in new)
     if key in before:
         changed = re.sub(
             rf"(?m)^({key}\s*=\s*\[)", lambda found: f"{found[1]}{listed}{', ' if present else ''}", text, count=1
@@ -75,7 +90,7 @@ def with_key(text: str, key: str, value: str, where: str) -> str:
     before = tomllib.loads(text).get(key)
     if before not in (None, value):
         raise CimlError(f"{where}: {key} is {before!r} already; remove it, or add the content of {value} to that file")
-    return text if before == value else _on_top(text, f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+    return text if before == value else _on_top(text, f"{key} = {_value(key, value)}\n")
 
 
 def _on_top(text: str, line: str) -> str:

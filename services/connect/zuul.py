@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import json
+import shlex
 
 from ciml.errors import CimlError
-from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, places
+from services.connect.connection import (
+    Connection,
+    NeededFile,
+    Paste,
+    SecretFile,
+    filled_in,
+    parts_of,
+    places,
+    plain,
+)
 
 PIPELINES = ("check", "gate", "post")
 #: The plugins of dool that ciml reads.
@@ -107,7 +117,7 @@ _JOB = """
 _KEY = "ssh-keygen -q -t ed25519 -N '' -f @KEY@\n"
 _HOSTS = "ssh-keyscan -p @PORT@ @HOST@ > @KNOWN@\n"
 _ACCOUNT = """ssh -p @PORT@ ADMIN@@HOST@ gerrit create-account --full-name ciml --group "'Service Users'" \\
-  --ssh-key - @USER@ < @KEY@.pub
+  --ssh-key - @USER@ < @PUBLIC@
 """
 
 _CAPABILITY = """
@@ -144,9 +154,12 @@ def connect_zuul(
     Raises:
       CimlError: an address is malformed.
     """
-    address = urlsplit(broker)
-    if address.scheme not in ("mqtts", "mqtt") or not address.hostname:
-        raise CimlError(f"--broker {broker!r:.120}: give mqtts://HOST:8883, or mqtt://HOST:1883 without TLS")
+    want = "mqtts://HOST:8883, or mqtt://HOST:1883 without TLS"
+    address = parts_of(broker, "--broker", want, ("mqtts", "mqtt"))
+    plain(user, "--user")
+    plain(prefix, "--prefix")
+    if not ca_file.isprintable():
+        raise CimlError(f"--ca-file {ca_file!r:.120}: has an unprintable character; rename it")
     tls = address.scheme == "mqtts"
     secret = password_file or f"secrets/{name}"
     source = {
@@ -154,10 +167,12 @@ def connect_zuul(
         "secret_file": secret,
     } | ({"ca_file": ca_file} if ca_file else {})  # fmt: skip
     port = str(address.port or (8883 if tls else 1883))
-    conf = filled_in(_CONF, host=address.hostname, port=port)
+    conf = filled_in(_CONF, host=str(address.hostname), port=port)
     conf += f"ca_certs={ca_file or '/etc/ssl/certs/ca-certificates.crt'}\n" if tls else ""
     report = filled_in(_REPORT, prefix=prefix)
-    reporters = "\n".join(filled_in(_PIPELINE, pipeline=one, report=report) for one in pipelines)
+    reporters = "\n".join(
+        filled_in(_PIPELINE, pipeline=json.dumps(plain(one, "--pipeline")), report=report) for one in pipelines
+    )
     password = Paste("The MQTT broker", filled_in(_BROKER, user=user, secret=secret, prefix=prefix), "shell")
     return Connection(
         source=source,
@@ -192,9 +207,10 @@ def connect_gerrit(
     Raises:
       CimlError: an address is malformed.
     """
-    address = urlsplit(ssh)
-    if address.scheme != "ssh" or not address.hostname or not address.username:
-        raise CimlError(f"--ssh {ssh!r:.120}: give ssh://USER@HOST:29418")
+    address = parts_of(ssh, "--ssh", "ssh://USER@HOST:29418", ("ssh",), user=True)
+    user = plain(address.username or "", "--ssh, its user")
+    if rest:
+        parts_of(rest, "--rest", "the address of Gerrit, such as https://review.example.org", ("https", "http"))
     key = key_file or f"secrets/{name}-gerrit"
     known = known_hosts_file or f"secrets/{name}-gerrit-hosts"
     source = {
@@ -203,7 +219,10 @@ def connect_gerrit(
     } | ({"rest": rest} if rest else {}) | ({"secret_file": password_file} if password_file else {})  # fmt: skip
     commands = ("" if key_file else _KEY) + ("" if known_hosts_file else _HOSTS) + _ACCOUNT
     port = str(address.port or 29418)
-    account = filled_in(commands, key=key, known=known, host=address.hostname, port=port, user=address.username)
+    account = filled_in(
+        commands, key=shlex.quote(key), public=shlex.quote(f"{key}.pub"), known=shlex.quote(known),
+        host=str(address.hostname), port=port, user=user,
+    )  # fmt: skip
     return Connection(
         source=source,
         trust="zuul",

@@ -50,13 +50,13 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
         _event(
             "comment-added",
             common,
-            current,
+            revisions[number],
             when,
             author=who,
             approvals=[{"type": label, "value": str(vote), "oldValue": "0"}],
         )
-        for label, vote, who, when in _votes(change)
-        if current
+        for label, vote, who, when, number in _votes(change)
+        if number in revisions
     ]
     found += [
         _event(kind, common, revisions[number], when, **more)
@@ -113,20 +113,32 @@ def _current(change: Mapping[str, Any]) -> int:
     return _number(maybe(maybe(change, "revisions"), word(change, "current_revision")))
 
 
-def _number(revision: Mapping[str, Any]) -> int:
+def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
     """Return the number of a patch set, 0 where it is no whole number."""
-    found = value(revision, "_number")
+    found = value(revision, name)
     return found if type(found) is int else 0
 
 
-def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None]]:
-    """Yield label, vote, voter and time of each vote on the current patch set."""
+def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None, int]]:
+    """Yield label, vote, voter, time and patch set of each vote that was given on a known patch set.
+
+    The API lists the votes on the newest patch set, and among them those that Gerrit copied from an earlier one, with
+    the time of the copy. A vote that was given has a message of the same person and time, which names its patch set.
+    """
+    given: dict[tuple[str, str], int] = {}
+    for message in objects(change, "messages", most=_MOST):
+        key, number = (
+            (word(message, "author", "_account_id"), word(message, "date")),
+            _number(message, "_revision_number"),
+        )
+        given[key] = min(number, given.get(key, number))
     labels = maybe(change, "labels")
     for label in list(labels)[:100]:
         for vote in objects(labels, label, "all", most=_MOST):
-            given = vote.get("value")
-            if type(given) is int and given:
-                yield label, given, _person(vote), seconds(word(vote, "date"))
+            cast, date = vote.get("value"), word(vote, "date")
+            number = given.get((word(vote, "_account_id"), date), 0)
+            if type(cast) is int and cast and number:
+                yield label, cast, _person(vote), seconds(date), number
 
 
 def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | None, dict[str, Any]]]:

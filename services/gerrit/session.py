@@ -7,19 +7,25 @@ connection, when Gerrit says that it has dropped events, and from time to time. 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
+import math
 import ssl
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncssh
 
 from adapters.registry import delivered
 from ciml.errors import CimlError, RejectedInput
+from ciml.events.redaction import shown
 from ciml.json_files import read_json, write_json
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
 from services.gerrit.lines import Lines
@@ -37,6 +43,8 @@ _SLACK_S = 60.0  # by which a comparison begins earlier: the server's index is l
 _LATER_S = 60.0  # by which the stream's time of a vote may be later than the vote's own
 _AGAIN_S = 15.0  # before the API is asked again after an error
 _LOGIN_S, _ALIVE_S = 20.0, 20.0
+_SAID_BYTES = 1000  # of what the server writes to standard error
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _log = logging.getLogger(__name__)
 asyncssh.set_log_level(logging.WARNING)
 
@@ -63,9 +71,12 @@ class GerritSession(Session):
         )
         self._position = receivers.path(receivers.gerrit.state) / f"gerrit-{source.name}.json"
         self._had = _Had()
+        # Who is between may write answers of plain HTTP.
+        rest = urlsplit(source.rest)
+        self._rest_auth = "ssh" if rest.scheme == "https" or rest.hostname in _LOCAL else ""
         self._unchecked = ""
         try:
-            self._after_s: float | None = _number(read_json(self._position))
+            self._compared = _Compared.of(read_json(self._position))
         except OSError as error:
             raise CimlError(f"{where}: {self._position}: {error.strerror}; set state of [gerrit]") from None
 
@@ -85,15 +96,19 @@ class GerritSession(Session):
                 connecting as connection,
                 connection.create_process(_COMMAND, encoding=None, stdin=asyncssh.DEVNULL) as process,
             ):
-                await self._work(process, inbox, stop)
-                process.close()
+                try:
+                    await self._work(process, inbox, stop)
+                finally:
+                    connection.abort()  # a server need not answer a polite end
         except (OSError, asyncssh.Error) as error:
             raise Lost(self._explained(error)) from None
 
     async def _work(self, process: asyncssh.SSHClientProcess[bytes], inbox: Inbox, stop: threading.Event) -> None:
         hole = asyncio.Event()
         hole.set()
-        tasks = [asyncio.create_task(self._read(process, inbox, hole))]
+        said = deque[int](maxlen=_SAID_BYTES)
+        errors = asyncio.create_task(_drained(process, said))
+        tasks = [asyncio.create_task(self._read(process, inbox, hole, errors, said))]
         if self._source.rest:
             tasks.append(asyncio.create_task(self._check(inbox, hole)))
         self.problem = self._unchecked
@@ -108,11 +123,18 @@ class GerritSession(Session):
                         task.result()
                 await asyncio.sleep(_TICK_S)
         finally:
-            for task in tasks:
+            for task in (*tasks, errors):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, errors, return_exceptions=True)
 
-    async def _read(self, process: asyncssh.SSHClientProcess[bytes], inbox: Inbox, hole: asyncio.Event) -> None:
+    async def _read(
+        self,
+        process: asyncssh.SSHClientProcess[bytes],
+        inbox: Inbox,
+        hole: asyncio.Event,
+        errors: asyncio.Task[None],
+        said: deque[int],
+    ) -> None:
         """Produce each line of the stream. Raises `Lost` at its end."""
         lines = Lines(MAX_STREAM_LINE_BYTES)
         while chunk := await process.stdout.read(_CHUNK_BYTES):
@@ -124,12 +146,14 @@ class GerritSession(Session):
                     continue
                 event = _parsed(line)
                 if event.get("type") == "dropped-output":
-                    _log.warning("source %s: Gerrit has dropped events of the stream", self.name)
+                    if not hole.is_set():
+                        _log.warning("source %s: Gerrit has dropped events of the stream", self.name)
                     hole.set()
                     continue
-                self._put(inbox, line, partial(self._had.add, event))
-        said = (await process.stderr.read(1000)).decode(errors="replace").strip()
-        raise Lost(f"{self.shown} ended the stream{f': {said}' if said else ''}")
+                self._put(inbox, line, partial(self._had.add, event), "ssh")
+        await asyncio.wait([errors], timeout=1.0)
+        text = bytes(said).decode(errors="replace").strip()
+        raise Lost(f"{self.shown} ended the stream{f': {shown(text, 300)}' if text else ''}")
 
     async def _check(self, inbox: Inbox, hole: asyncio.Event) -> None:
         """Compare with the API, again and again."""
@@ -161,20 +185,22 @@ class GerritSession(Session):
     async def _compare(self, rest: Rest, inbox: Inbox) -> None:
         """Produce what the stream has not had, and move the position when Kafka has it."""
         now_s = await rest.now()
-        if self._after_s is not None:
-            after_s, waiting = self._after_s - _SLACK_S, list[None]()
+        if self._compared is not None:
+            after_s, waiting = self._compared.begin(now_s), list[None]()
             async for change in rest.changes(after_s):
                 for event in self._missed(change, after_s, inbox):
                     await _room(inbox)
                     waiting.append(None)
-                    self._put(inbox, json.dumps(event, sort_keys=True).encode(), partial(self._stored, event, waiting))
+                    line = json.dumps(event, sort_keys=True).encode()
+                    self._put(inbox, line, partial(self._stored, event, waiting), self._rest_auth)
             while waiting:
                 await asyncio.sleep(_TICK_S)
+        compared = _Compared(now_s, time.time())
         try:
-            write_json(self._position, {"after": now_s})
+            write_json(self._position, {"after": compared.after_s, "at": compared.at_s})
         except OSError as error:
             raise RestError(f"{self._position}: {error.strerror}; set state of [gerrit]") from None
-        self._after_s = now_s
+        self._compared = compared
 
     def _stored(self, event: Mapping[str, Any], waiting: list[None]) -> None:
         waiting.pop()
@@ -190,8 +216,8 @@ class GerritSession(Session):
             inbox.reject("rejected", f"a change of the REST API is not understood: {error}", _nothing)
             return []
 
-    def _put(self, inbox: Inbox, line: bytes, settled: Any) -> None:
-        value, headers = delivered(self._adapter, self.name, line, {}, "ssh")
+    def _put(self, inbox: Inbox, line: bytes, settled: Any, auth: str) -> None:
+        value, headers = delivered(self._adapter, self.name, line, {}, auth)
         inbox.put(value, headers, settled)
 
     def _explained(self, error: Exception) -> str:
@@ -203,28 +229,46 @@ class GerritSession(Session):
             )
         if isinstance(error, asyncssh.PermissionDenied):
             return f"{self.shown} refuses key_file {source.key_file}; add its public key to the account's SSH keys"
-        reason = (
-            getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
-        )
-        return f"{self.shown} does not answer: {reason}"
+        if isinstance(error, asyncssh.DisconnectError):
+            return f"{self.shown} does not answer: {shown(error.reason or type(error).__name__, 300)}"
+        return f"{self.shown} does not answer: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A comparison with the API: the server's time, and this machine's."""
+
+    after_s: float
+    at_s: float
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any] | None) -> _Compared | None:
+        """Return the stored one; None where there is none, or it holds no time."""
+        after, at = (_time(found or {}, name) for name in ("after", "at"))
+        return None if after is None else cls(after, math.inf if at is None else at)
+
+    def begin(self, now_s: float) -> float:
+        """Return where the next comparison begins, by the server's clock: it may have jumped, ahead or back."""
+        return max(min(self.after_s, now_s - max(0.0, time.time() - self.at_s)) - _SLACK_S, 0.0)
 
 
 class _Had:
     """The events that Kafka has lately, as far as the API shows them too."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Any, ...], float] = OrderedDict()
+        self._known: OrderedDict[bytes, float] = OrderedDict()
 
     def add(self, event: Mapping[str, Any]) -> None:
-        for key in keys_of(event):
-            self._known[key] = _created(event)
+        created_s = _created(event)
+        for key in map(_digest, keys_of(event)):
+            self._known[key] = created_s
             self._known.move_to_end(key)
         while len(self._known) > MAX_KNOWN_DELIVERIES:
             self._known.popitem(last=False)
 
     def __contains__(self, event: Mapping[str, Any]) -> bool:
         votes = event.get("type") in ("comment-added", "vote-deleted")
-        for key in keys_of(event):
+        for key in map(_digest, keys_of(event)):
             had_s = self._known.get(key)
             if had_s is None or (votes and not 0 <= had_s - _created(event) <= _LATER_S):
                 return False
@@ -245,9 +289,19 @@ def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         return []
 
 
+def _digest(key: tuple[Any, ...]) -> bytes:
+    """Return what stands for a key: a line of a megabyte may be a single name."""
+    return hashlib.blake2b(repr(key).encode(errors="surrogatepass"), digest_size=16).digest()
+
+
 def _created(event: Mapping[str, Any]) -> float:
-    found = event.get("eventCreatedOn")
-    return float(found) if isinstance(found, int | float) else 0.0
+    return _time(event, "eventCreatedOn") or 0.0
+
+
+def _time(found: Mapping[str, Any], name: str) -> float | None:
+    """Return epoch seconds; None for what is no time."""
+    when = found.get(name)
+    return float(when) if isinstance(when, int | float) and 0 <= when < 1e11 else None
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:
@@ -268,9 +322,10 @@ def _nothing() -> None:
     pass
 
 
-def _number(found: Mapping[str, Any] | None) -> float | None:
-    after = (found or {}).get("after")
-    return float(after) if isinstance(after, int | float) else None
+async def _drained(process: asyncssh.SSHClientProcess[bytes], said: deque[int]) -> None:
+    """Keep the end of what the server writes to standard error: unread, it would stop the stream too."""
+    while chunk := await process.stderr.read(_CHUNK_BYTES):
+        said.extend(chunk)
 
 
 def _loaded(where: str, key: str, receivers: Receivers, name: str, read: Any) -> Any:

@@ -23,6 +23,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from adapters.registry import delivered
+from ciml.events.redaction import shown
+from services.mqtt.client import BoundedClient, HostileBroker
 from services.receivers.config import MqttSource, Receivers
 from services.receivers.secrets import Secrets
 from services.receivers.sessions import Inbox, Lost, Session, invalid
@@ -53,7 +55,7 @@ class MqttSession(Session):
         )
         self._tls = _context(receivers, source) if source.address[2] else None
         self._refusals = 0
-        self._warned = False
+        self._warned = self._short = False
         proof = "mqtt-certificate" if source.certificate_file else "mqtt-user" if source.user else ""
         self.auth = proof if self._tls else ""  # without TLS the broker is not proved, and so no message is
 
@@ -70,11 +72,12 @@ class MqttSession(Session):
         finally:
             link.close()
 
-    def made_client(self) -> mqtt.Client:
+    def made_client(self) -> BoundedClient:
         """Return a client that is not connected."""
         source = self._source
         old = source.version == "3.1.1"
-        made = mqtt.Client(
+        made = BoundedClient(
+            source.max_bytes + _FRAME_BYTES,
             CallbackAPIVersion.VERSION2,
             source.client_id or f"ciml-{source.name}",
             clean_session=False if old else None,
@@ -123,6 +126,16 @@ class MqttSession(Session):
             hint = "; check user and password, or the certificate, and the broker's access list"
         return f"{source.broker} refuses {who}: {reason.getName()}{hint}"
 
+    def check_kept(self, properties: Any) -> None:
+        """Warn once where the broker keeps messages for a shorter time than was asked for (version 5)."""
+        kept_s = getattr(properties, "SessionExpiryInterval", None)
+        if kept_s is not None and kept_s < self._source.session_s and not self._short:
+            self._short = True
+            _log.warning(
+                "source %s: %s keeps messages for %d s, not session_s = %d: a longer absence loses messages",
+                self.name, self._source.broker, kept_s, self._source.session_s,
+            )  # fmt: skip
+
     def subscribed(self, reasons: list[ReasonCode]) -> str:
         """Return why a subscription is of no use; "" if each is."""
         for topic, reason in zip(self._source.topics, reasons, strict=False):
@@ -135,7 +148,7 @@ class MqttSession(Session):
                 return f"{self._source.broker} grants QoS 0 only for {topic}, which loses messages; allow QoS 1"
         return ""
 
-    def receive(self, inbox: Inbox, message: mqtt.MQTTMessage, client: mqtt.Client) -> None:
+    def receive(self, inbox: Inbox, message: mqtt.MQTTMessage, client: BoundedClient) -> None:
         """Produce a message; it is acknowledged when Kafka has it, or at once where it is no delivery."""
         mid, qos, body = message.mid, message.qos, bytes(message.payload)
         try:
@@ -147,8 +160,8 @@ class MqttSession(Session):
             outcome, why = "retained", "the broker had retained it"
         elif not body or not topic:
             outcome, why = "rejected", "it is empty, or its topic is not UTF-8"
-        elif len(body) > self._source.max_bytes:
-            outcome, why = "too_large", f"it has {len(body)} bytes, more than max_bytes"
+        elif client.oversized or len(body) > self._source.max_bytes:
+            outcome, why = "too_large", f"it has more than {self._source.max_bytes} bytes (max_bytes)"
         if outcome:
             inbox.reject(outcome, why, partial(client.ack, mid, qos))
             return
@@ -170,7 +183,7 @@ class _Link:
 
     def __init__(self, session: MqttSession, inbox: Inbox) -> None:
         self._session, self._inbox = session, inbox
-        self.drops = False
+        self.drops = self._began = False
         self._dropped, self._why = 0, ""
         self._client = client = session.made_client()
         client.on_connect = self._connected
@@ -196,8 +209,11 @@ class _Link:
             else:
                 time.sleep(_BUSY_S)
                 code = client.loop_write() or client.loop_misc()
-        except (MQTTException, ValueError, IndexError, struct.error) as error:
-            raise Lost(f"{self._session.shown} sends what is not MQTT: {error}") from error
+            client.check_answers()
+        except HostileBroker as error:
+            raise Lost(f"{self._session.shown} sends {error}") from error
+        except (MQTTException, ValueError, LookupError, AssertionError, struct.error) as error:
+            raise Lost(f"{self._session.shown} sends what is not MQTT: {shown(str(error))}") from error
         if self._why or code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise Lost(self._why or f"{self._session.shown}: {mqtt.error_string(code)}")
 
@@ -214,10 +230,14 @@ class _Link:
         self._client.on_disconnect = None
         self._client.disconnect()
 
-    def _connected(self, client: mqtt.Client, _: Any, __: Any, reason: ReasonCode, ___: Any) -> None:
+    def _connected(self, client: mqtt.Client, _: Any, __: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:
             self._why = self._session.refused(reason)
+        elif self._began:
+            self._why = f"{self._session.shown} acknowledges the connection twice"
         else:
+            self._began = True
+            self._session.check_kept(properties)
             self._session.subscribe(client)
 
     def _subscribed(self, _: Any, __: Any, ___: int, reasons: list[ReasonCode], ____: Any) -> None:
@@ -225,11 +245,11 @@ class _Link:
         self._session.problem = self._why
         self._inbox.connected(not self._why)
 
-    def _message(self, client: mqtt.Client, _: Any, message: mqtt.MQTTMessage) -> None:
+    def _message(self, _: mqtt.Client, __: Any, message: mqtt.MQTTMessage) -> None:
         if self.drops:
             self._dropped += 1
             return
-        self._session.receive(self._inbox, message, client)
+        self._session.receive(self._inbox, message, self._client)
 
     def _disconnected(self, _: Any, __: Any, ___: Any, reason: ReasonCode, ____: Any) -> None:
         self._why = self._why or f"{self._session.shown} ended the connection: {reason.getName()}"

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from ciml.errors import CimlError, EngineError
+from ciml.events.redaction import shown
 from ciml.kafka.options import KafkaOptions
 from services.receivers.metrics import ReceiverMetrics
 from services.receivers.producer import DeliveryProducer, Headers
@@ -25,6 +26,7 @@ _STEADY_S = 60.0  # a connection of this age was no failure: the next pause is t
 _AGAIN_S = 1.0  # before a delivery is produced again
 _QUIET_S = 60.0  # between two warnings of a kind
 ANSWER_S = 8.0
+_END_S = 20.0  # for all sources to end
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +69,10 @@ class Session(ABC):
                 self.serve(inbox, stop)
             except Lost as error:
                 self.problem = str(error)
+            except Exception as error:  # noqa: BLE001 - what a source sends costs no other source
+                self.problem = f"{self.shown}: {type(error).__name__}: {shown(str(error))}"
+                if said != self.problem:
+                    _log.warning("source %s: an unexpected error", self.name, exc_info=True)
             inbox.connected(False)
             if stop.is_set():
                 return
@@ -202,8 +208,11 @@ class SessionReceiver(Receiver):
 
     def close(self) -> None:
         self._stop.set()
+        until_s = time.monotonic() + _END_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, until_s - time.monotonic()))
+            if thread.is_alive():  # a sender keeps it waiting, in a handshake for example; what it has, it sends again
+                _log.warning("source %s does not end within %.0f s", thread.name, _END_S)
         if self._producer is not None:
             self._producer.close()
 

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from adapters import cdevents, gerrit, github, gitlab, jenkins, tekton, zuul
+from adapters.adapter import NOTHING
 from adapters.github import EVENT
 from adapters.registry import adapters
 from ciml.events.outcomes import NEVER_RAN, TASK_RUN_REASONS, normal_word, outcome_of
@@ -21,9 +22,12 @@ SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", PAGE, re.M))
 def rules(module: ModuleType) -> set[str]:
     """Return the rules of a module: its public constants that are sentences, and those in ``RULES``."""
     constants = {name: value for name, value in vars(module).items() if name.isupper() and not name.startswith("_")}
-    return {text for text in constants.values() if isinstance(text, str) and " " in text} | {
-        *constants.get("RULES", {}).values()
-    }
+    shared = {NOTHING} if hasattr(module, "reading") else set()
+    return (
+        {text for text in constants.values() if isinstance(text, str) and " " in text}
+        | {*constants.get("RULES", {}).values()}
+        | shared
+    )
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_what_is_absent_or_null_is_empty() -> None:
     assert word(BODY, "nothing", "at", "all") == ""
     assert maybe(BODY, "run", "none") == {}
     assert objects(BODY, "run", "none", most=1) == ()
-    assert moment({"end": ""}, "end") is None
+    assert moment({"end": ""}, "end") is moment({"end": "0001-01-01T00:00:00Z"}, "end") is None
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ def test_an_approval_reaches_the_runs_of_the_patch_set() -> None:
     ("votes", "review"),
     [
         ([vote("Code-Review", "2", "0")], "approved"),
-        ([vote("Code-Review", "2")], "approved"),  # it stands since an earlier comment
         ([vote("Code-Review", "+2", "1"), vote("Verified", "0")], "approved"),
         ([vote("Code-Review", "1", "0"), vote("Workflow", "1", "0")], "approved"),
         ([vote("Code-Review", "1", "2")], "dismissed"),
@@ -61,6 +60,7 @@ def test_the_votes_of_a_reviewer(votes: list[dict[str, str]], review: str) -> No
         [vote("Verified", "2", "0")],  # by the CI system
         [vote("Verified", "-2", "2")],
         [vote("Anything", "2", "0")],
+        [vote("Code-Review", "2"), vote("Workflow", "1")],  # given before: perhaps on another patch set, and copied
     ],
 )
 def test_other_votes_say_nothing_of_the_review(votes: list[dict[str, str]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapters import github
-from adapters.adapter import Delivery
+from adapters.adapter import NOTHING, Delivery
 from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
 from tests.adapters.deliveries import event_of
@@ -272,7 +272,7 @@ def test_a_check_run_without_a_pull_request_here_may_be_of_a_fork() -> None:
         (delivery("check_suite", {}), "a check suite only sums up its check runs"),
         (delivery("status", {}), "a commit status has no times"),
         (delivery("star", {}), github.OTHER),
-        (delivery("workflow_run", {"workflow_run": {"id": 1}}), github.NOTHING),
+        (delivery("workflow_run", {"workflow_run": {"id": 1}}), NOTHING),
     ],
 )
 def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapters import gitlab
-from adapters.adapter import Delivery
+from adapters.adapter import NOTHING, Delivery
 from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
 from tests.adapters.deliveries import event_of
@@ -222,7 +222,7 @@ def test_only_a_full_approval_approves(action: str, review: str) -> None:
         (delivery({"object_kind": "deployment"}), "a deployment's job reports itself"),
         (delivery({"object_kind": "note"}), gitlab.OTHER),
         (delivery({"event_name": "project_create"}), gitlab.OTHER),
-        (delivery({"object_kind": "pipeline", "object_attributes": {"id": 1}}), gitlab.NOTHING),
+        (delivery({"object_kind": "pipeline", "object_attributes": {"id": 1}}), NOTHING),
     ],
 )
 def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule: str) -> None:

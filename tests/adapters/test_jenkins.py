@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from adapters import jenkins
 from ciml.errors import RejectedInput
-from recorder.ci_environment import known_run
 from tests.adapters.deliveries import event_of
 from tests.adapters.reading import runs_of
 from tests.adapters.samples import SHA, cloudevent
@@ -28,20 +29,11 @@ def test_every_fact_of_a_finished_build() -> None:
     assert (event.key, event.type, event.time_us) == expected
     (run,) = event.run_facts
     assert run.to_json() == {
-        "run_id": "jenkins~jenkins-team-app-13~1", "build_uuid": "jenkins-team-app-13", "build_name": "app",
+        "run_id": "jenkins~jenkins-team%2Fapp-13~1", "build_uuid": "jenkins-team/app-13", "build_name": "app",
         "phase": "finished", "outcome": "success", "result": "SUCCESS", "source": "jenkins", "project": "team/app",
         "branch": "main", "change": SHA, "patchset": SHA, "head": SHA, "log_url": f"{PAGE}artifact/", "url": PAGE,
         "start_us": 1795521600250000, "end_us": 1795521660500000, "auth": "token", "subjects": (f"sha:acme/app/{SHA}",),
     }  # fmt: skip
-
-
-def test_a_recorder_in_the_job_has_the_same_run() -> None:
-    recorded = known_run({"JENKINS_URL": "https://jenkins.example", "BUILD_TAG": "jenkins-team-app-13",
-                          "JOB_NAME": "team/app", "JOB_BASE_NAME": "app", "GIT_COMMIT": SHA})  # fmt: skip
-    run = one()
-    assert (run.build_uuid, run.build_name, run.project, run.change) == (
-        recorded.native_id, recorded.job, recorded.facts["project"], recorded.facts["change"],
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -85,7 +77,7 @@ def test_the_names_of_folders_may_be_encoded() -> None:
         "build": {"number": 4, "status": "SUCCESS", "timestamp": 1795521660500},
     }
     (run,) = runs_of("jenkins", cloudevent("org.jenkinsci.job.completed", data)).values()
-    assert (run.build_uuid, run.build_name, run.project) == ("jenkins-my team-app+x-4", "app+x", "my team/app+x")
+    assert (run.build_uuid, run.build_name, run.project) == ("jenkins-my team/app+x-4", "app+x", "my team/app+x")
     assert (run.log_url, run.url, run.subjects, run.start_us) == ("", "", (), None)
 
 
@@ -136,3 +128,38 @@ def test_a_damaged_build_is_rejected(build: dict[str, Any], where: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         event_of("jenkins", sample(**build))
     assert caught.value.detail.partition(":")[0] == where
+
+
+def native_id(*names: str, number: int = 7) -> str:
+    url = "".join(f"job/{quote(name, safe='')}/" for name in names)
+    data = {"url": url, "build": {"number": number, "status": "SUCCESS", "timestamp": 1795521660500}}
+    (run,) = runs_of("jenkins", cloudevent("org.jenkinsci.job.completed", data)).values()
+    found: str = run.build_uuid
+    return found
+
+
+def test_no_two_jobs_share_a_run() -> None:
+    jobs = [("a", "b", "c"), ("a-b", "c"), ("a", "b-c"), ("a-b-c",), ("a%2Fb-c",), ("a", "b-c-7"), ("a%2Fb", "c")]
+    ids = [native_id(*job) for job in jobs]
+    assert len(set(ids)) == len(jobs)
+    assert ids[3] == "jenkins-a-b-c-7"  # outside of folders: BUILD_TAG
+    assert (
+        native_id("x" * 30, "y" * 60, "z" * 60)
+        == hashlib.sha256(f"jenkins-{'x' * 30}/{'y' * 60}/{'z' * 60}-7".encode()).hexdigest()
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ({"url": "job/a%2Fjob%2Fb/"}, "url: want job/NAME/, with job/FOLDER/ before it for each folder"),
+        ({"number": "b-7"}, "build.number: want a number from 1, not 'b-7'"),
+        ({"number": 0}, "build.number: want a number from 1, not '0'"),
+    ],
+)
+def test_an_address_and_a_number_say_one_thing(fields: dict[str, Any], detail: str) -> None:
+    build = {"number": 7, "status": "SUCCESS", "timestamp": 1795521660500, **fields}
+    data = {"url": fields.get("url", "job/a/"), "build": build}
+    with pytest.raises(RejectedInput) as caught:
+        runs_of("jenkins", cloudevent("org.jenkinsci.job.completed", data))
+    assert caught.value.detail == detail

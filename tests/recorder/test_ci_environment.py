@@ -29,7 +29,8 @@ ZUUL = {
     "ZUUL_CHANGE": "42", "ZUUL_PATCHSET": "3",
 }  # fmt: skip
 JENKINS = {
-    "JENKINS_URL": "http://j", "BUILD_TAG": "jenkins-a-b-7", "JOB_NAME": "a/b", "JOB_BASE_NAME": "b",
+    "JENKINS_URL": "http://j", "BUILD_TAG": "jenkins-a-b-7", "BUILD_NUMBER": "7", "JOB_NAME": "a/b",
+    "JOB_BASE_NAME": "b",
     "BRANCH_NAME": "PR-3", "CHANGE_ID": "3", "CHANGE_TARGET": "main", "GIT_COMMIT": "abc", "NODE_NAME": "n",
 }  # fmt: skip
 
@@ -56,7 +57,7 @@ JENKINS = {
         ),
         (
             JENKINS,
-            Known("jenkins", "jenkins-a-b-7", "b", 1,
+            Known("jenkins", "jenkins-a/b-7", "b", 1,
                   {"project": "a/b", "branch": "main", "change": "3", "patchset": "abc"}, {"runner": "n"}),
         ),
         (
@@ -71,6 +72,10 @@ JENKINS = {
 )  # fmt: skip
 def test_a_run_is_known_by_its_ci_system(environment: dict[str, str], known: Known) -> None:
     assert known_run(environment) == known
+
+
+def test_a_jenkins_job_without_its_number_has_its_tag() -> None:
+    assert known_run({**JENKINS, "BUILD_NUMBER": ""}).native_id == "jenkins-a-b-7"
 
 
 def test_elsewhere_each_run_has_an_id_of_its_own() -> None:

@@ -23,11 +23,16 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import engines
 from adapters.registry import read_event
+from ciml.data_root import DataRoot
+from ciml.kafka.options import KafkaOptions
 from engines.processes import python_environment
+from pipelines.ingest.config import IngestConfig
+from services.driver import drive
 from services.gerrit.session import keys_of
+from services.ingest import IngestService
 from tests.faults.broker import Broker, own_broker
 from tests.faults.children import Program
-from tests.pipelines.ingest.ingesting import announced
+from tests.pipelines.ingest.ingesting import account, announced
 from tests.services.gerrit.real import REVIEWER, Gerrit, NoAnswer
 from tests.services.mqtt.mosquitto import USERS, Certificates, Mosquitto
 from tests.services.receivers.probe import install, installed
@@ -283,6 +288,25 @@ def gerrit_trial(folder: Path, broker: Broker, events: int, kills: int, seed: in
         f"gerrit: set(acknowledged), {len(acknowledged)} events, is within set(received); {ids.total()} messages of "
         f"{len(ids)} ids; kills: {dict(counts)}; {unsure['requests']} requests without an answer", flush=True
     )  # fmt: skip
+    said, settled = ingest_reviews(broker.address, topic, folder / "data")
+    meant = {"patchset-created": ("owner", "admin"), "comment-added": ("review", "approved"),
+             "change-merged": ("review", "merged")}  # fmt: skip
+    missing = {(f"change:demo/{key[2]}/{key[3]}", *meant[key[0]]) for key in acknowledged} - said
+    assert not missing, f"not ingested: {missing}"
+    assert settled.total() == ids.total(), f"{settled} of {ids.total()} messages"
+    assert settled["repeat", "event"] == ids.total() - len(ids)
+    assert not any(kind == "dead_letter" for kind, _ in settled), f"{settled}"
+    print(f"gerrit: set(acknowledged) is within set(ingested); {dict(settled)}", flush=True)
+
+
+def ingest_reviews(kafka: str, topic: str, data: Path) -> tuple[set[tuple[str, str, str]], Counter[tuple[str, str]]]:
+    """Return (subject, fact, value) of all updates that ingest commits, and what it counts."""
+    config = IngestConfig(DataRoot.open(str(data)).raw, KafkaOptions(kafka), topic, f"{topic}-runs")
+    drive(IngestService(config), until="end")
+    state, deltas = account(config.raw)
+    records = (update for delta in deltas for record in delta.get("updates", ()) for update in record["updates"])
+    said = {(each["subject"], fact, value) for each in records for fact, value in each["facts"].items()}
+    return said, Counter(state.counts)
 
 
 def main() -> None:

@@ -68,6 +68,16 @@ def test_a_github_workflow_names_its_artifact_as_the_fetch_policy_expects() -> N
     assert name.replace("${{ github.job }}", "{job}") in ARTIFACT_NAMES
 
 
+def test_a_github_job_that_sends_is_no_second_run() -> None:
+    (workflow,) = pasted("github", "yaml")
+    step = next(each for each in workflow["jobs"]["test"]["steps"] if "ciml record" in each.get("run", ""))
+    assert step["env"] == {"CIML_RUN_ID": "${{ job.check_run_id }}"}
+    (workflow,) = pasted("github-server", "yaml")  # which has no such expression
+    step = next(each for each in workflow["jobs"]["test"]["steps"] if "ciml record" in each.get("run", ""))
+    assert step["run"] == "ciml record --kafka '' --log-dir telemetry -- make test"
+    assert "env" not in step
+
+
 def test_a_zuul_pipeline_reports_what_the_receiver_reads() -> None:
     one = ALL["zuul"]
     pipelines = [each["pipeline"] for each in pasted("zuul", "yaml")[0]]

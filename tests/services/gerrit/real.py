@@ -85,7 +85,7 @@ class Gerrit:
         self.start()
         self._set_up()
 
-    def start(self, most_s: float = 120.0) -> None:
+    def start(self, most_s: float = 300.0) -> None:
         """Start it, and wait until it answers over HTTP and SSH."""
         command = [*self._java, "Daemon", "-d", str(self._site), "--headless", "--console-log"]
         self.program = Program(command, self.folder / "gerrit.log")
@@ -129,6 +129,20 @@ class Gerrit:
     def vote(self, change: str, value: int, user: tuple[str, str] = REVIEWER) -> None:
         """Vote for Code-Review."""
         self.ask("POST", f"/changes/{change}/revisions/current/review", {"labels": {"Code-Review": value}}, user)
+
+    def copy_all_votes(self) -> None:
+        """Let votes for Code-Review stay with each further patch set, whatever it changes."""
+        asked = {"copy_condition": "is:ANY", "commit_message": "Copy votes"}
+        self.ask("PUT", "/projects/All-Projects/labels/Code-Review", asked)
+
+    def patch(self, change: str) -> None:
+        """Upload a further patch set with other code."""
+        self.ask("PUT", f"/changes/{change}/edit/code.txt", "other code\n")
+        self.ask("POST", f"/changes/{change}/edit:publish", {})
+
+    def comment(self, change: str, text: str) -> None:
+        """Comment as the reviewer, without a vote."""
+        self.ask("POST", f"/changes/{change}/revisions/current/review", {"message": text}, REVIEWER)
 
     def submit(self, change: str) -> None:
         """Merge a change."""

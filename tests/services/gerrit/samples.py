@@ -19,11 +19,15 @@ def person(account: dict[str, Any]) -> dict[str, Any]:
 
 
 def change(number: int, created: int, **fields: Any) -> dict[str, Any]:
-    """An open change of one patch set."""
+    """An open change of one patch set. Its votes have messages unless ``messages`` are given."""
+    votes = [each for label in fields.get("labels", {}).values() for each in label["all"] if each.get("value")]
+    said = [
+        {"author": each, "date": each["date"], "message": "Patch Set 1: …", "_revision_number": 1} for each in votes
+    ]
     return {
         "id": f"demo%2Fapp~{number}", "project": "demo/app", "branch": "main", "change_id": f"I{number:040x}",
         "subject": "A change", "status": "NEW", "created": at(created), "updated": at(created), "_number": number,
-        "owner": ADA, "current_revision": "a" * 40, "labels": {}, "messages": [],
+        "owner": ADA, "current_revision": "a" * 40, "labels": {}, "messages": said,
         "revisions": {
             "a" * 40: {"_number": 1, "created": at(created), "uploader": ADA, "ref": "refs/x", "kind": "REWORK"}
         },

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +35,9 @@ class FakeGerrit:
       changes: what the REST API answers, the latest first.
       asked: the queries of the REST API.
       status: of its answers.
+      answer: what it answers instead: status, headers and parts of the body; None for changes. Of the path.
+      date: its clock, epoch seconds; None for the machine's.
+      errors: what a stream writes to standard error when it begins.
       commands: of the streams.
     """
 
@@ -41,6 +45,9 @@ class FakeGerrit:
     changes: list[dict[str, Any]] = field(default_factory=list)
     asked: list[dict[str, list[str]]] = field(default_factory=list)
     status: int = 200
+    answer: Callable[[str], tuple[int, dict[str, str], Iterable[bytes]] | None] | None = None
+    date: float | None = None
+    errors: bytes = b""
     commands: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -55,6 +62,7 @@ class FakeGerrit:
         (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.ssh} {' '.join(public)}\n")
         (self.folder / "password").write_text(PASSWORD)
         (self.folder / "password").chmod(0o600)
+        self._thawed = threading.Event()
         self._streams: list[asyncssh.SSHServerProcess[bytes]] = []
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -85,6 +93,24 @@ class FakeGerrit:
 
         self._run(write())
 
+    def end_streams(self) -> None:
+        """End the streams, and no connection."""
+
+        async def end() -> None:
+            for one in list(self._streams):
+                one.exit(1)
+
+        self._run(end())
+
+    def freeze(self) -> None:
+        """Let the SSH server neither read nor answer."""
+        self._thawed.clear()
+        self._loop.call_soon_threadsafe(self._thawed.wait)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._thawed.set()
+
     def wait_for_stream(self, most_s: float = 30.0) -> None:
         """Wait until a stream is open."""
         deadline = time.monotonic() + most_s
@@ -110,6 +136,7 @@ class FakeGerrit:
     async def _stream(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         self.commands.append(process.command or "")
         self._streams.append(process)
+        process.stderr.write(self.errors)
         try:
             await process.wait_closed()
         finally:
@@ -120,6 +147,15 @@ def _handler(gerrit: FakeGerrit) -> Callable[..., BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
+            if gerrit.answer is not None and (other := gerrit.answer(url.path)) is not None:
+                self.send_response_only(other[0])
+                for name, value in ({"Date": formatdate(gerrit.date, usegmt=True)} | other[1]).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for part in other[2]:
+                        self.wfile.write(part)
+                return
             expected = "Basic " + base64.b64encode(f"ci:{PASSWORD}".encode()).decode()
             status = gerrit.status if self.headers["authorization"] == expected else 401
             body: Any = "3.10.2"
@@ -133,7 +169,7 @@ def _handler(gerrit: FakeGerrit) -> Callable[..., BaseHTTPRequestHandler]:
                 body = page
             text = b")]}'\n" + json.dumps(body).encode()
             self.send_response_only(status)
-            self.send_header("Date", formatdate(usegmt=True))
+            self.send_header("Date", formatdate(gerrit.date, usegmt=True))
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)

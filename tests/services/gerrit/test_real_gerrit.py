@@ -73,3 +73,38 @@ def test_stream_and_api_say_the_same(kafka: str, topic: Callable[..., str], tmp_
     ids = [read_event(message).id for message in stored(kafka, name)]
     merged_again = len(ids) - len(set(ids))
     print(f"{len(ids)} events, {merged_again} repeats")
+
+
+def reviews_in(kafka: str, topic: str, change: str) -> set[tuple[str, str]]:
+    """Patch set and review of each update of a change's runs."""
+    number = change.partition("~")[2]
+    updates = [update for message in stored(kafka, topic) for update in read_event(message).updates]
+    subjects = {(each.subject, each.facts["review"]) for each in updates if "review" in each.facts}
+    return {(name[2], said) for name, said in ((each.split("/"), said) for each, said in subjects) if name[1] == number}
+
+
+def test_a_vote_on_a_patch_set_says_nothing_of_the_next(
+    kafka: str, topic: Callable[..., str], tmp_path: Path, gerrit: Gerrit
+) -> None:
+    """Gerrit copies the vote to the next patch set; a comment there, and the API with a new time, show it again."""
+    gerrit.copy_all_votes()
+    name = topic()
+    with receiving(tmp_path, kafka, name, gerrit.source):
+        position(tmp_path)
+        streamed = gerrit.change("voted while the receiver listens")
+        gerrit.vote(streamed, 2)
+        gerrit.patch(streamed)
+        gerrit.comment(streamed, "I do not like the new code")
+        wait(lambda: len(events_in(kafka, name, streamed.partition("~")[2])) >= 4, "events are missing")
+    away = gerrit.change("voted while the receiver is away")
+    gerrit.vote(away, 2)
+    gerrit.patch(away)
+    listed = gerrit.ask("GET", f"/changes/{away}/detail")["labels"]["Code-Review"]["all"]
+    assert [each["value"] for each in listed if each.get("value")] == [2]  # on the second patch set
+    gerrit.comment(away, "nor this one")
+    before = position(tmp_path)
+    with receiving(tmp_path, kafka, name, gerrit.source):
+        wait(lambda: len(events_in(kafka, name, away.partition("~")[2])) >= 2, "events are missing")
+        wait(lambda: position(tmp_path) > before, "the position stays")
+    assert reviews_in(kafka, name, streamed) == {("1", "approved")}
+    assert reviews_in(kafka, name, away) == set()  # that on the first patch set is listed nowhere

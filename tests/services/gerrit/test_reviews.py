@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,15 @@ from hypothesis import strategies as st
 
 from adapters.adapter import Delivery
 from adapters.gerrit import ADAPTER
+from adapters.registry import read_event
 from ciml.errors import RejectedInput
+from ciml.raw.known_subjects import Subjects
 from services.gerrit.lines import Lines
 from services.gerrit.reviews import events, seconds
-from tests.services.gerrit.samples import ADA, CLEO, at, change, message, person, vote
+from tests.adapters.deliveries import message_of
+from tests.adapters.samples import delivery, zuul_build, zuul_message
+from tests.services.gerrit.samples import ADA, CLEO, at, change, event, message, person, vote
+from transforms.ingest.trust import TrustPolicy, evaluate
 
 T = 1_795_657_180
 
@@ -35,6 +41,7 @@ def test_the_events_of_a_change() -> None:
     made = change(
         7, T, status="MERGED", submitted=at(T + 30), submitter=CLEO,
         labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20), {**ADA, "value": 0}, {**ADA}]}},
+        messages=[message(CLEO, "Patch Set 2: Code-Review+2", T + 20, 2)],
         current_revision="b" * 40,
         revisions={
             "a" * 40: {"_number": 1, "created": at(T), "uploader": ADA, "kind": "REWORK"},
@@ -51,6 +58,32 @@ def test_the_events_of_a_change() -> None:
     assert voted["author"] == person(CLEO)
     assert merged["patchSet"]["kind"] == "TRIVIAL_REBASE"
     assert rows_of(made, T + 20) == rows_of(made)[2:]
+
+
+PATCH_SETS = {
+    "current_revision": "b" * 40,
+    "revisions": {
+        "a" * 40: {"_number": 1, "created": at(T), "uploader": ADA, "kind": "REWORK"},
+        "b" * 40: {"_number": 2, "created": at(T + 20), "uploader": ADA, "kind": "REWORK"},
+    },
+}
+
+
+def voted_on(*messages: dict[str, Any], when: int) -> list[int]:
+    """The patch sets for which a change's only vote counts."""
+    labels = {"Code-Review": {"all": [vote(CLEO, 2, when)]}}
+    made = change(7, T, labels=labels, messages=list(messages), **PATCH_SETS)
+    return [number for kind, _, number, _, _ in rows_of(made) if kind == "comment-added"]
+
+
+def test_a_vote_is_of_the_patch_set_on_which_it_was_given() -> None:
+    first, second = (message(CLEO, f"Patch Set {n}: Code-Review+2", T + 10, n) for n in (1, 2))
+    assert voted_on(first, when=T + 10) == [1]
+    assert voted_on(second, when=T + 10) == [2]
+    assert voted_on(second, first, when=T + 10) == [1]  # both within a second: the earlier one
+    assert voted_on(first, when=T + 20) == []  # Gerrit copied it to the next patch set
+    assert voted_on(message(ADA, "Patch Set 2:", T + 20, 2), when=T + 20) == []  # who uploaded that patch set
+    assert voted_on(message(CLEO, "Patch Set 9: Code-Review+2", T + 10, 9), when=T + 10) == []
 
 
 def test_a_vote_that_was_taken_back() -> None:
@@ -125,3 +158,32 @@ def test_the_adapter_reads_events_of_the_api() -> None:
     assert [(each.type, [update.facts for update in each.updates]) for each in readings] == [  # type: ignore[union-attr]
         ("patchset-created", [{"owner": "ada"}]), ("comment-added", [{"review": "approved"}])
     ]  # fmt: skip
+
+
+def rule_of(patchset: int, *given: dict[str, Any]) -> str:
+    """Return the rule that decides about a run of check of a patch set, once all events are joined with it."""
+    build = zuul_build(change={"project": "demo/app", "change": 7, "patchset": str(patchset)})
+    run = read_event(message_of("zuul", delivery(zuul_message(build)), "zuul", "mqtt-user")).run_facts[0]
+    subjects = Subjects()
+    for each in given:
+        event = read_event(message_of("gerrit", delivery(each), "zuul", "ssh"))
+        for update in event.updates:
+            subjects.say(update, event.key)
+    policy = TrustPolicy.load(Path(__file__).parents[3] / "transforms" / "ingest" / "trust_zuul.toml")
+    return evaluate(policy, subjects.join(run)).rule
+
+
+def test_a_vote_raises_the_trust_of_its_own_patch_set_alone() -> None:
+    """Whether the stream shows it, or the API after a restart; Gerrit has copied it to the second patch set."""
+    given = event("comment-added", 7, T + 10, author=person(CLEO), comment="Patch Set 1: Code-Review+2",
+                  approvals=[{"type": "Code-Review", "value": "2", "oldValue": "0"}])  # fmt: skip
+    seen = {**given, "eventCreatedOn": T + 30, "comment": "Patch Set 2:", "patchSet": {"number": 2},
+            "approvals": [{"type": "Code-Review", "value": "2"}]}  # fmt: skip
+    said = [message(CLEO, "Patch Set 1: Code-Review+2", T + 10), message(CLEO, "Patch Set 2:", T + 30, 2)]
+    listed = events(
+        change(7, T, labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20)]}}, messages=said, **PATCH_SETS), 0
+    )
+    assert [rule_of(number, given, seen, *listed) for number in (1, 2)] == ["reviewed", "no rule"]
+    assert [rule_of(number, *listed) for number in (1, 2)] == ["no rule", "no rule"]
+    again = {**seen, "approvals": [{"type": "Code-Review", "value": "2", "oldValue": "1"}]}
+    assert rule_of(2, given, again) == "reviewed"

@@ -52,6 +52,8 @@ def _write(connection: Connection, folder: Path, force: bool) -> None:
 
     for one in write(folder, connection, force=force):
         click.echo(f"{one.change:<9}  {one.path}")
+        if one.todo:
+            click.echo(f"           {one.todo}")
         if connection.secret is not None and one.path == folder / connection.secret.path and one.change == "made":
             click.echo("           a new secret that only you can read; it is printed nowhere")
     for needed in connection.needed:
