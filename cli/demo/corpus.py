@@ -97,5 +97,7 @@ def _sample(line: dict[str, Any]) -> Sample:
     log_path, rows = str(line["log_path"]), int(line["rows"])
     facts = facts_from_listing({**line, "log_path": ""}, SOURCE)
     # As a CI system reports them: it knows nothing of patches and trouble, and each attempt has an id of its own.
-    facts = facts.replace(event="", labels={}, run_id=RunId(SOURCE, facts.build_uuid).encode())
+    # Its people may label failures by their cause.
+    labels = {name: text for name, text in facts.labels.items() if name == "cause"}
+    facts = facts.replace(event="", labels=labels, run_id=RunId(SOURCE, facts.build_uuid).encode())
     return Sample(facts, log_path, rows)

@@ -1,4 +1,4 @@
-"""The demo's two data sets of the same runs: whether a run passed, and which pool of machines it ran on."""
+"""The demo's data sets of the same runs: whether a run passed, which pool of machines it ran on, and why it failed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ciml.datasets.definition import DatasetDefinition
 
-STATUS, POOL = "status", "pool"
+STATUS, POOL, CAUSE = "status", "pool", "cause"
 #: In the order of the tables.
 MODELS = (STATUS, POOL)
 #: Half of the runs are held out: of some hundred runs, fewer would say too little for the gate.
@@ -44,4 +44,22 @@ def definitions(span_runs: int, pools: Iterable[str]) -> tuple[DatasetDefinition
             tdt_split=_SPLIT,
             span_runs=span_runs,
         ),
+    )
+
+
+def cause_definition(span_runs: int) -> DatasetDefinition:
+    """Return the definition of the failed runs by their cause, code or machine, for the verdicts of the last act.
+
+    Runs of unknown cause, and those that passed, are excluded (``no_label``).
+    """
+    return DatasetDefinition(
+        name=CAUSE,
+        class_label="cause",
+        classes=("code", "machine"),
+        sample_interval="1s",
+        features_regex="(usr|1min)",
+        max_windows="auto",
+        count_first_sample=False,
+        tdt_split=(5, 3, 2),
+        span_runs=span_runs,
     )

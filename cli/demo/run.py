@@ -18,12 +18,13 @@ from ciml.errors import CimlError, EngineError
 from ciml.storage.open import Store
 from cli.demo.accounts import Accounts
 from cli.demo.corpus import corpus_folder, read_corpus, unpack_logs
-from cli.demo.definitions import MODELS, STATUS, definitions
+from cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions
 from cli.demo.plan import WAVES, Plan, make_plan
 from cli.demo.predictions import Predictions
 from cli.demo.processes import Child, Children, wait_for
 from cli.demo.produce import LogRoot, Sender, dump
 from cli.demo.refreshes import child_of, is_current, last_step, read_refreshes, start_refreshes
+from cli.demo.review.servers import Review
 from cli.demo.steps import Steps
 from engines import processes
 from serving.model_config import CONFIG_NAME
@@ -72,9 +73,15 @@ class Demo:
     logs: LogRoot
     sender: Sender
     started: datetime
+    review: Review
     accounts: Accounts = field(default_factory=Accounts)
     refreshes: list[dict[str, Any]] = field(default_factory=list)
     kept: list[Child] = field(default_factory=list)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models: that of causes only where verdicts can be posted."""
+        return MODELS if self.review.missing else (*MODELS, CAUSE)
 
     @property
     def raw(self) -> Store:
@@ -139,10 +146,12 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
             raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
         plan = make_plan(samples, running.logs)
         logs.make(plan)
-        demo = Demo(options, steps, children, running, data, plan, logs, Sender(running.kafka, EVENTS), began)
+        sender, review = Sender(running.kafka, EVENTS), Review.of(options.home)
+        demo = Demo(options, steps, children, running, data, plan, logs, sender, began, review)
         engines.create_topics(running.kafka, {EVENTS: PARTITIONS, RUNS: 1, PREDICTIONS: 1})
         pools = {sample.facts.provider for sample in samples} - {""}
-        for definition in definitions(options.span_runs, pools):
+        made = definitions(options.span_runs, pools)
+        for definition in made if review.missing else (*made, cause_definition(options.span_runs)):
             from pipelines.datasets.update import create_dataset
 
             create_dataset(data, definition)
@@ -176,7 +185,9 @@ def run(demo: Demo) -> None:
         if last:
             settle(demo)
         update(demo, seal=last)
-        for model in MODELS if last else MODELS[:1]:
+        if last and CAUSE in demo.models:
+            start_refreshes(demo.children, demo.data, CAUSE)
+        for model in demo.models if last else MODELS[:1]:
             refresh(demo, model)
     drain(demo)
 
@@ -241,7 +252,7 @@ def update(demo: Demo, *, seal: bool) -> None:
     from pipelines.datasets.update import update_dataset
 
     with demo.steps.step("seal spans") as step:
-        for name in MODELS:
+        for name in demo.models:
             done = update_dataset(demo.data.dataset(name), seal=seal)
             step.report(
                 f"{sum(len(span.runs) for span in done.state.latest())} examples in {len(done.state.spans)} spans"
@@ -263,7 +274,7 @@ def refresh(demo: Demo, model: str) -> None:
 
 
 def drain(demo: Demo) -> None:
-    """Wait until every raw row is predicted, then stop the commands."""
+    """Wait until every raw row is predicted."""
     with demo.steps.step("predict every run") as step:
         wanted = {one.run_id for one in demo.accounts.runs()}
         predictions = Predictions(demo.data.predictions)
@@ -277,9 +288,13 @@ def drain(demo: Demo) -> None:
             step.report("no version was pushed")  # a check reports it
         else:
             wait_for(predicted, "waiting for predictions", demo.children, WAIT_S)
-    for model in MODELS:
+    for model in demo.models:
         demo.refreshes += read_refreshes(demo.children.running[child_of(model)].log)
+    catch_up(demo)
+
+
+def end_commands(demo: Demo) -> None:
+    """Stop the commands, which may still answer changes until then."""
     if not demo.options.keep:
         with demo.steps.step("end the commands"), ThreadPoolExecutor(len(demo.children.running)) as pool:
             list(pool.map(demo.children.end, tuple(demo.children.running)))
-    catch_up(demo)

@@ -1,0 +1,203 @@
+"""The whole loop: a change of a real Gerrit fails in a real Zuul, and says by itself what ciml makes of it.
+
+change → Gerrit → Zuul → job with telemetry → MQTT → Kafka → ingest → predict → verdict → feedback → message on it
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.manifest.log import ManifestLog
+from ciml.raw.latest_runs import StoredRun, latest_runs
+from ciml.raw.state import open_raw
+from tests.interop.zuul import gerrit
+from tests.interop.zuul.conftest import ROOT, Operator, wait_until
+from tests.interop.zuul.loop import BATCHES, Kind, Message, machine, messages, propose, reported
+
+pytestmark = [pytest.mark.interop, pytest.mark.engines, pytest.mark.timeout(3600)]
+MODEL = "cause"
+#: All of what the feedback waits for before it posts, and of what is still under way, seconds.
+QUIET_S = 30.0
+
+_FEEDBACK = """\
+dry_run = false
+
+[[system]]
+kind = "gerrit"
+name = "review"
+sources = "zuul"
+url = "http://127.0.0.1:18080"
+user = "ciml"
+secret_file = "gerrit-password"
+"""
+
+
+@dataclass
+class Change:
+    """A change, its runs and its messages."""
+
+    kind: Kind
+    number: str
+    runs: list[StoredRun] = field(default_factory=list)
+    said: list[Message] = field(default_factory=list)
+
+
+@pytest.fixture
+def learned(operator: Operator) -> Operator:
+    """An operator with a model of causes, which has learned from the runs of examples/corpus."""
+    corpus = ROOT / "examples/corpus"
+    with tarfile.open(corpus / "logs.tar") as packed:
+        packed.extractall(operator.folder, filter="data")
+    place = ("--data-path", "data")
+    operator.ciml("backfill", str(corpus / "builds.jsonl"), "--logs", ".", *place)
+    operator.ciml("dataset", "create", MODEL, "--definition", str(ROOT / "examples/cause.toml"), *place)
+    operator.ciml("dataset", "update", MODEL, "--seal", *place)
+    experiment = str(ROOT / "examples/cause-experiment.toml")
+    said = operator.ciml("refresh", "--dataset", MODEL, "--experiment", experiment, *place, timeout=900)
+    print(said)
+    return operator
+
+
+@pytest.fixture
+def at_work(learned: Operator) -> Iterator[Operator]:
+    """The same, with ingest, the model server, predict and feedback."""
+    from engines.kafka import create_topics
+
+    one, kafka = learned, ("--kafka", learned.kafka)
+    create_topics(one.kafka, {"runs": 1, "predictions": 1})
+    place = ("--data-path", "data", *kafka)
+    one.ciml("up", "models", "--models-config", "data/models/models.config")
+    password = one.folder / "gerrit-password"
+    password.write_text("ciml-secret\n")
+    password.chmod(0o600)
+    (one.folder / "feedback.toml").write_text(_FEEDBACK)
+    policies = ("--fetch-policy", "fetch.toml", "--trust-policy", "trust.toml")
+    running = [
+        one.start("ingest", *place, *policies, "--engine", "micro-batches"),
+        one.start("predict", "stream", *place, "--model", MODEL, "--engine", "micro-batches"),
+        feedback(one),
+    ]
+    try:
+        yield one
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(60)
+        one.ciml("down")
+
+
+def feedback(operator: Operator) -> subprocess.Popen[bytes]:
+    return operator.start(
+        "service", "run", "feedback", "--config", "feedback.toml", "--data-path", "data", "--kafka", operator.kafka
+    )
+
+
+def test_twenty_changes(at_work: Operator, zuul: Path) -> None:
+    with machine(zuul) as struck:
+        changes = [change for batch in BATCHES for change in tested(batch)]
+    assert len(struck) == sum(change.kind.trouble != "none" for change in changes)
+    for change in changes:
+        if change.kind.merges:
+            wait_until(lambda change=change: gerrit.status(change.number) == "MERGED", f"merge of {change.number}")
+    data = DataRoot.open(str(at_work.folder / "data"))
+    predicted = settled(data, changes)
+    for change in changes:
+        change.said = messages(change.number)
+    report(changes, predicted)
+    for change in changes:
+        check(change, predicted)
+    assert any(change.said for change in changes), "no verdict was confident: nothing was posted"
+
+
+def tested(batch: tuple[Kind, ...]) -> list[Change]:
+    """Propose the changes of a batch, and wait for Zuul's reports. Approve what is to merge."""
+    changes = [Change(kind, propose(kind, edit)) for kind in batch for edit in kind.edits]
+    for change in changes:
+        wait_until(lambda change=change: reported(change.number), f"check of change {change.number}")
+    for change in changes:
+        if change.kind.merges:
+            gerrit.approve(change.number)
+    return changes
+
+
+def settled(data: DataRoot, changes: list[Change]) -> dict[str, dict[str, Any]]:
+    """Wait until all runs are stored and predicted, and until nothing more is posted. Return predictions by run."""
+    predicted: dict[str, dict[str, Any]] = {}
+
+    def are_predicted() -> bool:
+        runs = list(latest_runs(*open_raw(data.raw)))
+        predicted.update(predictions(data))
+        for change in changes:
+            change.runs = [run for run in runs if (run.facts.project, run.facts.change) == ("app", change.number)]
+        wanted = all(len(change.runs) == 1 + change.kind.merges for change in changes)
+        return wanted and all(run.facts.run_id in predicted for change in changes for run in change.runs)
+
+    wait_until(are_predicted, "a prediction for each run", 180)
+    before, since = -1, time.monotonic()
+    while time.monotonic() - since < QUIET_S:
+        if (now := sum(len(messages(change.number)) for change in changes)) != before:
+            before, since = now, time.monotonic()
+        time.sleep(1.0)
+    return predicted
+
+
+def predictions(data: DataRoot) -> dict[str, dict[str, Any]]:
+    """Return the stored predictions of causes, by run."""
+    return {
+        record["run_id"]: record
+        for _, delta in ManifestLog(data.predictions).since(0) for record in delta["predictions"]
+        if record["model"] == MODEL
+    }  # fmt: skip
+
+
+def check(change: Change, predicted: dict[str, dict[str, Any]]) -> None:
+    """Check outcomes, verdicts and messages of a change."""
+    where = f"{change.kind.name}, change {change.number}"
+    first = next(run for run in change.runs if run.facts.pipeline == "check")
+    assert first.outcome in change.kind.outcomes, where
+    for run in change.runs:
+        assert run.facts.auth == "mqtt-user", where
+        assert run.file.rows >= 3, where
+        record = predicted[run.facts.run_id]
+        assert ("verdict" in record) == (run.outcome != "success"), where
+        if "verdict" in record:
+            assert record["run"]["change"] == change.number, where
+            assert record["run"]["outcome"] == run.outcome, where
+    causes = [predicted[run.facts.run_id].get("verdict", {}).get("cause", "unknown") for run in change.runs]
+    confident = [cause for cause in causes if cause != "unknown"]
+    assert [said.patchset for said in change.said] == [1] * len(confident), where
+    for said, cause in zip(change.said, confident, strict=True):
+        assert cause in said.text, where
+
+
+def report(changes: list[Change], predicted: dict[str, dict[str, Any]]) -> None:
+    """Print what became of each change, the seconds, and the messages."""
+    rows, waited = [], {"prediction": list[float](), "message": list[float]()}
+    for change in changes:
+        run = next(run for run in change.runs if run.facts.pipeline == "check")
+        record, end_s = predicted[run.facts.run_id], run.facts.end_us / 1e6
+        verdict = record.get("verdict", {})
+        waited["prediction"].append(record["time_us"] / 1e6 - end_s)
+        waited["message"] += [said.time_s - end_s for said in change.said]
+        said = ", ".join(f"{said.time_s - end_s:.1f} s" for said in change.said) or "–"
+        what = f"{verdict['cause']} {verdict['probability']:.2f} {verdict['set']}" if verdict else "–"
+        rows.append(f"{change.number:>4}  {change.kind.name:<16} {run.outcome:<8} {what:<40} {said}")
+    print("\nchange  kind  outcome  verdict  message after the end of its job", *rows, sep="\n")
+    for what, seconds in waited.items():
+        if seconds:
+            p50, p95 = statistics.median(seconds), sorted(seconds)[int(0.95 * (len(seconds) - 1) + 0.5)]
+            print(f"from the end of the job to the {what}: p50 {p50:.1f} s, p95 {p95:.1f} s, {len(seconds)} of them")
+    for change in changes:
+        for said in change.said:
+            print(f"\n--- change {change.number}, {change.kind.name}\n{said.text}")
