@@ -18,6 +18,8 @@ from ciml.events.records import Record
 
 #: The file of the rules below a model's ``assets/``.
 VERDICTS = "verdicts.json"
+#: The label of the models that give verdicts, and the classes that advice on a retry knows.
+CAUSE, CODE, MACHINE = "cause", "code", "machine"
 #: The verdict on a run for which one class alone is not certain enough.
 UNKNOWN = "unknown"
 #: The group of the runs whose job has none of its own.
@@ -29,7 +31,7 @@ FAILED = frozenset({"failure", "timeout"})
 MAX_SCORES = 5000
 
 Retry = Literal["yes", "no", "unsure"]
-_RETRY: Mapping[str, Retry] = {"machine": "yes", "code": "no"}
+_RETRY: Mapping[str, Retry] = {MACHINE: "yes", CODE: "no"}
 
 
 class Group(Record, frozen=True, gc=False):
