@@ -20,6 +20,7 @@ from ciml.datasets.labels import STATUS_CLASSES, label_of
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from ciml.globs import glob_pattern
+from ciml.raw.causes import CAUSE, CAUSES
 from ciml.settings import Settings, check_name, checked
 from ciml.telemetry import select_columns, short_names
 
@@ -86,7 +87,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       build_name: jobs, or globs of jobs; ``all`` means every job.
       sample_interval: length r of a window, as pandas writes it; windows start at UTC midnight.
       features_regex: searched in the short names of columns, or in full names where it contains a colon.
-      class_label: ``status``, ``provider`` (regions merged), ``provider-region``, or any metadata of a run.
+      class_label: ``status``, ``cause`` (``code`` or ``machine``, of failed runs: `ciml.raw.causes`), ``provider``
+        (regions merged), ``provider-region``, or any metadata of a run.
       classes: the classes in order; by default those of the first span, sorted.
       class_map: from a value of the label to a class; without ``classes``, its values are all classes. A value that
         maps to ``""`` is no label.
@@ -307,6 +309,8 @@ def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tu
         return tuple(dict.fromkeys(name for name in definition.class_map.values() if name))
     if definition.class_label == "status":
         return STATUS_CLASSES
+    if definition.class_label == CAUSE:
+        return CAUSES
     names = {label_of(facts, definition.class_label, {}) for facts in run_facts} - {None}
     if len(names) < 2:
         found = f"only the class {names.pop()!r}" if names else "no class"

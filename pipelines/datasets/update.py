@@ -80,6 +80,7 @@ def update_dataset(
     runner: str | None = None,
     job_endpoint: str = "",
     seal: bool = False,
+    given: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     now_us: int | None = None,
 ) -> Update:
@@ -90,6 +91,7 @@ def update_dataset(
       runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam.
       job_endpoint: of Beam's job server, for ``flink``.
       seal: whether the last span is closed with fewer runs than the definition wants.
+      given: causes that reviewers gave, by run id.
       progress: called as runs become examples.
       now_us: the time of the commits; the present by default.
 
@@ -102,7 +104,9 @@ def update_dataset(
     if state.definition is not None and state.definition.slicer is not None:
         pin = Pin(StoredRuns(raw).log, state.definition)
     produce = producer(runner, job_endpoint)
-    return fill(StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, progress=progress, now_us=now_us)
+    return fill(
+        StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, given=given, progress=progress, now_us=now_us
+    )
 
 
 def producer(runner: str | None, job_endpoint: str = "") -> Produce:
@@ -129,6 +133,7 @@ def fill(
     seal: bool,
     progress: Progress | None,
     now_us: int | None,
+    given: Mapping[str, str] | None = None,
 ) -> Update:
     """Seal all spans that can be sealed.
 
@@ -142,6 +147,7 @@ def fill(
       seal: whether the last span is closed with fewer runs than the definition wants.
       progress: called as runs become examples.
       now_us: the time of the commits; the present by default.
+      given: causes that reviewers gave, by run id; a definition with a slicer does not use them.
     """
     log, sealed = ManifestLog(root), list[SpanVersion]()
     while True:
@@ -149,7 +155,7 @@ def fill(
             catch_up(log, state)
         plan: Plan | PinnedPlan
         if pin is None:
-            plan = Plan(state, source.log, partial(_resolve, state, source))
+            plan = Plan(state, source.log, partial(_resolve, state, source), given)
         else:
             plan = PinnedPlan(state, pin, partial(_resolve, state, source, pin=pin), source.log)
         lost = False
@@ -282,6 +288,8 @@ def _delta(step: Step, spans: Sequence[SpanVersion], *, resolved_before: bool, n
             for run_id, (outcome, result) in step.corrections.items()
         ],
     }
+    if step.causes:
+        delta["causes"] = [{"run_id": run_id, "cause": cause} for run_id, cause in step.causes.items()]
     return delta if resolved_before else {**delta, "resolved": step.resolved.to_json()}
 
 
