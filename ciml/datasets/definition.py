@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
 
+from ciml.datasets.context import Context, context_features
 from ciml.datasets.labels import STATUS_CLASSES, label_of
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
@@ -47,7 +48,7 @@ _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
 _SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
 #: Optional keys. They are omitted where unset, as in versions before these keys existed.
-_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline")
+_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline", "context")
 
 
 def interval_us(text: str) -> int:
@@ -107,6 +108,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       slicer: takes a slice of the selected runs, ordered by (end time, run id), once. Without it the data set takes all
         present and future runs.
       raw_version: version of the raw manifest for ``slicer``; later runs are ignored.
+      context: further features, the same in all windows of a run (`ciml.datasets.context`): ``outcome``, ``profile``,
+        ``neighbours``. They are known when a run has ended, so such a data set has no live windows.
     """
 
     what: ClassVar[str] = "definition"
@@ -130,6 +133,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     baseline: Literal["duration", "memory", "none"] | None = None
     slicer: str | None = None
     raw_version: Annotated[int, Meta(ge=1)] | None = None
+    context: Annotated[tuple[Context, ...], Meta(min_length=1)] | None = None
 
     def to_json(self) -> dict[str, Any]:
         value = super().to_json()
@@ -138,7 +142,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         """Expand a single name to a list of one."""
-        many = ("build_name", "classes", "aggregation_functions")
+        many = ("build_name", "classes", "aggregation_functions", "context")
         return {**value, **{key: (value[key],) for key in many if isinstance(value.get(key), str)}}
 
     def __post_init__(self) -> None:
@@ -153,6 +157,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         if min(self.tdt_split) < 0 or self.tdt_split[0] == 0:
             raise ValueError("tdt_split: want three weights of 0 or more for train, dev and test, with train above 0")
         self._check_windows()
+        if self.context is not None and len(set(self.context)) != len(self.context):
+            raise ValueError("context: a kind appears twice")
         if self.raw_version is not None and self.slicer is None:
             raise ValueError("raw_version: requires slicer")
 
@@ -213,10 +219,12 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
 
     Attributes:
       definition: the definition as written.
-      columns: full names of the columns, in order (``load avg:1m``).
-      features: their names in examples, in the same order (``1m``).
+      columns: full names of the telemetry columns, in order (``load avg:1m``).
+      features: names of the features of examples: those of the columns in the same order (``1m``), then the context's.
       classes: names of the classes; a label is an index into it.
       windows: L: the number of windows, or functions, of each feature of an example.
+      profiles: the passing profiles of the first span's jobs (`transforms.profiles.profile`) as JSON, for the context
+        ``profile``; None without it.
     """
 
     what: ClassVar[str] = "resolved definition"
@@ -226,9 +234,27 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
     features: Annotated[tuple[str, ...], Meta(min_length=1)]
     classes: Annotated[tuple[str, ...], Meta(min_length=2)]
     windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)]
+    profiles: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.features) != len(self.columns) + len(self.context_features):
+            raise ValueError("features: want one for each column and each context feature")
 
     def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "definition": self.definition.to_json()}
+        value = {**super().to_json(), "definition": self.definition.to_json()}
+        if self.profiles is None:
+            del value["profiles"]
+        return value
+
+    @property
+    def telemetry_features(self) -> tuple[str, ...]:
+        """The names of the features of `columns`, in the same order."""
+        return self.features[: len(self.columns)]
+
+    @property
+    def context_features(self) -> tuple[str, ...]:
+        """The names of the context features, the last ones of `features`."""
+        return context_features(self.definition.context or (), self.telemetry_features)
 
     def label_of(self, facts: RunFacts) -> tuple[int, str] | str:
         """Return (label, class) of a run, or the reason why it has no example.
@@ -251,6 +277,7 @@ def resolve(
     columns: Iterable[Sequence[str]],
     run_facts: Iterable[RunFacts],
     lengths: Callable[[ResolvedDefinition], Iterable[int]] = lambda draft: (),
+    profiles: Callable[[Sequence[str]], dict[str, Any]] | None = None,
 ) -> ResolvedDefinition:
     """Resolve a definition against the runs of its first span.
 
@@ -263,6 +290,7 @@ def resolve(
       run_facts: the facts of each run.
       lengths: returns the number of windows of each run, for ``max_windows = "auto"``; called with a draft that has the
         longest length.
+      profiles: returns the passing profiles, for the context ``profile``; called with the full names of the columns.
 
     Raises:
       CimlError: it selects no column, or fewer than two classes are found.
@@ -283,9 +311,10 @@ def resolve(
     draft = ResolvedDefinition(
         definition=definition,
         columns=chosen,
-        features=features,
+        features=features + context_features(definition.context or (), features),
         classes=definition.classes or _classes(definition, run_facts),
         windows=definition.most_windows,
+        profiles=profiles(chosen) if profiles is not None and "profile" in (definition.context or ()) else None,
     )
     return draft.replace(windows=auto_windows(definition, lengths(draft))) if definition.max_windows == AUTO else draft
 

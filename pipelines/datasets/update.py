@@ -6,6 +6,7 @@ and the same content-named files; one commits them, the others find them committ
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from ciml.datasets.pin import Pin, PinnedPlan
 from ciml.datasets.plan import Plan, SelectedRun, SpanPlan, Step
 from ciml.datasets.state import DatasetState, SpanVersion, span_folder
 from ciml.errors import CimlError, RejectedInput
+from ciml.limits import MAX_PROFILE_RUNS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
@@ -200,7 +202,22 @@ def _resolve(
         columns,
         (run.mention for run in all_voters()),
         lambda draft: _lengths(source, [run for run in all_voters() if _is_example(run, draft)], draft),
+        lambda columns: _profiles(source, list(all_voters()), columns),
     )
+
+
+def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[str]) -> dict[str, Any]:
+    """Return the profiles of the passing runs, as JSON. Only the runs that count are read."""
+    from transforms.profiles.profile import make_profiles
+
+    jobs, counted = Counter[str](), []
+    for run in runs:
+        if run.mention.outcome == "success" and jobs[run.mention.build_name] < MAX_PROFILE_RUNS:
+            jobs[run.mention.build_name] += 1
+            counted.append(run)
+    # As it will be read back: lists, no tuples.
+    found: dict[str, Any] = json.loads(json.dumps(make_profiles(source.tables(counted), columns).to_json()))
+    return found
 
 
 def _is_example(run: SelectedRun, draft: ResolvedDefinition) -> bool:
