@@ -99,6 +99,11 @@ def _read(version: int, record: Mapping[str, Any]) -> Correction:
         one = Correction(**record)
     except TypeError as error:
         raise IntegrityError(f"corrections: version {version}: {error}") from None
-    if one.cause not in CAUSES or type(one.run_id) is not str or type(one.by) is not str or type(one.time_us) is not int:
+    if (
+        one.cause not in CAUSES
+        or type(one.run_id) is not str
+        or type(one.by) is not str
+        or type(one.time_us) is not int
+    ):
         raise IntegrityError(f"corrections: version {version}: malformed record of run {one.run_id!r:.80}")
     return one
