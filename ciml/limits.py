@@ -129,6 +129,13 @@ MAX_REVIEW_CHANGES = 100
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
 
+# Feedback: messages on changes.
+
+#: Patch sets that are remembered, each about 2 kB for a job: three days of 100,000 runs a week take 5,000.
+MAX_FEEDBACK_ENTRIES = 50_000
+#: Failed jobs of a patch set that a message counts.
+MAX_FEEDBACK_JOBS = 200
+
 # Model server: connections, requests, tensors.
 
 #: Bytes of one request. 16 MiB is a batch of 500 runs of 550 windows and 14 features. `ServerOptions.max_bytes`.
@@ -200,3 +207,7 @@ MAX_SPOOL_ENTRIES = 1000  # of the spool that one recorder reads
 MAX_ERROR_CHARACTERS = 300
 #: Bytes of its innermost frames: about fifteen frames.
 MAX_TRACEBACK_BYTES = 1 << 10
+
+# Passing profiles: `transforms.profiles`.
+MAX_PROFILE_JOBS = 1000  # the first of a data set; runs of others have the pooled profile
+MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made
