@@ -7,7 +7,7 @@ the stored table. A sentence that it cannot read, or with a number that does not
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyarrow as pa

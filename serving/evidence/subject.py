@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from ciml.events.records import RunFacts
+from ciml.verdicts import EXIT_LABEL
 from transforms.profiles.profile import Profile
 
-#: Labels in which CI systems give the exit status of a job.
-EXIT_LABELS = ("exit_code", "exit_status")
 _MAX_STATUS = 255
+_STATUS = re.compile("-?[0-9]{1,3}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,8 +42,7 @@ class Subject:
 
 def exit_status_of(labels: Mapping[str, str]) -> int | None:
     """Return the exit status in a run's labels; None without one, or where it is none."""
-    for name in EXIT_LABELS:
-        text = labels.get(name, "")
-        if text.removeprefix("-").isdecimal() and text.isascii() and len(text) <= 4 and abs(int(text)) <= _MAX_STATUS:
-            return int(text)
-    return None
+    text = labels.get(EXIT_LABEL, "")
+    if not _STATUS.fullmatch(text) or abs(int(text)) > _MAX_STATUS:
+        return None
+    return int(text)
