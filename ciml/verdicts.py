@@ -26,6 +26,8 @@ UNKNOWN = "unknown"
 POOLED = ""
 #: Outcomes of the runs that get a verdict.
 FAILED = frozenset({"failure", "timeout"})
+#: The run's label with the exit status of its job, as recorders and listings write it.
+EXIT_LABEL = "exit_code"
 
 #: Most scores in a list. A random part of the runs keeps the coverage exact.
 MAX_SCORES = 5000

@@ -232,6 +232,7 @@ class Predictor:
         self, run: Announcement, version: int, definition: ResolvedDefinition, probabilities: np.ndarray
     ) -> dict[str, Any]:
         shares = probabilities_of(probabilities, definition)
+        verdict = recorded_verdict(run.facts, shares, self.rules(version))
         return {
             "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
             "offset": run.offset,
@@ -242,7 +243,7 @@ class Predictor:
             "label": definition.definition.class_label,
             "class": class_of(probabilities, definition),
             "probabilities": shares,
-            **recorded_verdict(run.facts, shares, self.rules(version)),
+            **(verdict and {**verdict, "path": run.path}),  # evidence reads the run again
         }
 
     def _read(

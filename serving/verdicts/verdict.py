@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ciml.verdicts import FAILED, VERDICTS, VerdictRules, make_verdict, read_rules
+from ciml.verdicts import EXIT_LABEL, FAILED, VERDICTS, VerdictRules, make_verdict, read_rules
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
     from serving.registry import Registry
 
-#: Facts that a prediction's record does not repeat: large, or of no use for a message.
+#: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
+#: status.
 _NOT_RECORDED = ("log_url", "subjects", "labels")
 
 
@@ -32,6 +33,8 @@ def recorded_verdict(
     if facts is None or rules is None or facts.outcome not in FAILED:
         return {}
     run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
+    if EXIT_LABEL in facts.labels:
+        run["labels"] = {EXIT_LABEL: facts.labels[EXIT_LABEL]}  # evidence says which signal ended the run
     return {"run": run, "verdict": make_verdict(facts.build_name, probabilities, rules).to_json()}
 
 
