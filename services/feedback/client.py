@@ -37,12 +37,17 @@ class Unsettled(EngineError):
     """A request that changes something was sent, and its outcome is unknown: a timeout, a reset, a 5xx."""
 
 
+#: The reason of a `Refused` that concerns our credentials, not this request: it is tried again, until an operator has
+#: corrected them.
+UNAUTHORIZED = "unauthorized"
+
+
 class Refused(CimlError):
     """The system rejects this request, and would reject it again: 400, 403, 404, 409, 422. Nothing was changed.
 
     Attributes:
-      reason: a short word from a closed set, usable as a metric label: ``forbidden``, ``not_found``, ``conflict``,
-        ``invalid``, ``unauthorized``.
+      reason: a short word from a closed set: ``forbidden``, ``not_found``, ``conflict``, ``invalid``; `UNAUTHORIZED`
+        (401) for credentials.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
