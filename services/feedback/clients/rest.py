@@ -20,7 +20,7 @@ import msgspec
 from ciml.errors import CimlError, EngineError, RejectedInput
 from ciml.events.redaction import redact_text
 from ciml.limits import MAX_ANSWER_BYTES
-from services.feedback.client import CALL_S, Busy, Refused, Unsettled
+from services.feedback.client import CALL_S, UNAUTHORIZED, Busy, Refused, Unsettled
 from services.feedback.systems import System
 from services.receivers.secrets import Secrets
 from transforms.fetch.addresses import Address, HostRule, parse_address
@@ -180,7 +180,7 @@ class Rest:
         if status >= 500 or status in (408, 425):
             return self._unknown(what, changes)
         if status == 401:
-            return EngineError(f"{self._address.origin} rejects the credentials: {self._rights}")
+            return Refused(UNAUTHORIZED, f"{self._address.origin} rejects the credentials: {self._rights}")
         if status < 400:
             # The secret is of this host. A project that has moved is named by its present address.
             return Refused("not_found", f"{self._address.origin} answers {status}, a redirect, which is not followed")

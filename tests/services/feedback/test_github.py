@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError, EngineError
-from services.feedback.client import Busy, ChangeRef, Head, Reactions, Refused, ReviewClient, Unsettled
+from services.feedback.client import UNAUTHORIZED, Busy, ChangeRef, Head, Reactions, Refused, ReviewClient, Unsettled
 from services.feedback.clients import rest
 from tests.services.feedback.github_stub import APP, OWN, TOKEN, GitHubServer, limited, secondary
 from tests.services.feedback.reviewing import MARKER, NEXT_SHA, SHA, github_client, message, ref
@@ -262,8 +262,9 @@ def test_an_app_without_the_right_or_the_installation_says_so(
         checking.post(ref(), message())
     assert caught.value.reason == "invalid"
     other = github_client(github_server.url, tmp_path, github_server.key, app=APP + 1)
-    with pytest.raises(EngineError, match="rejects the credentials: check the App and its rights: Checks: write"):
+    with pytest.raises(Refused, match="rejects the credentials: check the App and its rights: Checks: write") as caught:
         other.post(ref(), message())
+    assert caught.value.reason == UNAUTHORIZED
 
 
 def test_no_error_has_a_secret(
@@ -288,7 +289,7 @@ def test_no_error_has_a_secret(
     shown += [str(caught.value), repr(caught.value), repr(commenting), repr(checking)]
     wrong = github_client(github_server.url, tmp_path, "ghp_a-token-that-is-not-known")
     github_server.plan = in_turn()
-    with pytest.raises(EngineError) as error:
+    with pytest.raises(Refused) as error:
         wrong.find(ref(), MARKER)
     shown.append(str(error.value))
     assert not [text for text in shown for secret in (TOKEN, made, "PRIVATE KEY", "eyJ", "not-known") if secret in text]
@@ -299,7 +300,7 @@ def test_a_token_is_read_again_when_its_file_changes(
     github_server: GitHubServer, commenting: ReviewClient, tmp_path: Path
 ) -> None:
     (tmp_path / "secret").write_text("ghp_an-expired-token")
-    with pytest.raises(EngineError, match="rejects the credentials"):
+    with pytest.raises(Refused, match="rejects the credentials: check the token and its rights: Pull requests: write"):
         commenting.post(ref(), message())
     (tmp_path / "secret").write_text(TOKEN)
     assert commenting.post(ref(), message()).body == message().body
