@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from ciml.manifest.log import ManifestLog
 from ciml.raw.latest_runs import StoredRun, latest_runs
 from ciml.raw.state import open_raw
 from tests.interop.zuul import gerrit
-from tests.interop.zuul.conftest import ROOT, Operator, wait_until
+from tests.interop.zuul.conftest import Operator, wait_until
+from tests.interop.zuul.history import recorded
 from tests.interop.zuul.loop import BATCHES, Kind, Message, machine, messages, propose, reported
 
 pytestmark = [pytest.mark.interop, pytest.mark.engines, pytest.mark.timeout(3600)]
@@ -29,8 +29,23 @@ MODEL = "cause"
 #: All of what the feedback waits for before it posts, and of what is still under way, seconds.
 QUIET_S = 30.0
 
+_DATASET = """\
+build_name = "all"
+class_label = "cause"
+classes = ["code", "machine"]
+features_regex = "(usr|idl|1min)"
+aggregation_functions = ["mean", "max"]
+context = ["outcome", "profile"]
+tdt_split = [4, 2, 4]
+count_first_sample = false
+span_runs = 400
+"""
+_EXPERIMENT = """\
+estimator = "dnn"
+"""
 _FEEDBACK = """\
 dry_run = false
+settle_s = 2
 
 [[system]]
 kind = "gerrit"
@@ -53,18 +68,16 @@ class Change:
 
 
 @pytest.fixture
-def learned(operator: Operator) -> Operator:
-    """An operator with a model of causes, which has learned from the runs of examples/corpus."""
-    corpus = ROOT / "examples/corpus"
-    with tarfile.open(corpus / "logs.tar") as packed:
-        packed.extractall(operator.folder, filter="data")
+def learned(operator: Operator, zuul: Path) -> Operator:
+    """An operator with a model of causes, which has learned from recorded runs of the same job."""
+    history = recorded(zuul)
     place = ("--data-path", "data")
-    operator.ciml("backfill", str(corpus / "builds.jsonl"), "--logs", ".", *place)
-    operator.ciml("dataset", "create", MODEL, "--definition", str(ROOT / "examples/cause.toml"), *place)
+    operator.ciml("backfill", str(history / "builds.jsonl"), "--logs", str(history), *place)
+    (operator.folder / "cause.toml").write_text(_DATASET)
+    (operator.folder / "experiment.toml").write_text(_EXPERIMENT)
+    operator.ciml("dataset", "create", MODEL, "--definition", "cause.toml", *place)
     operator.ciml("dataset", "update", MODEL, "--seal", *place)
-    experiment = str(ROOT / "examples/cause-experiment.toml")
-    said = operator.ciml("refresh", "--dataset", MODEL, "--experiment", experiment, *place, timeout=900)
-    print(said)
+    print(operator.ciml("refresh", "--dataset", MODEL, "--experiment", "experiment.toml", *place, timeout=900))
     return operator
 
 

@@ -1,4 +1,4 @@
-"""Tests that compute for three seconds each, and fail where the machine gives them no time."""
+"""Tests that compute for two seconds each, and fail where the machine gives them no time."""
 
 import time
 import unittest
@@ -21,14 +21,14 @@ def check_for(seconds, is_right):
 
 class Totals(unittest.TestCase):
     def test_a_sum(self):
-        check_for(3, lambda: all(totals.total(AMOUNTS) == 19999900000 for _ in range(25)))
+        check_for(2, lambda: all(totals.total(AMOUNTS) == 19999900000 for _ in range(25)))
 
     def test_b_packing(self):
-        check_for(3, lambda: totals.unpacked(totals.packed(AMOUNTS)) == AMOUNTS)
+        check_for(2, lambda: totals.unpacked(totals.packed(AMOUNTS)) == AMOUNTS)
 
     def test_c_seal(self):
-        check_for(3, lambda: totals.seal(b"ledger", 100000).startswith("7f7d9c"))
+        check_for(2, lambda: totals.seal(b"ledger", 100000).startswith("7f7d9c"))
 
     def test_d_accounts(self):
         entries = [(f"account {number % 50}", number) for number in range(100000)]
-        check_for(3, lambda: sum(totals.by_account(entries).values()) == 4999950000)
+        check_for(2, lambda: sum(totals.by_account(entries).values()) == 4999950000)
