@@ -44,8 +44,8 @@ class Message:
 class Review:
     """A review system. Each call may fail, by chance or as ``script`` says: a list of faults, the next one first.
 
-    Faults: ``busy``, ``refused``, ``away`` (nothing was done), ``lost`` (done, and no answer), ``vanished`` (not done, and
-    no answer), ``killed`` before it was done, ``killed after``.
+    Faults: ``busy``, ``refused``, ``away`` (nothing was done), ``lost`` (done, and no answer), ``vanished`` (not done,
+    and no answer), ``killed`` before it was done, ``killed after``.
     """
 
     format: Format = "github"
