@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from services.feedback.systems import System
 from tests.services.feedback import github_stub
 
 SHA, NEXT_SHA = "ce587453ced02b1526dfb4cb910479d431683101", "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"
-MARKER = "<!-- ciml:1 -->"
+MARKER = "ciml:0123456789abcdef"
 
 
 def message(text: str = "Probably the machine.", marker: str = MARKER) -> Rendered:
     """A message that carries a marker."""
-    stamp = f"{marker}\n<!-- {abs(hash(text)):x} -->"
-    return Rendered("Probably the machine", f"{text}\n\n{stamp}\n", marker, stamp)
+    stamp = f"{marker}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return Rendered("Probably the machine", f"{text}\n\n{stamp}", marker, stamp)
 
 
 def ref(change: str = "7", head: str = SHA, project: str = "octo/widget", patchset: str = "") -> ChangeRef:

@@ -61,7 +61,7 @@ def test_an_own_comment_is_found_among_hundreds_and_no_impostor_is(
         github_server.says(7, f"I quote: {MARKER} {number}", login="eve")
     github_server.says(7, "without the marker", login=OWN)
     assert commenting.find(ref(), MARKER) == posted
-    assert commenting.find(ref(), "<!-- ciml:other -->") is None
+    assert commenting.find(ref(), "ciml:fedcba9876543210") is None
 
 
 def test_a_check_run_is_posted_found_and_edited_on_its_commit(
