@@ -14,11 +14,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciml.feedback import CAUSES
-
 import engines
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
+from ciml.feedback import CAUSES
 from cli.demo.corpus import Sample
 from cli.demo.definitions import CAUSE
 from cli.demo.predictions import Predictions
@@ -33,16 +32,21 @@ if TYPE_CHECKING:
 #: Number of runs, each on a change of its own.
 MOST = 6
 WAIT_S = 120.0
-_TIME = re.compile(r"[A-Z][a-z]{2}-\d\d \d\d:\d\d:\d\d(?=,)")
-_DATE = "%b-%d %H:%M:%S"
+#: The times of dool's logs: of a sample, and of the header.
+_SAMPLED, _WRITTEN = "%b-%d %H:%M:%S", "%d %b %Y %H:%M:%S"
+_TIME = re.compile(
+    r"^([A-Z][a-z]{2}-)\d\d \d\d:\d\d:\d\d(?=,)|(?<=\"Date:\",\")\d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d"
+)
 
 
 def moved(log: bytes, started: datetime, now: datetime) -> bytes:
     """Return a log of dool whose samples were taken as long after ``now`` as they were after ``started``."""
 
     def later(found: re.Match[str]) -> str:
-        taken = datetime.strptime(f"{started.year} {found[0]}", f"%Y {_DATE}").replace(tzinfo=UTC)
-        return (now + (taken - started)).strftime(_DATE)
+        form = _SAMPLED if found[1] else _WRITTEN
+        year = f"{started.year} " if found[1] else ""
+        taken = datetime.strptime(year + found[0], ("%Y " if year else "") + form).replace(tzinfo=UTC)
+        return (now + (taken - started)).strftime(form)
 
     lines = gzip.decompress(log).decode().splitlines(keepends=True)
     return gzip.compress("".join(_TIME.sub(later, line, count=1) for line in lines).encode())
