@@ -23,9 +23,11 @@ def show(result: DemoResult, console: Any) -> None:
         if table.title == _MODELS and (line := result.one_number_line()):
             console.print(line, markup=False, highlight=False)
             console.print()
-    for line in result.answers:
-        for message in line.messages:
-            console.print(f"On change {line.change}, {line.took_s} s after the message of its run:", highlight=False)
+    for answer in result.answers:
+        for message in answer.messages:
+            console.print(
+                f"On change {answer.change}, {answer.took_s} s after the message of its run:", highlight=False
+            )
             console.print(message, markup=False, highlight=False)
             console.print()
     for check in result.checks:
