@@ -13,8 +13,9 @@ from ciml.feedback import CAUSES, Cause
 from ciml.globs import glob_pattern
 from ciml.limits import MAX_SOURCES
 from ciml.settings import Settings, read_toml
+from services.feedback.clients.kinds import kinds
 from services.feedback.inert import inert
-from services.feedback.systems import System, kinds
+from services.feedback.systems import System
 
 _GLOBS = ("models", "projects", "muted_projects", "branches", "pipelines", "jobs")
 
