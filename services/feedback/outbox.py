@@ -22,6 +22,7 @@ from services.feedback.client import (
     UNAUTHORIZED,
     Busy,
     ChangeRef,
+    Format,
     Head,
     Posted,
     Refused,
@@ -71,6 +72,7 @@ class Outbox:
       show: called with (entry, message) in a dry run.
       timed: called with a call's name and duration.
       settle_s: age from which an intent without outcome is settled.
+      markup: of a dry run.
       clock, sleep: epoch seconds, and a pause.
     """
 
@@ -83,6 +85,7 @@ class Outbox:
     show: Callable[[Entry, Rendered], object] = lambda entry, message: None
     timed: Callable[[str, float], object] = lambda call, seconds: None
     settle_s: float = SETTLE_S
+    markup: Format = "github"
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], object] = time.sleep
     _system: Pause = field(default_factory=Pause)
@@ -231,8 +234,8 @@ class Outbox:
             self._close(entry, "not_found", "the call of unknown outcome has changed nothing")
 
     def message(self, entry: Entry, client: ReviewClient | None = None) -> Rendered:
-        """Write the message on a patch set. Without a client, as GitHub gets it."""
-        form, most = (client.format, client.most_bytes) if client else ("github", self.policy.max_bytes)
+        """Write the message on a patch set."""
+        form, most = (client.format, client.most_bytes) if client else (self.markup, self.policy.max_bytes)
         policy = self.policy
         style = Style(form, min(most, policy.max_bytes), policy.max_jobs, policy.mute_word)
         marker = marker_of(self.name, entry.change.project, entry.change.change)

@@ -28,7 +28,7 @@ _WHEN = r"(?:(?:second|minute) [0-9]+)"
 _OTHERS = r"passing runs(?: of all jobs)?"
 _WORDS = "|".join(re.escape(series.words) for series in SERIES.values())
 _COLUMNS = {series.words: name for name, series in SERIES.items()}
-_LARGEST = 1e18
+_LARGEST, _INFINITE = 1e18, float("inf")
 
 
 class _Said(NamedTuple):
@@ -79,22 +79,50 @@ def _length(subject: Subject) -> float:
     return float(pc.max(_seconds(subject.table)).as_py() or 0.0)
 
 
-def _values(subject: Subject, column: str, start_s: float = 0, end_s: float = float("inf")) -> pa.ChunkedArray | None:
-    """Return the valid values of a column from ``start_s`` until before ``end_s``; None where there are none."""
+def _valid(subject: Subject, column: str) -> pa.ChunkedArray:
+    """Return a column with nulls for all that is no measurement of the run, samples since the boot included."""
+    values = subject.table.column(column)
+    valid = pc.fill_null(pc.less_equal(pc.abs(values), _LARGEST), False)  # NaN is not
+    if "boot" in subject.table.column_names:
+        valid = pc.and_not(valid, pc.fill_null(subject.table.column("boot"), False))
+    return pc.if_else(valid, values, None)
+
+
+def _mean(subject: Subject, column: str, start_s: float, end_s: float = _INFINITE) -> float | None:
+    """Return the mean of a column from ``start_s`` until before ``end_s``; None where it has no values."""
     if column not in subject.table.column_names:
         return None
-    seconds, values = _seconds(subject.table), subject.table.column(column)
+    seconds = _seconds(subject.table)
     chosen = pc.and_(pc.greater_equal(seconds, start_s), pc.less(seconds, end_s))
-    chosen = pc.and_(chosen, pc.less_equal(pc.abs(values), _LARGEST))  # NaN and nulls are not
-    if "boot" in subject.table.column_names:
-        chosen = pc.and_not(chosen, pc.fill_null(subject.table.column("boot"), False))
-    found = values.filter(pc.fill_null(chosen, False))
-    return found if len(found) else None
+    mean: float | None = pc.mean(_valid(subject, column).filter(pc.fill_null(chosen, False))).as_py()
+    return mean
 
 
-def _mean(subject: Subject, column: str, start_s: float, end_s: float = float("inf")) -> float | None:
-    found = _values(subject, column, start_s, end_s)
-    return None if found is None else float(pc.mean(found).as_py())
+def _step(subject: Subject) -> int:
+    return 5 if _short(subject) else 60
+
+
+def _window(
+    subject: Subject, column: str, before_s: float = _INFINITE, from_s: float = 0
+) -> tuple[float, float] | None:
+    """Return start and mean of the first window with values from ``from_s``, or of the last before ``before_s``."""
+    seconds, step = _seconds(subject.table), _step(subject)
+    chosen = pc.and_(pc.less(seconds, before_s), pc.greater_equal(seconds, from_s))
+    found = seconds.filter(pc.fill_null(pc.and_(chosen, pc.is_valid(_valid(subject, column))), False))
+    at = (pc.min(found) if before_s == _INFINITE else pc.max(found)).as_py()
+    mean = None if at is None else _mean(subject, column, at // step * step, (at // step + 1) * step)
+    return None if mean is None else (at // step * step, mean)
+
+
+def _beyond(column: str, usual: tuple[float, float]) -> float:
+    return max(SERIES[column].noise, (usual[1] - usual[0]) / 2)
+
+
+def _is_outside(window: tuple[float, float] | None, column: str, usual: tuple[float, float], above: bool) -> bool:
+    if window is None:
+        return False
+    beyond = _beyond(column, usual)
+    return window[1] > usual[1] + beyond if above else window[1] < usual[0] - beyond
 
 
 def _short(subject: Subject) -> bool:
@@ -148,34 +176,41 @@ def _signal(status: int) -> str:
 def _check_idle(parts: tuple[Any, ...], subject: Subject) -> bool:
     nothing, lasting, idle, usual = parts
     column, said = "total cpu usage:idl", _said(lasting)
-    step = 5 if _short(subject) else 60
-    start = _length(subject) - said.value
-    candidates = {step * round((start + off) / step) for off in (-said.within, 0.0, said.within)}
-    for begin in sorted(candidates):
-        mean = _mean(subject, column, begin)
-        if not said.fits(_length(subject) - begin) or mean is None or not _said(idle).fits(mean):
-            continue
-        written = _mean(subject, "dsk/total:writ", begin)
-        quiet = nothing is None or (written is not None and written < 20_000)
-        known = _usual(subject, column)
-        return quiet and mean > 80 and known is not None and mean > known[1] and _is_usual(usual, known, subject)
-    return False
+    step, known = _step(subject), _usual(subject, column)
+    if known is None or not _is_usual(usual, known, subject):
+        return False
+    least = max(85.0, known[1] + _beyond(column, known))
+    windows = pc.cast(pc.floor(pc.divide(_seconds(subject.table), float(step))), pa.int64())
+    pairs = (
+        pa.table({"window": windows, "idle": _valid(subject, column)}).group_by("window").aggregate([("idle", "mean")])
+    )
+    means = pairs.column("idle_mean")
+    busy = pairs.filter(pc.fill_null(pc.less(means, least), True)).column("window")
+    begin = 0 if not len(busy) else (pc.max(busy).as_py() + 1) * step
+    mean, written = _mean(subject, column, begin), _mean(subject, "dsk/total:writ", begin)
+    quiet = nothing is None or (written is not None and written < 20_000)
+    return quiet and mean is not None and said.fits(_length(subject) - begin) and _said(idle).fits(mean)
 
 
 def _check_run_out(parts: tuple[Any, ...], subject: Subject) -> bool:
     words, left, whole, when = parts
     group, free = ("memory usage", "avai") if words == "Memory available" else ("/", "free")
+    table = subject.table
+    if "boot" in table.column_names:
+        table = table.filter(pc.invert(pc.fill_null(table.column("boot"), False)))
+    free_values, used_values = table.column(f"{group}:{free}"), table.column(f"{group}:used")
+    both = pc.add(free_values, used_values)
+    known = pc.and_(pc.greater_equal(free_values, 0), pc.less_equal(pc.abs(both), 2 * _LARGEST))
+    shares = pc.if_else(pc.fill_null(pc.and_(known, pc.greater(both, 0)), False), pc.divide(free_values, both), 1.0)
+    lowest = pc.min(shares).as_py()
+    if lowest is None or lowest >= 0.03:
+        return False
+    at = pc.index(shares, lowest).as_py()
+    times = table.column("time").cast(pa.int64())
+    second = (times[at].as_py() - pc.min(subject.table.column("time").cast(pa.int64())).as_py()) / 1e6
     start, step = _moment(when, subject), 1 if _short(subject) else 60
-    seconds = _seconds(subject.table)
-    part = subject.table.filter(
-        pc.fill_null(pc.and_(pc.greater_equal(seconds, start), pc.less(seconds, start + step)), False)
-    )
-    pairs = zip(part.column(f"{group}:{free}").to_pylist(), part.column(f"{group}:used").to_pylist(), strict=True)
-    return any(
-        _said(left).fits(a) and _said(whole).fits(a + b) and 0 <= a < 0.03 * (a + b)
-        for a, b in pairs
-        if a is not None and b is not None
-    )
+    fits = _said(left).fits(free_values[at].as_py()) and _said(whole).fits(both[at].as_py())
+    return fits and start <= second < start + step
 
 
 def _check_gap(parts: tuple[Any, ...], subject: Subject) -> bool:
@@ -195,10 +230,31 @@ def _check_series(parts: tuple[Any, ...], subject: Subject) -> bool:
         end = f"{(start or '').split(' ')[0]} {end}"
     begin = 0.0 if start is None else _moment(start, subject)
     last = end if end is not None else until
-    mean = _mean(subject, column, begin, float("inf") if last is None else _moment(last, subject))
+    stop = _INFINITE if last is None else _moment(last, subject)
+    mean = _mean(subject, column, begin, stop)
     if mean is None or known is None or known[0] <= mean <= known[1]:
         return False
-    return _said(value).fits(mean) and _is_usual(usual, known, subject)
+    return (
+        _said(value).fits(mean)
+        and _is_usual(usual, known, subject)
+        and _are_edges(begin, stop, subject, column, known, mean > known[1])
+    )
+
+
+def _are_edges(
+    begin: float, stop: float, subject: Subject, column: str, usual: tuple[float, float], above: bool
+) -> bool:
+    """Return whether a series is outside in the windows at both ends, and not in those before and after."""
+    first = _window(subject, column, from_s=begin)
+    if first is None or not _is_outside(first, column, usual, above) or (begin and first[0] != begin):
+        return False
+    if begin and _is_outside(_window(subject, column, before_s=begin), column, usual, above):
+        return False
+    if stop == _INFINITE:
+        return True
+    last = _window(subject, column, before_s=stop)
+    ends = last is not None and last[0] + _step(subject) == stop and _is_outside(last, column, usual, above)
+    return ends and not _is_outside(_window(subject, column, from_s=stop), column, usual, above)
 
 
 def _check_early_end(parts: tuple[Any, ...], subject: Subject) -> bool:
@@ -218,7 +274,7 @@ def _check_as_usual(parts: tuple[Any, ...], subject: Subject) -> bool:
         mean, known = _mean(subject, columns[word], 0.0), _usual(subject, columns[word])
         if mean is None or known is None:
             return False
-        beyond = max(SERIES[columns[word]].noise, (known[1] - known[0]) / 2)
+        beyond = _beyond(columns[word], known)
         if not known[0] - beyond <= mean <= known[1] + beyond:
             return False
     return True

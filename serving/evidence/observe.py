@@ -12,7 +12,7 @@ from ciml.telemetry import TIME
 from serving.evidence.subject import Subject
 from serving.evidence.wording import moment, quantity, quantity_range, span, span_range
 from transforms.profiles.departures import Departure, departures, margin
-from transforms.profiles.profile import MIN_RUNS
+from transforms.profiles.profile import MIN_RUNS, Range
 from transforms.profiles.series import SERIES
 from transforms.profiles.windows import elapsed_s, length_s, values_of, window_means, window_of
 
@@ -130,8 +130,9 @@ def _run_out(subject: Subject, length: float) -> Iterator[Observation]:
         left, whole = values_of(subject.table, free), values_of(subject.table, used)
         whole += left
         shares = np.divide(left, whole, out=np.full(left.size, np.inf), where=(whole > 0) & (left >= 0))
-        at = int(np.argmin(shares))
-        if shares[at] < RUN_OUT:
+        at, usual = int(np.argmin(shares)), subject.profile.ranges(window_of(length)).get(free)
+        is_usual = usual is not None and _comparable(subject) and left[at] >= usual[0]
+        if shares[at] < RUN_OUT and not is_usual:
             when = moment(elapsed_s(subject.table)[at], length)
             yield Observation(
                 f"{words} fell to {quantity(left[at], 'B')} of {quantity(whole[at], 'B')} in {when}.",
@@ -186,10 +187,18 @@ def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Ite
     if not _comparable(subject) or length < MIN_COMPARED_S or grouped:
         return
     usual = subject.profile.ranges(window_of(length))
-    words = [word for word, name in COMPARED.items() if name in usual and name in subject.table.column_names]
+    words = [word for word, name in COMPARED.items() if name in usual and _is_usual(subject.table, name, usual[name])]
     if words:
         whose = "of this job" if subject.profile.job else "of all jobs"
         yield Observation(f"{_enumerated(words)} were as in {subject.profile.runs} passing runs {whose}.")
+
+
+def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
+    """Return whether the mean of all values is usual: moments too short for a departure may move it."""
+    values = values_of(table, column) if column in table.column_names else np.zeros(0)
+    known = values[np.isfinite(values)]
+    beyond = margin(column, usual)
+    return bool(known.size) and usual[0] - beyond <= known.mean() <= usual[2] + beyond
 
 
 def _nothing(subject: Subject, length: float) -> Observation:

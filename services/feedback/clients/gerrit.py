@@ -117,6 +117,10 @@ class _Comment(msgspec.Struct, frozen=True):
     author: _Account | None = None
 
 
+class _Reviewed(msgspec.Struct, frozen=True):
+    """The answer to a review: nothing of it is needed."""
+
+
 class Gerrit:
     """A Gerrit.
 
@@ -177,7 +181,7 @@ class Gerrit:
                 "ignore_automatic_attention_set_rules": True,
             }
             path = f"{_path(change)}/revisions/{quoted(revision or 'current')}/review"
-            self._rest.send("POST", path, dict[str, Any], self._auth(), body)
+            self._rest.send("POST", path, _Reviewed, self._auth(), body)
             try:
                 made = self.find(change, message.stamp)
             except CimlError as error:

@@ -1,6 +1,6 @@
 """GitLab: one note on the merge request, which is edited in place.
 
-By GitLab's documents of its REST API, version 4; not tried with a real server.
+By GitLab's documents of its REST API, version 4.
 """
 
 from __future__ import annotations
@@ -208,6 +208,9 @@ def _by(note: _Note) -> int:
 
 
 def _project(change: ChangeRef) -> str:
+    """Return the project as one segment of a path: always a path, because a number would be another project's id."""
+    if "/" not in change.project:
+        raise Refused("invalid", f"{change.project!r:.80} is no path of a project, GROUP/NAME")
     return quoted(change.project)
 
 

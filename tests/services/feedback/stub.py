@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 _SERVED_S = 0.02
@@ -144,8 +144,11 @@ class ReviewServer(ThreadingHTTPServer):
         """A client that has gone is no error of the server."""
 
 
+Server = TypeVar("Server", bound=ReviewServer)
+
+
 @contextmanager
-def serving(server: ReviewServer) -> Iterator[ReviewServer]:
+def serving(server: Server) -> Iterator[Server]:
     """Serve until the end of the block."""
     thread = threading.Thread(target=server.serve_forever, args=(_SERVED_S,), daemon=True)
     thread.start()
