@@ -56,10 +56,10 @@ def test_a_poisoned_announcement_costs_itself_alone(
     if stage == "predict":  # for all runs of the batch at once, as it has this one
         inner = answers.prepare_many
 
-        def fails(tables: list[pa.Table], definition: Any) -> Any:
+        def fails(tables: list[pa.Table], definition: Any, *facts: Any) -> Any:
             if any(table.num_rows == 34 for table in tables):
                 raise ZeroDivisionError(stage)
-            return inner(tables, definition)
+            return inner(tables, definition, *facts)
 
         monkeypatch.setattr(answers, "prepare_many", fails)
     else:
