@@ -67,12 +67,6 @@ def test_the_last_verdict_of_the_run_or_of_a_model_is_shown(tmp_path: Path) -> N
     assert failed(facts.run_id, "--model", "m", *words).exit_code == 2  # such a model was never pushed
 
 
-def subject_of().table:
-    from tests.serving.evidence.subjects import subject_of
-
-    return subject_of().table
-
-
 def test_without_a_verdict_it_says_why(tmp_path: Path) -> None:
     data, _ = made(tmp_path)
     words = ["--data-path", str(tmp_path / "data")]

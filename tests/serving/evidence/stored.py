@@ -68,10 +68,17 @@ def prediction(facts: RunFacts, path: str, version: int = 1, code: float = 0.05,
     shares = {"code": code, "machine": round(1 - code, 2)}
     verdict = recorded_verdict(facts, shares, RULES)
     return {
-        "id": prediction_id(facts.run_id, model, version), "offset": 0, "run_id": facts.run_id,
-        "build_name": facts.build_name, "model": model, "version": version,
-        "class": max(shares, key=lambda one: shares[one]), "probabilities": shares, "time_us": 5, **(verdict and {**verdict, "path": path}),
-    }  # fmt: skip
+        "id": prediction_id(facts.run_id, model, version),
+        "offset": 0,
+        "run_id": facts.run_id,
+        "build_name": facts.build_name,
+        "model": model,
+        "version": version,
+        "class": max(shares, key=lambda one: shares[one]),
+        "probabilities": shares,
+        "time_us": 5,
+        **(verdict and {**verdict, "path": path}),
+    }
 
 
 def commit(data: DataRoot, records: Sequence[Mapping[str, Any]]) -> None:
