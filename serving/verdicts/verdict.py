@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ciml.verdicts import EXIT_LABEL, FAILED, VERDICTS, VerdictRules, make_verdict, read_rules
+from ciml.raw.causes import FAILED
+from ciml.verdicts import EXIT_LABEL, VERDICTS, VerdictRules, make_verdict, read_rules
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition

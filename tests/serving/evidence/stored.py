@@ -1,4 +1,4 @@
-"""A data root with failed runs, the definition of a model that was pushed, and its predictions with verdicts."""
+"""A data root with failed runs, the assets of a model that was pushed, and its predictions with verdicts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ciml.data_root import DataRoot
-from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.decision import Decision
 from ciml.events.records import OffsetRange, RunFacts
 from ciml.manifest.log import ManifestLog
@@ -18,7 +17,7 @@ from serving.registry import Registry
 from serving.verdicts.verdict import recorded_verdict
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.serving.evidence.subjects import profiles, run_of
-from tests.transforms.profiles.tables import STEAL, USR, facts_of
+from tests.transforms.profiles.tables import STEAL, facts_of
 from transforms.profiles.profile import Profiles
 
 MODEL = "cause"
@@ -37,23 +36,20 @@ STARVED = run_of({STEAL: [0.0] * 20 + [41.3] * 40}).table
 
 def push(data: DataRoot, folder: Path, known: Profiles | None) -> None:
     """Push a version of the model, of which only the assets are there: nothing here loads it."""
-    definition = DatasetDefinition.from_json(
-        {"name": "cause", "build_name": "all", "classes": ["code", "machine"], "max_windows": 12,
-         **({"context": ["profile"]} if known else {})}
-    )  # fmt: skip
-    found = json.loads(json.dumps(known.to_json())) if known else {}
-    resolved = resolve(definition, [(USR,)], [], profiles=lambda _: found)
-    (folder / "assets").mkdir(parents=True)
-    (folder / "assets" / "definition.json").write_text(json.dumps(resolved.to_json()))
-    (folder / "saved_model.pb").write_bytes(b"none")
+    files = {"assets/definition.json": b"{}", "saved_model.pb": b"none"}
+    if known is not None:
+        files["assets/profiles.json"] = json.dumps(known.to_json()).encode()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     registry = Registry(data, MODEL)
     one = registry.record_candidate(DataRoot.open(folder).store)
     registry.record_decision(one.id, Decision(True, (), {}))
     number = len(registry.state.versions) + 1
     for kind in ("staged", "pushed"):
         registry.commit(lambda _, kind=kind: {"kind": kind, "candidate": one.id, "model_version": number})  # type: ignore[misc]
-    for each in ("assets/definition.json", "saved_model.pb"):
-        registry.folder(number).create(each, (folder / each).read_bytes())
+    for name, content in files.items():
+        registry.folder(number).create(name, content)
 
 
 def store_runs(data: DataRoot, runs: Sequence[tuple[RunFacts, Any]]) -> dict[str, str]:

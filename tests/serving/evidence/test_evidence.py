@@ -97,3 +97,11 @@ def test_a_sentence_that_does_not_follow_is_not_said(
     assert found.observations == SAID[:1]
     assert found.dropped == ("From second 20, steal was 14 %; passing runs have 0 %.",)
     assert "does not follow from its run was dropped: From second 20, steal was 14 %" in caplog.text
+
+
+def test_altered_or_malformed_profiles_are_an_error(tmp_path: Path) -> None:
+    data, record = made(tmp_path)
+    path = tmp_path / "data" / "models" / "cause" / "1" / "assets" / "profiles.json"
+    path.write_text("{}")
+    with pytest.raises(IntegrityError, match=r"no passing profiles: .*assets/profiles\.json"):
+        evidence_of(data, record)
