@@ -200,7 +200,7 @@ def start_commands(demo: Demo, running: engines.Engines) -> None:
         "receive": ("receive", "mqtt", "--config", str(receivers), *kafka),
         "predict": ("predict", "stream", *place, *kafka, "--engine", "micro-batches", "--model", CAUSE,
                     "--server", demo.engines.models["grpc"]),
-        "feedback": ("service", "run", "feedback", "--config", str(feedback), *place, *kafka),
+        "feedback": ("feedback", "stream", "--config", str(feedback), *place, *kafka),
     }  # fmt: skip
     for name, arguments in children.items():
         demo.children.start(name, *arguments)
