@@ -148,10 +148,7 @@ class Plan:
             self._collect(version, delta)
             end = version + 1
         if self._causes is not None:
-            # A reviewer may take back what an earlier step recorded.
-            self._mark_late(
-                (*self._causes.given, *filter(self._causes.knows, ChainMap(self._caused, self._state.caused)))
-            )
+            self._mark_late(self._causes.given)
         if seal and self._pending:
             yield self._seal((end, 0))
         elif changed := self._new_versions():
