@@ -95,7 +95,8 @@ def test_a_message_survives_a_killed_worker_and_a_lost_answer(
         one.wait(settled, "the messages are not settled")
         (text,) = github_server.messages(7)
         assert [text.count(f"“{job}”") for job in ("unit", "lint", "docs")] == [1, 1, 1]
-        assert one.status()["counts"] == {"taken": 3, "not_failed": 1, "messages posted": 1, "messages edited": 1}
+        counts = {"taken": 3, "not_failed": 1, "messages posted": 1, "messages edited": 1}
+        one.wait(lambda: one.status()["counts"] == counts, "not all is counted")
         found = scrape(one.status()["metrics"])
         assert found["ciml_service_health"][("running", "feedback")] == 1
         assert found["ciml_feedback_messages_total"] == {("posted", "hub"): 1, ("edited", "hub"): 1}
