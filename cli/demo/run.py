@@ -18,7 +18,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.storage.open import Store
 from cli.demo.accounts import Accounts
 from cli.demo.corpus import corpus_folder, read_corpus, unpack_logs
-from cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions
+from cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions, examples
 from cli.demo.plan import WAVES, Plan, make_plan
 from cli.demo.predictions import Predictions
 from cli.demo.processes import Child, Children, wait_for
@@ -186,7 +186,7 @@ def run(demo: Demo) -> None:
             settle(demo)
         update(demo, seal=last)
         if last and CAUSE in demo.models:
-            start_refreshes(demo.children, demo.data, CAUSE)
+            start_refreshes(demo.children, demo.data, CAUSE, "--experiment", str(examples() / "cause-experiment.toml"))
         for model in demo.models if last else MODELS[:1]:
             refresh(demo, model)
     drain(demo)

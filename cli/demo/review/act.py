@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import time
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.feedback import CAUSES
@@ -23,8 +23,7 @@ from cli.demo.definitions import CAUSE
 from cli.demo.predictions import Predictions
 from cli.demo.processes import wait_for
 from cli.demo.report.result import AnswerLine
-from cli.demo.review.servers import PROJECT, SETTLE_S, Gerrit, configure
-from engines.gerrit import ADMIN
+from cli.demo.review.servers import PROJECT, SETTLE_S, SOURCE, Gerrit, configure
 
 if TYPE_CHECKING:
     from cli.demo.run import Demo
@@ -52,35 +51,23 @@ def moved(log: bytes, started: datetime, now: datetime) -> bytes:
     return gzip.compress("".join(_TIME.sub(later, line, count=1) for line in lines).encode())
 
 
-def zuul_report(facts: RunFacts, change: dict[str, Any], log_url: str) -> dict[str, Any]:
-    """Return the message that Zuul's MQTT reporter publishes of a run.
+def ending_now(sample: Sample, change: Mapping[str, str], now: datetime) -> RunFacts:
+    """Return the facts of a run of a change that has just ended, as long as the recorded one, with an id of its own.
 
     Args:
-      facts: of the run, with its times.
+      sample: the recorded run. Its recorded cause is left out, as nobody has judged the new one.
       change: its number and commit.
-      log_url: of its telemetry.
+      now: the end.
     """
-    assert facts.start_us is not None
-    assert facts.end_us is not None
-    item = {"project": PROJECT, "branch": "master", "patchset": "1", "owner": ADMIN[0], **change}
-    build = {
-        "job_name": facts.build_name, "voting": True, "uuid": facts.build_uuid, "result": facts.result,
-        "start_time": facts.start_us / 1e6, "end_time": facts.end_us / 1e6, "change": item, "artifacts": [
-            {"name": "telemetry", "url": log_url, "metadata": {"type": "dstat_csv"}},
-        ],
-    }  # fmt: skip
-    return {
-        "timestamp": facts.end_us / 1e6, "action": "failure", "tenant": "demo", "pipeline": "check", **item,
-        "changes": [item], "buildset": {"uuid": uuid.uuid4().hex, "result": "FAILURE", "builds": [build]},
-    }  # fmt: skip
-
-
-def ending_now(sample: Sample, now: datetime) -> RunFacts:
-    """Return the facts of a run that has just ended, as long as the recorded one, with an id of its own."""
     begin, end = _times(sample.facts)
     end_us = round(now.timestamp() * 1e6)
     start_us = end_us - round((end - begin).total_seconds() * 1e6)
-    return sample.facts.replace(build_uuid=uuid.uuid4().hex, start_us=start_us, end_us=end_us)
+    native = uuid.uuid4().hex
+    labels = {name: text for name, text in sample.facts.labels.items() if name != "cause"}
+    return sample.facts.replace(
+        run_id=RunId(SOURCE, native).encode(), build_uuid=native, start_us=start_us, end_us=end_us, source=SOURCE,
+        labels=labels, pipeline="check", project=PROJECT, branch="master", patchset="1", **change,
+    )  # fmt: skip
 
 
 def _times(facts: RunFacts) -> tuple[datetime, datetime]:
@@ -89,13 +76,13 @@ def _times(facts: RunFacts) -> tuple[datetime, datetime]:
     return datetime.fromtimestamp(facts.start_us / 1e6, UTC), datetime.fromtimestamp(facts.end_us / 1e6, UTC)
 
 
-def publish(broker: str, report: dict[str, Any]) -> float:
-    """Publish a message as Zuul does; return the time at which the broker had it, by `time.monotonic`."""
+def publish(broker: str, facts: RunFacts) -> float:
+    """Publish a run's event; return the time at which the broker had it, by `time.monotonic`."""
     from paho.mqtt import publish as mqtt
 
     host, _, port = broker.removeprefix("mqtt://").partition(":")
-    topic = f"zuul/demo/check/result/{PROJECT}/master/{report['change']}/1"
-    mqtt.single(topic, json.dumps(report), qos=1, hostname=host, port=int(port))
+    body, _ = finished_event(facts)
+    mqtt.single(f"ci/{PROJECT}/{facts.change}", body, qos=1, hostname=host, port=int(port))
     return time.monotonic()
 
 
@@ -106,7 +93,6 @@ class Asked:
     Attributes:
       sample: the recorded run.
       cause: of its failure, as recorded.
-      change: the number of the change.
       facts: of the run.
       published_s: `time.monotonic` of its message.
       took_s: from then to what is said on the change; None while nothing is.
@@ -115,7 +101,6 @@ class Asked:
 
     sample: Sample
     cause: str
-    change: str
     facts: RunFacts
     published_s: float = 0.0
     took_s: float | None = None
@@ -123,7 +108,7 @@ class Asked:
 
     def look(self, gerrit: Gerrit) -> None:
         """Read what is said on the change."""
-        self.said = gerrit.said(self.change)
+        self.said = gerrit.said(self.facts.change)
         if self.said and self.took_s is None:
             self.took_s = time.monotonic() - self.published_s
 
@@ -131,7 +116,7 @@ class Asked:
         """Return the line of the report, with the run's prediction."""
         verdict = record.get("verdict", {})
         return AnswerLine(
-            change=self.change, job=self.sample.facts.build_name, outcome=self.sample.facts.outcome or "",
+            change=self.facts.change, job=self.sample.facts.build_name, outcome=self.sample.facts.outcome or "",
             cause=self.cause, verdict=verdict.get("cause", ""), probability=verdict.get("probability"),
             took_s=None if self.took_s is None else round(self.took_s, 1), messages=self.said,
         )  # fmt: skip
@@ -142,13 +127,13 @@ def ask(demo: Demo, running: engines.Engines, sample: Sample, cause: str) -> Ask
     gerrit = Gerrit(running.gerrit)
     change = gerrit.propose(f"A change, tested by {sample.facts.build_name}")
     now = datetime.now(UTC)
-    facts = ending_now(sample, now)
+    facts = ending_now(sample, change, now)
     path = f"review/{facts.build_uuid}.csv.gz"
     log = moved((demo.logs.corpus / sample.log_path).read_bytes(), _times(sample.facts)[0], _times(facts)[0])
     (demo.logs.folder / "review").mkdir(exist_ok=True)
     (demo.logs.folder / path).write_bytes(log)
-    asked = Asked(sample, cause, change["change"], facts)
-    asked.published_s = publish(running.mosquitto, zuul_report(facts, change, f"{demo.engines.logs}/{path}"))
+    asked = Asked(sample, cause, facts)
+    asked.published_s = publish(running.mosquitto, facts.replace(log_url=f"{demo.engines.logs}/{path}"))
     return asked
 
 
@@ -179,7 +164,7 @@ def answer_changes(demo: Demo) -> list[AnswerLine]:
             for one in asked:
                 one.look(Gerrit(running.gerrit))
             found = {one["run_id"]: one for one in records.records}
-            verdicts = [found.get(RunId("zuul", one.facts.build_uuid).encode(), {}) for one in asked]
+            verdicts = [found.get(one.facts.run_id, {}) for one in asked]
             lines[:] = [one.line(record) for one, record in zip(asked, verdicts, strict=True)]
             step.report(f"{sum(bool(one.said) for one in asked)} messages on {len(asked)} changes")
             return all(verdicts) and all(line.messages for line in lines if line.verdict in CAUSES)

@@ -16,6 +16,8 @@ from engines.gerrit import ADMIN, java_command
 from engines.mosquitto import find_mosquitto
 
 NAMES = ("mosquitto", "gerrit")
+#: The CI system that tests the changes.
+SOURCE = "ci-review"
 PROJECT, ACCOUNT, PASSWORD = "demo", "ciml", "ciml-http-password"
 #: Pause of feedback before it posts, s: here, each change has one job.
 SETTLE_S = 2
@@ -26,10 +28,10 @@ _CALL_S = 60.0
 _RECEIVERS = """\
 [[source]]
 receiver = "mqtt"
-name = "zuul"
-adapter = "zuul"
+name = "{source}"
+adapter = "cloudevents"
 broker = "{broker}"
-topics = ["zuul/#"]
+topics = ["ci/#"]
 """
 _FEEDBACK = """\
 dry_run = false
@@ -38,7 +40,7 @@ settle_s = {settle_s}
 [[system]]
 kind = "gerrit"
 name = "gerrit"
-sources = "zuul"
+sources = "{source}"
 url = "{gerrit}"
 user = "{user}"
 secret_file = "{password}"
@@ -108,12 +110,12 @@ class Gerrit:
         account = {"name": "ciml", "http_password": PASSWORD, "groups": ["Service Users"]}
         self.call("PUT", f"/accounts/{ACCOUNT}", account)
 
-    def propose(self, subject: str) -> dict[str, Any]:
-        """Create a change; return number and commit as Zuul's messages have them."""
+    def propose(self, subject: str) -> dict[str, str]:
+        """Create a change; return its number and commit."""
         body = {"project": PROJECT, "branch": "master", "subject": subject}
         made = self.call("POST", "/changes/", body)
         found = self.call("GET", f"/changes/{made['_number']}?o=CURRENT_REVISION")
-        return {"change": str(made["_number"]), "commit_id": found["current_revision"]}
+        return {"change": str(made["_number"]), "head": found["current_revision"]}
 
     def said(self, change: str) -> list[str]:
         """Return the messages of ciml on a change, without Gerrit's own first line."""
@@ -127,6 +129,8 @@ def configure(folder: Path, running: engines.Engines) -> tuple[Path, Path]:
     receivers, feedback, password = folder / "receivers.toml", folder / "feedback.toml", folder / "gerrit-password"
     password.touch(mode=0o600)
     password.write_text(PASSWORD)
-    receivers.write_text(_RECEIVERS.format(broker=running.mosquitto))
-    feedback.write_text(_FEEDBACK.format(gerrit=running.gerrit, user=ACCOUNT, password=password, settle_s=SETTLE_S))
+    receivers.write_text(_RECEIVERS.format(broker=running.mosquitto, source=SOURCE))
+    feedback.write_text(
+        _FEEDBACK.format(gerrit=running.gerrit, user=ACCOUNT, password=password, settle_s=SETTLE_S, source=SOURCE)
+    )
     return receivers, feedback

@@ -8,13 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from adapters.adapter import Delivery
+from ciml.events.cloudevents import finished_event
 from cli.demo.corpus import Sample, read_corpus
 from cli.demo.demo import check_messages, with_answers
 from cli.demo.report.result import AnswerLine
-from cli.demo.review.act import ending_now, moved, zuul_report
-from cli.demo.review.servers import Review
+from cli.demo.review.act import ending_now, moved
+from cli.demo.review.servers import SOURCE, Review
 from tests.adapters.reading import runs_of
-from tests.adapters.samples import delivery
 from tests.cli.demo.demo_fixture import demo_result
 from tests.corpus import CORPUS
 from transforms.parse.logs import Log, parse_logs
@@ -49,18 +50,17 @@ def test_a_moved_log_has_the_same_samples_at_other_times(sample: Sample) -> None
     assert passed == {int((later - begin) / timedelta(microseconds=1) // 1_000_000 * 1_000_000)}
 
 
-def test_a_report_is_a_run_of_the_change(sample: Sample) -> None:
-    facts = ending_now(sample, NOW)
-    change = {"change": "7", "commit_id": "a" * 40}
-    report = zuul_report(facts, change, "http://127.0.0.1:9/log.csv.gz")
-    (run,) = runs_of("zuul", delivery(report)).values()
+def test_an_event_is_a_run_of_the_change(sample: Sample) -> None:
+    facts = ending_now(sample, {"change": "7", "head": "a" * 40}, NOW)
+    body, _ = finished_event(facts)
+    (run,) = runs_of("cloudevents", Delivery(body, {})).values()
     assert (run.build_uuid, run.build_name, run.outcome) == (facts.build_uuid, sample.facts.build_name, "failure")
     assert (run.project, run.change, run.patchset, run.head) == ("demo", "7", "1", "a" * 40)
-    assert run.log_url == "http://127.0.0.1:9/log.csv.gz"
     recorded = sample.facts
     assert run.end_us == int(NOW.timestamp() * 1e6)
     assert run.end_us - run.start_us == recorded.end_us - recorded.start_us
     assert facts.build_uuid != recorded.build_uuid
+    assert run.labels.keys() == {"exit_code"}
 
 
 def line(verdict: str, *messages: str) -> AnswerLine:

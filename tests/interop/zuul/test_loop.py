@@ -170,10 +170,11 @@ def settled(data: DataRoot, changes: list[Change]) -> dict[str, dict[str, Any]]:
 
 
 def predictions(data: DataRoot) -> dict[str, dict[str, Any]]:
-    """Return the stored predictions of causes, by run."""
+    """Return the stored predictions of causes, or why there is none, by run."""
     return {
         record["run_id"]: record
-        for _, delta in ManifestLog(data.predictions).since(0) for record in delta["predictions"]
+        for _, delta in ManifestLog(data.predictions).since(0)
+        for record in [*delta["unpredictable"], *delta["predictions"]]
         if record["model"] == MODEL
     }  # fmt: skip
 
@@ -185,8 +186,11 @@ def check(change: Change, predicted: dict[str, dict[str, Any]]) -> None:
     assert first.outcome in change.kind.outcomes, where
     for run in change.runs:
         assert run.facts.auth == "mqtt-user", where
-        assert run.file.rows >= 3, where
+        assert run.file.rows >= 1, where
         record = predicted[run.facts.run_id]
+        if "reason" in record:  # its tests ended within the first sample
+            assert record["reason"] == "empty", (where, record)
+            continue
         assert ("verdict" in record) == (run.outcome != "success"), where
         if "verdict" in record:
             assert record["run"]["change"] == change.number, where
@@ -205,10 +209,12 @@ def report(changes: list[Change], predicted: dict[str, dict[str, Any]]) -> None:
         run = next(run for run in change.runs if run.facts.pipeline == "check")
         record, end_s = predicted[run.facts.run_id], run.facts.end_us / 1e6
         verdict = record.get("verdict", {})
-        waited["prediction"].append(record["time_us"] / 1e6 - end_s)
+        waited["prediction"] += [record["time_us"] / 1e6 - end_s] if "time_us" in record else []
         waited["message"] += [said.time_s - end_s for said in change.said]
         said = ", ".join(f"{said.time_s - end_s:.1f} s" for said in change.said) or "–"
-        what = f"{verdict['cause']} {verdict['probability']:.2f} {verdict['set']}" if verdict else "–"
+        what = record.get("reason", "–")
+        if verdict:
+            what = f"{verdict['cause']} {verdict['probability']:.2f} {verdict['set']}"
         rows.append(f"{change.number:>4}  {change.kind.name:<16} {run.outcome:<8} {what:<40} {said}")
     print("\nchange  kind  outcome  verdict  message after the end of its job", *rows, sep="\n")
     for what, seconds in waited.items():
