@@ -14,7 +14,7 @@ from cli.demo.corpus import Sample, read_corpus
 from cli.demo.demo import check_messages, with_answers
 from cli.demo.report.result import AnswerLine
 from cli.demo.review.act import ending_now, moved
-from cli.demo.review.servers import SOURCE, Review
+from cli.demo.review.servers import Review
 from tests.adapters.reading import runs_of
 from tests.cli.demo.demo_fixture import demo_result
 from tests.corpus import CORPUS
