@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 #: Number of runs, each on a change of its own.
 MOST = 6
 WAIT_S = 120.0
-#: The times of dool's logs: of a sample, and of the header.
+#: The times of dool's logs: of a sample (epoch seconds, or without a year), and of the header.
 _SAMPLED, _WRITTEN = "%b-%d %H:%M:%S", "%d %b %Y %H:%M:%S"
 _TIME = re.compile(
-    r"^([A-Z][a-z]{2}-)\d\d \d\d:\d\d:\d\d(?=,)|(?<=\"Date:\",\")\d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d"
+    r"^(?P<epoch>\d{10}(?:\.\d+)?)(?=,)"
+    r"|^(?P<sampled>[A-Z][a-z]{2}-\d\d \d\d:\d\d:\d\d)(?=,)"
+    r"|(?<=\"Date:\",\")\d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d"
 )
 
 
@@ -42,8 +44,9 @@ def moved(log: bytes, started: datetime, now: datetime) -> bytes:
     """Return a log of dool whose samples were taken as long after ``now`` as they were after ``started``."""
 
     def later(found: re.Match[str]) -> str:
-        form = _SAMPLED if found[1] else _WRITTEN
-        year = f"{started.year} " if found[1] else ""
+        if found["epoch"]:
+            return f"{float(found[0]) + (now - started).total_seconds():.3f}"
+        form, year = (_SAMPLED, f"{started.year} ") if found["sampled"] else (_WRITTEN, "")
         taken = datetime.strptime(year + found[0], ("%Y " if year else "") + form).replace(tzinfo=UTC)
         return (now + (taken - started)).strftime(form)
 

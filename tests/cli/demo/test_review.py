@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def test_a_moved_log_has_the_same_samples_at_other_times(sample: Sample) -> None
         )
     }  # fmt: skip
     assert passed == {int((later - begin) / timedelta(microseconds=1) // 1_000_000 * 1_000_000)}
+
+
+def test_a_log_with_epoch_seconds_is_moved_too() -> None:
+    begin = datetime(2026, 11, 26, 12, 0, 0, tzinfo=UTC)
+    lines = ['"Date:","26 Nov 2026 12:00:00 UTC"', '"epoch","usr"', f"{begin.timestamp() + 1.25:.3f},7.5", "7,8"]
+    text = gzip.decompress(moved(gzip.compress("\n".join(lines).encode()), begin, NOW)).decode()
+    assert text.split("\n") == [
+        '"Date:","01 Mar 2031 00:00:20 UTC"', '"epoch","usr"', f"{NOW.timestamp() + 1.25:.3f},7.5", "7,8"
+    ]  # fmt: skip
 
 
 def test_an_event_is_a_run_of_the_change(sample: Sample) -> None:
