@@ -16,7 +16,7 @@ from cli.demo.direct import check_examples
 from cli.demo.plan import WAVES
 from cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
 from cli.demo.report.result import AnswerLine, Check, Confusion, DemoResult, VersionLine
-from cli.demo.review.act import answer_changes
+from cli.demo.review.act import answer_changes, begin_review
 from cli.demo.review.servers import Review
 from cli.demo.run import PREDICTIONS, RUNS, Demo, Options, end_commands, prepared, run
 from cli.demo.served import check_answers
@@ -39,7 +39,7 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
 
     with Steps(progress) as steps, prepared(options, steps) as running:
         run(running)
-        running.review.begin()
+        begin_review(running)
         with steps.step("verify the numbers") as step:
             result = balance(running, step.report)
         result = with_answers(result, answer_changes(running), running.review)

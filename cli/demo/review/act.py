@@ -140,21 +140,25 @@ def ask(demo: Demo, running: engines.Engines, sample: Sample, cause: str) -> Ask
     return asked
 
 
+def begin_review(demo: Demo) -> None:
+    """Begin to start the servers of the last act, if there is a model of causes to answer with."""
+    from serving.registry import Registry
+
+    if not demo.review.missing and Registry(demo.data, CAUSE).state.champion is None:
+        demo.review.missing = f"the gate rejected the model {CAUSE}"
+    demo.review.begin()
+
+
 def answer_changes(demo: Demo) -> list[AnswerLine]:
     """Ask about failed runs that no training has seen, and return what was said on their changes.
 
     Raises:
       EngineError: a prediction, or the message of a confident verdict, does not come.
     """
-    from serving.registry import Registry
-
     with demo.steps.step("start Gerrit and mosquitto") as step:
-        review = demo.review
-        running = review.ready()
-        if running is not None and Registry(demo.data, CAUSE).state.champion is None:
-            review.missing = f"no version of {CAUSE} was pushed"
-        if running is None or review.missing:
-            step.report(f"left out: {review.missing}")
+        running = demo.review.ready()
+        if running is None:
+            step.report(f"left out: {demo.review.missing}")
             return []
         Gerrit(running.gerrit).set_up()
         start_commands(demo, running)
