@@ -37,8 +37,9 @@ from services.feedback.text import Finding, Style, causes_of, marker_of, patchse
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-#: A call of unknown outcome is settled after the longest call, with room for the server's own queues.
-SETTLE_S = CALL_S + 15.0
+#: A call of unknown outcome is settled after this time. A third of it is room for what lies between the intent and the
+#: call, and for the server's own queues; the rest is the longest call.
+SETTLE_S = 1.5 * CALL_S
 _PAUSES_S = (2.0, 300.0)  # after an error of the system, or of one entry; doubled each time
 _DETAIL_CHARACTERS = 300
 
@@ -205,7 +206,7 @@ class Outbox:
         began_s = self.clock()
         if not self._commit({"intents": [record]}, lambda state: _is_same(state, entry)):
             return  # another process was first
-        if self.clock() - began_s > self.settle_s - CALL_S:
+        if self.clock() - began_s > self.settle_s / 3:
             return  # this process was suspended: another one may be settling the intent
         entry.intent = intent
         try:

@@ -15,7 +15,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
-from services.feedback.client import CALL_S, UNAUTHORIZED, ChangeRef, Head, Refused
+from services.feedback.client import UNAUTHORIZED, ChangeRef, Head, Refused
 from services.feedback.config import Feedback
 from services.feedback.outbox import SETTLE_S, Outbox, silence
 from services.feedback.policy import Item
@@ -403,7 +403,7 @@ def test_a_process_that_was_suspended_before_its_call_does_not_send_it(world: Wo
 
     def slow(build: Any) -> Any:
         done = append(build)
-        world.now_s += SETTLE_S - CALL_S + 1
+        world.now_s += SETTLE_S / 3 + 1
         return done
 
     outbox.committing = type("Slow", (), {"append": staticmethod(slow), "state": world.committing.state})()  # type: ignore[assignment]
