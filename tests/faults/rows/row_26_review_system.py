@@ -87,7 +87,7 @@ def _judge(verdict: Verdict, one: Answering, number: int) -> None:
     closed = Counter(
         (each["entry"], each["number"]) for delta in deltas for each in delta.get("outcomes", ()) if each["number"]
     )
-    verdict.expect(closed == Counter(intents), f"I11: {len(intents)} intents, {sum(closed.values())} closed")
+    verdict.expect(closed == Counter(list(intents)), f"I11: {len(intents)} intents, {sum(closed.values())} closed")
     for server in servers(one):
         verdict.fail(*(f"I11: {line}" for line in server.violations))
         for asked in server.effects:

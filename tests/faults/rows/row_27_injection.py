@@ -17,8 +17,8 @@ from tests.services.feedback.stub import Asked, Fault, says
 ROW = 27
 TITLE = "comment injection; canary secrets"
 INJECTED = (
-    "120 verdicts with links, mentions, references, HTML, emphasis, commands, bidi and control characters in each field "
-    "of facts, verdict and prediction, to a GitHub and a GitLab over HTTP that repeat the credentials in their errors"
+    "120 verdicts with links, mentions, references, HTML, emphasis, commands, bidi and control characters in each "
+    "field of facts, verdict and prediction, to a GitHub and a GitLab over HTTP that repeat credentials in their errors"
 )
 EXPECTED = "inert text by GitHub's own renderer and both systems' rules; no secret in any output or file"
 INVARIANTS = ("I9", "I11")
