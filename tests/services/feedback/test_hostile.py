@@ -256,6 +256,29 @@ def test_an_address_of_a_message_is_one_of_the_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", OPEN)
+def test_a_server_that_repeats_what_it_was_sent_shows_no_secret(kind: str, tmp_path: Path) -> None:
+    with serving(Canned({})) as server:
+        client = OPEN[kind](server.url, tmp_path, SECRET)
+        for status in (400, 403, 404, 409, 422, 500, 503):
+            said: list[str] = []
+
+            def repeat(asked: Asked, status: int = status, said: list[str] = said) -> Fault:
+                sent = asked.headers.get("authorization", asked.headers.get("private-token", "")).split()[-1]
+                said.append(sent)
+                return says(status, f"who are you, {sent} or {SECRET} or {SECRET[::-1]}?")
+
+            server.plan = repeat
+            for call in (CALLS["find"], CALLS["post"]):
+                with pytest.raises(CimlError) as caught:
+                    call(client)
+                assert said
+                assert not [each for each in (*said, SECRET, "who are you") if each in str(caught.value)]
+        server.plan = lambda _: says(422, "the body is blank")
+        with pytest.raises(Refused, match="answers 422: the body is blank"):
+            client.find(CHANGE, MARKER)
+
+
+@pytest.mark.parametrize("kind", OPEN)
 def test_what_a_server_says_of_itself_is_short_and_printable(kind: str, tmp_path: Path) -> None:
     said = "\x1b[31mred\x1b[0m\n\r\x00\u202e" + "long " * 100_000
     with serving(Canned({})) as server:
