@@ -240,6 +240,7 @@ class Predictor:
     def _record(self, run: Announcement, version: int, served: Served, probabilities: np.ndarray) -> dict[str, Any]:
         definition = served.definition
         shares = probabilities_of(probabilities, definition)
+        verdict = recorded_verdict(run.facts, shares, served.rules)
         return {
             "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
             "offset": run.offset,
@@ -250,7 +251,7 @@ class Predictor:
             "label": definition.definition.class_label,
             "class": class_of(probabilities, definition),
             "probabilities": shares,
-            **recorded_verdict(run.facts, shares, served.rules),
+            **(verdict and {**verdict, "path": run.path}),  # evidence reads the run again
         }
 
     def _read(
