@@ -129,6 +129,13 @@ MAX_REVIEW_CHANGES = 100
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
 
+# Feedback: messages on changes.
+
+#: Patch sets that are remembered, each about 2 kB for a job: three days of 100,000 runs a week take 5,000.
+MAX_FEEDBACK_ENTRIES = 50_000
+#: Failed jobs of a patch set that a message counts.
+MAX_FEEDBACK_JOBS = 200
+
 # Model server: connections, requests, tensors.
 
 #: Bytes of one request. 16 MiB is a batch of 500 runs of 550 windows and 14 features. `ServerOptions.max_bytes`.
