@@ -12,7 +12,8 @@ import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError, RejectedInput
-from ciml.events.records import Batch
+from ciml.events.records import Batch, RunFacts
+from ciml.events.run_id import RunId
 from ciml.limits import MAX_TRACEBACK_BYTES
 from ciml.telemetry import BOOT, TIME
 from serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
@@ -167,7 +168,7 @@ class Predictor:
                 reject(run, "job_not_selected")
         began = time.perf_counter()
         kept, tables = self._read(selected, definition, reject)
-        prepared = prepare_runs(tables, definition)
+        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in kept])
         for row, why in prepared.rejected.items():
             reject(kept[row], why.reason, why.detail)
         prepare_ms = (time.perf_counter() - began) * 1e3
@@ -267,6 +268,14 @@ class Predictor:
 
     def close(self) -> None:
         self.client.close()
+
+
+def _facts_of(run: Announcement) -> RunFacts:
+    """Return the facts of a run; of an announcement without them what it names, and the others are unknown."""
+    if run.facts is not None:
+        return run.facts
+    identity = RunId.decode(run.run_id)
+    return RunFacts(run.run_id, identity.native_id, run.build_name, source=identity.source)
 
 
 def _unpredictable(
