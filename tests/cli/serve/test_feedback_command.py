@@ -17,9 +17,9 @@ from cli.commands.serve.feedback import command
 from services.feedback.config import load_feedback
 from services.feedback.reading import taken
 from services.feedback.service import replica
+from tests.services.feedback.reviews import NOW_S, prediction
 from tests.serving.evidence import stored
 from tests.serving.evidence.subjects import profiles
-from tests.services.feedback.reviews import NOW_S, prediction
 
 CONFIG = """
 settle_s = 0
@@ -89,8 +89,8 @@ def test_try_of_a_stored_run_shows_its_evidence_and_links_its_picture(tmp_path: 
     Path(config).write_text('base_url = "https://ci.example.org/p"\n' + Path(config).read_text())
     shown = ciml("try", "--run", facts.run_id, "--config", config, "--data-path", str(tmp_path / "data")).output
     picture = f"evidence/{record['id'][:2]}/{record['id']}.svg"
-    assert shown.count("\n- ") == 4
-    assert "- Steal was 41 %" in shown or "steal was 41 %" in shown, shown
+    assert shown.count("\n- ") == 3
+    assert "\n- From second 20, steal was 41 %; passing runs have 0 %.\n" in shown
     assert f"- Picture of its telemetry: https://ci.example.org/p/{picture}\n" in shown
     assert (tmp_path / "data" / "predictions" / picture).read_bytes().startswith(b"<svg")
 
