@@ -286,6 +286,15 @@ def test_a_dry_run_shows_the_message_and_calls_nothing(tmp_path: Path) -> None:
     assert loud.review.calls == []
 
 
+def test_a_message_that_waits_is_not_sent_to_a_project_that_was_muted_meanwhile(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(settle_s=30.0, settle_most_s=30.0))
+    world.take(prediction())
+    world.committing.append(lambda state: {"time_us": int(world.now_s * 1e6), "muted": ["org/*"]})
+    world.now_s += 30.0
+    world.work()
+    assert (world.review.calls, world.outcomes) == ([], {"muted": 1})
+
+
 def test_evidence_that_is_away_delays_a_message(world: World) -> None:
     world.take(prediction())
     world.away = True
