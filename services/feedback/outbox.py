@@ -31,14 +31,16 @@ from services.feedback.client import (
     Unsettled,
 )
 from services.feedback.config import Policy
+from services.feedback.policy import is_muted
 from services.feedback.state import Entry, FeedbackState, Intent
 from services.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-#: A call of unknown outcome is settled after the longest call, with room for the server's own queues.
-SETTLE_S = CALL_S + 15.0
+#: A call of unknown outcome is settled after this time. A third of it is room for what lies between the intent and the
+#: call, and for the server's own queues; the rest is the longest call.
+SETTLE_S = 1.5 * CALL_S
 _PAUSES_S = (2.0, 300.0)  # after an error of the system, or of one entry; doubled each time
 _DETAIL_CHARACTERS = 300
 
@@ -129,8 +131,9 @@ class Outbox:
             if entry is None or not entry.is_open:
                 return True
             entry = Entry.from_json(entry.to_json())  # the manifest goes on meanwhile
+            muted = is_muted(entry.change.project, (*self.policy.muted_projects, *state.muted))
         try:
-            self._answer(entry)
+            self._answer(entry, muted)
         except Busy as busy:
             wait_s = min(max(busy.retry_after_s, 1.0), MAX_RETRY_AFTER_S)
             self._commit({"paused": {self.name: int((self.clock() + wait_s) * 1e6)}})
@@ -161,9 +164,12 @@ class Outbox:
         _log.warning("%s: %s; retrying", self.name, error)
         return False
 
-    def _answer(self, entry: Entry) -> None:
+    def _answer(self, entry: Entry, muted: bool) -> None:
         if entry.intent is not None:
             self._settle(entry, entry.intent)
+            return
+        if muted:
+            self._close(entry, "muted")
             return
         if self.clock() - entry.since_us / 1e6 > self.policy.max_age_s:
             self._close(entry, "late")
@@ -205,7 +211,7 @@ class Outbox:
         began_s = self.clock()
         if not self._commit({"intents": [record]}, lambda state: _is_same(state, entry)):
             return  # another process was first
-        if self.clock() - began_s > self.settle_s - CALL_S:
+        if self.clock() - began_s > self.settle_s / 3:
             return  # this process was suspended: another one may be settling the intent
         entry.intent = intent
         try:

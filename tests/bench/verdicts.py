@@ -41,7 +41,6 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 #: The share of a fold's learning changes that calibrate: as in examples/cause.toml, two of seven.
 DEV_OF = 4
 RESAMPLES = 2000
-OUTCOME = 3  # features of the outcome: timeout, exit status, signal
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Recorded:
 
 
 def read(folders: Sequence[Path]) -> Recorded:
-    """Read recordings. The attempts of a change share its patch, so they tested the same code."""
+    """Read recordings; runs without a usable log are left out."""
     collect = _collect()
     rejected: list[str] = []
     runs = [run for folder in folders for run in collect.read_recording(folder, rejected)]
@@ -82,7 +81,7 @@ def read(folders: Sequence[Path]) -> Recorded:
     facts, causes = [], {}
     for run in runs:
         line = {key: value for key, value in run.line.items() if key not in explaining and key != "log_path"}
-        one = facts_from_listing({**line, **({"patchset": "1"} if line.get("change") else {}), "log_path": ""})
+        one = facts_from_listing({**line, "log_path": ""})
         facts.append(one)
         if CAUSE in run.line:
             causes[one.run_id] = str(run.line[CAUSE])
@@ -295,17 +294,21 @@ def label_noise(runs: Recorded) -> dict[str, int]:
 
 def methods(runs: Recorded, experiment: Experiment) -> dict[str, Answer]:
     """Return the compared methods by name: three baselines, the served model, parts of it, and others."""
-    forest = Experiment(estimator="random_forest", name="forest", l2=Experiment().l2)
+    forest = Experiment(estimator="random_forest", name="forest")
+    svm = Experiment(estimator="svm", name="svm", parameters={"C": 0.1})
+    no_exit = ("usr", "stl", "profile:", "outcome:timeout")
     return {
         "base rate": by_base_rate,
         "duration": by_duration(runs),
         "exit status and timeout": by_outcome,
-        "served (logistic)": by_experiment(experiment),
-        "served, context alone": by_experiment(experiment, ("outcome:", "profile:")),
-        "served, profile alone": by_experiment(experiment, ("profile:",)),
+        "served: logistic regression": by_experiment(experiment),
+        "served, outcome alone": by_experiment(experiment, ("outcome:",)),
         "network of 16": by_experiment(experiment.replace(hidden_layers=(16,))),
         "random forest": by_experiment(forest),
-        "linear SVM": by_experiment(Experiment(estimator="svm", name="svm", parameters={"C": 0.1})),
+        "linear SVM": by_experiment(svm),
+        "timeout alone": by_experiment(experiment, ("outcome:timeout",)),
+        "served, no exit status": by_experiment(experiment, no_exit),
+        "random forest, no exit status": by_experiment(forest, no_exit),
     }
 
 

@@ -56,7 +56,8 @@ def command(
     def report(progress: Progress, word: str) -> None:
         nonlocal shown
         counts = ", ".join(f"{number:,} {what}" for what, number in progress.facts.get("counts", {}).items())
-        line = f"{counts or 'no verdicts yet'}; {progress.behind:,} predictions to go; {word}"
+        waits = f"; {word}" if word.startswith("waits: ") else ""
+        line = f"{counts or 'no verdicts yet'}; {progress.behind:,} predictions to go{waits}"
         if line != shown:
             shown = line
             click.echo(line, err=True)
