@@ -29,6 +29,7 @@ from serving.predict.answers import (
     probabilities_of,
 )
 from serving.predict.log import Predicted, prediction_id
+from serving.predict.neighbours import StoredNeighbours
 from serving.registry import STABLE, Registry
 from serving.verdicts.verdict import recorded_verdict, rules_of
 from transforms.guard import attempt, bisect
@@ -82,6 +83,7 @@ class Predictor:
         self.client = ModelClient(address, policy.model, policy.client)
         self._definitions: dict[int, ResolvedDefinition] = {}
         self._rules: dict[int, VerdictRules | None] = {}
+        self._near = StoredNeighbours(data.raw)
         self._lock = threading.Lock()
 
     def definition(self, version: int) -> ResolvedDefinition:
@@ -168,7 +170,10 @@ class Predictor:
                 reject(run, "job_not_selected")
         began = time.perf_counter()
         kept, tables = self._read(selected, definition, reject)
-        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in kept])
+        near = (
+            self._near.of([run.run_id for run in kept]) if "neighbours" in (definition.definition.context or ()) else ()
+        )
+        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in kept], near)
         for row, why in prepared.rejected.items():
             reject(kept[row], why.reason, why.detail)
         prepare_ms = (time.perf_counter() - began) * 1e3
