@@ -238,9 +238,7 @@ def verdicts_by(
     return found
 
 
-def figures(
-    found: Verdicts, labels: np.ndarray, groups: np.ndarray, coverage: float
-) -> dict[str, tuple[float, float, float]]:
+def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:
     """Return each figure with its 95 % interval: a bootstrap of whole changes, over all repeats at once."""
     likely = found.probability.argmax(axis=2)
     counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by figure: numerator and denominator of each run, [n]
@@ -344,7 +342,7 @@ def main() -> None:
     for name, answer in methods(runs, experiment).items():
         if options.only in name:
             found = verdicts_by(answer, folds, labels, jobs, experiment.coverage)
-            rows[name] = figures(found, labels, groups, experiment.coverage)
+            rows[name] = figures(found, labels, groups)
             curves[name] = reliability(found, labels)
             print(name, {key: round(value[0], 3) for key, value in rows[name].items()}, flush=True)
     print(
