@@ -126,6 +126,10 @@ MAX_IN_FLIGHT = 1024
 MAX_STREAM_LINE_BYTES = MAX_DELIVERY_BYTES
 MAX_REVIEW_BYTES = 64 * MIB
 MAX_REVIEW_CHANGES = 100
+#: Bytes of an answer to the feedback service: a page of a hundred comments of GitHub's largest size.
+MAX_ANSWER_BYTES = 8 * MIB
+#: Pages of a hundred comments that are read to find an own one: a merge request of GitLab has at most 5,000.
+MAX_COMMENT_PAGES = 50
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
 

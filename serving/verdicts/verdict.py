@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ciml.raw.causes import FAILED
-from ciml.verdicts import VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
+from ciml.verdicts import EXIT_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
     from serving.registry import Registry
 
-#: Facts that a prediction's record does not repeat: large, or of no use for a message.
+#: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
+#: status.
 _NOT_RECORDED = ("log_url", "subjects", "labels")
 
 
@@ -40,6 +41,8 @@ def recorded_verdict(
     if facts is None or verdict is None:
         return {}
     run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
+    if EXIT_LABEL in facts.labels:
+        run["labels"] = {EXIT_LABEL: facts.labels[EXIT_LABEL]}  # evidence says which signal ended the run
     return {"run": run, "verdict": verdict.to_json()}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 
@@ -16,8 +14,10 @@ from transforms.profiles.windows import MINUTE_S, length_s, window_means, window
 _MARGIN = 0.5
 #: Noise of a column that `SERIES` does not have, as a share of its usual value.
 _OTHER_NOISE = 0.25
-#: The shortest departure, seconds: a shorter one is a moment, unless the run is.
+#: The shortest departure, in seconds and as a share of the run: a shorter one is a moment. So a run of a few seconds has
+#: no departures: its start is not compared with the whole of other runs.
 MIN_DEPARTURE_S = 10
+_MIN_SHARE = 0.02
 
 
 class Departure(Record, frozen=True, gc=False):
@@ -27,7 +27,7 @@ class Departure(Record, frozen=True, gc=False):
       column: its full name.
       from_s, until_s: start of its first window and end of its last, seconds since the first sample; a run's last
         window ends with its last sample.
-      mean: of the run's values in these windows, each window weighing the same.
+      mean: of the run's values in these windows.
       low, high: the passing range, 5 % to 95 %, of windows of this length.
       size: how far the mean is outside, in units of the margin against noise (above 1), times the square root of the
         share of the run's windows that depart. It orders departures of different units.
@@ -76,16 +76,17 @@ def departures(table: pa.Table, profile: Profile) -> tuple[Departure, ...]:
     ranges = profile.ranges(seconds)
     windows = window_means(table, ranges, seconds)
     ends = np.minimum(windows.seconds + seconds, int(length) + 1)
+    least = max(MIN_DEPARTURE_S, _MIN_SHARE * length)
     found = []
     for column, means in windows.means.items():
         low, _, high = usual = ranges[column]
         beyond = margin(column, usual)
         for above in (True, False):
             outside = means > high + beyond if above else means < low - beyond
-            for first, last in _stretches(outside, np.isnan(means)):
-                if ends[last] - windows.seconds[first] < min(MIN_DEPARTURE_S, length):
-                    continue
-                mean = float(np.nanmean(means[first : last + 1]))
+            firsts, lasts = _stretches(outside, np.isnan(means))
+            lasting = ends[lasts] - windows.seconds[firsts] >= least  # at most one in `_MIN_SHARE` of the run
+            for first, last in zip(firsts[lasting].tolist(), lasts[lasting].tolist(), strict=True):
+                mean = windows.mean(column, first, last)
                 share = (last + 1 - first) / means.size
                 size = (mean - high if above else low - mean) / max(beyond, 1e-9) * share**0.5
                 found.append(
@@ -94,12 +95,10 @@ def departures(table: pa.Table, profile: Profile) -> tuple[Departure, ...]:
     return tuple(sorted(found, key=lambda each: (-each.size, each.column, each.from_s)))
 
 
-def _stretches(outside: np.ndarray, missing: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield first and last index of each stretch of windows outside; windows without a value do not interrupt one."""
+def _stretches(outside: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return first and last index of each stretch of windows outside; windows without a value do not interrupt one."""
     indices = np.flatnonzero(outside)
-    if not indices.size:
-        return
     inside = np.cumsum(~(outside | missing))
     breaks = np.flatnonzero(np.diff(inside[indices]) > 0)
-    for first, last in zip(np.r_[0, breaks + 1], np.r_[breaks, indices.size - 1], strict=True):
-        yield int(indices[first]), int(indices[last])
+    starts, ends = np.append(0, breaks + 1), np.append(breaks, indices.size - 1)
+    return (indices[starts], indices[ends]) if indices.size else (indices, indices)

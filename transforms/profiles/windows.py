@@ -26,10 +26,19 @@ class WindowMeans:
     Attributes:
       seconds: int64 [W], start of each window in seconds since the earliest sample, ascending.
       means: by column, float64 [W]; NaN where a window has no value.
+      counts: by column, int64 [W], the number of values.
     """
 
     seconds: np.ndarray
     means: dict[str, np.ndarray]
+    counts: dict[str, np.ndarray]
+
+    def mean(self, column: str, first: int, last: int) -> float:
+        """Return the mean of a column's values in the windows ``first`` to ``last``, which have some."""
+        part = slice(first, last + 1)
+        counts = self.counts[column][part]
+        sums = np.where(counts > 0, self.means[column][part], 0.0) * counts
+        return float(sums.sum() / counts.sum())
 
 
 def elapsed_s(table: pa.Table) -> np.ndarray:
@@ -74,13 +83,13 @@ def window_means(table: pa.Table, columns: Iterable[str], seconds: int) -> Windo
       seconds: length of a window.
     """
     starts, window = np.unique((elapsed_s(table) // seconds).astype(np.int64), return_inverse=True)
-    means = {}
+    means, counts = {}, {}
     for column in columns:
         if column not in table.column_names:
             continue
         values = values_of(table, column)
         valid = np.isfinite(values)
-        counts = np.bincount(window[valid], minlength=starts.size)
+        counts[column] = number = np.bincount(window[valid], minlength=starts.size)
         sums = np.bincount(window[valid], values[valid], minlength=starts.size)
-        means[column] = np.divide(sums, counts, out=np.full(starts.size, np.nan), where=counts > 0)
-    return WindowMeans(starts * seconds, means)
+        means[column] = np.divide(sums, number, out=np.full(starts.size, np.nan), where=number > 0)
+    return WindowMeans(starts * seconds, means, counts)

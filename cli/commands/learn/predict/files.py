@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ciml.events.records import OutcomeWord
     from ciml.verdicts import Verdict
 
-#: The label that holds the exit status of a run's command.
-EXIT_CODE = "exit_code"
 #: Exit code where a file cannot be used; the others are predicted.
 _UNUSABLE = 2
 
@@ -61,6 +59,8 @@ def files(
       ciml predict dstat.csv.gz --model provider --data-path data
       ciml predict dstat.csv.gz --model cause --job unit --outcome failure --data-path data
     """
+    from ciml.verdicts import EXIT_LABEL
+
     if not files:
         raise click.UsageError("no FILE: name the logs to predict; the stream is ciml predict stream")
     if version is not None and label is not None:
@@ -70,7 +70,7 @@ def files(
     loaded = open_data(data_path).model(model, version=version, label=label or "stable")
     found: list[Prediction] = []
     with progress_bar("predicting") as progress:
-        labels = {} if exit_code is None else {EXIT_CODE: str(exit_code)}
+        labels = {} if exit_code is None else {EXIT_LABEL: str(exit_code)}
         for one in loaded.each(map(Path, files), zone=zone, job=job, outcome=outcome, labels=labels):
             found.append(one)
             progress(len(found), len(files))
