@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from ciml.events.records import UNJUDGED
 from ciml.manifest.log import ManifestLog
 from ciml.raw.neighbours import NearbyRuns, Neighbours
 from ciml.raw.run_log import StoredRunLog
 from ciml.storage.open import Store
+from transforms.ingest.trust import evaluate, former_policy
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition
@@ -25,7 +26,7 @@ class Nearby:
     """
 
     def __init__(self, raw: Store, definition: ResolvedDefinition) -> None:
-        self._log = StoredRunLog(ManifestLog(raw), lambda _: UNJUDGED)  # neighbours do not depend on trust
+        self._log = StoredRunLog(ManifestLog(raw), partial(evaluate, former_policy()))  # as a data set reads it
         self._runs = NearbyRuns(definition.definition.selects)
         self._version = 0
         self._lock = threading.Lock()

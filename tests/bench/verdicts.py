@@ -1,8 +1,8 @@
 """How good verdicts are on recorded runs: `python -m tests.bench.verdicts FOLDER… [--folds 5] [--repeats 5]`.
 
-A FOLDER is a recording: ``builds.jsonl`` and the logs that it names. The recordings know what happened to each run, which
-a CI system does not: that is the truth here. Whole changes are held out; profiles, model and calibration are made
-without them. Prints the tables of docs/verdicts.md.
+A FOLDER is a recording: ``builds.jsonl`` and the logs that it names. The recordings know what happened to each run, as
+no CI system does: that is the truth here. Whole changes are held out; profiles, model and calibration are made without
+them. Prints the tables of docs/verdicts.md.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def read(folders: Sequence[Path]) -> Recorded:
 
 def _collect() -> Any:
     spec = importlib.util.spec_from_file_location("collect", EXAMPLES / "corpus" / "collect.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -237,9 +238,7 @@ def verdicts_by(
     return found
 
 
-def figures(
-    found: Verdicts, labels: np.ndarray, groups: np.ndarray, coverage: float
-) -> dict[str, tuple[float, float, float]]:
+def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:
     """Return each figure with its 95 % interval: a bootstrap of whole changes, over all repeats at once."""
     likely = found.probability.argmax(axis=2)
     counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by figure: numerator and denominator of each run, [n]
@@ -343,7 +342,7 @@ def main() -> None:
     for name, answer in methods(runs, experiment).items():
         if options.only in name:
             found = verdicts_by(answer, folds, labels, jobs, experiment.coverage)
-            rows[name] = figures(found, labels, groups, experiment.coverage)
+            rows[name] = figures(found, labels, groups)
             curves[name] = reliability(found, labels)
             print(name, {key: round(value[0], 3) for key, value in rows[name].items()}, flush=True)
     print(
