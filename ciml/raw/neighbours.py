@@ -1,7 +1,8 @@
 """What else failed near a run: the finished runs of other changes on the same machines, in the hour before its end.
 
-Only rows that precede a run in the raw manifest count, with the outcomes that they were stored with. So the figures are
-those that were known when the run was stored, and no later event changes them.
+Only rows that precede a run in the raw manifest count, with the outcomes and the trust that they were stored with. So
+the figures are those that were known when the run was stored, and no later event changes them. Untrusted runs do not
+count: anybody can send some that fail.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class NearbyRuns:
             if facts.outcome in FAILED and self._wants(facts.build_name):
                 near = [each for each in ended if end_us - WITHIN_US < each.end_us <= end_us and each.change != change]
                 self._keep(facts.run_id, Neighbours(sum(each.failed for each in near), len(near)))
-            ended.append(_Ended(end_us, facts.outcome in FAILED, change))
+            if record.trust.trusted:
+                ended.append(_Ended(end_us, facts.outcome in FAILED, change))
             if len(self._ended) > MAX_PLACES:
                 self._ended.popitem(last=False)
 

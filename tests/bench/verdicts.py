@@ -1,8 +1,8 @@
 """How good verdicts are on recorded runs: `python -m tests.bench.verdicts FOLDER… [--folds 5] [--repeats 5]`.
 
-A FOLDER is a recording: ``builds.jsonl`` and the logs that it names. The recordings know what happened to each run, which
-a CI system does not: that is the truth here. Whole changes are held out; profiles, model and calibration are made
-without them. Prints the tables of docs/verdicts.md.
+A FOLDER is a recording: ``builds.jsonl`` and the logs that it names. The recordings know what happened to each run, as
+no CI system does: that is the truth here. Whole changes are held out; profiles, model and calibration are made without
+them. Prints the tables of docs/verdicts.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 #: The share of a fold's learning changes that calibrate: as in examples/cause.toml, two of seven.
 DEV_OF = 4
 RESAMPLES = 2000
-OUTCOME = 3  # features of the outcome: timeout, exit status, signal
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Recorded:
 
 
 def read(folders: Sequence[Path]) -> Recorded:
-    """Read recordings. The attempts of a change share its patch, so they tested the same code."""
+    """Read recordings; runs without a usable log are left out."""
     collect = _collect()
     rejected: list[str] = []
     runs = [run for folder in folders for run in collect.read_recording(folder, rejected)]
@@ -82,7 +81,7 @@ def read(folders: Sequence[Path]) -> Recorded:
     facts, causes = [], {}
     for run in runs:
         line = {key: value for key, value in run.line.items() if key not in explaining and key != "log_path"}
-        one = facts_from_listing({**line, **({"patchset": "1"} if line.get("change") else {}), "log_path": ""})
+        one = facts_from_listing({**line, "log_path": ""})
         facts.append(one)
         if CAUSE in run.line:
             causes[one.run_id] = str(run.line[CAUSE])
@@ -100,7 +99,8 @@ def read(folders: Sequence[Path]) -> Recorded:
 
 def _collect() -> Any:
     spec = importlib.util.spec_from_file_location("collect", EXAMPLES / "corpus" / "collect.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -238,9 +238,7 @@ def verdicts_by(
     return found
 
 
-def figures(
-    found: Verdicts, labels: np.ndarray, groups: np.ndarray, coverage: float
-) -> dict[str, tuple[float, float, float]]:
+def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:
     """Return each figure with its 95 % interval: a bootstrap of whole changes, over all repeats at once."""
     likely = found.probability.argmax(axis=2)
     counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by figure: numerator and denominator of each run, [n]
@@ -295,17 +293,21 @@ def label_noise(runs: Recorded) -> dict[str, int]:
 
 def methods(runs: Recorded, experiment: Experiment) -> dict[str, Answer]:
     """Return the compared methods by name: three baselines, the served model, parts of it, and others."""
-    forest = Experiment(estimator="random_forest", name="forest", l2=Experiment().l2)
+    forest = Experiment(estimator="random_forest", name="forest")
+    svm = Experiment(estimator="svm", name="svm", parameters={"C": 0.1})
+    no_exit = ("usr", "stl", "profile:", "outcome:timeout")
     return {
         "base rate": by_base_rate,
         "duration": by_duration(runs),
         "exit status and timeout": by_outcome,
-        "served (logistic)": by_experiment(experiment),
-        "served, context alone": by_experiment(experiment, ("outcome:", "profile:")),
-        "served, profile alone": by_experiment(experiment, ("profile:",)),
+        "served: logistic regression": by_experiment(experiment),
+        "served, outcome alone": by_experiment(experiment, ("outcome:",)),
         "network of 16": by_experiment(experiment.replace(hidden_layers=(16,))),
         "random forest": by_experiment(forest),
-        "linear SVM": by_experiment(Experiment(estimator="svm", name="svm", parameters={"C": 0.1})),
+        "linear SVM": by_experiment(svm),
+        "timeout alone": by_experiment(experiment, ("outcome:timeout",)),
+        "served, no exit status": by_experiment(experiment, no_exit),
+        "random forest, no exit status": by_experiment(forest, no_exit),
     }
 
 
@@ -340,7 +342,7 @@ def main() -> None:
     for name, answer in methods(runs, experiment).items():
         if options.only in name:
             found = verdicts_by(answer, folds, labels, jobs, experiment.coverage)
-            rows[name] = figures(found, labels, groups, experiment.coverage)
+            rows[name] = figures(found, labels, groups)
             curves[name] = reliability(found, labels)
             print(name, {key: round(value[0], 3) for key, value in rows[name].items()}, flush=True)
     print(

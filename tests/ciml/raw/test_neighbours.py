@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.events.records import RawFile, RunFacts
+from ciml.events.records import UNJUDGED, RawFile, RunFacts, Trust
 from ciml.raw import neighbours
 from ciml.raw.neighbours import WITHIN_US, NearbyRuns, Neighbours
 from ciml.raw.run_log import RunDelta, RunRecord
@@ -19,9 +19,12 @@ def run(number: int, outcome: Any = "failure", end_us: int | None = HOUR, **keys
     return RunFacts(f"zuul~{number}~1", str(number), outcome=outcome, end_us=end_us, **facts)
 
 
-def near(*runs: RunFacts, wants: str = "unit") -> list[Neighbours | None]:
+TRUSTED = Trust(True, "gate", "0")
+
+
+def near(*runs: RunFacts, wants: str = "unit", trust: Trust = TRUSTED) -> list[Neighbours | None]:
     known = NearbyRuns(lambda job: job == wants)
-    known.add(RunDelta(runs=tuple(RunRecord(each, RawFile("", "", 0, 0)) for each in runs)))
+    known.add(RunDelta(runs=tuple(RunRecord(each, RawFile("", "", 0, 0), trust) for each in runs)))
     return [known.of(each.run_id) for each in runs]
 
 
@@ -57,6 +60,10 @@ def test_passing_runs_and_other_jobs_are_not_asked_for() -> None:
         None,
         None,
     ]
+
+
+def test_untrusted_runs_do_not_count() -> None:
+    assert near(run(1), run(2), trust=UNJUDGED) == [Neighbours(0, 0)] * 2
 
 
 def test_runs_without_a_change_are_apart() -> None:

@@ -16,6 +16,7 @@ from ciml.errors import CimlError
 from pipelines.datasets.build import build_dataset
 from pipelines.datasets.update import update_dataset, verify_dataset
 from services.live import _resolved
+from serving.predict.neighbours import StoredNeighbours
 from tests.corpus import builds
 from tests.pipelines.datasets.test_listed_runs import listed, listing
 from tests.pipelines.raw_store.scenes import RawStore
@@ -85,6 +86,25 @@ def test_a_rebuild_under_another_name_renews_the_profiles(data: DataRoot, raw: R
     assert first.resolved is not None
     assert renewed.resolved is not None
     assert first.resolved.profiles != renewed.resolved.profiles
+
+
+def test_neighbours_are_those_that_the_stream_of_predictions_finds(data: DataRoot, raw: RawStore) -> None:
+    runs, tables, _ = corpus(RUNS)
+    found = [(run.replace(provider="north"), table) for run, table in zip(runs, tables, strict=True)]
+    stored = StoredNeighbours(data.raw)
+    for start in range(0, RUNS, 30):
+        raw.add(found[start : start + 30])
+        stored.of([])
+    state = build_dataset(data, data, definition(context="neighbours")).state
+    rows_by_id = rows(data, state)
+    ids = {run.build_uuid: run.run_id for run in runs}
+    near = {uuid: stored.of([ids[uuid]])[0] for uuid in rows_by_id}
+    assert {uuid: values[-2:] for uuid, values in rows_by_id.items()} == {
+        uuid: [float(each.failed), float(np.float32(each.failed / max(each.runs, 1)))]
+        for uuid, each in near.items()
+        if each is not None
+    }
+    assert len({values[-1] for values in rows_by_id.values()}) > 5
 
 
 def test_a_data_set_with_context_has_no_live_windows(data: DataRoot, raw: RawStore) -> None:
