@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -16,6 +17,7 @@ import msgspec
 from ciml.limits import MAX_COMMENT_PAGES
 from services.feedback.client import (
     MAX_REACTIONS,
+    UNAUTHORIZED,
     ChangeRef,
     Format,
     Head,
@@ -229,20 +231,31 @@ class GitHub:
 
     def get(self, change: ChangeRef, path: str, kind: type[T], query: Mapping[str, str | int] | None = None) -> T:
         """Return an answer about the repository of a change."""
-        place = repository(change.project)
-        return self.rest.get(f"/repos/{place}{path}", kind, self.identity.headers(place), query)
+        with self._asking(change) as (place, headers):
+            return self.rest.get(f"{place}{path}", kind, headers, query)
 
     def pages(
         self, change: ChangeRef, path: str, kind: type[T], query: Mapping[str, str | int], most: int
     ) -> Iterator[T]:
         """Yield the pages of a list of the repository of a change; ``most`` of them, then `Refused`."""
-        place = repository(change.project)
-        return self.rest.pages(f"/repos/{place}{path}", kind, self.identity.headers(place), query, most)
+        with self._asking(change) as (place, headers):
+            yield from self.rest.pages(f"{place}{path}", kind, headers, query, most)
 
     def send(self, change: ChangeRef, method: str, path: str, kind: type[T], body: object) -> T:
         """Change something in the repository of a change."""
+        with self._asking(change) as (place, headers):
+            return self.rest.send(method, f"{place}{path}", kind, headers, body)
+
+    @contextmanager
+    def _asking(self, change: ChangeRef) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """Give the path of the repository of a change, and the headers for it."""
         place = repository(change.project)
-        return self.rest.send(method, f"/repos/{place}{path}", kind, self.identity.headers(place), body)
+        try:
+            yield f"/repos/{place}", self.identity.headers(place)
+        except Refused as refused:
+            if refused.reason == UNAUTHORIZED:  # a token of an installation that was revoked
+                self.identity.forget()
+            raise
 
 
 class Comments(GitHub):
