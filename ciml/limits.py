@@ -211,3 +211,7 @@ MAX_SPOOL_ENTRIES = 1000  # of the spool that one recorder reads
 MAX_ERROR_CHARACTERS = 300
 #: Bytes of its innermost frames: about fifteen frames.
 MAX_TRACEBACK_BYTES = 1 << 10
+
+# Passing profiles: `transforms.profiles`.
+MAX_PROFILE_JOBS = 1000  # the first of a data set; runs of others have the pooled profile
+MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made

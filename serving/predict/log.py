@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,14 @@ def read_predictions(predictions: Store) -> Iterator[dict[str, Any]]:
     """Yield all predictions below a data root, in the order of their commits."""
     for _, delta in ManifestLog(predictions).since(0):
         yield from delta["predictions"]
+
+
+def predictions_of(predictions: Store, run_id: str) -> list[dict[str, Any]]:
+    """Return the predictions of a run, in the order of their commits. The manifest is searched as bytes."""
+    log = ManifestLog(predictions)
+    needle = json.dumps(run_id, ensure_ascii=False).encode()
+    deltas = (log.parse(version, data) for version, data in log.raw_since(0) if needle in data)
+    return [one for delta in deltas for one in delta["predictions"] if one["run_id"] == run_id]
 
 
 @dataclass

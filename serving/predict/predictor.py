@@ -29,6 +29,7 @@ from serving.predict.answers import (
 )
 from serving.predict.log import Predicted, prediction_id
 from serving.registry import STABLE, Registry
+from serving.verdicts.verdict import recorded_verdict, rules_of
 from transforms.guard import attempt, bisect
 from transforms.raw.reader import read_run, read_runs
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ciml.datasets.definition import ResolvedDefinition
+    from ciml.verdicts import VerdictRules
 
 _RELOADS = 10
 _DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # enough for a traceback
@@ -78,6 +80,7 @@ class Predictor:
         self._policy, self._clock = policy, clock
         self.client = ModelClient(address, policy.model, policy.client)
         self._definitions: dict[int, ResolvedDefinition] = {}
+        self._rules: dict[int, VerdictRules | None] = {}
         self._lock = threading.Lock()
 
     def definition(self, version: int) -> ResolvedDefinition:
@@ -87,6 +90,14 @@ class Predictor:
                 where = f"model {self._policy.model}, version {version}: {DEFINITION}"
                 self._definitions[version] = read_definition(self._registry.read_asset(version, DEFINITION), where)
             return self._definitions[version]
+
+    def rules(self, version: int) -> VerdictRules | None:
+        """Return the rules of verdicts of a pushed version, verified likewise; None for a model that gives none."""
+        definition = self.definition(version)
+        with self._lock:
+            if version not in self._rules:
+                self._rules[version] = rules_of(self._registry, version, definition)
+            return self._rules[version]
 
     def predict(self, batch: Batch) -> Predicted:
         """Predict the announced runs of a batch, all by one version.
@@ -129,6 +140,7 @@ class Predictor:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Call `_predict` guarded: a run that raises becomes unpredictable, alone (`transforms.guard`)."""
         definition = self.definition(version)  # outside of the guard: an error here is not a run's
+        self.rules(version)
         predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
         for some, made in bisect("predict", runs, lambda some: self._predict(some, version, definition)):
             if isinstance(made, RejectedInput):
@@ -219,6 +231,8 @@ class Predictor:
     def _record(
         self, run: Announcement, version: int, definition: ResolvedDefinition, probabilities: np.ndarray
     ) -> dict[str, Any]:
+        shares = probabilities_of(probabilities, definition)
+        verdict = recorded_verdict(run.facts, shares, self.rules(version))
         return {
             "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
             "offset": run.offset,
@@ -228,7 +242,8 @@ class Predictor:
             "version": version,
             "label": definition.definition.class_label,
             "class": class_of(probabilities, definition),
-            "probabilities": probabilities_of(probabilities, definition),
+            "probabilities": shares,
+            **(verdict and {**verdict, "path": run.path}),  # evidence reads the run again
         }
 
     def _read(

@@ -56,7 +56,7 @@ def create_experiment(experiments: Store, experiment: Experiment) -> bool:
         return True
     there = load_experiment(experiments, experiment.name)
     old, new = there.to_json(), experiment.to_json()
-    differ = [f"{key} is {old[key]}, not {new[key]}" for key in new if old[key] != new[key]]
+    differ = [f"{key} is {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     if differ:
         raise CimlError(
             f"experiment {experiment.name!r} exists with other values: {'; '.join(differ)}; choose another name"
