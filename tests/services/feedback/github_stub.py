@@ -126,6 +126,7 @@ class GitHubServer(ReviewServer):
                 ("GET", "repos/(?P<repo>[^/]+/[^/]+)/commits/(?P<sha>[^/]+)/pulls", self._pulls_of),
                 ("GET", "repos/(?P<repo>[^/]+/[^/]+)/commits/(?P<sha>[^/]+)/check-runs", self._check_runs),
                 ("POST", "repos/(?P<repo>[^/]+/[^/]+)/check-runs", self._new_check),
+                ("GET", r"repos/(?P<repo>[^/]+/[^/]+)/check-runs/(?P<number>\d+)", self._check_run),
                 ("PATCH", r"repos/(?P<repo>[^/]+/[^/]+)/check-runs/(?P<number>\d+)", self._edit_check),
                 ("GET", r"repos/(?P<repo>[^/]+/[^/]+)/issues/(?P<number>\d+)/comments", self._comments),
                 ("POST", r"repos/(?P<repo>[^/]+/[^/]+)/issues/(?P<number>\d+)/comments", self._new_comment),
@@ -394,12 +395,20 @@ class GitHubServer(ReviewServer):
         self.effects.append(asked)
         return Answer(201, made)
 
+    def _check_run(self, asked: Asked, repo: Repository, number: str) -> Answer:
+        self._may(asked, "checks")
+        return Answer(200, self._check_of(repo, number))
+
+    def _check_of(self, repo: Repository, number: str) -> dict[str, Any]:
+        for one in repo.checks:
+            if one["id"] == int(number):
+                return one
+        raise _Failed(404, "Not Found")
+
     def _edit_check(self, asked: Asked, repo: Repository, number: str) -> Answer:
         if self._credential(asked)[0] != "installation":
             raise _Failed(403, "You must authenticate via a GitHub App.")
-        found = next((one for one in repo.checks if one["id"] == int(number)), None)
-        if found is None:
-            raise _Failed(404, "Not Found")
+        found = self._check_of(repo, number)
         if found["output"]["summary"] == asked.body.get("output", {}).get("summary"):
             self.violations.append(f"an edit without a change: {asked.path}")
         found.update(self._checked(asked.body, found))
@@ -417,7 +426,8 @@ class GitHubServer(ReviewServer):
         shown = {**example["output"], "title": output.get("title"), "summary": output.get("summary"), "text": None}
         url = f"{self.url}/octo/widget/runs/{known['id']}"
         return {**example, **known, "html_url": url, "output": shown, "pull_requests": [], "app": self._app(),
-                "external_id": body.get("external_id", ""), "conclusion": body.get("conclusion")}  # fmt: skip
+                "external_id": body.get("external_id", ""), "conclusion": body.get("conclusion"),
+                "completed_at": self._now()}  # fmt: skip
 
     # -- all
 

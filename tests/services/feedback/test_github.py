@@ -180,6 +180,18 @@ def test_reactions_are_those_of_others(github_server: GitHubServer, commenting: 
     assert commenting.reactions(posted) == Reactions(("ann",), ("bob", "dan"), ("eve",))
 
 
+def test_a_comment_on_the_pull_request_says_of_a_check_run_that_it_is_not_helpful(
+    github_server: GitHubServer, checking: ReviewClient
+) -> None:
+    github_server.says(7, "not helpful", login="early")
+    posted = checking.post(ref(), message())
+    assert checking.reactions(posted) == Reactions()
+    github_server.says(7, "I like it", login="ann")
+    github_server.says(7, "not helpful", login="eve")
+    github_server.says(7, "not helpful", login="another[bot]").app = 1
+    assert checking.reactions(posted) == Reactions(not_helpful=("eve",))
+
+
 LIMITS = [
     (limited(7), 7, 7), (limited(), 1, 3), (limited(status=403), 1, 3), (secondary(9), 9, 9),
     (secondary(), rest.LIMITED_S, rest.LIMITED_S), (says(429, "slow down"), rest.LIMITED_S, rest.LIMITED_S),
