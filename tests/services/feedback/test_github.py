@@ -76,7 +76,10 @@ def test_a_check_run_is_posted_found_and_edited_on_its_commit(
     assert checking.find(ref(), MARKER) == posted
     later = checking.post(ref(), message("another"))
     assert checking.find(ref(), MARKER) == later
-    github_server.repositories["octo/widget"].checks.pop()
+    checks = github_server.repositories["octo/widget"].checks
+    checks.append({**checks[-1], "id": 10**6, "app": {**checks[-1]["app"], "id": APP + 1}})  # of another App
+    assert checking.find(ref(), MARKER) == later
+    del checks[1:]
     assert checking.edit(posted, message("second")).id == posted.id
     github_server.pull(7, NEXT_SHA)
     assert checking.find(ref(head=NEXT_SHA), MARKER) is None  # a run of an earlier commit is not its message
