@@ -97,6 +97,7 @@ class GitHubServer(ReviewServer):
       key: of the App, PEM.
       rights: of the tokens of its installation.
       tokens: of installations: their end, epoch seconds, and rights.
+      accounts: login and id, by their tokens.
       token_s: for which they last, seconds.
       installation: of the App, 0 where it is not installed.
     """
@@ -112,6 +113,7 @@ class GitHubServer(ReviewServer):
         self._public = private.public_key()
         self.tokens: dict[str, tuple[float, Mapping[str, str]]] = {}
         self.rights: Mapping[str, str] = {"checks": "write", "pull_requests": "write", "metadata": "read"}
+        self.accounts = {TOKEN: (OWN, OWN_ID)}
         self.token_s = 3600.0
         self.installation = INSTALLATION
         self._last_id = 1000
@@ -200,7 +202,7 @@ class GitHubServer(ReviewServer):
         scheme, _, secret = asked.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer" or not secret:
             raise _Failed(401, "Requires authentication")
-        if secret == TOKEN:
+        if secret in self.accounts:
             return "token", {"pull_requests": "write"}
         if secret in self.tokens:
             until_s, rights = self.tokens[secret]
@@ -230,7 +232,11 @@ class GitHubServer(ReviewServer):
         if self._credential(asked)[0] != "token":
             raise _Failed(403, "Resource not accessible by integration")
         example = self._contract.example("private-user-response-with-public-and-private-profile-information")
-        return Answer(200, {**example, "login": OWN, "id": OWN_ID, "user_view_type": "private"})
+        login, user_id = self._account(asked)
+        return Answer(200, {**example, "login": login, "id": user_id, "user_view_type": "private"})
+
+    def _account(self, asked: Asked) -> tuple[str, int]:
+        return self.accounts[asked.headers["authorization"].partition(" ")[2]]
 
     def _installation(self, asked: Asked, repo: Repository) -> Answer:
         self._must_be_app(asked)
@@ -318,7 +324,7 @@ class GitHubServer(ReviewServer):
             raise _Failed(403, "Unable to create comment because issue is locked.")
         self._check_comment(asked.body["body"])
         app = APP if who == "installation" else 0
-        login, user_id = ("ciml[bot]", 9000) if app else (OWN, OWN_ID)
+        login, user_id = ("ciml[bot]", 9000) if app else self._account(asked)
         made = Comment(self._next_id(), pull.number, asked.body["body"], login, user_id, self._now(), app)
         repo.comments.append(made)
         self.effects.append(asked)
@@ -331,7 +337,9 @@ class GitHubServer(ReviewServer):
     def _edit_comment(self, asked: Asked, repo: Repository, number: str) -> Answer:
         who = self._may(asked, "pull_requests", "write")
         comment = self._comment_of(repo, number)
-        if comment.app != (APP if who == "installation" else 0) or (who == "token" and comment.user_id != OWN_ID):
+        if comment.app != (APP if who == "installation" else 0) or (
+            who == "token" and comment.user_id != self._account(asked)[1]
+        ):
             raise _Failed(403, "Resource not accessible: the comment is another account's.")
         self._check_comment(asked.body["body"])
         if asked.body["body"] == comment.body:

@@ -342,4 +342,8 @@ def test_a_token_is_read_again_when_its_file_changes(
     with pytest.raises(Refused, match="rejects the credentials: check the token and its rights: Pull requests: write"):
         commenting.post(ref(), message())
     (tmp_path / "secret").write_text(TOKEN)
-    assert commenting.post(ref(), message()).body == message().body
+    posted = commenting.post(ref(), message())
+    assert (posted.body, commenting.find(ref(), MARKER)) == (message().body, posted)
+    github_server.accounts["ghp_of-another-account"] = ("another-robot", 7002)
+    (tmp_path / "secret").write_text("ghp_of-another-account")
+    assert commenting.find(ref(), MARKER) is None
