@@ -44,7 +44,10 @@ class GitLabServer(ReviewServer):
       notes: of all merge requests, as the API shows them.
       awards: by note: (emoji, account).
       commands: quick actions that notes have carried out; no text of ciml may have one.
+      account: of the token: login and id.
+      token: the present one; a new one of a project is a new account.
       scope: of the token.
+      filters: whether it knows the key ``state`` of a commit's merge requests, as older versions do not.
     """
 
     def __init__(self) -> None:
@@ -53,7 +56,8 @@ class GitLabServer(ReviewServer):
         self.notes: list[dict[str, Any]] = []
         self.awards: dict[int, list[tuple[str, str]]] = {}
         self.commands: list[str] = []
-        self.scope = "api"
+        self.token, self.account = TOKEN, (OWN, OWN_ID)
+        self.scope, self.filters = "api", True
         self._last_id = 300
 
     def request(self, iid: int, sha: str, **more: Any) -> MergeRequest:
@@ -64,7 +68,7 @@ class GitLabServer(ReviewServer):
     def says(self, iid: int, body: str, login: str = "cleo", *, system: bool = False) -> dict[str, Any]:
         """Add somebody's note."""
         self._last_id += 1
-        user_id = OWN_ID if login == OWN else 1 + sum(map(ord, login))
+        user_id = self.account[1] if login == self.account[0] else 1 + sum(map(ord, login))
         at = f"2026-11-26T10:{self._last_id // 60 % 60:02}:{self._last_id % 60:02}.000Z"
         note = {
             "id": self._last_id, "body": body, "attachment": None, "author": _user(login, user_id), "created_at": at,
@@ -79,20 +83,20 @@ class GitLabServer(ReviewServer):
         return [note["body"] for note in self.notes if note["noteable_iid"] == iid and note["author"]["id"] == OWN_ID]
 
     def answer(self, asked: Asked) -> Answer:
-        if asked.headers.get("private-token") != TOKEN:
+        if asked.headers.get("private-token") != self.token:
             return Answer(401, {"message": "401 Unauthorized"})
         if self.scope != "api" and asked.writes:
             return Answer(403, {"error": "insufficient_scope", "error_description": "higher privileges are needed"})
         parts = asked.parts
         if parts == ("api", "v4", "user"):
-            return Answer(200, _user(OWN, OWN_ID))
+            return Answer(200, _user(*self.account))
         if parts[:3] != ("api", "v4", "projects") or len(parts) < 5:
             return Answer(404, {"error": "404 Not Found"})
         if parts[3] != PROJECT:
             return Answer(404, {"message": "404 Project Not Found"})
         if parts[4:6] == ("repository", "commits") and parts[7:] == ("merge_requests",):
             found = [one for one in self.requests.values() if one.sha == parts[6]]
-            state = asked.query.get("state")
+            state = asked.query.get("state") if self.filters else None
             return self._page(asked, [self._shown(one) for one in found if state in (None, one.state)])
         if parts[4] != "merge_requests" or not parts[5].isdigit() or int(parts[5]) not in self.requests:
             return Answer(404, {"message": "404 Not found"})
@@ -128,14 +132,14 @@ class GitLabServer(ReviewServer):
         if set(asked.body or ()) != {"body"} or not isinstance(body, str):
             self.violations.append(f"{asked.method} notes: {sorted(asked.body or ())}")
             return Answer(400, {"error": "body is missing"})
-        if request.locked or (note is not None and note["author"]["id"] != OWN_ID):
+        if request.locked or (note is not None and note["author"]["id"] != self.account[1]):
             return Answer(403, {"message": "403 Forbidden"})
         if not body.strip() or len(body) > _NOTE_CHARACTERS:
             return Answer(400, {"message": "400 Bad request - Note is too long or blank"})
         self.commands += _QUICK_ACTION.findall(body)
         self.effects.append(asked)
         if note is None:
-            return Answer(201, self.says(request.iid, body, OWN))
+            return Answer(201, self.says(request.iid, body, self.account[0]))
         if note["body"] == body:
             self.violations.append(f"an edit without a change: {asked.path}")
         note["body"] = body

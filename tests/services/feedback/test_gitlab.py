@@ -61,6 +61,7 @@ def test_an_own_note_is_found_among_hundreds_and_no_impostor_is(server: GitLabSe
     server.says(7, f"{MARKER} as a note of the system", login=OWN, system=True)
     assert client.find(CHANGE, MARKER) == posted
     assert client.find(CHANGE, "ciml:fedcba9876543210") is None
+    assert client.post(CHANGE, message("a second one")) == client.find(CHANGE, MARKER)
 
 
 def test_too_many_notes_get_no_message(
@@ -85,8 +86,9 @@ def test_a_merge_request_is_found_by_its_commit(server: GitLabServer, client: Re
     server.request(8, NEXT_SHA)
     server.request(9, "e" * 40, state="closed")
     assert client.head(ChangeRef(PROJECT, "", "", NEXT_SHA)).change == "8"
-    for commit in ("e" * 40, "f" * 40, "", "main"):
-        assert client.head(ChangeRef(PROJECT, "", "", commit)) == Head("missing")
+    for server.filters in (True, False):
+        for commit in ("e" * 40, "f" * 40, "", "main"):
+            assert client.head(ChangeRef(PROJECT, "", "", commit)) == Head("missing")
     assert client.head(ChangeRef(PROJECT, "99", "", SHA)) == Head("missing")
     assert client.head(ChangeRef("group/other", "7", "", SHA)) == Head("missing")
     assert client.post(ChangeRef(PROJECT, "", "", NEXT_SHA), message()).change.change == "8"
@@ -168,6 +170,18 @@ def test_no_error_has_a_secret(server: GitLabServer, client: ReviewClient) -> No
     server.plan = lambda _: says(502)
     with pytest.raises(EngineError, match="answers 502"):
         client.head(CHANGE)
+
+
+def test_a_new_token_of_a_project_is_a_new_account(server: GitLabServer, client: ReviewClient, tmp_path: Path) -> None:
+    old = client.post(CHANGE, message("by the old account"))
+    assert client.find(CHANGE, MARKER) == old
+    server.token, server.account = "glpat-a-new-one", ("project_5_bot_2", 501)
+    (tmp_path / "secret").write_text(server.token)
+    assert client.find(CHANGE, MARKER) is None
+    with pytest.raises(Refused, match="403 Forbidden"):
+        client.edit(old, message("by the new one"))
+    new = client.post(CHANGE, message("by the new one"))
+    assert client.find(CHANGE, MARKER) == new
 
 
 def test_the_stub_carries_out_quick_actions(server: GitLabServer, client: ReviewClient) -> None:
