@@ -78,6 +78,19 @@ class Gerrit(Engine):
         return state if answers else None
 
 
+def check_needs(settings: Settings | None = None) -> tuple[str, str]:
+    """Return the paths of Java and of Gerrit's jars, which are fetched where they are missing.
+
+    Raises:
+      NoJava: Java 17, or its compiler, or Maven for the fetch is missing.
+    """
+    java = jars.find_java()
+    modules = subprocess.run([java, "--list-modules"], capture_output=True, text=True, timeout=30, check=False).stdout
+    if "jdk.compiler" not in modules:  # it runs RunGerrit.java from its source
+        raise jars.NoJava(f"{java} has no compiler: Gerrit needs a JDK (apt-get install openjdk-17-jdk-headless)")
+    return java, jars.class_path("gerrit", (settings or Settings()).notify)
+
+
 def java_command(folder: Path, settings: Settings | None = None) -> tuple[str, ...]:
     """Return the command that runs a program of Gerrit; its arguments are to be added.
 
@@ -86,13 +99,9 @@ def java_command(folder: Path, settings: Settings | None = None) -> tuple[str, .
       settings: for notes of a fetch of jars.
 
     Raises:
-      NoJava: Java 17, or its compiler, or Maven for the first fetch is missing.
+      NoJava: see `check_needs`.
     """
-    java = jars.find_java()
-    modules = subprocess.run([java, "--list-modules"], capture_output=True, text=True, timeout=30, check=False).stdout
-    if "jdk.compiler" not in modules:  # it runs RunGerrit.java from its source
-        raise jars.NoJava(f"{java} has no compiler: Gerrit needs a JDK (apt-get install openjdk-17-jdk-headless)")
-    path = jars.class_path("gerrit", (settings or Settings()).notify)
+    java, path = check_needs(settings)
     program = resources.files("engines").joinpath("RunGerrit.java")
     return java, java_arguments(folder, path, (f"-Xmx{HEAP_MB}m", *_OPTIONS)), str(program)
 

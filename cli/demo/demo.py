@@ -6,9 +6,9 @@ from collections import Counter
 from typing import Any
 
 import msgspec
-from ciml.feedback import CAUSES
 
 from ciml.errors import CimlError
+from ciml.feedback import CAUSES
 from cli.demo import accounts as accounting
 from cli.demo import checks as verify
 from cli.demo.definitions import MODELS, POOL, STATUS
@@ -37,12 +37,13 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
     from cli.demo.report.page import render
     from cli.demo.report.table import show
 
-    with Steps(progress) as steps, prepared(options, steps) as running:
+    review = Review.of(options.home)
+    with Steps(progress) as steps, prepared(options, steps, answers=not review.missing) as running:
         run(running)
-        begin_review(running)
+        begin_review(running, review)
         with steps.step("verify the numbers") as step:
             result = balance(running, step.report)
-        result = with_answers(result, answer_changes(running), running.review)
+        result = with_answers(result, answer_changes(running, review), review)
         end_commands(running)
         with steps.step("write the report"):
             result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())

@@ -24,7 +24,6 @@ from cli.demo.predictions import Predictions
 from cli.demo.processes import Child, Children, wait_for
 from cli.demo.produce import LogRoot, Sender, dump
 from cli.demo.refreshes import child_of, is_current, last_step, read_refreshes, start_refreshes
-from cli.demo.review.servers import Review
 from cli.demo.steps import Steps
 from engines import processes
 from serving.model_config import CONFIG_NAME
@@ -62,7 +61,7 @@ class Options:
 
 @dataclass
 class Demo:
-    """The state of a running demo: processes, stores, plan and accounts."""
+    """The state of a running demo: processes, stores, plan and accounts; and whether changes will be answered."""
 
     options: Options
     steps: Steps
@@ -73,15 +72,15 @@ class Demo:
     logs: LogRoot
     sender: Sender
     started: datetime
-    review: Review
+    answers: bool
     accounts: Accounts = field(default_factory=Accounts)
     refreshes: list[dict[str, Any]] = field(default_factory=list)
     kept: list[Child] = field(default_factory=list)
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models: that of causes only where verdicts can be posted."""
-        return MODELS if self.review.missing else (*MODELS, CAUSE)
+        """The models: that of causes only where changes are answered."""
+        return (*MODELS, CAUSE) if self.answers else MODELS
 
     @property
     def raw(self) -> Store:
@@ -121,8 +120,14 @@ def empty(options: Options) -> None:
 
 
 @contextlib.contextmanager
-def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
-    """Start engines and services, ready for the first event; stop them at the end unless ``keep``."""
+def prepared(options: Options, steps: Steps, answers: bool) -> Iterator[Demo]:
+    """Start engines and services, ready for the first event; stop them at the end unless ``keep``.
+
+    Args:
+      options: of the command.
+      steps: get those of the start.
+      answers: whether changes will be answered.
+    """
     began = datetime.now(UTC)
     corpus = corpus_folder(options.corpus)
     samples = read_corpus(corpus, options.runs)
@@ -146,12 +151,12 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
             raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
         plan = make_plan(samples, running.logs)
         logs.make(plan)
-        sender, review = Sender(running.kafka, EVENTS), Review.of(options.home)
-        demo = Demo(options, steps, children, running, data, plan, logs, sender, began, review)
+        sender = Sender(running.kafka, EVENTS)
+        demo = Demo(options, steps, children, running, data, plan, logs, sender, began, answers)
         engines.create_topics(running.kafka, {EVENTS: PARTITIONS, RUNS: 1, PREDICTIONS: 1})
         pools = {sample.facts.provider for sample in samples} - {""}
         made = definitions(options.span_runs, pools)
-        for definition in made if review.missing else (*made, cause_definition(options.span_runs)):
+        for definition in (*made, cause_definition(options.span_runs)) if answers else made:
             from pipelines.datasets.update import create_dataset
 
             create_dataset(data, definition)

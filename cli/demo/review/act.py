@@ -23,7 +23,7 @@ from cli.demo.definitions import CAUSE
 from cli.demo.predictions import Predictions
 from cli.demo.processes import wait_for
 from cli.demo.report.result import AnswerLine
-from cli.demo.review.servers import PROJECT, SETTLE_S, SOURCE, Gerrit, configure
+from cli.demo.review.servers import PROJECT, SETTLE_S, SOURCE, Gerrit, Review, configure
 
 if TYPE_CHECKING:
     from cli.demo.run import Demo
@@ -140,25 +140,25 @@ def ask(demo: Demo, running: engines.Engines, sample: Sample, cause: str) -> Ask
     return asked
 
 
-def begin_review(demo: Demo) -> None:
+def begin_review(demo: Demo, review: Review) -> None:
     """Begin to start the servers of the last act, if there is a model of causes to answer with."""
     from serving.registry import Registry
 
-    if not demo.review.missing and Registry(demo.data, CAUSE).state.champion is None:
-        demo.review.missing = f"the gate rejected the model {CAUSE}"
-    demo.review.begin()
+    if not review.missing and Registry(demo.data, CAUSE).state.champion is None:
+        review.missing = f"the gate rejected the model {CAUSE}"
+    review.begin()
 
 
-def answer_changes(demo: Demo) -> list[AnswerLine]:
+def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
     """Ask about failed runs that no training has seen, and return what was said on their changes.
 
     Raises:
       EngineError: a prediction, or the message of a confident verdict, does not come.
     """
     with demo.steps.step("start Gerrit and mosquitto") as step:
-        running = demo.review.ready()
+        running = review.ready()
         if running is None:
-            step.report(f"left out: {demo.review.missing}")
+            step.report(f"left out: {review.missing}")
             return []
         Gerrit(running.gerrit).set_up()
         start_commands(demo, running)

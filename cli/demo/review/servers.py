@@ -12,7 +12,7 @@ from typing import Any
 
 import engines
 from ciml.errors import EngineError
-from engines.gerrit import ADMIN, java_command
+from engines.gerrit import ADMIN, check_needs
 from engines.mosquitto import find_mosquitto
 
 NAMES = ("mosquitto", "gerrit")
@@ -65,7 +65,7 @@ class Review:
         """Look for what the servers need, without a start."""
         try:
             find_mosquitto()
-            java_command(home / "gerrit")
+            check_needs()
         except EngineError as error:
             return cls(home, str(error))
         return cls(home)
