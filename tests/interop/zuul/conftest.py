@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
@@ -70,7 +71,8 @@ class Operator:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a command in the background, with a log in the folder."""
-        log = (self.folder / f"{'-'.join(arguments[:2])}.log").open("wb")
+        words = itertools.takewhile(lambda word: not word.startswith("-"), arguments)
+        log = (self.folder / f"{'-'.join(words)}.log").open("ab")
         command = self._command(*arguments)
         return subprocess.Popen(command, cwd=self.folder, env=self._environment(), stdout=log, stderr=log)
 
