@@ -177,7 +177,6 @@ class Gerrit:
                 "message": message.body,
                 "tag": TAG,
                 "notify": self._notify,
-                "omit_duplicate_comments": True,
                 "ignore_automatic_attention_set_rules": True,
             }
             path = f"{_path(change)}/revisions/{quoted(revision or 'current')}/review"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -16,6 +17,7 @@ import msgspec
 from ciml.limits import MAX_COMMENT_PAGES
 from services.feedback.client import (
     MAX_REACTIONS,
+    UNAUTHORIZED,
     ChangeRef,
     Format,
     Head,
@@ -140,6 +142,7 @@ class _CheckRun(msgspec.Struct, frozen=True):
     head_sha: str
     output: _Output
     html_url: str | None = None
+    completed_at: str | None = None
     app: App | None = None
 
 
@@ -229,20 +232,50 @@ class GitHub:
 
     def get(self, change: ChangeRef, path: str, kind: type[T], query: Mapping[str, str | int] | None = None) -> T:
         """Return an answer about the repository of a change."""
-        place = repository(change.project)
-        return self.rest.get(f"/repos/{place}{path}", kind, self.identity.headers(place), query)
+        with self._asking(change) as (place, headers):
+            return self.rest.get(f"{place}{path}", kind, headers, query)
 
     def pages(
         self, change: ChangeRef, path: str, kind: type[T], query: Mapping[str, str | int], most: int
     ) -> Iterator[T]:
         """Yield the pages of a list of the repository of a change; ``most`` of them, then `Refused`."""
-        place = repository(change.project)
-        return self.rest.pages(f"/repos/{place}{path}", kind, self.identity.headers(place), query, most)
+        with self._asking(change) as (place, headers):
+            yield from self.rest.pages(f"{place}{path}", kind, headers, query, most)
 
     def send(self, change: ChangeRef, method: str, path: str, kind: type[T], body: object) -> T:
         """Change something in the repository of a change."""
+        with self._asking(change) as (place, headers):
+            return self.rest.send(method, f"{place}{path}", kind, headers, body)
+
+    def comments(self, change: ChangeRef, since: str = "") -> Iterator[_Comment]:
+        """Yield the comments on a pull request, all or those since a time; `Refused` if they are too many."""
+        asked: dict[str, str | int] = {"per_page": _PAGE} | ({"since": since} if since else {})
+        path = f"/issues/{number(change.change)}/comments"
+        for found in self.pages(change, path, list[_Comment], asked, MAX_COMMENT_PAGES):
+            yield from found
+
+    def not_helpful(self, change: ChangeRef, since: str, after: int = 0) -> tuple[str, ...]:
+        """Return the people whose comments since a time, and with a later id, say "not helpful"."""
+        found = (one for one in self.comments(change, since) if one.created_at >= since and one.id > after)
+        names = [
+            one.user.login for one in found
+            if one.user and one.user.type != "Bot" and says_not_helpful(one.body) and not self._is_own(one)
+        ]  # fmt: skip
+        return accounts(names, MAX_REACTIONS)
+
+    def _is_own(self, comment: _Comment) -> bool:
+        return self.identity.is_own(comment.user, comment.performed_via_github_app)
+
+    @contextmanager
+    def _asking(self, change: ChangeRef) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """Give the path of the repository of a change, and the headers for it."""
         place = repository(change.project)
-        return self.rest.send(method, f"/repos/{place}{path}", kind, self.identity.headers(place), body)
+        try:
+            yield f"/repos/{place}", self.identity.headers(place)
+        except Refused as refused:
+            if refused.reason == UNAUTHORIZED:  # a token of an installation that was revoked
+                self.identity.forget()
+            raise
 
 
 class Comments(GitHub):
@@ -253,7 +286,7 @@ class Comments(GitHub):
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
         with self.rest.call():
             where = self.located(change)
-            found = [one for one in self._comments(where) if marker in one.body and self._is_own(one)]
+            found = [one for one in self.comments(where) if marker in one.body and self._is_own(one)]
             return self._posted(where, max(found, key=lambda one: one.id)) if found else None
 
     def post(self, change: ChangeRef, message: Rendered) -> Posted:
@@ -272,34 +305,21 @@ class Comments(GitHub):
             found = self.get(change, f"{path}/reactions", list[_Reaction], {"per_page": _PAGE})
             ours = self.get(change, path, _Comment)
             users = [(one.content, one.user) for one in found if one.user and not self.identity.is_own(one.user, None)]
-            replies = self._comments(change, since=ours.created_at)
-            names = [
-                one.user.login for one in replies
-                if one.id > ours.id and one.user and one.user.type != "Bot"
-                and says_not_helpful(one.body) and not self._is_own(one)
-            ]  # fmt: skip
             return Reactions(
                 up=accounts([user.login for content, user in users if content == "+1"], MAX_REACTIONS),
                 down=accounts([user.login for content, user in users if content == "-1"], MAX_REACTIONS),
-                not_helpful=accounts(names, MAX_REACTIONS),
+                not_helpful=self.not_helpful(change, ours.created_at, ours.id),
             )
-
-    def _is_own(self, comment: _Comment) -> bool:
-        return self.identity.is_own(comment.user, comment.performed_via_github_app)
-
-    def _comments(self, change: ChangeRef, since: str = "") -> Iterator[_Comment]:
-        """Yield the comments on a pull request. Raises `Refused` if they are too many to be read."""
-        asked: dict[str, str | int] = {"per_page": _PAGE} | ({"since": since} if since else {})
-        path = f"/issues/{number(change.change)}/comments"
-        for found in self.pages(change, path, list[_Comment], asked, MAX_COMMENT_PAGES):
-            yield from found
 
     def _posted(self, change: ChangeRef, comment: _Comment) -> Posted:
         return Posted(change, str(comment.id), self.rest.own_url(comment.html_url), comment.body)
 
 
 class CheckRuns(GitHub):
-    """A check run on the commit, neutral: it never blocks a merge. It has no reactions."""
+    """A check run on the commit, neutral: it never blocks a merge.
+
+    Nobody can react to it; a comment on the pull request can say "not helpful".
+    """
 
     of_commit = True
 
@@ -327,7 +347,9 @@ class CheckRuns(GitHub):
         return self._posted(posted.change, self.send(posted.change, "PATCH", path, _CheckRun, _finished(message)))
 
     def reactions(self, posted: Posted) -> Reactions:
-        return Reactions()
+        with self.rest.call():
+            run = self.get(posted.change, f"/check-runs/{number(posted.id)}", _CheckRun)
+            return Reactions(not_helpful=self.not_helpful(posted.change, run.completed_at or ""))
 
     def _runs(self, change: ChangeRef) -> Iterator[_CheckRun]:
         asked: Mapping[str, str | int] = {

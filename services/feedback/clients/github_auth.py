@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from services.feedback.client import Refused
 from services.feedback.clients.rest import Rest, quoted, token
 
 #: Of a token that signs for an App, seconds; GitHub permits 600 by its own clock.
@@ -55,6 +56,9 @@ class Identity(Protocol):
     def is_own(self, author: Author | None, app: App | None) -> bool:
         """Return whether ciml made what this account, by this App, made."""
 
+    def forget(self) -> None:
+        """Forget what was derived from the secret: GitHub has rejected it."""
+
 
 @dataclass
 class TokenOwner:
@@ -72,6 +76,9 @@ class TokenOwner:
         if self._own[0] != secret:  # a rotated token may be of another account
             self._own = (secret, self.rest.get("/user", Author, self.headers("")).id)
         return author is not None and author.id == self._own[1] != 0
+
+    def forget(self) -> None:
+        self._own = (b"", 0)
 
 
 @dataclass
@@ -94,25 +101,33 @@ class GitHubApp:
 
     def headers(self, repository: str) -> Mapping[str, str]:
         if len(self._installations) > _MOST:
-            self._installations.clear()
-            self._tokens.clear()
-        installation = self._installations.get(repository)
-        if installation is None:
-            found = self.rest.get(f"/repos/{repository}/installation", _Installation, self._signed())
-            installation = self._installations[repository] = found.id
-        kept, until_s = self._tokens.get(installation, ("", 0.0))
+            self.forget()
+        known = self._installations.get(repository)
+        kept, until_s = self._tokens.get(known, ("", 0.0)) if known is not None else ("", 0.0)
         if self.now() > until_s - _SPARE_S:
-            kept = self._renewed(installation, repository)
+            kept = self._renewed(repository)
         return {**ACCEPT, "Authorization": f"Bearer {kept}"}
+
+    def forget(self) -> None:
+        self._installations.clear()
+        self._tokens.clear()
 
     def is_own(self, author: Author | None, app: App | None) -> bool:
         return app is not None and app.id == self.id
 
-    def _renewed(self, installation: int, repository: str) -> str:
+    def _renewed(self, repository: str) -> str:
+        """Return a new token. The installation is asked for each time: the App may have been installed anew."""
+        signed = self._signed()
+        try:
+            installation = self.rest.get(f"/repos/{repository}/installation", _Installation, signed).id
+        except Refused as refused:
+            if refused.reason != "not_found":
+                raise
+            raise Refused(
+                "forbidden", f"the App {self.id} is not installed on {repository}: install it there"
+            ) from None
         path, body = f"/app/installations/{installation}/access_tokens", {"permissions": dict(self.rights)}
-        # Forgotten first: an App that was removed and installed again has another installation.
-        del self._installations[repository]
-        found = self.rest.send("POST", path, _Token, self._signed(), body, changes=False)
+        found = self.rest.send("POST", path, _Token, signed, body, changes=False)
         made = token(found.token.encode()).decode()
         self._installations[repository] = installation
         self._tokens[installation] = (made, datetime.fromisoformat(found.expires_at).timestamp())

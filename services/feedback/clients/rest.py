@@ -40,8 +40,8 @@ _SECRETS = frozenset({"Authorization", "PRIVATE-TOKEN"})
 
 
 class _Said(msgspec.Struct, frozen=True):
-    message: object = ""
-    error: object = ""
+    message: str = ""
+    error: str = ""
 
 
 class _Unreadable(Exception):
@@ -197,10 +197,9 @@ class Rest:
             return ""
         try:
             found = msgspec.json.decode(content.removeprefix(self._prefix), type=_Said)
-            said = found.message or found.error
+            text = found.message or found.error
         except (msgspec.DecodeError, ValueError, RecursionError):
-            said = content[: 4 * _SAID].decode(errors="replace")
-        text = said if isinstance(said, str) else ""
+            text = content[: 4 * _SAID].decode(errors="replace")
         secrets = {self._secret().decode(errors="replace"), *(auth[key].split()[-1] for key in _SECRETS & auth.keys())}
         if any(each in text for each in secrets):
             return ""

@@ -44,7 +44,7 @@ def secondary(retry_after_s: int | None = None) -> Fault:
 
 @dataclass
 class Pull:
-    """A pull request; ``fork``: its commits are in a fork alone."""
+    """A pull request; ``fork``: its commits are in a fork alone; ``base``: it is one of another repository."""
 
     number: int
     sha: str
@@ -54,6 +54,7 @@ class Pull:
     labels: list[str] = field(default_factory=list)
     fork: bool = False
     locked: bool = False
+    base: str = ""
 
 
 @dataclass
@@ -96,6 +97,8 @@ class GitHubServer(ReviewServer):
       key: of the App, PEM.
       rights: of the tokens of its installation.
       tokens: of installations: their end, epoch seconds, and rights.
+      token_s: for which they last, seconds.
+      installation: of the App, 0 where it is not installed.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -110,6 +113,7 @@ class GitHubServer(ReviewServer):
         self.tokens: dict[str, tuple[float, Mapping[str, str]]] = {}
         self.rights: Mapping[str, str] = {"checks": "write", "pull_requests": "write", "metadata": "read"}
         self.token_s = 3600.0
+        self.installation = INSTALLATION
         self._last_id = 1000
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
             (method, re.compile(pattern), handler)
@@ -122,6 +126,7 @@ class GitHubServer(ReviewServer):
                 ("GET", "repos/(?P<repo>[^/]+/[^/]+)/commits/(?P<sha>[^/]+)/pulls", self._pulls_of),
                 ("GET", "repos/(?P<repo>[^/]+/[^/]+)/commits/(?P<sha>[^/]+)/check-runs", self._check_runs),
                 ("POST", "repos/(?P<repo>[^/]+/[^/]+)/check-runs", self._new_check),
+                ("GET", r"repos/(?P<repo>[^/]+/[^/]+)/check-runs/(?P<number>\d+)", self._check_run),
                 ("PATCH", r"repos/(?P<repo>[^/]+/[^/]+)/check-runs/(?P<number>\d+)", self._edit_check),
                 ("GET", r"repos/(?P<repo>[^/]+/[^/]+)/issues/(?P<number>\d+)/comments", self._comments),
                 ("POST", r"repos/(?P<repo>[^/]+/[^/]+)/issues/(?P<number>\d+)/comments", self._new_comment),
@@ -229,11 +234,13 @@ class GitHubServer(ReviewServer):
 
     def _installation(self, asked: Asked, repo: Repository) -> Answer:
         self._must_be_app(asked)
-        return Answer(200, {**self._contract.example("installation"), "id": INSTALLATION, "app_id": APP})
+        if not self.installation:
+            raise _Failed(404, "Not Found")
+        return Answer(200, {**self._contract.example("installation"), "id": self.installation, "app_id": APP})
 
     def _access_token(self, asked: Asked, number: str) -> Answer:
         self._must_be_app(asked)
-        if int(number) != INSTALLATION:
+        if int(number) != self.installation:
             raise _Failed(404, "Not Found")
         wanted = (asked.body or {}).get("permissions", self.rights)
         if any(self.rights.get(name) not in (level, "write") for name, level in wanted.items()):
@@ -258,7 +265,8 @@ class GitHubServer(ReviewServer):
 
     def _pulls(self, asked: Asked, repo: Repository) -> Answer:
         self._may(asked, "pull_requests")
-        found = [one for one in repo.pulls.values() if one.state == asked.query.get("state", "open")]
+        state = asked.query.get("state", "open")
+        found = [one for one in repo.pulls.values() if one.state == state and not one.base]
         found.sort(key=lambda one: one.number, reverse=asked.query.get("direction") == "desc")
         return self._page(asked, [self._simple(one, repo) for one in found])
 
@@ -278,7 +286,7 @@ class GitHubServer(ReviewServer):
         label = shown["labels"][0]
         full_name = next(key for key, value in self.repositories.items() if value is repo)
         for side in ("head", "base"):
-            whole = {**shown[side]["repo"], "full_name": full_name}
+            whole = {**shown[side]["repo"], "full_name": pull.base or full_name}
             shown[side] = {**shown[side], "repo": whole}
         shown["head"]["sha"] = pull.sha
         if pull.fork:
@@ -387,12 +395,20 @@ class GitHubServer(ReviewServer):
         self.effects.append(asked)
         return Answer(201, made)
 
+    def _check_run(self, asked: Asked, repo: Repository, number: str) -> Answer:
+        self._may(asked, "checks")
+        return Answer(200, self._check_of(repo, number))
+
+    def _check_of(self, repo: Repository, number: str) -> dict[str, Any]:
+        for one in repo.checks:
+            if one["id"] == int(number):
+                return one
+        raise _Failed(404, "Not Found")
+
     def _edit_check(self, asked: Asked, repo: Repository, number: str) -> Answer:
         if self._credential(asked)[0] != "installation":
             raise _Failed(403, "You must authenticate via a GitHub App.")
-        found = next((one for one in repo.checks if one["id"] == int(number)), None)
-        if found is None:
-            raise _Failed(404, "Not Found")
+        found = self._check_of(repo, number)
         if found["output"]["summary"] == asked.body.get("output", {}).get("summary"):
             self.violations.append(f"an edit without a change: {asked.path}")
         found.update(self._checked(asked.body, found))
@@ -410,7 +426,8 @@ class GitHubServer(ReviewServer):
         shown = {**example["output"], "title": output.get("title"), "summary": output.get("summary"), "text": None}
         url = f"{self.url}/octo/widget/runs/{known['id']}"
         return {**example, **known, "html_url": url, "output": shown, "pull_requests": [], "app": self._app(),
-                "external_id": body.get("external_id", ""), "conclusion": body.get("conclusion")}  # fmt: skip
+                "external_id": body.get("external_id", ""), "conclusion": body.get("conclusion"),
+                "completed_at": self._now()}  # fmt: skip
 
     # -- all
 

@@ -62,6 +62,7 @@ def test_an_own_comment_is_found_among_hundreds_and_no_impostor_is(
     github_server.says(7, "without the marker", login=OWN)
     assert commenting.find(ref(), MARKER) == posted
     assert commenting.find(ref(), "ciml:fedcba9876543210") is None
+    assert commenting.post(ref(), message("a second one")) == commenting.find(ref(), MARKER)
 
 
 def test_a_check_run_is_posted_found_and_edited_on_its_commit(
@@ -73,6 +74,12 @@ def test_a_check_run_is_posted_found_and_edited_on_its_commit(
     assert (run["name"], run["head_sha"], run["status"], run["conclusion"]) == ("ciml", SHA, "completed", "neutral")
     assert run["output"]["title"] == message().title
     assert checking.find(ref(), MARKER) == posted
+    later = checking.post(ref(), message("another"))
+    assert checking.find(ref(), MARKER) == later
+    checks = github_server.repositories["octo/widget"].checks
+    checks.append({**checks[-1], "id": 10**6, "app": {**checks[-1]["app"], "id": APP + 1}})  # of another App
+    assert checking.find(ref(), MARKER) == later
+    del checks[1:]
     assert checking.edit(posted, message("second")).id == posted.id
     github_server.pull(7, NEXT_SHA)
     assert checking.find(ref(head=NEXT_SHA), MARKER) is None  # a run of an earlier commit is not its message
@@ -106,6 +113,23 @@ def test_a_token_of_an_installation_is_renewed_before_it_ends(
     assert len(github_server.tokens) == 2
 
 
+def test_an_app_that_was_removed_and_installed_again_is_asked_for_its_token(
+    github_server: GitHubServer, checking: ReviewClient
+) -> None:
+    checking.post(ref(), message("first"))
+    github_server.installation, github_server.tokens = 0, {}
+    with pytest.raises(Refused) as caught:
+        checking.post(ref(), message("second"))
+    assert caught.value.reason == UNAUTHORIZED  # it is tried again
+    for call in (checking.head, lambda change: checking.find(change, MARKER)):
+        with pytest.raises(Refused, match=f"the App {APP} is not installed on octo/widget: install it") as caught:
+            call(ref())
+        assert caught.value.reason == "forbidden"
+    github_server.installation = 99
+    checking.post(ref(), message("third"))
+    assert len(github_server.messages(7)) == 2
+
+
 @pytest.mark.parametrize(
     ("pull", "state"),
     [({}, "open"), ({"state": "closed", "merged": True}, "merged"), ({"state": "closed"}, "abandoned")],
@@ -125,6 +149,7 @@ def test_a_pull_request_is_found_by_its_commit_also_where_it_comes_from_a_fork(
     for number in range(100, 160):
         github_server.pull(number, f"{number:040x}", state="closed" if number % 2 else "open")
     github_server.pull(8, NEXT_SHA, fork=True)
+    github_server.pull(3, NEXT_SHA, base="other/widget")  # GitHub lists it, too
     assert commenting.head(ref("", SHA)).change == "7"
     assert commenting.head(ref("", NEXT_SHA)) == commenting.head(ref("8", NEXT_SHA))
     assert commenting.head(ref("", "f" * 40)) == Head("missing")
@@ -146,14 +171,28 @@ def test_a_pull_request_that_is_closed_is_not_found_by_its_commit(
 
 
 def test_reactions_are_those_of_others(github_server: GitHubServer, commenting: ReviewClient) -> None:
-    github_server.says(7, "not helpful", login="early")
+    early = github_server.says(7, "not helpful", login="early")
     posted = commenting.post(ref(), message())
     comment = github_server.repositories["octo/widget"].comments[-1]
+    early.at = comment.at  # it was edited since
     comment.reactions += [("+1", "ann"), ("-1", "bob"), ("heart", "cleo"), ("-1", "dan"), ("+1", "ann")]
     github_server.says(7, "Thanks.\n\nNot helpful.", login="eve")
     github_server.says(7, "> not helpful\n\nI disagree", login="fay")
     github_server.says(7, "not helpful", login=OWN)
+    github_server.says(7, "not helpful", login="another[bot]").app = 1
     assert commenting.reactions(posted) == Reactions(("ann",), ("bob", "dan"), ("eve",))
+
+
+def test_a_comment_on_the_pull_request_says_of_a_check_run_that_it_is_not_helpful(
+    github_server: GitHubServer, checking: ReviewClient
+) -> None:
+    github_server.says(7, "not helpful", login="early")
+    posted = checking.post(ref(), message())
+    assert checking.reactions(posted) == Reactions()
+    github_server.says(7, "I like it", login="ann")
+    github_server.says(7, "not helpful", login="eve")
+    github_server.says(7, "not helpful", login="another[bot]").app = 1
+    assert checking.reactions(posted) == Reactions(not_helpful=("eve",))
 
 
 LIMITS = [

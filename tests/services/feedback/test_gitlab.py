@@ -61,6 +61,7 @@ def test_an_own_note_is_found_among_hundreds_and_no_impostor_is(server: GitLabSe
     server.says(7, f"{MARKER} as a note of the system", login=OWN, system=True)
     assert client.find(CHANGE, MARKER) == posted
     assert client.find(CHANGE, "ciml:fedcba9876543210") is None
+    assert client.post(CHANGE, message("a second one")) == client.find(CHANGE, MARKER)
 
 
 def test_too_many_notes_get_no_message(

@@ -124,6 +124,10 @@ def test_a_gigabyte_takes_no_memory(kind: str, tmp_path: Path) -> None:
         try:
             with pytest.raises(EngineError, match=r"more than 8388608 bytes \(MAX_ANSWER_BYTES\)"):
                 client.head(CHANGE)
+            for body in (b'{"message": [' + b"[]," * MIB + b"[]]}", b"[" + b"[]," * MIB + b"[]]"):
+                server.plan = lambda _, body=body: Fault("answer", answer=Answer(422, body))  # type: ignore[misc]
+                with pytest.raises(Refused, match="answers 422"):
+                    client.head(CHANGE)
             assert tracemalloc.get_traced_memory()[1] < 24 * MIB
         finally:
             tracemalloc.stop()
