@@ -206,7 +206,7 @@ def check(change: Change, predicted: dict[str, dict[str, Any]]) -> None:
     confident = [cause for cause in causes if cause != "unknown"]
     assert [said.patchset for said in change.said] == [1] * len(confident), where
     for said, cause in zip(change.said, confident, strict=True):
-        assert said.text.startswith(f"unit failed, probably because of {_BECAUSE[cause]} ("), where
+        assert f"“unit” failed, probably because of {_BECAUSE[cause]} (" in said.text.partition("\n")[0], said.text
 
 
 def report(changes: list[Change], predicted: dict[str, dict[str, Any]]) -> None:
