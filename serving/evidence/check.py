@@ -267,10 +267,10 @@ def _check_as_usual(parts: tuple[Any, ...], subject: Subject) -> bool:
     if int(runs) != subject.profile.runs or (whose == "this job") != bool(subject.profile.job):
         return False
     columns = {
-        "CPU": "total cpu usage:usr", "load": "load avg:1m", "memory": "memory usage:used", "disk": "dsk/total:writ",
+        "cpu": "total cpu usage:usr", "load": "load avg:1m", "memory": "memory usage:used", "disk": "dsk/total:writ",
         "network": "net/total:recv",
     }  # fmt: skip
-    for word in re.split(", | and ", words):
+    for word in re.split(", | and ", words.lower()):
         mean, known = _mean(subject, columns[word], 0.0), _usual(subject, columns[word])
         if mean is None or known is None or not known[0] <= mean <= known[1]:
             return False
@@ -303,7 +303,7 @@ _SENTENCES: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
             _check_series,
         ),
         (rf"Its telemetry ends {_VALUE} before the run did\.", _check_early_end),
-        (r"([A-Za-z, ]+) were as in ([0-9]+) passing runs of (this job|all jobs)\.", _check_as_usual),
+        (r"([A-Za-z, ]+) (?:were|was) as in ([0-9]+) passing runs of (this job|all jobs)\.", _check_as_usual),
         (rf"Its telemetry of {_VALUE} is too short to compare with that of passing runs\.", _check_short),
         (r"Too few passing runs are known to compare it with\.", lambda _, subject: subject.profile.runs < MIN_RUNS),
         (r"Its telemetry says nothing\.", lambda *_: True),

@@ -190,7 +190,9 @@ def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Ite
     words = [word for word, name in COMPARED.items() if name in usual and _is_usual(subject.table, name, usual[name])]
     if words:
         whose = "of this job" if subject.profile.job else "of all jobs"
-        yield Observation(f"{_enumerated(words)} were as in {subject.profile.runs} passing runs {whose}.")
+        listed, be = _enumerated(words), "were" if words[1:] else "was"
+        text = f"{listed[0].upper()}{listed[1:]} {be} as in {subject.profile.runs} passing runs {whose}."
+        yield Observation(text)
 
 
 def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
