@@ -15,7 +15,7 @@ from ciml.errors import IntegrityError, RejectedInput
 from ciml.http.errors import RequestError
 from serving.contract import DEFINITION, read_definition
 from serving.predict.answers import MODEL_ERROR, check_answers, class_of, prepare_runs, probabilities_of
-from serving.predict.nearby import nearby_of
+from serving.predict.neighbours import neighbours_of
 from serving.registry import STABLE, RegistryVerifier, known_registries
 from serving.server.model.loader import load_model
 from serving.verdicts.verdict import rules_of, verdict_of
@@ -71,7 +71,7 @@ class LocalModel:
         where = f"model {model}, version {self.version}: {DEFINITION}"
         self.definition = read_definition(registry.read_asset(self.version, DEFINITION), where)
         self.rules = rules_of(registry, self.version, self.definition)
-        self._nearby = nearby_of(data.raw, self.definition)
+        self._near = neighbours_of(data.raw, self.definition)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
         verify = partial(RegistryVerifier(data.registry.root), model, self.version)
@@ -105,7 +105,7 @@ class LocalModel:
         """Raises `RejectedInput` if the model fails for a run; `bisect` finds it."""
         tables = [table for table, _ in given_runs]
         facts = [run for _, run in given_runs if run is not None]
-        near = self._nearby.of(run.run_id for run in facts) if self._nearby else ()
+        near = self._near.of([run.run_id for run in facts]) if self._near else ()
         prepared = prepare_runs(tables, self.definition, facts or None, near)
         found: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
         for rows in prepared.calls():

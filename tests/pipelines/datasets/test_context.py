@@ -18,7 +18,7 @@ from ciml.telemetry import telemetry_columns
 from pipelines.datasets.build import build_dataset
 from pipelines.datasets.update import update_dataset, verify_dataset
 from services.live import _resolved
-from serving.predict.nearby import nearby_of
+from serving.predict.neighbours import neighbours_of
 from tests.corpus import builds
 from tests.pipelines.datasets.test_listed_runs import listed, listing
 from tests.pipelines.raw_store.scenes import RawStore
@@ -98,7 +98,7 @@ def test_neighbours_are_those_that_the_stream_of_predictions_finds(data: DataRoo
     runs, tables, _ = corpus(RUNS)
     found = [(run.replace(provider="north"), table) for run, table in zip(runs, tables, strict=True)]
     resolved = defined_by(corpus(1)[1][0], definition(context="neighbours"))
-    stored = nearby_of(data.raw, resolved)
+    stored = neighbours_of(data.raw, resolved)
     assert stored is not None
     for start in range(0, RUNS, 30):
         raw.add(found[start : start + 30])

@@ -10,7 +10,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.events.records import RunFacts
 from ciml.raw.neighbours import Neighbours
-from serving.predict.nearby import nearby_of
+from serving.predict.neighbours import neighbours_of
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts
@@ -34,7 +34,7 @@ def ended(number: int, outcome: str, minute: int) -> tuple[RunFacts, pa.Table]:
 
 def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path)
-    raw, nearby = RawStore(data), nearby_of(data.raw, RESOLVED)
+    raw, nearby = RawStore(data), neighbours_of(data.raw, RESOLVED)
     assert nearby is not None
     ids = [ended(number, "failure", 0)[0].run_id for number in range(6)]
     raw.add([ended(0, "failure", 0), ended(1, "success", 10), ended(2, "failure", 20)])
@@ -42,8 +42,8 @@ def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     raw.add([ended(3, "failure", 70)])  # the first two ended more than an hour before, the third did not
     raw.add([ended(4, "failure", 71)])
     assert nearby.of([ids[4], ids[3], ids[2]]) == [Neighbours(2, 2), Neighbours(1, 1), Neighbours(1, 2)]
-    fresh = nearby_of(data.raw, RESOLVED)
+    fresh = neighbours_of(data.raw, RESOLVED)
     assert fresh is not None
     assert fresh.of(ids) == nearby.of(ids)
     plain = RESOLVED.replace(definition=RESOLVED.definition.replace(context=None), features=("1m",))
-    assert nearby_of(data.raw, plain) is None
+    assert neighbours_of(data.raw, plain) is None
