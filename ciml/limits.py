@@ -126,6 +126,10 @@ MAX_IN_FLIGHT = 1024
 MAX_STREAM_LINE_BYTES = MAX_DELIVERY_BYTES
 MAX_REVIEW_BYTES = 64 * MIB
 MAX_REVIEW_CHANGES = 100
+#: Bytes of an answer to the feedback service: a page of a hundred comments of GitHub's largest size.
+MAX_ANSWER_BYTES = 8 * MIB
+#: Pages of a hundred comments that are read to find an own one: a merge request of GitLab has at most 5,000.
+MAX_COMMENT_PAGES = 50
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
 
@@ -211,3 +215,10 @@ MAX_TRACEBACK_BYTES = 1 << 10
 # Passing profiles: `transforms.profiles`.
 MAX_PROFILE_JOBS = 1000  # the first of a data set; runs of others have the pooled profile
 MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made
+MAX_CAUSE_ATTEMPTS = 20  # attempts of one series that are compared, the last ones recorded
+MAX_CAUSE_RUNS = (
+    300_000  # runs whose reruns are looked for, the last ones recorded: some 150 MB, three weeks of 100,000
+)
+MAX_NEAR_RUNS = 1000  # runs of one place among which neighbours are counted, the last ones recorded
+MAX_NEAR_PLACES = 10_000  # places, the last ones used
+MAX_NEAR_FOUND = 300_000  # failed runs whose neighbours are kept, the last ones

@@ -29,6 +29,7 @@ COMMANDS: Table = {
     },
     "Serve": {
         "serve": ("cli.commands.serve.serve:command", "Serve pushed models over gRPC and REST."),
+        "feedback": ("cli.commands.serve.feedback:command", "Answer failed runs on their changes."),
         "service": ("cli.commands.serve.service:command", "Start, stop and watch supervised services."),
         "status": ("cli.commands.serve.status:command", "Show the status of local engines."),
     },

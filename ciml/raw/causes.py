@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ciml.events.records import RunFacts
+from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS
 from ciml.raw.run_log import RunDelta
 
 #: The classes of the label ``cause``, and its name among a run's labels, which a run's own event may set.
@@ -23,10 +24,6 @@ CAUSE = "cause"
 FAILED = frozenset({"failure", "timeout"})
 #: A later rerun says little: what the job downloads has changed meanwhile. Seven days, in microseconds.
 RERUN_WITHIN_US = 7 * 86_400_000_000
-#: Attempts of one series that are compared, the last ones recorded: the costs of a series are bounded.
-MAX_ATTEMPTS = 20
-#: Runs that are remembered, the last ones recorded: some 150 MB, three weeks of 100,000 runs.
-MAX_RUNS = 300_000
 
 
 class Attempt(NamedTuple):
@@ -151,9 +148,9 @@ class Causes:
         for key in series:
             ids = self._series.setdefault(key, deque())
             ids.append(facts.run_id)
-            if len(ids) > MAX_ATTEMPTS:
+            if len(ids) > MAX_CAUSE_ATTEMPTS:
                 self._forget(ids[0])
-        if len(self._attempts) > MAX_RUNS:
+        if len(self._attempts) > MAX_CAUSE_RUNS:
             self._forget(next(iter(self._attempts)))
 
     def _forget(self, run_id: str) -> None:

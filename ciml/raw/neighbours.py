@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ciml.events.records import RunFacts
+from ciml.limits import MAX_NEAR_FOUND, MAX_NEAR_PLACES, MAX_NEAR_RUNS
 from ciml.raw.causes import FAILED
 from ciml.raw.run_log import RunDelta
 
@@ -21,10 +22,6 @@ WITHIN_US = 3_600_000_000
 _COUNTED = FAILED | {"success"}
 #: The label with the name of a run's machine, where a recorder or a listing has one.
 NODE = "node"
-#: Runs that are remembered of one place, the last ones; and places, the last ones used.
-MAX_RUNS, MAX_PLACES = 1000, 10_000
-#: Failed runs whose neighbours are kept, the last ones.
-MAX_FOUND = 300_000
 
 
 class Neighbours(NamedTuple):
@@ -66,7 +63,7 @@ class NearbyRuns:
             place, end_us = place_of(facts), facts.end_us
             if not place or end_us is None or facts.outcome not in _COUNTED:
                 continue
-            ended = self._ended.setdefault(place, deque(maxlen=MAX_RUNS))
+            ended = self._ended.setdefault(place, deque(maxlen=MAX_NEAR_RUNS))
             self._ended.move_to_end(place)
             change = (facts.project, facts.change) if facts.change else (facts.run_id,)
             if facts.outcome in FAILED and self._wants(facts.build_name):
@@ -74,7 +71,7 @@ class NearbyRuns:
                 self._keep(facts.run_id, Neighbours(sum(each.failed for each in near), len(near)))
             if record.trust.trusted:
                 ended.append(_Ended(end_us, facts.outcome in FAILED, change))
-            if len(self._ended) > MAX_PLACES:
+            if len(self._ended) > MAX_NEAR_PLACES:
                 self._ended.popitem(last=False)
 
     def of(self, run_id: str) -> Neighbours | None:
@@ -84,5 +81,5 @@ class NearbyRuns:
     def _keep(self, run_id: str, near: Neighbours) -> None:
         self._found[run_id] = near
         self._found.move_to_end(run_id)
-        if len(self._found) > MAX_FOUND:
+        if len(self._found) > MAX_NEAR_FOUND:
             self._found.popitem(last=False)

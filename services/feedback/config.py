@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from ciml.errors import CimlError
+from ciml.events.redaction import shown
 from ciml.feedback import CAUSES, Cause
 from ciml.globs import glob_pattern
 from ciml.limits import MAX_SOURCES
 from ciml.settings import Settings, read_toml
+from services.feedback.clients.kinds import kinds
 from services.feedback.inert import inert
-from services.feedback.systems import System, kinds
+from services.feedback.systems import System
 
 _GLOBS = ("models", "projects", "muted_projects", "branches", "pipelines", "jobs")
 
@@ -76,7 +78,7 @@ class Policy(Settings, frozen=True, kw_only=True):
                 or any(extra)
                 or not _is_plain(self.base_url)
             ):
-                raise ValueError(f"base_url: {self.base_url!r:.120} is not an address such as https://ci.example.org/p")
+                raise ValueError(f"base_url: {shown(self.base_url)} is not an address such as https://ci.example.org/p")
         for one in self.reviewers:
             if not all(one.partition(":")[::2]):
                 raise ValueError(f"reviewers: {one!r:.120} is not SYSTEM:ACCOUNT")

@@ -21,13 +21,16 @@ _SPECIAL = (
     (re.compile(r"(?<![^\W_])_|_(?![^\W_])"), "\uff3f"),  # emphasis
     (re.compile(r"(?<!\d)(?<!\d )%|%(?=\w)"), "\uff05"),  # a milestone of GitLab
     (re.compile(r"(?<![^\W_])/|/(?![^\W_])|//"), "\uff0f"),  # a command
-    (re.compile(r"(?<=[^\W\d_])-(?=\d)"), "\u2011"),  # GH-1
+    (re.compile(r"(?<=[A-Z])-(?=\d)|(?<=\b[gG][hH])-(?=\d)"), "\u2011"),  # GH-1, and keys of Jira
     (re.compile(r"(?<![^\W_])[-+=]+(?=\s|$)"), "\u2013"),  # a list, a rule
 )
 #: A commit or a Change-Id, which systems make links of: six characters of it stay.
 _COMMIT = re.compile(r"(?<![^\W_])(I?(?=[0-9]*[a-fA-F])[0-9a-fA-F]{6})[0-9a-fA-F]+(?![^\W_])")
 #: A number that could be one: its digits are grouped.
 _LONG_NUMBER = re.compile(r"(?<![^\W_])[0-9]{7,}(?![^\W_])")
+_THOUSANDS = re.compile(r"(?<=[0-9])(?=(?:[0-9]{3})+$)")
+#: The beginning of a numbered list.
+_NUMBERED = re.compile(r"^([0-9]+)([.)])(?=\s|$)")
 _WWW = re.compile(r"(?i)\bwww(?=[.\u2024])")
 
 
@@ -40,9 +43,10 @@ def inert(text: str, most_bytes: int) -> str:
     kept = "".join(_shown(character) for character in text[: 4 * most_bytes])
     line = " ".join(kept.split())
     line = _COMMIT.sub(rf"\1{_ELLIPSIS}", line)
-    line = _LONG_NUMBER.sub(lambda found: f"{int(found[0][:30]):,}".replace(",", "\u202f"), line)
+    line = _LONG_NUMBER.sub(lambda found: _THOUSANDS.sub("\u202f", found[0]), line)
     line = _WWW.sub("ｗｗｗ", line)
     line = line.translate(_FULL_WIDTH)
+    line = _NUMBERED.sub(lambda found: found[1] + ("\u2024" if found[2] == "." else "\uff09"), line)
     for pattern, plain in _SPECIAL:
         line = pattern.sub(plain, line)
     return cut(line, most_bytes) or "?"

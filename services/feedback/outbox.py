@@ -22,6 +22,7 @@ from services.feedback.client import (
     UNAUTHORIZED,
     Busy,
     ChangeRef,
+    Format,
     Head,
     Posted,
     Refused,
@@ -36,8 +37,9 @@ from services.feedback.text import Finding, Style, causes_of, marker_of, patchse
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-#: A call of unknown outcome is settled after the longest call, with room for the server's own queues.
-SETTLE_S = CALL_S + 15.0
+#: A call of unknown outcome is settled after this time. A third of it is room for what lies between the intent and the
+#: call, and for the server's own queues; the rest is the longest call.
+SETTLE_S = 1.5 * CALL_S
 _PAUSES_S = (2.0, 300.0)  # after an error of the system, or of one entry; doubled each time
 _DETAIL_CHARACTERS = 300
 
@@ -71,6 +73,7 @@ class Outbox:
       show: called with (entry, message) in a dry run.
       timed: called with a call's name and duration.
       settle_s: age from which an intent without outcome is settled.
+      markup: of a dry run.
       clock, sleep: epoch seconds, and a pause.
     """
 
@@ -83,6 +86,7 @@ class Outbox:
     show: Callable[[Entry, Rendered], object] = lambda entry, message: None
     timed: Callable[[str, float], object] = lambda call, seconds: None
     settle_s: float = SETTLE_S
+    markup: Format = "github"
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], object] = time.sleep
     _system: Pause = field(default_factory=Pause)
@@ -202,7 +206,7 @@ class Outbox:
         began_s = self.clock()
         if not self._commit({"intents": [record]}, lambda state: _is_same(state, entry)):
             return  # another process was first
-        if self.clock() - began_s > self.settle_s - CALL_S:
+        if self.clock() - began_s > self.settle_s / 3:
             return  # this process was suspended: another one may be settling the intent
         entry.intent = intent
         try:
@@ -231,8 +235,8 @@ class Outbox:
             self._close(entry, "not_found", "the call of unknown outcome has changed nothing")
 
     def message(self, entry: Entry, client: ReviewClient | None = None) -> Rendered:
-        """Write the message on a patch set. Without a client, as GitHub gets it."""
-        form, most = (client.format, client.most_bytes) if client else ("github", self.policy.max_bytes)
+        """Write the message on a patch set."""
+        form, most = (client.format, client.most_bytes) if client else (self.markup, self.policy.max_bytes)
         policy = self.policy
         style = Style(form, min(most, policy.max_bytes), policy.max_jobs, policy.mute_word)
         marker = marker_of(self.name, entry.change.project, entry.change.change)

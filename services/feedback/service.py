@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from ciml.data_root import DataRoot
 from ciml.events.records import OffsetRange
@@ -21,7 +21,7 @@ from ciml.metrics import Family
 from ciml.pairs import pairs
 from pipelines.kafka.broker import Listing, make_topic
 from pipelines.kafka.plan import PartitionRead, bases
-from services.feedback.client import Rendered, ReviewClient
+from services.feedback.client import Format, Rendered, ReviewClient
 from services.feedback.config import Feedback, load_feedback
 from services.feedback.evidence import find_evidence
 from services.feedback.metrics import CALLS, feedback_families
@@ -132,7 +132,7 @@ class FeedbackService(TopicService[FeedbackState]):
 
         outbox = Outbox(
             system.name, self.committing, policy, lambda item: find_evidence(config.data, item, policy.base_url),
-            client, system.gap_s, self._show, timed, config.settle_s,
+            client, system.gap_s, self._show, timed, config.settle_s, markup_of(system),
         )  # fmt: skip
         correct = partial(add_corrections, config.data)
         return _Desk(outbox, Reader(system.name, self.committing, client, policy.reviewers, correct), client)
@@ -205,6 +205,11 @@ def _work(desk: _Desk) -> None:
 def _log_message(entry: Entry, message: Rendered) -> None:
     change = entry.change
     _log.warning("dry run: on %s, %s %s:\n%s", entry.system, change.project, change.change or change.head, message.body)
+
+
+def markup_of(system: System) -> Format:
+    """Return the markup of a system's messages. A kind is named like its markup."""
+    return next((each for each in get_args(Format) if each == system.kind), "github")
 
 
 def replica(

@@ -1,6 +1,6 @@
 """The tables ``[[system]]`` of a feedback configuration: the keys that all kinds of review systems share.
 
-A module of `services.feedback.clients` has a subclass of `System` for its kind; `kinds` lists them.
+A module of `services.feedback.clients` has a subclass of `System` for its kind; its module `kinds` lists them.
 """
 
 from __future__ import annotations
@@ -67,8 +67,3 @@ class System(Settings, frozen=True, kw_only=True):
         Raises:
           CimlError: a secret or a file is missing or invalid.
         """
-
-
-def kinds() -> Mapping[str, type[System]]:
-    """Return the class of each kind of review system."""
-    return {}

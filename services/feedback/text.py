@@ -20,7 +20,7 @@ _MOST, _MOST_OF_SEVERAL = 3, 1
 _BY = {"code": "this change", "machine": "the machine"}
 _ADVICE = {"yes": "A retry is worth it.", "no": "A retry without a change is unlikely to pass."}
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
-_NUMBER = re.compile(r"[0-9]{1,10}")
+_NUMBER = re.compile(r"[0-9]{1,6}")
 _STAMP = re.compile(r"ciml:[0-9a-f]{16}:(?P<patchset>[0-9a-f]{8}):(?P<causes>[a-z+]{1,20}):[0-9a-f]{12}")
 
 

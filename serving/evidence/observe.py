@@ -190,15 +190,16 @@ def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Ite
     words = [word for word, name in COMPARED.items() if name in usual and _is_usual(subject.table, name, usual[name])]
     if words:
         whose = "of this job" if subject.profile.job else "of all jobs"
-        yield Observation(f"{_enumerated(words)} were as in {subject.profile.runs} passing runs {whose}.")
+        listed, be = _enumerated(words), "were" if words[1:] else "was"
+        text = f"{listed[0].upper()}{listed[1:]} {be} as in {subject.profile.runs} passing runs {whose}."
+        yield Observation(text)
 
 
 def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
-    """Return whether the mean of all values is usual: moments too short for a departure may move it."""
+    """Return whether the mean of all values is in the passing range: also one that is outside within noise is not."""
     values = values_of(table, column) if column in table.column_names else np.zeros(0)
     known = values[np.isfinite(values)]
-    beyond = margin(column, usual)
-    return bool(known.size) and usual[0] - beyond <= known.mean() <= usual[2] + beyond
+    return bool(known.size) and usual[0] <= known.mean() <= usual[2]
 
 
 def _nothing(subject: Subject, length: float) -> Observation:

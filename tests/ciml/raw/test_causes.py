@@ -135,11 +135,11 @@ def test_jobs_that_are_not_selected_cost_nothing() -> None:
 
 
 def test_a_series_and_all_runs_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causes, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(causes, "MAX_CAUSE_ATTEMPTS", 3)
     known = Causes(every)
     known.add(delta(*(facts(number, "F") for number in range(1, 6))))
     assert [known.of(f"zuul~{number}~1") for number in range(1, 6)] == ["", "", "code", "code", "code"]
-    monkeypatch.setattr(causes, "MAX_RUNS", 2)
+    monkeypatch.setattr(causes, "MAX_CAUSE_RUNS", 2)
     known = Causes(every)
     known.add(delta(facts(1, "F"), facts(2, "F"), facts(3, "F", change="8"), facts(4, "P", change="8")))
     assert [known.of(f"zuul~{number}~1") for number in range(1, 5)] == ["", "", "machine", ""]

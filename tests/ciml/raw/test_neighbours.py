@@ -49,7 +49,7 @@ def test_runs_of_other_changes_that_ended_in_the_hour_before_count() -> None:
 )
 def test_only_runs_of_the_same_place_are_neighbours(keys: dict[str, Any]) -> None:
     assert near(run(1), run(2, **keys))[1] == (None if keys == {"provider": ""} else Neighbours(0, 0))
-    at = {"provider": "south", "region": "2", "labels": {"node": "n1"}}
+    at: dict[str, Any] = {"provider": "south", "region": "2", "labels": {"node": "n1"}}
     assert near(run(1, **at), run(2, **at))[1] == Neighbours(1, 1)
 
 
@@ -71,11 +71,11 @@ def test_runs_without_a_change_are_apart() -> None:
 
 
 def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "MAX_RUNS", 2)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_RUNS", 2)
     assert near(*(run(number) for number in range(1, 6)))[4] == Neighbours(2, 2)
-    monkeypatch.setattr(neighbours, "MAX_PLACES", 1)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_PLACES", 1)
     assert near(run(1), run(2, region="2"), run(3))[2] == Neighbours(0, 0)
-    monkeypatch.setattr(neighbours, "MAX_FOUND", 1)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 1)
     assert near(run(1), run(2)) == [None, Neighbours(1, 1)]
 
 

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
+from ciml.telemetry import telemetry_columns
 from pipelines.datasets.build import build_dataset
 from pipelines.datasets.update import update_dataset, verify_dataset
 from services.live import _resolved
-from serving.predict.neighbours import StoredNeighbours
+from serving.predict.neighbours import neighbours_of
 from tests.corpus import builds
 from tests.pipelines.datasets.test_listed_runs import listed, listing
 from tests.pipelines.raw_store.scenes import RawStore
@@ -33,6 +35,10 @@ def definition(**keys: Any) -> DatasetDefinition:
     return DatasetDefinition.from_json(
         {**given, "features_regex": "^(usr|stl|1m)$", "aggregation_functions": ["mean"], **keys}
     )
+
+
+def defined_by(table: pa.Table, definition: DatasetDefinition) -> ResolvedDefinition:
+    return resolve(definition, [telemetry_columns(table.column_names)], [])
 
 
 def rows(data: DataRoot, state: DatasetState) -> dict[str, list[float]]:
@@ -91,7 +97,9 @@ def test_a_rebuild_under_another_name_renews_the_profiles(data: DataRoot, raw: R
 def test_neighbours_are_those_that_the_stream_of_predictions_finds(data: DataRoot, raw: RawStore) -> None:
     runs, tables, _ = corpus(RUNS)
     found = [(run.replace(provider="north"), table) for run, table in zip(runs, tables, strict=True)]
-    stored = StoredNeighbours(data.raw)
+    resolved = defined_by(corpus(1)[1][0], definition(context="neighbours"))
+    stored = neighbours_of(data.raw, resolved)
+    assert stored is not None
     for start in range(0, RUNS, 30):
         raw.add(found[start : start + 30])
         stored.of([])

@@ -45,6 +45,15 @@ def test_a_run_as_usual_says_so_with_the_number_of_runs() -> None:
     assert said(subject_of(outcome="failure", exit_status=1)) == [AS_USUAL]
 
 
+def test_a_series_that_is_outside_within_noise_is_not_named_as_usual() -> None:
+    assert said(run_of({USR: [64.0] * 60})) == [
+        "Load, memory, disk and network were as in 20 passing runs of this job."
+    ]
+    assert said(run_of({USR: [64.0] * 60, LOAD: [2.5] * 60, USED: [2.2 * GB] * 60, WRITTEN: [5 * MB] * 60})) == [
+        "Network was as in 20 passing runs of this job."
+    ]
+
+
 @pytest.mark.parametrize(
     ("rows", "facts", "text"),
     [

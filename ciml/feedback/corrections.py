@@ -1,7 +1,4 @@
-"""What reviewers say of verdicts: corrections of a run's cause, in a log of their own below the folder of feedback.
-
-`services.feedback` writes them, labels of data sets read them: `corrections_of`.
-"""
+"""Corrections of the causes of failed runs: their log, how they are added, and what counts."""
 
 from __future__ import annotations
 
