@@ -32,6 +32,7 @@ EXTRAS = {
     "paho": ("receivers",),
     "asyncssh": ("receivers",),
     "setuptools": ("train", "pipelines"),
+    "crepes": ("train",),
     "keras": ("serve", "train"),
     "optuna": ("train",),
     "sklearn": ("reports", "train"),

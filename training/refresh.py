@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from ciml.data_root import DataRoot, StoredDataset
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.decision import Decision
+from ciml.digest import canonical_json
 from ciml.errors import CimlError
 from ciml.storage.open import LocalStore, Store
-from ciml.verdicts import VERDICTS
+from ciml.verdicts import PROFILES, VERDICTS
 from training.data.analysis_cache import AnalysisCache
 from training.data.layout import RECORDS_FOLDER
 from training.data.materialise import materialise
@@ -169,7 +171,7 @@ def _make(
     with steps("export"):
         saved = export(
             trained.model, made.transform_folder, resolved, folder / "model", name=model,
-            calibrator=None if calibrated is None else calibrated.calibrator, assets=_assets(calibrated),
+            calibrator=None if calibrated is None else calibrated.calibrator, assets=_assets(resolved, calibrated),
         )  # fmt: skip
         exported = load_exported(saved)
     with steps("evaluate"):
@@ -188,10 +190,12 @@ def _make(
     return Candidate(saved, snapshot, experiment, metrics, decision, dict(steps.seconds))
 
 
-def _assets(calibrated: Calibrated | None) -> dict[str, bytes]:
-    """Return the further assets of the exported model."""
-    rules = None if calibrated is None else calibrated.asset()
-    return {} if rules is None else {VERDICTS: rules}
+def _assets(resolved: ResolvedDefinition, calibrated: Calibrated | None) -> dict[str, bytes]:
+    """Return the further assets of the exported model: passing profiles and rules of verdicts, where there are any."""
+    assets = {} if resolved.profiles is None else {PROFILES: canonical_json(resolved.profiles) + b"\n"}
+    if calibrated is not None and (rules := calibrated.asset()) is not None:
+        assets[VERDICTS] = rules
+    return assets
 
 
 @contextmanager

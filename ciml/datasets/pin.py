@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import msgspec
 
 from ciml.datasets.definition import DatasetDefinition, slice_of
-from ciml.datasets.plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_changes
+from ciml.datasets.plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_changes, nearby_runs
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import CimlError, IntegrityError
 from ciml.raw.causes import CAUSE, Causes
@@ -41,6 +41,7 @@ class Pin:
         self.other_jobs: set[str] = set()
         self._changes: dict[str, list[Change]] = {}
         self._causes = Causes(definition.selects) if definition.class_label == CAUSE else None
+        self._near = nearby_runs(definition)
         # A run as JSON takes a third of the memory of its objects, and all are held until the slice.
         found: list[_Found] = []
         reclaimed: dict[str, _Found | None] = {}
@@ -51,6 +52,8 @@ class Pin:
             self.version = version
             if self._causes is not None:
                 self._causes.add(delta)
+            if self._near is not None:
+                self._near.add(delta)
             for index, record in enumerate(delta.rows):
                 facts, row = record.mention, None
                 if definition.selects(job := facts.build_name):
@@ -88,7 +91,8 @@ class Pin:
         decode = msgspec.json.Decoder(RunRecord).decode
         for position, record in self._records[start:stop]:
             run = SelectedRun.of(position, decode(record))
-            yield apply_changes(run, self._changes.get(run.run_id, ()))[0].caused(self.cause(run))
+            changed = apply_changes(run, self._changes.get(run.run_id, ()))[0].caused(self.cause(run))
+            yield changed if self._near is None else changed.replace(near=self._near.of(run.run_id))
 
     def voters(self) -> Iterator[SelectedRun]:
         """Yield the runs whose classes count: those trusted at `version`, or all if no run was trusted."""

@@ -13,21 +13,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import IntegrityError
 from ciml.events.records import UNJUDGED, OutcomeWord, RawFile, Record, RunFacts, Trust
 from ciml.raw.causes import CAUSE, Causes
+from ciml.raw.neighbours import NearbyRuns, Neighbours
 from ciml.raw.run_log import RunDelta, RunLog, RunRecord
 
 
 class SelectedRun(Record, frozen=True, gc=False):
-    """A raw row in a data set, and its position in the raw manifest."""
+    """A raw row in a data set, and its position in the raw manifest.
+
+    ``near`` are its neighbours where a definition has this context, and they are known.
+    """
 
     position: Position
     mention: RunFacts
     file: RawFile
     trust: Trust = UNJUDGED
+    near: Neighbours | None = None
 
     @property
     def run_id(self) -> str:
@@ -109,8 +114,9 @@ class Plan:
         self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
         self._pending: dict[str, SelectedRun] = {}  # with corrections applied
         self._late: dict[str, list[Change]] = {}  # of sealed runs
-        # They depend on all earlier runs, so they begin with the first delta.
+        # Both depend on all earlier runs, so they begin with the first delta.
         self._causes = Causes(self._definition.selects, given) if self._definition.class_label == CAUSE else None
+        self._near = nearby_runs(self._definition)
         self._caused: dict[str, str] = {}  # the causes in the spans of those steps
         self._new_causes: dict[str, str] = {}  # to be recorded by the next step
         # Spans sealed by earlier steps: their last version and the positions of their runs. The runs themselves are
@@ -129,8 +135,11 @@ class Plan:
           seal: whether to seal the last span with fewer runs than ``span_runs``.
         """
         end, _ = begin = self._cursor
-        for version, delta in self._raw.since(end - 1 if self._causes is None else 0):
+        replays = self._causes is not None or self._near is not None
+        for version, delta in self._raw.since(0 if replays else end - 1):
             self._add_causes(version, delta)
+            if self._near is not None:
+                self._near.add(delta)
             if version < begin[0]:
                 continue
             for index, record in enumerate(delta.rows):
@@ -148,10 +157,7 @@ class Plan:
             self._collect(version, delta)
             end = version + 1
         if self._causes is not None:
-            # A reviewer may take back what an earlier step recorded.
-            self._mark_late(
-                (*self._causes.given, *filter(self._causes.knows, ChainMap(self._caused, self._state.caused)))
-            )
+            self._mark_late(self._causes.given)
         if seal and self._pending:
             yield self._seal((end, 0))
         elif changed := self._new_versions():
@@ -174,6 +180,9 @@ class Plan:
     def _cause(self, run_id: str) -> str:
         return self._causes.of(run_id) if self._causes is not None else ""
 
+    def _placed(self, run: SelectedRun) -> SelectedRun:
+        return run if self._near is None else run.replace(near=self._near.of(run.run_id))
+
     def _collect(self, version: int, delta: RunDelta) -> None:
         """Collect the reclaims and corrections of a raw version, after its runs."""
         for run_id, change in changes_of(version, delta):
@@ -192,7 +201,7 @@ class Plan:
 
     def _seal(self, cursor: Position) -> Step:
         causes = {run_id: self._cause(run_id) for run_id in self._pending}
-        runs = tuple(run.caused(causes[run.run_id]) for run in self._pending.values())
+        runs = tuple(self._placed(run.caused(causes[run.run_id])) for run in self._pending.values())
         self._new_causes = {run_id: cause for run_id, cause in causes.items() if cause}
         self._pending.clear()
         if self._resolved is None:
@@ -239,7 +248,7 @@ class Plan:
                 new = old
                 if (changes := late.get(run.run_id)) is not None:
                     bare, last = apply_changes(run, changes)
-                    new = bare.caused(cause := self._cause(run.run_id))
+                    new = self._placed(bare.caused(cause := self._cause(run.run_id)))
                     if new.position == old.position and self._label(new) == self._label(old):
                         new = old
                     else:
@@ -268,7 +277,12 @@ class Plan:
         records = {version: self._raw.read(version).rows for version in sorted({number for number, _ in positions})}
         runs = (SelectedRun.of(position, records[position[0]][position[1]]) for position in positions)
         fixes = ChainMap(self._fixed, self._state.corrected)
-        return last, tuple(run.corrected(fixes.get(run.run_id)) for run in runs)
+        return last, tuple(self._placed(run.corrected(fixes.get(run.run_id))) for run in runs)
+
+
+def nearby_runs(definition: DatasetDefinition) -> NearbyRuns | None:
+    """Return what finds the neighbours of a data set's runs, where its definition has this context."""
+    return NearbyRuns(definition.selects) if "neighbours" in (definition.context or ()) else None
 
 
 def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:

@@ -131,10 +131,6 @@ class Causes:
             return ""
         return cause_of(known, (self._attempts[other] for other in self._related(run_id) if other != run_id))
 
-    def knows(self, run_id: str) -> bool:
-        """Return whether a run is remembered (`MAX_RUNS`) with its series."""
-        return run_id in self._attempts
-
     @property
     def given(self) -> Mapping[str, str]:
         """The causes that reviewers gave, by run id."""

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 #: The fields of a line, in order. Those that a recording lacks are left out.
 FIELDS = (
-    "build_uuid", "build_name", "node_provider", "node_flavor", "result", "exit_code", "project", "change", "attempt",
-    "pipeline", "start_time", "end_time", "elapsed_s", "rows", "log_path", "patch", "trouble", "trouble_s",
+    "build_uuid", "build_name", "node_provider", "node_flavor", "result", "exit_code", "project", "change", "patchset",
+    "attempt", "pipeline", "start_time", "end_time", "elapsed_s", "rows", "log_path", "patch", "trouble", "trouble_s",
     "cause",
 )  # fmt: skip
 #: The folder of the log in the recorder's command line: it says nothing about the run.
@@ -74,6 +74,8 @@ def read_run(folder: Path, text: str) -> Run:
             "rows": count_samples(log),
             "log_path": f"logs/{build['build_name']}/{build['build_uuid']}.csv.gz",
         }
+        if "change" in found:
+            found.setdefault("patchset", "1")  # all runs of a change, reruns too, have its one patch
         found |= cause_of(found)
         line = {name: found[name] for name in FIELDS if name in found}
     except KeyError as error:

@@ -147,7 +147,7 @@ class ListedRuns:
     def _log_of(self, run: SelectedRun) -> LogOf:
         facts = run.mention
         address = self.log.addresses.get(facts.run_id) or facts.log_url
-        return LogOf(address, facts)
+        return LogOf(address, facts, run.near)
 
 
 _readers: list[LogReader] = []  # the one reader of a forked process

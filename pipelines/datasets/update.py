@@ -20,8 +20,10 @@ from ciml.datasets.pin import Pin, PinnedPlan
 from ciml.datasets.plan import Plan, SelectedRun, SpanPlan, Step
 from ciml.datasets.state import DatasetState, SpanVersion, span_folder
 from ciml.errors import CimlError, RejectedInput
+from ciml.feedback import corrections_of
 from ciml.limits import MAX_PROFILE_RUNS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.raw.causes import CAUSE
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
 from pipelines.datasets.run_source import RunSource, StoredRuns
@@ -82,7 +84,6 @@ def update_dataset(
     runner: str | None = None,
     job_endpoint: str = "",
     seal: bool = False,
-    given: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     now_us: int | None = None,
 ) -> Update:
@@ -93,7 +94,6 @@ def update_dataset(
       runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam.
       job_endpoint: of Beam's job server, for ``flink``.
       seal: whether the last span is closed with fewer runs than the definition wants.
-      given: causes that reviewers gave, by run id.
       progress: called as runs become examples.
       now_us: the time of the commits; the present by default.
 
@@ -105,10 +105,17 @@ def update_dataset(
     pin = None
     if state.definition is not None and state.definition.slicer is not None:
         pin = Pin(StoredRuns(raw).log, state.definition)
-    produce = producer(runner, job_endpoint)
+    produce, given = producer(runner, job_endpoint), given_causes(dataset.root, state.definition)
     return fill(
         StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, given=given, progress=progress, now_us=now_us
     )
+
+
+def given_causes(data: DataRoot, definition: DatasetDefinition | None) -> dict[str, str]:
+    """Return the causes that reviewers gave to runs, by run id, where a data set is about causes."""
+    if definition is None or definition.class_label != CAUSE:
+        return {}
+    return {run_id: correction.cause for run_id, correction in corrections_of(data).items()}
 
 
 def producer(runner: str | None, job_endpoint: str = "") -> Produce:

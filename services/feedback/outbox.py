@@ -31,6 +31,7 @@ from services.feedback.client import (
     Unsettled,
 )
 from services.feedback.config import Policy
+from services.feedback.policy import is_muted
 from services.feedback.state import Entry, FeedbackState, Intent
 from services.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
 
@@ -130,8 +131,9 @@ class Outbox:
             if entry is None or not entry.is_open:
                 return True
             entry = Entry.from_json(entry.to_json())  # the manifest goes on meanwhile
+            muted = is_muted(entry.change.project, (*self.policy.muted_projects, *state.muted))
         try:
-            self._answer(entry)
+            self._answer(entry, muted)
         except Busy as busy:
             wait_s = min(max(busy.retry_after_s, 1.0), MAX_RETRY_AFTER_S)
             self._commit({"paused": {self.name: int((self.clock() + wait_s) * 1e6)}})
@@ -162,9 +164,12 @@ class Outbox:
         _log.warning("%s: %s; retrying", self.name, error)
         return False
 
-    def _answer(self, entry: Entry) -> None:
+    def _answer(self, entry: Entry, muted: bool) -> None:
         if entry.intent is not None:
             self._settle(entry, entry.intent)
+            return
+        if muted:
+            self._close(entry, "muted")
             return
         if self.clock() - entry.since_us / 1e6 > self.policy.max_age_s:
             self._close(entry, "late")

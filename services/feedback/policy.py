@@ -124,7 +124,7 @@ def judge(record: Mapping[str, Any], feedback: Feedback, muted: Iterable[str], n
         return "unlikely"
     if not policy.answers(found.model, run.project, run.branch, run.pipeline, run.build_name):
         return "not_selected"
-    if any(glob_pattern((glob,)).fullmatch(run.project) for glob in (*policy.muted_projects, *muted)):
+    if is_muted(run.project, (*policy.muted_projects, *muted)):
         return "muted_project"
     if not run.project or not (run.change or run.head) or not (run.patchset or run.head):
         return "no_change"
@@ -140,3 +140,8 @@ def judge(record: Mapping[str, Any], feedback: Feedback, muted: Iterable[str], n
         {key: value for key, value in record.items() if key not in _LEFT_OUT},
     )  # fmt: skip
     return item if len(msgspec.json.encode(item)) <= _MAX_ITEM_BYTES else "bad_record"
+
+
+def is_muted(project: str, globs: Iterable[str]) -> bool:
+    """Return whether a project gets no messages."""
+    return any(glob_pattern((glob,)).fullmatch(project) for glob in globs)

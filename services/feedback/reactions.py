@@ -15,6 +15,7 @@ from services.feedback.client import Busy, Posted, Reactions, Refused, ReviewCli
 from services.feedback.state import REACTIONS, Entry, FeedbackState
 
 _log = logging.getLogger(__name__)
+_ACCOUNT_CHARACTERS = 200
 _PAUSE_S = 60.0  # after an error of the system
 
 #: Age of a message at its first reading; each next one follows at the double age.
@@ -43,7 +44,8 @@ def news(entry: Entry, seen: Reactions, known: Iterable[str]) -> dict[str, list[
       known: accounts that reacted to the same message when it was about another patch set.
     """
     before = set(known)
-    found = {kind: [account for account in getattr(seen, kind) if account not in before] for kind in REACTIONS}
+    named = {kind: [account[:_ACCOUNT_CHARACTERS] for account in getattr(seen, kind)] for kind in REACTIONS}
+    found = {kind: [account for account in accounts if account not in before] for kind, accounts in named.items()}
     new = any(account not in entry.reactions.get(kind, ()) for kind, accounts in found.items() for account in accounts)
     return found if new else {}
 

@@ -143,8 +143,8 @@ def _rates(item: Item) -> str:
     rate = verdict.base_rate.get(item.cause)
     if rate is None or not verdict.runs:
         return _percent(item.probability)
-    of = "of this job" if verdict.group and verdict.group == item.job else "of all jobs"
-    return f"{_percent(item.probability)}; base rate {_percent(rate)} of {verdict.runs} failed runs {of}"
+    of = " of this job" if verdict.group and verdict.group == item.job else ""
+    return f"{_percent(item.probability)}; base rate {_percent(rate)} of {verdict.runs} failed runs{of}"
 
 
 def _percent(share: float) -> str:

@@ -28,7 +28,7 @@ _WHEN = r"(?:(?:second|minute) [0-9]+)"
 _OTHERS = r"passing runs(?: of all jobs)?"
 _WORDS = "|".join(re.escape(series.words) for series in SERIES.values())
 _COLUMNS = {series.words: name for name, series in SERIES.items()}
-_LARGEST, _INFINITE = 1e18, float("inf")
+_LARGEST, _INFINITE, _NEVER = 1e18, float("inf"), float("nan")
 
 
 class _Said(NamedTuple):
@@ -148,7 +148,7 @@ def _moment(text: str | None, subject: Subject) -> float:
     """Return the seconds of ``second 12`` or ``minute 3``; NaN, which fits nothing, where the run is said otherwise."""
     word, _, number = (text or "").partition(" ")
     if word != ("second" if _short(subject) else "minute"):
-        return float("nan")
+        return _NEVER
     return int(number) * (1 if word == "second" else 60)
 
 
@@ -228,7 +228,7 @@ def _check_series(parts: tuple[Any, ...], subject: Subject) -> bool:
     known = _usual(subject, column)
     if end is not None:
         end = f"{(start or '').split(' ')[0]} {end}"
-    begin = 0.0 if start is None else _moment(start, subject)
+    begin = 0.0 if start is None else _moment(start, subject) or _NEVER  # the first window is called otherwise
     last = end if end is not None else until
     stop = _INFINITE if last is None else _moment(last, subject)
     mean = _mean(subject, column, begin, stop)
@@ -246,7 +246,7 @@ def _are_edges(
 ) -> bool:
     """Return whether a series is outside in the windows at both ends, and not in those before and after."""
     first = _window(subject, column, from_s=begin)
-    if first is None or not _is_outside(first, column, usual, above) or (begin and first[0] != begin):
+    if first is None or first[0] != begin or not _is_outside(first, column, usual, above):
         return False
     if begin and _is_outside(_window(subject, column, before_s=begin), column, usual, above):
         return False
@@ -272,10 +272,7 @@ def _check_as_usual(parts: tuple[Any, ...], subject: Subject) -> bool:
     }  # fmt: skip
     for word in re.split(", | and ", words):
         mean, known = _mean(subject, columns[word], 0.0), _usual(subject, columns[word])
-        if mean is None or known is None:
-            return False
-        beyond = _beyond(columns[word], known)
-        if not known[0] - beyond <= mean <= known[1] + beyond:
+        if mean is None or known is None or not known[0] <= mean <= known[1]:
             return False
     return True
 

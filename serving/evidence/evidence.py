@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.raw.lookup import entries_of, row_of
 from ciml.telemetry import BOOT, TIME
-from serving.contract import DEFINITION, read_definition
+from ciml.verdicts import PROFILES
 from serving.evidence.check import follows
 from serving.evidence.observe import observations
 from serving.evidence.picture import draw
@@ -62,7 +64,7 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
       prediction: its record, with ``run``.
 
     Raises:
-      IntegrityError: the record is malformed, or the run or the model's definition is missing or damaged.
+      IntegrityError: the record is malformed, or the run or the model's profiles are missing or damaged.
       EngineError: the store does not answer.
 
     Example:
@@ -114,12 +116,12 @@ def _path_of(data: DataRoot, run_id: str) -> str:
 
 @lru_cache(maxsize=8)
 def _profiles(data: DataRoot, model: str, version: int) -> Profiles:
-    """Return the passing profiles of a model's data set; none where its definition has no profiles."""
-    where = f"model {model}, version {version}: {DEFINITION}"
-    resolved = read_definition(Registry(data, model).read_asset(version, DEFINITION), where)
-    if resolved.profiles is None:
+    """Return the passing profiles in a model's assets; none where it has no such file."""
+    registry = Registry(data, model)
+    if f"assets/{PROFILES}" not in registry.state.files(version):
         return _NONE
+    where = f"model {model}, version {version}: assets/{PROFILES}"
     try:
-        return Profiles.from_json(resolved.profiles, where)
-    except CimlError as error:
-        raise IntegrityError(str(error)) from None
+        return Profiles.from_json(msgspec.json.decode(registry.read_asset(version, PROFILES)), where)
+    except (CimlError, msgspec.DecodeError) as error:
+        raise IntegrityError(f"{where}: no passing profiles: {error}") from None

@@ -194,11 +194,10 @@ def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Ite
 
 
 def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
-    """Return whether the mean of all values is usual: moments too short for a departure may move it."""
+    """Return whether the mean of all values is in the passing range: also one that is outside within noise is not."""
     values = values_of(table, column) if column in table.column_names else np.zeros(0)
     known = values[np.isfinite(values)]
-    beyond = margin(column, usual)
-    return bool(known.size) and usual[0] - beyond <= known.mean() <= usual[2] + beyond
+    return bool(known.size) and usual[0] <= known.mean() <= usual[2]
 
 
 def _nothing(subject: Subject, length: float) -> Observation:

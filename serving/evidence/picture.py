@@ -92,14 +92,15 @@ def _panel(subject: Subject, column: str, top: int, end: float, left: Sequence[D
     shown = [float(np.nanmax(coarse.means[column])), *([usual[2]] if usual else [])]
     # A moment above twice of all else is cut off, so that the rest stays visible.
     peak = min(float(np.nanmax(fine.means[column])), 2 * max(shown)) if max(shown) > 0 else 0.0
-    most = max(*shown, peak, 100.0 if series.unit == "%" and max(shown) > 50 else series.noise) * 1.04
+    most = 100.0 if series.unit == "%" and max(shown) > 50 else _round_up(max(*shown, peak, series.noise))
     base, scale = top + _TITLE + _PLOT - 6, (_PLOT - 8) / most
 
     def y(value: float) -> float:
         return base - min(max(value, 0.0), most) * scale
 
     width = _WIDTH - _LEFT - _RIGHT
-    parts = [_text(_LEFT, top + 14, series.words[:1].upper() + series.words[1:])]
+    words = series.words.removeprefix("the ")
+    parts = [_text(_LEFT, top + 14, words[:1].upper() + words[1:])]
     for one in left:
         start, stop = one.from_s / end * width, min(one.until_s, length) / end * width
         parts.append(_rect(_LEFT + start, y(most), max(stop - start, 1.0), base - y(most), _MARK))
@@ -118,10 +119,18 @@ def _panel(subject: Subject, column: str, top: int, end: float, left: Sequence[D
         path = "".join(f"{'M' if not number else 'L'}{a:.0f} {c:.0f}H{b:.0f}" for number, (a, b, c) in enumerate(steps))
         parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{stroke}"/>')
     parts += [
-        _text(_LEFT - 6, y(most) + 9, quantity(most / 1.04, series.unit), "end"),
+        _text(_LEFT - 6, y(most) + 9, quantity(most, series.unit), "end"),
         _text(_LEFT - 6, base + 3, quantity(0.0, series.unit) if series.unit == "%" else "0", "end"),
     ]
     return parts
+
+
+def _round_up(value: float) -> float:
+    """Return the next value with which a scale may end, such as 200 for 186."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(
+        power * next(step for step in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if step * power >= value * 0.999)
+    )
 
 
 def _axis(top: int, end: float, length: float, lengths: tuple[float, float, float] | None) -> list[str]:

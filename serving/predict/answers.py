@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
-    from transforms.examples.context import Neighbours
+    from ciml.raw.neighbours import Neighbours
 
 #: Most runs in one call.
 MAX_CALL_ROWS = 256

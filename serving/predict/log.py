@@ -86,6 +86,7 @@ class PredictionState(TopicState):
       latencies: predictions by (model, bucket): the bucket is the index of the first of `LATENCIES_S` that is not less
         than the time from announcement to prediction; one more bucket for longer times.
       latency_us: the sum of those times by model, microseconds.
+      verdicts: predictions with a verdict by (model, cause).
     """
 
     def __init__(self, ids: IdSet | None = None) -> None:
@@ -95,6 +96,7 @@ class PredictionState(TopicState):
         self.repeats = 0
         self.latencies: Counter[tuple[str, int]] = Counter()
         self.latency_us: Counter[str] = Counter()
+        self.verdicts: Counter[tuple[str, str]] = Counter()
         self._ids = ids or IdSet()
 
     def has(self, identity: str) -> bool:
@@ -117,6 +119,8 @@ class PredictionState(TopicState):
                 raise IntegrityError(f"predictions manifest: version {version} repeats prediction {one['id']}")
             self._ids.add(fingerprint(one["id"]))
             self.predicted[one["model"], one["version"]] += 1
+            if (verdict := one.get("verdict")) is not None:
+                self.verdicts[one["model"], verdict["cause"]] += 1
             if (latency_ms := one.get("latency_ms")) is not None:
                 self.latencies[one["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
                 self.latency_us[one["model"]] += round(latency_ms * 1000)
@@ -138,6 +142,7 @@ class PredictionState(TopicState):
             "repeats": self.repeats,
             "latencies": [[model, bucket, number] for (model, bucket), number in sorted(self.latencies.items())],
             "latency_us": dict(sorted(self.latency_us.items())),
+            "verdicts": [[model, cause, number] for (model, cause), number in sorted(self.verdicts.items())],
         }
 
     @classmethod
@@ -152,6 +157,7 @@ class PredictionState(TopicState):
         state.repeats = value.get("repeats", 0)
         state.latencies = Counter({(model, bucket): number for model, bucket, number in value.get("latencies", ())})
         state.latency_us = Counter(value.get("latency_us", {}))
+        state.verdicts = Counter({(model, cause): number for model, cause, number in value.get("verdicts", ())})
         return state
 
     def recent(self) -> dict[str, Rows]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ciml.verdicts import EXIT_LABEL, FAILED, VERDICTS, VerdictRules, make_verdict, read_rules
+from ciml.raw.causes import FAILED
+from ciml.verdicts import EXIT_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition
@@ -17,25 +18,32 @@ if TYPE_CHECKING:
 _NOT_RECORDED = ("log_url", "subjects", "labels")
 
 
+def verdict_of(
+    facts: RunFacts | None, probabilities: Mapping[str, float], rules: VerdictRules | None
+) -> Verdict | None:
+    """Return the verdict on a run; None for one that did not fail, or without facts or rules.
+
+    Args:
+      facts: of the run; None where they are unknown.
+      probabilities: by class, as recorded.
+      rules: those of the model; None for a model that gives no verdicts.
+    """
+    if facts is None or rules is None or facts.outcome not in FAILED:
+        return None
+    return make_verdict(facts.build_name, probabilities, rules)
+
+
 def recorded_verdict(
     facts: RunFacts | None, probabilities: Mapping[str, float], rules: VerdictRules | None
 ) -> dict[str, Any]:
-    """Return ``run`` and ``verdict`` of a prediction's record.
-
-    Args:
-      facts: of the run; None where an announcement of an earlier version lacks them.
-      probabilities: by class, as recorded.
-      rules: those of the model; None for a model that gives no verdicts.
-
-    Returns:
-      The two entries as JSON; nothing for a run that did not fail, or without facts or rules.
-    """
-    if facts is None or rules is None or facts.outcome not in FAILED:
+    """Return ``run`` and ``verdict`` of a prediction's record as JSON; nothing where `verdict_of` has no verdict."""
+    verdict = verdict_of(facts, probabilities, rules)
+    if facts is None or verdict is None:
         return {}
     run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
     if EXIT_LABEL in facts.labels:
         run["labels"] = {EXIT_LABEL: facts.labels[EXIT_LABEL]}  # evidence says which signal ended the run
-    return {"run": run, "verdict": make_verdict(facts.build_name, probabilities, rules).to_json()}
+    return {"run": run, "verdict": verdict.to_json()}
 
 
 def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -> VerdictRules | None:

@@ -13,8 +13,9 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
+from ciml.raw.causes import CAUSE
 from ciml.storage.open import Store
-from ciml.verdicts import CAUSE, VerdictRules
+from ciml.verdicts import VerdictRules
 from training.calibration.calibrators import Calibrator
 from training.calibration.conformal import make_rules
 from training.calibration.fit import fit_calibrator, log_loss

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 Method = Literal["temperature", "isotonic"]
 
-#: A probability of 0 counts as this one: the smallest normal float32.
-_LEAST = float(np.finfo(np.float32).tiny)
+#: The least probability, before and after: the smallest normal float32. TensorFlow may take smaller ones for 0.
+LEAST = float(np.finfo(np.float32).tiny)
 
 
 class Calibrator(Protocol):
@@ -46,16 +46,18 @@ class Temperature:
     method: Method = "temperature"
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
-        logits = np.log(np.maximum(probabilities.astype(np.float64), _LEAST)) / self.temperature
+        logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST)) / self.temperature
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return _rounded(shares / shares.sum(axis=1, keepdims=True))
+        calibrated = np.maximum(shares / shares.sum(axis=1, keepdims=True), LEAST)
+        return calibrated.astype(np.float32)  # type: ignore[no-any-return]
 
     def graph(self, probabilities: Any) -> Any:
         import tensorflow as tf
 
-        logits = tf.math.log(tf.maximum(tf.cast(probabilities, tf.float64), _LEAST)) / self.temperature
+        logits = tf.math.log(tf.maximum(tf.cast(probabilities, tf.float64), LEAST)) / self.temperature
         shares = tf.exp(logits - tf.reduce_max(logits, axis=1, keepdims=True))
-        return tf.cast(shares / tf.reduce_sum(shares, axis=1, keepdims=True), tf.float32)
+        shares = shares / tf.reduce_sum(shares, axis=1, keepdims=True)
+        return tf.cast(tf.maximum(shares, LEAST), tf.float32)
 
     def to_json(self) -> dict[str, Any]:
         return {"method": self.method, "temperature": self.temperature}
@@ -66,14 +68,14 @@ class Isotonic:
     """Maps the probability of each class by a rising line of its own, then scales the row to a sum of 1.
 
     Attributes:
-      lines: for each class the points (x, y), float64 [k, 2] with rising x and y above 0; k at least 2.
+      lines: for each class the points (x, y), float64 [k, 2] with rising x from `LEAST`, and y above 0; k at least 2.
     """
 
     lines: tuple[NDArray[np.float64], ...]
     method: Method = "isotonic"
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
-        given = probabilities.astype(np.float64)
+        given = np.maximum(probabilities.astype(np.float64), LEAST)
         columns = []
         for line, values in zip(self.lines, given.T, strict=True):
             x, y = line.T
@@ -81,12 +83,13 @@ class Isotonic:
             share = np.clip((values - x[at]) / (x[at + 1] - x[at]), 0.0, 1.0)
             columns.append(y[at] + (y[at + 1] - y[at]) * share)
         mapped = np.stack(columns, axis=1)
-        return _rounded(mapped / mapped.sum(axis=1, keepdims=True))
+        calibrated = mapped / mapped.sum(axis=1, keepdims=True)
+        return calibrated.astype(np.float32)  # type: ignore[no-any-return]
 
     def graph(self, probabilities: Any) -> Any:
         import tensorflow as tf
 
-        given = tf.cast(probabilities, tf.float64)
+        given = tf.maximum(tf.cast(probabilities, tf.float64), LEAST)
         columns = []
         for number, line in enumerate(self.lines):
             x, y = (tf.constant(each, tf.float64) for each in line.T)
@@ -100,7 +103,3 @@ class Isotonic:
 
     def to_json(self) -> dict[str, Any]:
         return {"method": self.method, "points": [len(line) for line in self.lines]}
-
-
-def _rounded(shares: NDArray[np.float64]) -> NDArray[np.float32]:
-    return shares.astype(np.float32)

@@ -7,13 +7,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibration.calibrators import Calibrator, Isotonic, Temperature
+from training.calibration.calibrators import LEAST, Calibrator, Isotonic, Temperature
 
 #: An isotonic calibrator fits any rising line, and so fits the noise of fewer runs, or of fewer of one class.
 ISOTONIC_RUNS, ISOTONIC_CLASS_RUNS = 1000, 100
 #: Temperatures that are tried.
-_LEAST, _MOST = 0.05, 20.0
-_TINY = float(np.finfo(np.float32).tiny)
+_COLDEST, _HOTTEST = 0.05, 20.0
 
 
 def fit_calibrator(
@@ -41,7 +40,7 @@ def fit_calibrator(
 def log_loss(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """Return the mean negative logarithm of the probability of each run's own class."""
     own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(own, _TINY)).mean())
+    return float(-np.log(np.maximum(own, LEAST)).mean())
 
 
 def _temperature(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Temperature:
@@ -53,14 +52,16 @@ def _temperature(probabilities: NDArray[np.floating], labels: NDArray[np.integer
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    logits = np.log(np.maximum(probabilities.astype(np.float64), _TINY))
+    logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST))
     own = logits[np.arange(len(labels)), labels]
 
     def cost(logarithm: float) -> float:
         scale = np.exp(-logarithm)
         return float((logsumexp(logits * scale, axis=1) - own * scale).sum() + logarithm**2 / 2)
 
-    found = minimize_scalar(cost, bounds=(np.log(_LEAST), np.log(_MOST)), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(
+        cost, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded", options={"xatol": 1e-6}
+    )
     return Temperature(float(np.exp(found.x)))
 
 
@@ -72,7 +73,7 @@ def _isotonic(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) 
     lines = []
     for label in range(probabilities.shape[1]):
         fitted = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
-        fitted.fit(probabilities[:, label].astype(np.float64), (labels == label).astype(np.float64))
+        fitted.fit(np.maximum(probabilities[:, label].astype(np.float64), LEAST), (labels == label).astype(np.float64))
         x, y = fitted.X_thresholds_, fitted.y_thresholds_
         if len(x) == 1:
             x, y = np.array([x[0], x[0] + 1.0]), np.repeat(y, 2)

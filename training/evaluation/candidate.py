@@ -19,14 +19,11 @@ from training.data.snapshot import Snapshot, SnapshotRun
 from training.evaluation.baselines import numbers_for, one_number_baseline
 from training.evaluation.champion import Champion, right_answers
 from training.evaluation.gate import GatePolicy, compare
-from training.evaluation.metrics import accuracy, evaluate
+from training.evaluation.metrics import accuracy, evaluate, sharpness
 from training.evaluation.verdicts import verdict_figures
 from training.experiment import Experiment
 from training.export import Exported
 from training.train import predict_in_memory, trained_roles
-
-#: The figures of test runs that calibration changes, shown for uncalibrated probabilities too.
-_SHARPNESS = ("log_loss", "calibration")
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ def assess(
     }
     if calibrated is not None:
         before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
-        figures["calibration"] = {**calibrated.description, "before": {key: before[key] for key in _SHARPNESS}}
+        figures["calibration"] = {**calibrated.description, "before": sharpness(before)}
         if calibrated.rules is not None:
             jobs = [run.build_name for run in runs]
             figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), test.labels, jobs)

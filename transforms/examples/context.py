@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
+from ciml.raw.neighbours import Neighbours
 from transforms.examples.downsample import Windows
 from transforms.profiles.departures import margin
 from transforms.profiles.profile import MIN_RUNS, Profile, Profiles, Range
@@ -30,13 +30,6 @@ _STATUS = re.compile(r"-?[0-9]{1,3}")
 #: A shell adds it to the signal that ended a command.
 _SIGNAL = 128
 _MOST_SIGNAL = 64
-
-
-class Neighbours(NamedTuple):
-    """The finished runs of other changes near a run: how many failed, of how many."""
-
-    failed: int
-    runs: int
 
 
 def with_context(

@@ -11,6 +11,7 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.records import Origin, PendingRun, RunFacts
+from ciml.raw.neighbours import Neighbours
 from transforms.examples.context import with_context
 from transforms.examples.downsample import Windows, downsample, merge_windows
 from transforms.fetch.policy import FetchPolicy
@@ -23,6 +24,7 @@ class LogOf(NamedTuple):
 
     address: str
     facts: RunFacts
+    near: Neighbours | None = None
 
     @property
     def run_id(self) -> str:
@@ -92,14 +94,13 @@ class LogReader:
         return [(at, log) for at, log in enumerate(logs) if log.run_id in self._kept]
 
     def _windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition, kept: dict[int, pa.Table]) -> Windows:
-        facts = [log.facts for log in logs]
-        parts = [_windows_of(kept, facts, resolved)] if kept or not logs else []
+        parts = [_windows_of(kept, logs, resolved)] if kept or not logs else []
         rejected: list[tuple[int, RejectedInput]] = []
         for part in self._parts(logs, [at for at in range(len(logs)) if at not in kept]):
             rejected += [(at, table) for at, table in part.items() if isinstance(table, RejectedInput)]
             tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
             if tables or not parts:
-                parts.append(_windows_of(tables, facts, resolved))
+                parts.append(_windows_of(tables, logs, resolved))
             del part, tables
         merged = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
         return Windows(
@@ -134,10 +135,11 @@ class LogReader:
 
 
 def _windows_of(
-    tables: dict[int, pa.Table], facts: Sequence[RunFacts], resolved: ResolvedDefinition
+    tables: dict[int, pa.Table], logs: Sequence[LogOf], resolved: ResolvedDefinition
 ) -> tuple[np.ndarray, Windows]:
     """Return (their indices int64 [m], their windows)."""
     indices = sorted(tables)
     chosen = [tables[at] for at in indices]
-    windows = with_context(downsample(chosen, resolved), [facts[at] for at in indices], chosen, resolved)
+    facts, near = [logs[at].facts for at in indices], [logs[at].near for at in indices]
+    windows = with_context(downsample(chosen, resolved), facts, chosen, resolved, near)
     return np.array(indices, np.int64), windows

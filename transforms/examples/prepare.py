@@ -16,7 +16,8 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import arrays_digest
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
-from transforms.examples.context import Neighbours, with_context
+from ciml.raw.neighbours import Neighbours
+from transforms.examples.context import with_context
 from transforms.examples.downsample import Windows, downsample
 from transforms.examples.split import SPLITS, split_of
 from transforms.raw.arrow_arrays import numbers, text_maps, texts, times

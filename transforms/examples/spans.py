@@ -83,8 +83,8 @@ def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedD
         else:
             indices, tables = [at for at, _ in found], [each for _, each in found]
             windows = downsample(tables, resolved)
-        facts = [runs[at].mention for at in indices]
-        parts.append((np.array(indices), with_context(windows, facts, tables, resolved)))
+        facts, near = [runs[at].mention for at in indices], [runs[at].near for at in indices]
+        parts.append((np.array(indices), with_context(windows, facts, tables, resolved, near)))
     return merge_windows(parts, len(runs)) if parts else with_context(downsample([], resolved), [], [], resolved)
 
 

@@ -18,6 +18,8 @@ from services.feedback.config import load_feedback
 from services.feedback.reading import taken
 from services.feedback.service import replica
 from tests.services.feedback.reviews import NOW_S, prediction
+from tests.serving.evidence import stored
+from tests.serving.evidence.subjects import profiles
 
 CONFIG = """
 settle_s = 0
@@ -76,6 +78,21 @@ def test_try_prints_messages_and_reasons_for_silence(config: str, tmp_path: Path
         "muted_project",
         None,
     ]
+
+
+def test_try_of_a_stored_run_shows_its_evidence_and_links_its_picture(tmp_path: Path, config: str) -> None:
+    facts = stored.FAILED.replace(source="zuul", project="org/project", patchset="3")
+    data = DataRoot.open(tmp_path / "data")
+    stored.push(data, tmp_path / "candidate", profiles(60))
+    record = stored.prediction(facts, stored.store_runs(data, [(facts, stored.STARVED)])[facts.run_id])
+    stored.commit(data, [record])
+    Path(config).write_text('base_url = "https://ci.example.org/p"\n' + Path(config).read_text())
+    shown = ciml("try", "--run", facts.run_id, "--config", config, "--data-path", str(tmp_path / "data")).output
+    picture = f"evidence/{record['id'][:2]}/{record['id']}.svg"
+    assert shown.count("\n- ") == 3
+    assert "\n- From second 20, steal was 41 %; passing runs have 0 %.\n" in shown
+    assert f"- Picture of its telemetry: https://ci.example.org/p/{picture}\n" in shown
+    assert (tmp_path / "data" / "predictions" / picture).read_bytes().startswith(b"<svg")
 
 
 def test_try_names_what_is_wrong_with_a_file(config: str, tmp_path: Path) -> None:

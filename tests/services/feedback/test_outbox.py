@@ -4,103 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
-from ciml.data_root import DataRoot
-from ciml.errors import EngineError, IntegrityError
-from ciml.events.records import Message, OffsetRange
-from ciml.manifest.checkpoints import Limits
+from ciml.errors import EngineError
 from services.feedback.client import UNAUTHORIZED, ChangeRef, Head, Refused
 from services.feedback.config import Feedback
-from services.feedback.outbox import SETTLE_S, Outbox, silence
-from services.feedback.policy import Item
-from services.feedback.reading import taken
-from services.feedback.service import replica
-from services.feedback.state import Entry, FeedbackState
-from services.feedback.text import Finding
+from services.feedback.outbox import SETTLE_S, silence
 from tests.services.feedback.reviews import NOW_S, Killed, Review, feedback, prediction
-
-_LIMITS = Limits(deltas=100, records=500)
-
-
-@dataclass
-class World:
-    """A manifest, a review system, and a clock that only the test moves. `restart` is a new process."""
-
-    folder: Path
-    config: Feedback
-    review: Review = field(default_factory=Review)
-    now_s: float = NOW_S
-    offset: int = 0
-    shown: list[str] = field(default_factory=list)
-    slept: list[float] = field(default_factory=list)
-    evidence: tuple[str, ...] = ("From minute 3 steal was 41 %.",)
-    away: bool = False
-
-    def __post_init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.committing = replica(DataRoot.open(self.folder), lambda: self.now_s, _LIMITS)
-        policy = self.config.policy
-        self.outbox = Outbox(
-            "review", self.committing, policy, self._evidence, None if policy.dry_run else self.review,
-            self.config.systems[0].gap_s, lambda entry, message: self.shown.append(message.body),
-            clock=lambda: self.now_s, sleep=self._sleep,
-        )  # fmt: skip
-
-    def _sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now_s += seconds
-
-    def _evidence(self, item: Item) -> Finding:
-        if self.away:
-            raise EngineError("the store does not answer")
-        return Finding(item, self.evidence)
-
-    def take(self, *records: dict[str, Any]) -> None:
-        """Read predictions from the topic."""
-        covers = OffsetRange("predictions", "", 0, self.offset, self.offset + len(records))
-        messages = [Message(self.offset + number, orjson.dumps(one)) for number, one in enumerate(records)]
-        self.offset += len(records)
-        self.committing.append(lambda state: taken(state, covers, messages, self.config, int(self.now_s * 1e6)))
-
-    def work(self) -> None:
-        """Say what is due until the system asks to wait."""
-        for key in self.outbox.due():
-            if not self.outbox.answer(key):
-                return
-
-    def settle(self, most: int = 40) -> None:
-        """Work until nothing is left, restarted after each kill."""
-        for _ in range(most):
-            try:
-                self.work()
-            except Killed:
-                self.restart()
-            with self.committing.state() as state:
-                if not state.opened:
-                    return
-            self.now_s += 20.0
-        raise AssertionError(f"not settled: {self.review.calls[-10:]}")
-
-    @property
-    def bodies(self) -> list[str]:
-        return [each.texts[-1] for each in self.review.messages]
-
-    @property
-    def outcomes(self) -> dict[str, int]:
-        with self.committing.state() as state:
-            return {outcome: number for (_, outcome), number in sorted(state.messages.items())}
-
-    def entries(self) -> list[Entry]:
-        with self.committing.state() as state:
-            return list(state.entries.values())
+from tests.services.feedback.worlds import World
 
 
 @pytest.fixture
@@ -372,6 +286,15 @@ def test_a_dry_run_shows_the_message_and_calls_nothing(tmp_path: Path) -> None:
     assert loud.review.calls == []
 
 
+def test_a_message_that_waits_is_not_sent_to_a_project_that_was_muted_meanwhile(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(settle_s=30.0, settle_most_s=30.0))
+    world.take(prediction())
+    world.committing.append(lambda state: {"time_us": int(world.now_s * 1e6), "muted": ["org/*"]})
+    world.now_s += 30.0
+    world.work()
+    assert (world.review.calls, world.outcomes) == ([], {"muted": 1})
+
+
 def test_evidence_that_is_away_delays_a_message(world: World) -> None:
     world.take(prediction())
     world.away = True
@@ -426,28 +349,6 @@ def test_two_processes_send_one_message(tmp_path: Path) -> None:
     first.review.post = post  # type: ignore[method-assign]
     first.outbox.answer(key)
     assert len(first.bodies) == 1
-
-
-def test_a_second_intent_before_the_first_is_settled_is_an_integrity_error() -> None:
-    state = FeedbackState()
-    item = prediction()
-    world_item = taken(
-        state,
-        OffsetRange("p", "", 0, 0, 1),
-        [Message(0, __import__("orjson").dumps(item))],
-        feedback(),
-        int(NOW_S * 1e6),
-    )
-    assert world_item is not None
-    state.apply(1, world_item)
-    (key,) = state.entries
-    intent = {
-        "entry": key, "number": 1, "action": "post", "stamp": "s", "marker": "m", "change": "12", "changes": 1,
-        "causes": "machine",
-    }  # fmt: skip
-    state.apply(2, {"time_us": 1, "intents": [intent]})
-    with pytest.raises(IntegrityError, match="has an intent that is not settled"):
-        state.apply(3, {"time_us": 2, "intents": [{**intent, "number": 2}]})
 
 
 @pytest.mark.parametrize("markup", ["github", "gerrit"])

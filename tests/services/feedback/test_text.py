@@ -57,7 +57,7 @@ def test_several_verdicts_are_one_message_with_a_line_each() -> None:
     assert found[:6] == [
         "2 jobs failed: 1 probably because of this change, 1 probably because of the machine.",
         "",
-        "- “lint”: this change (99 %; base rate 63 % of 214 failed runs of all jobs).",
+        "- “lint”: this change (99 %; base rate 63 % of 214 failed runs).",
         f"- “unit”: the machine (91 %; base rate 37 % of 214 failed runs of this job). {SEEN[0]}",
         "",
         "A retry without a change is unlikely to pass.",

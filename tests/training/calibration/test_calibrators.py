@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.training.calibration.scores import expected_error, made_up
-from training.calibration.calibrators import Calibrator, Isotonic, Temperature
+from training.calibration.calibrators import LEAST, Calibrator, Isotonic, Temperature
 from training.calibration.fit import ISOTONIC_CLASS_RUNS, ISOTONIC_RUNS, fit_calibrator, log_loss
 
 
@@ -82,7 +82,7 @@ def calibrators() -> st.SearchStrategy[Calibrator]:
         x, y = (sorted(each) for each in zip(*points, strict=True))
         return np.array([x, y], np.float64).T
 
-    point = st.tuples(st.floats(0, 1, width=32), st.floats(0.001, 0.999))
+    point = st.tuples(st.floats(0, 1, width=32).map(lambda each: max(each, LEAST)), st.floats(0.001, 0.999))
     lines = st.lists(point, min_size=2, max_size=8, unique_by=lambda each: each[0]).map(line)
     return st.floats(0.05, 20).map(Temperature) | st.tuples(lines, lines, lines).map(Isotonic)
 

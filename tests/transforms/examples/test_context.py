@@ -13,8 +13,9 @@ import pytest
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
+from ciml.raw.neighbours import Neighbours
 from tests.transforms.profiles.tables import STEAL, USED, USR, facts_of, table_of
-from transforms.examples.context import Neighbours, context_of, with_context
+from transforms.examples.context import context_of, with_context
 from transforms.examples.downsample import downsample
 from transforms.examples.prepare import make_examples, prepare, prepare_many
 from transforms.examples.spans import inputs_of

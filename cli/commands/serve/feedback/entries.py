@@ -86,7 +86,7 @@ def mute(project: str, data_path: str) -> None:
     """Send no more messages to a project.
 
     PROJECT is a name or a glob. It takes effect at once, also in a running service: new verdicts are counted as
-    muted_project. Messages that were sent stay.
+    muted_project, messages that wait become muted. Messages that were sent stay.
 
     \b
     Example:

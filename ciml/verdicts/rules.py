@@ -15,17 +15,16 @@ import msgspec
 
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
+from ciml.raw.causes import CODE, MACHINE
 
 #: The file of the rules below a model's ``assets/``.
 VERDICTS = "verdicts.json"
-#: The label of the models that give verdicts, and the classes that advice on a retry knows.
-CAUSE, CODE, MACHINE = "cause", "code", "machine"
+#: The file of the passing profiles below ``assets/``, for a model whose definition asks for them.
+PROFILES = "profiles.json"
 #: The verdict on a run for which one class alone is not certain enough.
 UNKNOWN = "unknown"
 #: The group of the runs whose job has none of its own.
 POOLED = ""
-#: Outcomes of the runs that get a verdict.
-FAILED = frozenset({"failure", "timeout"})
 #: The run's label with the exit status of its job, as recorders and listings write it.
 EXIT_LABEL = "exit_code"
 
