@@ -8,7 +8,8 @@ exclusions/                 manifest of the runs that no model may learn from
 trainer/<model>/            snapshots, analyses, metrics
 registry/<model>/           manifest of candidates, versions and labels
 models/<model>/<version>/   served models; beside them the server's configuration
-predictions/                manifest of predictions
+predictions/                manifest of predictions; evidence/, the pictures of verdicts
+feedback/                   manifest of messages on changes; corrections by reviewers
 demo/                       result and report of `ciml demo`
 """
 
@@ -156,6 +157,16 @@ class DataRoot:
     def predictions(self) -> Store:
         """The predictions: `serving.predict.log`."""
         return self.store.child("predictions")
+
+    @property
+    def feedback(self) -> Store:
+        """The messages on changes, and what reviewers say of them: `services.feedback`, `ciml.feedback`."""
+        return self.store.child("feedback")
+
+    @property
+    def evidence(self) -> Store:
+        """The pictures of verdicts, beside the predictions: `serving.evidence`."""
+        return self.predictions.child("evidence")
 
     @property
     def demo(self) -> Store:

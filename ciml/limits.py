@@ -129,8 +129,19 @@ MAX_REVIEW_BYTES = 32 * MIB
 MAX_REVIEW_VALUES = 2_000_000
 MAX_REVIEW_CHANGES = 100
 MAX_REVIEWED_CHANGES = 1_000_000
+#: Bytes of an answer to the feedback service: a page of a hundred comments of GitHub's largest size.
+MAX_ANSWER_BYTES = 8 * MIB
+#: Pages of a hundred comments that are read to find an own one: a merge request of GitLab has at most 5,000.
+MAX_COMMENT_PAGES = 50
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
+
+# Feedback: messages on changes.
+
+#: Patch sets that are remembered, each about 2 kB for a job: three days of 100,000 runs a week take 5,000.
+MAX_FEEDBACK_ENTRIES = 50_000
+#: Failed jobs of a patch set that a message counts.
+MAX_FEEDBACK_JOBS = 200
 
 # Model server: connections, requests, tensors.
 
@@ -203,3 +214,14 @@ MAX_SPOOL_ENTRIES = 1000  # of the spool that one recorder reads
 MAX_ERROR_CHARACTERS = 300
 #: Bytes of its innermost frames: about fifteen frames.
 MAX_TRACEBACK_BYTES = 1 << 10
+
+# Passing profiles: `transforms.profiles`.
+MAX_PROFILE_JOBS = 1000  # the first of a data set; runs of others have the pooled profile
+MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made
+MAX_CAUSE_ATTEMPTS = 20  # attempts of one series that are compared, the last ones recorded
+MAX_CAUSE_RUNS = (
+    300_000  # runs whose reruns are looked for, the last ones recorded: some 150 MB, three weeks of 100,000
+)
+MAX_NEAR_RUNS = 1000  # runs of one place among which neighbours are counted, the last ones recorded
+MAX_NEAR_PLACES = 10_000  # places, the last ones used
+MAX_NEAR_FOUND = 300_000  # failed runs whose neighbours are kept, the last ones

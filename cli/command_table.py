@@ -25,9 +25,11 @@ COMMANDS: Table = {
         "exclude": ("cli.commands.learn.exclude:command", "Exclude runs from training, list and revert exclusions."),
         "models": ("cli.commands.learn.models:command", "List, verify, roll back and mirror models."),
         "predict": ("cli.commands.learn.predict:command", "Predict for logs, or for a stream of runs."),
+        "verdict": ("cli.commands.learn.verdict:command", "Show the verdict on a failed run."),
     },
     "Serve": {
         "serve": ("cli.commands.serve.serve:command", "Serve pushed models over gRPC and REST."),
+        "feedback": ("cli.commands.serve.feedback:command", "Answer failed runs on their changes."),
         "service": ("cli.commands.serve.service:command", "Start, stop and watch supervised services."),
         "status": ("cli.commands.serve.status:command", "Show the status of local engines."),
     },

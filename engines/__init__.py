@@ -1,4 +1,4 @@
-"""Local engines: a Kafka broker, Flink, an S3 endpoint, a log server and the model server.
+"""Local engines: a Kafka broker, Flink, an S3 endpoint, a log server, the model server, mosquitto and Gerrit.
 
 `start` starts a choice of them and returns `Engines`, which is a context manager::
 

@@ -33,7 +33,7 @@ class Settings:
 
     Attributes:
       ports: fixed ports by use (``kafka``, ``flink``, ``flink-rest``, ``cluster-jobs``, ``cluster-rest``, ``s3``,
-        ``logs``, ``models-grpc``, …); the system chooses free ones for the others.
+        ``logs``, ``models-grpc``, ``gerrit``, …); the system chooses free ones for the others.
       kafka_heap_mb: the broker's Java heap. The page cache holds the data, so 512 MiB suffice for a laptop's load.
       flink_heap_mb: heap of the job server with its embedded Flink; in a cluster, of each TaskManager's tasks.
       flink_managed_mb: Flink's managed memory, outside the heap; only batch sorts and RocksDB use it.

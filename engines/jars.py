@@ -47,34 +47,33 @@ def find_java() -> str:
 
 
 def pom(name: str) -> bytes:
-    """Return the Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``): package data."""
+    """Return the Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``, ``gerrit``): package data."""
     return resources.files("engines").joinpath(f"{name}.pom.xml").read_bytes()
 
 
-def jar_folder(name: str, source: bytes | None = None) -> Path:
+def jar_folder(name: str) -> Path:
     """Return the cache folder of the jars of a pom, named by its SHA-256; see `class_path`."""
     from platformdirs import user_cache_path
 
     cache = os.environ.get("CIML_CACHE")
     top = Path(cache) if cache else user_cache_path("ciml")
     folder = top / "jars" / _UNSTAGED if name == "cluster" else top / "jars"
-    return folder / f"{name}-{hashlib.sha256(source or pom(name)).hexdigest()[:16]}"
+    return folder / f"{name}-{hashlib.sha256(pom(name)).hexdigest()[:16]}"
 
 
-def class_path(name: str, notify: Callable[[str], None] = lambda _: None, source: bytes | None = None) -> str:
+def class_path(name: str, notify: Callable[[str], None] = lambda _: None) -> str:
     """Return the Java class path of an engine; fetch missing jars by Maven.
 
     Args:
-      name: name of a pom: ``kafka``, ``flink``, ``cluster`` or ``flink-s3``.
+      name: name of a pom: ``kafka``, ``flink``, ``cluster``, ``flink-s3`` or ``gerrit``.
       notify: called with a phrase when a fetch begins.
-      source: a pom that is no engine's, of that name.
 
     Raises:
       NoJava: if jars are missing, and Maven is missing or fails.
     """
-    folder = jar_folder(name, source)
+    folder = jar_folder(name)
     if not folder.is_dir():
-        _fetch(name, source or pom(name), folder, notify)
+        _fetch(name, pom(name), folder, notify)
     # Listed in order: a wildcard's order is the file system's and decides which of two equal classes is loaded.
     return os.pathsep.join(sorted(str(jar) for jar in folder.glob("*.jar")))
 

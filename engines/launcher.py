@@ -17,12 +17,14 @@ from engines import processes, state
 from engines.base import Engine, Launch, Settings
 from engines.flink.cluster import Cluster
 from engines.flink.job_server import Flink, MicroBatches
+from engines.gerrit import Gerrit
 from engines.http import S3, LogServer, ModelServer
 from engines.jars import NoJava
 from engines.kafka import Kafka, MockKafka
+from engines.mosquitto import Mosquitto
 from engines.state import EngineState
 
-_ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer())
+_ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer(), Mosquitto(), Gerrit())
 ENGINES: Mapping[str, Engine] = {one.name: one for one in _ALL}
 LIGHT_ENGINES: Mapping[str, Engine] = {one.name: one for one in (MockKafka(), MicroBatches())}
 _PORT_S = 5.0  # wait for a dead engine's port
@@ -105,6 +107,16 @@ class Engines:
         return dict(self._get("models").urls)
 
     @property
+    def mosquitto(self) -> str:
+        """mosquitto's ``mqtt://host:port``."""
+        return self._get("mosquitto").address
+
+    @property
+    def gerrit(self) -> str:
+        """Gerrit's URL."""
+        return self._get("gerrit").address
+
+    @property
     def light(self) -> bool:
         """Whether any engine is a stand-in."""
         return any(one.light for one in self.states.values())
@@ -128,7 +140,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     """Start engines concurrently and wait until each answers. Engines running in ``home`` are reused.
 
     Args:
-      names: any of ``kafka``, ``flink``, ``cluster``, ``s3``, ``logs``, ``models``.
+      names: any of ``kafka``, ``flink``, ``cluster``, ``s3``, ``logs``, ``models``, ``mosquitto``, ``gerrit``.
       home: the folder of their files; by default ``$CIML_HOME`` or ``.ciml``.
       settings: ports, memory, folders.
 

@@ -21,7 +21,7 @@ class EngineState:
     """A started engine.
 
     Attributes:
-      name: ``kafka``, ``flink``, ``s3``, ``logs`` or ``models``.
+      name: of the engine, such as ``kafka``.
       kind: ``real``, or ``light`` for the stand-ins of a machine without Java.
       what: one phrase for people, such as ``Kafka 4.1.1`` or ``light: librdkafka mock broker``.
       address: for clients, ``host:port`` or a URL; "" while it is starting.

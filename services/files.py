@@ -22,7 +22,7 @@ from services.decide import Wanted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_LOG_BYTES = 5 * 2**20
-_TOPICS = ("topic", "samples_topic", "runs_topic")
+_TOPICS = ("topic", "samples_topic", "runs_topic", "predictions_topic")
 _FOLDERS = ("services", "ingest")  # earlier versions supervised only an ingest, in the second
 
 

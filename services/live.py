@@ -166,4 +166,6 @@ def _resolved(dataset: StoredDataset) -> LiveDataset:
         raise CimlError(
             f"data set {name!r} has no columns before its first span is sealed: run ciml dataset update {name} --seal"
         )
+    if resolved.definition.context:
+        raise CimlError(f"data set {name!r} has context, which is known when a run has ended; use one without context")
     return LiveDataset(name, resolved)

@@ -42,6 +42,7 @@ KINDS = {
     "webhooks": "services.webhooks.service:WebhooksService",
     "mqtt": "services.mqtt.service:MqttService",
     "gerrit": "services.gerrit.service:GerritService",
+    "feedback": "services.feedback.service:FeedbackService",
 }
 
 

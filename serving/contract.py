@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from ciml.errors import CimlError, IntegrityError
 from ciml.http.errors import RequestError
 from ciml.storage.open import Store
+from ciml.verdicts import VERDICTS, read_rules
 from serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel
 from serving.server.model.loader import load_model
 
@@ -48,6 +50,8 @@ def check_candidate(folder: Store) -> ResolvedDefinition:
         definition = read_definition(folder.read(f"assets/{DEFINITION}"), f"{where}/assets/{DEFINITION}")
     except FileNotFoundError:
         raise IntegrityError(f"{where} has no assets/{DEFINITION}") from None
+    with suppress(FileNotFoundError):  # a model of another label than the cause has none
+        read_rules(folder.read(f"assets/{VERDICTS}"), definition.classes, f"{where}/assets/{VERDICTS}")
     model = load_model(folder)
     try:
         _check_signatures(model, definition, where)

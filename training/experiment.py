@@ -12,6 +12,9 @@ from msgspec import Meta, field
 from ciml.digest import sha256_json
 from ciml.settings import Settings, check_name
 
+#: Coverage of the sets of verdicts, unless an experiment says otherwise.
+COVERAGE = 0.9
+_CALIBRATION_KEYS = frozenset({"calibration", "coverage"})
 #: Aliases of estimators. TensorFlow no longer has the classes of these names.
 ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn", "tf.contrib.learn.SVM": "svm"}
 
@@ -37,6 +40,9 @@ class Experiment(Settings, frozen=True, kw_only=True):
       early_stopping: epochs without a lower dev loss after which training stops; the best epoch is restored. None
         disables it: then dev runs that were taken from train are trained on too.
       class_weights: ``balanced`` weights a class by the inverse of its share, ``none`` does not.
+      calibration: how probabilities are calibrated on dev runs, which are then not trained on: ``temperature``,
+        ``isotonic``, or ``auto`` by the number of runs. None leaves the network's own.
+      coverage: with ``calibration``: the share of runs whose class shall be in the set of a verdict.
       seed: of weights, order and dropout. Equal seed and snapshot give the same model.
       parameters: of an estimator of scikit-learn, by scikit-learn's names.
     """
@@ -59,8 +65,15 @@ class Experiment(Settings, frozen=True, kw_only=True):
     schedule: Literal["constant", "cosine"] = "constant"
     early_stopping: Annotated[int, Meta(ge=1)] | None = None
     class_weights: Literal["none", "balanced"] = "none"
+    calibration: Literal["auto", "temperature", "isotonic"] | None = None
+    coverage: Annotated[float, Meta(ge=0.5, lt=1.0)] = COVERAGE
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     parameters: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all keys; without a calibration, those of versions that had none, so that digests stay the same."""
+        value = super().to_json()
+        return value if self.calibration else {key: each for key, each in value.items() if key not in _CALIBRATION_KEYS}
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -79,6 +92,10 @@ class Experiment(Settings, frozen=True, kw_only=True):
         for key, value in (("learning_rate", self.learning_rate), ("l2", self.l2), *named):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key}: expected a finite number")
+        if self.calibration and self.early_stopping is not None:
+            raise ValueError("calibration: is fitted on the dev runs, on which early_stopping chooses; leave out one")
+        if not self.calibration and self.coverage != COVERAGE:
+            raise ValueError("coverage: requires calibration")
         if any(units < 1 for units in self.hidden_layers):
             raise ValueError("hidden_layers: each hidden layer needs at least one unit")
 

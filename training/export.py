@@ -19,6 +19,7 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition, dumps
 from ciml.errors import CimlError, IntegrityError
+from training.calibration.calibrators import Calibrator
 from training.runtime import tensorflow
 
 SERVING, EXAMPLES = "serving_default", "examples"
@@ -27,7 +28,16 @@ WARMUP = "assets.extra/tf_serving_warmup_requests"
 _WARMUP_ROWS = (1, 32)
 
 
-def export(model: Any, transform_folder: Path, resolved: ResolvedDefinition, folder: Path, *, name: str) -> Path:
+def export(
+    model: Any,
+    transform_folder: Path,
+    resolved: ResolvedDefinition,
+    folder: Path,
+    *,
+    name: str,
+    calibrator: Calibrator | None = None,
+    assets: Mapping[str, bytes] | None = None,
+) -> Path:
     """Write a SavedModel.
 
     Signatures:
@@ -42,12 +52,14 @@ def export(model: Any, transform_folder: Path, resolved: ResolvedDefinition, fol
       resolved: the definition, stored as ``assets/definition.json``.
       folder: the folder to create; must not exist.
       name: the model's name, for the warm-up requests.
+      calibrator: of the model's probabilities; in the graph, so that all callers get calibrated ones.
+      assets: further files of ``assets/`` by name.
 
     Returns:
       ``folder``.
     """
     tf = tensorflow()
-    module = _module(model, transform_folder, resolved)
+    module = _module(model, transform_folder, resolved, calibrator)
     staging = folder.with_name(f"{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     signatures = {SERVING: module.serve, EXAMPLES: module.serve_examples}
@@ -55,13 +67,17 @@ def export(model: Any, transform_folder: Path, resolved: ResolvedDefinition, fol
     asset, warmup = staging / DEFINITION_ASSET, staging / WARMUP
     asset.parent.mkdir(parents=True, exist_ok=True)
     asset.write_bytes(dumps(resolved))
+    for each, content in (assets or {}).items():
+        asset.with_name(each).write_bytes(content)
     warmup.parent.mkdir(parents=True, exist_ok=True)
     _write_warmup(warmup, resolved, name)
     os.rename(staging, folder)
     return folder
 
 
-def _module(model: Any, transform_folder: Path, resolved: ResolvedDefinition) -> Any:
+def _module(
+    model: Any, transform_folder: Path, resolved: ResolvedDefinition, calibrator: Calibrator | None = None
+) -> Any:
     tf = tensorflow()
     import tensorflow_transform as tft
 
@@ -84,7 +100,8 @@ def _module(model: Any, transform_folder: Path, resolved: ResolvedDefinition) ->
             normalised = transform.transform_raw_features(raw)
             given = {"inputs": normalised["inputs"], "n_windows": n_windows}
             answers, _ = model.stateless_call(self.trainable, self.fixed, given, training=False)
-            return {"probabilities": tf.cast(answers, tf.float32)}
+            answers = tf.cast(answers, tf.float32)
+            return {"probabilities": answers if calibrator is None else calibrator.graph(answers)}
 
         @tf.function(
             input_signature=[

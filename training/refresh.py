@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from ciml.data_root import DataRoot, StoredDataset
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.decision import Decision
+from ciml.digest import canonical_json
 from ciml.errors import CimlError
 from ciml.storage.open import LocalStore, Store
+from ciml.verdicts import PROFILES, VERDICTS
 from training.data.analysis_cache import AnalysisCache
 from training.data.layout import RECORDS_FOLDER
 from training.data.materialise import materialise
@@ -30,6 +33,9 @@ from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy, judge
 from training.experiment import Experiment, refresh_key
 from transforms.ingest.trust import TrustPolicy
+
+if TYPE_CHECKING:
+    from training.calibration.calibrate import Calibrated
 
 _KEPT = 5  # candidates kept on disk: the push of the last one may be in progress
 
@@ -148,19 +154,28 @@ def _make(
 ) -> Candidate:
     with steps("import"):
         import training.data.materialise_beam  # noqa: F401  (so that the import is timed apart)
+        from training.calibration.calibrate import calibrate_on_dev
         from training.evaluation.candidate import assess
         from training.export import export, load_exported
-        from training.train import train
+        from training.train import predict_in_memory, train
     resolved = snapshot.resolved
     with steps("materialise"):
         made = materialise(dataset.store, snapshot, folder, cache=cache)
     with steps("train"):
         trained = train(experiment, made, resolved, dev_from_train=snapshot.dev_from_train)
+    calibrated = None
+    if experiment.calibration is not None:
+        with steps("calibrate"):
+            dev = predict_in_memory(trained.model, made, resolved, "dev")
+            calibrated = calibrate_on_dev(dataset.store, snapshot, experiment, dev)
     with steps("export"):
-        saved = export(trained.model, made.transform_folder, resolved, folder / "model", name=model)
+        saved = export(
+            trained.model, made.transform_folder, resolved, folder / "model", name=model,
+            calibrator=None if calibrated is None else calibrated.calibrator, assets=_assets(resolved, calibrated),
+        )  # fmt: skip
         exported = load_exported(saved)
     with steps("evaluate"):
-        figures = assess(dataset, snapshot, made, trained.model, exported, experiment, champion, gate)
+        figures = assess(dataset, snapshot, made, trained.model, exported, experiment, champion, gate, calibrated)
     decision = judge(figures, gate, has_champion=champion is not None)
     metrics = {
         **figures,
@@ -173,6 +188,14 @@ def _make(
         "timings_s": {name: round(seconds, 3) for name, seconds in steps.seconds.items()},
     }
     return Candidate(saved, snapshot, experiment, metrics, decision, dict(steps.seconds))
+
+
+def _assets(resolved: ResolvedDefinition, calibrated: Calibrated | None) -> dict[str, bytes]:
+    """Return the further assets of the exported model: passing profiles and rules of verdicts, where there are any."""
+    assets = {} if resolved.profiles is None else {PROFILES: canonical_json(resolved.profiles) + b"\n"}
+    if calibrated is not None and (rules := calibrated.asset()) is not None:
+        assets[VERDICTS] = rules
+    return assets
 
 
 @contextmanager

@@ -21,8 +21,9 @@ _MAX_RESIDENT_BYTES = 1 << 30
 
 
 def trained_roles(experiment: Experiment, *, dev_from_train: bool) -> tuple[Role, ...]:
-    """Return the roles to train on; dev runs taken from train are included without early stopping."""
-    return ("train", "dev") if dev_from_train and experiment.early_stopping is None else ("train",)
+    """Return the roles to train on; dev runs taken from train are included where nothing else needs them."""
+    held_out = experiment.early_stopping is not None or experiment.calibration is not None
+    return ("train", "dev") if dev_from_train and not held_out else ("train",)
 
 
 def records(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Any:

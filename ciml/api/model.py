@@ -15,6 +15,8 @@ from ciml.errors import CimlError, RejectedInput
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ciml.events.records import OutcomeWord, RunFacts
+    from ciml.verdicts import Verdict
     from serving.predict.local import Answer
 
 
@@ -37,6 +39,7 @@ class Prediction:
       n_windows: number of the run's windows, without padding.
       reason: why the run cannot be used, such as ``not_telemetry`` or ``missing_column``; "" else.
       detail: one line about that reason.
+      verdict: on a failed run, by a model of causes: see [verdicts](verdicts.md); else None.
     """
 
     run: str
@@ -46,6 +49,7 @@ class Prediction:
     n_windows: int
     reason: str = ""
     detail: str = ""
+    verdict: Verdict | None = None
 
     @property
     def remark(self) -> str:
@@ -62,6 +66,7 @@ class Prediction:
             "probability": self.probability,
             "probabilities": dict(self.probabilities),
             "n_windows": self.n_windows,
+            **({} if self.verdict is None else {"verdict": self.verdict.to_json()}),
         }
 
 
@@ -94,24 +99,52 @@ class Model:
         self.features: tuple[str, ...] = self._local.definition.features
 
     @overload
-    def predict(self, run: list[Any], *, zone: str | None = None) -> list[Prediction]: ...
+    def predict(
+        self,
+        run: list[Any],
+        *,
+        zone: str | None = None,
+        job: str = "",
+        outcome: OutcomeWord | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> list[Prediction]: ...
 
     @overload
-    def predict(self, run: str | os.PathLike[str] | pa.Table | Any, *, zone: str | None = None) -> Prediction: ...
+    def predict(
+        self,
+        run: str | os.PathLike[str] | pa.Table | Any,
+        *,
+        zone: str | None = None,
+        job: str = "",
+        outcome: OutcomeWord | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Prediction: ...
 
-    def predict(self, run: Any, *, zone: str | None = None) -> Prediction | list[Prediction]:
+    def predict(
+        self,
+        run: Any,
+        *,
+        zone: str | None = None,
+        job: str = "",
+        outcome: OutcomeWord | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Prediction | list[Prediction]:
         """Predict the class of a run, or of each run of a list.
 
         Args:
           run: the path of a log, the id of a stored run, telemetry as `ciml.parse_log` returns it, such a DataFrame,
             or a list of these.
           zone: zone of logs that name none.
+          job: of the run, which a log does not name. It selects the passing runs and the calibration of a verdict.
+          outcome: of the run: ``failure``, ``timeout``, ``success``, … A verdict is on a ``failure`` or a ``timeout``.
+          labels: further facts that a model takes, such as ``{"exit_code": "137"}``. A stored run has facts of its own.
 
         Returns:
           For a list a prediction for each of its runs, in order; an unusable run affects only itself.
 
         Raises:
-          CimlError: for a single run that cannot be used, with the reason.
+          CimlError: for a single run that cannot be used, with the reason; for a model that takes job and outcome,
+            without these; for an unknown outcome.
           IntegrityError: stored telemetry differs from its digest.
 
         Example:
@@ -121,14 +154,25 @@ class Model:
           >>> [one.reason for one in model.predict(["logs/unit-001.csv", "no-such-file"])]
           ['', 'log_not_found']
         """
+        each = self.each(
+            run if isinstance(run, list | tuple) else [run], zone=zone, job=job, outcome=outcome, labels=labels
+        )
         if isinstance(run, list | tuple):
-            return list(self.each(run, zone=zone))
-        (found,) = self.each([run], zone=zone)
+            return list(each)
+        (found,) = each
         if found.class_name is None:
             raise CimlError(f"{found.run}: {found.remark}")
         return found
 
-    def each(self, runs: Iterable[Any], *, zone: str | None = None) -> Iterator[Prediction]:
+    def each(
+        self,
+        runs: Iterable[Any],
+        *,
+        zone: str | None = None,
+        job: str = "",
+        outcome: OutcomeWord | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Iterator[Prediction]:
         """Yield the predictions of many runs in order, part by part: as `predict` for a list, in bounded memory.
 
         Example:
@@ -137,12 +181,36 @@ class Model:
           True
         """
         listed = [(_name(number, run), run) for number, run in enumerate(runs, 1)]
-        names = iter(name for name, _ in listed)
-        tables = self._tables([run for _, run in listed], zone)
-        for part in _parts(tables):
-            answers = iter(self._local.predict([each for each in part if not isinstance(each, RejectedInput)]))
-            for each in part:
-                yield _prediction(next(names), each if isinstance(each, RejectedInput) else next(answers))
+        facts = self._facts([run for _, run in listed], job, outcome, labels or {})
+        rows = iter(zip((name for name, _ in listed), facts, strict=True))
+        for part in _parts(self._tables([run for _, run in listed], zone)):
+            its = [next(rows) for _ in part]
+            usable = [at for at, each in enumerate(part) if not isinstance(each, RejectedInput)]
+            answers = iter(self._local.predict([part[at] for at in usable], [its[at][1] for at in usable]))
+            for (name, _), each in zip(its, part, strict=True):
+                yield _prediction(name, each if isinstance(each, RejectedInput) else next(answers))
+
+    def _facts(
+        self, runs: Sequence[Any], job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
+    ) -> list[RunFacts]:
+        """Return the facts of each run: those of a stored run from the raw manifest, of others as given."""
+        from ciml.events.outcomes import OUTCOMES
+        from ciml.events.records import RunFacts
+        from ciml.manifest.log import ManifestLog
+        from ciml.raw.run_log import find_facts
+
+        if outcome is not None and outcome not in OUTCOMES:
+            raise CimlError(f"unknown outcome {outcome!r:.80}; choose from {', '.join(sorted(OUTCOMES))}")
+        context = bool(self._local.definition.definition.context)
+        stored = [run for run in runs if _kind(run) == "run"] if context or self._local.rules is not None else []
+        known = find_facts(ManifestLog(self._data.raw), stored) if stored else {}
+        given = RunFacts("", "", job, outcome=outcome, labels=labels)
+        found = [known.get(run, given) if isinstance(run, str) else given for run in runs]
+        if context and not (job and outcome) and any(each is given for each in found):
+            raise CimlError(
+                f"model {self.name} compares a run with those of its job: give job and outcome, such as failure"
+            )
+        return found
 
     def _tables(self, runs: Sequence[Any], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
         from transforms.parse.files import parse_files
@@ -217,4 +285,5 @@ def _prediction(run: str, answer: Answer | RejectedInput) -> Prediction:
     if isinstance(answer, RejectedInput):
         return Prediction(run, None, None, {}, 0, answer.reason, answer.detail)
     probability = answer.probabilities[answer.class_name]
-    return Prediction(run, answer.class_name, probability, answer.probabilities, answer.n_windows)
+    windows = answer.n_windows
+    return Prediction(run, answer.class_name, probability, answer.probabilities, windows, verdict=answer.verdict)

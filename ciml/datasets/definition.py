@@ -16,10 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
 
+from ciml.datasets.context import Context, context_features
 from ciml.datasets.labels import STATUS_CLASSES, label_of
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from ciml.globs import glob_pattern
+from ciml.raw.causes import CAUSE, CAUSES
 from ciml.settings import Settings, check_name, checked
 from ciml.telemetry import select_columns, short_names
 
@@ -46,7 +48,7 @@ _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
 _SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
 #: Optional keys. They are omitted where unset, as in versions before these keys existed.
-_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline")
+_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline", "context")
 
 
 def interval_us(text: str) -> int:
@@ -86,7 +88,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       build_name: jobs, or globs of jobs; ``all`` means every job.
       sample_interval: length r of a window, as pandas writes it; windows start at UTC midnight.
       features_regex: searched in the short names of columns, or in full names where it contains a colon.
-      class_label: ``status``, ``provider`` (regions merged), ``provider-region``, or any metadata of a run.
+      class_label: ``status``, ``cause`` (``code`` or ``machine``, of failed runs: `ciml.raw.causes`), ``provider``
+        (regions merged), ``provider-region``, or any metadata of a run.
       classes: the classes in order; by default those of the first span, sorted.
       class_map: from a value of the label to a class; without ``classes``, its values are all classes. A value that
         maps to ``""`` is no label.
@@ -105,6 +108,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       slicer: takes a slice of the selected runs, ordered by (end time, run id), once. Without it the data set takes all
         present and future runs.
       raw_version: version of the raw manifest for ``slicer``; later runs are ignored.
+      context: further features, the same in all windows of a run (`ciml.datasets.context`): ``outcome``, ``profile``,
+        ``neighbours``. They are known when a run has ended, so such a data set has no live windows.
     """
 
     what: ClassVar[str] = "definition"
@@ -128,6 +133,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     baseline: Literal["duration", "memory", "none"] | None = None
     slicer: str | None = None
     raw_version: Annotated[int, Meta(ge=1)] | None = None
+    context: Annotated[tuple[Context, ...], Meta(min_length=1)] | None = None
 
     def to_json(self) -> dict[str, Any]:
         value = super().to_json()
@@ -136,7 +142,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         """Expand a single name to a list of one."""
-        many = ("build_name", "classes", "aggregation_functions")
+        many = ("build_name", "classes", "aggregation_functions", "context")
         return {**value, **{key: (value[key],) for key in many if isinstance(value.get(key), str)}}
 
     def __post_init__(self) -> None:
@@ -151,6 +157,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         if min(self.tdt_split) < 0 or self.tdt_split[0] == 0:
             raise ValueError("tdt_split: want three weights of 0 or more for train, dev and test, with train above 0")
         self._check_windows()
+        if self.context is not None and len(set(self.context)) != len(self.context):
+            raise ValueError("context: a kind appears twice")
         if self.raw_version is not None and self.slicer is None:
             raise ValueError("raw_version: requires slicer")
 
@@ -211,10 +219,12 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
 
     Attributes:
       definition: the definition as written.
-      columns: full names of the columns, in order (``load avg:1m``).
-      features: their names in examples, in the same order (``1m``).
+      columns: full names of the telemetry columns, in order (``load avg:1m``).
+      features: names of the features of examples: those of the columns in the same order (``1m``), then the context's.
       classes: names of the classes; a label is an index into it.
       windows: L: the number of windows, or functions, of each feature of an example.
+      profiles: the passing profiles of the first span's jobs (`transforms.profiles.profile`) as JSON, for the context
+        ``profile``; None without it.
     """
 
     what: ClassVar[str] = "resolved definition"
@@ -224,9 +234,27 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
     features: Annotated[tuple[str, ...], Meta(min_length=1)]
     classes: Annotated[tuple[str, ...], Meta(min_length=2)]
     windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)]
+    profiles: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.features) != len(self.columns) + len(self.context_features):
+            raise ValueError("features: want one for each column and each context feature")
 
     def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "definition": self.definition.to_json()}
+        value = {**super().to_json(), "definition": self.definition.to_json()}
+        if self.profiles is None:
+            del value["profiles"]
+        return value
+
+    @property
+    def telemetry_features(self) -> tuple[str, ...]:
+        """The names of the features of `columns`, in the same order."""
+        return self.features[: len(self.columns)]
+
+    @property
+    def context_features(self) -> tuple[str, ...]:
+        """The names of the context features, the last ones of `features`."""
+        return context_features(self.definition.context or (), self.telemetry_features)
 
     def label_of(self, facts: RunFacts) -> tuple[int, str] | str:
         """Return (label, class) of a run, or the reason why it has no example.
@@ -249,6 +277,7 @@ def resolve(
     columns: Iterable[Sequence[str]],
     run_facts: Iterable[RunFacts],
     lengths: Callable[[ResolvedDefinition], Iterable[int]] = lambda draft: (),
+    profiles: Callable[[Sequence[str]], dict[str, Any]] | None = None,
 ) -> ResolvedDefinition:
     """Resolve a definition against the runs of its first span.
 
@@ -261,6 +290,7 @@ def resolve(
       run_facts: the facts of each run.
       lengths: returns the number of windows of each run, for ``max_windows = "auto"``; called with a draft that has the
         longest length.
+      profiles: returns the passing profiles, for the context ``profile``; called with the full names of the columns.
 
     Raises:
       CimlError: it selects no column, or fewer than two classes are found.
@@ -281,9 +311,10 @@ def resolve(
     draft = ResolvedDefinition(
         definition=definition,
         columns=chosen,
-        features=features,
+        features=features + context_features(definition.context or (), features),
         classes=definition.classes or _classes(definition, run_facts),
         windows=definition.most_windows,
+        profiles=profiles(chosen) if profiles is not None and "profile" in (definition.context or ()) else None,
     )
     return draft.replace(windows=auto_windows(definition, lengths(draft))) if definition.max_windows == AUTO else draft
 
@@ -307,6 +338,8 @@ def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tu
         return tuple(dict.fromkeys(name for name in definition.class_map.values() if name))
     if definition.class_label == "status":
         return STATUS_CLASSES
+    if definition.class_label == CAUSE:
+        return CAUSES
     names = {label_of(facts, definition.class_label, {}) for facts in run_facts} - {None}
     if len(names) < 2:
         found = f"only the class {names.pop()!r}" if names else "no class"

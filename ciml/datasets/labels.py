@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ciml.events.records import RunFacts
+from ciml.raw.causes import CAUSE, FAILED
 
 #: Label 0 and label 1 of ``status``.
 STATUS_CLASSES = ("passed", "failed")
@@ -24,7 +25,8 @@ def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) ->
 
     Args:
       facts: the run's facts.
-      class_label: ``status``; ``provider`` (its regions merged) or ``provider-region``; or the name of any metadata.
+      class_label: ``status``; ``cause`` (of failed runs alone); ``provider`` (its regions merged) or
+        ``provider-region``; or the name of any metadata.
       class_map: from a value to its class; other values are their own class.
     """
     value = _value(facts, _ALIASES.get(class_label, class_label) if class_label not in facts.labels else class_label)
@@ -34,6 +36,8 @@ def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) ->
 def _value(facts: RunFacts, name: str) -> str | None:
     if name == "status":
         return _STATUS.get(facts.outcome or "")
+    if name == CAUSE:
+        return facts.labels.get(CAUSE) if facts.outcome in FAILED else None
     if name == "provider-region":
         return "-".join(part for part in (facts.provider, facts.region) if part)
     if name in _FACTS and (fact := getattr(facts, name)):

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import msgspec
 
 from ciml.datasets.definition import DatasetDefinition, slice_of
-from ciml.datasets.plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_changes
+from ciml.datasets.plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_changes, nearby_runs
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import CimlError, IntegrityError
+from ciml.raw.causes import CAUSE, Causes
 from ciml.raw.run_log import RunLog, RunRecord
 
 #: A selected row: its run's end time, its run id, its position, and the record as JSON.
@@ -39,6 +40,8 @@ class Pin:
         self.version = 0
         self.other_jobs: set[str] = set()
         self._changes: dict[str, list[Change]] = {}
+        self._causes = Causes(definition.selects) if definition.class_label == CAUSE else None
+        self._near = nearby_runs(definition)
         # A run as JSON takes a third of the memory of its objects, and all are held until the slice.
         found: list[_Found] = []
         reclaimed: dict[str, _Found | None] = {}
@@ -47,6 +50,10 @@ class Pin:
             if last is not None and version > last:
                 break
             self.version = version
+            if self._causes is not None:
+                self._causes.add(delta)
+            if self._near is not None:
+                self._near.add(delta)
             for index, record in enumerate(delta.rows):
                 facts, row = record.mention, None
                 if definition.selects(job := facts.build_name):
@@ -84,12 +91,17 @@ class Pin:
         decode = msgspec.json.Decoder(RunRecord).decode
         for position, record in self._records[start:stop]:
             run = SelectedRun.of(position, decode(record))
-            yield apply_changes(run, self._changes.get(run.run_id, ()))[0]
+            changed = apply_changes(run, self._changes.get(run.run_id, ()))[0].caused(self.cause(run))
+            yield changed if self._near is None else changed.replace(near=self._near.of(run.run_id))
 
     def voters(self) -> Iterator[SelectedRun]:
         """Yield the runs whose classes count: those trusted at `version`, or all if no run was trusted."""
         any_trusted = any(run.trust.trusted for run in self.runs())
         yield from (run for run in self.runs() if not any_trusted or run.trust.trusted)
+
+    def cause(self, run: SelectedRun) -> str:
+        """Return the cause of a run by its reruns up to `version`; "" where they do not say it."""
+        return self._causes.of(run.run_id) if self._causes is not None else ""
 
     def fix(self, run: SelectedRun) -> Fix | None:
         """Return the last valid correction of a run; None for a run without one."""
@@ -140,6 +152,7 @@ class PinnedPlan:
                 corrections_to=pin.version + 1 if ended else self._changes_to,
                 spans=(SpanPlan(number, 1, runs),),
                 corrections={run.run_id: fix for run in runs if (fix := pin.fix(run)) is not None},
+                causes={run.run_id: cause for run in runs if (cause := pin.cause(run))},
             )
 
 

@@ -2,30 +2,37 @@
 
 Span n is the next ``span_runs`` selected runs in the order of the raw manifest. A correction that is recorded before
 the raw version in which a span ends is in its first version. A later correction that changes a label makes a new
-version, and so does a reclaim, which replaces the run's earlier row.
+version, and so does a reclaim, which replaces the run's earlier row. A later rerun, or a reviewer, that changes a cause
+(`ciml.raw.causes`) does so as well.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
-from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import IntegrityError
 from ciml.events.records import UNJUDGED, OutcomeWord, RawFile, Record, RunFacts, Trust
+from ciml.raw.causes import CAUSE, Causes
+from ciml.raw.neighbours import NearbyRuns, Neighbours
 from ciml.raw.run_log import RunDelta, RunLog, RunRecord
 
 
 class SelectedRun(Record, frozen=True, gc=False):
-    """A raw row in a data set, and its position in the raw manifest."""
+    """A raw row in a data set, and its position in the raw manifest.
+
+    ``near`` are its neighbours where a definition has this context, and they are known.
+    """
 
     position: Position
     mention: RunFacts
     file: RawFile
     trust: Trust = UNJUDGED
+    near: Neighbours | None = None
 
     @property
     def run_id(self) -> str:
@@ -43,6 +50,12 @@ class SelectedRun(Record, frozen=True, gc=False):
         outcome = cast("OutcomeWord | None", fix[0] or None)
         return self.replace(mention=self.mention.replace(outcome=outcome, result=fix[1]))
 
+    def caused(self, cause: str) -> SelectedRun:
+        """Return the run with a cause among its labels; unchanged where it is ""."""
+        if not cause:
+            return self
+        return self.replace(mention=self.mention.replace(labels={**self.mention.labels, CAUSE: cause}))
+
 
 @dataclass(frozen=True, slots=True)
 class SpanPlan:
@@ -55,7 +68,10 @@ class SpanPlan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The content of the next delta of a data set; it follows the delta ``base``."""
+    """The content of the next delta of a data set; it follows the delta ``base``.
+
+    ``causes`` are those that the runs of its spans have by reruns or reviewers; "" for one that is no longer known.
+    """
 
     base: int
     resolved: ResolvedDefinition
@@ -63,6 +79,7 @@ class Step:
     corrections_to: int
     spans: tuple[SpanPlan, ...]
     corrections: Mapping[str, tuple[str, str]]
+    causes: Mapping[str, str] = field(default_factory=dict)
 
 
 Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
@@ -80,13 +97,16 @@ class Plan:
       state: the data set's state; not changed.
       raw: the raw manifest.
       resolver: called with the runs of the first span, when the definition is not resolved yet.
+      given: causes that reviewers gave, by run id.
 
     Attributes:
       waiting: after `steps`, the number of selected runs that are not sealed.
       other_jobs: after `steps`, the jobs of the runs that were not selected.
     """
 
-    def __init__(self, state: DatasetState, raw: RunLog, resolver: Resolver) -> None:
+    def __init__(
+        self, state: DatasetState, raw: RunLog, resolver: Resolver, given: Mapping[str, str] | None = None
+    ) -> None:
         if state.definition is None:
             raise IntegrityError("data set manifest: no definition")
         self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition
@@ -94,6 +114,11 @@ class Plan:
         self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
         self._pending: dict[str, SelectedRun] = {}  # with corrections applied
         self._late: dict[str, list[Change]] = {}  # of sealed runs
+        # Both depend on all earlier runs, so they begin with the first delta.
+        self._causes = Causes(self._definition.selects, given) if self._definition.class_label == CAUSE else None
+        self._near = nearby_runs(self._definition)
+        self._caused: dict[str, str] = {}  # the causes in the spans of those steps
+        self._new_causes: dict[str, str] = {}  # to be recorded by the next step
         # Spans sealed by earlier steps: their last version and the positions of their runs. The runs themselves are
         # large.
         self._planned: dict[int, tuple[int, tuple[Position, ...]]] = {}
@@ -110,7 +135,13 @@ class Plan:
           seal: whether to seal the last span with fewer runs than ``span_runs``.
         """
         end, _ = begin = self._cursor
-        for version, delta in self._raw.since(end - 1):
+        replays = self._causes is not None or self._near is not None
+        for version, delta in self._raw.since(0 if replays else end - 1):
+            self._add_causes(version, delta)
+            if self._near is not None:
+                self._near.add(delta)
+            if version < begin[0]:
+                continue
             for index, record in enumerate(delta.rows):
                 if (version, index) < begin:
                     continue
@@ -125,11 +156,32 @@ class Plan:
                     yield self._seal((version, index + 1))
             self._collect(version, delta)
             end = version + 1
+        if self._causes is not None:
+            self._mark_late(self._causes.given)
         if seal and self._pending:
             yield self._seal((end, 0))
         elif changed := self._new_versions():
             yield self._step(self._cursor, end, changed)
         self.waiting = len(self._pending)
+
+    def _add_causes(self, version: int, delta: RunDelta) -> None:
+        """Add a raw version to the causes. Those that it changes apply to the runs that wait, its own included."""
+        if self._causes is None:
+            return
+        changed = self._causes.add(delta)
+        if version >= self._corrections_to:
+            self._mark_late(changed)
+
+    def _mark_late(self, run_ids: Iterable[str]) -> None:
+        for run_id in run_ids:
+            if self._span_of(run_id):
+                self._late.setdefault(run_id, [])
+
+    def _cause(self, run_id: str) -> str:
+        return self._causes.of(run_id) if self._causes is not None else ""
+
+    def _placed(self, run: SelectedRun) -> SelectedRun:
+        return run if self._near is None else run.replace(near=self._near.of(run.run_id))
 
     def _collect(self, version: int, delta: RunDelta) -> None:
         """Collect the reclaims and corrections of a raw version, after its runs."""
@@ -148,7 +200,9 @@ class Plan:
         return self._sealed.get(run_id) or self._state.span_of.get(run_id)
 
     def _seal(self, cursor: Position) -> Step:
-        runs = tuple(self._pending.values())
+        causes = {run_id: self._cause(run_id) for run_id in self._pending}
+        runs = tuple(self._placed(run.caused(causes[run.run_id])) for run in self._pending.values())
+        self._new_causes = {run_id: cause for run_id, cause in causes.items() if cause}
         self._pending.clear()
         if self._resolved is None:
             self._resolved = self._resolver(runs)
@@ -168,7 +222,10 @@ class Plan:
             corrections_to=corrections_to,
             spans=tuple(spans),
             corrections={run_id: self._fixes[run_id] for run_id in sorted(fixed)},
+            causes=dict(sorted(self._new_causes.items())),
         )
+        self._caused.update(self._new_causes)
+        self._new_causes = {}
         self._fixes = {run_id: fix for run_id, fix in self._fixes.items() if run_id not in fixed}
         for plan in spans:
             self._planned[plan.span] = plan.version, tuple(run.position for run in plan.runs)
@@ -177,20 +234,30 @@ class Plan:
         return step
 
     def _new_versions(self) -> list[SpanPlan]:
-        """Return new versions of spans whose label or row changed late, and clear the late changes."""
+        """Return new versions of spans whose label or row changed late, and clear the late changes.
+
+        Their corrections and causes are kept for the step that holds them.
+        """
         late, self._late = self._late, {}
         out = []
+        causes = ChainMap(self._caused, self._state.caused)
         for span in sorted({self._span_of(run_id) or 0 for run_id in late}):
             version, runs = self._last_version(span)
-            after = []
-            for run in runs:
-                new, last = apply_changes(run, late.get(run.run_id, ()))
-                if new.position == run.position and self._label(new) == self._label(run):
-                    new = run
-                elif last is not None:
-                    self._fixes[run.run_id] = last
+            after, before = [], [run.caused(causes.get(run.run_id, "")) for run in runs]
+            for run, old in zip(runs, before, strict=True):
+                new = old
+                if (changes := late.get(run.run_id)) is not None:
+                    bare, last = apply_changes(run, changes)
+                    new = self._placed(bare.caused(cause := self._cause(run.run_id)))
+                    if new.position == old.position and self._label(new) == self._label(old):
+                        new = old
+                    else:
+                        if last is not None:
+                            self._fixes[run.run_id] = last
+                        if cause != causes.get(run.run_id, ""):
+                            self._new_causes[run.run_id] = cause
                 after.append(new)
-            if any(new is not old for new, old in zip(after, runs, strict=True)):
+            if any(new is not old for new, old in zip(after, before, strict=True)):
                 out.append(SpanPlan(span, version + 1, tuple(after)))
         return out
 
@@ -200,7 +267,7 @@ class Plan:
         return self._resolved.label_of(run.mention)
 
     def _last_version(self, span: int) -> tuple[int, tuple[SelectedRun, ...]]:
-        """Return the last version of a span, with its runs as of that version."""
+        """Return the last version of a span, with its runs as of that version, but for their causes."""
         if planned := self._planned.get(span):
             last, positions = planned
         else:
@@ -210,7 +277,12 @@ class Plan:
         records = {version: self._raw.read(version).rows for version in sorted({number for number, _ in positions})}
         runs = (SelectedRun.of(position, records[position[0]][position[1]]) for position in positions)
         fixes = ChainMap(self._fixed, self._state.corrected)
-        return last, tuple(run.corrected(fixes.get(run.run_id)) for run in runs)
+        return last, tuple(self._placed(run.corrected(fixes.get(run.run_id))) for run in runs)
+
+
+def nearby_runs(definition: DatasetDefinition) -> NearbyRuns | None:
+    """Return what finds the neighbours of a data set's runs, where its definition has this context."""
+    return NearbyRuns(definition.selects) if "neighbours" in (definition.context or ()) else None
 
 
 def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:

@@ -130,6 +130,7 @@ class DatasetState:
       corrections_to: corrections in raw versions below this one are applied.
       spans: all versions of each span, by span and version.
       corrected: outcome and producer's word of runs that differ from their raw row.
+      caused: the causes that runs have by reruns or reviewers (`ciml.raw.causes`).
       span_of: the span of each selected run.
     """
 
@@ -143,6 +144,7 @@ class DatasetState:
         self.corrections_to = 1
         self.spans: dict[int, dict[int, SpanVersion]] = {}
         self.corrected: dict[str, tuple[str, str]] = {}
+        self.caused: dict[str, str] = {}
         self.span_of: dict[str, int] = {}
         self.time_us = 0
 
@@ -187,6 +189,8 @@ class DatasetState:
             self._apply_span(version, SpanVersion.from_json(each))
         for each in delta.get("corrections", ()):
             self.corrected[each["run_id"]] = (each["outcome"], each["result"])
+        for each in delta.get("causes", ()):
+            self.caused[each["run_id"]] = each["cause"]
         self.version = version
         self.time_us = delta["time_us"]
 

@@ -166,6 +166,30 @@ def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
     return found
 
 
+class _Facts(msgspec.Struct, frozen=True, gc=False):
+    mention: RunFacts
+
+
+class _FactRows(msgspec.Struct, frozen=True, gc=False):
+    """The facts of the raw rows of a delta."""
+
+    runs: tuple[_Facts, ...] = ()
+    reclaims: tuple[_Facts, ...] = ()
+    version: int = 0
+
+
+def find_facts(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunFacts]:
+    """Return the own facts of those runs that are stored, by run id: those of each run's last row."""
+    wanted, decoder = set(run_ids), msgspec.json.Decoder(_FactRows)
+    found: dict[str, RunFacts] = {}
+    for version, data in log.raw_since(0):
+        delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
+        found |= {
+            row.mention.run_id: row.mention for row in delta.runs + delta.reclaims if row.mention.run_id in wanted
+        }
+    return found
+
+
 def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
     """Return `find_files` of runs that are known to be stored. Raises `IntegrityError` if one is not."""
     wanted = set(run_ids)

@@ -96,6 +96,8 @@ def _order(sample: Sample) -> tuple[bytes, int, str]:
 def _sample(line: dict[str, Any]) -> Sample:
     log_path, rows = str(line["log_path"]), int(line["rows"])
     facts = facts_from_listing({**line, "log_path": ""}, SOURCE)
-    # As a CI system reports them: it knows nothing of patches and trouble, and each attempt has an id of its own.
-    facts = facts.replace(event="", labels={}, run_id=RunId(SOURCE, facts.build_uuid).encode())
+    # As a CI system reports them: it knows nothing of patches and trouble, and each attempt has an id of its own. It
+    # knows the exit status, and people may have judged the cause of a failure.
+    labels = {name: text for name, text in facts.labels.items() if name in ("cause", "exit_code")}
+    facts = facts.replace(event="", labels=labels, run_id=RunId(SOURCE, facts.build_uuid).encode())
     return Sample(facts, log_path, rows)

@@ -1,12 +1,16 @@
-"""The demo's two data sets of the same runs: whether a run passed, and which pool of machines it ran on."""
+"""The demo's data sets of the same runs: whether a run passed, which pool of machines it ran on, and why it failed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from ciml.datasets.definition import DatasetDefinition
+from ciml.feedback import CAUSES
+from ciml.settings import read_toml
+from cli.demo.corpus import corpus_folder
 
-STATUS, POOL = "status", "pool"
+STATUS, POOL, CAUSE = "status", "pool", "cause"
 #: In the order of the tables.
 MODELS = (STATUS, POOL)
 #: Half of the runs are held out: of some hundred runs, fewer would say too little for the gate.
@@ -45,3 +49,19 @@ def definitions(span_runs: int, pools: Iterable[str]) -> tuple[DatasetDefinition
             span_runs=span_runs,
         ),
     )
+
+
+def cause_definition(span_runs: int) -> DatasetDefinition:
+    """Return the definition of failed runs by their cause, for the verdicts of the last act: that of examples/.
+
+    It holds out more runs: of some dozens of failures, fewer would say too little for the gate. Runs of unknown cause,
+    and those that passed, are excluded (``no_label``).
+    """
+    example = examples() / "cause.toml"
+    changes = {"name": CAUSE, "classes": sorted(CAUSES), "tdt_split": [4, 2, 4], "span_runs": span_runs}
+    return DatasetDefinition.from_json({**read_toml(example), **changes}, str(example))
+
+
+def examples() -> Path:
+    """Return the folder examples/ of the checkout."""
+    return corpus_folder().parent

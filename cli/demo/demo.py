@@ -8,14 +8,17 @@ from typing import Any
 import msgspec
 
 from ciml.errors import CimlError
+from ciml.feedback import CAUSES
 from cli.demo import accounts as accounting
 from cli.demo import checks as verify
 from cli.demo.definitions import MODELS, POOL, STATUS
 from cli.demo.direct import check_examples
 from cli.demo.plan import WAVES
 from cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
-from cli.demo.report.result import Check, Confusion, DemoResult, VersionLine
-from cli.demo.run import PREDICTIONS, RUNS, Demo, Options, prepared, run
+from cli.demo.report.result import AnswerLine, Check, Confusion, DemoResult, VersionLine
+from cli.demo.review.act import answer_changes, begin_review
+from cli.demo.review.servers import Review
+from cli.demo.run import PREDICTIONS, RUNS, Demo, Options, end_commands, prepared, run
 from cli.demo.served import check_answers
 from cli.demo.steps import Steps
 
@@ -34,10 +37,14 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
     from cli.demo.report.page import render
     from cli.demo.report.table import show
 
-    with Steps(progress) as steps, prepared(options, steps) as running:
+    review = Review.of(options.home)
+    with Steps(progress) as steps, prepared(options, steps, answers=not review.missing) as running:
         run(running)
+        begin_review(running, review)
         with steps.step("verify the numbers") as step:
             result = balance(running, step.report)
+        result = with_answers(result, answer_changes(running, review), review)
+        end_commands(running)
         with steps.step("write the report"):
             result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())
             running.data.demo.replace("result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
@@ -118,6 +125,26 @@ def balance(demo: Demo, progress: Any = lambda _: None) -> DemoResult:
         profiles=verify.profiles(tables, providers),
         checks=checks,
         notes=demo.engines.notes,
+    )
+
+
+def with_answers(result: DemoResult, answers: list[AnswerLine], review: Review) -> DemoResult:
+    """Return the result with the last act: its lines and their check, or a note that says why there is none."""
+    if not answers:
+        return msgspec.structs.replace(result, notes=[*result.notes, f"no changes were answered: {review.missing}"])
+    return msgspec.structs.replace(result, answers=answers, checks=[*result.checks, check_messages(answers)])
+
+
+def check_messages(answers: list[AnswerLine]) -> Check:
+    """Check that a confident verdict is one message on its change, and that an uncertain one says nothing."""
+    wrong = [
+        f"change {one.change}: {one.verdict or 'no verdict'}, and {len(one.messages)} messages"
+        for one in answers
+        if not one.verdict or len(one.messages) != (one.verdict in CAUSES)
+    ]
+    said = sum(len(one.messages) for one in answers)
+    return accounting.made_check(
+        "each confident verdict is one message on its change", wrong, f"{said} messages on {len(answers)} changes"
     )
 
 

@@ -105,7 +105,7 @@ def check_examples(examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str
         if row["n_windows"] != n_windows:
             wrong.append(f"{run_id} has {row['n_windows']} windows, not {n_windows}")
             continue
-        for column, feature in zip(resolved.columns, resolved.features, strict=True):
+        for column, feature in zip(resolved.columns, resolved.telemetry_features, strict=True):
             apart = difference(row[feature], direct[column], n_windows)
             worst = max(worst, apart)
             if not apart <= TOLERANCE:

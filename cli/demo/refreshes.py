@@ -10,9 +10,10 @@ from ciml.data_root import DataRoot
 from cli.demo.processes import Children
 
 
-def start_refreshes(children: Children, data: DataRoot, model: str) -> None:
+def start_refreshes(children: Children, data: DataRoot, model: str, *options: str) -> None:
     """Start the command that refreshes a model whenever the data set of the same name grows."""
-    children.start(child_of(model), "refresh", "--dataset", model, "--watch", "--json", "--data-path", data.url)
+    command = ("refresh", "--dataset", model, "--watch", "--json", "--data-path", data.url)
+    children.start(child_of(model), *command, *options)
 
 
 def child_of(model: str) -> str:

@@ -18,7 +18,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.storage.open import Store
 from cli.demo.accounts import Accounts
 from cli.demo.corpus import corpus_folder, read_corpus, unpack_logs
-from cli.demo.definitions import MODELS, STATUS, definitions
+from cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions, examples
 from cli.demo.plan import WAVES, Plan, make_plan
 from cli.demo.predictions import Predictions
 from cli.demo.processes import Child, Children, wait_for
@@ -61,7 +61,7 @@ class Options:
 
 @dataclass
 class Demo:
-    """The state of a running demo: processes, stores, plan and accounts."""
+    """The state of a running demo: processes, stores, plan and accounts; and whether changes will be answered."""
 
     options: Options
     steps: Steps
@@ -72,9 +72,15 @@ class Demo:
     logs: LogRoot
     sender: Sender
     started: datetime
+    answers: bool
     accounts: Accounts = field(default_factory=Accounts)
     refreshes: list[dict[str, Any]] = field(default_factory=list)
     kept: list[Child] = field(default_factory=list)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models: that of causes only where changes are answered."""
+        return (*MODELS, CAUSE) if self.answers else MODELS
 
     @property
     def raw(self) -> Store:
@@ -114,8 +120,14 @@ def empty(options: Options) -> None:
 
 
 @contextlib.contextmanager
-def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
-    """Start engines and services, ready for the first event; stop them at the end unless ``keep``."""
+def prepared(options: Options, steps: Steps, answers: bool) -> Iterator[Demo]:
+    """Start engines and services, ready for the first event; stop them at the end unless ``keep``.
+
+    Args:
+      options: of the command.
+      steps: get those of the start.
+      answers: whether changes will be answered.
+    """
     began = datetime.now(UTC)
     corpus = corpus_folder(options.corpus)
     samples = read_corpus(corpus, options.runs)
@@ -139,10 +151,12 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
             raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
         plan = make_plan(samples, running.logs)
         logs.make(plan)
-        demo = Demo(options, steps, children, running, data, plan, logs, Sender(running.kafka, EVENTS), began)
+        sender = Sender(running.kafka, EVENTS)
+        demo = Demo(options, steps, children, running, data, plan, logs, sender, began, answers)
         engines.create_topics(running.kafka, {EVENTS: PARTITIONS, RUNS: 1, PREDICTIONS: 1})
         pools = {sample.facts.provider for sample in samples} - {""}
-        for definition in definitions(options.span_runs, pools):
+        made = definitions(options.span_runs, pools)
+        for definition in (*made, cause_definition(options.span_runs)) if answers else made:
             from pipelines.datasets.update import create_dataset
 
             create_dataset(data, definition)
@@ -176,7 +190,9 @@ def run(demo: Demo) -> None:
         if last:
             settle(demo)
         update(demo, seal=last)
-        for model in MODELS if last else MODELS[:1]:
+        if last and CAUSE in demo.models:
+            start_refreshes(demo.children, demo.data, CAUSE, "--experiment", str(examples() / "cause-experiment.toml"))
+        for model in demo.models if last else MODELS[:1]:
             refresh(demo, model)
     drain(demo)
 
@@ -241,7 +257,7 @@ def update(demo: Demo, *, seal: bool) -> None:
     from pipelines.datasets.update import update_dataset
 
     with demo.steps.step("seal spans") as step:
-        for name in MODELS:
+        for name in demo.models:
             done = update_dataset(demo.data.dataset(name), seal=seal)
             step.report(
                 f"{sum(len(span.runs) for span in done.state.latest())} examples in {len(done.state.spans)} spans"
@@ -263,7 +279,7 @@ def refresh(demo: Demo, model: str) -> None:
 
 
 def drain(demo: Demo) -> None:
-    """Wait until every raw row is predicted, then stop the commands."""
+    """Wait until every raw row is predicted."""
     with demo.steps.step("predict every run") as step:
         wanted = {one.run_id for one in demo.accounts.runs()}
         predictions = Predictions(demo.data.predictions)
@@ -277,9 +293,13 @@ def drain(demo: Demo) -> None:
             step.report("no version was pushed")  # a check reports it
         else:
             wait_for(predicted, "waiting for predictions", demo.children, WAIT_S)
-    for model in MODELS:
+    for model in demo.models:
         demo.refreshes += read_refreshes(demo.children.running[child_of(model)].log)
+    catch_up(demo)
+
+
+def end_commands(demo: Demo) -> None:
+    """Stop the commands, which may still answer changes until then."""
     if not demo.options.keep:
         with demo.steps.step("end the commands"), ThreadPoolExecutor(len(demo.children.running)) as pool:
             list(pool.map(demo.children.end, tuple(demo.children.running)))
-    catch_up(demo)

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 #: The fields of a line, in order. Those that a recording lacks are left out.
 FIELDS = (
-    "build_uuid", "build_name", "node_provider", "node_flavor", "result", "exit_code", "project", "change", "attempt",
-    "pipeline", "start_time", "end_time", "elapsed_s", "rows", "log_path", "patch", "trouble", "trouble_s",
+    "build_uuid", "build_name", "node_provider", "node_flavor", "result", "exit_code", "project", "change", "patchset",
+    "attempt", "pipeline", "start_time", "end_time", "elapsed_s", "rows", "log_path", "patch", "trouble", "trouble_s",
+    "cause",
 )  # fmt: skip
 #: The folder of the log in the recorder's command line: it says nothing about the run.
 _OUTPUT = re.compile(rb"--output [^\s\"]+/")
@@ -73,6 +74,9 @@ def read_run(folder: Path, text: str) -> Run:
             "rows": count_samples(log),
             "log_path": f"logs/{build['build_name']}/{build['build_uuid']}.csv.gz",
         }
+        if "change" in found:
+            found.setdefault("patchset", "1")  # all runs of a change, reruns too, have its one patch
+        found |= cause_of(found)
         line = {name: found[name] for name in FIELDS if name in found}
     except KeyError as error:
         raise UnusableRun(f"no field {error}") from None
@@ -81,6 +85,14 @@ def read_run(folder: Path, text: str) -> Run:
     if not line["rows"]:
         raise UnusableRun(f"{build['log_path']} has no sample")
     return Run(line, compressed(log))
+
+
+def cause_of(build: dict[str, Any]) -> dict[str, str]:
+    """Return the field ``cause`` of a run that failed by a broken change or by trouble alone; else no field."""
+    broken, troubled = bool(build["patch"]), build["trouble"] != "none"
+    if build["result"] == "SUCCESS" or broken == troubled:
+        return {}
+    return {"cause": "code" if broken else "machine"}
 
 
 def count_samples(log: bytes) -> int:

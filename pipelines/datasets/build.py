@@ -16,7 +16,7 @@ from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
 from ciml.manifest.log import catch_up
 from pipelines.datasets.run_source import RunSource, StoredRuns
-from pipelines.datasets.update import Progress, Update, check_same, create_dataset, fill, producer
+from pipelines.datasets.update import Progress, Update, check_same, create_dataset, fill, given_causes, producer
 
 if TYPE_CHECKING:
     from pipelines.datasets.listed_runs import ListedRuns  # imports the log readers
@@ -76,7 +76,10 @@ def build_dataset(
         check_same(state.definition, definition)
         _check_origin(state, origin)
     produce = producer(runner, job_endpoint)
-    update = fill(runs, root, state, produce, pin, create=create, seal=True, progress=progress, now_us=now_us)
+    given = given_causes(source if isinstance(source, DataRoot) else target, definition)
+    update = fill(
+        runs, root, state, produce, pin, create=create, seal=True, given=given, progress=progress, now_us=now_us
+    )
     if update.sealed or not root.exists(DEFINITION):
         root.replace(DEFINITION, definition.to_toml().encode())
     return update

@@ -14,16 +14,18 @@ from zlib import crc32
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.plan import SelectedRun, SpanPlan
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing
-from ciml.events.records import Batch, OffsetRange, Outcome, RawFile, records_of
+from ciml.events.records import Batch, OffsetRange, Outcome, RawFile, RunFacts, records_of
 from ciml.raw.accounting import reconcile
 from ciml.raw.run_log import RunDelta
 from ciml.raw.state import RawState
 from pipelines.processes import process_pool, result_of
+from transforms.examples.context import with_context
 from transforms.examples.downsample import Windows, downsample, merge_windows
 from transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader
 from transforms.examples.prepare import Examples, examples_from
@@ -91,6 +93,12 @@ class ListedRuns:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         return [names for _, found in self._by_chunks(runs, LogReader.columns) for names in found]
 
+    def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
+        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        for start in range(0, len(runs), _LOGS):
+            for _, found in self._by_chunks(runs[start : start + _LOGS], LogReader.tables):
+                yield from found
+
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         counts = np.zeros(len(runs), np.int64)
@@ -104,7 +112,9 @@ class ListedRuns:
         def windows_of(taken: Sequence[int]) -> Windows:
             work = partial(LogReader.windows, resolved=resolved)
             parts = list(self._by_chunks([part.runs[at] for at in taken], work))
-            return merge_windows(parts, len(taken)) if parts else downsample([], resolved)
+            return (
+                merge_windows(parts, len(taken)) if parts else with_context(downsample([], resolved), [], [], resolved)
+            )
 
         return examples_from([run.mention for run in part.runs], windows_of, resolved)
 
@@ -137,7 +147,7 @@ class ListedRuns:
     def _log_of(self, run: SelectedRun) -> LogOf:
         facts = run.mention
         address = self.log.addresses.get(facts.run_id) or facts.log_url
-        return LogOf(facts.run_id, address, facts.start_us, facts.end_us)
+        return LogOf(address, facts, run.near)
 
 
 _readers: list[LogReader] = []  # the one reader of a forked process

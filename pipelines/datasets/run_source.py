@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.plan import SelectedRun, SpanPlan
+from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import RunLog, StoredRunLog
 from ciml.storage.open import Store
 from transforms.examples.prepare import Examples
 from transforms.examples.spans import examples_of, lengths_of
 from transforms.ingest.trust import evaluate, former_policy
-from transforms.raw.reader import read_columns
+from transforms.raw.reader import read_columns, read_runs
+
+_TABLES = 50  # runs whose telemetry is in memory at once
 
 
 class RunSource(Protocol):
@@ -29,6 +33,9 @@ class RunSource(Protocol):
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         """Return the names of the columns of each run that has telemetry, in log order."""
+
+    def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
+        """Yield facts and telemetry, with all columns, of each run that has telemetry."""
 
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
         """Return the number of windows of each run, int64 [n], at most L; 0 for a run without an example."""
@@ -57,6 +64,11 @@ class StoredRuns:
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         return read_columns(self.raw, [run.file for run in runs])
+
+    def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
+        for start in range(0, len(runs), _TABLES):
+            some = runs[start : start + _TABLES]
+            yield from zip([run.mention for run in some], read_runs(self.raw, [run.file for run in some]), strict=True)
 
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
         return lengths_of(self.raw, runs, resolved)

@@ -6,6 +6,7 @@ and the same content-named files; one commits them, the others find them committ
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,10 @@ from ciml.datasets.pin import Pin, PinnedPlan
 from ciml.datasets.plan import Plan, SelectedRun, SpanPlan, Step
 from ciml.datasets.state import DatasetState, SpanVersion, span_folder
 from ciml.errors import CimlError, RejectedInput
+from ciml.feedback import corrections_of
+from ciml.limits import MAX_PROFILE_RUNS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.raw.causes import CAUSE
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
 from pipelines.datasets.run_source import RunSource, StoredRuns
@@ -101,8 +105,17 @@ def update_dataset(
     pin = None
     if state.definition is not None and state.definition.slicer is not None:
         pin = Pin(StoredRuns(raw).log, state.definition)
-    produce = producer(runner, job_endpoint)
-    return fill(StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, progress=progress, now_us=now_us)
+    produce, given = producer(runner, job_endpoint), given_causes(dataset.root, state.definition)
+    return fill(
+        StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, given=given, progress=progress, now_us=now_us
+    )
+
+
+def given_causes(data: DataRoot, definition: DatasetDefinition | None) -> dict[str, str]:
+    """Return the causes that reviewers gave to runs, by run id, where a data set is about causes."""
+    if definition is None or definition.class_label != CAUSE:
+        return {}
+    return {run_id: correction.cause for run_id, correction in corrections_of(data).items()}
 
 
 def producer(runner: str | None, job_endpoint: str = "") -> Produce:
@@ -129,6 +142,7 @@ def fill(
     seal: bool,
     progress: Progress | None,
     now_us: int | None,
+    given: Mapping[str, str] | None = None,
 ) -> Update:
     """Seal all spans that can be sealed.
 
@@ -142,6 +156,7 @@ def fill(
       seal: whether the last span is closed with fewer runs than the definition wants.
       progress: called as runs become examples.
       now_us: the time of the commits; the present by default.
+      given: causes that reviewers gave, by run id; a definition with a slicer does not use them.
     """
     log, sealed = ManifestLog(root), list[SpanVersion]()
     while True:
@@ -149,7 +164,7 @@ def fill(
             catch_up(log, state)
         plan: Plan | PinnedPlan
         if pin is None:
-            plan = Plan(state, source.log, partial(_resolve, state, source))
+            plan = Plan(state, source.log, partial(_resolve, state, source), given)
         else:
             plan = PinnedPlan(state, pin, partial(_resolve, state, source, pin=pin), source.log)
         lost = False
@@ -194,7 +209,22 @@ def _resolve(
         columns,
         (run.mention for run in all_voters()),
         lambda draft: _lengths(source, [run for run in all_voters() if _is_example(run, draft)], draft),
+        lambda columns: _profiles(source, list(all_voters()), columns),
     )
+
+
+def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[str]) -> dict[str, Any]:
+    """Return the profiles of the passing runs, as JSON. Only the runs that count are read."""
+    from transforms.profiles.profile import make_profiles
+
+    jobs, counted = Counter[str](), []
+    for run in runs:
+        if run.mention.outcome == "success" and jobs[run.mention.build_name] < MAX_PROFILE_RUNS:
+            jobs[run.mention.build_name] += 1
+            counted.append(run)
+    # As it will be read back: lists, no tuples.
+    found: dict[str, Any] = json.loads(json.dumps(make_profiles(source.tables(counted), columns).to_json()))
+    return found
 
 
 def _is_example(run: SelectedRun, draft: ResolvedDefinition) -> bool:
@@ -282,6 +312,8 @@ def _delta(step: Step, spans: Sequence[SpanVersion], *, resolved_before: bool, n
             for run_id, (outcome, result) in step.corrections.items()
         ],
     }
+    if step.causes:
+        delta["causes"] = [{"run_id": run_id, "cause": cause} for run_id, cause in step.causes.items()]
     return delta if resolved_before else {**delta, "resolved": step.resolved.to_json()}
 
 

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.events.records import Message, rows_of
+from ciml.events.records import Message, facts_of_row, rows_of
 from ciml.kafka.connect import as_engine_error
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
@@ -207,18 +207,19 @@ class Projection:
 
 
 def render_runs(delta: Delta) -> Iterable[Announcement]:
-    """Yield the announcements of a raw delta: a reference to each new row, reclaims included."""
+    """Yield the announcements of a raw delta: a reference to each new row, reclaims included, and its run's facts."""
     for record in rows_of(delta):
-        facts, file = record["mention"], record["file"]
+        facts, file = facts_of_row(record), record["file"]
         value = {
-            "run_id": facts["run_id"],
-            "build_name": facts["build_name"],
+            "run_id": facts.run_id,
+            "build_name": facts.build_name,
             "path": file["path"],
             "digest": file["digest"],
             "raw_version": delta["version"],
+            "facts": facts.to_json(),
             **({"reclaim": True} if record["kind"] == "reclaim" else {}),
         }
-        yield facts["run_id"].encode(), canonical_json(value), ()
+        yield facts.run_id.encode(), canonical_json(value), ()
 
 
 def render_dead_letters(delta: Delta) -> Iterable[Announcement]:

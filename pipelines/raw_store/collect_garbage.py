@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-from ciml.raw.compaction_cursor import CompactionCursor, names_since
 from ciml.raw.packs import PACKS, RUNS, SWEPT, pack_state, split_path
 from ciml.storage.open import Entry, LocalStore, Store
+from pipelines.raw_store.compaction_cursor import CompactionCursor, names_since
 from transforms.raw.packs import prove_pack
 from transforms.raw.reader import FolderPacks, load_packs
 

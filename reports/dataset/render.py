@@ -117,7 +117,7 @@ def _columns(runs: Runs) -> Section:
     """Return minimum, mean and maximum of each column over the windows of the sampled runs, without padding."""
     inside = np.arange(runs.resolved.windows)[None, :] < runs.n_windows[runs.drawn][:, None]
     rows, constant = [], []
-    for index, (name, column) in enumerate(zip(runs.resolved.features, runs.resolved.columns, strict=True)):
+    for index, (name, column) in enumerate(zip(runs.resolved.telemetry_features, runs.resolved.columns, strict=True)):
         values = runs.inputs[:, :, index][inside].astype(np.float64)
         least, most = values.min(), values.max()
         rows.append((name, column, unit_of(column), *(f"{number:,.4g}" for number in (least, values.mean(), most))))

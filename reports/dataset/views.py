@@ -131,7 +131,7 @@ def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]
                 mean[group, at] = values.mean(axis=0)
                 low[group, at], high[group, at] = np.quantile(values, (0.25, 0.75), axis=0)
     times_s = windows * (1.0 if runs.aggregated else runs.interval_s)
-    names, columns = runs.resolved.features, runs.resolved.columns
+    names, columns = runs.resolved.telemetry_features, runs.resolved.columns
     return [
         Course(names[feature], columns[feature], times_s, mean[..., at], low[..., at], high[..., at], left)
         for at, feature in enumerate(features)

@@ -54,7 +54,8 @@ def result_page(trial: Stored, found: Predictions | None) -> Page:
         ),
         Section("Classes", tables=tables.class_tables(test, guess, baselines), plots=_class_plots(test, baselines)),
         _curves(found),
-        Section("Calibration", plots=(plots.calibration_plot(test["calibration"]),)),
+        _calibration(result),
+        *_verdicts(result),
         *_learned(result),
         *(_sliced(number, fact, each) for number, (fact, each) in enumerate(test["slices"].items(), 1)),
         *_elsewhere(trial),
@@ -111,6 +112,30 @@ def _curves(found: Predictions | None) -> Section:
     if not of:
         return Section(title, "No curves: all test runs are of one class.")
     return Section(title, plots=(plots.curves_plot(curves(found, plots.MOST_CURVES), of),))
+
+
+def _calibration(result: Figures) -> Section:
+    known = result.get("calibration")
+    text = ""
+    if known is not None:
+        loss = known["before"]["log_loss"], result["test"]["log_loss"]
+        text = (
+            f"Calibrated by {known['method']} on {runs_of(known['fitted_to'])} of dev, which the model did not learn. "
+            f"The log loss on the test runs is {loss[1]:.3f}; without the calibration it is {loss[0]:.3f}."
+        )
+    before = None if known is None else known["before"]["calibration"]
+    return Section("Calibration", text, plots=(plots.calibration_plot(result["test"]["calibration"], before),))
+
+
+def _verdicts(result: Figures) -> tuple[Section, ...]:
+    found = result.get("verdicts")
+    if not found:
+        return ()
+    text = (
+        "A verdict names the cause of a failed run where only one is likely; else it is unknown. Coverage: the share "
+        f"of runs whose cause is among the likely ones, stated as {found['coverage']['stated']:g}."
+    )
+    return (Section("Verdicts", text, tables=tables.verdict_tables(found)),)
 
 
 def _learned(result: Figures) -> tuple[Section, ...]:

@@ -189,9 +189,15 @@ def curves_plot(found: Sequence[Curves], of: int) -> Plot:
     return Plot("curves", title, caption, (WIDE, 3.9 + 0.2 * -(-len(found) // 2)), paint)
 
 
-def calibration_plot(calibration: Figures) -> Plot:
-    """Plot the reliability: the share of right answers by confidence."""
+def calibration_plot(calibration: Figures, before: Figures | None = None) -> Plot:
+    """Plot the reliability: the share of right answers by confidence.
+
+    Args:
+      calibration: ``ece`` and ``bins`` of the test runs.
+      before: the same without the experiment's calibration; None for an experiment that has none.
+    """
     bins = calibration_bars(calibration)
+    uncalibrated = [] if before is None else calibration_bars(before)
 
     def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -201,6 +207,11 @@ def calibration_plot(calibration: Figures) -> Plot:
             [100 * sure for sure, _ in bins], value, yerr=[below, above], fmt="o-", color=COLORS[0], capsize=3,
             label="right answers, 95 % interval",
         )  # fmt: skip
+        if uncalibrated:
+            upper.plot(
+                [100 * sure for sure, _ in uncalibrated], [bar.percent[0] for _, bar in uncalibrated], "s--",
+                color=COLORS[1], markersize=4, linewidth=1.2, label="without calibration",
+            )  # fmt: skip
         upper.set_ylabel("right answers (%)")
         upper.set_ylim(-2, 102)
         lower.bar(
@@ -224,6 +235,8 @@ def calibration_plot(calibration: Figures) -> Plot:
     title = (
         f"{kind}: mean confidence {percent(sure)}, accuracy {percent(hits)}; calibration error {calibration['ece']:.2f}"
     )
+    if before is not None:
+        title += f", {before['ece']:.2f} without calibration"
     caption = "Answers below the dotted line are overconfident, answers above it underconfident."
     return Plot("calibration", title, caption, (6.4, 4.2), paint)
 

@@ -99,6 +99,33 @@ def _first(drawn: int, of: int, what: str) -> str:
     return f"the first {drawn} of {of} {what}" if drawn < of else ""
 
 
+def verdict_tables(found: Figures) -> tuple[Table, Table]:
+    """Return coverage and abstentions, and precision and recall of the verdicts by cause."""
+    coverage, sizes = found["coverage"], found["set_sizes"]
+    rows = [("all runs", f"{found['runs']:,}", figure(coverage["value"]), interval(coverage))]
+    rows += [
+        (shown(name, 80), f"{one['runs']:,}", figure(one["value"]), interval(one))
+        for name, one in coverage["by_class"].items()
+    ]
+    rows.append(("unknown", f"{found['runs']:,}", figure(found["abstained"]["value"]), interval(found["abstained"])))
+    causes = [
+        (
+            shown(name, 80),
+            f"{one['verdicts']:,}",
+            figure(one["precision"]["value"]),
+            interval(one["precision"]),
+            figure(one["recall"]["value"]),
+            interval(one["recall"]),
+        )
+        for name, one in found["causes"].items()
+    ]
+    title = "runs by the number of likely causes: " + ", ".join(f"{size}: {runs:,}" for size, runs in sizes.items())
+    return (
+        Table(("coverage", "runs", "share", "95 %"), tuple(rows), title=title),
+        Table(("cause", "verdicts", "precision", "95 %", "recall", "95 %"), tuple(causes)),
+    )
+
+
 def slices_table(fact: str, slices: Figures, bars: Sequence[Bar]) -> Table:
     """Return the accuracy by job or provider. ``bars``: of `reports.experiments.views.slice_bars`."""
     rows = [

@@ -65,6 +65,7 @@ class Connection:
       credential: the table of the log host's credential; paths are below the folder of the configuration.
       webhooks: keys of the receivers' table ``[webhooks]``.
       secret: that ciml makes, unless its file is there.
+      feedback: the table of its review system in the configuration of feedback; empty for no feedback.
       needed: files that ciml cannot make.
       pastes: for the other side, in order.
       also: what else to know, a sentence each.
@@ -77,6 +78,7 @@ class Connection:
     credential: Mapping[str, str] = field(default_factory=dict)
     webhooks: Mapping[str, Any] = field(default_factory=dict)
     secret: SecretFile | None = None
+    feedback: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[NeededFile, ...] = ()
     pastes: tuple[Paste, ...] = ()
     also: tuple[str, ...] = ()

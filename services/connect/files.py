@@ -1,4 +1,4 @@
-"""The files of a connection: receivers, fetch policy, trust policy and secret. They are extended, never overwritten."""
+"""The files of a connection: receivers, policies, feedback and secret. They are extended, never overwritten."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from services.connect.connection import Connection, SecretFile
 from services.connect.toml_text import with_items, with_key, with_table, without_blocks
 from services.receivers.config import SOURCES, TABLES, load_receivers
 
-RECEIVERS, FETCH, TRUST = "receivers.toml", "fetch.toml", "trust.toml"
+RECEIVERS, FETCH, TRUST, FEEDBACK = "receivers.toml", "fetch.toml", "trust.toml", "feedback.toml"
 _SECRET_BYTES = 32
 _COMMENT: Mapping[str, str] = {
     RECEIVERS: "# Sources of CI systems' deliveries, written by ciml connect. See docs/webhooks.md.\n",
     FETCH: "# Where logs may be fetched, written by ciml connect. See docs/fetch.md.\n",
+    FEEDBACK: "# Messages on reviewed changes, written by ciml connect. See docs/feedback.md.\n"
+    "# true: messages are printed, and no review system is called.\ndry_run = true\n",
 }
 
 
@@ -54,18 +56,20 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
         may write to the folder of secrets. Nothing is written.
     """
     _check_places(folder, connection)
-    texts = {name: _read(folder / name) for name in (RECEIVERS, FETCH, TRUST)}
+    texts = {name: _read(folder / name) for name in (RECEIVERS, FETCH, TRUST, FEEDBACK)}
     new = {
         RECEIVERS: receivers_text(texts[RECEIVERS] or "", connection, str(folder / RECEIVERS), force=force),
         FETCH: fetch_text(texts[FETCH] or "", connection, folder.absolute(), str(folder / FETCH)),
         TRUST: trust_text(texts[TRUST] or "", connection, str(folder / TRUST)),
+        FEEDBACK: feedback_text(texts[FEEDBACK] or "", connection, str(folder / FEEDBACK), force=force),
     }
     if texts[RECEIVERS] is not None:
         load_receivers(folder / RECEIVERS)  # a fault that was there before is named in its own file
     done = [_secret(folder, connection.secret)] if connection.secret else []
     for name, text in new.items():
         if text == (texts[name] or ""):
-            done += [Written(folder / name, "unchanged")] if text else []
+            concerned = text and (name != FEEDBACK or connection.feedback)
+            done += [Written(folder / name, "unchanged")] if concerned else []
             continue
         _replace(folder / name, text.encode(), _mode(folder / name))
         done.append(Written(folder / name, "made" if texts[name] is None else "extended"))
@@ -84,13 +88,7 @@ def receivers_text(text: str, connection: Connection, where: str, *, force: bool
     listed = [each for each in found.get("source", []) if same.items() <= each.items()]
     if source in listed:
         return text
-    if listed and not force:
-        differ = sorted(key for key in source.keys() | listed[0].keys() if source.get(key) != listed[0].get(key))
-        raise CimlError(
-            f"{where}: source {connection.name} is there with other values of {', '.join(differ)}; give --force to "
-            "replace it, or --name for another source"
-        )
-    text = without_blocks(text, "[[source]]", same) if listed else text or _COMMENT[RECEIVERS]
+    text = _without_other(text or _COMMENT[RECEIVERS], "source", source, same, listed, where, force)
     for name, needed in (("webhooks", connection.webhooks),):
         if needed and name not in found:
             TABLES[name].from_json(needed, f"[{name}]")
@@ -99,6 +97,41 @@ def receivers_text(text: str, connection: Connection, where: str, *, force: bool
             missing = ", ".join(f"{key} = {value}" for key, value in needed.items())
             raise CimlError(f"{where}: [{name}]: set {missing}, the addresses of your proxies, and connect again")
     return with_table(text, "[[source]]", source)
+
+
+def feedback_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
+    """Return the configuration of feedback with the review system of a connection. Raises as `write`."""
+    from services.feedback.clients.kinds import kinds
+
+    if not connection.feedback:
+        return text
+    system = dict(connection.feedback)
+    kinds()[system["kind"]].from_json(_without_kind(system), f"system {connection.name}")
+    listed = [each for each in parse_toml(text, where).get("system", []) if each.get("name") == system["name"]]
+    if system in listed:
+        return text
+    same = {"name": system["name"]}
+    text = _without_other(text or _COMMENT[FEEDBACK], "system", system, same, listed, where, force)
+    return with_table(text, "[[system]]", system)
+
+
+def _without_kind(system: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in system.items() if key != "kind"}
+
+
+def _without_other(
+    text: str, what: str, table: Mapping[str, Any], same: Mapping[str, Any], listed: list[Any], where: str, force: bool
+) -> str:
+    """Return the text without the table of the same name that has other keys, if there is one. Raises without force."""
+    if not listed:
+        return text
+    if not force:
+        differ = sorted(key for key in table.keys() | listed[0].keys() if table.get(key) != listed[0].get(key))
+        raise CimlError(
+            f"{where}: {what} {table['name']} is there with other values of {', '.join(differ)}; give --force to "
+            f"replace it, or --name for another {what}"
+        )
+    return without_blocks(text, f"[[{what}]]", same)
 
 
 def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> str:

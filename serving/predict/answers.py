@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ciml.datasets.definition import ResolvedDefinition
+    from ciml.events.records import RunFacts
+    from ciml.raw.neighbours import Neighbours
 
 #: Most runs in one call.
 MAX_CALL_ROWS = 256
@@ -45,9 +47,17 @@ class Prepared(NamedTuple):
         return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
-def prepare_runs(tables: Sequence[pa.Table], definition: ResolvedDefinition) -> Prepared:
-    """Prepare the telemetry of runs by a model's definition. A run without a window is rejected as ``empty``."""
-    inputs, n_windows, rejections = prepare_many(tables, definition)
+def prepare_runs(
+    tables: Sequence[pa.Table],
+    definition: ResolvedDefinition,
+    runs: Sequence[RunFacts] | None = None,
+    neighbours: Sequence[Neighbours | None] = (),
+) -> Prepared:
+    """Prepare the telemetry of runs by a model's definition. A run without a window is rejected as ``empty``.
+
+    ``runs`` and ``neighbours`` are those of `transforms.examples.prepare.prepare_many`.
+    """
+    inputs, n_windows, rejections = prepare_many(tables, definition, runs, neighbours)
     rejected = dict(rejections)
     for row in np.flatnonzero(n_windows == 0).tolist():
         rejected.setdefault(row, RejectedInput("empty"))

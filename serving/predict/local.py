@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,14 +14,19 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.http.errors import RequestError
 from serving.contract import DEFINITION, read_definition
-from serving.predict.answers import MODEL_ERROR, Prepared, check_answers, class_of, prepare_runs, probabilities_of
+from serving.predict.answers import MODEL_ERROR, check_answers, class_of, prepare_runs, probabilities_of
+from serving.predict.neighbours import neighbours_of
 from serving.registry import STABLE, RegistryVerifier, known_registries
 from serving.server.model.loader import load_model
+from serving.verdicts.verdict import rules_of, verdict_of
 from transforms.guard import bisect
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+
+    from ciml.events.records import RunFacts
+    from ciml.verdicts import Verdict
 
 
 class Answer(NamedTuple):
@@ -30,11 +36,13 @@ class Answer(NamedTuple):
       class_name: the class with the highest probability.
       probabilities: by class, in the definition's order.
       n_windows: number of the run's windows.
+      verdict: on a failed run, by a model that gives verdicts; else None.
     """
 
     class_name: str
     probabilities: dict[str, float]
     n_windows: int
+    verdict: Verdict | None = None
 
 
 class LocalModel:
@@ -49,6 +57,7 @@ class LocalModel:
     Attributes:
       model, version: what is loaded.
       definition: the data set definition in its assets.
+      rules: those of verdicts in its assets; None for a model that gives none.
 
     Raises:
       CimlError: there is no such model, version or label.
@@ -61,6 +70,8 @@ class LocalModel:
         self.version = registry.labelled(label) if version is None else version
         where = f"model {model}, version {self.version}: {DEFINITION}"
         self.definition = read_definition(registry.read_asset(self.version, DEFINITION), where)
+        self.rules = rules_of(registry, self.version, self.definition)
+        self._near = neighbours_of(data.raw, self.definition)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
         verify = partial(RegistryVerifier(data.registry.root), model, self.version)
@@ -70,23 +81,32 @@ class LocalModel:
         except FileNotFoundError:
             raise IntegrityError(f"{folder.root} is missing; run ciml models verify") from None
 
-    def predict(self, tables: Sequence[pa.Table]) -> list[Answer | RejectedInput]:
+    def predict(
+        self,
+        tables: Sequence[pa.Table],
+        runs: Sequence[RunFacts] | None = None,
+    ) -> list[Answer | RejectedInput]:
         """Predict the runs of some telemetry, by the preparation and the reasons of the predict service.
 
         Args:
           tables: telemetry as from `transforms.parse.logs.parse_logs`, one table a run.
+          runs: the facts of each run, for a verdict and for a definition with context. Stored runs have neighbours too.
 
         Returns:
           For each run its answer, or its rejection.
         """
         found: list[Answer | RejectedInput] = []
-        for _, made in bisect("predict", tables, self._predict):
+        given: list[tuple[pa.Table, RunFacts | None]] = list(zip(tables, runs or repeat(None), strict=False))
+        for _, made in bisect("predict", given, self._predict):
             found += [made] if isinstance(made, RejectedInput) else made
         return found
 
-    def _predict(self, tables: Sequence[pa.Table]) -> list[Answer | RejectedInput]:
+    def _predict(self, given_runs: Sequence[tuple[pa.Table, RunFacts | None]]) -> list[Answer | RejectedInput]:
         """Raises `RejectedInput` if the model fails for a run; `bisect` finds it."""
-        prepared = prepare_runs(tables, self.definition)
+        tables = [table for table, _ in given_runs]
+        facts = [run for _, run in given_runs if run is not None]
+        near = self._near.of([run.run_id for run in facts]) if self._near else ()
+        prepared = prepare_runs(tables, self.definition, facts or None, near)
         found: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
         for rows in prepared.calls():
             given = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
@@ -95,15 +115,17 @@ class LocalModel:
             except RequestError as error:
                 raise RejectedInput(MODEL_ERROR, str(error)) from None
             check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
-            found |= {row: self._read(answer, prepared, row) for row, answer in zip(rows, answers, strict=True)}
+            for row, answer in zip(rows, answers, strict=True):
+                found[row] = self._read(answer, int(prepared.n_windows[row]), given_runs[row][1])
         return [found[row] for row in range(len(tables))]
 
-    def _read(self, answer: NDArray[np.float32], prepared: Prepared, row: int) -> Answer | RejectedInput:
+    def _read(self, answer: NDArray[np.float32], n_windows: int, run: RunFacts | None) -> Answer | RejectedInput:
         try:
             probabilities = probabilities_of(answer, self.definition)
         except RejectedInput as rejected:
             return rejected
-        return Answer(class_of(answer, self.definition), probabilities, int(prepared.n_windows[row]))
+        verdict = verdict_of(run, probabilities, self.rules)
+        return Answer(class_of(answer, self.definition), probabilities, n_windows, verdict)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,14 @@ def read_predictions(predictions: Store) -> Iterator[dict[str, Any]]:
     """Yield all predictions below a data root, in the order of their commits."""
     for _, delta in ManifestLog(predictions).since(0):
         yield from delta["predictions"]
+
+
+def predictions_of(predictions: Store, run_id: str) -> list[dict[str, Any]]:
+    """Return the predictions of a run, in the order of their commits. The manifest is searched as bytes."""
+    log = ManifestLog(predictions)
+    needle = json.dumps(run_id, ensure_ascii=False).encode()
+    deltas = (log.parse(version, data) for version, data in log.raw_since(0) if needle in data)
+    return [one for delta in deltas for one in delta["predictions"] if one["run_id"] == run_id]
 
 
 @dataclass
@@ -77,6 +86,7 @@ class PredictionState(TopicState):
       latencies: predictions by (model, bucket): the bucket is the index of the first of `LATENCIES_S` that is not less
         than the time from announcement to prediction; one more bucket for longer times.
       latency_us: the sum of those times by model, microseconds.
+      verdicts: predictions with a verdict by (model, cause).
     """
 
     def __init__(self, ids: IdSet | None = None) -> None:
@@ -86,6 +96,7 @@ class PredictionState(TopicState):
         self.repeats = 0
         self.latencies: Counter[tuple[str, int]] = Counter()
         self.latency_us: Counter[str] = Counter()
+        self.verdicts: Counter[tuple[str, str]] = Counter()
         self._ids = ids or IdSet()
 
     def has(self, identity: str) -> bool:
@@ -108,6 +119,8 @@ class PredictionState(TopicState):
                 raise IntegrityError(f"predictions manifest: version {version} repeats prediction {one['id']}")
             self._ids.add(fingerprint(one["id"]))
             self.predicted[one["model"], one["version"]] += 1
+            if (verdict := one.get("verdict")) is not None:
+                self.verdicts[one["model"], verdict["cause"]] += 1
             if (latency_ms := one.get("latency_ms")) is not None:
                 self.latencies[one["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
                 self.latency_us[one["model"]] += round(latency_ms * 1000)
@@ -129,6 +142,7 @@ class PredictionState(TopicState):
             "repeats": self.repeats,
             "latencies": [[model, bucket, number] for (model, bucket), number in sorted(self.latencies.items())],
             "latency_us": dict(sorted(self.latency_us.items())),
+            "verdicts": [[model, cause, number] for (model, cause), number in sorted(self.verdicts.items())],
         }
 
     @classmethod
@@ -143,6 +157,7 @@ class PredictionState(TopicState):
         state.repeats = value.get("repeats", 0)
         state.latencies = Counter({(model, bucket): number for model, bucket, number in value.get("latencies", ())})
         state.latency_us = Counter(value.get("latency_us", {}))
+        state.verdicts = Counter({(model, cause): number for model, cause, number in value.get("verdicts", ())})
         return state
 
     def recent(self) -> dict[str, Rows]:

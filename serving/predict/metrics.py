@@ -28,7 +28,12 @@ REPEATS = Metric(
     "ciml_prediction_repeats_total", "counter", "Announcements of runs that the same version had already predicted."
 )
 
-METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS)
+VERDICTS = Metric(
+    "ciml_verdicts_total", "counter", "Committed verdicts on failed runs, by cause; unknown among them.",
+    ("model", "cause"),
+)  # fmt: skip
+
+METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS)
 
 
 def prediction_families(state: PredictionState) -> Iterator[Family]:
@@ -49,4 +54,5 @@ def prediction_families(state: PredictionState) -> Iterator[Family]:
     )
     yield UNPREDICTABLE.of({(reason,): number for reason, number in state.unpredictable.items()})
     yield REPEATS.alone(state.repeats)
+    yield VERDICTS.of(state.verdicts)
     yield from manifest_families("predictions", state.version, state.time_us, state.restored)

@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError, RejectedInput
-from ciml.events.records import Batch
+from ciml.events.records import Batch, RunFacts
+from ciml.events.run_id import RunId
 from ciml.limits import MAX_TRACEBACK_BYTES
 from ciml.telemetry import BOOT, TIME
 from serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
@@ -28,7 +29,9 @@ from serving.predict.answers import (
     probabilities_of,
 )
 from serving.predict.log import Predicted, prediction_id
+from serving.predict.neighbours import StoredNeighbours, neighbours_of
 from serving.registry import STABLE, Registry
+from serving.verdicts.verdict import recorded_verdict, rules_of
 from transforms.guard import attempt, bisect
 from transforms.raw.reader import read_run, read_runs
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ciml.datasets.definition import ResolvedDefinition
+    from ciml.verdicts import VerdictRules
 
 _RELOADS = 10
 _DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # enough for a traceback
@@ -60,6 +64,20 @@ class PredictPolicy:
     client: ClientPolicy = field(default_factory=ClientPolicy)
 
 
+class Served(NamedTuple):
+    """What the assets of a version say.
+
+    Attributes:
+      definition: the data set definition by which runs are prepared.
+      rules: of verdicts; None for a model that gives none.
+      near: finds the neighbours of runs; None for a definition that does not ask for them.
+    """
+
+    definition: ResolvedDefinition
+    rules: VerdictRules | None
+    near: StoredNeighbours | None
+
+
 class Predictor:
     """Predicts announced runs. Thread-safe; create it after a fork.
 
@@ -77,16 +95,18 @@ class Predictor:
         self._registry = Registry(data, policy.model)
         self._policy, self._clock = policy, clock
         self.client = ModelClient(address, policy.model, policy.client)
-        self._definitions: dict[int, ResolvedDefinition] = {}
+        self._served: dict[int, Served] = {}
         self._lock = threading.Lock()
 
-    def definition(self, version: int) -> ResolvedDefinition:
-        """Return the definition in the assets of a pushed version, verified against the registry."""
+    def served(self, version: int) -> Served:
+        """Return what the assets of a pushed version say, verified against the registry."""
         with self._lock:
-            if version not in self._definitions:
+            if version not in self._served:
                 where = f"model {self._policy.model}, version {version}: {DEFINITION}"
-                self._definitions[version] = read_definition(self._registry.read_asset(version, DEFINITION), where)
-            return self._definitions[version]
+                definition = read_definition(self._registry.read_asset(version, DEFINITION), where)
+                rules = rules_of(self._registry, version, definition)
+                self._served[version] = Served(definition, rules, neighbours_of(self._raw, definition))
+            return self._served[version]
 
     def predict(self, batch: Batch) -> Predicted:
         """Predict the announced runs of a batch, all by one version.
@@ -128,9 +148,9 @@ class Predictor:
         self, runs: list[Announcement], version: int
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Call `_predict` guarded: a run that raises becomes unpredictable, alone (`transforms.guard`)."""
-        definition = self.definition(version)  # outside of the guard: an error here is not a run's
+        served = self.served(version)  # outside of the guard: an error here is not a run's
         predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
-        for some, made in bisect("predict", runs, lambda some: self._predict(some, version, definition)):
+        for some, made in bisect("predict", runs, lambda some: self._predict(some, version, served)):
             if isinstance(made, RejectedInput):
                 run, model = some[0], self._policy.model
                 unpredictable.append(_unpredictable(run.offset, run.run_id, made.reason, made.detail, model, version))
@@ -140,9 +160,9 @@ class Predictor:
         return predictions, unpredictable
 
     def _predict(
-        self, runs: Sequence[Announcement], version: int, definition: ResolvedDefinition
+        self, runs: Sequence[Announcement], version: int, served: Served
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        unpredictable: list[dict[str, Any]] = []
+        definition, unpredictable = served.definition, list[dict[str, Any]]()
 
         def reject(run: Announcement, reason: str, detail: str = "") -> None:
             unpredictable.append(_unpredictable(run.offset, run.run_id, reason, detail, self._policy.model, version))
@@ -155,7 +175,8 @@ class Predictor:
                 reject(run, "job_not_selected")
         began = time.perf_counter()
         kept, tables = self._read(selected, definition, reject)
-        prepared = prepare_runs(tables, definition)
+        near = served.near.of([run.run_id for run in kept]) if served.near else ()
+        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in kept], near)
         for row, why in prepared.rejected.items():
             reject(kept[row], why.reason, why.detail)
         prepare_ms = (time.perf_counter() - began) * 1e3
@@ -169,7 +190,7 @@ class Predictor:
             now = self._clock()
             for row, probabilities in zip(part, answer.probabilities, strict=True):
                 try:
-                    record = self._record(kept[row], answer.version, definition, probabilities)
+                    record = self._record(kept[row], answer.version, served, probabilities)
                 except RejectedInput as rejected:
                     reject(kept[row], rejected.reason, rejected.detail)
                     continue
@@ -216,9 +237,10 @@ class Predictor:
             else:
                 yield part, answer
 
-    def _record(
-        self, run: Announcement, version: int, definition: ResolvedDefinition, probabilities: np.ndarray
-    ) -> dict[str, Any]:
+    def _record(self, run: Announcement, version: int, served: Served, probabilities: np.ndarray) -> dict[str, Any]:
+        definition = served.definition
+        shares = probabilities_of(probabilities, definition)
+        verdict = recorded_verdict(run.facts, shares, served.rules)
         return {
             "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
             "offset": run.offset,
@@ -228,7 +250,8 @@ class Predictor:
             "version": version,
             "label": definition.definition.class_label,
             "class": class_of(probabilities, definition),
-            "probabilities": probabilities_of(probabilities, definition),
+            "probabilities": shares,
+            **(verdict and {**verdict, "path": run.path}),  # evidence reads the run again
         }
 
     def _read(
@@ -253,6 +276,14 @@ class Predictor:
 
     def close(self) -> None:
         self.client.close()
+
+
+def _facts_of(run: Announcement) -> RunFacts:
+    """Return the facts of a run; of an announcement without them what it names, and the others are unknown."""
+    if run.facts is not None:
+        return run.facts
+    identity = RunId.decode(run.run_id)
+    return RunFacts(run.run_id, identity.native_id, run.build_name, source=identity.source)
 
 
 def _unpredictable(

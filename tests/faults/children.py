@@ -173,7 +173,7 @@ def start_cold(
     arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, planted: str = ""
 ) -> Child:
     """``ciml arguments`` as a program from its very beginning."""
-    if planted or "CIML_FAULTS_CYCLE" in (environment or {}):
+    if planted or {"CIML_FAULTS_CYCLE", "CIML_FAULTS_SETTLE"} & set(environment or {}):
         return python("tests.faults.planted", planted, *arguments, log=log, environment=environment)
     return python("cli.main", *arguments, log=log, environment=environment)
 

@@ -32,6 +32,10 @@ def _defect(name: str) -> Callable[[Plant], Plant]:
 CYCLE = "CIML_FAULTS_CYCLE"
 
 
+#: The age at which feedback settles a call of unknown outcome, seconds.
+SETTLE = "CIML_FAULTS_SETTLE"
+
+
 def plant(name: str) -> None:
     """Plants a defect ("" for none) into this process, and what the environment says of the size of batches."""
     if most := int(os.environ.get(CYCLE, "0")):
@@ -41,6 +45,13 @@ def plant(name: str) -> None:
             return lambda self, *arguments, **named: init(self, *arguments, **{"cycle_messages": most, **named})
 
         _patch(IngestConfig, "__init__", make)
+    if settle_s := float(os.environ.get(SETTLE, "0")):
+        from services.feedback.service import FeedbackConfig
+
+        def soon(init: Any) -> Any:
+            return lambda self, *arguments, **named: init(self, *arguments, **{"settle_s": settle_s, **named})
+
+        _patch(FeedbackConfig, "__init__", soon)
     if name:
         DEFECTS[name]()
 
@@ -395,6 +406,39 @@ def _this_year() -> None:
         return lambda data, start_us=None, end_us=None: log(data, None, None)
 
     _patch(stage, "Log", make)
+
+
+@_defect("never-reads-its-message")
+def _never_reads_its_message() -> None:
+    """The outbox sends what it has no outcome for, as a retry would, and does not read what is there."""
+    from services.feedback.outbox import Outbox
+
+    _patch(Outbox, "_find", lambda find: lambda self, client, change, marker: None)
+
+
+@_defect("forgets-while-it-says")
+def _forgets_while_it_says() -> None:
+    """A message closes its patch set with what came meanwhile."""
+    from services.feedback.state import FeedbackState
+
+    def make(settle: Any) -> Any:
+        def forgetful(self: Any, version: int, record: dict[str, Any], now_us: int) -> None:
+            settle(self, version, record, now_us)
+            entry = self.entries[record["entry"]]
+            entry.done = entry.changes
+            self._touch(entry, now_us)
+
+        return forgetful
+
+    _patch(FeedbackState, "_settle", make)
+
+
+@_defect("shows-names-as-they-are")
+def _shows_names_as_they_are() -> None:
+    """Names stand in messages as they came."""
+    from services.feedback import text
+
+    _patch(text, "name", lambda name: lambda value, most_bytes=120: value)
 
 
 if __name__ == "__main__":

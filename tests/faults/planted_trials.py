@@ -42,6 +42,9 @@ HUNTS = {
     "no-limits": Hunt(16, 1, ("I6", "I2")),
     "stores-infinity": Hunt(17, 1, ("finite", "row")),
     "this-year": Hunt(18, 1, ("golden", "I2", "row")),
+    "never-reads-its-message": Hunt(26, 1, ("I11",)),
+    "forgets-while-it-says": Hunt(26, 1, ("I2",)),
+    "shows-names-as-they-are": Hunt(27, 1, ("I9",)),
 }
 
 

@@ -36,7 +36,8 @@ def test_an_announcement_is_read_or_refused(tmp_path_factory: pytest.TempPathFac
     assert (read.run_id, read.build_name, read.path) == (told["run_id"], told["build_name"], told["path"])
     assert (read.offset, read.timestamp_ms) == (7, 5)
     assert RunId.decode(read.run_id).encode() == read.run_id
-    canonical_json([read.run_id, read.build_name, read.path])
+    assert read.facts is None or (read.facts.run_id, read.facts.build_name) == (read.run_id, read.build_name)
+    canonical_json([read.run_id, read.build_name, read.path, read.facts and read.facts.to_json()])
     root = Path(tmp_path_factory.getbasetemp())
     assert (root / read.path).resolve().relative_to(root.resolve()).parts[0] == "runs"
     with pytest.raises(FileNotFoundError):

@@ -22,7 +22,8 @@ UV = Path(sys.executable).with_name("uv")
 #: Files that are no modules and that an installed ciml needs.
 DATA = {
     "transforms/ingest/trust_default.toml", "engines/kafka.pom.xml", "engines/flink.pom.xml", "engines/cluster.pom.xml",
-    "engines/flink-s3.pom.xml", "reports/page.html", "reports/style.css", "cli/demo/report/report.html",
+    "engines/flink-s3.pom.xml", "engines/gerrit.pom.xml", "engines/RunGerrit.java", "reports/page.html",
+    "reports/style.css", "cli/demo/report/report.html",
 }  # fmt: skip
 
 

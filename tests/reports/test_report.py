@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from matplotlib.figure import Figure
 
 from ciml.data_root import DataRoot
 from ciml.storage.open import LocalStore, open_store
@@ -24,8 +25,13 @@ from reports.page import Page, Section, render
 from tests.reports.scenes import hostile_data
 from tests.reports.test_plot import self_contained
 from tests.reports.test_results import folds, of_b, predicted, stored
+from tests.training.calibration.scores import made_up
+from training.calibration.calibrators import Temperature
+from training.calibration.conformal import decimals, make_rules
 from training.data.in_memory import read_dataset
 from training.evaluation import scores as scoring
+from training.evaluation.metrics import evaluate, sharpness
+from training.evaluation.verdicts import verdict_figures
 from training.experiment import Experiment
 from training.experiments.results import Predictions, Stored
 from training.experiments.trials import Trial, create_experiment
@@ -162,6 +168,46 @@ def test_each_figure_stands_beside_the_base_rate_and_one_number():
         "calibration": "Confidence matches accuracy: mean confidence 82 %, accuracy 80 %; calibration error 0.24",
         "slices-1": "For 1 of 2 values of job, guessing the most frequent class is better",
     }
+
+
+def test_a_calibration_and_its_verdicts_stand_beside_the_uncalibrated_answers(tmp_path: Path):
+    said, labels, _ = made_up(400, 4.0, seed=1)
+    calibrated = Temperature(4.0).apply(said)
+    rules = make_rules(calibrated, labels, ["p"] * 400, ("a", "b"), coverage=0.9, calibration={})
+    figures = verdict_figures(rules, decimals(calibrated), labels, ["p"] * 400)
+    trial = stored("x", predicted(labels.tolist(), calibrated))
+    assert trial.result is not None
+    before = sharpness(evaluate(said, labels, ("a", "b"), labels))
+    known = {"method": "temperature", "temperature": 4.0, "fitted_to": 400, "before": before}
+    result = {**trial.result, "calibration": known, "verdicts": figures}
+    page = result_page(replace(trial, result=result), predicted(labels.tolist(), calibrated))
+    found = section(page, "Calibration")
+    assert found.text == (
+        "Calibrated by temperature on 400 runs of dev, which the model did not learn. The log loss on the test runs is "
+        f"{trial.result['test']['log_loss']:.3f}; without the calibration it is {before['log_loss']:.3f}."
+    )
+    (drawn,) = found.plots
+    errors = trial.result["test"]["calibration"]["ece"], before["calibration"]["ece"]
+    assert errors[0] < 0.06 < 0.1 < errors[1]
+    assert drawn.title.endswith(f"calibration error {errors[0]:.2f}, {errors[1]:.2f} without calibration")
+    figure = Figure(figsize=drawn.size)
+    drawn.paint(figure)
+    lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
+    wanted = [[100 * each["confidence"], 100 * each["accuracy"]] for each in before["calibration"]["bins"]]
+    np.testing.assert_allclose(lines["without calibration"], wanted, atol=0.01)
+    coverage, causes = section(page, "Verdicts").tables
+    assert [row[:3] for row in coverage.rows] == [
+        ("all runs", "400", f"{figures['coverage']['value']:.3f}"),
+        ("a", f"{(labels == 0).sum()}", f"{figures['coverage']['by_class']['a']['value']:.3f}"),
+        ("b", f"{(labels == 1).sum()}", f"{figures['coverage']['by_class']['b']['value']:.3f}"),
+        ("unknown", "400", f"{figures['abstained']['value']:.3f}"),
+    ]
+    assert [row[:3] for row in causes.rows] == [
+        (name, f"{one['verdicts']}", f"{one['precision']['value']:.3f}") for name, one in figures["causes"].items()
+    ]
+    plain = result_page(trial, predicted(labels.tolist(), calibrated))
+    assert section(plain, "Calibration").text == ""
+    assert "Verdicts" not in [each.title for each in plain.sections]
 
 
 def test_missing_parts_are_reported():

@@ -69,10 +69,10 @@ def test_runs_that_the_model_fails_for_cost_only_themselves(tmp_path: Path, spoi
 def test_a_run_that_raises_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = pushed(tmp_path)
 
-    def fails(tables: list[pa.Table], definition: Any) -> Any:
+    def fails(tables: list[pa.Table], definition: Any, *facts: Any) -> Any:
         if any(table.num_rows == 34 for table in tables):
             raise ZeroDivisionError
-        return prepare_many(tables, definition)
+        return prepare_many(tables, definition, *facts)
 
     monkeypatch.setattr(answers, "prepare_many", fails)
     tables = [telemetry(number, 30 + number) for number in range(7)]

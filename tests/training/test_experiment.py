@@ -6,7 +6,8 @@ import pytest
 
 from ciml.errors import CimlError
 from training.estimators import build_model
-from training.experiment import Experiment, load_experiment
+from training.experiment import Experiment, load_experiment, refresh_key
+from training.train import trained_roles
 
 
 def test_the_originals_estimator_and_layers_mean_the_same_network():
@@ -29,12 +30,32 @@ def test_the_originals_estimator_and_layers_mean_the_same_network():
         ({"dropout": 1.0}, "experiment: dropout: expected float < 1.0"),
         ({"learning_rate": float("inf")}, "experiment: learning_rate: expected a finite number"),
         ({"parameters": {"C": float("nan")}}, "experiment: parameters.C: expected a finite number"),
+        (
+            {"calibration": "platt"},
+            "experiment: calibration: 'platt' is unknown; choose from auto, temperature, isotonic",
+        ),
+        ({"calibration": "auto", "coverage": 1.0}, "experiment: coverage: expected float < 1.0"),
+        ({"coverage": 0.8}, "experiment: coverage: requires calibration"),
+        (
+            {"calibration": "auto", "early_stopping": 3},
+            "experiment: calibration: is fitted on the dev runs, on which early_stopping chooses; leave out one",
+        ),
     ],
 )
 def test_a_wrong_experiment_is_one_clear_line(value: dict[str, object], line: str):
     with pytest.raises(CimlError) as error:
         Experiment.from_json(value)
     assert str(error.value) == line
+
+
+def test_without_a_calibration_keys_and_digests_are_those_of_versions_that_had_none():
+    assert refresh_key("s", Experiment()) == "0a11adc0021812c0ed146f41"
+    assert not {"calibration", "coverage"} & Experiment().to_json().keys()
+    calibrated = Experiment(calibration="auto")
+    assert calibrated.to_json()["coverage"] == 0.9
+    assert Experiment.from_json(calibrated.to_json()) == calibrated
+    assert trained_roles(Experiment(), dev_from_train=True) == ("train", "dev")
+    assert trained_roles(calibrated, dev_from_train=True) == ("train",)
 
 
 def test_a_file_and_what_takes_precedence_over_it(tmp_path: Path):

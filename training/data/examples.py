@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.definition import METADATA_COLUMNS, ResolvedDefinition
 from ciml.datasets.state import ExampleFile
 from ciml.errors import IntegrityError
+from ciml.events.records import RunFacts
 from ciml.storage.open import Store
 from training.data.snapshot import Role, Snapshot, SnapshotRun
-from transforms.examples.prepare import row_digests
+from transforms.examples.prepare import row_digests, run_facts
 from transforms.examples.spans import inputs_of, read_examples
 
 
@@ -129,6 +130,17 @@ def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tup
     if examples.ordinals.tolist() != wanted:
         raise IntegrityError(f"{root.url()}: the files lack some of the snapshot's {len(wanted)} runs")
     return [runs[ordinal] for ordinal in wanted], examples
+
+
+def read_facts(root: Store, snapshot: Snapshot) -> dict[str, RunFacts]:
+    """Return the facts that the examples of a snapshot's files hold, by run id; files may hold further runs.
+
+    Args:
+      root: the folder of the snapshot's data set.
+      snapshot: names the files.
+    """
+    files = [file for span in snapshot.spans for some in span.files.values() for file in some]
+    return {run.run_id: run for file in files for run in run_facts(read_examples(root, file, METADATA_COLUMNS))}
 
 
 def _concatenate(parts: list[Examples], resolved: ResolvedDefinition) -> Examples:

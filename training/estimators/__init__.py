@@ -31,7 +31,7 @@ __all__ = [
     "inputs_for",
 ]
 
-_ALL = frozenset({"name", "estimator", "class_weights", "seed"})
+_ALL = frozenset({"name", "estimator", "class_weights", "calibration", "coverage", "seed"})
 _LOOP = frozenset(
     {"steps", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "early_stopping"}
     | {"hidden_layers", "dropout", "l2"}

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from ciml.data_root import StoredDataset
-from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.errors import IntegrityError
-from training.data.examples import Examples, read_snapshot_examples
+from training.calibration.calibrate import Calibrated
+from training.calibration.conformal import decimals
+from training.data.examples import Examples, read_facts, read_snapshot_examples
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot, SnapshotRun
 from training.evaluation.baselines import numbers_for, one_number_baseline
 from training.evaluation.champion import Champion, right_answers
 from training.evaluation.gate import GatePolicy, compare
-from training.evaluation.metrics import accuracy, evaluate
+from training.evaluation.metrics import accuracy, evaluate, sharpness
+from training.evaluation.verdicts import verdict_figures
 from training.experiment import Experiment
 from training.export import Exported
 from training.train import predict_in_memory, trained_roles
-from transforms.examples.prepare import run_facts
-from transforms.examples.spans import read_examples
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def assess(
     experiment: Experiment,
     champion: Champion | None,
     gate: GatePolicy,
+    calibrated: Calibrated | None = None,
 ) -> dict[str, Any]:
     """Compute a candidate's figures for `training.evaluation.gate.judge`.
 
@@ -52,11 +53,13 @@ def assess(
       experiment: the trained experiment.
       champion: the served model, evaluated on the same runs.
       gate: gives the confidence of the comparison.
+      calibrated: the calibration in the exported model, of the model in memory; None without.
     """
     resolved = snapshot.resolved
     runs, test = read_snapshot_examples(dataset.store, snapshot, "test")
     answers = exported.predict(test.inputs, test.n_windows)
-    in_memory = predict_in_memory(model, materialised, resolved, "test")
+    uncalibrated = predict_in_memory(model, materialised, resolved, "test")
+    in_memory = uncalibrated if calibrated is None else calibrated.calibrator.apply(uncalibrated)
     learned = list(snapshot.runs(*trained_roles(experiment, dev_from_train=snapshot.dev_from_train)))
     train_labels = np.array([run.label for run in learned], np.int64)
     counts, slices = Counter(run.label for run in learned), {"job": [run.build_name for run in runs]}
@@ -67,6 +70,12 @@ def assess(
         "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
         "baselines": _baselines(dataset, snapshot),
     }
+    if calibrated is not None:
+        before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
+        figures["calibration"] = {**calibrated.description, "before": sharpness(before)}
+        if calibrated.rules is not None:
+            jobs = [run.build_name for run in runs]
+            figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), test.labels, jobs)
     if champion is not None:
         right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
         figures |= _against(dataset, champion, snapshot, runs, test, right, gate)
@@ -98,11 +107,7 @@ def _baselines(dataset: StoredDataset, snapshot: Snapshot) -> dict[str, Any]:
     if len(numbers) != 1:
         return {}
     (number,) = numbers
-    files = [file for span in snapshot.spans for some in span.files.values() for file in some]
-    facts = {
-        run.run_id: run for file in files for run in run_facts(read_examples(dataset.store, file, METADATA_COLUMNS))
-    }
-    found = one_number_baseline(number, dataset.raw(), snapshot, facts)
+    found = one_number_baseline(number, dataset.raw(), snapshot, read_facts(dataset.store, snapshot))
     return {number: found} if found else {}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
-from ciml.raw.run_log import files_of
+from ciml.raw.run_log import files_of, find_facts
 from ciml.storage.open import Store
 from training.data.examples import Examples
 from training.data.snapshot import SnapshotRun
@@ -77,12 +77,15 @@ def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple
     from transforms.examples.prepare import prepare_many
     from transforms.raw.reader import read_runs
 
-    files = files_of(ManifestLog(raw), [run.run_id for run in runs])
+    log, run_ids = ManifestLog(raw), [run.run_id for run in runs]
+    files = files_of(log, run_ids)
+    facts = find_facts(log, run_ids) if model.definition.definition.context else None
     answers, given = [], []
     for start in range(0, len(runs), _BATCH):
         some = [files[run.run_id] for run in runs[start : start + _BATCH]]
         tables = read_runs(raw, some, columns=[*OWN_COLUMNS, *model.definition.columns])
-        inputs, n_windows, rejected = prepare_many(tables, model.definition)
+        known = None if facts is None else [facts[run.run_id] for run in runs[start : start + _BATCH]]
+        inputs, n_windows, rejected = prepare_many(tables, model.definition, known)
         answers.append(model.predict(inputs, n_windows))
         usable = np.ones(len(some), bool)
         usable[[row for row, _ in rejected]] = False

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
+from training.calibration.fit import fit_calibrator
 from training.data.in_memory import InMemoryDataset, facts_of
 from training.estimators import Fitted, Progress, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
@@ -169,6 +170,8 @@ def held_out(
 ) -> np.ndarray:
     """Train on a fold's training runs, normalised by these alone, and predict its held-out runs.
 
+    With a calibration, the dev runs among the training runs are kept apart for it.
+
     Args:
       experiment: the experiment to train.
       dataset: the runs.
@@ -179,8 +182,15 @@ def held_out(
     rows, (learned, held) = dataset.rows.take(split.positions), split.parts[number]
     normal = inputs_for(experiment, Normalisation.of(rows.inputs[learned]), rows)
     dev, asked = None, normal.take(held)
+    is_dev = dataset.roles[split.positions][learned] == "dev"
+    apart = learned[is_dev]  # for the calibration
+    if experiment.calibration is not None:
+        if split.dev or not is_dev.any():
+            raise CimlError(
+                "cross-validation: calibration needs dev runs in each fold; use fewer folds, or leave it out"
+            )
+        learned = learned[~is_dev]
     if experiment.early_stopping is not None:
-        is_dev = dataset.roles[split.positions][learned] == "dev"
         if split.dev:
             dev = asked
         elif is_dev.any():
@@ -194,7 +204,12 @@ def held_out(
             on_epoch(epoch, partial(model.predict, asked.inputs, asked.n_windows))
 
     fitted = fit(experiment, normal.take(learned), dev, classes, watch=watch)
-    return fitted.predict(asked.inputs, asked.n_windows)
+    answers = fitted.predict(asked.inputs, asked.n_windows)
+    if experiment.calibration is None:
+        return answers
+    known = normal.take(apart)
+    on_dev = fitted.predict(known.inputs, known.n_windows)
+    return fit_calibrator(on_dev, known.labels, experiment.calibration).apply(answers)
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:

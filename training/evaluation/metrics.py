@@ -114,6 +114,11 @@ def evaluate(
     }
 
 
+def sharpness(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those figures of `evaluate` that a calibration changes, for uncalibrated probabilities beside others."""
+    return {name: figures[name] for name in ("log_loss", "calibration")}
+
+
 def _by_class(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     from sklearn.metrics import precision_recall_fscore_support
 

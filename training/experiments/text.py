@@ -13,7 +13,34 @@ def result_lines(result: Figures) -> list[str]:
     lines = [f"{result['experiment']['name']} on {result['dataset']}: {training_text(result['training'])}"]
     if result["dev"]:
         lines += score_lines("dev", result["dev"])
-    return [*lines, *score_lines("test", result["test"]), *baseline_lines(result["baselines"])]
+    lines += score_lines("test", result["test"])
+    if "calibration" in result:
+        lines.append(calibration_line(result["calibration"]))
+    if "verdicts" in result:
+        lines += verdict_lines(result["verdicts"])
+    return [*lines, *baseline_lines(result["baselines"])]
+
+
+def calibration_line(found: Figures) -> str:
+    """Return the line of a calibration: how it was made, and the test runs' figures without it."""
+    temperature = f" {found['temperature']:.2f}" if "temperature" in found else ""
+    before = found["before"]
+    return (
+        f"    calibrated by {found['method']}{temperature} on {found['fitted_to']} dev runs; before: log loss "
+        f"{_number(before['log_loss'])}, calibration error {_number(before['calibration']['ece'])}"
+    )
+
+
+def verdict_lines(found: Figures) -> list[str]:
+    """Return the lines of `training.evaluation.verdicts.verdict_figures`."""
+    if not found["runs"]:
+        return []
+    coverage, unknown = found["coverage"], found["abstained"]
+    lines = [f"    verdicts: coverage {_within(coverage)}, stated {coverage['stated']:g}; unknown {_within(unknown)}"]
+    for name, one in found["causes"].items():
+        figures = f"precision {_within(one['precision'])}, recall {_within(one['recall'])}"
+        lines.append(f"    {name}: {one['verdicts']} verdicts, {figures}")
+    return lines
 
 
 def other_lines(result: Figures) -> list[str]:

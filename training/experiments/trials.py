@@ -26,10 +26,14 @@ import numpy as np
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store
+from training.calibration.calibrate import Calibrated, calibrate
+from training.calibration.conformal import decimals
 from training.data.in_memory import InMemoryDataset
 from training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
+from training.evaluation.metrics import evaluate, sharpness
 from training.evaluation.scores import scores
+from training.evaluation.verdicts import verdict_figures
 from training.experiment import ALIASES, Experiment, refresh_key
 from training.normalise import Normalisation
 from training.train import trained_roles
@@ -56,7 +60,7 @@ def create_experiment(experiments: Store, experiment: Experiment) -> bool:
         return True
     there = load_experiment(experiments, experiment.name)
     old, new = there.to_json(), experiment.to_json()
-    differ = [f"{key} is {old[key]}, not {new[key]}" for key in new if old[key] != new[key]]
+    differ = [f"{key} is {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     if differ:
         raise CimlError(
             f"experiment {experiment.name!r} exists with other values: {'; '.join(differ)}; choose another name"
@@ -179,6 +183,25 @@ class Trial:
             progress=self.progress,
         )
 
+    @cached_property
+    def calibrated(self) -> Calibrated | None:
+        """The calibration, fitted on the dev runs on first use; None for an experiment without."""
+        if self.experiment.calibration is None:
+            return None
+        dev, facts = self.watched, self.dataset.facts
+        rows = self.normal(dev)
+        return calibrate(
+            self.experiment,
+            self.dataset.snapshot.resolved,
+            [facts[position] for position in dev],
+            self.fitted.predict(rows.inputs, rows.n_windows),
+            rows.labels,
+            used=[facts[position] for position in [*self.learned, *self.dataset.of("test")]],
+        )
+
+    def _apply(self, answers: np.ndarray) -> np.ndarray:
+        return answers if self.calibrated is None else self.calibrated.calibrator.apply(answers)
+
     def normal(self, positions: np.ndarray, other: InMemoryDataset | None = None) -> Rows:
         """Return runs (of another data set), normalised by this trial's training split if the estimator needs it."""
         return inputs_for(self.experiment, self._normalisation, (other or self.dataset).rows.take(positions))
@@ -194,7 +217,8 @@ class Trial:
         snapshot, watched, test = self.dataset.snapshot, self.watched, self.dataset.of("test")
         asked = np.concatenate([watched, test])
         rows = self.normal(asked)
-        answers = self.fitted.predict(rows.inputs, rows.n_windows)
+        uncalibrated = self.fitted.predict(rows.inputs, rows.n_windows)
+        answers = self._apply(uncalibrated)
         table = _predictions(self.dataset, asked, answers)
         predictions = f"predictions-{hashlib.sha256(table).hexdigest()[:16]}.parquet"
         self.store.create(predictions, table)
@@ -207,6 +231,7 @@ class Trial:
             "training": self.fitted.to_json(),
             "dev": self._scores(on_dev, watched) if watched.size else None,
             "test": self._scores(on_test, test),
+            **self._calibration(uncalibrated[len(watched) :], on_test, test),
             "baselines": self._baselines(test),
             "predictions": predictions,
         }
@@ -234,7 +259,7 @@ class Trial:
         rows = self.normal(positions, other)
         right = np.array([labels[label] for label in rows.labels.tolist()], np.int64)
         found = scores(
-            self.fitted.predict(rows.inputs, rows.n_windows),
+            self._apply(self.fitted.predict(rows.inputs, rows.n_windows)),
             right,
             own.classes,
             self.dataset.rows.labels[self.learned],
@@ -268,6 +293,24 @@ class Trial:
         if stored is None:
             raise IntegrityError(f"{self.store.url(name)} was written, but is missing now")
         return stored, new
+
+    def _calibration(self, answers: np.ndarray, calibrated: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+        """Return what the result says of the calibration, see docs/training.md; nothing without one.
+
+        Args:
+          answers: float [n, C] of the test runs as the model gave them.
+          calibrated: float [n, C], the same calibrated.
+          test: positions of the n test runs.
+        """
+        found, classes, labels = self.calibrated, self.dataset.snapshot.resolved.classes, self.dataset.rows.labels
+        if found is None:
+            return {}
+        before = evaluate(answers, labels[test], classes, labels[self.learned])
+        told: dict[str, Any] = {"calibration": {**found.description, "before": sharpness(before)}}
+        if found.rules is not None:
+            jobs = [self.dataset.facts[position].build_name for position in test]
+            told["verdicts"] = verdict_figures(found.rules, decimals(calibrated), labels[test], jobs)
+        return told
 
     def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
         labels, classes = self.dataset.rows.labels, self.dataset.snapshot.resolved.classes

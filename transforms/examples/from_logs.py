@@ -11,6 +11,8 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.records import Origin, PendingRun, RunFacts
+from ciml.raw.neighbours import Neighbours
+from transforms.examples.context import with_context
 from transforms.examples.downsample import Windows, downsample, merge_windows
 from transforms.fetch.policy import FetchPolicy
 
@@ -18,12 +20,15 @@ KEPT_BYTES = 256 << 20  # of telemetry that is kept until its windows are comput
 
 
 class LogOf(NamedTuple):
-    """A run's log: its address, and the facts that decide its times (`transforms.parse.logs.Log`)."""
+    """A run's log: its address, and the run's facts, whose times decide those of the log (`transforms.parse.logs`)."""
 
-    run_id: str
     address: str
-    start_us: int | None
-    end_us: int | None
+    facts: RunFacts
+    near: Neighbours | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.facts.run_id
 
 
 class LogReader:
@@ -58,6 +63,17 @@ class LogReader:
             del part, tables
         return [found[at] for at in sorted(found)]
 
+    def tables(self, logs: Sequence[LogOf]) -> list[tuple[RunFacts, pa.Table]]:
+        """Return facts and telemetry of each usable log.
+
+        Raises:
+          EngineError: a log cannot be read for a transient reason.
+        """
+        found = {at: self._kept[log.run_id] for at, log in self._known(logs)}
+        for part in self._parts(logs, [at for at in range(len(logs)) if at not in found]):
+            found.update((at, table) for at, table in part.items() if isinstance(table, pa.Table))
+        return [(logs[at].facts, found[at]) for at in sorted(found)]
+
     def lengths(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> np.ndarray:
         """Return the number of windows of each run, int32 [n]; 0 for an unusable log.
 
@@ -78,13 +94,13 @@ class LogReader:
         return [(at, log) for at, log in enumerate(logs) if log.run_id in self._kept]
 
     def _windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition, kept: dict[int, pa.Table]) -> Windows:
-        parts = [_windows_of(kept, resolved)] if kept or not logs else []
+        parts = [_windows_of(kept, logs, resolved)] if kept or not logs else []
         rejected: list[tuple[int, RejectedInput]] = []
         for part in self._parts(logs, [at for at in range(len(logs)) if at not in kept]):
             rejected += [(at, table) for at, table in part.items() if isinstance(table, RejectedInput)]
             tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
             if tables or not parts:
-                parts.append(_windows_of(tables, resolved))
+                parts.append(_windows_of(tables, logs, resolved))
             del part, tables
         merged = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
         return Windows(
@@ -100,7 +116,7 @@ class LogReader:
             PendingRun(
                 Origin("", 0, at),
                 "",
-                RunFacts(log.run_id, "", log_url=log.address, start_us=log.start_us, end_us=log.end_us),
+                RunFacts(log.run_id, "", log_url=log.address, start_us=log.facts.start_us, end_us=log.facts.end_us),
             )
             for at in wanted
             for log in [logs[at]]
@@ -118,7 +134,12 @@ class LogReader:
             del found
 
 
-def _windows_of(tables: dict[int, pa.Table], resolved: ResolvedDefinition) -> tuple[np.ndarray, Windows]:
+def _windows_of(
+    tables: dict[int, pa.Table], logs: Sequence[LogOf], resolved: ResolvedDefinition
+) -> tuple[np.ndarray, Windows]:
     """Return (their indices int64 [m], their windows)."""
     indices = sorted(tables)
-    return np.array(indices, np.int64), downsample([tables[at] for at in indices], resolved)
+    chosen = [tables[at] for at in indices]
+    facts, near = [logs[at].facts for at in indices], [logs[at].near for at in indices]
+    windows = with_context(downsample(chosen, resolved), facts, chosen, resolved, near)
+    return np.array(indices, np.int64), windows

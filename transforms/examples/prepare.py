@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import arrays_digest
-from ciml.errors import RejectedInput
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
+from ciml.raw.neighbours import Neighbours
+from transforms.examples.context import with_context
 from transforms.examples.downsample import Windows, downsample
 from transforms.examples.split import SPLITS, split_of
 from transforms.raw.arrow_arrays import numbers, text_maps, texts, times
@@ -74,18 +76,30 @@ def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
     )
 
 
-def make_examples(runs: Sequence[RunFacts], tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Examples:
+def make_examples(
+    runs: Sequence[RunFacts],
+    tables: Sequence[pa.Table],
+    resolved: ResolvedDefinition,
+    neighbours: Sequence[Neighbours | None] = (),
+) -> Examples:
     """Make the examples of runs. The result of a run does not depend on other runs.
 
     Args:
       runs: the facts of each run.
       tables: telemetry of each run, as stored.
       resolved: the resolved definition.
+      neighbours: of each run, for the context ``neighbours``; without them they are unknown.
 
     Returns:
       The rows of all runs that have a label and at least one window, and the reasons for the others.
     """
-    return examples_from(runs, lambda taken: downsample([tables[index] for index in taken], resolved), resolved)
+
+    def windows_of(taken: Sequence[int]) -> Windows:
+        chosen = [tables[index] for index in taken]
+        near = [neighbours[index] for index in taken] if neighbours else ()
+        return with_context(downsample(chosen, resolved), [runs[index] for index in taken], chosen, resolved, near)
+
+    return examples_from(runs, windows_of, resolved)
 
 
 def examples_from(
@@ -123,8 +137,8 @@ def examples_from(
     return Examples(table, tuple(reasons[index] for index in sorted(reasons)))
 
 
-def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, int]:
-    """Prepare one run as input of a model.
+def prepare(table: pa.Table, resolved: ResolvedDefinition, facts: RunFacts | None = None) -> tuple[np.ndarray, int]:
+    """Prepare one run as input of a model, as `prepare_many`.
 
     Returns:
       inputs float32 [L, F], not normalised, padded with zeros; and n_windows, the number of windows that are not
@@ -133,23 +147,40 @@ def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, 
     Raises:
       RejectedInput: ``missing_column``, ``no_time``, ``empty`` or ``out_of_range``.
     """
-    inputs, n_windows, rejected = prepare_many([table], resolved)
+    inputs, n_windows, rejected = prepare_many([table], resolved, [facts] if facts is not None else None)
     if rejected:
         raise rejected[0][1]
     return inputs[0], int(n_windows[0])
 
 
 def prepare_many(
-    tables: Sequence[pa.Table], resolved: ResolvedDefinition
+    tables: Sequence[pa.Table],
+    resolved: ResolvedDefinition,
+    runs: Sequence[RunFacts] | None = None,
+    neighbours: Sequence[Neighbours | None] = (),
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, RejectedInput]]]:
     """Prepare many runs as input of a model, by the same functions that make examples.
+
+    Args:
+      tables: telemetry of each run, with the columns of the definition at least.
+      resolved: the definition.
+      runs: the facts of each run, for a definition with context.
+      neighbours: of each run, for the context ``neighbours``; without them they are unknown.
+
+    Raises:
+      CimlError: the definition has context, and the facts are missing.
 
     Returns:
       inputs float32 [n, L, F] and n_windows int32 [n], a row for each table; the row of a rejected run is zeros and
       its n_windows 0. Then (row, reason) of the rejected ones.
     """
     windows = downsample(tables, resolved)
-    inputs = np.zeros((len(tables), resolved.windows, len(resolved.columns)), np.float32)
+    if resolved.definition.context:
+        if runs is None:
+            needed = f"{resolved.definition.name!r} has context: its predictions need the facts of each run"
+            raise CimlError(f"data set {needed}, such as job and outcome")
+        windows = with_context(windows, runs, tables, resolved, neighbours)
+    inputs = np.zeros((len(tables), resolved.windows, len(resolved.features)), np.float32)
     inputs[windows.run, windows.position] = windows.values
     return inputs, windows.n_windows, list(windows.rejected)
 

@@ -19,10 +19,11 @@ from ciml.datasets.plan import SelectedRun, SpanPlan
 from ciml.datasets.state import ExampleFile, SpanRun, SpanVersion, span_folder
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError, RejectedInput
-from ciml.events.records import RawFile, RunFacts
+from ciml.events.records import RunFacts
 from ciml.raw.seal import is_sealed, seal, unreadable, unsealed
 from ciml.storage.open import Store
 from ciml.telemetry import OWN_COLUMNS
+from transforms.examples.context import with_context
 from transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
 from transforms.examples.prepare import (
     NOT_HELD,
@@ -54,7 +55,7 @@ def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Exa
     """Read the needed telemetry of runs, and make their examples."""
 
     def windows_of(taken: Sequence[int]) -> Windows:
-        return _stored_windows(raw, [plan.runs[index].file for index in taken], resolved)
+        return _stored_windows(raw, [plan.runs[index] for index in taken], resolved)
 
     return examples_from([run.mention for run in plan.runs], windows_of, resolved)
 
@@ -68,19 +69,31 @@ def lengths_of(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedDefini
         while end < len(runs) and (end == start or size < _BATCH_BYTES):
             size += 8 * runs[end].file.rows * (1 + len(resolved.columns))
             end += 1
-        counts.append(_stored_windows(raw, [run.file for run in runs[start:end]], resolved).n_windows)
+        counts.append(_stored_windows(raw, runs[start:end], resolved).n_windows)
         start = end
     return np.concatenate([np.zeros(0, np.int64), *counts])
 
 
-def _stored_windows(raw: Store, files: Sequence[RawFile], resolved: ResolvedDefinition) -> Windows:
+def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> Windows:
     parts = []
-    for found in read_joined(raw, files, columns=[*OWN_COLUMNS, *resolved.columns]):
+    for found in read_joined(raw, [run.file for run in runs], columns=[*OWN_COLUMNS, *resolved.columns]):
         if isinstance(found, Joined):
-            parts.append((np.array(found.at), downsample_joined(found.table, np.array(found.rows), resolved)))
+            indices, tables = found.at, list(_divided(found)) if resolved.definition.context else []
+            windows = downsample_joined(found.table, np.array(found.rows), resolved)
         else:
-            parts.append((np.array([at for at, _ in found]), downsample([each for _, each in found], resolved)))
-    return merge_windows(parts, len(files)) if parts else downsample([], resolved)
+            indices, tables = [at for at, _ in found], [each for _, each in found]
+            windows = downsample(tables, resolved)
+        facts, near = [runs[at].mention for at in indices], [runs[at].near for at in indices]
+        parts.append((np.array(indices), with_context(windows, facts, tables, resolved, near)))
+    return merge_windows(parts, len(runs)) if parts else with_context(downsample([], resolved), [], [], resolved)
+
+
+def _divided(joined: Joined) -> Iterator[pa.Table]:
+    """Yield the table of each run of joined ones, without a copy."""
+    start = 0
+    for rows in joined.rows:
+        yield joined.table.slice(start, rows)
+        start += rows
 
 
 def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resolved: ResolvedDefinition) -> Examples:

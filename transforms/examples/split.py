@@ -17,6 +17,11 @@ def _hash(salt: str) -> Any:
     return hashlib.blake2b(key=key, digest_size=8, person=b"ciml split")
 
 
+def subject_of(project: str, change: str, run_id: str) -> str:
+    """Return what stays together in a split: the change of a run where known, else the run."""
+    return f"change\0{project}\0{change}" if change else f"run\0{run_id}"
+
+
 def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[int, int, int] = (7, 0, 3)) -> str:
     """Return the split of a run: that of its change where known, so that reruns of a change stay together.
 
@@ -30,9 +35,8 @@ def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[i
     Returns:
       ``train``, ``dev`` or ``test``.
     """
-    subject = f"change\0{project}\0{change}" if change else f"run\0{run_id}"
     digest = _hash(salt).copy()
-    digest.update(subject.encode("utf-8", "surrogatepass"))
+    digest.update(subject_of(project, change, run_id).encode("utf-8", "surrogatepass"))
     point = int.from_bytes(digest.digest(), "big") * sum(weights)  # integers: no rounding at the borders
     reached = 0
     for name, weight in zip(SPLITS, weights, strict=True):

@@ -134,7 +134,7 @@ class HttpLogs:
                 self._drain(response)
             if response.status not in (301, 302, 303, 307, 308):
                 raise _failed(response)
-            target = _redirected(address, _header(response, b"location").decode("latin-1"))
+            target = _redirected(address, header(response, b"location").decode("latin-1"))
             if target.origin != address.origin:
                 # For good: another host must not choose what is asked with a credential, by a redirect back.
                 secret = []
@@ -174,10 +174,10 @@ class HttpLogs:
         """Yield the body as it is sent, at most ``most`` bytes of it, by default `FetchPolicy.max_wire_bytes`."""
         most = most or self._policy.max_wire_bytes
         known = {"", "identity"} | ({"gzip", "x-gzip"} if want == "gzip" else set())
-        encodings = _header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
+        encodings = header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
         if set(encodings.split(",")) - known:
             raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, want {want}")
-        announced = _header(response, b"content-length")
+        announced = header(response, b"content-length")
         if announced.isdigit() and int(announced) > most:
             raise RejectedInput("log_too_large", f"{int(announced)} bytes announced, at most {most}")
         size = 0
@@ -188,7 +188,7 @@ class HttpLogs:
             yield chunk
 
     def _drain(self, response: httpcore.Response) -> None:
-        announced = _header(response, b"content-length")
+        announced = header(response, b"content-length")
         if announced.isdigit() and int(announced) <= _DRAINED:
             for _ in response.iter_stream():
                 pass
@@ -203,7 +203,7 @@ def _check(address: Address, rules: tuple[HostRule, ...]) -> None:
 
 def _failed(response: httpcore.Response) -> LogUnavailableError:
     status = response.status
-    if status in (403, 429) and (wait_s := _retry_after_s(response)):
+    if status in (403, 429) and (wait_s := retry_after_s(response)):
         return LogUnavailableError(
             "log_unavailable", f"answered {status}, asks to wait for {wait_s:.0f} s", retry_after_s=wait_s
         )
@@ -214,9 +214,9 @@ def _failed(response: httpcore.Response) -> LogUnavailableError:
     return LogUnavailableError("log_unavailable", f"answered {status}", hiccup=status >= 500)
 
 
-def _retry_after_s(response: httpcore.Response) -> float:
+def retry_after_s(response: httpcore.Response) -> float:
     """Return how long a response asks to wait, s, at most `MAX_RETRY_AFTER_S`; 0 where it does not."""
-    after = _header(response, b"retry-after").decode("latin-1").strip()
+    after = header(response, b"retry-after").decode("latin-1").strip()
     wait = _number(after) if after else None
     if after and wait is None:
         try:
@@ -225,8 +225,8 @@ def _retry_after_s(response: httpcore.Response) -> float:
         except (ValueError, OverflowError):
             wait = None
     for prefix in (b"x-ratelimit-", b"ratelimit-"):  # a response that is forbidden for another reason has some left
-        if wait is None and _header(response, prefix + b"remaining").strip() == b"0":
-            reset = _number(_header(response, prefix + b"reset").decode("latin-1"))
+        if wait is None and header(response, prefix + b"remaining").strip() == b"0":
+            reset = _number(header(response, prefix + b"reset").decode("latin-1"))
             wait = None if reset is None else reset - time.time()
     return 0.0 if wait is None else min(max(wait, 1.0), MAX_RETRY_AFTER_S)
 
@@ -247,7 +247,8 @@ def _redirected(address: Address, location: str) -> Address:
         raise RejectedInput("bad_address", "redirected to a malformed address") from None
 
 
-def _header(response: httpcore.Response, name: bytes) -> bytes:
+def header(response: httpcore.Response, name: bytes) -> bytes:
+    """Return the first header of a name, which is in lower case; b"" where there is none."""
     return next((value for key, value in response.headers if key.lower() == name), b"")
 
 

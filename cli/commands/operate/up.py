@@ -69,9 +69,9 @@ def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 def command(names: tuple[str, ...], cluster: bool, home: Path, **options: Any) -> None:
     """Start local engines: Kafka, Flink, S3 and others.
 
-    ENGINE is kafka, flink, cluster, s3, logs or models; the default is kafka, flink and s3, with --cluster kafka,
-    cluster and s3. It waits until each engine answers. Running engines stay unchanged; a new broker gets the topics of
-    ciml. Without Java, light engines replace Kafka and Flink and are reported as such.
+    ENGINE is kafka, flink, cluster, s3, logs, models, mosquitto or gerrit; the default is kafka, flink and s3, with
+    --cluster kafka, cluster and s3. It waits until each engine answers. Running engines stay unchanged; a new broker
+    gets the topics of ciml. Without Java, light engines replace Kafka and Flink and are reported as such.
 
     \b
     Example:

@@ -26,6 +26,7 @@ KINDS = {
     "webhooks": ("cli.commands.operate.receive.webhooks", "--config receivers.toml"),
     "mqtt": ("cli.commands.operate.receive.mqtt", "--config receivers.toml"),
     "gerrit": ("cli.commands.operate.receive.gerrit", "--config receivers.toml"),
+    "feedback": ("cli.commands.serve.feedback.stream", "--config feedback.toml --data-path data"),
 }
 _PARALLELISM = "Parallelism of the Flink job; at most one for each partition is used."
 _WAIT = click.option(
@@ -78,7 +79,7 @@ class _ForegroundKinds(_Kinds):
 def command() -> None:
     """Start, stop and watch supervised services.
 
-    Kinds of services are ingest, predict, live, trainer, webhooks, mqtt and gerrit.
+    Kinds of services are ingest, predict, live, trainer, webhooks, mqtt, gerrit and feedback.
 
     \b
     Example:
@@ -92,9 +93,9 @@ def command() -> None:
 def start() -> None:
     """Start a service and its supervisor.
 
-    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh, receive). Work
-    starts at the offsets of the manifest. The supervisor restarts a lost, failed or stalled service, and waits for
-    unavailable engines, until ciml service stop. The command returns when the service works or has failed.
+    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh, receive, feedback
+    stream). Work starts at the offsets of the manifest. The supervisor restarts a lost, failed or stalled service, and
+    waits for unavailable engines, until ciml service stop. The command returns when the service works or has failed.
 
     \b
     Example:

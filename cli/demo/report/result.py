@@ -96,6 +96,23 @@ class Profile(_Record, frozen=True, kw_only=True):
     means: list[float]
 
 
+class AnswerLine(_Record, frozen=True, kw_only=True):
+    """A failed run of a change in a real Gerrit, and what was said on the change.
+
+    ``cause`` is the recorded one. ``verdict`` is ciml's, with its calibrated probability; ``unknown`` says nothing.
+    ``took_s`` is the time from the run's message to the message on the change, in seconds.
+    """
+
+    change: str
+    job: str
+    outcome: str
+    cause: str
+    verdict: str
+    probability: float | None = None
+    took_s: float | None = None
+    messages: list[str] = field(default_factory=list)
+
+
 class Check(_Record, frozen=True, kw_only=True):
     name: str
     passed: bool
@@ -128,6 +145,7 @@ class DemoResult(_Record, frozen=True, kw_only=True):
     profile_column: str = "total cpu usage:usr"
     profile_interval_s: float = 10.0
     profiles: list[Profile] = field(default_factory=list)
+    answers: list[AnswerLine] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     steps: list[StepLine] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

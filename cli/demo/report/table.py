@@ -9,12 +9,26 @@ from cli.demo.report.result import DemoResult
 
 def show(result: DemoResult, console: Any) -> None:
     """Print accounting, spans, models, predictions and checks."""
-    for table in (_accounting(result), _spoilt(result), _spans(result), _models(result), _predictions(result)):
+    for table in (
+        _accounting(result),
+        _spoilt(result),
+        _spans(result),
+        _models(result),
+        _predictions(result),
+        _answers(result),
+    ):
         if table.row_count:
             console.print(table)
             console.print()
         if table.title == _MODELS and (line := result.one_number_line()):
             console.print(line, markup=False, highlight=False)
+            console.print()
+    for answer in result.answers:
+        for message in answer.messages:
+            console.print(
+                f"On change {answer.change}, {answer.took_s} s after the message of its run:", highlight=False
+            )
+            console.print(message, markup=False, highlight=False)
             console.print()
     for check in result.checks:
         mark, color = ("✓", "green") if check.passed else ("✗", "bold red")
@@ -126,5 +140,21 @@ def _predictions(result: DemoResult) -> Any:
             str(line.untrusted),
             f"{line.p50_ms:,.0f}",
             f"{line.p99_ms:,.0f}",
+        )
+    return table
+
+
+def _answers(result: DemoResult) -> Any:
+    table = _table(
+        "Failed runs of changes in Gerrit", ">change", "job", "outcome", "recorded cause", "verdict", ">after"
+    )
+    for line in result.answers:
+        table.add_row(
+            line.change,
+            line.job,
+            line.outcome,
+            line.cause,
+            line.verdict + (f", {_percent(line.probability)}" if line.probability is not None else ""),
+            "no message" if line.took_s is None else f"{line.took_s:.1f} s",
         )
     return table

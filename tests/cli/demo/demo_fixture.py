@@ -6,6 +6,7 @@ import msgspec
 
 from cli.demo.report.result import (
     AccountingLine,
+    AnswerLine,
     Check,
     Confusion,
     DemoResult,
@@ -93,6 +94,13 @@ def demo_result(**changes: object) -> DemoResult:
         "profiles": [
             Profile(provider=name, runs=200 - place, means=[20 + 3 * place + step for step in range(6)])
             for place, name in enumerate(CLASSES)
+        ],
+        "answers": [
+            AnswerLine(
+                change="1", job="unit", outcome="timeout", cause="machine", verdict="machine", probability=0.93,
+                took_s=6.4, messages=["unit failed, probably because of the machine (93 %).\n\nA <retry> is worth it."],
+            ),
+            AnswerLine(change="2", job="lint", outcome="failure", cause="code", verdict="unknown", probability=0.61),
         ],
         "checks": [
             Check(name="each (event, run) has the expected outcome", passed=True, detail="826 of 826"),

@@ -38,6 +38,13 @@ def test_the_page_shows_the_result(page: str) -> None:
     assert all(name in page for name in CLASSES)
 
 
+def test_what_was_said_on_changes_is_shown_and_inert(page: str) -> None:
+    assert "93.0 %" in page
+    assert "6.4 s" in page
+    assert "A &lt;retry&gt; is worth it." in page
+    assert "Answers on changes" not in render(demo_result(answers=[]))
+
+
 def test_every_plot_is_well_formed_and_drawn_the_same_every_time() -> None:
     plots = draw(demo_result())
     assert list(plots) == ["accounting", "spans", "profiles", "versions", "confusion0", "latency"]

@@ -64,6 +64,8 @@ def test_the_tables_say_what_the_result_says() -> None:
     reported = printed(out)
     for text in ("755", "not finished", "87.0 %", "81.0–92.0", "v1: 380", "✗ something [is] wrong (3 [of] 4)"):
         assert text in reported
+    for text in ("machine, 93.0 %", "On change 1, 6.4 s after", "A <retry> is worth it.", "no message"):
+        assert text in reported
 
 
 def test_a_command_that_ends_by_itself_is_named(tmp_path: Path) -> None:

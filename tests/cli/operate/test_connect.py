@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import cli
+from services.feedback.config import load_feedback
 
 COMMANDS = {
     "github": ("--url", "https://ci.example.org"),
@@ -41,6 +42,34 @@ def test_each_system_prints_the_other_side_and_the_services(system: str, tmp_pat
         assert secret.read_text().strip() not in said
 
 
+@pytest.mark.parametrize(
+    ("system", "more"),
+    [("github", ()), ("github", ("--app", "12345")), ("gitlab", ()), ("gerrit", ("--rest", "https://r.example.org"))],
+)
+def test_feedback_is_a_dry_run_that_is_printed(system: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "conf"
+    said = ciml(system, *COMMANDS[system], *more, "--feedback", "--folder", str(folder))
+    assert f"made       {folder / 'feedback.toml'}" in said
+    assert f"  ciml service start feedback --config {folder / 'feedback.toml'} --data-path data" in said
+    assert f"It prints its messages until dry_run is false in {folder / 'feedback.toml'}." in said
+    (secret,) = load_feedback(folder / "feedback.toml").systems[0].secret_file
+    assert f"missing    {folder / secret}" in said
+    again = ciml(system, *COMMANDS[system], *(() if "--app" in more else more), "--folder", str(folder))
+    assert "service start feedback" not in again
+
+
+def test_feedback_needs_what_it_is_given(tmp_path: Path) -> None:
+    said = ciml("github", *COMMANDS["github"], "--app", "7", "--folder", str(tmp_path), exit_code=2)
+    assert "--app is that of the feedback; add --feedback" in said
+    said = ciml("gerrit", *COMMANDS["gerrit"], "--feedback", "--folder", str(tmp_path), exit_code=2)
+    assert "missing --rest: the address of Gerrit's REST API, such as https://review.example.org" in said
+    said = ciml(
+        "gitlab", *COMMANDS["gitlab"], "--server", "http://gl", "--feedback", "--folder", str(tmp_path), exit_code=2
+    )
+    assert "--server 'http://gl': give the address of GitLab" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_services_have_the_options_that_were_given(tmp_path: Path) -> None:
     said = ciml(
         "github", *COMMANDS["github"], "--folder", str(tmp_path), "--topic", "hub", "--data-path", str(tmp_path / "d")
@@ -63,13 +92,14 @@ def test_waiting_needs_a_broker_before_anything_is_written(tmp_path: Path) -> No
     assert not folder.exists()
 
 
-def test_connecting_needs_the_extra_of_receivers_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("system", "more"), [("zuul", ()), ("github", ("--feedback",))])
+def test_connecting_needs_the_extra_of_receivers_alone(system: str, more: tuple[str, ...], tmp_path: Path) -> None:
     code = f"""
 import sys
-for name in ("numpy", "pyarrow", "apache_beam", "boto3", "httpx", "starlette"):
+for name in ("numpy", "pyarrow", "apache_beam", "boto3", "httpx", "starlette", "jwt"):
     sys.modules[name] = None
 from cli.main import cli
-cli(["connect", "zuul", *{COMMANDS["zuul"]!r}, "--folder", {str(tmp_path)!r}])
+cli(["connect", {system!r}, *{COMMANDS[system] + more!r}, "--folder", {str(tmp_path)!r}])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,12 +8,25 @@ from typing import Any
 from hypothesis import strategies as st
 
 DIGEST = "0123456789abcdef" * 4
+FACTS = {
+    "run_id": "zuul~a~1",
+    "build_uuid": "a",
+    "build_name": "job",
+    "phase": "finished",
+    "outcome": "failure",
+    "change": "1,2",
+    "start_us": 1_772_000_000_000_000,
+    "url": "https://ci.example.org/build/a",
+    "labels": {"nodes": "2"},
+    "subjects": ["change:1"],
+}
 GOOD = {
     "run_id": "zuul~a~1",
     "build_name": "job",
     "path": f"runs/job=job/date=2026-03-04/zuul~a~1.{DIGEST[:16]}.parquet",
     "digest": DIGEST,
     "raw_version": 1,
+    "facts": FACTS,
 }
 _TEXTS = st.one_of(
     st.text(max_size=40),
@@ -48,6 +61,9 @@ def announcements(draw: st.DrawFn) -> dict[str, Any]:
             made.pop(name, None)
         elif isinstance(made.get(name), str):
             made[name] = draw(_bent(made[name]) | _VALUES)
+        elif name == "facts":
+            changed = draw(st.sampled_from([*FACTS, "end_us", "log_url", "owner", "fork", "unknown"]))
+            made[name] = draw(_VALUES | _VALUES.map(lambda value, at=changed: {**FACTS, at: value}))
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
@@ -70,7 +71,8 @@ class Operator:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a command in the background, with a log in the folder."""
-        log = (self.folder / f"{'-'.join(arguments[:2])}.log").open("wb")
+        words = itertools.takewhile(lambda word: not word.startswith("-"), arguments)
+        log = (self.folder / f"{'-'.join(words)}.log").open("ab")
         command = self._command(*arguments)
         return subprocess.Popen(command, cwd=self.folder, env=self._environment(), stdout=log, stderr=log)
 
@@ -105,9 +107,9 @@ def operator(zuul: Path, kafka: str, tmp_path: Path) -> Iterator[Operator]:
     from pipelines.kafka.broker import make_topic
 
     make_topic(KafkaOptions.of(kafka), "ci-events", 2)
-    password, hosts = tmp_path / "password", tmp_path / "hosts"
+    password, hosts = tmp_path / "password", tmp_path / "hosts"  # the broker's, and Gerrit's
+    password.touch(mode=0o600)
     password.write_text("ciml-secret\n")
-    password.chmod(0o600)
     scanned = subprocess.run(["ssh-keyscan", "-p", "29418", "127.0.0.1"], capture_output=True, text=True, check=True)
     hosts.write_text(scanned.stdout)
     one = Operator(tmp_path, kafka)
@@ -117,7 +119,7 @@ def operator(zuul: Path, kafka: str, tmp_path: Path) -> Iterator[Operator]:
     )  # fmt: skip
     one.ciml(
         "connect", "gerrit", "--ssh", "ssh://ciml@127.0.0.1:29418", "--rest", "http://127.0.0.1:18080", "--key-file",
-        str(zuul / "etc/ciml_key"), "--known-hosts-file", str(hosts),
+        str(zuul / "etc/ciml_key"), "--known-hosts-file", str(hosts), "--password-file", str(password), "--feedback",
     )  # fmt: skip
     receivers = [
         one.start("receive", kind, "--config", "receivers.toml", "--kafka", kafka) for kind in ("mqtt", "gerrit")

@@ -78,10 +78,10 @@ class Checkout:
         return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
-def propose(contents: Mapping[str, str]) -> str:
-    """Push a change of the developer to demo. Return its number."""
-    with Checkout(DEVELOPER, "demo") as checkout:
-        checkout.commit(f"A change\n\nChange-Id: I{os.urandom(20).hex()}", contents)
+def propose(contents: Mapping[str, str], project: str = "demo", subject: str = "A change") -> str:
+    """Push a change of the developer to a project. Return its number."""
+    with Checkout(DEVELOPER, project) as checkout:
+        checkout.commit(f"{subject}\n\nChange-Id: I{os.urandom(20).hex()}", contents)
         said = checkout.push("refs/for/master")
     return next(word for word in said.split() if "/+/" in word).rsplit("/", 1)[1]
 

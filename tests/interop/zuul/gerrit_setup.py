@@ -1,4 +1,5 @@
-"""Makes in Gerrit what Zuul and ciml need: accounts, the label Verified, the projects zuul-config (trusted) and demo.
+"""Makes in Gerrit what Zuul and ciml need: accounts, the label Verified, the projects zuul-config
+(trusted), demo and app.
 
 python gerrit_setup.py FOLDER-OF-KEYS
 """
@@ -20,6 +21,12 @@ def _account(account: Account, name: str, key: Path | None = None, groups: tuple
     call("PUT", f"/accounts/{account.user}", {**facts, **more}, known=True)
 
 
+def _files(folder: str) -> dict[str, str]:
+    """Return the texts of a folder here, by path."""
+    top = HERE / folder
+    return {str(path.relative_to(top)): path.read_text() for path in top.rglob("*.*") if path.suffix != ".pyc"}
+
+
 def main(keys: Path) -> None:
     _account(Account("zuul", "zuul-secret"), "Zuul", keys / "id_rsa.pub", ("Service Users", "Administrators"))
     _account(Account("ciml", "ciml-secret"), "ciml", keys / "ciml_key.pub", ("Service Users",))
@@ -36,9 +43,7 @@ def main(keys: Path) -> None:
     streams = {"streamEvents": {"rules": {bots: {"action": "ALLOW"}}}}
     add = {"refs/heads/*": {"permissions": branches}, "GLOBAL_CAPABILITIES": {"permissions": streams}}
     call("POST", "/projects/All-Projects/access", {"add": add})
-    config = HERE / "zuul-config"
-    files = {str(path.relative_to(config)): path.read_text() for path in config.rglob("*") if path.is_file()}
-    for name, contents in (("zuul-config", files), ("demo", _DEMO)):
+    for name, contents in (("zuul-config", _files("zuul-config")), ("demo", _DEMO), ("app", _files("app"))):
         call("PUT", f"/projects/{name}", {"create_empty_commit": True, "branches": ["master"]}, known=True)
         with Checkout(ADMIN, name) as checkout:
             checkout.commit("Set up", contents)

@@ -5,7 +5,7 @@
 set -eu
 folder=$(realpath -m "$1")
 here=$(cd "$(dirname "$0")" && pwd)
-tests=$(cd "$here/../.." && pwd)
+engines=$(cd "$here/../../../engines" && pwd)
 java=${JAVA_HOME:-/usr/lib/jvm/java-17-openjdk-amd64}/bin/java
 python=${CIML_PYTHON:-python3}
 postgres=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -1)
@@ -47,9 +47,9 @@ install_all() {
   python3 -m venv "$folder/ansible/11"
   "$folder/ansible/11/bin/pip" install -q 'ansible-core==2.18.*' voluptuous jmespath google-re2
   ln -sfn 11 "$folder/ansible/9"
-  mvn -q -B -f "$tests/services/gerrit/pom.xml" -Dgerrit.version=$gerrit dependency:copy-dependencies \
+  mvn -q -B -f "$engines/gerrit.pom.xml" -Dgerrit.version=$gerrit dependency:copy-dependencies \
     -DoutputDirectory="$folder/gerrit/lib"
-  "${java}c" -nowarn -d "$folder/gerrit/classes" -cp "$folder/gerrit/lib/*" "$tests/services/gerrit/RunGerrit.java"
+  "${java}c" -nowarn -d "$folder/gerrit/classes" -cp "$folder/gerrit/lib/*" "$engines/RunGerrit.java"
   echo $gerrit >"$folder/gerrit/classes/com/google/gerrit/common/Version" # Zuul cannot parse the default, (dev)
   touch "$folder/installed"
 }

@@ -181,6 +181,7 @@ def test_a_reclaimed_run_is_announced_and_predicted_again(raw: RawStore) -> None
         for key, value, _ in render_runs(delta)
     ]
     assert [each.run_id.split("~")[1] for each in announced] == ["1", "2", "1"]
+    assert [each.facts for each in announced] == [claim(1)[0], runs(2, 2)[0][0], reclaim(1)[0]]
     assert [each.reclaim[:16] for each in announced] == ["", "", announced[2].path.split(".")[-2]]
     ids = [prediction_id(each.run_id, "m", 1, each.reclaim) for each in announced]
     assert len(set(ids)) == 3

@@ -56,10 +56,10 @@ def test_a_poisoned_announcement_costs_itself_alone(
     if stage == "predict":  # for all runs of the batch at once, as it has this one
         inner = answers.prepare_many
 
-        def fails(tables: list[pa.Table], definition: Any) -> Any:
+        def fails(tables: list[pa.Table], definition: Any, *facts: Any) -> Any:
             if any(table.num_rows == 34 for table in tables):
                 raise ZeroDivisionError(stage)
-            return inner(tables, definition)
+            return inner(tables, definition, *facts)
 
         monkeypatch.setattr(answers, "prepare_many", fails)
     else:
@@ -233,6 +233,8 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
     for version in range(1, 15):
         offset = version - 1
         one = record(f"run{version}", offset, version) | {"latency_ms": 90.0 * version}
+        if version % 3:
+            one["verdict"] = {"cause": "unknown" if version % 3 == 1 else "machine"}
         delta = reconcile(state, [Predicted(covers(offset, offset + 1), [one])], 5_000_000)
         assert delta is not None
         state.apply(version, {**delta, "version": version})
@@ -249,7 +251,10 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
         assert shown["ciml_prediction_latency_seconds_bucket"]["0.25", "m"] == 2
         assert shown["ciml_prediction_latency_seconds_bucket"]["2.5", "m"] == 14
         assert shown["ciml_prediction_latency_seconds_sum"] == {("m",): pytest.approx(0.09 * sum(range(1, 15)))}
+        assert shown["ciml_verdicts_total"] == {("machine", "m"): 5, ("unknown", "m"): 5}
         assert shown["ciml_manifest_commit_timestamp_seconds"] == {("predictions",): 5.0}
+    before = {name: each for name, each in state.snapshot().items() if name != "verdicts"}
+    assert PREDICTIONS.restore(14, json.loads(json.dumps(before)), tables).verdicts == {}
 
 
 # ---- with a broker ----

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.raw.compaction_cursor import CURSOR_PATH, CompactionCursor, load_cursor
 from ciml.raw.packs import pack_state
 from pipelines.datasets.update import update_dataset, verify_dataset
 from pipelines.raw_store.compact import Compaction, compact
+from pipelines.raw_store.compaction_cursor import CURSOR_PATH, CompactionCursor, load_cursor
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.compacting import DAY, FAR, FIRST, NOON, SECOND, Clock, all_there, objects, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore

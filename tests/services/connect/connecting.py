@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.connect import cloudevents, github, gitlab, zuul
+from services.connect import cloudevents, feedback, github, gitlab, zuul
 from services.connect.connection import Connection
 
 URL = "https://ci.example.org"
@@ -21,4 +21,15 @@ ALL: Mapping[str, Connection] = {
     "tekton": cloudevents.connect_tekton("tekton", URL, "s3://cilogs/tekton", "CN=tekton"),
     "tekton-unproved": cloudevents.connect_tekton("tekton", URL, "s3://cilogs/tekton"),
     "jenkins": cloudevents.connect_jenkins("jenkins", URL, "https://jenkins.example.org", "CN=jenkins"),
+    "github-feedback": feedback.feedback_of_github(github.connect("github", URL), ""),
+    "github-app": feedback.feedback_of_github(
+        github.connect("ghes", URL, "https://git.example.org/api/v3"), "https://git.example.org/api/v3", 12345
+    ),
+    "gitlab-feedback": feedback.feedback_of_gitlab(
+        gitlab.connect("gitlab", URL, "https://gitlab.example.org"), "https://gitlab.example.org"
+    ),
+    "gerrit-feedback": feedback.feedback_of_gerrit(
+        zuul.connect_gerrit("zuul", "ssh://ciml@review.example.org:29419", rest="https://review.example.org"),
+        "https://review.example.org",
+    ),
 }  # fmt: skip

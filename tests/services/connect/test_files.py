@@ -13,8 +13,11 @@ from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from services.connect import files as written_files
 from services.connect import github, zuul
-from services.connect.files import FETCH, RECEIVERS, TRUST, write
+from services.connect.feedback import feedback_of_github
+from services.connect.files import FEEDBACK, FETCH, RECEIVERS, TRUST, write
 from services.connect.toml_text import with_items, without_blocks
+from services.feedback.clients.github import GitHubSystem
+from services.feedback.config import load_feedback
 from services.receivers.config import load_receivers
 from tests.services.connect.connecting import ALL, URL
 from transforms.fetch.policy import FetchPolicy
@@ -71,6 +74,59 @@ def test_the_same_command_changes_nothing(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
+WITH_FEEDBACK = [name for name, one in ALL.items() if one.feedback]
+
+
+def test_feedback_is_a_dry_run_of_all_systems_until_an_operator_says_otherwise(tmp_path: Path) -> None:
+    for name in WITH_FEEDBACK:
+        write(tmp_path, ALL[name])
+    found = load_feedback(tmp_path / FEEDBACK)
+    assert found.policy.dry_run
+    assert [(one.kind, one.name, one.sources) for one in found.systems] == [
+        ("github", "github", ("github",)), ("github", "ghes", ("ghes",)), ("gitlab", "gitlab", ("gitlab",)),
+        ("gerrit", "zuul", ("zuul",)),
+    ]  # fmt: skip
+    app = found.systems[1]
+    assert isinstance(app, GitHubSystem)
+    assert (app.api, app.app) == ("https://git.example.org/api/v3", 12345)
+    assert {each.path for name in WITH_FEEDBACK for each in ALL[name].needed} >= {
+        file for one in found.systems for file in one.secret_file
+    }
+
+
+@pytest.mark.parametrize("name", WITH_FEEDBACK)
+def test_feedback_is_added_once_and_to_an_own_configuration(name: str, tmp_path: Path) -> None:
+    (tmp_path / FEEDBACK).write_text('# ours\ndry_run = false\nmute_word = "quiet please"\n')
+    write(tmp_path, ALL[name])
+    before = snapshot(tmp_path)
+    found = load_feedback(tmp_path / FEEDBACK)
+    assert (found.policy.dry_run, found.policy.mute_word, len(found.systems)) == (False, "quiet please", 1)
+    assert (tmp_path / FEEDBACK).read_text().startswith("# ours\n")
+    assert {one.change for one in write(tmp_path, ALL[name])} == {"unchanged"}
+    assert snapshot(tmp_path) == before
+
+
+def test_another_review_system_of_the_name_needs_force(tmp_path: Path) -> None:
+    write(tmp_path, ALL["github-feedback"])
+    before = snapshot(tmp_path)
+    other = feedback_of_github(github.connect("github", URL), "", 7)
+    with pytest.raises(CimlError, match="system github is there with other values of app; give --force"):
+        write(tmp_path, other)
+    assert snapshot(tmp_path) == before
+    write(tmp_path, other, force=True)
+    (system,) = load_feedback(tmp_path / FEEDBACK).systems
+    assert isinstance(system, GitHubSystem)
+    assert system.app == 7
+
+
+def test_a_connection_without_feedback_writes_none_and_leaves_it(tmp_path: Path) -> None:
+    assert FEEDBACK not in {one.path.name for one in write(tmp_path, ALL["github"])}
+    write(tmp_path, ALL["github-feedback"])
+    before = snapshot(tmp_path)
+    assert FEEDBACK not in {one.path.name for one in write(tmp_path, ALL["github"])}
+    assert snapshot(tmp_path) == before
+
+
 def test_comments_and_own_rules_stay(tmp_path: Path) -> None:
     (tmp_path / FETCH).write_text('# ours\nhosts = [  # all of them\n  "a.example.org"]\nthreads = 4\n')
     (tmp_path / TRUST).write_text('[[rule]]\nname = "ours"\ntrusted = false\nsource = ["github"]  # not yet\n')
@@ -122,11 +178,11 @@ def test_proxies_of_an_existing_server_are_not_guessed(tmp_path: Path) -> None:
         write(tmp_path, ALL["tekton"])
 
 
-@pytest.mark.parametrize("name", [RECEIVERS, FETCH, TRUST])
+@pytest.mark.parametrize("name", [RECEIVERS, FETCH, TRUST, FEEDBACK])
 def test_a_broken_file_is_named_and_nothing_is_written(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("broken = [")
     with pytest.raises(CimlError, match=rf"{name} is not TOML"):
-        write(tmp_path, ALL["github"])
+        write(tmp_path, ALL["github-feedback"])
     assert list(snapshot(tmp_path)) == [name]
 
 

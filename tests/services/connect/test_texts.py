@@ -131,6 +131,18 @@ def test_keys_of_gerrit_that_are_there_are_not_made_again() -> None:
     assert given.pastes[0].text.rstrip().endswith("- c < /k.pub")
 
 
+def test_the_rights_that_are_asked_for_are_those_that_the_clients_need() -> None:
+    app, token = ALL["github-app"].pastes[-1].text, ALL["github-feedback"].pastes[-1].text
+    granted = re.compile(r"  (\w+(?: \w+)*): (Read.*)")
+    assert granted.findall(app) == [("Checks", "Read and write"), ("Pull requests", "Read-only")]
+    assert granted.findall(token) == [("Pull requests", "Read and write")]
+    assert "App 12345" in app
+    assert re.search(r"Role +Reporter\n +Scopes +api\n", ALL["gitlab-feedback"].pastes[-1].text)
+    gerrit = ALL["gerrit-feedback"].pastes[-1].text
+    assert "ssh -p 29419 ADMIN@review.example.org gerrit set-account --generate-http-password ciml\n" in gerrit
+    assert "needs no right to a label" in ALL["gerrit-feedback"].also[-1]
+
+
 def test_tektons_log_is_where_its_step_stores_it() -> None:
     events, run = pasted("tekton", "yaml")
     assert events["data"] == {"formats": "tektonv1", "sink": "https://ci.example.org/hooks/tekton"}

@@ -12,37 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines import jars
+from engines.gerrit import ADMIN, init_site, java_command, make_site
 from engines.processes import lasting_ports
 from tests.faults.children import Program
 
-_HERE = Path(__file__).parent
-_BACKEND = "-Dflogger.backend_factory=com.google.common.flogger.backend.log4j.Log4jBackendFactory#getInstance"
-_CONTEXT = "-Dflogger.logging_context=com.google.gerrit.server.logging.LoggingContext#getInstance"
-# An index that is written with each change: a kill else costs Gerrit what it has indexed within the last minutes.
-_CONFIG = """\
-[gerrit]
-	basePath = git
-	canonicalWebUrl = http://127.0.0.1:{http}/
-	serverId = 5c3a5fd2-0f6a-4b7a-9f1c-000000000001
-[auth]
-	type = DEVELOPMENT_BECOME_ANY_ACCOUNT
-[httpd]
-	listenUrl = http://127.0.0.1:{http}/
-[sshd]
-	listenAddress = 127.0.0.1:{ssh}
-[index]
-	type = lucene
-[index "changes_open"]
-	commitWithin = 0
-[index "changes_closed"]
-	commitWithin = 0
-[sendemail]
-	enable = false
-	smtpServer = localhost
-[cache]
-	directory = cache
-"""
 REVIEWER, READER = ("cleo", "cleo-secret"), ("ci", "ci-http-secret")
 
 
@@ -64,24 +37,9 @@ class Gerrit:
 
     def __post_init__(self) -> None:
         self.http, self.ssh = lasting_ports(2)
-        self._site = self.folder / "site"
-        (self._site / "etc").mkdir(parents=True)
-        (self._site / "etc" / "gerrit.config").write_text(_CONFIG.format(http=self.http, ssh=self.ssh))
-        java, source = jars.find_java(), (_HERE / "pom.xml").read_bytes()
-        path = jars.class_path("gerrit", source=source)
-        self._java = [
-            java,
-            "-Xmx160m",
-            "-XX:+UseSerialGC",
-            _BACKEND,
-            _CONTEXT,
-            "-cp",
-            path,
-            str(_HERE / "RunGerrit.java"),
-        ]
-        init = [*self._java, "Init", "--batch", "--dev", "--no-auto-start", "-d", str(self._site)]
-        done = subprocess.run(init, capture_output=True, text=True, timeout=180, check=False)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        self._site = make_site(self.folder / "site", self.http, self.ssh)
+        self._java = java_command(self.folder)
+        init_site(self._java, self._site, self.folder / "gerrit-init.log")
         self.start()
         self._set_up()
 
@@ -104,7 +62,7 @@ class Gerrit:
         if self.program is not None:
             self.program.kill()
 
-    def ask(self, method: str, path: str, body: Any = None, user: tuple[str, str] | None = ("admin", "secret")) -> Any:
+    def ask(self, method: str, path: str, body: Any = None, user: tuple[str, str] | None = ADMIN) -> Any:
         """Ask the REST API. Raises `NoAnswer`; another status than 2xx is a `RuntimeError`."""
         asked = urllib.request.Request(f"http://127.0.0.1:{self.http}{'/a' if user else ''}{path}", method=method)
         if user:

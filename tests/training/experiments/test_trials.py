@@ -24,8 +24,10 @@ from training.data.snapshot import Snapshot
 from training.evaluation import scores as scoring
 from training.evaluation.baselines import first_memory, one_number_baseline
 from training.evaluation.cross_validation import cross_validate
+from training.evaluation.scores import scores
 from training.exclusions import Exclusions
 from training.experiment import Experiment
+from training.experiments.text import result_lines
 from training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
 from training.refresh import refresh
 from transforms.ingest.trust import TrustPolicy
@@ -136,6 +138,34 @@ def test_early_stopping_keeps_dev_apart(data: DataRoot, dataset: InMemoryDataset
     assert result["training"]["runs"] == dataset.of("train").size
     assert result["dev"]["runs"] == dataset.of("dev").size > 0
     assert result["training"]["best_epoch"] <= result["training"]["epochs"]
+
+
+def test_a_calibration_keeps_dev_apart_and_moves_probabilities_not_classes(data: DataRoot, dataset: InMemoryDataset):
+    plain, sure = (
+        trial(data, dataset, FOREST.replace(name=name, calibration=method))
+        for name, method in (("plain", None), ("sure", "temperature"))
+    )
+    result, _ = sure.run()
+    assert result["training"]["runs"] == dataset.of("train").size
+    assert plain.run()[0]["training"]["runs"] == dataset.of("train", "dev").size
+    calibration = result["calibration"]
+    assert (calibration["runs"], calibration["method"]) == (dataset.of("dev").size, "temperature")
+    assert "verdicts" not in result  # a provider is no cause
+    rows = sure.normal(dataset.of("test"))
+    raw = sure.fitted.predict(rows.inputs, rows.n_windows)
+    logits = np.log(np.maximum(raw, 1e-300)) / calibration["temperature"]
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = scores(
+        shares, rows.labels, dataset.snapshot.resolved.classes, dataset.rows.labels[sure.learned], resamples=0
+    )
+    assert result["test"]["log_loss"] == pytest.approx(found["log_loss"], abs=1e-4)
+    assert result["test"]["accuracy"]["value"] == found["accuracy"]["value"]
+    own = -np.log(np.clip(raw[np.arange(len(raw)), rows.labels], 1e-7, 1)).mean()
+    assert calibration["before"]["log_loss"] == pytest.approx(own)
+    assert calibration["temperature"] != 1.0
+    folds, _ = sure.cross_validate(3, ("change",))
+    assert folds["pooled"]["runs"] == dataset.of("train", "dev").size
+    assert f"calibrated by temperature {calibration['temperature']:.2f} on" in "\n".join(result_lines(result))
 
 
 def test_nothing_half_written_counts(data: DataRoot, dataset: InMemoryDataset):

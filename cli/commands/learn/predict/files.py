@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ciml.events.outcomes import OUTCOMES
 from cli.options import data_path_option
 from cli.progress_bar import progress_bar
 from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.api.model import Prediction
+    from ciml.events.records import OutcomeWord
+    from ciml.verdicts import Verdict
 
 #: Exit code where a file cannot be used; the others are predicted.
 _UNUSABLE = 2
@@ -28,6 +31,11 @@ _UNUSABLE = 2
 )
 @click.option("--label", metavar="LABEL", help="Label of the version.  [default: stable]")
 @click.option("--zone", metavar="ZONE", help="Zone of logs that name none, such as Europe/Berlin or +02:00.")
+@click.option("--job", default="", metavar="JOB", help="Job of the runs, for a verdict.")
+@click.option(
+    "--outcome", type=click.Choice(sorted(OUTCOMES)), help="Outcome of the runs; a verdict is on failure or timeout."
+)
+@click.option("--exit-code", type=click.IntRange(-255, 255), metavar="N", help="Exit status of the runs' command.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
 @data_path_option()
 def files(
@@ -36,6 +44,9 @@ def files(
     version: int | None,
     label: str | None,
     zone: str | None,
+    job: str,
+    outcome: OutcomeWord | None,
+    exit_code: int | None,
     as_json: bool,
     data_path: str,
 ) -> int:
@@ -46,7 +57,10 @@ def files(
     \b
     Example:
       ciml predict dstat.csv.gz --model provider --data-path data
+      ciml predict dstat.csv.gz --model cause --job unit --outcome failure --data-path data
     """
+    from ciml.verdicts import EXIT_LABEL
+
     if not files:
         raise click.UsageError("no FILE: name the logs to predict; the stream is ciml predict stream")
     if version is not None and label is not None:
@@ -56,7 +70,8 @@ def files(
     loaded = open_data(data_path).model(model, version=version, label=label or "stable")
     found: list[Prediction] = []
     with progress_bar("predicting") as progress:
-        for one in loaded.each(map(Path, files), zone=zone):
+        labels = {} if exit_code is None else {EXIT_LABEL: str(exit_code)}
+        for one in loaded.each(map(Path, files), zone=zone, job=job, outcome=outcome, labels=labels):
             found.append(one)
             progress(len(found), len(files))
     if as_json:
@@ -69,10 +84,23 @@ def files(
 
 
 def _print(files: Sequence[str], found: Sequence[Prediction], title: str) -> None:
-    headings = ["file", "class", "probability", "windows"] + ["remark"] * any(one.remark for one in found)
-    rows = []
-    for file, one in zip(files, found, strict=True):
-        probability = "" if one.probability is None else f"{one.probability:.3f}"
-        windows = f"{one.n_windows:,}" if one.n_windows else ""
-        rows.append((file, one.class_name or "", probability, windows, one.remark)[: len(headings)])
-    print_table(headings, rows, title=title, right=["probability", "windows"])
+    columns: dict[str, list[str]] = {
+        "file": list(files),
+        "class": [one.class_name or "" for one in found],
+        "probability": ["" if one.probability is None else f"{one.probability:.3f}" for one in found],
+        "windows": [f"{one.n_windows:,}" if one.n_windows else "" for one in found],
+    }
+    if any(one.verdict for one in found):
+        verdicts = [_verdict(one.verdict) if one.verdict else ("", "", "") for one in found]
+        columns |= dict(zip(("verdict", "base rate", "retry"), map(list, zip(*verdicts, strict=True)), strict=True))
+    if any(one.remark for one in found):
+        columns["remark"] = [one.remark for one in found]
+    print_table(list(columns), list(zip(*columns.values(), strict=True)), title=title, right=["probability", "windows"])
+
+
+def _verdict(verdict: Verdict) -> tuple[str, str, str]:
+    """Return the cause, the base rate of the most probable class, and whether to retry."""
+    possible = " or ".join(verdict.set) or "none is likely"
+    cause = verdict.cause if verdict.cause in verdict.set else f"{verdict.cause} ({possible})"
+    likely = max(verdict.probabilities, key=lambda name: verdict.probabilities[name])
+    return cause, f"{likely} {verdict.base_rate[likely]:.2f} of {verdict.runs:,} runs", verdict.retry

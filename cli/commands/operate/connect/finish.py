@@ -72,7 +72,7 @@ def _print_other_side(connection: Connection, folder: Path) -> None:
 
 
 def _print_services(connection: Connection, folder: Path, data_path: str | None, topic: str) -> None:
-    from services.connect.files import FETCH, RECEIVERS, TRUST
+    from services.connect.files import FEEDBACK, FETCH, RECEIVERS, TRUST
 
     more = ["--topic", topic] if topic != _DEFAULT_TOPIC else []
     ingest = ["ciml", "service", "start", "ingest", "--data-path", data_path or "data", *more]
@@ -81,6 +81,10 @@ def _print_services(connection: Connection, folder: Path, data_path: str | None,
     ingest += ["--trust-policy", str(folder / TRUST)]
     receiver = ["ciml", "service", "start", connection.receiver, "--config", str(folder / RECEIVERS), *more]
     click.echo(f"\nStart here, or restart what runs:\n  {shlex.join(receiver)}\n  {shlex.join(ingest)}")
+    if connection.feedback:
+        config = str(folder / FEEDBACK)
+        feedback = ["ciml", "service", "start", "feedback", "--config", config, "--data-path", data_path or "data"]
+        click.echo(f"  {shlex.join(feedback)}\nIt prints its messages until dry_run is false in {config}.")
 
 
 def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: str | None, wait_s: float) -> int:

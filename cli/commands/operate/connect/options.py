@@ -43,6 +43,8 @@ def connect_options(name: str) -> Option:
 url_option = click.option(
     "--url", metavar="URL", help="Public address of the receiver of webhooks, such as https://ci.example.org."
 )
+#: ``--feedback``, as ``feedback``: a flag.
+feedback_option = click.option("--feedback", is_flag=True, help="Also comment on the changes of failed runs.")
 #: ``--internal``, as ``internal``: a flag.
 internal_option = click.option("--internal", is_flag=True, help="Names of log hosts have private addresses.")
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cli.commands.operate.connect.finish import finish
-from cli.commands.operate.connect.options import asked, connect_options, internal_option, url_option
+from cli.commands.operate.connect.options import asked, connect_options, feedback_option, internal_option, url_option
 
 _FILE = click.Path(dir_okay=False, resolve_path=True)
 
@@ -27,18 +27,32 @@ _ca_option = click.option(
 )
 @internal_option
 @_ca_option
-def github(name: str, url: str | None, api: str | None, internal: bool, ca_file: str | None, **rest: Any) -> int:
+@feedback_option
+@click.option(
+    "--app", type=click.IntRange(1), metavar="ID",
+    help="App that writes check runs; with --feedback.  [default: a token writes comments]",
+)  # fmt: skip
+def github(
+    name: str, url: str | None, api: str | None, internal: bool, ca_file: str | None, feedback: bool, app: int | None,
+    **rest: Any,
+) -> int:  # fmt: skip
     """Connect GitHub.
 
     \b
     Example:
       ciml connect github --url https://ci.example.org
       ciml connect github --url https://ci.example.org --wait --data-path data
+      ciml connect github --url https://ci.example.org --feedback --app 12345
     """
     from services.connect import github as system
+    from services.connect.feedback import feedback_of_github
 
+    if app and not feedback:
+        raise click.UsageError("--app is that of the feedback; add --feedback")
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
     made = system.connect(name, address, api or system.API, internal=internal, ca_file=ca_file or "")
+    if feedback:
+        made = feedback_of_github(made, api or "", app or 0, ca_file or "")
     return finish(made, **rest)
 
 
@@ -53,22 +67,27 @@ def github(name: str, url: str | None, api: str | None, internal: bool, ca_file:
 )  # fmt: skip
 @internal_option
 @_ca_option
+@feedback_option
 def gitlab(
     name: str, url: str | None, server: str, signed: bool, redirects: tuple[str, ...], internal: bool,
-    ca_file: str | None, **rest: Any,
+    ca_file: str | None, feedback: bool, **rest: Any,
 ) -> int:  # fmt: skip
     """Connect GitLab.
 
     \b
     Example:
       ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org
+      ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org --feedback
     """
     from services.connect import gitlab as system
+    from services.connect.feedback import feedback_of_gitlab
 
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
     made = system.connect(
         name, address, server, signed=signed, redirects=redirects, internal=internal, ca_file=ca_file or ""
     )
+    if feedback:
+        made = feedback_of_gitlab(made, server, ca_file or "")
     return finish(made, **rest)
 
 
@@ -125,9 +144,10 @@ def zuul(
     help="Host keys of the server.  [default: secrets/NAME-gerrit-hosts]",
 )  # fmt: skip
 @click.option("--password-file", type=_FILE, metavar="FILE", help="HTTP password for --rest.  [default: anonymous]")
+@feedback_option
 def gerrit(
     name: str, ssh: str | None, rest_url: str | None, key_file: str | None, known_hosts_file: str | None,
-    password_file: str | None, **rest: Any,
+    password_file: str | None, feedback: bool, **rest: Any,
 ) -> int:  # fmt: skip
     """Connect the Gerrit of a CI system.
 
@@ -136,14 +156,19 @@ def gerrit(
     \b
     Example:
       ciml connect gerrit --name zuul --ssh ssh://ciml@review.example.org --rest https://review.example.org
+      ciml connect gerrit --ssh ssh://ciml@review.example.org --rest https://review.example.org --feedback
     """
     from services.connect import zuul as system
+    from services.connect.feedback import feedback_of_gerrit
 
     address = asked(ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
     made = system.connect_gerrit(
         name, address, rest=rest_url or "", key_file=key_file or "", known_hosts_file=known_hosts_file or "",
         password_file=password_file or "",
     )  # fmt: skip
+    if feedback:
+        url = asked(rest_url, "--rest", "address of Gerrit's REST API", "https://review.example.org")
+        made = feedback_of_gerrit(made, url, password_file or "")
     return finish(made, **rest)
 
 

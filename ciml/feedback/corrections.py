@@ -1,0 +1,106 @@
+"""Corrections of the causes of failed runs: their log, how they are added, and what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+from ciml.data_root import DataRoot
+from ciml.errors import IntegrityError
+from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, commit
+
+Cause = Literal["code", "machine"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+
+class Correction(NamedTuple):
+    """The cause of a failed run, as a reviewer sees it.
+
+    Attributes:
+      run_id: the encoded run id.
+      cause: of the failure.
+      by: who says so: ``SYSTEM:ACCOUNT``, or ``operator``.
+      time_us: when it was read, epoch microseconds.
+    """
+
+    run_id: str
+    cause: Cause
+    by: str
+    time_us: int
+
+
+class CorrectionState:
+    """All corrections up to a version: the last of each run and reviewer.
+
+    Attributes:
+      version: the last delta applied.
+      found: by run id, then by reviewer.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.found: dict[str, dict[str, Correction]] = {}
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Apply the next delta. Raises `IntegrityError` for one that is malformed."""
+        if version != self.version + 1:
+            raise IntegrityError(f"corrections: version {version} follows {self.version}")
+        for record in delta["corrections"]:
+            one = _read(version, record)
+            self.found.setdefault(one.run_id, {})[one.by] = one
+        self.version = version
+
+
+def corrections_log(data: DataRoot) -> ManifestLog:
+    """Return the log of corrections."""
+    return ManifestLog(data.feedback.child("corrections"))
+
+
+def corrections_of(data: DataRoot) -> dict[str, Correction]:
+    """Return the correction of each run that has one, by run id. Of several reviewers the one read last counts.
+
+    Raises:
+      IntegrityError: the log is damaged.
+    """
+    state = CorrectionState()
+    for version, delta in corrections_log(data).since(0):
+        state.apply(version, delta)
+    return {run_id: max(found.values(), key=lambda one: one.time_us) for run_id, found in state.found.items()}
+
+
+def add_corrections(data: DataRoot, corrections: Iterable[Correction]) -> int:
+    """Store those that say something new; return their number. A repeat after a crash stores nothing twice."""
+    asked, stored = list(corrections), 0
+    log, state = corrections_log(data), CorrectionState()
+
+    def build() -> Delta | None:
+        nonlocal stored
+        new = [one for one in asked if _differs(state.found.get(one.run_id, {}).get(one.by), one)]
+        stored = len(new)
+        return {"corrections": [one._asdict() for one in new]} if new else None
+
+    try:
+        commit(log, state, build)
+    except StaleWriterError:
+        state = CorrectionState()
+        commit(log, state, build)
+    return stored
+
+
+def _differs(known: Correction | None, one: Correction) -> bool:
+    return known is None or known.cause != one.cause
+
+
+def _read(version: int, record: Mapping[str, Any]) -> Correction:
+    try:
+        one = Correction(**record)
+    except TypeError as error:
+        raise IntegrityError(f"corrections: version {version}: {error}") from None
+    if (
+        one.cause not in CAUSES
+        or type(one.run_id) is not str
+        or type(one.by) is not str
+        or type(one.time_us) is not int
+    ):
+        raise IntegrityError(f"corrections: version {version}: malformed record of run {one.run_id!r:.80}")
+    return one

@@ -1,0 +1,85 @@
+"""What else failed near a run: the finished runs of other changes on the same machines, in the hour before its end.
+
+Only rows that precede a run in the raw manifest count, with the outcomes and the trust that they were stored with. So
+the figures are those that were known when the run was stored, and no later event changes them. Untrusted runs do not
+count: anybody can send some that fail.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ciml.events.records import RunFacts
+from ciml.limits import MAX_NEAR_FOUND, MAX_NEAR_PLACES, MAX_NEAR_RUNS
+from ciml.raw.causes import FAILED
+from ciml.raw.run_log import RunDelta
+
+#: How long before a run's end its neighbours ended, microseconds.
+WITHIN_US = 3_600_000_000
+#: Outcomes that count: others say nothing about machine or code.
+_COUNTED = FAILED | {"success"}
+#: The label with the name of a run's machine, where a recorder or a listing has one.
+NODE = "node"
+
+
+class Neighbours(NamedTuple):
+    """The finished runs of other changes near a run: how many failed, of how many."""
+
+    failed: int
+    runs: int
+
+
+class _Ended(NamedTuple):
+    end_us: int
+    failed: bool
+    change: tuple[str, ...]
+
+
+def place_of(facts: RunFacts) -> tuple[str, ...]:
+    """Return where a run was executed: its machine where known, else provider and region; () where neither is."""
+    if node := facts.labels.get(NODE, ""):
+        return facts.source, facts.provider, facts.region, node
+    return (facts.source, facts.provider, facts.region) if facts.provider else ()
+
+
+class NearbyRuns:
+    """The neighbours of the failed runs in the deltas of a raw manifest that were added.
+
+    Args:
+      wants: whether a job's runs are asked for. The runs of all jobs are neighbours.
+    """
+
+    def __init__(self, wants: Callable[[str], bool]) -> None:
+        self._wants = wants
+        self._ended: OrderedDict[tuple[str, ...], deque[_Ended]] = OrderedDict()
+        self._found: OrderedDict[str, Neighbours] = OrderedDict()
+
+    def add(self, delta: RunDelta) -> None:
+        """Add the next delta. Its rows count in their order."""
+        for record in delta.rows:
+            facts = record.facts
+            place, end_us = place_of(facts), facts.end_us
+            if not place or end_us is None or facts.outcome not in _COUNTED:
+                continue
+            ended = self._ended.setdefault(place, deque(maxlen=MAX_NEAR_RUNS))
+            self._ended.move_to_end(place)
+            change = (facts.project, facts.change) if facts.change else (facts.run_id,)
+            if facts.outcome in FAILED and self._wants(facts.build_name):
+                near = [each for each in ended if end_us - WITHIN_US < each.end_us <= end_us and each.change != change]
+                self._keep(facts.run_id, Neighbours(sum(each.failed for each in near), len(near)))
+            if record.trust.trusted:
+                ended.append(_Ended(end_us, facts.outcome in FAILED, change))
+            if len(self._ended) > MAX_NEAR_PLACES:
+                self._ended.popitem(last=False)
+
+    def of(self, run_id: str) -> Neighbours | None:
+        """Return the neighbours of a failed run; None where they are unknown."""
+        return self._found.get(run_id)
+
+    def _keep(self, run_id: str, near: Neighbours) -> None:
+        self._found[run_id] = near
+        self._found.move_to_end(run_id)
+        if len(self._found) > MAX_NEAR_FOUND:
+            self._found.popitem(last=False)

@@ -1,0 +1,209 @@
+"""Failed runs on changes, each followed from its message to the message on its change."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import engines
+from ciml.events.cloudevents import finished_event
+from ciml.events.records import RunFacts
+from ciml.events.run_id import RunId
+from ciml.feedback import CAUSES
+from cli.demo.corpus import Sample
+from cli.demo.definitions import CAUSE
+from cli.demo.predictions import Predictions
+from cli.demo.processes import wait_for
+from cli.demo.report.result import AnswerLine
+from cli.demo.review.servers import PROJECT, SETTLE_S, SOURCE, Gerrit, Review, configure
+
+if TYPE_CHECKING:
+    from cli.demo.run import Demo
+
+#: Number of runs, each on a change of its own.
+MOST = 6
+WAIT_S = 120.0
+#: The times of dool's logs: of a sample (epoch seconds, or without a year), and of the header.
+_SAMPLED, _WRITTEN = "%b-%d %H:%M:%S", "%d %b %Y %H:%M:%S"
+_TIME = re.compile(
+    r"^(?P<epoch>\d{10}(?:\.\d+)?)(?=,)"
+    r"|^(?P<sampled>[A-Z][a-z]{2}-\d\d \d\d:\d\d:\d\d)(?=,)"
+    r"|(?<=\"Date:\",\")\d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d"
+)
+
+
+def moved(log: bytes, started: datetime, now: datetime) -> bytes:
+    """Return a log of dool whose samples were taken as long after ``now`` as they were after ``started``."""
+
+    def later(found: re.Match[str]) -> str:
+        if found["epoch"]:
+            return f"{float(found[0]) + (now - started).total_seconds():.3f}"
+        form, year = (_SAMPLED, f"{started.year} ") if found["sampled"] else (_WRITTEN, "")
+        taken = datetime.strptime(year + found[0], ("%Y " if year else "") + form).replace(tzinfo=UTC)
+        return (now + (taken - started)).strftime(form)
+
+    lines = gzip.decompress(log).decode().splitlines(keepends=True)
+    return gzip.compress("".join(_TIME.sub(later, line, count=1) for line in lines).encode())
+
+
+def ending_now(sample: Sample, change: Mapping[str, str], now: datetime) -> RunFacts:
+    """Return the facts of a run of a change that has just ended, as long as the recorded one, with an id of its own.
+
+    Args:
+      sample: the recorded run. Its recorded cause is left out, as nobody has judged the new one.
+      change: its number and commit.
+      now: the end.
+    """
+    begin, end = _times(sample.facts)
+    end_us = round(now.timestamp() * 1e6)
+    start_us = end_us - round((end - begin).total_seconds() * 1e6)
+    native = uuid.uuid4().hex
+    labels = {name: text for name, text in sample.facts.labels.items() if name != "cause"}
+    return sample.facts.replace(
+        run_id=RunId(SOURCE, native).encode(), build_uuid=native, start_us=start_us, end_us=end_us, source=SOURCE,
+        labels=labels, pipeline="check", project=PROJECT, branch="master", patchset="1", **change,
+    )  # fmt: skip
+
+
+def _times(facts: RunFacts) -> tuple[datetime, datetime]:
+    assert facts.start_us is not None
+    assert facts.end_us is not None
+    return datetime.fromtimestamp(facts.start_us / 1e6, UTC), datetime.fromtimestamp(facts.end_us / 1e6, UTC)
+
+
+def publish(broker: str, facts: RunFacts) -> float:
+    """Publish a run's event; return the time at which the broker had it, by `time.monotonic`."""
+    from paho.mqtt import publish as mqtt
+
+    host, _, port = broker.removeprefix("mqtt://").partition(":")
+    body, _ = finished_event(facts)
+    mqtt.single(f"ci/{PROJECT}/{facts.change}", body, qos=1, hostname=host, port=int(port))
+    return time.monotonic()
+
+
+@dataclass
+class Asked:
+    """A run that is asked about on a change of its own.
+
+    Attributes:
+      sample: the recorded run.
+      cause: of its failure, as recorded.
+      facts: of the run.
+      published_s: `time.monotonic` of its message.
+      took_s: from then to what is said on the change; None while nothing is.
+      said: the messages.
+    """
+
+    sample: Sample
+    cause: str
+    facts: RunFacts
+    published_s: float = 0.0
+    took_s: float | None = None
+    said: list[str] = field(default_factory=list)
+
+    def look(self, gerrit: Gerrit) -> None:
+        """Read what is said on the change."""
+        self.said = gerrit.said(self.facts.change)
+        if self.said and self.took_s is None:
+            self.took_s = time.monotonic() - self.published_s
+
+    def line(self, record: Mapping[str, Any]) -> AnswerLine:
+        """Return the line of the report, with the run's prediction."""
+        verdict = record.get("verdict", {})
+        return AnswerLine(
+            change=self.facts.change, job=self.sample.facts.build_name, outcome=self.sample.facts.outcome or "",
+            cause=self.cause, verdict=verdict.get("cause", ""), probability=verdict.get("probability"),
+            took_s=None if self.took_s is None else round(self.took_s, 1), messages=self.said,
+        )  # fmt: skip
+
+
+def ask(demo: Demo, running: engines.Engines, sample: Sample, cause: str) -> Asked:
+    """Propose a change, and publish a run of it that has just ended."""
+    gerrit = Gerrit(running.gerrit)
+    change = gerrit.propose(f"A change, tested by {sample.facts.build_name}")
+    now = datetime.now(UTC)
+    facts = ending_now(sample, change, now)
+    path = f"review/{facts.build_uuid}.csv.gz"
+    log = moved((demo.logs.corpus / sample.log_path).read_bytes(), _times(sample.facts)[0], _times(facts)[0])
+    (demo.logs.folder / "review").mkdir(exist_ok=True)
+    (demo.logs.folder / path).write_bytes(log)
+    asked = Asked(sample, cause, facts)
+    asked.published_s = publish(running.mosquitto, facts.replace(log_url=f"{demo.engines.logs}/{path}"))
+    return asked
+
+
+def begin_review(demo: Demo, review: Review) -> None:
+    """Begin to start the servers of the last act, if there is a model of causes to answer with."""
+    from serving.registry import Registry
+
+    if not review.missing and Registry(demo.data, CAUSE).state.champion is None:
+        review.missing = f"the gate rejected the model {CAUSE}"
+    review.begin()
+
+
+def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
+    """Ask about failed runs that no training has seen, and return what was said on their changes.
+
+    Raises:
+      EngineError: a prediction, or the message of a confident verdict, does not come.
+    """
+    with demo.steps.step("start Gerrit and mosquitto") as step:
+        running = review.ready()
+        if running is None:
+            step.report(f"left out: {review.missing}")
+            return []
+        Gerrit(running.gerrit).set_up()
+        start_commands(demo, running)
+    with demo.steps.step("answer on changes") as step:
+        asked = [ask(demo, running, sample, cause) for sample, cause in chosen(demo)]
+        records = Predictions(demo.data.predictions)
+
+        def answered() -> bool:
+            records.catch_up()
+            for one in asked:
+                one.look(Gerrit(running.gerrit))
+            found = {one["run_id"]: one for one in records.records}
+            verdicts = [found.get(one.facts.run_id, {}) for one in asked]
+            lines[:] = [one.line(record) for one, record in zip(asked, verdicts, strict=True)]
+            step.report(f"{sum(bool(one.said) for one in asked)} messages on {len(asked)} changes")
+            return all(verdicts) and all(line.messages for line in lines if line.verdict in CAUSES)
+
+        lines: list[AnswerLine] = []
+        wait_for(answered, "waiting for messages on changes", demo.children, WAIT_S)
+        time.sleep(2 * SETTLE_S)  # whether more is said than should be
+        answered()
+    return lines
+
+
+def start_commands(demo: Demo, running: engines.Engines) -> None:
+    """Start the receiver and feedback; let predict ask the model of causes."""
+    receivers, feedback = configure(Path(demo.data.demo.url("review")), running)
+    kafka, place = ("--kafka", demo.engines.kafka), ("--data-path", demo.data.url)
+    demo.children.end("predict")
+    children = {
+        "receive": ("receive", "mqtt", "--config", str(receivers), *kafka),
+        "predict": ("predict", "stream", *place, *kafka, "--engine", "micro-batches", "--model", CAUSE,
+                    "--server", demo.engines.models["grpc"]),
+        "feedback": ("feedback", "stream", "--config", str(feedback), *place, *kafka),
+    }  # fmt: skip
+    for name, arguments in children.items():
+        demo.children.start(name, *arguments)
+    # The broker keeps messages for a receiver from its first connection on.
+    connected = demo.children.running["receive"].log
+    wait_for(lambda: "receiving mqtt" in connected.read_text(), "connecting to mosquitto", demo.children, WAIT_S)
+
+
+def chosen(demo: Demo) -> list[tuple[Sample, str]]:
+    """Return failed runs that no training has seen, and their recorded causes: of both causes in turn."""
+    runs = [run for span in demo.data.dataset(CAUSE).state().latest() for run in span.runs if run.split == "test"]
+    samples = {one.facts.run_id: one for one in demo.plan.samples}
+    by_cause = [[(samples[run.run_id], cause) for run in runs if run.label_name == cause] for cause in sorted(CAUSES)]
+    return [one for turn in zip_longest(*by_cause) for one in turn if one is not None][:MOST]

@@ -1,0 +1,189 @@
+"""What the outbox needs of a review system: one `ReviewClient` for each configured system.
+
+A client is blocking, keeps no state between calls, and decides nothing: policy, text and repetition are the outbox's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ciml.errors import CimlError, EngineError
+
+#: The markup that a message is rendered for.
+Format = Literal["github", "gerrit", "gitlab"]
+
+#: Longest duration of a call of a client, seconds, from connecting to the last byte of the answer. The outbox settles a
+#: call of unknown outcome only after this time, so that no late request can follow its reading.
+CALL_S = 30.0
+
+#: Largest number of accounts in each field of `Reactions`.
+MAX_REACTIONS = 100
+
+
+class Busy(EngineError):
+    """The system asks to wait: 429, 503 with Retry-After, a rate limit. Nothing was changed.
+
+    Attributes:
+      retry_after_s: for how long no request may be sent, seconds.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Unsettled(EngineError):
+    """A request that changes something was sent, and its outcome is unknown: a timeout, a reset, a 5xx."""
+
+
+#: The reason of a `Refused` that concerns our credentials, not this request: it is tried again, until an operator has
+#: corrected them.
+UNAUTHORIZED = "unauthorized"
+
+
+class Refused(CimlError):
+    """The system rejects this request, and would reject it again: 400, 403, 404, 409, 422. Nothing was changed.
+
+    Attributes:
+      reason: a short word from a closed set: ``forbidden``, ``not_found``, ``conflict``, ``invalid``; `UNAUTHORIZED`
+        (401) for credentials.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRef:
+    """A patch set of a change, as the facts of a run name it. All fields are hostile text: encode them in addresses.
+
+    Attributes:
+      project: ``owner/name``, a Gerrit project, or the path of a GitLab project.
+      change: the number of the change or pull request; "" where the event had none (GitHub, forks).
+      patchset: the number of the patch set, or a commit; "" if unknown.
+      head: the commit that was tested; "" if unknown.
+    """
+
+    project: str
+    change: str
+    patchset: str = ""
+    head: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The present state of a change, read from the system.
+
+    Attributes:
+      state: ``missing`` where the system has no such change, or no open one contains the commit.
+      change: its number, found by the commit where the `ChangeRef` had none.
+      patchset: number of the present patch set; "" where the system has none.
+      head: its commit.
+      title: of the change; hostile text.
+      labels: of the change (hashtags and topic on Gerrit); hostile texts.
+    """
+
+    state: Literal["open", "merged", "abandoned", "missing"]
+    change: str = ""
+    patchset: str = ""
+    head: str = ""
+    title: str = ""
+    labels: tuple[str, ...] = ()
+
+    def is_at(self, change: ChangeRef) -> bool:
+        """Return whether the patch set of a reference is the present one. An unknown patch set is not."""
+        if change.head and self.head:
+            return change.head == self.head
+        return change.patchset != "" and change.patchset in (self.patchset, self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A message in the format of a client.
+
+    Attributes:
+      title: one line of plain, inert text: the title of a check run.
+      body: the whole message, its marker included; at most `ReviewClient.most_bytes` of UTF-8.
+      marker: part of ``body``; the same for all messages on a change. `ReviewClient.find` looks for it.
+      stamp: part of ``body``: the marker, patch set, verdict and a digest of the text. Equal stamps, equal messages.
+    """
+
+    title: str
+    body: str
+    marker: str
+    stamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """One of our messages in the system.
+
+    Attributes:
+      change: of the message; its ``change`` is the number that was found.
+      id: in the system; with ``change`` it is all that `ReviewClient.edit` and `ReviewClient.reactions` need.
+      url: of the message, for people; "" if unknown.
+      body: its present text as the system returns it.
+    """
+
+    change: ChangeRef
+    id: str
+    url: str = ""
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reactions:
+    """Accounts that reacted to a message, each once, without our own; at most `MAX_REACTIONS` in each field.
+
+    Attributes:
+      up, down: by 👍 or 👎.
+      not_helpful: by a reply of which a line is "not helpful", in any case, with or without a full stop.
+    """
+
+    up: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()
+    not_helpful: tuple[str, ...] = ()
+
+
+class ReviewClient(Protocol):
+    """A configured review system. Every call ends within `CALL_S`.
+
+    Attributes:
+      format: of its messages.
+      can_edit: whether `edit` changes a message in place.
+      most_bytes: largest `Rendered.body`, bytes of UTF-8.
+
+    Every method raises:
+      Busy: the system asks to wait.
+      Refused: it rejects the request for good.
+      EngineError: it was not reached, or its answer is no answer of such a system. Nothing was changed.
+    """
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def can_edit(self) -> bool: ...
+
+    @property
+    def most_bytes(self) -> int: ...
+
+    def head(self, change: ChangeRef) -> Head:
+        """Return the present state of a change."""
+
+    def find(self, change: ChangeRef, marker: str) -> Posted | None:
+        """Return our own message on a change: the latest whose text has the marker and whose author we are."""
+
+    def post(self, change: ChangeRef, message: Rendered) -> Posted:
+        """Create a message. Raises `Unsettled` also, if the outcome is unknown."""
+
+    def edit(self, posted: Posted, message: Rendered) -> Posted:
+        """Replace a message in place; where the system cannot, post it anew. Raises `Unsettled` also."""
+
+    def reactions(self, posted: Posted) -> Reactions:
+        """Return the reactions to a message."""
+
+    def close(self) -> None:
+        """Close connections."""

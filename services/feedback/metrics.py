@@ -1,0 +1,61 @@
+"""Metrics of feedback: totals of its manifest, and the time of calls in this process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from ciml.metrics import Family, Metric
+from ciml.raw.metrics import manifest_families
+from services.feedback.state import SECONDS, FeedbackState
+
+VERDICTS = Metric("ciml_feedback_verdicts_total", "counter", "Predictions, by what became of them.", ("outcome",))
+MESSAGES = Metric(
+    "ciml_feedback_messages_total", "counter", "Messages on patch sets, by what became of them.", ("system", "outcome")
+)
+WAITING = Metric("ciml_feedback_waiting", "gauge", "Patch sets whose message is due, or settles.", ("system",))
+UNSETTLED = Metric("ciml_feedback_unsettled", "gauge", "Calls whose outcome is unknown.", ("system",))
+OLDEST = Metric(
+    "ciml_feedback_oldest_timestamp_seconds", "gauge", "Time of the verdict that waits longest, epoch seconds.",
+    ("system",),
+)  # fmt: skip
+PAUSED = Metric(
+    "ciml_feedback_paused_until_timestamp_seconds", "gauge", "Until when a system asked to wait, epoch seconds.",
+    ("system",),
+)  # fmt: skip
+REACTIONS = Metric("ciml_feedback_reactions_total", "counter", "Reactions to messages.", ("system", "kind"))
+DELAY = Metric(
+    "ciml_feedback_seconds", "histogram", "Time from the end of a patch set's last failed run to its message.",
+    ("system",), SECONDS,
+)  # fmt: skip
+CALLS = Metric(
+    "ciml_feedback_call_seconds", "histogram", "Time of a call of a review system.", ("system", "call"),
+    (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)  # fmt: skip
+
+METRICS = (VERDICTS, MESSAGES, WAITING, UNSETTLED, OLDEST, PAUSED, REACTIONS, DELAY, CALLS)
+
+
+def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[Family]:
+    """Yield the metric families of a state. Systems are those of the configuration, and those the manifest knows."""
+    waiting: Counter[tuple[str]] = Counter({(system,): 0 for system in systems})
+    unsettled, oldest = Counter(waiting), dict[tuple[str], float]()
+    for key in state.opened:
+        entry = state.entries[key]
+        waiting[entry.system,] += 1
+        unsettled[entry.system,] += entry.intent is not None
+        oldest[entry.system,] = min(oldest.get((entry.system,), float("inf")), entry.since_us / 1e6)
+    yield VERDICTS.of({(outcome,): number for outcome, number in state.verdicts.items()})
+    yield MESSAGES.of(state.messages)
+    yield WAITING.of(waiting)
+    yield UNSETTLED.of(unsettled)
+    yield OLDEST.of(oldest)
+    yield PAUSED.of({(system,): until_us / 1e6 for system, until_us in state.paused.items()})
+    yield REACTIONS.of(state.reacted)
+    yield DELAY.distribution(
+        {
+            (system,): ([state.seconds[system, bucket] for bucket in range(len(SECONDS) + 1)], total_us / 1e6)
+            for system, total_us in state.seconds_us.items()
+        }
+    )
+    yield from manifest_families("feedback", state.version, state.time_us, state.restored)

@@ -1,0 +1,58 @@
+"""The part of a prediction's record that says why a run failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ciml.raw.causes import FAILED
+from ciml.verdicts import EXIT_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
+
+if TYPE_CHECKING:
+    from ciml.datasets.definition import ResolvedDefinition
+    from ciml.events.records import RunFacts
+    from serving.registry import Registry
+
+#: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
+#: status.
+_NOT_RECORDED = ("log_url", "subjects", "labels")
+
+
+def verdict_of(
+    facts: RunFacts | None, probabilities: Mapping[str, float], rules: VerdictRules | None
+) -> Verdict | None:
+    """Return the verdict on a run; None for one that did not fail, or without facts or rules.
+
+    Args:
+      facts: of the run; None where they are unknown.
+      probabilities: by class, as recorded.
+      rules: those of the model; None for a model that gives no verdicts.
+    """
+    if facts is None or rules is None or facts.outcome not in FAILED:
+        return None
+    return make_verdict(facts.build_name, probabilities, rules)
+
+
+def recorded_verdict(
+    facts: RunFacts | None, probabilities: Mapping[str, float], rules: VerdictRules | None
+) -> dict[str, Any]:
+    """Return ``run`` and ``verdict`` of a prediction's record as JSON; nothing where `verdict_of` has no verdict."""
+    verdict = verdict_of(facts, probabilities, rules)
+    if facts is None or verdict is None:
+        return {}
+    run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
+    if EXIT_LABEL in facts.labels:
+        run["labels"] = {EXIT_LABEL: facts.labels[EXIT_LABEL]}  # evidence says which signal ended the run
+    return {"run": run, "verdict": verdict.to_json()}
+
+
+def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -> VerdictRules | None:
+    """Return the rules in a pushed version's assets, verified against the registry; None for a model without.
+
+    Raises:
+      IntegrityError: if the file was altered, or is malformed.
+    """
+    if f"assets/{VERDICTS}" not in registry.state.files(version):
+        return None
+    where = f"model {registry.model}, version {version}: assets/{VERDICTS}"
+    return read_rules(registry.read_asset(version, VERDICTS), definition.classes, where)

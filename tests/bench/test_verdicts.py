@@ -1,0 +1,96 @@
+"""The figures of the bench of verdicts, on answers that are written down by hand; and what a fold may see."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from ciml.datasets.definition import DatasetDefinition
+from tests.bench.verdicts import (
+    EXAMPLES,
+    Fold,
+    Recorded,
+    Verdicts,
+    by_base_rate,
+    figures,
+    folds_of,
+    label_noise,
+    read,
+    reliability,
+    verdicts_by,
+)
+from tests.corpus import CORPUS
+
+CODE, MACHINE, UNKNOWN = 0, 1, 2
+
+
+@pytest.fixture(scope="module")
+def runs() -> Recorded:
+    return read([CORPUS])
+
+
+def test_the_corpus_knows_causes_and_has_reruns(runs: Recorded) -> None:
+    noise = label_noise(runs)
+    assert (noise["failed"], noise["known"], noise["by reruns alone"]) == (84, 74, 6)
+    assert noise["both"] == 19 == sum(noise[key] for key in noise if key.startswith("known "))
+    assert Counter(runs.truth(runs.facts[at].run_id) for at in runs.failed) == {"code": 30, "machine": 50}
+    forbidden = {"patch", "trouble", "trouble_s", "cause", "fault"}
+    assert not any(forbidden & set(run.labels) for run in runs.facts)  # no feature may know them
+
+
+def test_a_fold_sees_no_held_out_change(runs: Recorded) -> None:
+    labels = np.array([runs.truth(runs.facts[at].run_id) == "machine" for at in runs.failed], np.int64)
+    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    groups = runs.groups[runs.failed]
+    held = np.zeros(len(labels), int)
+    for _, fold in folds_of(runs, definition, labels, 5, 1):
+        parts = [set(groups[some]) for some in (fold.learned, fold.dev, fold.held)]
+        assert all(not one & other for one, other in combinations(parts, 2))
+        assert fold.learned.size + fold.dev.size + fold.held.size == len(labels)
+        assert fold.inputs.shape == (len(labels), 1, len(fold.features)) == (80, 1, 12)
+        held[fold.held] += 1
+    assert set(held) == {1}
+
+
+def test_figures_count_the_answers_of_all_repeats() -> None:
+    labels = np.array([CODE, CODE, MACHINE, MACHINE])
+    code = np.array([[0.9, 0.2, 0.4, 0.1], [0.9, 0.6, 0.7, 0.1]])
+    said = np.array([[CODE, MACHINE, UNKNOWN, MACHINE], [CODE, UNKNOWN, CODE, MACHINE]])
+    inside = np.array([[True, False, True, True], [True, True, False, True]])
+    found = figures(Verdicts(np.stack([code, 1 - code], axis=2), said, inside), labels, np.array(list("abcd")))
+    values = {name: value for name, (value, _, _) in found.items()}
+    assert values == {
+        "accuracy": 6 / 8,
+        "code precision": 3 / 4, "code recall": 3 / 4, "machine precision": 3 / 4, "machine recall": 3 / 4,
+        "sure code precision": 2 / 3, "sure code recall": 2 / 4,
+        "sure machine precision": 2 / 3, "sure machine recall": 2 / 4,
+        "unknown": 2 / 8, "coverage": 6 / 8,
+        "brier": pytest.approx(2 * (0.1**2 * 4 + 0.8**2 + 0.4**2 * 2 + 0.7**2) / 8),
+    }  # fmt: skip
+    assert all(low <= value <= high for value, low, high in found.values())
+    assert found["accuracy"][1] < 0.75 < found["accuracy"][2]
+    together = figures(Verdicts(np.stack([code, 1 - code], axis=2), said, inside), labels, np.array(list("aaaa")))
+    assert together["accuracy"] == (0.75, 0.75, 0.75)  # one change: nothing to resample
+
+
+def test_reliability_compares_what_was_said_with_what_was_right() -> None:
+    labels = np.array([CODE, CODE, MACHINE, MACHINE])
+    code = np.array([[0.9, 0.4, 0.3, 0.2]])
+    found = Verdicts(np.stack([code, 1 - code], axis=2), np.zeros((1, 4), int), np.ones((1, 4), bool))
+    low, high = reliability(found, labels, bins=2)
+    assert low == pytest.approx((2, 0.65, 0.5))
+    assert high == pytest.approx((2, 0.85, 1.0))
+
+
+def test_a_base_rate_is_no_verdict() -> None:
+    labels = np.array([CODE, MACHINE, MACHINE] * 12)
+    inputs = np.zeros((36, 1, 1), np.float32)
+    learned, dev, held = np.arange(12), np.arange(12, 30), np.arange(30, 36)
+    fold = Fold(learned, dev, held, inputs, np.ones(36, np.int32), ("usr",))
+    found = verdicts_by(by_base_rate, [(0, fold)], labels, ["unit"] * 36, 0.9)
+    assert found.probability[0, held].argmax(axis=1).tolist() == [MACHINE] * 6
+    assert found.said[0, held].tolist() == [UNKNOWN] * 6  # both classes are too common to be left out
+    assert found.inside[0, held].all()

@@ -1,0 +1,102 @@
+"""Verdicts on recorded runs to be judged by eye: `python -m tests.bench.verdict_pictures FOLDER… --out FOLDER`.
+
+Twenty of the failed runs, at equal distances in the order of their ends, get a verdict, its evidence and its picture.
+Model, calibration and profiles are made without the run's change, as in `tests.bench.verdicts`. Prints the table that a
+person completes in docs/verdicts.md, and how often a passing run has evidence of something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.raw.causes import CAUSES
+from ciml.verdicts import UNKNOWN
+from serving.evidence.evidence import Evidence, evidence_for
+from serving.evidence.subject import Subject
+from tests.bench.verdicts import EXAMPLES, Recorded, by_experiment, folds_of, read, verdicts_by
+from training.experiment import load_experiment
+from transforms.profiles.profile import MIN_RUNS, make_profiles
+
+RUNS = 20
+
+
+def evidence_without(runs: Recorded, at: int) -> tuple[Evidence, str]:
+    """Return evidence and picture of a run beside the passing runs of other changes."""
+    job = runs.facts[at].build_name
+    others = [each for each in range(len(runs.facts)) if runs.groups[each] != runs.groups[at]]
+    own = [each for each in others if runs.facts[each].build_name == job]
+    known = make_profiles((runs.facts[each], runs.tables[each]) for each in own)
+    if known.pooled.runs < MIN_RUNS:
+        known = make_profiles((runs.facts[each], runs.tables[each]) for each in others)
+    return evidence_for(Subject.of(runs.facts[at], runs.tables[at], known.of(job)))
+
+
+def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:
+    """Yield (run, cause with probability) of the failed runs, each by a model without its change."""
+    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
+    failed = runs.failed
+    labels = np.array([CAUSES.index(runs.truth(runs.facts[at].run_id)) for at in failed])
+    jobs = [runs.facts[at].build_name for at in failed]
+    folds = list(folds_of(runs, definition, labels, folds=5, repeats=1))
+    found = verdicts_by(by_experiment(experiment), folds, labels, jobs, experiment.coverage)
+    for row, at in enumerate(failed):
+        said = found.said[0, row]
+        likely = int(found.probability[0, row].argmax())
+        share = f"{CAUSES[likely]} {found.probability[0, row, likely]:.0%}"
+        yield at, f"{UNKNOWN}, {share}" if said == len(CAUSES) else share
+
+
+def known_of(folders: Sequence[Path]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the lines of recordings by native id: what truly happened to each run."""
+    lines = (json.loads(line) for folder in folders for line in (folder / "builds.jsonl").read_text().splitlines())
+    return {line["build_uuid"]: line for line in lines}
+
+
+def what_happened(line: Mapping[str, Any]) -> str:
+    """Return what a recording knows of a run, in words."""
+    if "fault" in line:
+        return str(line["fault"])
+    began = f" from {line['trouble_s']:.0f} s" if line.get("trouble_s") is not None else ""
+    trouble = "" if line["trouble"] == "none" else f"{line['trouble']}{began}"
+    return " and ".join(filter(None, ["patch" if line["patch"] else "", trouble])) or "nothing"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs, lines = read(options.folders), known_of(options.folders)
+    made = list(verdicts(runs))
+    print("| run | job | known | verdict | evidence | judged |\n|---|---|---|---|---|---|")
+    for number in range(RUNS):
+        at, cause = made[number * len(made) // RUNS]
+        facts = runs.facts[at]
+        evidence, picture = evidence_without(runs, at)
+        (options.out / f"{facts.build_uuid[:8]}.svg").write_text(picture)
+        known = what_happened(lines[facts.build_uuid])
+        said = " ".join(evidence.observations)
+        print(f"| {facts.build_uuid[:8]} | {facts.build_name} | {known} | {cause} | {said} | |")
+    kinds: dict[str, list[bool]] = {}
+    for at, facts in enumerate(runs.facts):
+        if facts.outcome == "success":
+            line = lines[facts.build_uuid]
+            troubled = line.get("trouble", line.get("fault")) not in ("none", "patch")
+            evidence, _ = evidence_without(runs, at)
+            said = any("passing runs have" in text for text in evidence.observations)
+            kinds.setdefault("with trouble" if troubled else "without trouble", []).append(said)
+    for kind, found in kinds.items():
+        print(f"passing runs {kind}: {sum(found)} of {len(found)} have a series outside of the passing range")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""How good verdicts are on recorded runs: `python -m tests.bench.verdicts FOLDER… [--folds 5] [--repeats 5]`.
+
+A FOLDER is a recording: ``builds.jsonl`` and the logs that it names. The recordings know what happened to each run, as
+no CI system does: that is the truth here. Whole changes are held out; profiles, model and calibration are made without
+them. Prints the tables of docs/verdicts.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
+from ciml.errors import RejectedInput
+from ciml.events.records import RawFile, RunFacts, Trust
+from ciml.events.run_facts import facts_from_listing
+from ciml.raw.causes import CAUSE, CAUSES, FAILED, Causes
+from ciml.raw.run_log import RunDelta, RunRecord
+from ciml.telemetry import telemetry_columns
+from ciml.verdicts import UNKNOWN, make_verdict
+from training.calibration.conformal import make_rules
+from training.calibration.fit import fit_calibrator
+from training.estimators import Rows, fit, inputs_for
+from training.evaluation.baselines import predict_by
+from training.experiment import Experiment, load_experiment
+from training.normalise import Normalisation
+from transforms.examples.prepare import prepare_many
+from transforms.parse.logs import Log, parse_logs
+from transforms.profiles.profile import make_profiles
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+#: The share of a fold's learning changes that calibrate: as in examples/cause.toml, two of seven.
+DEV_OF = 4
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The runs of recordings, in order of their ends.
+
+    Attributes:
+      facts: of all n runs, as a CI system knows them.
+      tables: their telemetry.
+      known: by run id, the cause that the recording knows.
+      rerun: by run id, the cause by reruns alone.
+      groups: str [n], the change of each run, or the run where it has none.
+    """
+
+    facts: tuple[RunFacts, ...]
+    tables: tuple[pa.Table, ...]
+    known: Mapping[str, str]
+    rerun: Mapping[str, str]
+    groups: np.ndarray
+
+    def truth(self, run_id: str) -> str:
+        """Return the cause of a failed run: as recorded, else by reruns; "" where neither says it."""
+        return self.known.get(run_id) or self.rerun.get(run_id, "")
+
+    @property
+    def failed(self) -> list[int]:
+        """The indices of the failed runs with a cause."""
+        return [at for at, run in enumerate(self.facts) if run.outcome in FAILED and self.truth(run.run_id)]
+
+
+def read(folders: Sequence[Path]) -> Recorded:
+    """Read recordings; runs without a usable log are left out."""
+    collect = _collect()
+    rejected: list[str] = []
+    runs = [run for folder in folders for run in collect.read_recording(folder, rejected)]
+    runs.sort(key=lambda run: (run.line["end_time"], run.line["build_uuid"]))
+    explaining = {"patch", "trouble", "trouble_s", "fault", CAUSE}
+    facts, causes = [], {}
+    for run in runs:
+        line = {key: value for key, value in run.line.items() if key not in explaining and key != "log_path"}
+        one = facts_from_listing({**line, "log_path": ""})
+        facts.append(one)
+        if CAUSE in run.line:
+            causes[one.run_id] = str(run.line[CAUSE])
+    tables = parse_logs(
+        [Log(gzip.decompress(run.log), one.start_us, one.end_us) for run, one in zip(runs, facts, strict=True)]
+    )
+    usable = [at for at, table in enumerate(tables) if not isinstance(table, RejectedInput)]
+    known = Causes(lambda job: True)
+    rows = tuple(RunRecord(facts[at], RawFile("", "", 0, 0), Trust(True, "", "")) for at in usable)
+    known.add(RunDelta(runs=rows))
+    by_reruns = {facts[at].run_id: cause for at in usable if (cause := known.by_reruns(facts[at].run_id))}
+    groups = np.array([facts[at].change or facts[at].run_id for at in usable])
+    return Recorded(tuple(facts[at] for at in usable), tuple(tables[at] for at in usable), causes, by_reruns, groups)
+
+
+def _collect() -> Any:
+    spec = importlib.util.spec_from_file_location("collect", EXAMPLES / "corpus" / "collect.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The failed runs of a fold: indices into `Recorded.failed`, and the features by what the fold may see.
+
+    Attributes:
+      learned, dev, held: int64, disjoint in their changes.
+      inputs: float32 [failed, L, F].
+      n_windows: int32 [failed].
+    """
+
+    learned: np.ndarray
+    dev: np.ndarray
+    held: np.ndarray
+    inputs: np.ndarray
+    n_windows: np.ndarray
+    features: tuple[str, ...]
+
+
+def folds_of(
+    runs: Recorded, definition: DatasetDefinition, labels: np.ndarray, folds: int, repeats: int
+) -> Iterator[tuple[int, Fold]]:
+    """Yield (repeat, fold) with whole changes held out, and others for the calibration."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    failed = np.array(runs.failed)
+    groups = runs.groups[failed]
+    for repeat in range(repeats):
+        for rest, held in StratifiedGroupKFold(folds, shuffle=True, random_state=repeat).split(labels, labels, groups):
+            inner = StratifiedGroupKFold(DEV_OF, shuffle=True, random_state=repeat)
+            learned, dev = next(inner.split(labels[rest], labels[rest], groups[rest]))
+            hidden = set(groups[held])
+            seen = [at for at in range(len(runs.facts)) if runs.groups[at] not in hidden]
+            resolved = _resolved(runs, definition, seen)
+            inputs, n_windows, rejected = prepare_many(
+                [runs.tables[at] for at in failed], resolved, [runs.facts[at] for at in failed]
+            )
+            assert not rejected, rejected
+            yield repeat, Fold(rest[learned], rest[dev], held, inputs, n_windows, resolved.features)
+
+
+def _resolved(runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]) -> ResolvedDefinition:
+    columns = [telemetry_columns(runs.tables[at].column_names) for at in seen]
+    passed = [(runs.facts[at], runs.tables[at]) for at in seen]
+    return resolve(definition, columns, [], profiles=lambda names: make_profiles(passed, names).to_json())
+
+
+Answer = Callable[[Fold, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def by_experiment(experiment: Experiment, only: tuple[str, ...] = ("",)) -> Answer:
+    """Return a function of (fold, labels) to the probabilities of the dev and the held-out runs, not calibrated.
+
+    ``only`` are prefixes of the names of the features that count.
+    """
+
+    def answer(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        chosen = [at for at, name in enumerate(fold.features) if name.startswith(only)]
+        rows = Rows(fold.inputs[:, :, chosen], fold.n_windows, labels)
+        normal = inputs_for(experiment, Normalisation.of(rows.inputs[fold.learned]), rows)
+        fitted = fit(experiment, normal.take(fold.learned), None, len(CAUSES))
+        dev, held = normal.take(fold.dev), normal.take(fold.held)
+        return fitted.predict(dev.inputs, dev.n_windows), fitted.predict(held.inputs, held.n_windows)
+
+    return answer
+
+
+def by_base_rate(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each class among the learned runs, for every run."""
+    share = np.bincount(labels[fold.learned], minlength=len(CAUSES)) / len(fold.learned)
+    return np.tile(share, (len(fold.dev), 1)), np.tile(share, (len(fold.held), 1))
+
+
+def by_duration(runs: Recorded) -> Answer:
+    """A small tree of the seconds from start to end."""
+    times = [((run.end_us or 0) - (run.start_us or 0)) / 1e6 for run in (runs.facts[at] for at in runs.failed)]
+    seconds = np.array(times)
+
+    def answer(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        known = seconds[fold.learned], labels[fold.learned]
+        dev, held = (predict_by("duration", *known, seconds[some], len(CAUSES)) for some in (fold.dev, fold.held))
+        return dev, held
+
+    return answer
+
+
+def by_outcome(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A tree of timeout, exit status and signal."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    columns = [at for at, name in enumerate(fold.features) if name.startswith("outcome:")]
+    values = fold.inputs[:, 0, columns]
+    model = DecisionTreeClassifier(min_samples_leaf=3, random_state=0).fit(values[fold.learned], labels[fold.learned])
+    return model.predict_proba(values[fold.dev]), model.predict_proba(values[fold.held])
+
+
+class Verdicts(NamedTuple):
+    """What one method says of the held-out runs: arrays [repeats, n].
+
+    Attributes:
+      probability: float64 [repeats, n, C], calibrated.
+      said: the index of the cause, or C for unknown.
+      inside: bool, whether the run's own cause is in its set.
+    """
+
+    probability: np.ndarray
+    said: np.ndarray
+    inside: np.ndarray
+
+
+def verdicts_by(
+    answer: Answer, folds: Sequence[tuple[int, Fold]], labels: np.ndarray, jobs: Sequence[str], coverage: float
+) -> Verdicts:
+    """Calibrate a method on the dev runs of each fold, and ask it for verdicts on the held-out runs."""
+    repeats, n = folds[-1][0] + 1, len(labels)
+    found = Verdicts(
+        np.zeros((repeats, n, len(CAUSES))), np.zeros((repeats, n), np.int64), np.zeros((repeats, n), bool)
+    )
+    for repeat, fold in folds:
+        dev, held = (values.astype(np.float32) for values in answer(fold, labels))
+        calibrator = fit_calibrator(dev, labels[fold.dev])
+        names = [jobs[at] for at in fold.dev]
+        rules = make_rules(calibrator.apply(dev), labels[fold.dev], names, CAUSES, coverage=coverage, calibration={})
+        for at, shares in zip(fold.held, calibrator.apply(held), strict=True):
+            verdict = make_verdict(
+                jobs[at], {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}, rules
+            )
+            found.probability[repeat, at] = shares
+            found.said[repeat, at] = len(CAUSES) if verdict.cause == UNKNOWN else CAUSES.index(verdict.cause)
+            found.inside[repeat, at] = CAUSES[labels[at]] in verdict.set
+    return found
+
+
+def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """Return each figure with its 95 % interval: a bootstrap of whole changes, over all repeats at once."""
+    likely = found.probability.argmax(axis=2)
+    counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by figure: numerator and denominator of each run, [n]
+    ones = np.ones_like(found.said, bool)
+    counts["accuracy"] = (likely == labels).sum(axis=0), ones.sum(axis=0)
+    for label, name in enumerate(CAUSES):
+        own = labels == label
+        for prefix, said in (("", likely), ("sure ", found.said)):
+            right = ((said == label) & own).sum(axis=0)
+            counts[f"{prefix}{name} precision"] = right, (said == label).sum(axis=0)
+            counts[f"{prefix}{name} recall"] = right, (own & ones).sum(axis=0)
+    counts["unknown"] = (found.said == len(CAUSES)).sum(axis=0), ones.sum(axis=0)
+    counts["coverage"] = found.inside.sum(axis=0), ones.sum(axis=0)
+    brier = ((found.probability - np.eye(len(CAUSES))[labels]) ** 2).sum(axis=2)
+    counts["brier"] = brier.sum(axis=0), ones.sum(axis=0)
+    return {name: _interval(top, bottom, groups) for name, (top, bottom) in counts.items()}
+
+
+def _interval(top: np.ndarray, bottom: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
+    names, index = np.unique(groups, return_inverse=True)
+    tops, bottoms = np.bincount(index, top), np.bincount(index, bottom)
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = (drawn @ tops) / (drawn @ bottoms)
+        value = tops.sum() / bottoms.sum() if bottoms.sum() else np.nan
+    resampled = resampled[np.isfinite(resampled)]
+    low, high = np.quantile(resampled, (0.025, 0.975)) if resampled.size else (np.nan, np.nan)
+    return float(value), float(low), float(high)
+
+
+def reliability(found: Verdicts, labels: np.ndarray, bins: int = 5) -> list[tuple[int, float, float]]:
+    """Return (verdicts, mean probability, share that was right) by the probability of the most probable class."""
+    probability = found.probability.max(axis=2).ravel()
+    right = (found.probability.argmax(axis=2) == labels).ravel()
+    order = np.array_split(np.argsort(probability, kind="stable"), bins)
+    return [(some.size, float(probability[some].mean()), float(right[some].mean())) for some in order]
+
+
+def label_noise(runs: Recorded) -> dict[str, int]:
+    """Count how often reruns contradict what the recording knows, and how unchanged reruns end."""
+    both = [run_id for run_id in runs.known if run_id in runs.rerun]
+    counts = Counter((runs.known[run_id], runs.rerun[run_id]) for run_id in both)
+    return {
+        "failed": sum(run.outcome in FAILED for run in runs.facts),
+        "known": len(runs.known),
+        "by reruns": len(runs.rerun),
+        "by reruns alone": len(runs.rerun.keys() - runs.known.keys()),
+        "both": len(both),
+        **{f"known {known}, rerun says {rerun}": counts[known, rerun] for known in CAUSES for rerun in CAUSES},
+    }
+
+
+def methods(runs: Recorded, experiment: Experiment) -> dict[str, Answer]:
+    """Return the compared methods by name: three baselines, the served model, parts of it, and others."""
+    forest = Experiment(estimator="random_forest", name="forest")
+    svm = Experiment(estimator="svm", name="svm", parameters={"C": 0.1})
+    no_exit = ("usr", "stl", "profile:", "outcome:timeout")
+    return {
+        "base rate": by_base_rate,
+        "duration": by_duration(runs),
+        "exit status and timeout": by_outcome,
+        "served: network of 16": by_experiment(experiment),
+        "served, outcome alone": by_experiment(experiment, ("outcome:",)),
+        "logistic regression": by_experiment(experiment.replace(hidden_layers=())),
+        "random forest": by_experiment(forest),
+        "linear SVM": by_experiment(svm),
+        "timeout alone": by_experiment(experiment, ("outcome:timeout",)),
+        "served, no exit status": by_experiment(experiment, no_exit),
+        "random forest, no exit status": by_experiment(forest, no_exit),
+    }
+
+
+def table(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], names: Sequence[str]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for method, found in rows.items():
+        cells = (f"{value:.2f} ({low:.2f}–{high:.2f})" for value, low, high in (found[name] for name in names))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="a part of the names of the methods")
+    options = parser.parse_args()
+    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
+    runs = read(options.folders)
+    failed = runs.failed
+    labels = np.array([CAUSES.index(runs.truth(runs.facts[at].run_id)) for at in failed])
+    groups, jobs = runs.groups[failed], [runs.facts[at].build_name for at in failed]
+    print(f"{len(runs.facts)} runs; {len(failed)} failed with a cause, {dict(Counter(CAUSES[at] for at in labels))}")
+    for what, count in label_noise(runs).items():
+        print(f"  {what}: {count}")
+    folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
+    print(f"features: {len(folds[0][1].features)}")
+    rows, curves = {}, {}
+    for name, answer in methods(runs, experiment).items():
+        if options.only in name:
+            found = verdicts_by(answer, folds, labels, jobs, experiment.coverage)
+            rows[name] = figures(found, labels, groups)
+            curves[name] = reliability(found, labels)
+            print(name, {key: round(value[0], 3) for key, value in rows[name].items()}, flush=True)
+    print(
+        table(rows, ["accuracy", *(f"{name} {what}" for name in CAUSES for what in ("precision", "recall")), "brier"])
+    )
+    print(
+        table(
+            rows,
+            [*(f"sure {name} {what}" for name in CAUSES for what in ("precision", "recall")), "unknown", "coverage"],
+        )
+    )
+    for name, curve in curves.items():
+        print(name, "; ".join(f"{mean:.2f} said, {right:.2f} right ({count})" for count, mean, right in curve))
+
+
+if __name__ == "__main__":
+    main()

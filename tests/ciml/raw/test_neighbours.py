@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciml.events.records import UNJUDGED, RawFile, RunFacts, Trust
+from ciml.raw import neighbours
+from ciml.raw.neighbours import WITHIN_US, NearbyRuns, Neighbours
+from ciml.raw.run_log import RunDelta, RunRecord
+
+HOUR = 1_700_000_000_000_000
+
+
+def run(number: int, outcome: Any = "failure", end_us: int | None = HOUR, **keys: Any) -> RunFacts:
+    facts = {"source": "zuul", "provider": "north", "region": "1", "build_name": "unit", "change": str(number), **keys}
+    return RunFacts(f"zuul~{number}~1", str(number), outcome=outcome, end_us=end_us, **facts)
+
+
+TRUSTED = Trust(True, "gate", "0")
+
+
+def near(*runs: RunFacts, wants: str = "unit", trust: Trust = TRUSTED) -> list[Neighbours | None]:
+    known = NearbyRuns(lambda job: job == wants)
+    known.add(RunDelta(runs=tuple(RunRecord(each, RawFile("", "", 0, 0), trust) for each in runs)))
+    return [known.of(each.run_id) for each in runs]
+
+
+def test_runs_of_other_changes_that_ended_in_the_hour_before_count() -> None:
+    assert near(
+        run(1, "failure", HOUR - WITHIN_US),  # an hour before: too early
+        run(2, "failure", HOUR - WITHIN_US + 1),
+        run(3, "success", HOUR - 1),
+        run(4, "timeout", HOUR),
+        run(5, "error", HOUR - 1),  # says nothing
+        run(6, "cancellation", HOUR - 1),
+        run(7, "failure", HOUR + 1),  # ended later
+        run(8, "failure", HOUR - 1, change="9"),  # of the same change
+        run(9, build_name="unit"),
+        run(10),  # recorded later
+    )[8] == Neighbours(failed=2, runs=3)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"provider": "south"}, {"region": "2"}, {"source": "other"}, {"labels": {"node": "n1"}}, {"provider": ""}],
+)
+def test_only_runs_of_the_same_place_are_neighbours(keys: dict[str, Any]) -> None:
+    assert near(run(1), run(2, **keys))[1] == (None if keys == {"provider": ""} else Neighbours(0, 0))
+    at: dict[str, Any] = {"provider": "south", "region": "2", "labels": {"node": "n1"}}
+    assert near(run(1, **at), run(2, **at))[1] == Neighbours(1, 1)
+
+
+def test_passing_runs_and_other_jobs_are_not_asked_for() -> None:
+    assert near(run(1), run(2, "success"), run(3, build_name="docs"), run(4, end_us=None)) == [
+        Neighbours(0, 0),
+        None,
+        None,
+        None,
+    ]
+
+
+def test_untrusted_runs_do_not_count() -> None:
+    assert near(run(1), run(2), trust=UNJUDGED) == [Neighbours(0, 0)] * 2
+
+
+def test_runs_without_a_change_are_apart() -> None:
+    assert near(run(1, change=""), run(2, change=""))[1] == Neighbours(1, 1)
+
+
+def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_NEAR_RUNS", 2)
+    assert near(*(run(number) for number in range(1, 6)))[4] == Neighbours(2, 2)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_PLACES", 1)
+    assert near(run(1), run(2, region="2"), run(3))[2] == Neighbours(0, 0)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 1)
+    assert near(run(1), run(2)) == [None, Neighbours(1, 1)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["failure", "success", "timeout", "skip"]), st.integers(-2, 2), st.integers(0, 2),
+            st.sampled_from(["north", "south", ""]),
+        ),
+        max_size=12,
+    )
+)  # fmt: skip
+def test_a_plain_search_finds_the_same(rows: list[tuple[str, int, int, str]]) -> None:
+    runs = [
+        run(number, outcome, HOUR + half * WITHIN_US // 2, change=str(change), provider=provider)
+        for number, (outcome, half, change, provider) in enumerate(rows)
+    ]
+    expected: list[Neighbours | None] = []
+    for at, one in enumerate(runs):
+        others = [
+            other
+            for other in runs[:at]
+            if other.provider == one.provider
+            and other.change != one.change
+            and other.outcome in ("failure", "success", "timeout")
+            and 0 <= (one.end_us or 0) - (other.end_us or 0) < WITHIN_US
+        ]
+        failed = sum(other.outcome != "success" for other in others)
+        asked = one.outcome in ("failure", "timeout") and one.provider
+        expected.append(Neighbours(failed, len(others)) if asked else None)
+    assert near(*runs) == expected

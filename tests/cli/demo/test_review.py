@@ -1,0 +1,98 @@
+"""The last act of the demo: what is published of a run, and the check of what is said on its change."""
+
+from __future__ import annotations
+
+import gzip
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from adapters.adapter import Delivery
+from ciml.events.cloudevents import finished_event
+from cli.demo.corpus import Sample, read_corpus
+from cli.demo.demo import check_messages, with_answers
+from cli.demo.report.result import AnswerLine
+from cli.demo.review.act import ending_now, moved
+from cli.demo.review.servers import Review
+from tests.adapters.reading import runs_of
+from tests.cli.demo.demo_fixture import demo_result
+from tests.corpus import CORPUS
+from transforms.parse.logs import Log, parse_logs
+
+NOW = datetime(2031, 3, 1, 0, 0, 20, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return next(one for one in read_corpus(CORPUS) if one.facts.outcome == "failure")
+
+
+def parsed(log: bytes, start_us: int | None) -> pa.Table:
+    (table,) = parse_logs([Log(log, start_us)])
+    assert isinstance(table, pa.Table)
+    return table
+
+
+def test_a_moved_log_has_the_same_samples_at_other_times(sample: Sample) -> None:
+    facts, log = sample.facts, (CORPUS / sample.log_path).read_bytes()
+    assert facts.start_us is not None
+    begin = datetime.fromtimestamp(facts.start_us / 1e6, UTC)
+    later = NOW - timedelta(seconds=50)  # across midnight, and the end of a month
+    before, after = parsed(log, facts.start_us), parsed(moved(log, begin, later), int(later.timestamp() * 1e6))
+    assert before.drop_columns("time").equals(after.drop_columns("time"))
+    passed = {
+        moment - first for first, moment in zip(
+            before.column("time").cast(pa.int64()).to_pylist(), after.column("time").cast(pa.int64()).to_pylist(),
+            strict=True,
+        )
+    }  # fmt: skip
+    assert passed == {int((later - begin) / timedelta(microseconds=1) // 1_000_000 * 1_000_000)}
+
+
+def test_a_log_with_epoch_seconds_is_moved_too() -> None:
+    begin = datetime(2026, 11, 26, 12, 0, 0, tzinfo=UTC)
+    lines = ['"Date:","26 Nov 2026 12:00:00 UTC"', '"epoch","usr"', f"{begin.timestamp() + 1.25:.3f},7.5", "7,8"]
+    text = gzip.decompress(moved(gzip.compress("\n".join(lines).encode()), begin, NOW)).decode()
+    assert text.split("\n") == [
+        '"Date:","01 Mar 2031 00:00:20 UTC"', '"epoch","usr"', f"{NOW.timestamp() + 1.25:.3f},7.5", "7,8"
+    ]  # fmt: skip
+
+
+def test_an_event_is_a_run_of_the_change(sample: Sample) -> None:
+    facts = ending_now(sample, {"change": "7", "head": "a" * 40}, NOW)
+    body, _ = finished_event(facts)
+    (run,) = runs_of("cloudevents", Delivery(body, {})).values()
+    assert (run.build_uuid, run.build_name, run.outcome) == (facts.build_uuid, sample.facts.build_name, "failure")
+    assert (run.project, run.change, run.patchset, run.head) == ("demo", "7", "1", "a" * 40)
+    recorded = sample.facts
+    assert run.end_us == int(NOW.timestamp() * 1e6)
+    assert run.end_us - run.start_us == recorded.end_us - recorded.start_us
+    assert facts.build_uuid != recorded.build_uuid
+    assert run.labels.keys() == {"exit_code"}
+
+
+def line(verdict: str, *messages: str) -> AnswerLine:
+    return AnswerLine(change="1", job="unit", outcome="failure", cause="code", verdict=verdict, messages=list(messages))
+
+
+def test_a_confident_verdict_is_one_message_and_an_uncertain_one_none() -> None:
+    right = [line("code", "it is this change"), line("machine", "it is the machine"), line("unknown")]
+    assert check_messages(right).passed
+    assert check_messages(right).detail == "2 messages on 3 changes"
+    for wrong in (line("code"), line("code", "once", "twice"), line("unknown", "perhaps"), line("")):
+        assert not check_messages([*right, wrong]).passed
+
+
+def test_without_mosquitto_or_java_the_last_act_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIML_NO_JAVA", "1")
+    review = Review.of(tmp_path)
+    assert review.missing == "CIML_NO_JAVA is set"
+    review.begin()
+    assert review.ready() is None
+    result = with_answers(demo_result(answers=[]), [], review)
+    assert result.notes[-1] == "no changes were answered: CIML_NO_JAVA is set"
+    assert result.passed
+    monkeypatch.setattr("shutil.which", lambda *_arguments, **_options: None)
+    assert "apt-get install mosquitto" in Review.of(tmp_path).missing

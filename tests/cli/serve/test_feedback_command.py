@@ -1,0 +1,136 @@
+"""``ciml feedback``: trying messages, listing what became of them, muting projects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError
+from ciml.events.records import Message, OffsetRange
+from cli.commands.serve.feedback import command
+from services.feedback.config import load_feedback
+from services.feedback.reading import taken
+from services.feedback.service import replica
+from tests.services.feedback.reviews import NOW_S, prediction
+from tests.serving.evidence import stored
+from tests.serving.evidence.subjects import profiles
+
+CONFIG = """
+settle_s = 0
+muted_projects = ["muted/*"]
+
+[[system]]
+kind = "gerrit"
+name = "review"
+sources = ["zuul"]
+url = "https://review.example.org"
+user = "ciml"
+secret_file = "missing"
+"""
+
+
+def ciml(*arguments: str) -> Result:
+    result = CliRunner().invoke(command, arguments, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "feedback.toml").write_text(CONFIG)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").touch()  # a data root that exists
+    return str(tmp_path / "feedback.toml")
+
+
+def put(data: Path, config: str, *records: dict[str, Any]) -> None:
+    """Take predictions as the service does."""
+    messages = [Message(number, orjson.dumps(one)) for number, one in enumerate(records)]
+    covers = OffsetRange("predictions", "", 0, 0, len(records))
+    feedback = load_feedback(config)
+    replica(DataRoot.open(data)).append(lambda state: taken(state, covers, messages, feedback, int(NOW_S * 1e6)))
+
+
+def test_try_prints_messages_and_reasons_for_silence(config: str, tmp_path: Path) -> None:
+    lines = [
+        prediction(1), prediction(2, build_name="lint"), prediction(3, outcome="success"),
+        prediction(4, project="muted/one"),
+    ]  # fmt: skip
+    (tmp_path / "p.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)) + b"\n\n")
+    shown = ciml("try", str(tmp_path / "p.jsonl"), "--config", config, "--data-path", str(tmp_path / "data")).output
+    assert shown.startswith(
+        "zuul~3~1: silent: not_failed\n"
+        "zuul~4~1: silent: muted_project\n"
+        "zuul~1~1, zuul~2~1: a message of review on 'org/project', change '12':\n"
+        "\n"
+        "2 jobs failed: 2 probably because of the machine.\n"
+    )
+    found = ciml("try", str(tmp_path / "p.jsonl"), "--config", config, "--data-path", str(tmp_path / "data"), "--json")
+    assert [json.loads(line).get("reason") for line in found.output.splitlines()] == [
+        "not_failed",
+        "muted_project",
+        None,
+    ]
+
+
+def test_try_of_a_stored_run_shows_its_evidence_and_links_its_picture(tmp_path: Path, config: str) -> None:
+    facts = stored.FAILED.replace(source="zuul", project="org/project", patchset="3")
+    data = DataRoot.open(tmp_path / "data")
+    stored.push(data, tmp_path / "candidate", profiles(60))
+    record = stored.prediction(facts, stored.store_runs(data, [(facts, stored.STARVED)])[facts.run_id])
+    stored.commit(data, [record])
+    Path(config).write_text('base_url = "https://ci.example.org/p"\n' + Path(config).read_text())
+    shown = ciml("try", "--run", facts.run_id, "--config", config, "--data-path", str(tmp_path / "data")).output
+    picture = f"evidence/{record['id'][:2]}/{record['id']}.svg"
+    assert shown.count("\n- ") == 3
+    assert "\n- From second 20, steal was 41 %; passing runs have 0 %.\n" in shown
+    assert f"- Picture of its telemetry: https://ci.example.org/p/{picture}\n" in shown
+    assert (tmp_path / "data" / "predictions" / picture).read_bytes().startswith(b"<svg")
+
+
+def test_try_names_what_is_wrong_with_a_file(config: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"a": 1}\n[1]\n')
+    with pytest.raises(CimlError, match=r"p.jsonl, line 2: expected a JSON object"):
+        ciml("try", str(tmp_path / "p.jsonl"), "--config", config, "--data-path", str(tmp_path / "data"))
+
+
+def test_try_of_a_run_without_prediction_names_it(config: str, tmp_path: Path) -> None:
+    with pytest.raises(CimlError, match=r"there is no prediction of run 'zuul~9~1'"):
+        ciml("try", "--run", "zuul~9~1", "--config", config, "--data-path", str(tmp_path / "data"))
+
+
+def test_list_shows_what_waits(config: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert ciml("list", "--data-path", str(data)).output == "no messages\n"
+    put(data, config, prediction(1), prediction(2, change="13", build_name="\x1b[31mred"))
+    found = [json.loads(line) for line in ciml("list", "--data-path", str(data), "--json").output.splitlines()]
+    assert [(one["change"], one["state"], one["causes"]) for one in found] == [
+        ("12", "waiting", ["machine"]), ("13", "waiting", ["machine"]),
+    ]  # fmt: skip
+    table = ciml("list", "--data-path", str(data)).output
+    assert "waiting" in table
+    assert "\x1b[31mred" not in table
+
+
+def test_a_project_is_muted_at_once_and_unmuted(config: str, tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    assert ciml("mute", "org/*", "--data-path", data).output == "muted: 'org/*'\n"
+    put(tmp_path / "data", config, prediction(1))
+    with replica(DataRoot.open(data)).state() as state:
+        assert dict(state.verdicts) == {"muted_project": 1}
+    assert ciml("list", "--data-path", data).output == "muted projects: 'org/*'\nno messages\n"
+    assert ciml("unmute", "org/*", "--data-path", data).output == "not muted any more: 'org/*'\n"
+    assert ciml("unmute", "org/*", "--data-path", data).output == "'org/*' is not muted\n"
+    assert ciml("list", "--data-path", data).output == "no messages\n"
+
+
+def test_a_muted_name_must_be_visible(config: str, tmp_path: Path) -> None:
+    with pytest.raises(CimlError, match="PROJECT"):
+        ciml("mute", "a\u202eb", "--data-path", str(tmp_path / "data"))

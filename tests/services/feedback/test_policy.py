@@ -1,0 +1,109 @@
+"""What is said and what is not: each rule of the policy, and records that are no predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from services.feedback.config import Policy, load_feedback
+from services.feedback.policy import Item, judge
+from tests.services.feedback.reviews import NOW_S, ReviewSystem, feedback, prediction
+
+NOW_US = int(NOW_S * 1e6)
+
+
+def test_a_confident_verdict_on_a_failed_run_is_said() -> None:
+    item = judge(prediction(), feedback(), (), NOW_US)
+    assert isinstance(item, Item)
+    assert (item.system, item.job, item.run_id, item.cause, item.probability) == (
+        "review", "unit", "zuul~1~1", "machine", 0.91,
+    )  # fmt: skip
+    assert item.ref.change == "12"
+    assert item.verdict.base_rate == {"code": 0.63, "machine": 0.37}
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "reason"),
+    [
+        ({"outcome": "success"}, {}, "not_failed"),
+        ({"outcome": "cancellation"}, {}, "not_failed"),
+        ({"outcome": None}, {}, "not_failed"),
+        ({"verdict": {"cause": "unknown", "set": ["code", "machine"]}}, {}, "unknown"),
+        ({"verdict": {"cause": "weather"}}, {}, "unknown"),
+        ({}, {"causes": ("code",)}, "unknown"),
+        ({}, {"min_probability": 0.95}, "unlikely"),
+        ({}, {"pipelines": ("gate",)}, "not_selected"),
+        ({}, {"branches": ("stable/*",)}, "not_selected"),
+        ({}, {"jobs": ("lint*",)}, "not_selected"),
+        ({}, {"projects": ("other/*",)}, "not_selected"),
+        ({}, {"models": ("other",)}, "not_selected"),
+        ({}, {"muted_projects": ("org/*",)}, "muted_project"),
+        ({"change": "", "head": ""}, {}, "no_change"),
+        ({"patchset": "", "head": ""}, {}, "no_change"),
+        ({"project": ""}, {}, "no_change"),
+        ({"source": "tekton"}, {}, "no_system"),
+        ({"end_us": NOW_US - 7 * 3_600_000_000}, {}, "late"),
+        ({"verdict": {"probability": float("nan")}}, {}, "bad_record"),
+        ({"verdict": {"probability": 1.5}}, {}, "bad_record"),
+        ({"verdict": {"base_rate": {"code": "much"}}}, {}, "bad_record"),
+        ({"build_name": 7}, {}, "bad_record"),
+        ({"result": "x" * 40_000}, {}, "bad_record"),
+    ],
+)
+def test_what_is_not_said_has_a_reason(changes: dict[str, Any], policy: dict[str, Any], reason: str) -> None:
+    verdict = changes.pop("verdict", None)
+    assert judge(prediction(verdict=verdict, **changes), feedback(**policy), (), NOW_US) == reason
+
+
+@pytest.mark.parametrize("missing", ["run", "verdict"])
+def test_a_prediction_without_verdict_is_no_error(missing: str) -> None:
+    record = prediction()
+    del record[missing]
+    assert judge(record, feedback(), (), NOW_US) == "no_verdict"
+
+
+def test_a_project_can_be_muted_at_run_time() -> None:
+    assert judge(prediction(), feedback(), ("org/*",), NOW_US) == "muted_project"
+    assert isinstance(judge(prediction(), feedback(), ("other/*",), NOW_US), Item)
+
+
+def test_the_first_system_that_takes_a_run_has_it() -> None:
+    first = ReviewSystem(name="first", sources=("zuul",), projects=("other/*",))
+    second = ReviewSystem(name="second", sources=("zuul", "github"))
+    item = judge(prediction(), feedback(first, second), (), NOW_US)
+    assert isinstance(item, Item)
+    assert item.system == "second"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("settle_s = -1", "feedback.toml: settle_s: -1.0 is not between 0.0 and 3600.0"),
+        ("settle_s = 60\nsettle_most_s = 10", "feedback.toml: settle_most_s: 10.0 is not between 60.0 and 86400.0"),
+        ('causes = ["weather"]', "feedback.toml: causes.0: 'weather' is unknown; choose from code, machine"),
+        ('mute_word = "[skip]"', "feedback.toml: mute_word: '[skip]' is not a word such as ciml-quiet"),
+        ('base_url = "javascript:x"', "feedback.toml: base_url: 'javascript:x' is not an address such as"),
+        ('base_url = "https://ci.example.org/a)b"', "feedback.toml: base_url: 'https://ci.example.org/a)b' is not"),
+        ('base_url = "https://u:p@ci.example.org/"', "feedback.toml: base_url: "),
+        ('reviewers = ["alice"]', "feedback.toml: reviewers: 'alice' is not SYSTEM:ACCOUNT"),
+        ("dryrun = true", "feedback.toml: dryrun: unknown key"),
+        ("dry_run = 1", "feedback.toml: dry_run: expected bool, got int"),
+        ("", "feedback.toml: no [[system]]; add one"),
+        ("system = 3", "feedback.toml: system: expected tables"),
+        ('[[system]]\nname = "a"', "feedback.toml, system a: kind: is missing; choose from"),
+        ('[[system]]\nname = "a"\nkind = "svn"', "feedback.toml, system a: kind: 'svn' is unknown; choose from"),
+    ],
+)
+def test_an_invalid_configuration_names_file_key_and_value(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "feedback.toml").write_text(text)
+    with pytest.raises(CimlError) as caught:
+        load_feedback(tmp_path / "feedback.toml")
+    assert message in str(caught.value)
+    assert "u:p" not in str(caught.value)
+
+
+def test_the_defaults_say_nothing_to_anybody() -> None:
+    assert Policy().dry_run

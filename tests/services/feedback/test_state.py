@@ -1,0 +1,77 @@
+"""The manifest of feedback: checkpoints, what is forgotten, and what it rejects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ciml.errors import IntegrityError
+from ciml.events.records import Message, OffsetRange
+from services.feedback.reading import taken
+from services.feedback.state import FeedbackState
+from tests.services.feedback.reviews import NOW_S, Review, feedback, prediction
+from tests.services.feedback.worlds import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "data", feedback())
+
+
+def test_a_second_intent_before_the_first_is_settled_is_an_integrity_error() -> None:
+    state = FeedbackState()
+    item = prediction()
+    world_item = taken(
+        state,
+        OffsetRange("p", "", 0, 0, 1),
+        [Message(0, __import__("orjson").dumps(item))],
+        feedback(),
+        int(NOW_S * 1e6),
+    )
+    assert world_item is not None
+    state.apply(1, world_item)
+    (key,) = state.entries
+    intent = {
+        "entry": key, "number": 1, "action": "post", "stamp": "s", "marker": "m", "change": "12", "changes": 1,
+        "causes": "machine",
+    }  # fmt: skip
+    state.apply(2, {"time_us": 1, "intents": [intent]})
+    with pytest.raises(IntegrityError, match="has an intent that is not settled"):
+        state.apply(3, {"time_us": 2, "intents": [{**intent, "number": 2}]})
+
+
+def test_a_checkpoint_holds_the_whole_state(world: World) -> None:
+    world.review.by_commit["a1" * 20] = "12"
+    world.take(prediction(1, change=""), prediction(2, change="13"), prediction(3, outcome="success"))
+    world.review.script = ["", "", "", "", "", "lost"]
+    world.work()
+    with world.committing.state() as state:
+        snapshot = json.loads(json.dumps(state.snapshot()))
+        again = FeedbackState.restored_from(state.version, snapshot, {})
+        assert again.snapshot() == state.snapshot()
+        assert again.opened == state.opened
+        assert state.opened
+        assert vars(again).keys() == vars(state).keys()
+
+
+def test_entries_are_forgotten_after_three_days_unless_they_wait(world: World) -> None:
+    world.take(prediction(1), prediction(2, change="13"))
+    world.review.script = ["", "", ""] + ["away"] * 5
+    world.work()
+    world.now_s += 3 * 86400.0 + 60.0
+    world.take(prediction(9, outcome="success"))
+    assert [entry.change.change for entry in world.entries()] == ["13"]
+
+
+def test_after_that_the_message_on_the_change_is_the_memory(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(), Review("gerrit", can_edit=False))
+    world.take(prediction(1))
+    world.work()
+    world.now_s += 4 * 86400.0
+    world.take(prediction(9, outcome="success"))
+    late = {"end_us": int(world.now_s * 1e6)}
+    world.take(prediction(10, build_name="other", **late))
+    world.work()
+    assert (len(world.bodies), world.outcomes) == (1, {"posted": 1, "said": 1})

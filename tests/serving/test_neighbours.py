@@ -1,0 +1,49 @@
+"""The stream gives a model the neighbours that a data set has: those in the raw manifest before each run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from ciml.data_root import DataRoot
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.events.records import RunFacts
+from ciml.raw.neighbours import Neighbours
+from serving.predict.neighbours import neighbours_of
+from tests.pipelines.predict.predicting import telemetry
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.transforms.samples import make_facts
+
+RESOLVED = ResolvedDefinition(
+    definition=DatasetDefinition(name="causes", class_label="cause", context=("neighbours",)),
+    columns=("load avg:1m",),
+    features=("1m", "neighbours:failed", "neighbours:share"),
+    classes=("code", "machine"),
+    windows=3,
+)
+MINUTE_US = 60_000_000
+NOON_US = 1_772_000_000_000_000
+
+
+def ended(number: int, outcome: str, minute: int) -> tuple[RunFacts, pa.Table]:
+    end_us = NOON_US + minute * MINUTE_US
+    facts = make_facts(number, outcome=outcome, change=str(number), provider="aws", end_us=end_us)
+    return facts.replace(start_us=end_us - MINUTE_US), telemetry(number, 5)
+
+
+def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path)
+    raw, nearby = RawStore(data), neighbours_of(data.raw, RESOLVED)
+    assert nearby is not None
+    ids = [ended(number, "failure", 0)[0].run_id for number in range(6)]
+    raw.add([ended(0, "failure", 0), ended(1, "success", 10), ended(2, "failure", 20)])
+    assert nearby.of(ids[:4]) == [Neighbours(0, 0), None, Neighbours(1, 2), None]
+    raw.add([ended(3, "failure", 70)])  # the first two ended more than an hour before, the third did not
+    raw.add([ended(4, "failure", 71)])
+    assert nearby.of([ids[4], ids[3], ids[2]]) == [Neighbours(2, 2), Neighbours(1, 1), Neighbours(1, 2)]
+    fresh = neighbours_of(data.raw, RESOLVED)
+    assert fresh is not None
+    assert fresh.of(ids) == nearby.of(ids)
+    plain = RESOLVED.replace(definition=RESOLVED.definition.replace(context=None), features=("1m",))
+    assert neighbours_of(data.raw, plain) is None

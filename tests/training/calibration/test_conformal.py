@@ -1,0 +1,203 @@
+"""Sets of classes: their coverage holds where it is stated, crepes gives the same, and no leak goes unseen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import RunFacts
+from ciml.verdicts import MAX_SCORES, VerdictRules, read_rules
+from tests.training.calibration.scores import made_up
+from training.calibration import conformal
+from training.calibration.calibrate import calibrate
+from training.calibration.conformal import decimals, job_groups, make_rules, sets_by_crepes
+from training.evaluation.verdicts import verdict_figures
+from training.experiment import Experiment
+
+CLASSES = ("code", "machine")
+RESOLVED = ResolvedDefinition(
+    definition=DatasetDefinition(name="causes", class_label="cause"),
+    columns=("load avg:1m",),
+    features=("1m",),
+    classes=CLASSES,
+    windows=3,
+)
+
+
+def rules_of(
+    said: NDArray[np.float32], labels: NDArray[np.int64], jobs: list[str], coverage: float = 0.9
+) -> VerdictRules:
+    return make_rules(said, labels, jobs, CLASSES, coverage=coverage, calibration={})
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_the_stated_coverage_holds_on_average_even_for_a_miscalibrated_model(
+    coverage: float, temperature: float
+) -> None:
+    found, alone = [], []
+    for seed in range(40):  # that of one calibration on 60 runs varies by about 0.04
+        said, labels, _ = made_up(60, temperature, seed=seed)
+        fresh, fresh_labels, _ = made_up(2000, temperature, seed=1000 + seed)
+        figures = verdict_figures(rules_of(said, labels, ["a"] * 60, coverage), fresh, fresh_labels, ["a"] * 2000)
+        found.append(figures["coverage"]["value"])
+        alone.append(figures["abstained"]["value"])
+    assert coverage - 0.01 < np.mean(found) < coverage + 0.03  # the mean of 40 has a standard error of 0.005
+    assert 0 < np.mean(alone) < 0.8
+
+
+def test_a_class_that_is_rare_keeps_its_coverage_where_it_has_enough_runs() -> None:
+    said, labels, _ = made_up(1500, bias=3.0, seed=3)
+    fresh, fresh_labels, _ = made_up(20_000, bias=3.0, seed=4)
+    rules = rules_of(said, labels, ["a"] * 1500)
+    assert list(rules.groups[""].scores) == list(CLASSES)
+    figures = verdict_figures(rules, fresh, fresh_labels, ["a"] * 20_000)
+    together = rules.replace(groups={"": rules.groups[""].replace(scores={"": tuple(
+        sorted([*rules.groups[""].scores["code"], *rules.groups[""].scores["machine"]])
+    )})})  # fmt: skip
+    assert figures["coverage"]["by_class"]["machine"]["value"] > 0.85
+    lost = verdict_figures(together, fresh, fresh_labels, ["a"] * 20_000)["coverage"]
+    assert lost["value"] > 0.88  # all together they are covered, and machines are not:
+    assert lost["by_class"]["machine"]["value"] < 0.6
+
+
+def test_a_job_with_enough_runs_is_compared_with_its_own() -> None:
+    jobs = ["large"] * 400 + ["small"] * 60 + ["tiny"] * 40
+    assert job_groups(jobs) == {"large"}
+    assert job_groups(["large"] * 400 + ["small"] * 60) == set()  # the others would keep too few
+    assert job_groups(["one"] * 200) == set()
+    assert job_groups(["a"] * 150 + ["b"] * 140 + ["c"] * 130) == {"a", "b"}
+    good, labels, _ = made_up(400, seed=5)
+    bad, bad_labels, _ = made_up(100, 6.0, seed=6)
+    rules = rules_of(np.concatenate([good, bad]), np.concatenate([labels, bad_labels]), jobs)
+    assert {name: group.runs for name, group in rules.groups.items()} == {"": 100, "large": 400}
+    assert rules.groups["large"].base_rate["code"] == pytest.approx((labels == 0).mean())
+    fresh, fresh_labels, _ = made_up(5000, 6.0, seed=7)
+    for job, least, most in (("small", 0.85, 0.95), ("new", 0.85, 0.95), ("large", 0.0, 0.85)):
+        figures = verdict_figures(rules, fresh, fresh_labels, [job] * 5000)
+        assert least < figures["coverage"]["value"] < most, job
+
+
+def test_too_few_runs_exclude_nothing() -> None:
+    said = np.array([[1.0, 0.0]] * 8, np.float32)
+    figures = verdict_figures(
+        rules_of(said, np.zeros(8, np.int64), ["a"] * 8), decimals(said), np.zeros(8, int), ["a"] * 8
+    )
+    assert figures["abstained"]["value"] == 1.0
+    assert figures["set_sizes"] == {"0": 0, "1": 0, "2": 8}
+    assert figures["causes"]["code"] == {
+        "verdicts": 0, "runs": 8, "precision": {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0},
+        "recall": figures["causes"]["code"]["recall"],
+    }  # fmt: skip
+    rules = rules_of(np.array([[1.0, 0.0]] * 10, np.float32), np.zeros(10, np.int64), ["a"] * 10)
+    assert rules.set_of("a", {"code": 1.0, "machine": 0.0}) == ("code",)
+
+
+def test_of_many_runs_a_part_is_stored_and_the_coverage_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformal, "MAX_SCORES", 700)
+    assert MAX_SCORES == 5000
+    said, labels, _ = made_up(3000, seed=8)
+    rules = rules_of(said, labels, ["a"] * 3000)
+    assert [len(scores) for scores in rules.groups[""].scores.values()] == [700, 700]
+    assert rules.groups[""].runs == 3000
+    fresh, fresh_labels, _ = made_up(20_000, seed=9)
+    assert 0.87 < verdict_figures(rules, fresh, fresh_labels, ["a"] * 20_000)["coverage"]["value"] < 0.93
+    assert rules == rules_of(said, labels, ["a"] * 3000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 1), st.sampled_from("abc")), min_size=1, max_size=80),
+    st.sampled_from([0.5, 0.8, 0.9, 0.99]),
+)
+def test_counting_gives_the_sets_of_crepes(runs: list[tuple[int, int, str]], coverage: float) -> None:
+    """With many equal scores, groups and classes of all sizes."""
+    first = np.array([share / 20 for share, _, _ in runs], np.float32)
+    said = np.stack([first, 1 - first], axis=1)
+    labels, jobs = np.array([label for _, label, _ in runs]), [job for _, _, job in runs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conformal, "GROUP_RUNS", 10)
+        patch.setattr(conformal, "CLASS_RUNS", 4)
+        rules = rules_of(said, labels, jobs, coverage)
+    rules = read_rules(json.dumps(rules.to_json()).encode(), CLASSES, "x")
+    by_crepes = sets_by_crepes(rules, said, jobs)
+    for row, (job, shares) in enumerate(zip(jobs, decimals(said).tolist(), strict=True)):
+        found = rules.set_of(job, dict(zip(CLASSES, shares, strict=True)))
+        assert [name in found for name in CLASSES] == by_crepes[row].tolist()
+
+
+def facts(number: int, change: str = "") -> RunFacts:
+    return RunFacts(
+        run_id=f"zuul~{number}~1", build_uuid=str(number), build_name=f"job{number % 2}", change=change or str(number)
+    )
+
+
+def test_a_leak_of_the_test_set_is_refused_a_twin_of_its_change_too() -> None:
+    said, labels, _ = made_up(50)
+    dev, experiment = [facts(number) for number in range(50)], Experiment(calibration="auto")
+
+    def fit(used: list[RunFacts]) -> Any:
+        return calibrate(experiment, RESOLVED, dev, said, labels, used=used)
+
+    assert fit([facts(number) for number in range(50, 80)]).rules is not None
+    with pytest.raises(IntegrityError, match="run zuul~7~1 is of the same change as zuul~7~1, which the model learned"):
+        fit([facts(60), dev[7]])
+    with pytest.raises(IntegrityError, match="run zuul~7~1 is of the same change as zuul~99~1"):
+        fit([facts(99, change="7")])
+
+
+def test_scores_of_learned_runs_would_show_as_a_coverage_that_does_not_hold() -> None:
+    """What a leak does: a model is sure of the runs that it learned, so its sets are too small for others."""
+    said, labels, _ = made_up(500, seed=10)
+    learned = np.where(np.arange(2)[None] == labels[:, None], 0.97, 0.03).astype(np.float32)
+    fresh, fresh_labels, _ = made_up(2000, seed=11)
+    honest, leaked = (
+        verdict_figures(rules_of(given, labels, ["a"] * 500), fresh, fresh_labels, ["a"] * 2000)["coverage"]
+        for given in (said, learned)
+    )
+    assert honest["high"] > honest["stated"] > honest["low"] - 0.02
+    assert leaked["high"] < leaked["stated"] - 0.2
+
+
+def test_an_isotonic_calibration_keeps_runs_of_other_changes_for_the_sets() -> None:
+    said, labels, _ = made_up(1200, 3.0, seed=12)
+    dev = [facts(number, change=str(number // 2)) for number in range(1200)]
+    found = calibrate(Experiment(calibration="isotonic"), RESOLVED, dev, said, labels, used=[])
+    assert found.rules is not None
+    rest = sum(group.runs for group in found.rules.groups.values())
+    assert found.description["fitted_to"] == 1200 - rest
+    assert 450 < rest < 750
+    assert rest % 2 == 0  # whole changes
+    fresh, fresh_labels, _ = made_up(20_000, 3.0, seed=13)
+    jobs = [f"job{number % 2}" for number in range(20_000)]
+    figures = verdict_figures(found.rules, decimals(found.calibrator.apply(fresh)), fresh_labels, jobs)
+    assert 0.88 < figures["coverage"]["value"] < 0.93
+    one_change = [facts(number, change="1") for number in range(1200)]
+    with pytest.raises(CimlError, match="isotonic needs dev runs of several changes"):
+        calibrate(Experiment(calibration="isotonic"), RESOLVED, one_change, said, labels, used=[])
+
+
+def test_a_calibration_describes_itself_and_needs_runs() -> None:
+    said, labels, _ = made_up(300, 3.0, seed=14)
+    dev = [facts(number) for number in range(300)]
+    found = calibrate(Experiment(calibration="auto", coverage=0.8), RESOLVED, dev, said, labels, used=[])
+    assert found.description["method"] == "temperature"
+    assert (found.description["runs"], found.description["fitted_to"]) == (300, 300)
+    assert found.description["log_loss"]["after"] < found.description["log_loss"]["before"] - 0.1
+    assert found.rules is not None
+    assert found.rules.coverage == 0.8
+    asset = found.asset()
+    assert asset is not None
+    assert read_rules(asset, CLASSES, "x") == found.rules
+    provider = RESOLVED.replace(definition=RESOLVED.definition.replace(class_label="provider"))
+    assert calibrate(Experiment(calibration="auto"), provider, dev, said, labels, used=[]).asset() is None
+    with pytest.raises(CimlError, match="calibration needs dev runs; give dev a weight"):
+        calibrate(Experiment(calibration="auto"), RESOLVED, [], said[:0], labels[:0], used=[])

@@ -1,0 +1,81 @@
+"""On real runs: the stated coverage holds on changes that were held out, and leaked runs would show."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
+
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.raw.causes import CAUSE, CAUSES, FAILED
+from tests.transforms.samples import corpus
+from training.calibration.conformal import decimals, make_rules
+from training.calibration.fit import fit_calibrator
+from training.evaluation.verdicts import verdict_figures
+from transforms.examples.prepare import prepare_many
+
+COLUMNS = ("total cpu usage:usr", "total cpu usage:stl", "total cpu usage:wai", "load avg:1m")
+SPLITS = 20
+
+
+@cache
+def real(label: str) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
+    """Return the features [n, F], labels [n] and changes of the corpus' runs, by status or by cause."""
+    runs, tables, _ = corpus()
+    resolved = ResolvedDefinition(
+        definition=DatasetDefinition(name="real", sample_interval="5s", aggregation_functions=("mean", "max", "last")),
+        columns=COLUMNS,
+        features=COLUMNS,
+        classes=("a", "b"),
+        windows=3,
+    )
+    inputs, n_windows, _ = prepare_many(tables, resolved)
+    features = np.concatenate([inputs.reshape(len(runs), -1), n_windows[:, None]], axis=1).astype(np.float32)
+    if label == CAUSE:
+        kept = [at for at, run in enumerate(runs) if run.outcome in FAILED and CAUSE in run.labels]
+        labels = [CAUSES.index(runs[at].labels[CAUSE]) for at in kept]
+    else:
+        kept = list(range(len(runs)))
+        labels = [int(run.outcome in FAILED) for run in runs]
+    return features[kept], np.array(labels), [runs[at].change or runs[at].run_id for at in kept]
+
+
+def coverages(label: str, coverage: float, *, leaked: bool = False) -> tuple[float, float]:
+    """Return the mean coverage and the mean share of unknown over splits of the changes.
+
+    ``leaked``: the runs that the model learned calibrate it.
+    """
+    features, labels, changes = real(label)
+    found, unknown = [], []
+    for seed in range(SPLITS):
+        names = np.random.default_rng(seed).permutation(sorted(set(changes)))
+        parts = {name: part for part, some in enumerate(np.array_split(names, 3)) for name in some}
+        learned, dev, test = (np.array([parts[each] == part for each in changes]) for part in range(3))
+        model = RandomForestClassifier(60, random_state=seed).fit(features[learned], labels[learned])
+        answers = model.predict_proba(features).astype(np.float32)
+        known = learned if leaked else dev
+        calibrated = fit_calibrator(answers[known], labels[known]).apply(answers)
+        rules = make_rules(
+            calibrated[known], labels[known], ["job"] * int(known.sum()), CAUSES, coverage=coverage, calibration={}
+        )
+        figures = verdict_figures(rules, decimals(calibrated[test]), labels[test], ["job"] * int(test.sum()))
+        found.append(figures["coverage"]["value"])
+        unknown.append(figures["abstained"]["value"])
+    return float(np.mean(found)), float(np.mean(unknown))
+
+
+@pytest.mark.parametrize("label", ["status", CAUSE])
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_the_stated_coverage_holds_on_changes_that_were_held_out(label: str, coverage: float) -> None:
+    found, unknown = coverages(label, coverage)
+    assert coverage - 0.03 < found < coverage + 0.08  # above, since some twenty runs allow few shares
+    assert unknown < 0.9
+
+
+@pytest.mark.parametrize("label", ["status", CAUSE])
+def test_a_calibration_on_learned_runs_is_seen_in_the_coverage(label: str) -> None:
+    found, _ = coverages(label, 0.9, leaked=True)
+    assert found < 0.9 - 0.08

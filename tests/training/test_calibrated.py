@@ -1,0 +1,238 @@
+"""A calibrated model of causes, from real runs to a verdict: the same from Python, the command and the stream."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import ciml
+from ciml.data_root import DataRoot
+from ciml.datasets.definition import DatasetDefinition
+from ciml.decision import Decision
+from ciml.errors import IntegrityError
+from ciml.manifest.log import ManifestLog
+from ciml.raw.causes import CAUSES, FAILED
+from ciml.storage.open import open_store
+from ciml.verdicts import PROFILES, VERDICTS, Verdict, make_verdict, read_rules
+from cli.main import cli
+from pipelines.datasets.update import create_dataset, update_dataset
+from pipelines.kafka.publish import render_runs
+from serving.contract import check_candidate
+from serving.predict.predictor import Predictor, PredictPolicy
+from serving.push import push
+from serving.registry import Registry
+from serving.server.server import ModelServer, ServerOptions
+from tests.pipelines.predict.predicting import batch
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.training.conftest import QUICK
+from tests.transforms.samples import corpus
+from training.calibration.calibrate import calibrate_on_dev
+from training.data.snapshot import Snapshot
+from training.export import load_exported
+from training.refresh import Candidate, refresh
+
+DEFINITION = DatasetDefinition(
+    name="cause",
+    class_label="cause",
+    context=("outcome", "profile"),
+    features_regex="^(usr|stl|1m|wai)$",
+    sample_interval="5s",
+    aggregation_functions=("mean", "max", "last"),
+    tdt_split=(5, 3, 2),
+    span_runs=500,
+)
+EXPERIMENT = QUICK.replace(name="cause", calibration="auto", coverage=0.8)
+
+
+class Made(NamedTuple):
+    """A data root with real runs, a refreshed model of causes that was pushed, and the logs by run id."""
+
+    data: DataRoot
+    done: Candidate
+    runs: dict[str, ciml.events.records.RunFacts]  # type: ignore[name-defined]
+    logs: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    data = DataRoot.open(tmp_path_factory.mktemp("calibrated") / "data")
+    found, tables, logs = corpus()
+    runs = [run.replace(source="zuul", event="", pipeline="gate") for run in found]
+    RawStore(data).add(list(zip(runs, tables, strict=True)))
+    create_dataset(data, DEFINITION)
+    update_dataset(data.dataset("cause"), seal=True)
+    done = refresh(data, "cause", EXPERIMENT, model="cause")
+    assert isinstance(done, Candidate)
+    assert check_candidate(open_store(done.folder)) == done.snapshot.resolved
+    push(data, "cause", open_store(done.folder), Decision(True))
+    return Made(
+        data, done, {run.run_id: run for run in runs}, {run.run_id: log for run, log in zip(runs, logs, strict=True)}
+    )
+
+
+def test_a_refresh_calibrates_on_dev_runs_and_reports_what_held_on_test_runs(world: Made) -> None:
+    metrics, counts = world.done.metrics, world.done.snapshot.counts()
+    assert list(world.done.timings)[3:6] == ["train", "calibrate", "export"]
+    assert metrics["disagreement"] <= 1e-6  # between the exported graph and numpy's calibration of the model in memory
+    dev, test = sum(counts["dev"].values()), sum(counts["test"].values())
+    assert min(dev, test) > 10
+    assert metrics["evaluation"]["trained_on"] == sum(counts["train"].values())
+    calibration, verdicts = metrics["calibration"], metrics["verdicts"]
+    assert (calibration["method"], calibration["runs"], calibration["fitted_to"]) == ("temperature", dev, dev)
+    assert calibration["log_loss"]["after"] <= calibration["log_loss"]["before"]
+    assert calibration["before"]["log_loss"] > 0
+    assert (verdicts["runs"], verdicts["coverage"]["stated"]) == (test, 0.8)
+    assert sum(verdicts["set_sizes"].values()) == test
+    assert verdicts["coverage"]["high"] > 0.8  # the stated one is within what so few runs show
+    rules = read_rules((world.done.folder / "assets" / VERDICTS).read_bytes(), CAUSES, "x")
+    assert rules.calibration == {key: each for key, each in calibration.items() if key != "before"}
+    assert rules.groups[""].runs == dev
+    profiles = json.loads((world.done.folder / "assets" / PROFILES).read_bytes())
+    assert profiles == world.done.snapshot.resolved.profiles
+
+
+def test_no_answer_and_no_label_of_a_test_run_changes_the_calibration(world: Made) -> None:
+    snapshot, store = world.done.snapshot, world.data.dataset("cause").store
+    dev = list(snapshot.runs("dev"))
+    probabilities = np.random.default_rng(0).dirichlet([1, 1], len(dev)).astype(np.float32)
+    honest = calibrate_on_dev(store, snapshot, EXPERIMENT, probabilities)
+    flipped = replace(
+        snapshot,
+        spans=tuple(
+            replace(span, runs=tuple(
+                replace(run, label=1 - run.label) if run.role == "test" else run for run in span.runs
+            ))
+            for span in snapshot.spans
+        ),
+    )  # fmt: skip
+    assert flipped.digest != snapshot.digest
+    assert calibrate_on_dev(store, flipped, EXPERIMENT, probabilities).asset() == honest.asset()
+
+
+def test_a_planted_leak_of_test_runs_into_the_calibration_is_refused(
+    world: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, runs_of = world.done.snapshot, Snapshot.runs
+    leaked = [*runs_of(snapshot, "dev", "test")]
+    monkeypatch.setattr(
+        Snapshot, "runs", lambda self, *roles: iter(leaked) if roles == ("dev",) else runs_of(self, *roles)
+    )
+    probabilities = np.full((len(leaked), 2), 0.5, np.float32)
+    with pytest.raises(IntegrityError, match=r"of the same change as .*, which the model learned or is tested on"):
+        calibrate_on_dev(world.data.dataset("cause").store, snapshot, EXPERIMENT, probabilities)
+
+
+def streamed(world: Made, values: list[bytes], rows: int = 50) -> list[dict[str, Any]]:
+    options = ServerOptions(world.data.models.url("models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
+    with ModelServer(options) as server:
+        predictor = Predictor(world.data, f"127.0.0.1:{server.grpc_port}", PredictPolicy("cause", rows=rows))
+        done = predictor.predict(batch(values))
+        predictor.close()
+    assert done.unpredictable == []
+    return done.predictions
+
+
+def announced(world: Made) -> list[bytes]:
+    return [value for _, delta in ManifestLog(world.data.raw).since(0) for _, value, _ in render_runs(delta)]
+
+
+def test_the_stream_a_file_and_a_stored_run_get_the_same_probabilities_and_verdict(world: Made) -> None:
+    stream, one_by_one = streamed(world, announced(world)), streamed(world, announced(world), rows=1)
+    assert len(stream) == len(world.runs) > 200
+    model = ciml.open(world.data.url).model("cause")
+    by_id = model.predict([one["run_id"] for one in stream])
+    verdicts = 0
+    for one, alone, again in zip(stream, one_by_one, by_id, strict=True):
+        run = world.runs[one["run_id"]]
+        by_file = model.predict(world.logs[run.run_id], job=run.build_name, outcome=run.outcome, labels=run.labels)
+        shares = [np.array(list(each.values()), np.float32) for each in (
+            one["probabilities"], again.probabilities, alone["probabilities"]
+        )]  # fmt: skip
+        for other in shares[1:]:
+            np.testing.assert_allclose(shares[0], other, rtol=0, atol=np.finfo(np.float32).eps)  # calls of other sizes
+        assert alone["probabilities"] == by_file.probabilities  # calls of one run each: the same bits
+        assert abs(shares[0].sum(dtype=np.float64) - 1) < 2e-7
+        if run.outcome not in FAILED:
+            assert "run" not in one
+            assert "verdict" not in one
+            assert by_file.verdict is None
+            continue
+        verdicts += 1
+        verdict = Verdict.from_json(one["verdict"])
+        assert verdict.probabilities == one["probabilities"]
+        assert {name: one["run"].get(name) for name in ("build_name", "outcome", "change")} == {
+            "build_name": run.build_name, "outcome": run.outcome, "change": run.change or None
+        }  # fmt: skip
+        for other_verdict in (again.verdict, by_file.verdict):
+            assert other_verdict is not None
+            assert (other_verdict.cause, other_verdict.set, other_verdict.retry, other_verdict.group) == (
+                verdict.cause, verdict.set, verdict.retry, verdict.group,
+            )  # fmt: skip
+    assert verdicts > 70
+    assert len({one["verdict"]["cause"] for one in stream if "verdict" in one}) == 3  # code, machine, unknown
+
+
+def test_an_announcement_without_facts_is_predicted_without_a_verdict(world: Made) -> None:
+    old = [json.dumps({key: each for key, each in json.loads(value).items() if key != "facts"}).encode()
+           for value in announced(world)[:20]]  # fmt: skip
+    found = streamed(world, old)
+    assert len(found) == 20
+    assert all("verdict" not in one and "run" not in one for one in found)
+
+
+def test_the_command_prints_the_verdict_with_its_base_rate(world: Made) -> None:
+    run = next(run for run in world.runs.values() if run.outcome == "failure")
+    arguments = ["predict", str(world.logs[run.run_id]), "--model", "cause", "--data-path", world.data.url]
+    given = ["--job", run.build_name, "--outcome", "failure", "--exit-code", run.labels["exit_code"]]
+    done = CliRunner().invoke(cli, [*arguments, *given, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    model = ciml.open(world.data.url).model("cause")
+    rules = read_rules((world.done.folder / "assets" / VERDICTS).read_bytes(), CAUSES, "x")
+    assert found["verdict"] == json.loads(
+        json.dumps(make_verdict(run.build_name, found["probabilities"], rules).to_json())
+    )
+    assert found["probabilities"] == model.predict(run.run_id).probabilities
+    table = CliRunner().invoke(cli, [*arguments, *given], terminal_width=200)
+    likely = found["class"]
+    share = rules.groups[""].base_rate[likely]
+    for text in ("verdict", "base rate", "retry", found["verdict"]["retry"], f"{likely} {share:.2f} of"):
+        assert text in " ".join(table.output.split()), table.output
+    passed = CliRunner().invoke(cli, [*arguments, "--job", run.build_name, "--outcome", "success", "--json"])
+    assert "verdict" not in json.loads(passed.output)
+    bare = CliRunner().invoke(cli, arguments)
+    assert bare.exit_code == 2
+    assert "model cause compares a run with those of its job: give job and outcome" in " ".join(bare.output.split())
+
+
+def test_altered_rules_are_not_loaded(world: Made, tmp_path: Path) -> None:
+    shutil.copytree(world.data.url, tmp_path / "data")
+    path = tmp_path / "data" / "models" / "cause" / "1" / "assets" / VERDICTS
+    path.write_bytes(path.read_bytes().replace(b'"coverage":0.8', b'"coverage":0.6'))
+    with pytest.raises(IntegrityError, match=r"verdicts\.json was altered"):
+        ciml.open(tmp_path / "data").model("cause")
+    registry = Registry(DataRoot.open(tmp_path / "data"), "cause")
+    with pytest.raises(IntegrityError, match=r"verdicts\.json was altered"):
+        registry.read_asset(1, VERDICTS)
+
+
+def test_a_candidate_with_broken_rules_is_not_pushed(world: Made, tmp_path: Path) -> None:
+    shutil.copytree(world.done.folder, tmp_path / "model")
+    (tmp_path / "model" / "assets" / VERDICTS).write_bytes(b"{}")
+    with pytest.raises(IntegrityError, match=r"verdicts\.json has no rules of verdicts"):
+        check_candidate(open_store(tmp_path / "model"))
+
+
+def test_the_exported_graph_is_calibrated(world: Made) -> None:
+    tables = load_exported(world.done.folder)
+    definition = tables.definition
+    inputs = np.random.default_rng(0).gamma(2.0, 20.0, (64, definition.windows, len(definition.features))).astype("f4")
+    answers = tables.predict(inputs, np.full(64, definition.windows, np.int32))
+    np.testing.assert_allclose(answers.sum(axis=1, dtype=np.float64), 1, atol=2e-7)

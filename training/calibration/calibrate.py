@@ -1,0 +1,133 @@
+"""Calibrates a trained model on the dev runs of its snapshot, apart from those that it learned and is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.digest import canonical_json, sha256_json
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import RunFacts
+from ciml.raw.causes import CAUSE
+from ciml.storage.open import Store
+from ciml.verdicts import VerdictRules
+from training.calibration.calibrators import Calibrator
+from training.calibration.conformal import make_rules
+from training.calibration.fit import fit_calibrator, log_loss
+from training.data.examples import read_facts
+from training.data.snapshot import Snapshot
+from training.experiment import Experiment
+from transforms.examples.split import split_of, subject_of
+
+_SALT = "ciml calibration"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A fitted calibration.
+
+    Attributes:
+      calibrator: for the probabilities of the model.
+      rules: of verdicts; None for a model of another label than the cause.
+      description: how it was made, for reports: ``method``, its parameters, ``runs``, their digest, and ``log_loss`` of
+        these runs ``before`` and ``after``, which is optimistic: the calibrator was fitted to them.
+    """
+
+    calibrator: Calibrator
+    rules: VerdictRules | None
+    description: dict[str, Any]
+
+    def asset(self) -> bytes | None:
+        """Return ``assets/verdicts.json`` of the model; None without rules."""
+        return None if self.rules is None else canonical_json(self.rules.to_json()) + b"\n"
+
+
+def calibrate(
+    experiment: Experiment,
+    resolved: ResolvedDefinition,
+    runs: Sequence[RunFacts],
+    probabilities: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    *,
+    used: Iterable[RunFacts],
+) -> Calibrated:
+    """Fit the calibrator of an experiment, and the sets of verdicts where the label is a cause.
+
+    An isotonic calibrator follows its runs so closely that the sets need others: it is fitted to the runs of half of
+    the changes. A temperature changes no order of two classes' scores, so all runs serve both.
+
+    Args:
+      experiment: with a ``calibration``.
+      resolved: the definition of the data set.
+      runs: facts of the n dev runs.
+      probabilities: float [n, C] that the model gave to them.
+      labels: int [n].
+      used: the runs that the model learned, and is tested on.
+
+    Raises:
+      CimlError: if there are no dev runs.
+      IntegrityError: if a run, or another of its change, is among the ``used`` ones.
+    """
+    if not runs:
+        raise CimlError("calibration needs dev runs; give dev a weight in the data set's tdt_split")
+    _check_apart(runs, used)
+    method = experiment.calibration or "auto"
+    calibrator = fit_calibrator(probabilities, labels, method)
+    rest = np.ones(len(runs), bool)
+    if calibrator.method == "isotonic":
+        rest = np.array([split_of(run.project, run.change, run.run_id, _SALT, (1, 0, 1)) == "test" for run in runs])
+        if rest.all() or not rest.any():
+            raise CimlError("calibration: isotonic needs dev runs of several changes; use temperature")
+        calibrator = fit_calibrator(probabilities[~rest], labels[~rest], "isotonic")
+    calibrated = calibrator.apply(probabilities)
+    description = {
+        **calibrator.to_json(),
+        "runs": len(runs),
+        "fitted_to": int((~rest).sum()) or len(runs),
+        "digest": sha256_json(sorted(run.run_id for run in runs)),
+        "log_loss": {"before": log_loss(probabilities, labels), "after": log_loss(calibrated, labels)},
+    }
+    if resolved.definition.class_label != CAUSE:
+        return Calibrated(calibrator, None, description)
+    rules = make_rules(
+        calibrated[rest],
+        labels[rest],
+        [run.build_name for run, kept in zip(runs, rest, strict=True) if kept],
+        resolved.classes,
+        coverage=experiment.coverage,
+        calibration=description,
+    )
+    return Calibrated(calibrator, rules, description)
+
+
+def calibrate_on_dev(
+    root: Store, snapshot: Snapshot, experiment: Experiment, probabilities: NDArray[np.floating]
+) -> Calibrated:
+    """Calibrate a model on the dev runs of its snapshot; see `calibrate`.
+
+    Args:
+      root: the folder of the snapshot's data set.
+      snapshot: the model's.
+      experiment: with a ``calibration``; then no dev run is trained on.
+      probabilities: float [n, C] that the model gave to the dev runs, in the snapshot's order.
+    """
+    facts = read_facts(root, snapshot)
+    dev, others = list(snapshot.runs("dev")), snapshot.runs("train", "test")
+    labels = np.array([run.label for run in dev], np.int64)
+    used = [facts[run.run_id] for run in others]
+    return calibrate(
+        experiment, snapshot.resolved, [facts[run.run_id] for run in dev], probabilities, labels, used=used
+    )
+
+
+def _check_apart(runs: Sequence[RunFacts], used: Iterable[RunFacts]) -> None:
+    own = {subject_of(run.project, run.change, run.run_id): run.run_id for run in runs}
+    for run in used:
+        if (twin := own.get(subject_of(run.project, run.change, run.run_id))) is not None:
+            why = f"is of the same change as {run.run_id}, which the model learned or is tested on"
+            raise IntegrityError(f"calibration: run {twin} {why}")
