@@ -258,8 +258,12 @@ def _are_edges(
 
 
 def _check_early_end(parts: tuple[Any, ...], subject: Subject) -> bool:
-    last = pc.max(subject.table.column("time").cast(pa.int64())).as_py()
-    return subject.end_us is not None and last is not None and _said(parts[0]).fits((subject.end_us - last) / 1e6)
+    early, whose, usual = parts
+    last, known = pc.max(subject.table.column("time").cast(pa.int64())).as_py(), subject.profile.tail_s
+    if subject.end_us is None or last is None or known is None or bool(whose) == bool(subject.profile.job):
+        return False
+    tail = (subject.end_us - last) / 1e6
+    return _said(early).fits(tail) and tail > known[2] and _is_usual(usual, (known[0], known[2]), subject)
 
 
 def _check_as_usual(parts: tuple[Any, ...], subject: Subject) -> bool:
@@ -302,7 +306,10 @@ _SENTENCES: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
             rf"{_OTHERS} have {_RANGE}\.",
             _check_series,
         ),
-        (rf"Its telemetry ends {_VALUE} before the run did\.", _check_early_end),
+        (
+            rf"Its telemetry ends {_VALUE} before the run did; that of passing runs( of all jobs)? {_RANGE}\.",
+            _check_early_end,
+        ),
         (r"([A-Za-z, ]+) (?:were|was) as in ([0-9]+) passing runs of (this job|all jobs)\.", _check_as_usual),
         (rf"Its telemetry of {_VALUE} is too short to compare with that of passing runs\.", _check_short),
         (r"Too few passing runs are known to compare it with\.", lambda _, subject: subject.profile.runs < MIN_RUNS),

@@ -8,13 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ciml.telemetry import TIME
 from serving.evidence.subject import Subject
 from serving.evidence.wording import moment, quantity, quantity_range, span, span_range
 from transforms.profiles.departures import Departure, departures, margin
 from transforms.profiles.profile import MIN_RUNS, Range
 from transforms.profiles.series import SERIES
-from transforms.profiles.windows import elapsed_s, length_s, values_of, window_means, window_of
+from transforms.profiles.windows import elapsed_s, length_s, tail_s, values_of, window_means, window_of
 
 IDLE, USER, WRITTEN = "total cpu usage:idl", "total cpu usage:usr", "dsk/total:writ"
 USED, AVAILABLE = "memory usage:used", "memory usage:avai"
@@ -173,13 +172,15 @@ def _departure(one: Departure, subject: Subject, length: float) -> Observation:
 
 
 def _early_end(subject: Subject) -> Iterator[Observation]:
-    last = subject.table.column(TIME).cast(pa.int64()).drop_null().to_numpy().max(initial=0)
-    if subject.end_us is None or not last:
+    """Say that telemetry ends earlier before the run did than that of passing runs, whose logs are stored then."""
+    early, usual, length = tail_s(subject.table, subject.end_us), subject.profile.tail_s, length_s(subject.table)
+    if early is None or usual is None or not _comparable(subject):
         return
-    early, length = (subject.end_us - last) / 1e6, length_s(subject.table)
+    low, _, high = usual
     # More than the telemetry's own length: the clocks of recorder and CI system differ.
-    if max(_EARLY_S, _EARLY_SHARE * length) < early < max(length, 4 * _EARLY_S):
-        yield Observation(f"Its telemetry ends {span(early)} before the run did.")
+    if max(_EARLY_S, _EARLY_SHARE * length) < early - high and low >= 0 and early < max(length, 4 * _EARLY_S) + high:
+        ends = f"that of {passing(subject)} {span_range(low, high)}"
+        yield Observation(f"Its telemetry ends {span(early)} before the run did; {ends}.")
 
 
 def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Iterator[Observation]:

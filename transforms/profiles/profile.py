@@ -13,7 +13,7 @@ from ciml.errors import CimlError
 from ciml.events.records import Record, RunFacts
 from ciml.limits import MAX_PROFILE_JOBS, MAX_PROFILE_RUNS
 from transforms.profiles.series import SERIES
-from transforms.profiles.windows import MINUTE_S, SHORT_WINDOW_S, length_s, window_means
+from transforms.profiles.windows import MINUTE_S, SHORT_WINDOW_S, length_s, tail_s, window_means
 
 #: A range of passing runs: 5 %, 50 % and 95 %.
 Range: TypeAlias = tuple[float, float, float]
@@ -35,6 +35,8 @@ class Profile(Record, frozen=True, gc=False):
       columns: by full name, 5 %, 50 % and 95 % of the means of their minutes, in the column's unit. Every run weighs
         the same.
       short: the same of windows of `SHORT_WINDOW_S` seconds, for runs below `SHORT_RUN_S` seconds.
+      tail_s: 5 %, 50 % and 95 % of the seconds from the last sample to the run's end by the CI system, which stores
+        logs meanwhile; None where no end is known.
     """
 
     job: str
@@ -42,6 +44,7 @@ class Profile(Record, frozen=True, gc=False):
     length_s: Range
     columns: Mapping[str, Range]
     short: Mapping[str, Range] = msgspec.field(default_factory=dict)
+    tail_s: Range | None = None
 
     def ranges(self, window_s: int) -> Mapping[str, Range]:
         """Return the ranges for windows of this length: `MINUTE_S` or `SHORT_WINDOW_S`."""
@@ -82,6 +85,7 @@ class _Summary(Record, frozen=True, gc=False):
     """What is kept of a passing run: its length, and by column the quantiles of its windows, float64 [20]."""
 
     length_s: float
+    tail_s: float | None
     columns: Mapping[str, np.ndarray]
     short: Mapping[str, np.ndarray]
 
@@ -103,13 +107,14 @@ def make_profiles(runs: Iterable[tuple[RunFacts, pa.Table]], columns: Iterable[s
             continue
         kept = jobs.setdefault(facts.build_name, [])
         if len(kept) < MAX_PROFILE_RUNS:
-            kept.append(_summary(table, names))
+            kept.append(_summary(facts, table, names))
     pooled = _profile("", [each for kept in jobs.values() for each in kept])
     return Profiles({job: _profile(job, kept) for job, kept in sorted(jobs.items())}, pooled)
 
 
-def _summary(table: pa.Table, names: tuple[str, ...]) -> _Summary:
-    return _Summary(length_s(table), _quantiles(table, names, MINUTE_S), _quantiles(table, names, SHORT_WINDOW_S))
+def _summary(facts: RunFacts, table: pa.Table, names: tuple[str, ...]) -> _Summary:
+    minutes, short = _quantiles(table, names, MINUTE_S), _quantiles(table, names, SHORT_WINDOW_S)
+    return _Summary(length_s(table), tail_s(table, facts.end_us), minutes, short)
 
 
 def _quantiles(table: pa.Table, names: tuple[str, ...], seconds: int) -> dict[str, np.ndarray]:
@@ -120,7 +125,9 @@ def _quantiles(table: pa.Table, names: tuple[str, ...], seconds: int) -> dict[st
 def _profile(job: str, kept: list[_Summary]) -> Profile:
     lengths = np.array([each.length_s for each in kept])
     minutes, short = _ranges([each.columns for each in kept]), _ranges([each.short for each in kept])
-    return Profile(job, len(kept), _range(lengths) if kept else (0.0, 0.0, 0.0), minutes, short)
+    tails = np.array([each.tail_s for each in kept if each.tail_s is not None])
+    tail = _range(tails) if tails.size else None
+    return Profile(job, len(kept), _range(lengths) if kept else (0.0, 0.0, 0.0), minutes, short, tail)
 
 
 def _ranges(runs: list[Mapping[str, np.ndarray]]) -> dict[str, Range]:

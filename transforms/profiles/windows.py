@@ -54,6 +54,12 @@ def length_s(table: pa.Table) -> float:
     return float(elapsed_s(table).max(initial=0.0))
 
 
+def tail_s(table: pa.Table, end_us: int | None) -> float | None:
+    """Return the seconds from the last sample to ``end_us``; None where either is unknown."""
+    last = pc.max(table.column(TIME).combine_chunks().cast(pa.int64())).as_py()
+    return None if end_us is None or last is None else (end_us - last) / 1e6
+
+
 def window_of(length: float) -> int:
     """Return the seconds of a window that suit a run of this length: minutes, for short runs less."""
     return SHORT_WINDOW_S if length < SHORT_RUN_S else MINUTE_S

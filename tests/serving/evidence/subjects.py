@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from serving.evidence.subject import Subject
-from tests.transforms.profiles.tables import STEAL, USED, USR, facts_of, table_of
+from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
 from transforms.profiles.profile import Profiles, make_profiles
 
 IDLE, WAIT, LOAD = "total cpu usage:idl", "total cpu usage:wai", "load avg:1m"
@@ -28,7 +28,10 @@ def profiles(rows: int) -> Profiles:
     for number in range(20):
         length = round(rows * (0.9 + number / 100))
         shares = {name: value * (0.95 + number / 200) for name, value in USUAL.items()}
-        runs.append((facts_of(number=number), table_of({name: [value] * length for name, value in shares.items()})))
+        table = table_of({name: [value] * length for name, value in shares.items()})
+        # Its logs are stored within two seconds.
+        end_us = START_US + 1_000_000 * (length - 1) + 100_000 * number
+        runs.append((facts_of(number=number).replace(end_us=end_us), table))
     return make_profiles(runs)
 
 
