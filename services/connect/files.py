@@ -188,7 +188,10 @@ def _read(path: Path) -> str | None:
 def _check_places(folder: Path, connection: Connection) -> None:
     """Check that what is written stays in the folder, and that others cannot exchange a secret."""
     secret = folder / connection.secret.path if connection.secret else None
-    for path in (*(folder / name for name in (RECEIVERS, FETCH, TRUST)), *((secret, secret.parent) if secret else ())):
+    for path in (
+        *(folder / name for name in (RECEIVERS, FETCH, TRUST, FEEDBACK)),
+        *((secret, secret.parent) if secret else ()),
+    ):
         if path.is_symlink():
             raise CimlError(f"{path} is a symlink to {os.readlink(path)}; connect with the --folder where the file is")
     if secret and secret.parent.exists() and secret.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -37,6 +37,7 @@ FULL: Mapping[str, Any] = {
         "mqtt": {"enabled": True},
         "gerrit": {"enabled": True},
     },
+    "feedback": {"enabled": True, "secret": "ciml-feedback"},
     "periodic": {
         "backfills": [
             {"name": "nightly", "schedule": "0 3 * * *", "listing": "s3://ci-logs/builds.jsonl", "logs": "s3://ci-logs"}

@@ -147,7 +147,7 @@ CHANGED: Mapping[str, str] = {
     "kafka.broker": "ConfigMap ciml$", "kafka.secret": "Deployment|CronJob|Flink|ConfigMap ciml$",
     "kafka.topics.events": "Deployment ciml-(ingest|webhooks|mqtt|gerrit)$",
     "kafka.topics.runs": "Deployment ciml-(ingest|predict-.*)$", "kafka.topics.deadLetters": "Deployment ciml-ingest$",
-    "kafka.topics.predictions": "Deployment ciml-predict-.*$", "policies.fetch": "ConfigMap ciml-config$",
+    "kafka.topics.predictions": "Deployment ciml-(predict-.*|feedback)$", "feedback.config": "ConfigMap ciml-config$", "policies.fetch": "ConfigMap ciml-config$",
     "policies.trust": "ConfigMap ciml-config$|Deployment ciml-(ingest|trainer-status)$",
     "ingest.enabled": "ingest|flink|jobserver|jobmanager|taskmanager",
     "ingest.engine": "ingest|flink|jobserver|jobmanager|taskmanager",
