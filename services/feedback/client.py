@@ -153,6 +153,7 @@ class ReviewClient(Protocol):
     Attributes:
       format: of its messages.
       can_edit: whether `edit` changes a message in place.
+      can_react: whether reviewers can react to a message with an emoji.
       most_bytes: largest `Rendered.body`, bytes of UTF-8.
 
     Every method raises:
@@ -166,6 +167,9 @@ class ReviewClient(Protocol):
 
     @property
     def can_edit(self) -> bool: ...
+
+    @property
+    def can_react(self) -> bool: ...
 
     @property
     def most_bytes(self) -> int: ...

@@ -243,7 +243,8 @@ class Outbox:
         """Write the message on a patch set."""
         form, most = (client.format, client.most_bytes) if client else (self.markup, self.policy.max_bytes)
         policy = self.policy
-        style = Style(form, min(most, policy.max_bytes), policy.max_jobs, policy.mute_word)
+        can_react = client.can_react if client else self.markup != "gerrit"
+        style = Style(form, min(most, policy.max_bytes), policy.max_jobs, policy.mute_word, can_react)
         marker = marker_of(self.name, entry.change.project, entry.change.change)
         return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
 

@@ -48,12 +48,14 @@ class Style:
       most_bytes: of a message.
       most_jobs: with a line of their own.
       mute_word: for the title of a change that wants no messages.
+      can_react: whether reviewers can react to the message with an emoji.
     """
 
     format: Format
     most_bytes: int
     most_jobs: int
     mute_word: str
+    can_react: bool
 
 
 def marker_of(system: str, project: str, change: str) -> str:
@@ -160,7 +162,7 @@ def _advice(items: Sequence[Item]) -> str:
 
 
 def _footer(change: ChangeRef, style: Style) -> str:
-    wrong = "reply “not helpful”" if style.format == "gerrit" else "react with 👎, or reply “not helpful”"
+    wrong = "react with 👎, or reply “not helpful”" if style.can_react else "reply “not helpful”"
     return (
         f"ciml judged {_patchset(change)} by the telemetry of its runs. Wrong: {wrong}. "
         f"No messages on this change: put {name(style.mute_word)} into its title."

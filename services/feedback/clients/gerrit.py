@@ -131,7 +131,7 @@ class Gerrit:
     """
 
     format: Format = "gerrit"
-    can_edit = False
+    can_edit = can_react = False
     most_bytes = MOST_BYTES
 
     def __init__(self, rest: Rest, auth: Callable[[], Mapping[str, str]], notify: str) -> None:

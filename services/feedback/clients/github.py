@@ -160,6 +160,7 @@ class GitHub:
 
     format: Format = "github"
     can_edit = True
+    can_react: ClassVar[bool]
     most_bytes = MOST_BYTES
     #: Whether a message needs the commit beside the number of the pull request.
     of_commit: ClassVar[bool]
@@ -281,7 +282,7 @@ class GitHub:
 class Comments(GitHub):
     """One comment on the pull request, which is edited in place."""
 
-    of_commit = False
+    of_commit, can_react = False, True
 
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
         with self.rest.call():
@@ -321,7 +322,7 @@ class CheckRuns(GitHub):
     Nobody can react to it; a comment on the pull request can say "not helpful".
     """
 
-    of_commit = True
+    of_commit, can_react = True, False  # nobody can react to a check run
 
     def __init__(self, rest: Rest, identity: Identity, name: str, app: int) -> None:
         super().__init__(rest, identity)

@@ -107,7 +107,7 @@ class GitLab:
     """
 
     format: Format = "gitlab"
-    can_edit = True
+    can_edit = can_react = True
     most_bytes = MOST_BYTES
 
     def __init__(self, rest: Rest, secret: Callable[[], bytes], server: str) -> None:

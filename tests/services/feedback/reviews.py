@@ -50,6 +50,7 @@ class Review:
 
     format: Format = "github"
     can_edit: bool = True
+    can_react: bool = True
     most_bytes: int = 60_000
     heads: dict[tuple[str, str], Head] = field(default_factory=dict)
     by_commit: dict[str, str] = field(default_factory=dict)

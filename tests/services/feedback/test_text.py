@@ -29,7 +29,7 @@ def item(record: dict[str, Any] | None = None, **run: Any) -> Item:
 
 
 def message(*findings: Finding, markup: Format = "github", most_bytes: int = 4000, jobs: int = 5) -> str:
-    style = Style(markup, most_bytes, jobs, "ciml-quiet")
+    style = Style(markup, most_bytes, jobs, "ciml-quiet", markup != "gerrit")
     return render(findings, marker_of("review", "org/project", "12"), CHANGE, style).body
 
 
@@ -122,7 +122,7 @@ def test_hostile_text_in_any_field_is_only_text(number: int, markup: Format) -> 
     findings = everywhere(CORPUS[number])
     assert len(findings) >= 20 or not CORPUS[number]
     for one in findings:
-        style = Style(markup, 4000, 5, "ciml-quiet")
+        style = Style(markup, 4000, 5, "ciml-quiet", markup != "gerrit")
         made = render([one], marker_of("review", one.item.project, one.item.change), one.item.ref, style)
         assert not list(faults(made.body, markup, (PICTURE,))), made.body
         assert len(made.body.encode()) <= 4000
@@ -175,3 +175,11 @@ def test_the_judge_finds_what_it_should() -> None:
     ):  # fmt: skip
         assert list(faults(good.replace("unit", bad), "github")), bad
     assert rendered("see www.evil.example").links == ["http://www.evil.example"]
+
+
+@pytest.mark.parametrize("can_react", [True, False])
+def test_it_asks_for_a_reaction_only_where_one_is_possible(can_react: bool) -> None:
+    one = everywhere("unit")[0]
+    body = render([one], "ciml:0", one.item.ref, Style("github", 4000, 5, "ciml-quiet", can_react)).body
+    assert ("👎" in body) == can_react
+    assert "not helpful" in body
