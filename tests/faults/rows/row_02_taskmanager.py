@@ -12,7 +12,7 @@ ROW = 2
 TITLE = "TaskManager killed once, then twice"
 INJECTED = (
     "SIGKILL by the pid that the cluster recorded; in every second trial again, before or soon after the job is back; "
-    "the keeper starts it again"
+    "the watchdog restarts it"
 )
 EXPECTED = "back from a checkpoint"
 INVARIANTS = ("I1", "I2", "I3", "I4", "I6", "I7")
