@@ -14,8 +14,8 @@ from transforms.profiles.windows import MINUTE_S, length_s, window_means, window
 _MARGIN = 0.5
 #: Noise of a column that `SERIES` does not have, as a share of its usual value.
 _OTHER_NOISE = 0.25
-#: The shortest departure, in seconds and as a share of the run: a shorter one is a moment. So a run of some seconds has
-#: no departures: its start is not compared with the whole of other runs.
+#: The shortest departure, in seconds and as a share of the run: a shorter one is a moment. So a run of a few seconds
+#: has no departures: its start is not compared with the whole of other runs.
 MIN_DEPARTURE_S = 10
 _MIN_SHARE = 0.02
 
