@@ -128,7 +128,7 @@ def test_twenty_changes(at_work: Working, zuul: Path) -> None:
     changes = []
     with machine(zuul) as struck:
         for batch in BATCHES:
-            changes += tested(batch)
+            changes += followed(batch)
             at_work.kill("feedback")  # it may be in the middle of anything
             at_work.start(*_FEEDBACK_COMMAND)
     assert len(struck) == sum(change.kind.trouble != "none" for change in changes)
@@ -144,7 +144,7 @@ def test_twenty_changes(at_work: Working, zuul: Path) -> None:
     assert any(change.said for change in changes), "no verdict was confident: nothing was posted"
 
 
-def tested(batch: tuple[Kind, ...]) -> list[Change]:
+def followed(batch: tuple[Kind, ...]) -> list[Change]:
     """Propose the changes of a batch, and wait for Zuul's reports. Approve what is to merge."""
     changes = [Change(kind, propose(kind, edit)) for kind in batch for edit in kind.edits]
     for change in changes:
