@@ -22,13 +22,12 @@ _SPECIAL = (
     (re.compile(r"(?<!\d)(?<!\d )%|%(?=\w)"), "\uff05"),  # a milestone of GitLab
     (re.compile(r"(?<![^\W_])/|/(?![^\W_])|//"), "\uff0f"),  # a command
     (re.compile(r"(?<=[A-Z])-(?=\d)|(?<=\b[gG][hH])-(?=\d)"), "\u2011"),  # GH-1, and keys of Jira
-    (re.compile(r"(?<![^\W_])[-+=]+(?=\s|$)"), "\u2013"),  # a list, a rule
+    (re.compile(r"(?<![^\W_])(?<![-+=])[-+=]+(?=\s|$)"), "\u2013"),  # a list, a rule
 )
-#: A commit or a Change-Id, which systems make links of: six characters of it stay.
-_COMMIT = re.compile(r"(?<![^\W_])(I?(?=[0-9]*[a-fA-F])[0-9a-fA-F]{6})[0-9a-fA-F]+(?![^\W_])")
+#: A commit or a Change-Id, which systems make links of, or a number: of one with a letter, six characters stay.
+_COMMIT = re.compile(r"(?<![^\W_])(I?[0-9a-fA-F]{6})[0-9a-fA-F]+(?![^\W_])")
 #: A number that could be one: its digits are grouped.
 _LONG_NUMBER = re.compile(r"(?<![^\W_])[0-9]{7,}(?![^\W_])")
-_THOUSANDS = re.compile(r"(?<=[0-9])(?=(?:[0-9]{3})+$)")
 #: The beginning of a numbered list.
 _NUMBERED = re.compile(r"^([0-9]+)([.)])(?=\s|$)")
 _WWW = re.compile(r"(?i)\bwww(?=[.\u2024])")
@@ -42,8 +41,8 @@ def inert(text: str, most_bytes: int) -> str:
     """
     kept = "".join(_shown(character) for character in text[: 4 * most_bytes])
     line = " ".join(kept.split())
-    line = _COMMIT.sub(rf"\1{_ELLIPSIS}", line)
-    line = _LONG_NUMBER.sub(lambda found: _THOUSANDS.sub("\u202f", found[0]), line)
+    line = _COMMIT.sub(lambda found: found[0] if found[0].isdecimal() else f"{found[1]}{_ELLIPSIS}", line)
+    line = _LONG_NUMBER.sub(_grouped, line)
     line = _WWW.sub("ｗｗｗ", line)
     line = line.translate(_FULL_WIDTH)
     line = _NUMBERED.sub(lambda found: found[1] + ("\u2024" if found[2] == "." else "\uff09"), line)
@@ -63,6 +62,14 @@ def cut(text: str, most_bytes: int) -> str:
     if len(data) <= most_bytes:
         return text
     return data[: max(most_bytes - len(_ELLIPSIS.encode()), 0)].decode(errors="ignore").rstrip() + _ELLIPSIS
+
+
+def _grouped(number: re.Match[str]) -> str:
+    """Return a number with its digits in groups of three."""
+    digits = number[0]
+    first = len(digits) % 3
+    groups = [digits[:first], *(digits[at : at + 3] for at in range(first, len(digits), 3))]
+    return "\u202f".join(filter(None, groups))
 
 
 def _shown(character: str) -> str:

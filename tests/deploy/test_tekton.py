@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ciml import __version__
 from tests.corpus import CORPUS, builds
 
 FOLDER = Path(__file__).parents[2] / "deploy/tekton"
+#: With the program beside the interpreter of the tests.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 HOSTILE = "x; touch planted $(touch planted) `touch planted` '\" --help"
 
 
@@ -108,7 +111,10 @@ def run(name: str, folder: Path, **given: str) -> tuple[int, dict[str, str], str
 
 def ciml(*words: str, data: Path) -> Any:
     done = subprocess.run(
-        ["ciml", *words, "--data-path", str(data), "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "cli.main", *words, "--data-path", str(data), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

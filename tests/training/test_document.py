@@ -5,6 +5,9 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
+from ciml.errors import CimlError
 from training.estimators import ESTIMATORS
 from training.evaluation.gate import GatePolicy
 from training.experiment import Experiment
@@ -17,7 +20,11 @@ def test_the_documents_experiment_names_every_key_and_is_one():
     assert block is not None
     value = tomllib.loads(re.sub(r"(?m)^    ", "", block[0]))
     assert set(value) == set(Experiment.__struct_fields__)
-    assert Experiment.from_json(value).hidden_layers == (100, 100, 100)
+    with pytest.raises(CimlError, match="leave out one"):
+        Experiment.from_json(value)
+    for left_out in ({"early_stopping"}, {"calibration", "coverage"}):
+        made = Experiment.from_json({key: each for key, each in value.items() if key not in left_out})
+        assert made.hidden_layers == (100, 100, 100)
 
 
 def test_the_documents_gate_is_the_default_one():

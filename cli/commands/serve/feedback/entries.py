@@ -81,7 +81,7 @@ _GLOB = click.argument("project", metavar="PROJECT")
 
 @click.command("mute")
 @_GLOB
-@data_path_option(creates=True)
+@data_path_option()
 def mute(project: str, data_path: str) -> None:
     """Send no more messages to a project.
 
