@@ -52,14 +52,13 @@ def definitions(span_runs: int, pools: Iterable[str]) -> tuple[DatasetDefinition
 
 
 def cause_definition(span_runs: int) -> DatasetDefinition:
-    """Return the definition of failed runs by their cause, for the verdicts of the last act: that of examples/.
+    """Return the definition of failed runs by their cause, for the verdicts of the last act: examples/cause.toml.
 
-    It holds out more runs: of some dozens of failures, fewer would say too little for the gate. Runs of unknown cause,
-    and those that passed, are excluded (``no_label``).
+    Runs of unknown cause, and those that passed, are excluded (``no_label``).
     """
     example = examples() / "cause.toml"
-    changes = {"name": CAUSE, "classes": sorted(CAUSES), "tdt_split": [4, 2, 4], "span_runs": span_runs}
-    return DatasetDefinition.from_json({**read_toml(example), **changes}, str(example))
+    keys = {**read_toml(example), "name": CAUSE, "classes": sorted(CAUSES), "span_runs": span_runs}
+    return DatasetDefinition.from_json(keys, str(example))
 
 
 def examples() -> Path:

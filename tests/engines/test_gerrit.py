@@ -35,6 +35,7 @@ def _ask(url: str, method: str, path: str, body: Any = None) -> Any:
 
 @pytest.mark.engines
 @pytest.mark.timeout(300)
+@pytest.mark.skipif(os.environ.get("CIML_NO_JAVA", "") not in ("", "0"), reason="CIML_NO_JAVA is set")
 def test_a_change_survives_a_kill_of_gerrit(tmp_path: Path) -> None:
     with engines.start(["gerrit"], tmp_path, engines.Settings(tied=True)) as running:
         url = running.gerrit
@@ -78,6 +79,8 @@ def test_mosquitto_keeps_a_session_over_a_restart(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_arguments, **_options: None)
+    for name in ("JAVA_HOME", "CIML_NO_JAVA"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(EngineError, match="apt-get install mosquitto"):
         find_mosquitto()
     with pytest.raises(NoJava, match="no Java in PATH"):

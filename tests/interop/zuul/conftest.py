@@ -100,13 +100,24 @@ def wait_until(found: Callable[[], bool], what: str, most_s: float = 420.0) -> N
         time.sleep(1.0)
 
 
+def _make_topics(kafka: str) -> None:
+    """Make the topics anew: an operator begins without the events of another test."""
+    from confluent_kafka.admin import AdminClient
+
+    from engines.kafka import create_topics
+
+    client, names = AdminClient({"bootstrap.servers": kafka}), {"ci-events": 2, "runs": 1, "predictions": 1}
+    known = names.keys() & client.list_topics(timeout=30).topics.keys()
+    for deleted in client.delete_topics(list(known)).values() if known else ():
+        deleted.result(30)
+    wait_until(lambda: not names.keys() & client.list_topics(timeout=30).topics.keys(), "topics are deleted", 60)
+    create_topics(kafka, names)
+
+
 @pytest.fixture
 def operator(zuul: Path, kafka: str, tmp_path: Path) -> Iterator[Operator]:
     """An operator whose receivers are connected to Zuul's broker and to its Gerrit."""
-    from ciml.kafka.options import KafkaOptions
-    from pipelines.kafka.broker import make_topic
-
-    make_topic(KafkaOptions.of(kafka), "ci-events", 2)
+    _make_topics(kafka)
     password, hosts = tmp_path / "password", tmp_path / "hosts"  # the broker's, and Gerrit's
     password.touch(mode=0o600)
     password.write_text("ciml-secret\n")

@@ -103,9 +103,6 @@ _FEEDBACK_COMMAND = ("feedback", "stream", "--config", "feedback.toml")
 @pytest.fixture
 def at_work(learned: Operator) -> Iterator[Working]:
     """The operator with a model, and all that answers changes."""
-    from engines.kafka import create_topics
-
-    create_topics(learned.kafka, {"runs": 1, "predictions": 1})
     learned.ciml("up", "models", "--models-config", "data/models/models.config")
     feedback = learned.folder / "feedback.toml"  # as ciml connect wrote it, but in earnest; a change has one job
     feedback.write_text(feedback.read_text().replace("dry_run = true", "dry_run = false\nsettle_s = 2"))
