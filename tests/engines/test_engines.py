@@ -254,7 +254,10 @@ def test_ports_are_none_that_connections_are_given():
 
 def test_an_unknown_engine_is_one_line(home: Path):
     done = ciml("up", "kafak", home=home, code=2)
-    assert done.stderr == "ciml: unknown engine kafak; choose from kafka, flink, cluster, s3, logs, models, mosquitto, gerrit\n"
+    assert (
+        done.stderr
+        == "ciml: unknown engine kafak; choose from kafka, flink, cluster, s3, logs, models, mosquitto, gerrit\n"
+    )
     done = ciml("up", "--port", "kafka=http", home=home, code=2)
     assert "'kafka=http' is not USE=PORT" in done.stderr
 

@@ -153,7 +153,7 @@ def test_a_topic_recreated_under_a_job_stops_it(
         wait_for(lambda: ours.topic not in admin(ours.kafka).list_topics(timeout=10).topics)
         make_topic(ours.kafka, ours.topic)
         send_starts(kafka, ours.topic, 0, 30)
-        with pytest.raises(IntegrityError, match="created again|recreated"):
+        with pytest.raises(IntegrityError, match=r"created again|recreated"):
             wait_for(lambda: job.check() is not None)
     assert covered(ours.raw, ours.topic) == {0: [(0, 10)]}
     with pytest.raises(IntegrityError, match="created again"):
