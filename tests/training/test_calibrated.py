@@ -16,7 +16,7 @@ import ciml
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.decision import Decision
-from ciml.errors import IntegrityError
+from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.raw.causes import CAUSES, FAILED
 from ciml.storage.open import open_store
@@ -77,6 +77,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(
         data, done, {run.run_id: run for run in runs}, {run.run_id: log for run, log in zip(runs, logs, strict=True)}
     )
+
+
+def test_a_model_of_causes_that_would_give_no_verdicts_is_not_trained(world: Made) -> None:
+    with pytest.raises(CimlError, match='gives no verdicts; set calibration = "auto"'):
+        refresh(world.data, "cause", EXPERIMENT.replace(calibration=None, coverage=0.9), model="other")
 
 
 def test_a_refresh_calibrates_on_dev_runs_and_reports_what_held_on_test_runs(world: Made) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
+from ciml.raw.causes import CAUSE
 from training.estimators import boosted, networks, scikit
 from training.estimators.base import Fitted, Progress, Rows, Watch
 from training.experiment import Experiment
@@ -106,6 +107,11 @@ def check_use(experiment: Experiment, dataset: ResolvedDefinition, *, served: bo
     estimator, definition = estimator_of(experiment), dataset.definition
     if served and not estimator.network:
         raise CimlError(f"estimator {experiment.estimator!r} is not a network; only networks can be served")
+    if served and definition.class_label == CAUSE and not experiment.calibration:
+        raise CimlError(
+            f"data set {definition.name!r} has causes, and a model without calibration gives no verdicts; set "
+            'calibration = "auto" in the experiment'
+        )
     if estimator.over_time and definition.aggregation_functions:
         raise CimlError(
             f"estimator {experiment.estimator} needs windows, but data set {definition.name!r} holds aggregations; "
