@@ -15,6 +15,7 @@ import msgspec
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
+from ciml.limits import MAX_SOURCES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: The end of a msgspec message: ``$.hidden_layers[1]``.
@@ -47,6 +48,20 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CimlError(f"{os.fspath(path)}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise CimlError(f"{os.fspath(path)} is not TOML: byte {error.start} is not UTF-8") from None
+
+
+def pop_tables(value: dict[str, Any], key: str, where: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Remove and return the tables ``[[key]]`` of a configuration.
+
+    Raises:
+      CimlError: it is no list of tables, or has more than `MAX_SOURCES`.
+    """
+    listed = value.pop(key, [])
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise CimlError(f"{os.fspath(where)}: {key}: expected tables, [[{key}]]")
+    if len(listed) > MAX_SOURCES:
+        raise CimlError(f"{os.fspath(where)}: {len(listed)} {key}s, at most {MAX_SOURCES} (MAX_SOURCES)")
+    return listed
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from ciml.errors import CimlError
 from ciml.events.redaction import shown
 from ciml.feedback import CAUSES, Cause
 from ciml.globs import glob_pattern
-from ciml.limits import MAX_SOURCES
-from ciml.settings import Settings, read_toml
+from ciml.settings import Settings, pop_tables, read_toml
 from services.feedback.clients.kinds import kinds
 from services.feedback.inert import inert
 from services.feedback.systems import System
@@ -132,11 +131,7 @@ def load_feedback(path: str | Path) -> Feedback:
       CimlError: one line that names the file, the system, the key and its value.
     """
     value = read_toml(path)
-    listed = value.pop("system", [])
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise CimlError(f"{path}: system: expected tables, [[system]]")
-    if len(listed) > MAX_SOURCES:
-        raise CimlError(f"{path}: {len(listed)} systems, at most {MAX_SOURCES} (MAX_SOURCES)")
+    listed = pop_tables(value, "system", path)
     for key in (*_GLOBS, "causes", "reviewers"):
         if type(value.get(key)) is str:
             value[key] = [value[key]]

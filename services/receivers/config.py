@@ -23,9 +23,8 @@ from ciml.limits import (
     MAX_HEADER_S,
     MAX_HOOK_CONNECTIONS,
     MAX_IN_FLIGHT,
-    MAX_SOURCES,
 )
-from ciml.settings import Settings, checked, read_toml
+from ciml.settings import Settings, checked, pop_tables, read_toml
 
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 
@@ -317,11 +316,7 @@ def load_receivers(path: str | Path) -> Receivers:
       CimlError: one line that names the file, the source, the key and its value.
     """
     value = read_toml(path)
-    listed = value.pop("source", [])
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise CimlError(f"{path}: source: expected tables, [[source]]")
-    if len(listed) > MAX_SOURCES:
-        raise CimlError(f"{path}: {len(listed)} sources, at most {MAX_SOURCES} (MAX_SOURCES)")
+    listed = pop_tables(value, "source", path)
     tables: dict[str, Any] = {
         name: kind.from_json(value.pop(name, {}), f"{path}, [{name}]") for name, kind in TABLES.items()
     }

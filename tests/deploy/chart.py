@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-import pytest
 import yaml
-from filelock import FileLock
+
+from tests.go_programs import go_program
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/ciml"
@@ -55,21 +53,8 @@ FULL: Mapping[str, Any] = {
 
 @functools.cache
 def helm() -> Path:
-    """Helm, built once from the Go module proxy into the user's cache (a minute and a half)."""
-    source = Path(__file__).parent / "helm"
-    folder = platformdirs.user_cache_path("ciml") / "helm" / "3.22.0"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if not (folder / "helm").exists():
-            if shutil.which("go") is None:
-                pytest.fail("helm is built by Go: install golang 1.22 or later (apt-get install golang)")
-            for name in ("go.mod", "go.sum"):
-                shutil.copy(source / name, folder)
-            command = ["go", "build", "-mod=mod", "-ldflags=-s -w", "-o", "helm.new", "helm.sh/helm/v3/cmd/helm"]
-            built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
-            assert built.returncode == 0, built.stderr
-            (folder / "helm.new").rename(folder / "helm")
-    return folder / "helm"
+    """Helm 3.22.0; its first build takes a minute and a half."""
+    return go_program(Path(__file__).parent / "helm", "helm", "helm.sh/helm/v3/cmd/helm")
 
 
 def template(values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:

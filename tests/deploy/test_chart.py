@@ -286,9 +286,11 @@ def _pom(name: str) -> str:
 
 
 def test_flinks_configuration_is_the_measured_one(full: list[Resource]) -> None:
-    told = dict(line.split(": ", 1) for line in cluster_config._CONFIGURATION.splitlines() if "{" not in line)
+    measured = dict(line.split(": ", 1) for line in cluster_config._CONFIGURATION.splitlines() if "{" not in line)
     configuration = one(full, "FlinkDeployment", "ciml-flink")["spec"]["flinkConfiguration"]
-    differs = {key: (value, configuration.get(key)) for key, value in told.items() if configuration.get(key) != value}
+    differs = {
+        key: (value, configuration.get(key)) for key, value in measured.items() if configuration.get(key) != value
+    }
     # sizes are the operator's business, and finished jobs are forgotten by Flink's own default
     assert differs.keys() <= {"taskmanager.memory.task.off-heap.size", "jobstore.expiration-time"}, differs
     assert configuration["env.java.opts.all"].split() == [
@@ -340,9 +342,9 @@ def test_what_the_environment_says_is_known(full: list[Resource]) -> None:
     context = click.Context(cli)
     for name in cli.list_commands(context):
         known |= _variables(cli.get_command(context, name))
-    told = set(one(full, "ConfigMap", "ciml")["data"])
-    told |= {each["name"] for _, each in _environment(full)}
-    assert told <= known, told - known
+    named_there = set(one(full, "ConfigMap", "ciml")["data"])
+    named_there |= {each["name"] for _, each in _environment(full)}
+    assert named_there <= known, named_there - known
 
 
 def _environment(resources: list[Resource]) -> Iterator[tuple[str, dict[str, Any]]]:

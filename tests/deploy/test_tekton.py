@@ -6,20 +6,18 @@ import functools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 import yaml
-from filelock import FileLock
 
 from ciml import __version__
 from tests.corpus import CORPUS, builds
+from tests.go_programs import go_program
 
 FOLDER = Path(__file__).parents[2] / "deploy/tekton"
 #: With the program beside the interpreter of the tests.
@@ -29,21 +27,8 @@ HOSTILE = "x; touch planted $(touch planted) `touch planted` '\" --help"
 
 @functools.cache
 def validator() -> Path:
-    """Tekton's defaults and validation as a program, built once from the Go module proxy into the user's cache."""
-    source = Path(__file__).parent / "tekton"
-    folder = platformdirs.user_cache_path("ciml") / "tekton" / "1.6.0"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        for path in source.iterdir():
-            shutil.copy(path, folder)
-        if not (folder / "validate").exists():
-            if shutil.which("go") is None:
-                pytest.fail("Tekton's validation is built by Go: install golang 1.24 or later (apt-get install golang)")
-            command = ["go", "build", "-mod=mod", "-o", "validate.new", "."]
-            built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
-            assert built.returncode == 0, built.stderr
-            (folder / "validate.new").rename(folder / "validate")
-    return folder / "validate"
+    """Tekton's defaults and validation (1.6.0) as a program; its first build takes a minute."""
+    return go_program(Path(__file__).parent / "tekton", "validate")
 
 
 def validate(*paths: Path) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
 from ciml.raw.neighbours import Neighbours
+from ciml.verdicts import EXIT_LABEL
 from transforms.examples.downsample import Windows
 from transforms.profiles.departures import margin
 from transforms.profiles.profile import MIN_RUNS, Profile, Profiles, Range
@@ -24,8 +25,6 @@ from transforms.profiles.windows import length_s, window_means, window_of
 
 #: Departures are counted up to this many margins, and lengths up to so many doublings.
 _MOST_MARGINS, _MOST_DOUBLINGS = 10.0, 5.0
-#: The run's label with the exit status of its command, as recorders and listings write it.
-_EXIT = "exit_code"
 _STATUS = re.compile(r"-?[0-9]{1,3}")
 #: A shell adds it to the signal that ended a command.
 _SIGNAL = 128
@@ -74,7 +73,7 @@ def context_of(
 
 def _outcome(facts: RunFacts) -> tuple[float, float, float]:
     """Return whether the run timed out, its exit status (0 if unknown), and whether a signal ended it."""
-    text = facts.labels.get(_EXIT, "")
+    text = facts.labels.get(EXIT_LABEL, "")
     status = int(text) if _STATUS.fullmatch(text) else 0
     timeout = facts.outcome == "timeout"
     # A recorder that stops a run at its timeout ends it by a signal: that is no news.

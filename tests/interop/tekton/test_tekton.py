@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from adapters.registry import read_event
+from tests.go_programs import go_program
 from tests.services.webhooks.hooking import receiving
 
 pytestmark = [pytest.mark.engines, pytest.mark.interop, pytest.mark.timeout(1500)]
@@ -29,14 +28,7 @@ auth = "none"
 @pytest.fixture(scope="module")
 def producer() -> Path:
     """The program, which Go builds into the user's cache."""
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("go is not there: apt-get install golang-go")
-    made = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ciml" / "tekton" / "tekton-events"
-    made.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run([go, "build", "-o", made, "."], cwd=HERE, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return made
+    return go_program(HERE, "tekton-events")
 
 
 def task_run(uid: str, status: str, reason: str, **fields: Any) -> dict[str, Any]:

@@ -39,27 +39,29 @@ def command(predictions: Path | None, run_id: str | None, config: str, data_path
         raise click.UsageError("give either a file of PREDICTIONS or --run")
     data, feedback = DataRoot.open(data_path), load_feedback(config)
     records = _stored(data_path, run_id) if run_id is not None else _lines(predictions or Path())
-    for told in try_messages(data, feedback, records):
-        _print(told, as_json)
+    for trial in try_messages(data, feedback, records):
+        _print(trial, as_json)
 
 
-def _print(told: Any, as_json: bool) -> None:
+def _print(trial: Any, as_json: bool) -> None:
     import json
 
     if as_json:
-        click.echo(json.dumps(told.to_json(), ensure_ascii=False))
-    elif told.message is None:
-        click.echo(f"{', '.join(told.runs)}: silent: {told.reason}")
+        click.echo(json.dumps(trial.to_json(), ensure_ascii=False))
+    elif trial.message is None:
+        click.echo(f"{', '.join(trial.runs)}: silent: {trial.reason}")
     else:
-        click.echo(f"{', '.join(told.runs)}: a message of {told.system} on {told.project!r}, change {told.change!r}:")
-        click.echo(f"\n{told.message}\n")
+        click.echo(
+            f"{', '.join(trial.runs)}: a message of {trial.system} on {trial.project!r}, change {trial.change!r}:"
+        )
+        click.echo(f"\n{trial.message}\n")
 
 
 def _stored(data_path: str, run_id: str) -> list[dict[str, Any]]:
     from ciml.data_root import DataRoot
-    from serving.predict.log import read_predictions
+    from serving.predict.log import predictions_of
 
-    found = [one for one in read_predictions(DataRoot.open(data_path).predictions) if one["run_id"] == run_id]
+    found = predictions_of(DataRoot.open(data_path).predictions, run_id)
     if not found:
         raise CimlError(f"there is no prediction of run {run_id!r:.120} in {data_path}; list runs with ciml runs")
     return found
