@@ -60,7 +60,9 @@ def mirror(data: DataRoot, folder: Path) -> Mirrored:
     faults: list[str] = []
     try:
         _prepare(folder)
-        before = _configured(folder)
+        store = LocalStore(str(folder))
+        text = store.read(CONFIG_NAME).decode() if store.exists(CONFIG_NAME) else None
+        before = {entry.name: entry for entry in parse_config(text)} if text is not None else {}
         present = {path.name: set(list_versions(LocalStore(str(path)))) for path in folder.iterdir() if path.is_dir()}
         entries: dict[str, ModelEntry] = {}
         for registry, entry in _served(data):
@@ -76,7 +78,9 @@ def mirror(data: DataRoot, folder: Path) -> Mirrored:
             old = before[entry.name].labels if entry.name in before else {}
             if local := _mirrored(entry, folder / entry.name, has, old):
                 entries[entry.name] = local
-        changed = _write(folder / CONFIG_NAME, render_config(entries.values()))
+        new = render_config(entries.values())
+        if changed := new != text:
+            store.replace(CONFIG_NAME, new.encode())
         removed = tuple(_remove(folder, present, before, entries))
     except OSError as error:
         raise EngineError(f"cannot write the mirror {folder}: {error.strerror or error}") from error
@@ -98,15 +102,6 @@ def _prepare(folder: Path) -> None:
     if any(folder.iterdir()):
         raise CimlError(f"{folder} is not empty and no mirror; choose another folder")
     (folder / _MARK).touch()
-
-
-def _configured(folder: Path) -> dict[str, ModelEntry]:
-    """Return the entries of the mirror's present configuration, by model."""
-    try:
-        text = (folder / CONFIG_NAME).read_text()
-    except FileNotFoundError:
-        return {}
-    return {entry.name: entry for entry in parse_config(text)}
 
 
 def _copy(registry: Registry, number: int, target: Path) -> None:
@@ -135,16 +130,6 @@ def _mirrored(entry: ModelEntry, base: Path, present: set[int], old: Mapping[str
     if not versions:
         return None
     return ModelEntry(entry.name, str(base), versions=tuple(sorted(versions)), labels=kept)
-
-
-def _write(path: Path, text: str) -> bool:
-    """Replace the configuration if it differs; return whether it did. The server never reads a part of it."""
-    if path.exists() and path.read_text() == text:
-        return False
-    staged = path.with_name(f".{path.name}")
-    staged.write_text(text)
-    os.replace(staged, path)
-    return True
 
 
 def _remove(
