@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import apache_beam as beam
 
@@ -24,6 +25,7 @@ from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
+from ciml.messages.outputs import Prediction
 from ciml.storage.open import Store
 from pipelines.ingest.pipeline import Gather
 from pipelines.kafka.plan import PartitionRead
@@ -116,7 +118,7 @@ def render_predictions(delta: Delta) -> Iterable[Announcement]:
             ("ce_type", b"dev.ciml.prediction.v1"),
             ("content-type", b"application/json"),
         ]
-        value = {name: item for name, item in one.items() if name != "offset"}
+        value = cast(Prediction, {name: item for name, item in one.items() if name != "offset"})
         yield one["run_id"].encode(), canonical_json(value), headers
 
 
