@@ -23,6 +23,7 @@ from serving.push import rollback
 from serving.registry import Registry
 from serving.server.model.loader import load_model
 from serving.server.server import ModelServer, ServerOptions
+from tests.ciml.lineage.recorded import names, states, stored
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
@@ -107,8 +108,11 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
     config: TrainConfig, scripted: Callable[..., Refreshing], spoil: str
 ) -> None:
     scripted((1, True, spoil))
-    result = run_once(config)
+    result = run_once(replace(config, lineage=True))
     assert (result.outcome, result.version) == ("refused", None)
+    events = stored(config.data)
+    assert states(events) == [("push.m", "START"), ("push.m", "FAIL")]
+    assert result.reasons[0][-40:] in events[1]["run"]["facets"]["errorMessage"]["message"]
     assert {"nan": "not finite", "signature": "no signature", "python": "not allowed"}[spoil] in result.reasons[0]
     state = Registry(config.data, "m").state
     assert not state.decisions[state.last_candidate].blessed
@@ -200,11 +204,19 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa:
 
     shutil.copytree(made, tmp_path / "data")
     data = DataRoot.open(tmp_path / "data")
-    config = TrainConfig(data, "providers", "providers", Experiment(epochs=40))
+    config = TrainConfig(data, "providers", "providers", Experiment(epochs=40), lineage=True)
     steps: list[str] = []
     first = run_once(config, progress=steps.append)
     assert (first.outcome, first.version) == ("pushed", 1), first.reasons
     assert steps[-1] == "push"
+    events = stored(data)
+    assert states(events) == [
+        (f"{step}.providers", state) for step in ("snapshot", "train", "push") for state in ("START", "COMPLETE")
+    ]
+    made_of = {event["job"]["name"].partition(".")[0]: event for event in events if event["eventType"] == "COMPLETE"}
+    assert names(made_of["push"]["inputs"]) == names(made_of["train"]["outputs"])
+    assert names(made_of["snapshot"]["outputs"])[0] in names(made_of["train"]["inputs"])
+    assert names(made_of["push"]["outputs"]) == [(data.models.child("providers").url(), "1")]
     second = run_once(replace(config, experiment=Experiment(epochs=41)))
     assert second.outcome in ("pushed", "refused")
     assert second.metrics["comparison"]["runs"] > 0

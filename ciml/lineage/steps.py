@@ -1,0 +1,188 @@
+"""Steps that are reported as OpenLineage runs: START, then COMPLETE, FAIL or ABORT, with the data that they use.
+
+Reporting never fails or delays a step: events go to a thread, descriptions that raise are logged, and `close` waits for
+a few seconds at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from ciml.extras import require
+
+if TYPE_CHECKING:
+    from ciml.data_root import DataRoot
+    from ciml.lineage.emitter import Emitter
+
+_LOG = logging.getLogger(__name__)
+
+State = Literal["START", "COMPLETE", "FAIL", "ABORT"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data that a step reads or writes.
+
+    Attributes:
+      address: a folder or ``s3://`` prefix; stable over versions.
+      version: of the data, such as a digest; "" if unknown.
+      columns: (name, type) of its columns.
+      rows: number of rows; None if unknown.
+      facts: further facts by name, as JSON.
+    """
+
+    address: str
+    version: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    rows: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a step reads, writes and found.
+
+    Attributes:
+      inputs, outputs: its data.
+      parameters: of the step by name, as JSON.
+      checks: each check by name, and whether it passed.
+      facts: figures of the step by name, as JSON.
+    """
+
+    inputs: tuple[Data, ...] = ()
+    outputs: tuple[Data, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[tuple[str, bool], ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """A state of a step.
+
+    Attributes:
+      run_id: UUID of this execution.
+      job: name of the step, such as ``snapshot.provider``.
+      state: what happened.
+      time: when, in UTC.
+      description: what is known by now.
+      error: the exception's text, with FAIL.
+    """
+
+    run_id: str
+    job: str
+    state: State
+    time: datetime
+    description: Description
+    error: str = ""
+
+
+Describe = Callable[[], Description]
+
+
+class Step:
+    """An execution of a step. `describe` says what it did."""
+
+    def __init__(self) -> None:
+        self.described: Describe | None = None
+
+    def describe(self, description: Describe) -> None:
+        """Report this description when the step has completed. It is called only if lineage is on."""
+        self.described = description
+
+
+class Lineage:
+    """Reports steps. `OFF` reports nothing.
+
+    Args:
+      emitter: takes the events; None for none.
+    """
+
+    def __init__(self, emitter: Emitter | None = None) -> None:
+        self._emitter = emitter
+
+    @contextmanager
+    def step(self, job: str, description: Describe | None = None) -> Iterator[Step]:
+        """Report the execution of a block.
+
+        Args:
+          job: name of the step.
+          description: what it will read; called only if lineage is on.
+
+        Example:
+          >>> with OFF.step("snapshot.provider") as step:
+          ...     step.describe(lambda: Description(outputs=(Data("data/trainer/provider/snapshots", "5f1c…"),)))
+        """
+        step = Step()
+        if self._emitter is None:
+            yield step
+            return
+        first = StepEvent(_new_id(), job, "START", datetime.now(UTC), _described(description, Description()))
+        self._emitter.emit(first)
+        try:
+            yield step
+        except BaseException as error:
+            state: State = "FAIL" if isinstance(error, Exception) else "ABORT"
+            text = f"{type(error).__name__}: {error}"
+            self._emitter.emit(replace(first, state=state, time=datetime.now(UTC), error=text))
+            raise
+        done = _described(step.described, first.description)
+        self._emitter.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=done))
+
+    def close(self) -> None:
+        """Wait until the events are sent, a few seconds at most."""
+        if self._emitter is not None:
+            self._emitter.close()
+
+
+OFF = Lineage()
+
+
+@contextmanager
+def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
+    """Yield what reports the steps on a data root.
+
+    Args:
+      data: the data root; its address is the namespace of the jobs, and it gets the events unless OpenLineage is
+        configured otherwise.
+      enabled: whether lineage is on; if not, nothing is imported.
+
+    Raises:
+      CimlError: it is on, and ``ciml[lineage]`` is not installed.
+    """
+    if not enabled:
+        yield OFF
+        return
+    require("openlineage")
+    from ciml.lineage.emitter import Emitter
+
+    lineage = Lineage(Emitter(data))
+    try:
+        yield lineage
+    finally:
+        lineage.close()
+
+
+def _described(description: Describe | None, otherwise: Description) -> Description:
+    if description is None:
+        return otherwise
+    try:
+        return description()
+    except Exception:  # noqa: BLE001  # the step goes on
+        _LOG.warning("lineage: a step cannot be described", exc_info=True)
+        return otherwise
+
+
+def _new_id() -> str:
+    """Return a UUID of version 7, whose order is that of time."""
+    import secrets
+    import time
+    import uuid
+
+    stamp = int(time.time() * 1000) << 80
+    return str(uuid.UUID(int=stamp | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)))
