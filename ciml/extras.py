@@ -49,6 +49,11 @@ EXTRAS = {
     "jinja2": ("reports",),
     "markupsafe": ("reports",),
     "matplotlib": ("reports",),
+    "openlineage": ("lineage",),
+    "alembic": ("mlflow",),
+    "mlflow": ("mlflow",),
+    "pandas": ("mlflow",),
+    "sqlalchemy": ("mlflow",),
     "flask": ("local",),
     "moto": ("local",),
 }
