@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ciml.lineage.steps import Data, Description
-
-if TYPE_CHECKING:
-    from serving.push import Pushed
-    from serving.registry import Candidate, Registry
+from ciml.lineage.description import Data, Description
+from serving.registry import Candidate, Registry
 
 
 def push_inputs(registry: Registry, candidate: Candidate) -> Description:
@@ -18,8 +13,8 @@ def push_inputs(registry: Registry, candidate: Candidate) -> Description:
     return Description((Data(registry.data.candidates(registry.model), version, facts=facts),))
 
 
-def pushed_version(registry: Registry, candidate: Candidate, pushed: Pushed) -> Description:
+def pushed_version(registry: Registry, candidate: Candidate, number: int, label: str) -> Description:
     """Describe a pushed version, its label and the digest of its files."""
-    facts = {"label": pushed.label, "candidate": candidate.id, "digest": candidate.digest}
-    output = Data(registry.base.url(), str(pushed.version), facts=facts)
+    facts = {"label": label, "candidate": candidate.id, "digest": candidate.digest}
+    output = Data(registry.base.url(), str(number), facts=facts)
     return Description(push_inputs(registry, candidate).inputs, (output,))

@@ -92,7 +92,7 @@ def push_candidate(
         raise NotBlessedError(f"model {registry.model}: candidate {candidate_id} is not blessed: {why}")
     with lineage.step(f"push.{registry.model}", lambda: push_inputs(registry, candidate)) as step:
         pushed = _push(registry, candidate, label, check)
-        step.describe(lambda: pushed_version(registry, candidate, pushed))
+        step.describe(lambda: pushed_version(registry, candidate, pushed.version, label))
     return pushed
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ciml.data_root import DataRoot, StoredDataset
+from ciml.decision import Decision
 from ciml.digest import sha256_json
-from ciml.lineage.steps import Data, Description
+from ciml.lineage.description import Data, Description
 from training.data.snapshot import Snapshot
 from training.evaluation.champion import Champion
-
-if TYPE_CHECKING:
-    from training.refresh import Candidate
+from training.experiment import Experiment
 
 #: Spans that a description lists, the latest; the version of the data set covers all.
 _MOST_SPANS = 100
@@ -43,9 +42,15 @@ def training_inputs(dataset: StoredDataset, snapshot: Snapshot, model: str, cham
     return Description(tuple(inputs))
 
 
-def candidate_made(inputs: Description, data: DataRoot, candidate: Candidate, model: str) -> Description:
+def candidate_made(
+    learned: Callable[[], Description],
+    candidate: Data,
+    experiment: Experiment,
+    metrics: Mapping[str, Any],
+    decision: Decision,
+    seconds: Mapping[str, float],
+) -> Description:
     """Describe a candidate: experiment, figures with their intervals, the gate's decision, seconds by step."""
-    decision, metrics = candidate.decision, candidate.metrics
     figures = {name: metrics["evaluation"][name] for name in _FIGURES}
     figures["calibration_error"] = metrics["evaluation"]["calibration"]["ece"]
     facts: Mapping[str, Any] = {
@@ -53,11 +58,10 @@ def candidate_made(inputs: Description, data: DataRoot, candidate: Candidate, mo
         "champion": metrics.get("champion"),
         "blessed": decision.blessed,
         "reasons": list(decision.reasons),
-        "seconds": {name: round(seconds, 3) for name, seconds in candidate.timings.items()},
+        "seconds": {name: round(each, 3) for name, each in seconds.items()},
     }
     checks = tuple((reason, decision.blessed) for reason in decision.reasons)
-    output = Data(data.candidates(model), str(candidate.facts()["refresh"]))
-    return Description(inputs.inputs, (output,), candidate.experiment.to_json(), checks, facts)
+    return Description(learned().inputs, (candidate,), experiment.to_json(), checks, facts)
 
 
 def _examples(dataset: StoredDataset, snapshot: Snapshot) -> Data:

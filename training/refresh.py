@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.decision import Decision
 from ciml.digest import canonical_json
 from ciml.errors import CimlError
+from ciml.lineage.description import Data
 from ciml.lineage.steps import OFF, Lineage
 from ciml.storage.open import LocalStore, Store
 from ciml.verdicts import PROFILES, VERDICTS
@@ -126,9 +128,9 @@ def refresh(
     """
     steps = _Steps(progress)
     trainer, stored = data.trainer(model), data.dataset(dataset)
-    with steps("snapshot"), lineage.step(f"snapshot.{model}", lambda: snapshot_inputs(stored)) as step:
+    with steps("snapshot"), lineage.step(f"snapshot.{model}", partial(snapshot_inputs, stored)) as step:
         snapshot = make_snapshot(stored, policy or TrustPolicy.load())
-        step.describe(lambda: snapshot_made(stored, snapshot, model))
+        step.describe(partial(snapshot_made, stored, snapshot, model))
         check_use(experiment, snapshot.resolved, served=True)
         key = refresh_key(snapshot.digest, experiment)
         if key == last:
@@ -136,18 +138,16 @@ def refresh(
         write_snapshot(trainer, snapshot)
     folder = _work_folder(trainer, work)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (
-        _locked(folder, model),
-        lineage.step(f"train.{model}", lambda: training_inputs(stored, snapshot, model, champion)) as step,
-    ):
+    learned = partial(training_inputs, stored, snapshot, model, champion)
+    with _locked(folder, model), lineage.step(f"train.{model}", learned) as step:
         candidate = _make(
             stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
             gate or GatePolicy(), folder / key, steps,
         )  # fmt: skip
         trainer.replace(f"metrics/{key}.json", json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
-        step.describe(
-            lambda: candidate_made(training_inputs(stored, snapshot, model, champion), data, candidate, model)
-        )
+        made = Data(data.candidates(model), key)
+        figures = candidate.metrics, candidate.decision, candidate.timings
+        step.describe(partial(candidate_made, learned, made, experiment, *figures))
         _remove_old(folder / key)
     return candidate
 

@@ -13,7 +13,7 @@ from ciml.events.redaction import redact_text
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
-    from ciml.lineage.steps import StepEvent
+    from ciml.lineage.description import StepEvent
 
 _LOG = logging.getLogger(__name__)
 #: How long `close` waits for events that are not sent yet.

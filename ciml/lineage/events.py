@@ -32,7 +32,7 @@ from ciml.version import __version__
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
-    from ciml.lineage.steps import Data, StepEvent
+    from ciml.lineage.description import Data, StepEvent
 
 PRODUCER = f"urn:ciml:{__version__}"
 #: Bounds of what an event holds: a definition may have thousands of features, an exception any text.

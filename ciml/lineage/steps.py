@@ -7,82 +7,27 @@ a few seconds at most.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Protocol
 
-from ciml.extras import require
-
-if TYPE_CHECKING:
-    from ciml.data_root import DataRoot
-    from ciml.lineage.emitter import Emitter
+from ciml.lineage.description import Description, State, StepEvent
 
 _LOG = logging.getLogger(__name__)
 
-State = Literal["START", "COMPLETE", "FAIL", "ABORT"]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Data that a step reads or writes.
-
-    Attributes:
-      address: a folder or ``s3://`` prefix; stable over versions.
-      version: of the data, such as a digest; "" if unknown.
-      columns: (name, type) of its columns.
-      rows: number of rows; None if unknown.
-      facts: further facts by name, as JSON.
-    """
-
-    address: str
-    version: str = ""
-    columns: tuple[tuple[str, str], ...] = ()
-    rows: int | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a step reads, writes and found.
-
-    Attributes:
-      inputs, outputs: its data.
-      parameters: of the step by name, as JSON.
-      checks: each check by name, and whether it passed.
-      facts: figures of the step by name, as JSON.
-    """
-
-    inputs: tuple[Data, ...] = ()
-    outputs: tuple[Data, ...] = ()
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    checks: tuple[tuple[str, bool], ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """A state of a step.
-
-    Attributes:
-      run_id: UUID of this execution.
-      job: name of the step, such as ``snapshot.provider``.
-      state: what happened.
-      time: when, in UTC.
-      description: what is known by now.
-      error: the exception's text, with FAIL.
-    """
-
-    run_id: str
-    job: str
-    state: State
-    time: datetime
-    description: Description
-    error: str = ""
-
-
 Describe = Callable[[], Description]
+
+
+class Emits(Protocol):
+    """Takes events, at once."""
+
+    def emit(self, event: StepEvent) -> None:
+        """Take an event."""
+
+    def close(self) -> None:
+        """Wait until the events are sent, a few seconds at most."""
 
 
 class Step:
@@ -103,7 +48,7 @@ class Lineage:
       emitter: takes the events; None for none.
     """
 
-    def __init__(self, emitter: Emitter | None = None) -> None:
+    def __init__(self, emitter: Emits | None = None) -> None:
         self._emitter = emitter
 
     @contextmanager
@@ -141,31 +86,6 @@ class Lineage:
 
 
 OFF = Lineage()
-
-
-@contextmanager
-def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
-    """Yield what reports the steps on a data root.
-
-    Args:
-      data: the data root; its address is the namespace of the jobs, and it gets the events unless OpenLineage is
-        configured otherwise.
-      enabled: whether lineage is on; if not, nothing is imported.
-
-    Raises:
-      CimlError: it is on, and ``ciml[lineage]`` is not installed.
-    """
-    if not enabled:
-        yield OFF
-        return
-    require("openlineage")
-    from ciml.lineage.emitter import Emitter
-
-    lineage = Lineage(Emitter(data))
-    try:
-        yield lineage
-    finally:
-        lineage.close()
 
 
 def _described(description: Describe | None, otherwise: Description) -> Description:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.redaction import redact_text, redact_url
-from ciml.extras import require
 from ciml.version import __version__
 from pipelines.exports.records import KEY, RunRecord, candidate_record, trial_records
 from serving.contract import DEFINITION, read_definition
@@ -73,11 +72,9 @@ def export_to_mlflow(data: DataRoot, tracking_uri: str, progress: Progress | Non
       progress: called with a line for each new run or version.
 
     Raises:
-      CimlError: ``ciml[mlflow]`` is not installed.
       EngineError: MLflow rejects something, or does not answer.
       IntegrityError: a stored file was altered.
     """
-    require("mlflow")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

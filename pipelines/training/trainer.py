@@ -15,7 +15,8 @@ from typing import Any, Literal
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.lineage.steps import Lineage, lineage_of
+from ciml.lineage.open import lineage_of
+from ciml.lineage.steps import Lineage
 from ciml.storage.open import open_store
 from pipelines.training.excluded_models import learned_excluded
 from serving.model_files import check_digests, copy_model

@@ -41,6 +41,9 @@ def mlflow_command(data_path: str, tracking_uri: str, as_json: bool) -> None:
     Example:
       ciml export mlflow --tracking-uri sqlite:///mlflow.db --data-path data
     """
+    from ciml.extras import require
+
+    require("mlflow")
     from pipelines.exports.mlflow import export_to_mlflow
 
     done = export_to_mlflow(DataRoot.open(data_path), tracking_uri, lambda line: click.echo(line, err=True))

@@ -8,8 +8,9 @@ from typing import Any
 from openlineage.client.serde import Serde
 
 from ciml.data_root import DataRoot
+from ciml.lineage.description import StepEvent
 from ciml.lineage.events import run_event
-from ciml.lineage.steps import Lineage, StepEvent
+from ciml.lineage.steps import Lineage
 from tests.ciml.lineage.model import fault
 
 
@@ -17,7 +18,7 @@ class Recorded(Lineage):
     """Keeps the events of steps, converted, and checked against OpenLineage's model."""
 
     def __init__(self, data: DataRoot) -> None:
-        super().__init__(self)  # type: ignore[arg-type]  # it is its own emitter
+        super().__init__(self)
         self._data = data
         self.events: list[dict[str, Any]] = []
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from ciml.messages.schemas import schema, schema_names
 from cli.main import cli
+from tests.project.test_readme import ROOT, commands
 
 
 def test_it_lists_prints_and_writes_schemas(tmp_path: Path) -> None:
@@ -23,3 +26,14 @@ def test_it_lists_prints_and_writes_schemas(tmp_path: Path) -> None:
     }
     assert run(cli, ["schema", "x"]).exit_code == 2
     assert run(cli, ["schema", "runs", "--output", str(tmp_path)]).exit_code == 2
+
+
+def test_the_commands_of_the_document_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = commands((ROOT / "docs/schemas.md").read_text())
+    assert len(lines) == 3
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "ciml"
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, done.output

@@ -1,8 +1,9 @@
-"""Exports to a real MLflow: what is there, what a repetition, a kill or a moved label change, and what models answer."""
+"""Exports to a real MLflow: once, again, after kills and with moved labels; and what its models answer."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sqlite3
 import threading
@@ -21,6 +22,7 @@ from pipelines.exports.mlflow import Exported, export_to_mlflow
 from serving.push import rollback
 from serving.server.model.loader import load_model
 from tests.pipelines.exports.exporting import push_model, store_trial
+from tests.project.test_readme import ROOT, commands
 from tests.serving.models_fixture import DEFINITION
 
 pytestmark = pytest.mark.whole
@@ -199,7 +201,8 @@ def whole(data: DataRoot, empty: Path, tmp_path: Path, _whole: dict[str, Any]) -
 def test_a_model_of_mlflow_answers_as_the_model_server(data: DataRoot, mlflow_uri: str, tmp_path: Path) -> None:
     import mlflow
 
-    export_to_mlflow(data, mlflow_uri)
+    (line,) = commands((ROOT / "docs/mlflow.md").read_text())
+    assert CliRunner().invoke(cli, shlex.split(line)[1:]).exit_code == 0
     mlflow.set_tracking_uri(mlflow_uri)
     mlflow.set_registry_uri(mlflow_uri)
     model = mlflow.pyfunc.load_model("models:/m@stable")
