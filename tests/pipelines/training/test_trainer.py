@@ -15,6 +15,7 @@ from ciml.decision import Decision
 from ciml.errors import IntegrityError
 from ciml.metrics import Board
 from ciml.storage.open import open_store
+from pipelines.exports.mlflow import export_to_mlflow
 from pipelines.training import trainer as trainer_module
 from pipelines.training.metrics import registry_families
 from pipelines.training.trainer import TrainConfig, run_once
@@ -196,9 +197,11 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., 
 
 
 @pytest.mark.whole
-def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa: F811
-    """From real runs to answers of the server: the trainer's model and the served one agree."""
+def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """From real runs to answers of the server and of MLflow: the trainer's model and the served ones agree."""
     import shutil
+
+    import mlflow
 
     from training.export import load_exported
 
@@ -231,6 +234,12 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa:
     with ModelServer(options) as server, ModelClient(f"127.0.0.1:{server.grpc_port}", "providers") as client:
         answer = client.predict(inputs, n_windows, version=1)
     np.testing.assert_allclose(answer.probabilities, exported.predict(inputs, n_windows), atol=1e-5)
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert export_to_mlflow(data, uri).new_versions == len(Registry(data, "providers").state.pushed())
+    mlflow.set_tracking_uri(uri)
+    exported_to = mlflow.pyfunc.load_model("models:/providers/1").predict({"inputs": inputs, "n_windows": n_windows})
+    np.testing.assert_array_equal(exported_to["probabilities"], answer.probabilities)
     model = load_model(data.models.child("providers").child("1"))
     assert set(model.signatures) == {"serving_default", "examples"}
     model.close()
