@@ -10,7 +10,9 @@ from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import (
     DatasetFacet,
+    InputDatasetFacet,
     JobFacet,
+    OutputDatasetFacet,
     RunFacet,
     data_quality_metrics_input_dataset,
     dataset_version_dataset,
@@ -133,7 +135,7 @@ def _job_type(job: str) -> JobFacet:
 
 
 def _input(data: Data) -> InputDataset:
-    facets = {}
+    facets: dict[str, InputDatasetFacet] = {}
     if data.rows is not None:
         facets["dataQualityMetrics"] = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet(
             {}, data.rows, producer=PRODUCER
@@ -142,7 +144,7 @@ def _input(data: Data) -> InputDataset:
 
 
 def _output(data: Data) -> OutputDataset:
-    facets = {}
+    facets: dict[str, OutputDatasetFacet] = {}
     if data.rows is not None:
         facets["outputStatistics"] = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
             data.rows, producer=PRODUCER

@@ -33,9 +33,10 @@ _LOG = logging.getLogger(__name__)
 #: The folder of a model among the artifacts of its run, and the tag of a run that says that it is whole.
 _ARTIFACT, _LOGGED = "model", "ciml.model"
 _VERSION, _WITHDRAWN, _ALIASES = "ciml.version", "ciml.withdrawn", "ciml.aliases"
-#: MLflow's own usage data are not sent. A server that does not answer is an error after half a minute, not after hours.
+#: MLflow sends no usage data and prints nothing. A server that does not answer is an error within minutes, not hours.
 _ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }  # fmt: skip
 #: MLflow's limit of parameters and tags in a request.
 _BATCH = 100

@@ -23,7 +23,8 @@ from training.experiment import Experiment
 def test_figures_have_the_base_rate_and_intervals() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, 60)
-    answers = np.stack([1 - labels * 0.6, labels * 0.6], axis=1) + random.normal(0, 0.2, (60, 2))
+    second = np.clip(labels * 0.6 + random.normal(0.2, 0.2, 60), 0, 1)
+    answers = np.stack([1 - second, second], axis=1)
     test = scores(answers, labels, ("a b", "c:d"), labels, resamples=20)
     found = figures(test, {"memory": {"accuracy": {"value": 0.4, "low": 0.3, "high": 0.5}}})
     for name in ("accuracy", "base_rate", "brier"):
