@@ -50,7 +50,7 @@ class ServedModel:
           CimlError: an input is missing, or has another type or shape.
         """
         del params
-        given = {name: np.asarray(model_input[name]) for name in model_input}
+        given = {name: np.atleast_1d(model_input[name]) for name in model_input}
         for name, kind in _KINDS.items():
             if name in given and not np.can_cast(given[name].dtype, kind, "same_kind"):
                 raise CimlError(f"input {name!r}: expected {np.dtype(kind)}, got {given[name].dtype}")

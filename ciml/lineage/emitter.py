@@ -35,6 +35,7 @@ class Emitter:
     def __init__(self, data: DataRoot, close_s: float = CLOSE_S) -> None:
         self._data, self._close_s = data, close_s
         self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MOST_WAITING)
+        self._given_up = threading.Event()
         # A daemon: a request that never ends must not keep the process.
         self._thread = threading.Thread(target=self._send_all, name="lineage", daemon=True)
         self._thread.start()
@@ -53,11 +54,12 @@ class Emitter:
             self._waiting.put(None, timeout=self._close_s)
         self._thread.join(max(until - time.monotonic(), 0.0))
         if self._thread.is_alive():
-            _LOG.warning("lineage: events were not sent within %g s, and may be lost", self._close_s)
+            self._given_up.set()
+            _LOG.warning("lineage: events were not sent within %g s, and are lost", self._close_s)
 
     def _send_all(self) -> None:
         client: Any = None
-        while (event := self._waiting.get()) is not None:
+        while (event := self._waiting.get()) is not None and not self._given_up.is_set():
             try:
                 from ciml.lineage import events
 

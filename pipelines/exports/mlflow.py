@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -250,7 +251,9 @@ def save_pyfunc(saved_model: Path, folder: Path) -> None:
         ]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(definition.classes)), "probabilities")]),
     )  # fmt: skip
-    pyfunc.save_model(
-        str(folder), loader_module="serving.pyfunc", data_path=str(saved_model), signature=signature,
-        pip_requirements=[f"ciml[serve]=={__version__}"], metadata={"classes": list(definition.classes)},
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input: the signature says it all
+        pyfunc.save_model(
+            str(folder), loader_module="serving.pyfunc", data_path=str(saved_model), signature=signature,
+            pip_requirements=[f"ciml[serve]=={__version__}"], metadata={"classes": list(definition.classes)},
+        )  # fmt: skip

@@ -294,20 +294,27 @@ def test_no_endpoint_fails_or_delays_a_step(
             server.listen(50)  # it accepts and never answers
         url = "gopher://x" if kind == "nonsense" else f"http://127.0.0.1:{server.getsockname()[1]}"
         (tmp_path / "openlineage.yml").write_text(f"transport: {{type: http, url: '{url}', timeout: 60}}\n")
-        began = time.monotonic()
-        lineage = Lineage(Emitter(data, close_s=1.0))
-        for number in range(200):
-            with lineage.step(f"train.m{number}") as step:
-                step.describe(lambda: FULL)
-        steps_s = time.monotonic() - began
+        sending = Emitter(data, close_s=1.0)
+        lineage = Lineage(sending)
         with caplog.at_level(logging.WARNING):
+            began = time.monotonic()
+            for number in range(200):
+                with lineage.step(f"train.m{number}") as step:
+                    step.describe(lambda: FULL)
+            steps_s = time.monotonic() - began
             began = time.monotonic()
             lineage.close()
             closed_s = time.monotonic() - began
     assert steps_s < 20.0
     assert closed_s < 10.0
-    assert "lineage: " in caplog.text
-    assert "is lost: 100 events wait" in caplog.text or "was not sent" in caplog.text
+    if kind == "nonsense":
+        assert "lineage: START of train.m0 was not sent: " in caplog.text
+    else:
+        assert "is lost: 100 events wait" in caplog.text
+        assert "lineage: events were not sent within 1 s, and are lost" in caplog.text
+    if kind == "closed":  # nothing is tried any more
+        sending._thread.join(60.0)
+        assert not sending._thread.is_alive()
 
 
 def test_a_missing_extra_is_one_line(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
