@@ -293,7 +293,8 @@ def test_no_endpoint_fails_or_delays_a_step(
         if kind == "silent":
             server.listen(50)  # it accepts and never answers
         url = "gopher://x" if kind == "nonsense" else f"http://127.0.0.1:{server.getsockname()[1]}"
-        (tmp_path / "openlineage.yml").write_text(f"transport: {{type: http, url: '{url}', timeout: 60}}\n")
+        retries = "retry: {total: 2, connect: 2, backoff_factor: 0.5}"
+        (tmp_path / "openlineage.yml").write_text(f"transport: {{type: http, url: '{url}', timeout: 60, {retries}}}\n")
         sending = Emitter(data, close_s=1.0)
         lineage = Lineage(sending)
         with caplog.at_level(logging.WARNING):
