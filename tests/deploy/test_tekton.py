@@ -106,6 +106,7 @@ def ciml(*words: str, data: Path) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(600)
 def test_the_steps_give_what_the_commands_give(tmp_path: Path) -> None:
     data, listing = tmp_path / "data", tmp_path / "builds.jsonl"
