@@ -150,7 +150,7 @@ def test_no_parameter_is_run(
 
 @pytest.mark.whole
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # of images and sizes, which have no effect
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # of image and sizes: no effect
 def test_the_pipeline_gives_what_the_commands_give(
     tmp_path: Path, learned: Learned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
