@@ -16,7 +16,7 @@ from tests.corpus import CORPUS, builds
 #: With the program beside the interpreter of the tests.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 #: A value that a shell would run, and one that a command would read as an option.
-HOSTILE = ("x; touch planted $(touch planted) `touch planted` '\" --help", "--help")
+HOSTILE = ("x; touch planted $(touch planted) `touch planted` # '\"", "--help")
 #: The data set, and the estimators that are compared on it.
 DATASET: Mapping[str, str] = {"dataset": "cpu", "features_regex": "^(usr|1m)$", "sample_interval": "1s"}
 ESTIMATORS = ("random_forest", "svm")

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from ciml import __version__
+from ciml.data_root import DataRoot
 from tests.corpus import CORPUS
 from tests.deploy.steps import (
     DATASET,
@@ -27,6 +28,8 @@ from tests.deploy.steps import (
     served_versions,
     write_listing,
 )
+from training.experiment import Experiment
+from training.experiments.trials import create_experiment
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubeflow"
 COMPILED = FOLDER / "learn.yaml"
@@ -138,6 +141,7 @@ def test_no_parameter_is_run(
     if name == "evaluate":
         given["experiments"] = [text]
     given["data_path"] = str(tmp_path / "data")
+    create_experiment(DataRoot.open(given["data_path"]).experiments, Experiment(name="known"))  # a root with data
     monkeypatch.setenv("PATH", PATH)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
