@@ -212,6 +212,7 @@ def _commit_and_maintain(root: str, seed: int) -> None:
         ours.maintain()
 
 
+@pytest.mark.whole
 def test_processes_that_commit_and_maintain_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     root = str(tmp_path / "raw")
