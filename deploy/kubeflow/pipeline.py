@@ -194,7 +194,7 @@ def learn(
     class_label: str = "status",
     sample_interval: str = "10s",
     experiments: list = EXPERIMENTS,
-    experiment: str = "",
+    served_experiment: str = "",
     data_path: str = "s3://ciml-data",
     secret: str = "ciml-s3",  # noqa: S107, its name
     image: str = IMAGE,
@@ -212,7 +212,7 @@ def learn(
         class_label: Label: status, provider or any metadata.
         sample_interval: Length of a window.
         experiments: Experiments or estimators to compare.
-        experiment: Definition (TOML) of the served model; empty for a small dense network.
+        served_experiment: Definition (TOML) of the served model; empty for a small dense network.
         data_path: Data root.
         secret: Secret with the credentials of S3; it may be missing.
         image: Worker image.
@@ -244,7 +244,7 @@ def learn(
         "500m", "1Gi", "2Gi",
     )  # fmt: skip
     pushed = step(
-        push(dataset=dataset, model=model, experiment=experiment, data_path=data_path).after(compared),
+        push(dataset=dataset, model=model, experiment=served_experiment, data_path=data_path).after(compared),
         "1", "2Gi", "4Gi",
     )  # fmt: skip
     return Learned(

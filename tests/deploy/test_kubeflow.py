@@ -164,7 +164,13 @@ def test_the_pipeline_gives_what_the_commands_give(
     (tmp_path / "deploy").symlink_to(FOLDER.parent)
     exec(blocks()[1].partition("task = ")[0], documented)
     learn: Callable[..., Any] = documented["learn"]
-    given = {**DATASET, "experiments": list(ESTIMATORS), "model": MODEL, "experiment": SERVED, "data_path": str(data)}
+    given = {
+        **DATASET,
+        "experiments": list(ESTIMATORS),
+        "model": MODEL,
+        "served_experiment": SERVED,
+        "data_path": str(data),
+    }
     outputs = learn(logs=str(CORPUS), results=str(write_listing(tmp_path)), **given).outputs
     steps = outputs_of_steps(tmp_path / "kfp")
     assert {name: len(found) for name, found in steps.items()} == dict.fromkeys(STEPS, 1) | {"train": len(ESTIMATORS)}
@@ -178,6 +184,7 @@ def test_the_pipeline_gives_what_the_commands_give(
         assert right / all_runs == values["accuracy"]
     runs = steps["load"][0]["parameterValues"]["Output"]
     assert metadata(steps["build-dataset"][0], "metrics") == {"examples": runs}
+    assert metadata(steps["push"][0], "metrics").keys() == {"accuracy", "base_rate"}
     assert Learned(runs, trained, outputs["best"], outputs["outcome"], outputs["version"]) == learned
     assert outputs["accuracy"] == trained[outputs["best"]][0]
     assert (outputs["outcome"], served_versions(data)) == ("pushed", {"stable": int(outputs["version"])})
