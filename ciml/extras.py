@@ -49,6 +49,7 @@ EXTRAS = {
     "jinja2": ("reports",),
     "markupsafe": ("reports",),
     "matplotlib": ("reports",),
+    "kfp": ("kubeflow",),
     "flask": ("local",),
     "moto": ("local",),
 }
