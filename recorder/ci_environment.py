@@ -63,6 +63,21 @@ def known_run(environment: Environment) -> Known:
     )
 
 
+def missing_id(environment: Environment) -> str:
+    """Return a line that says how a job of GitHub Actions gives its id; "" where it does, and elsewhere.
+
+    A GitHub Enterprise Server does not give a job its id, so there is nothing to say there.
+    """
+    server = environment.get("GITHUB_SERVER_URL", "https://github.com").rstrip("/")
+    known = next((found for read in _SYSTEMS if (found := read(environment))), None)
+    if known is None or known.source != "github" or server != "https://github.com" or environment.get("CIML_RUN_ID"):
+        return ""
+    return (
+        "GitHub's webhook reports this job as another run; to make them one, set this variable for the step: "
+        "CIML_RUN_ID: ${{ job.check_run_id }}"
+    )
+
+
 def _github(env: Environment) -> Known | None:
     """Read GitHub Actions' variables. Jobs of a matrix share a name, so the runner's job id is part of the id.
 
