@@ -67,7 +67,7 @@ def pop_tables(value: dict[str, Any], key: str, where: str | os.PathLike[str]) -
 
 
 def class_of(value: dict[str, Any], key: str, kinds: Mapping[str, Kind], what: str, number: int) -> tuple[Kind, str]:
-    """Remove the key of a table that says what it configures; return its class, and the place of the table for messages.
+    """Remove the key of a table that says what it configures; return its class, and the table's place for messages.
 
     Args:
       value: a table of `pop_tables`.
