@@ -38,8 +38,8 @@ INJECTED = (
     "that is killed three times and frozen twice for up to 12 s, with the stream killed twice"
 )
 EXPECTED = (
-    "every verdict is said, by exactly one message a change and patch set (Gerrit edits none: there a further job of the "
-    "same verdict adds nothing); no intent is left open; each run has one prediction, that of the model"
+    "every verdict is said, by exactly one message a change and patch set (Gerrit edits none: there a further job of "
+    "the same verdict adds nothing); no intent is left open; each run has one prediction, that of the model"
 )
 INVARIANTS = ("I2", "I11")
 TRIALS = 14
