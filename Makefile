@@ -5,11 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
-# Three processes on two cores: a third of the time tests wait for an engine. Tests of a file share their fixtures; files are
-# begun in the order of collection, the longest first (tests/conftest.py).
-PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
+# Four processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
+# order of collection, the longest first (tests/conftest.py).
+PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo check test interop lint type layers bench faults fuzz lock clean
+.PHONY: help install demo check test tests interop lint type layers bench faults fuzz lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,11 +27,16 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 demo: install ## CI events to a served model and predictions, on a real broker and Flink; see docs/demo.md
 	$(BIN)/ciml demo $(DEMO)
 
-check: install lint type layers ## linters, types, layers, and short tests that need no engine
-	CIML_TESTS=quick $(BIN)/python -m pytest $(PARALLEL) -m "not engines and not bench and not interop and not whole" $(PYTEST)
+# mypy takes one core for a minute, so the tests run beside it.
+check: install ## linters, types, layers, and short tests that need no engine
+	$(MAKE) --no-print-directory -j 4 lint type layers tests CIML_TESTS=quick \
+	  SELECTED='-m "not engines and not bench and not interop and not whole"'
 
-test: install lint type layers ## the same, and all tests with a real broker and a real Flink
-	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
+test: install ## the same, and all tests with a real broker and a real Flink
+	$(MAKE) --no-print-directory -j 4 lint type layers tests
+
+tests: install
+	CIML_TESTS=$(CIML_TESTS) $(BIN)/python -m pytest $(PARALLEL) $(SELECTED) $(PYTEST)
 
 interop: install ## slow proofs: wheels, a real Zuul, 5,000 simulated worlds, faults, a soak of SOAK=30min
 	$(BIN)/python -m pytest -m interop --timeout 3600 -s $(PYTEST)
@@ -62,7 +67,7 @@ fuzz: install ## try many hostile inputs, keep what fails; FUZZ="-k event" selec
 lock: ## resolve pyproject.toml anew into requirements.lock, and that of the worker image
 	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra data --extra pipelines --extra train --extra serve \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra data --extra pipelines --extra train --extra serve --extra kubeflow \
 	  --constraint requirements.lock --generate-hashes --python-version 3.11 \
 	  --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  -o deploy/worker/requirements.lock

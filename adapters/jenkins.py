@@ -2,6 +2,9 @@
 
 A run's id is ``jenkins-``, the job's full name and the build's number, as `ciml record` has it. For a job outside of
 folders this is the variable ``BUILD_TAG``, which has dashes for slashes and so does not tell ``a-b/c`` from ``a/b-c``.
+
+A matrix project runs each configuration as a build of its own, of the job ``NAME/AXIS=VALUE,AXIS=VALUE`` and with the
+number of the project's build, which is an event and a run of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _TYPE = re.compile(r"org\.jenkinsci\.(job|queue|node)\.([a-z_]+)")
 #: Owner and name at the end of a repository's address, as GitHub names it in its own events.
 _REPOSITORY = re.compile(r"[/:]([^/:]+/[^/:]+?)(?:\.git)?/?$")
+#: A configuration of a matrix project. No axis has ``,`` or ``=`` in its name, no value a comma; without axes: default.
+_CONFIGURATION = re.compile(r"default|[^,=/]+=[^,]+(?:,[^,=/]+=[^,]+)*")
 _IGNORED = {"queue": QUEUE, "node": NODE}
 #: ``failed`` repeats ``finalized`` for failures; the plugin's documents also spell it ``finalzed``.
 _PHASES: Mapping[str, Phase] = {
@@ -60,15 +65,16 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     number = needed(data, "build", "number")
     if not _NUMBER.fullmatch(number):
         raise RejectedInput("bad_field", f"build.number: want a number from 1, not {shown(number)}")
-    names = _names(data)
+    names, configuration = _names(data)
+    full = [*names, configuration] if configuration else names
     page = address(data, "build", "fullUrl")
     source = maybe(data, "build", "scmState")
     commit, repository = word(source, "commit"), _REPOSITORY.search(word(source, "url"))
     subject = commit_subject(repository[1], commit) if repository else ""
     start, end = _times(data, phase)
     return filled(
-        id=bounded_id(f"jenkins-{'/'.join(names)}-{number}"),
-        job=names[-1],
+        id=bounded_id(f"jenkins-{'/'.join(full)}-{number}"),
+        job="/".join(full[len(names) - 1 :]),
         result=word(data, "build", "status") if phase == "finished" else "",
         start_time=start,
         end_time=end,
@@ -83,17 +89,25 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     )
 
 
-def _names(data: Mapping[str, Any]) -> list[str]:
-    """Return the names of a job's folders and of the job: its address is ``job/FOLDER/job/NAME/``."""
+def _names(data: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Return the names of a job's folders and of the job, and its configuration if it is of a matrix project, else "".
+
+    Its address is ``job/FOLDER/job/NAME/``, and ``job/FOLDER/job/NAME/AXIS=VALUE,AXIS=VALUE/`` for a configuration.
+    """
     parts = [unquote(part) for part in needed(data, "url").strip("/").split("/")]
+    configuration = parts.pop() if len(parts) % 2 else ""
     if (
-        len(parts) % 2
+        not parts
+        or (configuration and not _CONFIGURATION.fullmatch(configuration))
         or any(part != "job" for part in parts[::2])
         or not all(parts)
         or any("/" in part for part in parts)
     ):
-        raise RejectedInput("bad_field", "url: want job/NAME/, with job/FOLDER/ before it for each folder")
-    return parts[1::2]
+        raise RejectedInput(
+            "bad_field",
+            "url: want job/NAME/, with job/FOLDER/ before it for each folder, and AXIS=VALUE,…/ after it for a matrix",
+        )
+    return parts[1::2], configuration
 
 
 def _times(data: Mapping[str, Any], phase: Phase) -> tuple[float | None, float | None]:

@@ -54,6 +54,7 @@ EXTRAS = {
     "mlflow": ("mlflow",),
     "pandas": ("mlflow",),
     "sqlalchemy": ("mlflow",),
+    "kfp": ("kubeflow",),
     "flask": ("local",),
     "moto": ("local",),
 }

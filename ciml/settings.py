@@ -9,13 +9,15 @@ import tomllib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.limits import MAX_SOURCES
+
+Kind = TypeVar("Kind")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: The end of a msgspec message: ``$.hidden_layers[1]``.
@@ -64,6 +66,28 @@ def pop_tables(value: dict[str, Any], key: str, where: str | os.PathLike[str]) -
     return listed
 
 
+def class_of(value: dict[str, Any], key: str, kinds: Mapping[str, Kind], what: str, number: int) -> tuple[Kind, str]:
+    """Remove the key of a table that says what it configures; return its class, and the table's place for messages.
+
+    Args:
+      value: a table of `pop_tables`.
+      key: such as ``kind``.
+      kinds: the classes by their values of the key.
+      what: how messages begin: the file, and the name of such tables.
+      number: of the table, from 1, where it has no name.
+
+    Raises:
+      CimlError: one line that names the place, the key, and what to choose from.
+    """
+    name = value.get("name")
+    where = f"{what} {name if isinstance(name, str) else number!s:.80}"
+    kind = value.pop(key, None)
+    if not isinstance(kind, str) or kind not in kinds:
+        problem = "is missing" if kind is None else f"{kind!r:.80} is unknown"
+        raise CimlError(f"{where}: {key}: {problem}; choose from {', '.join(kinds)}")
+    return kinds[kind], where
+
+
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """Parse a TOML text. Raises `CimlError`: one line that begins with ``where``."""
     try:
@@ -79,9 +103,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
 
     Attributes:
       what: its name in errors without a file.
+      lists: keys of lists, for which one text is a list of one.
     """
 
     what: ClassVar[str] = "settings"
+    lists: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return all keys as JSON values: lists, no tuples."""
@@ -98,7 +124,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         """Expand the short forms in a mapping."""
-        return value
+        return {**value, **{key: [value[key]] for key in cls.lists if type(value.get(key)) is str}}
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with these keys changed."""

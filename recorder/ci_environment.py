@@ -63,6 +63,21 @@ def known_run(environment: Environment) -> Known:
     )
 
 
+def missing_id(environment: Environment) -> str:
+    """Return a line that says how a job of GitHub Actions gives its id; "" where it does, and elsewhere.
+
+    A GitHub Enterprise Server does not give a job its id, so there is nothing to say there.
+    """
+    server = environment.get("GITHUB_SERVER_URL", "https://github.com").rstrip("/")
+    known = next((found for read in _SYSTEMS if (found := read(environment))), None)
+    if known is None or known.source != "github" or server != "https://github.com" or environment.get("CIML_RUN_ID"):
+        return ""
+    return (
+        "GitHub's webhook reports this job as another run; to make them one, set this variable for the step: "
+        "CIML_RUN_ID: ${{ job.check_run_id }}"
+    )
+
+
 def _github(env: Environment) -> Known | None:
     """Read GitHub Actions' variables. Jobs of a matrix share a name, so the runner's job id is part of the id.
 
@@ -123,14 +138,19 @@ def _zuul(env: Environment) -> Known | None:
 
 def _jenkins(env: Environment) -> Known | None:
     """Read Jenkins' variables. ``BUILD_TAG`` has dashes for slashes, so ``a-b/c`` and ``a/b-c`` share it."""
-    job, number = env.get("JOB_NAME"), env.get("BUILD_NUMBER")
-    run = f"jenkins-{job}-{number}" if job and number else env.get("BUILD_TAG")
+    name, number = env.get("JOB_NAME", ""), env.get("BUILD_NUMBER")
+    run = f"jenkins-{name}-{number}" if name and number else env.get("BUILD_TAG")
     if not env.get("JENKINS_URL") or not run:
         return None
+    project, job = name, env.get("JOB_BASE_NAME") or name
+    # The address of a job ends with job/NAME/, that of a matrix' configuration with job/NAME/AXIS=VALUE/.
+    if env.get("JOB_URL", "").rstrip("/").split("/")[-2:-1] not in ([], ["job"]) and name.endswith(f"/{job}"):
+        project = name.removesuffix(f"/{job}")
+        job = f"{project.rpartition('/')[2]}/{job}"
     return Known(
-        "jenkins", run, env.get("JOB_BASE_NAME") or env.get("JOB_NAME", ""), 1,
+        "jenkins", run, job, 1,
         {
-            "project": env.get("JOB_NAME", ""),
+            "project": project,
             "branch": env.get("CHANGE_TARGET") or env.get("BRANCH_NAME", ""),
             "change": env.get("CHANGE_ID") or env.get("GIT_COMMIT", ""),
             "patchset": env.get("GIT_COMMIT", ""),

@@ -31,8 +31,9 @@ class PredictService(TopicService[PredictionState]):
     stall_s = 180.0  # more than the client's time limit for a model server that does not answer
 
     def __init__(self, config: PredictConfig) -> None:
-        name = f"ciml-predict-{config.policy.model}"
-        super().__init__(name, config, config.runs_topic, committer(config.data.predictions), config.cycle_messages)
+        model = config.policy.model
+        committing = committer(config.data.predictions, model)
+        super().__init__(f"ciml-predict-{model}", config, config.runs_topic, committing, config.cycle_messages)
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
@@ -69,10 +70,14 @@ class PredictService(TopicService[PredictionState]):
         with self.committing.state() as state:
             expired = [Predicted(batch.covers) for batch in bases(state, listing) if batch.covers]
         if expired:
-            committer(self.config.data.predictions).commit(expired)
+            committer(self.config.data.predictions, self.config.policy.model).commit(expired)
 
     def progress(self, state: PredictionState) -> Progress:
-        counts = {f"by {model} {version}": number for (model, version), number in sorted(state.predicted.items())}
+        counts = {
+            f"by {model} {version}": number
+            for (model, version), number in sorted(state.predicted.items())
+            if state.counts(model)
+        }
         counts |= dict(sorted(state.unpredictable.items()))
         facts = {"version": state.version, "last_commit_us": state.time_us or None, "counts": counts}
         return Progress(state.version, facts=facts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -113,6 +113,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     """
 
     what: ClassVar[str] = "definition"
+    lists: ClassVar[tuple[str, ...]] = ("build_name", "classes", "aggregation_functions", "context")
 
     name: str
     version: Annotated[int, Meta(ge=1)] = 1
@@ -138,12 +139,6 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, Any]:
         value = super().to_json()
         return {key: each for key, each in value.items() if each is not None or key not in _OPTIONAL_KEYS}
-
-    @classmethod
-    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Expand a single name to a list of one."""
-        many = ("build_name", "classes", "aggregation_functions", "context")
-        return {**value, **{key: (value[key],) for key in many if isinstance(value.get(key), str)}}
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import msgspec
 
 from ciml.datasets.definition import DatasetDefinition, slice_of
-from ciml.datasets.plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_changes, nearby_runs
+from ciml.datasets.history import History
+from ciml.datasets.plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_changes
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import CimlError, IntegrityError
-from ciml.raw.causes import CAUSE, Causes
 from ciml.raw.run_log import RunLog, RunRecord
 
 #: A selected row: its run's end time, its run id, its position, and the record as JSON.
@@ -40,8 +40,7 @@ class Pin:
         self.version = 0
         self.other_jobs: set[str] = set()
         self._changes: dict[str, list[Change]] = {}
-        self._causes = Causes(definition.selects) if definition.class_label == CAUSE else None
-        self._near = nearby_runs(definition)
+        self._history = History(definition)
         # A run as JSON takes a third of the memory of its objects, and all are held until the slice.
         found: list[_Found] = []
         reclaimed: dict[str, _Found | None] = {}
@@ -50,10 +49,7 @@ class Pin:
             if last is not None and version > last:
                 break
             self.version = version
-            if self._causes is not None:
-                self._causes.add(delta)
-            if self._near is not None:
-                self._near.add(delta)
+            self._history.add(delta)
             for index, record in enumerate(delta.rows):
                 facts, row = record.mention, None
                 if definition.selects(job := facts.build_name):
@@ -92,7 +88,7 @@ class Pin:
         for position, record in self._records[start:stop]:
             run = SelectedRun.of(position, decode(record))
             changed = apply_changes(run, self._changes.get(run.run_id, ()))[0].caused(self.cause(run))
-            yield changed if self._near is None else changed.replace(near=self._near.of(run.run_id))
+            yield changed.replace(near=self._history.near(run.run_id))
 
     def voters(self) -> Iterator[SelectedRun]:
         """Yield the runs whose classes count: those trusted at `version`, or all if no run was trusted."""
@@ -101,7 +97,7 @@ class Pin:
 
     def cause(self, run: SelectedRun) -> str:
         """Return the cause of a run by its reruns up to `version`; "" where they do not say it."""
-        return self._causes.of(run.run_id) if self._causes is not None else ""
+        return self._history.cause_of(run.run_id)
 
     def fix(self, run: SelectedRun) -> Fix | None:
         """Return the last valid correction of a run; None for a run without one."""

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.history import History
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import IntegrityError
 from ciml.events.records import UNJUDGED, OutcomeWord, RawFile, Record, RunFacts, Trust
-from ciml.raw.causes import CAUSE, Causes
-from ciml.raw.neighbours import NearbyRuns, Neighbours
+from ciml.raw.causes import CAUSE
+from ciml.raw.neighbours import Neighbours
 from ciml.raw.run_log import RunDelta, RunLog, RunRecord
 
 
@@ -97,16 +98,14 @@ class Plan:
       state: the data set's state; not changed.
       raw: the raw manifest.
       resolver: called with the runs of the first span, when the definition is not resolved yet.
-      given: causes that reviewers gave, by run id.
+      history: finds causes and neighbours; by default without a bookmark, and without causes that reviewers gave.
 
     Attributes:
       waiting: after `steps`, the number of selected runs that are not sealed.
       other_jobs: after `steps`, the jobs of the runs that were not selected.
     """
 
-    def __init__(
-        self, state: DatasetState, raw: RunLog, resolver: Resolver, given: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, state: DatasetState, raw: RunLog, resolver: Resolver, history: History | None = None) -> None:
         if state.definition is None:
             raise IntegrityError("data set manifest: no definition")
         self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition
@@ -114,9 +113,7 @@ class Plan:
         self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
         self._pending: dict[str, SelectedRun] = {}  # with corrections applied
         self._late: dict[str, list[Change]] = {}  # of sealed runs
-        # Both depend on all earlier runs, so they begin with the first delta.
-        self._causes = Causes(self._definition.selects, given) if self._definition.class_label == CAUSE else None
-        self._near = nearby_runs(self._definition)
+        self._history = history or History(self._definition)
         self._caused: dict[str, str] = {}  # the causes in the spans of those steps
         self._new_causes: dict[str, str] = {}  # to be recorded by the next step
         # Spans sealed by earlier steps: their last version and the positions of their runs. The runs themselves are
@@ -135,11 +132,11 @@ class Plan:
           seal: whether to seal the last span with fewer runs than ``span_runs``.
         """
         end, _ = begin = self._cursor
-        replays = self._causes is not None or self._near is not None
-        for version, delta in self._raw.since(0 if replays else end - 1):
-            self._add_causes(version, delta)
-            if self._near is not None:
-                self._near.add(delta)
+        done = min(begin[0], self._corrections_to) - 1  # later steps need no delta up to it but for their history
+        for version, delta in self._raw.since(self._history.resume(done) if self._history.is_needed else end - 1):
+            self._add_history(version, delta)
+            if version == done:
+                self._history.keep(version)
             if version < begin[0]:
                 continue
             for index, record in enumerate(delta.rows):
@@ -156,19 +153,16 @@ class Plan:
                     yield self._seal((version, index + 1))
             self._collect(version, delta)
             end = version + 1
-        if self._causes is not None:
-            self._mark_late(self._causes.given)
+        self._mark_late(self._history.given)
         if seal and self._pending:
             yield self._seal((end, 0))
         elif changed := self._new_versions():
             yield self._step(self._cursor, end, changed)
         self.waiting = len(self._pending)
 
-    def _add_causes(self, version: int, delta: RunDelta) -> None:
-        """Add a raw version to the causes. Those that it changes apply to the runs that wait, its own included."""
-        if self._causes is None:
-            return
-        changed = self._causes.add(delta)
+    def _add_history(self, version: int, delta: RunDelta) -> None:
+        """Add a raw version to the history. Causes that it changes apply to the runs that wait, its own included."""
+        changed = self._history.add(delta)
         if version >= self._corrections_to:
             self._mark_late(changed)
 
@@ -177,11 +171,8 @@ class Plan:
             if self._span_of(run_id):
                 self._late.setdefault(run_id, [])
 
-    def _cause(self, run_id: str) -> str:
-        return self._causes.of(run_id) if self._causes is not None else ""
-
     def _placed(self, run: SelectedRun) -> SelectedRun:
-        return run if self._near is None else run.replace(near=self._near.of(run.run_id))
+        return run.replace(near=near) if (near := self._history.near(run.run_id)) is not None else run
 
     def _collect(self, version: int, delta: RunDelta) -> None:
         """Collect the reclaims and corrections of a raw version, after its runs."""
@@ -200,7 +191,7 @@ class Plan:
         return self._sealed.get(run_id) or self._state.span_of.get(run_id)
 
     def _seal(self, cursor: Position) -> Step:
-        causes = {run_id: self._cause(run_id) for run_id in self._pending}
+        causes = {run_id: self._history.cause_of(run_id) for run_id in self._pending}
         runs = tuple(self._placed(run.caused(causes[run.run_id])) for run in self._pending.values())
         self._new_causes = {run_id: cause for run_id, cause in causes.items() if cause}
         self._pending.clear()
@@ -248,7 +239,7 @@ class Plan:
                 new = old
                 if (changes := late.get(run.run_id)) is not None:
                     bare, last = apply_changes(run, changes)
-                    new = self._placed(bare.caused(cause := self._cause(run.run_id)))
+                    new = self._placed(bare.caused(cause := self._history.cause_of(run.run_id)))
                     if new.position == old.position and self._label(new) == self._label(old):
                         new = old
                     else:
@@ -278,11 +269,6 @@ class Plan:
         runs = (SelectedRun.of(position, records[position[0]][position[1]]) for position in positions)
         fixes = ChainMap(self._fixed, self._state.corrected)
         return last, tuple(self._placed(run.corrected(fixes.get(run.run_id))) for run in runs)
-
-
-def nearby_runs(definition: DatasetDefinition) -> NearbyRuns | None:
-    """Return what finds the neighbours of a data set's runs, where its definition has this context."""
-    return NearbyRuns(definition.selects) if "neighbours" in (definition.context or ()) else None
 
 
 def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ciml.errors import IntegrityError
@@ -12,6 +12,8 @@ from ciml.manifest.id_index import Rows
 from ciml.manifest.log import Delta
 from ciml.manifest.offsets import RangeSet
 
+#: The covered offsets by topic and partition.
+Covered = dict[tuple[str, int], RangeSet]
 _NOTHING = RangeSet()
 
 
@@ -29,7 +31,7 @@ class TopicState(ABC):
         self.version = self.time_us = self.restored = self.records = 0
         self.torn = False
         self.topic_ids: dict[str, str] = {}
-        self._covered: dict[tuple[str, int], RangeSet] = {}
+        self._covered: Covered = {}
 
     @abstractmethod
     def apply(self, version: int, delta: Delta) -> None:
@@ -52,26 +54,42 @@ class TopicState(ABC):
         for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
             yield topic, partition, ranges
 
-    def cover(self, offsets: Mapping[str, Any]) -> None:
-        """Apply the offsets of a delta. Raises `IntegrityError` for a topic that was created again."""
+    def cover(self, offsets: Mapping[str, Any], *shares: Covered) -> None:
+        """Apply the offsets of a delta, to ``shares`` alone where they are given.
+
+        Raises `IntegrityError` for a topic that was created again.
+        """
         for topic, entry in offsets.items():
             known = self.topic_ids.get(topic, "")
             check_topic_id(topic, known, entry["id"])
             self.topic_ids[topic] = known or entry["id"]
             for partition, ranges in entry["partitions"].items():
-                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
-                for start, end in ranges:
-                    covered.add(start, end)
+                for share in shares or (self._covered,):
+                    covered = share.setdefault((topic, int(partition)), RangeSet())
+                    for start, end in ranges:
+                        covered.add(start, end)
 
     def coverage(self) -> dict[str, Any]:
         """Return it as keys of a checkpoint."""
-        covered = [[topic, number, [list(part) for part in ranges]] for topic, number, ranges in self.partitions()]
-        return {"topic_ids": dict(sorted(self.topic_ids.items())), "covered": covered}
+        return {"topic_ids": dict(sorted(self.topic_ids.items())), "covered": coverage_json(self._covered)}
 
     def restore_coverage(self, value: Mapping[str, Any]) -> None:
         """Set it to that of a checkpoint."""
         self.topic_ids = dict(value.get("topic_ids", {}))
-        self._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
+        self._covered = coverage_of(value.get("covered", ()))
+
+
+def coverage_json(covered: Covered) -> list[list[Any]]:
+    """Return covered offsets as JSON: ``[topic, partition, ranges]``, in order."""
+    return [
+        [topic, partition, [list(part) for part in ranges]]
+        for (topic, partition), ranges in sorted(covered.items(), key=lambda item: item[0])
+    ]
+
+
+def coverage_of(value: Iterable[Any]) -> Covered:
+    """Return the inverse of `coverage_json`."""
+    return {(topic, partition): RangeSet(ranges) for topic, partition, ranges in value}
 
 
 class NewCoverage:

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from ciml.events.records import RunFacts
 from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS
 from ciml.raw.run_log import RunDelta
@@ -24,6 +26,8 @@ CAUSE = "cause"
 FAILED = frozenset({"failure", "timeout"})
 #: A later rerun says little: what the job downloads has changed meanwhile. Seven days, in microseconds.
 RERUN_WITHIN_US = 7 * 86_400_000_000
+#: What `Causes.encode` depends on beside the deltas and the selection.
+CAUSES_KIND = f"causes 1, {MAX_CAUSE_ATTEMPTS} attempts, {MAX_CAUSE_RUNS} runs"
 
 
 class Attempt(NamedTuple):
@@ -128,10 +132,17 @@ class Causes:
             return ""
         return cause_of(known, (self._attempts[other] for other in self._related(run_id) if other != run_id))
 
-    @property
-    def given(self) -> Mapping[str, str]:
-        """The causes that reviewers gave, by run id."""
-        return self._given
+    def encode(self) -> bytes:
+        """Return the state by the deltas that were added, for `restore`."""
+        return msgspec.msgpack.encode(list(self._attempts.items()))
+
+    def restore(self, state: bytes) -> None:
+        """Continue after the deltas that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
+        self._attempts = dict(msgspec.msgpack.decode(state, type=list[tuple[str, Attempt]]))
+        self._series = {}
+        for run_id, attempt in self._attempts.items():
+            for key in attempt.series:
+                self._series.setdefault(key, deque()).append(run_id)
 
     def _related(self, run_id: str) -> Iterator[str]:
         """Yield the runs of a run's series, itself included."""

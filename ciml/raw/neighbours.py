@@ -11,6 +11,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from ciml.events.records import RunFacts
 from ciml.limits import MAX_NEAR_FOUND, MAX_NEAR_PLACES, MAX_NEAR_RUNS
 from ciml.raw.causes import FAILED
@@ -18,6 +20,10 @@ from ciml.raw.run_log import RunDelta
 
 #: How long before a run's end its neighbours ended, microseconds.
 WITHIN_US = 3_600_000_000
+#: What `NearbyRuns.encode` depends on beside the deltas and the jobs that are asked for.
+NEIGHBOURS_KIND = (
+    f"neighbours 1, {WITHIN_US} us, {MAX_NEAR_RUNS} runs, {MAX_NEAR_PLACES} places, {MAX_NEAR_FOUND} found"
+)
 #: Outcomes that count: others say nothing about machine or code.
 _COUNTED = FAILED | {"success"}
 #: The label with the name of a run's machine, where a recorder or a listing has one.
@@ -35,6 +41,9 @@ class _Ended(NamedTuple):
     end_us: int
     failed: bool
     change: tuple[str, ...]
+
+
+_State = tuple[list[tuple[tuple[str, ...], list[_Ended]]], list[tuple[str, Neighbours]]]
 
 
 def place_of(facts: RunFacts) -> tuple[str, ...]:
@@ -77,6 +86,17 @@ class NearbyRuns:
     def of(self, run_id: str) -> Neighbours | None:
         """Return the neighbours of a failed run; None where they are unknown."""
         return self._found.get(run_id)
+
+    def encode(self) -> bytes:
+        """Return the state by the deltas that were added, for `restore`."""
+        ended = [(place, list(runs)) for place, runs in self._ended.items()]
+        return msgspec.msgpack.encode((ended, list(self._found.items())))
+
+    def restore(self, state: bytes) -> None:
+        """Continue after the deltas that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
+        ended, found = msgspec.msgpack.decode(state, type=_State)
+        self._ended = OrderedDict((place, deque(runs, MAX_NEAR_RUNS)) for place, runs in ended)
+        self._found = OrderedDict(found)
 
     def _keep(self, run_id: str, near: Neighbours) -> None:
         self._found[run_id] = near

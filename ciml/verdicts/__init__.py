@@ -1,10 +1,10 @@
 """Verdicts on failed runs: the rules that training writes into a model, and what follows from them for a run.
 
-The names of `ciml.verdicts.rules` that training, serving and feedback share. Texts and evidence are made elsewhere.
+Its names are those that training, serving and feedback share. Texts and evidence are made elsewhere.
 """
 
+from ciml.verdicts.exit_status import EXIT_LABEL, SIGNAL_LABEL, exit_status_of, signal_of
 from ciml.verdicts.rules import (
-    EXIT_LABEL,
     MAX_SCORES,
     POOLED,
     PROFILES,
@@ -22,11 +22,14 @@ __all__ = [
     "MAX_SCORES",
     "POOLED",
     "PROFILES",
+    "SIGNAL_LABEL",
     "UNKNOWN",
     "VERDICTS",
     "Group",
     "Verdict",
     "VerdictRules",
+    "exit_status_of",
     "make_verdict",
     "read_rules",
+    "signal_of",
 ]

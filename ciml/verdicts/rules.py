@@ -25,8 +25,6 @@ PROFILES = "profiles.json"
 UNKNOWN = "unknown"
 #: The group of the runs whose job has none of its own.
 POOLED = ""
-#: The run's label with the exit status of its job, as recorders and listings write it.
-EXIT_LABEL = "exit_code"
 
 #: Most scores in a list. A random part of the runs keeps the coverage exact.
 MAX_SCORES = 5000

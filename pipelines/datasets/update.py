@@ -16,6 +16,7 @@ from typing import Any
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import AUTO, DatasetDefinition, ResolvedDefinition, resolve
+from ciml.datasets.history import History, bookmarks_of
 from ciml.datasets.pin import Pin, PinnedPlan
 from ciml.datasets.plan import Plan, SelectedRun, SpanPlan, Step
 from ciml.datasets.state import DatasetState, SpanVersion, span_folder
@@ -164,7 +165,9 @@ def fill(
             catch_up(log, state)
         plan: Plan | PinnedPlan
         if pin is None:
-            plan = Plan(state, source.log, partial(_resolve, state, source), given)
+            kept = bookmarks_of(state.definition, root, source.log) if create is None and state.definition else None
+            history = History(state.definition, given, kept) if state.definition else None
+            plan = Plan(state, source.log, partial(_resolve, state, source), history)
         else:
             plan = PinnedPlan(state, pin, partial(_resolve, state, source, pin=pin), source.log)
         lost = False

@@ -2,14 +2,14 @@
 
 The topic itself is the cursor: every message names its delta, and the last published delta is read back from the
 topic's end. So the next process publishes what a dead one had not; with a transaction for each step and one
-transactional id for each topic, nothing is published twice.
+transactional id for each topic, or for each share of a manifest that has several, nothing is published twice.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -39,6 +39,18 @@ _UNSUPPORTED = frozenset({
 })  # fmt: skip
 
 
+class Share(NamedTuple):
+    """The part of a manifest that a projection publishes, where others publish the rest to the same topic.
+
+    Attributes:
+      name: part of its transactional id.
+      header: name and value of the header that all its messages have, and no others.
+    """
+
+    name: str
+    header: tuple[str, bytes]
+
+
 class Projection:
     """Publishes one manifest to one topic, delta by delta.
 
@@ -48,14 +60,17 @@ class Projection:
         be published again.
       render: returns (key, value, headers) of a delta; the headers `VERSION` and `LOG` are added.
       kafka: connection to the broker.
+      share: the part of the manifest that ``render`` returns; None for all of it.
 
     Attributes:
       exactly_once: False if the broker lacks transactions: a dying process may then publish twice.
     """
 
-    def __init__(self, log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions) -> None:
+    def __init__(
+        self, log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions, share: Share | None = None
+    ) -> None:
         self.exactly_once = True
-        self._log, self._topic, self._render, self._kafka = log, topic, render, kafka
+        self._log, self._topic, self._render, self._kafka, self._share = log, topic, render, kafka, share
         self._producer: Producer | None = None
         self._announced = 0
         self._identity = ""
@@ -136,49 +151,66 @@ class Projection:
             "transaction.timeout.ms": 60_000,
         }
         if self.exactly_once:
-            options["transactional.id"] = f"ciml.{self._topic}"
+            options["transactional.id"] = f"ciml.{self._topic}" + (f".{self._share.name}" if self._share else "")
         return Producer(options)
 
     def _last_announced(self) -> int:
         listing = list_topic(self._kafka, self._topic)
-        last = 0
-        for partition, (first, end) in listing.bounds.items():
-            for message in self._tail(partition, first, end):
-                headers = dict(message.headers)
-                version, log = headers.get(VERSION), headers.get(LOG)
-                if not version or not version.isdigit():
-                    continue  # a foreign message
-                if log != self._identity.encode():
-                    raise IntegrityError(
-                        f"topic {self._topic} holds another manifest than {self._log.store.url()}; publish to another "
-                        "topic, or delete this one"
-                    )
-                last = max(last, int(version))
-        return last
+        return max(
+            (self._last_of(partition, first, end) for partition, (first, end) in listing.bounds.items()), default=0
+        )
 
-    def _tail(self, partition: int, first: int, end: int) -> list[Message]:
-        """Return some last messages of a partition; empty only if it has none."""
-        if first >= end:
-            return []
+    def _last_of(self, partition: int, first: int, end: int) -> int:
+        """Return the last delta that a partition holds messages of; 0 for none.
+
+        It is read from the end, in growing steps. The messages of other shares may be many: a share that is new to a
+        topic reads all of it, once.
+        """
+        back, found = 32, 0
         reader = Reader(self._kafka, self._topic, partition)
         try:
-            back = 32
-            while True:
+            while end > first:
                 start = max(first, end - back)
-                reader.seek(start)
-                found: list[Message] = []
-                idle = 0
-                while reader.position < end:
-                    before = reader.position
-                    found += reader.read(1000, 1.0)
-                    idle = 0 if reader.position > before else idle + 1
-                    if idle > _WAIT_S:
-                        raise EngineError(f"{self._topic}[{partition}] {reader.position}: no answer to reads")
-                if found or start == first:
-                    return found
-                back *= 16  # only transaction markers so far
+                own = 0
+                for message in self._between(reader, partition, start, end):
+                    version = self._version_of(message)
+                    own += version is not None
+                    found = max(found, version or 0)
+                if own:
+                    break
+                back, end = 16 * back, start  # only transaction markers, or messages of others, so far
         finally:
             reader.close()
+        return found
+
+    def _version_of(self, message: Message) -> int | None:
+        """Return the delta of a message of this projection, 0 for a foreign one; None for one of another share.
+
+        Raises:
+          IntegrityError: it is of another manifest.
+        """
+        headers = dict(message.headers)
+        version, log = headers.get(VERSION), headers.get(LOG)
+        if not version or not version.isdigit():
+            return None if self._share else 0
+        if log != self._identity.encode():
+            raise IntegrityError(
+                f"topic {self._topic} holds another manifest than {self._log.store.url()}; publish to another "
+                "topic, or delete this one"
+            )
+        if self._share and headers.get(self._share.header[0]) != self._share.header[1]:
+            return None
+        return int(version)
+
+    def _between(self, reader: Reader, partition: int, start: int, end: int) -> Iterator[Message]:
+        reader.seek(start)
+        idle = 0
+        while reader.position < end:
+            before = reader.position
+            yield from reader.read(min(1000, end - before), 1.0)
+            idle = 0 if reader.position > before else idle + 1
+            if idle > _WAIT_S:
+                raise EngineError(f"{self._topic}[{partition}] {reader.position}: no answer to reads")
 
     def _send(self, waiting: list[tuple[int, Announcement]]) -> None:
         producer = self._producer
@@ -273,14 +305,16 @@ class Projections:
             projection.close()
 
 
-_projections: dict[tuple[str, str, KafkaOptions], Projection] = {}
+_projections: dict[tuple[str, str, KafkaOptions, Share | None], Projection] = {}
 _projections_lock = threading.Lock()
 
 
-def projection(log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions) -> Projection:
-    """Return the process's projection of a manifest onto a topic, cached with producer and cursor."""
-    key = (log.store.url(log.folder), topic, kafka)
+def projection(
+    log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions, share: Share | None = None
+) -> Projection:
+    """Return the process's projection of a manifest, or of its share, onto a topic, cached with producer and cursor."""
+    key = (log.store.url(log.folder), topic, kafka, share)
     with _projections_lock:
         if key not in _projections:
-            _projections[key] = Projection(log, topic, render, kafka)
+            _projections[key] = Projection(log, topic, render, kafka, share)
         return _projections[key]

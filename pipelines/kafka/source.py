@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from operator import itemgetter
 from typing import Any
 
@@ -25,7 +24,7 @@ from ciml.errors import EngineError
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.offsets import RangeSet
-from pipelines.kafka.broker import check_topic
+from pipelines.kafka.bounded import read_range
 from pipelines.kafka.end_offsets import end_of
 from pipelines.kafka.new_partitions import FindPartitions, KnownTopic
 from pipelines.kafka.plan import PartitionRead
@@ -46,9 +45,6 @@ from transforms.ingest.errors import keep_error
 
 #: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
 METRICS = "ciml.kafka"
-
-
-_ASK_S = 3.0
 
 
 class _Read(beam.DoFn, RestrictionProvider):
@@ -97,31 +93,16 @@ class ReadBounded(_Read):
             yield from self._read(element, tracker)
 
     def _read(self, element: PartitionRead, tracker: Any) -> Iterator[Batch]:
-        options, covered = self._options, RangeSet(element.covered)
-        position = tracker.current_restriction().start
-        with borrow(self._kafka, element.topic, element.partition) as reader:
-            reader.seek(position)
-            moved = asked = time.monotonic()
-            while position < (stop := tracker.current_restriction().stop):
-                found = reader.read(min(options.batch_messages, stop - position), 0.5)
-                if reader.position > position:
-                    moved = time.monotonic()
-                    if not tracker.try_claim(Claim(position, reader.position)):
-                        return
-                    end = min(reader.position, tracker.current_restriction().stop)
-                    yield self._batch(element, covered, position, end, found)
-                    position = end
-                    continue
-                # A consumer learns late, or never, that a topic was deleted.
-                if time.monotonic() > asked + _ASK_S:
-                    asked = time.monotonic()
-                    with suppress(EngineError):
-                        check_topic(self._kafka, element.topic, element.topic_id)
-                if time.monotonic() - moved > options.stall_s:
-                    raise EngineError(
-                        f"{element.where} {position}: no message within {options.stall_s:.0f} s, "
-                        f"although the topic ends at {stop}"
-                    )
+        covered = RangeSet(element.covered)
+        begin = tracker.current_restriction().start
+
+        def stop() -> int:
+            return int(tracker.current_restriction().stop)
+
+        for part in read_range(self._kafka, element, begin, stop, self._options):
+            if not tracker.try_claim(Claim(part.start, part.end)):
+                return
+            yield self._batch(element, covered, part.start, min(part.end, stop()), part.messages)
 
 
 class ReadUnbounded(_Read):

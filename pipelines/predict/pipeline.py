@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import apache_beam as beam
@@ -29,9 +30,9 @@ from ciml.messages.outputs import Prediction
 from ciml.storage.open import Store
 from pipelines.ingest.pipeline import Gather
 from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.publish import Announcement, Projection, projection
+from pipelines.kafka.publish import Announcement, Projection, Share, projection
 from pipelines.kafka.source import ReadFromKafka
-from serving.predict.log import PREDICTIONS, Predicted, PredictionState, reconcile
+from serving.predict.log import Predicted, PredictionState, predictions_of_model, reconcile
 from serving.predict.predictor import Predictor, PredictPolicy
 from transforms.ingest.errors import keep_error
 from transforms.ingest.timings_beam import COMMIT
@@ -68,19 +69,21 @@ class PredictConfig:
     commit_batches: int = 20
 
     def projection(self) -> Projection | None:
-        """Return the process's projection for predictions."""
+        """Return the process's projection for the predictions of its model; other models publish their own."""
         if not self.predictions_topic:
             return None
-        return projection(ManifestLog(self.data.predictions), self.predictions_topic, render_predictions, self.kafka)
+        share = Share(self.policy.model, ("ce_source", _source(self.policy.model)))
+        render = partial(render_predictions, model=self.policy.model)
+        return projection(ManifestLog(self.data.predictions), self.predictions_topic, render, self.kafka, share)
 
 
 class PredictionCommitter(LogReplica[PredictionState]):
-    """A replica of the predictions' manifest that commits to it. Thread-safe."""
+    """A replica of the predictions' manifest that commits to it for one model. Thread-safe."""
 
     def __init__(
-        self, predictions: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None
+        self, predictions: Store, model: str, clock: Callable[[], float] = time.time, limits: Limits | None = None
     ) -> None:
-        super().__init__(ManifestLog(predictions, clock=clock), PREDICTIONS, limits)
+        super().__init__(ManifestLog(predictions, clock=clock), predictions_of_model(model), limits)
 
     def commit(self, ranges: Iterable[Predicted]) -> int | None:
         """Commit the uncovered part of ``ranges``. Return the version, or None if nothing was left."""
@@ -88,15 +91,16 @@ class PredictionCommitter(LogReplica[PredictionState]):
         return self.append(lambda state: reconcile(state, predicted, int(self.log.clock() * 1e6)))
 
 
-_committers: dict[tuple[int, str], PredictionCommitter] = {}
+_committers: dict[tuple[int, str, str], PredictionCommitter] = {}
 _predictors: dict[tuple[int, str, str, PredictPolicy], Predictor] = {}
 _lock = threading.Lock()
 
 
-def committer(predictions: Store) -> PredictionCommitter:
-    """Return the process's committer of predictions below a folder."""
+def committer(predictions: Store, model: str) -> PredictionCommitter:
+    """Return the process's committer of a model's predictions below a folder."""
+    key = (os.getpid(), predictions.root, model)
     with _lock:
-        return _committers.setdefault((os.getpid(), predictions.root), PredictionCommitter(predictions))
+        return _committers.setdefault(key, PredictionCommitter(predictions, model))
 
 
 def predictor(config: PredictConfig) -> Predictor:
@@ -108,13 +112,19 @@ def predictor(config: PredictConfig) -> Predictor:
         return _predictors[key]
 
 
-def render_predictions(delta: Delta) -> Iterable[Announcement]:
-    """Yield the messages of a delta: CloudEvents in binary mode, with the prediction's id."""
+def _source(model: str) -> bytes:
+    return f"/ciml/models/{model}".encode()
+
+
+def render_predictions(delta: Delta, model: str) -> Iterable[Announcement]:
+    """Yield the messages of a delta about a model: CloudEvents in binary mode, with the prediction's id."""
     for one in delta["predictions"]:
+        if one["model"] != model:
+            continue
         headers = [
             ("ce_specversion", b"1.0"),
             ("ce_id", one["id"].encode()),
-            ("ce_source", f"/ciml/models/{one['model']}".encode()),
+            ("ce_source", _source(model)),
             ("ce_type", b"dev.ciml.prediction.v1"),
             ("content-type", b"application/json"),
         ]
@@ -141,7 +151,7 @@ class CommitPredictions(beam.DoFn):
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
         with keep_error(), COMMIT.timed("predictions"):
-            version = committer(self._config.data.predictions).commit(
+            version = committer(self._config.data.predictions, self._config.policy.model).commit(
                 Predicted.from_json(json.loads(one)) for one in element[1]
             )
         if version is not None:

@@ -11,12 +11,10 @@ from ciml.errors import CimlError
 from ciml.events.redaction import shown
 from ciml.feedback import CAUSES, Cause
 from ciml.globs import glob_pattern
-from ciml.settings import Settings, pop_tables, read_toml
+from ciml.settings import Settings, class_of, pop_tables, read_toml
 from services.feedback.clients.kinds import kinds
 from services.feedback.inert import inert
 from services.feedback.systems import System
-
-_GLOBS = ("models", "projects", "muted_projects", "branches", "pipelines", "jobs")
 
 
 class Policy(Settings, frozen=True, kw_only=True):
@@ -41,6 +39,9 @@ class Policy(Settings, frozen=True, kw_only=True):
     """
 
     what: ClassVar[str] = "feedback"
+    lists: ClassVar[tuple[str, ...]] = (
+        "models", "causes", "projects", "muted_projects", "branches", "pipelines", "jobs", "reviewers",
+    )  # fmt: skip
     dry_run: bool = True
     models: tuple[str, ...] = ("*",)
     causes: tuple[Cause, ...] = CAUSES
@@ -132,9 +133,6 @@ def load_feedback(path: str | Path) -> Feedback:
     """
     value = read_toml(path)
     listed = pop_tables(value, "system", path)
-    for key in (*_GLOBS, "causes", "reviewers"):
-        if type(value.get(key)) is str:
-            value[key] = [value[key]]
     policy = Policy.from_json(value, str(path))
     systems = tuple(_system(path, number, each) for number, each in enumerate(listed, 1))
     if not systems:
@@ -146,10 +144,5 @@ def load_feedback(path: str | Path) -> Feedback:
 
 
 def _system(path: str | Path, number: int, value: dict[str, Any]) -> System:
-    name = value.get("name")
-    where = f"{path}, system {name if isinstance(name, str) else number!s:.80}"
-    kind, known = value.pop("kind", None), kinds()
-    if not isinstance(kind, str) or kind not in known:
-        problem = "is missing" if kind is None else f"{kind!r:.80} is unknown"
-        raise CimlError(f"{where}: kind: {problem}; choose from {', '.join(known)}")
-    return known[kind].from_json(value, where)
+    kind, where = class_of(value, "kind", kinds(), f"{path}, system", number)
+    return kind.from_json(value, where)

@@ -3,61 +3,34 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
-from ciml.errors import EngineError, RejectedInput
+from ciml.errors import RejectedInput
 from ciml.events.json_input import parse_json
 from ciml.events.records import Message, OffsetRange
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
-from pipelines.kafka.broker import check_topic
+from pipelines.kafka.bounded import read_range
 from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.reader import borrow
 from services.feedback.config import Feedback
 from services.feedback.policy import Item, judge
 from services.feedback.state import FeedbackState
 
 _log = logging.getLogger(__name__)
 
-#: Messages of one commit: their verdicts take at most 16 MB.
-_MESSAGES = 500
-_STALL_S, _ASK_S = 60.0, 3.0
+#: A commit has 500 messages at most: their verdicts take at most 16 MB.
+_READ = ReadOptions(batch_messages=500)
 
 
 def batches(kafka: KafkaOptions, read: PartitionRead) -> Iterator[tuple[OffsetRange, list[Message]]]:
-    """Yield the messages of a bounded read in parts, each with the offsets that it covers.
-
-    Raises:
-      EngineError: the broker does not answer, or holds fewer messages than it said.
-      IntegrityError: the topic was deleted or made again, or unread offsets expired.
-    """
-    position, end = read.start, read.end or read.start
-    with borrow(kafka, read.topic, read.partition) as reader:
-        reader.seek(position)
-        moved = asked = time.monotonic()
-        while position < end:
-            found = reader.read(min(_MESSAGES, end - position), 0.5)
-            if reader.position > position:
-                until, moved = min(reader.position, end), time.monotonic()
-                yield (
-                    OffsetRange(read.topic, read.topic_id, read.partition, position, until),
-                    [message for message in found if message.offset < until],
-                )
-                position = until
-                continue
-            if time.monotonic() > asked + _ASK_S:  # a consumer learns late, or never, that a topic was deleted
-                asked = time.monotonic()
-                with suppress(EngineError):
-                    check_topic(kafka, read.topic, read.topic_id)
-            if time.monotonic() - moved > _STALL_S:
-                raise EngineError(
-                    f"{read.where} {position}: no message within {_STALL_S:.0f} s, although it ends at {end}"
-                )
+    """Yield the messages of a bounded read in parts, each with the offsets that it covers. Raises as `read_range`."""
+    end = read.end or read.start
+    for part in read_range(kafka, read, read.start, lambda: end, _READ):
+        covers = OffsetRange(read.topic, read.topic_id, read.partition, part.start, min(part.end, end))
+        yield covers, [message for message in part.messages if message.offset < end]
 
 
 def taken(

@@ -6,9 +6,8 @@ A module of `services.feedback.clients` has a subclass of `System` for its kind;
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ciml.events.run_facts import check_source_name
 from ciml.globs import glob_pattern
@@ -30,7 +29,6 @@ class System(Settings, frozen=True, kw_only=True):
     what: ClassVar[str] = "system"
     #: The value of the key ``kind``.
     kind: ClassVar[str]
-    #: Keys of lists, for which one text is a list of one.
     lists: ClassVar[tuple[str, ...]] = ("sources", "projects", "secret_file", "secret_env")
     name: str
     sources: tuple[str, ...]
@@ -38,10 +36,6 @@ class System(Settings, frozen=True, kw_only=True):
     gap_s: float = 1.0
     secret_file: tuple[str, ...] = ()
     secret_env: tuple[str, ...] = ()
-
-    @classmethod
-    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**value, **{key: [value[key]] for key in cls.lists if type(value.get(key)) is str}}
 
     def __post_init__(self) -> None:
         checked("name: ", check_source_name, self.name)

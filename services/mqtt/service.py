@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Sequence
 
-from ciml.kafka.options import KafkaOptions
 from services.mqtt.session import MqttSession
-from services.receivers.config import MqttSource, Receivers
-from services.receivers.receiver import configured
-from services.receivers.sessions import SessionReceiver
+from services.receivers.config import MqttSource
+from services.receivers.sessions import Session, SessionReceiver
 
 
 class MqttService(SessionReceiver):
-    """Receives MQTT messages.
+    """Receives MQTT messages."""
 
-    Args:
-      receivers: the configuration.
-      kafka, topic: see `Receiver`.
+    receiver = MqttSource.receiver
 
-    Raises:
-      CimlError: the configuration of a source is invalid.
-    """
-
-    def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
-        sources = receivers.of(MqttSource)
+    def connections(self) -> Sequence[tuple[Session, int]]:
         # A broker of version 5 keeps to in_flight by itself; the rest is for messages of QoS 0. One of 3.1.1 does not
         # know it: it is not read beyond, at the cost of a new connection if Kafka is away for keepalive_s.
-        super().__init__(
-            "mqtt", kafka, topic,
-            [(MqttSession(receivers, each), each.in_flight * (2 if each.version == "5" else 1)) for each in sources],
-        )  # fmt: skip
-
-    @classmethod
-    def of(cls, **arguments: Any) -> Self:
-        return cls(*configured(**arguments))
+        return [
+            (MqttSession(self.receivers, each), each.in_flight * (2 if each.version == "5" else 1))
+            for each in self.receivers.of(MqttSource)
+        ]

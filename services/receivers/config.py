@@ -24,7 +24,7 @@ from ciml.limits import (
     MAX_HOOK_CONNECTIONS,
     MAX_IN_FLIGHT,
 )
-from ciml.settings import Settings, checked, pop_tables, read_toml
+from ciml.settings import Settings, checked, class_of, pop_tables, read_toml
 
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 
@@ -40,16 +40,11 @@ class Source(Settings, frozen=True):
 
     what: ClassVar[str] = "source"
     receiver: ClassVar[str]
-    #: Keys of lists, for which one text is a list of one.
     lists: ClassVar[tuple[str, ...]] = ("secret_file", "secret_env")
     name: str
     adapter: str
     secret_file: tuple[str, ...] = ()
     secret_env: tuple[str, ...] = ()
-
-    @classmethod
-    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**value, **{key: [value[key]] for key in cls.lists if type(value.get(key)) is str}}
 
     def __post_init__(self) -> None:
         checked("name: ", check_source_name, self.name)
@@ -328,13 +323,8 @@ def load_receivers(path: str | Path) -> Receivers:
 
 
 def _source(path: str | Path, number: int, value: dict[str, Any]) -> Source:
-    name = value.get("name")
-    where = f"{path}, source {name if isinstance(name, str) else number!s:.80}"
-    receiver = value.pop("receiver", None)
-    if receiver not in SOURCES:
-        problem = "is missing" if receiver is None else f"{receiver!r:.80} is unknown"
-        raise CimlError(f"{where}: receiver: {problem}; choose from {', '.join(SOURCES)}")
-    return SOURCES[receiver].from_json(value, where)
+    kind, where = class_of(value, "receiver", SOURCES, f"{path}, source", number)
+    return kind.from_json(value, where)
 
 
 def _check_different(path: str | Path, sources: tuple[Source, ...]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
@@ -17,28 +18,40 @@ from services.service import Progress, Service
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
+_BROKER_S = 5.0
+
 
 class Receiver(Service):
     """Receives deliveries in threads of its own. A receiver starts without its broker, and asks senders to try again.
 
     Args:
-      receiver: its kind, as in `services.service.KINDS` and in the configuration.
+      receivers: the configuration.
       kafka: connection to the broker.
       topic: where deliveries go.
 
+    Raises:
+      CimlError: the configuration of a source is invalid.
+
     Attributes:
+      receiver: its kind, as in `services.service.KINDS` and in the configuration.
       metrics: of its deliveries.
       broker_error: why the broker cannot be used at present; "" if it can.
     """
 
+    receiver: ClassVar[str]
     poll_s = 2.0
     retry_s = (1.0, 5.0)
 
-    def __init__(self, receiver: str, kafka: KafkaOptions, topic: str) -> None:
-        super().__init__(f"ciml-{receiver}-{topic}")
-        self.receiver, self.kafka, self.topic = receiver, kafka, topic
-        self.metrics = ReceiverMetrics(receiver)
+    def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
+        super().__init__(f"ciml-{self.receiver}-{topic}")
+        self.receivers, self.topic = receivers, topic
+        self.kafka = replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S))
+        self.metrics = ReceiverMetrics(self.receiver)
         self.broker_error = "it was not asked yet"
+
+    @classmethod
+    def of(cls, **arguments: Any) -> Self:
+        return cls(*configured(**arguments))
 
     @abstractmethod
     def open(self) -> None:

@@ -10,17 +10,17 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ciml.errors import CimlError, EngineError
 from ciml.events.redaction import shown
 from ciml.kafka.options import KafkaOptions
+from services.receivers.config import Receivers
 from services.receivers.metrics import ReceiverMetrics
 from services.receivers.producer import DeliveryProducer, Headers
 from services.receivers.receiver import Receiver
 from services.service import NotReadyError, Progress
 
-_BROKER_S = 5.0
 _PAUSES_S = (1.0, 60.0)  # first and longest one before a source is connected again
 _STEADY_S = 60.0  # a connection of this age was no failure: the next pause is the first again
 _AGAIN_S = 1.0  # before a delivery is produced again
@@ -180,17 +180,23 @@ class SessionReceiver(Receiver):
     """Receives from sources that it connects to.
 
     Args:
-      receiver, kafka, topic: see `Receiver`.
-      sessions: the sources, each with the number of deliveries that may wait for Kafka.
+      receivers, kafka, topic: see `Receiver`.
+
+    Attributes:
+      sessions: its sources, each with the number of deliveries that may wait for Kafka.
     """
 
-    def __init__(self, receiver: str, kafka: KafkaOptions, topic: str, sessions: Sequence[tuple[Session, int]]) -> None:
-        super().__init__(receiver, replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S)), topic)
-        self.sessions = sessions
+    def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
+        super().__init__(receivers, kafka, topic)
+        self.sessions = self.connections()
         self._producer: DeliveryProducer | None = None
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._failure: BaseException | None = None
+
+    @abstractmethod
+    def connections(self) -> Sequence[tuple[Session, int]]:
+        """Return a session for each of its sources, and how many deliveries of it may wait for Kafka."""
 
     @property
     def shown(self) -> str:

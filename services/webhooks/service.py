@@ -6,8 +6,6 @@ import asyncio
 import socket
 import threading
 from concurrent.futures import Future
-from dataclasses import replace
-from typing import Any, Self
 
 from ciml.http.connections import Connections
 from ciml.http.intake import Intake
@@ -15,32 +13,29 @@ from ciml.http.listen import check_open_files, listen
 from ciml.http.server import HttpServer
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_DELIVERY_BYTES
-from services.receivers.config import Receivers
+from services.receivers.config import Receivers, WebhookSource
 from services.receivers.producer import DeliveryProducer
-from services.receivers.receiver import Receiver, configured
+from services.receivers.receiver import Receiver
 from services.webhooks.app import make_app
 from services.webhooks.sources import endpoints
 
 _LAST_ANSWERS_S = 2.0  # at the end, beside the time for an acknowledgement
-_BROKER_S = 5.0
 
 
 class WebhooksService(Receiver):
     """Receives webhooks.
 
     Args:
-      receivers: the configuration.
-      kafka, topic: see `Receiver`.
+      receivers, kafka, topic: see `Receiver`.
 
     Attributes:
       port: that it listens on, once it is open.
-
-    Raises:
-      CimlError: the configuration of a source is invalid.
     """
 
+    receiver = WebhookSource.receiver
+
     def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
-        super().__init__("webhooks", replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S)), topic)
+        super().__init__(receivers, kafka, topic)
         self.settings, self.port = receivers.webhooks, receivers.webhooks.port
         self._endpoints = endpoints(receivers)
         self._producer: DeliveryProducer | None = None
@@ -48,10 +43,6 @@ class WebhooksService(Receiver):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
-
-    @classmethod
-    def of(cls, **arguments: Any) -> Self:
-        return cls(*configured(**arguments))
 
     @property
     def url(self) -> str:

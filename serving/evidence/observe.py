@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ciml.verdicts import signal_of
 from serving.evidence.subject import Subject
 from serving.evidence.wording import moment, quantity, quantity_range, span, span_range
 from transforms.profiles.departures import Departure, departures, margin
@@ -19,7 +20,7 @@ IDLE, USER, WRITTEN = "total cpu usage:idl", "total cpu usage:usr", "dsk/total:w
 USED, AVAILABLE = "memory usage:used", "memory usage:avai"
 DISK_USED, DISK_FREE = "/:used", "/:free"
 
-#: Signals that end a job that does not handle them; -1 and 255 often mean that the status is not known.
+#: Signals that end a job that does not handle them.
 SIGNALS: Mapping[int, str] = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM", 24: "SIGXCPU"}
 #: Series of which less than usual says something, too: less of another only says that the run did less.
 _LOW_COUNTS = frozenset({USER, DISK_FREE})
@@ -86,7 +87,7 @@ def _end(subject: Subject, length: float) -> Iterator[Observation]:
     beyond = max(_LENGTH_S, _LENGTH_SHARE * middle, (high - low) / 2)
     if subject.outcome == "timeout":
         yield Observation(f"It reached its time limit after {span(length)}{usual}")
-    elif (name := signal_of(subject.exit_status)) is not None:
+    elif (name := signal_name(subject.exit_status)) is not None:
         yield Observation(f"It was ended by {name} (exit status {subject.exit_status}) after {span(length)}{usual}")
     elif _comparable(subject) and length > high + beyond:
         yield Observation(f"It took {span(length)}{usual}")
@@ -94,11 +95,9 @@ def _end(subject: Subject, length: float) -> Iterator[Observation]:
         yield Observation(f"It ended after {span(length)}{usual}")
 
 
-def signal_of(status: int | None) -> str | None:
+def signal_name(status: int | None) -> str | None:
     """Return the name of the signal that an exit status means: -9 and 137 are SIGKILL; None for any other status."""
-    if status is None:
-        return None
-    return SIGNALS.get(-status if status < 0 else status - 128)
+    return SIGNALS.get(signal_of(status) or 0)
 
 
 def _idle_end(subject: Subject, length: float) -> Iterator[Observation]:

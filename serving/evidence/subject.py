@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from ciml.events.records import RunFacts
-from ciml.verdicts import EXIT_LABEL
+from ciml.verdicts import exit_status_of
 from transforms.profiles.profile import Profile
-
-_MAX_STATUS = 255
-_STATUS = re.compile("-?[0-9]{1,3}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +19,7 @@ class Subject:
       table: its telemetry as stored, with at least one sample.
       profile: of the passing runs of its job.
       outcome: such as ``failure`` or ``timeout``; "" where it is not known.
-      exit_status: of its job: negative, or above 128, where a signal ended it. None where it is not known.
+      exit_status: of its job, by `ciml.verdicts.exit_status`; None where it is not known.
       end_us: when the CI system says that it ended, epoch microseconds; None where it is not known.
     """
 
@@ -38,11 +33,3 @@ class Subject:
     def of(cls, facts: RunFacts, table: pa.Table, profile: Profile) -> Subject:
         """Return the subject of a run with these facts."""
         return cls(table, profile, facts.outcome or "", exit_status_of(facts.labels), facts.end_us)
-
-
-def exit_status_of(labels: Mapping[str, str]) -> int | None:
-    """Return the exit status in a run's labels; None without one, or where it is none."""
-    text = labels.get(EXIT_LABEL, "")
-    if not _STATUS.fullmatch(text) or abs(int(text)) > _MAX_STATUS:
-        return None
-    return int(text)

@@ -71,7 +71,7 @@ class LocalModel:
         where = f"model {model}, version {self.version}: {DEFINITION}"
         self.definition = read_definition(registry.read_asset(self.version, DEFINITION), where)
         self.rules = rules_of(registry, self.version, self.definition)
-        self._near = neighbours_of(data.raw, self.definition)
+        self._near = neighbours_of(data, self.definition)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
         verify = partial(RegistryVerifier(data.registry.root), model, self.version)

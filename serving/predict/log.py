@@ -7,16 +7,18 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.records import OffsetRange
 from ciml.manifest.checkpoints import Checkpointed
-from ciml.manifest.coverage import NewCoverage, TopicState
+from ciml.manifest.coverage import Covered, NewCoverage, TopicState, coverage_json, coverage_of
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.id_set import IdSet
 from ciml.manifest.log import Delta, ManifestLog
+from ciml.manifest.offsets import RangeSet
 from ciml.storage.open import Store
 
 #: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.
@@ -77,27 +79,54 @@ class Predicted:
 
 
 class PredictionState(TopicState):
-    """The state of the predictions' manifest after its deltas.
+    """The state of the predictions' manifest after its deltas, for one model, or for all.
+
+    Several models predict into one manifest. A delta names its model, and covers its offsets for that model alone; the
+    deltas of earlier versions name none, and cover theirs for every model.
 
     Attributes:
+      model: whose offsets are covered, and whose announcements are counted; "" for all, of whom no offsets are known.
       predicted: predictions by (model, version).
-      unpredictable: announcements without a prediction, by reason.
-      repeats: announcements of runs that the same version had already predicted.
       latencies: predictions by (model, bucket): the bucket is the index of the first of `LATENCIES_S` that is not less
         than the time from announcement to prediction; one more bucket for longer times.
       latency_us: the sum of those times by model, microseconds.
       verdicts: predictions with a verdict by (model, cause).
     """
 
-    def __init__(self, ids: IdSet | None = None) -> None:
+    def __init__(self, ids: IdSet | None = None, model: str = "") -> None:
         super().__init__()
+        self.model = model
         self.predicted: Counter[tuple[str, int]] = Counter()
-        self.unpredictable: Counter[str] = Counter()
-        self.repeats = 0
         self.latencies: Counter[tuple[str, int]] = Counter()
         self.latency_us: Counter[str] = Counter()
         self.verdicts: Counter[tuple[str, str]] = Counter()
+        self._unpredictable: Counter[tuple[str, str]] = Counter()
+        self._repeats: Counter[str] = Counter()
+        self._of: dict[str, Covered] = {}
         self._ids = ids or IdSet()
+
+    @property
+    def unpredictable(self) -> Counter[str]:
+        """Announcements without a prediction, by reason."""
+        found = Counter[str]()
+        for (model, reason), number in self._unpredictable.items():
+            if self.counts(model):
+                found[reason] += number
+        return found
+
+    @property
+    def repeats(self) -> int:
+        """The number of announcements of runs that the same version had already predicted."""
+        return sum(number for model, number in self._repeats.items() if self.counts(model))
+
+    def counts(self, model: str) -> bool:
+        """Return whether what a model did counts for this state; "" is a delta of an earlier version."""
+        return not self.model or model in ("", self.model)
+
+    def covered(self, topic: str, partition: int) -> RangeSet:
+        if (own := self._of.get(self.model)) is None:
+            return super().covered(topic, partition)
+        return own.get((topic, partition), RangeSet())
 
     def has(self, identity: str) -> bool:
         """Return whether a prediction with that id exists."""
@@ -113,7 +142,8 @@ class PredictionState(TopicState):
             raise IntegrityError(f"predictions manifest: version {version} follows {self.version}")
         self.prefetch(one["id"] for one in delta["predictions"])
         self.torn = True
-        self.cover(delta["offsets"])
+        model: str = delta.get("model", "")
+        self.cover(delta["offsets"], *self._shares(model))
         for one in delta["predictions"]:
             if self.has(one["id"]):
                 raise IntegrityError(f"predictions manifest: version {version} repeats prediction {one['id']}")
@@ -125,39 +155,65 @@ class PredictionState(TopicState):
                 self.latencies[one["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
                 self.latency_us[one["model"]] += round(latency_ms * 1000)
         for one in delta["unpredictable"]:
-            self.unpredictable[one["reason"]] += 1
-        self.repeats += len(delta["repeats"])
+            self._unpredictable[model, one["reason"]] += 1
+        if delta["repeats"]:
+            self._repeats[model] += len(delta["repeats"])
         self.records += len(delta["predictions"]) + len(delta["unpredictable"]) + len(delta["repeats"])
         self.torn = False
         self.version = version
         self.time_us = delta["time_us"]
 
+    def _shares(self, model: str) -> list[Covered]:
+        """Return the coverages to which a delta of a model adds."""
+        if not model:
+            return [self._covered, *self._of.values()]
+        if model not in self._of:
+            self._of[model] = {part: RangeSet(ranges) for part, ranges in self._covered.items()}
+        return [self._of[model]]
+
     def snapshot(self) -> dict[str, Any]:
-        """Return the state as JSON, without the ids."""
+        """Return the state as JSON, without the ids. It is the same for each model."""
+        models = {
+            model: {
+                "covered": coverage_json(self._of.get(model, {})),
+                "unpredictable": self._reasons(model),
+                "repeats": self._repeats[model],
+            }
+            for model in sorted(self._of)
+        }
         return {
             "time_us": self.time_us,
             **self.coverage(),
             "predicted": [[model, version, number] for (model, version), number in sorted(self.predicted.items())],
-            "unpredictable": dict(sorted(self.unpredictable.items())),
-            "repeats": self.repeats,
+            "unpredictable": self._reasons(""),
+            "repeats": self._repeats[""],
             "latencies": [[model, bucket, number] for (model, bucket), number in sorted(self.latencies.items())],
             "latency_us": dict(sorted(self.latency_us.items())),
             "verdicts": [[model, cause, number] for (model, cause), number in sorted(self.verdicts.items())],
+            **({"models": models} if models else {}),
         }
 
+    def _reasons(self, model: str) -> dict[str, int]:
+        return {reason: number for (of, reason), number in sorted(self._unpredictable.items()) if of == model}
+
     @classmethod
-    def restored_from(cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable]) -> PredictionState:
+    def restored_from(
+        cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable], model: str = ""
+    ) -> PredictionState:
         """Return the state at a checkpoint; see `ciml.manifest.checkpoints.Checkpointed`."""
-        state = cls(IdSet(tables["ids"]))
+        state = cls(IdSet(tables["ids"]), model)
         state.version = state.restored = version
         state.time_us = value.get("time_us", 0)
         state.restore_coverage(value)
         state.predicted = Counter({(model, number): times for model, number, times in value.get("predicted", ())})
-        state.unpredictable = Counter(value.get("unpredictable", {}))
-        state.repeats = value.get("repeats", 0)
         state.latencies = Counter({(model, bucket): number for model, bucket, number in value.get("latencies", ())})
         state.latency_us = Counter(value.get("latency_us", {}))
         state.verdicts = Counter({(model, cause): number for model, cause, number in value.get("verdicts", ())})
+        models: Mapping[str, Any] = value.get("models", {})
+        state._of = {name: coverage_of(share["covered"]) for name, share in models.items()}
+        for name, share in {"": value, **models}.items():
+            state._unpredictable.update({(name, reason): n for reason, n in share.get("unpredictable", {}).items()})
+            state._repeats[name] = share.get("repeats", 0)
         return state
 
     def recent(self) -> dict[str, Rows]:
@@ -165,8 +221,9 @@ class PredictionState(TopicState):
         return {"ids": self._ids.recent()}
 
 
-#: Checkpoint format of a predictions' manifest.
-PREDICTIONS = Checkpointed({"ids": TableKind()}, PredictionState.restored_from)
+def predictions_of_model(model: str = "") -> Checkpointed[PredictionState]:
+    """Return the checkpoints of a predictions' manifest, for the state of one model; "" for all."""
+    return Checkpointed({"ids": TableKind()}, partial(PredictionState.restored_from, model=model))
 
 
 def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int) -> Delta | None:
@@ -203,6 +260,7 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
         return None
     return {
         "time_us": time_us,
+        **({"model": state.model} if state.model else {}),
         "offsets": covered,
         "predictions": predictions,
         "unpredictable": unpredictable,

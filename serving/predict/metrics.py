@@ -37,22 +37,25 @@ METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS)
 
 
 def prediction_families(state: PredictionState) -> Iterator[Family]:
-    """Yield the metric families of a state."""
+    """Yield the metric families of a state: of its model, or of all models."""
     versions: dict[str, list[int]] = {}
-    for model, version in sorted(state.predicted):
+    for model, version in sorted(filter(lambda key: state.counts(key[0]), state.predicted)):
         versions.setdefault(model, []).append(version)
     named = {(model, version) for model, found in versions.items() for version in found[-_VERSIONS:]}
     predicted: Counter[tuple[str, ...]] = Counter()
     for (model, version), number in state.predicted.items():
+        if not state.counts(model):
+            continue
         predicted[model, str(version) if (model, version) in named else OLDER] += number
     yield PREDICTIONS.of(predicted)
     yield LATENCY.distribution(
         {
             (model,): ([state.latencies[model, bucket] for bucket in range(len(LATENCIES_S) + 1)], total_us / 1e6)
             for model, total_us in state.latency_us.items()
+            if state.counts(model)
         }
     )
     yield UNPREDICTABLE.of({(reason,): number for reason, number in state.unpredictable.items()})
     yield REPEATS.alone(state.repeats)
-    yield VERDICTS.of(state.verdicts)
+    yield VERDICTS.of({key: number for key, number in state.verdicts.items() if state.counts(key[0])})
     yield from manifest_families("predictions", state.version, state.time_us, state.restored)

@@ -29,7 +29,7 @@ from serving.predict.answers import (
     probabilities_of,
 )
 from serving.predict.log import Predicted, prediction_id
-from serving.predict.neighbours import StoredNeighbours, neighbours_of
+from serving.predict.neighbours import StoredNeighbours
 from serving.registry import STABLE, Registry
 from serving.verdicts.verdict import recorded_verdict, rules_of
 from transforms.guard import attempt, bisect
@@ -70,12 +70,12 @@ class Served(NamedTuple):
     Attributes:
       definition: the data set definition by which runs are prepared.
       rules: of verdicts; None for a model that gives none.
-      near: finds the neighbours of runs; None for a definition that does not ask for them.
+      neighbours: whether its definition asks for the neighbours of runs.
     """
 
     definition: ResolvedDefinition
     rules: VerdictRules | None
-    near: StoredNeighbours | None
+    neighbours: bool
 
 
 class Predictor:
@@ -96,6 +96,7 @@ class Predictor:
         self._policy, self._clock = policy, clock
         self.client = ModelClient(address, policy.model, policy.client)
         self._served: dict[int, Served] = {}
+        self._near = StoredNeighbours(data, keep=True)
         self._lock = threading.Lock()
 
     def served(self, version: int) -> Served:
@@ -105,7 +106,8 @@ class Predictor:
                 where = f"model {self._policy.model}, version {version}: {DEFINITION}"
                 definition = read_definition(self._registry.read_asset(version, DEFINITION), where)
                 rules = rules_of(self._registry, version, definition)
-                self._served[version] = Served(definition, rules, neighbours_of(self._raw, definition))
+                near = "neighbours" in (definition.definition.context or ())
+                self._served[version] = Served(definition, rules, near)
             return self._served[version]
 
     def predict(self, batch: Batch) -> Predicted:
@@ -175,7 +177,7 @@ class Predictor:
                 reject(run, "job_not_selected")
         began = time.perf_counter()
         kept, tables = self._read(selected, definition, reject)
-        near = served.near.of([run.run_id for run in kept]) if served.near else ()
+        near = self._near.of([run.run_id for run in kept]) if served.neighbours else ()
         prepared = prepare_runs(tables, definition, [_facts_of(run) for run in kept], near)
         for row, why in prepared.rejected.items():
             reject(kept[row], why.reason, why.detail)

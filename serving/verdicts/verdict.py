@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ciml.raw.causes import FAILED
-from ciml.verdicts import EXIT_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
+from ciml.verdicts import EXIT_LABEL, SIGNAL_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from serving.registry import Registry
 
 #: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
-#: status.
+#: status and the signal.
 _NOT_RECORDED = ("log_url", "subjects", "labels")
 
 
@@ -41,8 +41,9 @@ def recorded_verdict(
     if facts is None or verdict is None:
         return {}
     run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
-    if EXIT_LABEL in facts.labels:
-        run["labels"] = {EXIT_LABEL: facts.labels[EXIT_LABEL]}  # evidence says which signal ended the run
+    # Evidence says which signal ended the run.
+    if ended := {name: facts.labels[name] for name in (EXIT_LABEL, SIGNAL_LABEL) if name in facts.labels}:
+        run["labels"] = ended
     return {"run": run, "verdict": verdict.to_json()}
 
 

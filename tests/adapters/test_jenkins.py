@@ -15,6 +15,7 @@ from tests.adapters.reading import runs_of
 from tests.adapters.samples import SHA, cloudevent
 from tests.adapters.samples import jenkins as sample
 
+WANTED = "url: want job/NAME/, with job/FOLDER/ before it for each folder, and AXIS=VALUE,…/ after it for a matrix"
 PAGE = "https://jenkins.example/job/team/job/app/13/"
 
 
@@ -105,7 +106,24 @@ def test_an_unknown_type_is_rejected(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "job", "app/", "job/app/13", "job//", "job//job/app/", "view/all/job/app/", ["job/a/"]]
+    "url",
+    [
+        "",
+        "job",
+        "app/",
+        "job/app/13",
+        "job//",
+        "job//job/app/",
+        "view/all/job/app/",
+        ["job/a/"],
+        "os=linux/",
+        "job/app/os=/",
+        "job/app/=linux/",
+        "job/app/os=a,b/",
+        "job/app/os=a,/",
+        "job/app/os=linux/py=3/",
+        "job/os=linux/app/",
+    ],
 )
 def test_a_job_of_another_form_is_rejected(url: Any) -> None:
     data = {"url": url, "build": {"number": 1, "status": "SUCCESS"}}
@@ -130,6 +148,31 @@ def test_a_damaged_build_is_rejected(build: dict[str, Any], where: str) -> None:
     assert caught.value.detail.partition(":")[0] == where
 
 
+def matrix(url: str, number: int = 7) -> Any:
+    data = {"url": url, "build": {"number": number, "status": "SUCCESS", "timestamp": 1795521660500}}
+    (run,) = runs_of("jenkins", cloudevent("org.jenkinsci.job.completed", data)).values()
+    return run
+
+
+def test_a_configuration_of_a_matrix_is_a_job_of_its_own() -> None:
+    run = matrix("job/team/job/app/ARCH=x86_64,OS=ubuntu%2022.04/")
+    assert (run.build_uuid, run.build_name, run.project) == (
+        "jenkins-team/app/ARCH=x86_64,OS=ubuntu 22.04-7", "app/ARCH=x86_64,OS=ubuntu 22.04", "team/app",
+    )  # fmt: skip
+    assert matrix("job/app/default/").build_uuid == "jenkins-app/default-7"
+    assert matrix("job/app/").build_uuid == "jenkins-app-7"  # the build that starts the others
+
+
+def test_no_two_configurations_share_a_run() -> None:
+    """Of what can be beside each other: an axis has no comma and no equals sign, a value no comma."""
+    names = ["a=1", "a=1,b=2", "a=1=b", "a=1%2Fb=2", "a=11", "a=1-7", "default", "a=1,b=2,c=3", "b=2,c=3", "a=1%252Cb"]
+    found = [matrix(f"job/app/{name}/").build_uuid for name in names]
+    found += [native_id("app"), native_id("app", number=17), matrix("job/app/a=1/", 17).build_uuid]
+    found += [matrix("job/x/job/app/a=1/").build_uuid, matrix("job/app-a/a=1/").build_uuid]
+    assert len(set(found)) == len(found)
+    assert matrix("job/app/a=%31/").build_uuid == matrix("job/app/a=1/").build_uuid  # the same name
+
+
 def native_id(*names: str, number: int = 7) -> str:
     url = "".join(f"job/{quote(name, safe='')}/" for name in names)
     data = {"url": url, "build": {"number": number, "status": "SUCCESS", "timestamp": 1795521660500}}
@@ -152,7 +195,8 @@ def test_no_two_jobs_share_a_run() -> None:
 @pytest.mark.parametrize(
     ("fields", "detail"),
     [
-        ({"url": "job/a%2Fjob%2Fb/"}, "url: want job/NAME/, with job/FOLDER/ before it for each folder"),
+        ({"url": "job/a%2Fjob%2Fb/"}, WANTED),
+        ({"url": "job/a/b/"}, WANTED),
         ({"number": "b-7"}, "build.number: want a number from 1, not 'b-7'"),
         ({"number": 0}, "build.number: want a number from 1, not '0'"),
     ],

@@ -9,6 +9,7 @@ from recorder.ci_environment import known_run
 from tests.adapters import github_samples, gitlab_samples, samples
 from tests.adapters.reading import runs_of
 
+BUILD = {"number": 13, "status": "FAILURE", "timestamp": 1795521660500}
 #: System -> what its job's environment has, and the job's event.
 JOBS: dict[str, tuple[dict[str, str], Delivery]] = {
     # As the printed workflow sets it: CIML_RUN_ID: ${{ job.check_run_id }}
@@ -26,6 +27,15 @@ JOBS: dict[str, tuple[dict[str, str], Delivery]] = {
          "BUILD_TAG": "jenkins-team-app-13"},
         samples.jenkins(),
     ),
+    "jenkins, a matrix": (
+        {"JENKINS_URL": "https://jenkins.example", "JOB_NAME": "team/app/os=linux,py=3", "BUILD_NUMBER": "13",
+         "JOB_BASE_NAME": "os=linux,py=3", "JOB_URL": "https://jenkins.example/job/team/job/app/os=linux,py=3/",
+         "BUILD_TAG": "jenkins-team-app-os=linux,py=3-13"},
+        samples.cloudevent(
+            "org.jenkinsci.job.finalized",
+            {"url": "job/team/job/app/os=linux,py=3/", "build": BUILD},
+        ),
+    ),
     "zuul": ({"ZUUL_BUILD": "b1"}, samples.delivery(samples.zuul_message(samples.zuul_build()))),
 }  # fmt: skip
 
@@ -33,9 +43,15 @@ JOBS: dict[str, tuple[dict[str, str], Delivery]] = {
 @pytest.mark.parametrize("system", JOBS)
 def test_one_job_is_one_run(system: str) -> None:
     environment, delivery = JOBS[system]
-    known = known_run(environment)
-    assert list(runs_of(system, delivery)) == [f"{known.native_id} {known.attempt}"]
-    assert known.source == system
+    name, known = system.partition(",")[0], known_run(environment)
+    assert list(runs_of(name, delivery)) == [f"{known.native_id} {known.attempt}"]
+    assert known.source == name
+
+
+def test_a_configuration_of_a_matrix_has_one_job_and_one_project() -> None:
+    environment, delivery = JOBS["jenkins, a matrix"]
+    known, (run,) = known_run(environment), runs_of("jenkins", delivery).values()
+    assert (known.job, known.facts["project"]) == (run.build_name, run.project) == ("app/os=linux,py=3", "team/app")
 
 
 def test_a_github_job_alone_does_not_know_its_id() -> None:

@@ -41,6 +41,7 @@ def test_the_corpus_knows_causes_and_has_reruns(runs: Recorded) -> None:
     assert not any(forbidden & set(run.labels) for run in runs.facts)  # no feature may know them
 
 
+@pytest.mark.whole
 def test_a_fold_sees_no_held_out_change(runs: Recorded) -> None:
     labels = np.array([runs.truth(runs.facts[at].run_id) == "machine" for at in runs.failed], np.int64)
     definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")

@@ -111,6 +111,7 @@ def test_it_is_continued(root: Path, tmp_path: Path) -> None:
     assert {path: after.get(path) for path in before} == before  # what was there is there, byte for byte
 
 
+@pytest.mark.whole
 def test_it_is_retrained(root: Path, tmp_path: Path) -> None:
     experiment = tmp_path / "experiment.toml"
     experiment.write_text('estimator = "dnn"\nepochs = 2\nhidden_layers = [8]\n')

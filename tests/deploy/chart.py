@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.go_programs import go_program
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/ciml"
 KUBERNETES = "1.30"
+VALIDATOR = "kubernetes-validate==1.37.0"  # schemas of many versions, 100 MB: fetched by tests of resources alone
 Resource = dict[str, Any]
 
 #: Values that switch everything on, beside the chart's defaults.
@@ -61,6 +63,13 @@ def template(values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
     """Run ``helm template`` with these values, release and namespace ``ciml``."""
     command = [helm(), "template", "ciml", CHART, "--namespace", "ciml", "--kube-version", KUBERNETES, "--values", "-"]
     return subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
+
+
+def validate(path: Path) -> subprocess.CompletedProcess[str]:
+    """Compare a file of resources with the schemas of Kubernetes, unknown keys rejected."""
+    uv = [str(Path(sys.executable).parent / "uv"), "tool", "run", "--python", sys.executable, "--from", VALIDATOR]
+    command = [*uv, "kubernetes-validate", "--strict", "-k", KUBERNETES, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def render(values: Mapping[str, Any]) -> list[Resource]:

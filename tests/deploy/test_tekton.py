@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,21 @@ import pytest
 import yaml
 
 from ciml import __version__
-from tests.corpus import CORPUS, builds
+from tests.corpus import CORPUS
+from tests.deploy.steps import (
+    DATASET,
+    ESTIMATORS,
+    HOSTILE,
+    MODEL,
+    PATH,
+    SERVED,
+    Learned,
+    served_versions,
+    write_listing,
+)
 from tests.go_programs import go_program
 
 FOLDER = Path(__file__).parents[2] / "deploy/tekton"
-#: With the program beside the interpreter of the tests.
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-HOSTILE = "x; touch planted $(touch planted) `touch planted` '\" --help"
 
 
 @functools.cache
@@ -95,21 +101,10 @@ def run(name: str, folder: Path, **given: str) -> tuple[int, dict[str, str], str
     return done.returncode, found, done.stdout + done.stderr
 
 
-def ciml(*words: str, data: Path) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *words, "--data-path", str(data), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
+@pytest.mark.whole
 @pytest.mark.timeout(600)
-def test_the_steps_give_what_the_commands_give(tmp_path: Path) -> None:
-    data, listing = tmp_path / "data", tmp_path / "builds.jsonl"
-    listing.write_text("".join(json.dumps(line) + "\n" for line in builds(120)))
+def test_the_steps_give_what_the_commands_give(tmp_path: Path, learned: Learned) -> None:
+    data, listing = tmp_path / "data", write_listing(tmp_path)
 
     def step(name: str, **given: str) -> Mapping[str, str]:
         code, results, said = run(name, tmp_path, data_path=str(data), **given)
@@ -117,24 +112,23 @@ def test_the_steps_give_what_the_commands_give(tmp_path: Path) -> None:
         assert results.keys() == {each["name"] for each in tasks()[name]["results"]}
         return results
 
-    assert step("ciml-load", logs=str(CORPUS), results=str(listing)) == {"runs": "120"}
+    runs = step("ciml-load", logs=str(CORPUS), results=str(listing))["runs"]
     assert step("ciml-load", logs=str(CORPUS), results=str(listing)) == {"runs": "0"}
-    built = step("ciml-build-dataset", dataset="cpu", features_regex="^(usr|1m)$", sample_interval="1s")
-    assert built == {"dataset": "cpu"}
-    trained = step("ciml-run-training", dataset="cpu", experiment="random_forest")
-    again = ciml("experiment", "train", "--dataset", "cpu", "--estimator", "random_forest", data=data)
-    again_name, again = again["experiment"]["name"], again["test"]
-    assert float(trained["accuracy"]) == again["accuracy"]["value"]
-    assert float(trained["base-rate"]) == again["base_rate"]["value"]
-    assert step("ciml-evaluate", dataset="cpu")["best"] == again_name
-    refreshed = step("ciml-refresh", dataset="cpu", model="status")
-    assert refreshed["outcome"] in ("pushed", "refused")
-    models = ciml("models", "list", data=data)["status"]
-    assert models["labels"] == ({"stable": int(refreshed["version"])} if refreshed["version"] else {})
-    assert step("ciml-refresh", dataset="cpu", model="status") == {"outcome": "nothing_new", "version": ""}
+    assert step("ciml-build-dataset", **DATASET) == {"dataset": "cpu"}
+    trained = {}
+    for estimator in ESTIMATORS:
+        figures = step("ciml-run-training", dataset="cpu", experiment=estimator)
+        (name,) = (name for name in learned.trained if name.startswith(estimator))
+        trained[name] = (float(figures["accuracy"]), float(figures["base-rate"]))
+    best = step("ciml-evaluate", dataset="cpu")["best"]
+    refreshed = step("ciml-refresh", dataset="cpu", model=MODEL, experiment=SERVED)
+    assert Learned(int(runs), trained, best, refreshed["outcome"], refreshed["version"]) == learned
+    assert served_versions(data) == {"stable": int(refreshed["version"])}
+    again = step("ciml-refresh", dataset="cpu", model=MODEL, experiment=SERVED)
+    assert again == {"outcome": "nothing_new", "version": ""}
 
 
-@pytest.mark.parametrize("text", [HOSTILE, "--help"])
+@pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("name", tasks())
 def test_no_parameter_is_run(name: str, text: str, tmp_path: Path) -> None:
     required = {each["name"].replace("-", "_"): text for each in tasks()[name]["params"] if "default" not in each}

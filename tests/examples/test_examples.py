@@ -131,6 +131,7 @@ def test_jobs_are_recorded(kafka: str, topic: Any, tmp_path: Path) -> None:
     assert len(list((tmp_path / "logs").glob("*/*/dstat-csv_log.txt.gz"))) == 2
 
 
+@pytest.mark.whole
 def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_path: Path) -> None:
     import numpy as np
 

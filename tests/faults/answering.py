@@ -18,6 +18,7 @@ from ciml.manifest.log import ManifestLog
 from tests.faults.children import Child
 from tests.faults.scene import Scene
 from tests.services.feedback import github_stub, gitlab_stub, openapi
+from tests.services.feedback.forwarding import ForwardingServer
 from tests.services.feedback.github_stub import GitHubServer
 from tests.services.feedback.gitlab_stub import GitLabServer
 from tests.services.feedback.reviews import prediction
@@ -32,6 +33,7 @@ from tests.services.feedback.stub import (
     says,
     serving,
 )
+from tests.services.gerrit.real import READER, Gerrit
 
 _CONFIG = """
 dry_run = false
@@ -54,6 +56,16 @@ name = "lab"
 sources = ["gitlab"]
 server = "{gitlab}"
 secret_file = "gitlab-token"
+gap_s = 0.01
+"""
+_GERRIT = """
+[[system]]
+kind = "gerrit"
+name = "review"
+sources = ["zuul"]
+url = "{url}"
+user = "{user}"
+secret_file = "gerrit-token"
 gap_s = 0.01
 """
 _HOLD_S = 240.0
@@ -115,7 +127,7 @@ class Answering:
     topic: str
     github: GitHubServer
     gitlab: GitLabServer
-    faults: tuple[Faults, Faults]
+    faults: tuple[Faults, ...]
     config: Path
     child: Child | None = None
     kills: int = 0
@@ -227,6 +239,25 @@ def messages(one: Answering, change: int) -> list[str]:
 
 def servers(one: Answering) -> tuple[ReviewServer, ReviewServer]:
     return one.github, one.gitlab
+
+
+@contextmanager
+def beside_gerrit(scene: Scene, seed: int) -> Iterator[tuple[Answering, Gerrit, ForwardingServer]]:
+    """As `answering`, with a real Gerrit among the systems, whose proxy fails as the others do."""
+    gerrit = Gerrit(scene.folder / "gerrit")
+    try:
+        proxy = ForwardingServer(f"http://127.0.0.1:{gerrit.http}")
+        faults = Faults(random.Random(seed))
+        proxy.plan = faults.plan
+        (scene.folder / "gerrit-token").write_text(READER[1])
+        (scene.folder / "gerrit-token").chmod(0o600)
+        with serving(proxy):
+            more = _GERRIT.format(url=proxy.url, user=READER[0])
+            with answering(scene, seed, more) as one:
+                one.faults = (*one.faults, faults)
+                yield one, gerrit, proxy
+    finally:
+        gerrit.kill()
 
 
 def in_background(function: Callable[[], None]) -> threading.Thread:

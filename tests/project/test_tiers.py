@@ -26,7 +26,7 @@ def test_check_is_quick_and_test_and_interop_leave_nothing_out() -> None:
     assert set(marks) == {"engines", "bench", "interop", "whole"}
     assert all(f"not {mark}" in recipe("check") for mark in marks)
     assert "CIML_TESTS=quick" in recipe("check")
-    for target in ("test", "interop"):
+    for target in ("test", "tests", "interop"):
         assert "quick" not in recipe(target)
         assert "not " not in recipe(target)
 

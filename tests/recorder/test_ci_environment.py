@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ciml.errors import CimlError
 from cli.commands.operate.record import make_facts
-from recorder.ci_environment import Known, known_run
+from recorder.ci_environment import Known, known_run, missing_id
+from tests.recorder.recorded import record
 
 GITHUB = {
     "GITHUB_ACTIONS": "true", "GITHUB_RUN_ID": "77", "GITHUB_RUN_ATTEMPT": "2", "GITHUB_JOB": "unit",
@@ -94,6 +96,32 @@ def no_ci(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in [*GITHUB, *GITLAB, *ZUUL, *JENKINS, *(each for each in os.environ if each.startswith("CIML_"))]:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (GITHUB, True),
+        ({**GITHUB, "GITHUB_SERVER_URL": "https://github.com"}, True),
+        ({**GITHUB, "CIML_RUN_ID": "4001"}, False),
+        ({**GITHUB, "GITHUB_SERVER_URL": "https://github.example.org"}, False),  # has no such expression
+        ({**GITHUB, **ZUUL}, False),  # its source is zuul
+        (GITLAB, False),
+        ({}, False),
+    ],
+)
+def test_a_line_says_how_a_job_of_github_gives_its_id(environment: dict[str, str], said: bool) -> None:
+    line = missing_id(environment)
+    assert bool(line) == said
+    assert not said or line.endswith("CIML_RUN_ID: ${{ job.check_run_id }}")
+
+
+def test_the_line_is_for_a_recorder_that_sends_an_id_of_its_own(tmp_path: Path) -> None:
+    sends = ("--kafka", "127.0.0.1:1", "--flush", "100ms", "--log-dir", str(tmp_path / "logs"))
+    hint = f"ciml record: {missing_id(GITHUB)}\n"
+    assert hint in record(tmp_path / "a", *sends, command=["true"], env=GITHUB).stderr
+    assert hint not in record(tmp_path / "b", *sends, "--run-id", "1", command=["true"], env=GITHUB).stderr
+    assert hint not in record(tmp_path / "c", command=["true"], env=GITHUB).stderr
 
 
 def test_options_go_before_the_environment(no_ci: pytest.MonkeyPatch) -> None:

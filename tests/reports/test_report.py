@@ -286,6 +286,7 @@ def test_the_comparison_shows_differences_and_incomparable_experiments():
     assert '<a href="tests/good/index.html">good</a>' in render(page)
 
 
+@pytest.mark.whole
 def test_the_plots_of_thirty_classes_and_experiments_stay_readable():
     rng = np.random.default_rng(3)
     classes = tuple(f"a long name of class {number:02}" for number in range(30))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.events.records import RunFacts
 from ciml.raw.neighbours import Neighbours
+from ciml.raw.run_log import StoredRunLog
+from serving.predict import neighbours as stored
 from serving.predict.neighbours import neighbours_of
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.raw_store.scenes import RawStore
@@ -34,7 +38,7 @@ def ended(number: int, outcome: str, minute: int) -> tuple[RunFacts, pa.Table]:
 
 def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path)
-    raw, nearby = RawStore(data), neighbours_of(data.raw, RESOLVED)
+    raw, nearby = RawStore(data), neighbours_of(data, RESOLVED)
     assert nearby is not None
     ids = [ended(number, "failure", 0)[0].run_id for number in range(6)]
     raw.add([ended(0, "failure", 0), ended(1, "success", 10), ended(2, "failure", 20)])
@@ -42,8 +46,35 @@ def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     raw.add([ended(3, "failure", 70)])  # the first two ended more than an hour before, the third did not
     raw.add([ended(4, "failure", 71)])
     assert nearby.of([ids[4], ids[3], ids[2]]) == [Neighbours(2, 2), Neighbours(1, 1), Neighbours(1, 2)]
-    fresh = neighbours_of(data.raw, RESOLVED)
+    fresh = neighbours_of(data, RESOLVED)
     assert fresh is not None
     assert fresh.of(ids) == nearby.of(ids)
+    assert not (tmp_path / "predictions").exists()  # a reader alone leaves no bookmark
     plain = RESOLVED.replace(definition=RESOLVED.definition.replace(context=None), features=("1m",))
-    assert neighbours_of(data.raw, plain) is None
+    assert neighbours_of(data, plain) is None
+
+
+def test_another_process_continues_from_the_bookmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "_BOOKMARK_RUNS", 3)
+    data = DataRoot.open(tmp_path)
+    raw = RawStore(data)
+    ids = [ended(number, "failure", 0)[0].run_id for number in range(8)]
+    for number in range(7):
+        raw.add([ended(number, "failure", 10 * number)])
+        stored.StoredNeighbours(data, keep=True).of(ids)  # a process each
+    read: list[int] = []
+    since = StoredRunLog.since
+
+    def counted(self: StoredRunLog, version: int) -> Any:
+        for each in since(self, version):
+            read.append(each[0])
+            yield each
+
+    monkeypatch.setattr(StoredRunLog, "since", counted)
+    raw.add([ended(7, "failure", 70)])
+    found = stored.StoredNeighbours(data).of(ids)
+    assert read == [7, 8]
+    (tmp_path / "predictions" / stored.BOOKMARK).unlink()
+    assert stored.StoredNeighbours(data).of(ids) == found
+    assert read == [7, 8, *range(1, 9)]
+    assert found[-1] == Neighbours(5, 5)

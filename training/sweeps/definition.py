@@ -81,6 +81,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
     """
 
     what: ClassVar[str] = "sweep"
+    lists: ClassVar[tuple[str, ...]] = ("hold_out",)
 
     name: str
     dataset: dict[str, Any] = field(default_factory=dict)
@@ -97,11 +98,6 @@ class Sweep(Settings, frozen=True, kw_only=True):
     warmup: Annotated[int, Meta(ge=0)] = 0
     report_epochs: Annotated[int, Meta(ge=1)] = 10
     lag: Annotated[int, Meta(ge=1, le=1000)] = 4
-
-    @classmethod
-    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Expand a single fact to a list of one."""
-        return {**value, "hold_out": (value["hold_out"],)} if isinstance(value.get("hold_out"), str) else value
 
     def __post_init__(self) -> None:
         check_name(self.name, most=_MOST_LETTERS)

@@ -6,7 +6,6 @@ that is unknown is 0, the value of a run without anything unusual.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
 from ciml.raw.neighbours import Neighbours
-from ciml.verdicts import EXIT_LABEL
+from ciml.verdicts import exit_status_of, signal_of
 from transforms.examples.downsample import Windows
 from transforms.profiles.departures import margin
 from transforms.profiles.profile import MIN_RUNS, Profile, Profiles, Range
@@ -25,10 +24,6 @@ from transforms.profiles.windows import length_s, window_means, window_of
 
 #: Departures are counted up to this many margins, and lengths up to so many doublings.
 _MOST_MARGINS, _MOST_DOUBLINGS = 10.0, 5.0
-_STATUS = re.compile(r"-?[0-9]{1,3}")
-#: A shell adds it to the signal that ended a command.
-_SIGNAL = 128
-_MOST_SIGNAL = 64
 
 
 def with_context(
@@ -73,12 +68,11 @@ def context_of(
 
 def _outcome(facts: RunFacts) -> tuple[float, float, float]:
     """Return whether the run timed out, its exit status (0 if unknown), and whether a signal ended it."""
-    text = facts.labels.get(EXIT_LABEL, "")
-    status = int(text) if _STATUS.fullmatch(text) else 0
+    status = exit_status_of(facts.labels)
     timeout = facts.outcome == "timeout"
     # A recorder that stops a run at its timeout ends it by a signal: that is no news.
-    killed = not timeout and (-_MOST_SIGNAL <= status < 0 or _SIGNAL < status <= _SIGNAL + _MOST_SIGNAL)
-    return float(timeout), float(0 if timeout or killed else max(status, 0)), float(killed)
+    killed = not timeout and signal_of(status) is not None
+    return float(timeout), float(0 if timeout or killed else status or 0), float(killed)
 
 
 def _neighbours(near: Neighbours | None) -> tuple[float, float]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
+from ciml.raw.causes import CODE, MACHINE
+from ciml.verdicts import UNKNOWN
 from cli.options import data_path_option
 
 if TYPE_CHECKING:
@@ -17,10 +19,15 @@ if TYPE_CHECKING:
 
 #: Exit code where stored data contradict each other.
 _DAMAGED = 4
+_MEANING = {
+    CODE: "the same code would fail again",
+    MACHINE: "the same code would pass elsewhere, or at another time",
+    UNKNOWN: "no cause alone is certain enough",
+}
 _RETRY = {
     "yes": "yes: it may pass unchanged",
     "no": "no: it is unlikely to pass unchanged",
-    "unsure": "unsure",
+    "unsure": "unsure: it depends on the cause",
 }
 
 
@@ -33,7 +40,9 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
     """Show the verdict on a failed run.
 
     RUN_ID is a run of ciml runs list. The last prediction with a verdict is shown, with its evidence, which is
-    computed from the stored run, and the path of its picture. The exit code is 4 if that run is damaged or missing.
+    computed from the stored run, and the path of its picture. A verdict is code (the same code would fail again),
+    machine (it would pass elsewhere, or at another time) or unknown. The exit code is 4 if that run is damaged or
+    missing.
 
     \b
     Example:
@@ -65,8 +74,8 @@ def _missing(run_id: str, data_path: str, model: str | None, *, predicted: bool)
     of = f" of model {model!r}" if model else ""
     if predicted:
         return (
-            f"no verdict{of} on run {run_id!r}: verdicts are given on failed runs, by models whose data set has the "
-            "label cause (docs/verdicts.md)"
+            f"no verdict{of} on run {run_id!r}: verdicts are given on failed runs, by models of data sets with "
+            'class_label = "cause" (docs/verdicts.md)'
         )
     return (
         f"no prediction{of} of run {run_id!r} in {data_path}; list runs by ciml runs list, predict them by "
@@ -86,17 +95,16 @@ def _json(record: Mapping[str, Any], evidence: Evidence | None, picture: str, fa
 
 def _print(record: Mapping[str, Any], evidence: Evidence | None, picture: str, fault: str) -> None:
     verdict, run = record["verdict"], record["run"]
-    rates = ", ".join(f"{name} {share:.0%}" for name, share in verdict["base_rate"].items())
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in verdict["probabilities"].items())
     of = f"of {verdict['group']}" if verdict["group"] else "of all jobs"
     lines = [
         ("run", record["run_id"]),
         ("job", f"{run['build_name']} ({run.get('outcome', 'failure')})"),
-        ("verdict", verdict["cause"]),
-        ("model", f"{record['model']}, version {record['version']}"),
-        ("probability", f"{shares}; base rate of {verdict['runs']} failed runs {of}: {rates}"),
-        ("possible", f"{', '.join(verdict['set']) or 'none'} (right for {verdict['coverage']:.0%} of runs)"),
+        ("verdict", f"{verdict['cause']}: {_MEANING.get(verdict['cause'], '')}".rstrip(" :")),
         ("retry", _RETRY.get(verdict["retry"], verdict["retry"])),
+        ("probability", _shares(verdict["probabilities"])),
+        ("base rate", f"{_shares(verdict['base_rate'])}, of {verdict['runs']} failed runs {of} whose cause is known"),
+        ("possible", _possible(verdict["set"], verdict["coverage"])),
+        ("model", f"{record['model']}, version {record['version']}"),
     ]
     said = evidence.observations if evidence is not None else (fault,)
     lines += [("" if number else "evidence", text) for number, text in enumerate(said)]
@@ -104,3 +112,15 @@ def _print(record: Mapping[str, Any], evidence: Evidence | None, picture: str, f
         lines.append(("picture", picture))
     for name, text in lines:
         click.echo(f"{name:<12} {text}")
+
+
+def _shares(by_cause: Mapping[str, float]) -> str:
+    """Return the shares of causes, the largest first."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(by_cause.items(), key=lambda each: -each[1]))
+
+
+def _possible(causes: Sequence[str], coverage: float) -> str:
+    """Return the causes that the run may have, and how often the true one is among them."""
+    if not causes:
+        return "none: it is unlike the runs that calibrated the model"
+    return f"{' and '.join(causes)}; the true cause is among the possible ones in {coverage:.0%} of runs"

@@ -109,7 +109,8 @@ def command(
     """
     from ciml.extras import require
     from ciml.kafka.options import KafkaOptions
-    from recorder.console import be_quiet
+    from recorder.ci_environment import missing_id
+    from recorder.console import be_quiet, report
     from recorder.settings import Settings
     from recorder.spool.recording import Destination, Plan, default_spool
 
@@ -135,6 +136,8 @@ def command(
     from recorder.record import record
 
     facts = make_facts(dict(pairs("--label", labels)), argv[0], job=job, run_id=run_id, source=source)
+    if kafka and not run_id and (line := missing_id(os.environ)):
+        report(line)
     record(argv, Plan(facts, kafka or "", **asdict(destination)), settings, timeout)
 
 

@@ -53,6 +53,7 @@ def test_runs_are_those_of_the_command(made: Path) -> None:
         assert row["outcome"] == wanted.outcome
 
 
+@pytest.mark.whole
 def test_a_training_is_that_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "RESAMPLES", 20)
     data = ciml.open(folder / "data")

@@ -40,7 +40,7 @@ def made() -> dict[str, list[Message]]:
         "samples": [_plain(value) for value in (_samples(), encode(End(FACTS.run_id, TIME, 2)))],
         "runs": _projected(render_runs({"version": 4, "runs": [_row("run")], "reclaims": [_row("reclaim")]})),
         "dead-letters": _projected(render_dead_letters(_dead_letters())),
-        "predictions": _projected(render_predictions({"predictions": list(_predictions())})),
+        "predictions": _projected(render_predictions({"predictions": list(_predictions())}, "cause")),
         "windows": [_plain(pane_message(FACTS.run_id, _pane()))],
         "live-examples": [_plain(value) for value in _examples()],
         "live-dead-letters": [_plain(value) for value in _live_dead_letters()],

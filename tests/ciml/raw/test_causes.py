@@ -161,3 +161,37 @@ def test_any_order_and_any_deltas_give_the_same_causes(runs: list[tuple[str, int
         assert {run_id for run_id in after if after[run_id] != before.get(run_id, "")} <= changed
         before = after
     assert before == {row.mention.run_id: at_once.of(row.mention.run_id) for row in rows}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.sampled_from("PFTE"), st.integers(0, 2), st.sampled_from("rct")), max_size=16
+    ),
+    st.integers(0, 16),
+    st.booleans(),
+)
+def test_a_state_that_was_stored_continues_as_the_other(
+    steps: list[tuple[int, str, int, str]], cut: int, bounded: bool
+) -> None:
+    """Rows, reclaims of the same number among them, corrections and changes of trust."""
+    with pytest.MonkeyPatch.context() as patch:
+        if bounded:
+            patch.setattr(causes, "MAX_CAUSE_ATTEMPTS", 2)
+            patch.setattr(causes, "MAX_CAUSE_RUNS", 3)
+        whole, split = Causes(every), Causes(every)
+        for at, (number, word, change, kind) in enumerate(steps):
+            one = facts(number, word, change=str(change), attempt_of=f"a{number % 2}")
+            if kind == "r":
+                step = delta(one)
+            elif kind == "c":
+                step = RunDelta(corrections=(Correction(one, TRUSTED),))
+            else:
+                step = RunDelta(trust_changes=(TrustChange(one.run_id, UNTRUSTED),))
+            if at == cut:
+                again = Causes(every)
+                again.restore(split.encode())
+                split = again
+            assert split.add(step) == whole.add(step)
+        ids = [f"zuul~{number}~1" for number in range(7)]
+        assert [split.of(each) for each in ids] == [whole.of(each) for each in ids]
+        assert split.encode() == whole.encode()

@@ -107,3 +107,31 @@ def test_a_plain_search_finds_the_same(rows: list[tuple[str, int, int, str]]) ->
         asked = one.outcome in ("failure", "timeout") and one.provider
         expected.append(Neighbours(failed, len(others)) if asked else None)
     assert near(*runs) == expected
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["failure", "success"]), st.integers(-2, 2), st.integers(0, 3)), max_size=14),
+    st.integers(0, 14),
+    st.booleans(),
+)
+def test_a_state_that_was_stored_continues_as_the_other(
+    rows: list[tuple[str, int, int]], cut: int, bounded: bool
+) -> None:
+    limits = {"MAX_NEAR_RUNS": 2, "MAX_NEAR_PLACES": 2, "MAX_NEAR_FOUND": 3} if bounded else {}
+    runs = [
+        run(number, outcome, HOUR + half * WITHIN_US // 2, region=str(region))
+        for number, (outcome, half, region) in enumerate(rows)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in limits.items():
+            patch.setattr(neighbours, name, limit)
+        whole, first, second = (NearbyRuns(lambda job: True) for _ in range(3))
+        for at, one in enumerate(runs):
+            delta = RunDelta(runs=(RunRecord(one, RawFile("", "", 0, 0), TRUSTED),))
+            whole.add(delta)
+            (first if at < cut else second).add(delta)
+            if at == cut - 1:
+                second.restore(first.encode())
+        if cut <= len(runs):
+            assert second.encode() == whole.encode() or cut == 0
+            assert [second.of(each.run_id) for each in runs] == [whole.of(each.run_id) for each in runs]

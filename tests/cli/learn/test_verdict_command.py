@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import cli
@@ -29,16 +30,40 @@ def test_it_prints_the_verdict_its_evidence_and_the_picture(tmp_path: Path) -> N
     assert done.output.splitlines() == [
         "run          zuul~unit-99~1",
         "job          unit (failure)",
-        "verdict      machine",
-        "model        cause, version 1",
-        "probability  code 5%, machine 95%; base rate of 19 failed runs of all jobs: code 60%, machine 40%",
-        "possible     machine (right for 90% of runs)",
+        "verdict      machine: the same code would pass elsewhere, or at another time",
         "retry        yes: it may pass unchanged",
+        "probability  machine 95%, code 5%",
+        "base rate    code 60%, machine 40%, of 19 failed runs of all jobs whose cause is known",
+        "possible     machine; the true cause is among the possible ones in 90% of runs",
+        "model        cause, version 1",
         "evidence     It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s.",
         "             From second 20, steal was 41 %; passing runs have 0 %.",
         f"picture      {picture}",
     ]
     assert Path(picture).read_text().startswith("<svg ")
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict", "retry", "possible"),
+    [
+        (
+            0.95, "code: the same code would fail again", "no: it is unlikely to pass unchanged",
+            "code; the true cause is among the possible ones in 90% of runs",
+        ),
+        (
+            0.6, "unknown: no cause alone is certain enough", "unsure: it depends on the cause",
+            "none: it is unlike the runs that calibrated the model",
+        ),
+    ],
+)  # fmt: skip
+def test_each_verdict_says_what_it_means(tmp_path: Path, code: float, verdict: str, retry: str, possible: str) -> None:
+    data, record = made(tmp_path)
+    for file in Path(data.predictions.url()).rglob("*.json"):
+        file.unlink()
+    commit(data, [prediction(FAILED, record["path"], 1, code=code)])
+    lines = run(FAILED.run_id, "--data-path", str(tmp_path / "data")).output.splitlines()
+    said = {line[:12].strip(): line[13:] for line in lines}
+    assert (said["verdict"], said["retry"], said["possible"]) == (verdict, retry, possible)
 
 
 def test_json_has_the_record_and_the_evidence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,15 +10,17 @@ import pyarrow as pa
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.datasets import history
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.feedback import Correction, add_corrections
 from ciml.manifest.log import ManifestLog
+from ciml.raw.run_log import StoredRunLog
 from pipelines.datasets.build import build_dataset
 from pipelines.datasets.update import update_dataset, verify_dataset
 from tests.pipelines.datasets.dataset_scenes import define, telemetry
-from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
+from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
 from transforms.examples.spans import read_span
 
@@ -166,3 +169,39 @@ def test_other_data_sets_store_no_causes(data: DataRoot, raw: RawStore) -> None:
     define(data)
     update_dataset(data.dataset("cpu"))
     assert all("causes" not in delta for _, delta in data.dataset("cpu").log.since(0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_update_that_continues_from_a_bookmark_commits_the_same(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reruns, corrections and reclaims, of trusted and untrusted runs; the data set asks for neighbours too."""
+    chance, committed, read = random.Random(seed), [], list[int]()
+    runs = [
+        run(number, chance.choice(["failure", "success", "timeout"]), chance.randrange(6), provider="north")
+        for number in range(1, 41)
+    ]
+    late = [chance.randrange(40) for _ in range(10)]
+    since = StoredRunLog.since
+
+    def counted(self: StoredRunLog, version: int) -> Any:
+        read.append(version)
+        return since(self, version)
+
+    monkeypatch.setattr(StoredRunLog, "since", counted)
+    for kept in (False, True):
+        monkeypatch.setattr(history, "_BOOKMARK_RUNS", 1 if kept else 10**9)
+        data = DataRoot.open(tmp_path / str(kept))
+        raw = RawStore(data)
+        define(data, **{**CAUSE, "span_runs": 5, "context": ["neighbours"]})
+        for at in range(10):
+            fixed = [runs[late[at]][0].replace(outcome="success")] if 4 * at > late[at] else []
+            again = [(runs[4 * at - 1][0], telemetry(99))] if at % 3 == 0 and at else []  # of an untrusted run
+            trust = UNTRUSTED if at % 3 == 2 else TRUSTED
+            raw.add(runs[4 * at : 4 * at + 4], corrections=fixed, trust=trust, reclaims=again)
+            read.clear()
+            update_dataset(data.dataset("cpu"), now_us=1)
+        assert (data.dataset("cpu").store.exists("_replay"), max(read) > 4) == (kept, kept)
+        committed.append([delta for _, delta in data.dataset("cpu").log.since(1)])
+        assert verify_dataset(data.dataset("cpu")) == []
+    assert committed[0] == committed[1]

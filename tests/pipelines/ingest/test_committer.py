@@ -212,6 +212,7 @@ def _commit_and_maintain(root: str, seed: int) -> None:
         ours.maintain()
 
 
+@pytest.mark.whole
 def test_processes_that_commit_and_maintain_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     root = str(tmp_path / "raw")
@@ -267,7 +268,7 @@ def test_threads_share_a_committer(tmp_path: Path) -> None:
 def test_predictions_are_checkpointed_too(raw: Store) -> None:
     data = DataRoot.open(raw.root.removesuffix("/raw"))
     limits = Limits(deltas=5)
-    ours = PredictionCommitter(data.predictions, limits=limits)
+    ours = PredictionCommitter(data.predictions, "m", limits=limits)
     for number in range(23):
         predictions = [
             {"offset": 2 * number, "run_id": f"r{number % 9}", "model": "m", "version": 1, "id": f"id-{number % 9}"}
@@ -281,7 +282,7 @@ def test_predictions_are_checkpointed_too(raw: Store) -> None:
     plain = PredictionState()
     for version, delta in ManifestLog(data.predictions).since(0):
         plain.apply(version, delta)
-    with PredictionCommitter(data.predictions, limits=limits).state() as state:
+    with PredictionCommitter(data.predictions, "m", limits=limits).state() as state:
         assert state.restored == 20
         assert state.snapshot() == plain.snapshot()
         assert (state.predicted, state.repeats) == ({("m", 1): 9}, 14)

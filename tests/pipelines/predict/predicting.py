@@ -53,8 +53,8 @@ class World:
         facts = {"run_id": run_id, "build_name": job, "path": path, "digest": digest, "raw_version": 1}
         return json.dumps(facts).encode()
 
-    def push(self, folder: Path) -> int:
-        version = push(self.data, "m", open_store(folder), BLESSED, check=False).version
+    def push(self, folder: Path, model: str = "m") -> int:
+        version = push(self.data, model, open_store(folder), BLESSED, check=False).version
         self.server.poll()
         return version
 

@@ -31,10 +31,10 @@ from serving.predict import answers
 from serving.predict import predictor as predict_runs
 from serving.predict.log import (
     LATENCIES_S,
-    PREDICTIONS,
     Predicted,
     PredictionState,
     prediction_id,
+    predictions_of_model,
     read_predictions,
     reconcile,
 )
@@ -238,9 +238,10 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
         assert delta is not None
         state.apply(version, {**delta, "version": version})
     tables = {
-        name: IdTable(kind, (), PartFiles(open_store(tmp_path), "index")) for name, kind in PREDICTIONS.tables.items()
+        name: IdTable(kind, (), PartFiles(open_store(tmp_path), "index"))
+        for name, kind in predictions_of_model().tables.items()
     }
-    restored = PREDICTIONS.restore(14, json.loads(json.dumps(state.snapshot())), tables)
+    restored = predictions_of_model().restore(14, json.loads(json.dumps(state.snapshot())), tables)
     for each in (state, restored):
         board = Board()
         board.put("predictions", prediction_families(each))
@@ -253,7 +254,7 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
         assert shown["ciml_verdicts_total"] == {("machine", "m"): 5, ("unknown", "m"): 5}
         assert shown["ciml_manifest_commit_timestamp_seconds"] == {("predictions",): 5.0}
     before = {name: each for name, each in state.snapshot().items() if name != "verdicts"}
-    assert PREDICTIONS.restore(14, json.loads(json.dumps(before)), tables).verdicts == {}
+    assert predictions_of_model().restore(14, json.loads(json.dumps(before)), tables).verdicts == {}
 
 
 # ---- with a broker ----
@@ -318,7 +319,7 @@ def test_micro_batches_predict_each_run_once(
         np.testing.assert_allclose(
             list(one["probabilities"].values()), world.expected(folders[0], one["run_id"]), atol=1e-5
         )
-    with predict_module.committer(world.data.predictions).state() as state:
+    with predict_module.committer(world.data.predictions, "m").state() as state:
         assert (state.repeats, dict(state.unpredictable)) == (1, {"bad_announcement": 1})
     messages = published(kafka, config.predictions_topic, "predictions")
     assert [message.key for message in messages] == [one["run_id"].encode() for one in found]

@@ -77,6 +77,7 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoo
     return target, found
 
 
+@pytest.mark.whole
 def test_each_trial_is_what_a_direct_computation_gives(
     whole: tuple[DataRoot, Swept], monkeypatch: pytest.MonkeyPatch
 ) -> None:

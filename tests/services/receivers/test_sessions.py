@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from ciml.kafka.options import KafkaOptions
 from services.receivers import sessions
+from services.receivers.config import Receivers
 from services.receivers.sessions import Inbox, Session, SessionReceiver
 from tests.services.receivers.kept import running, wait
 
@@ -50,11 +53,12 @@ def test_an_end_waits_for_no_source_without_limit(
     monkeypatch.setattr(sessions, "_END_S", 0.2)
 
     class Receiver(SessionReceiver):
-        @classmethod
-        def of(cls, **arguments: object) -> Receiver:
-            raise NotImplementedError
+        receiver = "mqtt"
 
-    receiver = Receiver("mqtt", KafkaOptions("127.0.0.1:1"), "events", [(Stuck("zuul", "x"), 1)])
+        def connections(self) -> Sequence[tuple[Session, int]]:
+            return [(Stuck("zuul", "x"), 1)]
+
+    receiver = Receiver(Receivers(Path("receivers.toml"), ()), KafkaOptions("127.0.0.1:1"), "events")
     receiver.open()
     began = time.monotonic()
     receiver.close()

@@ -40,7 +40,7 @@ class Killed:
     port: int = field(default_factory=lambda: lasting_ports(1)[0])
 
     def __post_init__(self) -> None:
-        text = f"[webhooks]\nport = {self.port}\nanswer_s = 5\n{SOURCE}burst = 100000\n"
+        text = f"[webhooks]\nport = {self.port}\nanswer_s = 5\n{SOURCE}rate = 100000\nburst = 100000\n"
         self._config = write_config(self.folder, text)
         self.start()
 

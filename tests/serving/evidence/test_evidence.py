@@ -32,8 +32,10 @@ def test_a_prediction_gives_sentences_and_a_picture_beside_it(tmp_path: Path) ->
     assert data.evidence.list() == [f"{name[:2]}/{name}.svg"]
 
 
-def test_the_record_has_of_the_labels_the_exit_status_alone() -> None:
+def test_the_record_has_of_the_labels_how_the_command_ended_alone() -> None:
     assert prediction(FAILED, "p")["run"]["labels"] == {"exit_code": "-9"}
+    named = FAILED.replace(labels={"signal": "SIGKILL", "secret": "x"})
+    assert prediction(named, "p")["run"]["labels"] == {"signal": "SIGKILL"}
     assert "log_url" not in prediction(FAILED, "p")["run"]
     assert "labels" not in prediction(FAILED.replace(labels={"a": "b"}), "p")["run"]
 

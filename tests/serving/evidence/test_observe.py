@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serving.evidence.check import follows
 from serving.evidence.observe import observations
-from serving.evidence.subject import Subject, exit_status_of
+from serving.evidence.subject import Subject
 from tests.growth import assert_linear
 from tests.serving.evidence.subjects import (
     AVAILABLE,
@@ -31,7 +31,7 @@ from tests.serving.evidence.subjects import (
     run_of,
     subject_of,
 )  # fmt: skip
-from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, table_of
+from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
 from transforms.profiles.profile import Profile
 
 EARLY = "Its telemetry ends 41 s before the run did; that of passing runs 0.1 to 1.8 s."
@@ -81,12 +81,9 @@ def test_other_exit_statuses_are_no_signals(status: int | None) -> None:
     assert said(subject_of(exit_status=status)) == [AS_USUAL]
 
 
-@pytest.mark.parametrize(
-    ("text", "status"),
-    [("-9", -9), ("137", 137), ("0", 0), ("", None), ("9a", None), ("999", None), ("١٣٧", None), ("--9", None)],
-)
-def test_exit_statuses_of_labels(text: str, status: int | None) -> None:
-    assert exit_status_of({"exit_code": text}) == status
+def test_the_recorders_signal_ended_it() -> None:
+    run, facts = run_of({}), facts_of(outcome="failure").replace(labels={"signal": "SIGKILL"})
+    assert said(Subject.of(facts, run.table, run.profile))[0].startswith("It was ended by SIGKILL (exit status 137) ")
 
 
 @pytest.mark.parametrize(

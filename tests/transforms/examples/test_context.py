@@ -82,6 +82,7 @@ def test_without_context_nothing_is_stored_of_it() -> None:
         ("failure", "", (0, 0, 0)),
         ("failure", "-9", (0, 0, 1)),
         ("failure", "137", (0, 0, 1)),  # a shell's word for signal 9
+        ("failure", "-1", (0, 0, 0)),  # the agent was lost
         ("failure", "255", (0, 255, 0)),
         ("failure", "128", (0, 128, 0)),
         ("timeout", "-1", (1, 0, 0)),  # it was stopped because it took too long
@@ -96,6 +97,11 @@ def test_the_outcome_has_timeout_exit_status_and_signal(
 ) -> None:
     facts = failed(outcome=outcome, labels={"exit_code": exit_code} if exit_code else {})
     assert tuple(context_of(facts, PASSED[0][1], defined("outcome")).tolist()) == expected
+
+
+def test_a_signal_that_the_recorder_names_is_a_signal() -> None:
+    facts = failed(outcome="failure", labels={"signal": "SIGKILL"})
+    assert tuple(context_of(facts, PASSED[0][1], defined("outcome")).tolist()) == (0, 0, 1)
 
 
 def test_a_passing_run_has_no_departure() -> None:

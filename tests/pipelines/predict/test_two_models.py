@@ -1,0 +1,140 @@
+"""Two models predict the runs of one data root: each all of them, into one manifest and one topic."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import EngineError
+from ciml.events.records import OffsetRange
+from ciml.kafka.options import KafkaOptions
+from ciml.manifest.checkpoints import Limits
+from ciml.manifest.log import ManifestLog
+from ciml.metrics import Board
+from ciml.storage.open import open_store
+from pipelines.predict import pipeline as predict_module
+from pipelines.predict.pipeline import PredictConfig, PredictionCommitter
+from services.driver import drive
+from services.predict import PredictService
+from serving.predict.log import Predicted, PredictionState, prediction_id, read_predictions, reconcile
+from serving.predict.metrics import prediction_families
+from serving.predict.predictor import PredictPolicy
+from tests.pipelines.ingest.ingesting import need_real
+from tests.pipelines.predict.predicting import World, telemetry
+from tests.pipelines.predict.test_predict import announce, published
+from tests.scraping import collected
+
+
+def one(model: str, start: int, end: int) -> Predicted:
+    """What a model makes of a range of announcements: the last one is unpredictable."""
+    found = [
+        {"id": prediction_id(f"r{at}", model, 1), "offset": at, "run_id": f"r{at}", "model": model, "version": 1}
+        for at in range(start, end - 1)
+    ]
+    return Predicted(
+        OffsetRange("runs", "T", 0, start, end), found, [{"offset": end - 1, "run_id": "x", "reason": "empty"}]
+    )
+
+
+def test_each_model_covers_its_own_offsets_of_one_manifest(tmp_path: Path) -> None:
+    limits = Limits(deltas=3)
+    a, b = (PredictionCommitter(open_store(tmp_path), model, limits=limits) for model in "ab")
+    for number in range(4):
+        assert a.commit([one("a", 5 * number, 5 * number + 5)]) is not None
+        assert a.commit([one("a", 5 * number, 5 * number + 5)]) is None
+    assert b.commit([one("b", 0, 8)]) is not None
+    while a.maintain():
+        pass
+    fresh = PredictionCommitter(open_store(tmp_path), "b", limits=limits)  # from a checkpoint that the other made
+    with a.state() as of_a, b.state() as of_b, fresh.state() as restored:
+        assert restored.restored == 3
+        assert of_a.snapshot() == of_b.snapshot() == restored.snapshot()
+        for state, covered, predicted, rejected in ((of_a, 20, 16, 4), (of_b, 8, 7, 1), (restored, 8, 7, 1)):
+            assert list(state.covered("runs", 0)) == [(0, covered)]
+            board = Board()
+            board.observed(prediction_families(state))
+            shown = collected(board)
+            assert shown["ciml_predictions_total"] == {(state.model, "1"): predicted}
+            assert shown["ciml_unpredictable_total"] == {("empty",): rejected}
+    assert len(list(read_predictions(open_store(tmp_path)))) == 23
+
+
+def test_what_earlier_versions_covered_is_covered_for_every_model(tmp_path: Path) -> None:
+    earlier = PredictionState()
+    delta = reconcile(earlier, [one("a", 0, 5)], 1)
+    assert delta is not None
+    assert "model" not in delta
+    assert ManifestLog(open_store(tmp_path)).try_append(1, delta)
+    a, b = (PredictionCommitter(open_store(tmp_path), model) for model in "ab")
+    assert a.commit([one("a", 0, 5)]) is None
+    assert b.commit([one("b", 3, 8)]) == 2
+    with a.state() as of_a, b.state() as of_b:
+        assert list(of_a.covered("runs", 0)) == [(0, 5)]
+        assert list(of_b.covered("runs", 0)) == [(0, 8)]
+
+
+@pytest.fixture
+def configs(world: World, folders: list[Path], kafka: str, topic: Callable[..., str]) -> tuple[PredictConfig, ...]:
+    need_real(kafka)
+    world.push(folders[0])
+    world.push(folders[1], "other")
+    config = PredictConfig(
+        world.data, KafkaOptions(kafka), world.address, PredictPolicy("m"), runs_topic=topic(1, "runs"),
+        predictions_topic=topic(1, "predictions"), cycle_messages=7,
+    )  # fmt: skip
+    return config, replace(config, policy=PredictPolicy("other"))
+
+
+@pytest.mark.engines
+def test_two_models_at_once_predict_each_run_once_each(
+    world: World, configs: tuple[PredictConfig, PredictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka, names = configs[0].kafka.bootstrap, [f"zuul~{number}~1" for number in range(60)]
+    announce(kafka, configs[0].runs_topic, [world.put(name, telemetry(at)) for at, name in enumerate(names)])
+    failures: list[BaseException] = []
+
+    def work(config: PredictConfig) -> None:
+        try:
+            drive(PredictService(config), until="end", patience_s=60.0)
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(config,)) for config in configs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failures == []
+    every = Counter((name, model) for name in names for model in ("m", "other"))
+    found = list(read_predictions(world.data.predictions))
+    assert Counter((each["run_id"], each["model"]) for each in found) == every
+    messages = published(kafka, configs[0].predictions_topic)
+    values: list[Any] = [json.loads(message.value or b"") for message in messages]
+    assert Counter((value["run_id"], value["model"]) for value in values) == every
+
+    # One model alone: it dies between commit and publication. What it had not published, it publishes when it is back.
+    announce(kafka, configs[0].runs_topic, [world.put("zuul~late~1", telemetry(99))])
+    real = predict_module.PredictionCommitter.commit
+
+    def dies(self: Any, ranges: Any) -> int | None:
+        real(self, ranges)
+        raise EngineError("killed")
+
+    monkeypatch.setattr(predict_module.PredictionCommitter, "commit", dies)
+    with pytest.raises(EngineError, match="killed"):
+        drive(PredictService(configs[1]), until="end", patience_s=0.0)
+    monkeypatch.undo()
+    drive(PredictService(configs[0]), until="end")
+    assert len(published(kafka, configs[0].predictions_topic)) == 121
+    predict_module.projection.__globals__["_projections"].clear()  # another process has no cursor yet
+    drive(PredictService(configs[1]), until="end")
+    drive(PredictService(configs[0]), until="end")
+    last = [json.loads(message.value or b"") for message in published(kafka, configs[0].predictions_topic)[120:]]
+    assert [(each["run_id"], each["model"]) for each in last] == [("zuul~late~1", "m"), ("zuul~late~1", "other")]

@@ -1,0 +1,54 @@
+"""The number of covered runs has the exact distribution of exchangeable runs: it varies much after few of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import betabinom
+
+from ciml.raw.causes import CAUSES
+from training.calibration.conformal import decimals, make_rules
+from training.calibration.fit import fit_calibrator
+from training.evaluation.verdicts import verdict_figures
+
+DRAWS = 400
+
+
+def out_of(calibrated: int, coverage: float) -> int:
+    """Return how many of the largest scores are too unlikely: a run is covered up to the next one."""
+    return int(np.ceil((calibrated + 1) * (1 - coverage) - 1e-9)) - 1
+
+
+def exact(calibrated: int, tests: int, coverage: float) -> np.ndarray:
+    """Return the probability of each number of covered test runs, float64 [tests + 1], of exchangeable runs.
+
+    Given the calibration runs, the share that is covered has a beta distribution, so the number is beta-binomial.
+    """
+    out, numbers = out_of(calibrated, coverage), np.arange(tests + 1)
+    if out <= 0:
+        return (numbers == tests).astype(float)
+    found: np.ndarray = betabinom.pmf(numbers, tests, calibrated + 1 - out, out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "tests", "coverage"), [(13, 18, 0.8), (30, 18, 0.8), (40, 25, 0.9), (8, 9, 0.9)]
+)
+def test_the_number_of_covered_runs_is_beta_binomial(calibrated: int, tests: int, coverage: float) -> None:
+    chance = np.random.default_rng(1)
+    covered = np.zeros(tests + 1)
+    for _ in range(DRAWS):
+        labels = chance.integers(0, 2, calibrated + tests)
+        machine = 1 / (1 + np.exp(-chance.normal(2.0 * labels - 1.0, 1.5)))  # as a model may answer
+        answers = np.stack([1 - machine, machine], axis=1).astype(np.float32)
+        known, held = slice(0, calibrated), slice(calibrated, None)
+        shares = fit_calibrator(answers[known], labels[known]).apply(answers)
+        rules = make_rules(
+            shares[known], labels[known], ["job"] * calibrated, CAUSES, coverage=coverage, calibration={}
+        )
+        figures = verdict_figures(rules, decimals(shares[held]), labels[held], ["job"] * tests)
+        covered[round(figures["coverage"]["value"] * tests)] += 1 / DRAWS
+    expected = exact(calibrated, tests, coverage)
+    # The largest distance of two distributions of 400 draws is above 0.086 in one of 200 (Kolmogorov).
+    assert np.abs(np.cumsum(covered) - np.cumsum(expected)).max() < 0.086
+    assert expected @ np.arange(tests + 1) / tests >= coverage - 1e-9
