@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ciml
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import IntegrityError
@@ -238,8 +239,13 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pyte
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert export_to_mlflow(data, uri).new_versions == len(Registry(data, "providers").state.pushed())
     mlflow.set_tracking_uri(uri)
-    exported_to = mlflow.pyfunc.load_model("models:/providers/1").predict({"inputs": inputs, "n_windows": n_windows})
-    np.testing.assert_array_equal(exported_to["probabilities"], answer.probabilities)
+    there = mlflow.pyfunc.load_model("models:/providers/1")
+    answers = there.predict({"inputs": inputs, "n_windows": n_windows})["probabilities"]
+    np.testing.assert_array_equal(answers, answer.probabilities)
+    dataset = ciml.open(data.url).dataset("providers")  # as docs/mlflow.md has it
+    X, y = dataset.to_numpy("test")
+    answers = there.predict({"inputs": X, "n_windows": dataset.n_windows("test")})["probabilities"]
+    assert int((answers.argmax(axis=1) == y).sum()) == first.metrics["evaluation"]["accuracy"]["right"]
     model = load_model(data.models.child("providers").child("1"))
     assert set(model.signatures) == {"serving_default", "examples"}
     model.close()
