@@ -1,4 +1,4 @@
-"""helm against a real API server: install, upgrades from one value file to another, and what an uninstallation leaves."""
+"""helm against a real API server: install, upgrades between the value files, and what an uninstallation leaves."""
 
 from __future__ import annotations
 

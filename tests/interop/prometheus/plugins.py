@@ -1,7 +1,7 @@
 """Python packages that the services under test find beside ciml: an adapter, and a defect of the program.
 
-Neither is part of ciml. The adapter belongs to another package, as docs/adapters.md describes it; the defect cannot be had
-otherwise, since the program has none of this kind that is known.
+Neither is part of ciml. The adapter belongs to another package, as docs/adapters.md describes it. The defect cannot be
+had otherwise: the program has none of this kind that is known.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Debian's Prometheus with the chart's alert rules, scraping services on loopback as the chart's PodMonitor names them."""
+"""Debian's Prometheus with the chart's alert rules, and scrape jobs named as the chart's PodMonitor names them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Each alert of the chart fires by its own fault on running services, and is quiet without it; each panel has data.
 
-The rules are the chart's; only their durations are shorter. The tests share one world, and are in the order in which they
-need the least: at first nothing is served.
+The rules are the chart's; only their durations are shorter. The tests share one world, and are in an order: at first
+nothing is served.
 """
 
 from __future__ import annotations
