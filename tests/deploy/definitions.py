@@ -17,7 +17,7 @@ from filelock import FileLock
 from tests.go_programs import go_module
 
 FLINK = "org.apache.flink:flink-kubernetes-operator-api:1.10.0"
-PROMETHEUS = ("github.com/prometheus-operator/prometheus-operator", "v0.92.1")
+PROMETHEUS = ("github.com/prometheus-operator/prometheus-operator", "v0.85.0")
 TEKTON = "github.com/tektoncd/pipeline"
 Definition = dict[str, Any]
 

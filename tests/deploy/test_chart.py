@@ -378,10 +378,16 @@ def test_ports_are_one_everywhere(full: list[Resource]) -> None:
                     assert each == f"{option}={ports[port]}", name
     configuration = one(full, "FlinkDeployment", "ciml-flink")["spec"]["flinkConfiguration"]
     listened |= {int(value) for key, value in configuration.items() if key.endswith(".port")}
+    (main,) = one(full, "FlinkDeployment", "ciml-flink")["spec"]["podTemplate"]["spec"]["containers"]
+    assert main["ports"] == [{"name": "metrics", "containerPort": int(configuration["metrics.reporter.prom.port"])}]
     policies = [each["spec"] for each in full if each["kind"] == "NetworkPolicy"]
     let_in = {port["port"] for each in policies for rule in each.get("ingress", ()) for port in rule["ports"]}
     assert let_in <= listened
     assert 50000 not in let_in  # Beam's worker pool
+    labels = one(full, "FlinkDeployment", "ciml-flink")["spec"]["podTemplate"]["metadata"]["labels"]
+    for watched in (one(full, "PodMonitor", "ciml"), one(full, "NetworkPolicy", "ciml-metrics")):
+        spec = watched["spec"]
+        assert spec.get("selector", spec.get("podSelector"))["matchLabels"].items() <= labels.items()
     closed = one(full, "NetworkPolicy", "ciml-nothing-comes-in")["spec"]
     assert closed["policyTypes"] == ["Ingress"]
     assert "ingress" not in closed
