@@ -13,9 +13,7 @@ import pytest
 from filelock import FileLock
 
 
-def go_program(
-    source: Path, name: str, package: str = ".", *, flags: str = "-s -w", timeout_s: float = 1400.0
-) -> Path:
+def go_program(source: Path, name: str, package: str = ".", *, flags: str = "-s -w", timeout_s: float = 1400.0) -> Path:
     """Return a program.
 
     Args:
