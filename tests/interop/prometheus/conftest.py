@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cli.demo.corpus import corpus_folder
 from engines.processes import free_ports
 from tests.corpus import builds
 from tests.interop.prometheus.world import World, failing, world
@@ -33,7 +34,7 @@ def start_serving(one: World) -> None:
 
 
 def start_trainer(one: World) -> None:
-    experiment = str(one.folder / "experiment.toml")
+    experiment = str(corpus_folder().parent / "cause-experiment.toml")
     one.service(TRAINER, "trainer", "--dataset", "cause", "--data-path", "data", "--experiment", experiment)
 
 

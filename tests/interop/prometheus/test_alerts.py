@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 import engines
-from cli.demo.corpus import corpus_folder
 from services.feedback.service import replica
 from tests.interop.prometheus import plugins
 from tests.interop.prometheus.conftest import FEEDBACK, INGEST, MODELS, MQTT, PREDICT, TRAINER, WEBHOOKS, start_serving
@@ -38,7 +36,6 @@ def fires(one: World, *alerts: tuple[str, str], most_s: float = 150.0, meanwhile
 
 def test_nothing_is_served_and_a_trainer_has_no_data_set(bare: World) -> None:
     one = bare
-    shutil.copy(corpus_folder().parent / "cause-experiment.toml", one.folder / "experiment.toml")
     start_serving(one)
     one.service("ciml-trainer-never", "trainer", "--dataset", "never", "--data-path", "data")
     fires(one, ("CimlModelNotServed", MODELS), ("CimlServiceWaits", PREDICT), ("CimlTrainerIdle", "ciml-trainer-never"))
