@@ -154,7 +154,7 @@ CHANGED: Mapping[str, str] = {
     "podDisruptionBudgets": "PodDisruptionBudget", "serviceAccount.annotations": "ServiceAccount",
     "nodeSelector": "Deployment|CronJob", "tolerations": "Deployment|CronJob", "affinity": "Deployment|CronJob",
     "models.replicas": "(Deployment|PodDisruptionBudget) ciml-models$",
-    "models.server": "Deployment ciml-models$|PodMonitor",
+    "models.server": "Deployment ciml-models$|ConfigMap ciml-config$|PodMonitor",
     "models.image": "Deployment ciml-models$", "models.pollSeconds": "Deployment ciml-models$",
 }  # fmt: skip
 
