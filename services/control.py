@@ -32,12 +32,13 @@ def start(files: ServiceFiles, options: Options, wait_s: float, report: Report, 
       IntegrityError: if continuing would lose or mix data.
     """
     with _commanding(files):
-        if files.process("supervisor") is not None:
+        if _is_supervised(files):
             raise CimlError(
                 f"a service named {files.name} is already running (pid {files.recorded('supervisor')[0]}): stop it "
                 "(ciml service stop), or choose another --name"
             )
         check(options)
+        _end_failed(files)
         again = foreground and files.known and _comparable(files.options()) == _comparable(options)
         if files.known:
             _end_different(files, options, report)
@@ -61,7 +62,7 @@ def resume(files: ServiceFiles, parallelism: int | None, wait_s: float, report: 
     """Resume a service, and take over its running job. Raises as `start` does."""
     with _commanding(files):
         options = files.options()
-        if files.process("supervisor") is not None:
+        if _is_supervised(files):
             if parallelism not in (None, options.parallelism):
                 raise CimlError(
                     f"the service {files.name} is running: stop it (ciml service stop --savepoint), then resume"
@@ -69,6 +70,7 @@ def resume(files: ServiceFiles, parallelism: int | None, wait_s: float, report: 
             report(f"The service {files.name} is already running.")
             return
         check(options)
+        _end_failed(files)
         if parallelism not in (None, options.parallelism):
             changed = replace(options, parallelism=int(parallelism or 1))
             _end_different(files, changed, report)
@@ -141,6 +143,17 @@ def _at_work(files: ServiceFiles, options: Options) -> bool:
         return jobs_of(files, options).status().state in _AT_WORK
     except EngineError:
         return False
+
+
+def _is_supervised(files: ServiceFiles) -> bool:
+    """Return whether a supervisor watches; that of a failed service only serves its metrics."""
+    return files.process("supervisor") is not None and files.status().get("health") != "failed"
+
+
+def _end_failed(files: ServiceFiles) -> None:
+    """End the supervisor of a failed service."""
+    if not _is_supervised(files):
+        processes.end(*files.recorded("supervisor"))
 
 
 def _end_different(files: ServiceFiles, options: Options, report: Report) -> None:

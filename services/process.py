@@ -27,7 +27,7 @@ from ciml.logs import configure_logging
 from engines import processes
 from engines.stop_with_parent import stop_with
 from services.decide import Health
-from services.files import Options, ServiceFiles, bound
+from services.files import Options, ServiceFiles, bound, now_us
 from services.jobs import job_name, jobs_of, submits
 from services.metrics import status_families
 from services.service import Progress, Service, class_of
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _LOGS_S = 30.0
 _POLL_S = 1.0
+_ALIVE_S = 10.0  # between two updates of the status of a failed service
 _BUSY = 75  # another process holds the service
 _KEPT = ("savepoint", "resubmitted", "resubmissions")  # of an earlier supervisor's status
 
@@ -97,9 +98,24 @@ def supervise(files: ServiceFiles, options: Options, leave: threading.Event | No
             service, jobs_of(files, options), files.wanted, on_status, status, maintains=submits(options)
         )
         with _metrics(files, options, service.board) as status["metrics"]:
-            return supervisor.run(leave)
+            health = supervisor.run(leave)
+            if health == "failed" and options.metrics_port is not None:
+                _stay_failed(files, leave or threading.Event())
+            return health
     finally:
         service.close()
+
+
+def _stay_failed(files: ServiceFiles, leave: threading.Event) -> None:
+    """Serve the metrics of a failed service until it is stopped or resumed.
+
+    Prometheus would not see a health that ends with its process, and a container that is started again fails again.
+    """
+    updated_s = time.monotonic()
+    while files.wanted() == "run" and not leave.wait(_POLL_S):
+        if time.monotonic() - updated_s > _ALIVE_S:
+            updated_s = time.monotonic()
+            files.put_status({**files.status(), "updated_us": now_us()})
 
 
 def watched(options: Options) -> Service:

@@ -51,6 +51,7 @@ class TrainerService(Service):
         self._excluded = ManifestLog(config.data.exclusions)
         self._refreshes = Refreshes(config.model)
         self._seen = -1, -1
+        self._is_current = False
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
@@ -74,9 +75,14 @@ class TrainerService(Service):
         """Return the versions of the data set's manifest and of the exclusions if one of them is new."""
         with self._failures():
             versions = self._ends()
-        return versions if versions != self._seen else None
+        if versions != self._seen:
+            return versions
+        if self._is_current:
+            self._refreshes.done({})
+        return None
 
     def run(self, work: tuple[int, int]) -> None:
+        self._is_current = False
         try:
             with self._failures():
                 result = run_once(self.config, progress=self._progress)
@@ -88,6 +94,7 @@ class TrainerService(Service):
         self._seen = work
         if result.outcome != "nothing_new" and self._report is not None:
             self._report(result)
+        self._is_current = True
         self._refreshes.done(result.seconds)
 
     @contextmanager

@@ -11,7 +11,8 @@ from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits, Restora
 from ciml.manifest.index_files import IndexFileMissingError
 from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, catch_up, commit
 
-_RELOAD_EVERY = 100
+_RELOAD_EVERY = 100  # commits, or
+_RELOAD_S = 60.0
 _UNSEEN_S = 10.0
 
 S = TypeVar("S", bound=Restorable)
@@ -34,7 +35,8 @@ class LogReplica(Generic[S]):
         self._checkpoints = Checkpoints(log, kind, limits)
         self._held: S | None = None
         self._caught_up_s = 0.0
-        self._reloaded_at = 0  # the version at the last check for a newer checkpoint
+        self._reloaded_at = 0  # the version at the last check for a newer checkpoint, and its time
+        self._reloaded_s = 0.0
         self._lock = threading.RLock()
         self._maintaining = threading.Lock()
 
@@ -104,7 +106,7 @@ class LogReplica(Generic[S]):
                 self._held = None
                 state = self._checkpoints.open()
                 self._catch_up(state)
-                self._reloaded_at, self._held = state.version, state
+                self._reloaded_at, self._reloaded_s, self._held = state.version, self._caught_up_s, state
             try:
                 yield state
             except IndexFileMissingError:
@@ -114,11 +116,12 @@ class LogReplica(Generic[S]):
     def _is_passed(self, state: S) -> bool:
         """Return whether the state should be reloaded from a newer checkpoint."""
         newest = self.log.checkpoint()
-        if (
-            newest <= state.restored
-            and self._checkpoints.is_due(state)
-            and state.version - self._reloaded_at >= _RELOAD_EVERY
-        ):
-            self._reloaded_at = state.version
+        if newest <= state.restored and self._checkpoints.is_due(state) and self._has_aged(state):
+            self._reloaded_at, self._reloaded_s = state.version, self.log.clock()
             newest = self.log.newest_checkpoint()
         return newest > state.restored
+
+    def _has_aged(self, state: S) -> bool:
+        """Return whether another process may have made a checkpoint since the last check."""
+        grown = state.version - self._reloaded_at >= _RELOAD_EVERY
+        return grown or not 0 <= self.log.clock() - self._reloaded_s < _RELOAD_S

@@ -29,7 +29,7 @@ CHAMPION_TIME = Metric(
 STEPS = Metric("ciml_training_step_seconds", "summary", "Time of the steps of refreshes.", ("model", "step"))
 REFRESHED = Metric(
     "ciml_training_refresh_timestamp_seconds", "gauge",
-    "End of the last refresh without an error, epoch seconds.", ("model",),
+    "When the model was last up to date with its data set, epoch seconds.", ("model",),
 )  # fmt: skip
 ERRORS = Metric(
     "ciml_training_errors_total", "counter", "Failed refreshes: engine error or too little data.",
@@ -54,7 +54,7 @@ class Refreshes:
             self._errors.labels(model, kind)
 
     def done(self, seconds: Mapping[str, float]) -> None:
-        """Count a completed refresh, with its seconds by step."""
+        """Count a completed refresh, with its seconds by step; without any, that nothing is new."""
         for step, took in seconds.items():
             self._steps.labels(self._model, step).observe(took)
         self._refreshed.labels(self._model).set_to_current_time()

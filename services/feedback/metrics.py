@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from ciml.metrics import Family, Metric
 from ciml.raw.metrics import manifest_families
+from services.feedback.state import REACTIONS as KINDS
 from services.feedback.state import SECONDS, FeedbackState
 
 VERDICTS = Metric("ciml_feedback_verdicts_total", "counter", "Predictions, by what became of them.", ("outcome",))
@@ -37,7 +38,12 @@ METRICS = (VERDICTS, MESSAGES, WAITING, UNSETTLED, OLDEST, PAUSED, REACTIONS, DE
 
 
 def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[Family]:
-    """Yield the metric families of a state. Systems are those of the configuration, and those the manifest knows."""
+    """Yield the metric families of a state. Systems are those of the configuration, and those the manifest knows.
+
+    Reactions begin at 0: Prometheus does not count the first value of a new series as an increase.
+    """
+    systems = tuple(systems)
+    reacted = {(system, kind): 0 for system in systems for kind in KINDS}
     waiting: Counter[tuple[str]] = Counter({(system,): 0 for system in systems})
     unsettled, oldest = Counter(waiting), dict[tuple[str], float]()
     for key in state.opened:
@@ -51,7 +57,7 @@ def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[
     yield UNSETTLED.of(unsettled)
     yield OLDEST.of(oldest)
     yield PAUSED.of({(system,): until_us / 1e6 for system, until_us in state.paused.items()})
-    yield REACTIONS.of(state.reacted)
+    yield REACTIONS.of(reacted | state.reacted)
     yield DELAY.distribution(
         {
             (system,): ([state.seconds[system, bucket] for bucket in range(len(SECONDS) + 1)], total_us / 1e6)

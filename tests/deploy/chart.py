@@ -20,37 +20,18 @@ KUBERNETES = "1.30"
 VALIDATOR = "kubernetes-validate==1.37.0"  # schemas of many versions, 100 MB: fetched by tests of resources alone
 Resource = dict[str, Any]
 
-#: Values that switch everything on, beside the chart's defaults.
-FULL: Mapping[str, Any] = {
-    "data": {"endpoint": "https://s3.example.org"},
-    "kafka": {"topics": {"deadLetters": "dead-letters"}},
-    "policies": {"trust": '[[rule]]\nname = "all"\ntrusted = false\n'},
-    "ingest": {"engine": "flink", "args": ["--job=unit-*"], "storageClass": "fast"},
-    "predict": {"models": [{"name": "provider"}, {"name": "status", "label": "canary"}]},
-    "trainers": [{"name": "status", "dataset": "status", "experiment": 'estimator = "dnn"\n'}],
-    "receivers": {
-        "secret": "ciml-receivers",
-        "webhooks": {
-            "enabled": True, "host": "ci.example.org", "tlsSecret": "hooks-tls", "ingressClass": "nginx",
-            "annotations": {"nginx.ingress.kubernetes.io/proxy-body-size": "1m"},
-        },
-        "mqtt": {"enabled": True},
-        "gerrit": {"enabled": True},
-    },
-    "feedback": {"enabled": True, "secret": "ciml-feedback"},
-    "periodic": {
-        "backfills": [
-            {"name": "nightly", "schedule": "0 3 * * *", "listing": "s3://ci-logs/builds.jsonl", "logs": "s3://ci-logs"}
-        ],
-        "datasets": [{"name": "status", "schedule": "*/10 * * * *", "definition": 'build_name = "all"\n'}],
-    },
-    "monitoring": {"podMonitor": True, "rules": True, "dashboard": True, "labels": {"release": "prometheus"}},
-    "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/ciml"}},
-    "image": {"pullSecrets": ["registry"]},
-    "nodeSelector": {"pool": "ci"},
-    "tolerations": [{"key": "ci", "operator": "Exists"}],
-    "affinity": {"nodeAffinity": {}},
-}  # fmt: skip
+#: Value files that users start from.
+EXAMPLES = CHART / "examples"
+
+
+def example(name: str) -> dict[str, Any]:
+    """Return the values of a file of `EXAMPLES`."""
+    found: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+    return found
+
+
+#: The values of each file: the smallest installation, Flink with TensorFlow Serving, and everything on.
+MICRO_BATCHES, FLINK, FULL = example("micro-batches"), example("flink"), example("everything")
 
 
 @functools.cache

@@ -5,20 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import jsonschema
-import platformdirs
 import pytest
 import yaml
-from filelock import FileLock
 
 from ciml import __version__, limits
 from cli.main import cli
@@ -26,8 +22,10 @@ from engines.flink import cluster_config
 from engines.flink.job_server import OPENED
 from tests.deploy.chart import (
     CHART,
+    FLINK,
     FULL,
     KUBERNETES,
+    MICRO_BATCHES,
     ROOT,
     Resource,
     containers,
@@ -39,14 +37,13 @@ from tests.deploy.chart import (
     template,
     validate,
 )
+from tests.deploy.definitions import flink_definitions
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.trust import TrustPolicy
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
-OPERATOR = "org.apache.flink:flink-kubernetes-operator-api:1.10.0"
 #: Objects that other operators own, which the validator does not know.
 FOREIGN = {"FlinkDeployment", "PodMonitor", "PrometheusRule"}
-TENSORFLOW = merged(FULL, {"models": {"server": "tensorflow-serving", "args": ["--enable_batching=false"]}})
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +53,7 @@ def full() -> list[Resource]:
 
 @pytest.fixture(scope="session")
 def tensorflow() -> list[Resource]:
-    return render(TENSORFLOW)
+    return render(FLINK)
 
 
 def one(resources: list[Resource], kind: str, name: str) -> Resource:
@@ -77,18 +74,7 @@ def test_helm_finds_nothing_to_complain_of() -> None:
 
 def flink_schema() -> dict[str, Any]:
     """The schema of a FlinkDeployment, of the operator's own jar. A key that it does not name is an error."""
-    folder = platformdirs.user_cache_path("ciml") / "crds" / OPERATOR.replace(":", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if not list(folder.glob("*.jar")):
-            if shutil.which("mvn") is None:
-                pytest.fail("the operator's schema comes by Maven: install maven (apt-get install maven)")
-            plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
-            command = ["mvn", "-q", "-B", plugin, f"-Dartifact={OPERATOR}", f"-DoutputDirectory={folder}"]
-            subprocess.run(command, check=True, capture_output=True, timeout=240, cwd=folder)
-    (jar,) = folder.glob("*.jar")
-    with zipfile.ZipFile(jar) as archive:
-        crd = yaml.load(archive.read("META-INF/fabric8/flinkdeployments.flink.apache.org-v1.yml"), yaml.CSafeLoader)
+    (crd,) = [each for each in flink_definitions() if each["spec"]["names"]["kind"] == "FlinkDeployment"]
     (version,) = crd["spec"]["versions"]
     assert version["name"] == "v1beta1"
     spec: dict[str, Any] = _strict(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
@@ -120,7 +106,7 @@ def test_flink_is_as_its_operator_wants_it(full: list[Resource]) -> None:
 
 
 def test_the_rest_is_as_kubernetes_wants_it(full: list[Resource], tensorflow: list[Resource], tmp_path: Path) -> None:
-    known = [each for each in [*full, *tensorflow, *render({})] if each["kind"] not in FOREIGN]
+    known = [each for each in [*full, *tensorflow, *render({}), *render(MICRO_BATCHES)] if each["kind"] not in FOREIGN]
     plain = tmp_path / "plain.yaml"
     plain.write_text(yaml.safe_dump_all(known))
     done = validate(plain)
@@ -147,7 +133,7 @@ CHANGED: Mapping[str, str] = {
     "kafka.topics.runs": "Deployment ciml-(ingest|predict-.*)$", "kafka.topics.deadLetters": "Deployment ciml-ingest$",
     "kafka.topics.predictions": "Deployment ciml-(predict-.*|feedback)$",
     "feedback.config": "ConfigMap ciml-config$", "policies.fetch": "ConfigMap ciml-config$",
-    "policies.trust": "ConfigMap ciml-config$|Deployment ciml-(ingest|trainer-status)$",
+    "policies.trust": "ConfigMap ciml-config$|Deployment ciml-(ingest|trainer-.*)$",
     "ingest.enabled": "ingest|flink|jobserver|jobmanager|taskmanager",
     "ingest.engine": "ingest|flink|jobserver|jobmanager|taskmanager",
     "ingest.storage": "PersistentVolumeClaim", "ingest.storageClass": "PersistentVolumeClaim",
@@ -166,7 +152,7 @@ CHANGED: Mapping[str, str] = {
     "podDisruptionBudgets": "PodDisruptionBudget", "serviceAccount.annotations": "ServiceAccount",
     "nodeSelector": "Deployment|CronJob", "tolerations": "Deployment|CronJob", "affinity": "Deployment|CronJob",
     "models.replicas": "(Deployment|PodDisruptionBudget) ciml-models$",
-    "models.server": "Deployment ciml-models$|PodMonitor",
+    "models.server": "Deployment ciml-models$|ConfigMap ciml-config$|PodMonitor",
     "models.image": "Deployment ciml-models$", "models.pollSeconds": "Deployment ciml-models$",
 }  # fmt: skip
 
@@ -229,7 +215,7 @@ VALUES = dict(leaves(merged(defaults(), FULL)))
 def test_each_value_changes_its_objects(path: str, full: list[Resource], tensorflow: list[Resource]) -> None:
     base, before = FULL, full
     if path in ("models.image", "models.pollSeconds"):
-        base, before = TENSORFLOW, tensorflow
+        base, before = FLINK, tensorflow
     old, new = named(before), named(render(merged(base, put(path, other(path, VALUES[path])))))
     changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
     assert changed, "the value does nothing"
@@ -352,6 +338,17 @@ def _environment(resources: list[Resource]) -> Iterator[tuple[str, dict[str, Any
                 yield name, each
 
 
+def test_files_that_are_named_are_there(full: list[Resource], tensorflow: list[Resource]) -> None:
+    for resources in (full, tensorflow, render(MICRO_BATCHES)):
+        files = one(resources, "ConfigMap", "ciml-config")["data"]
+        found = {
+            each.partition("/etc/ciml/")[2]
+            for _, container in containers(resources) for each in container.get("args", ()) if "/etc/ciml/" in each
+        }  # fmt: skip
+        assert "fetch.toml" in found <= files.keys()
+    assert "monitoring.config" in one(tensorflow, "ConfigMap", "ciml-config")["data"]
+
+
 def _variables(command: click.Command | None) -> set[str]:
     assert command is not None
     found = {str(each.envvar) for each in command.params if each.envvar}
@@ -367,7 +364,7 @@ def test_ports_are_one_everywhere(full: list[Resource]) -> None:
     assert "--flink-master=" + ingest["--flink-rest"].removeprefix("http://") in _args(full, "ciml-jobserver")
     assert ingest["--workers"] == "localhost:50000"
     assert f"--server=ciml-models:{one(full, 'Service', 'ciml-models')['spec']['ports'][0]['port']}" in _args(
-        full, "ciml-predict-provider"
+        full, "ciml-predict-cause"
     )
     listened: set[Any] = {8081, 50000}
     for name, container in containers(full):
@@ -379,10 +376,16 @@ def test_ports_are_one_everywhere(full: list[Resource]) -> None:
                     assert each == f"{option}={ports[port]}", name
     configuration = one(full, "FlinkDeployment", "ciml-flink")["spec"]["flinkConfiguration"]
     listened |= {int(value) for key, value in configuration.items() if key.endswith(".port")}
+    (main,) = one(full, "FlinkDeployment", "ciml-flink")["spec"]["podTemplate"]["spec"]["containers"]
+    assert main["ports"] == [{"name": "metrics", "containerPort": int(configuration["metrics.reporter.prom.port"])}]
     policies = [each["spec"] for each in full if each["kind"] == "NetworkPolicy"]
     let_in = {port["port"] for each in policies for rule in each.get("ingress", ()) for port in rule["ports"]}
     assert let_in <= listened
     assert 50000 not in let_in  # Beam's worker pool
+    labels = one(full, "FlinkDeployment", "ciml-flink")["spec"]["podTemplate"]["metadata"]["labels"]
+    for watched in (one(full, "PodMonitor", "ciml"), one(full, "NetworkPolicy", "ciml-metrics")):
+        spec = watched["spec"]
+        assert spec.get("selector", spec.get("podSelector"))["matchLabels"].items() <= labels.items()
     closed = one(full, "NetworkPolicy", "ciml-nothing-comes-in")["spec"]
     assert closed["policyTypes"] == ["Ingress"]
     assert "ingress" not in closed

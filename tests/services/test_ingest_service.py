@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from engines import processes
 from services.files import Options, ServiceFiles, bound
 from tests.pipelines.ingest.ingesting import need_real
 from tests.pipelines.ingest.scenario import send
+from tests.scraping import scrape
 from tests.services.supervising import Ingest, ingest
 
 
@@ -79,7 +81,7 @@ def test_a_recreated_topic_fails_the_service(one: Ingest) -> None:
     from confluent_kafka.admin import NewTopic
 
     need_real(one.scenario.broker)
-    one.start("--engine", "micro-batches")
+    one.start("--engine", "micro-batches", "--metrics-port", "0")
     one.wait(lambda: one.settled() > 0, "nothing is settled")
     client = admin(KafkaOptions(one.scenario.broker))
     client.delete_topics([one.scenario.topic])[one.scenario.topic].result()
@@ -89,12 +91,15 @@ def test_a_recreated_topic_fails_the_service(one: Ingest) -> None:
         return future.exception() is None
 
     one.wait(recreated, "the topic is not created")
-    one.wait(lambda: one.files.process("supervisor") is None, "the supervisor keeps running")
+    one.wait(lambda: (one.status()["health"], one.status()["worker"]) == ("failed", None), "it does not fail")
     seen = one.status()
-    assert (seen["health"], one.code(), seen["worker"]) == ("failed", 2, None)
+    assert one.code() == 2
     assert f"topic {one.scenario.topic} was deleted and created again" in seen["why"]
     done = one.ask("resume")
     assert "deleted and created again" in str(done.exception)
+    time.sleep(3.0)  # longer than the pauses of the watchdog: Prometheus has time to see it
+    assert scrape(seen["metrics"])["ciml_ingest_health"][("failed",)] == 1
+    assert "stopped" in one.ask("stop").output
     assert one.files.process("supervisor") is None
 
 

@@ -71,3 +71,32 @@ def test_watch_refreshes_when_runs_are_excluded(tmp_path: Path, monkeypatch: pyt
     assert service.plan() is None
     add(config.data.exclusions, [Exclusion("disk was full", job="unit")])
     assert service.plan() == (1, 1)
+
+
+def test_a_model_without_news_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of `ciml_training_refresh_timestamp_seconds` moves on while nothing is new, and not after a failure."""
+    config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
+    log = config.data.dataset("d").store.child("_manifest")
+    service = TrainerService(config)
+
+    def refreshed_s() -> float:
+        (found,) = [one for each in service.timings() for name, one in collected(each).items() if "timestamp" in name]
+        return float(found["m",])
+
+    def after_a_plan() -> float:
+        assert service.plan() is None
+        return refreshed_s()
+
+    monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("too little",)))
+    service.run(service.plan() or (0, 0))
+    first = refreshed_s()
+    assert after_a_plan() > first
+
+    def fails(*_: Any, **__: Any) -> TrainResult:
+        raise CimlError("too few runs")
+
+    monkeypatch.setattr(trainer_module, "run_once", fails)
+    log.create("000000000001.json", b"{}")
+    service.run(service.plan() or (0, 0))
+    last = refreshed_s()
+    assert after_a_plan() == last

@@ -102,6 +102,8 @@ def test_a_message_survives_a_killed_worker_and_a_lost_answer(
         assert found["ciml_feedback_messages_total"] == {("posted", "hub"): 1, ("edited", "hub"): 1}
         assert found["ciml_feedback_verdicts_total"] == {("taken",): 3, ("not_failed",): 1}
         assert found["ciml_feedback_unsettled"] == {("hub",): 0}
+        kinds = ("up", "down", "not_helpful")
+        assert found["ciml_feedback_reactions_total"] == {(kind, "hub"): 0 for kind in kinds}  # an increase begins at 0
         assert one.ask("stop").exception is None
     assert corrections_of(DataRoot.open(data)) == {}
     assert TOKEN not in "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.log"))

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Message, OffsetRange
+from ciml.manifest.checkpoints import Limits
 from services.feedback.reading import taken
+from services.feedback.service import replica
 from services.feedback.state import FeedbackState
 from tests.services.feedback.reviews import NOW_S, Review, feedback, prediction
 from tests.services.feedback.worlds import World
@@ -75,3 +78,23 @@ def test_after_that_the_message_on_the_change_is_the_memory(tmp_path: Path) -> N
     world.take(prediction(10, build_name="other", **late))
     world.work()
     assert (len(world.bodies), world.outcomes) == (1, {"posted": 1, "said": 1})
+
+
+def test_one_who_only_watches_learns_of_a_checkpoint_within_a_minute(tmp_path: Path) -> None:
+    """A supervisor shows the deltas since the last checkpoint, which its worker makes."""
+    now_s = NOW_S
+    limits = Limits(deltas=100)
+    worker, watcher = (replica(DataRoot.open(tmp_path), lambda: now_s, limits) for _ in range(2))
+    for number in range(150):
+        muted = "muted" if number % 2 == 0 else "unmuted"
+        worker.append(lambda state, muted=muted: {"time_us": int(now_s * 1e6), muted: ["a/*"]})  # type: ignore[misc]
+    with watcher.state() as state:
+        assert (state.version, state.restored) == (150, 0)
+    while worker.maintain():
+        pass
+    now_s += 30.0
+    with watcher.state() as state:
+        assert (state.version, state.restored) == (150, 0)  # it does not list the store at each look
+    now_s += 31.0
+    with watcher.state() as state:
+        assert (state.version, state.restored) == (150, 100)

@@ -98,6 +98,53 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
+{{/* The environment of all containers of ciml. */}}
+{{- define "ciml.settings" -}}
+CIML_DATA_PATH: {{ .Values.data.path | quote }}
+CIML_KAFKA: {{ .Values.kafka.broker | quote }}
+{{- if .Values.kafka.secret }}
+CIML_KAFKA_CONFIG: /etc/ciml-kafka/kafka.properties
+{{- end }}
+{{- with .Values.data.endpoint }}
+AWS_ENDPOINT_URL_S3: {{ . | quote }}
+{{- end }}
+CIML_METRICS_ADDRESS: 0.0.0.0
+{{- end -}}
+
+{{/* The files below /etc/ciml, by name. */}}
+{{- define "ciml.files" -}}
+fetch.toml: {{ .Values.policies.fetch | quote }}
+{{- with .Values.policies.trust }}
+trust.toml: {{ . | quote }}
+{{- end }}
+receivers.toml: {{ .Values.receivers.config | quote }}
+feedback.toml: {{ .Values.feedback.config | quote }}
+{{- range .Values.trainers }}
+{{- if .experiment }}
+experiment-{{ .name }}.toml: {{ .experiment | quote }}
+{{- end }}
+{{- end }}
+{{- range .Values.periodic.datasets }}
+dataset-{{ .name }}.toml: {{ .definition | quote }}
+{{- end }}
+{{- if eq .Values.models.server "tensorflow-serving" }}
+monitoring.config: {{ printf "prometheus_config { enable: true, path: %q }" "/monitoring/prometheus/metrics" | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* Digest of the environment and of the files that arguments name: pods are replaced when it changes. (dict "root" $ "args" (list …)) */}}
+{{- define "ciml.digest" -}}
+{{- $files := include "ciml.files" .root | fromYaml -}}
+{{- $used := dict "environment" (include "ciml.settings" .root) -}}
+{{- range .args -}}
+{{- if contains "/etc/ciml/" . -}}
+{{- $name := regexReplaceAll "^.*/etc/ciml/" . "" -}}
+{{- $_ := set $used $name (get $files $name) -}}
+{{- end -}}
+{{- end -}}
+{{- $used | toJson | sha256sum -}}
+{{- end -}}
+
 {{/*
 A Deployment with one container of ciml that has metrics.
 (dict "root" $ "part" "ingest" "command" (list …) "args" (list …) "port" 9464 "resources" … "replicas" 1 "claim" "" "ports" (list …)
@@ -122,7 +169,7 @@ spec:
       labels: {{ include "ciml.selector" . | nindent 8 }}
         ciml/metrics: "true"
       annotations:
-        checksum/config: {{ include (print .root.Template.BasePath "/config.yaml") .root | sha256sum }}
+        checksum/config: {{ include "ciml.digest" . | quote }}
     spec: {{ include "ciml.pod" . | nindent 6 }}
       terminationGracePeriodSeconds: 30
       containers:

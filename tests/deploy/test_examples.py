@@ -1,0 +1,95 @@
+"""The value files that users start from: each holds configurations that ciml itself reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.errors import CimlError
+from ciml.settings import read_toml
+from services.feedback.config import load_feedback
+from services.receivers.config import load_receivers
+from tests.deploy.chart import EXAMPLES, Resource, example, merged, render, template
+from training.experiment import load_experiment
+from transforms.fetch.policy import FetchPolicy
+from transforms.ingest.trust import TrustPolicy
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
+NAMES = ("everything", "flink", "micro-batches")
+
+
+def read_all(resources: list[Resource], folder: Path) -> dict[str, object]:
+    """Write the chart's configurations into a folder, and return what ciml reads there, by file name."""
+    (held,) = [each["data"] for each in resources if each["metadata"]["name"] == "ciml-config"]
+    found: dict[str, object] = {}
+    for name, text in held.items():
+        path = folder / name
+        path.write_text(text)
+        match name.partition("-")[0].removesuffix(".toml"):
+            case "receivers":
+                found[name] = {source.receiver for source in load_receivers(path).sources}
+            case "fetch":
+                found[name] = FetchPolicy.load(path).hosts
+            case "trust":
+                found[name] = TrustPolicy.load(path).digest
+            case "dataset":
+                named = {**read_toml(path), "name": name.removeprefix("dataset-").removesuffix(".toml")}
+                found[name] = DatasetDefinition.from_json(named, name).class_label
+            case "experiment":
+                found[name] = load_experiment(path).estimator
+            case "feedback" if "[[system]]" in text:
+                found[name] = [system.name for system in load_feedback(path).systems]
+    return found
+
+
+def test_all_value_files_are_known() -> None:
+    assert tuple(sorted(path.stem for path in EXAMPLES.iterdir())) == NAMES
+    for path in EXAMPLES.iterdir():
+        assert f"-f deploy/helm/ciml/examples/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_configurations_in_a_value_file_are_valid(name: str, tmp_path: Path) -> None:
+    resources = render(example(name))
+    found = read_all(resources, tmp_path)
+    kinds = {each["metadata"]["name"].removeprefix("ciml-") for each in resources if each["kind"] == "Deployment"}
+    assert found["receivers.toml"] == kinds & {"webhooks", "mqtt", "gerrit"} != set()
+    assert found["fetch.toml"] == ("logs.example.org",)
+    assert found["dataset-status.toml"] == "status"
+    if name == "everything":
+        assert found["dataset-cause.toml"] == "cause"
+        assert found["feedback.toml"] == ["review"]
+        assert found["experiment-status.toml"] == "dnn"
+        assert "trust.toml" in found
+
+
+def test_a_wrong_configuration_in_a_value_file_is_found(tmp_path: Path) -> None:
+    wrong = merged(example("everything"), {"receivers": {"config": '[[source]]\nreceiver = "webhook"\n'}})
+    with pytest.raises(CimlError, match="'webhook' is unknown; choose from"):
+        read_all(render(wrong), tmp_path)
+
+
+def test_one_model_is_predicted_for_each_data_root() -> None:
+    """A second predict would take announcements from the first: their manifest is one."""
+    done = template(merged(example("everything"), {"predict": {"models": [{"name": "a"}, {"name": "b"}]}}))
+    assert done.returncode != 0
+    assert "/predict/models" in done.stderr
+    trained = {each["model"] if "model" in each else each["dataset"] for each in example("everything")["trainers"]}
+    assert {each["name"] for each in example("everything")["predict"]["models"]} <= trained
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_file_says_nothing_twice(name: str) -> None:
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[object, object]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), keys
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    assert yaml.load((EXAMPLES / f"{name}.yaml").read_text(), Loader)
