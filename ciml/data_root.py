@@ -10,6 +10,7 @@ registry/<model>/           manifest of candidates, versions and labels
 models/<model>/<version>/   served models; beside them the server's configuration
 predictions/                manifest of predictions; evidence/, the pictures of verdicts
 feedback/                   manifest of messages on changes; corrections by reviewers
+lineage/                    OpenLineage events
 demo/                       result and report of `ciml demo`
 """
 
@@ -148,6 +149,10 @@ class DataRoot:
         """The manifests of all registries: `serving.registry`."""
         return self.store.child("registry")
 
+    def candidates(self, model: str) -> str:
+        """Return the address that names the candidates of a model in lineage; nothing is stored there."""
+        return self.registry.child(model).url("candidates")
+
     @property
     def models(self) -> Store:
         """The served models and the model server's configuration: `serving.push`."""
@@ -167,6 +172,11 @@ class DataRoot:
     def evidence(self) -> Store:
         """The pictures of verdicts, beside the predictions: `serving.evidence`."""
         return self.predictions.child("evidence")
+
+    @property
+    def lineage(self) -> Store:
+        """OpenLineage events, an object each: `ciml.lineage.store_transport`."""
+        return self.store.child("lineage")
 
     @property
     def demo(self) -> Store:

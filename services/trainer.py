@@ -121,6 +121,7 @@ def make_config(
     label: str = "stable",
     min_test_runs: int | None = None,
     tolerance: float | None = None,
+    lineage: bool = False,
 ) -> TrainConfig:
     """Return the configuration for the command's options, and store the exclusions of the file ``exclude``.
 
@@ -135,6 +136,7 @@ def make_config(
         TrustPolicy.load(trust_policy),
         GatePolicy.of(min_test_runs, tolerance),
         label,
+        lineage,
     )
     add(config.data.exclusions, read_lines(exclude))
     return config

@@ -21,8 +21,10 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.lineage.steps import OFF, Lineage
 from ciml.manifest.log import Delta
 from ciml.storage.open import LocalStore, Store, open_store
+from serving.lineage import push_inputs, pushed_version
 from serving.model_config import CONFIG_NAME, render_config
 from serving.model_files import LAST_FILE, check_digests, file_digests, list_versions, read_files
 from serving.registry import STABLE, Candidate, Registry, RegistryState, registered_models
@@ -54,6 +56,7 @@ def push(
     label: str = STABLE,
     facts: Mapping[str, Any] | None = None,
     check: bool = True,
+    lineage: Lineage = OFF,
 ) -> Pushed:
     """Record a candidate and the gate's decision, and push it if it is blessed.
 
@@ -65,6 +68,7 @@ def push(
       label: the label of the new version; ``stable`` makes it the champion.
       facts: the candidate's data set, experiment, snapshot, …, recorded with it.
       check: load and query the candidate first (`serving.contract.check_candidate`).
+      lineage: reports the step ``push.<model>`` of a blessed candidate.
 
     Raises:
       NotBlessedError: with the decision's reasons. Candidate and decision are recorded nevertheless.
@@ -73,10 +77,12 @@ def push(
     registry = Registry(data, model)
     candidate = registry.record_candidate(candidate_folder, facts)
     registry.record_decision(candidate.id, decision)
-    return push_candidate(registry, candidate.id, label=label, check=check)
+    return push_candidate(registry, candidate.id, label=label, check=check, lineage=lineage)
 
 
-def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE, check: bool = True) -> Pushed:
+def push_candidate(
+    registry: Registry, candidate_id: str, *, label: str = STABLE, check: bool = True, lineage: Lineage = OFF
+) -> Pushed:
     """Push a recorded and blessed candidate. Idempotent: a repeated push adds no version. See `push`."""
     state = registry.state
     candidate = state.candidates.get(candidate_id)
@@ -84,14 +90,21 @@ def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE
     if candidate is None or decision is None or not decision.blessed:
         why = "; ".join(decision.reasons) if decision else "no decision of the gate is recorded"
         raise NotBlessedError(f"model {registry.model}: candidate {candidate_id} is not blessed: {why}")
+    with lineage.step(f"push.{registry.model}", lambda: push_inputs(registry, candidate)) as step:
+        pushed = _push(registry, candidate, label, check)
+        step.describe(lambda: pushed_version(registry, candidate, pushed.version, label))
+    return pushed
+
+
+def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> Pushed:
     reconcile(registry)
     if check:
         from serving.contract import check_candidate
 
         check_candidate(open_store(candidate.folder))
-    number = _known_version(registry.state, candidate_id)
+    number = _known_version(registry.state, candidate.id)
     if number is None:
-        number = _take_number(registry, candidate_id)
+        number = _take_number(registry, candidate.id)
         staged = _stage(registry, number, candidate)
         _check_staged(staged, candidate)
         _rename(registry, number, staged)
@@ -99,7 +112,7 @@ def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE
     else:
         _relabel(registry, number, label)
     write_config(registry.data)
-    return Pushed(registry.model, number, label, candidate_id)
+    return Pushed(registry.model, number, label, candidate.id)
 
 
 def _known_version(state: RegistryState, candidate_id: str) -> int | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.decision import Decision
 from ciml.digest import canonical_json
 from ciml.errors import CimlError
+from ciml.lineage.description import Data
+from ciml.lineage.steps import OFF, Lineage
 from ciml.storage.open import LocalStore, Store
 from ciml.verdicts import PROFILES, VERDICTS
 from training.data.analysis_cache import AnalysisCache
@@ -32,6 +35,7 @@ from training.estimators import check_use
 from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy, judge
 from training.experiment import Experiment, refresh_key
+from training.lineage import candidate_made, snapshot_inputs, snapshot_made, training_inputs
 from transforms.ingest.trust import TrustPolicy
 
 if TYPE_CHECKING:
@@ -100,6 +104,7 @@ def refresh(
     gate: GatePolicy | None = None,
     work: Path | None = None,
     progress: Progress | None = None,
+    lineage: Lineage = OFF,
 ) -> Candidate | Skipped:
     """Make a snapshot, train on it, evaluate and judge.
 
@@ -115,6 +120,7 @@ def refresh(
       work: local folder for candidates; by default below the trainer's folder, or in the user's cache if that is not on
         local disk.
       progress: called at each step.
+      lineage: reports the steps ``snapshot.<model>`` and ``train.<model>``.
 
     Raises:
       CimlError: if the data set does not exist or has no training runs, or the experiment cannot be served.
@@ -122,8 +128,9 @@ def refresh(
     """
     steps = _Steps(progress)
     trainer, stored = data.trainer(model), data.dataset(dataset)
-    with steps("snapshot"):
+    with steps("snapshot"), lineage.step(f"snapshot.{model}", partial(snapshot_inputs, stored)) as step:
         snapshot = make_snapshot(stored, policy or TrustPolicy.load())
+        step.describe(partial(snapshot_made, stored, snapshot, model))
         check_use(experiment, snapshot.resolved, served=True)
         key = refresh_key(snapshot.digest, experiment)
         if key == last:
@@ -131,12 +138,16 @@ def refresh(
         write_snapshot(trainer, snapshot)
     folder = _work_folder(trainer, work)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(folder, model):
+    learned = partial(training_inputs, stored, snapshot, model, champion)
+    with _locked(folder, model), lineage.step(f"train.{model}", learned) as step:
         candidate = _make(
             stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
             gate or GatePolicy(), folder / key, steps,
         )  # fmt: skip
         trainer.replace(f"metrics/{key}.json", json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
+        made = Data(data.candidates(model), key)
+        figures = candidate.metrics, candidate.decision, candidate.timings
+        step.describe(partial(candidate_made, learned, made, experiment, *figures))
         _remove_old(folder / key)
     return candidate
 

@@ -335,6 +335,7 @@ class Data:
         min_test_runs: int | None = None,
         tolerance: float | None = None,
         label: str = "stable",
+        lineage: bool = False,
         progress: Callable[[str], None] | None = None,
         **parameters: Any,
     ) -> RefreshResult:
@@ -348,6 +349,7 @@ class Data:
           min_test_runs: fewest held-out runs with which the gate blesses.
           tolerance: accuracy by which a candidate may be worse than the served version.
           label: label of a pushed version.
+          lineage: send OpenLineage events, by its own configuration or to ``DATA/lineage``. Needs ``ciml[lineage]``.
           progress: called with the name of each step.
           parameters: hyper-parameters, as for `train`.
 
@@ -371,7 +373,7 @@ class Data:
         # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.
         config = TrainConfig(
             self._root, _dataset_name(dataset), name, experiment_of(estimator, parameters, "dnn"),
-            TrustPolicy.load(trust_policy), GatePolicy.of(min_test_runs, tolerance), label,
+            TrustPolicy.load(trust_policy), GatePolicy.of(min_test_runs, tolerance), label, lineage,
         )  # fmt: skip
         return RefreshResult.of(name, run_once(config, progress=progress))
 

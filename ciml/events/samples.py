@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import orjson
+from msgspec import Meta
 
 from ciml.errors import RejectedInput
 from ciml.events.fields import is_clean, kind_of
@@ -75,6 +76,45 @@ class End:
     samples: int
 
 
+class _Message(TypedDict):
+    run_id: Annotated[str, Meta(min_length=1, description="The encoded run id, source~id~attempt.")]
+    recorder_us: Annotated[
+        int, Meta(ge=EARLIEST_US, lt=LATEST_US, description="Time of this start of the recorder, epoch microseconds.")
+    ]
+
+
+class SamplesMessage(_Message):
+    """Samples of a running job. Key: the run id."""
+
+    first_us: Annotated[
+        int, Meta(ge=EARLIEST_US, lt=LATEST_US, description="Time of the run's first sample, epoch microseconds.")
+    ]
+    columns: Annotated[
+        Sequence[Annotated[str, Meta(min_length=1, max_length=MAX_COLUMN_NAME_CHARACTERS)]],
+        Meta(min_length=1, max_length=MAX_SAMPLES_COLUMNS, description="Full names, group:name."),
+    ]
+    samples: Annotated[
+        Sequence[
+            tuple[
+                Annotated[int, Meta(ge=0, lt=MAX_RECORDER_SAMPLES, description="Number, from 0 for each start.")],
+                Annotated[int, Meta(ge=EARLIEST_US, lt=LATEST_US, description="Its time, epoch microseconds.")],
+                Annotated[bool, Meta(description="True for the first sample after a start: averages since boot.")],
+                Annotated[Sequence[float | None], Meta(description="A value of each column.")],
+            ]
+        ],
+        Meta(min_length=1),
+    ]
+
+
+class EndMessage(_Message):
+    """The end of a running job. Key: the run id."""
+
+    end: Literal[True]
+    samples: Annotated[
+        int, Meta(ge=0, le=MAX_RECORDER_SAMPLES, description="Number of samples of this start of the recorder.")
+    ]
+
+
 def encode(message: Samples | End) -> bytes:
     """Return a message's JSON.
 
@@ -86,9 +126,10 @@ def encode(message: Samples | End) -> bytes:
         rows = list(zip(*(array.tolist() for array in arrays), strict=True))
         return encode_rows(message.run_id, message.recorder_us, message.first_us, message.columns, rows)
     _check_end(message)
-    return orjson.dumps({
+    end: EndMessage = {
         "run_id": message.run_id, "recorder_us": message.recorder_us, "end": True, "samples": message.samples,
-    })  # fmt: skip
+    }  # fmt: skip
+    return orjson.dumps(end)
 
 
 def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[str], rows: Sequence[Row]) -> bytes:
@@ -106,9 +147,10 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
         raise RejectedInput("bad_field", "samples: want a value of each column for each")
     if any(map(math.isinf, chain.from_iterable(row[3] for row in rows))):
         raise RejectedInput("bad_field", "samples: a value is infinite")
-    value = orjson.dumps({  # which writes NaN as null
+    message: SamplesMessage = {
         "run_id": run_id, "recorder_us": recorder_us, "first_us": first_us, "columns": columns, "samples": rows,
-    })  # fmt: skip
+    }  # fmt: skip
+    value = orjson.dumps(message)  # which writes NaN as null
     if len(value) > MAX_SAMPLES_BYTES:
         raise RejectedInput("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
     return value

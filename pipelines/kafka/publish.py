@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -19,6 +19,7 @@ from ciml.events.records import Message, facts_of_row, rows_of
 from ciml.kafka.connect import as_engine_error
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
+from ciml.messages.outputs import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
 from ciml.raw.dead_letters import described
 from pipelines.kafka.broker import is_mock, list_topic, make_topic
 from pipelines.kafka.reader import Reader
@@ -242,28 +243,32 @@ def render_runs(delta: Delta) -> Iterable[Announcement]:
     """Yield the announcements of a raw delta: a reference to each new row, reclaims included, and its run's facts."""
     for record in rows_of(delta):
         facts, file = facts_of_row(record), record["file"]
-        value = {
+        value: RunAnnouncement = {
             "run_id": facts.run_id,
             "build_name": facts.build_name,
             "path": file["path"],
             "digest": file["digest"],
             "raw_version": delta["version"],
             "facts": facts.to_json(),
-            **({"reclaim": True} if record["kind"] == "reclaim" else {}),
         }
+        if record["kind"] == "reclaim":
+            value["reclaim"] = True
         yield facts.run_id.encode(), canonical_json(value), ()
 
 
 def render_dead_letters(delta: Delta) -> Iterable[Announcement]:
     """Yield the dead letters that a raw delta closes, then those that it opens, without their payloads."""
     for origin, run_id in delta.get("closed_letters", ()):
-        value = {"state": "closed", "origin": origin, "run_id": run_id, "raw_version": delta["version"]}
-        yield _dead_letter_key(origin, run_id), canonical_json(value), ()
-    for record in delta["dead_letters"]:
-        value = {
-            "state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"],
+        closed: ClosedDeadLetter = {
+            "state": "closed", "origin": origin, "run_id": run_id, "raw_version": delta["version"],
         }  # fmt: skip
-        yield _dead_letter_key(record["origin"], value["run_id"]), canonical_json(value), ()
+        yield _dead_letter_key(origin, run_id), canonical_json(closed), ()
+    for record in delta["dead_letters"]:
+        opened = cast(
+            OpenDeadLetter,
+            {"state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"]},
+        )
+        yield _dead_letter_key(record["origin"], opened["run_id"]), canonical_json(opened), ()
 
 
 def _dead_letter_key(origin: Sequence[Any], run_id: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from ciml.manifest.offsets import RangeSet
-from transforms.live.messages import Standing
+from ciml.messages.outputs import Standing
 from transforms.live.samples import Part, unseen
 from transforms.live.windows import LivePolicy
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import apache_beam as beam
 
@@ -25,6 +26,7 @@ from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
+from ciml.messages.outputs import Prediction
 from ciml.storage.open import Store
 from pipelines.ingest.pipeline import Gather
 from pipelines.kafka.plan import PartitionRead
@@ -126,7 +128,7 @@ def render_predictions(delta: Delta, model: str) -> Iterable[Announcement]:
             ("ce_type", b"dev.ciml.prediction.v1"),
             ("content-type", b"application/json"),
         ]
-        value = {name: item for name, item in one.items() if name != "offset"}
+        value = cast(Prediction, {name: item for name, item in one.items() if name != "offset"})
         yield one["run_id"].encode(), canonical_json(value), headers
 
 

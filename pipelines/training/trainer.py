@@ -15,6 +15,8 @@ from typing import Any, Literal
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.lineage.open import lineage_of
+from ciml.lineage.steps import Lineage
 from ciml.storage.open import open_store
 from pipelines.training.excluded_models import learned_excluded
 from serving.model_files import check_digests, copy_model
@@ -39,6 +41,7 @@ class TrainConfig:
       trust: decides which runs are trusted for training.
       gate: the requirements on a candidate.
       label: the label of a pushed version; ``stable`` makes it the champion.
+      lineage: whether OpenLineage events are sent.
     """
 
     data: DataRoot
@@ -48,6 +51,7 @@ class TrainConfig:
     trust: TrustPolicy = field(default_factory=TrustPolicy.load)
     gate: GatePolicy = field(default_factory=GatePolicy)
     label: str = STABLE
+    lineage: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,16 @@ def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Pat
       IntegrityError: if stored data are inconsistent: for example, an altered champion.
     """
     registry = Registry(config.data, config.model)
-    result = _refreshed(registry, config, progress, work)
+    with lineage_of(config.data, config.lineage) as lineage:
+        result = _refreshed(registry, config, progress, work, lineage)
     return replace(result, warnings=tuple(map(str, learned_excluded(config.data, [config.model]))))
 
 
-def _refreshed(registry: Registry, config: TrainConfig, progress: Progress | None, work: Path | None) -> TrainResult:
+def _refreshed(
+    registry: Registry, config: TrainConfig, progress: Progress | None, work: Path | None, lineage: Lineage
+) -> TrainResult:
     reconcile(registry)
-    recovered = _push_pending(registry, config, progress)
+    recovered = _push_pending(registry, config, progress, lineage)
     if recovered is not None:
         return recovered
     champion_version = registry.state.champion
@@ -141,14 +148,20 @@ def _refreshed(registry: Registry, config: TrainConfig, progress: Progress | Non
             gate=config.gate,
             work=work,
             progress=progress,
+            lineage=lineage,
         )
     if isinstance(made, Skipped):
         return TrainResult("nothing_new", (made.reason,), champion=champion_version)
-    return _push(registry, config, made, champion_version, progress)
+    return _push(registry, config, made, champion_version, progress, lineage)
 
 
 def _push(
-    registry: Registry, config: TrainConfig, made: Candidate, champion: int | None, progress: Progress | None
+    registry: Registry,
+    config: TrainConfig,
+    made: Candidate,
+    champion: int | None,
+    progress: Progress | None,
+    lineage: Lineage,
 ) -> TrainResult:
     if progress is not None:
         progress("push")
@@ -158,7 +171,9 @@ def _push(
     version, reasons = None, decision.reasons
     folder = open_store(made.folder)
     try:
-        version = push(config.data, config.model, folder, decision, label=config.label, facts=facts).version
+        version = push(
+            config.data, config.model, folder, decision, label=config.label, facts=facts, lineage=lineage
+        ).version
     except NotBlessedError:
         pass  # candidate and decision are recorded
     except IntegrityError as error:
@@ -178,7 +193,9 @@ def _push(
     )
 
 
-def _push_pending(registry: Registry, config: TrainConfig, progress: Progress | None) -> TrainResult | None:
+def _push_pending(
+    registry: Registry, config: TrainConfig, progress: Progress | None, lineage: Lineage
+) -> TrainResult | None:
     """Push a candidate that was blessed by a trainer which died before the push, if the decision is still valid."""
     state = registry.state
     candidate = state.pending()
@@ -188,7 +205,7 @@ def _push_pending(registry: Registry, config: TrainConfig, progress: Progress | 
     if progress is not None:
         progress("push")
     try:
-        pushed = push_candidate(registry, candidate.id, label=config.label)
+        pushed = push_candidate(registry, candidate.id, label=config.label, lineage=lineage)
     except EngineError:
         raise
     except CimlError:

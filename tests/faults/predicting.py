@@ -22,7 +22,7 @@ from serving.push import push
 from tests.faults.children import Child, Program
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
-from tests.pipelines.ingest.ingesting import announced
+from tests.messages import published
 from tests.pipelines.predict.predicting import BLESSED, telemetry
 from tests.serving.models_fixture import DEFINITION, direct, save_model
 from transforms.examples.prepare import prepare_many
@@ -90,7 +90,7 @@ def trial(seed: int, scene: Scene) -> Verdict:
         verdict.expect(
             settled, f"I2: {len(_found(one))} of {_RUNS} predicted ({code}): {one.stream and one.stream.said()}"
         )
-        _wait(lambda: len(announced(scene.broker, one.predictions)) >= _RUNS, 60.0)
+        _wait(lambda: len(published(scene.broker, one.predictions, "predictions")) >= _RUNS, 60.0)
         _judge(verdict, one, tables, model)
     finally:
         one.end()
@@ -166,10 +166,10 @@ def _judge(verdict: Verdict, one: Predicting, tables: dict[str, Any], model: Pat
         given = found.get(run_id)
         same = given is not None and np.allclose(list(given["probabilities"].values()), wanted, atol=1e-5)
         verdict.expect(same, f"I2: the prediction of {run_id} is not that of the model")
-    published = Counter(
-        json.loads(each.value or b"")["run_id"] for each in announced(one.scene.broker, one.predictions)
+    messages = Counter(
+        json.loads(each.value or b"")["run_id"] for each in published(one.scene.broker, one.predictions, "predictions")
     )
-    verdict.expect(published == times, f"I11: messages by run: {published.most_common(3)}")
+    verdict.expect(messages == times, f"I11: messages by run: {messages.most_common(3)}")
     gone = [delta for _, delta in _deltas(one) if delta["unpredictable"]]
     verdict.expect(not gone, f"I2: given up: {[each['unpredictable'] for each in gone][:3]}")
 

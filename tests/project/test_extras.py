@@ -150,6 +150,12 @@ def test_a_recording_reaches_a_broker_with_the_base_alone(
     assert ends == [End("zuul~7~1", parts[0].recorder_us, sum(part.sequence.size for part in parts))]
 
 
+def test_schemas_need_the_base_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
+    done = ciml(environments(""), "schema", "--output", "schemas", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "schemas").iterdir())) == 12
+
+
 def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], store: Path, tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text('class_label = "status"\nspan_runs = 10\n')
     data = ["--data-path", str(store)]
@@ -245,6 +251,7 @@ with installed(pathlib.Path("probe")):
         ("data", ["plot", "plots", "--data-path", "STORE"], "reports"),
         ("data", ["cluster", "plots", "--data-path", "STORE"], "reports"),
         ("data", ["up", "s3", "--home", "home"], "local"),
+        ("data", ["export", "mlflow", "--tracking-uri", "sqlite:///x.db", "--data-path", "STORE"], "mlflow"),
     ],
 )
 def test_a_missing_extra_is_one_line(

@@ -13,7 +13,19 @@ from ciml.storage.open import open_store
 from tests.bench.many_runs import fill_store
 from tests.transforms.samples import corpus
 
-HEAVY = ("tensorflow", "apache_beam", "keras", "sklearn", "matplotlib", "moto", "pandas", "boto3", "pydantic")
+HEAVY = (
+    "tensorflow",
+    "apache_beam",
+    "keras",
+    "sklearn",
+    "matplotlib",
+    "moto",
+    "pandas",
+    "boto3",
+    "pydantic",
+    "openlineage",
+    "mlflow",
+)
 
 
 def loaded_by(code: str) -> set[str]:

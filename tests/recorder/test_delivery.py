@@ -19,6 +19,7 @@ from ciml.kafka.options import KafkaOptions
 from pipelines.kafka.broker import list_topic
 from recorder.sampler import find_dool
 from tests.faults.broker import Broker
+from tests.messages import check_message
 from tests.recorder.recorded import environment, record, recorder, wait_for
 from tests.recorder.test_tail import assert_same
 from tests.transforms.fetch.fetching import run as run_fetch
@@ -28,8 +29,8 @@ from transforms.parse.logs import Log, parse_logs
 pytestmark = pytest.mark.engines
 
 
-def consume(broker: str, topic: str) -> list[Message]:
-    """All messages of a topic of one partition."""
+def consume(broker: str, topic: str, schema: str) -> list[Message]:
+    """All messages of a topic of one partition, each checked against a schema."""
     from confluent_kafka import Consumer, TopicPartition
 
     wanted = list_topic(KafkaOptions(broker), topic).bounds[0][1]
@@ -42,19 +43,21 @@ def consume(broker: str, topic: str) -> list[Message]:
             headers = tuple((name, bytes(value)) for name, value in one.headers() or ())
             found.append(Message(one.offset(), one.value(), headers, one.key(), one.timestamp()[1]))
     consumer.close()
+    for message in found:
+        check_message(schema, message)
     return found
 
 
 def heard(broker: str, topic: str) -> tuple[list[Samples], list[End]]:
     """The samples and ends of a topic; what comes after a run's end is a repeat."""
-    messages = [decode(message.value) for message in consume(broker, topic)]
+    messages = [decode(message.value) for message in consume(broker, topic, "samples")]
     return [each for each in messages if isinstance(each, Samples)], [
         each for each in messages if isinstance(each, End)
     ]
 
 
 def events(broker: str, topic: str) -> list[Event]:
-    return [decode_message(message) for message in consume(broker, topic)]
+    return [decode_message(message) for message in consume(broker, topic, "ci-events")]
 
 
 def parsed(log: Path) -> pa.Table:
@@ -80,7 +83,7 @@ def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Pa
     assert_same(to_table(parts), table)
     assert {part.run_id for part in parts} == {"zuul~b%2F1~1"}
     assert ends == [End("zuul~b%2F1~1", parts[0].recorder_us, table.num_rows)]
-    assert {message.key for message in consume(kafka, samples)} == {b"zuul~b%2F1~1"}
+    assert {message.key for message in consume(kafka, samples, "samples")} == {b"zuul~b%2F1~1"}
 
     started, finished = events(kafka, ci_events)
     assert (started.type, finished.type) == (STARTED, FINISHED)

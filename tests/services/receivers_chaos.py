@@ -32,7 +32,8 @@ from services.gerrit.session import keys_of
 from services.ingest import IngestService
 from tests.faults.broker import Broker, own_broker
 from tests.faults.children import Program
-from tests.pipelines.ingest.ingesting import account, announced
+from tests.messages import published
+from tests.pipelines.ingest.ingesting import account
 from tests.services.gerrit.real import REVIEWER, Gerrit, NoAnswer
 from tests.services.mqtt.mosquitto import USERS, Certificates, Mosquitto
 from tests.services.receivers.probe import install, installed
@@ -211,7 +212,8 @@ def mqtt_trial(folder: Path, broker: Broker, events: int, kills: int, rate: floa
         f"mqtt: {events} events acknowledged after {time.monotonic() - began:.0f} s; kills: {dict(counts)}", flush=True
     )
     wait(
-        lambda: len({each.value for each in announced(broker.address, topic)}) == events, "events are missing in Kafka"
+        lambda: len({each.value for each in published(broker.address, topic, "ci-events")}) == events,
+        "events are missing in Kafka",
     )
     time.sleep(5.0)  # late repeats
     receiver.program.kill()
@@ -277,13 +279,13 @@ def gerrit_trial(folder: Path, broker: Broker, events: int, kills: int, seed: in
     reviewer.join()
 
     def received() -> set[tuple[str, ...]]:
-        found = (json.loads(each.value or b"") for each in announced(broker.address, topic))
+        found = (json.loads(each.value or b"") for each in published(broker.address, topic, "ci-events"))
         return {key for event in found for key in keys_of(event)}
 
     wait(lambda: acknowledged <= received(), "events are missing in Kafka")
     receiver.program.kill()
     gerrit.kill()
-    ids = Counter(read_event(each).id for each in announced(broker.address, topic))
+    ids = Counter(read_event(each).id for each in published(broker.address, topic, "ci-events"))
     print(
         f"gerrit: set(acknowledged), {len(acknowledged)} events, is within set(received); {ids.total()} messages of "
         f"{len(ids)} ids; kills: {dict(counts)}; {unsure['requests']} requests without an answer", flush=True

@@ -26,6 +26,7 @@ from serving.push import (
     write_config,
 )
 from serving.registry import Registry, RegistryVerifier
+from tests.ciml.lineage.recorded import Recorded, names, states
 
 BLESSED = Decision(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})
 
@@ -63,6 +64,22 @@ def test_pushes_count_up_and_keep_the_predecessor(data: DataRoot, good: dict[int
 def test_same_candidate_again_becomes_no_second_version(data: DataRoot, good: dict[int, Path]) -> None:
     assert pushed(data, good[1]) == pushed(data, good[1])
     assert Registry(data, "m").state.pushed() == [1]
+
+
+def test_a_push_is_reported_with_its_candidate_and_its_version(data: DataRoot, good: dict[int, Path]) -> None:
+    recorded = Recorded(data)
+    done = pushed(data, good[1], facts={"refresh": "key"}, lineage=recorded)
+    with pytest.raises(NotBlessedError):  # which is no push
+        push(data, "m", open_store(good[2]), Decision(False, ("worse",)), check=False, lineage=recorded)
+    assert states(recorded.events) == [("push.m", "START"), ("push.m", "COMPLETE")]
+    begun, ended = recorded.events
+    (candidate,), (version,) = ended["inputs"], ended["outputs"]
+    assert begun["inputs"] == [candidate]
+    prefix = data.url.removeprefix("s3://").partition("/")[2] if data.url.startswith("s3://") else data.url
+    assert names([candidate]) == [(f"{prefix}/registry/m/candidates", "key")]
+    assert names([version]) == [(f"{prefix}/models/m", "1")]
+    digest = Registry(data, "m").state.candidates[done.candidate].digest
+    assert (version["facets"]["ciml_data"]["label"], version["facets"]["ciml_data"]["digest"]) == ("stable", digest)
 
 
 def test_without_a_blessing_nothing_moves(data: DataRoot, good: dict[int, Path]) -> None:

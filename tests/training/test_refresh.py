@@ -14,6 +14,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
 from ciml.storage.open import Store
 from pipelines.datasets.update import create_dataset, update_dataset
+from tests.ciml.lineage.recorded import Recorded, names, states
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import QUICK
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
@@ -34,9 +35,12 @@ def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoo
     root = tmp_path_factory.mktemp("refresh") / "data"
     shutil.copytree(made, root)
     steps: list[str] = []
-    done = refresh(DataRoot.open(root), "providers", QUICK, model="m", progress=steps.append)
+    data = DataRoot.open(root)
+    recorded = Recorded(data)
+    done = refresh(data, "providers", QUICK, model="m", progress=steps.append, lineage=recorded)
     assert isinstance(done, Candidate)
-    return DataRoot.open(root), done, steps
+    (root / "events.json").write_text(json.dumps(recorded.events))
+    return data, done, steps
 
 
 @pytest.fixture
@@ -70,6 +74,36 @@ def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[Da
     assert metrics["experiment"] == QUICK.to_json()
     assert read_snapshot(data.trainer("m"), done.snapshot.digest) == done.snapshot
     assert sum(one["runs"] for one in metrics["evaluation"]["slices"]["job"].values()) == 40
+
+
+def test_the_lineage_leads_from_the_raw_store_to_the_candidate(first: tuple[DataRoot, Candidate, list[str]]):
+    data, done, _ = first
+    events = json.loads(data.store.read("events.json"))
+    assert states(events) == [
+        ("snapshot.m", "START"), ("snapshot.m", "COMPLETE"), ("train.m", "START"), ("train.m", "COMPLETE"),
+    ]  # fmt: skip
+    begun, selected, _, trained = events
+    raw, examples = selected["inputs"]
+    (snapshot,) = selected["outputs"]
+    assert names(begun["inputs"]) == [(data.dataset("providers").store.url(), "")]
+    assert names([raw]) == [(data.raw.url(), "5")]  # the data set's cursor: four deltas of raw runs are read
+    assert names([snapshot]) == [(data.trainer("m").url("snapshots"), done.snapshot.digest)]
+    assert snapshot["outputFacets"]["outputStatistics"]["rowCount"] == 137
+    assert snapshot["facets"]["ciml_data"]["untrusted"] == {"no rule": 23}
+    columns = [each["name"] for each in examples["facets"]["schema"]["fields"]]
+    assert columns == [*done.snapshot.resolved.features, "provider"]
+    assert [span[:2] for span in examples["facets"]["ciml_data"]["spans"]] == [[1, 1], [2, 1], [3, 1]]
+    assert names(trained["inputs"]) == names([examples, snapshot])
+    assert names(trained["outputs"]) == [(data.candidates("m"), done.facts()["refresh"])]
+    facets = trained["run"]["facets"]
+    assert facets["ciml_evaluation"]["evaluation"]["accuracy"] == done.metrics["evaluation"]["accuracy"]
+    assert facets["ciml_evaluation"]["evaluation"]["base_rate"] == done.metrics["evaluation"]["base_rate"]
+    assert facets["ciml_evaluation"]["blessed"] is True
+    assert [(each["name"], each["status"]) for each in facets["test"]["tests"]] == [
+        (reason, "pass") for reason in done.decision.reasons
+    ]
+    parameters = {each["key"]: json.loads(each["value"]) for each in facets["executionParameters"]["parameters"]}
+    assert parameters == QUICK.to_json()
 
 
 def test_the_metrics_are_those_of_the_exported_model(first: tuple[DataRoot, Candidate, list[str]]):

@@ -6,7 +6,7 @@ docs/formats/live.md describes the formats.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -14,12 +14,10 @@ from ciml.errors import RejectedInput
 from ciml.events.fields import iso_time
 from ciml.events.payloads import payload_of
 from ciml.events.records import Message, Origin
+from ciml.messages.outputs import LateSamples, LiveExample, RejectedSamples, Standing, Window
 from transforms.live.samples import Part
-from transforms.live.windows import LiveExample, Pane
-
-#: The state of a run: running; ended with all samples, or after waiting for them; silent for too long; or given up
-#: after its windows raised an unexpected exception.
-Standing = Literal["running", "ended", "silent", "failed"]
+from transforms.live.windows import LiveExample as Example
+from transforms.live.windows import Pane
 
 MAX_EXAMPLE_BYTES = 4 << 20
 #: Why a message of `samples`, or its content, is a dead letter: `ciml.events.samples.REASONS`, those of
@@ -29,7 +27,7 @@ LATE = {"ended": "run_ended", "silent": "run_silent"}
 
 def pane_message(run_id: str, pane: Pane) -> bytes:
     """Encode a pane of a window as JSON. Equal panes have equal bytes."""
-    return _dumps({
+    window: Window = {
         "run_id": run_id,
         "dataset": pane.dataset.name,
         "version": pane.dataset.resolved.definition.version,
@@ -41,12 +39,13 @@ def pane_message(run_id: str, pane: Pane) -> bytes:
         "revision": pane.samples,
         "pane": pane.kind,
         "values": pane.values,
-    })  # fmt: skip
+    }
+    return _dumps(window)
 
 
-def example_message(run_id: str, example: LiveExample, standing: Standing) -> bytes:
+def example_message(run_id: str, example: Example, standing: Standing) -> bytes:
     """Encode a run's example so far as JSON, without its values where they exceed `MAX_EXAMPLE_BYTES`."""
-    fields: dict[str, Any] = {
+    fields: LiveExample = {
         "run_id": run_id,
         "dataset": example.dataset.name,
         "version": example.dataset.resolved.definition.version,
@@ -62,7 +61,7 @@ def example_message(run_id: str, example: LiveExample, standing: Standing) -> by
         if example.rejected is not None:
             fields["excluded"] = {"reason": example.rejected.reason, "detail": example.rejected.detail}
         return _dumps(fields)
-    fields |= {"n_windows": len(example.values), "features": example.dataset.resolved.features}
+    fields["n_windows"], fields["features"] = len(example.values), example.dataset.resolved.features
     if standing != "running":
         fields["digest"] = example.digest
     value = _dumps({**fields, "values": example.values})
@@ -71,12 +70,13 @@ def example_message(run_id: str, example: LiveExample, standing: Standing) -> by
 
 def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
     """Return the dead letter of an undecodable message, with the message, so that it can be tried again."""
-    return _dumps({
+    dead_letter: RejectedSamples = {
         "reason": rejected.reason,
         "detail": rejected.detail,
         "origin": origin.to_json(),
         "payload": payload_of(message),
-    })  # fmt: skip
+    }
+    return _dumps(dead_letter)
 
 
 def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -> bytes:
@@ -84,7 +84,7 @@ def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -
     numbers: dict[str, list[int]] = {}
     for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
         numbers.setdefault(str(recorder), []).append(sequence)
-    return _dumps({
+    dead_letter: LateSamples = {
         "reason": rejected.reason,
         "detail": rejected.detail,
         "origin": [topic, part.partition, part.first],
@@ -92,7 +92,8 @@ def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -
         "run_id": run_id,
         "samples": part.size,
         "sequences": numbers,
-    })  # fmt: skip
+    }
+    return _dumps(dead_letter)
 
 
 def _dumps(fields: Mapping[str, Any]) -> bytes:

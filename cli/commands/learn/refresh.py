@@ -35,6 +35,13 @@ REJECTED = 5
 @click.option(
     "--tolerance", type=click.FloatRange(0), help="Accuracy by which a candidate may be worse than the champion."
 )
+@click.option(
+    "--lineage/--no-lineage",
+    envvar="CIML_LINEAGE",
+    show_envvar=True,
+    default=False,
+    help="Send OpenLineage events, by its own configuration or to DATA/lineage.",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each refresh.")
 @metrics_options
 def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_address: str, **arguments: Any) -> int:

@@ -17,8 +17,9 @@ from ciml.events.listing_files import open_listing
 from cli.commands.data.dead_letters import command
 from cli.commands.data.dead_letters.show import _age, _literal
 from pipelines.backfill.backfill import backfill
+from tests.messages import published
 from tests.pipelines.backfill.backfilling import Listed, listed
-from tests.pipelines.ingest.ingesting import MakeTopic, account, announced
+from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import send
 from tests.project.test_startup import loaded_by
 
@@ -156,11 +157,11 @@ def test_ingest_publishes_dead_letters_on_a_topic(kafka: str, topic: MakeTopic, 
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    published = [json.loads(message.value or b"") for message in announced(kafka, name)]
+    messages = [json.loads(message.value or b"") for message in published(kafka, name, "dead-letters")]
     listed = [json.loads(line) for line in letters(tmp_path, "list", "--json").output.splitlines()]
     assert listed
-    assert {each["state"] for each in published} == {"open"}
-    assert sorted((each["origin"], each["run_id"], each["reason"]) for each in published) == sorted(
+    assert {each["state"] for each in messages} == {"open"}
+    assert sorted((each["origin"], each["run_id"], each["reason"]) for each in messages) == sorted(
         (each["origin"], each["run_id"], each["reason"]) for each in listed
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cli.main import cli
 from pipelines.training import trainer
 from pipelines.training.trainer import TrainConfig, TrainResult
 from services.trainer import make_config
+from tests.project.test_readme import ROOT, commands
 from training.exclusion_store import read_state
 
 EVALUATION = {
@@ -89,3 +91,19 @@ def test_defaults_and_names() -> None:
     done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
     assert done.exit_code == 2
     assert "model name 'a/b'" in done.output
+
+
+def test_lineage_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = TrainResult("nothing_new", ("the same runs",))
+    assert [run(monkeypatch, result, *more)[1][0].lineage for more in ((), ("--lineage",))] == [False, True]
+    monkeypatch.setenv("CIML_LINEAGE", "1")
+    assert [run(monkeypatch, result, *more)[1][0].lineage for more in ((), ("--no-lineage",))] == [True, False]
+
+
+def test_the_refreshes_of_the_page_on_lineage_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line for line in commands((ROOT / "docs/lineage.md").read_text()) if "ciml refresh" in line]
+    assert len(lines) == 2
+    for line in lines:
+        words = shlex.split(line.partition("ciml refresh ")[2])
+        done, (config,) = run(monkeypatch, TrainResult("nothing_new", ("the same runs",)), *words)
+        assert (done.return_value, config.lineage, config.dataset) == (0, True, "provider"), done.output

@@ -18,8 +18,8 @@ from pipelines.raw_store.verify import verify_raw
 from tests.faults import forging
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
+from tests.messages import published
 from tests.pipelines.datasets.dataset_scenes import telemetry
-from tests.pipelines.ingest.ingesting import announced
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts
 from transforms.guard import guarded_messages
@@ -134,13 +134,13 @@ def trial(seed: int, scene: Scene) -> Verdict:
     service.open()
     try:
         _attack(verdict, rng, service.port)
-        messages = announced(scene.broker, topic)
+        messages = published(scene.broker, topic, "ci-events")
         verdict.expect(messages == [], f"I2: {len(messages)} forged deliveries were accepted")
         accepted = _honest(verdict, rng, service.port)
     finally:
         service.close()
     _write_to_topic(verdict, rng, target, before)
-    messages = announced(scene.broker, topic)
+    messages = published(scene.broker, topic, "ci-events")
     verdict.expect(len(messages) == accepted, f"I2: {len(messages)} messages of {accepted} deliveries, each sent twice")
     target.commit(messages)
     raised = {run_id for run_id, run in target.runs().items() if run[2]} - {

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RawFile
+from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog, catch_up
 from ciml.raw.state import RawState
 from ciml.storage.open import Store
 from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.broker import is_mock, list_topic
+from pipelines.kafka.broker import is_mock
 from pipelines.kafka.publish import VERSION
-from pipelines.kafka.reader import Reader
 from services.service import Progress
+from tests.messages import published
 from tests.pipelines.ingest.scenario import Scenario, corpus_facts
 from transforms.fetch.policy import FetchPolicy
 from transforms.raw.reader import verify_run
@@ -43,18 +43,6 @@ def need_real(broker: str) -> None:
     """Skips what the mock broker cannot do: transactions, topic ids, retention."""
     if is_mock(KafkaOptions(broker)):
         pytest.skip("the mock broker cannot do this")
-
-
-def announced(broker: str, topic: str) -> list[Message]:
-    """All committed messages of a topic, partition by partition."""
-    found: list[Message] = []
-    for partition, (first, end) in list_topic(KafkaOptions(broker), topic).bounds.items():
-        reader = Reader(KafkaOptions(broker), topic, partition)
-        reader.seek(first)
-        while reader.position < end:
-            found += reader.read(1000, 5)
-        reader.close()
-    return found
 
 
 def check(scenario: Scenario, raw: Store, runs_topic: str) -> dict[str, RawFile]:
@@ -84,7 +72,7 @@ def check(scenario: Scenario, raw: Store, runs_topic: str) -> dict[str, RawFile]
         run["mention"]["run_id"] for d in deltas for run in d["runs"] if not run["trust"]["trusted"]
     } == scenario.untrusted
     assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []
-    messages = announced(scenario.broker, runs_topic)
+    messages = published(scenario.broker, runs_topic, "runs")
     values = [json.loads(message.value or b"") for message in messages]
     assert Counter(each["run_id"] for each in values) == Counter(rows.keys())
     assert {each["run_id"]: (each["path"], each["digest"]) for each in values} == {
@@ -125,7 +113,7 @@ def wait_for(done: Callable[[], bool], most_s: float = 60.0) -> None:
 
 def settled(offset: int, run: int = 0) -> Outcome:
     facts, _ = corpus_facts(run + 1)[run]
-    file = RawFile(f"runs/{run}", f"digest-{run}", 1, 1)
+    file = RawFile(f"runs/{run}", f"{run:064x}", 1, 1)
     return Outcome("run", Origin("t", 0, offset), f"e{offset}", facts, file=file, detail="é \0")
 
 

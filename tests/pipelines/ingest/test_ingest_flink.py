@@ -18,7 +18,8 @@ from pipelines.kafka.broker import list_topic
 from pipelines.kafka.plan import plan
 from services.driver import drive
 from services.ingest import IngestService
-from tests.pipelines.ingest.ingesting import LogsArrive, MakeTopic, account, announced, check, config, wait_for
+from tests.messages import published
+from tests.pipelines.ingest.ingesting import LogsArrive, MakeTopic, account, check, config, wait_for
 from tests.pipelines.ingest.scenario import send
 
 
@@ -55,7 +56,7 @@ def test_flink_reads_what_comes_later(kafka: str, topic: MakeTopic, tmp_path: Pa
         job.join(60)
     state, _ = account(ours.raw)
     assert state.index.run_count() == len(second.runs)
-    assert sorted(json.loads(m.value or b"")["run_id"] for m in announced(kafka, ours.runs_topic)) == sorted(
+    assert sorted(json.loads(m.value or b"")["run_id"] for m in published(kafka, ours.runs_topic, "runs")) == sorted(
         second.runs
     )
 

@@ -31,8 +31,9 @@ from pipelines.backfill.backfill import backfill
 from pipelines.ingest.committer import Committer, committer
 from pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
 from pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
+from tests.messages import published
 from tests.pipelines.backfill.backfilling import listed
-from tests.pipelines.ingest.ingesting import MakeTopic, account, announced, need_real, raw_rows
+from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, raw_rows
 from tests.pipelines.ingest.scenario import corpus_facts
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
@@ -375,7 +376,7 @@ def test_a_topic_publishes_open_and_closed_dead_letters(kafka: str, topic: MakeT
     replay(place.config())
     assert both.announce() == 2
     both.close()
-    dead_letters = announced(kafka, names[0])
+    dead_letters = published(kafka, names[0], "dead-letters")
     messages = [(json.loads(message.key or b""), json.loads(message.value or b"")) for message in dead_letters]
     run = corpus_facts(1)[0][0].run_id
     assert [(key, value["state"]) for key, value in messages] == [
@@ -390,7 +391,7 @@ def test_a_topic_publishes_open_and_closed_dead_letters(kafka: str, topic: MakeT
     everything = b"".join(message.value or b"" for message in dead_letters)
     assert b"s3cr3t" not in everything
     assert b"payload" not in everything
-    assert len(announced(kafka, names[1])) == 2
+    assert len(published(kafka, names[1], "runs")) == 2
 
 
 def test_no_dead_letter_is_no_work(place: Place) -> None:

@@ -13,7 +13,8 @@ from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import Committer
 from pipelines.kafka.publish import LOG, VERSION, Projection, render_runs
-from tests.pipelines.ingest.ingesting import MakeTopic, announced, need_real, one_batch
+from tests.messages import published
+from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch
 from tests.pipelines.ingest.scenario import corpus_facts
 
 
@@ -30,7 +31,7 @@ def committed(tmp_path: Path) -> Committer:
 def runs_announced(broker: str, topic: str) -> list[tuple[str, str]]:
     return [
         (json.loads(message.value or b"")["run_id"], (dict(message.headers)[VERSION] or b"").decode())
-        for message in announced(broker, topic)
+        for message in published(broker, topic, "runs")
     ]
 
 

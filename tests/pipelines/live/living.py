@@ -19,6 +19,7 @@ from ciml.telemetry import telemetry_columns
 from pipelines.kafka.broker import list_topic
 from pipelines.kafka.reader import Reader
 from pipelines.live.pipeline import LiveConfig
+from tests.messages import check_message
 from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
 from tests.transforms.samples import corpus
 from transforms.examples.downsample import downsample
@@ -95,13 +96,18 @@ class Kept:
 
     def look(self) -> Kept:
         """Read new messages."""
-        for topic in (self.config.windows_topic, self.config.examples_topic, self.config.dead_letters_topic):
+        topics = (
+            ("windows", self.config.windows_topic), ("live-examples", self.config.examples_topic),
+            ("live-dead-letters", self.config.dead_letters_topic),
+        )  # fmt: skip
+        for schema, topic in topics:
             for partition, (first, end) in list_topic(self.kafka, topic).bounds.items():
                 key = topic, partition
                 reader = self._readers.setdefault(key, Reader(self.kafka, topic, partition))
                 reader.seek(max(first, reader.position))
                 while reader.position < end:
                     for message in reader.read(1000, 5):
+                        check_message(schema, message)
                         self._take(topic, message.key, json.loads(message.value or b""))
         return self
 

@@ -21,8 +21,6 @@ from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
 from ciml.metrics import Board
 from ciml.storage.open import open_store
-from pipelines.kafka.broker import list_topic
-from pipelines.kafka.reader import Reader
 from pipelines.predict import pipeline as predict_module
 from pipelines.predict.pipeline import PredictConfig
 from services.driver import drive
@@ -42,6 +40,7 @@ from serving.predict.log import (
 )
 from serving.predict.metrics import prediction_families
 from serving.predict.predictor import Predictor, PredictPolicy
+from tests.messages import published
 from tests.pipelines.predict.predicting import World, batch, telemetry
 from tests.scraping import collected
 from tests.serving.models_fixture import DEFINITION, save_model
@@ -270,20 +269,6 @@ def announce(kafka: str, topic: str, values: list[bytes]) -> None:
     assert producer.flush(20) == 0
 
 
-def published(kafka: str, topic: str) -> list[Message]:
-    options = KafkaOptions(kafka)
-    listing = list_topic(options, topic)
-    reader = Reader(options, topic, 0)
-    first, end = listing.bounds[0]
-    reader.seek(first)
-    found: list[Message] = []
-    deadline = time.monotonic() + 20
-    while reader.position < end and time.monotonic() < deadline:
-        found += reader.read(1000, 0.5)
-    reader.close()
-    return found
-
-
 @pytest.fixture
 def config(world: World, kafka: str, topic: Callable[..., str]) -> PredictConfig:
     policy = PredictPolicy("m", client=ClientPolicy(timeout_s=5, budget_s=20))
@@ -336,7 +321,7 @@ def test_micro_batches_predict_each_run_once(
         )
     with predict_module.committer(world.data.predictions, "m").state() as state:
         assert (state.repeats, dict(state.unpredictable)) == (1, {"bad_announcement": 1})
-    messages = published(kafka, config.predictions_topic)
+    messages = published(kafka, config.predictions_topic, "predictions")
     assert [message.key for message in messages] == [one["run_id"].encode() for one in found]
     for message, one in zip(messages, found, strict=True):
         headers = dict(message.headers)
@@ -410,4 +395,4 @@ def test_on_flink_equals_micro_batches(
         np.testing.assert_allclose(
             list(one["probabilities"].values()), world.expected(folders[0], one["run_id"]), atol=1e-5
         )
-    assert len(published(config.kafka.bootstrap, config.predictions_topic)) == 30
+    assert len(published(config.kafka.bootstrap, config.predictions_topic, "predictions")) == 30

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ciml
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import IntegrityError
 from ciml.metrics import Board
 from ciml.storage.open import open_store
+from pipelines.exports.mlflow import export_to_mlflow
 from pipelines.training import trainer as trainer_module
 from pipelines.training.metrics import registry_families
 from pipelines.training.trainer import TrainConfig, run_once
@@ -23,6 +25,7 @@ from serving.push import rollback
 from serving.registry import Registry
 from serving.server.model.loader import load_model
 from serving.server.server import ModelServer, ServerOptions
+from tests.ciml.lineage.recorded import names, states, stored
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
@@ -107,8 +110,11 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
     config: TrainConfig, scripted: Callable[..., Refreshing], spoil: str
 ) -> None:
     scripted((1, True, spoil))
-    result = run_once(config)
+    result = run_once(replace(config, lineage=True))
     assert (result.outcome, result.version) == ("refused", None)
+    events = stored(config.data)
+    assert states(events) == [("push.m", "START"), ("push.m", "FAIL")]
+    assert result.reasons[0][-40:] in events[1]["run"]["facets"]["errorMessage"]["message"]
     assert {"nan": "not finite", "signature": "no signature", "python": "not allowed"}[spoil] in result.reasons[0]
     state = Registry(config.data, "m").state
     assert not state.decisions[state.last_candidate].blessed
@@ -192,19 +198,29 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., 
 
 
 @pytest.mark.whole
-def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa: F811
-    """From real runs to answers of the server: the trainer's model and the served one agree."""
+def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """From real runs to answers of the server and of MLflow: the trainer's model and the served ones agree."""
     import shutil
+
+    import mlflow
 
     from training.export import load_exported
 
     shutil.copytree(made, tmp_path / "data")
     data = DataRoot.open(tmp_path / "data")
-    config = TrainConfig(data, "providers", "providers", Experiment(epochs=40))
+    config = TrainConfig(data, "providers", "providers", Experiment(epochs=40), lineage=True)
     steps: list[str] = []
     first = run_once(config, progress=steps.append)
     assert (first.outcome, first.version) == ("pushed", 1), first.reasons
     assert steps[-1] == "push"
+    events = stored(data)
+    assert states(events) == [
+        (f"{step}.providers", state) for step in ("snapshot", "train", "push") for state in ("START", "COMPLETE")
+    ]
+    made_of = {event["job"]["name"].partition(".")[0]: event for event in events if event["eventType"] == "COMPLETE"}
+    assert names(made_of["push"]["inputs"]) == names(made_of["train"]["outputs"])
+    assert names(made_of["snapshot"]["outputs"])[0] in names(made_of["train"]["inputs"])
+    assert names(made_of["push"]["outputs"]) == [(data.models.child("providers").url(), "1")]
     second = run_once(replace(config, experiment=Experiment(epochs=41)))
     assert second.outcome in ("pushed", "refused")
     assert second.metrics["comparison"]["runs"] > 0
@@ -219,6 +235,17 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa:
     with ModelServer(options) as server, ModelClient(f"127.0.0.1:{server.grpc_port}", "providers") as client:
         answer = client.predict(inputs, n_windows, version=1)
     np.testing.assert_allclose(answer.probabilities, exported.predict(inputs, n_windows), atol=1e-5)
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert export_to_mlflow(data, uri).new_versions == len(Registry(data, "providers").state.pushed())
+    mlflow.set_tracking_uri(uri)
+    there = mlflow.pyfunc.load_model("models:/providers/1")
+    answers = there.predict({"inputs": inputs, "n_windows": n_windows})["probabilities"]
+    np.testing.assert_array_equal(answers, answer.probabilities)
+    dataset = ciml.open(data.url).dataset("providers")  # as docs/mlflow.md has it
+    X, y = dataset.to_numpy("test")
+    answers = there.predict({"inputs": X, "n_windows": dataset.n_windows("test")})["probabilities"]
+    assert int((answers.argmax(axis=1) == y).sum()) == first.metrics["evaluation"]["accuracy"]["right"]
     model = load_model(data.models.child("providers").child("1"))
     assert set(model.signatures) == {"serving_default", "examples"}
     model.close()

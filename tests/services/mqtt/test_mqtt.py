@@ -28,7 +28,7 @@ from services.receivers.metrics import ReceiverMetrics
 from services.receivers.producer import DeliveryProducer
 from services.receivers.sessions import Inbox, Lost, SessionReceiver
 from services.service import NotReadyError
-from tests.pipelines.ingest.ingesting import announced
+from tests.messages import published
 from tests.scraping import Samples, parsed
 from tests.services.mqtt.mosquitto import USERS, Mosquitto
 
@@ -83,7 +83,7 @@ def stored(kafka: str, topic: str, least: int = 0) -> list[Message]:
     found: list[Message] = []
 
     def enough() -> bool:
-        found[:] = announced(kafka, topic)
+        found[:] = published(kafka, topic, "ci-events")
         return len(found) >= least
 
     wait(enough, f"there are {len(found)} messages, not {least}")

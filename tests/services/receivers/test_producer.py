@@ -16,7 +16,7 @@ from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
 from engines.processes import free_ports
 from services.receivers.producer import DeliveryProducer
-from tests.pipelines.ingest.ingesting import announced
+from tests.messages import published
 
 pytestmark = pytest.mark.engines
 
@@ -31,7 +31,7 @@ def test_what_is_acknowledged_is_stored(kafka: str, topic: Callable[..., str]) -
             await asyncio.gather(*(producer.deliver(b"%d" % number, ()) for number in range(500, 600)))
 
         asyncio.run(deliver())
-    messages = announced(kafka, name)
+    messages = published(kafka, name, None)
     assert Counter(each.value for each in messages) == Counter(b"%d" % number for number in range(600))
     assert messages[0].headers in ((("a", b"b"),), ())
 
@@ -42,7 +42,7 @@ def test_a_message_that_is_sent_before_the_end_is_stored(kafka: str, topic: Call
     waiting = producer.send(b"last", ())
     producer.close()
     assert waiting.done()
-    assert [each.value for each in announced(kafka, name)] == [b"last"]
+    assert [each.value for each in published(kafka, name, None)] == [b"last"]
 
 
 def test_a_message_over_the_limit_is_rejected_and_others_are_not(kafka: str, topic: Callable[..., str]) -> None:
@@ -77,4 +77,4 @@ def test_it_goes_on_after_an_error_that_its_client_does_not_survive(kafka: str, 
             time.sleep(0.02)
         assert producer._producer is not before
         assert producer.send(b"after", ()).result(30) is None
-    assert [each.value for each in announced(kafka, name)] == [b"after"]
+    assert [each.value for each in published(kafka, name, None)] == [b"after"]

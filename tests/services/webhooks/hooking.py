@@ -14,7 +14,7 @@ from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
 from services.receivers.config import load_receivers
 from services.webhooks.service import WebhooksService
-from tests.pipelines.ingest.ingesting import announced
+from tests.messages import published
 from tests.services.webhooks.test_signatures import SECRET, github
 
 SOURCE = """
@@ -59,7 +59,7 @@ class Hooks:
 
     def stored(self) -> list[Message]:
         """The messages of the topic."""
-        return announced(self.kafka, self.topic)
+        return published(self.kafka, self.topic, "ci-events")
 
 
 def write_config(folder: Path, text: str = SOURCE) -> Path:

@@ -21,7 +21,8 @@ from pipelines.ingest.config import IngestConfig
 from services.driver import drive
 from services.ingest import IngestService
 from tests.faults.children import Program
-from tests.pipelines.ingest.ingesting import account, announced
+from tests.messages import published
+from tests.pipelines.ingest.ingesting import account
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.services.webhooks.hooking import SOURCE, delivery, write_config
 from tests.services.webhooks.test_signatures import github
@@ -103,7 +104,7 @@ def run_bodies(number: int) -> list[bytes]:
 
 def ingest_and_compare(kafka: str, topic: str, data: Path, number: int, source: str) -> Counter[tuple[str, str]]:
     """Compare what was acknowledged (all of `run_bodies`) with the topic, and with the raw store after ingest."""
-    stored = Counter(json.loads(each.value or b"")["id"] for each in announced(kafka, topic))
+    stored = Counter(json.loads(each.value or b"")["id"] for each in published(kafka, topic, "ci-events"))
     assert set(stored) == {f"e-{each}" for each in range(number)}
     ((_, log),) = corpus_facts(1)
     config = IngestConfig(

@@ -1,0 +1,72 @@
+"""Sends the events of steps, in order, from a thread of its own: no endpoint delays a step."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ciml.events.redaction import redact_text
+
+if TYPE_CHECKING:
+    from ciml.data_root import DataRoot
+    from ciml.lineage.description import StepEvent
+
+_LOG = logging.getLogger(__name__)
+#: How long `close` waits for events that are not sent yet.
+CLOSE_S = 5.0
+_MOST_WAITING = 100
+_ERROR_CHARACTERS = 300
+
+
+class Emitter:
+    """Sends events to where OpenLineage's own configuration says, by default into the data root.
+
+    An event that cannot be sent is lost, with a warning.
+
+    Args:
+      data: the data root.
+      close_s: how long `close` waits, seconds.
+    """
+
+    def __init__(self, data: DataRoot, close_s: float = CLOSE_S) -> None:
+        self._data, self._close_s = data, close_s
+        self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MOST_WAITING)
+        self._given_up = threading.Event()
+        # A daemon: a request that never ends must not keep the process.
+        self._thread = threading.Thread(target=self._send_all, name="lineage", daemon=True)
+        self._thread.start()
+
+    def emit(self, event: StepEvent) -> None:
+        """Take an event, at once."""
+        try:
+            self._waiting.put_nowait(event)
+        except queue.Full:
+            _LOG.warning("lineage: %s of %s is lost: %d events wait", event.state, event.job, _MOST_WAITING)
+
+    def close(self) -> None:
+        """Wait until all events are sent, for ``close_s`` at most."""
+        until = time.monotonic() + self._close_s
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=self._close_s)
+        self._thread.join(max(until - time.monotonic(), 0.0))
+        if self._thread.is_alive():
+            self._given_up.set()
+            _LOG.warning("lineage: events were not sent within %g s, and are lost", self._close_s)
+
+    def _send_all(self) -> None:
+        client: Any = None
+        while (event := self._waiting.get()) is not None and not self._given_up.is_set():
+            try:
+                from ciml.lineage import events
+
+                client = client or events.make_client(self._data)
+                client.emit(events.run_event(event, self._data))
+            except Exception as error:  # noqa: BLE001  # whatever an endpoint does, the step goes on
+                text = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))[:_ERROR_CHARACTERS]
+                _LOG.warning("lineage: %s of %s was not sent: %s", event.state, event.job, text)
+        if client is not None:
+            client.close(0)

@@ -1,0 +1,108 @@
+"""Steps that are reported as OpenLineage runs: START, then COMPLETE, FAIL or ABORT, with the data that they use.
+
+Reporting never fails or delays a step: events go to a thread, descriptions that raise are logged, and `close` waits for
+a few seconds at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from ciml.lineage.description import Description, State, StepEvent
+
+_LOG = logging.getLogger(__name__)
+
+Describe = Callable[[], Description]
+
+
+class Emits(Protocol):
+    """Takes events, at once."""
+
+    def emit(self, event: StepEvent) -> None:
+        """Take an event."""
+
+    def close(self) -> None:
+        """Wait until the events are sent, a few seconds at most."""
+
+
+class Step:
+    """An execution of a step. `describe` says what it did."""
+
+    def __init__(self) -> None:
+        self.described: Describe | None = None
+
+    def describe(self, description: Describe) -> None:
+        """Report this description when the step has completed. It is called only if lineage is on."""
+        self.described = description
+
+
+class Lineage:
+    """Reports steps. `OFF` reports nothing.
+
+    Args:
+      emitter: takes the events; None for none.
+    """
+
+    def __init__(self, emitter: Emits | None = None) -> None:
+        self._emitter = emitter
+
+    @contextmanager
+    def step(self, job: str, description: Describe | None = None) -> Iterator[Step]:
+        """Report the execution of a block.
+
+        Args:
+          job: name of the step.
+          description: what it will read; called only if lineage is on.
+
+        Example:
+          >>> with OFF.step("snapshot.provider") as step:
+          ...     step.describe(lambda: Description(outputs=(Data("data/trainer/provider/snapshots", "5f1c…"),)))
+        """
+        step = Step()
+        if self._emitter is None:
+            yield step
+            return
+        first = StepEvent(_new_id(), job, "START", datetime.now(UTC), _described(description, Description()))
+        self._emitter.emit(first)
+        try:
+            yield step
+        except BaseException as error:
+            state: State = "FAIL" if isinstance(error, Exception) else "ABORT"
+            text = f"{type(error).__name__}: {error}"
+            self._emitter.emit(replace(first, state=state, time=datetime.now(UTC), error=text))
+            raise
+        done = _described(step.described, first.description)
+        self._emitter.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=done))
+
+    def close(self) -> None:
+        """Wait until the events are sent, a few seconds at most."""
+        if self._emitter is not None:
+            self._emitter.close()
+
+
+OFF = Lineage()
+
+
+def _described(description: Describe | None, otherwise: Description) -> Description:
+    if description is None:
+        return otherwise
+    try:
+        return description()
+    except Exception:  # noqa: BLE001  # the step goes on
+        _LOG.warning("lineage: a step cannot be described", exc_info=True)
+        return otherwise
+
+
+def _new_id() -> str:
+    """Return a UUID of version 7, whose order is that of time."""
+    import secrets
+    import time
+    import uuid
+
+    stamp = int(time.time() * 1000) << 80
+    return str(uuid.UUID(int=stamp | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)))

@@ -1,0 +1,71 @@
+"""A model as MLflow loads it: its ``loader_module``. It runs in ``ciml[serve]``; no pickle and no code is in the model.
+
+The model is loaded as the model server loads it (`serving.server.model.loader`), so that it gives the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ciml.errors import CimlError
+from ciml.http.errors import RequestError
+from serving.predict.answers import MAX_CALL_ROWS
+
+#: The inputs of a model, by name.
+INPUTS, N_WINDOWS = "inputs", "n_windows"
+_KINDS = {INPUTS: np.float32, N_WINDOWS: np.int32}
+
+
+class ServedModel:
+    """Predicts prepared runs.
+
+    Args:
+      folder: of the SavedModel.
+    """
+
+    def __init__(self, folder: str) -> None:
+        import os
+
+        from ciml.storage.open import LocalStore
+        from serving.server.model.loader import load_model
+
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
+        self._loaded = load_model(LocalStore(folder))
+
+    def predict(self, model_input: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """Predict runs that were prepared by the model's definition, as a data set holds them.
+
+        Args:
+          model_input: ``inputs`` float32 [n, L, F], not normalised, and ``n_windows`` int32 [n].
+          params: none are known.
+
+        Returns:
+          ``probabilities`` float32 [n, C].
+
+        Raises:
+          CimlError: an input is missing, or has another type or shape.
+        """
+        del params
+        given = {name: np.atleast_1d(model_input[name]) for name in model_input}
+        for name, kind in _KINDS.items():
+            if name in given and not np.can_cast(given[name].dtype, kind, "same_kind"):
+                raise CimlError(f"input {name!r}: expected {np.dtype(kind)}, got {given[name].dtype}")
+        given = {name: values.astype(_KINDS.get(name, values.dtype), copy=False) for name, values in given.items()}
+        rows = max((len(values) for values in given.values()), default=0)
+        try:
+            parts = [
+                self._loaded.predict("", {name: values[at : at + MAX_CALL_ROWS] for name, values in given.items()})
+                for at in range(0, max(rows, 1), MAX_CALL_ROWS)
+            ]
+        except RequestError as error:
+            raise CimlError(str(error)) from None
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _load_pyfunc(data_path: str) -> ServedModel:
+    """Load a model. MLflow calls this."""
+    return ServedModel(data_path)

@@ -1,0 +1,340 @@
+"""Steps become OpenLineage events, by whatever transport, and no transport fails or delays a step."""
+
+from __future__ import annotations
+
+import copy
+import http.server
+import importlib.util
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError
+from ciml.lineage import emitter
+from ciml.lineage.description import Data, Description
+from ciml.lineage.emitter import Emitter
+from ciml.lineage.events import MOST_COLUMNS, dataset_name
+from ciml.lineage.open import lineage_of
+from ciml.lineage.steps import OFF, Lineage
+from tests.ciml.lineage.model import fault
+from tests.ciml.lineage.recorded import Recorded, checked, names, states, stored
+from tests.messages import published
+
+RAW = Data("/srv/data/raw", "7")
+EXAMPLES = Data("s3://bucket/sets/a", "1", (("usr", "float32[5]"),), 3, {"spans": [[1, 1, "ab"]]})
+FULL = Description(
+    (RAW, EXAMPLES),
+    (Data("/srv/data/models/m", "2", rows=5),),
+    {"seed": 0, "hidden_layers": [8]},
+    (("beats it", True), ("slow", False)),
+    {"evaluation": {"accuracy": {"value": 0.5, "low": None}}},
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE_DISABLED", "OPENLINEAGE_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataRoot:
+    return DataRoot.open(tmp_path / "data")
+
+
+def run_steps(data: DataRoot, count: int = 1) -> None:
+    with lineage_of(data, True) as lineage:
+        for number in range(count):
+            with lineage.step(f"train.m{number}") as step:
+                step.describe(lambda: FULL)
+
+
+def test_off_describes_and_imports_nothing(data: DataRoot) -> None:
+    def fails() -> Description:
+        raise AssertionError("described")
+
+    with lineage_of(data, False) as lineage:
+        assert lineage is OFF
+        with lineage.step("snapshot.m", fails) as step:
+            step.describe(fails)
+    assert not data.exists()
+
+
+def test_a_step_has_a_start_and_an_end_of_the_same_run(data: DataRoot) -> None:
+    recorded = Recorded(data)
+    with recorded.step("train.m", lambda: Description(FULL.inputs)) as step:
+        step.describe(lambda: FULL)
+    first, last = recorded.events
+    assert states(recorded.events) == [("train.m", "START"), ("train.m", "COMPLETE")]
+    assert first["run"]["runId"] == last["run"]["runId"]
+    assert first["eventTime"] <= last["eventTime"]
+    assert (names(first["inputs"]), first["outputs"]) == ([("/srv/data/raw", "7"), ("sets/a", "1")], [])
+    assert names(last["outputs"]) == [("/srv/data/models/m", "2")]
+    assert [each["namespace"] for each in last["inputs"]] == ["file", "s3://bucket"]
+    assert last["inputs"][1]["facets"]["schema"]["fields"][0]["name"] == "usr"
+    assert last["inputs"][1]["facets"]["ciml_data"]["spans"] == [[1, 1, "ab"]]
+    assert last["inputs"][1]["inputFacets"]["dataQualityMetrics"]["rowCount"] == 3
+    assert last["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 5
+    facets = last["run"]["facets"]
+    assert [(each["key"], each["value"]) for each in facets["executionParameters"]["parameters"]] == [
+        ("seed", "0"), ("hidden_layers", "[8]"),
+    ]  # fmt: skip
+    assert [(each["name"], each["status"]) for each in facets["test"]["tests"]] == [
+        ("beats it", "pass"),
+        ("slow", "fail"),
+    ]
+    assert facets["ciml_evaluation"]["evaluation"]["accuracy"]["value"] == 0.5
+    assert facets["processing_engine"]["name"] == "ciml"
+    assert first["job"]["namespace"] == f"file://{data.url}"
+    assert first["job"]["facets"]["jobType"]["jobType"] == "TRAIN"
+
+
+def test_planted_faults_are_found(data: DataRoot) -> None:
+    """The model that the tests compare with is strict."""
+    recorded = Recorded(data)
+    with recorded.step("train.m") as step:
+        step.describe(lambda: FULL)
+    event = recorded.events[-1]
+    assert not fault(event)
+    plants: list[tuple[Callable[[Any], Any], str, Any]] = [
+        (lambda e: e, "eventType", "DONE"),
+        (lambda e: e, "eventTime", "yesterday"),
+        (lambda e: e, "producer", None),
+        (lambda e: e, "more", 1),
+        (lambda e: e["run"], "runId", "7"),
+        (lambda e: e["job"], "name", ""),
+        (lambda e: e["inputs"][0], "namespace", ...),
+        (lambda e: e["inputs"][0]["facets"], "versions", e_facet := {"_producer": "urn:x", "_schemaURL": "urn:x"}),
+        (lambda e: e["inputs"][0]["facets"]["version"], "datasetVersion", 7),
+        (lambda e: e["inputs"][0]["facets"]["version"], "_producer", ""),
+        (lambda e: e["outputs"][0]["outputFacets"]["outputStatistics"], "rowCount", "5"),
+        (lambda e: e["run"]["facets"]["test"]["tests"][0], "status", ...),
+        (lambda e: e["run"]["facets"], "ciml_evaluation", e_facet),
+    ]
+    for place, key, wrong in plants:
+        spoiled = copy.deepcopy(event)
+        if wrong is ...:
+            del place(spoiled)[key]
+        else:
+            place(spoiled)[key] = wrong
+        assert fault(spoiled), (key, wrong)
+
+
+def test_an_error_ends_a_step_as_failed_without_secrets(data: DataRoot) -> None:
+    recorded = Recorded(data)
+    with pytest.raises(CimlError), recorded.step("push.m"):
+        raise CimlError("no answer of https://user:hunter2@host/x?token=hunter2\n" + "x" * 5000)
+    with pytest.raises(KeyboardInterrupt), recorded.step("push.m"):
+        raise KeyboardInterrupt
+    assert [state for _, state in states(recorded.events)] == ["START", "FAIL", "START", "ABORT"]
+    error = recorded.events[1]["run"]["facets"]["errorMessage"]
+    assert error["message"].startswith("CimlError: no answer of https://host/x?token=REDACTED")
+    assert len(error["message"]) == 1000
+    assert "hunter2" not in json.dumps(recorded.events)
+
+
+def test_a_description_that_fails_is_left_out(data: DataRoot, caplog: pytest.LogCaptureFixture) -> None:
+    recorded = Recorded(data)
+    with recorded.step("train.m", lambda: Description(FULL.inputs)) as step:
+        step.describe(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert states(recorded.events) == [("train.m", "START"), ("train.m", "COMPLETE")]
+    assert names(recorded.events[1]["inputs"]) == names(recorded.events[0]["inputs"])
+    assert "lineage: a step cannot be described" in caplog.text
+
+
+def test_a_wide_schema_is_cut(data: DataRoot) -> None:
+    recorded = Recorded(data)
+    columns = tuple((f"c{number}", "float32") for number in range(MOST_COLUMNS + 5))
+    with recorded.step("train.m", lambda: Description((Data("/x", columns=columns),))):
+        pass
+    assert len(recorded.events[0]["inputs"][0]["facets"]["schema"]["fields"]) == MOST_COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("/srv/data/raw", ("file", "/srv/data/raw")),
+        ("file:///srv/data", ("file", "/srv/data")),
+        ("s3://bucket/a/raw", ("s3://bucket", "a/raw")),
+        ("s3://bucket", ("s3://bucket", "/")),
+        ("https://user:pw@host/list.json?token=x", ("https://host", "list.json?token=REDACTED")),
+    ],
+)
+def test_data_are_named_as_openlineage_names_them(address: str, name: tuple[str, str]) -> None:
+    assert dataset_name(address) == name
+
+
+def test_namespace_and_parent_come_from_the_environment(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = "01941f29-7c00-7f39-8b2b-9f3a0f5d3a11"
+    monkeypatch.setenv("OPENLINEAGE_NAMESPACE", "farm")
+    for parent, found in ((f"airflow/dag.task/{run_id}", run_id), ("airflow/dag/no-id", ""), ("x", "")):
+        monkeypatch.setenv("OPENLINEAGE_PARENT_ID", parent)
+        recorded = Recorded(data)
+        with recorded.step("train.m"):
+            pass
+        event = recorded.events[0]
+        assert event["job"]["namespace"] == "farm"
+        assert event["run"]["facets"].get("parent", {}).get("run", {}).get("runId", "") == found
+        assert found == "" or event["run"]["facets"]["parent"]["job"] == {
+            "namespace": "airflow", "name": "dag.task", "facets": {},
+        }  # fmt: skip
+
+
+def test_events_go_into_the_data_root_by_default(data: DataRoot) -> None:
+    run_steps(data, 3)
+    run_steps(data)
+    assert states(stored(data)) == [
+        (f"train.m{number}", state) for number in (0, 1, 2, 0) for state in ("START", "COMPLETE")
+    ]
+
+
+def test_disabled_is_disabled(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENLINEAGE_DISABLED", "true")
+    run_steps(data)
+    assert not data.exists()
+
+
+def test_a_configuration_of_openlineage_decides(data: DataRoot, tmp_path: Path) -> None:
+    log = tmp_path / "events.log"
+    (tmp_path / "openlineage.yml").write_text(
+        f"transport: {{type: file, log_file_path: {log}, append: true}}\ntags: {{run: {{farm: north}}}}\n"
+    )
+    run_steps(data)
+    events = [checked(json.loads(line)) for line in log.read_text().splitlines()]
+    assert states(events) == [("train.m0", "START"), ("train.m0", "COMPLETE")]
+    assert ("farm", "north") in [(tag["key"], tag["value"]) for tag in events[0]["run"]["facets"]["tags"]["tags"]]
+    assert not data.exists()
+
+
+def test_the_address_of_the_source_code_has_no_secret(data: DataRoot, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/config").write_text('[remote "origin"]\n\turl = https://user:hunter2@host/repo.git\n')
+    (tmp_path / ".git/HEAD").write_text("0" * 40)
+    monkeypatch.setenv("OPENLINEAGE__FACETS__SOURCE_CODE_LOCATION__DISABLED", "false")
+    run_steps(data)
+    location = stored(data)[0]["job"]["facets"]["sourceCodeLocation"]
+    assert (location["url"], location["version"]) == ("https://host/repo.git", "0" * 40)
+    assert "hunter2" not in json.dumps(stored(data))
+
+
+class _Endpoint(http.server.ThreadingHTTPServer):
+    """A lineage server that keeps what it gets."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, str, dict[str, Any]]] = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            server: _Endpoint
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                self.server.got.append((self.path, self.headers.get("authorization", ""), json.loads(body)))
+                self.send_response(201)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[_Endpoint]:
+    with _Endpoint() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_gets_the_events_in_order(
+    data: DataRoot, endpoint: _Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(_openlineage_variables()):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OPENLINEAGE_URL", f"http://127.0.0.1:{endpoint.server_port}")
+    monkeypatch.setenv("OPENLINEAGE_API_KEY", "key")
+    run_steps(data, 5)
+    for name in list(_openlineage_variables()):  # which the client sets
+        monkeypatch.delenv(name)
+    assert [(path, key) for path, key, _ in endpoint.got] == [("/api/v1/lineage", "Bearer key")] * 10
+    assert states([checked(event) for _, _, event in endpoint.got]) == [
+        (f"train.m{number}", state) for number in range(5) for state in ("START", "COMPLETE")
+    ]
+    assert not data.exists()
+
+
+def _openlineage_variables() -> Iterator[str]:
+    import os
+
+    return iter([name for name in os.environ if name.startswith("OPENLINEAGE__")])
+
+
+@pytest.mark.parametrize("kind", ["silent", "closed", "nonsense"])
+def test_no_endpoint_fails_or_delays_a_step(
+    data: DataRoot, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if kind == "silent":
+            server.listen(50)  # it accepts and never answers
+        url = "gopher://x" if kind == "nonsense" else f"http://127.0.0.1:{server.getsockname()[1]}"
+        retries = "retry: {total: 2, connect: 2, backoff_factor: 0.5}"
+        (tmp_path / "openlineage.yml").write_text(f"transport: {{type: http, url: '{url}', timeout: 60, {retries}}}\n")
+        sending = Emitter(data, close_s=1.0)
+        lineage = Lineage(sending)
+        with caplog.at_level(logging.WARNING):
+            began = time.monotonic()
+            for number in range(200):
+                with lineage.step(f"train.m{number}") as step:
+                    step.describe(lambda: FULL)
+            steps_s = time.monotonic() - began
+            began = time.monotonic()
+            lineage.close()
+            closed_s = time.monotonic() - began
+    assert steps_s < 20.0
+    assert closed_s < 10.0
+    if kind == "nonsense":
+        assert "lineage: START of train.m0 was not sent: " in caplog.text
+    else:
+        assert "is lost: 100 events wait" in caplog.text
+        assert "lineage: events were not sent within 1 s, and are lost" in caplog.text
+    if kind == "closed":  # nothing is tried any more
+        sending._thread.join(60.0)
+        assert not sending._thread.is_alive()
+
+
+def test_a_missing_extra_is_one_line(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CimlError, match=r"^this needs ciml\[lineage\]: pip install 'ciml\[lineage\]'$"):
+        run_steps(data)
+
+
+def test_the_wait_at_the_end_is_short() -> None:
+    assert emitter.CLOSE_S == 5.0
+
+
+@pytest.mark.engines
+def test_kafka_gets_the_events(
+    kafka: str, topic: Callable[..., str], data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = topic(name="lineage")
+    transport = {"type": "kafka", "topic": name, "config": {"bootstrap.servers": kafka}, "flush": True}
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
+    run_steps(data)
+    events = [checked(json.loads(message.value or b"")) for message in published(kafka, name, None)]
+    assert states(events) == [("train.m0", "START"), ("train.m0", "COMPLETE")]

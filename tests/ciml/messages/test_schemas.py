@@ -1,0 +1,165 @@
+"""The schemas are those of docs/schemas, follow from the types, accept real messages, and reject wrong ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from jsonschema import Draft202012Validator
+
+from ciml.errors import CimlError
+from ciml.messages.schemas import schema, schema_names, schema_text
+from cli.main import cli
+from tests.ciml.messages.made import made, values
+from tests.messages import check_message, fault
+
+ROOT = Path(__file__).parents[3]
+NAMES = list(schema_names())
+every_schema = pytest.mark.parametrize("name", NAMES)
+
+
+def test_the_files_are_those_that_the_types_give() -> None:
+    """`ciml schema --output docs/schemas` writes them."""
+    assert {path.name: path.read_text() for path in (ROOT / "docs/schemas").iterdir()} == {
+        f"{name}.json": schema_text(name) for name in NAMES
+    }
+
+
+def test_the_document_names_each_schema_and_file() -> None:
+    text = (ROOT / "docs/schemas.md").read_text()
+    assert [name for name in NAMES if f"[`{name}`](schemas/{name}.json)" not in text] == []
+
+
+@every_schema
+def test_a_schema_is_one_and_all_its_references_are_in_it(name: str) -> None:
+    found = schema(name)
+    Draft202012Validator.check_schema(found)
+    references = set(_references(found))
+    assert references <= {f"#/$defs/{each}" for each in found["$defs"]}
+    assert {f"#/$defs/{each}" for each in found["$defs"]} <= references
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(CimlError, match="no schema 'x'; choose from ci-events, ci-events-headers, samples"):
+        schema("x")
+
+
+def test_each_topic_of_a_command_has_a_schema() -> None:
+    named = set[str]()
+    for command in _commands(cli):
+        for option in command.params:
+            if any(name.endswith("topic") for name in option.opts) and isinstance(option.default, str):
+                named.add(
+                    option.default or "dead-letters"
+                )  # the only one that is not published without being asked for
+    assert named == {name for name in NAMES if not name.endswith("-headers")}
+
+
+@pytest.mark.parametrize("topic", sorted(made()))
+def test_a_message_of_each_form_follows_its_schema(topic: str) -> None:
+    messages = made()[topic]
+    for message in messages:
+        check_message(topic, message)
+    forms = {
+        json.dumps(sorted(json.loads(message.value or b"null"))) for message in messages if message.value != b"no JSON"
+    }
+    assert len(forms) >= {"windows": 1, "runs": 2}.get(topic, 2)
+
+
+@every_schema
+def test_a_wrong_message_does_not_follow_its_schema(name: str) -> None:
+    """Each required field is taken away, and each field gets a value of another type."""
+    tried = 0
+    for value in values(name):
+        assert not fault(name, value)
+        for path, wrong in _spoiled(name, value):
+            assert fault(name, wrong), f"{name}: {path}: {json.dumps(wrong)[:300]}"
+            tried += 1
+    assert tried >= 2
+
+
+@every_schema
+def test_a_consumer_may_meet_new_fields(name: str) -> None:
+    for value in values(name):
+        wider = {**value, "added_later": "x" if name.endswith("-headers") else {"of": ["any", "kind"]}}
+        assert not fault(name, wider)
+        assert fault(name, wider, closed=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "wrong"),
+    [
+        ("runs", "digest", "A" * 64),
+        ("runs", "raw_version", 0),
+        ("runs", "reclaim", False),
+        ("runs-headers", "manifest", "v4"),
+        ("dead-letters", "state", "lost"),
+        ("dead-letters", "origin", ["ci-events", 0]),
+        ("predictions", "probabilities", {"code": "0.5"}),
+        ("predictions-headers", "ce_type", "dev.ciml.prediction.v2"),
+        ("windows", "pane", "last"),
+        ("windows", "values", [1.5, None]),
+        ("windows", "day", "26.11.2026"),
+        ("live-examples", "standing", "over"),
+        ("live-examples", "values", [1.5]),
+        ("samples", "samples", [[0, 1_795_518_000_000_000, True]]),
+        ("samples", "recorder_us", 1_795_518_000),
+        ("ci-events", "specversion", "0.3"),
+        ("ci-events", "data", {"runs": []}),
+        ("ci-events-headers", "ciml_auth", "HMAC SHA"),
+    ],
+)
+def test_planted_values_are_found(name: str, field: str, wrong: Any) -> None:
+    value = next(each for each in values(name) if field in each or field == "reclaim")
+    assert fault(name, {**value, field: wrong})
+
+
+@pytest.mark.parametrize(
+    "without", [("result", "outcome"), ("start_time", "end_time"), ("id",), ("job",)], ids=lambda names: "+".join(names)
+)
+def test_a_finished_run_needs_a_result_and_a_time(without: tuple[str, ...]) -> None:
+    value = next(values("ci-events"))
+    assert not fault("ci-events", value)
+    data = {key: each for key, each in value["data"].items() if key not in without}
+    assert fault("ci-events", {**value, "data": data})
+
+
+def _commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from _commands(below)
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        value = list(value.values())
+    for each in value if isinstance(value, list) else ():
+        yield from _references(each)
+
+
+def _spoiled(name: str, value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield copies of a value with a fault, and where it is."""
+    found = schema(name)
+    forms = [found["$defs"][ref["$ref"].rpartition("/")[2]] for ref in found.get("anyOf", [found])]
+    (form, *_) = [each for each in forms if set(each.get("required", ())) <= value.keys() and value.keys() <= {
+        *each["properties"], *(key for key in value if key.startswith("ciml_header_"))
+    }] or [None]  # fmt: skip
+    if form is None or not form["properties"]:
+        return
+    for key in form.get("required", ()) if value.keys() != {"content-type"} else ():  # without it the event is bare
+        yield f"without {key}", {other: each for other, each in value.items() if other != key}
+    for key in value:
+        wrong = copy.deepcopy(value)
+        wrong[key] = 5 if name.endswith("-headers") else [{}] if not isinstance(value[key], list) else {"x": 1}
+        yield f"type of {key}", wrong

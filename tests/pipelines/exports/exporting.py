@@ -1,0 +1,43 @@
+"""A data root with stored trials and pushed models, for exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ciml.data_root import DataRoot
+from ciml.decision import Decision
+from ciml.digest import canonical_json
+from ciml.storage.open import open_store
+from serving.push import push
+from tests.serving.models_fixture import save_model
+from training.experiment import Experiment
+
+ACCURACY = {"value": 0.9, "low": 0.8, "high": 0.95, "right": 9, "runs": 10}
+RESULT: dict[str, Any] = {
+    "snapshot": {"digest": "d" * 64, "spans": [[1, 2]]},
+    "test": {"runs": 10, "accuracy": ACCURACY, "base_rate": {"class": "a", **ACCURACY, "value": 0.5}},
+    "baselines": {},
+}
+
+
+def store_trial(data: DataRoot, experiment: str, dataset: str, trial: str, accuracy: float = 0.9) -> None:
+    """Store an experiment and a result of it."""
+    value = Experiment(name=experiment).to_json()
+    data.experiments.create(f"{experiment}/experiment.json", canonical_json(value))
+    test = {**RESULT["test"], "accuracy": {**ACCURACY, "value": accuracy}}
+    result = {**RESULT, "dataset": dataset, "experiment": value, "test": test}
+    data.experiments.create(f"{experiment}/results/{dataset}/{trial}/result.json", json.dumps(result).encode())
+
+
+def push_model(data: DataRoot, folder: Path, seed: int, label: str = "stable", blessed: bool = True) -> None:
+    """Record a candidate of the model ``m``, and push it if it is blessed."""
+    decision = Decision(blessed, ("better" if blessed else "worse",), {"accuracy": ACCURACY})
+    facts = {"dataset": "jobs", "snapshot": "d" * 64, "refresh": f"key{seed}", "experiment": Experiment().to_json()}
+    source = open_store(save_model(folder / f"model-{seed}", seed))
+    try:
+        push(data, "m", source, decision, label=label, facts=facts, check=False)
+    except Exception:
+        if blessed:
+            raise

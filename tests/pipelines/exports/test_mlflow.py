@@ -1,0 +1,246 @@
+"""Exports to a real MLflow: once, again, after kills and with moved labels; and what its models answer."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, EngineError, IntegrityError
+from cli.main import cli
+from pipelines.exports.mlflow import Exported, export_to_mlflow
+from serving.push import rollback
+from serving.server.model.loader import load_model
+from tests.pipelines.exports.exporting import push_model, store_trial
+from tests.project.test_readme import ROOT, commands
+from tests.serving.models_fixture import DEFINITION
+
+pytestmark = pytest.mark.whole
+
+
+class KilledError(BaseException):
+    """As a SIGKILL."""
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow without content: to make one takes seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    uri = f"sqlite:///{file}"
+    MlflowClient(uri, uri).search_experiments()
+    return file
+
+
+@pytest.fixture
+def mlflow_uri(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)  # artifacts go to ./mlruns
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trials; a model with three candidates, of which two are pushed."""
+    root = tmp_path_factory.mktemp("exports")
+    data = DataRoot.open(root / "data")
+    store_trial(data, "dnn", "jobs", "a" * 24)
+    store_trial(data, "svm", "jobs", "b" * 24, accuracy=0.7)
+    push_model(data, root, 1)
+    push_model(data, root, 2, blessed=False)
+    push_model(data, root, 3)
+    return root / "data"
+
+
+@pytest.fixture
+def data(made: Path, tmp_path: Path) -> DataRoot:
+    shutil.copytree(made, tmp_path / "data")
+    return DataRoot.open(tmp_path / "data")
+
+
+def rows(uri: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of the database, but for the address of the artifacts."""
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {table: sorted(database.execute(f'SELECT * FROM "{table}"').fetchall(), key=repr) for table in tables}
+
+
+def content(uri: str) -> dict[str, Any]:
+    """What a user of MLflow sees, without its ids."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri, uri)
+    experiments = {one.experiment_id: one.name for one in client.search_experiments()}
+    runs = client.search_runs(list(experiments))
+    keys = {one.info.run_id: one.data.tags["ciml.key"] for one in runs}
+    assert len(set(keys.values())) == len(runs)
+    return {
+        "runs": {
+            keys[one.info.run_id]: (
+                experiments[one.info.experiment_id], one.info.run_name, one.info.status, one.info.start_time,
+                dict(one.data.params), dict(one.data.metrics), dict(one.data.tags),
+                {name: len(client.get_metric_history(one.info.run_id, name)) for name in one.data.metrics},
+            )
+            for one in runs
+        },
+        "versions": {
+            (one.name, one.tags["ciml.version"]): (one.version, one.tags, keys[one.run_id])
+            for one in client.search_model_versions()
+        },
+        "aliases": {
+            one.name: dict(client.get_registered_model(one.name).aliases) for one in client.search_registered_models()
+        },
+    }  # fmt: skip
+
+
+def test_all_of_a_data_root_is_there_once(data: DataRoot, mlflow_uri: str, tmp_path: Path) -> None:
+    lines: list[str] = []
+    done = export_to_mlflow(data, mlflow_uri, lines.append)
+    assert done == Exported(5, 5, 2, 2, {"m": {"stable": 2}})
+    assert len(lines) == 7
+    found = content(mlflow_uri)
+    name = f"jobs/svm/{'b' * 24}"
+    experiment, run_name, status, _, params, metrics, tags, history = found["runs"][name]
+    assert (experiment, run_name, status) == ("jobs", "svm", "FINISHED")
+    assert (params["epochs"], metrics["accuracy"], metrics["accuracy.low"], metrics["base_rate"]) == (
+        "150", 0.7, 0.8, 0.5,
+    )  # fmt: skip
+    assert tags["ciml.snapshot"] == "d" * 64
+    assert set(history.values()) == {1}
+    blessed = sorted(tags["ciml.blessed"] for *_, tags, _ in found["runs"].values() if tags["ciml.kind"] == "candidate")
+    assert blessed == ["false", "true", "true"]
+    versions = {key: str(version) for key, (version, *_) in found["versions"].items()}
+    assert versions == {("m", "1"): "1", ("m", "2"): "2"}
+    assert {tags["ciml.withdrawn"] for _, tags, _ in found["versions"].values()} == {"false"}
+    assert [str(version) for version in found["aliases"]["m"].values()] == ["2"]
+    assert not list(tmp_path.rglob("*.pkl"))
+
+    before = rows(mlflow_uri)
+    again = export_to_mlflow(data, mlflow_uri)
+    assert again == Exported(5, 0, 2, 0, {"m": {"stable": 2}})
+    assert rows(mlflow_uri) == before
+
+    push_model(data, tmp_path, 4, label="canary")
+    assert export_to_mlflow(data, mlflow_uri) == Exported(6, 1, 3, 1, {"m": {"canary": 3, "stable": 2}})
+    rollback(data, "m")
+    assert export_to_mlflow(data, mlflow_uri) == Exported(6, 0, 3, 0, {"m": {"canary": 3, "stable": 1}})
+    found = content(mlflow_uri)
+    assert {name: str(version) for name, version in found["aliases"]["m"].items()} == {"canary": "3", "stable": "1"}
+    assert {key[1]: tags["ciml.withdrawn"] for key, (_, tags, _) in found["versions"].items()} == {
+        "1": "false", "2": "true", "3": "false",
+    }  # fmt: skip
+    rollback(data, "m", 1, label="canary")  # no longer beside stable
+    assert export_to_mlflow(data, mlflow_uri).aliases == {"m": {"canary": 1, "stable": 1}}
+
+
+def test_an_export_that_is_killed_after_each_kind_of_call_is_resumed(
+    data: DataRoot, mlflow_uri: str, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    for step in (
+        "create_run", "log_batch", "set_terminated", "create_registered_model", "log_artifacts", "set_tag",
+        "create_model_version", "set_registered_model_alias", "set_registered_model_tag",
+    ):  # fmt: skip
+        inner = getattr(MlflowClient, step)
+
+        def dies(*arguments: Any, _inner: Any = inner, **named: Any) -> None:
+            _inner(*arguments, **named)
+            raise KilledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, step, dies)
+            with pytest.raises(KilledError):
+                export_to_mlflow(data, mlflow_uri)
+    export_to_mlflow(data, mlflow_uri)
+    shutil.copy(empty, tmp_path / "whole.db")
+    export_to_mlflow(data, f"sqlite:///{tmp_path}/whole.db")
+    assert content(mlflow_uri) == content(f"sqlite:///{tmp_path}/whole.db")
+
+
+def test_a_model_of_mlflow_answers_as_the_model_server(data: DataRoot, mlflow_uri: str, tmp_path: Path) -> None:
+    import mlflow
+
+    (line,) = commands((ROOT / "docs/mlflow.md").read_text())
+    assert CliRunner().invoke(cli, shlex.split(line)[1:]).exit_code == 0
+    mlflow.set_tracking_uri(mlflow_uri)
+    mlflow.set_registry_uri(mlflow_uri)
+    model = mlflow.pyfunc.load_model("models:/m@stable")
+    inputs = np.random.default_rng(0).gamma(2.0, 20.0, (300, 5, 3)).astype(np.float32)
+    n_windows = np.full(300, 5, np.int32)
+    served = load_model(data.models.child("m").child("2"))
+    expected = served.predict("", {"inputs": inputs[:256], "n_windows": n_windows[:256]})["probabilities"]
+    answer = model.predict({"inputs": inputs, "n_windows": n_windows})["probabilities"]
+    np.testing.assert_array_equal(answer[:256], expected)
+    assert answer.shape == (300, 4)
+    served.close()
+    other = mlflow.pyfunc.load_model("models:/m/1").predict({"inputs": inputs[:1], "n_windows": n_windows[:1]})
+    assert np.abs(other["probabilities"] - answer[:1]).max() > 1e-3
+    assert model.metadata.metadata["classes"] == list(DEFINITION.classes)
+    assert [(one.name, one.shape) for one in model.metadata.signature.inputs] == [
+        ("inputs", (-1, 5, 3)), ("n_windows", (-1,)),
+    ]  # fmt: skip
+    with pytest.raises(Exception, match="n_windows"):
+        model.predict({"inputs": inputs})
+    folder = next(tmp_path.rglob("MLmodel")).parent
+    assert "ciml[serve]==" in (folder / "requirements.txt").read_text()
+
+
+def test_an_altered_version_is_not_exported(data: DataRoot, mlflow_uri: str) -> None:
+    Path(data.url, "models/m/2/assets/definition.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"assets/definition\.json was altered"):
+        export_to_mlflow(data, mlflow_uri)
+    assert list(content(mlflow_uri)["versions"]) == [("m", "1")]
+
+
+def test_an_absent_server_is_an_error_in_one_line_without_secrets(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(EngineError, match=r"^MLflow at http://127\.0\.0\.1:1: ") as caught:
+        export_to_mlflow(data, "http://user:hunter2@127.0.0.1:1")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(CimlError, match=r"^MLflow at gopher://x: "):
+        export_to_mlflow(data, "gopher://x")
+
+
+@pytest.fixture
+def server(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """MLflow's own tracking server, with its artifacts behind it."""
+    from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, BACKEND_STORE_URI_ENV_VAR, SERVE_ARTIFACTS_ENV_VAR, app
+    from mlflow.server import ARTIFACT_ROOT_ENV_VAR, REGISTRY_STORE_URI_ENV_VAR  # isort: skip
+    from werkzeug.serving import make_server
+
+    for name, value in {
+        BACKEND_STORE_URI_ENV_VAR: mlflow_uri, REGISTRY_STORE_URI_ENV_VAR: mlflow_uri,
+        ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/", SERVE_ARTIFACTS_ENV_VAR: "true",
+        ARTIFACTS_DESTINATION_ENV_VAR: str(tmp_path / "artifacts"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    one = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=one.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{one.server_port}"
+    one.shutdown()
+    thread.join()
+
+
+def test_a_tracking_server_gets_the_same(data: DataRoot, server: str, tmp_path: Path) -> None:
+    words = ["export", "mlflow", "--tracking-uri", server, "--data-path", data.url]
+    first = CliRunner().invoke(cli, [*words, "--json"])
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout) == Exported(5, 5, 2, 2, {"m": {"stable": 2}}).to_json()
+    again = CliRunner().invoke(cli, words)
+    assert again.stdout == "5 runs, 0 new; 2 versions of models, 0 new\nm: stable = 2\n"
+    assert sum(1 for _ in (tmp_path / "artifacts").rglob("saved_model.pb")) == 2
