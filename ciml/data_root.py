@@ -10,6 +10,7 @@ registry/<model>/           manifest of candidates, versions and labels
 models/<model>/<version>/   served models; beside them the server's configuration
 predictions/                manifest of predictions; evidence/, the pictures of verdicts
 feedback/                   manifest of messages on changes; corrections by reviewers
+tables/                     Delta tables of runs and dead letters, for other engines
 demo/                       result and report of `ciml demo`
 """
 
@@ -167,6 +168,11 @@ class DataRoot:
     def evidence(self) -> Store:
         """The pictures of verdicts, beside the predictions: `serving.evidence`."""
         return self.predictions.child("evidence")
+
+    @property
+    def tables(self) -> Store:
+        """Delta tables with a folder of their own: `pipelines.tables`. Others are where their files are."""
+        return self.store.child("tables")
 
     @property
     def demo(self) -> Store:

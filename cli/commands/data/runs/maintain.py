@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from ciml.data_root import DataRoot
+from cli.commands.data.tables import update_tables
 from cli.options import data_path_option
 from cli.param_types import Duration
 
@@ -91,9 +92,10 @@ def compact(
     from cli.progress_bar import bars
     from pipelines.raw_store.compact import compact as run
 
+    data = DataRoot.open(data_path)
     with bars() as progress:
         done = run(
-            DataRoot.open(data_path).raw,
+            data.raw,
             older_than_s=older_than,
             grace_s=grace,
             min_runs=min_runs,
@@ -101,6 +103,7 @@ def compact(
             everything=everything,
             progress=progress,
         )
+    update_tables(data, ("raw", "runs", "dead_letters"))
     faults = [*done.packing.faults, *done.swept.faults]
     if as_json:
         click.echo(json.dumps(asdict(done), indent=2))
@@ -117,4 +120,6 @@ def compact(
         f"removed: {swept.objects:,} objects of packed runs ({swept.objects_bytes:,} bytes), {swept.packs:,} packs, "
         f"{swept.gone:,} unnamed objects; {swept.unnamed:,} more moved aside"
     )
+    if swept.held:
+        click.echo(f"kept: {swept.held:,} replaced packs for readers of the table raw")
     return 4 if faults else 0
