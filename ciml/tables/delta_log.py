@@ -175,8 +175,8 @@ class DeltaLog:
 
     def _broken(self, what: str) -> IntegrityError:
         return IntegrityError(
-            f"{self.store.url(FOLDER)}: {what}; delete this folder and publish again: it holds nothing that is not in ciml's "
-            "own manifests"
+            f"{self.store.url(FOLDER)}: {what}; delete this folder and publish again: all that it holds follows from "
+            "ciml's own manifests"
         )
 
     def try_commit(self, version: int, actions: Iterable[Action]) -> bool:

@@ -87,7 +87,7 @@ def _folders(raw: Store, state: DeltaState) -> dict[str, _Folder]:
 
 
 def deltas_of_packs(raw: Store) -> int:
-    """Return the number of deltas in the manifests of all folders of packs: the cursor of a table that is up to date."""
+    """Return the number of deltas in the manifests of all folders of packs: the cursor of an up-to-date table."""
     return sum(folder.deltas for folder in _folders(raw, DeltaState()).values())
 
 
@@ -113,7 +113,7 @@ def partition_of(folder: str) -> dict[str, str | None]:
 
 
 class _Columns:
-    """The columns of the table: those it has, and those of packs that come to it. A footer is read for each kind of pack."""
+    """The columns of the table: those it has, and those of new packs. A footer is read for each kind of pack."""
 
     def __init__(self, raw: Store, state: DeltaState) -> None:
         self._raw = raw
@@ -160,7 +160,7 @@ class _Columns:
 
 
 def _fields_of(raw: Store, pack: PackFile) -> dict[str, Any]:
-    """Return the columns of a pack. Its footer is used only if it is undamaged: Parquet's reader may crash on others."""
+    """Return the columns of a pack. A damaged footer is not parsed: Parquet's reader may crash on it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

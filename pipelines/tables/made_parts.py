@@ -98,7 +98,7 @@ def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
     Args:
       store: the table's folder.
       state: the table's state.
-      before_s: files that were removed from the table, or written without being added to it, before then; epoch seconds.
+      before_s: those that were removed from the table, or written and not added to it, before then; epoch seconds.
     """
     return [
         entry.path

@@ -34,8 +34,8 @@ from transforms.raw.arrow_arrays import empty_table, numbers, texts
 _KEY = b"ciml.pack"
 _CHECKSUMS = b"ciml.crc32"
 _MAGIC = b"PAR1"
-#: The last columns of a pack, which are no telemetry: of each row the run id and the digest of the run's telemetry. A run
-#: may have two logs (`other_log`), which only the digest distinguishes.
+#: The last columns of a pack, which are no telemetry: of each row the run id, and the digest of the run's telemetry. A
+#: run may have two logs (`other_log`), which only the digest distinguishes.
 RUN_COLUMNS = ("run_id", "digest")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 #: A row group ends with the run that reaches this size: it is read for one run, and held while writing.

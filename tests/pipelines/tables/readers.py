@@ -33,7 +33,7 @@ def _pair(value: Any) -> Any:
     """Return an entry of a map, which some engines say as a structure of key and value, as a pair."""
     if isinstance(value, Mapping):
         return (value["key"], value["value"])
-    return tuple(value) if isinstance(value, list | tuple) else plain(value)
+    return tuple(value) if isinstance(value, list | tuple) else plain(value.item() if hasattr(value, "item") else value)
 
 
 def ordered(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Rows:
@@ -66,7 +66,8 @@ def by_pandas(url: str, options: dict[str, str]) -> tuple[list[str], Rows]:
 def by_polars(url: str, options: dict[str, str]) -> tuple[list[str], Rows]:
     import polars as pl
 
-    frame = pl.read_delta(url, storage_options=options)
+    # Features of data sets are lists of a fixed size in the files, which only pyarrow reads as the table's lists.
+    frame = pl.read_delta(url, storage_options=options, use_pyarrow="datasets" in url)
     return sorted(frame.columns), ordered(frame.columns, frame.rows())
 
 

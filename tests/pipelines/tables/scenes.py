@@ -29,7 +29,7 @@ ODD = "Tür #1: 100% a+b/c"
 
 
 def odd_run(number: int) -> tuple[Any, pa.Table]:
-    """A run of another job, with other columns: one that differs from another in case alone, one that is a partition's."""
+    """A run of another job, with a column that differs from another in case alone, and one named as a partition's."""
     start = 7 * DAY * 1_000_000
     columns = {"load": [1.0, None], "Disk__read": [2.0, 3.0], "disk__Read": [4.0, 5.0], "job": [6.0, 7.0]}
     made = table([start, start + 1_000_000], **columns)
