@@ -84,9 +84,16 @@ def load_delta(connection: Any, options: dict[str, str]) -> None:
     """Load DuckDB's extension for Delta, from its package on PyPI, and the secret for S3."""
     import duckdb
     import duckdb_extension_delta
+    import duckdb_extension_httpfs
 
-    place = Path(duckdb_extension_delta.__file__).parent / "extensions" / f"v{duckdb.__version__}"
-    connection.execute(f"LOAD '{place / 'delta.duckdb_extension'}'")
+    for name, package in (("httpfs", duckdb_extension_httpfs), ("delta", duckdb_extension_delta)):
+        place = Path(package.__path__[0], "extensions", f"v{duckdb.__version__}", f"{name}.duckdb_extension")
+        connection.execute(f"LOAD '{place}'")
+    if options:
+        endpoint = options["aws_endpoint"].removeprefix("http://")
+        keys = f"KEY_ID '{options['aws_access_key_id']}', SECRET '{options['aws_secret_access_key']}'"
+        place_of = f"REGION '{options['aws_region']}', ENDPOINT '{endpoint}', USE_SSL false, URL_STYLE 'path'"
+        connection.execute(f"CREATE SECRET (TYPE s3, {keys}, {place_of})")
 
 
 #: By engine: returns the sorted names of the columns, and the rows.
