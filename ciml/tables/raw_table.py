@@ -28,6 +28,7 @@ from ciml.telemetry import BOOT, TIME
 NAME = "raw"
 #: Of the folder: the job as its name has it, and the day (UTC) of the start of its runs.
 PARTITION = ("job", "date")
+_TWINS = "{} differ only in upper and lower case"
 _FIRST: Mapping[str, Any] = {"run_id": "string", "digest": "string", TIME: "timestamp", BOOT: "boolean"}
 
 
@@ -135,6 +136,9 @@ class _Columns:
                 self._unreadable.append(f"{pack.path} is left out: {error}")
                 return False
         columns = self._known[pack.columns]
+        if without_case_twins(columns)[1]:
+            self._unreadable.append(f"{pack.path} is left out: {_TWINS.format('two columns')}")  # Spark cannot read it
+            return False
         if any(self._fields.get(name, kind) != kind for name, kind in columns.items()):
             self._unreadable.append(f"{pack.path} is left out: a column has another type than in other packs")
             return False
@@ -145,7 +149,7 @@ class _Columns:
         """Return all columns: those of the run first, telemetry by name, partition columns last."""
         telemetry = sorted(self._fields.keys() - _FIRST.keys())
         names, twins = without_case_twins([*_FIRST, *PARTITION, *telemetry])
-        self._left_out |= dict.fromkeys(twins, "differs from another column only in upper and lower case")
+        self._left_out |= dict.fromkeys(twins, _TWINS.format("it and another"))
         most = MAX_TABLE_COLUMNS
         self._left_out |= dict.fromkeys(names[most:], f"the table has {most:,} columns already")
         kinds = {**self._fields, "job": "string", "date": "date"}
