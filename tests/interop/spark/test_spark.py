@@ -1,6 +1,6 @@
 """Spark reads the same rows from the tables as ciml does, before and after a checkpoint.
 
-PySpark and Delta's jars are installed once into ``~/.cache/ciml/spark``, from PyPI and Maven; it needs Java 17 and Maven.
+PySpark and its jars are installed once into ``~/.cache/ciml/spark``, from PyPI and Maven. It needs Java 17 and Maven.
 """
 
 from __future__ import annotations
