@@ -9,18 +9,13 @@ from ciml.datasets.state import DatasetState
 from ciml.errors import IntegrityError
 from ciml.tables.delta_log import DataFile, DeltaState
 from ciml.tables.delta_schema import delta_fields, encode_fields, without_case_twins
+from ciml.tables.places import table_name
 from ciml.tables.wanted import Wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PREFIX = "datasets/"
 PARTITION = ("span",)
-
-
-def table_name(dataset: str) -> str:
-    """Return the name of a data set's table."""
-    return f"{PREFIX}{dataset}"
 
 
 def wanted_dataset(dataset: StoredDataset, present: DatasetState, schema: pa.Schema, state: DeltaState) -> Wanted:

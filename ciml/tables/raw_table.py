@@ -22,10 +22,10 @@ from ciml.raw.seal import damaged
 from ciml.storage.open import Entry, Store
 from ciml.tables.delta_log import DataFile, DeltaState
 from ciml.tables.delta_schema import decode_fields, delta_fields, encode_fields, without_case_twins
+from ciml.tables.places import RAW
 from ciml.tables.wanted import Wanted
 from ciml.telemetry import BOOT, TIME
 
-NAME = "raw"
 #: Of the folder: the job as its name has it, and the day (UTC) of the start of its runs.
 PARTITION = ("job", "date")
 _TWINS = "{} differ only in upper and lower case"
@@ -67,7 +67,7 @@ def wanted_raw(raw: Store, state: DeltaState) -> Wanted:
                 files[path] = DataFile(path, pack.size, int(modified_s * 1000), pack.rows, partition_of(name))
     fields, notes = columns.fields(), columns.notes
     cursor = sum(folder.deltas for folder in folders.values())
-    return Wanted(NAME, encode_fields(fields), PARTITION, files, cursor, notes=notes)
+    return Wanted(RAW, encode_fields(fields), PARTITION, files, cursor, notes=notes)
 
 
 def _folders(raw: Store, state: DeltaState) -> dict[str, _Folder]:

@@ -225,7 +225,7 @@ def collect_packs(
     table = _Table(raw, before_s)
     folders = [folder for folder, since_us in compaction.tidy.items() if since_us <= before_us]
     if everything:
-        folders = sorted({parts[0] for entry in raw.entries(PACKS) if (parts := split_pack(entry.path)) is not None})
+        folders = pack_folders(raw)
     for folder in folders:
         listed = list(raw.entries(f"{PACKS}/{folder}"))
         state = pack_state(raw, folder)
@@ -250,6 +250,11 @@ def collect_packs(
         if len(free) == len(old):
             compaction.tidy.pop(folder, None)
     done.faults += table.faults
+
+
+def pack_folders(raw: Store) -> list[str]:
+    """Return the folders that have packs, sorted."""
+    return sorted({parts[0] for entry in raw.entries(PACKS) if (parts := split_pack(entry.path)) is not None})
 
 
 class _Table:

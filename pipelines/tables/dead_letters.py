@@ -14,7 +14,6 @@ from ciml.tables.parts import Part
 from pipelines.tables.made_parts import Due
 from transforms.raw.arrow_arrays import flags, numbers, texts, times
 
-NAME = "dead_letters"
 _TIME = pa.timestamp("us", tz="UTC")
 _TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
 

@@ -15,8 +15,6 @@ from pipelines.tables.made_parts import Due
 from transforms.raw.arrow_arrays import numbers
 from transforms.raw.run_table import run_table
 
-NAME = "runs"
-
 
 def make_runs(log: ManifestLog, state: RawState, due: Due) -> Iterator[tuple[Part, pa.Table]]:
     """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest.

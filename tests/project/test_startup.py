@@ -13,7 +13,18 @@ from ciml.storage.open import open_store
 from tests.bench.many_runs import fill_store
 from tests.transforms.samples import corpus
 
-HEAVY = ("tensorflow", "apache_beam", "keras", "sklearn", "matplotlib", "moto", "pandas", "boto3", "pydantic")
+HEAVY = (
+    "tensorflow",
+    "apache_beam",
+    "keras",
+    "sklearn",
+    "matplotlib",
+    "moto",
+    "pandas",
+    "boto3",
+    "pydantic",
+    "deltalake",
+)
 
 
 def loaded_by(code: str) -> set[str]:
@@ -35,6 +46,7 @@ def loaded_by(code: str) -> set[str]:
         "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.data.drift", "transforms.parse.files",
         "training.data.in_memory", "ciml.api", "adapters.registry", "cli.commands.operate.adapter",
         "cli.commands.operate.connect", "services.connect.files",
+        "ciml.tables.places", "ciml.tables.publisher", "pipelines.tables.publish", "cli.commands.data.tables",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:

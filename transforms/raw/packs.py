@@ -223,6 +223,7 @@ class OpenPack:
       runs: its runs, in order.
       number: index of each run in ``runs``, by name.
       schema, names: its columns of telemetry and their names, in order; without `RUN_COLUMNS`.
+      renewable: whether it lacks `RUN_COLUMNS`, because an older version wrote it, and could have them.
     """
 
     def __init__(self, file: PackFile, footer: bytes) -> None:
@@ -264,6 +265,7 @@ class OpenPack:
         self.runs = runs
         self.number = {run.name: number for number, run in enumerate(runs)}
         self.names: tuple[str, ...] = tuple(self.schema.names)
+        self.renewable = not added and set(RUN_COLUMNS).isdisjoint(self.names)
         self._ends: list[int] = []
         for group in range(self.metadata.num_row_groups):
             self._ends.append((self._ends[-1] if self._ends else 0) + self.metadata.row_group(group).num_rows)

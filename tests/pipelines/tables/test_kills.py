@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.storage.open import LocalStore
 from ciml.tables.delta_log import DeltaLog
+from ciml.tables.places import store_of
 from pipelines.datasets.update import update_dataset
-from pipelines.tables.publish import publish_tables, store_of
+from pipelines.tables.publish import publish_tables
 from tests.pipelines.raw_store.compacting import run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.pipelines.tables.scenes import make_dataset, make_store
@@ -59,14 +61,16 @@ class SteppedStore(LocalStore):
         return SteppedStore(super().child(path).root, self.steps)
 
 
-def grown(folder: Path) -> DataRoot:
-    """A data root whose tables are behind its store, all but that of dead letters."""
-    data = DataRoot.open(folder)
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], DataRoot]:
+    """Makes a data root whose tables are behind its store."""
+    made = tmp_path_factory.mktemp("grown")
+    data = DataRoot.open(made)
     make_store(data)
     make_dataset(data)
     list(publish_tables(data))
     grow(data, 20)
-    return data
+    return lambda folder: DataRoot.open(shutil.copytree(made, folder))
 
 
 def grow(data: DataRoot, number: int) -> None:
@@ -84,15 +88,15 @@ def publish_stepped(data: DataRoot, steps: Steps) -> None:
     list(publish_tables(DataRoot(SteppedStore(data.store.root, steps))))
 
 
-def steps_of(folder: Path) -> int:
+def steps_of(data: DataRoot) -> int:
     counting = Steps()
-    publish_stepped(grown(folder), counting)
+    publish_stepped(data, counting)
     return counting.count
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_every_step(tmp_path: Path, after: bool) -> None:
-    count = steps_of(tmp_path / "counted")
+def test_killed_at_every_step(tmp_path: Path, grown: Callable[[Path], DataRoot], after: bool) -> None:
+    count = steps_of(grown(tmp_path / "counted"))
     assert count == 6  # two parts, four commits
 
     def die() -> None:
@@ -106,9 +110,9 @@ def test_killed_at_every_step(tmp_path: Path, after: bool) -> None:
         check(data)
 
 
-def test_overtaken_at_every_step(tmp_path: Path) -> None:
+def test_overtaken_at_every_step(tmp_path: Path, grown: Callable[[Path], DataRoot]) -> None:
     """The store grows and another publisher is done, before each step of the first."""
-    for step in range(1, steps_of(tmp_path / "counted") + 1):
+    for step in range(1, steps_of(grown(tmp_path / "counted")) + 1):
         data = grown(tmp_path / str(step))
 
         def overtake(data: DataRoot = data) -> None:

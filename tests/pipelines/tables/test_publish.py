@@ -10,10 +10,11 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.tables.delta_log import CURSOR, FOLDER, DeltaLog
+from ciml.tables.places import store_of
 from ciml.tables.publisher import CHECKPOINT_EVERY, storage_options
 from pipelines.datasets.update import update_dataset, verify_dataset
 from pipelines.raw_store.verify import verify_raw
-from pipelines.tables.publish import list_tables, publish_tables, store_of
+from pipelines.tables.publish import list_tables, publish_tables
 from tests.pipelines.raw_store.compacting import all_there, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.pipelines.tables.readers import ENGINES, Rows
@@ -156,6 +157,15 @@ def test_packs_of_older_versions_have_no_run_ids(data: DataRoot, monkeypatch: py
     assert len(_raw(data)) == 42 + 8
     merged = {row["run_id"] for row in _raw(data) if str(row["date"]) == "1970-01-01"}
     assert merged == {f"zuul~{number}~1" for number in (1, 2, 3, 4, 5, 6, 20, 21)}  # merged with the new ones
+    done = squeeze(data.raw, everything=True)
+    assert done.packing.merged == 2
+    publish_all(data)
+    assert {row["run_id"] for row in _raw(data)} == merged | {f"zuul~{number}~1" for number in (7, 8, 9)}
+    all_there(data.raw)
+    assert verify_raw(data.raw, grace_s=0).findings == []
+    assert squeeze(data.raw, everything=True).packing.merged == 0
+    check_raw = read(data, "raw")
+    assert check_raw == expected(data, "raw")
 
 
 def _raw(data: DataRoot) -> list[dict]:  # type: ignore[type-arg]

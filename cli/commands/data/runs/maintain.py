@@ -74,7 +74,11 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
     metavar="MIB",
     help="Approximate maximum size of a pack, in MiB.",
 )
-@click.option("--everything", is_flag=True, help="Collect garbage in all folders, not only in changed ones.")
+@click.option(
+    "--everything",
+    is_flag=True,
+    help="Collect garbage in all folders, and renew packs of older versions.",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def compact(
     data_path: str, older_than: float, grace: float, min_runs: int, pack_size: int, everything: bool, as_json: bool
