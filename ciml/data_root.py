@@ -11,6 +11,7 @@ models/<model>/<version>/   served models; beside them the server's configuratio
 predictions/                manifest of predictions; evidence/, the pictures of verdicts
 feedback/                   manifest of messages on changes; corrections by reviewers
 lineage/                    OpenLineage events
+tables/                     Delta tables of runs and dead letters, for other engines
 demo/                       result and report of `ciml demo`
 """
 
@@ -177,6 +178,11 @@ class DataRoot:
     def lineage(self) -> Store:
         """OpenLineage events, an object each: `ciml.lineage.store_transport`."""
         return self.store.child("lineage")
+
+    @property
+    def tables(self) -> Store:
+        """Delta tables with a folder of their own: `pipelines.tables`. Others are where their files are."""
+        return self.store.child("tables")
 
     @property
     def demo(self) -> Store:

@@ -55,6 +55,7 @@ EXTRAS = {
     "pandas": ("mlflow",),
     "sqlalchemy": ("mlflow",),
     "kfp": ("kubeflow",),
+    "deltalake": ("tables",),
     "flask": ("local",),
     "moto": ("local",),
 }
@@ -76,8 +77,13 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
 
 def require(module: str) -> None:
     """Raise `CimlError`, in one line that names the extra, if a library is not installed. It is not imported."""
-    if importlib.util.find_spec(module) is None:
+    if not is_installed(module):
         raise CimlError(_line(EXTRAS[module][-1]))
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a library is installed. It is not imported."""
+    return importlib.util.find_spec(module) is not None
 
 
 def _line(extra: str) -> str:

@@ -36,6 +36,9 @@ MAX_RESULTS_COLUMNS = 1024
 MAX_RESULTS_ROW_BYTES = MAX_LISTING_LINE_BYTES  # as a row becomes a line of a listing
 MAX_RESULTS_CELL_CHARACTERS = 64 << 10  # csv itself stops at 131,072
 
+# Tables for other engines: `ciml tables publish`. Further columns are left out, and reported.
+MAX_TABLE_COLUMNS = 10_000  # of all logs together; a table's log repeats their names in each checkpoint
+
 # Logs: bytes, columns, rows, restarts, time.
 
 # Instants that a sample, a run or a message may have, µs UTC: 2000 to 2099. A clock that was never set shows 1970.

@@ -13,6 +13,7 @@ COMMANDS: Table = {
         "load": ("cli.commands.data.load:command", "Load your own logs and results."),
         "runs": ("cli.commands.data.runs:command", "Show, verify and compact stored runs."),
         "dataset": ("cli.commands.data.dataset:command", "Build, update, show and verify data sets."),
+        "tables": ("cli.commands.data.tables:command", "Publish Delta tables for other engines."),
         "plot": ("cli.commands.data.plot:command", "Plot a data set, or one log."),
         "cluster": ("cli.commands.data.cluster:command", "Cluster the runs of a data set."),
         "drift": ("cli.commands.data.drift:command", "Detect data drift."),

@@ -107,7 +107,7 @@ def open_dead_letters(
         wanted[version].add(key)
     for version in sorted(wanted):
         mine = wanted.pop(version)
-        for dead_letter in _dead_letters_of(version, log.read(version)):
+        for dead_letter in dead_letters_of(version, log.read(version)):
             if dead_letter.key in mine:
                 mine.remove(dead_letter.key)
                 if choice.takes(dead_letter):
@@ -134,10 +134,28 @@ def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
             key = (Origin.from_json(origin), run_id)
             if key in found:
                 past.append(replace(found.pop(key), closed=version, became=_outcomes_of(delta, key)))
-        for dead_letter in _dead_letters_of(version, delta):
+        for dead_letter in dead_letters_of(version, delta):
             if choice.takes(dead_letter):
                 found[dead_letter.key] = dead_letter
     yield from sorted([*past, *found.values()], key=lambda each: (each.version, _position(each.key)))
+
+
+def latest_dead_letters(log: ManifestLog, until: int) -> Iterator[DeadLetter]:
+    """Yield all dead letters up to a version, open or closed by then, the last committed first. Reads lazily."""
+    closed: dict[DeadLetterKey, tuple[int, tuple[str, ...]]] = {}  # of those that are still to come
+    for version in range(until, 0, -1):
+        delta = log.read(version)
+        for dead_letter in reversed(list(dead_letters_of(version, delta))):
+            at, became = closed.pop(dead_letter.key, (0, ()))
+            yield replace(dead_letter, closed=at, became=became)
+        for origin, run_id in delta["closes"]:  # of deferred outcomes too, which are no dead letters
+            key = (Origin.from_json(origin), run_id)
+            closed[key] = (version, _outcomes_of(delta, key))
+
+
+def closed_keys(delta: Delta) -> list[DeadLetterKey]:
+    """Return the dead letters that a delta closes. Deltas of older versions do not distinguish them: none for these."""
+    return [(Origin.from_json(origin), run_id) for origin, run_id in delta.get("closed_letters", ())]
 
 
 def _outcomes_of(delta: Delta, key: DeadLetterKey) -> tuple[str, ...]:
@@ -149,7 +167,8 @@ def _outcomes_of(delta: Delta, key: DeadLetterKey) -> tuple[str, ...]:
     )
 
 
-def _dead_letters_of(version: int, delta: Delta) -> Iterator[DeadLetter]:
+def dead_letters_of(version: int, delta: Delta) -> Iterator[DeadLetter]:
+    """Yield the dead letters that a delta adds, open."""
     for record in delta["dead_letters"]:
         yield DeadLetter(Outcome.from_json(record), version, delta["time_us"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -46,11 +47,24 @@ class StoredRun(NamedTuple):
         }
 
 
+class StoredRow(NamedTuple):
+    """A raw row: the run as it is with this row, the row's kind (run or reclaim), and whether no later row counts."""
+
+    run: StoredRun
+    kind: str
+    counts: bool
+
+
 def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
     """Yield all runs up to the state, the last committed first. Reads the manifest lazily.
 
     A run that was reclaimed appears once, with the row that counts.
     """
+    return (row.run for row in latest_rows(log, state) if row.counts)
+
+
+def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
+    """Yield all raw rows up to the state, the last committed first, those that no longer count too."""
     reclaimed: set[str] = set()
     decisions: dict[str, Mapping[str, Any]] = {}  # of rows that are still to come
     for version in range(state.version, 0, -1):
@@ -62,12 +76,34 @@ def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
         state.index.prefetch(runs=[facts.run_id for facts in own])
         state.index.subjects.prefetch(subject for facts in own for subject in subjects_of(facts))
         for facts, record in zip(reversed(own), reversed(records), strict=True):
-            run_id, trust = facts.run_id, decisions.pop(facts.run_id, record.get("trust", {}))
-            if run_id in reclaimed:
-                continue  # a later row counts
+            run_id, counts = facts.run_id, facts.run_id not in reclaimed
             if record["kind"] == "reclaim":
                 reclaimed.add(run_id)
+            trust = decisions.pop(run_id, record.get("trust", {}))
             known = state.index.run(run_id)
             outcome = known.outcome if known else facts.outcome or ""
             file = RawFile.from_json(record["file"])
-            yield StoredRun(facts, state.index.subjects.join(facts), outcome, trust, file, version)
+            run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, file, version)
+            yield StoredRow(run, record["kind"], counts)
+
+
+def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:
+    """Return the runs with rows up to a version to which later deltas gave another row, outcome, trust or other facts.
+
+    Args:
+      log: the raw manifest.
+      state: its present state; deltas after it are ignored.
+      since: the version.
+    """
+    changed: set[str] = set()
+    for version, delta in log.since(since):
+        if version > state.version:
+            break
+        for name in ("reclaims", "corrections"):
+            changed.update(record["mention"]["run_id"] for record in delta.get(name, ()))
+        changed.update(change["run_id"] for change in delta.get("trust_changes", ()))
+        for record in delta.get("updates", ()):
+            for update in record["updates"]:
+                runs = state.index.subjects.runs((update["source"], update["subject"]), sys.maxsize)
+                changed.update(facts.run_id for facts in runs)
+    return changed

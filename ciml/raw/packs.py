@@ -27,6 +27,13 @@ def split_path(path: str) -> tuple[str, str] | None:
     return None if folder is None else (folder, name)
 
 
+def split_pack(path: str) -> tuple[str, str] | None:
+    """Return (folder, file name) of a pack's path; None for other paths, such as those of the table's log."""
+    if not path.startswith(f"{PACKS}/") or not path.endswith(".parquet"):
+        return None
+    return split_path(f"{RUNS}/{path.removeprefix(f'{PACKS}/')}")
+
+
 @lru_cache(maxsize=4096)
 def _folder(prefix: str) -> str | None:
     parts = prefix.split("/")

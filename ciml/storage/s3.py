@@ -73,6 +73,26 @@ class S3Store(Store):
     def _client(self) -> Any:
         return _s3_client(os.getpid(), *(os.environ.get(name) for name in _S3_SETTINGS))
 
+    def settings(self) -> dict[str, str]:
+        """Return endpoint, region and credentials for another client of this store. They are secrets: never print them.
+
+        Returns:
+          ``aws_endpoint``, ``aws_region``, ``aws_access_key_id``, ``aws_secret_access_key`` and ``aws_session_token``,
+          without those that are not set.
+        """
+        import boto3
+
+        about, credentials = self._client.meta, boto3.session.Session().get_credentials()
+        known = credentials.get_frozen_credentials() if credentials is not None else None
+        found = {
+            "aws_endpoint": about.endpoint_url,
+            "aws_region": about.region_name,
+            "aws_access_key_id": known.access_key if known else None,
+            "aws_secret_access_key": known.secret_key if known else None,
+            "aws_session_token": known.token if known else None,
+        }
+        return {name: value for name, value in found.items() if value}
+
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{checked(path)}" if self._prefix else checked(path)
 

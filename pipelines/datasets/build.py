@@ -123,5 +123,5 @@ def remove_dataset(dataset: StoredDataset) -> None:
     root, manifest = dataset.store, dataset.log.folder
     for path in sorted(root.list(manifest), reverse=True):
         root.delete(path)
-    for path in root.list():
+    for path in reversed(root.list()):  # of the log of its table the newest first: what a kill leaves is a table
         root.delete(path)

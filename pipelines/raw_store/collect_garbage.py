@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
-from ciml.raw.packs import PACKS, RUNS, SWEPT, pack_state, split_path
+from ciml.errors import IntegrityError
+from ciml.raw.packs import PACKS, RUNS, SWEPT, pack_state, split_pack, split_path
 from ciml.storage.open import Entry, LocalStore, Store
+from ciml.tables.delta_log import DeltaLog, DeltaState
 from pipelines.raw_store.compaction_cursor import CompactionCursor, names_since
 from transforms.raw.packs import prove_pack
 from transforms.raw.reader import FolderPacks, load_packs
@@ -32,6 +35,7 @@ class Collected:
       gone: objects removed from ``swept/``.
       restored: referenced objects moved back from ``swept/``.
       packs: removed packs, replaced or unreferenced.
+      held: packs that would be removed, but are kept for readers of the table of telemetry.
       faults: packs that differ from their manifest, a line each. Objects that they replace are kept.
     """
 
@@ -41,6 +45,7 @@ class Collected:
     gone: int = 0
     restored: int = 0
     packs: int = 0
+    held: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -207,6 +212,8 @@ def collect_packs(
 ) -> None:
     """Remove replaced and unreferenced packs.
 
+    A pack that is in the table of telemetry, or left it after ``before_s``, is kept: other engines may be reading it.
+
     Args:
       raw: the raw store.
       compaction: names the folders to examine, and forgets those without further garbage.
@@ -215,13 +222,14 @@ def collect_packs(
       everything: examine all folders.
     """
     before_us = int(before_s * 1e6)
+    table = _Table(raw, before_s)
     folders = [folder for folder, since_us in compaction.tidy.items() if since_us <= before_us]
     if everything:
-        folders = sorted({parts[0] for entry in raw.entries(PACKS) if (parts := _split_pack(entry.path)) is not None})
+        folders = pack_folders(raw)
     for folder in folders:
         listed = list(raw.entries(f"{PACKS}/{folder}"))
         state = pack_state(raw, folder)
-        old = [entry for entry in listed if _split_pack(entry.path) is not None and entry.path not in state.packs]
+        old = [entry for entry in listed if split_pack(entry.path) is not None and entry.path not in state.packs]
         ripe = [
             entry
             for entry in old
@@ -234,15 +242,39 @@ def collect_packs(
             if not all(raw.exists(path) for path in state.packs):
                 compaction.pending[folder] = 1  # packing repairs it
             continue
-        for entry in ripe:
+        free = [entry for entry in ripe if not table.holds(entry.path)] if ripe else []
+        for entry in free:
             raw.delete(entry.path)
-        done.packs += len(ripe)
-        if len(ripe) == len(old):
+        done.packs += len(free)
+        done.held += len(ripe) - len(free)
+        if len(free) == len(old):
             compaction.tidy.pop(folder, None)
+    done.faults += table.faults
 
 
-def _split_pack(path: str) -> tuple[str, str] | None:
-    """Return (folder, file name) of a pack's path; None for other paths."""
-    if not path.startswith(f"{PACKS}/") or not path.endswith(".parquet"):
-        return None
-    return split_path(f"{RUNS}/{path.removeprefix(f'{PACKS}/')}")
+def pack_folders(raw: Store) -> list[str]:
+    """Return the folders that have packs, sorted."""
+    return sorted({parts[0] for entry in raw.entries(PACKS) if (parts := split_pack(entry.path)) is not None})
+
+
+class _Table:
+    """The table of telemetry, as far as it holds packs. Its log is read when the first pack would be removed."""
+
+    def __init__(self, raw: Store, before_s: float) -> None:
+        self.faults: list[str] = []
+        self._log = DeltaLog(raw.child(PACKS))
+        self._before_ms = before_s * 1000
+
+    def holds(self, path: str) -> bool:
+        """Return whether readers may still read a pack; all are held while the log cannot be read."""
+        name = path.removeprefix(f"{PACKS}/")
+        state = self._state
+        return state is None or name in state.files or state.removed.get(name, 0) > self._before_ms
+
+    @cached_property
+    def _state(self) -> DeltaState | None:
+        try:
+            return self._log.read()
+        except IntegrityError as error:
+            self.faults.append(f"replaced packs are kept: {error}")
+            return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ciml.raw.packs import PACKS, RUNS, SWEPT, day_ends_s
 from ciml.storage.open import Store
-from pipelines.raw_store.collect_garbage import Collected, collect_packs, collect_runs, collect_swept
+from pipelines.raw_store.collect_garbage import Collected, collect_packs, collect_runs, collect_swept, pack_folders
 from pipelines.raw_store.compact_folder import Packing, merge_packs, pack_folder
 from pipelines.raw_store.compaction_cursor import load_cursor, mark_compacted, save_cursor, windows
 
@@ -69,7 +69,7 @@ def compact(
       min_runs: runs of a folder with fewer are not packed.
       pack_bytes: approximate largest size of a pack.
       window_runs: number of runs planned together.
-      everything: examine the packs of every folder, not only of changed ones.
+      everything: examine the packs of every folder, not only of changed ones, and renew those of older versions.
       clock: epoch seconds.
       progress: called with the progress.
 
@@ -98,6 +98,11 @@ def compact(
             report("packing runs", done, total)
         mark_compacted(compaction, window, ripe)
         save_cursor(raw, compaction)
+    for folder in pack_folders(raw) if everything else ():
+        before = result.packing.packs
+        merge_packs(raw, folder, pack_bytes=pack_bytes, clock=clock, done=result.packing, renew=True)
+        if result.packing.packs > before:
+            compaction.tidy[folder] = int(clock() * 1e6)
     result.to_version, result.waiting = compaction.cursor, len(compaction.pending)
     before_s, listed = clock() - grace_s, 0
 

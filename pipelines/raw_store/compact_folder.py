@@ -191,10 +191,12 @@ def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa
         yield from pool.map(read, batch)
 
 
-def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done: Packing) -> None:
-    """Merge small packs with the same columns."""
+def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done: Packing, renew: bool = False) -> None:
+    """Merge small packs with the same columns; with ``renew`` also write those of older versions again."""
     packs = load_packs(raw, folder)
     chosen = _small(packs, pack_bytes)
+    if renew:
+        chosen += [pack for pack in packs.packs if pack.renewable and pack not in chosen]
     if not chosen or packs.missing:
         return
     writing = _Writing(raw, folder, pack_bytes)

@@ -250,6 +250,7 @@ with installed(pathlib.Path("probe")):
         ("data", ["experiment", "define", "svm", "--estimator", "svm", "--data-path", "STORE"], "train"),
         ("data", ["plot", "plots", "--data-path", "STORE"], "reports"),
         ("data", ["cluster", "plots", "--data-path", "STORE"], "reports"),
+        ("data", ["tables", "publish", "--data-path", "STORE"], "tables"),
         ("data", ["up", "s3", "--home", "home"], "local"),
         ("data", ["export", "mlflow", "--tracking-uri", "sqlite:///x.db", "--data-path", "STORE"], "mlflow"),
     ],

@@ -25,6 +25,7 @@ HEAVY = (
     "pydantic",
     "openlineage",
     "mlflow",
+    "deltalake",
 )
 
 
@@ -47,6 +48,7 @@ def loaded_by(code: str) -> set[str]:
         "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.data.drift", "transforms.parse.files",
         "training.data.in_memory", "ciml.api", "adapters.registry", "cli.commands.operate.adapter",
         "cli.commands.operate.connect", "services.connect.files",
+        "ciml.tables.places", "ciml.tables.publisher", "pipelines.tables.publish", "cli.commands.data.tables",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:

@@ -53,6 +53,12 @@ def times(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(kind, filled.size, [there, pa.py_buffer(filled)])
 
 
+def flags(values: Sequence[bool]) -> pa.BooleanArray:
+    """Convert truth values without nulls to Arrow."""
+    packed = np.packbits(np.array(values, bool), bitorder="little")
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(packed)])
+
+
 def text_maps(values: Sequence[Mapping[str, str]]) -> pa.MapArray:
     """Convert maps from text to text without nulls to Arrow, each in the order of its keys."""
     ordered = [sorted(value.items()) for value in values]

@@ -1,8 +1,9 @@
 """Packs: many runs of one job and day in one Parquet file, written, opened and read.
 
 A pack has one schema, its runs follow one another, and a row group ends where a run ends. The names and positions of
-the runs are in the file's key-value metadata, as JSON under the key ``ciml.pack``. So any program reads a pack as one
-table, and ciml reads exactly the original tables of the runs.
+the runs are in the file's key-value metadata, as JSON under the key ``ciml.pack``. The last columns, ``run_id`` and
+``digest``, say for other programs whose samples a row holds; packs of older versions lack them. So any program reads a
+pack as one table, and ciml reads exactly the original tables of the runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,11 +29,15 @@ from ciml.raw.packs import PACKS, PackFile, run_of
 from ciml.raw.seal import damaged, unreadable
 from ciml.storage.open import LocalStore, Store
 from ciml.telemetry import TIME
-from transforms.raw.arrow_arrays import empty_table
+from transforms.raw.arrow_arrays import empty_table, numbers, texts
 
 _KEY = b"ciml.pack"
 _CHECKSUMS = b"ciml.crc32"
 _MAGIC = b"PAR1"
+#: The last columns of a pack, which are no telemetry: of each row the run id, and the digest of the run's telemetry. A
+#: run may have two logs (`other_log`), which only the digest distinguishes.
+RUN_COLUMNS = ("run_id", "digest")
+_TEXT = pa.dictionary(pa.int32(), pa.string())
 #: A row group ends with the run that reaches this size: it is read for one run, and held while writing.
 GROUP_ROWS = 32_768
 PACK_RUNS = 5_000
@@ -106,6 +112,11 @@ class PackWriter:
         self.runs: list[PackedRun] = []
         self.rows = 0
         self._schema = schema.remove_metadata()
+        # Telemetry columns have a colon in their names, but nothing else prevents these names.
+        self._added = () if set(RUN_COLUMNS) & set(schema.names) else RUN_COLUMNS
+        self._stored = self._schema
+        for name in self._added:
+            self._stored = self._stored.append(pa.field(name, _TEXT))
         self._sink = io.BytesIO()
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
@@ -114,9 +125,9 @@ class PackWriter:
         # never read, and the schema is not stored a second time in Arrow's own form.
         self._writer = pq.ParquetWriter(
             self._sink,
-            self._schema,
+            self._stored,
             compression="zstd",
-            use_dictionary=False,
+            use_dictionary=list(self._added) or False,
             column_encoding={TIME: "DELTA_BINARY_PACKED"} if TIME in self._schema.names else None,
             write_statistics=False,
             store_schema=False,
@@ -144,7 +155,8 @@ class PackWriter:
 
     def _flush(self) -> None:
         if self._waiting_rows:
-            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._waiting_rows)
+            rows = _with_runs(pa.concat_tables(self._waiting), self.runs[-len(self._waiting) :], self._added)
+            self._writer.write_table(rows, row_group_size=self._waiting_rows)
             self._groups += 1
         self._waiting, self._waiting_rows = [], 0
 
@@ -155,8 +167,9 @@ class PackWriter:
           IntegrityError: a run does not read back unchanged.
         """
         self._flush()
-        noughts = _encode([0] * self._groups * len(self._schema))  # the last entry: see `_with_checksums`
-        self._writer.add_key_value_metadata({_KEY: _describe(self.folder, self.runs), _CHECKSUMS: noughts})
+        noughts = _encode([0] * self._groups * len(self._stored))  # the last entry: see `_with_checksums`
+        described = _describe(self.folder, self.runs, self._added)
+        self._writer.add_key_value_metadata({_KEY: described, _CHECKSUMS: noughts})
         self._writer.close()
         data = _with_checksums(self._sink.getvalue())
         footer = int.from_bytes(data[-8:-4], "little") + 8
@@ -170,7 +183,16 @@ class PackWriter:
         return pack, data
 
 
-def _describe(folder: str, runs: Iterable[PackedRun]) -> bytes:
+def _with_runs(rows: pa.Table, runs: Sequence[PackedRun], names: Sequence[str]) -> pa.Table:
+    """Append `RUN_COLUMNS` to the rows of these runs."""
+    at = numbers(np.repeat(np.arange(len(runs), dtype=np.int32), [run.rows for run in runs]))
+    values = {"run_id": [run_of(run.name) for run in runs], "digest": [run.digest for run in runs]}
+    for name in names:
+        rows = rows.append_column(pa.field(name, _TEXT), pa.DictionaryArray.from_arrays(at, texts(values[name])))
+    return rows
+
+
+def _describe(folder: str, runs: Iterable[PackedRun], added: Sequence[str]) -> bytes:
     """Return the runs of a pack as JSON; shared metadata is stored once."""
     different: dict[str, int] = {}
     kinds: list[Any] = []
@@ -182,7 +204,7 @@ def _describe(folder: str, runs: Iterable[PackedRun]) -> bytes:
             different[key] = len(kinds)
             kinds.append(text)
         encoded.append([run.name, run.digest, run.first, run.rows, different[key]])
-    return canonical_json({"folder": folder, "metadata": kinds, "runs": encoded})
+    return canonical_json({"folder": folder, "metadata": kinds, "runs": encoded, "run_columns": list(added)})
 
 
 def _head(data: bytes) -> str:
@@ -200,7 +222,8 @@ class OpenPack:
       file: the pack as described in the manifest.
       runs: its runs, in order.
       number: index of each run in ``runs``, by name.
-      names: names of its columns, in order.
+      schema, names: its columns of telemetry and their names, in order; without `RUN_COLUMNS`.
+      renewable: whether it lacks `RUN_COLUMNS`, because an older version wrote it, and could have them.
     """
 
     def __init__(self, file: PackFile, footer: bytes) -> None:
@@ -218,8 +241,10 @@ class OpenPack:
             described_by = pq.ParquetFile(pa.BufferReader(_MAGIC + footer))
             self.metadata = described_by.metadata
             # Not by `metadata.schema`: the two form a cycle, which keeps the footer until a garbage collection.
-            self.schema: pa.Schema = described_by.schema_arrow.remove_metadata()
+            schema: pa.Schema = described_by.schema_arrow.remove_metadata()
             described = orjson.loads(self.metadata.metadata[_KEY])
+            added = len(described.get("run_columns", ()))  # the last ones
+            self.schema = pa.schema([schema.field(at) for at in range(len(schema) - added)])
             self._checksums = _decode(self.metadata.metadata.get(_CHECKSUMS, b""))
             kinds: list[Metadata] = [
                 None if kind is None else {k.encode("latin-1"): v.encode("latin-1") for k, v in kind}
@@ -240,6 +265,7 @@ class OpenPack:
         self.runs = runs
         self.number = {run.name: number for number, run in enumerate(runs)}
         self.names: tuple[str, ...] = tuple(self.schema.names)
+        self.renewable = not added and set(RUN_COLUMNS).isdisjoint(self.names)
         self._ends: list[int] = []
         for group in range(self.metadata.num_row_groups):
             self._ends.append((self._ends[-1] if self._ends else 0) + self.metadata.row_group(group).num_rows)
@@ -305,11 +331,11 @@ class OpenPack:
             wanted.setdefault(self._group(number), []).append(self.runs[number])
         source = pa.BufferReader(data) if isinstance(data, bytes) else data
         parquet = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True)
-        names = None if columns is None else list(columns)
+        names = self.schema.names
+        names = names if columns is None else [name for name in columns if name in names]
         for group, runs in wanted.items():
             if group is None:
-                kept = self.schema.names if names is None else [name for name in names if name in self.schema.names]
-                rows, begins = self.schema.empty_table().select(kept), 0
+                rows, begins = self.schema.empty_table().select(names), 0
             else:
                 rows, begins = parquet.read_row_group(group, columns=names, use_threads=False), self._begin(group)
             # Slices keep the whole row group in memory, which is fine while most of it is requested.
@@ -362,8 +388,11 @@ class OpenPack:
         return self._checksums
 
     def _wanted(self, groups: Iterable[int], columns: Sequence[str] | None) -> Iterator[_Chunk]:
-        names = self.schema.names
-        wanted = range(len(names)) if columns is None else [at for at, name in enumerate(names) if name in columns]
+        wanted: Iterable[int] = range(
+            self.metadata.num_columns
+        )  # `RUN_COLUMNS` too: what is read whole is checked whole
+        if columns is not None:
+            wanted = [at for at, name in enumerate(self.schema.names) if name in columns]
         return _chunks(self.metadata, groups, wanted)
 
 

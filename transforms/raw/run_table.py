@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.raw.latest_runs import StoredRun
-from transforms.raw.arrow_arrays import numbers, text_maps, texts, times
+from transforms.raw.arrow_arrays import flags, numbers, text_maps, texts, times
 
 _TIME = pa.timestamp("us", tz="UTC")
 _BEFORE = ("run_id", "build_uuid", "build_name")
@@ -28,7 +28,6 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
       ``digest`` and ``path``.
     """
     facts = [run.facts for run in runs]
-    trusted = np.array([run.trust.get("trusted", False) for run in runs], bool)
     results = [run.facts.result if run.outcome == (run.facts.outcome or "") else "" for run in runs]
     columns = {
         **{name: texts(list(map(attrgetter(name), facts))) for name in _BEFORE},
@@ -38,9 +37,7 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
         "start_time": times([each.start_us for each in facts], _TIME),
         "end_time": times([each.end_us for each in facts], _TIME),
         "labels": text_maps([each.labels for each in facts]),
-        "trusted": pa.Array.from_buffers(
-            pa.bool_(), len(runs), [None, pa.py_buffer(np.packbits(trusted, bitorder="little"))]
-        ),
+        "trusted": flags([run.trust.get("trusted", False) for run in runs]),
         "rule": texts([run.trust.get("rule", "") for run in runs]),
         "rows": numbers(np.array([run.file.rows for run in runs], np.int64)),
         "digest": texts([run.file.digest for run in runs]),

@@ -13,6 +13,7 @@ import click
 from ciml.errors import CimlError
 from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
+from cli.commands.data.tables import update_tables
 from cli.options import data_path_option, require_data, s3_options, s3_place, target_data_path_option
 from cli.param_types import Windows
 from cli.progress_bar import progress_bar
@@ -175,6 +176,8 @@ def command(
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
     if options["max_windows"] != OF_THE_TALK:
         warn_of_padding(update.state)
+    if update.sealed:
+        update_tables(target, (f"datasets/{definition.name}",))
     if visualize:
         click.echo(f"  plots     {_visualize(target.dataset(definition.name))}")
 

@@ -12,6 +12,7 @@ from ciml.data_root import DataRoot
 from cli.batch_options import collecting_rarely, runner_option
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from cli.commands.data.dataset.spans import print_spans
+from cli.commands.data.tables import update_tables
 from cli.options import data_path_option
 from cli.policy_options import trust_policy_option
 from cli.progress_bar import progress_bar
@@ -78,9 +79,10 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
     """
     from pipelines.datasets.update import update_dataset
 
+    data = DataRoot.open(data_path)
     with collecting_rarely(), progress_bar("making examples") as progress:
         result = update_dataset(
-            DataRoot.open(data_path).dataset(name),
+            data.dataset(name),
             runner=runner[0],
             job_endpoint=runner[1],
             seal=seal,
@@ -97,6 +99,8 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
     if result.sealed and (padding := padding_text(result.state)):
         click.echo(f"  padding   {padding}")
         warn_of_padding(result.state)
+    if result.sealed:
+        update_tables(data, (f"datasets/{name}",))
 
 
 @click.command("show")

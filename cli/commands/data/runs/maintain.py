@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from ciml.data_root import DataRoot
+from cli.commands.data.tables import update_tables
 from cli.options import data_path_option
 from cli.param_types import Duration
 
@@ -73,7 +74,11 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
     metavar="MIB",
     help="Approximate maximum size of a pack, in MiB.",
 )
-@click.option("--everything", is_flag=True, help="Collect garbage in all folders, not only in changed ones.")
+@click.option(
+    "--everything",
+    is_flag=True,
+    help="Collect garbage in all folders, and renew packs of older versions.",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def compact(
     data_path: str, older_than: float, grace: float, min_runs: int, pack_size: int, everything: bool, as_json: bool
@@ -91,9 +96,10 @@ def compact(
     from cli.progress_bar import bars
     from pipelines.raw_store.compact import compact as run
 
+    data = DataRoot.open(data_path)
     with bars() as progress:
         done = run(
-            DataRoot.open(data_path).raw,
+            data.raw,
             older_than_s=older_than,
             grace_s=grace,
             min_runs=min_runs,
@@ -101,6 +107,7 @@ def compact(
             everything=everything,
             progress=progress,
         )
+    update_tables(data, ("raw", "runs", "dead_letters"))
     faults = [*done.packing.faults, *done.swept.faults]
     if as_json:
         click.echo(json.dumps(asdict(done), indent=2))
@@ -117,4 +124,6 @@ def compact(
         f"removed: {swept.objects:,} objects of packed runs ({swept.objects_bytes:,} bytes), {swept.packs:,} packs, "
         f"{swept.gone:,} unnamed objects; {swept.unnamed:,} more moved aside"
     )
+    if swept.held:
+        click.echo(f"kept: {swept.held:,} replaced packs for readers of the table raw")
     return 4 if faults else 0

@@ -1,0 +1,118 @@
+"""Seconds to publish and to open the tables of many runs, whole processes: CPU, and wall in parentheses.
+
+python -m tests.bench.tables DATA RUNS
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from ciml.data_root import DataRoot
+from ciml.digest import telemetry_digest
+from ciml.events.records import Origin, Outcome, RawFile, RunFacts
+from ciml.manifest.checkpoints import Checkpoints
+from ciml.manifest.log import ManifestLog
+from ciml.raw.packs import pack_log
+from ciml.raw.state import RAW
+from ciml.storage.open import open_store
+from tests.bench.many_runs import DAY_US, fill_store
+from tests.pipelines.raw_store.scenes import TRUSTED
+from tests.transforms.samples import table
+from transforms.raw.packs import PackWriter
+
+JOBS, SAMPLES = 40, 8
+_START_US = 1_700_000_000_000_000
+_PUBLISH = (
+    "from cli.main import main; import sys; sys.argv = ['ciml', 'tables', 'publish', '--data-path', {!r}]; main()"
+)
+_DUCKDB = """
+import duckdb
+from tests.pipelines.tables.readers import load_delta
+connection = duckdb.connect()
+load_delta(connection, {{}})
+print(connection.sql({query!r}).fetchall())
+"""
+_QUERIES = {
+    "open runs in DuckDB, outcomes by job": "SELECT count(*) FROM (SELECT build_name, outcome, count(*) "
+    "FROM delta_scan('{data}/tables/runs') GROUP BY ALL)",
+    "open raw in DuckDB, count": "SELECT count(*) FROM delta_scan('{data}/raw/packs')",
+    "open raw in DuckDB, one job and day": "SELECT avg(\"total cpu usage:usr\") FROM delta_scan('{data}/raw/packs') "
+    "WHERE job = 'job-7' AND date = '2023-11-20'",
+    "open raw in DuckDB, join with failed runs": "SELECT count(*) FROM delta_scan('{data}/raw/packs') JOIN "
+    "delta_scan('{data}/tables/runs') USING (run_id, digest) WHERE outcome = 'failure'",
+}  # fmt: skip
+
+
+def runs(number: int) -> Iterator[tuple[RunFacts, pa.Table]]:
+    """Runs of some jobs, 357 a job and day."""
+    per_day = 357
+    for at in range(number):
+        folder, inside = divmod(at, per_day)
+        day, job = divmod(folder, JOBS)
+        start = _START_US + day * DAY_US + inside * 1_000_000
+        facts = RunFacts(
+            f"zuul~{at}~1", f"{at}", f"job-{job}", outcome="success" if at % 5 else "failure", start_us=start,
+            source="zuul", project=f"project-{job % 7}", change=f"{at // 3}", provider=f"cloud-{at % 4}",
+        )  # fmt: skip
+        times = [start + second * 1_000_000 for second in range(SAMPLES)]
+        yield facts, table(times, usr=[at % 100 + second for second in range(SAMPLES)], load=[1.0] * SAMPLES)
+
+
+def add(data: DataRoot, more: Sequence[tuple[RunFacts, pa.Table]], corrected: Sequence[RunFacts]) -> None:
+    """Append a delta of runs, in one pack of a new folder, and of corrections."""
+    log, folder = ManifestLog(data.raw), "job=new/date=2024-01-01"
+    writer, rows = PackWriter(folder, more[0][1].schema), []
+    for at, (facts, telemetry) in enumerate(more):
+        digest = telemetry_digest(facts.run_id, telemetry)
+        name = f"{facts.run_id}.{digest[:16]}.parquet"
+        writer.add(name, digest, telemetry)
+        file = RawFile(f"runs/{folder}/{name}", digest, telemetry.num_rows, 0)
+        rows.append(Outcome("run", Origin("more", 0, at), "", facts, trust=TRUSTED, file=file).to_json())
+    pack, content = writer.finish()
+    data.raw.create(pack.path, content)
+    delta = {"time_us": 0, "packs": [pack.to_json()], "replaces": [], "alone": {}}
+    assert pack_log(data.raw, folder).try_append(1, delta)
+    fixes = [
+        Outcome("correction", Origin("fixes", 0, at), "", facts.replace(outcome="timeout"), trust=TRUSTED).to_json()
+        for at, facts in enumerate(corrected)
+    ]
+    lists = {name: [] for name in ("repeats", "ignored", "dead_letters", "deferred", "closes")}
+    assert log.try_append(log.end() + 1, {"time_us": 0, "runs": rows, "corrections": fixes, "offsets": {}, **lists})
+
+
+def timed(what: str, code: str) -> None:
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{what}: {cpu:.2f} s ({time.perf_counter() - start:.2f} s)  {done.stdout.strip()[:300]}", flush=True)
+
+
+def main() -> None:
+    place, number = Path(sys.argv[1]), int(sys.argv[2])
+    data = DataRoot.open(place)
+    if not place.exists():
+        fill_store(open_store(place), runs(number), per_folder=357)
+        checkpoints = Checkpoints(ManifestLog(data.raw), RAW)
+        while checkpoints.maintain():
+            pass
+    print(f"{number:,} runs, {sum(path.endswith('.parquet') for path in data.raw.list('packs')):,} packs", flush=True)
+    publish = _PUBLISH.format(os.fspath(place))
+    timed("first", publish)
+    timed("nothing to do", publish)
+    add(data, list(runs(number + 100))[-100:], [facts for facts, _ in runs(number)][-20_000::2_000])
+    timed("after 100 more runs in a pack and 10 corrections of the last 20,000 runs", publish)
+    for what, query in _QUERIES.items():
+        timed(what, _DUCKDB.format(query=query.format(data=place)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""A data root with packs, runs of every history and a data set; and the rows that its tables must have."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from ciml.data_root import DataRoot
+from ciml.manifest.log import ManifestLog
+from ciml.raw.dead_letters import Choice, all_dead_letters
+from ciml.raw.latest_runs import latest_runs
+from ciml.raw.packs import named_runs
+from ciml.raw.state import open_raw
+from pipelines.datasets.update import update_dataset
+from pipelines.tables.dead_letters import dead_letter_table
+from pipelines.tables.runs import stored_table
+from tests.pipelines.datasets.dataset_scenes import define
+from tests.pipelines.raw_store.compacting import DAY, run, squeeze
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.pipelines.tables.readers import Rows, ordered
+from tests.transforms.samples import make_facts, table
+from transforms.examples.spans import read_span
+from transforms.raw.reader import load_packs, read_run
+
+#: A job whose folder has a percent sign, a blank and what else a path can have.
+ODD = "Tür #1: 100% a+b/c"
+
+
+def odd_run(number: int) -> tuple[Any, pa.Table]:
+    """A run of another job, with a column named as a partition's."""
+    start = 7 * DAY * 1_000_000
+    columns = {"load": [1.0, None], "disk__read": [2.0, 3.0], "job": [6.0, 7.0]}
+    made = table([start, start + 1_000_000], **columns)
+    return make_facts(number, start_us=start, build_name=ODD, labels={"nodes": "3", "ä": "ß"}), made
+
+
+def make_store(data: DataRoot) -> RawStore:
+    """Two days of a job and an odd one, packed: a corrected run, one with another log, a reclaimed one."""
+    raw = RawStore(data)
+    raw.add([run(number, outcome=("failure" if number % 3 == 0 else "success")) for number in range(1, 7)])
+    raw.add([run(7, 1), run(8, 1), odd_run(9)], corrections=[make_facts(2, outcome="failure")])
+    raw.add(others=[run(1, rows=3)], reclaims=[run(3, rows=5, outcome="success")])
+    squeeze(raw.store)
+    return raw
+
+
+def make_dataset(data: DataRoot) -> None:
+    define(data, span_runs=3)
+    update_dataset(data.dataset("cpu"))
+
+
+def expected_raw(data: DataRoot) -> Rows:
+    """The rows of the runs that are in packs, each read by itself, with the columns of all."""
+    found: list[dict[str, Any]] = []
+    for _, delta in ManifestLog(data.raw).since(0):
+        for each in named_runs(delta):
+            if load_packs(data.raw, each.folder).find(each.name) is None:
+                continue
+            job, _, day = each.folder.partition("/")
+            about = {"run_id": each.run_id, "digest": each.digest, "date": day.removeprefix("date=")}
+            for row in read_run(data.raw, each.path).to_pylist():
+                row.pop("job", None)
+                found.append({**row, **about, "job": unquote(job.removeprefix("job="))})
+    names = sorted({name for row in found for name in row})
+    return ordered(names, [[row.get(name) for name in names] for row in found])
+
+
+def expected_runs(data: DataRoot) -> Rows:
+    return rows_of(stored_table(list(latest_runs(*open_raw(data.raw)))))
+
+
+def expected_dead_letters(data: DataRoot) -> Rows:
+    return rows_of(dead_letter_table(list(all_dead_letters(ManifestLog(data.raw), Choice()))))
+
+
+def expected_dataset(data: DataRoot, name: str = "cpu") -> Rows:
+    dataset = data.dataset(name)
+    tables = []
+    for span in dataset.state().latest():
+        rows = read_span(dataset.store, span)
+        tables.append(rows.append_column("span", pa.array([span.span] * rows.num_rows, pa.int32())))
+    return rows_of(pa.concat_tables(tables))
+
+
+def expected(data: DataRoot, name: str) -> Rows:
+    """The rows that a table must have."""
+    direct = {"raw": expected_raw, "runs": expected_runs, "dead_letters": expected_dead_letters}
+    return direct[name](data) if name in direct else expected_dataset(data, name.removeprefix("datasets/"))
+
+
+def rows_of(rows: pa.Table) -> Rows:
+    columns = [rows.column(name).to_pylist() for name in rows.column_names]
+    return ordered(rows.column_names, list(zip(*columns, strict=True)))
