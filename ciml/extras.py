@@ -23,8 +23,8 @@ EXTRAS = {
     "tenacity": ("receivers", "data"),
     "urllib3": ("data",),
     "zlib_ng": ("data",),
-    "apache_beam": ("train", "pipelines"),
-    "google": ("serve", "train", "pipelines"),
+    "apache_beam": ("train", "dataflow", "pipelines"),
+    "google": ("serve", "train", "dataflow", "pipelines"),
     "grpc": ("serve", "train", "pipelines"),
     "httpx": ("local", "pipelines", "receivers"),
     "cryptography": ("receivers", "pipelines"),
@@ -72,6 +72,11 @@ def require(module: str) -> None:
     """Raise `CimlError`, in one line that names the extra, if a library is not installed. It is not imported."""
     if importlib.util.find_spec(module) is None:
         raise CimlError(_line(EXTRAS[module][-1]))
+
+
+def needs(extra: str) -> CimlError:
+    """Return the error of a missing extra, for a library whose module does not tell it."""
+    return CimlError(_line(extra))
 
 
 def _line(extra: str) -> str:

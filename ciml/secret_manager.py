@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from ciml.errors import CimlError, EngineError
+from ciml.extras import needs
 
 _NAME = re.compile(r"projects/[a-z0-9][a-z0-9.:-]{0,99}/secrets/[A-Za-z0-9_-]{1,255}(/versions/(latest|[0-9]{1,9}))?")
 _TIMEOUT_S = 30.0
@@ -38,7 +39,7 @@ def read_secret(name: str) -> str:
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError
     except ImportError:
-        raise CimlError("this needs ciml[dataflow]: pip install 'ciml[dataflow]'") from None
+        raise needs("dataflow") from None
     version = name if "/versions/" in name else f"{name}/versions/latest"
     try:
         answer = _client().access_secret_version(request={"name": version}, timeout=_TIMEOUT_S)

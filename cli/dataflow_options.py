@@ -51,7 +51,7 @@ class DataflowJob:
 
     def settings(self) -> DataflowSettings:
         """Check the options, and return the settings of the file."""
-        from pipelines.dataflow.settings import DataflowSettings
+        from pipelines.dataflow.settings import DataflowSettings, require_dataflow
 
         if self.settings_file is None:
             raise CimlError(
@@ -61,6 +61,7 @@ class DataflowJob:
             raise CimlError("--runner dataflow: give --template FILE or gs://OBJECT, or --submit")
         if self.update and not self.submit:
             raise CimlError("--update: replaces a running job, so it needs --submit")
+        require_dataflow()
         return DataflowSettings.load(self.settings_file)
 
     def name_or(self, default: str) -> str:

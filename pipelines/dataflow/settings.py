@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping
 
 from msgspec import field
 
+from ciml.extras import needs
 from ciml.secret_manager import check_secret_name
 from ciml.settings import Settings
 from ciml.version import __version__
@@ -96,6 +98,16 @@ class DataflowSettings(Settings, frozen=True):
 def _check(name: str, value: str, pattern: re.Pattern[str], wanted: str) -> None:
     if not pattern.fullmatch(value):
         raise ValueError(f"{name}: {value!r:.120} is not valid; give {wanted}")
+
+
+def require_dataflow() -> None:
+    """Raise `CimlError`, in one line, if ciml[dataflow] is not installed."""
+    try:
+        found = importlib.util.find_spec("google.cloud.dataflow")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise needs("dataflow")
 
 
 def job_name(text: str) -> str:
