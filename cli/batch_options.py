@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import click
 
 from ciml.errors import CimlError
-from cli.dataflow_options import DATAFLOW
+from cli.dataflow.options import DATAFLOW
 from cli.options import Option, running_engines, s3_place
 
 
@@ -54,7 +54,7 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 
 
 #: ``--runner``, as ``runner``: (None, "fnapi", "flink" or "dataflow"; the job server's ``host:port``) of a batch
-#: pipeline. Beside `cli.dataflow_options.dataflow_options`.
+#: pipeline. Beside `cli.dataflow.options.dataflow_options`.
 runner_option = click.option(
     "--runner",
     metavar="fnapi|flink|dataflow",

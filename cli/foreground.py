@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.dataflow_options import DATAFLOW, DataflowJob, as_s3, dataflow_options, print_launched
+from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from cli.dataflow.report import print_launched
 from cli.options import (
     HERE,
     EngineChoice,
@@ -82,7 +83,7 @@ class Running:
                 )
         as_s3((arguments["data_path"], "--data-path"))
         settings = self.job.settings()
-        from services.dataflow import check_kind, launch_service
+        from services.dataflow.launch import check_kind, launch_service
 
         check_kind(kind)
         service = kind.of(**arguments)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from msgspec import field
 
 from ciml.extras import needs
-from ciml.secret_manager import check_secret_name
+from ciml.secrets.manager import check_secret_name
 from ciml.settings import Settings
 from ciml.version import __version__
 

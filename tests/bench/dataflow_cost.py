@@ -2,12 +2,13 @@
 
 python -m tests.bench.dataflow_cost [RUNS]
 
-Nothing runs on Dataflow. CPU time is that of this process, with logs from files and a broker of ``ciml up`` in another
-process: S3's client and TLS are not in it. Bytes are what passes between stages that Dataflow does not fuse.
+Nothing runs on Dataflow. CPU time is that of this process, with logs and data on the S3 and a broker of ``ciml up``, in
+other processes; TLS is not in it. Bytes are what passes between stages that Dataflow does not fuse.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import tempfile
@@ -16,20 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 from apache_beam.testing.load_tests import dataflow_cost_consts as prices
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
+from ciml.events.cloudevents import STARTED, finished_event, run_event
 from ciml.events.listing_files import open_listing
+from ciml.kafka.options import KafkaOptions
+from ciml.storage.open import open_store
 from pipelines.backfill.backfill import plan_backfill
 from pipelines.datasets.planned import plan_build
 from pipelines.flink.submit import run_here
 from pipelines.ingest.committer import committer
+from pipelines.ingest.config import IngestConfig
 from services.driver import drive
 from services.ingest import IngestService
+from tests.corpus import CORPUS
+from tests.pipelines.backfill.backfilling import config as backfill_config
 from tests.pipelines.backfill.backfilling import listed
-from tests.pipelines.ingest.ingesting import config as ingest_config
-from tests.pipelines.ingest.scenario import Scenario, corpus_facts
+from tests.pipelines.ingest.scenario import corpus_facts
+from transforms.fetch.policy import FetchPolicy
 
 WEEK_RUNS, WEEK_H = 100_000, 168
 #: One worker: e2-standard-2, and a disk of 30 GB with Streaming Engine, 25 GB with Dataflow Shuffle.
@@ -85,18 +93,22 @@ def manifest_bytes(data: DataRoot) -> int:
     return sum(len(data.raw.read(path)) for path in data.raw.list(log.folder))
 
 
-def measure_backfill(runs: int, folder: Path) -> Measured:
+def measure_backfill(runs: int, folder: Path, bucket: str) -> Measured:
     made = listed(folder / "logs", runs=runs, tricks=False)
-    planned = plan_backfill(made.config(folder / "data"), open_listing(str(made.path)))
+    store = open_store(bucket)
+    for path in [made.path, *made.folder.rglob("*.gz")]:
+        store.replace(f"ci/{path.relative_to(made.folder)}", path.read_bytes())
+    ours = backfill_config(f"{bucket}/ci", f"{bucket}/data")
+    planned = plan_backfill(ours, open_listing(f"{bucket}/ci/builds.jsonl"))
     cpu_s = cpu_of(lambda: run_here(planned.build))
     # Only the work items pass a shuffle: a block's position, digest and lines.
     return Measured("backfill", cpu_s / runs, 200 * len(planned.works) / runs)
 
 
-def measure_data_set(runs: int, folder: Path) -> Measured:
+def measure_data_set(runs: int, bucket: str) -> Measured:
     from transforms.examples import beam as examples
 
-    data = DataRoot.open(str(folder / "data"))
+    data = DataRoot.open(f"{bucket}/data")
     planned = plan_build(data, data, DatasetDefinition(name="cost", class_label="build_name", span_runs=500))
     sizes: list[int] = []
     made = examples._make
@@ -115,40 +127,43 @@ def measure_data_set(runs: int, folder: Path) -> Measured:
     return Measured("data set", cpu_s / runs, sum(sizes) / runs + facts)
 
 
-def measure_ingest(runs: int, folder: Path, kafka: str) -> Measured:
+def measure_ingest(runs: int, bucket: str, kafka: str) -> Measured:
     from confluent_kafka import Producer
 
-    from ciml.events.cloudevents import STARTED, finished_event, run_event
-
-    scenario = Scenario(kafka, f"cost-{runs}", folder / "logs")
-    producer, sent = Producer({"bootstrap.servers": kafka}), 0
+    topic, producer, sent = f"cost-{runs}", Producer({"bootstrap.servers": kafka}), 0
+    stored = open_store(f"{bucket}/ci").list()
     for facts, log in corpus_facts(runs):
-        named = facts.replace(log_url=str(log))
+        if str(log.relative_to(CORPUS)) not in stored:
+            open_store(f"{bucket}/ci").replace(str(log.relative_to(CORPUS)), log.read_bytes())
+        named = facts.replace(log_url=f"{bucket}/ci/{log.relative_to(CORPUS)}")
         for value, headers in (  # three events a run, as Zuul sends them
             run_event(STARTED, named, event_id=f"{facts.run_id} started"),
             finished_event(named, event_id=f"{facts.run_id} finished"),
             finished_event(named, event_id=f"{facts.run_id} again"),
         ):
-            producer.produce(scenario.topic, value, headers=headers)
+            producer.produce(topic, value, headers=headers)
             sent += len(value) + sum(len(key) + len(text or b"") for key, text in headers)
             producer.poll(0)
     producer.flush(60)
-    scenario.logs = log.parents[2]
-    service = IngestService(ingest_config(scenario, folder / "events", ""))
+    data = DataRoot.open(f"{bucket}/events")
+    fetch = FetchPolicy(s3_prefixes=(f"{bucket}/ci",))
+    service = IngestService(IngestConfig(data.raw, KafkaOptions(kafka), topic, fetch=fetch))
     cpu_s = cpu_of(lambda: drive(service, until="end"))
+    assert service.facts()["counts"]["run"] == runs, service.facts()
     # Events pass to the stages of a batch, sealed batches to the stage that gathers them, into its state and out of it.
-    return Measured("ingest", cpu_s / runs, (sent + 3 * manifest_bytes(DataRoot.open(str(folder / "events")))) / runs)
+    return Measured("ingest", cpu_s / runs, (sent + 3 * manifest_bytes(data)) / runs)
 
 
 def main() -> None:
     import engines
 
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    with tempfile.TemporaryDirectory() as place, engines.start(["kafka"], home=Path(place, "home")) as running:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as place, engines.start(["kafka", "s3"], home=Path(place, "home")) as running:
+        os.environ.update(engines.s3_environment(running.s3))
+        boto3.client("s3").create_bucket(Bucket="cost")
         engines.create_topics(running.kafka, {f"cost-{runs}": 1})
-        found = [measure_backfill(runs, folder), measure_data_set(runs, folder)]
-        ingest = measure_ingest(runs, folder, running.kafka)
+        found = [measure_backfill(runs, Path(place), "s3://cost"), measure_data_set(runs, "s3://cost")]
+        ingest = measure_ingest(runs, "s3://cost", running.kafka)
     for one in (ingest, *found):
         print(one.line())
     workers, engine, load = streaming_week(ingest)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.batch_options import collecting_rarely, logs_option, runner_option
-from cli.dataflow_options import DATAFLOW, DataflowJob, as_s3, dataflow_options, print_launched
+from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from cli.dataflow.report import print_launched
 from cli.options import beam_option, data_path_option, jobs_option, s3_options, s3_place
 from cli.policy_options import fetch_policy_option, trust_policy_option
 from cli.signals import stop_on_signals

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from google.auth.credentials import AnonymousCredentials
 
-from ciml import secret_manager
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
+from ciml.secrets import manager as secret_manager
 from ciml.version import __version__
 from pipelines.dataflow.worker import parse_environment, prepare
 

@@ -14,7 +14,7 @@ from ciml.errors import CimlError
 from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
 from cli.commands.data.dataset.on_dataflow import launch_build
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
-from cli.dataflow_options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
 from cli.options import beam_option, data_path_option, require_data, s3_options, s3_place, target_data_path_option
 from cli.param_types import Windows
 from cli.progress_bar import progress_bar

@@ -14,7 +14,7 @@ from cli.batch_options import collecting_rarely, runner_option
 from cli.commands.data.dataset.on_dataflow import launch_update
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from cli.commands.data.dataset.spans import print_spans
-from cli.dataflow_options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
 from cli.options import beam_option, data_path_option
 from cli.policy_options import trust_policy_option
 from cli.progress_bar import progress_bar

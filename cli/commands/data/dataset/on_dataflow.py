@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.batch_options import collecting_rarely
-from cli.dataflow_options import DataflowJob, print_launched
+from cli.dataflow.options import DataflowJob
+from cli.dataflow.report import print_launched
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot

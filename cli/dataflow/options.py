@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +13,6 @@ from ciml.errors import CimlError
 from cli.options import Option, stacked
 
 if TYPE_CHECKING:
-    from pipelines.dataflow.job import Launched
     from pipelines.dataflow.settings import DataflowSettings
 
 DATAFLOW = "dataflow"
@@ -111,51 +108,6 @@ def dataflow_options(updates: bool = False) -> Option:
         return options(with_job)
 
     return apply
-
-
-def print_launched(launched: Launched, settings: DataflowSettings, *, streaming: bool, then: str = "") -> None:
-    """Print what was made, and the next commands.
-
-    Args:
-      launched: the job.
-      settings: of the job.
-      streaming: whether it is unbounded.
-      then: what to do when it has ended.
-    """
-    where = f"--project={settings.project} --region={settings.region}"
-    if launched.job_id:
-        click.echo(f"{launched.name}: submitted as job {launched.job_id}")
-        click.echo(
-            f"  watch     https://console.cloud.google.com/dataflow/jobs/{settings.region}/{launched.job_id}"
-            f"?project={settings.project}"
-        )
-        end = "drain" if streaming else "cancel"
-        click.echo(f"  stop      gcloud dataflow jobs {end} {launched.job_id} {where}")
-        if streaming:
-            click.echo("  replace   the same command with --update")
-    else:
-        click.echo(f"{launched.name}: job description in {launched.template}; nothing runs")
-        place = launched.template
-        if not place.startswith("gs://"):
-            place = f"{settings.staging}/templates/{Path(place).name}"
-            click.echo(f"  copy      gcloud storage cp {shlex.quote(launched.template)} {place}")
-        click.echo(f"  run       {_run_command(launched, settings, place)}")
-    click.echo(f"  pipeline  {launched.pipeline}")
-    if then:
-        click.echo(f"  then      {then}")
-
-
-def _run_command(launched: Launched, settings: DataflowSettings, place: str) -> str:
-    """Return gcloud's command that starts a job from a template, with the settings of its workers."""
-    flags = {
-        "gcs-location": place, "project": settings.project, "region": settings.region,
-        "staging-location": settings.temp_location, "worker-machine-type": settings.machine_type,
-        "max-workers": settings.max_workers, "service-account-email": settings.service_account,
-        "network": settings.network, "subnetwork": settings.subnetwork,
-    }  # fmt: skip
-    words = [f"--{key}={value}" for key, value in flags.items() if value not in ("", None)]
-    words += ["--disable-public-ips"] * (not settings.public_addresses)
-    return shlex.join(["gcloud", "dataflow", "jobs", "run", launched.name, *words])
 
 
 def as_s3(*places: tuple[str | None, str]) -> None:
