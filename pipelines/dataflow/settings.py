@@ -14,9 +14,11 @@ from ciml.settings import Settings
 from ciml.version import __version__
 
 _PROJECT = re.compile(r"([a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
-_REGION = re.compile(r"[a-z]+(-[a-z]+)+[0-9]{1,2}")
+_REGION = re.compile(r"[a-z]{2,20}(-[a-z]{2,20}){1,3}[0-9]{1,2}")
 _GCS = re.compile(r"gs://[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9](/[^\s]*)?")
-_IMAGE = re.compile(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+(:[A-Za-z0-9._-]{1,128}|@sha256:[0-9a-f]{64})")
+_IMAGE = re.compile(
+    r"[a-z0-9.-]{1,100}(:[0-9]{1,5})?(/[a-z0-9._-]{1,100}){1,8}(:[A-Za-z0-9._-]{1,128}|@sha256:[0-9a-f]{64})"
+)
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,250}")
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 #: Names of jobs, as Dataflow defines them.
