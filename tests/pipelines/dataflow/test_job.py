@@ -198,6 +198,18 @@ def _updates(ciml: Callable[..., Result], words: list[str], service: DataflowApi
     assert (service.jobs[1]["replaceJobId"], service.jobs[1]["name"]) == ("job-1", "ci")
 
 
+def test_predictions(
+    ciml: Callable[..., Result], gcs: Any, kafka: str, secrets: Path, topic: Callable[..., str], s3: Any, tmp_path: Path
+) -> None:
+    data = DataRoot.open(f"{s3.bucket()}/data")
+    RawStore(data).add(runs(1, 1))
+    words = ["predict", "stream", "--data-path", data.url, "--kafka", kafka, "--kafka-config", str(secrets)]
+    words += ["--runs-topic", topic(2, "runs"), "--model", "status", "--server", "models.example.org:8500"]
+    done = ciml(*words, "--template", str(tmp_path / "predict.json"))
+    assert done.exit_code == 0, done.output
+    check_job(gcs, json.loads((tmp_path / "predict.json").read_text()), "predict", name="ciml-predict-status")
+
+
 def test_a_backfill(ciml: Callable[..., Result], gcs: Any, s3: Any, tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=12, tricks=False)
     bucket = s3.bucket()
@@ -228,7 +240,8 @@ def test_a_data_set(ciml: Callable[..., Result], gcs: Any, s3: Any, tmp_path: Pa
     words = ["--template", str(target), "--data-path", data.url]
     done = ciml("dataset", "build", "--dataset", "cpu", "--max-windows", "4", *words)
     assert done.exit_code == 0, done.output
-    check_job(gcs, json.loads(target.read_text()), "dataset-alone", name="ciml-dataset-cpu")
+    proto = check_job(gcs, json.loads(target.read_text()), "dataset-alone", name="ciml-dataset-cpu")
+    assert "CommitSpans/commit" in [stage for stage, _, _ in stages(proto)]
     assert done.output.splitlines()[0] == "cpu: 9 runs for 1 span"
     assert done.output.splitlines()[-1] == f"  then      ciml dataset show cpu --data-path {data.url}"
     state = data.dataset("cpu").state()
