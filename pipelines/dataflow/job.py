@@ -75,6 +75,8 @@ def launch(
       CimlError: the pipeline would hold a secret, Beam rejects an option, or ``update`` finds no job of that name.
       EngineError: Google Cloud rejects the request or does not answer, or the template cannot be written.
     """
+    import google.auth
+
     place, local = template, bool(template) and not template.startswith("gs://")
     if local:  # Beam writes in place; the file is renamed when it is complete
         place = f"{os.path.abspath(template)}.{secrets.token_hex(4)}.tmp"
@@ -83,6 +85,8 @@ def launch(
     try:
         with _one_line_errors(name):
             options = PipelineOptions(flags)
+            if not options.view_as(GoogleCloudOptions).no_auth:
+                google.auth.default()  # Beam would retry for half a minute, and then go on without
             pipeline = beam.Pipeline(options=options)
             build(pipeline)
             _check_hidden(pipeline.to_runner_api(), hidden)

@@ -45,6 +45,7 @@ def write_settings(folder: Path, **changes: str) -> Path:
 @contextlib.contextmanager
 def gcs_emulator(patch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Run the emulator with one bucket, and let Google's clients of this process use it. Yield a client."""
+    from apache_beam.internal.gcp.auth import _Credentials
     from gcp_storage_emulator.server import create_server
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.storage import Client
@@ -56,6 +57,7 @@ def gcs_emulator(patch: pytest.MonkeyPatch) -> Iterator[Any]:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         patch.setenv("GOOGLE_CLOUD_PROJECT", "ci-project")
         patch.setenv("NO_GCE_CHECK", "true")
+        patch.setattr(_Credentials, "_credentials_init", True)  # none: Beam would look for them for half a minute
         yield Client(project="ci-project", credentials=AnonymousCredentials())
     finally:
         server.stop()

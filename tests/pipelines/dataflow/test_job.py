@@ -198,6 +198,28 @@ def _updates(ciml: Callable[..., Result], words: list[str], service: DataflowApi
     assert (service.jobs[1]["replaceJobId"], service.jobs[1]["name"]) == ("job-1", "ci")
 
 
+def test_without_credentials(gcs: Any, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    data = DataRoot.open(f"{s3.bucket()}/data")
+    RawStore(data).add(runs(1, 9))
+    words = [
+        "dataset",
+        "build",
+        "--dataset",
+        "cpu",
+        "--data-path",
+        data.url,
+        "--runner",
+        "dataflow",
+        "--template",
+        AT_GCS,
+    ]
+    done = CliRunner().invoke(cli, [*words, "--dataflow", str(write_settings(tmp_path))])
+    assert (done.exit_code, done.output.count("\n")) == (3, 1)
+    assert done.output.startswith("ciml: no access to Google Cloud: ")
+    assert done.output.endswith("log in: gcloud auth application-default login\n")
+
+
 def test_predictions(
     ciml: Callable[..., Result], gcs: Any, kafka: str, secrets: Path, topic: Callable[..., str], s3: Any, tmp_path: Path
 ) -> None:
