@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Options that end a service by themselves; a supervised one has none of them.
 ENDINGS = ("once", "until_idle", "watch")
+#: Options of a service on Dataflow, which no supervisor watches.
+ELSEWHERE = ("runner", *(each.name for each in fields(DataflowJob)))
 
 
 @dataclass(frozen=True)

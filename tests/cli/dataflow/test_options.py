@@ -91,3 +91,10 @@ def test_an_unknown_runner_is_named() -> None:
         [*BACKFILL, "--runner", "spark"]
     )
     assert "unknown runner 'dataflow:x'" in refused([*BACKFILL, "--runner", "dataflow:x"])
+
+
+@pytest.mark.parametrize("kind", ["ingest", "predict", "live"])
+def test_a_supervised_service_has_none_of_the_options(kind: str) -> None:
+    text = CliRunner().invoke(cli, ["service", "start", kind, "--help"]).output
+    assert "--engine" in text
+    assert not [option for option in ("--runner", "--dataflow", "--template", "--submit", "--update") if option in text]
