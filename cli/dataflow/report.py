@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pipelines.dataflow.settings import DataflowSettings
 
 
+#: Of https://cloud.google.com/dataflow/quotas.
+_GRAPH_BYTES = 10_000_000
+
+
 def print_launched(launched: Launched, settings: DataflowSettings, *, streaming: bool, then: str = "") -> None:
     """Print what was made, and the next commands.
 
@@ -40,7 +44,13 @@ def print_launched(launched: Launched, settings: DataflowSettings, *, streaming:
             place = f"{settings.staging}/templates/{Path(place).name}"
             click.echo(f"  copy      gcloud storage cp {shlex.quote(launched.template)} {place}")
         click.echo(f"  run       {_run_command(launched, settings, place)}")
-    click.echo(f"  pipeline  {launched.pipeline}")
+    click.echo(f"  pipeline  {launched.pipeline}, {launched.size / 1e6:.1f} MB")
+    if launched.size > _GRAPH_BYTES:
+        click.echo(
+            f"warning: the pipeline has {launched.size / 1e6:.0f} MB, and Dataflow documents 10 MB as the limit of a "
+            "job's graph; if it rejects the job, leave --runner out for the runs of the past",
+            err=True,
+        )
     if then:
         click.echo(f"  then      {then}")
 

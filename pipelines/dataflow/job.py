@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
-from apache_beam.portability.api import beam_runner_api_pb2 as api
 
 from ciml.errors import CimlError, EngineError
 from pipelines.dataflow.packed import holds
@@ -40,12 +39,14 @@ class Launched:
       template: where its description was written; "" for a submitted job.
       job_id: of the submitted job; "" for a template.
       pipeline: URL of its staged pipeline.
+      size: bytes of that pipeline, which grow with the runs of a data set.
     """
 
     name: str
     template: str
     job_id: str
     pipeline: str
+    size: int
 
 
 def launch(
@@ -89,7 +90,8 @@ def launch(
                 google.auth.default()  # Beam would retry for half a minute, and then go on without
             pipeline = beam.Pipeline(options=options)
             build(pipeline)
-            _check_hidden(pipeline.to_runner_api(), hidden)
+            data = pipeline.to_runner_api().SerializeToString()
+            _check_hidden(data, hidden)
             if update:
                 _check_running(options, name)
             result = pipeline.run()
@@ -100,7 +102,7 @@ def launch(
             with contextlib.suppress(OSError):
                 os.remove(place)
     staged = pipeline.runner.job.google_cloud_options.staging_location  # with a folder of this job
-    return Launched(name, template, "" if template else str(result.job_id()), f"{staged}/pipeline.pb")
+    return Launched(name, template, "" if template else str(result.job_id()), f"{staged}/pipeline.pb", len(data))
 
 
 def _check_running(options: PipelineOptions, name: str) -> None:
@@ -125,9 +127,9 @@ def _publish(written: str, template: str) -> None:
         raise EngineError(f"{template}: cannot be written: {error.strerror}") from error
 
 
-def _check_hidden(proto: api.Pipeline, hidden: Iterable[bytes]) -> None:
+def _check_hidden(data: bytes, hidden: Iterable[bytes]) -> None:
     """Raise `CimlError` if a pipeline holds a secret: its description can be read by everybody in the project."""
-    if holds(proto.SerializeToString(), hidden):
+    if holds(data, hidden):
         raise CimlError(
             "the job description would hold a secret of this process; name it by environment_secret or "
             "kafka_secret of the --dataflow file, and remove it from options and policies"
