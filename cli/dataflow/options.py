@@ -37,10 +37,12 @@ class DataflowJob:
     update: bool = False
 
     def check_unused(self) -> None:
-        """Raise `CimlError` if one of the options was given without ``--runner dataflow``."""
+        """Raise `CimlError` if an option of the job was given without ``--runner dataflow``.
+
+        The file of settings may be given: it comes from a variable of the environment.
+        """
         given = {
-            "--dataflow": self.settings_file, "--template": self.template, "--job-name": self.job_name,
-            "--submit": self.submit, "--update": self.update,
+            "--template": self.template, "--job-name": self.job_name, "--submit": self.submit, "--update": self.update,
         }  # fmt: skip
         for option, value in given.items():
             if value:

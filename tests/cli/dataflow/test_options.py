@@ -80,6 +80,16 @@ def test_its_options_need_the_runner(command: list[str], option: str) -> None:
     assert refused([*command, option]) == f"ciml: {name}: only with --runner dataflow\n"
 
 
+def test_a_file_of_settings_in_the_environment_changes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIML_DATAFLOW", str(write_settings(tmp_path)))
+    words = ["backfill", str(tmp_path / "none.jsonl"), "--logs", str(tmp_path), "--data-path", str(tmp_path / "data")]
+    assert refused(words) == f"ciml: {tmp_path}/none.jsonl: no such listing\n"
+    job = ["--runner", "dataflow", *TEMPLATE]
+    assert "--data-path data: a path of this machine" in refused([*BACKFILL[:-1], "data", *job])
+
+
 def test_the_settings_are_checked(tmp_path: Path) -> None:
     settings = write_settings(tmp_path, region='"Europe"')
     words = [*BACKFILL, "--runner", "dataflow", "--dataflow", str(settings), *TEMPLATE]

@@ -11,12 +11,14 @@ from typing import Any
 
 import boto3
 import pytest
+from apache_beam.internal import pickler
 from apache_beam.portability.api import beam_runner_api_pb2 as api
 from click.testing import CliRunner, Result
 from google.cloud.dataflow import Job
 from google.protobuf.json_format import MessageToJson, ParseDict
 
 from ciml.data_root import DataRoot
+from ciml.kafka.options import KafkaOptions
 from ciml.version import __version__
 from cli.main import cli
 from pipelines.dataflow.packed import unpacked
@@ -30,6 +32,7 @@ from tests.pipelines.raw_store.scenes import RawStore
 pytestmark = [pytest.mark.engines, pytest.mark.whole]
 
 S3_SECRET, KAFKA_SECRET, TOKEN = "planted-s3-1b7f02c4", "planted-kafka-95d0e6", "planted-token-aa31"
+PROJECT = "projects/ci-project"
 AT_GCS = f"gs://{BUCKET}/templates/job.json"
 
 
@@ -80,6 +83,12 @@ def staged(gcs: Any, job: dict[str, Any]) -> tuple[api.Pipeline, bytes]:
     data = gcs.bucket(bucket).blob(path).download_as_bytes()
     assert hashlib.sha256(data).hexdigest() == options["pipelineProtoHash"]
     return api.Pipeline.FromString(data), data
+
+
+def function_of(proto: api.Pipeline, stage: str) -> Any:
+    """The function of a stage, as a worker gets it."""
+    (spec,) = [one.spec for one in proto.components.transforms.values() if one.unique_name == stage]
+    return pickler.loads(api.ParDoPayload.FromString(spec.payload).do_fn.payload)[0]
 
 
 def as_written(job: dict[str, Any]) -> dict[str, Any]:
@@ -145,10 +154,10 @@ def test_an_ingest(
     assert done.exit_code == 0, done.output
     job = json.loads(target.read_text())
     proto = check_job(gcs, job, "ingest", name="ciml-ingest")
-    parts = b"\n".join(unpacked(proto.SerializeToString()))
-    assert b"projects/ci-project/secrets/ciml-kafka/versions/3" in parts
-    assert b"kafka.example.org:9093" in parts
-    assert kafka.encode() not in parts
+    config = function_of(proto, "Commit")._config
+    assert config.kafka == KafkaOptions("kafka.example.org:9093", secret=f"{PROJECT}/secrets/ciml-kafka/versions/3")
+    assert config.maintains  # no supervisor does
+    assert kafka.encode() not in b"\n".join(unpacked(proto.SerializeToString()))
     assert [path.name for path in tmp_path.iterdir() if "ingest.json" in path.name] == ["ingest.json"]
     assert job["environment"]["sdkPipelineOptions"]["options"]["pipelineUrl"] in done.output
     copied = f"gs://{BUCKET}/staging/templates/ingest.json"
