@@ -12,6 +12,7 @@ from pipelines.dataflow.settings import DataflowSettings
 from transforms.fetch.policy import FetchPolicy
 
 _LOOPBACK = re.compile(r"(^|,|//)(localhost|127\.[0-9.]+|\[::1\]|0\.0\.0\.0)(:|,|$)")
+_SECRET_OPTION = re.compile(r"password|secret_access_key|session_token|api_key|private_key")
 #: Variables of S3 clients that are secret.
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -75,6 +76,17 @@ def kafka_of_workers(kafka: KafkaOptions, settings: DataflowSettings) -> KafkaOp
             "store the properties file in Secret Manager and name it as kafka_secret in the --dataflow file"
         )
     return KafkaOptions(bootstrap, kafka.extra, kafka.queue_kib, kafka.timeout_s)
+
+
+def check_beam_options(options: Iterable[str]) -> None:
+    """Raise `CimlError` for an option of Beam that is secret by its name: options stand in the job description."""
+    for option in options:
+        name = option.partition("=")[0]
+        if _SECRET_OPTION.search(name):
+            raise CimlError(
+                f"--beam-option {name}: its value would stand in the job description, which everybody in the project "
+                "can read; name it by environment_secret of the --dataflow file"
+            )
 
 
 def secrets_here(kafka: KafkaOptions | None = None, fetch: FetchPolicy | None = None) -> Iterable[bytes]:

@@ -14,6 +14,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from ciml.errors import CimlError, EngineError
+from pipelines.dataflow.checks import check_beam_options
 from pipelines.dataflow.packed import holds
 from pipelines.dataflow.settings import DataflowSettings, job_flags
 
@@ -78,6 +79,7 @@ def launch(
     """
     import google.auth
 
+    check_beam_options(extra)
     place, local = template, bool(template) and not template.startswith("gs://")
     if local:  # Beam writes in place; the file is renamed when it is complete
         place = f"{os.path.abspath(template)}.{secrets.token_hex(4)}.tmp"
@@ -91,7 +93,7 @@ def launch(
             pipeline = beam.Pipeline(options=options)
             build(pipeline)
             data = pipeline.to_runner_api().SerializeToString()
-            _check_hidden(data, hidden)
+            _check_hidden(data + "\n".join(flags).encode(), hidden)
             if update:
                 _check_running(options, name)
             result = pipeline.run()

@@ -15,7 +15,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import LocalStore, open_store
-from pipelines.dataflow.checks import check_fetch, check_on_s3, kafka_of_workers, secrets_here
+from pipelines.dataflow.checks import check_beam_options, check_fetch, check_on_s3, kafka_of_workers, secrets_here
 from pipelines.dataflow.packed import holds, unpacked
 from pipelines.dataflow.settings import DataflowSettings
 from pipelines.flink.portable_graph import portable
@@ -77,6 +77,16 @@ def test_a_secret_property_is_refused_unless_a_secret_is_named(name: str) -> Non
     assert kafka_of_workers(kafka, SECRET) == KafkaOptions("kafka:9092", secret="projects/ci-project/secrets/kafka")
     plain = KafkaOptions("kafka:9092", {"security.protocol": "SSL", "ssl.ca.location": "/etc/ssl/ca"}, 1024, 5.0)
     assert kafka_of_workers(plain, SETTINGS) == plain
+
+
+@pytest.mark.parametrize("name", ["--s3_secret_access_key", "--s3_session_token", "--password"])
+def test_an_option_of_beam_that_is_secret_is_refused(name: str) -> None:
+    check_beam_options(["--dataflow_service_options=enable_prime", "--no_auth"])
+    with pytest.raises(
+        CimlError, match=rf"--beam-option {name}: its value would stand in the job description"
+    ) as caught:
+        check_beam_options(["--no_auth", f"{name}=hunter2"])
+    assert "hunter2" not in str(caught.value)
 
 
 def test_the_secrets_of_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -276,6 +276,10 @@ def test_a_data_set(ciml: Callable[..., Result], gcs: Any, s3: Any, tmp_path: Pa
     assert "CommitSpans/commit" in [stage for stage, _, _ in stages(proto)]
     assert done.output.splitlines()[0] == "cpu: 9 runs for 1 span"
     assert done.output.splitlines()[-1] == f"  then      ciml dataset show cpu --data-path {data.url}"
+    for option, reason in ((f"--label=key={S3_SECRET}", "would hold a secret of this process"),
+                           (f"--s3_secret_access_key={S3_SECRET}", "its value would stand in the job")):  # fmt: skip
+        wrong = ciml("dataset", "update", "cpu", "--seal", f"--beam-option={option}", *words)
+        assert (wrong.exit_code, reason in wrong.output, S3_SECRET in wrong.output) == (2, True, False), wrong.output
     state = data.dataset("cpu").state()
     assert (state.version, state.spans) == (1, {})  # created; the job commits its spans
     again = ciml("dataset", "update", "cpu", "--seal", *words)
