@@ -67,7 +67,7 @@ fuzz: install ## try many hostile inputs, keep what fails; FUZZ="-k event" selec
 lock: ## resolve pyproject.toml anew into requirements.lock, and that of the worker image
 	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra data --extra pipelines --extra train --extra serve --extra kubeflow \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra data --extra pipelines --extra dataflow --extra train --extra serve --extra kubeflow \
 	  --constraint requirements.lock --generate-hashes --python-version 3.11 \
 	  --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  -o deploy/worker/requirements.lock

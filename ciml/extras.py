@@ -23,8 +23,8 @@ EXTRAS = {
     "tenacity": ("receivers", "data"),
     "urllib3": ("data",),
     "zlib_ng": ("data",),
-    "apache_beam": ("train", "pipelines"),
-    "google": ("serve", "train", "pipelines"),
+    "apache_beam": ("train", "dataflow", "pipelines"),
+    "google": ("serve", "train", "dataflow", "pipelines"),
     "grpc": ("serve", "train", "pipelines"),
     "httpx": ("local", "pipelines", "receivers"),
     "cryptography": ("receivers", "pipelines"),
@@ -84,6 +84,11 @@ def require(module: str) -> None:
 def is_installed(module: str) -> bool:
     """Return whether a library is installed. It is not imported."""
     return importlib.util.find_spec(module) is not None
+
+
+def needs(extra: str) -> CimlError:
+    """Return the error of a missing extra, for a library whose module does not name it."""
+    return CimlError(_line(extra))
 
 
 def _line(extra: str) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import click
 
 from ciml.errors import CimlError
+from cli.dataflow.options import DATAFLOW
 from cli.options import Option, running_engines, s3_place
 
 
@@ -38,8 +39,10 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     if value is None or ctx.resilient_parsing:
         return None, ""
     name, _, endpoint = value.partition(":")
-    if name not in ("fnapi", "flink") or (name == "fnapi" and endpoint):
-        raise click.BadParameter(f"unknown runner {value!r}; choose from fnapi, flink, flink:HOST:PORT", ctx, param)
+    if name not in ("fnapi", "flink", DATAFLOW) or (name != "flink" and endpoint):
+        raise click.BadParameter(
+            f"unknown runner {value!r}; choose from fnapi, flink, flink:HOST:PORT, dataflow", ctx, param
+        )
     if name == "flink" and not endpoint:
         flink = running_engines(ctx).get("flink")
         if flink is None or flink.light:
@@ -50,10 +53,11 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     return name, endpoint
 
 
-#: ``--runner``, as ``runner``: (None, "fnapi" or "flink"; the job server's ``host:port``) of a batch pipeline.
+#: ``--runner``, as ``runner``: (None, "fnapi", "flink" or "dataflow"; the job server's ``host:port``) of a batch
+#: pipeline. Beside `cli.dataflow.options.dataflow_options`.
 runner_option = click.option(
     "--runner",
-    metavar="fnapi|flink",
+    metavar="fnapi|flink|dataflow",
     callback=_runner,
     help="Beam runner; flink:HOST:PORT names a job server.  [default: none, without Beam]",
 )

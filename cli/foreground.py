@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.errors import CimlError
+from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from cli.dataflow.report import print_launched
 from cli.options import (
     HERE,
     EngineChoice,
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Options that end a service by themselves; a supervised one has none of them.
 ENDINGS = ("once", "until_idle", "watch")
+#: Options of a service on Dataflow, which no supervisor watches.
+ELSEWHERE = ("runner", *(each.name for each in fields(DataflowJob)))
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Running:
       until_idle: time without new input after which it ends, in seconds; None for never.
       beam_options: further options of Beam.
       metrics_port, metrics_address: of the metrics endpoint; a port of None for no metrics.
+      runner: ``dataflow`` for a job on Dataflow in place of a process here, else None.
+      job: the options of that job.
     """
 
     engine: EngineChoice = HERE
@@ -49,11 +56,45 @@ class Running:
     beam_options: tuple[str, ...] = ()
     metrics_port: int | None = None
     metrics_address: str = ""
+    runner: str | None = None
+    job: DataflowJob = field(default_factory=DataflowJob)
 
     @property
     def until(self) -> Until:
         """When it ends, for `services.driver.drive`."""
         return "end" if self.once else self.until_idle
+
+    def launch(self, kind: type[Service], arguments: Mapping[str, Any]) -> bool:
+        """Write or submit the service's job, if it is to run on Dataflow; return whether it is.
+
+        Args:
+          kind: the class of the service.
+          arguments: of its `Service.of`.
+        """
+        if self.runner != DATAFLOW:
+            self.job.check_unused()
+            return False
+        for option, given in (
+            ("--once", self.once),
+            ("--until-idle", self.until_idle),
+            ("--metrics-port", self.metrics_port),
+        ):
+            if given is not None and given is not False:
+                raise CimlError(
+                    f"{option}: not with --runner dataflow, whose job runs until it is drained; leave it out"
+                )
+        as_s3((arguments["data_path"], "--data-path"))
+        settings = self.job.settings()
+        from services.dataflow.launch import check_kind, launch_service
+
+        check_kind(kind)
+        service = kind.of(**arguments)
+        launched = launch_service(
+            service, settings, self.job.name_or(service.name), template=self.job.template, update=self.job.update,
+            extra=self.beam_options,
+        )  # fmt: skip
+        print_launched(launched, settings, streaming=True)
+        return True
 
     def run(self, service: Service, report: Report | None, **options: Any) -> None:
         """Run a service until it ends or a signal arrives, and serve its metrics.
@@ -102,6 +143,12 @@ def running_options(once: str = "Stop at the present end of the topic.") -> Opti
         ),
         beam_option,
         metrics_options,
+        click.option(
+            "--runner",
+            type=click.Choice([DATAFLOW]),
+            help="Run as a streaming job on Dataflow.  [default: --engine, here]",
+        ),
+        dataflow_options(updates=True),
     )
 
     def apply(command: Callable[..., Any]) -> Any:

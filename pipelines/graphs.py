@@ -15,7 +15,7 @@ import apache_beam as beam
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
-from ciml.datasets.plan import SelectedRun, SpanPlan
+from ciml.datasets.plan import SelectedRun, SpanPlan, Step
 from ciml.datasets.state import ExampleFile
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Block
@@ -71,6 +71,13 @@ def _dataset(pipeline: beam.Pipeline) -> None:
     build_spans(pipeline, _DATA.raw, _DATA.dataset("example").store, [_PLAN], _RESOLVED, "results")
 
 
+def _dataset_alone(pipeline: beam.Pipeline) -> None:
+    from pipelines.datasets.planned import PlannedUpdate
+
+    step = Step(1, _RESOLVED, (1, 1), 1, (_PLAN,), {})
+    PlannedUpdate(_DATA.raw, _DATA.dataset("example").store, (step,)).build(pipeline)
+
+
 def _materialise(pipeline: beam.Pipeline) -> None:
     from training.runtime import tensorflow
 
@@ -97,5 +104,6 @@ PIPELINES: dict[str, tuple[Callable[[beam.Pipeline], None], str]] = {
     "predict": (_predict, "ciml predict stream, unbounded"),
     "backfill": (_backfill, "ciml backfill --runner, one of its pipelines"),
     "dataset": (_dataset, "ciml dataset update --runner, building spans"),
+    "dataset-alone": (_dataset_alone, "ciml dataset build|update --runner dataflow, with their commit"),
     "materialise": (_materialise, "ciml refresh, normalising examples with tf.Transform"),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError
+from ciml.secrets.manager import read_secret
 
 #: Properties that decide which messages are read: reserved for ciml.
 OWN = (
@@ -33,21 +34,18 @@ class KafkaOptions:
         so they are never printed.
       timeout_s: timeout of a request to the broker, s.
       queue_kib: limit of a reader's prefetch per partition, KiB. librdkafka's own default is 64 MiB.
+      secret: name of a secret (`ciml.secrets.manager`) with further properties, in the form of a properties file. Each
+        process reads it for itself when it makes a client, so options that are sent to workers hold its name alone.
     """
 
     bootstrap: str
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     queue_kib: int = 16 * 1024
     timeout_s: float = 15.0
+    secret: str = ""
 
     def __post_init__(self) -> None:
-        for name in OWN:
-            if name in self.extra:
-                raise CimlError(
-                    f"the Kafka property {name} is reserved: ciml stores offsets with the data; remove it"
-                    if name != "bootstrap.servers"
-                    else "the Kafka property bootstrap.servers is set by --kafka; remove it"
-                )
+        _check_own(self.extra)
 
     def common(self) -> dict[str, Any]:
         """Return the properties of every client.
@@ -60,6 +58,7 @@ class KafkaOptions:
             "log.connection.close": False,
             "log_level": 2,
             **self.extra,
+            **_properties_of(self.secret),
             "bootstrap.servers": self.bootstrap,
         }
 
@@ -83,10 +82,14 @@ class KafkaOptions:
 
     def hide(self, text: str) -> str:
         """Return ``text`` without the values of secret properties."""
-        for name, value in self.extra.items():
+        for name, value in {**self.extra, **_read_secrets.get(self.secret, {})}.items():
             if _SECRET.search(name) and isinstance(value, str) and value:
                 text = text.replace(value, "***")
         return text
+
+    def secret_names(self) -> list[str]:
+        """Return the names of the properties whose value, or whose file's content, is secret."""
+        return sorted(name for name in self.extra if _SECRET.search(name) or _CREDENTIAL_FILE.search(name))
 
     def credentials(self) -> dict[str, bytes]:
         """Return the credentials by property: passwords, and the content of key files."""
@@ -112,7 +115,30 @@ class KafkaOptions:
         return cls(bootstrap, {**(read_properties(file) if file else {}), **dict(properties)})
 
     def __hash__(self) -> int:
-        return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib, self.timeout_s))
+        return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib, self.timeout_s, self.secret))
+
+
+#: The properties of each secret as this process read them last, to hide them in messages.
+_read_secrets: dict[str, Mapping[str, str]] = {}
+
+
+def _properties_of(secret: str) -> Mapping[str, str]:
+    """Return the properties in a secret, as they are now; none for ""."""
+    if not secret:
+        return {}
+    _read_secrets[secret] = found = parse_properties(read_secret(secret), secret)
+    _check_own(found)
+    return found
+
+
+def _check_own(properties: Iterable[str]) -> None:
+    for name in OWN:
+        if name in properties:
+            raise CimlError(
+                f"the Kafka property {name} is reserved: ciml stores offsets with the data; remove it"
+                if name != "bootstrap.servers"
+                else "the Kafka property bootstrap.servers is set by --kafka; remove it"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +182,11 @@ def read_properties(path: str | Path) -> dict[str, str]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CimlError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    return parse_properties(text, path)
+
+
+def parse_properties(text: str, path: str | Path) -> dict[str, str]:
+    """Parse the text of a properties file; ``path`` names it in messages. Raises as `read_properties`."""
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):

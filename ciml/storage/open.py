@@ -25,6 +25,11 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     if text.startswith("s3://"):
         require("boto3")
         return S3Store(text)
+    if text.startswith("gs://"):
+        raise CimlError(
+            f"{text}: not a store: ciml commits by conditional writes, which it has for S3 and local folders alone; "
+            "give s3://bucket/prefix"
+        )
     if "://" in text:
         raise CimlError(f"{text}: not a store; give a local path or s3://bucket/prefix")
     return LocalStore(text)

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ciml.events.listing_files import Listing
 from pipelines.backfill.ordered_committer import OrderedCommitter
-from pipelines.backfill.plan import BackfillConfig, BackfillProgress, Report, Tally, Work, plan, probe_logs
+from pipelines.backfill.plan import BackfillConfig, BackfillProgress, Report, Tally, Work, plan, probe_logs, size_of
+
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 
 def backfill(
@@ -54,6 +59,40 @@ def backfill(
     progress.update()
     progress.tally.complete = not stop.is_set()
     return progress.tally
+
+
+@dataclass(frozen=True)
+class PlannedBackfill:
+    """A backfill that an engine finishes alone, in one pipeline. Each worker opens the listing.
+
+    Attributes:
+      config: of the backfill.
+      listing: the listing.
+      works: all remaining work.
+    """
+
+    config: BackfillConfig
+    listing: Listing
+    works: tuple[Work, ...]
+
+    @property
+    def lines(self) -> int:
+        """The number of lines to settle."""
+        return sum(map(size_of, self.works))
+
+    def build(self, pipeline: beam.Pipeline) -> object:
+        """Wire the bounded pipeline."""
+        from pipelines.backfill.beam import build_backfill
+
+        build_backfill(pipeline, self.config, self.listing.url, self.listing.digest, list(self.works), spread=True)
+        return pipeline
+
+
+def plan_backfill(config: BackfillConfig, listing: Listing) -> PlannedBackfill:
+    """Return the remaining work of a backfill, as `backfill` would do it now. Raises as `backfill`."""
+    progress = BackfillProgress(config.raw, listing)
+    probe_logs(config, listing, progress.tally)
+    return PlannedBackfill(config, listing, tuple(plan(config, listing, progress, threading.Event())))
 
 
 def _direct(config: BackfillConfig, listing: Listing, works: Iterator[Work], progress: BackfillProgress) -> None:

@@ -5,7 +5,8 @@ The runs come from a raw store, or from a listing, whose logs are read but not s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ciml.datasets.pin import Pin, pinned
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
 from ciml.manifest.log import catch_up
+from ciml.storage.open import Store
 from pipelines.datasets.run_source import RunSource, StoredRuns
 from pipelines.datasets.update import Progress, Update, check_same, create_dataset, fill, given_causes, producer
 
@@ -56,8 +58,50 @@ def build_dataset(
         data set of that name has another definition or listing.
       EngineError: if a store does not answer.
     """
+    begun = begin(source, target, definition, now_us)
+    update = fill(
+        begun.runs, begun.root, begun.state, producer(runner, job_endpoint), begun.pin, create=begun.create, seal=True,
+        given=begun.given, progress=progress, now_us=now_us,
+    )  # fmt: skip
+    if update.sealed:
+        begun.write_definition()
+    else:
+        begun.write_missing_definition()
+    return update
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A data set that is to be built: the arguments of `pipelines.datasets.update.fill`.
+
+    Attributes:
+      definition: with the pinned version of a slicer.
+      create: commits a new data set, whose ``state`` is a draft; None where it exists.
+    """
+
+    definition: DatasetDefinition
+    runs: RunSource
+    root: Store
+    state: DatasetState
+    pin: Pin | None
+    create: Callable[[], DatasetState] | None
+    given: Mapping[str, str]
+
+    def write_definition(self) -> None:
+        """Write the definition beside the examples."""
+        self.root.replace(DEFINITION, self.definition.to_toml().encode())
+
+    def write_missing_definition(self) -> None:
+        """Write it unless it is there."""
+        if not self.root.exists(DEFINITION):
+            self.write_definition()
+
+
+def begin(
+    source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
+) -> Begun:
+    """Compare a data set with its definition and its runs, before anything is created; arguments as `build_dataset`."""
     dataset, state = target.dataset(definition.name), DatasetState()
-    root = dataset.store
     runs, origin = _runs(source, target)
     catch_up(dataset.log, state)
     pin = None
@@ -75,14 +119,8 @@ def build_dataset(
     else:
         check_same(state.definition, definition)
         _check_origin(state, origin)
-    produce = producer(runner, job_endpoint)
     given = given_causes(source if isinstance(source, DataRoot) else target, definition)
-    update = fill(
-        runs, root, state, produce, pin, create=create, seal=True, given=given, progress=progress, now_us=now_us
-    )
-    if update.sealed or not root.exists(DEFINITION):
-        root.replace(DEFINITION, definition.to_toml().encode())
-    return update
+    return Begun(definition, runs, dataset.store, state, pin, create, given)
 
 
 def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:

@@ -163,32 +163,67 @@ def fill(
     while True:
         if create is None:
             catch_up(log, state)
-        plan: Plan | PinnedPlan
-        if pin is None:
-            kept = bookmarks_of(state.definition, root, source.log) if create is None and state.definition else None
-            history = History(state.definition, given, kept) if state.definition else None
-            plan = Plan(state, source.log, partial(_resolve, state, source), history)
-        else:
-            plan = PinnedPlan(state, pin, partial(_resolve, state, source, pin=pin), source.log)
+        plan = plan_of(source, state, pin, given, root if create is None else None)
         lost = False
         for step, spans in produce(source, root, plan.steps(seal=seal), progress):
             if create is not None:
                 create()
                 state.version, create = 0, None
-            delta = _delta(step, spans, resolved_before=step.base > 1, now_us=_now(now_us))
-            committed = commit(log, state, lambda step=step, delta=delta: delta if state.version == step.base else None)  # type: ignore[misc]
-            _collect_garbage(root, state, spans)
-            if committed is None:
+            if not commit_step(root, state, step, spans, now_us=now_us):
                 lost = True  # to another updater: plan the remaining spans again
                 break
             sealed.extend(state.spans[span.span][span.version] for span in spans)  # keep one object each
         if not lost:
             break
     if seal and not state.spans:
-        jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none"
-        name, wanted = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
-        raise CimlError(f"data set {name!r}: build_name {wanted}: no stored run matches; stored jobs: {jobs}")
+        raise no_runs(state, plan)
     return Update(state, tuple(sealed), plan.waiting)
+
+
+def plan_of(
+    source: RunSource, state: DatasetState, pin: Pin | None, given: Mapping[str, str] | None, root: Store | None
+) -> Plan | PinnedPlan:
+    """Return the plan of the remaining spans of a data set.
+
+    Args:
+      source, state, pin, given: as for `fill`.
+      root: the data set's folder, which keeps bookmarks of the raw manifest; None for one that does not exist yet.
+    """
+    if pin is not None:
+        return PinnedPlan(state, pin, partial(_resolve, state, source, pin=pin), source.log)
+    history = None
+    if state.definition is not None:
+        kept = bookmarks_of(state.definition, root, source.log) if root is not None else None
+        history = History(state.definition, given, kept)
+    return Plan(state, source.log, partial(_resolve, state, source), history)
+
+
+def commit_step(
+    root: Store, state: DatasetState, step: Step, spans: Sequence[SpanVersion], *, now_us: int | None = None
+) -> bool:
+    """Commit the spans of a step, and remove other updaters' files from their folders.
+
+    Args:
+      root: the data set's folder.
+      state: of the data set; updated in place.
+      step: the step, which follows the delta ``step.base``.
+      spans: its spans, as they were written.
+      now_us: the time of the commit; the present by default.
+
+    Returns:
+      Whether it was committed; False where another updater came first.
+    """
+    delta = _delta(step, spans, resolved_before=step.base > 1, now_us=_now(now_us))
+    committed = commit(ManifestLog(root), state, lambda: delta if state.version == step.base else None)
+    _collect_garbage(root, state, spans)
+    return committed is not None
+
+
+def no_runs(state: DatasetState, plan: Plan | PinnedPlan) -> CimlError:
+    """Return the error of a data set without runs."""
+    jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none"
+    name, wanted = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
+    return CimlError(f"data set {name!r}: build_name {wanted}: no stored run matches; stored jobs: {jobs}")
 
 
 def _resolve(

@@ -31,6 +31,7 @@ class IngestConfig:
       cycle_messages: most messages of a partition in a micro-batch, which a kill loses at most.
       commit_s: longest wait of a settled batch for others before the commit, on Flink.
       commit_batches: number of waiting batches that triggers a commit.
+      maintains: whether the committing stage also maintains the manifest, where no supervisor does.
     """
 
     raw: ObjectStore
@@ -46,6 +47,7 @@ class IngestConfig:
     commit_s: float = 2.0
     commit_batches: int = 20
     dead_letters_topic: str = ""
+    maintains: bool = False
 
     def projection(self) -> Projections | None:
         """Return the process's projections for runs and dead letters."""

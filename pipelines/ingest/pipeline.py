@@ -208,6 +208,8 @@ class CommitRaw(beam.DoFn):
             if version is None:  # a retried bundle, whose commit may not have been announced
                 with committing.state() as state:
                     version = state.version
+            if self._config.maintains:
+                committing.maintain()
             yield version
 
 

@@ -55,6 +55,7 @@ class PredictConfig:
       cycle_messages: most announcements in a micro-batch, which a kill loses at most.
       commit_s: longest wait of a batch of predictions for others before the commit, on Flink.
       commit_batches: number of waiting batches that triggers a commit.
+      maintains: whether the committing stage also maintains the manifest, where no supervisor does.
     """
 
     data: DataRoot
@@ -67,6 +68,7 @@ class PredictConfig:
     cycle_messages: int = 2000
     commit_s: float = 1.0
     commit_batches: int = 20
+    maintains: bool = False
 
     def projection(self) -> Projection | None:
         """Return the process's projection for the predictions of its model; other models publish their own."""
@@ -150,10 +152,12 @@ class CommitPredictions(beam.DoFn):
         self._config = config
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
-        with keep_error(), COMMIT.timed("predictions"):
-            version = committer(self._config.data.predictions, self._config.policy.model).commit(
-                Predicted.from_json(json.loads(one)) for one in element[1]
-            )
+        committing = committer(self._config.data.predictions, self._config.policy.model)
+        with keep_error():
+            with COMMIT.timed("predictions"):
+                version = committing.commit(Predicted.from_json(json.loads(one)) for one in element[1])
+            if self._config.maintains:
+                committing.maintain()
         if version is not None:
             yield version
 

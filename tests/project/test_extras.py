@@ -20,6 +20,7 @@ from cli.main import cli
 from tests.bench.many_runs import fill_store
 from tests.ciml.api.made import write_log
 from tests.pipelines.backfill.tables import make_runs, write_csv
+from tests.pipelines.dataflow.cloud import write_settings
 from tests.project.environment import (
     PROJECT,
     ROOT,
@@ -169,6 +170,13 @@ def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], s
         done = ciml(environments("data"), *arguments, *data, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+
+
+def test_dataflow_needs_its_extra(environments: Callable[[str], Path], tmp_path: Path) -> None:
+    words = ["backfill", "s3://ci/x", "--logs", "s3://ci", "--data-path", "s3://ci/data", "--runner", "dataflow"]
+    words += ["--dataflow", str(write_settings(tmp_path)), "--template", "job.json"]
+    done = ciml(environments("pipelines"), *words, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "ciml: this needs ciml[dataflow]: pip install 'ciml[dataflow]'\n")
 
 
 def test_the_python_api_needs_the_extra_of_data_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.batch_options import logs_option, runner_option
+from cli.batch_options import collecting_rarely, logs_option, runner_option
+from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from cli.dataflow.report import print_launched
 from cli.options import beam_option, data_path_option, jobs_option, s3_options, s3_place
 from cli.policy_options import fetch_policy_option, trust_policy_option
 from cli.signals import stop_on_signals
@@ -27,6 +30,7 @@ _INTERRUPTED = 130
 @logs_option(required=True)
 @data_path_option(creates=True)
 @runner_option
+@dataflow_options()
 @click.option("--source", default="backfill", metavar="NAME", help="Name of the listing in the trust policy.")
 @click.option(
     "--runs-of",
@@ -47,6 +51,7 @@ _INTERRUPTED = 130
 def command(
     listing: str,
     runner: tuple[str | None, str],
+    job: DataflowJob,
     dry_run: bool,
     beam_options: tuple[str, ...],
     as_json: bool,
@@ -62,6 +67,8 @@ def command(
     Example:
       ciml backfill builds.jsonl --logs . --data-path data --dry-run
       ciml backfill s3://ci-logs/builds.jsonl.gz --logs s3://ci-logs --runs-of zuul --data-path s3://cimlrawdata
+      ciml backfill s3://ci-logs/builds.jsonl --logs s3://ci-logs --data-path s3://cimlrawdata
+        --runner dataflow --dataflow dataflow.toml --template gs://ci-dataflow/backfill.json
 
     Exit codes: 0 all selected lines are settled, 130 interrupted, 2 wrong use or no such listing or logs, 3 a store or
     Flink does not answer, 4 stored data is inconsistent.
@@ -71,6 +78,10 @@ def command(
     from pipelines.backfill.backfill import backfill
     from pipelines.backfill.survey import survey
 
+    if runner[0] == DATAFLOW and not dry_run:
+        _launch(listing, job, beam_options, **options)
+        return 0
+    job.check_unused()
     config = make_config(**options)
     opened = open_listing(listing)
     if dry_run:
@@ -95,6 +106,32 @@ def command(
             summary(opened, tally, bar.seconds, hint=f"ciml dead-letters list --data-path {options['data_path']}")
         )
     return 0 if tally.complete else _INTERRUPTED
+
+
+def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], **options: Any) -> None:
+    """Write or submit the backfill as one job on Dataflow."""
+    as_s3((options["data_path"], "--data-path"), (options["logs"], "--logs"), (listing, "LISTING"))
+    settings, name = job.settings(), job.name_or(f"ciml-backfill-{Path(listing).name.partition('.')[0]}")
+    from ciml.events.listing_files import open_listing
+    from pipelines.backfill.backfill import plan_backfill
+    from pipelines.dataflow.checks import check_fetch, secrets_here
+    from pipelines.dataflow.job import launch
+
+    config = make_config(**options)
+    check_fetch(config.fetch)
+    opened = open_listing(listing)
+    with collecting_rarely():
+        planned = plan_backfill(config, opened)
+    if not planned.works:
+        click.echo(f"{opened.url}: all selected lines are settled already")
+        return
+    launched = launch(
+        planned.build, settings, name, streaming=False, template=job.template, extra=beam_options,
+        hidden=secrets_here(fetch=config.fetch),
+    )  # fmt: skip
+    click.echo(f"{opened.url}: {planned.lines:,} of {opened.lines:,} lines to settle")
+    check = shlex.join(["ciml", "backfill", listing, "--logs", options["logs"], "--data-path", options["data_path"]])
+    print_launched(launched, settings, streaming=False, then=f"{check} --dry-run")
 
 
 def make_config(

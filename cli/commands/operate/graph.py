@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import click
 
-_NAMES = ("ingest", "ingest-micro-batch", "predict", "backfill", "dataset", "materialise")
+_NAMES = ("ingest", "ingest-micro-batch", "predict", "backfill", "dataset", "dataset-alone", "materialise")
 
 
 @click.command("graph")

@@ -68,6 +68,8 @@ def command(running: Running, **arguments: Any) -> None:
     from cli.progress_counts import Counts
     from services.live import LiveService
 
+    if running.launch(LiveService, arguments):
+        return
     service = LiveService.of(**arguments)
     if running.once:
         running = replace(running, engine=HERE)

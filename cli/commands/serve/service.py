@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.foreground import ENDINGS
+from cli.foreground import ELSEWHERE, ENDINGS
 from cli.options import EngineChoice, home_of, home_option
 from cli.param_types import Duration
 
@@ -62,7 +62,7 @@ class _Kinds(click.Group):
         verb = "run" if self.foreground else "start"
         made = click.Command(
             cmd_name,
-            params=[param for param in own.params if param.name not in (*ENDINGS, "as_json")],
+            params=[param for param in own.params if param.name not in (*ENDINGS, *ELSEWHERE, "as_json")],
             callback=partial(_start, cmd_name, self.foreground),
             help=f"{verb.title()} the {cmd_name} service.\n\n\b\nExample:\n  ciml service {verb} {cmd_name} {example}",
         )

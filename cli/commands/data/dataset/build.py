@@ -12,9 +12,11 @@ import click
 
 from ciml.errors import CimlError
 from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
+from cli.commands.data.dataset.on_dataflow import launch_build
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from cli.commands.data.tables import update_tables
-from cli.options import data_path_option, require_data, s3_options, s3_place, target_data_path_option
+from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from cli.options import beam_option, data_path_option, require_data, s3_options, s3_place, target_data_path_option
 from cli.param_types import Windows
 from cli.progress_bar import progress_bar
 
@@ -122,6 +124,8 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @data_path_option(creates=True)
 @target_data_path_option
 @runner_option
+@dataflow_options()
+@beam_option
 @s3_options
 def command(
     dataset: str | None,
@@ -134,6 +138,8 @@ def command(
     logs: str | None,
     jobs: int | None,
     runner: tuple[str | None, str],
+    job: DataflowJob,
+    beam_options: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Build a data set from runs or a listing.
@@ -156,6 +162,17 @@ def command(
         raise CimlError("--listing and --logs: give both or neither")
     if listing is not None and logs is not None and runner[0] is not None:
         raise CimlError("--runner: not supported with --listing; leave it out")
+    if runner[0] == DATAFLOW:
+        as_s3((data_path, "--data-path"), (target_data_path, "--target-data-path"))
+        if visualize:
+            raise CimlError(
+                "--visualize: plots need the finished data set; use ciml plot when the Dataflow job has ended"
+            )
+        settings = job.settings()
+    else:
+        job.check_unused()
+    if beam_options and runner[0] != DATAFLOW:
+        raise CimlError("--beam-option: only with --runner dataflow")
     if listing is None:
         require_data(data_path)
     stored = DataRoot.open(data_path)
@@ -165,6 +182,9 @@ def command(
     if force and is_another(target.dataset(definition.name), definition):
         remove_dataset(target.dataset(definition.name))
         definition = _definition(target, dataset, definition_file, options)
+    if runner[0] == DATAFLOW:
+        launch_build(stored, target, definition, settings, job, beam_options)
+        return
     with collecting_rarely(), listed or nullcontext(), progress_bar("making examples") as progress:
         update = build_dataset(
             listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.data_root import DataRoot
+from ciml.errors import CimlError
 from cli.batch_options import collecting_rarely, runner_option
+from cli.commands.data.dataset.on_dataflow import launch_update
 from cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from cli.commands.data.dataset.spans import print_spans
 from cli.commands.data.tables import update_tables
-from cli.options import data_path_option
+from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from cli.options import beam_option, data_path_option
 from cli.policy_options import trust_policy_option
 from cli.progress_bar import progress_bar
 
@@ -65,9 +68,18 @@ def create(name: str, definition_file: str, data_path: str) -> None:
 @click.command("update")
 @click.argument("name")
 @runner_option
+@dataflow_options()
+@beam_option
 @click.option("--seal", is_flag=True, help="Seal the last span even if it has too few runs.")
 @data_path_option()
-def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str) -> None:
+def update(
+    name: str,
+    runner: tuple[str | None, str],
+    job: DataflowJob,
+    beam_options: tuple[str, ...],
+    seal: bool,
+    data_path: str,
+) -> None:
     """Seal the spans that have enough runs.
 
     Concurrent updates of a data set are safe.
@@ -77,6 +89,13 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
       ciml dataset update cpu-load --data-path DATA
       ciml dataset update cpu-load --seal --runner fnapi --data-path DATA
     """
+    if runner[0] == DATAFLOW:
+        as_s3((data_path, "--data-path"))
+        launch_update(DataRoot.open(data_path), name, job.settings(), job, beam_options, seal=seal)
+        return
+    job.check_unused()
+    if beam_options:
+        raise CimlError("--beam-option: only with --runner dataflow")
     from pipelines.datasets.update import update_dataset
 
     data = DataRoot.open(data_path)

@@ -57,6 +57,8 @@ def command(running: Running, **arguments: Any) -> None:
     from services.driver import PATIENCE_S
     from services.predict import PredictService
 
+    if running.launch(PredictService, arguments):
+        return
     service = PredictService.of(**arguments)
     with Counts(f"{service.topic} by {running.engine}") as counts:
 

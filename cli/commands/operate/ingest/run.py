@@ -41,10 +41,14 @@ def command(running: Running, **arguments: Any) -> None:
     Example:
       ciml ingest --data-path data --allow-host logs.example.org
       ciml ingest --data-path data --allow-root /srv/logs --once --engine micro-batches
+      ciml ingest --data-path s3://cimlrawdata --kafka kafka.example.org:9092 --allow-host logs.example.org
+        --runner dataflow --dataflow dataflow.toml --submit
     """
     from cli.progress_counts import Counts
     from services.ingest import IngestService
 
+    if running.launch(IngestService, arguments):
+        return
     service = IngestService.of(**arguments)
     with Counts(f"{service.topic} by {running.engine}") as counts:
 

@@ -1,0 +1,167 @@
+"""A pipeline as a job of Dataflow: written as a template, or submitted, by Beam's own runner."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+
+from ciml.errors import CimlError, EngineError
+from pipelines.dataflow.checks import check_beam_options
+from pipelines.dataflow.packed import holds
+from pipelines.dataflow.settings import DataflowSettings, job_flags
+
+_LIST_S = 60.0
+Build = Callable[[beam.Pipeline], object]
+
+
+class CimlOptions(PipelineOptions):
+    """The options that `pipelines.dataflow.worker` reads."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--ciml_version", help="Version of ciml that made the job.")
+        parser.add_argument("--ciml_environment_secret", help="Secret with the workers' environment.")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A job that was described.
+
+    Attributes:
+      name: of the job.
+      template: where its description was written; "" for a submitted job.
+      job_id: of the submitted job; "" for a template.
+      pipeline: URL of its staged pipeline.
+      size: bytes of that pipeline, which grow with the runs of a data set.
+    """
+
+    name: str
+    template: str
+    job_id: str
+    pipeline: str
+    size: int
+
+
+def launch(
+    build: Build,
+    settings: DataflowSettings,
+    name: str,
+    *,
+    streaming: bool,
+    template: str = "",
+    update: bool = False,
+    extra: Sequence[str] = (),
+    hidden: Iterable[bytes] = (),
+) -> Launched:
+    """Stage a pipeline in GCS, and write its job as a template or submit it. The job is not awaited.
+
+    Args:
+      build: wires the pipeline.
+      settings: of all jobs.
+      name: of the job.
+      streaming: whether the pipeline is unbounded.
+      template: a file or ``gs://`` object for the job's description; "" submits the job.
+      update: replace the running job of that name.
+      extra: further options of Beam as command-line flags; they take precedence.
+      hidden: secrets of this process: it is an error if one is in the pipeline.
+
+    Raises:
+      CimlError: the pipeline would hold a secret, Beam rejects an option, or ``update`` finds no job of that name.
+      EngineError: Google Cloud rejects the request or does not answer, or the template cannot be written.
+    """
+    import google.auth
+
+    check_beam_options(extra)
+    place, local = template, bool(template) and not template.startswith("gs://")
+    if local:  # Beam writes in place; the file is renamed when it is complete
+        place = f"{os.path.abspath(template)}.{secrets.token_hex(4)}.tmp"
+    flags = [*job_flags(settings, name, streaming=streaming), *extra]
+    flags += [f"--template_location={place}"] * bool(place) + ["--update"] * update
+    try:
+        with _one_line_errors(name):
+            options = PipelineOptions(flags)
+            if not options.view_as(GoogleCloudOptions).no_auth:
+                google.auth.default()  # Beam would retry for half a minute, and then go on without
+            pipeline = beam.Pipeline(options=options)
+            build(pipeline)
+            data = pipeline.to_runner_api().SerializeToString()
+            _check_hidden(data + "\n".join(flags).encode(), hidden)
+            if update:
+                _check_running(options, name)
+            result = pipeline.run()
+        if local:
+            _publish(place, template)
+    finally:
+        if local:
+            with contextlib.suppress(OSError):
+                os.remove(place)
+    staged = pipeline.runner.job.google_cloud_options.staging_location  # with a folder of this job
+    return Launched(name, template, "" if template else str(result.job_id()), f"{staged}/pipeline.pb", len(data))
+
+
+def _check_running(options: PipelineOptions, name: str) -> None:
+    """Raise `CimlError` unless a job of that name runs, which Beam 2.77 would look for without an end."""
+    from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient
+    from google.cloud.dataflow import JobState, ListJobsRequest
+
+    cloud = options.view_as(GoogleCloudOptions)
+    request = ListJobsRequest(project_id=cloud.project, location=cloud.region, filter=ListJobsRequest.Filter.ACTIVE)
+    active = (JobState.JOB_STATE_RUNNING, JobState.JOB_STATE_DRAINING)
+    jobs = DataflowApplicationClient(options)._jobs_client.list_jobs(request=request, timeout=_LIST_S)
+    if not any(job.name == name and job.current_state in active for job in jobs):
+        raise CimlError(
+            f"--update: no job {name} runs in {cloud.project}, {cloud.region}; leave --update out to start one"
+        )
+
+
+def _publish(written: str, template: str) -> None:
+    try:
+        os.replace(written, template)
+    except OSError as error:
+        raise EngineError(f"{template}: cannot be written: {error.strerror}") from error
+
+
+def _check_hidden(data: bytes, hidden: Iterable[bytes]) -> None:
+    """Raise `CimlError` if a pipeline holds a secret: its description can be read by everybody in the project."""
+    if holds(data, hidden):
+        raise CimlError(
+            "the job description would hold a secret of this process; name it by environment_secret or "
+            "kafka_secret of the --dataflow file, and remove it from options and policies"
+        )
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    """Turn errors of Beam and of Google's clients into one line."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    logger = logging.getLogger("apache_beam")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # Beam logs each error too, in many lines
+    try:
+        yield
+    except CimlError:
+        raise
+    except GoogleAuthError as error:
+        raise EngineError(
+            f"no access to Google Cloud: {_line(error)}; log in: gcloud auth application-default login"
+        ) from None
+    except (GoogleAPIError, OSError) as error:
+        raise EngineError(f"Google Cloud rejects job {name}: {_line(error)}") from error
+    except (ValueError, RuntimeError) as error:  # Beam's own checks of options and graphs
+        raise CimlError(f"Beam rejects job {name}: {_line(error)}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,1 @@
+"""Services as streaming jobs on Dataflow."""

@@ -1,0 +1,180 @@
+"""What 100,000 runs a week cost on Dataflow: CPU time and bytes measured here, prices as Beam's own release has them.
+
+python -m tests.bench.dataflow_cost [RUNS]
+
+Nothing runs on Dataflow. CPU time is that of this process, with logs and data on the S3 and a broker of ``ciml up``, in
+other processes; TLS is not in it. Bytes are what passes between stages that Dataflow does not fuse.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from apache_beam.testing.load_tests import dataflow_cost_consts as prices
+
+from ciml.data_root import DataRoot
+from ciml.datasets.definition import DatasetDefinition
+from ciml.events.cloudevents import STARTED, finished_event, run_event
+from ciml.events.listing_files import open_listing
+from ciml.kafka.options import KafkaOptions
+from ciml.storage.open import open_store
+from pipelines.backfill.backfill import plan_backfill
+from pipelines.datasets.planned import plan_build
+from pipelines.flink.submit import run_here
+from pipelines.ingest.committer import committer
+from pipelines.ingest.config import IngestConfig
+from services.driver import drive
+from services.ingest import IngestService
+from tests.corpus import CORPUS
+from tests.pipelines.backfill.backfilling import config as backfill_config
+from tests.pipelines.backfill.backfilling import listed
+from tests.pipelines.ingest.scenario import corpus_facts
+from transforms.fetch.policy import FetchPolicy
+
+WEEK_RUNS, WEEK_H = 100_000, 168
+#: One worker: e2-standard-2, and a disk of 30 GB with Streaming Engine, 25 GB with Dataflow Shuffle.
+VCPUS, MEMORY_GB, STREAMING_DISK_GB, BATCH_DISK_GB = 2, 8, 30, 25
+#: Time in which a batch job's worker starts and stops, hours.
+START_H = 0.1
+#: Share of a worker that a batch job uses; the rest waits for S3.
+USED = 0.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """CPU seconds and shuffled bytes of a run."""
+
+    what: str
+    cpu_s: float
+    shuffled: float
+
+    def line(self) -> str:
+        return f"{self.what}: {self.cpu_s * 1000:.2f} ms of CPU and {self.shuffled:,.0f} B between stages a run"
+
+
+def worker_hour(cpu: float, memory: float, disk_gb: int) -> float:
+    """Return the price of a worker, USD an hour."""
+    return VCPUS * cpu + MEMORY_GB * memory + disk_gb * prices.PD_PER_GB_HR
+
+
+def streaming_week(one: Measured, workers: int = 1) -> tuple[float, float, float]:
+    """Return (USD of workers, USD of Streaming Engine, the workers' load) of a week."""
+    hour = worker_hour(prices.VCPU_PER_HR_STREAMING, prices.MEM_PER_GB_HR_STREAMING, STREAMING_DISK_GB)
+    load = WEEK_RUNS * one.cpu_s / (WEEK_H * 3600 * VCPUS * workers)
+    return workers * WEEK_H * hour, WEEK_RUNS * one.shuffled / 1e9 * prices.SHUFFLE_PER_GB_STREAMING, load
+
+
+def batch_job(one: Measured, runs: int = WEEK_RUNS) -> tuple[float, float]:
+    """Return (USD, hours of one worker) of a job of so many runs."""
+    hours = START_H + runs * one.cpu_s / (VCPUS * USED) / 3600
+    hour = worker_hour(prices.VCPU_PER_HR_BATCH, prices.MEM_PER_GB_HR_BATCH, BATCH_DISK_GB)
+    return hours * hour + runs * one.shuffled / 1e9 * prices.SHUFFLE_PER_GB_BATCH, hours
+
+
+def cpu_of(work: Callable[[], object]) -> float:
+    """Return the CPU seconds of this process for some work."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    work()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def manifest_bytes(data: DataRoot) -> int:
+    """Return the size of the raw manifest: what the committing stage gets, but for repeats."""
+    log = committer(data.raw).log
+    return sum(len(data.raw.read(path)) for path in data.raw.list(log.folder))
+
+
+def measure_backfill(runs: int, folder: Path, bucket: str) -> Measured:
+    made = listed(folder / "logs", runs=runs, tricks=False)
+    store = open_store(bucket)
+    for path in [made.path, *made.folder.rglob("*.gz")]:
+        store.replace(f"ci/{path.relative_to(made.folder)}", path.read_bytes())
+    ours = backfill_config(f"{bucket}/ci", f"{bucket}/data")
+    planned = plan_backfill(ours, open_listing(f"{bucket}/ci/builds.jsonl"))
+    cpu_s = cpu_of(lambda: run_here(planned.build))
+    # Only the work items pass a shuffle: a block's position, digest and lines.
+    return Measured("backfill", cpu_s / runs, 200 * len(planned.works) / runs)
+
+
+def measure_data_set(runs: int, bucket: str) -> Measured:
+    from transforms.examples import beam as examples
+
+    data = DataRoot.open(f"{bucket}/data")
+    planned = plan_build(data, data, DatasetDefinition(name="cost", class_label="build_name", span_runs=500))
+    sizes: list[int] = []
+    made = examples._make
+
+    def counted(*arguments: Any) -> Any:
+        found = made(*arguments)
+        sizes.append(len(found[1][1]))
+        return found
+
+    examples._make = counted
+    try:
+        cpu_s = cpu_of(lambda: run_here(planned.build))
+    finally:
+        examples._make = made
+    facts = manifest_bytes(data) / runs  # of each run, in the shuffle of the parts
+    return Measured("data set", cpu_s / runs, sum(sizes) / runs + facts)
+
+
+def measure_ingest(runs: int, bucket: str, kafka: str) -> Measured:
+    from confluent_kafka import Producer
+
+    topic, producer, sent = f"cost-{runs}", Producer({"bootstrap.servers": kafka}), 0
+    stored = open_store(f"{bucket}/ci").list()
+    for facts, log in corpus_facts(runs):
+        if str(log.relative_to(CORPUS)) not in stored:
+            open_store(f"{bucket}/ci").replace(str(log.relative_to(CORPUS)), log.read_bytes())
+        named = facts.replace(log_url=f"{bucket}/ci/{log.relative_to(CORPUS)}")
+        for value, headers in (  # three events a run, as Zuul sends them
+            run_event(STARTED, named, event_id=f"{facts.run_id} started"),
+            finished_event(named, event_id=f"{facts.run_id} finished"),
+            finished_event(named, event_id=f"{facts.run_id} again"),
+        ):
+            producer.produce(topic, value, headers=headers)
+            sent += len(value) + sum(len(key) + len(text or b"") for key, text in headers)
+            producer.poll(0)
+    producer.flush(60)
+    data = DataRoot.open(f"{bucket}/events")
+    fetch = FetchPolicy(s3_prefixes=(f"{bucket}/ci",))
+    service = IngestService(IngestConfig(data.raw, KafkaOptions(kafka), topic, fetch=fetch))
+    cpu_s = cpu_of(lambda: drive(service, until="end"))
+    assert service.facts()["counts"]["run"] == runs, service.facts()
+    # Events pass to the stages of a batch, sealed batches to the stage that gathers them, into its state and out of it.
+    return Measured("ingest", cpu_s / runs, (sent + 3 * manifest_bytes(data)) / runs)
+
+
+def main() -> None:
+    import engines
+
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    with tempfile.TemporaryDirectory() as place, engines.start(["kafka", "s3"], home=Path(place, "home")) as running:
+        os.environ.update(engines.s3_environment(running.s3))
+        boto3.client("s3").create_bucket(Bucket="cost")
+        engines.create_topics(running.kafka, {f"cost-{runs}": 1})
+        found = [measure_backfill(runs, Path(place), "s3://cost"), measure_data_set(runs, "s3://cost")]
+        ingest = measure_ingest(runs, "s3://cost", running.kafka)
+    for one in (ingest, *found):
+        print(one.line())
+    workers, engine, load = streaming_week(ingest)
+    print(
+        f"ingest, a week of 100,000 runs: ${workers:.2f} of one worker ({load:.1%} busy), "
+        f"${engine:.4f} of Streaming Engine"
+    )
+    for one in found:
+        usd, hours = batch_job(one)
+        print(f"{one.what} of 100,000 runs: ${usd:.2f}, {hours:.2f} h of one worker")
+
+
+if __name__ == "__main__":
+    main()

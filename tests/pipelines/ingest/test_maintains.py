@@ -1,0 +1,44 @@
+"""A committing stage maintains its manifest where its configuration asks for it: on Dataflow no supervisor does."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.digest import canonical_json
+from ciml.events.records import Batch, OffsetRange
+from ciml.kafka.options import KafkaOptions
+from ciml.manifest.checkpoints import Limits
+from ciml.manifest.log import ManifestLog
+from pipelines.ingest import committer as ingest
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.pipeline import CommitRaw
+from pipelines.predict import pipeline as predict
+from serving.predict.log import Predicted
+from serving.predict.predictor import PredictPolicy
+
+KAFKA = KafkaOptions("kafka:9092")
+LIMITS = Limits(deltas=3)
+
+
+@pytest.mark.parametrize("maintains", [False, True])
+@pytest.mark.parametrize("kind", ["ingest", "predict"])
+def test_a_checkpoint_is_made_by_the_stage_that_commits(
+    kind: str, maintains: bool, data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = data.raw if kind == "ingest" else data.predictions
+    key = (os.getpid(), store.root)
+    if kind == "ingest":
+        monkeypatch.setitem(ingest._committers, key, ingest.Committer(store, limits=LIMITS))
+        stage = CommitRaw(IngestConfig(store, KAFKA, runs_topic="", maintains=maintains))
+    else:
+        monkeypatch.setitem(predict._committers, key, predict.PredictionCommitter(store, limits=LIMITS))
+        config = predict.PredictConfig(data, KAFKA, "models:8500", PredictPolicy("m"), maintains=maintains)
+        stage = predict.CommitPredictions(config)
+    for offset in range(8):
+        covers = OffsetRange("topic", "", 0, offset, offset + 1)
+        found = ingest.seal(Batch(covers)) if kind == "ingest" else canonical_json(Predicted(covers).to_json())
+        assert list(stage.process(("key", [found]))) == [offset + 1]
+    assert bool(ManifestLog(store).checkpoints()) == maintains
