@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,37 @@ def test_predict_waits_for_a_model_and_predicts_each_run_once(
         assert found["ciml_predictions_total"] == {("m", "1"): 10}
         assert one.ask("stop").exception is None
         assert (one.status()["health"], one.code()) == ("stopped", 1)
+
+
+def test_two_models_of_one_data_root_are_two_services(
+    world: World, folders: list[Path], kafka: str, topic: Callable[..., str], tmp_path: Path
+) -> None:
+    need_real(kafka)
+    world.push(folders[0])
+    world.push(folders[1], "other")
+    runs = topic(1, "runs")
+    announce(kafka, runs, [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(10)])
+    words = (
+        "--server", world.address, "--data-path", world.data.url, "--kafka", kafka, "--runs-topic", runs,
+        "--predictions-topic", topic(1, "predictions"), "--engine", "micro-batches",
+    )  # fmt: skip
+
+    def predicted() -> Counter[tuple[str, str]]:
+        return Counter((each["run_id"], each["model"]) for each in read_predictions(world.data.predictions))
+
+    with supervised(tmp_path / "home") as one:
+        assert one.begin("predict", "--model", "m", *words).exception is None
+        refused = one.begin("predict", "--model", "other", *words)
+        assert "a service named one is already running" in str(refused.exception)
+        assert "choose another --name" in str(refused.exception)
+        second = ("--name", "two", "--tied-to", str(os.getpid()), "--model", "other", *words)
+        assert one.ask("start", "predict", *second).exception is None
+        every = Counter((f"zuul~{number}~1", model) for number in range(10) for model in ("m", "other"))
+        one.wait(lambda: predicted().total() >= 20, "not all is predicted by both")
+        assert predicted() == every
+        one.wait(lambda: one.status()["counts"] == {"by m 1": 10}, "the other model is counted too")
+        assert one.ask("stop", "two").exception is None
+        assert one.ask("stop", "one").exception is None
 
 
 def test_predict_on_flink(
