@@ -38,7 +38,7 @@ test: install ## the same, and all tests with a real broker and a real Flink
 tests: install
 	CIML_TESTS=$(CIML_TESTS) $(BIN)/python -m pytest $(PARALLEL) $(SELECTED) $(PYTEST)
 
-interop: install ## slow proofs: wheels, a real Zuul, 5,000 simulated worlds, faults, a soak of SOAK=30min
+interop: install ## slow proofs: wheels, a real Zuul, API server and Prometheus, 5,000 simulated worlds, faults, a soak of SOAK=30min
 	$(BIN)/python -m pytest -m interop --timeout 3600 -s $(PYTEST)
 	CIML_SIMULATION_SEEDS=5000 $(BIN)/python -m pytest tests/simulation --timeout 3600
 	$(MAKE) faults

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ NOT_FIRED = {"CimlCheckpointGrows"}  # 16 MiB of state take a Flink hours
 FIRED: set[str] = set()
 
 
-def fires(one: World, *alerts: tuple[str, str], most_s: float = 150.0, meanwhile=int) -> None:  # type: ignore[no-untyped-def]
+def fires(one: World, *alerts: tuple[str, str], most_s: float = 150.0, meanwhile: Callable[[], object] = int) -> None:
+    """Wait until these alerts of these jobs have fired."""
     one.prometheus.wait_for(*alerts, most_s=most_s, meanwhile=meanwhile)
     FIRED.update(name for name, _ in alerts)
 
@@ -91,10 +93,9 @@ def test_workers_that_are_killed_again_and_again(steady: World) -> None:
         one.deliver(one.failed(number))
         one.until(lambda: one.health(INGEST) == "running" and _lag(one, INGEST) == 0, "the ingest does not read")
         one.kill_worker(INGEST)
-    with one.hanging(one.worker(FEEDBACK)):  # it would also say what these runs are
-        for _ in range(5):
-            one.flood(10)
-            one.kill_worker(INGEST, 90)
+    for _ in range(5):  # none of these does
+        one.flood(10)
+        one.kill_worker(INGEST, 90)
     fires(one, ("CimlIngestStalled", INGEST), ("CimlResubmittedOften", INGEST))
     one.prometheus.wait_for_quiet(most_s=300)
 
@@ -107,8 +108,6 @@ def test_a_predict_that_hangs_and_one_that_is_killed(steady: World) -> None:
         one.deliver(one.failed(1))
         time.sleep(65)  # longer than a prediction may take
     fires(one, ("CimlPredictionsLate", PREDICT))
-    with one.hanging(one.worker(INGEST)):
-        pass
     for _ in range(5):
         one.deliver(one.failed(2))
         one.kill_worker(PREDICT, 90)
@@ -119,12 +118,14 @@ def test_a_predict_that_hangs_and_one_that_is_killed(steady: World) -> None:
 def test_a_review_system_that_fails(steady: World) -> None:
     one = steady
     one.github.plan = lambda asked: says(502)
-    one.deliver(one.failed(3, build_name=one.samples[3].facts.build_name))
+    for number in range(8):  # the model is not sure of each
+        one.deliver(one.failed(number))
     fires(one, ("CimlFeedbackLate", FEEDBACK))
     one.github.plan = lambda asked: None
     one.prometheus.wait_for_quiet(most_s=400)
     one.github.plan = lambda asked: says(403, "Resource not accessible by integration") if asked.writes else None
-    one.deliver(one.failed(4))
+    for number in range(8, 16):
+        one.deliver(one.failed(number))
     fires(one, ("CimlFeedbackRefused", FEEDBACK), most_s=240)
     one.github.plan = lambda asked: None
     one.prometheus.wait_for_quiet()
@@ -205,13 +206,19 @@ def test_reviewers_who_object(steady: World) -> None:
 
 
 def test_each_panel_has_data(steady: World) -> None:
-    empty = [f"{title}: {query}" for title, query in read_panels() if not steady.prometheus.query(query)]
-    assert empty == []
-    zero = {
-        title for title, query in read_panels()
-        if not any(value for _, value in steady.prometheus.query(query)) and title != "Lag"
-    }  # fmt: skip
-    assert zero == set()
+    """Each query has a number, and all but the lag, which is 0 while all works, one that is not 0."""
+    until = time.monotonic() + 120
+    while True:
+        steady.deliver(steady.failed(steady.sent))
+        time.sleep(5)
+        values = {
+            f"{title}: {query}": [value for _, value in steady.prometheus.query(query)]
+            for title, query in read_panels()
+        }  # fmt: skip
+        empty = [name for name, found in values.items() if not (any(found) or (found and name.startswith("Lag")))]
+        if not empty:
+            return
+        assert time.monotonic() < until, empty
 
 
 def test_every_alert_was_fired() -> None:
