@@ -18,6 +18,7 @@ from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.storage.open import Store
 
+#: The folder of the log, in that of the table.
 FOLDER = "_delta_log"
 #: Application id of the transaction whose version is the position in the manifest that a table shows.
 CURSOR = "ciml"

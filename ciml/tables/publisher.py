@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ciml.storage.open import LocalStore, S3Store, Store
-from ciml.tables.delta_log import DeltaLog, DeltaState
+from ciml.tables.delta_log import FOLDER, DeltaLog, DeltaState
 from ciml.tables.wanted import Wanted, changes, now_ms
 
 #: A checkpoint is made after this many commits.
 CHECKPOINT_EVERY = 10
+#: Age of a half-written commit of a killed publisher at its removal, seconds.
+_LEFTOVERS_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,10 @@ def publish(store: Store, compute: Callable[[DeltaState], Wanted], clock_ms: Cal
     notes = list(wanted.notes)
     if actions:
         state.version += 1
-        if state.version % CHECKPOINT_EVERY == 0 and state.version and (failed := make_checkpoint(store)):
-            notes.append(failed)
+        if state.version and state.version % CHECKPOINT_EVERY == 0:
+            store.delete_leftovers(FOLDER, clock_ms() / 1000 - _LEFTOVERS_S)
+            if failed := make_checkpoint(store):
+                notes.append(failed)
     added, removed = (sum(kind in action for action in actions) for kind in ("add", "remove"))
     return Published(
         wanted.name, store.url(), state.version, state.rows, len(state.files), added, removed, bool(actions), notes

@@ -18,10 +18,11 @@ from ciml.errors import IntegrityError
 from ciml.events.records import RawFile, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.raw.audit import Audit
-from ciml.raw.packs import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_pack, split_path
+from ciml.raw.packs import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
 from ciml.raw.state import RawState, open_raw
 from ciml.raw.verify import verify_manifest
 from ciml.storage.open import Store
+from ciml.tables.delta_log import FOLDER as DELTA_LOG
 from transforms.raw.packs import OpenPack, open_pack, prove_pack
 from transforms.raw.reader import read_object, verify_run
 
@@ -226,7 +227,9 @@ class _Objects:
 
     def packs(self) -> None:
         """Verify the bytes and the runs of every named pack."""
-        entries = (entry for entry in self._raw.entries(PACKS) if split_pack(entry.path) is not None)
+        of_table = f"{PACKS}/{DELTA_LOG}/"
+        found = (entry for entry in self._raw.entries(PACKS) if entry.path.endswith(".parquet"))
+        entries = (entry for entry in found if not entry.path.startswith(of_table))
         for prefix, group in groupby(entries, lambda entry: entry.path.rpartition("/")[0]):
             listed = {entry.path: entry for entry in group}
             folder = prefix.removeprefix(f"{PACKS}/")

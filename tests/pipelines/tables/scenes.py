@@ -8,6 +8,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from ciml.data_root import DataRoot
+from ciml.events.records import Origin, Outcome
 from ciml.manifest.log import ManifestLog
 from ciml.raw.dead_letters import Choice, all_dead_letters
 from ciml.raw.latest_runs import latest_runs
@@ -43,7 +44,33 @@ def make_store(data: DataRoot) -> RawStore:
     raw.add([run(7, 1), run(8, 1), odd_run(9)], corrections=[make_facts(2, outcome="failure")])
     raw.add(others=[run(1, rows=3)], reclaims=[run(3, rows=5, outcome="success")])
     squeeze(raw.store)
-    return raw
+    _add_dead_letters(data)
+    return RawStore(data)
+
+
+def _add_dead_letters(data: DataRoot) -> None:
+    """Three dead letters: one that could not be decoded, one of a run, and one that is closed by the run's row."""
+    raw, log = RawStore(data), ManifestLog(data.raw)
+    facts = [make_facts(number, log_url="https://logs.example/ü?x=1", source="zuul") for number in (11, 12)]
+    first = raw.log.end() * 100
+    at = [Origin("ci-events", 0, first + number) for number in range(3)]
+    letters = [
+        Outcome("dead_letter", at[0], reason="broken_json", detail="line 1: ü", payload={"value": "eA=="}),
+        Outcome("dead_letter", at[1], "zuul 11", facts[0], "log_not_found", first_seen_us=7),
+        Outcome("dead_letter", at[2], "zuul 12", facts[1], "too_large"),
+    ]
+    closed = [letters[2].origin.to_json(), facts[1].run_id]
+    ignored = letters[2].replace(kind="ignored", reason="skipped")
+    nothing: dict[str, Any] = {name: [] for name in ("runs", "repeats", "corrections", "deferred")}
+    version = log.end()
+    for dead, others, closes in ((letters, [], []), ([], [ignored], [closed])):
+        offsets = {
+            "ci-events": {"id": "", "partitions": {"0": [[first, first + 3] if dead else [first + 3, first + 4]]}}
+        }
+        delta = {"time_us": 1_000_000, "offsets": offsets, "dead_letters": [each.to_json() for each in dead], **nothing}
+        version += 1
+        more = {"ignored": [each.to_json() for each in others], "closes": closes, "closed_letters": closes}
+        assert log.try_append(version, {**delta, **more})
 
 
 def make_dataset(data: DataRoot) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,16 @@ def test_overtaken_at_every_step(tmp_path: Path, grown: Callable[[Path], DataRoo
         publish_stepped(data, Steps(step, overtake))
         check(data)
         assert not any(done.committed for done in publish_tables(data))
+
+
+def test_publishers_at_once_make_one_version(anywhere: DataRoot) -> None:
+    make_store(anywhere)
+    make_dataset(anywhere)
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: list(publish_tables(anywhere)), range(3)))
+    assert sum(table.committed for tables in done for table in tables) == len(TABLES)
+    assert {table.version for tables in done for table in tables} == {0}
+    check(anywhere)
 
 
 _LOOP = """

@@ -9,12 +9,14 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
+from ciml.storage.open import open_store
 from ciml.tables.delta_log import CURSOR, FOLDER, DeltaLog
 from ciml.tables.places import store_of
-from ciml.tables.publisher import CHECKPOINT_EVERY, storage_options
+from ciml.tables.publisher import CHECKPOINT_EVERY, make_checkpoint, storage_options
 from pipelines.datasets.update import update_dataset, verify_dataset
 from pipelines.raw_store.verify import verify_raw
 from pipelines.tables.publish import list_tables, publish_tables
+from tests.conftest import S3Endpoint
 from tests.pipelines.raw_store.compacting import all_there, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.pipelines.tables.readers import ENGINES, Rows
@@ -22,7 +24,7 @@ from tests.pipelines.tables.scenes import ODD, expected, make_dataset, make_stor
 from tests.transforms.samples import make_facts, table
 
 TABLES = ("raw", "runs", "dead_letters", "datasets/cpu")
-ROWS = {"raw": 42, "runs": 9, "dead_letters": 0, "datasets/cpu": 8}
+ROWS = {"raw": 42, "runs": 9, "dead_letters": 3, "datasets/cpu": 8}
 
 
 def read(data: DataRoot, name: str, engine: str = "delta-rs") -> Rows:
@@ -68,7 +70,7 @@ def test_each_engine_reads_a_checkpoint(anywhere: DataRoot) -> None:
     for engine in ENGINES:
         assert read(anywhere, "runs", engine) == expected(anywhere, "runs")
     before = DeltaLog(folder).read()
-    assert (before.version, before.transactions[CURSOR], before.rows) == (CHECKPOINT_EVERY + 1, 14, 20)
+    assert (before.version, before.transactions[CURSOR], before.rows) == (CHECKPOINT_EVERY + 1, 16, 20)
     assert publish_all(anywhere) == {}
 
 
@@ -276,6 +278,18 @@ def test_no_secret_of_a_log_s_address_is_in_the_log(data: DataRoot) -> None:
     commit = DeltaLog(store_of(data, "raw"))
     lines = [json.loads(line) for line in commit.store.read(commit.path(0)).splitlines()]
     assert [next(iter(line)) for line in lines] == ["commitInfo", "protocol", "metaData", "add", "add", "add", "txn"]
+
+
+@pytest.mark.engines
+def test_a_failed_checkpoint_is_reported_without_credentials(s3: S3Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+    store = open_store(f"{s3.bucket()}/nothing")
+    assert storage_options(store)["aws_secret_access_key"] == "the-secret"
+    note = make_checkpoint(store)
+    assert note.startswith(f"{store.root}: no checkpoint: ")
+    assert "the-" not in note
+    assert "the-" not in repr(store)
 
 
 def test_files_of_older_versions_stay_for_the_grace(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,34 @@ def test_other_columns_are_another_pack() -> None:
     assert len({columns_digest(each.schema) for each in (one, other, other.select(["time"]), one.slice(0, 0))}) == 3
 
 
+def test_other_programs_see_whose_rows_they_are() -> None:
+    lengths = {
+        "zuul~1~1": 20_000,
+        "zuul~2~1": 20_000,
+        "zuul~3~1": 0,
+        "zuul~4~1": 7,
+        "zuul~5~2": GROUP_ROWS + 1,
+        "a~b~1": 3,
+    }
+    runs = {run_id: table([float(at) for at in range(rows)]) for run_id, rows in lengths.items()}
+    file, data = packed(runs)
+    seen = pq.read_table(pa.BufferReader(data))
+    assert seen.column_names == ["time", "boot", "total cpu usage:usr", "run_id", "digest"]
+    assert seen.schema.field("run_id").type == pa.string()
+    rows = list(zip(seen.column("run_id").to_pylist(), seen.column("digest").to_pylist(), strict=True))
+    expected = [(run_id, telemetry_digest(run_id, one)) for run_id, one in runs.items()]
+    assert rows == [whose for whose in expected for _ in range(lengths[whose[0]])]
+    assert OpenPack(file, data[-file.footer :]).names == ("time", "boot", "total cpu usage:usr")
+
+
+def test_a_log_with_such_a_column_is_a_pack_without_them() -> None:
+    one = table([1.0, 2.0], run_id=[3.0, 4.0])
+    file, data = packed({"zuul~1~1": one})
+    assert pq.read_table(pa.BufferReader(data)).column_names == one.column_names
+    opened = OpenPack(file, data[-file.footer :])
+    assert (opened.names, opened.renewable) == (tuple(one.column_names), False)
+
+
 def test_the_same_runs_are_the_same_pack() -> None:
     runs = {f"zuul~{at}~1": table([at, 1.0], metadata={"recorder": "dool"}) for at in range(9)}
     assert packed(runs) == packed({run_id: pa.concat_tables([one[:1], one[1:]]) for run_id, one in runs.items()})
