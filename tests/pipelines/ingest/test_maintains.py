@@ -34,7 +34,7 @@ def test_a_checkpoint_is_made_by_the_stage_that_commits(
         monkeypatch.setitem(ingest._committers, key, ingest.Committer(store, limits=LIMITS))
         stage = CommitRaw(IngestConfig(store, KAFKA, runs_topic="", maintains=maintains))
     else:
-        monkeypatch.setitem(predict._committers, key, predict.PredictionCommitter(store, limits=LIMITS))
+        monkeypatch.setitem(predict._committers, (*key, "m"), predict.PredictionCommitter(store, "m", limits=LIMITS))
         config = predict.PredictConfig(data, KAFKA, "models:8500", PredictPolicy("m"), maintains=maintains)
         stage = predict.CommitPredictions(config)
     for offset in range(8):
