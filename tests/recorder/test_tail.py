@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.events.samples import Samples, decode, to_table
@@ -130,7 +130,6 @@ def logs(draw: st.DrawFn) -> tuple[bytes, list[Start]]:
     return data, starts
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(logs())
 def test_any_log_of_a_recorder(tmp_path_factory: pytest.TempPathFactory, log: tuple[bytes, list[Start]]) -> None:
     data, starts = log

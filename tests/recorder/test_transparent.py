@@ -33,7 +33,7 @@ def ended(argv: list[Any], folder: Path, **more: Any) -> tuple[int, bytes, bytes
     return done.returncode, b"\0".join(sorted(done.stdout.split(b"\0"))), done.stderr
 
 
-@settings(max_examples=tries(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ending=CODES | DEATHS,
     stdin=st.binary(max_size=2000),

@@ -446,7 +446,7 @@ JSON = st.recursive(
 FIELD = st.sampled_from([*RUN, "outcome", "event", "attempt"])
 
 
-@settings(max_examples=tries(300), deadline=None)
+@settings(max_examples=tries(300))
 @given(st.dictionaries(FIELD, JSON | st.sampled_from(list(RUN.values())), max_size=5), st.binary(max_size=40))
 def test_fuzz_never_crashes(changes: dict[str, Any], noise: bytes) -> None:
     complete = json.dumps(envelope({"runs": [{**RUN, **changes}, {**RUN, "id": "other"}]})).encode()

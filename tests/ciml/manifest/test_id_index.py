@@ -52,7 +52,7 @@ _HALF = st.sampled_from([b"\0" * 8, b"\0" * 7 + b"\1", b"\x80" + b"\0" * 7, b"\x
 _ID = st.builds(lambda one, two: one + two, _HALF, _HALF) | st.binary(min_size=16, max_size=16)
 
 
-@settings(max_examples=tries(60), deadline=None)
+@settings(max_examples=tries(60))
 @given(st.lists(st.dictionaries(_ID, st.integers(0, 9), max_size=12), max_size=20), st.integers(1, 6))
 def test_a_table_is_a_dictionary_in_which_the_last_write_wins(
     tmp_path_factory: pytest.TempPathFactory, writes: list[dict[bytes, int]], part_rows: int

@@ -272,7 +272,7 @@ def cut(draw: st.DrawFn, found: list[Outcome]) -> list[Batch]:
     return batches
 
 
-@settings(deadline=None, max_examples=tries(200))
+@settings(max_examples=tries(200))
 @given(st.data())
 def test_any_cut_any_replay_any_order_give_the_same_sums(data: st.DataObject) -> None:
     found = data.draw(deliveries())
@@ -293,7 +293,7 @@ def test_any_cut_any_replay_any_order_give_the_same_sums(data: st.DataObject) ->
         assert covered.get(partition, 0) == len([one for one in found if one.origin.partition == partition])
 
 
-@settings(deadline=None, max_examples=tries(50))
+@settings(max_examples=tries(50))
 @given(data=st.data())
 def test_committers_that_race_share_one_history(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     found = data.draw(deliveries())

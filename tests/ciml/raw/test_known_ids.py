@@ -60,7 +60,7 @@ def flushed(index: LayeredIndex, tables: dict[str, IdTable]) -> LayeredIndex:
     return LayeredIndex(tables, index.run_count())
 
 
-@settings(max_examples=tries(60), deadline=None)
+@settings(max_examples=tries(60))
 @given(st.lists(_STEPS, max_size=40))
 def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
     files = PartFiles(LocalStore(tmp_path_factory.mktemp("ids")), "index")

@@ -103,7 +103,7 @@ def test_a_log_that_comes_later_reclaims_the_run(kind: str) -> None:
     assert state.index.run("zuul~a~1") == KnownRun("failure", "d2", True)
 
 
-@settings(deadline=None, max_examples=tries(300))
+@settings(max_examples=tries(300))
 @given(
     st.lists(
         st.tuples(

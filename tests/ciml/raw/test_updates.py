@@ -238,7 +238,7 @@ def expected(rows: Mapping[str, RunFacts], said: list[tuple[FactUpdate, str]]) -
     return found
 
 
-@settings(max_examples=tries(60), deadline=None)
+@settings(max_examples=tries(60))
 @given(st.lists(st.one_of(runs, updates), min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_any_order_any_batches_any_committers(
     tmp_path_factory: pytest.TempPathFactory, sent: list[RunFacts | FactUpdate], rng: random.Random

@@ -198,7 +198,7 @@ def test_what_is_trusted_is_not_corrected_by_what_is_not(data: DataRoot, raw: Ra
     assert [run.label_name for run in span.runs] == ["passed", "failed", "failed", "passed"]
 
 
-@settings(max_examples=tries(40), deadline=None)
+@settings(max_examples=tries(40))
 @given(
     deltas=st.lists(
         st.tuples(

@@ -65,7 +65,7 @@ _pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, m
 
 
 @given(_pairs, _pairs, st.booleans())
-@settings(max_examples=tries(200), deadline=None)
+@settings(max_examples=tries(200))
 def test_the_commit_says_the_same_as_if_all_logs_had_been_fetched(
     before: list[tuple[int, int]], now: list[tuple[int, int]], other_log: bool
 ) -> None:

@@ -121,7 +121,7 @@ class Known:
     trusted: bool
 
 
-@settings(max_examples=tries(60), deadline=None)
+@settings(max_examples=tries(60))
 @given(
     deltas=st.lists(
         st.tuples(

@@ -76,7 +76,7 @@ def a_log(messages: list[tuple[float, float]]) -> list[Sent]:
 
 
 @given(_messages, _looks, st.floats(0, 300))
-@settings(max_examples=tries(300), deadline=None)
+@settings(max_examples=tries(300))
 def test_it_is_never_ahead_of_what_is_unread(messages: list, looks: list, hidden_for_s: float) -> None:
     """Out of order, late, in backlog or live; a connection that is slow; a transaction that stays open."""
     partition = Partition(a_log(messages), visible_s=EPOCH_S + hidden_for_s)
@@ -89,7 +89,7 @@ def test_it_is_never_ahead_of_what_is_unread(messages: list, looks: list, hidden
 
 
 @given(_messages, _looks)
-@settings(max_examples=tries(200), deadline=None)
+@settings(max_examples=tries(200))
 def test_it_never_goes_back(messages: list, looks: list) -> None:
     partition = Partition(a_log(messages))
     now = EPOCH_S
@@ -112,7 +112,7 @@ def test_an_idle_partition_holds_nothing_back(messages: list, idle_s: float) -> 
 
 
 @given(_messages, _looks, st.floats(1, 1e8), st.integers(1, 39))
-@settings(max_examples=tries(200), deadline=None)
+@settings(max_examples=tries(200))
 def test_a_clock_in_the_future_does_not_drive_it(messages: list, looks: list, ahead_s: float, every: int) -> None:
     """Beside a good message in the same look it does nothing; alone, it leads no further than the look's own time."""
     log = a_log(messages)

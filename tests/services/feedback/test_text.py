@@ -15,6 +15,7 @@ from services.feedback.policy import Item, judge
 from services.feedback.text import Finding, Style, marker_of, render, stamped
 from tests.services.feedback.hostile import CORPUS, faults, rendered
 from tests.services.feedback.reviews import NOW_S, feedback, prediction
+from tests.tier import tries
 
 FORMATS: tuple[Format, ...] = ("github", "gerrit", "gitlab")
 PICTURE = "https://ci.example.org/p/evidence/a%20b.svg"
@@ -133,7 +134,7 @@ def test_hostile_text_in_any_field_is_only_text(number: int, markup: Format) -> 
 
 
 @given(st.text(max_size=60), st.integers(4, 90))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(300))
 def test_any_text_is_one_inert_line_of_bounded_size(text: str, most: int) -> None:
     line = inert(text, most)
     assert 0 < len(line.encode()) <= most

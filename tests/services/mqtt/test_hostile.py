@@ -22,6 +22,7 @@ from services.mqtt.session import MqttSession
 from services.receivers import sessions
 from services.receivers.config import MqttSource, load_receivers
 from tests.services.receivers.kept import allocating, running, wait
+from tests.tier import tries
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -161,7 +162,7 @@ def test_what_is_not_mqtt_ends_the_connection_alone(
     assert all(each.isprintable() for each in problems)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=tries(40))
 @given(st.binary(min_size=1, max_size=60), st.booleans())
 def test_no_bytes_end_a_session(tmp_path_factory: pytest.TempPathFactory, sent: bytes, begun: bool) -> None:
     """Anything, before or after the answers of a broker, is a lost connection or nothing."""

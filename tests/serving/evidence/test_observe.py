@@ -31,6 +31,7 @@ from tests.serving.evidence.subjects import (
     run_of,
     subject_of,
 )  # fmt: skip
+from tests.tier import tries
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
 from transforms.profiles.profile import Profile
 
@@ -228,7 +229,7 @@ def subjects(draw: st.DrawFn) -> Subject:
     return Subject(run.table.drop_columns(dropped), run.profile, run.outcome, run.exit_status, run.end_us)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150))
 @given(subjects())
 def test_every_sentence_follows_and_no_number_of_it_may_differ(subject: Subject) -> None:
     for text in said(subject):
@@ -239,7 +240,7 @@ def test_every_sentence_follows_and_no_number_of_it_may_differ(subject: Subject)
                 assert wrong == text or not follows(wrong, subject), wrong
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150))
 @given(subjects())
 def test_the_mean_of_a_sentence_is_that_of_plain_python(subject: Subject) -> None:
     """A third computation, without numpy and Arrow's functions, of the sentences on CPU and load."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.tier import tries
 from tests.training.calibration.scores import expected_error, made_up
 from training.calibration.calibrators import LEAST, Calibrator, Isotonic, Temperature
 from training.calibration.fit import ISOTONIC_CLASS_RUNS, ISOTONIC_RUNS, fit_calibrator, log_loss
@@ -96,7 +97,7 @@ def rows() -> st.SearchStrategy[NDArray[np.float32]]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150))
 @given(calibrators(), rows())
 def test_rows_sum_to_1_the_order_of_classes_stays_and_the_graph_gives_the_same(
     calibrator: Calibrator, given_rows: NDArray[np.float32]

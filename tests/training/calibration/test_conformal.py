@@ -15,6 +15,7 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.verdicts import MAX_SCORES, VerdictRules, read_rules
+from tests.tier import tries
 from tests.training.calibration.scores import made_up
 from training.calibration import conformal
 from training.calibration.calibrate import calibrate
@@ -113,7 +114,7 @@ def test_of_many_runs_a_part_is_stored_and_the_coverage_stays(monkeypatch: pytes
     assert rules == rules_of(said, labels, ["a"] * 3000)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60))
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 1), st.sampled_from("abc")), min_size=1, max_size=80),
     st.sampled_from([0.5, 0.8, 0.9, 0.99]),

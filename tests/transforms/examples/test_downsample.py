@@ -217,7 +217,7 @@ sample = st.tuples(
 )
 
 
-@settings(max_examples=tries(300), deadline=None)
+@settings(max_examples=tries(300))
 @given(
     runs=st.lists(st.lists(sample, min_size=1, max_size=12), min_size=1, max_size=5),
     interval=st.sampled_from(["100ms", "700ms", "1s", "7s", "10s", "1h"]),

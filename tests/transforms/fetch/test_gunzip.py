@@ -8,7 +8,7 @@ import time
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
@@ -28,7 +28,6 @@ def in_gzip(data: bytes) -> bytes:
     return gzip.compress(data, mtime=0)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=2000), st.integers(0, 2), st.integers(1, 700), st.integers(1, 3))
 def test_equals_gzip(data: bytes, layers: int, size: int, members: int) -> None:
     if data.startswith(b"\x1f\x8b"):

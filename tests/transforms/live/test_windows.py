@@ -334,7 +334,7 @@ def test_a_run_has_bounds() -> None:
         run.add(part_of(starts, run.columns))
 
 
-@settings(max_examples=tries(60), deadline=None)
+@settings(max_examples=tries(60))
 @given(st.data())
 def test_a_run_kept_as_bytes_goes_on_as_the_same(data: st.DataObject) -> None:
     """After any message: the parts that were taken, packed and unpacked, make a run with the same output."""

@@ -73,7 +73,7 @@ numbers = st.one_of(
 words = st.text(st.characters(codec="latin-1", exclude_characters='\r\n",\x00'), max_size=12)
 
 
-@settings(max_examples=tries(150), deadline=None)
+@settings(max_examples=tries(150))
 @given(st.lists(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=6), min_size=1, max_size=4))
 def test_the_fast_way_and_the_slow_way_agree(logs: list[list[tuple[str, str, str]]]) -> None:
     bodies = [b"".join(b"24-11 12:00:00," + ",".join(row).encode() + b"\n" for row in log) for log in logs]
@@ -93,7 +93,7 @@ def test_the_fast_way_and_the_slow_way_agree(logs: list[list[tuple[str, str, str
         assert columns == [[parse_oracle.number(row[index]) for row in each] for index in range(3)]
 
 
-@settings(max_examples=tries(150), deadline=None)
+@settings(max_examples=tries(150))
 @given(
     st.lists(
         st.lists(
@@ -138,7 +138,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return gzip.compress(bytes(data)) if draw(st.booleans()) else bytes(data)
 
 
-@settings(max_examples=tries(120), deadline=None)
+@settings(max_examples=tries(120))
 @given(st.lists(damaged(), max_size=5))
 @example([HEAD + ROW + b"\xef\xbb\xbf\n", HEAD + ROW])
 @example([HEAD + b"\xef\xbb\xbf" + ROW, HEAD + ROW])
@@ -151,7 +151,7 @@ def test_a_log_is_read_alike_in_any_company(logs: list[bytes]) -> None:
         assert contents(result) == contents(parse_logs([Log(data)])[0])
 
 
-@settings(max_examples=tries(150), deadline=None)
+@settings(max_examples=tries(150))
 @given(st.binary(max_size=400), st.integers(-(10**18), 10**18) | st.none(), st.integers(-(10**18), 10**18) | st.none())
 def test_any_bytes_at_all(data: bytes, start: int | None, end: int | None) -> None:
     for log in (data, HEAD + data, HEAD + ROW + data, b"\x1f\x8b" + data, gzip.compress(HEAD + data)):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError
+from tests.tier import tries
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
 from transforms.profiles.departures import departures
 from transforms.profiles.profile import MIN_RUNS, Profiles, make_profiles
@@ -104,7 +105,7 @@ def test_a_profile_of_few_runs_says_nothing() -> None:
 _CELL = st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 50.0, 100.0]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60))
 @given(st.lists(_CELL, min_size=1, max_size=400), st.sampled_from([0.0, 1.0, 7.0]), st.booleans())
 def test_any_values_give_finite_departures_within_the_run(values: list, every_s: float, boot: bool) -> None:
     profile = make_profiles(_passing()).of("unit")

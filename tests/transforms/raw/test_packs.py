@@ -142,7 +142,7 @@ cells = st.none() | st.floats(width=64) | st.sampled_from([-0.0, float("nan"), f
 metas = st.none() | st.dictionaries(st.binary(min_size=1, max_size=6), st.binary(max_size=6), max_size=3)
 
 
-@settings(max_examples=tries(80), deadline=None)
+@settings(max_examples=tries(80))
 @given(st.lists(st.tuples(st.lists(cells, max_size=6), metas), min_size=1, max_size=6), st.data())
 def test_runs_of_every_content_are_packed(
     tmp_path_factory: pytest.TempPathFactory, made: list[Any], data: st.DataObject
