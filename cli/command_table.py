@@ -43,6 +43,7 @@ COMMANDS: Table = {
         "adapter": ("cli.commands.operate.adapter:command", "List adapters of CI systems; try a delivery."),
         "backfill": ("cli.commands.operate.backfill:command", "Load historical logs into the raw store."),
         "live": ("cli.commands.operate.live:command", "Stream windows of running jobs."),
+        "migrate": ("cli.commands.operate.migrate:command", "Verify a data root; rewrite what older versions wrote."),
         "graph": ("cli.commands.operate.graph:command", "Show the Beam graph of a pipeline."),
         "demo": ("cli.commands.operate.demo:command", "Run the whole chain on sample runs."),
     },

@@ -14,7 +14,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -201,6 +201,7 @@ class OpenPack:
       runs: its runs, in order.
       number: index of each run in ``runs``, by name.
       names: names of its columns, in order.
+      format: docs/compatibility.md; 2 has checksums of its column chunks, 1 has none.
     """
 
     def __init__(self, file: PackFile, footer: bytes) -> None:
@@ -221,6 +222,7 @@ class OpenPack:
             self.schema: pa.Schema = described_by.schema_arrow.remove_metadata()
             described = orjson.loads(self.metadata.metadata[_KEY])
             self._checksums = _decode(self.metadata.metadata.get(_CHECKSUMS, b""))
+            self.format: Literal["1", "2"] = "2" if self._checksums else "1"
             kinds: list[Metadata] = [
                 None if kind is None else {k.encode("latin-1"): v.encode("latin-1") for k, v in kind}
                 for kind in described["metadata"]
