@@ -30,5 +30,5 @@ def test_it_lists_the_lock(image: str) -> None:
 
 def test_an_invalid_one_is_found() -> None:
     bill = bill_of("recorder")
-    for key, value in (("specVersion", "9.9"), ("serialNumber", "x"), ("components", [{"name": "a"}])):
+    for key, value in (("bomFormat", "x"), ("serialNumber", "x"), ("components", [{"name": "a"}])):
         assert JsonStrictValidator(SCHEMA).validate_str(json.dumps({**bill, key: value})) is not None, key
