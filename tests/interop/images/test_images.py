@@ -1,7 +1,7 @@
-"""The images, built by buildah without a daemon from deploy/images/Dockerfile itself, and run as their configuration says.
+"""The images, built by buildah without a daemon from deploy/images/Dockerfile, and run as their configuration says.
 
-The base is a Debian of mmdebstrap in place of python:3.11-slim, which only a registry has. A container runs as the image's
-user, on a read-only root file system with a /tmp. CIML_IMAGES names the images to build; worker takes half an hour.
+The base is a Debian of mmdebstrap in place of python:3.11-slim, which only a registry has. A container runs as the
+image's user, on a read-only root file system with a /tmp. CIML_IMAGES names the images to build: worker takes long.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROGRAMS = {
         "services.gerrit.service, services.feedback.service, engines.flink.worker_pool, pipelines.raw_store.compact"
     ),
     "serve": "import serving.server.rest, serving.server.model.loader",
-    "worker": "import training.refresh, training.export, serving.server.rest, engines.flink.worker_pool, services.trainer",
+    "worker": "import training.refresh, training.export, serving.server.rest, services.trainer, pipelines.ingest",
 }
 
 
@@ -107,8 +107,9 @@ def test_an_image_is_built_and_its_commands_run(image: str, context: Path) -> No
                 'mount -t proc proc "$1/proc" && mount --bind /dev "$1/dev" && root=$1 && shift && '
                 'exec chroot --userspec=10001:10001 "$root" "$@"'
             )
-            line = ["unshare", "--mount", "sh", "-ec", script, "sh", str(root), "/usr/bin/env", "-i", "-C",
-                    config["WorkingDir"], *(f"{name}={value}" for name, value in environment.items()), *words]  # fmt: skip
+            variables = [f"{name}={value}" for name, value in environment.items()]
+            inside = ["/usr/bin/env", "-i", "-C", config["WorkingDir"], *variables, *words]
+            line = ["unshare", "--mount", "sh", "-ec", script, "sh", str(root), *inside]
             return subprocess.run(line, capture_output=True, text=True)
 
         assert not (root / "opt/ciml/bin/pip").exists()
@@ -122,17 +123,6 @@ def test_an_image_is_built_and_its_commands_run(image: str, context: Path) -> No
         done = contained("python", "-c", PROGRAMS[image])
         assert done.returncode == 0, done.stderr
         if image == "recorder":
-            done = contained(
-                "ciml",
-                "record",
-                "--log-dir",
-                "/tmp/logs",
-                "--spool",
-                "/tmp/spool",
-                "--job",
-                "unit",
-                "--",
-                "sleep",
-                "1.5",
-            )
+            places = ["--log-dir", "/tmp/logs", "--spool", "/tmp/spool"]
+            done = contained("ciml", "record", *places, "--job", "unit", "--", "sleep", "1.5")
             assert done.returncode == 0, done.stderr
