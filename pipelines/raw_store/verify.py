@@ -6,7 +6,6 @@ import hashlib
 import random
 import time
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -63,12 +62,16 @@ class Verification:
     number: int = 0
     notes: list[str] = field(default_factory=list)
     older: int = 0
-    broken: Counter[str] = field(default_factory=Counter)
-    formats: dict[str, Counter[str]] = field(default_factory=lambda: {"run": Counter(), "pack": Counter()})
+    broken: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, dict[str, int]] = field(default_factory=lambda: {"run": {}, "pack": {}})
+
+    def count(self, what: str, number: str) -> None:
+        """Count an undamaged object of a format."""
+        self.formats[what][number] = self.formats[what].get(number, 0) + 1
 
     def find(self, text: str, what: str) -> None:
         self.number += 1
-        self.broken[what] += 1
+        self.broken[what] = self.broken.get(what, 0) + 1
         if len(self.findings) < _MANY:
             self.findings.append(text)
 
@@ -261,7 +264,7 @@ class _Objects:
                 try:
                     pack = open_pack(self._raw, file)
                     self._pack(folder, pack)
-                    self._found.formats["pack"][pack.format] += 1
+                    self._found.count("pack", pack.format)
                 except (FileNotFoundError, IntegrityError) as error:
                     self._found.find(str(error), "pack")
             for path, entry in listed.items():
@@ -302,7 +305,7 @@ class _Objects:
                 self._found.find(str(error), "run")
                 self._checked[self._names.find(entry.path)] = True
                 continue
-            self._found.formats["run"][number] += 1
+            self._found.count("run", number)
             self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
 
     def missing(self) -> None:

@@ -33,8 +33,8 @@ def check_raw(data: DataRoot, found: Findings, progress: Progress) -> None:
     if result.older:
         found.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
         found.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
-    found.formats["runs"] += result.formats["run"]
-    found.formats["packs"] += result.formats["pack"]
+    found.formats["runs"].update(result.formats["run"])
+    found.formats["packs"].update(result.formats["pack"])
     found.read |= {"raw deltas", "segments", "checkpoints", "id index", "pack deltas"}
     if result.version or not result.broken:
         found.read |= {"runs", "packs", "dead letters"}
