@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.data_root import DataRoot
+from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import verify_log
@@ -168,8 +169,14 @@ def test_a_damaged_manifest_is_not_rewritten(root: Callable[[str], Path]) -> Non
     (segment,) = (data / "raw/_manifest/segments").rglob("*.zst")
     segment.write_bytes(segment.read_bytes()[:-3])
     before = contents(data)
-    with pytest.raises(Exception, match=r"the manifest is damaged; restore a backup first\. Nothing was changed"):
-        migrate(data, "--apply")
+    assert f"BROKEN {segment}" in migrate(data, "--apply", code=4)
+    assert contents(data) == before
+    data = root("data_root")
+    found, before = examine(DataRoot.open(data)), contents(data)
+    found.rewritten["checkpoints"] = 1
+    found.find("raw deltas", "counts differ")
+    with pytest.raises(IntegrityError, match=r"is damaged; restore a backup first\. Nothing was changed"):
+        rewrite(DataRoot.open(data), found)
     assert contents(data) == before
 
 
