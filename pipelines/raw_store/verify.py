@@ -246,7 +246,11 @@ class _Objects:
 
     def packs(self) -> None:
         """Verify the bytes and the runs of every named pack."""
-        entries = (entry for entry in self._raw.entries(PACKS) if "/" in entry.path.removeprefix(f"{PACKS}/"))
+        entries = (
+            entry
+            for entry in self._raw.entries(PACKS)
+            if "/_delta_log/" not in entry.path and (entry.path.endswith(".parquet") or "/_manifest/" in entry.path)
+        )
         for prefix, group in groupby(entries, lambda entry: _folder_of(entry.path)):
             listed = {entry.path: entry for entry in group if entry.path.endswith(".parquet")}
             folder = prefix.removeprefix(f"{PACKS}/")

@@ -43,7 +43,8 @@ KINDS: Mapping[Kind, str] = {
     "corrections": rf"feedback/corrections/{_DELTA}",
     # Written again from the others when they are needed; not verified.
     "derived": r"models/models\.config|raw/packs/compaction\.json|datasets/[^/]+/statistics/.+"
-    r"|datasets/[^/]+/_definition\.toml|datasets/[^/]+/_analyses/.+|predictions/evidence/.+|demo/.+",
+    r"|datasets/[^/]+/_definition\.toml|datasets/[^/]+/_analyses/.+|predictions/evidence/.+|demo/.+"
+    r"|(raw|datasets|tables)/(.+/)?_delta_log/.+|tables/.+|lineage/.+",
     "unreferenced": r"raw/swept/.+",
     "scratch": r"trainer/[^/]+/work/.+|models/[^/]+/staging-.+|datasets/[^/]+/results/.+",
     "other": r".*",

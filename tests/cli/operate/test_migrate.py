@@ -180,6 +180,28 @@ def test_a_damaged_manifest_is_not_rewritten(root: Callable[[str], Path]) -> Non
     assert contents(data) == before
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("raw/packs/job=a/date=2026-11-24/0123456789abcdef0123456789abcdef.parquet", "packs"),
+        ("raw/_delta_log/00000000000000000001.json", "derived"),
+        ("raw/packs/_delta_log/00000000000000000010.checkpoint.parquet", "derived"),
+        ("datasets/cpu/_delta_log/00000000000000000001.json", "derived"),
+        ("datasets/cpu/_definition.toml", "derived"),
+        ("datasets/cpu/notes.txt", "other"),
+        ("trainer/status/work/0123/model/saved_model.pb", "scratch"),
+        ("models/status/staging-2-abcd/saved_model.pb", "scratch"),
+        ("models/status/12/assets/definition.json", "models"),
+        ("models/status/latest/saved_model.pb", "other"),
+        ("feedback/corrections/_manifest/000000000001.json", "corrections"),
+        ("predictions/_manifest/segments/000000/000000001000.jsonl.zst", "segments"),
+        ("segments/000000/000000001000.jsonl.zst", "other"),
+    ],
+)
+def test_the_kind_follows_from_the_path(path: str, kind: Kind) -> None:
+    assert kind_of(path) == kind
+
+
 # ---- damage ----
 
 #: For each kind, a sample that has it.
