@@ -9,7 +9,12 @@ SOAK   ?= 30min
 # order of collection, the longest first (tests/conftest.py).
 PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo check test tests interop lint type layers bench faults fuzz lock clean
+BUILDER ?= docker
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ciml/version.py)
+LOCK = --quiet pyproject.toml --generate-hashes --python-version 3.11 --no-annotate --no-emit-index-url --no-emit-find-links \
+  --custom-compile-command "make lock"
+
+.PHONY: help install demo check test tests interop lint type layers bench faults fuzz lock locks dist release sbom images clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,13 +69,35 @@ faults: install ## kill, cut and starve the ingest, and compare; docs/faults.md 
 fuzz: install ## try many hostile inputs, keep what fails; FUZZ="-k event" selects, CIML_FUZZ_EXAMPLES=1000 bounds
 	CIML_FUZZ=fuzz $(BIN)/python -m pytest tests/fuzz --timeout 0 $(FUZZ)
 
-lock: ## resolve pyproject.toml anew into requirements.lock, and that of the worker image
-	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra data --extra pipelines --extra dataflow --extra train --extra serve --extra kubeflow \
-	  --constraint requirements.lock --generate-hashes --python-version 3.11 \
-	  --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-	  -o deploy/worker/requirements.lock
+lock: ## resolve pyproject.toml anew into requirements.lock, and those of the images
+	$(BIN)/uv pip compile $(LOCK) --all-extras -o requirements.lock
+	$(MAKE) locks
+
+# The locks of the images, from requirements.lock: which extras each image has.
+locks:
+	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra record -o deploy/images/recorder/requirements.lock
+	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra pipelines --extra receivers --extra tables \
+	  -o deploy/images/services/requirements.lock
+	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra serve -o deploy/images/serve/requirements.lock
+	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra pipelines --extra dataflow --extra train --extra serve \
+	  --extra kubeflow --extra lineage --extra tables \
+	  -o deploy/images/worker/requirements.lock
+
+dist: install ## wheel, sdist and bills of materials of HEAD in dist/, checked, and installed in fresh environments
+	$(BIN)/python -m tests.project.release $(RELEASE) dist
+	$(MAKE) sbom
+	CIML_DIST=dist $(BIN)/python -m pytest -m interop --timeout 3600 -s tests/project/test_wheels.py
+
+release: ## make dist, which fails unless HEAD is a release; docs/releases.md
+	$(MAKE) dist RELEASE=--release
+
+sbom: install ## bills of materials of the images, CycloneDX, in dist/
+	$(BIN)/python -m tests.deploy.sbom dist
+
+images: ## the images of the wheel in dist/, by BUILDER=docker
+	for image in recorder services serve worker; do \
+	  $(BUILDER) build -f deploy/images/Dockerfile --build-arg IMAGE=$$image -t ciml/$$image:$(VERSION) . || exit; done
+	for image in flink jobserver; do $(BUILDER) build -f deploy/$$image/Dockerfile -t ciml/$$image:$(VERSION) . || exit; done
 
 clean: ## remove what was built here: .venv, caches, the demo's data
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo .ciml

@@ -29,7 +29,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from ciml.errors import EngineError
-from ciml.version import __version__
+from ciml.version import __version__, commit
 
 __all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "registry_of", "serve_metrics"]
 
@@ -94,7 +94,7 @@ class Metric:
         return Gauge(self.name, self.help, self.labels, registry=registry, multiprocess_mode="mostrecent")
 
 
-BUILD = Metric("ciml_build_info", "gauge", "The version of ciml; always 1.", ("version",))
+BUILD = Metric("ciml_build_info", "gauge", "Version and commit of ciml; always 1.", ("version", "commit"))
 LAST_OBSERVED = Metric(
     "ciml_last_look_timestamp_seconds", "gauge", "Time of the service's last read of manifest and topic, epoch seconds."
 )
@@ -133,7 +133,7 @@ def registry_of(*collectors: Collector) -> CollectorRegistry:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     build = Board()
-    build.put("build", [BUILD.of({(__version__,): 1})])
+    build.put("build", [BUILD.of({(__version__, commit() or ""): 1})])
     for collector in (build, *collectors):
         registry.register(collector)
     return registry

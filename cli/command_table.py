@@ -46,6 +46,7 @@ COMMANDS: Table = {
         "backfill": ("cli.commands.operate.backfill:command", "Load historical logs into the raw store."),
         "live": ("cli.commands.operate.live:command", "Stream windows of running jobs."),
         "schema": ("cli.commands.operate.schema:command", "Print the JSON Schema of a topic."),
+        "migrate": ("cli.commands.operate.migrate:command", "Verify a data root; rewrite what older versions wrote."),
         "graph": ("cli.commands.operate.graph:command", "Show the Beam graph of a pipeline."),
         "demo": ("cli.commands.operate.demo:command", "Run the whole chain on sample runs."),
     },

@@ -17,7 +17,7 @@ import click
 from ciml.errors import CimlError
 from ciml.extras import missing_extra
 from ciml.logs import configure_logging
-from ciml.version import __version__
+from ciml.version import __version__, commit, describe
 from cli.command_table import COMMANDS, RENAMED, Table
 from cli.data_path import group_data_path
 
@@ -139,6 +139,12 @@ def run_script(command: click.Command, prog_name: str, args: list[str] | None = 
     run(command, args, prog_name=prog_name, **_SETTINGS)
 
 
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"ciml {describe(__version__, commit())}")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, table=COMMANDS, renamed=RENAMED, context_settings=_SETTINGS)
 @click.option(
     "--data-path",
@@ -149,7 +155,14 @@ def run_script(command: click.Command, prog_name: str, args: list[str] | None = 
 )
 @click.option("--debug", is_flag=True, envvar="CIML_DEBUG", show_envvar=True, help="Print the traceback of an error.")
 @click.option("-v", "--verbose", count=True, show_default=False, help="Log more; with --debug, -vv logs everything.")
-@click.version_option(__version__, message="ciml %(version)s", help="Print the version.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print version and commit.",
+)
 def cli(debug: bool, verbose: int) -> None:
     """Train and serve models on telemetry of CI jobs.
 

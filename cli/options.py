@@ -177,6 +177,10 @@ def data_path_option(required: bool = True, home: bool = True, creates: bool = F
     return stacked(data_path, engines_home_option) if home else data_path
 
 
+#: An argument DATA, as ``data``: the text, or None. It stands beside an optional `data_path_option`.
+data_path_argument = click.argument("data", metavar="[DATA]", required=False, callback=_existing_data)
+
+
 #: ``--target-data-path``, as ``target_data_path``: the text, or None.
 target_data_path_option = click.option(
     "--target-data-path",

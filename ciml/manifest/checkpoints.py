@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -65,10 +65,13 @@ class Checkpointed(Generic[S]):
       tables: its tables of ids.
       restore: builds the state from a version, the value of `Restorable.snapshot`, and the tables. Version 0 with an
         empty mapping is the state before all deltas.
+      older: columns, by table, that older versions filled with less than the deltas say. Such an index is readable;
+        `rebuild` makes a complete one.
     """
 
     tables: Mapping[str, TableKind]
     restore: Callable[[int, Mapping[str, Any], Mapping[str, IdTable]], S]
+    older: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,42 @@ class Checkpoints(Generic[S]):
                 self._work = work
                 return True
         return False
+
+    def rebuild(self, progress: Callable[[int], None] | None = None) -> int:
+        """Remove all checkpoints and the index, and make those that are due again, from segments and deltas.
+
+        Commits continue meanwhile, slowly: until the first checkpoint, writers start at the first delta. If it is
+        killed, the next `maintain`, or another rebuild, completes it.
+
+        Args:
+          progress: called with the version of each new checkpoint.
+
+        Returns:
+          The number of new checkpoints.
+
+        Raises:
+          EngineError, IntegrityError: as `maintain`.
+        """
+        # Checkpoints first, the newest first: each that is left has its parts, and is valid.
+        for version in reversed(self.log.checkpoints()):
+            self.log.store.delete(self.log.checkpoint_path(version))
+        for path in self.log.store.list(f"{self.log.folder}/index"):
+            self.log.store.delete(path)
+        self.files.release(())
+        made = 0
+        while True:
+            base = self.newest()
+            steps = self._make(base)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    if not end.value:
+                        return made
+                    break
+            made += 1
+            if progress is not None:
+                progress(self.log.newest_checkpoint())
 
     def _steps(self, collects: bool) -> Generator[None, None, None]:
         more = True

@@ -236,8 +236,8 @@ def _rows(counts: Mapping[tuple[bool, str], int]) -> list[list[Any]]:
     return [[trusted, rule, number] for (trusted, rule), number in sorted(counts.items())]
 
 
-#: Defines the checkpoints of a raw manifest.
-RAW = Checkpointed(TABLES, RawState.restored_from)
+#: Defines the checkpoints of a raw manifest. Version 0.1 stored no trust with the outcome of a run.
+RAW = Checkpointed(TABLES, RawState.restored_from, older={"runs": frozenset({"outcome"})})
 
 
 def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:

@@ -367,11 +367,13 @@ def _collect_garbage(root: Store, state: DatasetState, spans: Sequence[SpanVersi
                     root.delete(path)
 
 
-def verify_dataset(dataset: StoredDataset, *, progress: Progress | None = None) -> list[str]:
+def verify_dataset(
+    dataset: StoredDataset, *, progress: Progress | None = None, formats: Counter[str] | None = None
+) -> list[str]:
     """Verify a data set; return its defects, a line each.
 
     Checks that every named file exists with its rows and digests, that every selected run before the cursor is in
-    exactly one span, and that there are no other files.
+    exactly one span, and that there are no other files. ``formats`` is that of `verify_span`.
     """
     state, root = dataset.state(), dataset.store
     wrong: list[str] = []
@@ -380,7 +382,7 @@ def verify_dataset(dataset: StoredDataset, *, progress: Progress | None = None) 
         return wrong
     versions = [span for by_version in state.spans.values() for span in by_version.values()]
     for done, span in enumerate(versions, 1):
-        wrong.extend(verify_span(root, span, resolved))
+        wrong.extend(verify_span(root, span, resolved, formats))
         if progress:
             progress(done, len(versions))
     have = [run_id for span in state.latest() for run_id in span.run_ids()]

@@ -17,14 +17,14 @@ from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile, rows_of
 from ciml.manifest.log import ManifestLog
+from ciml.manifest.verify import verify_log
 from ciml.raw.audit import Audit
 from ciml.raw.packs import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
-from ciml.raw.state import RawState, open_raw
-from ciml.raw.verify import verify_manifest
+from ciml.raw.state import RAW, RawState, open_raw
 from ciml.storage.open import Store
 from ciml.tables.delta_log import FOLDER as DELTA_LOG
 from transforms.raw.packs import OpenPack, open_pack, prove_pack
-from transforms.raw.reader import read_object, verify_run
+from transforms.raw.reader import decode_object, verify_run
 
 #: Age of an unreferenced object that is a finding: compaction has had the time to remove it.
 GRACE_S = 3 * 86_400.0
@@ -45,6 +45,10 @@ class Verification:
       packs, packed, single: read packs, the runs in them, and read raw objects.
       findings, number: the first hundred faults, a line each, and the number of all.
       notes: oddities that are not faults, a line each.
+      older: number of checkpoints of an older version (`ciml.manifest.verify.Fault`).
+      broken: faults by the kind of object: ``delta``, ``segment``, ``checkpoint``, ``index``, ``run``, ``pack``,
+        ``pack delta``.
+      formats: undamaged raw objects and packs by kind and format (docs/compatibility.md).
     """
 
     version: int = 0
@@ -58,9 +62,17 @@ class Verification:
     findings: list[str] = field(default_factory=list)
     number: int = 0
     notes: list[str] = field(default_factory=list)
+    older: int = 0
+    broken: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, dict[str, int]] = field(default_factory=lambda: {"run": {}, "pack": {}})
 
-    def find(self, text: str) -> None:
+    def count(self, what: str, number: str) -> None:
+        """Count an undamaged object of a format."""
+        self.formats[what][number] = self.formats[what].get(number, 0) + 1
+
+    def find(self, text: str, what: str) -> None:
         self.number += 1
+        self.broken[what] = self.broken.get(what, 0) + 1
         if len(self.findings) < _MANY:
             self.findings.append(text)
 
@@ -91,13 +103,21 @@ def verify_raw(
     """
     found = Verification()
     report = progress or (lambda what, done, total: None)
-    for line in verify_manifest(raw, lambda done, total: report("manifest", done, total)):
-        found.find(line)
+    for fault in verify_log(ManifestLog(raw), RAW, lambda done, total: report("manifest", done, total)):
+        if fault.what == "older":
+            found.older += 1
+        else:
+            found.find(fault.text, fault.what)
+    if found.older:
+        found.notes.append(
+            f"{found.older:,} checkpoints are of an older version, which stored no trust of runs in them; "
+            "ciml migrate --apply makes them again"
+        )
     try:
         names, chosen = _audit(raw, found, sample, seed, report)
     except IntegrityError as error:  # the manifest cannot be read to its end
         if not found.findings:
-            found.find(str(error))
+            found.find(str(error), "delta")
         return found
     objects = _Objects(raw, found, names, clock() - grace_s, report)
     if sample is None:
@@ -133,10 +153,10 @@ def _audit(
         progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
         known = state.index.run(run_id)
-        found.find(f"run {run_id}: its row has the digest {digest}, the index has {known}")
+        found.find(f"run {run_id}: its row has the digest {digest}, the index has {known}", "index")
     audit.compare(state)
     for finding in audit.findings:
-        found.find(finding)
+        found.find(finding, "delta")
     found.number += audit.number - len(audit.findings)
     for topic, partition, covered, recorded in audit.offsets():
         if covered != recorded:
@@ -155,7 +175,7 @@ def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, 
     for run_id, digest in rows:
         known = state.index.run(run_id)
         if known is None:
-            found.find(f"run {run_id}: its row has the digest {digest}, the index does not have the run")
+            found.find(f"run {run_id}: its row has the digest {digest}, the index does not have the run", "index")
         elif known.digest != digest:
             superseded[run_id] = digest
         else:
@@ -206,51 +226,56 @@ class _Objects:
         self._young = 0
         self._checked = np.zeros(len(names), bool)
 
-    def _check(self, path: str, rows: int, digest: str, where: str) -> None:
-        """Compare a run with the manifest's rows and digest for its path."""
+    def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
+        """Compare a run with the manifest's rows and digest for its path; ``what`` holds it."""
         self._found.read += 1
         at = self._names.find(path)
         if at is None:
             return
         self._checked[at] = True
         if rows != self._names.rows[at]:
-            self._found.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[at]}")
+            self._found.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[at]}", what)
         elif _hash(digest) != self._names.digests[at]:
-            self._found.find(f"{where}: {path} has the digest {digest}, the manifest has another")
+            self._found.find(f"{where}: {path} has the digest {digest}, the manifest has another", what)
         self._progress("runs", int(self._found.read), len(self._names))
 
-    def _unnamed(self, path: str, modified_s: float) -> None:
+    def _unnamed(self, path: str, modified_s: float, what: str) -> None:
         if modified_s < self._before_s:
-            self._found.find(f"{self._raw.url(path)} is not named by any manifest")
+            self._found.find(f"{self._raw.url(path)} is not named by any manifest", what)
         else:
             self._young += 1
 
     def packs(self) -> None:
         """Verify the bytes and the runs of every named pack."""
         of_table = f"{PACKS}/{DELTA_LOG}/"
-        found = (entry for entry in self._raw.entries(PACKS) if entry.path.endswith(".parquet"))
-        entries = (entry for entry in found if not entry.path.startswith(of_table))
-        for prefix, group in groupby(entries, lambda entry: entry.path.rpartition("/")[0]):
-            listed = {entry.path: entry for entry in group}
+        entries = (
+            entry
+            for entry in self._raw.entries(PACKS)
+            if not entry.path.startswith(of_table) and (entry.path.endswith(".parquet") or "/_manifest/" in entry.path)
+        )
+        for prefix, group in groupby(entries, lambda entry: _folder_of(entry.path)):
+            listed = {entry.path: entry for entry in group if entry.path.endswith(".parquet")}
             folder = prefix.removeprefix(f"{PACKS}/")
             try:
                 state = pack_state(self._raw, folder)
             except IntegrityError as error:
-                self._found.find(f"{folder}: {error}")
+                self._found.find(f"{folder}: {error}", "pack delta")
                 continue
             for path, file in state.packs.items():
                 if fault := prove_pack(self._raw, file):
                     if path in pack_state(self._raw, folder).packs:  # not replaced meanwhile
-                        self._found.find(fault)
+                        self._found.find(fault, "pack")
                     continue
                 self._found.packs += 1
                 try:
-                    self._pack(folder, open_pack(self._raw, file))
+                    pack = open_pack(self._raw, file)
+                    self._pack(folder, pack)
+                    self._found.count("pack", pack.format)
                 except (FileNotFoundError, IntegrityError) as error:
-                    self._found.find(str(error))
+                    self._found.find(str(error), "pack")
             for path, entry in listed.items():
                 if path not in state.packs and path not in state.replaced:
-                    self._unnamed(path, entry.modified_s)
+                    self._unnamed(path, entry.modified_s, "pack")
 
     def _pack(self, folder: str, pack: OpenPack) -> None:
         part: list[int] = []
@@ -264,8 +289,9 @@ class _Objects:
                     path = f"{RUNS}/{folder}/{name}"
                     self._found.packed += 1
                     if self._names.find(path) is None:
-                        self._found.find(f"{pack.file.path} holds {name}, which the manifest does not name")
-                    self._check(path, table.num_rows, telemetry_digest(run_of(name), table), pack.file.path)
+                        self._found.find(f"{pack.file.path} holds {name}, which the manifest does not name", "pack")
+                    digest = telemetry_digest(run_of(name), table)
+                    self._check(path, table.num_rows, digest, pack.file.path, "pack")
                 part, rows = [], 0
 
     def singles(self) -> None:
@@ -273,19 +299,20 @@ class _Objects:
         for entry in self._raw.entries(RUNS):
             parts = split_path(entry.path)
             if parts is None or self._names.find(entry.path) is None:
-                self._unnamed(entry.path, entry.modified_s)
+                self._unnamed(entry.path, entry.modified_s, "run")
                 continue
             self._found.single += 1
             try:
-                table = read_object(self._raw, entry.path)
+                table, number = decode_object(self._raw.read(entry.path), entry.path, self._raw.url(entry.path))
                 digest = telemetry_digest(run_of(parts[1]), table)
             except FileNotFoundError:
                 continue  # packed meanwhile
             except (IntegrityError, TypeError) as error:
-                self._found.find(str(error))
+                self._found.find(str(error), "run")
                 self._checked[self._names.find(entry.path)] = True
                 continue
-            self._check(entry.path, table.num_rows, digest, self._raw.url())
+            self._found.count("run", number)
+            self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
 
     def missing(self) -> None:
         """Verify the named runs that were not found once more, since a compaction may have moved them."""
@@ -297,7 +324,7 @@ class _Objects:
             if _hash(run.path) in hashes:
                 hashes.discard(_hash(run.path))
                 if fault := verify_run(self._raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
-                    self._found.find(fault)
+                    self._found.find(fault, "run")
 
     def swept(self) -> None:
         """Note unreferenced objects."""
@@ -306,6 +333,11 @@ class _Objects:
             self._found.notes.append(f"{count:,} unreferenced objects are in {SWEPT}/; a later compaction removes them")
         if self._young:
             self._found.notes.append(f"{self._young:,} young objects are not named by any manifest yet")
+
+
+def _folder_of(path: str) -> str:
+    """Return the folder of a pack or of a delta of its manifest. Listings have these beside each other."""
+    return path.rpartition("/")[0].removesuffix("/_manifest")
 
 
 def _named(raw: Store, until: int) -> Iterator[NamedRun]:
@@ -319,6 +351,6 @@ def _verify_sample(raw: Store, chosen: list[NamedRun], found: Verification, prog
     chosen.sort(key=lambda run: run.path)
     for number, run in enumerate(chosen, 1):
         if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
-            found.find(fault)
+            found.find(fault, "run")
         found.read += 1
         progress("runs", number, len(chosen))

@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 
-from ciml import __version__
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
@@ -20,6 +19,7 @@ from ciml.raw.known_ids import TABLES
 from ciml.raw.metrics import raw_families
 from ciml.raw.state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
 from ciml.storage.open import LocalStore
+from ciml.version import __version__, commit
 from tests.scraping import Samples, collected, parsed, scrape
 
 
@@ -138,7 +138,7 @@ def test_the_endpoint_serves_the_board_and_keeps_its_port() -> None:
     with serve_metrics(registry_of(board), 0) as url:
         found = scrape(url)
         assert found["ciml_runs_total"] == {("gated", "true"): 1, ("otherwise", "false"): 1}
-        assert found["ciml_build_info"].keys() == {(__version__,)}
+        assert found["ciml_build_info"].keys() == {(commit() or "", __version__)}
         assert found["process_resident_memory_bytes"][()] > 2**20
         port = int(url.rpartition(":")[2].removesuffix("/metrics"))
         with (

@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ciml import __version__
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.version import __version__, commit, describe
 from cli.command_table import COMMANDS, RENAMED
 from cli.main import LazyGroup, cli
 
@@ -138,7 +138,7 @@ def test_the_program_ends_with_the_exit_code_of_the_error(tmp_path: Path):
 def test_version():
     done = ciml("--version")
     assert done.returncode == 0
-    assert done.stdout == f"ciml {__version__}\n"
+    assert done.stdout == f"ciml {describe(__version__, commit())}\n"
 
 
 @pytest.mark.parametrize("shown", ["progress_bar('x') as show: show(1, 2)", "bars() as show: show('x', 1, 2)"])

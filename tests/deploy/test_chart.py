@@ -255,7 +255,9 @@ def test_versions_are_those_of_the_code(full: list[Resource]) -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
     images = {each["image"] for _, each in containers(full) if "image" in each}
-    assert images == {f"registry.example.org/ciml/{name}:{__version__}" for name in ("worker", "jobserver")}
+    assert images == {
+        f"registry.example.org/ciml/{name}:{__version__}" for name in ("services", "serve", "worker", "jobserver")
+    }
     spec = one(full, "FlinkDeployment", "ciml-flink")["spec"]
     flink = re.findall(r"<artifactId>flink-[\w-]+</artifactId>\s*<version>([\d.]+)</version>", _pom("cluster"))
     assert set(flink) == {"1.19.0"}

@@ -98,7 +98,8 @@ def test_the_image_is_that_of_this_version_and_has_all_that_a_step_needs(
     image = spec["root"]["inputDefinitions"]["parameters"]["image"]["defaultValue"]
     assert image == f"registry.example.org/ciml/worker:{__version__}"
     assert "pip install" not in COMPILED.read_text()
-    locked = re.findall(r"^kfp==([\d.]+)", (FOLDER.parents[1] / "deploy/worker/requirements.lock").read_text(), re.M)
+    lock = FOLDER.parents[1] / "deploy/images/worker/requirements.lock"
+    locked = re.findall(r"^kfp==([\d.]+)", lock.read_text(), re.M)
     assert [spec["sdkVersion"]] == [f"kfp-{version}" for version in locked]
 
 

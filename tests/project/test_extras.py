@@ -17,6 +17,7 @@ from ciml.events.samples import End, Samples
 from ciml.extras import EXTRAS, missing_extra
 from ciml.storage.open import open_store
 from cli.main import cli
+from services.service import KINDS
 from tests.bench.many_runs import fill_store
 from tests.ciml.api.made import write_log
 from tests.pipelines.backfill.tables import make_runs, write_csv
@@ -170,6 +171,25 @@ def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], s
         done = ciml(environments("data"), *arguments, *data, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+    done = ciml(environments("data"), "migrate", str(ROOT / "tests/golden/data_root/data"), folder=tmp_path)
+    assert "53 objects: all readable and as written" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "kinds"),
+    [
+        ("pipelines", ("ingest", "predict", "live", "feedback")),
+        ("receivers", ("webhooks", "mqtt", "gerrit")),
+        ("train", ("trainer",)),
+    ],
+)
+def test_services_need_their_extra_alone(
+    environments: Callable[[str], Path], tmp_path: Path, extra: str, kinds: tuple[str, ...]
+) -> None:
+    modules = ", ".join(KINDS[kind].partition(":")[0] for kind in kinds)
+    words = [str(environments(extra)), "-c", f"import {modules}"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""})
+    assert done.returncode == 0, done.stderr
 
 
 def test_dataflow_needs_its_extra(environments: Callable[[str], Path], tmp_path: Path) -> None:

@@ -38,12 +38,6 @@ def test_import_linter_knows_every_package() -> None:
     assert set(siblings["ancestors"]) == PACKAGES
 
 
-def test_the_worker_image_holds_every_package() -> None:
-    copied = re.findall(r"^COPY (\w+) (\w+)$", (ROOT / "deploy/worker/Dockerfile").read_text(), re.M)
-    assert {source for source, _ in copied} == PACKAGES
-    assert all(source == target for source, target in copied)
-
-
 def test_every_folder_of_modules_is_a_package() -> None:
     """One without ``__init__.py`` is in no wheel."""
     folders = {path.parent.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ciml.version import __version__
 from tests.project.test_extras import store
 from tests.project.test_package import copy_of_checkout
 from tests.project.test_rooms import PACKAGES, ROOT
@@ -29,6 +30,10 @@ DATA = {
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, or that of ``make dist`` in the folder CIML_DIST."""
+    if dist := os.environ.get("CIML_DIST"):
+        (released,) = (ROOT / dist).glob("ciml-*.whl")
+        return released
     work = tmp_path_factory.mktemp("wheel")
     source = copy_of_checkout(work / "source")
     subprocess.run(
@@ -77,16 +82,16 @@ def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, ext
     print(f"\n| `ciml[{extra}]` | {size / 1e6:,.0f} MB | {took:.1f} s | {imported * 1e3:.1f} ms |")
 
     run(ciml, "--help", folder=tmp_path)
+    assert run(ciml, "--version", folder=tmp_path).startswith(f"ciml {__version__}")
     run(ciml, "record", "--log-dir", "logs", "--spool", "spool", "--job", "unit", "--", "sleep", "1.5", folder=tmp_path)
     (log,) = tmp_path.glob("logs/unit/*/*.gz")
     assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
     if extra == "receivers":
-        run(
-            python,
-            "-c",
-            "import services.gerrit.service, services.mqtt.service, services.webhooks.service, services.process",
-            folder=tmp_path,
-        )
+        modules = "services.gerrit.service, services.mqtt.service, services.webhooks.service, services.process"
+        run(python, "-c", f"import {modules}", folder=tmp_path)
+        for kind in ("webhooks", "mqtt", "gerrit"):
+            assert "--config" in run(ciml, "service", "run", kind, "--help", folder=tmp_path)
+        _connect(ciml, python, tmp_path)
     if extra in ("", "receivers"):
         return
     (tmp_path / "jobs.toml").write_text('class_label = "status"\nspan_runs = 10\n')
@@ -104,3 +109,23 @@ def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, ext
         run(python, "-c", "import serving.server.rest, serving.server.model.loader", folder=tmp_path)
     if extra in ("train", "all"):
         run(ciml, "experiment", "define", f"svm-{extra}", "--estimator", "svm", *data, folder=tmp_path)
+
+
+def _connect(ciml: Path, python: Path, folder: Path) -> None:
+    """Write the configuration of a webhook, and open its receiver without a broker."""
+    shown = run(
+        ciml, "connect", "github", "--url", "https://ci.example.org", "--kafka", "127.0.0.1:1", "--folder", "config",
+        folder=folder,
+    )  # fmt: skip
+    assert "https://ci.example.org/hooks/github" in shown
+    with (folder / "config" / "receivers.toml").open("a") as file:
+        file.write("\n[webhooks]\nport = 0\n")
+    code = """
+import urllib.request
+from services.webhooks.service import WebhooksService
+service = WebhooksService.of(config="config/receivers.toml", kafka="127.0.0.1:1")
+service.open()
+print(urllib.request.urlopen(service.url + "/healthz").read().decode())
+service.close()
+"""
+    assert run(python, "-c", code, folder=folder) == '{"alive": true}\n'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -308,14 +309,24 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
     return np.from_dlpack(array.flatten()) if len(array) else np.zeros(0, np.float32)
 
 
-def verify_span(root: Store, span: SpanVersion, resolved: ResolvedDefinition) -> list[str]:
-    """List the faults of a span's files, one line each: missing files, other rows, other digests."""
+def verify_span(
+    root: Store, span: SpanVersion, resolved: ResolvedDefinition, formats: Counter[str] | None = None
+) -> list[str]:
+    """List the faults of a span's files, one line each: missing files, other rows, other digests.
+
+    Args:
+      root: the data set's folder.
+      span: the version to verify.
+      resolved: the data set's definition.
+      formats: the number of undamaged files by format (docs/compatibility.md), which is added to: 2 has a seal, 1 has
+        none.
+    """
     wrong: list[str] = []
     found: list[dict[str, Any]] = []
     for split, files in span.files.items():
         for file in files:
             try:
-                table, _ = _read(root, file)
+                table, is_old = _read(root, file)
             except IntegrityError as error:
                 wrong.append(str(error))
                 continue
@@ -325,6 +336,8 @@ def verify_span(root: Store, span: SpanVersion, resolved: ResolvedDefinition) ->
             faults = _faults(table, file.digest)
             wrong += [f"{root.url(file.path)}: {fault}" for fault in faults]
             if not faults:
+                if formats is not None:
+                    formats["1" if is_old else "2"] += 1
                 rows = table.select(["run_id", "n_windows", "digest"]).to_pylist()
                 found += [{**each, "split": split} for each in rows]
     named = {(run.run_id, run.split, run.n_windows, run.digest) for run in span.runs}

@@ -15,7 +15,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -224,6 +224,7 @@ class OpenPack:
       number: index of each run in ``runs``, by name.
       schema, names: its columns of telemetry and their names, in order; without `RUN_COLUMNS`.
       renewable: whether it lacks `RUN_COLUMNS`, because an older version wrote it, and could have them.
+      format: docs/compatibility.md; 3 names `RUN_COLUMNS`, 2 has checksums of its column chunks, 1 has none.
     """
 
     def __init__(self, file: PackFile, footer: bytes) -> None:
@@ -246,6 +247,9 @@ class OpenPack:
             added = len(described.get("run_columns", ()))  # the last ones
             self.schema = pa.schema([schema.field(at) for at in range(len(schema) - added)])
             self._checksums = _decode(self.metadata.metadata.get(_CHECKSUMS, b""))
+            self.format: Literal["1", "2", "3"] = (
+                "1" if not self._checksums else "3" if "run_columns" in described else "2"
+            )
             kinds: list[Metadata] = [
                 None if kind is None else {k.encode("latin-1"): v.encode("latin-1") for k, v in kind}
                 for kind in described["metadata"]

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,7 +136,20 @@ def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -
       FileNotFoundError: there is no such object.
       IntegrityError: it is damaged.
     """
-    data, url = store.read(path), store.url(path)
+    return decode_object(store.read(path), path, store.url(path), columns)[0]
+
+
+def decode_object(
+    data: bytes, path: str, url: str, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, Literal["1", "2"]]:
+    """Return the telemetry of an object as `read_object` does, and its format: 2 has a seal, 1 has none.
+
+    Args:
+      data: the object.
+      path: where it was read.
+      url: its full address, for errors.
+      columns: only these; all by default.
+    """
     wanted = None if columns is None else list(columns)
     old = not is_sealed(data, path, url)
     try:
@@ -149,7 +162,8 @@ def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise unreadable(url, error) from None
     facts = parquet.metadata.metadata or {}
-    return table.replace_schema_metadata({key: value for key, value in facts.items() if key != SEAL} or None)
+    kept = {key: value for key, value in facts.items() if key != SEAL}
+    return table.replace_schema_metadata(kept or None), "1" if old else "2"
 
 
 def _check_telemetry(table: pa.Table, path: str, url: str) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-import google_crc32c
-
 from ciml.errors import IntegrityError
 
 _HEAD = struct.Struct("<QI")  # the length of the data, and its checksum
@@ -19,6 +17,8 @@ _MASK = 0xA282EAD8
 
 def masked_crc(data: bytes) -> int:
     """Return the masked CRC32C of TFRecord files."""
+    import google_crc32c  # of the extra `serve`; who only asks a server has no use for it
+
     crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
 

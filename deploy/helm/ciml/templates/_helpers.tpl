@@ -147,7 +147,7 @@ monitoring.config: {{ printf "prometheus_config { enable: true, path: %q }" "/mo
 
 {{/*
 A Deployment with one container of ciml that has metrics.
-(dict "root" $ "part" "ingest" "command" (list …) "args" (list …) "port" 9464 "resources" … "replicas" 1 "claim" "" "ports" (list …)
+(dict "root" $ "part" "ingest" "image" "services" "command" (list …) "args" (list …) "port" 9464 "resources" … "replicas" 1 "claim" "" "ports" (list …)
  "mounts" (list …) "volumes" (list …) "probe" "PATH" "probePort" "NAME" "delay" SECONDS)
 */}}
 {{- define "ciml.deployment" -}}
@@ -174,7 +174,7 @@ spec:
       terminationGracePeriodSeconds: 30
       containers:
         - name: {{ .container | default .part }}
-          image: {{ include "ciml.image" (dict "root" .root "image" "worker") }}
+          image: {{ include "ciml.image" (dict "root" .root "image" (.image | default "services")) }}
           imagePullPolicy: {{ .root.Values.image.pullPolicy }}
           command: {{ toJson .command }}
           args: {{ toYaml (concat .args (list (printf "--metrics-port=%d" (int .port)))) | nindent 12 }}
@@ -241,7 +241,7 @@ spec:
 {{- end -}}
 
 {{- define "ciml.step" -}}
-image: {{ include "ciml.image" (dict "root" .root "image" "worker") }}
+image: {{ include "ciml.image" (dict "root" .root "image" "services") }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 command: [ciml]
 args: {{ toYaml .step | nindent 2 }}

@@ -1,0 +1,223 @@
+"""Verification of a manifest: its content is compared with a recomputation from the deltas, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NamedTuple
+
+from ciml.errors import IntegrityError
+from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
+from ciml.manifest.id_index import IdTable
+from ciml.manifest.index_files import IndexFileMissingError, PartFiles
+from ciml.manifest.log import ManifestLog
+from ciml.storage.open import LocalStore
+
+_FLUSH_RECORDS = 50_000
+
+What = Literal["delta", "segment", "checkpoint", "index", "older"]
+
+
+class Fault(NamedTuple):
+    """A fault of a manifest: the kind of object that is broken, and a line that names it.
+
+    ``older`` is no damage: a checkpoint of an older version, which `ciml.manifest.checkpoints.Checkpoints.rebuild`
+    replaces by one with more in it.
+    """
+
+    what: What
+    text: str
+
+
+def verify_log(
+    log: ManifestLog, kind: Checkpointed[Any], progress: Callable[[int, int], None] | None = None
+) -> Iterator[Fault]:
+    """Yield the faults of a manifest with checkpoints.
+
+    Versions must follow each other without a gap. Segments must be undamaged, each must name the previous one, and they
+    must equal the single deltas that still exist. Each checkpoint must be the sum of all deltas up to it, and its index
+    must hold exactly their ids. Verification needs as much temporary space as the index.
+
+    Args:
+      log: the manifest. It may be written to meanwhile; later deltas are left out.
+      kind: its kind of state.
+      progress: called with (deltas done, deltas in all).
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    name = re.compile(re.escape(log.folder) + r"/([0-9]{12})\.json")
+    singles = {int(match[1]) for entry in log.store.entries(log.folder) if (match := name.fullmatch(entry.path))}
+    archive = yield from _verify_segments(log, singles)
+    yield from _verify_deltas(log, archive, singles)
+    if not archive.broken:
+        yield from _verify_checkpoints(log, kind, archive, progress)
+
+
+@dataclass
+class _Archive:
+    """The findings about the segments.
+
+    Attributes:
+      last: the last version in a segment.
+      end: the last version.
+      digests: digest of each segment, by its last version.
+      broken: whether the deltas cannot be read from the first to the last.
+    """
+
+    last: int = 0
+    end: int = 0
+    digests: dict[int, str] = field(default_factory=dict)
+    broken: bool = False
+
+
+def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fault, None, _Archive]:
+    found = _Archive()
+    previous = ""
+    for last in log.archive.lasts():
+        where = log.store.url(log.archive.path(last))
+        try:
+            segment = log.archive.read(last)
+        except (FileNotFoundError, IntegrityError) as error:
+            yield Fault("segment", str(error))
+            found.broken = True
+            return found
+        if segment.first > found.last + 1:
+            gap = f"{where} begins with version {segment.first}, but version {found.last + 1} is in no segment"
+            yield Fault("segment", gap)
+            found.broken = True
+            return found
+        if segment.first != found.last + 1 or segment.previous != previous:
+            yield Fault("segment", f"{where} does not follow from the previous segment")
+        for version in range(segment.first, segment.last + 1):
+            try:
+                line = log.parse(version, segment.line(version))
+            except IntegrityError as error:
+                yield Fault("segment", f"{where}: {error}")
+                found.broken = True
+                continue
+            if version in singles and (single := _single(log, version)) is not None and single != line:
+                yield Fault("delta", f"{log.store.url(log.path(version))} differs from its segment")
+        found.last, previous = segment.last, segment.digest
+        found.digests[last] = previous
+    return found
+
+
+def _single(log: ManifestLog, version: int) -> object:
+    try:
+        return log.parse(version, log.store.read(log.path(version)))
+    except FileNotFoundError:
+        return None
+    except IntegrityError as error:
+        return error
+
+
+def _verify_deltas(log: ManifestLog, archive: _Archive, singles: Collection[int]) -> Iterator[Fault]:
+    archive.end = archive.last
+    for version in sorted(version for version in singles if version > archive.last):
+        if version != archive.end + 1:
+            where = log.store.url(log.path(version))
+            yield Fault("delta", f"{where} exists, but version {archive.end + 1} is missing")
+            return
+        if isinstance(found := _single(log, version), IntegrityError):
+            yield Fault("delta", str(found))
+            archive.broken = True
+            return
+        archive.end = version
+
+
+def _verify_checkpoints(
+    log: ManifestLog, kind: Checkpointed[S], archive: _Archive, progress: Callable[[int, int], None] | None
+) -> Iterator[Fault]:
+    checkpoints = Checkpoints(log, kind)
+    wanted: dict[int, Checkpoint] = {}
+    for version in log.checkpoints():
+        try:
+            wanted[version] = checkpoints.read(version)
+        except FileNotFoundError:
+            continue  # removed meanwhile, as intended
+        except IntegrityError as error:
+            yield Fault("checkpoint", str(error))
+    for version, checkpoint in wanted.items():
+        if version > archive.end or archive.digests.get(version) != checkpoint.segment:
+            where = log.store.url(log.checkpoint_path(version))
+            yield Fault("checkpoint", f"{where} was made from different deltas")
+    with tempfile.TemporaryDirectory(prefix="ciml-verify-") as folder:
+        replay = _Replay(kind, PartFiles(LocalStore(folder), "index"))
+        for version, data in log.raw_since(0):
+            if version > archive.end:
+                break
+            try:
+                replay.state.apply(version, log.parse(version, data))
+            except IntegrityError as error:
+                yield Fault("delta", str(error))
+                return
+            if version in wanted:
+                replay.flush()
+                where = log.store.url(log.checkpoint_path(version))
+                for what, fault in _compare(wanted[version], checkpoints, replay):
+                    yield Fault(what, f"{where}: {fault}")
+            elif replay.state.records >= _FLUSH_RECORDS:
+                replay.flush()
+            if progress is not None:
+                progress(version, archive.end)
+
+
+class _Replay(Generic[S]):
+    """The sum of deltas, with the ids in tables of its own."""
+
+    def __init__(self, kind: Checkpointed[S], files: PartFiles) -> None:
+        self._kind = kind
+        self.tables: dict[str, IdTable] = {name: IdTable(table, (), files) for name, table in kind.tables.items()}
+        self.state = kind.restore(0, {}, self.tables)
+
+    def flush(self) -> None:
+        """Move the ids from memory to the tables."""
+        recent = self.state.recent()
+        for name, table in self.tables.items():
+            steps = table.with_rows(recent[name]).merged()
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    self.tables[name] = end.value
+                    break
+        self.state = self._kind.restore(self.state.version, self.state.snapshot(), self.tables)
+
+
+def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Replay[S]) -> Iterator[Fault]:
+    facts = replay.state.snapshot()
+    for name in sorted(facts.keys() | checkpoint.state.keys()):
+        # A checkpoint of an older version may lack what it did not count; it is empty before its first delta.
+        if facts.get(name) != checkpoint.state.get(name) and (facts.get(name) or name in checkpoint.state):
+            yield Fault("checkpoint", f"{name} differs from the sum of the deltas")
+    faults = [
+        checkpoints.files.check(part) for runs in checkpoint.tables.values() for run in runs for part in run.parts
+    ]
+    yield from (Fault("index", fault) for fault in faults if fault)
+    tables = checkpoints.tables(checkpoint)
+    for name, table in replay.tables.items():
+        try:
+            stored, replayed = _digest(tables[name]), _digest(table)
+        except (IndexFileMissingError, IntegrityError):
+            continue  # reported above
+        differing = {column for column, digest in replayed.items() if stored[column] != digest}
+        if differing and differing <= checkpoints.kind.older.get(name, frozenset()):
+            yield Fault("older", f"the index of {name} lacks {', '.join(sorted(differing))} as this version stores it")
+        elif differing:
+            yield Fault("index", f"the index of {name} differs from that of the deltas")
+
+
+def _digest(table: IdTable) -> Mapping[str, str]:
+    """Return a digest of each column over all rows, in the order of the ids."""
+    digests = {name: hashlib.sha256() for name in ("high", "low", *table.kind.columns)}
+    for rows in table.scan():
+        digests["high"].update(rows.high.tobytes())
+        digests["low"].update(rows.low.tobytes())
+        for name, column in rows.values.items():
+            for value in column.to_pylist():
+                digests[name].update(repr(value).encode() + b"\n")
+    return {name: digest.hexdigest() for name, digest in digests.items()}

@@ -1,0 +1,98 @@
+"""``ciml migrate``: whether this version reads a data root completely, and what of it an upgrade would rewrite."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import data_path_argument, data_path_option
+from cli.tables import print_table
+
+if TYPE_CHECKING:
+    from services.stored.findings import Findings
+
+_HEADINGS = ("what", "format", "objects", "verified", "broken", "to rewrite")
+
+
+@click.command("migrate")
+@data_path_argument
+@data_path_option(required=False)
+@click.option("--apply", is_flag=True, help="Rewrite what the table shows, after verifying all.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def command(data: str | None, data_path: str | None, apply: bool, as_json: bool) -> int:
+    """Verify a data root; rewrite what older versions wrote.
+
+    It lists all objects below DATA by kind and format, reads each as other commands do, and compares it with its
+    digests, counts and manifest. Without --apply nothing is changed. Everything is readable without it too: only the
+    checkpoints of version 0.1 are made again, because they have no trust of runs. It can run beside services; stop them
+    for --apply, which makes them slow. The exit code is 4 if an object is damaged or cannot be read.
+
+    \b
+    Example:
+      ciml migrate data
+      ciml migrate data --apply
+      ciml migrate s3://bucket/data --json
+    """
+    from ciml.data_root import DataRoot
+    from cli.progress_bar import bars
+    from services.stored.examine import examine, rewrite
+
+    root = data or data_path
+    if root is None:
+        raise click.UsageError("give a data root: ciml migrate DATA")
+    place, made = DataRoot.open(root), None
+    with bars() as progress:
+        found = examine(place, progress)
+        if apply:
+            made = rewrite(place, found, progress)
+    if as_json:
+        click.echo(json.dumps({**as_dict(found), **({} if made is None else {"rewritten": made})}, indent=2))
+    else:
+        _print(found, made)
+    return 4 if found.number else 0
+
+
+def as_dict(found: Findings) -> dict[str, Any]:
+    """Return findings as JSON; ``verified`` is null for objects that are not read."""
+    return {
+        "kinds": {
+            kind: {
+                "formats": found.formats_of(kind),
+                "objects": found.objects[kind],
+                "verified": found.verified(kind),
+                "broken": found.broken[kind],
+                "to_rewrite": found.rewritten[kind],
+            }
+            for kind in found.present()
+        },
+        "broken": found.number,
+        "to_rewrite": found.rewritten.total(),
+        "faults": found.faults,
+        "notes": found.notes,
+    }
+
+
+def _print(found: Findings, made: int | None) -> None:
+    rows = []
+    for kind in found.present():
+        formats, verified = found.formats_of(kind), found.verified(kind)
+        shown = ", ".join(formats if len(formats) < 2 else (f"{key}: {number:,}" for key, number in formats.items()))
+        numbers = ["not read" if verified is None else f"{verified:,}", f"{found.broken[kind]:,}"]
+        numbers.append(f"{found.rewritten[kind]:,}")
+        rows.append((kind, shown or "-", f"{found.objects[kind]:,}", *numbers))
+    print_table(_HEADINGS, rows, right=_HEADINGS[2:])
+    for line in found.faults:
+        click.echo(f"BROKEN {line}")
+    if found.number > len(found.faults):
+        click.echo(f"BROKEN and {found.number - len(found.faults):,} more")
+    for line in found.notes:
+        click.echo(f"note: {line}")
+    faults = f"{found.number:,} faults" if found.number else "all readable and as written"
+    rest = "nothing to rewrite"
+    if number := found.rewritten.total():
+        rest = (
+            f"{number:,} to rewrite (--apply)" if made is None else f"rewritten: {made:,} checkpoints, verified again"
+        )
+    click.echo(f"{found.objects.total():,} objects: {faults}; {rest}.")

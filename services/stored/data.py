@@ -1,0 +1,88 @@
+"""Verifies the raw store, data sets, and the logs with checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from ciml.data_root import DataRoot
+from ciml.events.payloads import message_of, read_payload
+from ciml.manifest.checkpoints import Checkpointed
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.verify import What, verify_log
+from ciml.storage.open import Store
+from pipelines.datasets.update import verify_dataset
+from pipelines.raw_store.verify import verify_raw
+from services.stored.findings import Findings, Progress
+from services.stored.kinds import Kind, kind_of
+
+_RAW: Mapping[str, Kind] = {
+    "delta": "raw deltas", "segment": "segments", "checkpoint": "checkpoints", "index": "id index", "run": "runs",
+    "pack": "packs", "pack delta": "pack deltas",
+}  # fmt: skip
+
+
+def check_raw(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Verify manifest, runs and packs, as `ciml runs verify` does, and the messages of dead letters."""
+    result = verify_raw(data.raw, progress=progress)
+    for what, number in result.broken.items():
+        found.broken[_RAW[what]] += number
+    found.faults += result.findings
+    found.notes += result.notes
+    if result.older:
+        found.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
+        found.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
+    found.formats["runs"].update(result.formats["run"])
+    found.formats["packs"].update(result.formats["pack"])
+    found.read |= {"raw deltas", "segments", "checkpoints", "id index", "pack deltas"}
+    if result.version or not result.broken:
+        found.read |= {"runs", "packs", "dead letters"}
+        _check_dead_letters(data.raw, found, progress)
+
+
+def _check_dead_letters(raw: Store, found: Findings, progress: Progress) -> None:
+    """Read each message that a dead letter may need again."""
+    last = ""
+    for version, delta in ManifestLog(raw).since(0):
+        for record in (*delta.get("dead_letters", ()), *delta.get("deferred", ())):
+            payload = record.get("payload")
+            path = payload.get("object", "") if payload else ""
+            if payload and (not path or path != last):  # the runs of one message share it
+                last = path
+                with found.guard("dead letters" if path else "raw deltas", f"version {version}, a dead letter"):
+                    read = read_payload(raw, payload)
+                    if "value" in read:  # that of a message above a limit is not stored
+                        message_of(read, 0)
+        progress("dead letters", version, None)
+
+
+def check_datasets(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Verify each data set, as `ciml dataset verify` does."""
+    found.read |= {"data set deltas", "examples"}
+    examples = found.formats["examples"]
+    # Not `DataRoot.dataset_names`, which finds those that have a first delta.
+    paths = (entry.path for entry in data.datasets.entries())
+    names = {path.split("/")[0] for path in paths if kind_of(f"datasets/{path}") in ("data set deltas", "examples")}
+    for name in sorted(names):
+        with found.guard("data set deltas", f"data set {name}"):
+            dataset = data.dataset(name)
+            for line in verify_dataset(dataset, progress=partial(progress, name), formats=examples):
+                found.find("examples", f"data set {name}: {line}")
+
+
+def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findings, progress: Progress) -> None:
+    """Verify a log with checkpoints that is not the raw manifest.
+
+    Args:
+      store: where it is.
+      kind: its kind of state.
+      deltas: the kind of its deltas.
+    """
+    kinds: dict[What, Kind] = {
+        "delta": deltas, "segment": "segments", "checkpoint": "checkpoints", "index": "id index",
+        "older": "checkpoints",
+    }  # fmt: skip
+    for fault in verify_log(ManifestLog(store), kind, partial(progress, deltas)):
+        found.find(kinds[fault.what], fault.text)
+    found.read |= set(kinds.values())

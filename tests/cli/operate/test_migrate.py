@@ -1,0 +1,351 @@
+"""``ciml migrate``: stores of each released version are read completely, and damage of each kind of object is named."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from click.testing import CliRunner
+
+from ciml.data_root import DataRoot
+from ciml.errors import IntegrityError
+from ciml.manifest.checkpoints import Checkpoints
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.verify import verify_log
+from ciml.raw.state import RAW, open_raw
+from ciml.storage.open import LocalStore, open_store
+from cli.main import cli
+from services.stored.examine import examine, rewrite
+from services.stored.kinds import KINDS, Kind, kind_of
+from tests.growth import assert_linear
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "golden"
+#: Data roots that released versions wrote, and one of the present version with the kinds that they lack.
+SAMPLES = {
+    "data_root": "data_root/data",
+    "checkpoints": "checkpoints",
+    "stored": "stored",
+    "present": "present",
+    "packs": "packs",
+}
+NOT_READ = {"derived", "unreferenced", "scratch", "other"}
+#: Kinds whose objects are JSON without a digest: another letter in a text is another text.
+NO_DIGEST = {
+    "raw deltas", "pack deltas", "data set deltas", "experiments", "results", "sweeps", "exclusions",
+    "training metrics", "registry deltas", "predictions deltas", "feedback deltas", "corrections",
+}  # fmt: skip
+#: Kinds whose objects may be gone: nothing else names them, or the next that needs one makes it again.
+MAY_BE_GONE = {
+    "checkpoints", "results", "exclusions", "snapshots", "analyses", "training metrics", "feedback deltas",
+    "corrections",
+}  # fmt: skip
+
+
+def migrate(*words: str | Path, code: int = 0) -> str:
+    done = CliRunner().invoke(cli, ["migrate", *map(str, words)], standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+    assert (done.return_value or 0) == code, done.output
+    return done.output
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a sample, which a test may change."""
+
+    def copied(sample: str) -> Path:
+        return Path(shutil.copytree(GOLDEN / SAMPLES[sample], tmp_path / sample))
+
+    return copied
+
+
+# ---- stores of released versions ----
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_a_store_is_read_completely_and_nothing_in_it_changes(sample: str, root: Callable[[str], Path]) -> None:
+    data = root(sample)
+    before = contents(data)
+    found = json.loads(migrate(data, "--json"))
+    assert contents(data) == before
+    assert (found["broken"], found["faults"]) == (0, [])
+    for kind, one in found["kinds"].items():
+        assert kind != "other"
+        assert one["verified"] == (None if kind in NOT_READ else one["objects"]), kind
+    assert sum(one["objects"] for one in found["kinds"].values()) == len(before)
+
+
+def test_each_kind_and_format_has_a_sample() -> None:
+    """As the table of docs/compatibility.md says."""
+    seen: dict[str, set[str]] = {}
+    for sample in SAMPLES.values():
+        found = examine(DataRoot.open(GOLDEN / sample))
+        for kind in found.present():
+            seen.setdefault(kind, set()).update(found.formats_of(kind))
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    table = re.findall(r"^\| ([a-z ]+) \| ([0-9, ]+) \| ([^|]+) \| ([^|]+) \| `([^`]+)` \|$", text, re.M)
+    documented = {name: set(formats.split(", ")) for name, formats, *_ in table}
+    assert documented == {kind: formats for kind, formats in seen.items() if kind not in NOT_READ}
+    assert documented.keys() == set(KINDS) - NOT_READ == set(get_args(Kind)) - NOT_READ
+    for name, _, _, _, sample in table:
+        files = [path for path in GOLDEN.glob(sample) if path.is_file()]
+        below = [str(path.relative_to(GOLDEN / root)) for path in files for root in SAMPLES.values()
+                 if path.is_relative_to(GOLDEN / root)]  # fmt: skip
+        assert files, name
+        assert {kind_of(path) for path in below} == {name}
+
+
+def test_checkpoints_of_version_0_1_are_made_again_with_trust(root: Callable[[str], Path]) -> None:
+    data = root("checkpoints")
+    assert "1 to rewrite" not in (shown := migrate(data))
+    assert "4 to rewrite (--apply)" in shown
+    before = contents(data)
+    assert "rewritten: 1 checkpoints, verified again" in migrate(data, "--apply").replace("\n", " ")
+    after = contents(data)
+    derived = re.compile(r"raw/_manifest/(checkpoints|index)/.+")
+    assert {path for path in before if before[path] != after.get(path)} <= set(filter(derived.fullmatch, before))
+    assert set(after) - set(before) <= set(filter(derived.fullmatch, after))
+    assert {kind for kind, one in json.loads(migrate(data, "--json"))["kinds"].items() if one["to_rewrite"]} == set()
+    assert "nothing to rewrite" in migrate(data, "--apply")
+    for place, trusted in ((GOLDEN / "checkpoints", [True, True, True]), (data, [True, False, True])):
+        index = open_raw(LocalStore(place / "raw"))[1].index
+        runs = [index.run(f"zuul~{number}~1") for number in (1, 2, 3)]
+        assert [run is not None and run.trusted for run in runs] == trusted
+
+
+@pytest.mark.whole
+def test_a_rewrite_that_is_killed_is_completed(root: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each of its steps: four objects are removed, a segment is compared, and four are written."""
+
+    class Killed(BaseException):
+        pass
+
+    data = root("checkpoints")
+    shutil.rmtree(data / "predictions")
+    found = examine(DataRoot.open(data))
+    delete, create, left = LocalStore.delete, LocalStore.create, 0
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Killed
+
+    def deleted(store: LocalStore, path: str) -> None:
+        step()
+        delete(store, path)
+
+    def created(store: LocalStore, path: str, content: bytes) -> bool:
+        step()
+        return create(store, path, content)
+
+    for kill_at in range(1, 10):
+        place = Path(shutil.copytree(data, data.parent / f"try-{kill_at}"))
+        left = kill_at
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "delete", deleted)
+            patch.setattr(LocalStore, "create", created)
+            with pytest.raises(Killed):
+                rewrite(DataRoot.open(place), found)
+        log = ManifestLog(LocalStore(place / "raw"))
+        if kill_at % 2:
+            assert rewrite(DataRoot.open(place), found) == 1
+        else:  # without another one: a service does it, where no checkpoint is left
+            while Checkpoints(log, RAW).maintain():
+                pass
+        assert log.checkpoints() == [1000]
+        assert [fault for fault in verify_log(log, RAW) if fault.what != "older"] == []
+        if kill_at > 1:
+            assert list(verify_log(log, RAW)) == []
+        shutil.rmtree(place)
+
+
+def test_a_damaged_manifest_is_not_rewritten(root: Callable[[str], Path]) -> None:
+    data = root("checkpoints")
+    (segment,) = (data / "raw/_manifest/segments").rglob("*.zst")
+    segment.write_bytes(segment.read_bytes()[:-3])
+    before = contents(data)
+    assert f"BROKEN {segment}" in migrate(data, "--apply", code=4)
+    assert contents(data) == before
+    data = root("data_root")
+    found, before = examine(DataRoot.open(data)), contents(data)
+    found.rewritten["checkpoints"] = 1
+    found.find("raw deltas", "counts differ")
+    with pytest.raises(IntegrityError, match=r"is damaged; restore a backup first\. Nothing was changed"):
+        rewrite(DataRoot.open(data), found)
+    assert contents(data) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("raw/packs/job=a/date=2026-11-24/0123456789abcdef0123456789abcdef.parquet", "packs"),
+        ("raw/_delta_log/00000000000000000001.json", "derived"),
+        ("raw/packs/_delta_log/00000000000000000010.checkpoint.parquet", "derived"),
+        ("datasets/cpu/_delta_log/00000000000000000001.json", "derived"),
+        ("datasets/cpu/_definition.toml", "derived"),
+        ("datasets/cpu/notes.txt", "other"),
+        ("trainer/status/work/0123/model/saved_model.pb", "scratch"),
+        ("models/status/staging-2-abcd/saved_model.pb", "scratch"),
+        ("models/status/12/assets/definition.json", "models"),
+        ("models/status/latest/saved_model.pb", "other"),
+        ("feedback/corrections/_manifest/000000000001.json", "corrections"),
+        ("predictions/_manifest/segments/000000/000000001000.jsonl.zst", "segments"),
+        ("segments/000000/000000001000.jsonl.zst", "other"),
+    ],
+)
+def test_the_kind_follows_from_the_path(path: str, kind: Kind) -> None:
+    assert kind_of(path) == kind
+
+
+# ---- damage ----
+
+#: For each kind, a sample that has it.
+OF = {
+    kind: sample
+    for sample, folder in reversed(SAMPLES.items())
+    for path in sorted((GOLDEN / folder).rglob("*"))
+    if path.is_file() and (kind := kind_of(str(path.relative_to(GOLDEN / folder)))) not in NOT_READ
+}
+
+
+def flipped(data: bytes) -> bytes:
+    """Another byte in the middle."""
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+DAMAGE = [
+    (kind, damage)
+    for kind in KINDS
+    for damage in ("flipped", "cut", "empty", "other", "gone")
+    if kind not in NOT_READ
+    and not (damage == "flipped" and kind in NO_DIGEST)
+    and not (damage == "gone" and kind in MAY_BE_GONE)
+    and (kind, damage) not in (("training metrics", "other"), ("pack deltas", "gone"))  # see the next test
+]
+
+
+def _beside(kind: Kind) -> tuple[str, ...]:
+    """The folders of a data root that are read with a kind of object."""
+    folder = KINDS[kind].partition("/")[0]
+    several = {
+        "datasets": ("raw", "datasets"),
+        "models": ("registry", "models"),
+        "(raw|predictions|feedback)": ("raw",),
+    }
+    return several.get(folder, (folder,))
+
+
+@pytest.mark.parametrize(("kind", "damage"), DAMAGE)
+def test_damage_of_each_kind_is_named(kind: Kind, damage: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for folder in _beside(kind):  # the others are read by other cases
+        if (source := GOLDEN / SAMPLES[OF[kind]] / folder).exists():
+            shutil.copytree(source, data / folder)
+    files = [path for path in sorted(data.rglob("*")) if path.is_file() and path.name != "0.json"]
+    path = next(path for path in files if kind_of(str(path.relative_to(data))) == kind)
+    good = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"flipped": flipped(good), "cut": good[:-1], "empty": b"", "other": b"{}"}[damage])
+    found = json.loads(migrate(data, "--json", code=4))
+    if damage == "gone":  # what names it is broken
+        assert found["faults"]
+        return
+    assert found["kinds"][kind]["broken"] >= 1, found["faults"]
+    names = {path.name, path.stem, path.parent.name, path.parent.parent.name} - {"_manifest"}
+    assert any(name in line for line in found["faults"] for name in names), found["faults"]
+
+
+def test_a_pack_whose_manifest_is_gone_lacks_its_runs(root: Callable[[str], Path]) -> None:
+    """Where nothing was packed, the next compaction writes the manifest again."""
+    data = root("present")
+    for path in data.rglob("packs/*/*/_manifest/*.json"):
+        path.unlink()
+    found = json.loads(migrate(data, "--json", code=4))
+    assert found["kinds"]["runs"]["broken"] == 4
+    assert all("is in the manifest but does not exist" in line for line in found["faults"])
+
+
+def test_a_data_set_without_a_manifest_is_named(root: Callable[[str], Path]) -> None:
+    data = root("data_root")
+    shutil.rmtree(data / "datasets/provider/_manifest")
+    found = json.loads(migrate(data, "--json", code=4))
+    assert len([line for line in found["faults"] if "is not named by any manifest" in line]) == 6 or found["faults"]
+
+
+def test_what_is_not_ciml_s_is_named_and_not_read(root: Callable[[str], Path]) -> None:
+    data = root("stored")
+    (data / "notes.txt").write_text("x")
+    shown = migrate(data)
+    assert f"note: {data}/notes.txt is no object of ciml's; it is not read" in shown.replace("\n", " ")
+
+
+def test_a_malformed_record_costs_only_its_own_manifest(root: Callable[[str], Path]) -> None:
+    """JSON with the right version, and without what the kind of manifest needs."""
+    data = root("data_root")
+    (data / "registry/provider/_manifest/000000000002.json").write_text('{"version":2,"time_us":1}')
+    (data / "datasets/provider/_manifest/000000000003.json").write_text('{"version":3,"spans":[{"span":"x"}]}')
+    found = json.loads(migrate(data, "--json", code=4))
+    assert {kind for kind, one in found["kinds"].items() if one["broken"]} == {"registry deltas", "data set deltas"}
+    assert found["kinds"]["models"]["verified"] is None
+    assert found["kinds"]["runs"]["verified"] == 19
+
+
+def test_where_there_is_nothing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["migrate", str(tmp_path / "none")])
+    assert done.exit_code == 2
+    assert "no data at" in str(done.output) + str(done.exception)
+    done = CliRunner().invoke(cli, ["migrate"], env={"CIML_DATA_PATH": None})
+    assert done.exit_code == 2
+    assert "give a data root: ciml migrate DATA" in done.output
+
+
+@pytest.mark.parametrize("words", [["--data-path", "GOLDEN", "migrate"], ["migrate", "--data-path", "GOLDEN"]])
+def test_the_data_path_may_be_an_option(words: list[str]) -> None:
+    words = [str(GOLDEN / "stored") if word == "GOLDEN" else word for word in words]
+    done = CliRunner().invoke(cli, words, standalone_mode=False)
+    assert "14 objects: all readable" in done.output
+
+
+@pytest.mark.engines
+def test_it_reads_s3(s3: Any) -> None:
+    bucket = s3.bucket()
+    store = open_store(f"{bucket}/data")
+    for path, content in contents(GOLDEN / "checkpoints").items():
+        store.create(path, content)
+    assert "4 to rewrite (--apply)" in migrate(f"{bucket}/data")
+    assert "rewritten: 1 checkpoints" in migrate(f"{bucket}/data", "--apply").replace("\n", " ")
+    assert "nothing to rewrite" in migrate(f"{bucket}/data")
+    segment = next(path for path in store.list("raw") if "segments" in path)
+    content = store.read(segment)
+    store.replace(segment, flipped(content))
+    assert f"{bucket}/data/{segment}" in migrate(f"{bucket}/data", code=4).replace("\n", "")
+
+
+def test_time_is_linear_in_the_objects(tmp_path: Path) -> None:
+    def make(size: int) -> DataRoot:
+        folder = tmp_path / str(size)
+        for number in range(size):
+            name = f"e{number}"
+            for path, text in (
+                (folder / f"trainer/m{number % 10}/metrics/{number}.json", "{}"),
+                (folder / f"experiments/{name}/experiment.json", json.dumps({"name": name})),
+            ):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+        return DataRoot.open(folder)
+
+    assert_linear(make, examine, 50)

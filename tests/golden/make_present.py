@@ -1,0 +1,57 @@
+"""Writes ``tests/golden/present``: the stored formats that the data roots of older versions lack, by this version.
+
+``python -m tests.golden.make_present FOLDER``. The samples of a released version are never written again.
+
+``tests/golden/checkpoints`` is of version 0.1.0: three runs, one of them untrusted and corrected, dead letters, 1,003
+deltas of which 1,000 are in a segment; and 1,002 predictions. ``tests/golden/packs`` is the raw store alone, of the
+version whose packs name the columns of their runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ciml.data_root import DataRoot
+from ciml.datasets.definition import DatasetDefinition
+from ciml.feedback.corrections import Correction, add_corrections
+from pipelines.datasets.build import build_dataset
+from pipelines.raw_store.compact import compact
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.services.feedback.reviews import feedback, prediction
+from tests.services.feedback.worlds import World
+from tests.transforms.samples import corpus
+from training.exclusion_store import add
+from training.exclusions import Exclusion
+from training.sweeps.definition import Sweep
+from training.sweeps.outcome import Outcome
+from training.sweeps.store import begin_sweep, keep_baseline, keep_outcome, sweep_store
+
+
+def make(folder: Path) -> None:
+    """Write the data root."""
+    data = DataRoot.open(folder)
+    runs, tables, _ = corpus(8)
+    raw = RawStore(data)
+    raw.add(list(zip(runs[:4], tables[:4], strict=True)))
+    compact(data.raw, older_than_s=0, grace_s=0)
+    raw.add(list(zip(runs[4:], tables[4:], strict=True)))
+    definition = DatasetDefinition(
+        name="cpu", class_label="build_name", features_regex="usr", sample_interval="1min", span_runs=8
+    )
+    build_dataset(data, data, definition)
+    add(data.exclusions, [Exclusion("disk was full", job="tempest-*", since_us=1_790_000_000_000_000)], now_us=1)
+    add_corrections(data, [Correction(runs[0].run_id, "machine", "gerrit:7", 1)])
+    World(folder, feedback()).take(prediction(1))
+    sweep = Sweep.from_json({"name": "intervals", "vary": {"dataset": {"sample_interval": ["1s", "1min"]}}})
+    store = sweep_store(data.sweeps, sweep.name)
+    begin_sweep(store, sweep, {}, lambda: 2)
+    keep_outcome(
+        store,
+        Outcome(number=0, question=0, parameters={"sample_interval": "1s"}, state="failed", reason="too few runs"),
+    )
+    keep_baseline(store, 0, {"majority": {"accuracy": 0.5}})
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))
