@@ -8,7 +8,7 @@ from services.feedback.state import FEEDBACK
 from services.stored.data import check_log
 from services.stored.findings import Findings, Progress
 from serving.model_config import CONFIG_NAME, render_config
-from serving.predict.log import PREDICTIONS
+from serving.predict.log import predictions_of_model
 from serving.push import verify_versions
 from serving.registry import Registry, registered_models
 
@@ -39,7 +39,7 @@ def check_models(data: DataRoot, found: Findings, progress: Progress) -> None:
 
 def check_predictions(data: DataRoot, found: Findings, progress: Progress) -> None:
     """Verify the log of predictions."""
-    check_log(data.predictions, PREDICTIONS, "predictions deltas", found, progress)
+    check_log(data.predictions, predictions_of_model(), "predictions deltas", found, progress)
 
 
 def check_feedback(data: DataRoot, found: Findings, progress: Progress) -> None:

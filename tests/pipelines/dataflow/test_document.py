@@ -73,7 +73,8 @@ def test_the_costs_follow_from_the_figures() -> None:
 
 
 def test_the_image_is_the_worker_s_with_beam_s_start() -> None:
-    assert re.findall(r"^FROM (\S+)", IMAGE, re.M) == ["apache/beam_python3.11_sdk:2.77.0", "${WORKER}"]
+    assert re.findall(r"^FROM (\S+)", IMAGE, re.M) == ["${BEAM}", "${WORKER}"]
+    assert "\nARG BEAM=apache/beam_python3.11_sdk:2.77.0\n" in IMAGE
     assert "COPY --from=beam /opt/apache/beam /opt/apache/beam" in IMAGE
     assert "ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1" in IMAGE
     assert IMAGE.rstrip().endswith('ENTRYPOINT ["/opt/apache/beam/boot"]')
