@@ -78,6 +78,11 @@ class Prometheus:
             (one["labels"]["alertname"], one["labels"].get("job", "")) for one in alerts if one["state"] == "firing"
         }
 
+    def has_fired(self, alert: str, job: str) -> bool:
+        """Whether an alert has fired in the last hour."""
+        series = f'ALERTS{{alertname="{alert}", job="{job}", alertstate="firing"}}'
+        return self.query(f"max_over_time({series}[1h])") != []
+
     def wait_for(self, *alerts: tuple[str, str], most_s: float = 120.0, meanwhile: Callable[[], object] = int) -> None:
         """Wait until each of these has fired, though not all at once."""
         missing = set(alerts)
