@@ -212,6 +212,7 @@ def test_reviewers_who_object(steady: World) -> None:
 def test_each_panel_has_data(steady: World) -> None:
     """Each query has a number, and all but the lag, which is 0 while all works, one that is not 0."""
     until = time.monotonic() + 120
+    steady.flood(1)  # a dead letter
     while True:
         steady.deliver(steady.failed(steady.sent))
         time.sleep(5)
