@@ -12,7 +12,7 @@ from ciml.errors import CimlError
 from ciml.settings import read_toml
 from services.feedback.config import load_feedback
 from services.receivers.config import load_receivers
-from tests.deploy.chart import EXAMPLES, Resource, example, merged, render, template
+from tests.deploy.chart import EXAMPLES, Resource, example, merged, render
 from training.experiment import load_experiment
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.trust import TrustPolicy
@@ -72,13 +72,12 @@ def test_a_wrong_configuration_in_a_value_file_is_found(tmp_path: Path) -> None:
         read_all(render(wrong), tmp_path)
 
 
-def test_one_model_is_predicted_for_each_data_root() -> None:
-    """A second predict would take announcements from the first: their manifest is one."""
-    done = template(merged(example("everything"), {"predict": {"models": [{"name": "a"}, {"name": "b"}]}}))
-    assert done.returncode != 0
-    assert "/predict/models" in done.stderr
+def test_each_model_that_predicts_is_trained_and_has_its_own_service() -> None:
     trained = {each["model"] if "model" in each else each["dataset"] for each in example("everything")["trainers"]}
     assert {each["name"] for each in example("everything")["predict"]["models"]} <= trained
+    two = render(merged(example("everything"), {"predict": {"models": [{"name": "a"}, {"name": "b"}]}}))
+    names = {each["metadata"]["name"] for each in two if each["kind"] == "Deployment"}
+    assert {"ciml-predict-a", "ciml-predict-b"} <= names
 
 
 @pytest.mark.parametrize("name", NAMES)
