@@ -141,9 +141,14 @@ class DataRoot:
         """The runs that no model may learn from: `training.exclusion_store`."""
         return self.store.child("exclusions")
 
+    @property
+    def trainers(self) -> Store:
+        """A folder for the trainer of each model."""
+        return self.store.child("trainer")
+
     def trainer(self, model: str) -> Store:
         """Return the trainer's folder of a model: `training.refresh`."""
-        return self.store.child("trainer").child(model)
+        return self.trainers.child(model)
 
     @property
     def registry(self) -> Store:

@@ -108,7 +108,7 @@ def check_trainers(data: DataRoot, found: Findings, progress: Progress) -> None:
 
 def _trainer_files(data: DataRoot) -> Iterator[tuple[str, Kind, str]]:
     """Yield (model, kind, path below its folder) of all files of trainers but their scratch."""
-    for entry in data.store.child("trainer").entries():
+    for entry in data.trainers.entries():
         kind = kind_of(f"trainer/{entry.path}")
         if kind in ("snapshots", "analyses", "training metrics"):
             model, _, path = entry.path.partition("/")

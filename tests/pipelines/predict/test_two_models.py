@@ -115,7 +115,7 @@ def test_two_models_at_once_predict_each_run_once_each(
     every = Counter((name, model) for name in names for model in ("m", "other"))
     found = list(read_predictions(world.data.predictions))
     assert Counter((each["run_id"], each["model"]) for each in found) == every
-    messages = published(kafka, configs[0].predictions_topic)
+    messages = published(kafka, configs[0].predictions_topic, "predictions")
     values: list[Any] = [json.loads(message.value or b"") for message in messages]
     assert Counter((value["run_id"], value["model"]) for value in values) == every
 
@@ -132,9 +132,9 @@ def test_two_models_at_once_predict_each_run_once_each(
         drive(PredictService(configs[1]), until="end", patience_s=0.0)
     monkeypatch.undo()
     drive(PredictService(configs[0]), until="end")
-    assert len(published(kafka, configs[0].predictions_topic)) == 121
+    assert len(published(kafka, configs[0].predictions_topic, "predictions")) == 121
     predict_module.projection.__globals__["_projections"].clear()  # another process has no cursor yet
     drive(PredictService(configs[1]), until="end")
     drive(PredictService(configs[0]), until="end")
-    last = [json.loads(message.value or b"") for message in published(kafka, configs[0].predictions_topic)[120:]]
+    last = [json.loads(message.value or b"") for message in published(kafka, configs[0].predictions_topic, "predictions")[120:]]
     assert [(each["run_id"], each["model"]) for each in last] == [("zuul~late~1", "m"), ("zuul~late~1", "other")]
