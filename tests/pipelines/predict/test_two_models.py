@@ -136,5 +136,8 @@ def test_two_models_at_once_predict_each_run_once_each(
     predict_module.projection.__globals__["_projections"].clear()  # another process has no cursor yet
     drive(PredictService(configs[1]), until="end")
     drive(PredictService(configs[0]), until="end")
-    last = [json.loads(message.value or b"") for message in published(kafka, configs[0].predictions_topic, "predictions")[120:]]
+    last = [
+        json.loads(message.value or b"")
+        for message in published(kafka, configs[0].predictions_topic, "predictions")[120:]
+    ]
     assert [(each["run_id"], each["model"]) for each in last] == [("zuul~late~1", "m"), ("zuul~late~1", "other")]
