@@ -51,8 +51,8 @@ found = set()
 for package in map(importlib.import_module, sys.argv[1:]):
     assert "site-packages" in package.__file__, package.__file__
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name.endswith("__main__") or module.name.startswith(("services.mqtt.", "services.gerrit.")):
-            continue  # workers have no library of receivers
+        if module.name.endswith("__main__") or module.name.startswith(WITHOUT):
+            continue
         loaded = importlib.import_module(module.name)
         for name, kind in vars(loaded).items():
             mine = inspect.isclass(kind) and kind.__module__ == module.name
