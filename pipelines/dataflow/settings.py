@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import field
 
@@ -20,6 +20,7 @@ _IMAGE = re.compile(
     r"[a-z0-9.-]{1,100}(:[0-9]{1,5})?(/[a-z0-9._-]{1,100}){1,8}(:[A-Za-z0-9._-]{1,128}|@sha256:[0-9a-f]{64})"
 )
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,250}")
+_BROKERS = re.compile(r"[\w.:,\[\]-]{1,1000}")
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 #: Names of jobs, as Dataflow defines them.
 _JOB = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -67,13 +68,18 @@ class DataflowSettings(Settings, frozen=True):
     labels: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        _check("project", self.project, _PROJECT, "the id of a project")
-        _check("region", self.region, _REGION, "a region, such as europe-west1")
+        _check("project", self.project, _PROJECT.fullmatch, "the id of a project")
+        _check("region", self.region, _REGION.fullmatch, "a region, such as europe-west1")
         for name in ("temp_location", "staging_location"):
             value = getattr(self, name)
             if value or name == "temp_location":
-                _check(name, value, _GCS, "gs://BUCKET or gs://BUCKET/FOLDER; Dataflow keeps its own files in GCS")
-        _check("image", self.image, _IMAGE, "REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST")
+                _check(
+                    name,
+                    value,
+                    _GCS.fullmatch,
+                    "gs://BUCKET or gs://BUCKET/FOLDER; Dataflow keeps its own files in GCS",
+                )
+        _check("image", self.image, _IMAGE.fullmatch, "REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST")
         for name in ("environment_secret", "kafka_secret"):
             value = getattr(self, name)
             if value or name == "environment_secret":
@@ -83,11 +89,10 @@ class DataflowSettings(Settings, frozen=True):
                     raise ValueError(f"{name}: {error}") from None
         for name in ("kafka", "machine_type", "service_account", "network", "subnetwork"):
             if getattr(self, name):
-                _check(
-                    name, getattr(self, name), _WORD if name != "kafka" else re.compile(r"[\w.:,\[\]-]+"), "one word"
-                )
+                fits = _BROKERS.fullmatch if name == "kafka" else _WORD.fullmatch
+                _check(name, getattr(self, name), fits, "one word")
         for label in self.labels:
-            _check("labels", label, _LABEL, "NAME=VALUE in lower case")
+            _check("labels", label, _LABEL.fullmatch, "NAME=VALUE in lower case")
         if self.max_workers is not None and not 1 <= self.max_workers <= 1000:
             raise ValueError("max_workers: must be 1 to 1000")
 
@@ -97,8 +102,8 @@ class DataflowSettings(Settings, frozen=True):
         return self.staging_location or self.temp_location
 
 
-def _check(name: str, value: str, pattern: re.Pattern[str], wanted: str) -> None:
-    if not pattern.fullmatch(value):
+def _check(name: str, value: str, fits: Callable[[str], object], wanted: str) -> None:
+    if not fits(value):
         raise ValueError(f"{name}: {value!r:.120} is not valid; give {wanted}")
 
 

@@ -82,12 +82,12 @@ def patterns(path: Path) -> Iterator[tuple[int, set[str], str | bytes, int]]:
                 flags |= getattr(re, node.attr)
         name = names.get(id(call))
         used = {
-            each.func.attr
-            for each in calls
-            if isinstance(each.func, ast.Attribute)
-            and isinstance(each.func.value, ast.Name)
-            and each.func.value.id == name
-            and each.func.attr in METHODS
+            each.attr
+            for each in ast.walk(tree)
+            if isinstance(each, ast.Attribute)
+            and isinstance(each.value, ast.Name)
+            and each.value.id == name
+            and each.attr in METHODS
         }
         yield call.lineno, {call.func.attr} if call.func.attr in METHODS else used or {"finditer"}, text, flags
 

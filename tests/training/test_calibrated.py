@@ -79,6 +79,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Made:
     )
 
 
+@pytest.mark.whole
 def test_a_model_of_causes_that_would_give_no_verdicts_is_not_trained(world: Made) -> None:
     with pytest.raises(CimlError, match='gives no verdicts; set calibration = "auto"'):
         refresh(world.data, "cause", EXPERIMENT.replace(calibration=None, coverage=0.9), model="other")

@@ -85,6 +85,7 @@ def test_a_training_is_that_of_the_command(folder: Path, monkeypatch: pytest.Mon
     assert list(result.baselines) == ["duration"]
 
 
+@pytest.mark.whole
 def test_equal_parameters_are_one_experiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "RESAMPLES", 5)
     data = ciml.open(folder / "data")

@@ -111,6 +111,7 @@ def test_a_bad_line_is_named_without_its_content() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.whole
 def test_beam_imports_it_before_a_worker_does_anything() -> None:
     """Beam's own start of a worker, up to its first connection."""
     code = """

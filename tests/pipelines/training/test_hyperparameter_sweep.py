@@ -131,6 +131,7 @@ def _by_memory(material: InMemoryDataset, division: CVSplit) -> float:
     return right / len(division.positions)
 
 
+@pytest.mark.whole
 def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[DataRoot, Swept], made: Path) -> None:  # noqa: F811
     target, swept = whole
     before = stored(target, "grid")
