@@ -34,8 +34,8 @@ def _up(folder: Path, *what: str) -> None:
 
 @pytest.fixture(scope="session")
 def installed() -> Iterator[Path]:
-    """The folder of an installed Zuul, in ``$CIML_ZUUL`` or the user's cache. No other session uses it meanwhile."""
-    folder = Path(os.environ.get("CIML_ZUUL") or Path.home() / ".cache/ciml/zuul")
+    """The folder of an installed Zuul, in ``$CIML_ZUUL`` or ``/var/cache``, which PostgreSQL's user can enter. No other session uses it meanwhile."""
+    folder = Path(os.environ.get("CIML_ZUUL") or "/var/cache/ciml/zuul")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # its ports are fixed
         fcntl.flock(lock, fcntl.LOCK_EX)
