@@ -34,7 +34,10 @@ def _up(folder: Path, *what: str) -> None:
 
 @pytest.fixture(scope="session")
 def installed() -> Iterator[Path]:
-    """The folder of an installed Zuul, in ``$CIML_ZUUL`` or ``/var/cache``, which PostgreSQL's user can enter. No other session uses it meanwhile."""
+    """The folder of an installed Zuul: ``$CIML_ZUUL``, or in ``/var/cache``, which PostgreSQL's user can enter.
+
+    No other session uses it meanwhile.
+    """
     folder = Path(os.environ.get("CIML_ZUUL") or "/var/cache/ciml/zuul")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # its ports are fixed
