@@ -21,6 +21,7 @@ from cli.main import cli
 from pipelines.exports.mlflow import Exported, export_to_mlflow
 from serving.push import rollback
 from serving.server.model.loader import load_model
+from tests.pipelines.exports.addresses import mlflow_at
 from tests.pipelines.exports.exporting import push_model, store_trial
 from tests.project.test_readme import ROOT, commands
 from tests.serving.models_fixture import DEFINITION
@@ -174,9 +175,9 @@ def test_a_model_of_mlflow_answers_as_the_model_server(data: DataRoot, mlflow_ur
 
     (line,) = commands((ROOT / "docs/mlflow.md").read_text())
     assert CliRunner().invoke(cli, shlex.split(line)[1:]).exit_code == 0
-    mlflow.set_tracking_uri(mlflow_uri)
-    mlflow.set_registry_uri(mlflow_uri)
-    model = mlflow.pyfunc.load_model("models:/m@stable")
+    with mlflow_at(mlflow_uri):
+        model = mlflow.pyfunc.load_model("models:/m@stable")
+        other_model = mlflow.pyfunc.load_model("models:/m/1")
     inputs = np.random.default_rng(0).gamma(2.0, 20.0, (300, 5, 3)).astype(np.float32)
     n_windows = np.full(300, 5, np.int32)
     served = load_model(data.models.child("m").child("2"))
@@ -185,7 +186,7 @@ def test_a_model_of_mlflow_answers_as_the_model_server(data: DataRoot, mlflow_ur
     np.testing.assert_array_equal(answer[:256], expected)
     assert answer.shape == (300, 4)
     served.close()
-    other = mlflow.pyfunc.load_model("models:/m/1").predict({"inputs": inputs[:1], "n_windows": n_windows[:1]})
+    other = other_model.predict({"inputs": inputs[:1], "n_windows": n_windows[:1]})
     assert np.abs(other["probabilities"] - answer[:1]).max() > 1e-3
     assert model.metadata.metadata["classes"] == list(DEFINITION.classes)
     assert [(one.name, one.shape) for one in model.metadata.signature.inputs] == [

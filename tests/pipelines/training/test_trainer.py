@@ -26,6 +26,7 @@ from serving.registry import Registry
 from serving.server.model.loader import load_model
 from serving.server.server import ModelServer, ServerOptions
 from tests.ciml.lineage.recorded import names, states, stored
+from tests.pipelines.exports.addresses import mlflow_at
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
@@ -238,8 +239,8 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert export_to_mlflow(data, uri).new_versions == len(Registry(data, "providers").state.pushed())
-    mlflow.set_tracking_uri(uri)
-    there = mlflow.pyfunc.load_model("models:/providers/1")
+    with mlflow_at(uri):
+        there = mlflow.pyfunc.load_model("models:/providers/1")
     answers = there.predict({"inputs": inputs, "n_windows": n_windows})["probabilities"]
     np.testing.assert_array_equal(answers, answer.probabilities)
     dataset = ciml.open(data.url).dataset("providers")  # as docs/mlflow.md has it
