@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.data_root import DataRoot
+from ciml.datasets import history
 from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog
@@ -22,6 +23,7 @@ from ciml.storage.open import LocalStore, open_store
 from cli.main import cli
 from services.stored.examine import examine, rewrite
 from services.stored.kinds import KINDS, Kind, kind_of
+from serving.predict import neighbours
 from tests.growth import assert_linear
 
 ROOT = Path(__file__).parents[3]
@@ -194,6 +196,8 @@ def test_a_damaged_manifest_is_not_rewritten(root: Callable[[str], Path]) -> Non
         ("raw/packs/_delta_log/00000000000000000010.checkpoint.parquet", "derived"),
         ("datasets/cpu/_delta_log/00000000000000000001.json", "derived"),
         ("datasets/cpu/_definition.toml", "derived"),
+        (f"datasets/cpu/{history.BOOKMARK}", "derived"),
+        (f"predictions/{neighbours.BOOKMARK}", "derived"),
         ("datasets/cpu/notes.txt", "other"),
         ("trainer/status/work/0123/model/saved_model.pb", "scratch"),
         ("models/status/staging-2-abcd/saved_model.pb", "scratch"),
