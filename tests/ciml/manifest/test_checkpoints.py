@@ -15,9 +15,9 @@ from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.log import GRACE_S, Delta, ManifestLog, catch_up
 from ciml.manifest.segments import Segment
 from ciml.raw.state import RAW, RawState, open_raw
-from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.raw_world import HOUR_S, LIMITS, Actor, Stop, World, content_of, deliveries, fail_at
+from tests.raw_manifest import verify_manifest
 from tests.tier import tries
 
 

@@ -22,8 +22,8 @@ from ciml.raw.accounting import reconcile
 from ciml.raw.audit import Audit
 from ciml.raw.latest_runs import latest_runs
 from ciml.raw.state import RAW, RawState
-from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore
+from tests.raw_manifest import verify_manifest
 from tests.tier import tries
 
 LIMITS = Limits(deltas=3)

@@ -21,12 +21,12 @@ from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.raw.state import RawState
-from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.ingest.committer import Committer
 from pipelines.predict.pipeline import PredictionCommitter
 from serving.predict.log import Predicted, PredictionState
 from tests.ciml.raw.raw_world import LIMITS, Clock, TimedStore, content_of, deliveries
+from tests.raw_manifest import verify_manifest
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
