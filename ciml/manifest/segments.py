@@ -84,6 +84,11 @@ class Segment:
         return segment
 
 
+def _last(path: str) -> int:
+    """Return the last version in the segment at a path."""
+    return int(path.rpartition("/")[2].partition(".")[0])
+
+
 class Archive:
     """The segments below ``folder`` of a store. Its cached listings can be read again at any time."""
 
@@ -100,7 +105,12 @@ class Archive:
     def lasts(self, after: int = 0) -> list[int]:
         """Return the last versions of all segments beyond version ``after``, in order."""
         paths = self._store.list(self._folder, after=self.path(after) if after else "")
-        return [int(path.rsplit("/", 1)[1].split(".", 1)[0]) for path in paths]
+        return [_last(path) for path in paths]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the last version and the size in bytes of all segments, in order."""
+        listed = sorted((entry.path, entry.size) for entry in self._store.entries(self._folder))
+        return [(_last(path), size) for path, size in listed]
 
     def read(self, last: int) -> Segment:
         """Return the segment that ends with ``last``; `FileNotFoundError` where there is none."""
@@ -136,7 +146,7 @@ class Archive:
         known, lasts = self._listed.get(number, (-1, []))
         if known < until:
             found = self._store.list(f"{self._folder}/{number:06d}")
-            lasts = [int(path.rsplit("/", 1)[1].split(".", 1)[0]) for path in found]
+            lasts = [_last(path) for path in found]
             self._listed[number] = (until, lasts)
         return lasts
 

@@ -59,9 +59,4 @@ def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int 
 
 def manifest_parts(log: ManifestLog, version: int) -> list[Part]:
     """Return the parts of a manifest up to a version."""
-    sizes = sorted(
-        (int(entry.path.rpartition("/")[2].split(".", 1)[0]), entry.size)
-        for entry in log.store.entries(f"{log.folder}/segments")
-        if entry.path.endswith(".jsonl.zst")
-    )
-    return parts_of(sizes, version)
+    return parts_of(log.archive.sizes(), version)
