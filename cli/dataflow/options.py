@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -36,13 +36,16 @@ class DataflowJob:
     submit: bool = False
     update: bool = False
 
-    def check_unused(self) -> None:
+    def check_unused(self, beam_options: Sequence[str] = ()) -> None:
         """Raise `CimlError` if an option of the job was given without ``--runner dataflow``.
+
+        ``beam_options`` are those of a command that has no other use for them.
 
         The file of settings may be given: it comes from a variable of the environment.
         """
         given = {
             "--template": self.template, "--job-name": self.job_name, "--submit": self.submit, "--update": self.update,
+            "--beam-option": beam_options,
         }  # fmt: skip
         for option, value in given.items():
             if value:

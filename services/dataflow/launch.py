@@ -48,17 +48,7 @@ def launch_service(
       IntegrityError: if continuing would lose or mix data.
     """
     check_kind(type(service))
-    return _launch(cast(TopicService[Any], service), settings, name, template, update, extra)
-
-
-def _launch(
-    service: TopicService[Any],
-    settings: DataflowSettings,
-    name: str,
-    template: str,
-    update: bool,
-    extra: Sequence[str],
-) -> Launched:
+    service = cast(TopicService[Any], service)
     config = service.config
     fetch = getattr(config, "fetch", None)
     if fetch is not None:

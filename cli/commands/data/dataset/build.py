@@ -170,9 +170,7 @@ def command(
             )
         settings = job.settings()
     else:
-        job.check_unused()
-    if beam_options and runner[0] != DATAFLOW:
-        raise CimlError("--beam-option: only with --runner dataflow")
+        job.check_unused(beam_options)
     if listing is None:
         require_data(data_path)
     stored = DataRoot.open(data_path)

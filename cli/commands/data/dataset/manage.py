@@ -93,9 +93,7 @@ def update(
         as_s3((data_path, "--data-path"))
         launch_update(DataRoot.open(data_path), name, job.settings(), job, beam_options, seal=seal)
         return
-    job.check_unused()
-    if beam_options:
-        raise CimlError("--beam-option: only with --runner dataflow")
+    job.check_unused(beam_options)
     from pipelines.datasets.update import update_dataset
 
     data = DataRoot.open(data_path)
@@ -173,7 +171,6 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     """
     from pathlib import Path
 
-    from ciml.errors import CimlError
     from training.data.analysis_cache import AnalysisCache
     from training.data.materialise import is_materialised, materialise
     from training.data.snapshot import make_snapshot
