@@ -8,13 +8,13 @@ it replaces are removed only after that.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 from urllib.parse import unquote
 
+from ciml.digest import sha256_hex
 from ciml.errors import IntegrityError
 from ciml.limits import MAX_TABLE_COLUMNS
 from ciml.raw.packs import PACKS, PackFile, PackState, pack_state
@@ -169,6 +169,6 @@ def _fields_of(raw: Store, pack: PackFile) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     footer = raw.read_range(pack.path, pack.size - pack.footer, pack.footer)
-    if hashlib.sha256(footer).hexdigest()[:32] != pack.footer_digest:
+    if sha256_hex(footer)[:32] != pack.footer_digest:
         raise damaged(raw.url(pack.path))
     return delta_fields(pq.read_schema(pa.BufferReader(b"PAR1" + footer)))

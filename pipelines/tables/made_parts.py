@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ciml.digest import sha256_hex
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
 from ciml.tables.delta_log import CURSOR, PROOF, DataFile, DeltaState
@@ -62,7 +63,7 @@ def wanted_parts(
     files: dict[str, DataFile | None] = {known[part]: None for part in parts if part in known}
     for part, rows in make(due):
         data = _encode(rows)
-        path = part.path(hashlib.sha256(data).hexdigest())
+        path = part.path(sha256_hex(data))
         store.create(path, data)  # an existing one has the same bytes
         files.pop(known.get(part, ""), None)
         files[path] = None if path in state.files else DataFile(path, len(data), now_ms(), rows.num_rows)

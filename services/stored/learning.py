@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from ciml.data_root import DataRoot
+from ciml.digest import sha256_hex
 from ciml.errors import IntegrityError
 from ciml.storage.open import Store
 from services.stored.findings import Findings, Progress
@@ -41,7 +41,7 @@ def check_experiments(data: DataRoot, found: Findings, progress: Progress) -> No
                 _check_result(store, entry.path)
             elif kind == "result predictions":
                 digest = path.rpartition("-")[2].removesuffix(".parquet")
-                if hashlib.sha256(store.read(entry.path)).hexdigest()[: len(digest)] != digest:
+                if sha256_hex(store.read(entry.path))[: len(digest)] != digest:
                     raise IntegrityError(f"{store.url(entry.path)} was altered: its digest differs")
 
 

@@ -123,8 +123,8 @@ def test_jobs_are_recorded(kafka: str, topic: Any, tmp_path: Path) -> None:
     assert [line.partition(" after")[0] for line in lines] == [
         "numpy.fft.tests.test_helper, none: exit status 0", "numpy.fft.tests.test_helper, patch: exit status 1",
     ]  # fmt: skip
-    told = [decode_message(message) for message in consume(kafka, events, "ci-events")]
-    runs = [event.run_facts[0] for event in told if event.type == FINISHED]
+    sent = [decode_message(message) for message in consume(kafka, events, "ci-events")]
+    runs = [event.run_facts[0] for event in sent if event.type == FINISHED]
     assert [(run.result, run.change, run.labels["fault"]) for run in runs] == [
         ("SUCCESS", "0", "none"), ("FAILURE", "1", "patch"),
     ]  # fmt: skip

@@ -201,7 +201,7 @@ def test_columns_that_differ_in_case_alone_cost_their_own_pack_or_themselves(dat
     assert {row["run_id"] for row in _raw(data)} == {f"zuul~{number}~1" for number in (*range(1, 10), 31)}
 
 
-def test_the_other_log_of_a_run_is_told_apart_by_its_digest(data: DataRoot) -> None:
+def test_the_other_log_of_a_run_is_distinguished_by_its_digest(data: DataRoot) -> None:
     made(data)
     logs = {(row["digest"], row["total cpu usage:usr"]) for row in _raw(data) if row["run_id"] == "zuul~1~1"}
     counted = {row["digest"] for row in _runs(data) if row["run_id"] == "zuul~1~1"}
