@@ -16,7 +16,8 @@ _PLAIN = frozenset(" -.,:/()%+=_?;'")
 _FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F) if not chr(code).isalnum() and chr(code) not in _PLAIN}
 #: Characters of `_PLAIN` where they mean something, and what they become there.
 _SPECIAL = (
-    (re.compile(r":(?!\s|$)(?!(?<=\d:)\d)"), "\uff1a"),  # ``http://``, ``:emoji:``, ``key:value``; 12:30 stays
+    (re.compile(r":(?=[\w+-]*:)"), "\uff1a"),  # ``:emoji:``, also after a digit: ``0:100:`` is one
+    (re.compile(r":(?!\s|$)(?!(?<=\d:)\d)"), "\uff1a"),  # ``http://``, ``key:value``; 12:30 stays
     (re.compile(r"\.(?=[^\W\d_])"), "\u2024"),  # a host's name
     (re.compile(r"(?<![^\W_])_|_(?![^\W_])"), "\uff3f"),  # emphasis
     (re.compile(r"(?<!\d)(?<!\d )%|%(?=\w)"), "\uff05"),  # a milestone of GitLab
