@@ -67,6 +67,7 @@ faults: install ## kill, cut and starve the ingest, and compare; docs/faults.md 
 	$(BIN)/python -m tests.faults $(FAULTS)
 
 fuzz: install ## try many hostile inputs, keep what fails; FUZZ="-k event" selects, CIML_FUZZ_EXAMPLES=1000 bounds
+	CIML_TESTS=random $(BIN)/python -m pytest $(PARALLEL) --ignore tests/fuzz -m "hypothesis and not engines" --timeout 0 $(FUZZ)
 	CIML_FUZZ=fuzz $(BIN)/python -m pytest tests/fuzz --timeout 0 $(FUZZ)
 
 lock: ## resolve pyproject.toml anew into requirements.lock, and those of the images

@@ -12,12 +12,17 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.tier import tries
+from tests.tier import RANDOM, tries
 
 gc.disable()  # until all is collected: what is imported lives as long as the process
-# No test decides by the clock: what is slow on a busy machine is not wrong.
+# No test decides by the clock: what is slow on a busy machine is not wrong. And none by chance: a change meets the same
+# inputs as the one before it, and make fuzz looks for others.
 hypothesis.settings.register_profile(
-    "ciml", max_examples=tries(100), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "ciml",
+    max_examples=tries(100),
+    deadline=None,
+    derandomize=not RANDOM,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ciml")
 

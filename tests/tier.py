@@ -1,12 +1,14 @@
-"""How much is tried: all by default and in ``make test``, a part with ``CIML_TESTS=quick``, as in ``make check``."""
+"""How much is tried: all by default and in ``make test``, always the same; a part with ``CIML_TESTS=quick``, as in
+``make check``; ten times as much, at random, with ``CIML_TESTS=random``, as in ``make fuzz``."""
 
 from __future__ import annotations
 
 import os
 
-QUICK = os.environ.get("CIML_TESTS") == "quick"
+_TIER = os.environ.get("CIML_TESTS", "")
+QUICK, RANDOM = _TIER == "quick", _TIER == "random"
 
 
 def tries(full: int) -> int:
-    """Return how many inputs of a generator to try: ``full``, or a quarter of it in ``make check``."""
-    return max(1, full // 4) if QUICK else full
+    """Return how many inputs of a generator to try: ``full``, or what the tier makes of it."""
+    return max(1, full // 4) if QUICK else 10 * full if RANDOM else full
