@@ -112,3 +112,12 @@ def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
 def refresh_key(snapshot: str, experiment: Experiment) -> str:
     """Return the key of a candidate, from a snapshot's digest and an experiment. Equal keys mean equal models."""
     return sha256_json({"snapshot": snapshot, "experiment": experiment.to_json()})[:24]
+
+
+def metrics_path(refresh: str) -> str:
+    """Return the path of a candidate's figures below its trainer's folder.
+
+    Args:
+      refresh: its `refresh_key`.
+    """
+    return f"metrics/{refresh}.json"

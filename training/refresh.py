@@ -34,7 +34,7 @@ from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
 from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy, judge
-from training.experiment import Experiment, refresh_key
+from training.experiment import Experiment, metrics_path, refresh_key
 from training.lineage import candidate_made, snapshot_inputs, snapshot_made, training_inputs
 from transforms.ingest.trust import TrustPolicy
 
@@ -144,7 +144,7 @@ def refresh(
             stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
             gate or GatePolicy(), folder / key, steps,
         )  # fmt: skip
-        trainer.replace(f"metrics/{key}.json", json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
+        trainer.replace(metrics_path(key), json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
         made = Data(data.candidates(model), key)
         figures = candidate.metrics, candidate.decision, candidate.timings
         step.describe(partial(candidate_made, learned, made, experiment, *figures))

@@ -13,6 +13,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.version import __version__
 from serving.registry import Candidate, RegistryState
+from training.experiment import metrics_path
 from training.experiments.trials import RESULT, experiment_names, experiment_store, read_stored
 
 #: The tag that identifies a run; no two runs have the same.
@@ -98,7 +99,7 @@ def _metrics(data: DataRoot, model: str, facts: Mapping[str, Any]) -> dict[str, 
     """Return the figures that the trainer stored for a candidate; {} for one that was made by other means."""
     if "refresh" not in facts:
         return {}
-    path = f"metrics/{facts['refresh']}.json"
+    path = metrics_path(facts["refresh"])
     try:
         found: dict[str, Any] = json.loads(data.trainer(model).read(path))
     except FileNotFoundError:
