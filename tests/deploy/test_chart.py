@@ -151,7 +151,7 @@ CHANGED: Mapping[str, str] = {
     "monitoring.labels": "PodMonitor|PrometheusRule|ConfigMap ciml-dashboard$", "networkPolicies": "NetworkPolicy",
     "podDisruptionBudgets": "PodDisruptionBudget", "serviceAccount.annotations": "ServiceAccount",
     "nodeSelector": "Deployment|CronJob", "tolerations": "Deployment|CronJob", "affinity": "Deployment|CronJob",
-    "models.replicas": "(Deployment|PodDisruptionBudget) ciml-models$",
+    "models.clients": "NetworkPolicy ciml-models$", "models.replicas": "(Deployment|PodDisruptionBudget) ciml-models$",
     "models.server": "Deployment ciml-models$|ConfigMap ciml-config$|PodMonitor",
     "models.image": "Deployment ciml-models$", "models.pollSeconds": "Deployment ciml-models$",
 }  # fmt: skip
@@ -447,6 +447,18 @@ def test_nothing_runs_as_root_or_without_bounds(full: list[Resource], tensorflow
             mount["name"] for each in [*pod.get("initContainers", ()), *pod["containers"]]
             for mount in each.get("volumeMounts", ())
         } <= volumes, name  # fmt: skip
+
+
+def test_what_takes_requests_is_replaced_pod_by_pod_and_the_rest_ends_first(full: list[Resource]) -> None:
+    """Two supervisors of one part would do the same work twice; a server that ends first answers nobody."""
+    selected = [each["spec"]["selector"] for each in full if each["kind"] == "Service"]
+    for each in (one for one in full if one["kind"] == "Deployment"):
+        spec = each["spec"]
+        (container,) = spec["template"]["spec"]["containers"]
+        serves = any(selector.items() <= spec["template"]["metadata"]["labels"].items() for selector in selected)
+        assert ("readinessProbe" in container) == serves, each["metadata"]["name"]
+        if each["metadata"]["name"] != "ciml-jobserver":  # of which there is one
+            assert (spec.get("strategy") != {"type": "Recreate"}) == serves, each["metadata"]["name"]
 
 
 def test_workers_have_the_memory_that_the_worst_permitted_logs_take() -> None:

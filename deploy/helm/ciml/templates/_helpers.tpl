@@ -148,7 +148,8 @@ monitoring.config: {{ printf "prometheus_config { enable: true, path: %q }" "/mo
 {{/*
 A Deployment with one container of ciml that has metrics.
 (dict "root" $ "part" "ingest" "image" "services" "command" (list …) "args" (list …) "port" 9464 "resources" … "replicas" 1 "claim" "" "ports" (list …)
- "mounts" (list …) "volumes" (list …) "probe" "PATH" "probePort" "NAME" "delay" SECONDS)
+ "mounts" (list …) "volumes" (list …) "probe" "PATH" "probePort" "NAME" "ready" "PATH" "delay" SECONDS)
+A part without "ready" takes no requests: an upgrade ends its pod before it starts the next one.
 */}}
 {{- define "ciml.deployment" -}}
 {{- $name := printf "%s-%s" (include "ciml.name" .root) .part -}}
@@ -159,7 +160,7 @@ metadata:
   labels: {{ include "ciml.labels" .root | nindent 4 }}
 spec:
   replicas: {{ .replicas | default 1 }}
-  {{- if eq (.replicas | default 1 | int) 1 }}
+  {{- if not .ready }}
   strategy: {type: Recreate}
   {{- end }}
   selector:
