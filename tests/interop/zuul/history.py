@@ -1,123 +1,80 @@
-"""Runs of the job unit that were recorded on this machine, with the causes of their failures: what the model learns.
+"""Runs of the job unit in the real Zuul, with the causes of their failures: what the model learns.
 
-They are recorded once by ``ciml record``, which takes five minutes, and kept in the folder of the real Zuul. Zuul does
-not run them, so each has only what an operator's listing of judged runs would have.
+They are run once, by changes like those of the loop, which takes half an hour, and kept in the folder of the real Zuul:
+the listing of an operator who has judged each failed run, and the logs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import random
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from tests.interop.zuul.loop import EDITS, TESTS, edited
-from tests.interop.zuul.trouble import Trouble, end_hogs, start_hogs, strike
+from tests.interop.zuul.conftest import wait_until
+from tests.interop.zuul.loop import API, EDITS, ENDED, FAILED, PASSED, SAME, Kind, machine, propose, reported
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-#: Of the tests of a run, s: they take eight.
-_TIMEOUT_S = 25
-_NO_EDIT = ("", "")
+#: Changes that are tested at once; Zuul runs two jobs at a time.
+_AT_ONCE = 6
+_OUTCOMES = {"SUCCESS": "success", "FAILURE": "failure", "TIMED_OUT": "timeout"}
+#: The changes, and the cause of their failures. Starved runs would disturb others.
+_KINDS = (
+    (Kind("passing, history", PASSED, (SAME,) * 24), ""),
+    (Kind("failing by code, history", FAILED, EDITS * 6), "code"),
+    (Kind("killed, history", FAILED, (SAME,) * 10, "killed"), "machine"),
+    (Kind("starved, history", ENDED, (SAME,) * 10, "starved"), "machine"),
+    (Kind("stopped, history", ENDED, (SAME,) * 10, "stopped"), "machine"),
+)
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run that is to be recorded: an edit of totals.py, what happens to its machine, and after how many seconds."""
+def recorded(zuul: Path) -> Path:
+    """Return the folder with the listing ``builds.jsonl`` and its logs; run the changes if it is not there yet.
 
-    name: str
-    edit: tuple[str, str] = _NO_EDIT
-    trouble: Trouble = "none"
-    after_s: float = 0.0
-
-    @property
-    def cause(self) -> str:
-        """The cause of its failure; "" of a run that passes."""
-        return "code" if self.edit[0] else "machine" if self.trouble != "none" else ""
-
-
-def recorded(folder: Path) -> Path:
-    """Return the folder with the listing ``builds.jsonl`` and its logs; record the runs if they are not there yet."""
-    sources = [*sorted((HERE / "app").glob("*.py")), Path(__file__)]
+    Args:
+      zuul: the folder of the real Zuul, which is running.
+    """
+    sources = [*sorted((HERE / "app").glob("*.py")), *sorted((HERE / "zuul-config").rglob("*.yaml")), Path(__file__)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    target = folder / f"history-{digest}"
+    target = zuul / f"history-{digest}"
     if not target.is_dir():
-        with tempfile.TemporaryDirectory(prefix=".history-", dir=folder) as work:
-            _record_all(Path(work))
+        with tempfile.TemporaryDirectory(prefix=".history-", dir=zuul) as work:
+            lines = [line for kind, cause in _KINDS for line in _run(zuul, kind, cause, Path(work))]
+            assert len(lines) > 0.8 * sum(len(kind.edits) for kind, _ in _KINDS)
+            Path(work, "builds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             os.rename(work, target)
             Path(work).mkdir()  # for the end of the block
     return target
 
 
-def _plans() -> list[tuple[int, list[Planned]]]:
-    """Return groups of runs, and how many of a group run at once. Starved runs would disturb others."""
-    random_s = random.Random(1)
-    passing = [Planned(f"passing-{number}") for number in range(24)]
-    code = [Planned(f"code-{number}", EDITS[number % len(EDITS)]) for number in range(30)]
-    troubles: tuple[Trouble, ...] = ("killed", "starved", "stopped")
-    killed, starved, stopped = (
-        [Planned(f"{trouble}-{number}", _NO_EDIT, trouble, random_s.uniform(1, 6)) for number in range(10)]
-        for trouble in troubles
-    )
-    return [(2, [*passing, *code, *killed]), (2, starved), (5, stopped)]
+def _run(zuul: Path, kind: Kind, cause: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """Run the changes of a kind. Yield their lines of the listing, and copy their logs below a folder."""
+    with machine(zuul):
+        for start in range(0, len(kind.edits), _AT_ONCE):
+            changes = [propose(kind, edit) for edit in kind.edits[start : start + _AT_ONCE]]
+            for change in changes:
+                wait_until(lambda change=change: reported(change), f"check of change {change}")
+            for change in changes:
+                yield from _lines(zuul, kind, cause, change, folder)
 
 
-def _record_all(folder: Path) -> None:
-    lines = []
-    for at_once, group in _plans():
-        with ThreadPoolExecutor(at_once) as pool:
-            lines += pool.map(lambda one: _record(folder, one), group)
-    (folder / "builds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _record(folder: Path, planned: Planned) -> dict[str, Any]:
-    """Record a run. Return its line of the listing."""
-    with tempfile.TemporaryDirectory() as work:
-        app = shutil.copytree(HERE / "app", Path(work, "app"))
-        for path, text in edited(planned.edit).items():
-            (app / path).write_text(text)
-        command = [
-            sys.executable, "-m", "cli.main", "record", "--log-dir", str(folder / "logs"), "--spool", f"{work}/spool",
-            "--job", "unit", "--run-id", planned.name, "--timeout", f"{_TIMEOUT_S}s", "--", sys.executable, *TESTS,
-        ]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        recorder = subprocess.Popen(
-            command, cwd=app, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        _disturb(recorder.pid, planned)
-        recorder.wait(4 * _TIMEOUT_S)
-    (found,) = (folder / "logs").glob(f"unit/*{planned.name}~1/run.json")
-    line: dict[str, Any] = json.loads(found.read_text())
-    assert (line["result"] == "SUCCESS") == (planned.cause == ""), (planned, line)
-    # Of how the tests ended, a CI system tells no more than the result.
-    line["labels"] = {"cause": planned.cause} if planned.cause else {}
-    return {**line, "change": planned.name, "log_path": f"logs/{line['log_path']}"}
-
-
-def _disturb(recorder: int, planned: Planned) -> None:
-    """Let happen to the tests of a recorder what is planned."""
-    if planned.trouble == "none":
+def _lines(zuul: Path, kind: Kind, cause: str, change: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the line of a change's run, if it ended as planned and not before the first sample."""
+    with urllib.request.urlopen(f"{API}/builds?change={change}&project=app&job_name=unit", timeout=30) as answer:
+        (build,) = json.load(answer)
+    log = f"{build['uuid']}/dstat-csv_log.txt.gz"
+    if _OUTCOMES.get(build["result"]) not in kind.outcomes or not (zuul / "sites" / log).is_file():
+        print(f"history: {kind.name}, change {change}: {build['result']}, left out")
         return
-    tests = None
-    while tests is None:
-        time.sleep(0.1)
-        tests = next((one for one in psutil.Process(recorder).children() if one.cmdline()[1:] == TESTS), None)
-    time.sleep(planned.after_s)
-    strike(tests.pid, planned.trouble)
-    while planned.trouble == "starved" and tests.is_running() and tests.status() != psutil.STATUS_ZOMBIE:
-        hogs = start_hogs()
-        with contextlib.suppress(psutil.TimeoutExpired):
-            tests.wait(8)
-        end_hogs(hogs)
+    (folder / "logs" / build["uuid"]).mkdir(parents=True)
+    shutil.copy(zuul / "sites" / log, folder / "logs" / log)
+    yield {
+        "build_uuid": build["uuid"], "build_name": "unit", "result": build["result"], "project": "app",
+        "start_time": f"{build['start_time']}Z", "end_time": f"{build['end_time']}Z", "change": f"history-{change}",
+        "log_path": f"logs/{log}", "labels": {"cause": cause} if cause else {},
+    }  # fmt: skip

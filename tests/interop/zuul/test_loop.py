@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +210,7 @@ def check(change: Change, predicted: dict[str, dict[str, Any]]) -> None:
 def report(changes: list[Change], predicted: dict[str, dict[str, Any]]) -> None:
     """Print what became of each change, the seconds, and the messages."""
     rows, waited = [], {"prediction": list[float](), "message": list[float]()}
+    judged = Counter[tuple[str, str]]()
     for change in changes:
         run = next(run for run in change.runs if run.facts.pipeline == "check")
         record, end_s = predicted[run.facts.run_id], run.facts.end_us / 1e6
@@ -219,8 +221,12 @@ def report(changes: list[Change], predicted: dict[str, dict[str, Any]]) -> None:
         what = record.get("reason", "–")
         if verdict:
             what = f"{verdict['cause']} {verdict['probability']:.2f} {verdict['set']}"
-        rows.append(f"{change.number:>4}  {change.kind.name:<16} {run.outcome:<8} {what:<40} {said}")
+            if outside := verdict.get("outside"):
+                what = f"unknown: {outside['feature']} {outside['value']:g}, {outside['low']:g} to {outside['high']:g}"
+            judged[change.kind.name, verdict["cause"]] += 1
+        rows.append(f"{change.number:>4}  {change.kind.name:<16} {run.outcome:<8} {what:<60} {said}")
     print("\nchange  kind  outcome  verdict  message after the end of its job", *rows, sep="\n")
+    print(*(f"{kind}: {number} {cause}" for (kind, cause), number in sorted(judged.items())), sep="; ")
     for what, seconds in waited.items():
         if seconds:
             p50, p95 = statistics.median(seconds), sorted(seconds)[int(0.95 * (len(seconds) - 1) + 0.5)]
