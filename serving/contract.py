@@ -51,7 +51,8 @@ def check_candidate(folder: Store) -> ResolvedDefinition:
     except FileNotFoundError:
         raise IntegrityError(f"{where} has no assets/{DEFINITION}") from None
     with suppress(FileNotFoundError):  # a model of another label than the cause has none
-        read_rules(folder.read(f"assets/{VERDICTS}"), definition.classes, f"{where}/assets/{VERDICTS}")
+        data = folder.read(f"assets/{VERDICTS}")
+        read_rules(data, definition.classes, definition.features, f"{where}/assets/{VERDICTS}")
     model = load_model(folder)
     try:
         _check_signatures(model, definition, where)

@@ -4,6 +4,7 @@ Its names are those that training, serving and feedback share. Texts and evidenc
 """
 
 from ciml.verdicts.exit_status import EXIT_LABEL, SIGNAL_LABEL, exit_status_of, signal_of
+from ciml.verdicts.ranges import LearnedRanges, Outside, parts_outside
 from ciml.verdicts.rules import (
     MAX_SCORES,
     POOLED,
@@ -26,10 +27,13 @@ __all__ = [
     "UNKNOWN",
     "VERDICTS",
     "Group",
+    "LearnedRanges",
+    "Outside",
     "Verdict",
     "VerdictRules",
     "exit_status_of",
     "make_verdict",
+    "parts_outside",
     "read_rules",
     "signal_of",
 ]

@@ -2,20 +2,26 @@
 
 `assets/verdicts.json` of a model holds `VerdictRules`: scores of runs that the model did not learn from. The set of
 classes that a run may have follows from them by counting (split conformal prediction, Mondrian by job), without any
-library, so training, serving and a reader of the file get the same set.
+library, so training, serving and a reader of the file get the same set. Of a run unlike those that the model learned
+(`LearnedRanges`), nothing is known.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
 from ciml.raw.causes import CODE, MACHINE
+from ciml.verdicts.ranges import LearnedRanges, Outside, check_ranges
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: The file of the rules below a model's ``assets/``.
 VERDICTS = "verdicts.json"
@@ -58,7 +64,7 @@ class Group(Record, frozen=True, gc=False):
         return (len(scores) - bisect_left(scores, 1 - probability) + 1) / (len(scores) + 1)
 
 
-class VerdictRules(Record, frozen=True, gc=False):
+class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
     """The content of ``assets/verdicts.json``.
 
     Attributes:
@@ -66,12 +72,14 @@ class VerdictRules(Record, frozen=True, gc=False):
       coverage: the share of runs whose class is in their set.
       calibration: how the probabilities were calibrated, for reports: ``method``, ``runs``, …
       groups: by job; under `POOLED` those of all other jobs.
+      ranges: of the runs that the model learned; None in earlier models, which take any run for one like them.
     """
 
     classes: tuple[str, ...]
     coverage: float
     calibration: Mapping[str, Any]
     groups: Mapping[str, Group]
+    ranges: LearnedRanges | None = None
 
     def group_of(self, job: str) -> str:
         """Return the name of a job's group."""
@@ -84,7 +92,7 @@ class VerdictRules(Record, frozen=True, gc=False):
         return tuple(name for name in self.classes if group.p_value(name, probabilities[name]) >= least)
 
 
-class Verdict(Record, frozen=True, gc=False):
+class Verdict(Record, frozen=True, omit_defaults=True, gc=False):
     """What ciml says of a failed run.
 
     Attributes:
@@ -97,6 +105,8 @@ class Verdict(Record, frozen=True, gc=False):
       runs: number of runs in that group.
       base_rate: the share of each class among them.
       retry: whether running the job again unchanged is worth it.
+      outside: for a run unlike those that the model learned, by which feature. All classes are possible then: neither
+        the probability nor the coverage says anything of such a run.
     """
 
     cause: str
@@ -108,29 +118,41 @@ class Verdict(Record, frozen=True, gc=False):
     runs: int
     base_rate: Mapping[str, float]
     retry: Retry
+    outside: Outside | None = None
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Verdict:
-        return cls(**{**value, "set": tuple(value["set"])})
+        return msgspec.convert(value, cls)
 
 
-def make_verdict(job: str, probabilities: Mapping[str, float], rules: VerdictRules) -> Verdict:
-    """Return the verdict on a failed run of a job with these calibrated probabilities by class."""
+def make_verdict(
+    job: str, probabilities: Mapping[str, float], rules: VerdictRules, means: NDArray[np.floating] | None = None
+) -> Verdict:
+    """Return the verdict on a failed run.
+
+    Args:
+      job: of the run.
+      probabilities: calibrated, by class.
+      rules: those of the model.
+      means: float [F], those of the run's windows; None takes the run for one like those that the model learned.
+    """
     name = rules.group_of(job)
-    group, possible = rules.groups[name], rules.set_of(job, probabilities)
+    outside = None if rules.ranges is None or means is None else rules.ranges.outside(means)
+    group = rules.groups[name]
+    possible = rules.set_of(job, probabilities) if outside is None else rules.classes
     likely = max(rules.classes, key=lambda each: probabilities[each])  # of equal ones the first, as `class_of`
     cause = likely if possible == (likely,) else UNKNOWN
     return Verdict(
         cause, probabilities[likely], {each: probabilities[each] for each in rules.classes}, possible, rules.coverage,
-        name, group.runs, group.base_rate, _RETRY.get(cause, "unsure"),
+        name, group.runs, group.base_rate, _RETRY.get(cause, "unsure"), outside,
     )  # fmt: skip
 
 
-def read_rules(data: bytes, classes: Sequence[str], where: str) -> VerdictRules:
-    """Parse ``assets/verdicts.json`` of a model with these classes.
+def read_rules(data: bytes, classes: Sequence[str], features: Sequence[str], where: str) -> VerdictRules:
+    """Parse ``assets/verdicts.json`` of a model with these classes and features.
 
     Raises:
-      IntegrityError: if it is malformed or of other classes.
+      IntegrityError: if it is malformed, or of other classes or features.
     """
     try:
         rules = msgspec.json.decode(data, type=VerdictRules)
@@ -144,6 +166,8 @@ def read_rules(data: bytes, classes: Sequence[str], where: str) -> VerdictRules:
         raise IntegrityError(f"{where}: the group {POOLED!r} of all other jobs is missing")
     for name, group in rules.groups.items():
         _check_group(group, rules.classes, f"{where}: group {name!r}")
+    if rules.ranges is not None and (why := check_ranges(rules.ranges, features)):
+        raise IntegrityError(f"{where}: {why}")
     return rules
 
 

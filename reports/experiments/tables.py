@@ -108,6 +108,9 @@ def verdict_tables(found: Figures) -> tuple[Table, Table]:
         for name, one in coverage["by_class"].items()
     ]
     rows.append(("unknown", f"{found['runs']:,}", figure(found["abstained"]["value"]), interval(found["abstained"])))
+    if outside := found.get("outside"):  # earlier results have none
+        what = "unknown, since unlike the learned runs"
+        rows.append((what, f"{found['runs']:,}", figure(outside["value"]), interval(outside)))
     causes = [
         (
             shown(name, 80),

@@ -116,16 +116,19 @@ class LocalModel:
                 raise RejectedInput(MODEL_ERROR, str(error)) from None
             check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
             for row, answer in zip(rows, answers, strict=True):
-                found[row] = self._read(answer, int(prepared.n_windows[row]), given_runs[row][1])
+                windows = prepared.inputs[row, : prepared.n_windows[row]]
+                found[row] = self._read(answer, windows, given_runs[row][1])
         return [found[row] for row in range(len(tables))]
 
-    def _read(self, answer: NDArray[np.float32], n_windows: int, run: RunFacts | None) -> Answer | RejectedInput:
+    def _read(
+        self, answer: NDArray[np.float32], windows: NDArray[np.float32], run: RunFacts | None
+    ) -> Answer | RejectedInput:
         try:
             probabilities = probabilities_of(answer, self.definition)
         except RejectedInput as rejected:
             return rejected
-        verdict = verdict_of(run, probabilities, self.rules)
-        return Answer(class_of(answer, self.definition), probabilities, n_windows, verdict)
+        verdict = verdict_of(run, probabilities, self.rules, windows)
+        return Answer(class_of(answer, self.definition), probabilities, len(windows), verdict)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -91,6 +91,7 @@ class PredictionState(TopicState):
         than the time from announcement to prediction; one more bucket for longer times.
       latency_us: the sum of those times by model, microseconds.
       verdicts: predictions with a verdict by (model, cause).
+      outside: verdicts on runs unlike those that the model learned, by model.
     """
 
     def __init__(self, ids: IdSet | None = None, model: str = "") -> None:
@@ -100,6 +101,7 @@ class PredictionState(TopicState):
         self.latencies: Counter[tuple[str, int]] = Counter()
         self.latency_us: Counter[str] = Counter()
         self.verdicts: Counter[tuple[str, str]] = Counter()
+        self.outside: Counter[str] = Counter()
         self._unpredictable: Counter[tuple[str, str]] = Counter()
         self._repeats: Counter[str] = Counter()
         self._of: dict[str, Covered] = {}
@@ -151,6 +153,7 @@ class PredictionState(TopicState):
             self.predicted[one["model"], one["version"]] += 1
             if (verdict := one.get("verdict")) is not None:
                 self.verdicts[one["model"], verdict["cause"]] += 1
+                self.outside[one["model"]] += "outside" in verdict
             if (latency_ms := one.get("latency_ms")) is not None:
                 self.latencies[one["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
                 self.latency_us[one["model"]] += round(latency_ms * 1000)
@@ -190,6 +193,7 @@ class PredictionState(TopicState):
             "latencies": [[model, bucket, number] for (model, bucket), number in sorted(self.latencies.items())],
             "latency_us": dict(sorted(self.latency_us.items())),
             "verdicts": [[model, cause, number] for (model, cause), number in sorted(self.verdicts.items())],
+            **({"outside": dict(sorted(self.outside.items()))} if self.outside else {}),
             **({"models": models} if models else {}),
         }
 
@@ -209,6 +213,7 @@ class PredictionState(TopicState):
         state.latencies = Counter({(model, bucket): number for model, bucket, number in value.get("latencies", ())})
         state.latency_us = Counter(value.get("latency_us", {}))
         state.verdicts = Counter({(model, cause): number for model, cause, number in value.get("verdicts", ())})
+        state.outside = Counter(value.get("outside", {}))
         models: Mapping[str, Any] = value.get("models", {})
         state._of = {name: coverage_of(share["covered"]) for name, share in models.items()}
         for name, share in {"": value, **models}.items():

@@ -33,7 +33,12 @@ VERDICTS = Metric(
     ("model", "cause"),
 )  # fmt: skip
 
-METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS)
+OUTSIDE = Metric(
+    "ciml_verdicts_outside_total", "counter", "Committed verdicts on runs unlike those that the model learned.",
+    ("model",),
+)  # fmt: skip
+
+METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS, OUTSIDE)
 
 
 def prediction_families(state: PredictionState) -> Iterator[Family]:
@@ -58,4 +63,5 @@ def prediction_families(state: PredictionState) -> Iterator[Family]:
     yield UNPREDICTABLE.of({(reason,): number for reason, number in state.unpredictable.items()})
     yield REPEATS.alone(state.repeats)
     yield VERDICTS.of({key: number for key, number in state.verdicts.items() if state.counts(key[0])})
+    yield OUTSIDE.of({(model,): number for model, number in state.outside.items() if state.counts(model)})
     yield from manifest_families("predictions", state.version, state.time_us, state.restored)

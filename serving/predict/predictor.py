@@ -191,15 +191,16 @@ class Predictor:
             check_answers(answer.probabilities, definition, f"model {self._policy.model}, version {version}")
             now = self._clock()
             for row, probabilities in zip(part, answer.probabilities, strict=True):
+                windows = prepared.inputs[row, : prepared.n_windows[row]]
                 try:
-                    record = self._record(kept[row], answer.version, served, probabilities)
+                    record = self._record(kept[row], answer.version, served, probabilities, windows)
                 except RejectedInput as rejected:
                     reject(kept[row], rejected.reason, rejected.detail)
                     continue
                 predictions.append(
                     record
                     | {
-                        "n_windows": int(prepared.n_windows[row]),
+                        "n_windows": len(windows),
                         "prepare_ms": round(prepare_ms, 3),
                         "server_ms": round(answer.seconds * 1e3, 3),
                         "batch": len(part),
@@ -239,10 +240,12 @@ class Predictor:
             else:
                 yield part, answer
 
-    def _record(self, run: Announcement, version: int, served: Served, probabilities: np.ndarray) -> dict[str, Any]:
+    def _record(
+        self, run: Announcement, version: int, served: Served, probabilities: np.ndarray, windows: np.ndarray
+    ) -> dict[str, Any]:
         definition = served.definition
         shares = probabilities_of(probabilities, definition)
-        verdict = recorded_verdict(run.facts, shares, served.rules)
+        verdict = recorded_verdict(run.facts, shares, served.rules, windows)
         return {
             "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
             "offset": run.offset,

@@ -9,6 +9,9 @@ from ciml.raw.causes import FAILED
 from ciml.verdicts import EXIT_LABEL, SIGNAL_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
     from serving.registry import Registry
@@ -19,7 +22,10 @@ _NOT_RECORDED = ("log_url", "subjects", "labels")
 
 
 def verdict_of(
-    facts: RunFacts | None, probabilities: Mapping[str, float], rules: VerdictRules | None
+    facts: RunFacts | None,
+    probabilities: Mapping[str, float],
+    rules: VerdictRules | None,
+    windows: NDArray[np.float32],
 ) -> Verdict | None:
     """Return the verdict on a run; None for one that did not fail, or without facts or rules.
 
@@ -27,17 +33,21 @@ def verdict_of(
       facts: of the run; None where they are unknown.
       probabilities: by class, as recorded.
       rules: those of the model; None for a model that gives no verdicts.
+      windows: float32 [n, F], those of the run, not normalised.
     """
     if facts is None or rules is None or facts.outcome not in FAILED:
         return None
-    return make_verdict(facts.build_name, probabilities, rules)
+    return make_verdict(facts.build_name, probabilities, rules, windows.mean(axis=0, dtype="float64"))
 
 
 def recorded_verdict(
-    facts: RunFacts | None, probabilities: Mapping[str, float], rules: VerdictRules | None
+    facts: RunFacts | None,
+    probabilities: Mapping[str, float],
+    rules: VerdictRules | None,
+    windows: NDArray[np.float32],
 ) -> dict[str, Any]:
     """Return ``run`` and ``verdict`` of a prediction's record as JSON; nothing where `verdict_of` has no verdict."""
-    verdict = verdict_of(facts, probabilities, rules)
+    verdict = verdict_of(facts, probabilities, rules, windows)
     if facts is None or verdict is None:
         return {}
     run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
@@ -56,4 +66,4 @@ def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -
     if f"assets/{VERDICTS}" not in registry.state.files(version):
         return None
     where = f"model {registry.model}, version {version}: assets/{VERDICTS}"
-    return read_rules(registry.read_asset(version, VERDICTS), definition.classes, where)
+    return read_rules(registry.read_asset(version, VERDICTS), definition.classes, definition.features, where)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ciml.datasets.definition import DatasetDefinition
+from ciml.events.records import RunFacts
 from tests.bench.verdicts import (
     EXAMPLES,
     Fold,
@@ -25,6 +26,10 @@ from tests.bench.verdicts import (
 from tests.corpus import CORPUS
 
 CODE, MACHINE, UNKNOWN = 0, 1, 2
+FAILED = [
+    RunFacts(run_id=f"zuul~{number}~1", build_uuid=str(number), build_name="unit", change=str(number))
+    for number in range(36)
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +66,29 @@ def test_figures_count_the_answers_of_all_repeats() -> None:
     code = np.array([[0.9, 0.2, 0.4, 0.1], [0.9, 0.6, 0.7, 0.1]])
     said = np.array([[CODE, MACHINE, UNKNOWN, MACHINE], [CODE, UNKNOWN, CODE, MACHINE]])
     inside = np.array([[True, False, True, True], [True, True, False, True]])
-    found = figures(Verdicts(np.stack([code, 1 - code], axis=2), said, inside), labels, np.array(list("abcd")))
+    outside = np.array([[False, False, True, False], [False, False, False, False]])
+    given = Verdicts(np.stack([code, 1 - code], axis=2), said, inside, outside)
+    found = figures(given, labels, np.array(list("abcd")))
     values = {name: value for name, (value, _, _) in found.items()}
     assert values == {
         "accuracy": 6 / 8,
         "code precision": 3 / 4, "code recall": 3 / 4, "machine precision": 3 / 4, "machine recall": 3 / 4,
         "sure code precision": 2 / 3, "sure code recall": 2 / 4,
         "sure machine precision": 2 / 3, "sure machine recall": 2 / 4,
-        "unknown": 2 / 8, "coverage": 6 / 8,
+        "unknown": 2 / 8, "outside": 1 / 8, "coverage": 6 / 8,
         "brier": pytest.approx(2 * (0.1**2 * 4 + 0.8**2 + 0.4**2 * 2 + 0.7**2) / 8),
     }  # fmt: skip
     assert all(low <= value <= high for value, low, high in found.values())
     assert found["accuracy"][1] < 0.75 < found["accuracy"][2]
-    together = figures(Verdicts(np.stack([code, 1 - code], axis=2), said, inside), labels, np.array(list("aaaa")))
+    together = figures(given, labels, np.array(list("aaaa")))
     assert together["accuracy"] == (0.75, 0.75, 0.75)  # one change: nothing to resample
 
 
 def test_reliability_compares_what_was_said_with_what_was_right() -> None:
     labels = np.array([CODE, CODE, MACHINE, MACHINE])
     code = np.array([[0.9, 0.4, 0.3, 0.2]])
-    found = Verdicts(np.stack([code, 1 - code], axis=2), np.zeros((1, 4), int), np.ones((1, 4), bool))
+    said, inside, outside = np.zeros((1, 4), int), np.ones((1, 4), bool), np.zeros((1, 4), bool)
+    found = Verdicts(np.stack([code, 1 - code], axis=2), said, inside, outside)
     low, high = reliability(found, labels, bins=2)
     assert low == pytest.approx((2, 0.65, 0.5))
     assert high == pytest.approx((2, 0.85, 1.0))
@@ -91,7 +99,25 @@ def test_a_base_rate_is_no_verdict() -> None:
     inputs = np.zeros((36, 1, 1), np.float32)
     learned, dev, held = np.arange(12), np.arange(12, 30), np.arange(30, 36)
     fold = Fold(learned, dev, held, inputs, np.ones(36, np.int32), ("usr",))
-    found = verdicts_by(by_base_rate, [(0, fold)], labels, ["unit"] * 36, 0.9)
+    found = verdicts_by(by_base_rate, [(0, fold)], labels, FAILED, 0.9)
     assert found.probability[0, held].argmax(axis=1).tolist() == [MACHINE] * 6
     assert found.said[0, held].tolist() == [UNKNOWN] * 6  # both classes are too common to be left out
     assert found.inside[0, held].all()
+
+
+def test_a_held_out_run_unlike_the_others_has_no_verdict() -> None:
+    labels = np.array([CODE, MACHINE] * 18)
+    inputs = np.random.default_rng(0).uniform(0, 1, (36, 1, 1)).astype(np.float32)
+    learned, dev, held = np.arange(12), np.arange(12, 30), np.arange(30, 36)
+    inputs[33] = 20.0
+    fold = Fold(learned, dev, held, inputs, np.ones(36, np.int32), ("usr",))
+
+    def sure(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        right = np.eye(2)[labels] * 0.8 + 0.1
+        return right[fold.dev], right[fold.held]
+
+    found = verdicts_by(sure, [(0, fold)], labels, FAILED, 0.9)
+    assert found.said[0, held].tolist() == [CODE, MACHINE, CODE, UNKNOWN, CODE, MACHINE]
+    assert np.flatnonzero(found.outside).tolist() == [33]
+    without = verdicts_by(sure, [(0, fold)], labels, FAILED, 0.9, outside=False)
+    assert without.said[0, 33] == MACHINE

@@ -44,9 +44,9 @@ def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:
     experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
     failed = runs.failed
     labels = np.array([CAUSES.index(runs.truth(runs.facts[at].run_id)) for at in failed])
-    jobs = [runs.facts[at].build_name for at in failed]
+    facts = [runs.facts[at] for at in failed]
     folds = list(folds_of(runs, definition, labels, folds=5, repeats=1))
-    found = verdicts_by(by_experiment(experiment), folds, labels, jobs, experiment.coverage)
+    found = verdicts_by(by_experiment(experiment), folds, labels, facts, experiment.coverage)
     for row, at in enumerate(failed):
         said = found.said[0, row]
         likely = int(found.probability[0, row].argmax())

@@ -29,6 +29,7 @@ from ciml.telemetry import telemetry_columns
 from ciml.verdicts import UNKNOWN, make_verdict
 from training.calibration.conformal import make_rules
 from training.calibration.fit import fit_calibrator
+from training.calibration.ranges import learned_ranges, run_means
 from training.estimators import Rows, fit, inputs_for
 from training.evaluation.baselines import predict_by
 from training.experiment import Experiment, load_experiment
@@ -41,6 +42,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 #: The share of a fold's learning changes that calibrate: as in examples/cause.toml, two of seven.
 DEV_OF = 4
 RESAMPLES = 2000
+#: Methods that do not see the telemetry.
+BASELINES = frozenset({"base rate", "duration", "exit status and timeout"})
 
 
 @dataclass(frozen=True)
@@ -208,30 +211,44 @@ class Verdicts(NamedTuple):
       probability: float64 [repeats, n, C], calibrated.
       said: the index of the cause, or C for unknown.
       inside: bool, whether the run's own cause is in its set.
+      outside: bool, whether the run is unlike those that the method learned.
     """
 
     probability: np.ndarray
     said: np.ndarray
     inside: np.ndarray
+    outside: np.ndarray
 
 
 def verdicts_by(
-    answer: Answer, folds: Sequence[tuple[int, Fold]], labels: np.ndarray, jobs: Sequence[str], coverage: float
+    answer: Answer,
+    folds: Sequence[tuple[int, Fold]],
+    labels: np.ndarray,
+    failed: Sequence[RunFacts],
+    coverage: float,
+    *,
+    outside: bool = True,
 ) -> Verdicts:
-    """Calibrate a method on the dev runs of each fold, and ask it for verdicts on the held-out runs."""
-    repeats, n = folds[-1][0] + 1, len(labels)
+    """Calibrate a method on the dev runs of each fold, and ask it for verdicts on the held-out runs.
+
+    With ``outside``, a run unlike those that the method learned has the verdict unknown.
+    """
+    shape, jobs = (folds[-1][0] + 1, len(labels)), [run.build_name for run in failed]
     found = Verdicts(
-        np.zeros((repeats, n, len(CAUSES))), np.zeros((repeats, n), np.int64), np.zeros((repeats, n), bool)
+        np.zeros((*shape, len(CAUSES))), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)
     )
     for repeat, fold in folds:
         dev, held = (values.astype(np.float32) for values in answer(fold, labels))
         calibrator = fit_calibrator(dev, labels[fold.dev])
         names = [jobs[at] for at in fold.dev]
         rules = make_rules(calibrator.apply(dev), labels[fold.dev], names, CAUSES, coverage=coverage, calibration={})
+        means, known = run_means(fold.inputs, fold.n_windows), np.concatenate([fold.learned, fold.dev])
+        if outside:
+            rules = rules.replace(ranges=learned_ranges(means[known], [failed[at] for at in known], fold.features))
         for at, shares in zip(fold.held, calibrator.apply(held), strict=True):
-            verdict = make_verdict(
-                jobs[at], {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}, rules
-            )
+            by_cause = {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}
+            verdict = make_verdict(jobs[at], by_cause, rules, means[at])
+            found.outside[repeat, at] = verdict.outside is not None
             found.probability[repeat, at] = shares
             found.said[repeat, at] = len(CAUSES) if verdict.cause == UNKNOWN else CAUSES.index(verdict.cause)
             found.inside[repeat, at] = CAUSES[labels[at]] in verdict.set
@@ -251,6 +268,7 @@ def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str
             counts[f"{prefix}{name} precision"] = right, (said == label).sum(axis=0)
             counts[f"{prefix}{name} recall"] = right, (own & ones).sum(axis=0)
     counts["unknown"] = (found.said == len(CAUSES)).sum(axis=0), ones.sum(axis=0)
+    counts["outside"] = found.outside.sum(axis=0), ones.sum(axis=0)
     counts["coverage"] = found.inside.sum(axis=0), ones.sum(axis=0)
     brier = ((found.probability - np.eye(len(CAUSES))[labels]) ** 2).sum(axis=2)
     counts["brier"] = brier.sum(axis=0), ones.sum(axis=0)
@@ -332,7 +350,7 @@ def main() -> None:
     runs = read(options.folders)
     failed = runs.failed
     labels = np.array([CAUSES.index(runs.truth(runs.facts[at].run_id)) for at in failed])
-    groups, jobs = runs.groups[failed], [runs.facts[at].build_name for at in failed]
+    groups, facts = runs.groups[failed], [runs.facts[at] for at in failed]
     print(f"{len(runs.facts)} runs; {len(failed)} failed with a cause, {dict(Counter(CAUSES[at] for at in labels))}")
     for what, count in label_noise(runs).items():
         print(f"  {what}: {count}")
@@ -341,7 +359,7 @@ def main() -> None:
     rows, curves = {}, {}
     for name, answer in methods(runs, experiment).items():
         if options.only in name:
-            found = verdicts_by(answer, folds, labels, jobs, experiment.coverage)
+            found = verdicts_by(answer, folds, labels, facts, experiment.coverage, outside=name not in BASELINES)
             rows[name] = figures(found, labels, groups)
             curves[name] = reliability(found, labels)
             print(name, {key: round(value[0], 3) for key, value in rows[name].items()}, flush=True)
@@ -351,7 +369,12 @@ def main() -> None:
     print(
         table(
             rows,
-            [*(f"sure {name} {what}" for name in CAUSES for what in ("precision", "recall")), "unknown", "coverage"],
+            [
+                *(f"sure {name} {what}" for name in CAUSES for what in ("precision", "recall")),
+                "unknown",
+                "outside",
+                "coverage",
+            ],
         )
     )
     for name, curve in curves.items():

@@ -201,6 +201,7 @@ def test_a_calibration_and_its_verdicts_stand_beside_the_uncalibrated_answers(tm
         ("a", f"{(labels == 0).sum()}", f"{figures['coverage']['by_class']['a']['value']:.3f}"),
         ("b", f"{(labels == 1).sum()}", f"{figures['coverage']['by_class']['b']['value']:.3f}"),
         ("unknown", "400", f"{figures['abstained']['value']:.3f}"),
+        ("unknown, since unlike the learned runs", "400", "0.000"),
     ]
     assert [row[:3] for row in causes.rows] == [
         (name, f"{one['verdicts']}", f"{one['precision']['value']:.3f}") for name, one in figures["causes"].items()

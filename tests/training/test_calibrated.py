@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
 
@@ -20,7 +21,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.raw.causes import CAUSES, FAILED
 from ciml.storage.open import open_store
-from ciml.verdicts import PROFILES, VERDICTS, Verdict, make_verdict, read_rules
+from ciml.verdicts import PROFILES, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 from cli.main import cli
 from pipelines.datasets.update import create_dataset, update_dataset
 from pipelines.kafka.publish import render_runs
@@ -35,6 +36,7 @@ from tests.training.conftest import QUICK
 from tests.transforms.samples import corpus
 from training.calibration.calibrate import calibrate_on_dev
 from training.calibration.conformal import decimals
+from training.calibration.ranges import run_means
 from training.data.examples import read_snapshot_examples
 from training.data.snapshot import Snapshot
 from training.export import load_exported
@@ -98,17 +100,24 @@ def test_a_refresh_calibrates_on_dev_runs_and_reports_what_held_on_test_runs(wor
     assert calibration["before"]["log_loss"] > 0
     assert (verdicts["runs"], verdicts["coverage"]["stated"]) == (test, 0.8)
     assert sum(verdicts["set_sizes"].values()) == test
-    rules = read_rules((world.done.folder / "assets" / VERDICTS).read_bytes(), CAUSES, "x")
+    rules = rules_of(world)
     runs, examples = read_snapshot_examples(world.data.dataset("cause").store, world.done.snapshot, "test")
     answers = decimals(load_exported(world.done.folder).predict(examples.inputs, examples.n_windows)).tolist()
+    means = run_means(examples.inputs, examples.n_windows)
     sets = [
-        rules.set_of(run.build_name, dict(zip(CAUSES, each, strict=True)))
-        for run, each in zip(runs, answers, strict=True)
+        make_verdict(run.build_name, dict(zip(CAUSES, each, strict=True)), rules, known).set
+        for run, each, known in zip(runs, answers, means, strict=True)
     ]
     covered = [CAUSES[run.label] in likely for run, likely in zip(runs, sets, strict=True)]
     assert verdicts["coverage"]["right"] == sum(covered)  # whether it holds, more splits show: test_real_runs.py
     assert rules.calibration == {key: each for key, each in calibration.items() if key != "before"}
     assert rules.groups[""].runs == dev
+    _, known = read_snapshot_examples(world.data.dataset("cause").store, world.done.snapshot, "train", "dev")
+    assert rules.ranges is not None
+    assert rules.ranges.runs == len(known) == sum(counts["train"].values()) + dev
+    learned = run_means(known.inputs, known.n_windows)
+    assert (rules.ranges.low, rules.ranges.high) == (tuple(learned.min(axis=0)), tuple(learned.max(axis=0)))
+    assert verdicts["outside"]["right"] == sum(rules.ranges.outside(known) is not None for known in means)
     profiles = json.loads((world.done.folder / "assets" / PROFILES).read_bytes())
     assert profiles == world.done.snapshot.resolved.profiles
 
@@ -142,6 +151,11 @@ def test_a_planted_leak_of_test_runs_into_the_calibration_is_refused(
     probabilities = np.full((len(leaked), 2), 0.5, np.float32)
     with pytest.raises(IntegrityError, match=r"of the same change as .*, which the model learned or is tested on"):
         calibrate_on_dev(world.data.dataset("cause").store, snapshot, EXPERIMENT, probabilities)
+
+
+def rules_of(world: Made) -> VerdictRules:
+    features = world.done.snapshot.resolved.features
+    return read_rules((world.done.folder / "assets" / VERDICTS).read_bytes(), CAUSES, features, "x")
 
 
 def streamed(world: Made, values: list[bytes], rows: int = 50) -> list[dict[str, Any]]:
@@ -210,10 +224,11 @@ def test_the_command_prints_the_verdict_with_its_base_rate(world: Made) -> None:
     assert done.exit_code == 0, done.output
     found = json.loads(done.output)
     model = ciml.open(world.data.url).model("cause")
-    rules = read_rules((world.done.folder / "assets" / VERDICTS).read_bytes(), CAUSES, "x")
+    rules = rules_of(world)
     assert found["verdict"] == json.loads(
         json.dumps(make_verdict(run.build_name, found["probabilities"], rules).to_json())
     )
+    assert "outside" not in found["verdict"]
     assert found["probabilities"] == model.predict(run.run_id).probabilities
     table = CliRunner().invoke(cli, [*arguments, *given], terminal_width=200)
     likely = found["class"]
@@ -225,6 +240,34 @@ def test_the_command_prints_the_verdict_with_its_base_rate(world: Made) -> None:
     bare = CliRunner().invoke(cli, arguments)
     assert bare.exit_code == 2
     assert "model cause compares a run with those of its job: give job and outcome" in " ".join(bare.output.split())
+
+
+def test_a_run_unlike_the_learned_ones_is_unknown_in_the_stream_a_file_and_by_id(world: Made, tmp_path: Path) -> None:
+    """A machine of another kind: the same run with a hundred times the load."""
+    data = DataRoot.open(shutil.copytree(world.data.url, tmp_path / "data"))
+    known = next(run for run in world.runs.values() if run.outcome == "failure")
+    run, table = known.replace(run_id="zuul~busy~1", build_uuid="busy"), ciml.parse_log(world.logs[known.run_id])
+    (load,) = (name for name in table.column_names if name.endswith(":1m"))
+    busy = table.set_column(
+        table.column_names.index(load), load, pc.multiply(table.column(load), 100.0).cast(table.column(load).type)
+    )
+    RawStore(data).add([(run, busy)])
+    there = world._replace(data=data)
+    (stream,) = streamed(there, announced(there)[-1:])
+    model = ciml.open(data.url).model("cause")
+    verdicts = [
+        Verdict.from_json(stream["verdict"]),
+        model.predict(run.run_id).verdict,
+        model.predict(busy, job=run.build_name, outcome=run.outcome, labels=run.labels).verdict,
+    ]
+    for verdict in verdicts:
+        assert verdict is not None
+        assert (verdict.cause, verdict.set, verdict.retry) == ("unknown", CAUSES, "unsure")
+        assert verdict.probability > 0.99  # of a model that extrapolates
+        assert verdict.outside is not None
+        assert verdict.outside.feature.startswith("1m")
+        assert verdict.outside.value > 2 * verdict.outside.high
+    assert len({verdict.outside for verdict in verdicts if verdict}) == 1
 
 
 def test_altered_rules_are_not_loaded(world: Made, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,12 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.raw.causes import CAUSE
 from ciml.storage.open import Store
-from ciml.verdicts import VerdictRules
+from ciml.verdicts import LearnedRanges, VerdictRules
 from training.calibration.calibrators import Calibrator
 from training.calibration.conformal import make_rules
 from training.calibration.fit import fit_calibrator, log_loss
-from training.data.examples import read_facts
+from training.calibration.ranges import learned_ranges, run_means
+from training.data.examples import file_tasks, read_facts, read_rows
 from training.data.snapshot import Snapshot
 from training.experiment import Experiment
 from transforms.examples.split import split_of, subject_of
@@ -55,6 +56,7 @@ def calibrate(
     labels: NDArray[np.integer],
     *,
     used: Iterable[RunFacts],
+    ranges: LearnedRanges | None = None,
 ) -> Calibrated:
     """Fit the calibrator of an experiment, and the sets of verdicts where the label is a cause.
 
@@ -68,6 +70,7 @@ def calibrate(
       probabilities: float [n, C] that the model gave to them.
       labels: int [n].
       used: the runs that the model learned, and is tested on.
+      ranges: of the runs that it learned and of these, for verdicts.
 
     Raises:
       CimlError: if there are no dev runs.
@@ -102,7 +105,7 @@ def calibrate(
         coverage=experiment.coverage,
         calibration=description,
     )
-    return Calibrated(calibrator, rules, description)
+    return Calibrated(calibrator, rules.replace(ranges=ranges), description)
 
 
 def calibrate_on_dev(
@@ -119,10 +122,26 @@ def calibrate_on_dev(
     facts = read_facts(root, snapshot)
     dev, others = list(snapshot.runs("dev")), snapshot.runs("train", "test")
     labels = np.array([run.label for run in dev], np.int64)
-    used = [facts[run.run_id] for run in others]
     return calibrate(
-        experiment, snapshot.resolved, [facts[run.run_id] for run in dev], probabilities, labels, used=used
+        experiment,
+        snapshot.resolved,
+        [facts[run.run_id] for run in dev],
+        probabilities,
+        labels,
+        used=[facts[run.run_id] for run in others],
+        ranges=_ranges(root, snapshot, facts) if snapshot.resolved.definition.class_label == CAUSE else None,
     )
+
+
+def _ranges(root: Store, snapshot: Snapshot, facts: Mapping[str, RunFacts]) -> LearnedRanges | None:
+    """Return the ranges of the runs that a calibrated model learned, and of those that calibrate it; file by file."""
+    resolved, runs = snapshot.resolved, list(snapshot.runs())
+    means, found = [], list[RunFacts]()
+    for task in file_tasks(snapshot, "train", "dev"):
+        rows = read_rows(root, task, resolved)
+        means.append(run_means(rows.inputs, rows.n_windows))
+        found += [facts[runs[ordinal].run_id] for ordinal in rows.ordinals.tolist()]
+    return learned_ranges(np.concatenate(means), found, resolved.features)
 
 
 def _check_apart(runs: Sequence[RunFacts], used: Iterable[RunFacts]) -> None:

@@ -13,6 +13,7 @@ from ciml.data_root import StoredDataset
 from ciml.errors import IntegrityError
 from training.calibration.calibrate import Calibrated
 from training.calibration.conformal import decimals
+from training.calibration.ranges import run_means
 from training.data.examples import Examples, read_facts, read_snapshot_examples
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot, SnapshotRun
@@ -75,7 +76,8 @@ def assess(
         figures["calibration"] = {**calibrated.description, "before": sharpness(before)}
         if calibrated.rules is not None:
             jobs = [run.build_name for run in runs]
-            figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), test.labels, jobs)
+            means = run_means(test.inputs, test.n_windows)
+            figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), test.labels, jobs, means)
     if champion is not None:
         right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
         figures |= _against(dataset, champion, snapshot, runs, test, right, gate)

@@ -37,6 +37,8 @@ def verdict_lines(found: Figures) -> list[str]:
         return []
     coverage, unknown = found["coverage"], found["abstained"]
     lines = [f"    verdicts: coverage {_within(coverage)}, stated {coverage['stated']:g}; unknown {_within(unknown)}"]
+    if (found.get("outside") or {}).get("value"):  # earlier results have none
+        lines.append(f"    unlike the learned runs, and so unknown: {_within(found['outside'])}")
     for name, one in found["causes"].items():
         figures = f"precision {_within(one['precision'])}, recall {_within(one['recall'])}"
         lines.append(f"    {name}: {one['verdicts']} verdicts, {figures}")

@@ -25,9 +25,12 @@ import numpy as np
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
+from ciml.raw.causes import CAUSE
 from ciml.storage.open import Store
+from ciml.verdicts import LearnedRanges
 from training.calibration.calibrate import Calibrated, calibrate
 from training.calibration.conformal import decimals
+from training.calibration.ranges import learned_ranges, run_means
 from training.data.in_memory import InMemoryDataset
 from training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
@@ -197,7 +200,14 @@ class Trial:
             self.fitted.predict(rows.inputs, rows.n_windows),
             rows.labels,
             used=[facts[position] for position in [*self.learned, *self.dataset.of("test")]],
+            ranges=self._ranges() if self.dataset.snapshot.resolved.definition.class_label == CAUSE else None,
         )
+
+    def _ranges(self) -> LearnedRanges | None:
+        """Return the ranges of the runs that the model learned, and of those that calibrate it."""
+        known = np.concatenate([self.learned, self.watched])
+        rows, facts = self.dataset.rows.take(known), [self.dataset.facts[position] for position in known]
+        return learned_ranges(run_means(rows.inputs, rows.n_windows), facts, self.dataset.snapshot.resolved.features)
 
     def _apply(self, answers: np.ndarray) -> np.ndarray:
         return answers if self.calibrated is None else self.calibrated.calibrator.apply(answers)
@@ -309,7 +319,9 @@ class Trial:
         told: dict[str, Any] = {"calibration": {**found.description, "before": sharpness(before)}}
         if found.rules is not None:
             jobs = [self.dataset.facts[position].build_name for position in test]
-            told["verdicts"] = verdict_figures(found.rules, decimals(calibrated), labels[test], jobs)
+            rows = self.dataset.rows.take(test)
+            means = run_means(rows.inputs, rows.n_windows)
+            told["verdicts"] = verdict_figures(found.rules, decimals(calibrated), labels[test], jobs, means)
         return told
 
     def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,7 +103,7 @@ def _print(record: Mapping[str, Any], evidence: Evidence | None, picture: str, f
         ("retry", _RETRY.get(verdict["retry"], verdict["retry"])),
         ("probability", _shares(verdict["probabilities"])),
         ("base rate", f"{_shares(verdict['base_rate'])}, of {verdict['runs']} failed runs {of} whose cause is known"),
-        ("possible", _possible(verdict["set"], verdict["coverage"])),
+        ("possible", _possible(verdict)),
         ("model", f"{record['model']}, version {record['version']}"),
     ]
     said = evidence.observations if evidence is not None else (fault,)
@@ -119,8 +119,16 @@ def _shares(by_cause: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in sorted(by_cause.items(), key=lambda each: -each[1]))
 
 
-def _possible(causes: Sequence[str], coverage: float) -> str:
+def _possible(verdict: Mapping[str, Any]) -> str:
     """Return the causes that the run may have, and how often the true one is among them."""
+    causes, unlike = " and ".join(verdict["set"]), verdict.get("outside")
+    if unlike:
+        return f"{causes}: it is unlike the runs that the model learned, {outside_text(unlike)}"
     if not causes:
         return "none: it is unlike the runs that calibrated the model"
-    return f"{' and '.join(causes)}; the true cause is among the possible ones in {coverage:.0%} of runs"
+    return f"{causes}; the true cause is among the possible ones in {verdict['coverage']:.0%} of runs"
+
+
+def outside_text(outside: Mapping[str, Any]) -> str:
+    """Return how a run differs from those that the model learned, from the JSON of `ciml.verdicts.Outside`."""
+    return f"by {outside['feature']}: {outside['value']:g}, theirs are {outside['low']:g} to {outside['high']:g}"

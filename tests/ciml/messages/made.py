@@ -108,7 +108,8 @@ def _predictions() -> Iterator[dict[str, Any]]:
     shares = {"code": 0.75, "machine": 0.25}
     scores = {"": tuple(number / 100 for number in range(50))}
     rules = VerdictRules(("code", "machine"), 0.9, {}, {"": Group(50, {"code": 0.5, "machine": 0.5}, scores)})
-    for verdict in ({}, {**recorded_verdict(FACTS, shares, rules), "path": "runs/x.parquet"}):
+    windows = np.zeros((1, 1), np.float32)
+    for verdict in ({}, {**recorded_verdict(FACTS, shares, rules, windows), "path": "runs/x.parquet"}):
         yield {
             "id": prediction_id(FACTS.run_id, "cause", 3), "offset": 5, "run_id": FACTS.run_id, "build_name": "unit",
             "model": "cause", "version": 3, "label": "cause", "class": "code", "probabilities": shares, **verdict,

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.verdicts import LearnedRanges
 from cli.main import cli
-from tests.serving.evidence.stored import FAILED, commit, made, prediction, push, store_runs
+from tests.serving.evidence.stored import FAILED, RULES, commit, made, prediction, push, store_runs
 from tests.serving.evidence.subjects import profiles, subject_of
 from tests.transforms.profiles.tables import facts_of
 
@@ -64,6 +65,20 @@ def test_each_verdict_says_what_it_means(tmp_path: Path, code: float, verdict: s
     lines = run(FAILED.run_id, "--data-path", str(tmp_path / "data")).output.splitlines()
     said = {line[:12].strip(): line[13:] for line in lines}
     assert (said["verdict"], said["retry"], said["possible"]) == (verdict, retry, possible)
+
+
+def test_a_run_unlike_the_learned_ones_is_unknown_and_it_says_by_what(tmp_path: Path) -> None:
+    data, record = made(tmp_path)
+    for file in Path(data.predictions.url()).rglob("*.json"):
+        file.unlink()
+    rules = RULES.replace(ranges=LearnedRanges(60, ("1m_mean",), (0.5,), (4.5,), 0.1))
+    commit(data, [prediction(FAILED, record["path"], rules=rules, value=9.75)])
+    lines = run(FAILED.run_id, "--data-path", str(tmp_path / "data")).output.splitlines()
+    said = {line[:12].strip(): line[13:] for line in lines}
+    assert said["verdict"] == "unknown: no cause alone is certain enough"
+    assert said["possible"] == (
+        "code and machine: it is unlike the runs that the model learned, by 1m_mean: 9.75, theirs are 0.5 to 4.5"
+    )
 
 
 def test_json_has_the_record_and_the_evidence(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
         offset = version - 1
         one = record(f"run{version}", offset, version) | {"latency_ms": 90.0 * version}
         if version % 3:
-            one["verdict"] = {"cause": "unknown" if version % 3 == 1 else "machine"}
+            one["verdict"] = {"cause": "unknown", "outside": {}} if version % 3 == 1 else {"cause": "machine"}
         delta = reconcile(state, [Predicted(covers(offset, offset + 1), [one])], 5_000_000)
         assert delta is not None
         state.apply(version, {**delta, "version": version})
@@ -252,9 +252,11 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
         assert shown["ciml_prediction_latency_seconds_bucket"]["2.5", "m"] == 14
         assert shown["ciml_prediction_latency_seconds_sum"] == {("m",): pytest.approx(0.09 * sum(range(1, 15)))}
         assert shown["ciml_verdicts_total"] == {("machine", "m"): 5, ("unknown", "m"): 5}
+        assert shown["ciml_verdicts_outside_total"] == {("m",): 5}
         assert shown["ciml_manifest_commit_timestamp_seconds"] == {("predictions",): 5.0}
-    before = {name: each for name, each in state.snapshot().items() if name != "verdicts"}
-    assert predictions_of_model().restore(14, json.loads(json.dumps(before)), tables).verdicts == {}
+    before = {name: each for name, each in state.snapshot().items() if name not in ("verdicts", "outside")}
+    older = predictions_of_model().restore(14, json.loads(json.dumps(before)), tables)
+    assert (older.verdicts, older.outside) == ({}, {})
 
 
 # ---- with a broker ----

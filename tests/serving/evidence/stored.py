@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.events.records import OffsetRange, RunFacts
@@ -59,10 +61,18 @@ def store_runs(data: DataRoot, runs: Sequence[tuple[RunFacts, Any]]) -> dict[str
     return {row["mention"]["run_id"]: row["file"]["path"] for row in rows}
 
 
-def prediction(facts: RunFacts, path: str, version: int = 1, code: float = 0.05, model: str = MODEL) -> dict[str, Any]:
-    """The record of a prediction, as the predictor makes it."""
+def prediction(
+    facts: RunFacts,
+    path: str,
+    version: int = 1,
+    code: float = 0.05,
+    model: str = MODEL,
+    rules: VerdictRules = RULES,
+    value: float = 0.0,
+) -> dict[str, Any]:
+    """The record of a prediction, as the predictor makes it; ``value`` is that of the one feature of the run."""
     shares = {"code": code, "machine": round(1 - code, 2)}
-    verdict = recorded_verdict(facts, shares, RULES)
+    verdict = recorded_verdict(facts, shares, rules, np.full((1, 1), value, np.float32))
     return {
         "id": prediction_id(facts.run_id, model, version),
         "offset": 0,

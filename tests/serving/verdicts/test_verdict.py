@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ciml.errors import IntegrityError
@@ -24,6 +25,8 @@ RULES = VerdictRules(
         "unit": Group(38, {"code": 0.5, "machine": 0.5}, {"code": SCORES, "machine": tuple(2 * one for one in SCORES)}),
     },
 )
+#: Those of a run; the rules have no ranges.
+WINDOWS = np.zeros((1, 1), np.float32)
 FACTS = RunFacts(
     run_id="zuul~1~1", build_uuid="1", build_name="unit", outcome="failure", change="9,1", log_url="file:///x",
     labels={"a": "b"}, subjects=("c",), head="f00",
@@ -52,7 +55,7 @@ def test_a_class_is_possible_where_enough_runs_of_it_fitted_no_better(
 
 
 def test_the_record_has_the_facts_of_the_run_and_the_verdict() -> None:
-    found = json.loads(json.dumps(recorded_verdict(FACTS, {"code": 0.95, "machine": 0.05}, RULES)))
+    found = json.loads(json.dumps(recorded_verdict(FACTS, {"code": 0.95, "machine": 0.05}, RULES, WINDOWS)))
     assert found == {
         "run": {
             "run_id": "zuul~1~1", "build_uuid": "1", "build_name": "unit", "outcome": "failure", "change": "9,1",
@@ -69,10 +72,10 @@ def test_the_record_has_the_facts_of_the_run_and_the_verdict() -> None:
 def test_a_run_that_did_not_fail_or_a_model_without_rules_gives_no_verdict() -> None:
     shares = {"code": 0.95, "machine": 0.05}
     for outcome in ("success", "cancellation", "skip", "error", None):
-        assert recorded_verdict(FACTS.replace(outcome=outcome), shares, RULES) == {}
-    assert recorded_verdict(FACTS.replace(outcome="timeout"), shares, RULES)["verdict"]["cause"] == "code"
-    assert recorded_verdict(FACTS, shares, None) == {}
-    assert recorded_verdict(None, shares, RULES) == {}
+        assert recorded_verdict(FACTS.replace(outcome=outcome), shares, RULES, WINDOWS) == {}
+    assert recorded_verdict(FACTS.replace(outcome="timeout"), shares, RULES, WINDOWS)["verdict"]["cause"] == "code"
+    assert recorded_verdict(FACTS, shares, None, WINDOWS) == {}
+    assert recorded_verdict(None, shares, RULES, WINDOWS) == {}
 
 
 def group(base_rate: Any, scores: Any) -> Any:
@@ -101,8 +104,8 @@ def changed(**changes: Any) -> bytes:
 )  # fmt: skip
 def test_malformed_rules_are_named(data: bytes, message: str) -> None:
     with pytest.raises(IntegrityError, match=message):
-        read_rules(data, CLASSES, "model m, version 1: assets/verdicts.json")
+        read_rules(data, CLASSES, (), "model m, version 1: assets/verdicts.json")
 
 
 def test_rules_are_read_as_they_were_written() -> None:
-    assert read_rules(changed(), CLASSES, "x") == RULES
+    assert read_rules(changed(), CLASSES, (), "x") == RULES

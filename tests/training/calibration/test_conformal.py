@@ -128,7 +128,7 @@ def test_counting_gives_the_sets_of_crepes(runs: list[tuple[int, int, str]], cov
         patch.setattr(conformal, "GROUP_RUNS", 10)
         patch.setattr(conformal, "CLASS_RUNS", 4)
         rules = rules_of(said, labels, jobs, coverage)
-    rules = read_rules(json.dumps(rules.to_json()).encode(), CLASSES, "x")
+    rules = read_rules(json.dumps(rules.to_json()).encode(), CLASSES, (), "x")
     by_crepes = sets_by_crepes(rules, said, jobs)
     for row, (job, shares) in enumerate(zip(jobs, decimals(said).tolist(), strict=True)):
         found = rules.set_of(job, dict(zip(CLASSES, shares, strict=True)))
@@ -197,7 +197,7 @@ def test_a_calibration_describes_itself_and_needs_runs() -> None:
     assert found.rules.coverage == 0.8
     asset = found.asset()
     assert asset is not None
-    assert read_rules(asset, CLASSES, "x") == found.rules
+    assert read_rules(asset, CLASSES, (), "x") == found.rules
     provider = RESOLVED.replace(definition=RESOLVED.definition.replace(class_label="provider"))
     assert calibrate(Experiment(calibration="auto"), provider, dev, said, labels, used=[]).asset() is None
     with pytest.raises(CimlError, match="calibration needs dev runs; give dev a weight"):

@@ -101,6 +101,8 @@ def _print(files: Sequence[str], found: Sequence[Prediction], title: str) -> Non
 def _verdict(verdict: Verdict) -> tuple[str, str, str]:
     """Return the cause, the base rate of the most probable class, and whether to retry."""
     possible = " or ".join(verdict.set) or "none is likely"
+    if verdict.outside is not None:
+        possible = f"unlike the learned runs by {verdict.outside.feature}"
     cause = verdict.cause if verdict.cause in verdict.set else f"{verdict.cause} ({possible})"
     likely = max(verdict.probabilities, key=lambda name: verdict.probabilities[name])
     return cause, f"{likely} {verdict.base_rate[likely]:.2f} of {verdict.runs:,} runs", verdict.retry
