@@ -315,10 +315,11 @@ def test_killed_at_any_moment_it_goes_on_by_the_manifest_alone(tmp_path: Path) -
     rows_of(made, data)
 
 
-#: Takes few lines at a time, so that a kill meets each step.
+#: Takes few lines at a time, and pauses before each commit, so that a kill meets each step and never the end.
 _SLOW_BACKFILL = """
-import json, sys
+import json, sys, time
 from ciml.events import listing_files
+from ciml.manifest.log import ManifestLog
 from ciml.events.payloads import message_of
 from ciml.events.listing import Reading
 from ciml.data_root import DataRoot
@@ -326,6 +327,8 @@ from pipelines.backfill.backfill import backfill
 from pipelines.backfill.plan import BackfillConfig
 from transforms.fetch.policy import FetchPolicy
 listing_files.BLOCK_LINES = 4
+append = ManifestLog.try_append
+ManifestLog.try_append = lambda log, *given: time.sleep(0.05) or append(log, *given)
 path, logs, data = json.loads(sys.argv[1])
 fetch = FetchPolicy(file_roots=(logs,))
 config = BackfillConfig(DataRoot.open(data).raw, Reading("backfill", "zuul", logs), fetch=fetch, commit_lines=4)
