@@ -13,7 +13,7 @@ from tests.simulation.defects import DEFECTS, Defect, first_found
 from tests.simulation.run import replay, simulate, simulate_all
 from tests.tier import tries
 
-SEEDS = int(os.environ.get("CIML_SIMULATION_SEEDS", tries(100)))
+SEEDS = int(os.environ.get("CIML_SIMULATION_SEEDS", tries(60)))
 _ROOT = Path(__file__).parents[2]
 
 
