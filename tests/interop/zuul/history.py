@@ -26,10 +26,10 @@ _OUTCOMES = {"SUCCESS": "success", "FAILURE": "failure", "TIMED_OUT": "timeout"}
 #: The changes, and the cause of their failures. Starved runs would disturb others.
 _KINDS = (
     (Kind("passing, history", PASSED, (SAME,) * 24), ""),
-    (Kind("failing by code, history", FAILED, EDITS * 6), "code"),
-    (Kind("killed, history", FAILED, (SAME,) * 10, "killed"), "machine"),
-    (Kind("starved, history", ENDED, (SAME,) * 10, "starved"), "machine"),
-    (Kind("stopped, history", ENDED, (SAME,) * 10, "stopped"), "machine"),
+    (Kind("failing by code, history", FAILED, EDITS * 8), "code"),
+    (Kind("killed, history", FAILED, (SAME,) * 14, "killed"), "machine"),
+    (Kind("starved, history", ENDED, (SAME,) * 14, "starved"), "machine"),
+    (Kind("stopped, history", ENDED, (SAME,) * 14, "stopped"), "machine"),
 )
 
 

@@ -40,13 +40,18 @@ features_regex = "(usr|idl|1min)"
 sample_interval = "5s"
 aggregation_functions = ["mean", "max"]
 context = ["outcome", "profile"]
-tdt_split = [3, 2, 5]
+tdt_split = [3, 3, 4]
 count_first_sample = false
 span_runs = 400
 """
-#: Of 60 failures, 15 are calibration's: a higher coverage would leave few verdicts.
+#: Of 81 failures, some 24 are calibration's: a higher coverage would leave few verdicts.
 _EXPERIMENT = """\
 estimator = "dnn"
+hidden_layers = [16]
+l2 = 0.003
+epochs = 300
+batch_size = 32
+learning_rate = 0.03
 calibration = "auto"
 coverage = 0.8
 """
