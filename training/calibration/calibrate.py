@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def calibrate(
     labels: NDArray[np.integer],
     *,
     used: Iterable[RunFacts],
-    ranges: LearnedRanges | None = None,
+    ranges: Callable[[], LearnedRanges | None] = lambda: None,
 ) -> Calibrated:
     """Fit the calibrator of an experiment, and the sets of verdicts where the label is a cause.
 
@@ -70,7 +70,7 @@ def calibrate(
       probabilities: float [n, C] that the model gave to them.
       labels: int [n].
       used: the runs that the model learned, and is tested on.
-      ranges: of the runs that it learned and of these, for verdicts.
+      ranges: computes those of the runs that it learned and of these; called where there are verdicts.
 
     Raises:
       CimlError: if there are no dev runs.
@@ -105,7 +105,7 @@ def calibrate(
         coverage=experiment.coverage,
         calibration=description,
     )
-    return Calibrated(calibrator, rules.replace(ranges=ranges), description)
+    return Calibrated(calibrator, rules.replace(ranges=ranges()), description)
 
 
 def calibrate_on_dev(
@@ -129,7 +129,7 @@ def calibrate_on_dev(
         probabilities,
         labels,
         used=[facts[run.run_id] for run in others],
-        ranges=_ranges(root, snapshot, facts) if snapshot.resolved.definition.class_label == CAUSE else None,
+        ranges=lambda: _ranges(root, snapshot, facts),
     )
 
 

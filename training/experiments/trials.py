@@ -25,7 +25,6 @@ import numpy as np
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.raw.causes import CAUSE
 from ciml.storage.open import Store
 from ciml.verdicts import LearnedRanges
 from training.calibration.calibrate import Calibrated, calibrate
@@ -200,7 +199,7 @@ class Trial:
             self.fitted.predict(rows.inputs, rows.n_windows),
             rows.labels,
             used=[facts[position] for position in [*self.learned, *self.dataset.of("test")]],
-            ranges=self._ranges() if self.dataset.snapshot.resolved.definition.class_label == CAUSE else None,
+            ranges=self._ranges,
         )
 
     def _ranges(self) -> LearnedRanges | None:
@@ -316,13 +315,13 @@ class Trial:
         if found is None:
             return {}
         before = evaluate(answers, labels[test], classes, labels[self.learned])
-        told: dict[str, Any] = {"calibration": {**found.description, "before": sharpness(before)}}
+        figures: dict[str, Any] = {"calibration": {**found.description, "before": sharpness(before)}}
         if found.rules is not None:
             jobs = [self.dataset.facts[position].build_name for position in test]
             rows = self.dataset.rows.take(test)
             means = run_means(rows.inputs, rows.n_windows)
-            told["verdicts"] = verdict_figures(found.rules, decimals(calibrated), labels[test], jobs, means)
-        return told
+            figures["verdicts"] = verdict_figures(found.rules, decimals(calibrated), labels[test], jobs, means)
+        return figures
 
     def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
         labels, classes = self.dataset.rows.labels, self.dataset.snapshot.resolved.classes

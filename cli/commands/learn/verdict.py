@@ -123,12 +123,12 @@ def _possible(verdict: Mapping[str, Any]) -> str:
     """Return the causes that the run may have, and how often the true one is among them."""
     causes, unlike = " and ".join(verdict["set"]), verdict.get("outside")
     if unlike:
-        return f"{causes}: it is unlike the runs that the model learned, {outside_text(unlike)}"
+        return f"{causes}: it is unlike the runs that the model learned, {_outside(unlike)}"
     if not causes:
         return "none: it is unlike the runs that calibrated the model"
     return f"{causes}; the true cause is among the possible ones in {verdict['coverage']:.0%} of runs"
 
 
-def outside_text(outside: Mapping[str, Any]) -> str:
+def _outside(outside: Mapping[str, Any]) -> str:
     """Return how a run differs from those that the model learned, from the JSON of `ciml.verdicts.Outside`."""
     return f"by {outside['feature']}: {outside['value']:g}, theirs are {outside['low']:g} to {outside['high']:g}"
