@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ciml.raw.causes import FAILED
 from ciml.verdicts import EXIT_LABEL, SIGNAL_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
+from transforms.examples.prepare import run_means
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from ciml.datasets.definition import ResolvedDefinition
@@ -37,7 +39,8 @@ def verdict_of(
     """
     if facts is None or rules is None or facts.outcome not in FAILED:
         return None
-    return make_verdict(facts.build_name, probabilities, rules, windows.mean(axis=0, dtype="float64"))
+    (means,) = run_means(windows[None], np.array([len(windows)]))
+    return make_verdict(facts.build_name, probabilities, rules, means)
 
 
 def recorded_verdict(

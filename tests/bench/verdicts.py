@@ -29,12 +29,12 @@ from ciml.telemetry import telemetry_columns
 from ciml.verdicts import UNKNOWN, make_verdict
 from training.calibration.conformal import make_rules
 from training.calibration.fit import fit_calibrator
-from training.calibration.ranges import learned_ranges, run_means
+from training.calibration.ranges import learned_ranges
 from training.estimators import Rows, fit, inputs_for
 from training.evaluation.baselines import predict_by
 from training.experiment import Experiment, load_experiment
 from training.normalise import Normalisation
-from transforms.examples.prepare import prepare_many
+from transforms.examples.prepare import prepare_many, run_means
 from transforms.parse.logs import Log, parse_logs
 from transforms.profiles.profile import make_profiles
 

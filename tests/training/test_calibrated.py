@@ -36,11 +36,11 @@ from tests.training.conftest import QUICK
 from tests.transforms.samples import corpus
 from training.calibration.calibrate import calibrate_on_dev
 from training.calibration.conformal import decimals
-from training.calibration.ranges import run_means
 from training.data.examples import read_snapshot_examples
 from training.data.snapshot import Snapshot
 from training.export import load_exported
 from training.refresh import Candidate, refresh
+from transforms.examples.prepare import run_means
 
 DEFINITION = DatasetDefinition(
     name="cause",

@@ -19,10 +19,11 @@ from ciml.verdicts import LearnedRanges, VerdictRules
 from training.calibration.calibrators import Calibrator
 from training.calibration.conformal import make_rules
 from training.calibration.fit import fit_calibrator, log_loss
-from training.calibration.ranges import learned_ranges, run_means
+from training.calibration.ranges import learned_ranges
 from training.data.examples import file_tasks, read_facts, read_rows
 from training.data.snapshot import Snapshot
 from training.experiment import Experiment
+from transforms.examples.prepare import run_means
 from transforms.examples.split import split_of, subject_of
 
 _SALT = "ciml calibration"

@@ -17,17 +17,6 @@ from transforms.examples.split import subject_of
 SHARE = 0.95
 
 
-def run_means(inputs: NDArray[np.float32], n_windows: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the mean of each feature over a run's windows, float64 [n, F].
-
-    Args:
-      inputs: float32 [n, L, F], not normalised, 0 after the run's windows.
-      n_windows: int [n], at least 1.
-    """
-    sums: NDArray[np.float64] = inputs.sum(axis=1, dtype=np.float64)
-    return sums / n_windows[:, None]
-
-
 def learned_ranges(
     means: NDArray[np.float64], runs: Sequence[RunFacts], features: Sequence[str]
 ) -> LearnedRanges | None:
@@ -38,7 +27,7 @@ def learned_ranges(
     runs like these are outside at most as often as `SHARE` says.
 
     Args:
-      means: float64 [n, F], by `run_means`.
+      means: float64 [n, F], by `transforms.examples.prepare.run_means`.
       runs: facts of the n runs.
       features: names of the F features.
     """

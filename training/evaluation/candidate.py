@@ -13,7 +13,6 @@ from ciml.data_root import StoredDataset
 from ciml.errors import IntegrityError
 from training.calibration.calibrate import Calibrated
 from training.calibration.conformal import decimals
-from training.calibration.ranges import run_means
 from training.data.examples import Examples, read_facts, read_snapshot_examples
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot, SnapshotRun
@@ -25,6 +24,7 @@ from training.evaluation.verdicts import verdict_figures
 from training.experiment import Experiment
 from training.export import Exported
 from training.train import predict_in_memory, trained_roles
+from transforms.examples.prepare import run_means
 
 _LOG = logging.getLogger(__name__)
 

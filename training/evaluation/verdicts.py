@@ -26,7 +26,7 @@ def verdict_figures(
       probabilities: float64 [n, C], calibrated, as predictions record them (`training.calibration.conformal.decimals`).
       labels: int [n].
       jobs: of each run.
-      means: float64 [n, F], by `training.calibration.ranges.run_means`; None takes all runs for ones like the learned.
+      means: float64 [n, F], by `transforms.examples.prepare.run_means`; None takes all runs for ones like the learned.
 
     Returns:
       JSON; shares have ``value``, ``low`` and ``high`` (95 %, Wilson), or None for no runs:

@@ -29,7 +29,7 @@ from ciml.storage.open import Store
 from ciml.verdicts import LearnedRanges
 from training.calibration.calibrate import Calibrated, calibrate
 from training.calibration.conformal import decimals
-from training.calibration.ranges import learned_ranges, run_means
+from training.calibration.ranges import learned_ranges
 from training.data.in_memory import InMemoryDataset
 from training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
@@ -39,6 +39,7 @@ from training.evaluation.verdicts import verdict_figures
 from training.experiment import ALIASES, Experiment, refresh_key
 from training.normalise import Normalisation
 from training.train import trained_roles
+from transforms.examples.prepare import run_means
 
 _FORMAT = 1
 RESULT = "result.json"

@@ -272,3 +272,14 @@ def _table(
         flat = numbers(unrolled[feature].reshape(-1))
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def run_means(inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+    """Return the mean of each feature over a run's windows, float64 [n, F].
+
+    Args:
+      inputs: float32 [n, L, F], not normalised, 0 after the run's windows.
+      n_windows: int [n], at least 1.
+    """
+    means: np.ndarray = inputs.sum(axis=1, dtype=np.float64) / n_windows[:, None]
+    return means

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ciml.events.records import RunFacts
 from ciml.verdicts import LearnedRanges, parts_outside
-from training.calibration.ranges import SHARE, learned_ranges, run_means
+from training.calibration.ranges import SHARE, learned_ranges
+from transforms.examples.prepare import run_means
 
 
 def runs_of(changes: list[int]) -> list[RunFacts]:
