@@ -27,13 +27,9 @@ class ServedModel:
     """
 
     def __init__(self, folder: str) -> None:
-        import os
-
         from ciml.storage.open import LocalStore
         from serving.server.model.loader import load_model
 
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
         self._loaded = load_model(LocalStore(folder))
 
     def predict(self, model_input: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ciml.errors import CimlError
+from ciml.tensorflow import load_tensorflow
 
 #: TensorFlow uses all cores by default; a trainer shares its machine.
 THREADS = 2
@@ -39,19 +40,16 @@ def tensorflow() -> Any:
     first = "tensorflow" not in sys.modules
     if first:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
         # oneDNN's sums depend on the CPU's instructions; for small networks it is no faster.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         with _muted():
-            import tensorflow as tf
-
+            tf = load_tensorflow()
             tf.config.list_physical_devices()  # searches for a GPU and logs that there is none
-    else:
-        import tensorflow as tf
-    if first:
         tf.get_logger().setLevel("ERROR")
         tf.config.threading.set_inter_op_parallelism_threads(threads())
         tf.config.threading.set_intra_op_parallelism_threads(threads())
+    else:
+        tf = load_tensorflow()
     # The same seed must give the same model, so that experiments can be compared.
     tf.config.experimental.enable_op_determinism()
     return tf

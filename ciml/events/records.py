@@ -260,7 +260,9 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
-        return fields if self.mention is None else {**fields, "mention": self.mention.to_json()}
+        if self.mention is not None:
+            fields["mention"]["phase"] = self.mention.phase  # as `RunFacts.to_json`, whose fields are here already
+        return fields
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Outcome:

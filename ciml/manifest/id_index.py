@@ -29,8 +29,7 @@ _SPAN = 1 << 64
 
 def fingerprint(*texts: str) -> bytes:
     """Return a fingerprint of 128 bits: among 10^9 ids the probability of a collision is below 10^-20."""
-    joined = b"\0".join(text.encode("utf-8", "surrogatepass") for text in texts)
-    return hashlib.blake2b(joined, digest_size=16).digest()
+    return hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
@@ -72,8 +71,6 @@ class LocalModel:
         self.definition = read_definition(registry.read_asset(self.version, DEFINITION), where)
         self.rules = rules_of(registry, self.version, self.definition)
         self._near = neighbours_of(data, self.definition)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
         verify = partial(RegistryVerifier(data.registry.root), model, self.version)
         folder = registry.folder(self.version)
         try:

@@ -35,6 +35,7 @@ from ciml.limits import (
 )
 from ciml.metrics import serve_metrics
 from ciml.storage.open import open_store
+from ciml.tensorflow import load_tensorflow
 from serving.model_config import CONFIG_NAME, ModelEntry, parse_config
 
 _LOG = logging.getLogger(__name__)
@@ -243,8 +244,7 @@ class ModelServer:
 
 def run(options: ServerOptions) -> None:
     """Run a server until SIGTERM or SIGINT. Print the ports as one line of JSON."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
+    load_tensorflow()  # before the messages of its protocol, which import it otherwise
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

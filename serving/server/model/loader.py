@@ -15,6 +15,7 @@ from typing import Any
 from ciml.errors import IntegrityError
 from ciml.limits import MAX_MODEL_CALL_S, MAX_REQUEST_ROWS
 from ciml.storage.open import Store
+from ciml.tensorflow import load_tensorflow
 from serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
 from serving.server.model.allowed_ops import check_ops
 from serving.server.model.loaded_model import LoadedModel, one_line
@@ -39,8 +40,7 @@ def load_model(
       FileNotFoundError: if there is no such version.
       IntegrityError: if it is corrupt or altered, holds a forbidden operation, or fails its warm-up.
     """
-    import tensorflow as tf
-
+    tf = load_tensorflow()
     work = Path(tempfile.mkdtemp(prefix="ciml-model-"))
     try:
         copy = work / "model"

@@ -20,7 +20,7 @@ from pipelines.kafka.plan import PartitionRead, bases, is_older, plan
 from pipelines.kafka.reader import borrow, close_readers
 from pipelines.kafka.source import ReadFromKafka, ReadUnbounded
 from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction
-from tests.pipelines.ingest.ingesting import need_real
+from tests.pipelines.ingest.ingesting import need_real, wait_for
 
 MakeTopic = Callable[..., str]
 
@@ -139,6 +139,20 @@ def produce_transaction(broker: str, topic: str, values: Sequence[bytes], *, com
         producer.produce(topic, value, partition=0)
     producer.flush(30)
     (producer.commit_transaction if commit else producer.abort_transaction)(30)
+    # The broker answers before it writes the marker, which ends the transaction for readers.
+    wait_for(lambda: end_offset(broker, topic, committed=True) == end_offset(broker, topic, committed=False))
+
+
+def end_offset(broker: str, topic: str, *, committed: bool) -> int:
+    from confluent_kafka import IsolationLevel, TopicPartition
+    from confluent_kafka.admin import AdminClient, OffsetSpec
+
+    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+    asked = {TopicPartition(topic, 0): OffsetSpec.latest()}
+    admin = AdminClient({"bootstrap.servers": broker})  # its answers come as long as it is held
+    (found,) = admin.list_offsets(asked, isolation_level=level).values()
+    offset: int = found.result(30).offset
+    return offset
 
 
 def _as_json(batch: Batch) -> bytes:
