@@ -5,9 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
-# Four processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
+# Five processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
 # order of collection, the longest first (tests/conftest.py).
-PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
+PARALLEL ?= -n 5 --dist loadfile --no-loadscope-reorder
 
 BUILDER ?= docker
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ciml/version.py)

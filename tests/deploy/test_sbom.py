@@ -15,6 +15,7 @@ pytestmark = pytest.mark.whole
 @pytest.mark.parametrize("image", IMAGES)
 def test_it_lists_the_lock(image: str) -> None:
     bill = bill_of(image)
+    assert image != "recorder" or bill_of(image) == bill
     found = {each["name"].lower().replace("_", "-"): each for each in bill["components"]}
     wanted = locked(lock_of(image))
     assert found.keys() == wanted.keys()
@@ -28,6 +29,5 @@ def test_it_lists_the_lock(image: str) -> None:
 
 def test_an_invalid_one_is_found() -> None:
     bill = bill_of("recorder")
-    assert bill_of("recorder") == bill
     for key, value in (("bomFormat", "x"), ("serialNumber", "x"), ("components", [{"name": "a"}])):
         assert fault_of({**bill, key: value}), key

@@ -33,6 +33,7 @@ def _ask(url: str, method: str, path: str, body: Any = None) -> Any:
         return json.loads(answer.read()[5:] or b"null")
 
 
+@pytest.mark.interop
 @pytest.mark.engines
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(os.environ.get("CIML_NO_JAVA", "") not in ("", "0"), reason="CIML_NO_JAVA is set")
