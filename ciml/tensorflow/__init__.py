@@ -9,8 +9,9 @@ from typing import Any
 __all__ = ["load_tensorflow"]
 
 #: What TensorFlow imports at its end, and goes on without: Keras 3, with matplotlib, scipy and pandas where they are
-#: installed. That is 40 % of the processor time of ``import tensorflow``.
-_EAGER = "keras.src.optimizers"
+#: installed, or Keras 2 in children of a process with tf.Transform, which sets ``TF_USE_LEGACY_KERAS``. That is 40 % of
+#: the processor time of ``import tensorflow``.
+_EAGER = ("keras.src.optimizers", "tf_keras.src.optimizers")
 
 
 def load_tensorflow() -> Any:
@@ -21,10 +22,11 @@ def load_tensorflow() -> Any:
     if "tensorflow" not in sys.modules:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
-        refused = sys.modules.setdefault(_EAGER, None) is None  # type: ignore[arg-type]  # its import raises ImportError
+        refused = {name: None for name in _EAGER if name not in sys.modules}
+        sys.modules.update(refused)  # type: ignore[arg-type]  # their import raises ImportError
         try:
             import tensorflow  # noqa: F401
         finally:
-            if refused:
-                del sys.modules[_EAGER]
+            for name in refused:
+                del sys.modules[name]
     return sys.modules["tensorflow"]

@@ -17,6 +17,7 @@ HEAVY = (
     "tensorflow",
     "apache_beam",
     "keras",
+    "tf_keras",
     "sklearn",
     "matplotlib",
     "moto",
@@ -74,11 +75,14 @@ def test_probe_sees_a_heavy_import() -> None:
     assert loaded_by("import sklearn") >= {"sklearn"}
 
 
-def test_tensorflow_comes_without_keras_until_it_is_used() -> None:
+@pytest.mark.parametrize("legacy", ["0", "1"], ids=["Keras 3", "Keras 2"])
+def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)  # set by tf.Transform for its process and the children
     load = "from ciml.tensorflow import load_tensorflow; tf = load_tensorflow()"
     programs = "import serving.server.grpc_service; from training.runtime import tensorflow; tensorflow()"
     assert loaded_by(f"{load}; {programs}") == {"tensorflow"}
-    assert loaded_by(f"{load}; assert tf.keras.layers.Dense(1).units == 1") >= {"tensorflow", "keras"}
+    used = loaded_by(f"{load}; assert tf.keras.layers.Dense(1).units == 1")
+    assert used >= {"tensorflow", "tf_keras" if legacy == "1" else "keras"}
 
 
 def test_import_ciml_is_light_and_quick() -> None:
