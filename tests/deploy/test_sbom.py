@@ -9,7 +9,7 @@ import pytest
 from tests.deploy.sbom import bill_of, fault_of
 from tests.deploy.test_images import IMAGES, lock_of, locked
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.interop
 
 
 @pytest.mark.parametrize("image", IMAGES)

@@ -80,9 +80,9 @@ def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatc
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)  # set by tf.Transform for its process and the children
     load = "from ciml.tensorflow import load_tensorflow; tf = load_tensorflow()"
     programs = "import serving.server.grpc_service; from training.runtime import tensorflow; tensorflow()"
-    assert loaded_by(f"{load}; {programs}") == {"tensorflow"}
-    used = loaded_by(f"{load}; assert tf.keras.layers.Dense(1).units == 1")
-    assert used >= {"tensorflow", "tf_keras" if legacy == "1" else "keras"}
+    used = "tf_keras" if legacy == "1" else "keras"
+    light = f"import sys; assert {{'tensorflow'}} == {set(HEAVY)!r} & set(sys.modules), sys.modules"
+    assert loaded_by(f"{load}; {programs}; {light}; assert tf.keras.layers.Dense(1).units == 1") >= {"tensorflow", used}
 
 
 def test_import_ciml_is_light_and_quick() -> None:
