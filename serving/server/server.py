@@ -244,10 +244,10 @@ class ModelServer:
 
 def run(options: ServerOptions) -> None:
     """Run a server until SIGTERM or SIGINT. Print the ports as one line of JSON."""
-    load_tensorflow()  # before the messages of its protocol, which import it otherwise
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    load_tensorflow()  # before the messages of its protocol, which import it otherwise
     server = ModelServer(options)
     server.start()
     try:

@@ -15,7 +15,6 @@ pytestmark = pytest.mark.interop
 @pytest.mark.parametrize("image", IMAGES)
 def test_it_lists_the_lock(image: str) -> None:
     bill = bill_of(image)
-    assert image != "recorder" or bill_of(image) == bill
     found = {each["name"].lower().replace("_", "-"): each for each in bill["components"]}
     wanted = locked(lock_of(image))
     assert found.keys() == wanted.keys()
@@ -29,5 +28,6 @@ def test_it_lists_the_lock(image: str) -> None:
 
 def test_an_invalid_one_is_found() -> None:
     bill = bill_of("recorder")
+    assert bill_of("recorder") == bill
     for key, value in (("bomFormat", "x"), ("serialNumber", "x"), ("components", [{"name": "a"}])):
         assert fault_of({**bill, key: value}), key
