@@ -148,7 +148,8 @@ monitoring.config: {{ printf "prometheus_config { enable: true, path: %q }" "/mo
 {{/*
 A Deployment with one container of ciml that has metrics.
 (dict "root" $ "part" "ingest" "image" "services" "command" (list …) "args" (list …) "port" 9464 "resources" … "replicas" 1 "claim" "" "ports" (list …)
- "mounts" (list …) "volumes" (list …) "probe" "PATH" "probePort" "NAME" "ready" "PATH" "delay" SECONDS)
+ "secret" "NAME" "secretPath" "PATH" "probe" "PATH" "probePort" "NAME" "ready" "PATH" "delay" SECONDS)
+A secret's keys are files below its path, readable by the container's user alone.
 A part without "ready" takes no requests: an upgrade ends its pod before it starts the next one.
 */}}
 {{- define "ciml.deployment" -}}
@@ -198,9 +199,14 @@ spec:
           resources: {{ toYaml .resources | nindent 12 }}
           {{- include "ciml.security" . | nindent 10 }}
           {{- include "ciml.mounts" . | nindent 10 }}
-            {{- with .mounts }}{{ toYaml . | nindent 12 }}{{ end }}
+            {{- if .secret }}
+            - {name: secrets, mountPath: {{ .secretPath }}, readOnly: true}
+            {{- end }}
       volumes: {{ include "ciml.volumes" . | nindent 8 }}
-        {{- with .volumes }}{{ toYaml . | nindent 8 }}{{ end }}
+        {{- with .secret }}
+        - name: secrets
+          secret: {secretName: {{ . }}, defaultMode: 0440}
+        {{- end }}
 {{- end -}}
 
 {{/* A CronJob of ciml's steps, the last one the job's container. (dict "root" $ "part" "compaction" "schedule" "…" "steps" (list (list …))) */}}
