@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
 # Five processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
-# order of collection, the longest first (tests/conftest.py).
+# order of collection, the longest first. All processes share a broker, and one of them runs the tests on Flink (tests/conftest.py).
 PARALLEL ?= -n 5 --dist loadfile --no-loadscope-reorder
 
 BUILDER ?= docker

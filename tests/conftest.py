@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +49,6 @@ LONGEST = (
     "tests/faults/test_selection.py",
     "tests/recorder/test_spool.py",
     "tests/recorder/test_delivery.py",
-    "tests/deploy/test_sbom.py",
     "tests/pipelines/training/test_hyperparameter_sweep.py",
     "tests/cli/test_metrics.py",
     "tests/pipelines/ingest/test_ingest_flink.py",
@@ -73,6 +74,60 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
+#: Files whose tests run on the `flink` of the session: one process runs them all, so one Flink is started, not five.
+ON_FLINK = frozenset(
+    {
+        "tests/cli/test_metrics.py",
+        "tests/engines/test_flink.py",
+        "tests/pipelines/backfill/test_backfill.py",
+        "tests/pipelines/datasets/test_commit.py",
+        "tests/pipelines/ingest/test_ingest_flink.py",
+        "tests/pipelines/kafka/test_source_flink.py",
+        "tests/pipelines/live/test_live.py",
+        "tests/pipelines/predict/test_predict.py",
+        "tests/services/test_ingest_service_flink.py",
+        "tests/services/test_other_kinds.py",
+    }
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute whole files among the processes, those on Flink together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByEngine(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "flink" if file in ON_FLINK else file
+
+    return ByEngine(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Start one broker for all processes that test in parallel."""
+    node.workerinput["kafka"] = _shared_kafka(node.config)
+
+
+_SHARED_KAFKA = pytest.StashKey[str]()
+
+
+def _shared_kafka(config: pytest.Config) -> str:
+    """Return the address of the broker that this process runs for the others; "" if none needs it, or without Java."""
+    if _SHARED_KAFKA not in config.stash:
+        config.stash[_SHARED_KAFKA] = ""
+        if "not engines" not in config.option.markexpr:
+            import engines
+
+            stack = ExitStack()
+            config.add_cleanup(stack.close)
+            home = stack.enter_context(tempfile.TemporaryDirectory(prefix="ciml-kafka-", ignore_cleanup_errors=True))
+            running = stack.enter_context(engines.start(["kafka"], home, engines.Settings(tied=True)))
+            config.stash[_SHARED_KAFKA] = "" if running.light else running.kafka
+    return config.stash[_SHARED_KAFKA]
+
+
 def pytest_collection_finish() -> None:
     """Collect garbage from here on, and never what was imported."""
     gc.freeze()
@@ -91,8 +146,14 @@ def _engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The ``host:port`` of a real broker; of the mock broker when ``CIML_NO_JAVA`` is set."""
+def kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The ``host:port`` of a real broker; of the mock broker when ``CIML_NO_JAVA`` is set.
+
+    Processes that test in parallel share a broker. A test's topics and groups have names of their own.
+    """
+    if shared := getattr(request.config, "workerinput", {}).get("kafka"):
+        yield shared
+        return
     for running in _engine("kafka", tmp_path_factory):
         yield running.kafka
 

@@ -10,6 +10,7 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import RunFacts
+from ciml.raw.causes import FAILED
 from tests.bench.verdicts import (
     EXAMPLES,
     Fold,
@@ -17,6 +18,7 @@ from tests.bench.verdicts import (
     Verdicts,
     by_base_rate,
     figures,
+    fold_of_later_runs,
     folds_of,
     label_noise,
     read,
@@ -26,7 +28,7 @@ from tests.bench.verdicts import (
 from tests.corpus import CORPUS
 
 CODE, MACHINE, UNKNOWN = 0, 1, 2
-FAILED = [
+ANY = [
     RunFacts(run_id=f"zuul~{number}~1", build_uuid=str(number), build_name="unit", change=str(number))
     for number in range(36)
 ]
@@ -59,6 +61,25 @@ def test_a_fold_sees_no_held_out_change(runs: Recorded) -> None:
         assert fold.inputs.shape == (len(labels), 1, len(fold.features)) == (80, 1, 12)
         held[fold.held] += 1
     assert set(held) == {1}
+
+
+def test_nothing_is_learned_from_later_runs(runs: Recorded) -> None:
+    ends = np.array([run.end_us for run in runs.facts])
+    since_us = int(ends[runs.groups == runs.groups[runs.failed[60]]].min())
+    passed_later = [run.outcome not in FAILED and (run.end_us or 0) >= since_us for run in runs.facts]
+    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    labels = np.array([runs.truth(runs.facts[at].run_id) == "machine" for at in runs.failed], np.int64)
+    failed = ends[runs.failed]
+    one, other = (fold for _, fold in fold_of_later_runs(runs, definition, labels, since_us, 2))
+    for fold in (one, other):
+        assert sorted(fold.held) == np.flatnonzero(failed >= since_us).tolist()
+        assert sorted([*fold.learned, *fold.dev]) == np.flatnonzero(failed < since_us).tolist()
+    assert set(one.dev) != set(other.dev)
+    without = runs.of([at for at, left_out in enumerate(passed_later) if not left_out])
+    _, same = next(fold_of_later_runs(without, definition, labels, since_us, 1))
+    assert np.array_equal(one.inputs, same.inputs)  # profiles of earlier runs alone
+    with pytest.raises(ValueError, match="has runs before and after"):
+        next(fold_of_later_runs(runs, definition, labels, since_us + 1, 1))
 
 
 def test_figures_count_the_answers_of_all_repeats() -> None:
@@ -99,7 +120,7 @@ def test_a_base_rate_is_no_verdict() -> None:
     inputs = np.zeros((36, 1, 1), np.float32)
     learned, dev, held = np.arange(12), np.arange(12, 30), np.arange(30, 36)
     fold = Fold(learned, dev, held, inputs, np.ones(36, np.int32), ("usr",))
-    found = verdicts_by(by_base_rate, [(0, fold)], labels, FAILED, 0.9)
+    found = verdicts_by(by_base_rate, [(0, fold)], labels, ANY, 0.9)
     assert found.probability[0, held].argmax(axis=1).tolist() == [MACHINE] * 6
     assert found.said[0, held].tolist() == [UNKNOWN] * 6  # both classes are too common to be left out
     assert found.inside[0, held].all()
@@ -116,8 +137,8 @@ def test_a_held_out_run_unlike_the_others_has_no_verdict() -> None:
         right = np.eye(2)[labels] * 0.8 + 0.1
         return right[fold.dev], right[fold.held]
 
-    found = verdicts_by(sure, [(0, fold)], labels, FAILED, 0.9)
+    found = verdicts_by(sure, [(0, fold)], labels, ANY, 0.9)
     assert found.said[0, held].tolist() == [CODE, MACHINE, CODE, UNKNOWN, CODE, MACHINE]
     assert np.flatnonzero(found.outside).tolist() == [33]
-    without = verdicts_by(sure, [(0, fold)], labels, FAILED, 0.9, outside=False)
+    without = verdicts_by(sure, [(0, fold)], labels, ANY, 0.9, outside=False)
     assert without.said[0, 33] == MACHINE

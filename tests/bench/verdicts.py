@@ -1,8 +1,9 @@
-"""How good verdicts are on recorded runs: `python -m tests.bench.verdicts FOLDER… [--folds 5] [--repeats 5]`.
+"""How good verdicts are on recorded runs: `python -m tests.bench.verdicts FOLDER… [--since 2026-11-27]`.
 
 A FOLDER is a recording: ``builds.jsonl`` and the logs that it names. The recordings know what happened to each run, as
 no CI system does: that is the truth here. Whole changes are held out; profiles, model and calibration are made without
-them. Prints the tables of docs/verdicts.md.
+them. Prints the tables of docs/verdicts.md. With ``--since``, nothing is learned from the runs of that day and later,
+and the tables are of these runs: figures of a model and of columns that were chosen without them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +69,11 @@ class Recorded:
     def truth(self, run_id: str) -> str:
         """Return the cause of a failed run: as recorded, else by reruns; "" where neither says it."""
         return self.known.get(run_id) or self.rerun.get(run_id, "")
+
+    def of(self, runs: Sequence[int]) -> Recorded:
+        """Return some of the runs, by their indices."""
+        facts, tables = tuple(self.facts[at] for at in runs), tuple(self.tables[at] for at in runs)
+        return Recorded(facts, tables, self.known, self.rerun, self.groups[runs])
 
     @property
     def failed(self) -> list[int]:
@@ -149,6 +156,34 @@ def folds_of(
             yield repeat, Fold(rest[learned], rest[dev], held, inputs, n_windows, resolved.features)
 
 
+def fold_of_later_runs(
+    runs: Recorded, definition: DatasetDefinition, labels: np.ndarray, since_us: int, repeats: int
+) -> Iterator[tuple[int, Fold]]:
+    """Yield (repeat, fold) with the runs held out that ended at this time or later.
+
+    The repeats differ in the changes that calibrate.
+
+    Raises:
+      ValueError: a change has runs on both sides.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    later = np.array([(run.end_us or 0) >= since_us for run in runs.facts])
+    if both := set(runs.groups[later]) & set(runs.groups[~later]):
+        raise ValueError(f"change {min(both)} has runs before and after the time")
+    failed = np.array(runs.failed)
+    resolved = _resolved(runs, definition, np.flatnonzero(~later).tolist())
+    inputs, n_windows, rejected = prepare_many(
+        [runs.tables[at] for at in failed], resolved, [runs.facts[at] for at in failed]
+    )
+    assert not rejected, rejected
+    rest, held = np.flatnonzero(~later[failed]), np.flatnonzero(later[failed])
+    for repeat in range(repeats):
+        inner = StratifiedGroupKFold(DEV_OF, shuffle=True, random_state=repeat)
+        learned, dev = next(inner.split(labels[rest], labels[rest], runs.groups[failed[rest]]))
+        yield repeat, Fold(rest[learned], rest[dev], held, inputs, n_windows, resolved.features)
+
+
 def _resolved(runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]) -> ResolvedDefinition:
     columns = [telemetry_columns(runs.tables[at].column_names) for at in seen]
     passed = [(runs.facts[at], runs.tables[at]) for at in seen]
@@ -218,6 +253,10 @@ class Verdicts(NamedTuple):
     said: np.ndarray
     inside: np.ndarray
     outside: np.ndarray
+
+    def of(self, runs: np.ndarray) -> Verdicts:
+        """Return the verdicts on some of the runs, by their indices."""
+        return Verdicts(*(part[:, runs] for part in self))
 
 
 def verdicts_by(
@@ -344,6 +383,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="a part of the names of the methods")
+    parser.add_argument("--since", type=datetime.fromisoformat, help="hold out all runs of this day (UTC) and later")
     options = parser.parse_args()
     definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
     experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
@@ -354,14 +394,19 @@ def main() -> None:
     print(f"{len(runs.facts)} runs; {len(failed)} failed with a cause, {dict(Counter(CAUSES[at] for at in labels))}")
     for what, count in label_noise(runs).items():
         print(f"  {what}: {count}")
-    folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
-    print(f"features: {len(folds[0][1].features)}")
+    if options.since is None:
+        folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
+    else:
+        since_us = int(options.since.replace(tzinfo=UTC).timestamp() * 1e6)
+        folds = list(fold_of_later_runs(runs, definition, labels, since_us, options.repeats))
+    held = np.unique(np.concatenate([fold.held for _, fold in folds]))
+    print(f"features: {len(folds[0][1].features)}; {len(held)} runs held out, {dict(Counter(labels[held].tolist()))}")
     rows, curves = {}, {}
     for name, answer in methods(runs, experiment).items():
         if options.only in name:
             found = verdicts_by(answer, folds, labels, facts, experiment.coverage, outside=name not in BASELINES)
-            rows[name] = figures(found, labels, groups)
-            curves[name] = reliability(found, labels)
+            rows[name] = figures(found.of(held), labels[held], groups[held])
+            curves[name] = reliability(found.of(held), labels[held])
             print(name, {key: round(value[0], 3) for key, value in rows[name].items()}, flush=True)
     print(
         table(rows, ["accuracy", *(f"{name} {what}" for name in CAUSES for what in ("precision", "recall")), "brier"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
-from tests.conftest import LONGEST, pytest_collection_modifyitems
+from tests.conftest import LONGEST, ON_FLINK, pytest_collection_modifyitems
 from tests.project.test_rooms import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -54,3 +55,10 @@ def test_the_longest_files_come_first_and_exist() -> None:
     want = [LONGEST[0], LONGEST[1], "tests/a.py", "tests/b.py"]
     assert [item.nodeid for item in found] == [f"{name}::test" for name in want]
     assert "--no-loadscope-reorder" in MAKEFILE
+
+
+def test_the_files_on_one_flink_are_those_that_ask_for_it() -> None:
+    asks = re.compile(r"\bflink(_jobs)?: str")
+    paths = {path for path in (ROOT / "tests").rglob("test_*.py") if asks.search(path.read_text())}
+    found = {path.relative_to(ROOT).as_posix() for path in paths}
+    assert {name for name in found if not name.startswith("tests/bench/")} == ON_FLINK

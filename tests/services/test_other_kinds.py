@@ -14,6 +14,7 @@ from ciml.kafka.options import KafkaOptions
 from pipelines.live.pipeline import LiveConfig
 from serving.predict.log import read_predictions
 from serving.registry import Registry
+from tests.corpus import STABLE
 from tests.pipelines.ingest.ingesting import need_real
 from tests.pipelines.live.living import Kept, replayed
 from tests.pipelines.live.living import send as send_samples
@@ -156,7 +157,7 @@ def test_live_examples_equal_the_batch_result_after_a_worker_died(
         assert one.status()["counts"]["messages read"] > 0
         found = scrape(one.status()["metrics"])
         assert found["ciml_lag_messages"] == {("0", config.topic): 0, ("1", config.topic): 0}
-        runs, tables, _ = corpus()
+        runs, tables, _ = corpus(STABLE)
         classes = resolved.definition.classes or ()
         for run, table in zip(runs, tables, strict=True):
             if run.run_id in run_ids:

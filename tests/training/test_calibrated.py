@@ -30,6 +30,7 @@ from serving.predict.predictor import Predictor, PredictPolicy
 from serving.push import push
 from serving.registry import Registry
 from serving.server.server import ModelServer, ServerOptions
+from tests.corpus import STABLE
 from tests.pipelines.predict.predicting import batch
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import QUICK
@@ -67,7 +68,7 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data = DataRoot.open(tmp_path_factory.mktemp("calibrated") / "data")
-    found, tables, logs = corpus()
+    found, tables, logs = corpus(STABLE)
     runs = [run.replace(source="zuul", event="", pipeline="gate") for run in found]
     RawStore(data).add(list(zip(runs, tables, strict=True)))
     create_dataset(data, DEFINITION)

@@ -19,6 +19,7 @@ from ciml.telemetry import telemetry_columns
 from pipelines.kafka.broker import list_topic
 from pipelines.kafka.reader import Reader
 from pipelines.live.pipeline import LiveConfig
+from tests.corpus import STABLE
 from tests.messages import check_message
 from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
 from tests.transforms.samples import corpus
@@ -33,7 +34,7 @@ RANK = {"early": 0, "final": 1, "late": 1}
 
 def datasets(**definitions: dict[str, Any]) -> tuple[LiveDataset, ...]:
     """Data sets of the corpus, by name and keys."""
-    runs, tables, _ = corpus()
+    runs, tables, _ = corpus(STABLE)
     columns = [telemetry_columns(each.column_names) for each in tables]
     out = []
     for name, keys in definitions.items():
@@ -53,7 +54,7 @@ USUAL: dict[str, dict[str, Any]] = {
 def replayed(count: int, seed: int, disorder: Disorder | None = None) -> list[tuple[str, Samples | End]]:
     """(run id, message) of so many runs that began within ten minutes, in the order of their arrival."""
     rng = np.random.default_rng(seed)
-    runs, tables, _ = corpus()
+    runs, tables, _ = corpus(STABLE)
     chosen = rng.choice(len(runs), count, replace=False) if count < len(runs) else np.arange(len(runs))
     found = []
     for at in chosen.tolist():
@@ -163,7 +164,7 @@ def assert_equals_batch(
 
     ``known`` has the runs, by default those of the corpus.
     """
-    known = known or {run.run_id: (run, table) for run, table in zip(*corpus()[:2], strict=True)}
+    known = known or {run.run_id: (run, table) for run, table in zip(*corpus(STABLE)[:2], strict=True)}
     compared = 0
     for run_id in run_ids:
         run, table = known[run_id]
