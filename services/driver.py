@@ -109,17 +109,19 @@ def _drive_on_flink(
 ) -> None:
     if until is not None:
         service.ready()
-    idle, job = Idle(until), _JobHere(service, endpoint, extra)
+    idle, job, ends = Idle(until), _JobHere(service, endpoint, extra), threading.Event()
 
     def wanted() -> Wanted:
         seen = watchdog.progress
-        done = seen is not None and idle.see(seen)
-        return "stop" if stop.is_set() or done else "run"
+        if stop.is_set() or (seen is not None and idle.see(seen)):
+            ends.set()
+        return "stop" if ends.is_set() else "run"
 
     def on_status(status: dict[str, Any]) -> None:
         if watchdog.progress is not None:
-            waits = status["health"] == "waiting"
-            report(watchdog.progress, f"waits: {status['why']}" if waits else status["job"]["state"])
+            waits, state = status["health"] == "waiting", status["job"]["state"]
+            word = "done" if ends.is_set() and state == "missing" else state
+            report(watchdog.progress, f"waits: {status['why']}" if waits else word)
 
     limits = Limits(
         fresh_s=service.stall_s, steady_s=service.stall_s, longest_s=service.stall_s, starting_s=service.stall_s,

@@ -132,7 +132,10 @@ def with_answers(result: DemoResult, answers: list[AnswerLine], review: Review) 
     """Return the result with the last act: its lines and their check, or a note that says why there is none."""
     if not answers:
         return msgspec.structs.replace(result, notes=[*result.notes, f"no changes were answered: {review.missing}"])
-    return msgspec.structs.replace(result, answers=answers, checks=[*result.checks, check_messages(answers)])
+    notes, checks = list(result.notes), [*result.checks, check_messages(answers)]
+    if review.rejected:
+        notes.append(f"changes were answered by a model that the gate had rejected: {review.rejected}")
+    return msgspec.structs.replace(result, answers=answers, checks=checks, notes=notes)
 
 
 def check_messages(answers: list[AnswerLine]) -> Check:

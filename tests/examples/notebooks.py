@@ -19,7 +19,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def run(notebook: Path, timeout_s: int = 240) -> Any:
     """Return the notebook with the outputs of this run."""
     found = nbformat.read(notebook, 4)
-    NotebookClient(found, timeout=timeout_s, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    place = {"metadata": {"path": str(EXAMPLES)}}
+    NotebookClient(found, timeout=timeout_s, coalesce_streams=True, resources=place).execute()
     for cell in found.cells:
         cell.metadata.pop("execution", None)  # its times
     return found

@@ -30,6 +30,9 @@ def show(result: DemoResult, console: Any) -> None:
             )
             console.print(message, markup=False, highlight=False)
             console.print()
+    for note in result.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
+        console.print()
     for check in result.checks:
         mark, color = ("✓", "green") if check.passed else ("✗", "bold red")
         console.print(f"[{color}]{mark}[/] ", end="")

@@ -54,10 +54,12 @@ class Review:
     Attributes:
       home: of the engines.
       missing: why there is no last act; "" where there is one.
+      rejected: why the gate rejected the model that answers; "" where it blessed it.
     """
 
     home: Path
     missing: str = ""
+    rejected: str = ""
     _starting: Future[engines.Engines] | None = None
 
     @classmethod

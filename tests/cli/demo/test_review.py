@@ -96,3 +96,10 @@ def test_without_mosquitto_or_java_the_last_act_is_left_out(tmp_path: Path, monk
     assert result.passed
     monkeypatch.setattr("shutil.which", lambda *_arguments, **_options: None)
     assert "apt-get install mosquitto" in Review.of(tmp_path).missing
+
+
+def test_an_answer_by_a_rejected_model_is_noted() -> None:
+    review = Review(Path(), rejected="accuracy 0.7 does not beat the base rate 0.8")
+    result = with_answers(demo_result(answers=[]), [line("unknown")], review)
+    assert result.notes[-1].endswith("that the gate had rejected: accuracy 0.7 does not beat the base rate 0.8")
+    assert with_answers(demo_result(answers=[]), [line("unknown")], Review(Path())).notes == demo_result().notes

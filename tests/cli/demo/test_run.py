@@ -17,6 +17,7 @@ from cli.demo.processes import Children, wait_for
 from cli.demo.refreshes import last_step, read_refreshes
 from cli.demo.report.result import Check
 from cli.demo.report.table import show
+from cli.demo.review.act import MOST
 from cli.demo.run import MARK, Options, empty
 from cli.demo.steps import Steps
 from engines import processes
@@ -60,11 +61,11 @@ def test_steps_may_overlap_on_a_terminal() -> None:
 def test_the_tables_say_what_the_result_says() -> None:
     out = console()
     failed = Check(name="something [is] wrong", passed=False, detail="3 [of] 4")
-    show(demo_result(checks=[failed]), out)
+    show(demo_result(checks=[failed], notes=["no [Java]"]), out)
     reported = printed(out)
     for text in ("755", "not finished", "87.0 %", "81.0–92.0", "v1: 380", "✗ something [is] wrong (3 [of] 4)"):
         assert text in reported
-    for text in ("machine, 93.0 %", "On change 1, 6.4 s after", "A <retry> is worth it.", "no message"):
+    for text in ("machine, 93.0 %", "On change 1, 6.4 s after", "A <retry> is worth it.", "no message", "Note: no [Java]"):
         assert text in reported
 
 
@@ -142,7 +143,8 @@ def test_the_whole_demo_on_a_part_of_the_runs(tmp_path: Path) -> None:
     open_questions = ("accuracy",) if pushed else ("accuracy", "served versions", "probabilities", "predicted once")
     wrong = [check for check in result.checks if not check.passed]
     assert [check for check in wrong if not any(word in check.name for word in open_questions)] == []
-    assert len(result.checks) == 18
+    assert len(result.checks) == 19
+    assert 1 <= len(result.answers) <= MOST
     assert sum(line.counted for line in result.accounting) == sum(line.expected for line in result.accounting) > 120
     assert Counter(line.model for line in result.versions)["status"] >= 3
     assert {line.number for line in result.versions} == {"duration", "memory"}
