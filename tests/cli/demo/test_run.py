@@ -61,11 +61,11 @@ def test_steps_may_overlap_on_a_terminal() -> None:
 def test_the_tables_say_what_the_result_says() -> None:
     out = console()
     failed = Check(name="something [is] wrong", passed=False, detail="3 [of] 4")
-    show(demo_result(checks=[failed], notes=["no [Java]"]), out)
+    show(demo_result(checks=[failed], notes=["no [J]"]), out)
     reported = printed(out)
     for text in ("755", "not finished", "87.0 %", "81.0–92.0", "v1: 380", "✗ something [is] wrong (3 [of] 4)"):
         assert text in reported
-    for text in ("machine, 93.0 %", "On change 1, 6.4 s after", "A <retry> is worth it.", "no message", "Note: no [Java]"):
+    for text in ("machine, 93.0 %", "On change 1, 6.4 s after", "A <retry> is worth it.", "no message", "Note: no [J]"):
         assert text in reported
 
 
