@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
@@ -52,7 +53,16 @@ def unpack_logs(corpus: Path, into: Path) -> Path:
         return corpus
     try:
         with tarfile.open(packed) as tar:
-            tar.extractall(into, filter="data")
+            # By hand: the filters of `extractall` are not there before Python 3.11.4, such as in Debian 12.
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if member.isdir():
+                    continue
+                if not member.isfile() or name.is_absolute() or ".." in name.parts:
+                    raise CimlError(f"{packed}: {member.name} is no file below its folder")
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                with (into / name).open("wb") as file:
+                    shutil.copyfileobj(cast(IO[bytes], tar.extractfile(member)), file)
     except (tarfile.TarError, OSError) as error:
         raise CimlError(f"{packed}: {error}") from None
     return into
