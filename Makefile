@@ -14,6 +14,9 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ciml/version.py)
 LOCK = --quiet pyproject.toml --generate-hashes --python-version 3.11 --no-annotate --no-emit-index-url --no-emit-find-links \
   --custom-compile-command "make lock"
 
+# Tests start hundreds of processes, each of which would compile the same modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo check test tests interop lint type layers bench faults fuzz lock locks dist release sbom images clean
 
 help: ## print this

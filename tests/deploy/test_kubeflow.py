@@ -153,7 +153,7 @@ def test_no_parameter_is_run(
     assert [each for each in [*container["command"], *container["args"]] if "{{" in each] == ["{{$}}"]
 
 
-@pytest.mark.whole
+@pytest.mark.interop
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # of image and sizes: no effect
 def test_the_pipeline_gives_what_the_commands_give(

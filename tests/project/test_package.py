@@ -11,7 +11,7 @@ import pytest
 from tests.project.environment import make_environment
 from tests.project.test_rooms import PACKAGES, ROOT
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.interop
 
 
 def copy_of_checkout(source: Path) -> Path:
