@@ -93,7 +93,9 @@ ON_FLINK = frozenset(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute whole files among the processes, those on Flink together."""
+    """Distribute whole files among the processes, those on Flink together. Other kinds of ``--dist`` stay xdist's."""
+    if config.option.dist != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class ByEngine(LoadFileScheduling):

@@ -144,16 +144,10 @@ def folds_of(
     groups = runs.groups[failed]
     for repeat in range(repeats):
         for rest, held in StratifiedGroupKFold(folds, shuffle=True, random_state=repeat).split(labels, labels, groups):
-            inner = StratifiedGroupKFold(DEV_OF, shuffle=True, random_state=repeat)
-            learned, dev = next(inner.split(labels[rest], labels[rest], groups[rest]))
             hidden = set(groups[held])
             seen = [at for at in range(len(runs.facts)) if runs.groups[at] not in hidden]
-            resolved = _resolved(runs, definition, seen)
-            inputs, n_windows, rejected = prepare_many(
-                [runs.tables[at] for at in failed], resolved, [runs.facts[at] for at in failed]
-            )
-            assert not rejected, rejected
-            yield repeat, Fold(rest[learned], rest[dev], held, inputs, n_windows, resolved.features)
+            learned, dev = _calibrating(rest, labels, groups, repeat)
+            yield repeat, Fold(learned, dev, held, *_features(runs, definition, seen))
 
 
 def fold_of_later_runs(
@@ -166,22 +160,37 @@ def fold_of_later_runs(
     Raises:
       ValueError: a change has runs on both sides.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     later = np.array([(run.end_us or 0) >= since_us for run in runs.facts])
     if both := set(runs.groups[later]) & set(runs.groups[~later]):
         raise ValueError(f"change {min(both)} has runs before and after the time")
     failed = np.array(runs.failed)
-    resolved = _resolved(runs, definition, np.flatnonzero(~later).tolist())
+    features = _features(runs, definition, np.flatnonzero(~later).tolist())
+    rest, held = np.flatnonzero(~later[failed]), np.flatnonzero(later[failed])
+    for repeat in range(repeats):
+        yield repeat, Fold(*_calibrating(rest, labels, runs.groups[failed], repeat), held, *features)
+
+
+def _calibrating(
+    rest: np.ndarray, labels: np.ndarray, groups: np.ndarray, repeat: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the runs that are not held out into those that are learned, and those of other changes that calibrate."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    inner = StratifiedGroupKFold(DEV_OF, shuffle=True, random_state=repeat)
+    learned, dev = next(inner.split(labels[rest], labels[rest], groups[rest]))
+    return rest[learned], rest[dev]
+
+
+def _features(
+    runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return inputs, numbers of windows and names of the features of all failed runs, by what the seen runs show."""
+    failed, resolved = runs.failed, _resolved(runs, definition, seen)
     inputs, n_windows, rejected = prepare_many(
         [runs.tables[at] for at in failed], resolved, [runs.facts[at] for at in failed]
     )
     assert not rejected, rejected
-    rest, held = np.flatnonzero(~later[failed]), np.flatnonzero(later[failed])
-    for repeat in range(repeats):
-        inner = StratifiedGroupKFold(DEV_OF, shuffle=True, random_state=repeat)
-        learned, dev = next(inner.split(labels[rest], labels[rest], runs.groups[failed[rest]]))
-        yield repeat, Fold(rest[learned], rest[dev], held, inputs, n_windows, resolved.features)
+    return inputs, n_windows, resolved.features
 
 
 def _resolved(runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]) -> ResolvedDefinition:

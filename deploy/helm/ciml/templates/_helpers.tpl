@@ -149,7 +149,7 @@ monitoring.config: {{ printf "prometheus_config { enable: true, path: %q }" "/mo
 A Deployment with one container of ciml that has metrics.
 (dict "root" $ "part" "ingest" "image" "services" "command" (list …) "args" (list …) "port" 9464 "resources" … "replicas" 1 "claim" "" "ports" (list …)
  "secret" "NAME" "secretPath" "PATH" "probe" "PATH" "probePort" "NAME" "ready" "PATH" "delay" SECONDS)
-A secret's keys are files below its path, readable by the container's user alone.
+A secret's keys are files below its path, readable by the container's user and group.
 A part without "ready" takes no requests: an upgrade ends its pod before it starts the next one.
 */}}
 {{- define "ciml.deployment" -}}
