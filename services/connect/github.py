@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, parts_of, posted_to
+from services.connect.connection import (
+    BEHIND_PROXY,
+    Connection,
+    NeededFile,
+    Paste,
+    SecretFile,
+    filled_in,
+    parts_of,
+    posted_to,
+)  # fmt: skip
 
 API = "https://api.github.com"
 
@@ -76,6 +85,7 @@ def connect(name: str, url: str, api: str = API, *, internal: bool = False, ca_f
             Paste("GitHub, each workflow (.github/workflows)", workflow, "yaml"),
         ),
         also=(
+            BEHIND_PROXY,
             "GitHub does not send a failed delivery again: docs/webhooks.md has the commands that do.",
             *(("Name the values of a matrix in the artifact: ciml-JOB (VALUE, VALUE).",) if own else ()),
         ),

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ciml.errors import CimlError
-from services.connect.connection import Connection, NeededFile, Paste, SecretFile, filled_in, parts_of, posted_to
+from services.connect.connection import (
+    BEHIND_PROXY,
+    Connection,
+    NeededFile,
+    Paste,
+    SecretFile,
+    filled_in,
+    parts_of,
+    posted_to,
+)  # fmt: skip
 
 _HOOK = """
 Project or group: Settings > Webhooks > Add new webhook
@@ -67,5 +76,8 @@ def connect(
             Paste("GitLab, the webhook", filled_in(_HOOK, url=posted_to(url, name), field=field, secret=secret)),
             Paste("GitLab, each job (.gitlab-ci.yml)", filled_in(_JOB), "yaml"),
         ),
-        also=(f"If GitLab generates the signing token, store that one in {secret}.",) if signed else (),
+        also=(
+            BEHIND_PROXY,
+            *((f"If GitLab generates the signing token, store that one in {secret}.",) if signed else ()),
+        ),
     )  # fmt: skip

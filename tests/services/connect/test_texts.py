@@ -21,6 +21,7 @@ from recorder.sampler import _PLUGINS
 from recorder.spool.recording import LOG
 from services.connect import zuul
 from services.connect.connection import Paste, filled_in, places, posted_to
+from services.receivers.config import WebhookSettings
 from tests.services.connect.connecting import ALL
 from transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS, FetchPolicy
 
@@ -156,6 +157,13 @@ def test_tektons_log_is_where_its_step_stores_it() -> None:
 def test_jenkins_archives_a_log_that_the_folder_of_artifacts_leads_to() -> None:
     (archived,) = re.findall(r"archiveArtifacts '(.*)'", ALL["jenkins"].pastes[1].text)
     assert archived in LOG_PATHS
+
+
+@pytest.mark.parametrize("name", ["github", "gitlab", "tekton", "jenkins"])
+def test_where_a_proxy_forwards_webhooks_to_is_said(name: str) -> None:
+    said = " ".join((*(paste.text for paste in ALL[name].pastes), *ALL[name].also))
+    assert "/hooks/" in said
+    assert re.findall(r"http://127[^ ;]*", said) == [f"http://{WebhookSettings().host}:{WebhookSettings().port}"]
 
 
 def test_an_unproved_sender_is_said_to_be_so() -> None:
