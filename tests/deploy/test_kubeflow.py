@@ -55,6 +55,7 @@ def compiled() -> tuple[dict[str, Any], dict[str, Any]]:
     return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
+@pytest.mark.whole
 def test_the_compiled_file_is_that_of_the_source(pipeline: ModuleType, tmp_path: Path) -> None:
     pipeline.compile_to(tmp_path / "learn.yaml")
     assert (tmp_path / "learn.yaml").read_text() == COMPILED.read_text(), "run python deploy/kubeflow/pipeline.py"

@@ -117,6 +117,7 @@ def test_swaps_and_rollbacks_under_load(data: DataRoot, good: dict[int, Path], s
         np.testing.assert_allclose(probe.rows[version], direct(good[seed], inputs, n_windows), atol=1e-6)
 
 
+@pytest.mark.whole
 def test_many_swaps_give_memory_back(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
     process = psutil.Process()
     sizes: list[float] = []

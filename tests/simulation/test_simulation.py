@@ -35,6 +35,7 @@ def test_a_planted_defect_is_found(defect: Defect) -> None:
     assert first_found(defect, 80) is not None
 
 
+@pytest.mark.whole
 def test_a_seed_is_one_run_in_every_process() -> None:
     command = [sys.executable, "-c", "from tests.simulation.run import simulate; print(simulate(7).digest, hash('x'))"]
     environment = {**os.environ, "PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}

@@ -103,6 +103,7 @@ def test_equal_parameters_are_one_experiment(folder: Path, monkeypatch: pytest.M
             data.train("status", **wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.whole
 def test_a_comparison_is_that_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "RESAMPLES", 5)
     data = ciml.open(folder / "data")

@@ -199,6 +199,7 @@ class EndlessLine(io.RawIOBase):
         return size
 
 
+@pytest.mark.whole
 def test_a_line_of_a_gigabyte_is_never_held() -> None:
     tracemalloc.start()
     opened = DelimitedTable("x.csv", io.BufferedReader(EndlessLine(1 << 30)))
@@ -246,6 +247,7 @@ def test_a_hundred_thousand_columns_are_too_many(tmp_path: Path, form: str) -> N
         open_results(path)
 
 
+@pytest.mark.whole
 def test_a_text_that_repeats_is_held_once(tmp_path: Path) -> None:
     """A small file could else become any number of bytes."""
     pq.write_table(pa.table({"id": pa.array(["x" * 60_000]).take(pa.array([0] * 20_000))}), tmp_path / "a.parquet")

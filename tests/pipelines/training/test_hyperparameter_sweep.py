@@ -141,6 +141,7 @@ def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[DataRoot
     assert stored(target, "grid") == before
 
 
+@pytest.mark.whole
 def test_the_command_shows_what_is_stored_and_how_to_test_the_best(
     whole: tuple[DataRoot, Swept],
     made: Path,  # noqa: F811

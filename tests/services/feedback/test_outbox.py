@@ -15,6 +15,7 @@ from services.feedback.config import Feedback
 from services.feedback.outbox import SETTLE_S, silence
 from tests.services.feedback.reviews import NOW_S, Killed, Review, feedback, prediction
 from tests.services.feedback.worlds import World
+from tests.tier import tries
 
 
 @pytest.fixture
@@ -352,7 +353,7 @@ def test_two_processes_send_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("markup", ["github", "gerrit"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(tries(3)))
 def test_a_thousand_verdicts_on_a_hundred_changes_are_a_hundred_messages(
     tmp_path: Path, seed: int, markup: Any
 ) -> None:

@@ -98,6 +98,7 @@ def test_rows_that_are_read_from_disk_are_trained_on_as_those_in_memory(rows: Ro
     assert one.history["loss"][0] == pytest.approx(other.history["loss"][0], abs=1e-5)
 
 
+@pytest.mark.whole
 def test_more_than_fits_into_memory_is_read_in_each_epoch(
     materialised: Materialised, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:

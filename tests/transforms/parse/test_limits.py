@@ -160,6 +160,7 @@ SHAPES: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.whole
 def test_no_log_takes_more_memory_than_a_worker_has() -> None:
     """In a process of its own, whose peak is that of the worst log so far and of what it was made from."""
     code = (

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.tier import tries
 from tests.transforms.raw.stored import FORMATS, KINDS
 
 ROOT = Path(__file__).parents[3]
-FLIPS = 400
+FLIPS = tries(400)
 
 
 @pytest.mark.parametrize("form", FORMATS)
