@@ -124,6 +124,7 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.M | re.S)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("name", sorted(STEPS))
 def test_no_parameter_is_run(

@@ -120,6 +120,7 @@ def test_all_is_every_extra_but_that_for_development() -> None:
     assert one.extras == set(PROJECT["optional-dependencies"]) - {"all", "dev"}
 
 
+@pytest.mark.whole
 def test_help_needs_the_base_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
     for arguments in ([], *([name] for group in cli.table.values() for name in group)):
         done = ciml(environments(""), *arguments, "--help", folder=tmp_path)
@@ -158,6 +159,7 @@ def test_schemas_need_the_base_alone(environments: Callable[[str], Path], tmp_pa
     assert len(list((tmp_path / "schemas").iterdir())) == 12
 
 
+@pytest.mark.whole
 def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], store: Path, tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text('class_label = "status"\nspan_runs = 10\n')
     data = ["--data-path", str(store)]
@@ -175,6 +177,7 @@ def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], s
     assert "53 objects: all readable and as written" in done.stdout, done.stderr
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("extra", "kinds"),
     [

@@ -122,6 +122,7 @@ def test_a_comparison_is_that_of_the_command(folder: Path, monkeypatch: pytest.M
     assert [row["experiment"] for row in by_accuracy] == ["b", "a"]
 
 
+@pytest.mark.whole
 def test_a_refresh_in_python_is_that_of_the_command(folder: Path) -> None:
     """One is nothing new after the other: they have the same snapshot and experiment."""
     (folder / "small.toml").write_text("\n".join(f"{name} = {value}" for name, value in SMALL.items()))

@@ -54,7 +54,9 @@ def by_hand(experiment: Experiment, rows: Rows) -> list[np.ndarray]:
     return [np.array(each) for each in model.get_weights()]
 
 
-@pytest.mark.parametrize("experiment", [TALK, RICH], ids=["talk", "rich"])
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(TALK, id="talk"), pytest.param(RICH, id="rich", marks=pytest.mark.whole)]
+)
 def test_it_is_a_plain_loop_over_the_same_permutation(rows: Rows, experiment: Experiment) -> None:
     assert len(rows) % experiment.batch_size  # so that the last batch of an epoch is a smaller one
     done = fit(experiment, rows, None, 4)
