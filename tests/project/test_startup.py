@@ -75,9 +75,8 @@ def test_probe_sees_a_heavy_import() -> None:
     assert loaded_by("import sklearn") >= {"sklearn"}
 
 
-@pytest.mark.parametrize(
-    "legacy", [pytest.param("0", id="Keras 3"), pytest.param("1", id="Keras 2", marks=pytest.mark.whole)]
-)
+@pytest.mark.whole
+@pytest.mark.parametrize("legacy", ["0", "1"], ids=["Keras 3", "Keras 2"])
 def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)  # set by tf.Transform for its process and the children
     load = "from ciml.tensorflow import load_tensorflow; tf = load_tensorflow()"

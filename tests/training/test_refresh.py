@@ -198,6 +198,7 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
     assert found.tolist() == [bool(right[theirs[run.run_id]]) for run in runs]
 
 
+@pytest.mark.whole
 def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, _ = first
     more = [

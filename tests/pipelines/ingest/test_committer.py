@@ -166,7 +166,8 @@ def _commit_twice(root: str, pipe: Any) -> None:
     ours.commit(second)
 
 
-@pytest.mark.parametrize("kills", [False, pytest.param(True, marks=pytest.mark.whole)])
+@pytest.mark.whole
+@pytest.mark.parametrize("kills", [False, True])
 def test_a_frozen_process_that_wakes_after_its_place_was_emptied(
     tmp_path: Path, kills: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def test_killed_at_every_step(anywhere: DataRoot, after: bool) -> None:
         after_all(raw)
 
 
+@pytest.mark.whole
 def test_another_compactor_at_every_step(anywhere: DataRoot) -> None:
     steps = changes_of(busy_store(DataRoot(anywhere.store.child("counted"))).store)
     for step in range(1, steps + 1) if isinstance(anywhere.store, LocalStore) else range(2, steps + 1, 6):
@@ -207,6 +208,7 @@ def reading() -> Iterator[Callable[[Store], list[BaseException]]]:
         each.join()
 
 
+@pytest.mark.whole
 def test_readers_never_fail_while_runs_move(anywhere: DataRoot, reading: Any) -> None:
     raw = RawStore(anywhere)
     failed = reading(raw.store)

@@ -28,6 +28,8 @@ from training.sweeps.definition import Sweep
 from training.sweeps.store import sweep_store
 from transforms.ingest.trust import TrustPolicy
 
+pytestmark = pytest.mark.whole
+
 SUMMARY = {"aggregation_functions": ["mean", "std"], "class_label": "provider", "sample_interval": "1s"}
 #: From the machines of the corpus to their number of cores.
 CORES = {"one-core": "one", "one-core-0.75": "one", "two-core": "two", "two-core-1.3": "two"}
@@ -77,7 +79,6 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoo
     return target, found
 
 
-@pytest.mark.whole
 def test_each_trial_is_what_a_direct_computation_gives(
     whole: tuple[DataRoot, Swept], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +132,6 @@ def _by_memory(material: InMemoryDataset, division: CVSplit) -> float:
     return right / len(division.positions)
 
 
-@pytest.mark.whole
 def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[DataRoot, Swept], made: Path) -> None:  # noqa: F811
     target, swept = whole
     before = stored(target, "grid")
@@ -141,7 +141,6 @@ def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[DataRoot
     assert stored(target, "grid") == before
 
 
-@pytest.mark.whole
 def test_the_command_shows_what_is_stored_and_how_to_test_the_best(
     whole: tuple[DataRoot, Swept],
     made: Path,  # noqa: F811
@@ -172,7 +171,6 @@ def test_the_command_shows_what_is_stored_and_how_to_test_the_best(
         )
 
 
-@pytest.mark.whole
 def test_a_sampled_sweep_goes_on_as_if_nothing_had_been(made: Path, tmp_path: Path) -> None:  # noqa: F811
     target = DataRoot.open(tmp_path)
     few = run_sweep(context(made, target, {**SAMPLED, "trials": 6}), jobs=1)
@@ -226,7 +224,6 @@ def test_a_sweep_of_which_nothing_is_left_says_why(made: Path, tmp_path: Path) -
         run_sweep(context(made, DataRoot.open(tmp_path), nothing), jobs=1)
 
 
-@pytest.mark.whole
 def test_a_command_that_is_killed_goes_on_and_trains_nothing_twice(
     whole: tuple[DataRoot, Swept],
     made: Path,  # noqa: F811

@@ -109,6 +109,7 @@ def test_examples_that_are_not_the_manifests_end_it(data: DataRoot, snapshot: Sn
         read_snapshot_examples(data.dataset("providers").store, snapshot)
 
 
+@pytest.mark.whole
 def test_an_example_that_a_file_lacks_ends_it(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
     span = snapshot.spans[0]
     more = replace(span, runs=(*span.runs, replace(span.runs[0], run_id="zuul~none~1")))
@@ -135,6 +136,7 @@ def test_another_process_finds_the_wanted_rows_in_a_file(
     assert sorted(found) == list(range(len(list(snapshot.runs()))))
 
 
+@pytest.mark.whole
 def test_an_error_within_the_pipeline_is_raised_unchanged(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
     path = snapshot.spans[0].files["test"][0].path
     data.dataset("providers").store.delete(path)

@@ -224,6 +224,7 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
         begin_sweep(store, rates(), facts, lambda: 5)
 
 
+@pytest.mark.whole
 def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(made: Path) -> None:
     dataset = read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
     experiment = Experiment(name="tests", hidden_layers=(8,), epochs=5, learning_rate=0.01)

@@ -131,10 +131,7 @@ GOLDEN = {make().name: make for make in make_logs.SMALL} | {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.whole if name in ("long_run-japan", "long_run-india") else ())
-        for name in GOLDEN
-    ],
+    [pytest.param(name, marks=pytest.mark.whole if name.startswith("long_run") else ()) for name in GOLDEN],
 )
 def test_golden_logs_equal_the_batch_result(name: str) -> None:
     """Midnights, gaps, cells without a value, restarts with other columns, clocks set back; in and out of order."""
