@@ -7,7 +7,8 @@ STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
 # Five processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
 # order of collection, the longest first. All processes share a broker, and one of them runs the tests on Flink (tests/conftest.py).
-PARALLEL ?= -n 5 --dist loadfile --no-loadscope-reorder
+PROCESSES ?= 5
+PARALLEL   = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 BUILDER ?= docker
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ciml/version.py)
@@ -35,9 +36,10 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 demo: install ## CI events to a served model and predictions, on a real broker and Flink; see docs/demo.md
 	$(BIN)/ciml demo $(DEMO)
 
-# mypy takes one core for a minute, so the tests run beside it.
+# mypy takes one core for a minute, so the tests run beside it. Without engines fewer tests wait, and each process costs 7 s
+# of CPU before its first test.
 check: install ## linters, types, layers, and short tests that need no engine
-	$(MAKE) --no-print-directory -j 4 lint type layers tests CIML_TESTS=quick \
+	$(MAKE) --no-print-directory -j 4 lint type layers tests CIML_TESTS=quick PROCESSES=4 \
 	  SELECTED='-m "not engines and not bench and not interop and not whole"'
 
 test: install ## the same, and all tests with a real broker and a real Flink
