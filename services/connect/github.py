@@ -11,7 +11,7 @@ from services.connect.connection import (
     filled_in,
     parts_of,
     posted_to,
-)  # fmt: skip
+)
 
 API = "https://api.github.com"
 

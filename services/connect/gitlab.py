@@ -12,7 +12,7 @@ from services.connect.connection import (
     filled_in,
     parts_of,
     posted_to,
-)  # fmt: skip
+)
 
 _HOOK = """
 Project or group: Settings > Webhooks > Add new webhook
