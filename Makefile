@@ -8,7 +8,7 @@ SOAK   ?= 30min
 # Five processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
 # order of collection, the longest first. All processes share a broker, and one of them runs the tests on Flink (tests/conftest.py).
 PROCESSES ?= 5
-PARALLEL   = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+PARALLEL  ?= -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 BUILDER ?= docker
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ciml/version.py)

@@ -16,7 +16,7 @@ _HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:_-]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,255}")
 _PLACE = re.compile(r"@([A-Z_]+)@")
 
-#: The receiver of webhooks speaks HTTP, so whoever connects a sender asks where its requests go.
+#: For senders of webhooks: they need HTTPS, and the receiver speaks HTTP.
 BEHIND_PROXY = (
     "A proxy with a certificate forwards /hooks/ to the receiver, which listens on http://127.0.0.1:8470 unless "
     "[webhooks] in receivers.toml says otherwise: docs/webhooks.md."
