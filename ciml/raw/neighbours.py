@@ -2,7 +2,7 @@
 
 Only rows that precede a run in the raw manifest count, with the outcomes and the trust that they were stored with. So
 the figures are those that were known when the run was stored, and no later event changes them. Untrusted runs do not
-count: anybody can send some that fail.
+count, and displace no place and no figures of runs that are believed more: anybody can send some that fail.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import msgspec
 from ciml.events.records import RunFacts
 from ciml.limits import MAX_NEAR_FOUND, MAX_NEAR_PLACES, MAX_NEAR_RUNS
 from ciml.raw.causes import FAILED
-from ciml.raw.run_log import RunDelta
+from ciml.raw.run_log import RunDelta, RunRecord
+from ciml.raw.standing import PROVED, TRUSTED, StandingMap
 
 #: How long before a run's end its neighbours ended, microseconds.
 WITHIN_US = 3_600_000_000
 #: What `NearbyRuns.encode` depends on beside the deltas and the jobs that are asked for.
 NEIGHBOURS_KIND = (
-    f"neighbours 1, {WITHIN_US} us, {MAX_NEAR_RUNS} runs, {MAX_NEAR_PLACES} places, {MAX_NEAR_FOUND} found"
+    f"neighbours 2, {WITHIN_US} us, {MAX_NEAR_RUNS} runs, {MAX_NEAR_PLACES} places, {MAX_NEAR_FOUND} found"
 )
 #: Outcomes that count: others say nothing about machine or code.
 _COUNTED = FAILED | {"success"}
@@ -43,7 +44,9 @@ class _Ended(NamedTuple):
     change: tuple[str, ...]
 
 
-_State = tuple[list[tuple[tuple[str, ...], list[_Ended]]], list[tuple[str, Neighbours]]]
+_Near = list[tuple[str, Neighbours]]
+#: The runs of each place, and the neighbours of the failed runs of each standing.
+_State = tuple[list[tuple[tuple[str, ...], list[_Ended]]], tuple[_Near, _Near, _Near]]
 
 
 def place_of(facts: RunFacts) -> tuple[str, ...]:
@@ -62,44 +65,54 @@ class NearbyRuns:
 
     def __init__(self, wants: Callable[[str], bool]) -> None:
         self._wants = wants
-        self._ended: OrderedDict[tuple[str, ...], deque[_Ended]] = OrderedDict()
-        self._found: OrderedDict[str, Neighbours] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, ...], deque[_Ended]] = OrderedDict()  # trusted runs by place
+        self._near = StandingMap[str, Neighbours](MAX_NEAR_FOUND)
 
     def add(self, delta: RunDelta) -> None:
         """Add the next delta. Its rows count in their order."""
         for record in delta.rows:
-            facts = record.facts
-            place, end_us = place_of(facts), facts.end_us
-            if not place or end_us is None or facts.outcome not in _COUNTED:
-                continue
-            ended = self._ended.setdefault(place, deque(maxlen=MAX_NEAR_RUNS))
-            self._ended.move_to_end(place)
-            change = (facts.project, facts.change) if facts.change else (facts.run_id,)
-            if facts.outcome in FAILED and self._wants(facts.build_name):
-                near = [each for each in ended if end_us - WITHIN_US < each.end_us <= end_us and each.change != change]
-                self._keep(facts.run_id, Neighbours(sum(each.failed for each in near), len(near)))
-            if record.trust.trusted:
-                ended.append(_Ended(end_us, facts.outcome in FAILED, change))
-            if len(self._ended) > MAX_NEAR_PLACES:
-                self._ended.popitem(last=False)
+            self._near.pop(record.mention.run_id)  # those of the row that a reclaim replaces
+            self._add_row(record)
+        for change in delta.trust_changes:
+            self._move(change.run_id, change.trust.trusted)
+
+    def _move(self, run_id: str, trusted: bool) -> None:
+        near, standing = self._near.get(run_id), self._near.standing(run_id)
+        if near is not None and trusted != (standing == TRUSTED):
+            # Where it was trusted once, runs without proof do not displace it.
+            self._near.put(run_id, near, TRUSTED if trusted else PROVED)
+
+    def _add_row(self, record: RunRecord) -> None:
+        facts = record.facts
+        place, end_us = place_of(facts), facts.end_us
+        if not place or end_us is None or facts.outcome not in _COUNTED:
+            return
+        ended = self._ended.get(place, ())
+        change = (facts.project, facts.change) if facts.change else (facts.run_id,)
+        if facts.outcome in FAILED and self._wants(facts.build_name):
+            near = [run for run in ended if end_us - WITHIN_US < run.end_us <= end_us and run.change != change]
+            neighbours = Neighbours(sum(run.failed for run in near), len(near))
+            self._near.put(facts.run_id, neighbours, record.standing)
+        if record.trust.trusted:
+            self._end(place, _Ended(end_us, facts.outcome in FAILED, change))
+
+    def _end(self, place: tuple[str, ...], run: _Ended) -> None:
+        self._ended.setdefault(place, deque(maxlen=MAX_NEAR_RUNS)).append(run)
+        self._ended.move_to_end(place)
+        if len(self._ended) > MAX_NEAR_PLACES:
+            self._ended.popitem(last=False)
 
     def of(self, run_id: str) -> Neighbours | None:
         """Return the neighbours of a failed run; None where they are unknown."""
-        return self._found.get(run_id)
+        return self._near.get(run_id)
 
     def encode(self) -> bytes:
         """Return the state by the deltas that were added, for `restore`."""
         ended = [(place, list(runs)) for place, runs in self._ended.items()]
-        return msgspec.msgpack.encode((ended, list(self._found.items())))
+        return msgspec.msgpack.encode((ended, self._near.lists()))
 
     def restore(self, state: bytes) -> None:
         """Continue after the deltas that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
-        ended, found = msgspec.msgpack.decode(state, type=_State)
+        ended, near = msgspec.msgpack.decode(state, type=_State)
         self._ended = OrderedDict((place, deque(runs, MAX_NEAR_RUNS)) for place, runs in ended)
-        self._found = OrderedDict(found)
-
-    def _keep(self, run_id: str, near: Neighbours) -> None:
-        self._found[run_id] = near
-        self._found.move_to_end(run_id)
-        if len(self._found) > MAX_NEAR_FOUND:
-            self._found.popitem(last=False)
+        self._near.restore(near)

@@ -13,6 +13,7 @@ import msgspec
 from ciml.errors import IntegrityError
 from ciml.events.records import UNJUDGED, RawFile, Record, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
+from ciml.raw.standing import standing_of
 
 #: Returns the trust decision for a run's facts: `transforms.ingest.trust.evaluate` with a policy.
 Judge = Callable[[RunFacts], Trust]
@@ -30,6 +31,11 @@ class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
     def facts(self) -> RunFacts:
         """The facts as they were known when the row was stored. No later update changes them."""
         return self.mention.replace(**self.joined) if self.joined else self.mention
+
+    @property
+    def standing(self) -> int:
+        """How far the row was believed when it was stored, one of `ciml.raw.standing.STANDINGS`."""
+        return standing_of(self.trust.trusted, bool(self.mention.auth))
 
 
 class Correction(Record, frozen=True, gc=False):

@@ -145,6 +145,79 @@ def test_a_series_and_all_runs_have_limits(monkeypatch: pytest.MonkeyPatch) -> N
     assert [known.of(f"zuul~{number}~1") for number in range(1, 5)] == ["", "", "machine", ""]
 
 
+@pytest.mark.parametrize("auth", ["", "hmac-sha256"])
+@pytest.mark.parametrize("word", "PF")
+def test_twenty_runs_of_a_fork_neither_erase_nor_flip_a_trusted_cause(word: str, auth: str) -> None:
+    known = Causes(every)
+    known.add(delta(facts(1, "F"), facts(2, "P")))
+    known.add(delta(facts(3, "F", change="8"), facts(4, "F", change="8")))
+    for number in range(10, 50):
+        fork = [facts(number, word, change=change, auth=auth) for change in ("7", "8")]
+        known.add(delta(*(run.replace(run_id=f"{run.run_id}{run.change}") for run in fork), trust=UNTRUSTED))
+    assert [known.of(f"zuul~{number}~1") for number in (1, 2, 3, 4)] == ["machine", "", "code", "code"]
+
+
+def test_runs_that_wait_for_their_review_are_not_displaced_by_a_fork() -> None:
+    known = Causes(every)
+    known.add(delta(facts(1, "F", auth="hmac-sha256"), facts(2, "P", auth="hmac-sha256"), trust=UNTRUSTED))
+    for number in range(3, 60):
+        known.add(delta(facts(number, "F", auth="hmac-sha256"), trust=UNTRUSTED))
+    assert known.of("zuul~1~1") == ""
+    reviewed = (TrustChange("zuul~1~1", TRUSTED), TrustChange("zuul~2~1", TRUSTED))
+    assert {"zuul~1~1", "zuul~2~1"} <= known.add(RunDelta(trust_changes=reviewed))
+    assert known.of("zuul~1~1") == "machine"
+    known.add(RunDelta(trust_changes=(TrustChange("zuul~2~1", UNTRUSTED),)))
+    assert known.of("zuul~1~1") == ""
+
+
+def test_a_run_without_proof_says_nothing_of_one_with_a_proof() -> None:
+    known = Causes(every)
+    known.add(delta(facts(1, "F", auth="hmac-sha256"), facts(2, "P"), trust=UNTRUSTED))
+    assert known.of("zuul~1~1") == ""
+    known.add(delta(facts(3, "P", auth="hmac-sha256"), trust=UNTRUSTED))
+    assert known.of("zuul~1~1") == "machine"
+
+
+#: (number, outcome, change, standing, kind of record): of trusted runs 0 to 6, and of others 10 to 16.
+STEPS = st.lists(
+    st.tuples(st.integers(0, 6), st.sampled_from("PFTE"), st.integers(0, 1), st.integers(0, 2), st.sampled_from("rct")),
+    max_size=24,
+)
+
+
+@given(STEPS, st.sampled_from([1, 2]), st.integers(0, 24))
+def test_runs_that_are_believed_less_leave_every_cause_as_without_them(
+    steps: list[tuple[int, str, int, int, str]], least: int, cut: int
+) -> None:
+    """Rows, corrections and changes of trust, in any order, with limits that each standing exceeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(causes, "MAX_CAUSE_ATTEMPTS", 2)
+        patch.setattr(causes, "MAX_CAUSE_RUNS", 3)
+        together, alone = Causes(every), Causes(every)
+        ids = [f"zuul~{number}~1" for number in range(7)]
+        for at, (number, word, change, standing, kind) in enumerate(steps):
+            believed = standing >= least
+            run = facts(number if believed else number + 10, word, change=str(change), attempt_of=f"a{number}")
+            run = run.replace(start_us=1_000_000 * at, auth="hmac-sha256" if standing else "")
+            trust = TRUSTED if standing == 2 else UNTRUSTED
+            if kind == "r":
+                step = delta(run, trust=trust)
+            elif kind == "c":
+                step = RunDelta(corrections=(Correction(run, trust),))
+            else:
+                step = RunDelta(trust_changes=(TrustChange(run.run_id, TRUSTED if believed else UNTRUSTED),))
+            touched = together.add(step)
+            if believed:
+                assert alone.add(step) <= touched
+            else:
+                assert touched.isdisjoint(ids)
+            if at == cut:
+                state = together.encode()
+                together = Causes(every)
+                together.restore(state)
+            assert [together.of(run_id) for run_id in ids] == [alone.of(run_id) for run_id in ids]
+
+
 @given(st.lists(st.tuples(st.sampled_from("PFTE"), st.integers(0, 2), st.booleans()), max_size=8), st.randoms())
 def test_any_order_and_any_deltas_give_the_same_causes(runs: list[tuple[str, int, bool]], random: Any) -> None:
     rows = [

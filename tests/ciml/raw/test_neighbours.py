@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ciml.events.records import UNJUDGED, RawFile, RunFacts, Trust
 from ciml.raw import neighbours
 from ciml.raw.neighbours import WITHIN_US, NearbyRuns, Neighbours
-from ciml.raw.run_log import RunDelta, RunRecord
+from ciml.raw.run_log import RunDelta, RunRecord, TrustChange
 
 HOUR = 1_700_000_000_000_000
 
@@ -77,6 +77,75 @@ def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert near(run(1), run(2, region="2"), run(3))[2] == Neighbours(0, 0)
     monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 1)
     assert near(run(1), run(2)) == [None, Neighbours(1, 1)]
+
+
+def add(known: NearbyRuns, *runs: RunFacts, trust: Trust = TRUSTED, **lists: Any) -> None:
+    known.add(RunDelta(runs=tuple(RunRecord(each, RawFile("", "", 0, 0), trust) for each in runs), **lists))
+
+
+@pytest.mark.parametrize("auth", ["", "hmac-sha256"])
+def test_untrusted_runs_at_many_places_displace_no_place(auth: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_NEAR_PLACES", 20)
+    known = NearbyRuns(lambda job: True)
+    add(known, run(1))
+    add(known, *(run(number, labels={"node": f"n{number}"}, auth=auth) for number in range(100, 150)), trust=UNJUDGED)
+    add(known, run(2))
+    assert known.of("zuul~2~1") == Neighbours(1, 1)
+
+
+def test_untrusted_runs_displace_no_figures_of_a_run_that_is_believed_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 3)
+    known = NearbyRuns(lambda job: True)
+    add(known, run(1), run(2))
+    add(known, run(3, auth="hmac-sha256"), trust=UNJUDGED)
+    add(known, *(run(number) for number in range(100, 150)), trust=UNJUDGED)
+    assert [known.of(f"zuul~{number}~1") for number in (1, 2, 3)] == [(0, 0), (1, 1), (2, 2)]
+    add(known, trust_changes=(TrustChange("zuul~3~1", TRUSTED), TrustChange("zuul~149~1", TRUSTED)))
+    add(known, *(run(number, auth="hmac-sha256") for number in range(200, 250)), trust=UNJUDGED)
+    assert [known.of(f"zuul~{number}~1") for number in (2, 3, 149)] == [(1, 1), (2, 2), (2, 2)]
+
+
+def test_a_reclaim_replaces_the_figures_of_the_former_row() -> None:
+    known = NearbyRuns(lambda job: True)
+    add(known, run(1))
+    add(known, run(2), trust=UNJUDGED)
+    assert known.of("zuul~2~1") == Neighbours(1, 1)
+    add(known, reclaims=(RunRecord(run(2, "success"), RawFile("", "", 0, 0), TRUSTED),))
+    assert known.of("zuul~2~1") is None
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["failure", "success"]), st.integers(-2, 2), st.integers(0, 3), st.integers(0, 2),
+            st.sampled_from("rt"),
+        ),
+        max_size=24,
+    ),
+    st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_runs_that_are_believed_less_leave_all_figures_as_without_them(
+    rows: list[tuple[str, int, int, int, str]], least: int
+) -> None:
+    limits = {"MAX_NEAR_RUNS": 2, "MAX_NEAR_PLACES": 2, "MAX_NEAR_FOUND": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in limits.items():
+            patch.setattr(neighbours, name, limit)
+        together, alone = NearbyRuns(lambda job: True), NearbyRuns(lambda job: True)
+        believed: list[str] = []
+        for number, (outcome, half, region, standing, kind) in enumerate(rows):
+            auth = "hmac-sha256" if standing else ""
+            one = run(number, outcome, HOUR + half * WITHIN_US // 2, region=str(region), auth=auth)
+            trust = TRUSTED if standing == 2 else UNJUDGED
+            delta = RunDelta(runs=(RunRecord(one, RawFile("", "", 0, 0), trust),))
+            if kind == "t":
+                change = TrustChange(one.run_id, TRUSTED if standing >= least else UNJUDGED)
+                delta = delta.replace(trust_changes=(change,))
+            together.add(delta)
+            if standing >= least:
+                alone.add(delta)
+                believed.append(one.run_id)
+            assert [together.of(run_id) for run_id in believed] == [alone.of(run_id) for run_id in believed]
 
 
 @given(
