@@ -12,6 +12,9 @@ from msgspec import Meta, field
 from ciml.digest import sha256_json
 from ciml.settings import Settings, check_name
 
+#: Version of the rule of `training.normalise`. 1: a range of 0 counts as 1. 2: such an element becomes 0. Records of
+#: version 1 do not name it.
+NORMALISATION = 2
 #: Coverage of the sets of verdicts, unless an experiment says otherwise.
 COVERAGE = 0.9
 _CALIBRATION_KEYS = frozenset({"calibration", "coverage"})
@@ -111,7 +114,8 @@ def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
 
 def refresh_key(snapshot: str, experiment: Experiment) -> str:
     """Return the key of a candidate, from a snapshot's digest and an experiment. Equal keys mean equal models."""
-    return sha256_json({"snapshot": snapshot, "experiment": experiment.to_json()})[:24]
+    value = {"snapshot": snapshot, "experiment": experiment.to_json(), "normalisation": NORMALISATION}
+    return sha256_json(value)[:24]
 
 
 def metrics_path(refresh: str) -> str:

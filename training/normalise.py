@@ -1,7 +1,8 @@
 """Normalises examples: tf.Transform's preprocessing function, for training and serving, and a numpy version.
 
-Per element of an example, over the training split: (x - mean) / (max - min), where a range of 0 counts as 1. Padding
-zeros are included, as in the original. Computed in float64: byte counts need more digits than float32 has.
+Per element of an example, over the training split: (x - mean) / (max - min). An element whose range is 0, or a rounding
+(`NEGLIGIBLE`), carries no information and becomes 0, whatever its value is. Padding zeros are included, as in the
+original. Computed in float64: byte counts need more digits than float32 has.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from typing import Any
 import numpy as np
 
 from ciml.digest import sha256_json
+from training.experiment import NORMALISATION
 from training.runtime import library_versions
 
+#: A range of at most this share of max(|x|, 1) is a rounding: four units of float32's last place.
+NEGLIGIBLE = 2.0**-21
 
-# Stored analyses are keyed by this function's source, docstring included (`transform_digest`): do not edit it.
+
+# Stored analyses are keyed by this function's source, docstring included (`transform_digest`). Another rule needs
+# another `NORMALISATION`.
 def normalise(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The preprocessing function.
 
@@ -35,8 +41,10 @@ def normalise(tensors: Mapping[str, Any]) -> dict[str, Any]:
     low = tft.min(values, reduce_instance_dims=False)
     high = tft.max(values, reduce_instance_dims=False)
     width = high - low
-    width = tf.where(tf.equal(width, 0.0), tf.ones_like(width), width)
-    return {**tensors, "inputs": tf.cast((values - mean) / width, tf.float32)}
+    size = tf.maximum(tf.maximum(tf.abs(low), tf.abs(high)), 1.0)
+    informative = width > NEGLIGIBLE * size
+    shares = (values - mean) / tf.where(informative, width, tf.ones_like(width))
+    return {**tensors, "inputs": tf.cast(tf.where(informative, shares, tf.zeros_like(shares)), tf.float32)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Normalisation:
 
     Attributes:
       mean: float64 [L, F].
-      width: float64 [L, F], max - min, or 1 where that is 0.
+      width: float64 [L, F], max - min; 0 where that is a rounding, so that the element becomes 0.
     """
 
     mean: np.ndarray
@@ -54,15 +62,28 @@ class Normalisation:
     @classmethod
     def of(cls, inputs: np.ndarray) -> Normalisation:
         """Compute the parameters from training inputs float32 [n, L, F], n at least 1."""
-        width = inputs.max(axis=0).astype(np.float64) - inputs.min(axis=0)
-        return cls(inputs.mean(axis=0, dtype=np.float64), np.where(width == 0.0, 1.0, width))
+        return cls.of_range(inputs.mean(axis=0, dtype=np.float64), inputs.min(axis=0), inputs.max(axis=0))
+
+    @classmethod
+    def of_range(cls, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Normalisation:
+        """Compute the parameters from mean, minimum and maximum of the training inputs, each [L, F]."""
+        width = high.astype(np.float64) - low
+        size = np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
+        return cls(mean, np.where(width > NEGLIGIBLE * size, width, 0.0))
 
     def apply(self, inputs: np.ndarray) -> np.ndarray:
         """Return inputs [n, L, F] normalised, float32."""
-        normalised: np.ndarray = ((inputs - self.mean) / self.width).astype(np.float32)
+        informative = self.width > 0.0
+        distance = np.subtract(inputs, self.mean, out=np.zeros(inputs.shape), where=informative)
+        normalised: np.ndarray = np.divide(distance, self.width, out=distance, where=informative).astype(np.float32)
         return normalised
 
 
 def transform_digest() -> str:
-    """Return the hex sha256 of the source of `normalise` and the library versions, on which an analysis depends."""
-    return sha256_json({"source": inspect.getsource(normalise), "libraries": library_versions()})
+    """Return the hex sha256 of the rule, the source of `normalise` and the library versions.
+
+    An analysis depends on these.
+    """
+    return sha256_json(
+        {"normalisation": NORMALISATION, "source": inspect.getsource(normalise), "libraries": library_versions()}
+    )

@@ -34,7 +34,7 @@ from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
 from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy, judge
-from training.experiment import Experiment, metrics_path, refresh_key
+from training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
 from training.lineage import candidate_made, snapshot_inputs, snapshot_made, training_inputs
 from transforms.ingest.trust import TrustPolicy
 
@@ -74,6 +74,7 @@ class Candidate:
             "snapshot": self.snapshot.digest,
             "definition": self.snapshot.resolved.digest,
             "experiment": self.experiment.to_json(),
+            "normalisation": NORMALISATION,
             "refresh": refresh_key(self.snapshot.digest, self.experiment),
             "rejected": self.snapshot.rejected(),
         }
@@ -194,6 +195,7 @@ def _make(
         "snapshot": {**snapshot.summary(), "dataset": snapshot.dataset},
         "materialised": {"analysed": made.analysed, "cached": made.cached},
         "experiment": experiment.to_json(),
+        "normalisation": NORMALISATION,
         "gate": gate.to_json(),
         "verdict": {"blessed": decision.blessed, "reasons": list(decision.reasons)},
         "timings_s": {name: round(seconds, 3) for name, seconds in steps.seconds.items()},

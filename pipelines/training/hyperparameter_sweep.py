@@ -32,6 +32,7 @@ from training.sweeps.definition import Combination, Sweep
 from training.sweeps.outcome import Outcome
 from training.sweeps.store import (
     begin_sweep,
+    check_normalisation,
     keep_baseline,
     keep_outcome,
     read_baseline,
@@ -213,6 +214,7 @@ class _Trials:
             combination = self._sweep.combine(parameters, self._raw_version)
         except CimlError as error:
             return keep_outcome(self._store, known.replace(reason=_line(error)))
+        check_normalisation(self._store, self._sweep.name)
         if reason := self._build(combination.definition):
             return keep_outcome(self._store, known.replace(reason=reason))
         self.trained += 1

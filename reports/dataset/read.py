@@ -211,5 +211,4 @@ class _Scale:
         self.runs += len(inputs)
 
     def normalisation(self) -> Normalisation:
-        width = self._high - self._low
-        return Normalisation(self._total / self.runs, np.where(width == 0.0, 1.0, width))
+        return Normalisation.of_range(self._total / self.runs, self._low, self._high)

@@ -56,6 +56,14 @@ def test_two_kinds_of_runs_are_two_clusters():
     )
 
 
+def test_a_value_that_the_training_runs_never_have_makes_no_cluster():
+    """The third window of all training runs is padding; that of a test run holds bytes."""
+    training = [[90, 90 + n, 0] for n in range(6)] + [[5, 5 + n, 0] for n in range(4)]
+    scene = runs([*training, [90, 93, 6.4e7]], [0] * 6 + [1] * 4 + [0], split=["train"] * 10 + ["test"])
+    found = cluster_runs(scene, Wanted(most_k=4))
+    assert found.chosen.of.tolist() == [0] * 6 + [1] * 4 + [0]
+
+
 def test_a_given_number_of_clusters_is_chosen():
     found = cluster_runs(runs([[n] for n in range(20)], [0] * 10 + [1] * 10), Wanted(k=12, most_k=3))
     assert [each.k for each in found.tried] == [1, 2, 3, 12]

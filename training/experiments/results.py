@@ -91,8 +91,8 @@ class Stored:
 def stored_trials(store: Store, experiments: Iterable[str], datasets: Sequence[str] = ()) -> list[Stored]:
     """Return the latest trial of each experiment on each data set, by data set, then in the order of ``experiments``.
 
-    The latest trial has the most spans and versions of them. Of equal trials, one whose snapshot other trials share is
-    chosen, since only figures of the same runs can be compared.
+    The latest trial has the most spans and versions of them, and the newest normalisation. Of equal trials, one whose
+    snapshot other trials share is chosen, since only figures of the same runs can be compared.
 
     Args:
       store: the folder of all experiments.
@@ -159,10 +159,12 @@ def named_results(
     return [(each, each.predictions()) for each in found]
 
 
-def _age(trial: Stored) -> tuple[int, int]:
-    """Return (spans, sum of their versions), which only grow; (0, 0) without a result."""
-    spans = trial.result["snapshot"]["spans"] if trial.result else []
-    return len(spans), sum(version for _, version in spans)
+def _age(trial: Stored) -> tuple[int, int, int]:
+    """Return (spans, sum of their versions, version of the normalisation), which only grow; zeros without a result."""
+    if trial.result is None:
+        return 0, 0, 0
+    spans = trial.result["snapshot"]["spans"]
+    return len(spans), sum(version for _, version in spans), trial.result.get("normalisation", 1)
 
 
 def _trials(experiments: Store, experiment: str, datasets: Sequence[str]) -> Iterable[Stored]:

@@ -36,7 +36,7 @@ from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predi
 from training.evaluation.metrics import evaluate, sharpness
 from training.evaluation.scores import scores
 from training.evaluation.verdicts import verdict_figures
-from training.experiment import ALIASES, Experiment, refresh_key
+from training.experiment import ALIASES, NORMALISATION, Experiment, refresh_key
 from training.normalise import Normalisation
 from training.train import trained_roles
 from transforms.examples.prepare import run_means
@@ -236,6 +236,7 @@ class Trial:
         result = {
             "format": _FORMAT,
             "experiment": self.experiment.to_json(),
+            "normalisation": NORMALISATION,
             "dataset": snapshot.dataset,
             "snapshot": snapshot.summary(),
             "training": self.fitted.to_json(),

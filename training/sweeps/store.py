@@ -13,6 +13,7 @@ from typing import Any
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store
+from training.experiment import NORMALISATION
 from training.experiments.trials import read_stored
 from training.sweeps.definition import Sweep, differences
 from training.sweeps.outcome import Outcome
@@ -42,14 +43,15 @@ def begin_sweep(store: Store, sweep: Sweep, inputs: Mapping[str, Any], raw_versi
       CimlError: if a different sweep has that name.
     """
     new = {"format": _FORMAT, "sweep": sweep.to_json(), **inputs}
+    first = {**new, "normalisation": NORMALISATION}
     there = read_stored(store, "sweep.json")
     if there is None:
-        store.create("sweep.json", canonical_json({**new, "raw_version": raw_version()}))
+        store.create("sweep.json", canonical_json({**first, "raw_version": raw_version()}))
         there = read_stored(store, "sweep.json") or {}
     version = there.get("raw_version")
     if not isinstance(version, int) or not isinstance(there.get("sweep"), dict):
         raise IntegrityError(f"{store.url('sweep.json')} is not a sweep")
-    old = {key: value for key, value in there.items() if key != "raw_version"}
+    old = {key: value for key, value in there.items() if key not in ("raw_version", "normalisation")}
     sampled = sweep.trials is not None and old["sweep"].get("trials") is not None
     if sampled:
         old["sweep"] = {**old["sweep"], "trials": sweep.trials}
@@ -58,6 +60,20 @@ def begin_sweep(store: Store, sweep: Sweep, inputs: Mapping[str, Any], raw_versi
             f"sweep {sweep.name!r} was begun with another {', '.join(keys)}; choose another name (data sets are shared)"
         )
     return version
+
+
+def check_normalisation(store: Store, name: str) -> None:
+    """Check that a begun sweep may train further trials: all trials of a sweep are normalised alike.
+
+    Raises:
+      CimlError: if an older version of ciml began it with another normalisation.
+    """
+    there = read_stored(store, "sweep.json") or {}
+    if there.get("normalisation", 1) != NORMALISATION:
+        raise CimlError(
+            f"sweep {name!r} was begun by a version of ciml that normalises otherwise: its finished trials stay "
+            "readable, but new trials would not be comparable; choose another name (data sets are shared)"
+        )
 
 
 def read_outcome(store: Store, number: int) -> Outcome | None:

@@ -81,6 +81,8 @@ def departures(table: pa.Table, profile: Profile) -> tuple[Departure, ...]:
     for column, means in windows.means.items():
         low, _, high = usual = ranges[column]
         beyond = margin(column, usual)
+        if beyond <= 0:  # passing runs always record 0: no scale says how far another value is, as in context features
+            continue
         for above in (True, False):
             outside = means > high + beyond if above else means < low - beyond
             firsts, lasts = _stretches(outside, np.isnan(means))
@@ -88,7 +90,7 @@ def departures(table: pa.Table, profile: Profile) -> tuple[Departure, ...]:
             for first, last in zip(firsts[lasting].tolist(), lasts[lasting].tolist(), strict=True):
                 mean = windows.mean(column, first, last)
                 share = (last + 1 - first) / means.size
-                size = (mean - high if above else low - mean) / max(beyond, 1e-9) * share**0.5
+                size = (mean - high if above else low - mean) / beyond * share**0.5
                 found.append(
                     Departure(column, int(windows.seconds[first]), int(ends[last]), mean, low, high, round(size, 3))
                 )

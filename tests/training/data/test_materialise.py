@@ -25,7 +25,7 @@ def directly(train: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Normalise with numpy alone: float64 [n, L, F]."""
     train = train.astype(np.float64)
     mean, width = train.mean(axis=0), train.max(axis=0) - train.min(axis=0)
-    return (values.astype(np.float64) - mean) / np.where(width == 0, 1.0, width)
+    return np.where(width > 0, (values.astype(np.float64) - mean) / np.where(width > 0, width, 1.0), 0.0)
 
 
 def of_split(data: DataRoot, snapshot: Snapshot, split: str) -> Examples:

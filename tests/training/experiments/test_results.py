@@ -110,6 +110,20 @@ def test_of_equally_old_trials_one_with_a_shared_snapshot_is_chosen(data: DataRo
     assert found[0].snapshot == found[1].snapshot != "other exclusions"
 
 
+def test_a_trial_of_an_older_normalisation_is_read_but_the_present_one_counts(data: DataRoot):
+    present = only(data, "forest")
+    assert present.result["normalisation"] == 2
+    old = Path(data.url, "experiments/forest/results/providers/" + "f" * 24)
+    shutil.copytree(present.store.root, old)
+    result = json.loads((old / "result.json").read_text())
+    del result["normalisation"]
+    (old / "result.json").write_text(json.dumps(result))
+    assert (only(data, "forest").store.root, only(data, "forest").older) == (present.store.root, 1)
+    shutil.rmtree(present.store.root)
+    assert only(data, "forest").store.root == str(old)
+    assert only(data, "forest").predictions() is not None
+
+
 def test_only_the_named_data_sets_are_read(data: DataRoot):
     assert stored_trials(data.experiments, ["forest"], ["others"]) == []
     create_experiment(data.experiments, FOREST.replace(name="idle"))

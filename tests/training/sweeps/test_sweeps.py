@@ -23,7 +23,7 @@ from training.normalise import Normalisation
 from training.sweeps.axes import axes_of
 from training.sweeps.definition import Sweep
 from training.sweeps.outcome import Outcome
-from training.sweeps.store import begin_sweep, keep_outcome, read_outcome, sweep_store
+from training.sweeps.store import begin_sweep, check_normalisation, keep_outcome, read_outcome, sweep_store
 from training.sweeps.study import Judge, Past, propose
 from training.sweeps.trial import one_number, score_trial
 from transforms.ingest.trust import TrustPolicy
@@ -222,6 +222,18 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
     store.replace("sweep.json", b"{}")
     with pytest.raises(IntegrityError, match="is not a sweep"):
         begin_sweep(store, rates(), facts, lambda: 5)
+
+
+def test_a_sweep_of_an_older_normalisation_is_read_but_trains_no_further_trial(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    begin_sweep(store, rates(), {}, lambda: 4)
+    check_normalisation(store, "rates")  # its trials may be trained
+    begun = json.loads(store.read("sweep.json"))
+    assert begun.pop("normalisation") == 2
+    store.replace("sweep.json", json.dumps(begun).encode())
+    assert begin_sweep(store, rates(), {}, lambda: 5) == 4
+    with pytest.raises(CimlError, match="'rates' was begun by a version of ciml that normalises otherwise"):
+        check_normalisation(store, "rates")
 
 
 @pytest.mark.whole

@@ -97,6 +97,12 @@ def test_noise_is_no_departure() -> None:
     assert departures(table_of({USR: [52.0] * 100 + [0.0] * 5 + [52.0] * 45}), profile) == ()  # a moment
 
 
+def test_a_column_that_passing_runs_always_record_as_0_has_no_scale_of_departures() -> None:
+    passing = [(facts_of(number=number), table_of({USR: [50.0] * 240, "own:x": [0.0] * 240})) for number in range(6)]
+    profile = make_profiles(passing, ["own:x"]).of("unit")
+    assert departures(table_of({USR: [50.0] * 240, "own:x": [6.4e7] * 240}), profile) == ()
+
+
 def test_a_profile_of_few_runs_says_nothing() -> None:
     profiles = make_profiles(_passing(runs=MIN_RUNS - 1))
     assert departures(table_of({USR: [0.0] * 300}), profiles.of("unit")) == ()
