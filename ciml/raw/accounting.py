@@ -7,17 +7,19 @@ resumes late and a second committer change nothing: covered offsets are dropped,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome, RunFacts, lists_of
+from ciml.events.records import LISTS, Batch, FactUpdate, Kind, OffsetRange, Origin, Outcome, RunFacts, lists_of
+from ciml.events.standing import UNPROVED, standing_of
 from ciml.events.updates import Said, joined, merged, said_by
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
-from ciml.raw.known_ids import KnownRun
+from ciml.raw.event_ids import ids_of_repeats, recorded_ids
+from ciml.raw.known_ids import Event, KnownRun
 from ciml.raw.known_subjects import Subject, Subjects, subjects_of
 from ciml.raw.run_log import Judge
 from ciml.raw.state import RawState
@@ -46,7 +48,7 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Ju
     ordered = sorted(batches, key=_order)
     settled = [outcome for batch in ordered for outcome in batch.settled]
     state.index.prefetch(
-        events=[(outcome.event_key, outcome.run_id) for outcome in settled if outcome.event_key],
+        events=[event for outcome in settled for event in _ids_of_repeats(outcome, UNPROVED)],
         runs=[outcome.run_id for outcome in settled if outcome.run_id],
         dead_letters=[
             (outcome.origin, run_id)
@@ -75,6 +77,17 @@ def _subjects(settled: Iterable[Outcome]) -> Iterator[Subject]:
         if outcome.mention is not None:
             yield from subjects_of(outcome.mention)
         yield from ((update.source, update.subject) for update in outcome.updates)
+
+
+def _ids_of_repeats(outcome: Outcome, standing: int) -> list[Event]:
+    """Return the ids of which one is known if the outcome's event is a repeat; none for an event without a key."""
+    if not outcome.event_key:
+        return []
+    return ids_of_repeats(outcome.event_key, outcome.run_id, _facts_of(outcome), standing)
+
+
+def _facts_of(outcome: Outcome) -> dict[str, Any]:
+    return outcome.mention.to_json() if outcome.mention is not None else {}
 
 
 def _order(batch: Batch) -> tuple[bool, str, int, int]:
@@ -152,12 +165,12 @@ class _Draft:
             self._closes[key] = None
 
     def _settle(self, outcome: Outcome, *, again: bool = False) -> Kind:
-        run_id, event = outcome.run_id, (outcome.event_key, outcome.run_id)
-        seen = bool(outcome.event_key) and (event in self._events or self._state.index.has_event(*event))
+        run_id = outcome.run_id
         run = self._run(run_id)
-        outcome = _classify(self._judged(outcome), run, repeated=seen and not again)
+        outcome = self._judged(outcome)
+        outcome = _classify(outcome, run, repeated=not again and self._is_repeat(outcome))
         if outcome.event_key:
-            self._events.add(event)
+            self._events.update(recorded_ids(outcome.event_key, run_id, _facts_of(outcome), standing(outcome)))
         word = (outcome.mention.outcome or "") if outcome.mention else ""
         if outcome.kind in ("run", "reclaim"):
             outcome = self._row(outcome)
@@ -167,6 +180,19 @@ class _Draft:
             self._say(outcome)
         self._lists[outcome.kind].append(outcome)
         return outcome.kind
+
+    def _is_repeat(self, outcome: Outcome) -> bool:
+        """Return whether an outcome's event was seen before. One with an update that says more was not."""
+        ids = _ids_of_repeats(outcome, standing(outcome))
+        seen = any(event in self._events or self._state.index.has_event(*event) for event in ids)
+        return seen and not any(self._says_more(update, outcome.event_key) for update in outcome.updates)
+
+    def _says_more(self, update: FactUpdate, event_key: str) -> bool:
+        before = self._said_of((update.source, update.subject))
+        return merged(before, said_by(update, event_key)) != before
+
+    def _said_of(self, subject: Subject) -> Mapping[str, Said]:
+        return self._said.get(subject) or self._subjects.said(subject)
 
     def _row(self, outcome: Outcome) -> Outcome:
         """Return the record of a raw row, with the facts that earlier updates changed."""
@@ -191,7 +217,7 @@ class _Draft:
     def _say(self, outcome: Outcome) -> None:
         for update in outcome.updates:
             subject = (update.source, update.subject)
-            before = self._said.get(subject) or self._subjects.said(subject)
+            before = self._said_of(subject)
             after = merged(before, said_by(update, outcome.event_key))
             if after != before:
                 self._said[subject] = after
@@ -202,7 +228,7 @@ class _Draft:
             return []
         changes = {}
         for run_id, facts in self._updated_runs().items():
-            said = (self._said.get(subject) or self._subjects.said(subject) for subject in subjects_of(facts))
+            said = map(self._said_of, subjects_of(facts))
             trust, known = self._judge(joined(facts, said)), self._run(run_id)
             if known is not None and known.trusted != trust.trusted:
                 changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}
@@ -266,9 +292,8 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
 
 
 def standing(outcome: Outcome) -> int:
-    """Return how far an event is believed about a run: 2 where it is trusted, 1 where its sender was proved, else 0."""
-    proved = outcome.mention is not None and bool(outcome.mention.auth)
-    return 2 if outcome.trust.trusted else int(proved)
+    """Return how far an event is believed about a run, one of `ciml.events.standing.STANDINGS`."""
+    return standing_of(outcome.trust.trusted, outcome.mention is not None and bool(outcome.mention.auth))
 
 
 def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ciml.errors import IntegrityError
 from ciml.events.records import Origin
+from ciml.events.standing import standing_of
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.id_set import IdSet
 from ciml.raw.known_subjects import TABLES as SUBJECT_TABLES
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-#: (event key, run id). The run id is empty where the event could not be decoded.
+#: (event key, run id). The run id is empty where the event could not be decoded. `ciml.raw.event_ids` makes them.
 Event = tuple[str, str]
 #: (origin, run id) of a dead letter. The run id is empty where the message could not be decoded.
 DeadLetterKey = tuple[Origin, str]
@@ -41,8 +42,8 @@ class KnownRun(NamedTuple):
 
     @property
     def standing(self) -> int:
-        """How far its facts are believed: 2 where it is trusted, 1 where its event was proved, else 0."""
-        return 2 if self.trusted else int(self.proved)
+        """How far its facts are believed, one of `ciml.events.standing.STANDINGS`."""
+        return standing_of(self.trusted, self.proved)
 
     def judged(self, trusted: bool) -> KnownRun:
         """Return the run with another decision on its trust, by an update."""

@@ -8,10 +8,12 @@ from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.events.records import FactUpdate, Kind, Origin, Outcome, PendingRun, RunFacts, records_of, rows_of, totals_of
+from ciml.events.standing import standing_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
+from ciml.raw.event_ids import recorded_ids
 from ciml.raw.known_ids import TABLES, DeadLetterKey, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
 from ciml.raw.known_subjects import is_marked
 from ciml.storage.open import Store
@@ -106,10 +108,13 @@ class RawState(TopicState):
         facts = record.get("mention", {})
         run_id: str = facts.get("run_id", "")
         reason: str = record.get("reason", "")
-        if record.get("event_key"):
-            self.index.add_event(record["event_key"], run_id)
         trust = record.get("trust", {})
         trusted: bool = trust.get("trusted", False)
+        if event_key := record.get("event_key"):
+            # Older versions stored some records without a decision: their ids are plain, as those of trusted events.
+            standing = standing_of(trusted or not trust, bool(facts.get("auth")))
+            for event in recorded_ids(event_key, run_id, facts, standing):
+                self.index.add_event(*event)
         if kind in ("run", "reclaim"):
             if (self.index.run(run_id) is not None) != (kind == "reclaim"):
                 what = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"

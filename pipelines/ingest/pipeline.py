@@ -21,6 +21,8 @@ from apache_beam.utils.timestamp import Timestamp
 
 from adapters.registry import read_event
 from ciml.events.records import Batch, Outcome, PendingRun
+from ciml.events.standing import TRUSTED
+from ciml.raw.event_ids import ids_of_repeats
 from ciml.raw.known_ids import Index
 from ciml.storage.open import Store as ObjectStore
 from pipelines.ingest.committer import committer, seal_guarded, unseal
@@ -83,7 +85,7 @@ def settle_known(batch: Batch, index: Index) -> Batch:
     """Settle pending runs that the same event has already named, as repeats that need no log.
 
     This only saves work: the commit classifies everything by its own state. The same run in *another* event stays
-    pending, since a different log must be noticed.
+    pending, since a different log must be noticed. So does one whose trust an update may have raised.
 
     Args:
       batch: new pending runs; deferred ones are known and must stay.
@@ -91,11 +93,17 @@ def settle_known(batch: Batch, index: Index) -> Batch:
     """
     kept, settled = [], list(batch.settled)
     for each in batch.pending_runs:
-        if each.event_key and index.has_event(each.event_key, each.mention.run_id):
+        if each.event_key and _is_known(each, index):
             settled.append(Outcome("repeat", each.origin, each.event_key, each.mention, "event", trust=each.trust))
         else:
             kept.append(each)
     return Batch(batch.covers, batch.messages, kept, settled)
+
+
+def _is_known(pending: PendingRun, index: Index) -> bool:
+    facts = pending.mention
+    ids = ids_of_repeats(pending.event_key, facts.run_id, facts.to_json(), TRUSTED)
+    return any(index.has_event(*event) for event in ids)
 
 
 class SettleKnown(beam.DoFn):
