@@ -13,15 +13,14 @@ from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, Batch, FactUpdate, Kind, OffsetRange, Origin, Outcome, RunFacts, lists_of
-from ciml.events.standing import UNPROVED, standing_of
 from ciml.events.updates import Said, joined, merged, said_by
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
-from ciml.raw.event_ids import ids_of_repeats, recorded_ids
-from ciml.raw.known_ids import Event, KnownRun
+from ciml.raw.known_ids import Event, KnownRun, ids_of_repeats, recorded_ids
 from ciml.raw.known_subjects import Subject, Subjects, subjects_of
 from ciml.raw.run_log import Judge
+from ciml.raw.standing import UNPROVED, standing_of
 from ciml.raw.state import RawState
 
 #: A delta judges the runs of this many subjects with `MAX_SUBJECT_RUNS` again, or of more subjects with fewer.
@@ -292,7 +291,7 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
 
 
 def standing(outcome: Outcome) -> int:
-    """Return how far an event is believed about a run, one of `ciml.events.standing.STANDINGS`."""
+    """Return how far an event is believed about a run, one of `ciml.raw.standing.STANDINGS`."""
     return standing_of(outcome.trust.trusted, outcome.mention is not None and bool(outcome.mention.auth))
 
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import msgspec
 
 from ciml.events.records import RunFacts
-from ciml.events.standing import STANDINGS, StandingMap, standing_of
 from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS
 from ciml.raw.run_log import RunDelta
+from ciml.raw.standing import STANDINGS, StandingMap, standing_of
 
 #: The classes of the label ``cause``, and its name among a run's labels, which a run's own event may set.
 CAUSES = CODE, MACHINE = "code", "machine"
@@ -55,7 +55,7 @@ class Attempt(NamedTuple):
 
     @property
     def standing(self) -> int:
-        """How far it is believed, one of `ciml.events.standing.STANDINGS`."""
+        """How far it is believed, one of `ciml.raw.standing.STANDINGS`."""
         return standing_of(self.trusted, self.proved)
 
 

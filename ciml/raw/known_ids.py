@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import msgspec
+
+from ciml.digest import sha256_hex
 from ciml.errors import IntegrityError
 from ciml.events.records import Origin
-from ciml.events.standing import standing_of
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.id_set import IdSet
 from ciml.raw.known_subjects import TABLES as SUBJECT_TABLES
 from ciml.raw.known_subjects import Subjects
+from ciml.raw.standing import STANDINGS, TRUSTED, standing_of
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-#: (event key, run id). The run id is empty where the event could not be decoded. `ciml.raw.event_ids` makes them.
+#: (event key, run id), with a standing or a digest behind the run id: see `recorded_ids`. The run id is empty where the
+#: event could not be decoded.
 Event = tuple[str, str]
 #: (origin, run id) of a dead letter. The run id is empty where the message could not be decoded.
 DeadLetterKey = tuple[Origin, str]
@@ -42,7 +46,7 @@ class KnownRun(NamedTuple):
 
     @property
     def standing(self) -> int:
-        """How far its facts are believed, one of `ciml.events.standing.STANDINGS`."""
+        """How far its facts are believed, one of `ciml.raw.standing.STANDINGS`."""
         return standing_of(self.trusted, self.proved)
 
     def judged(self, trusted: bool) -> KnownRun:
@@ -318,3 +322,39 @@ def _pack(digest: str) -> bytes:
 
 def _unpack(data: bytes) -> str:
     return data[1:].decode("utf-8", "surrogatepass") if data[0] else data[1:].hex()
+
+
+def recorded_ids(event_key: str, run_id: str, facts: Mapping[str, Any], standing: int) -> list[Event]:
+    """Return the ids to remember of an event and one of its runs.
+
+    Senders choose the ids of their events. An event that is believed less could name a run by the id of a later event
+    that is believed more, and so make that a repeat. So an id counts for events of its own standing and of lower ones.
+    An event that is equal in all facts is a repeat whatever its standing: updates and policies change that.
+
+    The ids of trusted events are plain, as those of all events in tables of older versions. These stay repeats.
+
+    Args:
+      event_key: of the event, not empty.
+      run_id: of the run, "" without one.
+      facts: of the run, as in the raw manifest; empty without one.
+      standing: of the event, as recorded.
+    """
+    if not run_id or standing == TRUSTED:
+        return [(event_key, run_id)]
+    return [_of_standing(event_key, run_id, standing), _of_facts(event_key, run_id, facts)]
+
+
+def ids_of_repeats(event_key: str, run_id: str, facts: Mapping[str, Any], standing: int) -> list[Event]:
+    """Return the ids of which one is remembered if the event is a repeat. The arguments are those of `recorded_ids`."""
+    if not run_id:
+        return [(event_key, run_id)]
+    ids = [(event_key, run_id), _of_facts(event_key, run_id, facts)]
+    return ids + [_of_standing(event_key, run_id, level) for level in STANDINGS[standing:TRUSTED]]
+
+
+def _of_standing(event_key: str, run_id: str, standing: int) -> Event:
+    return event_key, f"{run_id}\0{standing}"
+
+
+def _of_facts(event_key: str, run_id: str, facts: Mapping[str, Any]) -> Event:
+    return event_key, f"{run_id}\0{sha256_hex(msgspec.json.encode(facts, order='sorted'))}"

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import msgspec
 
 from ciml.events.records import RunFacts
-from ciml.events.standing import PROVED, TRUSTED, StandingMap
 from ciml.limits import MAX_NEAR_FOUND, MAX_NEAR_PLACES, MAX_NEAR_RUNS
 from ciml.raw.causes import FAILED
 from ciml.raw.run_log import RunDelta, RunRecord
+from ciml.raw.standing import PROVED, TRUSTED, StandingMap
 
 #: How long before a run's end its neighbours ended, microseconds.
 WITHIN_US = 3_600_000_000

@@ -12,8 +12,8 @@ import msgspec
 
 from ciml.errors import IntegrityError
 from ciml.events.records import UNJUDGED, RawFile, Record, RunFacts, Trust
-from ciml.events.standing import standing_of
 from ciml.manifest.log import ManifestLog
+from ciml.raw.standing import standing_of
 
 #: Returns the trust decision for a run's facts: `transforms.ingest.trust.evaluate` with a policy.
 Judge = Callable[[RunFacts], Trust]
@@ -34,7 +34,7 @@ class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def standing(self) -> int:
-        """How far the row was believed when it was stored, one of `ciml.events.standing.STANDINGS`."""
+        """How far the row was believed when it was stored, one of `ciml.raw.standing.STANDINGS`."""
         return standing_of(self.trust.trusted, bool(self.mention.auth))
 
 

@@ -8,14 +8,22 @@ from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.events.records import FactUpdate, Kind, Origin, Outcome, PendingRun, RunFacts, records_of, rows_of, totals_of
-from ciml.events.standing import standing_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
-from ciml.raw.event_ids import recorded_ids
-from ciml.raw.known_ids import TABLES, DeadLetterKey, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
+from ciml.raw.known_ids import (
+    TABLES,
+    DeadLetterKey,
+    Index,
+    KnownRun,
+    LayeredIndex,
+    MemoryIndex,
+    OpenDeadLetter,
+    recorded_ids,
+)
 from ciml.raw.known_subjects import is_marked
+from ciml.raw.standing import standing_of
 from ciml.storage.open import Store
 
 #: Number of sources that are counted separately, the first ones: events name their source freely.

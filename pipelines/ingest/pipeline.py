@@ -21,9 +21,8 @@ from apache_beam.utils.timestamp import Timestamp
 
 from adapters.registry import read_event
 from ciml.events.records import Batch, Outcome, PendingRun
-from ciml.events.standing import TRUSTED
-from ciml.raw.event_ids import ids_of_repeats
-from ciml.raw.known_ids import Index
+from ciml.raw.known_ids import Index, ids_of_repeats
+from ciml.raw.standing import TRUSTED
 from ciml.storage.open import Store as ObjectStore
 from pipelines.ingest.committer import committer, seal_guarded, unseal
 from pipelines.ingest.config import IngestConfig
