@@ -66,7 +66,6 @@ OUTCOMES: Mapping[str, OutcomeWord] = {
 }  # fmt: skip
 #: Sources of pipelines of a branch or tag of the project itself, which only its members can push.
 _OWN = frozenset({"push", "web", "schedule", "api", "trigger", "chat", "pipeline"})
-_MERGE_REF = re.compile(r"refs/merge-requests/(\d{1,12})/(?:head|merge|train)")
 _HOMEPAGE = re.compile(r"(https?://[^/?#]+)/([^?#]+)")
 _REVIEWS = {"merge": "merged", "approved": "approved", "unapproved": "dismissed"}
 
@@ -103,10 +102,8 @@ def _job(body: Mapping[str, Any]) -> _Read:
     phase, number, name = PHASES[status], natural(body, "build_id"), needed(body, "build_name")
     reason = word(body, "build_failure_reason") if status == "failed" else ""  # GitLab sets it on success too
     pipeline = word(body, "pipeline_id") or word(body, "commit", "id")
-    project_id, sha, ref = str(natural(body, "project_id")), word(body, "sha"), word(body, "ref")
+    project_id, sha = str(natural(body, "project_id")), word(body, "sha")
     server, project, page = _project(body)
-    merge_request = _MERGE_REF.fullmatch(ref)
-    change = merge_request[1] if merge_request else ""
     fields = filled(
         id=number,
         job=name,
@@ -114,18 +111,14 @@ def _job(body: Mapping[str, Any]) -> _Read:
         outcome=OUTCOMES.get(reason),
         **_times(body, phase),
         project=project,
-        change=change,
         patchset=sha,
         owner=word(body, "user", "username"),
         head=sha,
         url=f"{page}/-/jobs/{number}" if page else "",
         log_url=f"{server}/api/v4/projects/{project_id}/jobs/{number}/artifacts" if server else "",
         attempt_of=joined(pipeline, name),
-        subjects=known(
-            f"pipeline:{pipeline}" if pipeline else "",
-            f"merge_request:{project_id}/{change}" if change else "",
-            commit_subject(project_id, sha),
-        ),
+        # Not of a merge request: the event has none, and anybody may call a tag or a branch refs/merge-requests/6/head.
+        subjects=known(f"pipeline:{pipeline}" if pipeline else "", commit_subject(project_id, sha)),
         labels=_labels(body, reason),
     )
     return status, None, (Run(phase, fields),)
@@ -172,8 +165,8 @@ def _pipeline(body: Mapping[str, Any]) -> _Read:
         change = word(body, "merge_request", "iid")
     else:
         fork = "no" if source in _OWN else ""
-        tag = value(body, "object_attributes", "tag") is True
-        branch = word(body, "object_attributes", "ref") if fork and not tag else ""
+        is_branch = value(body, "object_attributes", "tag") is False
+        branch = word(body, "object_attributes", "ref") if fork and is_branch else ""
         change = sha if fork else ""
     facts = filled(
         event=source,

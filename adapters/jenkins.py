@@ -79,7 +79,7 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
         start_time=start,
         end_time=end,
         project="/".join(names),
-        branch=word(source, "branch").removeprefix("origin/"),
+        branch=_branch(word(source, "branch"), names[-1]),
         change=commit,
         patchset=commit,
         head=commit,
@@ -87,6 +87,15 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
         log_url=f"{page.rstrip('/')}/artifact/" if page else "",
         subjects=known(subject),
     )
+
+
+def _branch(name: str, job: str) -> str:
+    """Return a branch without the name of its remote.
+
+    The job of a branch in a multibranch project is called as the branch, whose name has no remote: anybody may call a
+    branch ``origin/main``.
+    """
+    return name if unquote(job) == name else name.removeprefix("origin/")
 
 
 def _names(data: Mapping[str, Any]) -> tuple[list[str], str]:

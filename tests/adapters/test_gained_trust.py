@@ -87,7 +87,25 @@ OF_REQUEST = [
         ([gitlab_samples.job(), pipeline()], "main branches"),
         ([*OF_REQUEST, merge_request(action="approved", target_branch="main")], "reviewed"),
         ([*OF_REQUEST, merge_request(target_branch="main")], "reviewed"),
-        ([*OF_REQUEST, merge_request(99, target_branch="main")], "forks"),
+        # A tag, or a branch, called as the ref of a merge request to main.
+        (
+            [
+                gitlab_samples.job(ref="refs/merge-requests/6/head", tag=True),
+                pipeline(ref="refs/merge-requests/6/head", tag=True),
+                merge_request(target_branch="main", action="open"),
+            ],
+            "no rule",
+        ),
+        (
+            [
+                gitlab_samples.job(ref="refs/merge-requests/6/head"),
+                pipeline(ref="refs/merge-requests/6/head"),
+                merge_request(target_branch="main", action="open"),
+            ],
+            "no rule",
+        ),
+        ([gitlab_samples.job(tag=True), pipeline(tag=True)], "no rule"),
+        ([gitlab_samples.job(), pipeline(tag=None)], "no rule"),
         ([*OF_REQUEST, merge_request(action="approved", author_id=3)], "no rule"),
         ([*OF_REQUEST, merge_request(iid=7, target_branch="mine")], "no rule"),
         # A push to an unprotected branch; then a merge request of it to main.

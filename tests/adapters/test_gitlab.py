@@ -78,9 +78,12 @@ def test_a_retried_job_is_another_run_of_the_same_attempts() -> None:
     assert first.attempt_of == second.attempt_of
 
 
-def test_a_job_of_a_merge_request_knows_it() -> None:
-    facts = run_of(job(ref="refs/merge-requests/6/head"))
-    assert (facts.change, facts.subjects) == ("6", ("pipeline:501", "merge_request:44/6", COMMIT))
+@pytest.mark.parametrize("tag", [True, False])
+@pytest.mark.parametrize("name", ["head", "merge", "train"])
+def test_a_job_knows_no_merge_request_by_the_name_of_its_ref(name: str, tag: bool) -> None:
+    """Anybody who may push can call a tag or a branch so."""
+    facts = run_of(job(ref=f"refs/merge-requests/6/{name}", tag=tag))
+    assert (facts.change, facts.branch, facts.subjects) == ("", "", ("pipeline:501", COMMIT))
 
 
 def test_an_older_server_is_understood() -> None:

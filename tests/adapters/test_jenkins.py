@@ -148,6 +148,24 @@ def test_a_damaged_build_is_rejected(build: dict[str, Any], where: str) -> None:
     assert caught.value.detail.partition(":")[0] == where
 
 
+@pytest.mark.parametrize(
+    ("url", "branch", "known"),
+    [
+        ("job/team/job/app/", "origin/main", "main"),
+        ("job/team/job/app/", "main", "main"),
+        ("job/team/job/app/", "origin/origin/main", "origin/main"),
+        ("job/app/job/main/", "main", "main"),
+        ("job/app/job/origin%252Fmain/", "origin/main", "origin/main"),  # a multibranch project: the branch's own name
+        ("job/app/job/PR-5/", "PR-5", "PR-5"),
+    ],
+)
+def test_a_branch_has_no_name_of_a_remote(url: str, branch: str, known: str) -> None:
+    state = {"url": "https://git.example/acme/app.git", "branch": branch, "commit": SHA}
+    build = {"number": 7, "status": "SUCCESS", "timestamp": 1795521660500, "scmState": state}
+    (run,) = runs_of("jenkins", cloudevent("org.jenkinsci.job.completed", {"url": url, "build": build})).values()
+    assert run.branch == known
+
+
 def matrix(url: str, number: int = 7) -> Any:
     data = {"url": url, "build": {"number": number, "status": "SUCCESS", "timestamp": 1795521660500}}
     (run,) = runs_of("jenkins", cloudevent("org.jenkinsci.job.completed", data)).values()
