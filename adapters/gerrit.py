@@ -10,17 +10,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, RunUpdate
-from adapters.fields import change_subjects, epoch, event_id, maybe, moment, needed, objects, value, word
+from adapters.adapter import Adapter, Delivery, Ignored, Reading, RunUpdate, Said, reading
+from adapters.fields import (
+    change_subjects,
+    epoch,
+    event_id,
+    filled,
+    maybe,
+    moment,
+    needed,
+    objects,
+    value,
+    word,
+    words,
+)
 from ciml.errors import RejectedInput
 from ciml.events.redaction import shown
+from ciml.events.updates import PARTLY_APPROVED, VETOED, merged_subject
 
 NO_FACT = "events of this type change no fact of a run"
 NO_VOTE = "the comment neither approves nor disapproves"
-OWN_VOTE = "a vote of the change's owner or uploader is no review"
+OWN_VOTE = "a vote of the change's owner, uploader or author is no review"
 UNKNOWN_VOTER = "the voter is unknown"
 CLOSED = "a vote on a closed change is no review"
 NO_OWNER = "the change's owner is unknown"
@@ -29,33 +42,101 @@ NO_OWNER = "the change's owner is unknown"
 _APPROVES = {"Code-Review": 2, "Workflow": 1}
 #: The vote of a label that disapproves it.
 _VETO = {"Code-Review": -2}
+#: Whose votes approve nothing: nobody else read the patch set.
+_OWN = (("change", "owner"), ("patchSet", "uploader"), ("patchSet", "author"))
 #: Kinds of patch sets that hold the code of the one before, as Gerrit makes them when it submits a change.
 _SAME_CODE = frozenset({"TRIVIAL_REBASE", "TRIVIAL_REBASE_WITH_MESSAGE_UPDATE", "NO_CODE_CHANGE", "NO_CHANGE"})
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _VOTE = re.compile(r"[+-]?[0-9]{1,2}")
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_DEPENDS_ON = re.compile(r"^[ \t]*depends-on[ \t]*:", re.MULTILINE | re.IGNORECASE)
+_BRANCHES = "refs/heads/"
 _MOST_LABELS = 100
+_MOST_PARENTS = 8
+_SUBMIT_S = 10  # between the patch set that Gerrit makes at a submit and the event: measured 0 to 1
 
 
 def read(delivery: Delivery) -> Reading | Ignored:
-    """Read what an event says of a patch set's runs: ``review`` or ``owner``."""
+    """Read what an event says of a patch set's runs (``review``, ``owner``, ``parents``), and which commits merged."""
     body = delivery.json()
     kind = needed(body, "type")
     event = _event_id(delivery, body, kind)
-    facts: Mapping[str, str] | str
-    if kind == "patchset-created":
-        owner = _account(body, "change", "owner")
-        facts = {"owner": owner} if owner else NO_OWNER
-    elif kind == "change-merged":
-        facts = {"review": "merged"}
-    elif kind in ("comment-added", "vote-deleted"):
-        facts = _voted(body, "author" if kind == "comment-added" else "reviewer")
-    else:
-        facts = NO_FACT
-    if isinstance(facts, str):
-        return Ignored(event, kind, facts)
-    subjects = [_subject(body, number) for number in _patchsets(body, kind)]
+    reader = _READERS.get(kind)
+    said = NO_FACT if reader is None else reader(body)
     when = moment({"eventCreatedOn": epoch(body.get("eventCreatedOn"))}, "eventCreatedOn")
-    return Reading(event, kind, when, updates=tuple(RunUpdate(subject, facts) for subject in subjects))
+    return reading(event, kind, when, said)
+
+
+def _patchset_created(body: Mapping[str, Any]) -> Said:
+    """Return the owner of a patch set, and its parents where its runs execute nothing else."""
+    parents = () if _has_dependencies(body) else _commits(body, "patchSet", "parents")
+    facts = filled(owner=_account(body, "change", "owner"), parents=" ".join(parents))
+    return (RunUpdate(_subject(body), facts),) if facts else NO_OWNER
+
+
+def _change_merged(body: Mapping[str, Any]) -> Said:
+    """Return that a patch set is merged, with the commits that are in the branch now.
+
+    Where Gerrit made the patch set when it submitted the change, the one before has the same code, on its own parents.
+    """
+    subject, target = _subject(body), _target(body)
+    review = PARTLY_APPROVED if _has_dependencies(body) else "merged"
+    said = [RunUpdate(subject, {"review": review} | target)]
+    if _made_by_submit(body):
+        before = _number(body, "patchSet", "number") - 1
+        said.append(RunUpdate(_subject(body, before), {"review": PARTLY_APPROVED} | target))
+    commits = (word(body, "patchSet", "revision"), word(body, "newRev"))
+    return (*said, *_merged(_project(body), target["target"], commits))
+
+
+def _ref_updated(body: Mapping[str, Any]) -> Said:
+    """Return that the old and the new tip of a branch are in the branch."""
+    branch = word(body, "refUpdate", "refName")
+    if not branch.startswith(_BRANCHES):
+        return NO_FACT
+    project = word(body, "refUpdate", "project")
+    commits = (word(body, "refUpdate", "oldRev"), word(body, "refUpdate", "newRev"))
+    return _merged(project, branch.removeprefix(_BRANCHES), commits)
+
+
+def _merged(project: str, branch: str, commits: Iterable[str]) -> tuple[RunUpdate, ...]:
+    subjects = dict.fromkeys(
+        merged_subject(project, branch, commit) for commit in commits if _COMMIT.fullmatch(commit) and int(commit, 16)
+    )
+    return tuple(RunUpdate(subject, {"review": "merged"}) for subject in subjects if subject)
+
+
+def _made_by_submit(body: Mapping[str, Any]) -> bool:
+    """Return whether Gerrit made the patch set when it submitted the change, with the code of the one before."""
+    uploader, submitter = _account(body, "patchSet", "uploader"), _account(body, "submitter")
+    created, submitted = (value(body, *path) for path in (("patchSet", "createdOn"), ("eventCreatedOn",)))
+    return (
+        _number(body, "patchSet", "number") > 1
+        and word(body, "patchSet", "kind") in _SAME_CODE
+        and bool(submitter)
+        and uploader == submitter
+        and type(created) is int
+        and type(submitted) is int
+        and 0 <= submitted - created <= _SUBMIT_S
+    )
+
+
+def _has_dependencies(body: Mapping[str, Any]) -> bool:
+    """Return whether a check of the patch set may also execute other changes: Zuul reads Depends-On of its message."""
+    message = value(body, "change", "commitMessage")
+    return type(message) is not str or _DEPENDS_ON.search(message) is not None
+
+
+def _target(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the branch for which a review was given: a change may be moved to another."""
+    return {"target": needed(body, "change", "branch").removeprefix(_BRANCHES)}
+
+
+def _commits(body: Mapping[str, Any], *path: str) -> tuple[str, ...]:
+    """Return a list of commits; none where one of them is no commit."""
+    commits = words(body, *path)
+    valid = len(commits) <= _MOST_PARENTS and all(map(_COMMIT.fullmatch, commits))
+    return commits if valid else ()
 
 
 def _event_id(delivery: Delivery, body: Mapping[str, Any], kind: str) -> str:
@@ -83,7 +164,15 @@ def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
     return [*patchset, who, votes, created, comment if type(comment) is str else ""]
 
 
-def _voted(body: Mapping[str, Any], voter: str) -> Mapping[str, str] | str:
+def _comment_added(body: Mapping[str, Any]) -> Said:
+    return _voted(body, "author")
+
+
+def _vote_deleted(body: Mapping[str, Any]) -> Said:
+    return _voted(body, "reviewer")
+
+
+def _voted(body: Mapping[str, Any], voter: str) -> Said:
     """Return what the votes of a person make of the review, or the rule by which they make nothing of it."""
     approved = withdrawn = rejected = False
     for approval in objects(body, "approvals", most=_MOST_LABELS):
@@ -99,30 +188,35 @@ def _voted(body: Mapping[str, Any], voter: str) -> Mapping[str, str] | str:
         return NO_VOTE
     if word(body, "change", "status") in ("MERGED", "ABANDONED"):
         return CLOSED
-    who = _account(body, voter)
-    if not who:
+    person = maybe(body, voter)
+    if not _account(body, voter):
         return UNKNOWN_VOTER
     if rejected:
-        return {"review": "changes_requested"}
+        # Gerrit keeps the vote on later patch sets, where no event names it: it holds until the change is merged.
+        change = RunUpdate(_change_subject(body), {"review": VETOED})
+        return (change, RunUpdate(_subject(body), {"review": "changes_requested"} | _target(body)))
     if withdrawn:
-        return {"review": "dismissed"}
-    if who in (_account(body, "change", "owner"), _account(body, "patchSet", "uploader")):
+        return (RunUpdate(_subject(body), {"review": "dismissed"} | _target(body)),)
+    if any(_may_be_same(person, maybe(body, *path)) for path in _OWN):
         return OWN_VOTE
-    return {"review": "approved"}
+    return (RunUpdate(_subject(body), {"review": PARTLY_APPROVED} | _target(body)),)
 
 
-def _patchsets(body: Mapping[str, Any], kind: str) -> list[int]:
-    """Return the patch sets that the event is about. A merge is also about the one before, if its code is the same."""
-    number = _number(body, "patchSet", "number")
-    same = kind == "change-merged" and number > 1 and word(body, "patchSet", "kind") in _SAME_CODE
-    return [number, number - 1] if same else [number]
+def _subject(body: Mapping[str, Any], patchset: int | None = None) -> str:
+    """Return the subject of a patch set's runs: of the event's patch set by default."""
+    return _subjects(body, _number(body, "patchSet", "number") if patchset is None else patchset)[0]
 
 
-def _subject(body: Mapping[str, Any], patchset: int) -> str:
+def _change_subject(body: Mapping[str, Any]) -> str:
+    """Return the subject of the runs of all patch sets of a change."""
+    return _subjects(body, _number(body, "patchSet", "number"))[1]
+
+
+def _subjects(body: Mapping[str, Any], patchset: int) -> tuple[str, ...]:
     subjects = change_subjects(_project(body), str(_number(body, "change", "number")), str(patchset))
     if not subjects:
         raise RejectedInput("bad_field", "change.project: too long, or it holds a secret")
-    return subjects[0]
+    return subjects
 
 
 def _project(body: Mapping[str, Any]) -> str:
@@ -153,4 +247,18 @@ def _account(body: Mapping[str, Any], *path: str) -> str:
     return word(account, "username") or word(account, "email") or word(account, "name")
 
 
+def _may_be_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two accounts may be of one person: they share a user name, an address or, with neither, a name."""
+    names = [(word(one, name).casefold(), word(other, name).casefold()) for name in ("username", "email")]
+    shared = [(ours, theirs) for ours, theirs in names if ours and theirs] or [(word(one, "name"), word(other, "name"))]
+    return any(ours == theirs != "" for ours, theirs in shared)
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], Said]] = {
+    "patchset-created": _patchset_created,
+    "change-merged": _change_merged,
+    "comment-added": _comment_added,
+    "vote-deleted": _vote_deleted,
+    "ref-updated": _ref_updated,
+}
 ADAPTER = Adapter("gerrit", (), read)

@@ -100,7 +100,8 @@ def _run(build: Mapping[str, Any], item: _Item, outcome: str | None) -> Run:
         url=build.get("web_url"),
         log_url=_log(build),
         attempt_of=_attempt_of(build, item),
-        subjects=_subjects(_text(project), _text(number), _text(patchset)),
+        # A build of several changes executes all of them: no review of one is a review of what it executed.
+        subjects=() if item.several else _subjects(_text(project), _text(number), _text(patchset)),
         labels=filled(tenant=body.get("tenant"), queue=body.get("queue"), voting=build.get("voting")),
     )
     return Run(phase, fields)

@@ -7,18 +7,18 @@ resumes late and a second committer change nothing: covered offsets are dropped,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, Batch, FactUpdate, Kind, OffsetRange, Origin, Outcome, RunFacts, lists_of
-from ciml.events.updates import Said, joined, merged, said_by
+from ciml.events.updates import Said, joined, merged, parent_subjects, said_by
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
 from ciml.raw.known_ids import Event, KnownRun, ids_of_repeats, recorded_ids
-from ciml.raw.known_subjects import Subject, Subjects, subjects_of
+from ciml.raw.known_subjects import Subject, Subjects, source_of, subjects_of
 from ciml.raw.run_log import Judge
 from ciml.raw.standing import UNPROVED, standing_of
 from ciml.raw.state import RawState
@@ -57,7 +57,10 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Ju
             for run_id in (outcome.run_id, "")
         ],
     )
-    state.index.subjects.prefetch(_subjects(settled))
+    state.index.subjects.prefetch_runs(
+        [outcome.mention for outcome in settled if outcome.mention is not None],
+        *((update.source, update.subject) for outcome in settled for update in outcome.updates),
+    )
     draft = _Draft(state, judge)
     for batch in ordered:
         if batch.messages or batch.pending_runs:
@@ -69,13 +72,6 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Ju
         else:
             draft.settle_range(batch.covers, settled)
     return draft.delta(time_us)
-
-
-def _subjects(settled: Iterable[Outcome]) -> Iterator[Subject]:
-    for outcome in settled:
-        if outcome.mention is not None:
-            yield from subjects_of(outcome.mention)
-        yield from ((update.source, update.subject) for update in outcome.updates)
 
 
 def _ids_of_repeats(outcome: Outcome, standing: int) -> list[Event]:
@@ -227,23 +223,34 @@ class _Draft:
             return []
         changes = {}
         for run_id, facts in self._updated_runs().items():
-            said = map(self._said_of, subjects_of(facts))
-            trust, known = self._judge(joined(facts, said)), self._run(run_id)
+            trust, known = self._judge(self._joined(facts)), self._run(run_id)
             if known is not None and known.trusted != trust.trusted:
                 changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}
         return [changes[run_id] for run_id in sorted(changes)]
 
+    def _joined(self, facts: RunFacts) -> RunFacts:
+        """Return a run's facts, joined with all updates up to this delta."""
+        source = source_of(facts)
+        said = (self._said_of(subject) for subject in subjects_of(facts))
+        return joined(facts, said, lambda subject: self._said_of((source, subject)))
+
+    def _updates(self, facts: RunFacts) -> bool:
+        """Return whether this delta says something new of a run's subjects or of its parents."""
+        source, subjects = source_of(facts), subjects_of(facts)
+        parents = [(source, parent) for one in subjects for parent in parent_subjects(facts, self._said_of(one))]
+        return not self._said.keys().isdisjoint((*subjects, *parents))
+
     def _updated_runs(self) -> dict[str, RunFacts]:
-        """Return the own facts of the runs whose subjects have updates here, those stored by this delta included."""
+        """Return the own facts of the runs that updates here may change, those stored by this delta included."""
         found: dict[str, RunFacts] = {}
         for subject in self._said:
             most = min(MAX_SUBJECT_RUNS, _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS - len(found))
             found |= {facts.run_id: facts for facts in self._subjects.runs(subject, most)}
         for outcome in (*self._lists["run"], *self._lists["reclaim"]):
             facts = outcome.mention
-            if facts is not None and (facts.run_id in found or not self._said.keys().isdisjoint(subjects_of(facts))):
+            if facts is not None and (facts.run_id in found or self._updates(facts)):
                 found[facts.run_id] = facts
-        self._subjects.prefetch(subject for facts in found.values() for subject in subjects_of(facts))
+        self._subjects.prefetch_runs(found.values())
         self._state.index.prefetch(runs=found)
         return found
 

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from ciml.events.records import FactUpdate, RunFacts
-from ciml.events.updates import Said, changes_of, merged, said_by
+from ciml.events.updates import Said, changes_of, merged, parent_subjects, said_by
+from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 
 #: (source, subject).
@@ -38,8 +39,13 @@ def subjects_of(facts: RunFacts) -> list[Subject]:
     """Return the subjects of a run. Their source is that of its run id: no other source updates it."""
     if not facts.subjects:
         return []
-    source = facts.run_id.partition("~")[0]
+    source = source_of(facts)
     return [(source, subject) for subject in dict.fromkeys(facts.subjects)]
+
+
+def source_of(facts: RunFacts) -> str:
+    """Return the source of a run, as in its run id."""
+    return facts.run_id.partition("~")[0]
 
 
 def is_marked(facts: Mapping[str, Any]) -> bool:
@@ -93,23 +99,35 @@ class Subjects:
         """Add an update."""
         subject = (update.source, update.subject)
         self._said[subject] = merged(self.said(subject), said_by(update, event_key))
+        if "parents" in update.facts:
+            for facts in self.runs(subject, MAX_SUBJECT_RUNS):
+                self._add_members(facts)
 
     def add_run(self, facts: RunFacts) -> None:
         """Add a run that is marked, with its own facts; a later row of the run replaces them."""
+        self._own[fingerprint(facts.run_id)] = _encode(facts)
+        self._add_members(facts)
+
+    def _add_members(self, facts: RunFacts) -> None:
         run = fingerprint(facts.run_id)
-        self._own[run] = _encode(facts)
-        for subject in subjects_of(facts):
+        for subject in (*subjects_of(facts), *self.parents_of(facts)):
             self._members.setdefault(fingerprint(*subject), {})[run] = None
 
+    def parents_of(self, facts: RunFacts) -> list[Subject]:
+        """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
+        source, said = source_of(facts), map(self.said, subjects_of(facts))
+        return [(source, parent) for each in said for parent in parent_subjects(facts, each) if parent]
+
     def runs(self, subject: Subject, most: int) -> list[RunFacts]:
-        """Return the own facts of at most ``most`` runs of a subject, as far as trust needs them."""
+        """Return the own facts of at most ``most`` runs of a subject, or with it as a parent, as trust needs them."""
         identity = fingerprint(*subject)
         runs = list(self._members.get(identity, ()))[:most]
         if self._tables:
             found = self._tables["members"].starting(identity[:_HALF], most)
             runs = list(dict.fromkeys([*runs, *(row["run"] for row in found)]))[:most]
         facts = [_decode(data) for data in self._encoded(runs) if data is not None]
-        return [each for each in facts if subject in subjects_of(each)]  # a reclaim may have left the subject
+        # A reclaim may have left the subject.
+        return [each for each in facts if subject in subjects_of(each) or subject in self.parents_of(each)]
 
     def _encoded(self, runs: Collection[bytes]) -> list[bytes | None]:
         found = {run: self._own.get(run) for run in runs}
@@ -132,8 +150,16 @@ class Subjects:
             run_id: facts if data is None else facts.replace(**_changes(data))
             for (run_id, facts), data in zip(runs.items(), encoded, strict=True)
         }
-        self.prefetch(subject for facts in own.values() for subject in subjects_of(facts))
+        self.prefetch_runs(own.values())
         return {run_id: self.join(facts) for run_id, facts in own.items()}
+
+    def prefetch_runs(self, runs: Collection[RunFacts], *others: Subject) -> None:
+        """Look up all subjects by which runs are joined, and others, as `prefetch` does."""
+        subjects = [subject for facts in runs for subject in subjects_of(facts)]
+        self.prefetch((*subjects, *others))
+        parents = [parent for facts in runs for parent in self.parents_of(facts)]
+        if parents:
+            self.prefetch((*subjects, *others, *parents))
 
     def join(self, facts: RunFacts) -> RunFacts:
         """Return a run's facts, joined with all updates so far."""
@@ -146,7 +172,10 @@ class Subjects:
 
     def changes(self, facts: RunFacts) -> dict[str, str]:
         """Return the facts of a run that updates so far change."""
-        return changes_of(facts, map(self.said, subjects_of(facts))) if facts.subjects else {}
+        if not facts.subjects:
+            return {}
+        source = source_of(facts)
+        return changes_of(facts, map(self.said, subjects_of(facts)), lambda subject: self.said((source, subject)))
 
     def recent(self) -> dict[str, Rows]:
         """Return what was added since the checkpoint, as rows for the tables."""

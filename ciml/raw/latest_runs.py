@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from ciml.events.records import RawFile, RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
-from ciml.raw.known_subjects import subjects_of
 from ciml.raw.state import RawState
 
 
@@ -74,7 +73,7 @@ def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
         records = rows_of(delta)
         own = [RunFacts.from_json(record["mention"]) for record in records]
         state.index.prefetch(runs=[facts.run_id for facts in own])
-        state.index.subjects.prefetch(subject for facts in own for subject in subjects_of(facts))
+        state.index.subjects.prefetch_runs(own)
         for facts, record in zip(reversed(own), reversed(records), strict=True):
             run_id, counts = facts.run_id, facts.run_id not in reclaimed
             if record["kind"] == "reclaim":

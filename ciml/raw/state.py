@@ -94,7 +94,17 @@ class RawState(TopicState):
             for record in delta.get("updates", ())
             for update in record["updates"]
         ]
-        self.index.subjects.prefetch((update.source, update.subject) for update, _ in updates)
+        mentions = [record["mention"] for record in rows_of(delta)]
+        self.index.subjects.prefetch(
+            [
+                *((update.source, update.subject) for update, _ in updates),
+                *(
+                    (mention["run_id"].partition("~")[0], subject)
+                    for mention in mentions
+                    for subject in mention.get("subjects", ())
+                ),
+            ]
+        )
         self.torn = True
         self.cover(delta["offsets"])
         for key in closes:

@@ -15,9 +15,9 @@ from adapters.fields import maybe, objects, value, word
 from ciml.errors import RejectedInput
 
 #: What a query asks for, so that `events` finds it.
-OPTIONS = ("ALL_REVISIONS", "DETAILED_ACCOUNTS", "DETAILED_LABELS", "MESSAGES")
+OPTIONS = ("ALL_COMMITS", "ALL_REVISIONS", "DETAILED_ACCOUNTS", "DETAILED_LABELS", "MESSAGES")
 #: The types of events that a stream is asked for.
-TYPES = ("patchset-created", "comment-added", "vote-deleted", "change-merged")
+TYPES = ("patchset-created", "comment-added", "vote-deleted", "change-merged", "ref-updated")
 
 _MOST = 10_000  # entries of a list
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
@@ -63,13 +63,27 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
         for number, kind, when, more in _withdrawals(change)
         if number in revisions
     ]
+    messages = _commit_messages(change)
     # A vote is of an open change, though the change may be closed by now.
     for each in found:
         open_then = merged_s is None or (each["eventCreatedOn"] or 0) <= merged_s
         each["change"] = {**common, "status": "NEW" if open_then else common["status"]}
     if common["status"] == "MERGED" and merged_s is not None and current:
         found.append(_event("change-merged", common, current, merged_s, submitter=_account(change, "submitter")))
-    recent = [each for each in found if each["eventCreatedOn"] is not None and each["eventCreatedOn"] >= after_s]
+    for each in found:
+        if message := messages.get(each["patchSet"]["number"]):
+            each["change"]["commitMessage"] = message
+    dated = [each for each in found if each["eventCreatedOn"] is not None]
+    # A review counts by the parents of its patch set, which may be older; a merge may be of the one before, too.
+    reviewed = {
+        each["patchSet"]["number"] - back for each in dated if each["eventCreatedOn"] >= after_s for back in (0, 1)
+    }
+    recent = [
+        each
+        for each in dated
+        if each["eventCreatedOn"] >= after_s
+        or (each["type"] == "patchset-created" and each["patchSet"]["number"] in reviewed)
+    ]
     return sorted(recent, key=lambda each: each["eventCreatedOn"])
 
 
@@ -102,11 +116,26 @@ def _revisions(change: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     revisions = maybe(change, "revisions")
     for name in list(revisions)[:_MOST]:
         made = maybe(revisions, name)
+        commit = maybe(made, "commit")
         yield {
-            "number": _number(made), "revision": name, "ref": word(made, "ref"),
-            "uploader": _account(made, "uploader"), "createdOn": seconds(word(made, "created")),
+            "number": _number(made),
+            "revision": name,
+            "parents": [word(parent, "commit") for parent in objects(commit, "parents", most=_MOST)],
+            "ref": word(made, "ref"),
+            "uploader": _account(made, "uploader"),
+            "author": _account(commit, "author"),
+            "createdOn": seconds(word(made, "created")),
             "kind": word(made, "kind"),
-        }  # fmt: skip
+        }
+
+
+def _commit_messages(change: Mapping[str, Any]) -> dict[int, str]:
+    """Return the commit message of each patch set, as far as it is known."""
+    revisions = maybe(change, "revisions")
+    messages = {
+        _number(maybe(revisions, name)): value(revisions, name, "commit", "message") for name in list(revisions)[:_MOST]
+    }
+    return {number: message for number, message in messages.items() if type(message) is str}
 
 
 def _current(change: Mapping[str, Any]) -> int:

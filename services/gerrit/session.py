@@ -150,7 +150,8 @@ class GerritSession(Session):
                         _log.warning("source %s: Gerrit has dropped events of the stream", self.name)
                     hole.set()
                     continue
-                self._put(inbox, line, partial(self._had.add, event), "ssh")
+                if not _is_inner_ref(event):
+                    self._put(inbox, line, partial(self._had.add, event), "ssh")
         await asyncio.wait([errors], timeout=1.0)
         text = bytes(said).decode(errors="replace").strip()
         raise Lost(f"{self.shown} ended the stream{f': {shown(text, 300)}' if text else ''}")
@@ -287,6 +288,13 @@ def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         return [(*about, name, str(vote["type"]), str(vote["value"])) for vote in event.get("approvals", ())]
     except (KeyError, TypeError, AttributeError):
         return []
+
+
+def _is_inner_ref(event: Mapping[str, Any]) -> bool:
+    """Return whether an event is of a ref that is no branch: Gerrit updates several of them with each comment."""
+    update = event.get("refUpdate")
+    name = update.get("refName") if isinstance(update, Mapping) else ""
+    return event.get("type") == "ref-updated" and not str(name).startswith("refs/heads/")
 
 
 def _digest(key: tuple[Any, ...]) -> bytes:

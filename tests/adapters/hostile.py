@@ -13,7 +13,7 @@ from ciml.events.cloudevents import REASONS
 from ciml.events.fields import is_clean
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
-from ciml.events.updates import UPDATABLE
+from ciml.events.updates import QUALIFIERS, UPDATABLE
 from tests.adapters.deliveries import event_of
 
 #: In each secret; it may be in no fact.
@@ -78,7 +78,7 @@ def outcome(adapter: str, delivery: Delivery) -> str:
         _check_rejected(fault)
     for update in event.updates:
         assert update.source == "ci"
-        assert set(update.facts) <= set(UPDATABLE)
+        assert set(update.facts) <= {*UPDATABLE, *QUALIFIERS}
         assert CANARY not in repr(update)
         canonical_json(update.to_json())
     assert CANARY not in repr(event)

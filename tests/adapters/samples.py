@@ -13,6 +13,7 @@ from adapters.adapter import Delivery
 
 _ZUUL = Path(__file__).parent / "zuul"
 SHA = "9f2c1b7e4a6d8035c1e2f3a4b5c6d7e8f9a0b1c2"
+PARENT = "5b1d0c9e8f7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c"
 
 
 def delivery(body: Any, headers: dict[str, str] | None = None, delivery_id: str = "") -> Delivery:
@@ -64,15 +65,35 @@ def zuul_message(*builds: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 def gerrit(kind: str, **fields: Any) -> dict[str, Any]:
-    """Return an event of Gerrit about change 7,2 of demo/app, whose owner is ada and whose uploader is bob."""
+    """Return an event of Gerrit about change 7,2 of demo/app: owner ada, uploader bob, author eve."""
     return {
         "type": kind,
-        "change": {"project": "demo/app", "branch": "main", "number": 7, "status": "NEW", "owner": account("ada")},
-        "patchSet": {"number": 2, "revision": SHA, "uploader": account("bob"), "kind": "REWORK"},
+        "change": {
+            "project": "demo/app",
+            "branch": "main",
+            "number": 7,
+            "status": "NEW",
+            "owner": account("ada"),
+            "commitMessage": "A change\n\nChange-Id: I7\n",
+        },
+        "patchSet": {
+            "number": 2,
+            "revision": SHA,
+            "parents": [PARENT],
+            "uploader": account("bob"),
+            "author": account("eve"),
+            "createdOn": 1795521500,
+            "kind": "REWORK",
+        },
         "project": {"name": "demo/app"},
         "eventCreatedOn": 1795521600,
         **fields,
     }
+
+
+def ref_update(name: str, new: str = SHA, old: str = PARENT) -> dict[str, str]:
+    """Return an update of a ref of demo/app in Gerrit."""
+    return {"oldRev": old, "newRev": new, "refName": name, "project": "demo/app"}
 
 
 def account(name: str) -> dict[str, str]:
@@ -194,7 +215,8 @@ SAMPLES: dict[str, list[Delivery]] = {
         delivery(gerrit("comment-added", author=account("cleo"), approvals=[vote("Code-Review", "2", "0")])),
         delivery(gerrit("vote-deleted", reviewer=account("cleo"), approvals=[vote("Workflow", "0", "1")])),
         delivery(gerrit("change-merged", submitter=account("cleo"), newRev=SHA)),
-        delivery(gerrit("ref-updated")),
+        delivery(gerrit("ref-updated", refUpdate=ref_update("refs/heads/main"))),
+        delivery(gerrit("topic-changed")),
     ],
     "tekton": [
         cloudevent("dev.tekton.event.taskrun.started.v1", task_run("Started", "Unknown")),

@@ -24,6 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 import engines
 from adapters.registry import read_event
 from ciml.data_root import DataRoot
+from ciml.events.updates import PARTLY_APPROVED
 from ciml.kafka.options import KafkaOptions
 from engines.processes import python_environment
 from pipelines.ingest.config import IngestConfig
@@ -291,7 +292,7 @@ def gerrit_trial(folder: Path, broker: Broker, events: int, kills: int, seed: in
         f"{len(ids)} ids; kills: {dict(counts)}; {unsure['requests']} requests without an answer", flush=True
     )  # fmt: skip
     said, settled = ingest_reviews(broker.address, topic, folder / "data")
-    meant = {"patchset-created": ("owner", "admin"), "comment-added": ("review", "approved"),
+    meant = {"patchset-created": ("owner", "admin"), "comment-added": ("review", PARTLY_APPROVED),
              "change-merged": ("review", "merged")}  # fmt: skip
     missing = {(f"change:demo/{key[2]}/{key[3]}", *meant[key[0]]) for key in acknowledged} - said
     assert not missing, f"not ingested: {missing}"

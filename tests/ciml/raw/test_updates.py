@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
-from ciml.events.updates import joined, merged, said_by
+from ciml.events.updates import PARTLY_APPROVED, joined, merged, merged_subject, said_by
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, catch_up, commit
@@ -211,31 +211,69 @@ def test_an_update_judges_a_bounded_number_of_runs(manifest: Manifest, monkeypat
     assert {facts.review for facts in manifest.facts().values() if facts.subjects == ("a",)} == {"approved"}
 
 
+PARENTS = ("1" * 40, "2" * 40)
+
+
+def test_an_approval_counts_in_any_order_once_all_parents_are_merged(manifest: Manifest) -> None:
+    merges = [says(merged_subject("p", "main", parent), review="merged") for parent in PARENTS]
+    patchset = says(parents=" ".join(PARENTS))
+    approval = says(review=PARTLY_APPROVED, target="main")
+    tested = run(1, project="p", branch="main")
+    manifest.add(*map(manifest.message, (tested, patchset, approval, merges[0])), checkpoint=True)
+    assert manifest.facts()["github~1~1"].review == PARTLY_APPROVED
+    assert not manifest.trusted("github~1~1")
+    manifest.add(manifest.message(run(2, project="p", branch="other")))
+    delta = manifest.add(manifest.message(merges[1]))
+    assert [change["run_id"] for change in delta["trust_changes"]] == ["github~1~1"]
+    assert {run_id: facts.review for run_id, facts in manifest.facts().items()} == {
+        "github~1~1": "approved",
+        "github~2~1": PARTLY_APPROVED,
+    }
+    assert not list(verify_manifest(manifest.log.store))
+
+
+@pytest.mark.parametrize("unproved", range(4))
+def test_each_part_of_an_approval_must_be_proved(manifest: Manifest, unproved: int) -> None:
+    parts = [
+        ("a", {"review": PARTLY_APPROVED, "target": "main"}),
+        ("a", {"parents": " ".join(PARENTS)}),
+        *((merged_subject("p", "main", parent), {"review": "merged"}) for parent in PARENTS),
+    ]
+    for number, (subject, facts) in enumerate(parts):
+        manifest.add(manifest.message(says(subject, "" if number == unproved else "ssh", **facts)))
+    manifest.add(manifest.message(run(1, project="p", branch="main")))
+    assert manifest.facts()["github~1~1"].review == ("" if unproved == 0 else PARTLY_APPROVED)
+
+
 facts_of_updates = st.sampled_from([
     {"review": "approved"}, {"review": "merged"}, {"review": "dismissed"}, {"fork": "yes"}, {"fork": "no"},
-    {"change": "9"},
+    {"change": "9"}, {"review": PARTLY_APPROVED, "target": "main"}, {"review": "merged", "target": "other"},
+    {"parents": PARENTS[0]}, {"parents": " ".join(PARENTS)}, {"review": "vetoed"},
 ])  # fmt: skip
 runs = st.builds(
-    lambda number, subjects, auth, fork: run(number, tuple(subjects), auth, fork=fork),
+    lambda number, subjects, auth, fork: run(number, tuple(subjects), auth, fork=fork, project="p", branch="main"),
     st.integers(0, 5), st.lists(st.sampled_from("abc"), max_size=2, unique=True),
     st.sampled_from(["", "hmac-sha256"]), st.sampled_from(["", "no"]),
 )  # fmt: skip
 updates = st.builds(
     lambda subject, auth, when, facts: says(subject, auth, when, **facts),
     st.sampled_from("abc"), st.sampled_from(["", "hmac-sha256"]), st.integers(0, 3), facts_of_updates,
+) | st.builds(
+    lambda parent, auth: says(merged_subject("p", "main", parent), auth, review="merged"),
+    st.sampled_from(PARENTS), st.sampled_from(["", "hmac-sha256"]),
 )  # fmt: skip
 
 
 def expected(rows: Mapping[str, RunFacts], said: list[tuple[FactUpdate, str]]) -> dict[str, RunFacts]:
     """Facts by brute force: every update for every run."""
-    found = {}
-    for run_id, own in rows.items():
-        of_subjects: dict[str, Any] = {subject: {} for subject in own.subjects}
-        for update, key in said:
-            if update.subject in of_subjects:
-                of_subjects[update.subject] = merged(of_subjects[update.subject], said_by(update, key))
-        found[run_id] = joined(own, of_subjects.values())
-    return found
+    of_subjects: dict[str, Any] = {}
+    for update, key in said:
+        of_subjects[update.subject] = merged(of_subjects.get(update.subject, {}), said_by(update, key))
+
+    def look_up(subject: str) -> Mapping[str, Any]:
+        return of_subjects.get(subject, {})
+
+    return {run_id: joined(own, map(look_up, own.subjects), look_up) for run_id, own in rows.items()}
 
 
 @settings(max_examples=tries(60))

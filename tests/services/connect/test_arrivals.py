@@ -65,11 +65,16 @@ def test_a_dead_letter_says_what_to_do() -> None:
 
 
 def test_an_update_names_its_subject() -> None:
-    change = {"project": "demo", "number": 7, "owner": {"username": "dev"}, "branch": "master"}
-    body = {"type": "change-merged", "change": change, "patchSet": {"number": 2}, "eventCreatedOn": 1795661017}
+    change: dict[str, Any] = {"project": "demo", "number": 7, "owner": {"username": "dev"}, "branch": "master"}
+    change["commitMessage"] = "A change"
+    patchset = {"number": 2, "revision": "a" * 40}
+    body = {"type": "change-merged", "change": change, "patchSet": patchset, "eventCreatedOn": 1795661017}
     (update,) = parts(message("gerrit", body, source="zuul"))
     assert (update.final, update.updates) == (False, True)
-    assert update.text == "update of the runs of change:demo/7/2: review merged"
+    assert update.text == (
+        "update of the runs of change:demo/7/2: review merged, target master; "
+        f"merged:demo/master/{'a' * 40}: review merged"
+    )
 
 
 @pytest.mark.parametrize(

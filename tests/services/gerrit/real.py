@@ -16,7 +16,7 @@ from engines.gerrit import ADMIN, init_site, java_command, make_site
 from engines.processes import lasting_ports
 from tests.faults.children import Program
 
-REVIEWER, READER = ("cleo", "cleo-secret"), ("ci", "ci-http-secret")
+REVIEWER, READER, AUTHOR = ("cleo", "cleo-secret"), ("ci", "ci-http-secret"), ("eve", "eve-secret")
 
 
 class NoAnswer(Exception):
@@ -88,6 +88,26 @@ class Gerrit:
         """Vote for Code-Review."""
         self.ask("POST", f"/changes/{change}/revisions/current/review", {"labels": {"Code-Review": value}}, user)
 
+    def project(self, name: str, submit_type: str) -> None:
+        """Create a project with the branches main and sandbox."""
+        asked = {"create_empty_commit": True, "branches": ["main", "sandbox"], "submit_type": submit_type}
+        self.ask("PUT", f"/projects/{name}", asked)
+
+    def propose(self, project: str, subject: str, base: str = "", branch: str = "main") -> str:
+        """Create a change of the author's, with a file of its own in patch set 2; return its id.
+
+        Args:
+          project, branch: its target.
+          subject: the first line of the commit message, and the file's name.
+          base: the change on which it is stacked; the branch's tip without one.
+        """
+        asked = {"project": project, "branch": branch, "subject": subject, **({"base_change": base} if base else {})}
+        made = self.ask("POST", "/changes/", asked, AUTHOR)
+        change = f"{project}~{made['_number']}"
+        self.ask("PUT", f"/changes/{change}/edit/{subject.split()[0]}.txt", "code\n", AUTHOR)
+        self.ask("POST", f"/changes/{change}/edit:publish", {}, AUTHOR)
+        return change
+
     def copy_all_votes(self) -> None:
         """Let votes for Code-Review stay with each further patch set, whatever it changes."""
         asked = {"copy_condition": "is:ANY", "commit_message": "Copy votes"}
@@ -102,9 +122,9 @@ class Gerrit:
         """Comment as the reviewer, without a vote."""
         self.ask("POST", f"/changes/{change}/revisions/current/review", {"message": text}, REVIEWER)
 
-    def submit(self, change: str) -> None:
+    def submit(self, change: str, user: tuple[str, str] = ADMIN) -> None:
         """Merge a change."""
-        self.ask("POST", f"/changes/{change}/submit", {})
+        self.ask("POST", f"/changes/{change}/submit", {}, user)
 
     def _set_up(self) -> None:
         """Make the accounts: ``ci`` reads the stream, ``cleo`` may vote +2; and the project."""
@@ -119,6 +139,8 @@ class Gerrit:
         }
         self.ask("PUT", "/accounts/ci", {"name": "CI", "email": "ci@example.org", **reader})
         self.ask("PUT", "/accounts/cleo", {"name": "Cleo", "http_password": REVIEWER[1], "groups": ["Administrators"]})
+        author = {"name": "Eve", "email": "eve@example.org", "http_password": AUTHOR[1], "groups": ["Administrators"]}
+        self.ask("PUT", "/accounts/eve", author)
         self.ask("PUT", "/projects/demo", {"create_empty_commit": True, "branches": ["master"]})
         hosts = subprocess.run(
             ["ssh-keyscan", "-p", str(self.ssh), "127.0.0.1"], capture_output=True, text=True, check=True

@@ -9,6 +9,14 @@ ADA = {"_account_id": 1, "name": "Ada", "email": "ada@example.org", "username": 
 CLEO = {"_account_id": 2, "name": "Cleo", "email": "cleo@example.org", "username": "cleo"}
 
 
+PARENT = "0" * 39 + "1"
+COMMIT = {
+    "parents": [{"commit": PARENT, "subject": "The commit before"}],
+    "author": {"name": "Ada", "email": "ada@example.org"},
+    "message": "A change\n\nChange-Id: I7\n",
+}
+
+
 def at(when: int) -> str:
     """The API's form of epoch seconds."""
     return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%S.123000000")
@@ -29,7 +37,10 @@ def change(number: int, created: int, **fields: Any) -> dict[str, Any]:
         "subject": "A change", "status": "NEW", "created": at(created), "updated": at(created), "_number": number,
         "owner": ADA, "current_revision": "a" * 40, "labels": {}, "messages": said,
         "revisions": {
-            "a" * 40: {"_number": 1, "created": at(created), "uploader": ADA, "ref": "refs/x", "kind": "REWORK"}
+            "a" * 40: {
+                "_number": 1, "created": at(created), "uploader": ADA, "ref": "refs/x", "kind": "REWORK",
+                "commit": COMMIT,
+            }
         },
         **fields,
     }  # fmt: skip
@@ -47,6 +58,12 @@ def event(kind: str, number: int, when: int, **fields: Any) -> dict[str, Any]:
     """An event of the stream."""
     return {
         "type": kind, "eventCreatedOn": when, "project": "demo/app",
-        "change": {"project": "demo/app", "number": number, "owner": person(ADA), "status": "NEW"},
-        "patchSet": {"number": 1, "revision": "a" * 40, "uploader": person(ADA), "kind": "REWORK"}, **fields,
+        "change": {
+            "project": "demo/app", "branch": "main", "number": number, "owner": person(ADA), "status": "NEW",
+            "commitMessage": COMMIT["message"],
+        },
+        "patchSet": {
+            "number": 1, "revision": "a" * 40, "parents": [PARENT], "uploader": person(ADA), "kind": "REWORK",
+        },
+        **fields,
     }  # fmt: skip

@@ -15,12 +15,13 @@ from adapters.adapter import Delivery
 from adapters.gerrit import ADAPTER
 from adapters.registry import read_event
 from ciml.errors import RejectedInput
+from ciml.events.updates import PARTLY_APPROVED, fact_update, merged_subject
 from ciml.raw.known_subjects import Subjects
 from services.gerrit.lines import Lines
 from services.gerrit.reviews import events, seconds
 from tests.adapters.deliveries import message_of
 from tests.adapters.samples import delivery, zuul_build, zuul_message
-from tests.services.gerrit.samples import ADA, CLEO, at, change, event, message, person, vote
+from tests.services.gerrit.samples import ADA, CLEO, COMMIT, PARENT, at, change, event, message, person, vote
 from transforms.ingest.trust import TrustPolicy, evaluate
 
 T = 1_795_657_180
@@ -57,14 +58,42 @@ def test_the_events_of_a_change() -> None:
     *_, voted, merged = events(made, 0)
     assert voted["author"] == person(CLEO)
     assert merged["patchSet"]["kind"] == "TRIVIAL_REBASE"
-    assert rows_of(made, T + 20) == rows_of(made)[2:]
+
+
+def test_a_recent_event_comes_with_its_patch_set_and_the_one_before() -> None:
+    """A review counts by the parents of its patch set, which the stream may have shown before anyone listened."""
+    made = change(7, T, labels={"Code-Review": {"all": [vote(CLEO, 2, T + 40)]}}, **PATCH_SETS)
+    made["messages"] = [message(CLEO, "Patch Set 3: Code-Review+2", T + 40, 3)]
+    made["revisions"]["c" * 40] = {**made["revisions"]["b" * 40], "_number": 3, "created": at(T + 30)}
+    assert [(kind, when, number) for kind, when, number, _, _ in rows_of(made, T + 40)] == [
+        ("patchset-created", 20, 2),
+        ("patchset-created", 30, 3),
+        ("comment-added", 40, 3),
+    ]
+    assert rows_of(made, T + 41) == []
+
+
+def test_a_patch_set_has_its_own_parents_author_and_message() -> None:
+    second = {**COMMIT, "parents": [{"commit": "b" * 40}, {"commit": "c" * 40}], "message": "Another message"}
+    revisions = {
+        "1" * 40: {"_number": 1, "created": at(T), "commit": COMMIT},
+        "2" * 40: {"_number": 2, "created": at(T + 1), "commit": second},
+        "3" * 40: {"_number": 3, "created": at(T + 2)},
+    }
+    found = events(change(7, T, revisions=revisions), 0)
+    assert [(each["patchSet"]["parents"], each["change"].get("commitMessage")) for each in found] == [
+        ([PARENT], COMMIT["message"]),
+        (["b" * 40, "c" * 40], "Another message"),
+        ([], None),
+    ]
+    assert found[0]["patchSet"]["author"] == {"name": "Ada", "email": "ada@example.org"}
 
 
 PATCH_SETS = {
     "current_revision": "b" * 40,
     "revisions": {
-        "a" * 40: {"_number": 1, "created": at(T), "uploader": ADA, "kind": "REWORK"},
-        "b" * 40: {"_number": 2, "created": at(T + 20), "uploader": ADA, "kind": "REWORK"},
+        "a" * 40: {"_number": 1, "created": at(T), "uploader": ADA, "kind": "REWORK", "commit": COMMIT},
+        "b" * 40: {"_number": 2, "created": at(T + 20), "uploader": ADA, "kind": "REWORK", "commit": COMMIT},
     },
 }
 
@@ -156,15 +185,17 @@ def test_the_adapter_reads_events_of_the_api() -> None:
     made = change(7, T, labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20)]}})
     readings = [ADAPTER.read(Delivery(json.dumps(each).encode(), {}, "")) for each in events(made, 0)]
     assert [(each.type, [update.facts for update in each.updates]) for each in readings] == [  # type: ignore[union-attr]
-        ("patchset-created", [{"owner": "ada"}]), ("comment-added", [{"review": "approved"}])
+        ("patchset-created", [{"owner": "ada", "parents": PARENT}]),
+        ("comment-added", [{"review": PARTLY_APPROVED, "target": "main"}]),
     ]  # fmt: skip
 
 
 def rule_of(patchset: int, *given: dict[str, Any]) -> str:
     """Return the rule that decides about a run of check of a patch set, once all events are joined with it."""
-    build = zuul_build(change={"project": "demo/app", "change": 7, "patchset": str(patchset)})
+    build = zuul_build(change={"project": "demo/app", "branch": "main", "change": 7, "patchset": str(patchset)})
     run = read_event(message_of("zuul", delivery(zuul_message(build)), "zuul", "mqtt-user")).run_facts[0]
     subjects = Subjects()
+    subjects.say(fact_update("zuul", merged_subject("demo/app", "main", PARENT), {"review": "merged"}, "ssh"), "key")
     for each in given:
         event = read_event(message_of("gerrit", delivery(each), "zuul", "ssh"))
         for update in event.updates:
@@ -185,5 +216,6 @@ def test_a_vote_raises_the_trust_of_its_own_patch_set_alone() -> None:
     )
     assert [rule_of(number, given, seen, *listed) for number in (1, 2)] == ["reviewed", "no rule"]
     assert [rule_of(number, *listed) for number in (1, 2)] == ["no rule", "no rule"]
+    assert rule_of(1, given) == "no rule"  # on an unknown parent
     again = {**seen, "approvals": [{"type": "Code-Review", "value": "2", "oldValue": "1"}]}
-    assert rule_of(2, given, again) == "reviewed"
+    assert rule_of(2, given, again, *listed) == "reviewed"
