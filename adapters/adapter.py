@@ -67,10 +67,16 @@ class RunUpdate:
     Attributes:
       subject: the runs concerned: each run whose field ``subjects`` holds this text.
       facts: names of `ciml.events.updates.UPDATABLE` -> text, such as ``{"fork": "yes"}``.
+      only: the condition of a review: facts that a run must have, such as ``{"change": "12", "branch": "main"}``. Of a
+        commit (subject ``sha:…``) a review counts with a condition alone. Without facts, it says that the condition
+        is one of the subject: conditions that differ contradict each other, and no review counts.
+      by: the account whose review it is.
     """
 
     subject: str
-    facts: Mapping[str, str]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, str] = field(default_factory=dict)
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

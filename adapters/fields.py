@@ -16,6 +16,7 @@ from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, kind_of, text, time_us
 from ciml.events.redaction import shown
 from ciml.events.run_id import path_safe
+from ciml.events.updates import COMMIT
 from ciml.limits import MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
 
 _EMPTY: Mapping[str, Any] = {}
@@ -122,6 +123,21 @@ def needed(body: Mapping[str, Any], *path: str) -> str:
     return found
 
 
+def branch_name(body: Mapping[str, Any], *path: str) -> str:
+    """Return the name of a branch, as `word` does; a digest of one that a fact cannot hold.
+
+    Whoever may push chooses names. An unusual one must not make the event of a pull request a dead letter: the event
+    tells that pull request from others of the same commit.
+    """
+    try:
+        return word(body, *path)
+    except RejectedInput:
+        name = value(body, *path)
+        if type(name) is not str:
+            raise
+        return f"unusual-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:32]}"
+
+
 def address(body: Mapping[str, Any], *path: str) -> str:
     """Return the address of a page, as `word` does, of up to `MAX_URL_CHARACTERS`. Addresses of logs hold secrets."""
     return _text(body, path, MAX_URL_CHARACTERS)
@@ -186,7 +202,7 @@ def commit_subject(repository: str, sha: str) -> str:
 
     What is merged in one repository is not merged in another that has the same commit.
     """
-    return f"sha:{commit}" if (commit := joined(repository, sha)) else ""
+    return f"{COMMIT}{commit}" if (commit := joined(repository, sha)) else ""
 
 
 def known(*subjects: str) -> tuple[str, ...]:

@@ -2,6 +2,10 @@
 
 The event of a job does not say whose branch it ran; that of its workflow run does, where two repositories are compared.
 Until then ``fork`` and ``branch`` of the run are unknown, because a fork may call its branch ``main``.
+
+A run of a pull request executes its head merged into its base, and no event names the pull request that started it:
+GitHub lists the open ones of the same head. So a review counts for runs of its own pull request and base alone, and
+only while the commit was never the head of another one within the repository, or of another base.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any
 from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
 from adapters.fields import (
     address,
+    branch_name,
     commit_subject,
     differ,
     event_id,
@@ -33,6 +38,7 @@ from adapters.fields import (
 from ciml.errors import RejectedInput
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
+from ciml.events.updates import OWN
 from ciml.limits import MAX_EVENT_RUNS
 
 EVENT = "x-github-event"
@@ -58,20 +64,27 @@ _QUEUE_BRANCH = re.compile(r"gh-readonly-queue/(.+)/pr-(\d{1,12})-[0-9a-f]{7,64}
 #: Whose reviews count: anybody may approve a pull request of a public repository.
 _REVIEWERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
 _REVIEWS = frozenset({"approved", "changes_requested", "dismissed"})
+#: Actions of a pull request after which it may have another head or base.
+_MOVES = frozenset({"opened", "reopened", "synchronize", "closed"})
+#: Actions whose sender made the commits.
+_PUSHES = frozenset({"opened", "synchronize"})
+_HEADS, _TAGS = "refs/heads/", "refs/tags/"
+_NO_COMMIT = re.compile("0+")
 
 OTHER = "an event of another kind reports no run"
 ACTIONS_CHECK = "GitHub Actions reports its check runs as workflow jobs"
 CHECK_REQUEST = "a request to run a check reports no run"
 INSTANT_CHECK = "a check run that took no time ran no job"
-OPEN_PULL_REQUEST = "a pull request that was not merged says nothing of its runs"
-OTHER_BRANCH = "a merge into another branch than the default one is no review"
+PUSH = "a push of a tag, or one that deletes a branch, says nothing of runs"
+SAME_PULL_REQUEST = "a pull request with the same head and base says nothing new of runs"
+OF_FORK = "a pull request of a fork says nothing of runs: no event names the base that they executed"
 COMMENT = "a review that only comments says nothing of runs"
 OUTSIDER = "a review by somebody who is no member or collaborator does not count"
+BOT = "a review by a bot or by an unknown account does not count"
 OPEN_GROUP = "a merge group that was not merged says nothing of its runs"
 #: Why an event of these kinds is ignored; every other kind by `OTHER`.
 RULES: Mapping[str, str] = {
     "ping": "a ping only tests the webhook",
-    "push": "a push reports no run",
     "check_suite": "a check suite only sums up its check runs",
     "status": "a commit status has no times",
 }
@@ -115,7 +128,11 @@ def _workflow_job(body: Mapping[str, Any], action: str) -> Said:
         url=address(body, "workflow_job", "html_url"),
         log_url=f"{api}/actions/runs/{run}/artifacts" if api else "",
         attempt_of=joined(str(run), name),
-        subjects=known(f"workflow_run:{run}", commit_subject(project, head)),
+        subjects=known(
+            f"workflow_run:{run}",
+            _branch_subject(project, word(body, "workflow_job", "head_branch"), head),
+            commit_subject(project, head),
+        ),
         labels=filled(
             runner=word(body, "workflow_job", "runner_name"),
             runner_group=word(body, "workflow_job", "runner_group_name"),
@@ -131,6 +148,9 @@ def _workflow_run(body: Mapping[str, Any], action: str) -> Said:
     subject = f"workflow_run:{run}"
     facts = _facts(body)
     said: tuple[Run | RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
+    if facts.get("event") in _OF_PULL_REQUESTS:
+        pulls = _pulls(body, "workflow_run", maybe(body, "workflow_run", "repository") or maybe(body, "repository"))
+        said += tuple(RunUpdate(subject, only=only) for pull in pulls if (only := _only(pull)))
     conclusion = word(body, "workflow_run", "conclusion")
     if word(body, "workflow_run", "status") != "completed" or conclusion not in WITHOUT_JOBS:
         return said
@@ -172,18 +192,31 @@ def _facts(body: Mapping[str, Any]) -> dict[str, str]:
     )
 
 
-def _target(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> tuple[str, str]:
-    """Return target branch and number of the one pull request within this repository; "" for none or several.
+def _pulls(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the listed pull requests within this repository.
 
     GitHub lists pull requests of other repositories of the network too, and none that comes from a fork.
     """
     ours = value(repository, "id")
-    found = [
+    return [
         pull
         for pull in objects(body, kind, "pull_requests", most=MAX_EVENT_RUNS)
         if ours is not None and value(pull, "base", "repo", "id") == value(pull, "head", "repo", "id") == ours
     ]
-    return (word(found[0], "base", "ref"), word(found[0], "number")) if len(found) == 1 else ("", "")
+
+
+def _target(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> tuple[str, str]:
+    """Return target branch and number of the one listed pull request, where its head was tested; else "" for both."""
+    pulls = _pulls(body, kind, repository)
+    if len(pulls) != 1 or differ(word(body, kind, "head_sha"), word(pulls[0], "head", "sha")) != "no":
+        return "", ""
+    return branch_name(pulls[0], "base", "ref"), word(pulls[0], "number")
+
+
+def _only(pull: Mapping[str, Any]) -> dict[str, str]:
+    """Return the condition that a run executed a pull request: its number and base; empty where one is unknown."""
+    number, base = word(pull, "number"), branch_name(pull, "base", "ref")
+    return {"change": number, "branch": base} if number and base else {}
 
 
 def _check_run(body: Mapping[str, Any], action: str) -> Said:
@@ -222,15 +255,23 @@ def _check_run(body: Mapping[str, Any], action: str) -> Said:
 
 
 def _pull_request(body: Mapping[str, Any], action: str) -> Said:
-    if action != "closed" or value(body, "pull_request", "merged") is not True:
-        return OPEN_PULL_REQUEST
-    facts = _of_fork(body)
+    before = branch_name(body, "changes", "base", "ref", "from")
+    if action not in _MOVES and not (action == "edited" and before):
+        return SAME_PULL_REQUEST
+    pull = inner(body, "pull_request")
+    if not _is_inside(body):
+        return OF_FORK
+    commit, only = _subject(body, needed(body, "pull_request", "head", "sha")), _needed_only(pull)
+    said = [RunUpdate(commit, only=only)]
+    if before:
+        said.append(RunUpdate(commit, only={**only, "branch": before}))
+    accounts = {word(pull, "user", "login"), word(body, "sender", "login") if action in _PUSHES else ""}
+    said += [RunUpdate(commit, {"review": OWN}, only, by) for by in sorted(accounts) if by]
     # Who may push can merge anything into a branch of their own: that it was merged there proves no review.
-    if word(body, "pull_request", "base", "ref") == word(body, "repository", "default_branch"):
-        facts["review"] = "merged"
-    if not facts:
-        return OTHER_BRANCH
-    return (RunUpdate(_subject(body, needed(body, "pull_request", "head", "sha")), facts),)
+    is_default = differ(only["branch"], word(body, "repository", "default_branch")) == "no"
+    if action == "closed" and value(pull, "merged") is True and is_default:
+        said.append(RunUpdate(commit, {"review": "merged"}, only))
+    return tuple(said)
 
 
 def _review(body: Mapping[str, Any], action: str) -> Said:
@@ -239,29 +280,57 @@ def _review(body: Mapping[str, Any], action: str) -> Said:
         return COMMENT
     if action != "dismissed" and word(body, "review", "author_association") not in _REVIEWERS:
         return OUTSIDER
+    reviewer, author = word(body, "review", "user", "login"), word(body, "pull_request", "user", "login")
+    if not reviewer or not author or word(body, "review", "user", "type") == "Bot":
+        return BOT
+    if not _is_inside(body):
+        return OF_FORK
     # Of the commit that was reviewed: the pull request may have another by now.
-    return (RunUpdate(_subject(body, needed(body, "review", "commit_id")), {"review": state} | _of_fork(body)),)
-
-
-def _of_fork(body: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the workflow runs of a fork's pull request cannot know.
-
-    Those of a pull request within the repository know it, and other runs of its commit have another branch.
-    """
-    ours, theirs = (word(body, "pull_request", side, "repo", "full_name") for side in ("base", "head"))
-    if differ(ours, theirs) != "yes":
-        return {}
-    return filled(
-        change=word(body, "pull_request", "number"),
-        branch=word(body, "pull_request", "base", "ref"),
-        owner=word(body, "pull_request", "user", "login"),
+    commit = _subject(body, needed(body, "review", "commit_id"))
+    only = _needed_only(inner(body, "pull_request"))
+    return (
+        RunUpdate(commit, {"review": OWN}, only, author),
+        RunUpdate(commit, {"review": state}, only, reviewer),
     )
+
+
+def _is_inside(body: Mapping[str, Any]) -> bool:
+    """Return whether a pull request is within the repository. Another repository's runs cannot name their base."""
+    ours = word(body, "repository", "full_name")
+    sides = (word(body, "pull_request", side, "repo", "full_name") for side in ("base", "head"))
+    return all(differ(ours, name) == "no" for name in sides)
+
+
+def _needed_only(pull: Mapping[str, Any]) -> dict[str, str]:
+    only = _only(pull)
+    if not only:
+        raise RejectedInput("missing_field", "pull_request.number, pull_request.base.ref")
+    return only
 
 
 def _merge_group(body: Mapping[str, Any], action: str) -> Said:
     if action != "destroyed" or word(body, "reason") != "merged":
         return OPEN_GROUP
-    return (RunUpdate(_subject(body, needed(body, "merge_group", "head_sha")), {"review": "merged"}),)
+    branch = needed(body, "merge_group", "base_ref").removeprefix(_HEADS)
+    only = {"event": "merge_group", "branch": branch}
+    return (RunUpdate(_subject(body, needed(body, "merge_group", "head_sha")), {"review": "merged"}, only),)
+
+
+def _push(body: Mapping[str, Any], action: str) -> Said:
+    ref, commit, by = branch_name(body, "ref"), word(body, "after"), word(body, "sender", "login")
+    if ref.startswith(_TAGS) or not commit or _NO_COMMIT.fullmatch(commit):
+        return PUSH
+    said = [RunUpdate(_subject(body, commit), {"review": OWN}, by=by)] if by else []
+    # GitHub reports a pushed tag like a branch of the same name: the push alone says which one it is.
+    branch = ref.removeprefix(_HEADS) if ref.startswith(_HEADS) else ""
+    if subject := _branch_subject(word(body, "repository", "full_name"), branch, commit):
+        said.append(RunUpdate(subject, {"review": "pushed"}))
+    return tuple(said)
+
+
+def _branch_subject(repository: str, branch: str, commit: str) -> str:
+    """Return the subject of the runs of a commit that was pushed to a branch; "" where a part is unknown."""
+    return joined(f"branch:{repository}" if repository else "", branch, commit)
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Said]] = {
@@ -271,6 +340,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Said]] = {
     "pull_request": _pull_request,
     "pull_request_review": _review,
     "merge_group": _merge_group,
+    "push": _push,
 }
 #: Where an event that updates runs has its own time: the first that is there. A review that is dismissed keeps its
 #: ``submitted_at``.

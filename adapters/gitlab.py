@@ -13,6 +13,7 @@ from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
 from adapters.fields import (
     address,
     body_id,
+    branch_name,
     commit_subject,
     differ,
     event_kind,
@@ -30,6 +31,7 @@ from adapters.fields import (
 from ciml.errors import RejectedInput
 from ciml.events.records import OutcomeWord, Phase
 from ciml.events.redaction import shown
+from ciml.events.updates import OWN
 
 #: The phase of a job by its status.
 PHASES: Mapping[str, Phase] = {
@@ -161,7 +163,7 @@ def _pipeline(body: Mapping[str, Any]) -> _Read:
     subject = f"pipeline:{natural(body, 'object_attributes', 'id')}"
     source, sha = word(body, "object_attributes", "source"), word(body, "object_attributes", "sha")
     if maybe(body, "merge_request"):
-        fork, branch = _fork(body, "merge_request"), word(body, "merge_request", "target_branch")
+        fork, branch = _fork(body, "merge_request"), branch_name(body, "merge_request", "target_branch")
         change = word(body, "merge_request", "iid")
     else:
         fork = "no" if source in _OWN else ""
@@ -179,21 +181,41 @@ def _pipeline(body: Mapping[str, Any]) -> _Read:
         owner=word(body, "user", "username"),
     )
     when = moment(body, "object_attributes", "finished_at") or moment(body, "object_attributes", "created_at")
-    return word(body, "object_attributes", "status"), when, (RunUpdate(subject, facts),) if facts else ()
+    said: tuple[RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
+    # A merge request may get another target while its pipeline runs: two targets contradict each other.
+    if maybe(body, "merge_request") and change and branch:
+        said += (RunUpdate(subject, only={"change": change, "branch": branch}),)
+    return word(body, "object_attributes", "status"), when, said
 
 
 def _merge_request(body: Mapping[str, Any]) -> _Read:
     project_id = str(natural(body, "object_attributes", "target_project_id"))
     number = natural(body, "object_attributes", "iid")
     action = word(body, "object_attributes", "action")
-    branch = word(body, "object_attributes", "target_branch")
+    branch = branch_name(body, "object_attributes", "target_branch")
     facts = filled(fork=_fork(body, "object_attributes"), branch=branch, change=str(number))
     said = [RunUpdate(f"merge_request:{project_id}/{number}", facts)]
-    head = word(body, "object_attributes", "last_commit", "id")
     # Of the commit alone: earlier ones of the merge request may never have been read.
-    if (review := _review(body, action, branch)) and (commit := commit_subject(project_id, head)):
-        said.append(RunUpdate(commit, {"review": review}))
+    commit = commit_subject(project_id, word(body, "object_attributes", "last_commit", "id"))
+    if commit and branch and facts.get("fork") == "no":
+        said += _of_commit(body, commit, action, {"change": str(number), "branch": branch})
     return action, moment(body, "object_attributes", "updated_at"), tuple(said)
+
+
+def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[str, str]) -> list[RunUpdate]:
+    """Return what a merge request within the project says of its last commit.
+
+    A review counts for runs of the same merge request and target branch alone.
+    """
+    user, before = word(body, "user", "username"), branch_name(body, "changes", "target_branch", "previous")
+    said = [RunUpdate(commit, only=only)]
+    if before:
+        said.append(RunUpdate(commit, only={**only, "branch": before}))
+    if user and (action == "open" or word(body, "object_attributes", "oldrev")):  # who pushed
+        said.append(RunUpdate(commit, {"review": OWN}, only, user))
+    if review := _review(body, action, only["branch"]):
+        said.append(RunUpdate(commit, {"review": review}, only, user if review == "approved" else ""))
+    return said
 
 
 def _review(body: Mapping[str, Any], action: str, branch: str) -> str:
@@ -202,10 +224,10 @@ def _review(body: Mapping[str, Any], action: str, branch: str) -> str:
     An approval by the author is none. Nor is a merge into another branch than the default one: a developer may merge
     anything into a branch of their own.
     """
-    if action == "merge" and branch != word(body, "project", "default_branch"):
+    if action == "merge" and differ(branch, word(body, "project", "default_branch")) != "no":
         return ""
     author, by = word(body, "object_attributes", "author_id"), word(body, "user", "id")
-    if action == "approved" and (not author or not by or author == by):
+    if action == "approved" and (differ(author, by) != "yes" or not word(body, "user", "username")):
         return ""
     return _REVIEWS.get(action, "")
 

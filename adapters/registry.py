@@ -152,7 +152,10 @@ def _event(reading: Reading | Ignored, source: str, auth: str) -> Event:
         else:
             rejections.append(made)
     when_us = time_us({"time": reading.time}, "time")
-    updates = tuple(fact_update(source, update.subject, update.facts, auth, when_us) for update in reading.updates)
+    updates = tuple(
+        fact_update(source, update.subject, update.facts, auth, when_us, update.only, update.by)
+        for update in reading.updates
+    )
     return Event(
         key, source, event_id, reading.type, when_us, tuple(facts.values()), tuple(rejections), addresses, {}, updates
     )

@@ -21,6 +21,7 @@ MAX_JOB_PATH_CHARACTERS = 200  # percent-encoded: a folder's name has at most 25
 MAX_LABELS = 64
 MAX_SUBJECT_RUNS = 10_000  # whose trust an update changes at once; snapshots judge all of them
 MAX_SUBJECTS = 4  # of a run: its workflow run, change, commit and ref
+MAX_REVIEWERS = 50  # of a commit in one pull request; with more, no approval counts
 MAX_LABEL_NAME_CHARACTERS = 128
 MAX_SAMPLES_BYTES = MIB // 4  # of one message
 MAX_SAMPLES_COLUMNS = 1024

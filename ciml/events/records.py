@@ -200,6 +200,8 @@ class FactUpdate(Record, frozen=True, omit_defaults=True, gc=False):
       facts: names of `ciml.events.updates.UPDATABLE` -> text, checked.
       auth: how a receiver proved who sent the event, "" without proof.
       time_us: the event's own time, epoch microseconds; None where it has none.
+      only: the condition: it counts for runs with these facts alone, such as ``{"change": "12", "branch": "main"}``.
+      by: the account whose review it is; "" for what is nobody's.
     """
 
     source: str
@@ -207,6 +209,8 @@ class FactUpdate(Record, frozen=True, omit_defaults=True, gc=False):
     facts: Mapping[str, str]
     auth: str = ""
     time_us: int | None = None
+    only: Mapping[str, str] = msgspec.field(default_factory=dict)
+    by: str = ""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FactUpdate:

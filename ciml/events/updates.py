@@ -3,20 +3,27 @@
 An update names a subject, and concerns every run of its source that names the same subject, before or after it. What
 updates say of a subject is kept as one `Said` for each fact. `merged` is commutative, associative and idempotent, so
 the facts of a run depend on the set of updates alone, never on the order in which runs and updates arrive.
+
+A commit may be in pull requests of several people, into several branches. So a review of a commit has a condition
+(``only``): it counts for runs of the same pull request and base branch. Updates of one subject whose conditions differ
+contradict each other: which pull request a run executed is then unknown, and no review of the commit counts.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, needed_text
 from ciml.events.records import FactUpdate, RunFacts
 from ciml.events.run_id import path_safe
-from ciml.limits import MAX_ID_CHARACTERS
+from ciml.limits import MAX_ID_CHARACTERS, MAX_REVIEWERS
 
 __all__ = [
+    "COMMIT",
     "PARTLY_APPROVED",
     "QUALIFIERS",
     "UPDATABLE",
@@ -24,6 +31,7 @@ __all__ = [
     "FactUpdate",
     "Said",
     "changes_of",
+    "counting",
     "fact_update",
     "joined",
     "merged",
@@ -32,19 +40,33 @@ __all__ = [
     "said_by",
 ]
 
+#: Begins the subject of a commit.
+COMMIT = "sha:"
 #: The fields of `RunFacts` that an update may set.
 UPDATABLE = ("event", "pipeline", "project", "branch", "change", "patchset", "review", "fork", "owner")
 #: Facts of a subject that qualify its review and are no facts of a run: the branch for which the review was given, and
 #: the commits that a run of the subject executes too, separated by blanks.
 QUALIFIERS = ("target", "parents")
+#: The facts that the condition of an update may name.
+CONDITIONS = ("event", "project", "branch", "change")
 #: The review of a patch set that was approved by itself: `approved` for a run whose other commits (``parents``) are all
 #: merged into the run's branch.
 PARTLY_APPROVED = "partly_approved"
 #: The review of a change that a reviewer blocked: only a merge ends it.
 VETOED = "vetoed"
+#: A review by the author or a pusher of a commit. It replaces every other review by the same account.
+OWN = "own"
 #: Values that no other value of their fact replaces, whatever the times: what was merged stays merged, and a run that
 #: executed a fork's code stays one of a fork.
-_LASTING = {("review", "merged"), ("review", VETOED), ("fork", "yes")}
+_LASTING = {("review", "merged"), ("review", VETOED), ("review", OWN), ("fork", "yes")}
+#: What counts of a commit without a condition: facts that lower trust. Versions before 0.2.0 stored others too.
+_LOWERING = {
+    ("review", "dismissed"),
+    ("review", "changes_requested"),
+    ("review", VETOED),
+    ("review", OWN),
+    ("fork", "yes"),
+}
 
 
 class Said(NamedTuple):
@@ -65,8 +87,49 @@ class Said(NamedTuple):
     value: str
 
 
+class _Scope(NamedTuple):
+    """What a fact of a subject is said of: the key of a `Said`.
+
+    Attributes:
+      name: of the fact; "" where the entry says that the condition itself, or too many reviewers, were named.
+      by: the account whose review it is; "" for a fact that is nobody's, `_MANY` for too many reviewers.
+      only: the condition, sorted; empty for every run.
+    """
+
+    name: str
+    by: str = ""
+    only: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_condition(self) -> bool:
+        """Whether the entry says that a condition was named, and no fact."""
+        return bool(self.only) and not self.name and not self.by
+
+    @property
+    def key(self) -> str:
+        """The key in the stored form: the name alone, as in all versions, or a JSON list."""
+        return json.dumps(self) if self.by or self.only else self.name
+
+
+_MANY = "*"  # no system has an account of this name
+
+
+@lru_cache(maxsize=10_000)
+def _scope(key: str) -> _Scope:
+    if not key.startswith("["):
+        return _Scope(key)
+    name, by, only = json.loads(key)
+    return _Scope(name, by, tuple((fact, value) for fact, value in only))
+
+
 def fact_update(
-    source: str, subject: str, facts: Mapping[str, str], auth: str = "", time_us: int | None = None
+    source: str,
+    subject: str,
+    facts: Mapping[str, str],
+    auth: str = "",
+    time_us: int | None = None,
+    only: Mapping[str, str] | None = None,
+    by: str = "",
 ) -> FactUpdate:
     """Check an update.
 
@@ -76,29 +139,99 @@ def fact_update(
     checked = identifier({"subject": subject}, "subject")
     if not checked:
         raise RejectedInput("missing_field", "subject")
-    if not facts:
+    if not facts and not only:
         raise RejectedInput("missing_field", "facts")
     for name in facts:
         if name not in UPDATABLE and name not in QUALIFIERS:
             raise RejectedInput("bad_field", f"{name}: not a fact of {', '.join((*UPDATABLE, *QUALIFIERS))}")
+        if (only or by) and name != "review":
+            raise RejectedInput("bad_field", f"{name}: only a review has a condition or a reviewer")
+    for name in only or ():
+        if name not in CONDITIONS:
+            raise RejectedInput("bad_field", f"only.{name}: not a fact of {', '.join(CONDITIONS)}")
     texts = {name: needed_text(facts, name) for name in facts}
     if texts.get("fork", "yes") not in ("yes", "no"):
         raise RejectedInput("bad_field", "fork: want yes or no")
-    return FactUpdate(source, checked, texts, auth, time_us)
+    conditions = {name: needed_text(only, name, "only.") for name in only} if only else {}
+    reviewer = needed_text({"by": by}, "by") if by else ""
+    return FactUpdate(source, checked, texts, auth, time_us, conditions, reviewer)
 
 
 def said_by(update: FactUpdate, event_key: str) -> dict[str, Said]:
-    """Return what an update says, by fact."""
+    """Return what an update says, by fact, condition and reviewer."""
     when = -1 if update.time_us is None else update.time_us
-    return {
-        name: Said(bool(update.auth), (name, value) in _LASTING, when, event_key, value)
+    proved, only = bool(update.auth), tuple(sorted(update.only.items()))
+    said = {
+        _Scope(name, update.by, only).key: Said(proved, (name, value) in _LASTING, when, event_key, value)
         for name, value in update.facts.items()
     }
+    if only:
+        said[_Scope("", "", only).key] = _marker(proved)
+    return counting(update.subject, said)
+
+
+def counting(subject: str, said: Mapping[str, Said]) -> dict[str, Said]:
+    """Return what counts of what was said of a subject: of a commit, without a condition, what lowers trust."""
+    if not subject.startswith(COMMIT):
+        return dict(said)
+
+    def counts(scope: _Scope, value: str) -> bool:
+        return bool(scope.only) or not scope.name or (scope.name, value) in _LOWERING
+
+    return {key: entry for key, entry in said.items() if counts(_scope(key), entry.value)}
+
+
+def _marker(proved: bool) -> Said:
+    return Said(proved, False, -1, "", "")
 
 
 def merged(one: Mapping[str, Said], other: Mapping[str, Said]) -> dict[str, Said]:
-    """Return the greater of what two say of each fact."""
-    return {name: max(each[name] for each in (one, other) if name in each) for name in {**one, **other}}
+    """Return the greater of what two say of each fact.
+
+    The result is bounded: of contradicting conditions two are kept, of reviewers `MAX_REVIEWERS`.
+    """
+    said = {name: max(each[name] for each in (one, other) if name in each) for name in {**one, **other}}
+    scoped = {_scope(key): entry for key, entry in said.items() if key.startswith("[")}
+    if not scoped:
+        return said
+    plain = {key: entry for key, entry in said.items() if not key.startswith("[")}
+    bounded = _bounded_reviewers(_bounded_conditions(scoped))
+    return plain | {scope.key: entry for scope, entry in bounded.items()}
+
+
+def _bounded_conditions(scoped: dict[_Scope, Said]) -> dict[_Scope, Said]:
+    """Keep two conditions where several contradict each other, and no review under them: none of them counts.
+
+    Unproved conditions do not contradict proved ones for a run whose event was proved, so its proved reviews stay.
+    """
+    ranked = sorted(((entry.proved, scope.only) for scope, entry in scoped.items() if scope.is_condition), reverse=True)
+    if len(ranked) < 2:
+        return scoped
+    (_, first), (contradicted, second) = ranked[:2]
+
+    def stays(scope: _Scope, entry: Said) -> bool:
+        if not scope.only or scope.is_condition:
+            return scope.only in ((), first, second)
+        return scope.only == first and entry.proved and not contradicted
+
+    return {scope: entry for scope, entry in scoped.items() if stays(scope, entry)}
+
+
+def _bounded_reviewers(scoped: dict[_Scope, Said]) -> dict[_Scope, Said]:
+    """Replace the reviews under a condition by a marker where more accounts gave one than are remembered."""
+    bounded = dict(scoped)
+    for only in {scope.only for scope in scoped if scope.by}:
+        many = _Scope("", _MANY, only)
+        reviews = {scope: entry for scope, entry in scoped.items() if scope.by and scope.only == only and scope != many}
+        for proved in (False, True):
+            counted = sum(entry.proved >= proved for entry in reviews.values())
+            if counted > MAX_REVIEWERS:
+                bounded[many] = max(bounded.get(many, _marker(proved)), _marker(proved))
+        if (marker := bounded.get(many)) is not None:
+            for scope, entry in reviews.items():
+                if entry.proved <= marker.proved:
+                    del bounded[scope]
+    return bounded
 
 
 def merged_subject(project: str, branch: str, commit: str) -> str:
@@ -141,7 +274,8 @@ def changes_of(facts: RunFacts, said: Iterable[Mapping[str, Said]], look_up: Loo
     takes facts from proved updates alone. Its id, outcome, times, log and proof never change.
 
     What is said of an earlier subject counts before what is said of a later one: a run's own workflow run knows the
-    branch, and a commit may be in pull requests of anybody, to any branch.
+    branch, and a commit may be in pull requests of anybody, to any branch. Reviews with a condition count last, where
+    the run meets the conditions of all updates of all its subjects.
 
     A review covers everything that the run executed, or is `PARTLY_APPROVED`: it was given for the run's branch, and
     the parents of the patch set are merged into that branch.
@@ -152,20 +286,32 @@ def changes_of(facts: RunFacts, said: Iterable[Mapping[str, Said]], look_up: Loo
       look_up: returns what was said of another subject.
     """
     found: dict[str, Said] = {}
-    for one in said:
-        for name, each in one.items():
-            before = found.get(name)
-            if before is None or (each.proved, each.lasting) > (before.proved, before.lasting):
-                found[name] = each
+    scoped: list[tuple[_Scope, Said]] = []
+    for of_subject in said:
+        for key, entry in of_subject.items():
+            if facts.auth and not entry.proved:
+                continue
+            if key.startswith("["):
+                scoped.append((_scope(key), entry))
+                continue
+            before = found.get(key)
+            if before is None or (entry.proved, entry.lasting) > (before.proved, before.lasting):
+                found[key] = entry
     if "review" in found:
         found["review"] = _covering(found["review"], facts, found, look_up)
+    changes = _changes(facts, found)
+    if scoped and (review := _review(facts.replace(**changes), found.get("review"), scoped)) is not None:
+        changes |= _changes(facts, {"review": review})
+    return changes
+
+
+def _changes(facts: RunFacts, found: Mapping[str, Said]) -> dict[str, str]:
     return {
-        name: each.value
-        for name, each in found.items()
+        name: entry.value
+        for name, entry in found.items()
         if name not in QUALIFIERS
-        and (each.proved or not facts.auth)
-        and (each.lasting or (name, getattr(facts, name)) not in _LASTING)
-        and each.value != getattr(facts, name)
+        and (entry.lasting or (name, getattr(facts, name)) not in _LASTING)
+        and entry.value != getattr(facts, name)
     }
 
 
@@ -180,3 +326,43 @@ def _covering(review: Said, facts: RunFacts, found: Mapping[str, Said], look_up:
     merges = [look_up(subject).get("review") for subject in parent_subjects(facts, found)]
     covers = all(merge is not None and merge.value == "merged" and merge.proved >= review.proved for merge in merges)
     return review._replace(value="approved") if covers else review
+
+
+def _review(facts: RunFacts, plain: Said | None, scoped: Iterable[tuple[_Scope, Said]]) -> Said | None:
+    """Return the review of a run by all that was said, None for none.
+
+    Each account has one review, its latest. A request for changes counts before approvals by others; a merge counts
+    before both. The author, the pushers of the commit and who started the run approve nothing.
+
+    Args:
+      facts: joined with all facts that have no condition.
+      plain: the review that has neither condition nor reviewer.
+      scoped: what was said under conditions, or by reviewers.
+    """
+    decisive, many = plain, False
+    reviews: dict[str, Said] = {}
+    scoped = list(scoped)
+    applies = all(getattr(facts, name) == value for scope, _ in scoped for name, value in scope.only)
+    for scope, entry in scoped:
+        if scope.only and not applies:
+            continue
+        if scope.by == _MANY:
+            many = True
+        elif scope.by:
+            reviews[scope.by] = max(entry, reviews.get(scope.by, entry))
+        elif scope.name:
+            decisive = entry if decisive is None else max(decisive, entry)
+    if decisive is not None and decisive.lasting:
+        return decisive
+    valid = {by: entry for by, entry in reviews.items() if entry.value != OWN}
+    for value in ("changes_requested", "approved", "dismissed"):
+        matches = [
+            entry
+            for by, entry in valid.items()
+            if entry.value == value
+            and (value != "approved" or not (many or by.casefold() == facts.owner.casefold()))
+            and (value == "changes_requested" or decisive is None or entry > decisive)
+        ]
+        if matches:
+            return max(matches)
+    return decisive

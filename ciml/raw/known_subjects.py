@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ciml.events.records import FactUpdate, RunFacts
-from ciml.events.updates import Said, changes_of, merged, parent_subjects, said_by
+from ciml.events.updates import Said, changes_of, counting, merged, parent_subjects, said_by
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 
@@ -83,7 +83,7 @@ class Subjects:
             return {subject: {} for subject in subjects}
         rows = self._tables["said"].get([fingerprint(*subject) for subject in subjects])
         return {
-            subject: _said_decoder.decode(row["said"]) if row is not None else {}
+            subject: counting(subject[1], _said_decoder.decode(row["said"])) if row is not None else {}
             for subject, row in zip(subjects, rows, strict=True)
         }
 

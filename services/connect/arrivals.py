@@ -11,7 +11,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from adapters.registry import ADAPTER, SOURCE, read_event
 from ciml.data_root import DataRoot
-from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, records_of
+from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome, PendingRun, records_of
 from ciml.kafka.options import KafkaOptions
 from ciml.raw.state import open_raw
 from pipelines.kafka.broker import offsets_of, topic_of
@@ -104,13 +104,21 @@ def _pending(run: PendingRun) -> Became:
     return Became(text, final=True, pending=facts.run_id)
 
 
+def _said(update: FactUpdate) -> str:
+    """Return the facts of an update in a line; a review with its reviewer and its condition."""
+    facts = ", ".join(f"{name} {value}" for name, value in update.facts.items())
+    by = f" by {update.by}" if update.by else ""
+    only = f" (of {', '.join(f'{name} {value}' for name, value in update.only.items())})" if update.only else ""
+    return f"{update.subject}: {facts}{by}{only}"
+
+
 def became(outcome: Outcome) -> Became:
     """Return what a settled outcome means."""
     facts = outcome.mention
     what = f"run {facts.run_id} ({facts.build_name}, {facts.outcome or facts.phase})" if facts else "the event"
     reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
     if outcome.kind == "update":
-        lines = (f"{one.subject}: {', '.join(f'{k} {v}' for k, v in one.facts.items())}" for one in outcome.updates)
+        lines = (_said(update) for update in outcome.updates if update.facts)
         return Became(f"update of the runs of {'; '.join(lines)}", updates=True)
     if outcome.kind == "dead_letter":
         return Became(f"{what} is a dead letter, {reason}\n    {remedy(outcome.reason)}", final=True, rejected=True)

@@ -22,8 +22,11 @@ Repository, organisation or app: Settings > Webhooks > Add webhook
   Secret            the content of @SECRET@
   SSL verification  enabled
   Events            Let me select individual events:
-                    Workflow jobs, Workflow runs, Pull requests, Pull request reviews,
-                    and Merge groups for a merge queue; clear Pushes
+                    Workflow jobs, Workflow runs, Pushes, Pull requests, Pull request
+                    reviews, and Merge groups for a merge queue
+Repository: Settings > Rules, for the branches that the trust policy names
+  Require a pull request, with approval of the most recent reviewable push;
+  dismiss stale approvals; restrict who may create tags of the same names
 """
 
 _WORKFLOW = """

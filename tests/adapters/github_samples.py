@@ -147,6 +147,11 @@ def merge_group(action: str = "destroyed", reason: str = "merged") -> Delivery:
     return delivery("merge_group", {"action": action, "reason": reason, "merge_group": group, "repository": REPOSITORY})
 
 
+def push(ref: str = "refs/heads/main", repository: Mapping[str, Any] = REPOSITORY) -> Delivery:
+    """Return a ``push``, to main unless changed."""
+    return delivery("push", {"ref": ref, "after": SHA, "repository": repository, "sender": SENDER}, "d2")
+
+
 SAMPLES = {
     "github": [
         job(),
@@ -159,6 +164,7 @@ SAMPLES = {
         pull_request(),
         review(),
         merge_group(),
-        delivery("push", {"ref": "refs/heads/main", "repository": REPOSITORY}),
+        pull_request(head={"ref": "fix", "sha": SHA, "repo": REPOSITORY}),
+        push(),
     ],
 }

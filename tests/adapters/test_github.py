@@ -28,6 +28,7 @@ from tests.adapters.github_samples import (
 from tests.adapters.reading import settled_of
 
 COMMIT = f"sha:octo/widget/{SHA}"
+INSIDE = {"ref": "fix", "sha": SHA, "repo": REPOSITORY}
 
 
 def run_of(given: Delivery) -> RunFacts:
@@ -40,8 +41,16 @@ def run_of(given: Delivery) -> RunFacts:
 def update_of(given: Delivery) -> tuple[str, dict[str, str]]:
     event = event_of("github", given)
     assert (event.run_facts, event.rejections) == ((), ())
-    (update,) = event.updates
+    update = event.updates[0]
     return update.subject, dict(update.facts)
+
+
+Said = tuple[str, dict[str, str], dict[str, str], str]
+
+
+def said_of(given: Delivery) -> list[Said]:
+    """Return what a delivery says of runs: subject, facts, condition and reviewer."""
+    return [(one.subject, dict(one.facts), dict(one.only), one.by) for one in event_of("github", given).updates]
 
 
 def settled(given: Delivery) -> list[tuple[str, str, str]]:
@@ -74,7 +83,7 @@ def test_a_completed_job_is_a_run() -> None:
         head=SHA,
         url="https://github.com/octo/widget/actions/runs/81/job/4001",
         attempt_of="81/unit (3.11)",
-        subjects=("workflow_run:81", COMMIT),
+        subjects=("workflow_run:81", f"branch:octo/widget/main/{SHA}", COMMIT),
     )
 
 
@@ -260,14 +269,22 @@ def test_a_check_run_without_a_pull_request_here_may_be_of_a_fork() -> None:
     [
         (check_run(completed_at="2026-11-24T12:00:00Z"), github.INSTANT_CHECK),
         (check_run("rerequested"), github.CHECK_REQUEST),
-        (pull_request(merged=False), github.OPEN_PULL_REQUEST),
-        (pull_request("opened", merged=False, state="open"), github.OPEN_PULL_REQUEST),
+        (pull_request("labeled"), github.SAME_PULL_REQUEST),
+        (pull_request("edited"), github.SAME_PULL_REQUEST),
+        (pull_request(), github.OF_FORK),
+        (pull_request(head={"ref": "fix", "sha": SHA, "repo": None}), github.OF_FORK),
+        (delivery("pull_request", json.loads(pull_request(head=INSIDE).body) | {"repository": FORK}), github.OF_FORK),
+        (review(head=FORK), github.OF_FORK),
+        (review(user={"login": "approver[bot]", "type": "Bot"}), github.BOT),
+        (review(user=None), github.BOT),
         (review(state="commented"), github.COMMENT),
         (review(author_association="NONE"), github.OUTSIDER),
         (review(author_association="CONTRIBUTOR"), github.OUTSIDER),
         (merge_group(reason="dequeued"), github.OPEN_GROUP),
         (merge_group("checks_requested"), github.OPEN_GROUP),
-        (delivery("push", {}), "a push reports no run"),
+        (delivery("push", {}), github.PUSH),
+        (delivery("push", {"ref": "refs/heads/main", "after": "0" * 40}), github.PUSH),
+        (delivery("push", {"ref": "refs/tags/main", "after": SHA}), github.PUSH),
         (delivery("ping", {"zen": "Keep it simple."}), "a ping only tests the webhook"),
         (delivery("check_suite", {}), "a check suite only sums up its check runs"),
         (delivery("status", {}), "a commit status has no times"),
@@ -279,21 +296,49 @@ def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule:
     assert settled(given) == [("ignored", "no_run", rule)]
 
 
-def test_a_merge_says_so_of_the_commit_that_was_merged() -> None:
-    within = {"ref": "fix", "sha": SHA, "repo": REPOSITORY}
-    assert update_of(pull_request(head=within)) == (COMMIT, {"review": "merged"})
-    assert update_of(pull_request(head={"ref": "fix", "sha": SHA, "repo": None})) == (COMMIT, {"review": "merged"})
-    assert update_of(merge_group()) == (COMMIT, {"review": "merged"})
+OF_12 = {"change": "12", "branch": "main"}
+
+
+def test_a_merge_says_so_of_its_commit_pull_request_and_base() -> None:
+    assert said_of(pull_request(head=INSIDE)) == [
+        (COMMIT, {}, OF_12, ""),
+        (COMMIT, {"review": "own"}, OF_12, "mallory"),
+        (COMMIT, {"review": "merged"}, OF_12, ""),
+    ]
+    assert said_of(merge_group()) == [(COMMIT, {"review": "merged"}, {"event": "merge_group", "branch": "main"}, "")]
 
 
 def test_a_merge_into_another_branch_is_no_review() -> None:
     base = {"ref": "mine", "sha": SHA, "repo": REPOSITORY}
-    within = pull_request(head={"ref": "fix", "sha": SHA, "repo": REPOSITORY}, base=base)
-    assert settled(within) == [("ignored", "no_run", github.OTHER_BRANCH)]
-    assert update_of(pull_request(base=base)) == (COMMIT, {"owner": "mallory", "change": "12", "branch": "mine"})
-    unnamed = json.loads(pull_request().body)
+    unnamed = json.loads(pull_request(head=INSIDE).body)
     del unnamed["repository"]["default_branch"]
-    assert "review" not in update_of(delivery("pull_request", unnamed))[1]
+    for given in (pull_request(head=INSIDE, base=base), delivery("pull_request", unnamed)):
+        assert {"review": "merged"} not in [facts for _, facts, _, _ in said_of(given)]
+
+
+def test_an_opened_pull_request_says_whose_it_is_and_which_runs_may_be_of_it() -> None:
+    opened = json.loads(pull_request("opened", head=INSIDE, merged=False).body) | {"sender": {"login": "eve"}}
+    assert said_of(delivery("pull_request", opened)) == [
+        (COMMIT, {}, OF_12, ""),
+        (COMMIT, {"review": "own"}, OF_12, "eve"),
+        (COMMIT, {"review": "own"}, OF_12, "mallory"),
+    ]
+    moved = opened | {"action": "edited", "changes": {"base": {"ref": {"from": "mine"}}}}
+    assert said_of(delivery("pull_request", moved)) == [
+        (COMMIT, {}, OF_12, ""),
+        (COMMIT, {}, {"change": "12", "branch": "mine"}, ""),
+        (COMMIT, {"review": "own"}, OF_12, "mallory"),
+    ]
+
+
+def test_a_push_says_who_pushed_and_to_which_branch() -> None:
+    body = {"ref": "refs/heads/release/2", "after": SHA, "repository": REPOSITORY, "sender": {"login": "ada"}}
+    branch = f"branch:octo/widget/release/2/{SHA}"
+    assert said_of(delivery("push", body)) == [
+        (COMMIT, {"review": "own"}, {}, "ada"),
+        (branch, {"review": "pushed"}, {}, ""),
+    ]
+    assert branch in run_of(job(head_branch="release/2")).subjects
 
 
 def test_a_dismissal_is_later_than_the_review_that_it_dismisses() -> None:
@@ -307,12 +352,6 @@ def test_a_dismissal_is_later_than_the_review_that_it_dismisses() -> None:
     assert times[1] - times[0] == 5_400_000_000
 
 
-def test_the_pull_request_of_a_fork_says_what_its_workflow_runs_cannot_know() -> None:
-    known = {"change": "12", "branch": "main"}
-    assert update_of(pull_request()) == (COMMIT, {"review": "merged", "owner": "mallory", **known})
-    assert update_of(review(head=FORK)) == (COMMIT, {"review": "approved", "owner": "ada", **known})
-
-
 @pytest.mark.parametrize(
     ("given", "word"),
     [
@@ -323,13 +362,10 @@ def test_the_pull_request_of_a_fork_says_what_its_workflow_runs_cannot_know() ->
     ],
 )
 def test_a_review_is_of_the_commit_that_was_read(given: Delivery, word: str) -> None:
-    assert update_of(given) == (COMMIT, {"review": word})
-
-
-def test_a_commit_that_was_merged_elsewhere_was_not_merged_here() -> None:
-    elsewhere = json.loads(pull_request().body) | {"repository": {"full_name": "octo/sandbox"}}
-    subject, _ = update_of(delivery("pull_request", elsewhere))
-    assert subject not in run_of(job()).subjects
+    assert said_of(given) == [
+        (COMMIT, {"review": "own"}, OF_12, "ada"),
+        (COMMIT, {"review": word}, OF_12, "grace"),
+    ]
 
 
 def test_an_event_has_the_id_of_its_delivery() -> None:

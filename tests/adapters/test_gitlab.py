@@ -28,7 +28,13 @@ def run_of(given: Delivery) -> RunFacts:
 def updates_of(given: Delivery) -> dict[str, dict[str, str]]:
     event = event_of("gitlab", given)
     assert (event.run_facts, event.rejections) == ((), ())
-    return {update.subject: dict(update.facts) for update in event.updates}
+    return {update.subject: dict(update.facts) for update in event.updates if not update.only}
+
+
+def of_commit(given: Delivery) -> list[tuple[dict[str, str], dict[str, str], str]]:
+    """Return what a delivery says of the commit: facts, condition and reviewer."""
+    updates = [update for update in event_of("gitlab", given).updates if update.subject == COMMIT]
+    return [(dict(update.facts), dict(update.only), update.by) for update in updates]
 
 
 def settled(given: Delivery) -> list[tuple[str, str, str]]:
@@ -187,34 +193,57 @@ def test_a_tag_is_no_branch() -> None:
     assert (facts.get("branch"), facts["fork"]) == (None, "no")
 
 
-def test_a_merge_says_so_of_the_last_commit_alone() -> None:
-    assert updates_of(merge_request(99, target_branch="main")) == {
-        "merge_request:44/6": {"fork": "yes", "branch": "main", "change": "6"},
-        COMMIT: {"review": "merged"},
-    }
+OF_6 = {"change": "6", "branch": "main"}
+
+
+def test_a_merge_says_so_of_the_last_commit_in_its_merge_request_alone() -> None:
+    given = merge_request(target_branch="main")
+    assert updates_of(given) == {"merge_request:44/6": {"fork": "no", "branch": "main", "change": "6"}}
+    assert of_commit(given) == [({}, OF_6, ""), ({"review": "merged"}, OF_6, "")]
+
+
+def test_a_merge_request_of_a_fork_says_nothing_of_its_commit() -> None:
+    for action in ("merge", "approved", "open", "update"):
+        given = merge_request(99, action=action, target_branch="main", oldrev=SHA)
+        assert updates_of(given) == {"merge_request:44/6": {"fork": "yes", "branch": "main", "change": "6"}}
+        assert of_commit(given) == []
 
 
 def test_a_merge_into_another_branch_is_no_review() -> None:
-    assert updates_of(merge_request()) == {"merge_request:44/6": {"fork": "no", "branch": "release-2", "change": "6"}}
-    unnamed = json.loads(merge_request().body) | {"project": {}}
-    assert COMMIT not in updates_of(delivery(unnamed))
+    unnamed = delivery(json.loads(merge_request(target_branch="main").body) | {"project": {}})
+    for given in (merge_request(), unnamed):
+        assert {"review": "merged"} not in [facts for facts, _, _ in of_commit(given)]
+
+
+def test_a_push_and_a_new_target_are_said_of_the_commit() -> None:
+    moved = json.loads(merge_request(action="update", target_branch="main", oldrev="0" * 40).body)
+    changes = {"changes": {"target_branch": {"previous": "mine", "current": "main"}}}
+    assert of_commit(delivery(moved | changes)) == [
+        ({}, OF_6, ""),
+        ({}, {"change": "6", "branch": "mine"}, ""),
+        ({"review": "own"}, OF_6, "ada"),
+    ]
 
 
 @pytest.mark.parametrize("author", [3, "3", None])
 def test_an_approval_by_the_author_or_of_an_unknown_one_is_none(author: object) -> None:
-    found = updates_of(merge_request(action="approved", state="opened", author_id=author))
-    assert COMMIT not in found
-    assert updates_of(merge_request(action="unapproved", author_id=author))[COMMIT] == {"review": "dismissed"}
+    found = of_commit(merge_request(action="approved", target_branch="main", author_id=author))
+    assert found == [({}, OF_6, "")]
+    withdrawn = of_commit(merge_request(action="unapproved", target_branch="main", author_id=author))
+    assert withdrawn[1:] == [({"review": "dismissed"}, OF_6, "")]
 
 
 @pytest.mark.parametrize(
     ("action", "review"),
-    [("approved", "approved"), ("unapproved", "dismissed"), ("approval", ""), ("update", ""), ("close", "")],
+    [
+        ("approved", [({"review": "approved"}, OF_6, "ada")]),
+        ("unapproved", [({"review": "dismissed"}, OF_6, "")]),
+        *((action, []) for action in ("approval", "unapproval", "update", "close")),
+    ],
 )
-def test_only_a_full_approval_approves(action: str, review: str) -> None:
-    found = updates_of(merge_request(action=action, state="opened"))
-    assert found["merge_request:44/6"]["fork"] == "no"
-    assert found.get(COMMIT, {}).get("review", "") == review
+def test_only_a_full_approval_approves(action: str, review: list[object]) -> None:
+    found = of_commit(merge_request(action=action, target_branch="main"))
+    assert (found[0], found[1:]) == (({}, OF_6, ""), review)
 
 
 @pytest.mark.parametrize(

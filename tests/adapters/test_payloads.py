@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.github import PUSH
 from tests.adapters import github_samples as github
 from tests.adapters import gitlab_samples as gitlab
 from tests.adapters.payloads import Result, results, table
@@ -42,7 +43,7 @@ def test_a_folder_is_tried_file_by_file(tmp_path: Path) -> None:
         Result("github/a.json", "github", "run", "finished failure"),
         Result("github/b.json", "github", "update", "branch, change, event, fork, owner, patchset, pipeline, project"),
         Result("github/c.json", "github", "dead letter", "missing_field: header x-github-event"),
-        Result("github/d.json", "github", "ignored", "a push reports no run"),
+        Result("github/d.json", "github", "ignored", PUSH),
         Result("gitlab_captured/e.json", "gitlab", "dead letter", found[7].detail),
         Result("other/f.json", "gitlab", "run", "finished success"),
     ]

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from adapters.adapter import Delivery
-    from ciml.events.records import RunFacts
+    from ciml.events.records import FactUpdate, RunFacts
 
 #: Exit code for a delivery that becomes a dead letter.
 _REJECTED = 2
@@ -127,9 +127,14 @@ def tried(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
     found: dict[str, Any] = {
         "event": {"type": event.type, "time": _time(event.time_us)},
         "runs": runs,
-        "updates": [{"subject": update.subject, "facts": dict(update.facts)} for update in event.updates],
+        "updates": [_update(update) for update in event.updates],
     }
     return found | ({"ignored": event.ignored} if event.ignored else {})
+
+
+def _update(update: FactUpdate) -> dict[str, Any]:
+    shown: dict[str, Any] = {"subject": update.subject, "facts": dict(update.facts)}
+    return shown | ({"only": dict(update.only)} if update.only else {}) | ({"by": update.by} if update.by else {})
 
 
 def _facts(facts: RunFacts) -> dict[str, Any]:
@@ -157,7 +162,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"  ignored: {run['ignored']}" if "ignored" in run else f"  dead letter: {run['dead_letter']}"
     for update in found["updates"]:
         yield f"update of the runs of {update['subject']}"
-        yield from _table(update["facts"])
+        qualifiers = {name: update[name] for name in ("by", "only") if name in update}
+        yield from _table(update["facts"] | qualifiers)
     for name in ("ignored", "dead_letter"):
         if name in found:
             yield f"{name.replace('_', ' ')}: {found[name]}"

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 from functools import reduce
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
+from ciml.events import updates as updates_module
 from ciml.events.records import FactUpdate, RunFacts
-from ciml.events.updates import UPDATABLE, Said, fact_update, joined, merged, said_by
+from ciml.events.updates import UPDATABLE, Said, counting, fact_update, joined, merged, said_by
+from ciml.limits import MAX_REVIEWERS
 
-RUN = RunFacts("github~7~1", "7", source="github", subjects=("sha:p/1",))
+RUN = RunFacts("github~7~1", "7", source="github", subjects=("change:1",))
 PROVED = RUN.replace(auth="hmac-sha256")
 
 updates = st.builds(
-    lambda name, value, auth, when, key: (FactUpdate("github", "sha:p/1", {name: value}, auth, when), f"github {key}"),
+    lambda name, value, auth, when, key: (FactUpdate("github", "change:1", {name: value}, auth, when), f"github {key}"),
     st.sampled_from(["review", "fork", "branch"]),
     st.sampled_from(["approved", "merged", "yes", "no", "main"]),
     st.sampled_from(["", "hmac-sha256"]),
@@ -31,7 +34,7 @@ def said(*found: tuple[FactUpdate, str]) -> dict[str, Said]:
 
 
 def update(when: int | None = 1, key: str = "a", auth: str = "hmac-sha256", **facts: str) -> tuple[FactUpdate, str]:
-    return FactUpdate("github", "sha:p/1", facts, auth, when), key
+    return FactUpdate("github", "change:1", facts, auth, when), key
 
 
 @given(st.lists(updates, max_size=8), st.randoms(use_true_random=False))
@@ -111,4 +114,124 @@ def test_only_updatable_facts_change() -> None:
 def test_an_invalid_update_is_rejected(subject: str, facts: dict[str, str], detail: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         fact_update("github", subject, facts)
+    assert detail in caught.value.detail
+
+
+COMMIT = PROVED.replace(subjects=("sha:p/1",), change="42", branch="main", owner="ada")
+
+
+def review(
+    value: str = "", change: str = "42", branch: str = "main", by: str = "", when: int = 1, auth: str = "hmac-sha256"
+) -> tuple[FactUpdate, str]:
+    only = {"change": change, "branch": branch} if change else {}
+    facts = {"review": value} if value else {}
+    return FactUpdate("github", "sha:p/1", facts, auth, when, only, by), f"github {value} {by} {when}"
+
+
+conditional = st.builds(
+    review,
+    st.sampled_from(["", "approved", "changes_requested", "dismissed", "merged", "own"]),
+    st.sampled_from(["", "42", "66", "67"]),
+    st.sampled_from(["main", "mine"]),
+    st.sampled_from(["", "ada", "grace", "linus", "mallory"]),
+    st.integers(1, 3),
+    st.sampled_from(["", "hmac-sha256"]),
+)
+
+
+@given(st.lists(conditional, max_size=12), st.randoms(use_true_random=False))
+def test_order_and_repetition_change_no_bounded_reviews(
+    found: list[tuple[FactUpdate, str]], rng: random.Random
+) -> None:
+    with patch.object(updates_module, "MAX_REVIEWERS", 2):
+        again = found + rng.choices(found, k=3) if found else []
+        rng.shuffle(again)
+        half = rng.randint(0, len(again))
+        assert said(*found) == said(*again) == merged(said(*again[half:]), said(*again[:half]))
+        assert len(said(*found)) <= 3 * (2 * 2 + 2) + 3
+
+
+@given(st.lists(conditional, max_size=6))
+def test_a_review_counts_for_its_own_pull_request_and_base_alone(found: list[tuple[FactUpdate, str]]) -> None:
+    proved = [update for update, _ in found if update.auth]
+    conditions = [dict(update.only) for update in proved if update.only]
+    joined_review = joined(COMMIT, [said(*found)]).review
+    if any(only != {"change": "42", "branch": "main"} for only in conditions):
+        assert joined_review in ("", "own", "dismissed", "changes_requested")
+    if joined_review == "approved":
+        approvers = {update.by for update in proved if update.only and update.facts.get("review") == "approved"}
+        pushers = {update.by for update in proved if update.facts.get("review") == "own"}
+        assert approvers - pushers - {"ada"}
+
+
+FORGED = [review("approved", by=f"member{number}", auth="") for number in range(99)]
+PUSHERS = [review("own", change="", by=f"pusher{number}") for number in range(99)]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([review("approved", by="grace")], "approved"),
+        ([review("approved", by="ADA")], ""),
+        ([review("approved", by="grace"), review("own", by="grace")], ""),
+        ([review("approved", by="grace"), review("own", change="", by="grace")], ""),
+        ([review("approved", by="grace"), review()], "approved"),
+        ([review("approved", by="grace"), review(change="66")], ""),
+        ([review("approved", by="grace"), review(branch="mine")], ""),
+        ([review("approved", by="grace"), review(branch="mine", auth="")], "approved"),
+        ([review("approved", change="66", by="grace")], ""),
+        ([review("approved", branch="mine", by="grace")], ""),
+        ([review("approved", change="", by="")], ""),
+        ([review("merged", change="")], ""),
+        ([review("merged"), review("changes_requested", by="grace", when=9)], "merged"),
+        ([review("approved", by="grace", when=9), review("changes_requested", by="linus")], "changes_requested"),
+        ([review("approved", by="grace", when=1), review("dismissed", when=2)], "dismissed"),
+        ([review("approved", by="grace", when=3), review("dismissed", when=2)], "approved"),
+        ([review("approved", by="grace"), review("dismissed", by="linus", when=2)], "approved"),
+        ([review("approved", by=f"member{number}") for number in range(MAX_REVIEWERS)], "approved"),
+        ([review("approved", by=f"member{number}") for number in range(MAX_REVIEWERS + 1)], ""),
+        (
+            [review("approved", by=f"m{number}", auth="") for number in range(99)] + [review("approved", by="g")],
+            "approved",
+        ),
+        ([review("own", change="", by=f"pusher{number}") for number in range(99)] + [review("approved", by="g")], ""),
+    ],
+)
+def test_reviews_of_a_commit(found: list[tuple[FactUpdate, str]], expected: str) -> None:
+    for order in (found, found[::-1]):
+        assert joined(COMMIT, [said(*order)]).review == expected
+
+
+def test_conditions_of_all_subjects_must_be_met() -> None:
+    of_run = said(
+        (FactUpdate("github", "workflow_run:1", {}, "hmac-sha256", 1, {"change": "66", "branch": "mine"}), "w")
+    )
+    of_commit = said(review("approved", by="grace"))
+    assert joined(COMMIT, [{}, of_commit]).review == "approved"
+    assert joined(COMMIT, [of_run, of_commit]).review == ""
+
+
+def test_what_older_versions_stored_of_a_commit_counts_where_it_lowers_trust() -> None:
+    stored = {
+        name: Said(True, False, 1, "github 1", value) for name, value in (("review", "approved"), ("branch", "main"))
+    }
+    assert counting("sha:p/1", stored) == {}
+    lowering = {"review": Said(True, False, 1, "github 1", "dismissed"), "fork": Said(True, True, 1, "github 1", "yes")}
+    assert counting("sha:p/1", lowering) == lowering
+    assert counting("change:p/1", stored) == stored
+
+
+@pytest.mark.parametrize(
+    ("facts", "only", "by", "detail"),
+    [
+        ({"branch": "main"}, {"change": "1"}, "", "branch: only a review has a condition or a reviewer"),
+        ({"branch": "main"}, {}, "ada", "branch: only a review has a condition or a reviewer"),
+        ({"review": "own"}, {"owner": "ada"}, "", "only.owner: not a fact of"),
+        ({"review": "own"}, {"change": ""}, "", "only.change"),
+        ({"review": "own"}, {}, " ", "by"),
+    ],
+)
+def test_an_invalid_condition_is_rejected(facts: dict[str, str], only: dict[str, str], by: str, detail: str) -> None:
+    with pytest.raises(RejectedInput) as caught:
+        fact_update("github", "sha:p/1", facts, only=only, by=by)
     assert detail in caught.value.detail

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from adapters.github import PUSH
 from adapters.registry import adapters
 from cli.main import cli
 from tests.adapters import github_samples as github
@@ -43,7 +44,8 @@ def test_a_run_is_shown_with_its_facts_and_the_address_of_its_log(tmp_path: Path
         ["end_time", "2026-11-24T12:20:00Z"],
         ["build_uuid", "4001"],
     ]
-    assert ["subjects", f"workflow_run:81, sha:octo/widget/{github.SHA}"] in lines
+    subjects = f"workflow_run:81, branch:octo/widget/main/{github.SHA}, sha:octo/widget/{github.SHA}"
+    assert ["subjects", subjects] in lines
     address = "https://api.github.com/repos/octo/widget/actions/runs/81/artifacts"
     assert lines[-1] == ["its", f"log is fetched: {address}"]
 
@@ -69,7 +71,9 @@ def test_updates_are_shown() -> None:
         "update of the runs of merge_request:44/6\n"
         "  fork    no\n  branch  main\n  change  6\n"
         f"update of the runs of sha:44/{gitlab.SHA}\n"
-        "  review  merged\n"
+        "  only  change=6, branch=main\n"
+        f"update of the runs of sha:44/{gitlab.SHA}\n"
+        "  review  merged\n  only    change=6, branch=main\n"
     )
 
 
@@ -77,7 +81,12 @@ def test_updates_are_shown() -> None:
     ("arguments", "body", "exit_code", "last"),
     [
         (["gitlab"], gitlab.job(build_status="running").body, 0, "  ignored: not_finished"),
-        (["github", f"{EVENT}push"], b"{}", 0, "ignored: a push reports no run"),
+        (
+            ["github", f"{EVENT}push"],
+            b"{}",
+            0,
+            f"ignored: {PUSH}",
+        ),
         (["gitlab"], gitlab.job(build_name="").body, 2, "dead letter: missing_field: build_name"),
         (["gitlab"], gitlab.job(repository={}, project={}).body, 2, "  dead letter: missing_field: log_url"),
         (["github"], b"{}", 2, "The adapter reads headers that were not given: x-github-event; give --header."),

@@ -106,7 +106,7 @@ def test_from_nothing_to_the_first_run(operator: Operator, api: LogServer) -> No
         url = f"{found[1].rstrip('/')}/hooks/github"
         repository = {**github.REPOSITORY, "url": f"{base}/repos/octo/widget"}
         ping = github.delivery("ping", {"zen": "Design for failure.", "hook_id": 1, "repository": repository})
-        for one in (ping, github.workflow_run(), github.job(repository=repository)):
+        for one in (ping, github.workflow_run(), github.push(repository=repository), github.job(repository=repository)):
             assert post(url, one, secret) == 202
     finally:
         receiver.terminate()
@@ -118,9 +118,12 @@ def test_from_nothing_to_the_first_run(operator: Operator, api: LogServer) -> No
     )  # fmt: skip
     said = operator.ciml(*connect, "--wait", "60s", "--data-path", "data")
     waited = said.partition("Waiting for an event of github")[2]
-    ping, update, run = waited.split("event at ")[1:]
+    ping, update, push, run = waited.split("event at ")[1:]
     assert "is ignored, no_run: a ping only tests the webhook" in ping
     assert "update of the runs of workflow_run:81: event push" in update
+    assert (
+        f"sha:octo/widget/{github.SHA}: review own by ada; branch:octo/widget/main/{github.SHA}: review pushed" in push
+    )
     assert "run github~4001~1 (unit (3.11), failure) is stored" in run
     assert "run github~4001~1 is trusted now, by the rule 'main branches'" in run  # the workflow run was a push to main
 

@@ -58,14 +58,14 @@ def says(subject: str, **facts: str) -> FactUpdate:
 
 
 def facts(number: int) -> RunFacts:
-    return make_facts(number, auth="ssh", change="", subjects=(f"sha:{number}", "all"), owner="o", head="h", url="u")
+    return make_facts(number, auth="ssh", change="", subjects=(f"change:{number}", "all"), owner="o", head="h", url="u")
 
 
 @pytest.fixture
 def source(data: DataRoot) -> Source:
     made = Source(data)
-    made.commit(says("sha:1", change="c1"), *(facts(number) for number in range(1, 5)))
-    made.commit(says("sha:5", review="approved"), *(says(f"sha:{n}", change=f"c{n}") for n in range(5, RUNS + 1)))
+    made.commit(says("change:1", change="c1"), *(facts(number) for number in range(1, 5)))
+    made.commit(says("change:5", review="approved"), *(says(f"change:{n}", change=f"c{n}") for n in range(5, RUNS + 1)))
     made.commit(*(facts(number) for number in range(5, RUNS + 1)))
     create_dataset(data, DatasetDefinition(name="cpu", sample_interval="1s", max_windows=4, span_runs=RUNS))
     update_dataset(data.dataset("cpu"))
@@ -93,7 +93,7 @@ def test_updates_after_a_span_was_sealed_count_in_the_next_snapshot(data: DataRo
     source.commit(says("all", review="approved"))
     everyone = snapshot(data)
     assert numbers(everyone) == set(range(1, RUNS + 1))
-    source.commit(says("sha:7", fork="yes"))
+    source.commit(says("change:7", fork="yes"))
     lowered = snapshot(data)
     assert numbers(lowered) == set(range(1, RUNS + 1)) - {7}
     assert lowered.untrusted == {"forks": 1}
@@ -136,7 +136,7 @@ def test_a_correction_of_a_run_that_lost_its_trust_reaches_its_span(data: DataRo
     source.commit(facts(40).replace(review="approved"))
     source.commit(*(facts(number) for number in range(50, 50 + RUNS - 1)))
     update_dataset(data.dataset("cpu"))
-    source.commit(says("sha:40", fork="yes"))
+    source.commit(says("change:40", fork="yes"))
     update_dataset(data.dataset("cpu"))
     source.commit(facts(40).replace(outcome="failure", result="FAILURE"))
     update_dataset(data.dataset("cpu"))

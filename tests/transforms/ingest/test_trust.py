@@ -90,17 +90,25 @@ PULL = {"github": "pull_request", "gitlab": "merge_request_event"}
         ("zuul", {"pipeline": "check", "review": "merged"}, "reviewed"),
         ("zuul", {"pipeline": "gate", "auth": ""}, "unproved"),
         ("zuul", {"pipeline": "gate", "auth": "hmac-sha256"}, None),
+        ("github", {"event": "push", "branch": "main"}, None),  # it may be a tag
+        ("github", {"event": "merge_group", "branch": "main"}, "queue and schedule"),
+        ("github", {"event": "schedule", "branch": "main"}, "queue and schedule"),
+        ("github", {"event": "pull_request", "branch": "main", "review": "approved"}, None),  # perhaps by a reader
+        ("gitlab", {"event": "push", "branch": "main"}, "main branches"),
+        ("gitlab", {"event": "merge_request_event", "branch": "main", "review": "approved"}, "reviewed"),
         *(
             (system, facts, rule)
             for system in ("github", "gitlab")
             for facts, rule in [
-                ({"event": "push", "branch": "main"}, "main branches"),
-                ({"event": "push", "branch": "wip"}, None),
+                ({"event": "push", "branch": "main", "review": "pushed"}, "main branches"),
+                ({"event": "push", "branch": "wip", "review": "pushed"}, None),
                 ({"event": "push", "branch": "main", "fork": "yes"}, "forks"),
                 ({"event": "push", "branch": "main", "fork": ""}, "forks"),
                 ({"event": "push", "branch": "main", "auth": ""}, None),
                 ({"event": PULL[system], "branch": "main"}, None),
-                ({"event": PULL[system], "branch": "main", "review": "approved"}, "reviewed"),
+                ({"event": PULL[system], "branch": "main", "review": "merged"}, "reviewed"),
+                ({"event": PULL[system], "branch": "mine", "review": "merged"}, None),
+                ({"event": PULL[system], "branch": "", "review": "merged"}, None),
                 ({"event": PULL[system], "review": "approved", "fork": "yes"}, "forks"),
                 ({"pipeline": "gate", "review": "merged"}, None),
             ]
