@@ -199,6 +199,8 @@ MAX_MODEL_FILES = 1000
 MAX_MODEL_BYTES = 2048 * MIB  # of all files together
 MAX_GRAPH_BYTES = 256 * MIB  # of saved_model.pb
 MAX_MODEL_CALL_S = 30.0  # for one call of a model, and for restoring its variables, seconds; `load_model(call_s=)`
+MAX_MODEL_LOAD_S = 120.0  # for loading a version without its warm-up, seconds; `load_model(load_s=)`
+MAX_MODEL_MEMORY_BYTES = 8192 * MIB  # of a model's process, without files: variables and calls
 MAX_WARMUP_BYTES = 64 * MIB  # of assets.extra/tf_serving_warmup_requests
 MAX_WARMUP_RECORDS = 1000  # as TensorFlow Serving
 MAX_WARMUP_RECORD_BYTES = 16 * MIB  # as the largest request of a client

@@ -1,7 +1,9 @@
 """Loads and unloads versions by the configuration; an old version stays until the new one is available.
 
 A version is unloaded only while another wanted version is available. A version that fails to load changes nothing: its
-status shows the error, and the load is retried. A label moves only to a loaded version.
+status shows the error, and the load is retried. A label moves only to a loaded version. Each model has a thread of its
+own while it changes, so that a version that loads slowly holds up no other model. A version whose process has ended is
+loaded again.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.http.errors import invalid, not_found
+from ciml.http.errors import RequestError, invalid, not_found
 from ciml.storage.open import Store, open_store
 from serving.model_config import ModelEntry
 from serving.model_files import list_versions
@@ -27,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 Verifier = Callable[[str, int, Mapping[str, str]], None]
 _RETRY_S = (1.0, 60.0)  # first and longest delay; it doubles each time
+_RETRY_SHARE = 10  # a failed load is retried after so many times the time that it took
+_CLOSE_S = 5.0  # for changes that have begun, at the end
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class _Model:
     statuses: dict[int, VersionStatus] = field(default_factory=dict)
     retries: dict[int, tuple[float, float]] = field(default_factory=dict)  # version: (not before, next delay)
     fault: str = ""  # why its folder cannot be listed
+    listed: bool = False  # whether its folder was listed ever
     retry: tuple[float, float] = (0.0, _RETRY_S[0])  # (not before, next delay) of listing it again
 
 
@@ -74,15 +79,20 @@ class ModelManager:
         self._on_load = on_load
         self._models: dict[str, _Model] = {}
         self._wanted: tuple[ModelEntry, ...] = ()
-        self._step_lock = threading.Lock()
+        self._lock = threading.Lock()  # of `_models`, `_wanted` and `_threads`
+        self._threads: dict[str, threading.Thread] = {}  # models that change at present
+        self._closed = False
 
     def find(self, name: str, version: int | None = None, label: str = "") -> tuple[int, LoadedModel]:
         """Return the version for a request: the named, the labelled, or the highest available one.
 
         Raises:
-          RequestError: NOT_FOUND, or INVALID_ARGUMENT for an unknown label.
+          RequestError: NOT_FOUND, INVALID_ARGUMENT for an unknown label, or UNAVAILABLE while the model's first version
+            is loaded.
         """
         model = self._models.get(name)
+        if not (model and model.loaded) and name in self.loading:
+            raise RequestError("UNAVAILABLE", f"model {name} is being loaded")
         if label:
             number = model.labels.get(label) if model else None
             if number is None:
@@ -139,6 +149,12 @@ class ModelManager:
         return sorted(self._models)
 
     @property
+    def loading(self) -> list[str]:
+        """Names of the configured models without an available version whose first load has not ended."""
+        models = self._models
+        return sorted(entry.name for entry in self._wanted if _is_loading(models.get(entry.name)))
+
+    @property
     def ready(self) -> bool:
         """Whether every configured model has an available version."""
         models = self._models
@@ -146,27 +162,63 @@ class ModelManager:
 
     def apply(self, entries: Iterable[ModelEntry]) -> None:
         """Set the target configuration. Earlier failures are retried at once."""
-        with self._step_lock:
+        with self._lock:
             self._wanted = tuple(entries)
             for model in self._models.values():
                 model.retries.clear()
                 model.retry = (0.0, _RETRY_S[0])
 
-    def step(self) -> None:
-        """Move towards the target as far as possible. For one caller at a time; requests continue meanwhile."""
-        with self._step_lock:
+    def step(self, wait: bool = True) -> None:
+        """Move towards the target as far as possible. Requests continue meanwhile.
+
+        Args:
+          wait: until all models have changed; else those that still change from an earlier step are left alone.
+        """
+        if wait:
+            self._join()
+        with self._lock:
+            if self._closed:
+                return
             wanted = {entry.name: entry for entry in self._wanted}
-            for name in sorted(set(self._models) - set(wanted)):
-                self._drop(name)
+            dropped = [
+                self._models[name] for name in sorted(set(self._models) - set(wanted)) if name not in self._threads
+            ]
+            self._models = {name: model for name, model in self._models.items() if model not in dropped}
             for name, entry in wanted.items():
-                self._step_model(name, entry)
+                if name not in self._threads:
+                    thread = threading.Thread(target=self._run_step, args=(name, entry), name=f"model {name}")
+                    thread.daemon = True  # a load that does not end must not hold up the end of the process
+                    self._threads[name] = thread
+                    thread.start()
+        for model in dropped:
+            _unload_all(model)
+        if wait:
+            self._join()
+
+    def _join(self, timeout_s: float | None = None) -> None:
+        for thread in list(self._threads.values()):
+            thread.join(timeout_s)
+
+    def _run_step(self, name: str, entry: ModelEntry) -> None:
+        try:
+            self._step_model(name, entry)
+        except _ClosedError:
+            _LOG.info("model %s: no longer wanted", name)
+        except Exception:  # noqa: BLE001 - other models go on, and the next step tries again
+            _LOG.exception("model %s: the change to its configured versions failed", name)
+        finally:
+            with self._lock:
+                del self._threads[name]
 
     def close(self) -> None:
-        """Unload everything."""
-        with self._step_lock:
-            self._wanted = ()
-            for name in list(self._models):
-                self._drop(name)
+        """Unload everything. A load that has not ended unloads its own version later."""
+        with self._lock:
+            self._wanted, self._closed = (), True
+        self._join(_CLOSE_S)
+        with self._lock:
+            models, self._models = self._models, {}
+        for model in models.values():
+            _unload_all(model)
 
     def _publish(self, name: str, model: _Model) -> _Model:
         copy = replace(
@@ -176,15 +228,11 @@ class ModelManager:
             statuses=dict(model.statuses),
             retries=dict(model.retries),
         )
-        self._models = {**self._models, name: model}
+        with self._lock:
+            if self._closed:
+                raise _ClosedError
+            self._models = {**self._models, name: model}
         return copy
-
-    def _drop(self, name: str) -> None:
-        model = self._models[name]
-        self._models = {other: one for other, one in self._models.items() if other != name}
-        for version, loaded in model.loaded.items():
-            loaded.close()
-            _LOG.info("model %s: version %d unloaded", name, version)
 
     def _step_model(self, name: str, entry: ModelEntry) -> None:
         known = self._models.get(name)
@@ -197,20 +245,29 @@ class ModelManager:
         except (CimlError, OSError, ValueError) as error:  # ValueError: an impossible path
             self._postpone(name, model, error)
             return
-        model.fault, model.retry = "", (0.0, _RETRY_S[0])
+        model.fault, model.retry, model.listed = "", (0.0, _RETRY_S[0]), True
+        for version in wanted - set(model.loaded) - set(model.statuses):
+            model.statuses[version] = VersionStatus(version, "START")
         # The highest first: it most likely has a label.
         for version in sorted(wanted, reverse=True):
             held = model.loaded.get(version)
             folder = base.child(str(version))
-            if held is not None and held.source == folder.root:
+            if held is not None and held.source == folder.root and not held.ended:
                 continue
             if self._clock() < model.retries.get(version, (0.0, 0.0))[0]:
                 continue
             model.statuses[version] = VersionStatus(version, "LOADING")
             model = self._publish(name, model)
             self._load_version(model, version, folder)
+            if held is not None and held.ended and model.loaded.get(version) is held:
+                del model.loaded[version]  # it answers no call
             _move_labels(model)
-            model = self._publish(name, model)
+            try:
+                model = self._publish(name, model)
+            except _ClosedError:
+                if (loaded := model.loaded.get(version)) is not None:
+                    loaded.close()
+                return
             if held is not None and model.loaded.get(version) is not held:
                 held.close()
         _move_labels(model)
@@ -250,7 +307,8 @@ class ModelManager:
             code = "DATA_LOSS" if isinstance(error, IntegrityError) else code
             first, most = _RETRY_S
             delay = model.retries.get(version, (0.0, first))[1]
-            model.retries[version] = (self._clock() + delay, min(delay * 2, most))
+            now = self._clock()
+            model.retries[version] = (now + max(delay, _RETRY_SHARE * (now - began)), min(delay * 2, most))
             model.statuses[version] = VersionStatus(version, "END", code, str(error))
             _LOG.error("model %s: version %d failed to load: %s", name, version, error)
             self._on_load(name, "refused" if code == "DATA_LOSS" else "failed", self._clock() - began)
@@ -279,6 +337,23 @@ class ModelManager:
             _LOG.info("model %s: version %d unloaded", name, version)
         if closing:
             self._publish(name, model)
+
+
+class _ClosedError(Exception):
+    """The manager was closed meanwhile."""
+
+
+def _is_loading(model: _Model | None) -> bool:
+    if model is None:
+        return True
+    changing = any(status.state in ("START", "LOADING") for status in model.statuses.values())
+    return not model.loaded and not model.fault and (changing or not model.listed)
+
+
+def _unload_all(model: _Model) -> None:
+    for version, loaded in model.loaded.items():
+        loaded.close()
+        _LOG.info("model %s: version %d unloaded", model.entry.name, version)
 
 
 def _move_labels(model: _Model) -> None:

@@ -134,8 +134,9 @@ class _Api:
         return _json('{"alive": true}')
 
     async def ready(self, _: Request) -> Response:
-        ready = self._manager.ready
-        return _json(json.dumps({"ready": ready}), 200 if ready else 503)
+        if self._manager.ready:
+            return _json('{"ready": true}')
+        return _json(json.dumps({"ready": False, "loading": self._manager.loading}), 503)
 
 
 def _spec(match: re.Match[str]) -> tuple[str, int | None, str]:

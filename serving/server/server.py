@@ -100,7 +100,10 @@ class ServerOptions:
 
 
 class ModelServer:
-    """A model server in this process. As a context manager it starts on entry and stops on exit."""
+    """A model server in this process.
+
+    As a context manager it starts and tries to load each configured version on entry, and stops on exit.
+    """
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -114,7 +117,7 @@ class ModelServer:
         self.manager: Any = None
 
     def start(self) -> None:
-        """Import TensorFlow, load the configured versions, then listen. Raises `CimlError` on failure."""
+        """Import TensorFlow, listen, and begin to load the configured versions. Raises `CimlError` on failure."""
         root = self.options.registry_root()
         check_open_files(
             {"REST": self.options.rest_connections, "gRPC": self.options.grpc_connections},
@@ -122,6 +125,9 @@ class ModelServer:
         )
         listener = listen(self.options.host, self.options.rest_port)  # first, since the imports take seconds
         self.rest_port = listener.getsockname()[1]
+        from serving.server.model.process import prepare
+
+        prepare()  # beside the imports of this process
         from serving.registry import RegistryVerifier
         from serving.server.manager import ModelManager
         from serving.server.metrics import Metrics
@@ -131,16 +137,17 @@ class ModelServer:
         self.metrics = metrics
         self.manager = ModelManager(
             RegistryVerifier(root) if root is not None else None,
-            lambda folder, verify: load_model(folder, verify, max_rows=options.max_rows),
+            lambda folder, verify: load_model(folder, verify, max_rows=options.max_rows, call_s=MAX_MODEL_CALL_S),
             on_load=metrics.loaded,
         )
         metrics.watch(self.manager)
-        self.poll()
-        # Imported objects stay in memory. If they are not frozen, the collection after an unload traverses all of
-        # TensorFlow, and every request waits for it.
+        load_tensorflow()
+        # Imported objects stay in memory. If they are not frozen, a collection traverses all of TensorFlow, and every
+        # request waits for it.
         gc.collect()
         gc.freeze()
         started: Future[int] = Future()
+        self._read_config()  # before the first request: without a configuration it is ready
         self._run("serve", lambda: asyncio.run(self._serve(listener, started)))
         self.grpc_port = started.result()
         self._run("poll", self._poll_forever)
@@ -192,7 +199,12 @@ class ModelServer:
         thread.start()
         self._threads.append(thread)
 
-    def poll(self) -> None:
+    def poll(self, wait: bool = True) -> None:
+        """Read the configuration once, and load and unload accordingly. ``wait`` for the end of it."""
+        self._read_config()
+        self.manager.step(wait)
+
+    def _read_config(self) -> None:
         """Read the configuration once and apply it. Errors in it are logged, not raised."""
         try:
             text = self._config_store.read(self._config_name)
@@ -208,14 +220,14 @@ class ModelServer:
             except CimlError as error:
                 self.metrics.config_error()
                 _LOG.error("%s: %s; the served versions stay", self.options.config, error)
-        self.manager.step()
 
     def _poll_forever(self) -> None:
-        while not self._stop.wait(self.options.poll_s):
+        while not self._stop.is_set():
             try:
-                self.poll()
+                self.poll(wait=False)
             except Exception:  # noqa: BLE001 - polling must not end
                 _LOG.exception("polling the configuration failed; the served versions stay")
+            self._stop.wait(self.options.poll_s)
 
     def _reload(self, entries: Iterable[ModelEntry]) -> None:
         entries = tuple(entries)
@@ -236,6 +248,7 @@ class ModelServer:
 
     def __enter__(self) -> ModelServer:
         self.start()
+        self.manager.step()  # waits for the configured versions
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,10 +6,13 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 MIB = 1 << 20
 
@@ -38,6 +41,14 @@ class ServerProcess:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) << 10
         raise AssertionError(f"no {field} of process {self.pid}")
+
+
+def wait_loaded(rest_port: int, timeout_s: float = 60.0) -> None:
+    """Wait until the server loads no model's first version any more."""
+    deadline = time.monotonic() + timeout_s
+    while httpx.get(f"http://127.0.0.1:{rest_port}/readyz", trust_env=False).json().get("loading"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -75,6 +86,7 @@ def server_process(config: str, log: Path, *arguments: str, files: int | None = 
             line = process.stdout.readline()
             assert line, log.read_text()[-2000:]
             ready = json.loads(line)
+            wait_loaded(ready["rest"])
             yield ServerProcess(ready["grpc"], ready["rest"], process.pid)
         finally:
             process.terminate()

@@ -1,19 +1,13 @@
-"""A model version in memory: its signatures, its calls, and how it is closed."""
+"""A model version that answers calls: its signatures, the checks of their inputs, and how it is closed."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ciml.errors import IntegrityError
 from ciml.http.errors import RequestError, invalid
 from serving.server.tensors import declared, from_protos
 
@@ -23,10 +17,12 @@ if TYPE_CHECKING:
 
 DEFAULT_SIGNATURE = "serving_default"
 _NAMES_SHOWN = 10
-_LOG = logging.getLogger(__name__)
 
 #: Dtype and shape of an input, as a request declares them.
 Declared = tuple[str, tuple[int, ...]]
+#: Runs a signature: (arrays in the order of its inputs, time limit in seconds) -> arrays in the order of its outputs.
+#: Raises `RequestError`.
+Run = Callable[["Sequence[NDArray[Any]]", float], "Sequence[NDArray[Any]]"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +48,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature: its inputs and outputs by name, and its callable."""
+    """A signature: its inputs and outputs by name, and the function that runs it."""
 
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
-    run: Callable[..., Sequence[NDArray[Any]]]
+    run: Run
 
     @property
     def batched(self) -> bool:
@@ -89,21 +85,52 @@ class Signature:
 
 
 class LoadedModel:
-    """A version in memory. `predict` is thread-safe until `close`."""
+    """A version that answers calls. `predict` is thread-safe until `close`.
 
-    def __init__(self, session: Any, meta_graph: Any, source: str, max_rows: int, call_s: float) -> None:
+    Args:
+      source: its folder.
+      signatures: by name.
+      definitions: a serialized SignatureDef by the signature's name.
+      max_rows: the largest batch of one request.
+      call_s: limit of a call, seconds.
+      free: frees what the model holds.
+      has_ended: whether its process ended by itself or by its limits, so that it answers no call any more.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        signatures: Mapping[str, Signature],
+        definitions: Mapping[str, bytes],
+        *,
+        max_rows: int,
+        call_s: float,
+        free: Callable[[], object],
+        has_ended: Callable[[], bool],
+    ) -> None:
         self.source = source
         self.loaded_at = time.time()
-        self.signature_defs: Mapping[str, Any] = {
-            name: one for name, one in meta_graph.signature_def.items() if not name.startswith("__saved_model")
-        }
+        self.signatures = signatures
+        self._definitions = definitions
         self._max_rows = max_rows
         self._call_s = call_s
-        self._session = session
+        self._free = free
+        self._has_ended = has_ended
         self._idle = threading.Condition()
         self._running = 0
         self._closed = False
-        self.signatures = {name: _signature(session, name, one) for name, one in self.signature_defs.items()}
+
+    @property
+    def ended(self) -> bool:
+        """Whether its process has ended: it must be loaded again."""
+        return self._has_ended()
+
+    @property
+    def signature_defs(self) -> dict[str, Any]:
+        """The SignatureDef of each signature, by name."""
+        from tensorflow.core.protobuf import meta_graph_pb2
+
+        return {name: meta_graph_pb2.SignatureDef.FromString(data) for name, data in self._definitions.items()}
 
     def signature(self, name: str) -> Signature:
         """Return a signature by name; "" is the default one. Raises `RequestError`, FAILED_PRECONDITION."""
@@ -131,8 +158,6 @@ class LoadedModel:
           RequestError: INVALID_ARGUMENT if the inputs do not fit, FAILED_PRECONDITION without such a signature,
             DEADLINE_EXCEEDED if it takes too long.
         """
-        import tensorflow as tf
-
         signature = self.signature(signature_name)
         signature.check({name: _declared(array) for name, array in inputs.items()}, self._max_rows)
         for name in output_filter:
@@ -146,22 +171,8 @@ class LoadedModel:
         feeds = [inputs[name] for name in signature.inputs]
         # An abandoned call must not occupy the threads of later ones.
         limit_s = self._call_s if timeout_s is None else min(self._call_s, timeout_s)
-        options = tf.compat.v1.RunOptions(timeout_in_ms=max(int(limit_s * 1000), 1))
-        try:
-            values = dict(zip(signature.outputs, signature.run(*feeds, options=options), strict=True))
-        except tf.errors.InvalidArgumentError as error:
-            raise invalid(one_line(error.message)) from None
-        except UnicodeDecodeError:
-            # TensorFlow quotes the input in its error, and then cannot decode the error.
-            raise invalid(f"signature {signature.name!r} rejects the inputs: they are not valid UTF-8") from None
-        except tf.errors.DeadlineExceededError:
-            raise RequestError(
-                "DEADLINE_EXCEEDED", f"signature {signature.name!r} takes longer than {limit_s:.3g} s for one call"
-            ) from None
-        except tf.errors.OpError as error:
-            code = "RESOURCE_EXHAUSTED" if isinstance(error, tf.errors.ResourceExhaustedError) else "INTERNAL"
-            raise RequestError(code, one_line(error.message)) from None
-        return {name: np.asarray(values[name]) for name in (output_filter or values)}
+        values = dict(zip(signature.outputs, signature.run(feeds, max(limit_s, 0.001)), strict=True))
+        return {name: values[name] for name in (output_filter or values)}
 
     def unpack(self, signature_name: str, protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Check names, dtypes, shapes and sizes of TensorProtos, and return their arrays.
@@ -192,31 +203,8 @@ class LoadedModel:
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._running == 0, timeout=wait_s)
-        self._session.close()
+        self._free()
         self.signatures = {}
-        self._session = None
-        gc.collect()
-        _trim()
-
-
-def _signature(session: Any, name: str, definition: Any) -> Signature:
-    import tensorflow as tf
-
-    def specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
-        found = {}
-        for key in sorted(infos):
-            info = infos[key]
-            if not info.name:
-                raise IntegrityError(f"signature {name!r}: {key!r} is not a dense tensor")
-            shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
-            found[key] = TensorSpec(key, info.name, tf.as_dtype(info.dtype).name, shape)
-        return found
-
-    inputs, outputs = specs(definition.inputs), specs(definition.outputs)
-    run = session.make_callable(
-        [one.tensor for one in outputs.values()], [one.tensor for one in inputs.values()], accept_options=True
-    )
-    return Signature(name, inputs, outputs, run)
 
 
 def _declared(array: NDArray[Any]) -> Declared:
@@ -225,11 +213,3 @@ def _declared(array: NDArray[Any]) -> Declared:
 
 def one_line(text: str | None) -> str:
     return " ".join((text or "").split())[:500]
-
-
-def _trim() -> None:
-    # glibc keeps freed memory; without this a server that swaps models hourly seems to leak.
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        _LOG.debug("malloc_trim is not available")

@@ -1,0 +1,145 @@
+"""Processes of models: ``python -m serving.server.model.worker FD`` imports TensorFlow, and forks one for each model.
+
+A graph cannot be interrupted while TensorFlow folds its constants or runs one operation, so each model runs in a
+process that can be killed. A fork shares the memory of the import, and takes a few milliseconds instead of seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciml.errors import IntegrityError
+from ciml.http.errors import RequestError
+from ciml.limits import MAX_MODEL_MEMORY_BYTES
+from ciml.logs import configure_logging
+from ciml.tensorflow import load_tensorflow
+from serving.server.model.loaded_model import one_line
+from serving.server.model.messages import Answer, Call, Load, Loaded, receive, send
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from serving.server.model.graph import Graph
+
+#: Connections of a process: calls that run at once.
+CONNECTIONS = 4
+FORK, END = b"F", b"E"
+#: A command and a process id; the answer is a process id or a wait status.
+COMMAND = struct.Struct("<cq")
+ANSWER = struct.Struct("<q")
+_PR_SET_PDEATHSIG = 1
+
+
+def main(control_fd: int) -> None:
+    """Fork and end processes as the server asks. End with all of them when the server closes the socket."""
+    configure_logging()
+    load_tensorflow()
+    import serving.server.model.graph  # noqa: F401 - before the first fork
+
+    gc.collect()
+    gc.freeze()  # else collections in the children copy the shared pages
+    control = socket.socket(fileno=control_fd)
+    children: set[int] = set()
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, COMMAND.size, CONNECTIONS)
+        if not data:
+            break
+        command, pid = COMMAND.unpack(data)
+        if command == FORK:
+            answer = _fork(control, descriptors)
+            children.add(answer)
+        else:
+            answer = _end(pid) if pid in children else 0
+            children.discard(pid)
+        control.sendall(ANSWER.pack(answer))
+    for pid in children:
+        _end(pid)
+
+
+def _end(pid: int) -> int:
+    """Kill a child, and return its wait status: that of its own end if it had ended before."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def _fork(control: socket.socket, descriptors: list[int]) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return pid
+    status = 1
+    try:
+        control.close()
+        _limit(parent)
+        _serve([Connection(descriptor) for descriptor in descriptors])
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _limit(parent: int) -> None:
+    """End with the parent, take limited memory, and be the first process that a system without memory kills."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):  # a lower hard limit stays
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MODEL_MEMORY_BYTES, MAX_MODEL_MEMORY_BYTES))
+
+
+def _serve(connections: list[Connection]) -> None:
+    """Load the model that the first message names, and answer calls until the server closes a connection."""
+    from serving.server.model.graph import Graph
+
+    request, _ = receive(connections[0], Load)
+    try:
+        graph = Graph(Path(request.folder), request.where, request.call_s)
+    except IntegrityError as error:
+        send(connections[0], Loaded(error=str(error)))
+        return
+    send(connections[0], Loaded(graph.signatures))
+    for connection in connections[1:]:
+        threading.Thread(target=_answer_calls, args=(graph, connection), daemon=True).start()
+    _answer_calls(graph, connections[0])
+
+
+def _answer_calls(graph: Graph, connection: Connection) -> None:
+    try:
+        while True:
+            call, feeds = receive(connection, Call)
+            send(connection, *_answer(graph, call, feeds))
+            del feeds
+    except (EOFError, OSError):  # the server has closed the connection
+        os._exit(0)
+    finally:
+        os._exit(1)  # a thread that ends alone would leave its caller waiting
+
+
+def _answer(graph: Graph, call: Call, feeds: list[NDArray[Any]]) -> tuple[Answer, list[NDArray[Any]]]:
+    try:
+        return Answer(), graph.run(call.signature, feeds, call.limit_s)
+    except RequestError as error:
+        return Answer(error.code, error.message), []
+    except Exception as error:  # noqa: BLE001 - the call fails, and the process answers others
+        return Answer("INTERNAL", one_line(f"signature {call.signature!r}: {type(error).__name__}: {error}")), []
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
