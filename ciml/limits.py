@@ -173,6 +173,8 @@ MAX_GRPC_CONNECTIONS = 256
 SPARE_FILES = 256
 #: Seconds for the header of a request, for a handshake, and for reading an answer. `ServerOptions.header_s`.
 MAX_HEADER_S = 10.0
+#: Open connections of an endpoint of metrics, each of which takes a thread.
+MAX_METRICS_CONNECTIONS = 32
 #: Bytes of the header of a REST request.
 MAX_HEADER_BYTES = 16 * 1024
 #: Chunks of a body that may be of any size; beyond them they have this many bytes on average. Parsing one takes 50 µs.

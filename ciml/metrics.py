@@ -7,12 +7,17 @@ returns the values of the service's last iteration, and the time of that iterati
 
 from __future__ import annotations
 
+import io
+import logging
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from socketserver import ThreadingMixIn
 from typing import Any, Literal
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,14 +27,17 @@ from prometheus_client import (
     ProcessCollector,
     Summary,
     disable_created_metrics,
-    start_http_server,
+    make_wsgi_app,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from ciml.errors import EngineError
+from ciml.limits import MAX_HEADER_S, MAX_METRICS_CONNECTIONS
 from ciml.version import __version__, commit
+
+_LOG = logging.getLogger(__name__)
 
 __all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "registry_of", "serve_metrics"]
 
@@ -139,6 +147,64 @@ def registry_of(*collectors: Collector) -> CollectorRegistry:
     return registry
 
 
+class _ErrorLog(io.StringIO):
+    """Logs the last line of the traceback of a failed scrape."""
+
+    def flush(self) -> None:
+        lines = self.getvalue().split("\n")
+        self.seek(0)
+        self.truncate()
+        if last := next((line for line in reversed(lines) if line.strip()), ""):
+            _LOG.error("a scrape failed: %s", last)
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = MAX_HEADER_S  # for each read of a request
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Do not log requests."""
+
+    def get_stderr(self) -> Any:
+        return _ErrorLog()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection. At one connection more than MAX_METRICS_CONNECTIONS the oldest is closed."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: dict[Any, None] = {}  # sockets, the oldest first
+        self._lock = threading.Lock()
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > MAX_METRICS_CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Do not log errors of clients' bytes."""
+
+
+def _make_server(registry: CollectorRegistry, port: int, address: str) -> _Server:
+    family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+    server_class = type("_MetricsServer", (_Server,), {"address_family": family})
+    server: _Server = make_server(address, port, make_wsgi_app(registry), server_class, _Handler)
+    return server
+
+
 @contextmanager
 def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = "127.0.0.1") -> Iterator[str]:
     """Answer ``GET /metrics`` while the context is open.
@@ -158,12 +224,14 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
         yield ""
         return
     try:
-        server, thread = start_http_server(port, address, registry)
+        server = _make_server(registry, port, address)
     except OSError as error:
         cause = error.strerror or error
         raise EngineError(
             f"metrics: cannot listen on {address}:{port}: {cause}; choose another --metrics-port"
         ) from None
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     shown = f"[{address}]" if ":" in address else address
     try:
         yield f"http://{shown}:{server.server_port}/metrics"

@@ -45,7 +45,7 @@ _KEPT = ("savepoint", "resubmitted", "resubmissions")  # of an earlier superviso
 
 def supervisor_main(home: Path, name: str) -> int:
     """Supervise a service until it is stopped or has failed; return the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
+    configure_logging()
     files, leave = ServiceFiles(home, name), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # the service keeps running: only `ciml service stop` stops it
         signal.signal(number, lambda *_: leave.set())

@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import defaultdict
-from typing import Any
+from typing import Any, Protocol
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ciml.limits import MAX_HEADER_BYTES, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES
 
+_LOG = logging.getLogger(__name__)
 #: What a connection that has just begun to wait counts as, seconds: many new ones weigh too.
 _LEAST_WAIT_S = 1.0
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
+
+
+class Counted(Protocol):
+    """A connection that `Connections` counts."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    @property
+    def address(self) -> str: ...
+
+    def reject(self, status: int, message: str) -> None: ...
 
 
 class Connections:
@@ -39,10 +53,10 @@ class Connections:
         self.request_s = body_s + work_s + header_s
         self._message = f"more than {most} connections ({limit})"
         self._open = 0
-        self._waiting: dict[str, dict[Connection, float]] = {}  # by address, the oldest first: since when
+        self._waiting: dict[str, dict[Counted, float]] = {}  # by address, the oldest first: since when
         self._since: defaultdict[str, float] = defaultdict(float)  # the sum of these times
 
-    def opened(self, one: Connection) -> None:
+    def opened(self, one: Counted) -> None:
         self._open += 1
         self.waits(one)
         if self._open > self.most:
@@ -50,14 +64,14 @@ class Connections:
             address = max(self._waiting, key=lambda each: counted_s * len(self._waiting[each]) - self._since[each])
             next(iter(self._waiting[address])).reject(503, self._message)
 
-    def waits(self, one: Connection) -> None:
+    def waits(self, one: Counted) -> None:
         """Mark a connection as waiting for a complete request."""
         self.works(one)
         now_s = one.loop.time()
         self._waiting.setdefault(one.address, {})[one] = now_s
         self._since[one.address] += now_s
 
-    def works(self, one: Connection) -> None:
+    def works(self, one: Counted) -> None:
         """Mark a connection's request as complete, or the connection as closed."""
         waiting = self._waiting.get(one.address, {})
         self._since[one.address] -= waiting.pop(one, 0.0)
@@ -65,7 +79,7 @@ class Connections:
             self._waiting.pop(one.address, None)
             self._since.pop(one.address, None)
 
-    def closed(self, one: Connection) -> None:
+    def closed(self, one: Counted) -> None:
         self.works(one)
         self._open -= 1
 
@@ -120,6 +134,17 @@ class Connection(H11Protocol):
         self._close_count()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except Exception as error:  # noqa: BLE001 - else asyncio logs a traceback for a client's bytes
+            _LOG.warning("a request failed: %s", type(error).__name__)
+            self.reject(400, "Invalid HTTP request received.")
+
+    def send_400_response(self, msg: str) -> None:
+        # uvicorn's own fails once a response has begun, or while the body of a request is read.
+        self.reject(400, msg)
+
     def handle_events(self) -> None:
         before = self.cycle
         try:
@@ -154,6 +179,9 @@ class Connection(H11Protocol):
         self._close_count()
         cycle: Any = self.cycle
         begun = cycle is not None and cycle.response_started and not cycle.response_complete
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True  # the application's answer would not follow the protocol any more
+            cycle.message_event.set()
         if begun or self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()  # `close` waits for a client that does not read
             return

@@ -19,6 +19,7 @@ from ciml.http.errors import RequestError, invalid, too_large
 from ciml.http.intake import Intake, Workers
 from ciml.limits import LARGE_REQUEST_BYTES, MAX_STREAMS
 from serving.model_config import ModelEntry, entries_of
+from serving.server.grpc_connections import UNCOUNTED, GrpcConnections
 from serving.server.grpc_request import parse, parse_predict, parse_tensor
 from serving.server.manager import ModelManager, VersionStatus
 from serving.server.metrics import Metrics
@@ -67,9 +68,16 @@ class _Api:
     """The calls of PredictionService and ModelService. Classify, Regress and MultiInference answer UNIMPLEMENTED."""
 
     def __init__(
-        self, manager: ModelManager, metrics: Metrics, reload: Reload | None, intake: Intake, workers: Workers
+        self,
+        manager: ModelManager,
+        metrics: Metrics,
+        reload: Reload | None,
+        intake: Intake,
+        workers: Workers,
+        connections: GrpcConnections,
     ) -> None:
         self._manager, self._metrics, self._reload = manager, metrics, reload
+        self._connections = connections
         self._intake, self._workers = intake, workers
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
@@ -93,7 +101,8 @@ class _Api:
             try:
                 with self._intake.hold() as held:
                     data = await self._intake.read(held, messages, count=1)
-                    return await self._workers.run(len(data), lambda: work(data, context.time_remaining()))
+                    with self._connections.request(context.peer()):
+                        return await self._workers.run(len(data), lambda: work(data, context.time_remaining()))
             except RequestError as error:
                 await context.abort(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message)
             except Exception:  # noqa: BLE001 - the client gets an answer, the log the traceback
@@ -172,7 +181,7 @@ async def serve_grpc(
     reload: Reload | None,
     intake: Intake,
     workers: Workers,
-    connections: int,
+    connections: GrpcConnections,
     max_bytes: int,
     header_s: float,
 ) -> tuple[grpc.aio.Server, int]:
@@ -183,7 +192,7 @@ async def serve_grpc(
       reload: handler of HandleReloadConfigRequest; None rejects it.
       intake: reads the requests.
       workers: answers them.
-      connections: most open connections; more are rejected.
+      connections: counts and limits the open connections.
       max_bytes: the largest request.
       header_s: limit for a handshake, seconds.
 
@@ -198,7 +207,7 @@ async def serve_grpc(
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
-            ("grpc.max_allowed_incoming_connections", connections),
+            ("grpc.max_allowed_incoming_connections", connections.table.most + UNCOUNTED),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             ("grpc.server_handshake_timeout_ms", int(header_s * 1000)),
             ("grpc.max_connection_idle_ms", _IDLE_MS),
@@ -207,7 +216,7 @@ async def serve_grpc(
             ("grpc.keepalive_timeout_ms", int(header_s * 1000)),
         ]
     )
-    server.add_generic_rpc_handlers(_Api(manager, metrics, reload, intake, workers).handlers())
+    server.add_generic_rpc_handlers(_Api(manager, metrics, reload, intake, workers, connections).handlers())
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
@@ -33,10 +33,14 @@ from ciml.limits import (
     MAX_REQUEST_ROWS,
     MAX_REST_CONNECTIONS,
 )
+from ciml.logs import configure_logging
 from ciml.metrics import serve_metrics
 from ciml.storage.open import open_store
 from ciml.tensorflow import load_tensorflow
 from serving.model_config import CONFIG_NAME, ModelEntry, parse_config
+
+if TYPE_CHECKING:
+    from ciml.http.connections import Connections
 
 _LOG = logging.getLogger(__name__)
 
@@ -161,12 +165,13 @@ class ModelServer:
         started.set_result(self.grpc_port)
         await self._stopping.wait()
         await asyncio.gather(self._rest.stop(), self._grpc.stop(grace=5))
+        self._watching.cancel()
         self._workers.close()
 
     async def _start_serving(self, listener: socket.socket) -> None:
-        from ciml.http.connections import Connections
         from ciml.http.intake import Intake, Workers
         from ciml.http.server import HttpServer
+        from serving.server.grpc_connections import GrpcConnections
         from serving.server.grpc_service import serve_grpc
         from serving.server.rest import rest_app
 
@@ -177,6 +182,7 @@ class ModelServer:
             Intake(body_s=options.body_s, max_bytes=options.max_bytes, max_reading=most)
             for most in (options.rest_connections, MAX_READING_REQUESTS)
         ]
+        grpc_connections = GrpcConnections(self._limit(options.grpc_connections, "MAX_GRPC_CONNECTIONS"))
         self._grpc, self.grpc_port = await serve_grpc(
             self.manager,
             self.metrics,
@@ -184,15 +190,19 @@ class ModelServer:
             reload=self._reload if options.allow_reload else None,
             intake=intakes[1],
             workers=workers,
-            connections=options.grpc_connections,
+            connections=grpc_connections,
             max_bytes=options.max_bytes,
             header_s=options.header_s,
         )
-        connections = Connections(
-            options.rest_connections, options.header_s, options.body_s, MAX_MODEL_CALL_S, "MAX_REST_CONNECTIONS"
-        )
+        connections = self._limit(options.rest_connections, "MAX_REST_CONNECTIONS")
+        self._watching = asyncio.create_task(grpc_connections.watch(self.grpc_port))
         self._rest = HttpServer(rest_app(self.manager, self.metrics, intakes[0], workers), listener, connections)
         await self._rest.start()
+
+    def _limit(self, most: int, name: str) -> Connections:
+        from ciml.http.connections import Connections
+
+        return Connections(most, self.options.header_s, self.options.body_s, MAX_MODEL_CALL_S, name)
 
     def _run(self, name: str, work: Any) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -289,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--body-seconds", type=float, default=MAX_BODY_S)
     parser.add_argument("--allow-reload", action="store_true", help="answer HandleReloadConfigRequest")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(verbose=1)
     options = ServerOptions(
         config=chosen.config,
         registry=chosen.registry,

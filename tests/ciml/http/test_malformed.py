@@ -1,0 +1,137 @@
+"""Malformed bytes on each HTTP listener: the log stays small and has no traceback, and good requests are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from ciml.http.connections import Connections
+from ciml.http.listen import listen
+from ciml.http.server import HttpServer
+from ciml.limits import MAX_METRICS_CONNECTIONS
+from ciml.logs import BoundedFormatter
+from ciml.metrics import Board, registry_of, serve_metrics
+from tests.malformed import MALFORMED, send
+
+#: Bytes of the log for one malformed request, and for all connections of this file's tests together.
+REQUEST_BYTES, ALL_BYTES = 100, 1000
+
+
+async def read(request: Request) -> Response:
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        return Response(status_code=499)
+    return PlainTextResponse(str(len(body)))
+
+
+async def early(request: Request) -> Response:
+    return PlainTextResponse("unauthorized", 401)  # before the body
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    listener = listen("127.0.0.1", 0)
+    ready, stopping = threading.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+    routes = [Route("/early", early, methods=["POST"]), Route("/{path:path}", read, methods=["GET", "POST"])]
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        server = HttpServer(Starlette(routes=routes), listener, Connections(64, 2.0, 2.0, 2.0, "MOST"), 1)
+        await server.start()
+        ready.set()
+        await stopping.wait()
+        await server.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    ready.wait()
+    yield listener.getsockname()[1]
+    loops[0].call_soon_threadsafe(stopping.set)
+    thread.join()
+
+
+@contextmanager
+def logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[list[str]]:
+    """Collect the lines that are logged and printed."""
+    caplog.clear()
+    capfd.readouterr()
+    lines: list[str] = []
+    with caplog.at_level(logging.WARNING):
+        yield lines
+    lines += [BoundedFormatter().format(record) for record in caplog.records]
+    lines += "".join(capfd.readouterr()).splitlines()
+
+
+def check(lines: list[str], most: int) -> None:
+    text = "\n".join(lines)
+    assert "Traceback" not in text
+    assert len(text) <= most, text[:2000]
+
+
+@pytest.mark.parametrize("path", [b"/v1/models/m:predict", b"/early"], ids=["body is read", "answered before the body"])
+def test_malformed_requests_leave_no_tracebacks(
+    port: int, path: bytes, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in MALFORMED.items():
+        with logged(caplog, capfd) as lines:
+            sent = data.replace(b"/v1/models/m:predict", path)
+            send(port, sent)
+            send(port, sent, split=True)
+            send(port, sent, reset=True)
+        try:
+            check(lines, REQUEST_BYTES)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
+    answer = httpx.post(f"http://127.0.0.1:{port}/x", content=b"abc", trust_env=False)
+    assert (answer.status_code, answer.text) == (200, "3")
+
+
+def test_a_bad_chunk_after_a_good_header_is_answered_400(port: int) -> None:
+    answer = send(port, MALFORMED["chunk size of letters"])
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert answer.endswith(b'{"error": "Invalid HTTP request received."}')
+
+
+def test_many_malformed_requests_on_one_connection_log_nothing(
+    port: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with logged(caplog, capfd) as lines:
+        for _ in range(100):
+            send(port, MALFORMED["chunk size of letters"])
+    check(lines, ALL_BYTES)
+
+
+def test_malformed_scrapes_leave_no_tracebacks(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serve_metrics(registry_of(Board()), 0) as url, logged(caplog, capfd) as lines:
+        port = int(url.rsplit(":", 1)[1].split("/")[0])
+        for data in MALFORMED.values():
+            send(port, data)
+            send(port, data, reset=True)
+        assert "ciml_build_info" in httpx.get(url, trust_env=False).text
+    check(lines, ALL_BYTES)
+
+
+def test_silent_connections_do_not_lock_out_a_scraper() -> None:
+    before = threading.active_count()
+    with serve_metrics(registry_of(Board()), 0) as url:
+        port = int(url.rsplit(":", 1)[1].split("/")[0])
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+        assert "ciml_build_info" in httpx.get(url, trust_env=False, timeout=20).text
+        assert threading.active_count() <= before + MAX_METRICS_CONNECTIONS + 8
+        for client in silent:
+            client.close()

@@ -1,0 +1,137 @@
+"""The log is bounded: equal lines, lines of a logger, and the size of a line; client errors have no traceback."""
+
+from __future__ import annotations
+
+import io
+import logging
+import ssl
+import sys
+from collections.abc import Iterator
+
+import h11
+import pytest
+
+from ciml.logs import BoundedHandler
+
+
+class Log:
+    """A logger with a bounded handler, and a clock that the test sets."""
+
+    def __init__(self, name: str) -> None:
+        self.now_s, self.stream = 0.0, io.StringIO()
+        self.handler = BoundedHandler(self.stream, lambda: self.now_s)
+        self.logger = logging.Logger(name)
+        self.logger.addHandler(self.handler)
+
+    def lines(self) -> list[str]:
+        """The messages of the lines."""
+        return [line.split(": ", 1)[-1] for line in self.stream.getvalue().splitlines()]
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    log = Log("services.webhooks.app")
+    yield log
+    log.handler.close()
+
+
+def test_lines_of_one_template_are_limited_and_the_rest_is_counted(log: Log) -> None:
+    for number in range(1000):
+        log.logger.warning("rejected %d", number)
+    assert log.lines() == [f"rejected {number}" for number in range(60)]
+    log.logger.warning("something else")
+    assert log.lines()[-1] == "something else"
+    log.now_s = 61.0
+    log.logger.warning("rejected %d", 1000)
+    assert log.lines()[-2:] == ["940 more lines like 'rejected %d' were not logged", "rejected 1000"]
+
+
+def test_texts_that_all_differ_are_limited_by_their_logger(log: Log) -> None:
+    for number in range(5000):
+        log.logger.warning(f"rejected {number}")
+    assert log.lines() == [f"rejected {number}" for number in range(300)]
+    log.now_s = 61.0
+    log.logger.warning("later")
+    assert "4700 more lines were not logged" in log.lines()
+
+
+def test_the_count_is_printed_at_the_end(log: Log) -> None:
+    for _ in range(61):
+        log.logger.error("broken")
+    log.handler.close()
+    assert log.lines()[-1] == "1 more lines like 'broken' were not logged"
+
+
+def test_the_memory_of_templates_is_bounded(log: Log) -> None:
+    for number in range(5000):
+        log.handler.handle(log.logger.makeRecord(f"logger {number}", 30, "", 0, f"{number}", (), None))
+    assert len(log.handler._templates) <= 1024 + 1
+    assert len(log.handler._loggers) <= 1024 + 1
+
+
+def test_information_of_other_loggers_is_not_limited() -> None:
+    log = Log("training.refresh")
+    for number in range(1000):
+        log.logger.info("step %d", number)
+    assert len(log.lines()) == 1000
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:  # noqa: BLE001
+        return caught
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        h11.RemoteProtocolError("illegal chunk header"),
+        h11.LocalProtocolError("can't handle event type Response when role=SERVER and state=MUST_CLOSE"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        BrokenPipeError(32, "Broken pipe"),
+        TimeoutError("timed out"),
+        ssl.SSLError(1, "wrong version number"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("name", ["asyncio", "uvicorn.error", "serving.server.rest", "services.webhooks.app"])
+def test_a_client_error_is_one_line(name: str, error: Exception) -> None:
+    log = Log(name)
+    log.logger.error("Fatal error: protocol.data_received() call failed.\nprotocol: <X>", exc_info=raised(error))
+    (line,) = log.lines()
+    assert line.startswith(f"Fatal error: protocol.data_received() call failed.: {type(error).__name__}: ")
+
+
+def test_an_unexpected_error_keeps_a_bounded_traceback(log: Log) -> None:
+    def deep(turns: int) -> None:
+        if turns:
+            return deep(turns - 1)
+        raise KeyError("x" * 50_000)
+
+    try:
+        deep(200)
+    except KeyError:
+        log.logger.exception("failed")
+    text = log.stream.getvalue()
+    assert "Traceback" not in text.splitlines()[0]
+    assert len(text) < 9000
+
+
+def test_a_long_message_is_cut(log: Log) -> None:
+    log.logger.warning("%s", "x" * 1_000_000)
+    (line,) = log.lines()
+    assert line.endswith("… (1000000 characters)")
+    assert len(line) < 9000
+
+
+def test_the_programs_log_through_the_bounded_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ciml.logs import configure_logging
+
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    configure_logging()
+    (handler,) = root.handlers
+    assert isinstance(handler, BoundedHandler)
+    assert handler.stream is sys.stderr
