@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError
+from ciml.json_seal import read_object, seal
 
 
 def read_json(path: Path, remedy: str = "remove it", error: type[CimlError] = CimlError) -> dict[str, Any] | None:
@@ -18,23 +19,21 @@ def read_json(path: Path, remedy: str = "remove it", error: type[CimlError] = Ci
       CimlError: if the file holds no JSON object: of the class ``error``, with a ``remedy``.
     """
     try:
-        return dict(json.loads(path.read_bytes()))
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as damage:
-        raise error(f"{path} is unreadable ({damage}); {remedy}") from damage
+    return read_object(data, str(path), remedy, error)
 
 
 def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
-    """Replace a file atomically."""
+    """Replace a file atomically; it carries a digest of its bytes."""
     import tempfile  # most commands only read
 
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w") as out:
-            json.dump(value, out, indent=2)
-            out.write("\n")
+        with os.fdopen(handle, "wb") as out:
+            out.write(seal(json.dumps(value, indent=2).encode()))
         os.chmod(staged, mode)
         os.replace(staged, path)
     except BaseException:

@@ -1,10 +1,10 @@
-"""The faults of a raw manifest, as text."""
+"""The faults of a raw manifest, as text, and faults that digests do not reveal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from ciml.manifest.log import ManifestLog
+from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.verify import verify_log
 from ciml.raw.state import RAW
 from ciml.storage.open import Store
@@ -12,4 +12,15 @@ from ciml.storage.open import Store
 
 def verify_manifest(raw: Store) -> Iterator[str]:
     """Yield a line for each fault of the manifest of a raw store."""
-    yield from (fault.text for fault in verify_log(ManifestLog(raw), RAW) if fault.what != "older")
+    yield from (fault.text for fault in verify_log(ManifestLog(raw), RAW) if fault.what not in ("older", "unsealed"))
+
+
+def forge(store: Store, version: int, change: Callable[[Delta], object]) -> None:
+    """Change a delta so that digests do not reveal it: it and the later ones are sealed again."""
+    log = ManifestLog(store)
+    deltas = list(ManifestLog(store).since(version - 1))
+    for number, delta in deltas:
+        store.delete(log.path(number))
+        if number == version:
+            change(delta)
+        assert log.try_append(number, delta)

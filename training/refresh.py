@@ -23,6 +23,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.decision import Decision
 from ciml.digest import canonical_json
 from ciml.errors import CimlError
+from ciml.json_seal import seal
 from ciml.lineage.description import Data
 from ciml.lineage.steps import OFF, Lineage
 from ciml.storage.open import LocalStore, Store
@@ -145,12 +146,17 @@ def refresh(
             stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
             gate or GatePolicy(), folder / key, steps,
         )  # fmt: skip
-        trainer.replace(metrics_path(key), json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
+        write_metrics(trainer, key, candidate.metrics)
         made = Data(data.candidates(model), key)
         figures = candidate.metrics, candidate.decision, candidate.timings
         step.describe(partial(candidate_made, learned, made, experiment, *figures))
         _remove_old(folder / key)
     return candidate
+
+
+def write_metrics(trainer: Store, key: str, metrics: Mapping[str, Any]) -> None:
+    """Store the figures of a candidate below its model's trainer folder; ``key`` is its `refresh_key`."""
+    trainer.replace(metrics_path(key), seal(json.dumps(metrics, indent=1, sort_keys=True).encode()))
 
 
 def _make(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_PIECE = 1 << 20
+
+
 class IndexFileMissingError(EngineError):
     """A part does not exist (any more): a newer checkpoint replaced it, or it was lost."""
 
@@ -25,8 +28,8 @@ class IndexFileMissingError(EngineError):
 class PartFiles:
     """Parts below ``folder`` of a store. Each is opened once, and stays open until it is released.
 
-    A local part is mapped in place. A part on S3 is fetched once into a cache folder that only its owner may enter, and
-    mapped there. Parts of other stores are held in memory.
+    A part is compared with its digest when it is opened. A local part is mapped in place. A part on S3 is fetched once
+    into a cache folder that only its owner may enter, and mapped there. Parts of other stores are held in memory.
 
     Args:
       store: where the parts are.
@@ -132,12 +135,23 @@ class PartFiles:
 def _mapped(file: Path, part: Part) -> pa.NativeFile:
     import pyarrow as pa
 
-    if file.stat().st_size != part.size:
-        raise IntegrityError(f"{file} differs from its digest; see docs/manifests.md")
     try:
+        # Read, not mapped: the pages do not count as memory of this process.
+        if file.stat().st_size != part.size or _digest(file) != part.sha256:
+            raise IntegrityError(f"{file} differs from its digest; see docs/manifests.md")
         return pa.memory_map(str(file))
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise EngineError(f"cannot read {file}: {error}") from error
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while piece := content.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _encode(rows: Rows) -> bytes:

@@ -12,18 +12,23 @@ be removed once it has been in a segment for `GRACE_S`. This has two consequence
 - A suspended writer may create a delta at a version that was removed. So after each create it looks for a segment that
   reaches its version. If that segment holds another delta, the writer deletes its own (`StaleWriterError`). No reader
   has read it, because every reader that lists has seen that segment. This does not rely on a clock.
+
+Each delta carries a digest of itself and of the one before it (`ciml.manifest.chain`). Readers compare it before they
+return a delta; a segment has a digest of its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
+from ciml.json_seal import digest_of, seal, without_seal
+from ciml.manifest.chain import Link, UnsealedDeltaError
 from ciml.manifest.segments import Archive
 from ciml.storage.open import Store
 
@@ -81,6 +86,7 @@ class ManifestLog:
         self.grace_s = grace_s
         self.archive = Archive(store, folder)
         self._known: _Known | None = None
+        self._link = Link()  # of the last delta that was read or created here
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "archive": Archive(self.store, self.folder), "_known": None}
@@ -138,10 +144,17 @@ class ManifestLog:
 
     def read_raw(self, version: int) -> bytes:
         """Return the bytes of a delta as committed. Raises as `read`."""
+        data, is_single = self._load(version)
+        if is_single:
+            self._follow(Link(version - 1, is_known=version == 1), data)
+        return data
+
+    def _load(self, version: int) -> tuple[bytes, bool]:
+        """Return the bytes of a delta, and whether it is single: not in a segment, whose digest was compared."""
         while True:
             known = self._fresh()
             if version <= known.archived:
-                return self.archive.find(version, known.archived).line(version)
+                return self.archive.find(version, known.archived).line(version), False
             missing: FileNotFoundError | None = None
             data = b""
             try:
@@ -151,8 +164,37 @@ class ManifestLog:
             if self._is_fresh(known):
                 if missing is not None:
                     raise missing
-                return data
+                return data, True
             self._reload()
+
+    def _follow(self, link: Link, data: bytes) -> Link:
+        """Check the single delta after ``link``; return the link after it. Raises `IntegrityError` for damage."""
+        where = self.store.url(self.path(link.version + 1))
+        after = link.after(data, where)
+        if after.unsealed and not link.is_known:  # of an older version, as the delta before it must be
+            self._link_at(link.version).after(data, where)
+        return after
+
+    def _link_at(self, version: int) -> Link:
+        """Return the link after a delta: what is known here, or what the delta itself says."""
+        if version == self._link.version:
+            return self._link
+        if not version:
+            return Link()
+        return Link(version - 1, is_known=False).after(self._load(version)[0], self.store.url(self.path(version)))
+
+    def follow_listed(self, paths: Iterable[str]) -> Iterator[tuple[int, bytes]]:
+        """Yield (version, bytes) of the first single deltas, as far as a listing has them without a gap.
+
+        It takes fewer requests than `raw_since`, for logs that have no segments.
+        """
+        link = Link()
+        for path in paths:
+            if path != self.path(link.version + 1):
+                return  # deltas missing from a concurrent listing are later than the listed ones
+            data = self.store.read(path)
+            link = self._follow(link, data)
+            yield link.version, data
 
     def since(self, version: int) -> Iterator[tuple[int, Delta]]:
         """Yield (version, delta) of all deltas after ``version``, in order, up to the present end."""
@@ -162,18 +204,23 @@ class ManifestLog:
     def raw_since(self, version: int) -> Iterator[tuple[int, bytes]]:
         """Yield (version, bytes) as `since`, each delta as it was committed."""
         ahead = 1
+        link = self._link if self._link.version == version else Link(version, is_known=not version)
         while True:
             known = self._fresh()
             if version < known.archived:
                 yield from self.archive.since(version, known.archived)
                 version = known.archived
+                link = self._link_at(version)
                 continue
             found = self.store.read_while([self.path(version + 1 + number) for number in range(ahead)])
             if not self._is_fresh(known):
                 self._reload()
                 continue
             for data in found:
-                version += 1
+                link = self._follow(link, data)
+                version = link.version
+                if version > self._link.version:
+                    self._link = link
                 yield version, data
             if len(found) < ahead and (version or self._is_empty()):
                 return
@@ -208,12 +255,37 @@ class ManifestLog:
         """Parse a delta with a decoder that raises `ValueError` for invalid data; ``version_of`` reads its version."""
         where = self.store.url(self.path(version))
         try:
-            delta = decoder(data)
+            delta = decoder(without_seal(data))
         except ValueError as error:
             raise IntegrityError(f"{where} is not a delta of this manifest ({error}); restore a backup") from None
         if version_of(delta) != version:
             raise IntegrityError(f"{where} is not version {version}; restore a backup")
         return delta
+
+    def seal_older(self) -> int:
+        """Add digests to the deltas that an older version appended after deltas with digests; return their number.
+
+        No process may write to the log meanwhile. It may be killed and repeated.
+
+        Raises:
+          IntegrityError: a delta is damaged.
+        """
+        version = self._reload().archived
+        link, sealed = self._link_at(version), 0
+        while True:
+            path = self.path(version + 1)
+            try:
+                data = self.store.read(path)
+            except FileNotFoundError:
+                return sealed
+            version += 1
+            try:
+                link = link.after(data, self.store.url(path))
+            except UnsealedDeltaError:
+                self.parse(version, data)
+                data = seal(data, link.text())
+                self.store.replace(path, data)
+                link, sealed = link.after(data, self.store.url(path)), sealed + 1
 
     def try_append(self, version: int, delta: Delta) -> bool:
         """Create delta ``version``; return False where another writer's delta exists.
@@ -223,7 +295,7 @@ class ManifestLog:
         Raises:
           StaleWriterError: the version was committed and removed long ago. Nothing remains there.
         """
-        data = canonical_json({**delta, "version": version})
+        data = seal(canonical_json({**delta, "version": version}), self._link_at(version - 1).text())
         path = self.path(version)
         if not self.store.create(path, data):
             try:
@@ -233,6 +305,7 @@ class ManifestLog:
                 self._reload()
                 return False
         if not (lasts := self.archive.lasts(version - 1)):
+            self._link = Link(version, digest_of(data))
             return True
         if self.archive.find(version, lasts[-1]).line(version) == data:
             return True  # our delta is already in a segment

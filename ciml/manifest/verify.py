@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple
 
 from ciml.errors import IntegrityError
+from ciml.manifest.chain import Link
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import IndexFileMissingError, PartFiles
@@ -17,15 +18,17 @@ from ciml.manifest.log import ManifestLog
 from ciml.storage.open import LocalStore
 
 _FLUSH_RECORDS = 50_000
+_COVERED_BY = "the next commit adds one for all of them, and the next checkpoint keeps it"
 
-What = Literal["delta", "segment", "checkpoint", "index", "older"]
+What = Literal["delta", "segment", "checkpoint", "index", "older", "unsealed"]
 
 
 class Fault(NamedTuple):
     """A fault of a manifest: the kind of object that is broken, and a line that names it.
 
-    ``older`` is no damage: a checkpoint of an older version, which `ciml.manifest.checkpoints.Checkpoints.rebuild`
-    replaces by one with more in it.
+    ``older`` and ``unsealed`` are no damage: a checkpoint of an older version, which
+    `ciml.manifest.checkpoints.Checkpoints.rebuild` replaces by one with more in it; and deltas of an older version
+    that no digest protects yet.
     """
 
     what: What
@@ -66,12 +69,14 @@ class _Archive:
       end: the last version.
       digests: digest of each segment, by its last version.
       broken: whether the deltas cannot be read from the first to the last.
+      link: the chain of digests up to ``last``.
     """
 
     last: int = 0
     end: int = 0
     digests: dict[int, str] = field(default_factory=dict)
     broken: bool = False
+    link: Link = field(default_factory=Link)
 
 
 def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fault, None, _Archive]:
@@ -94,39 +99,49 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fa
             yield Fault("segment", f"{where} does not follow from the previous segment")
         for version in range(segment.first, segment.last + 1):
             try:
-                line = log.parse(version, segment.line(version))
+                log.parse(version, segment.line(version))
             except IntegrityError as error:
                 yield Fault("segment", f"{where}: {error}")
                 found.broken = True
                 continue
-            if version in singles and (single := _single(log, version)) is not None and single != line:
+            if version in singles and _single(log, version) not in (None, segment.line(version)):
                 yield Fault("delta", f"{log.store.url(log.path(version))} differs from its segment")
         found.last, previous = segment.last, segment.digest
+        if not found.broken:
+            found.link = Link(last - 1, is_known=False).after(segment.line(last), where)
         found.digests[last] = previous
     return found
 
 
-def _single(log: ManifestLog, version: int) -> object:
+def _single(log: ManifestLog, version: int) -> bytes | None:
+    """Return a single delta as a segment has it; None if it was removed meanwhile."""
     try:
-        return log.parse(version, log.store.read(log.path(version)))
+        return log.store.read(log.path(version)).replace(b"\n", b" ")
     except FileNotFoundError:
         return None
-    except IntegrityError as error:
-        return error
 
 
 def _verify_deltas(log: ManifestLog, archive: _Archive, singles: Collection[int]) -> Iterator[Fault]:
     archive.end = archive.last
+    link = archive.link if archive.link.version == archive.last else Link(archive.last, is_known=False)
+    unsealed = 0
     for version in sorted(version for version in singles if version > archive.last):
+        where = log.store.url(log.path(version))
         if version != archive.end + 1:
-            where = log.store.url(log.path(version))
             yield Fault("delta", f"{where} exists, but version {archive.end + 1} is missing")
             return
-        if isinstance(found := _single(log, version), IntegrityError):
-            yield Fault("delta", str(found))
-            archive.broken = True
-            return
+        if (data := _single(log, version)) is not None:
+            try:
+                link = link.after(data, where)
+                log.parse(version, data)
+            except IntegrityError as error:
+                yield Fault("delta", str(error))
+                archive.broken = True
+                return
+            unsealed = unsealed + 1 if link.unsealed else 0
         archive.end = version
+    if unsealed:
+        yield Fault("unsealed", f"{unsealed:,} deltas written by an older version carry no digest; {_COVERED_BY}")
 
 
 def _verify_checkpoints(

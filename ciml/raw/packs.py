@@ -163,9 +163,6 @@ def pack_state(raw: Store, folder: str) -> PackState:
     Their manifest is short and never pruned: a listing and a few deltas take fewer requests than `catch_up`.
     """
     log, state = pack_log(raw, folder), PackState()
-    for path in raw.list(log.folder):
-        version = state.version + 1
-        if path != log.path(version):
-            break  # deltas missing from a concurrent listing are later than the listed ones
-        state.apply(version, log.parse(version, raw.read(path)))
+    for version, data in log.follow_listed(raw.list(log.folder)):
+        state.apply(version, log.parse(version, data))
     return state

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
-from ciml.digest import canonical_json
+from ciml.digest import canonical_json, sha256_hex
 from ciml.errors import IntegrityError
+from ciml.json_seal import seal, seal_of
 from ciml.storage.open import Store
 
 #: The folder of the log, in that of the table.
@@ -28,6 +29,8 @@ PROOF = "ciml-proof"
 _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _KINDS = ("metaData", "protocol", "add", "remove", "txn")
+_INFO = b'{"commitInfo":'
+_REMEDY = "delete this folder and publish again: all that it holds follows from ciml's own manifests"
 _SAFE = "/!$&'()*+,;=:@~"  # RFC 2396 allows them in a path
 
 Action = dict[str, Any]
@@ -154,6 +157,7 @@ class DeltaLog:
         if len(found) < len(versions):
             raise FileNotFoundError(self.path(versions[len(found)]))
         for version, data in zip(versions, found, strict=True):
+            self._check(version, data)
             try:
                 for line in data.splitlines():
                     for kind, value in json.loads(line).items():
@@ -174,15 +178,25 @@ class DeltaLog:
             raise self._broken(f"checkpoint {version}: {' '.join(str(error).split()):.200}") from None
         state.version = version
 
+    def _check(self, version: int, data: bytes) -> None:
+        """Compare a commit with its seal; one of another writer or of an older version has none."""
+        first, _, actions = data.partition(b"\n")
+        seal = seal_of(first[len(_INFO) : -1], self.store.url(self.path(version)), _REMEDY)
+        if seal is not None and (not first.startswith(_INFO) or seal.text != sha256_hex(actions)):
+            raise self._broken(f"commit {version} differs from its digest")
+
     def _broken(self, what: str) -> IntegrityError:
-        return IntegrityError(
-            f"{self.store.url(FOLDER)}: {what}; delete this folder and publish again: all that it holds follows from "
-            "ciml's own manifests"
-        )
+        return IntegrityError(f"{self.store.url(FOLDER)}: {what}; {_REMEDY}")
 
     def try_commit(self, version: int, actions: Iterable[Action]) -> bool:
-        """Create a commit; return False where another publisher's exists."""
-        return self.store.create(self.path(version), b"\n".join(map(canonical_json, actions)) + b"\n")
+        """Create a commit, whose first action is ``commitInfo``; return False where another publisher's exists.
+
+        ``commitInfo`` has a seal (`ciml.json_seal`): of itself, with the digest of the other actions.
+        """
+        info, *others = actions
+        lines = b"".join(canonical_json(action) + b"\n" for action in others)
+        sealed = seal(canonical_json(info["commitInfo"]), sha256_hex(lines))
+        return self.store.create(self.path(version), _INFO + sealed + b"}\n" + lines)
 
 
 def _actions(table: Any) -> Iterator[tuple[str, Action]]:

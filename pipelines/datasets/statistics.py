@@ -18,7 +18,9 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import ExampleFile, SpanVersion
 from ciml.digest import canonical_json, sha256_json
+from ciml.errors import IntegrityError
 from ciml.events.records import RawFile, RunFacts, rows_of
+from ciml.json_seal import read_object, seal
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
@@ -163,18 +165,16 @@ def _read_all(root: Store, paths: Sequence[str], parse: Callable[[Mapping[str, A
 
 def _read(root: Store, parse: Callable[[Mapping[str, Any]], T], path: str) -> T | None:
     """Read a cached file; return None if it is missing or unusable."""
-    import orjson
-
     try:
-        return parse(orjson.loads(root.read(path)))
+        return parse(read_object(root.read(path), root.url(path)))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (IntegrityError, ValueError, KeyError, TypeError, IndexError):
         return None
 
 
 def _keep(root: Store, path: str, content: Mapping[str, Any]) -> None:
-    data = canonical_json(content)
+    data = seal(canonical_json(content))
     if not root.create(path, data):  # another process wrote it meanwhile, or it is broken and replaced here
         root.replace(path, data)
 

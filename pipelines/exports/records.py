@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ciml.data_root import DataRoot
-from ciml.errors import IntegrityError
+from ciml.json_seal import read_object
 from ciml.version import __version__
 from serving.registry import Candidate, RegistryState
 from training.experiment import metrics_path
@@ -101,12 +101,10 @@ def _metrics(data: DataRoot, model: str, facts: Mapping[str, Any]) -> dict[str, 
         return {}
     path = metrics_path(facts["refresh"])
     try:
-        found: dict[str, Any] = json.loads(data.trainer(model).read(path))
+        stored = data.trainer(model).read(path)
     except FileNotFoundError:
         return {}
-    except ValueError:
-        raise IntegrityError(f"{data.trainer(model).url(path)} is not JSON") from None
-    return found
+    return read_object(stored, data.trainer(model).url(path))
 
 
 def _tags(data: DataRoot, tags: Mapping[str, str]) -> dict[str, str]:

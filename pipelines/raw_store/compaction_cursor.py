@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ciml.digest import canonical_json, sha256_json
+from ciml.errors import IntegrityError
+from ciml.json_seal import read_object, seal
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.raw.packs import PACKS, NamedRun, named_runs
 from ciml.storage.open import Store
@@ -41,9 +42,9 @@ class CompactionCursor:
 def load_cursor(raw: Store) -> CompactionCursor:
     """Return the cursor of a raw store; a new one where there is none, or where it belongs to another manifest."""
     try:
-        value = json.loads(raw.read(CURSOR_PATH))
+        value = read_object(raw.read(CURSOR_PATH), raw.url(CURSOR_PATH))
         compaction = CompactionCursor(value["cursor"], value["digest"], value["pending"], value["tidy"])
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, IntegrityError, LookupError, TypeError):
         return CompactionCursor()
     if compaction.cursor:
         at, delta = next(ManifestLog(raw).since(compaction.cursor - 1), (0, {}))
@@ -55,13 +56,15 @@ def load_cursor(raw: Store) -> CompactionCursor:
 def save_cursor(raw: Store, compaction: CompactionCursor) -> None:
     raw.replace(
         CURSOR_PATH,
-        canonical_json(
-            {
-                "cursor": compaction.cursor,
-                "digest": compaction.digest,
-                "pending": compaction.pending,
-                "tidy": compaction.tidy,
-            }
+        seal(
+            canonical_json(
+                {
+                    "cursor": compaction.cursor,
+                    "digest": compaction.digest,
+                    "pending": compaction.pending,
+                    "tidy": compaction.tidy,
+                }
+            )
         ),
     )
 

@@ -106,6 +106,8 @@ def verify_raw(
     for fault in verify_log(ManifestLog(raw), RAW, lambda done, total: report("manifest", done, total)):
         if fault.what == "older":
             found.older += 1
+        elif fault.what == "unsealed":
+            found.notes.append(fault.text)
         else:
             found.find(fault.text, fault.what)
     if found.older:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,7 @@ from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
+from ciml.json_seal import seal, seal_of, without_seal
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
 from recorder.spool.folder import Folder, open_private
 from recorder.tail import Micros, Start
@@ -127,7 +129,7 @@ class Recording:
             try:
                 lock = _lock_of_mine(folder)
                 content = {**asdict(plan), "mention": plan.mention.to_json()}
-                folder.write(RUN, json.dumps(content).encode())
+                folder.write(RUN, seal(json.dumps(content).encode()))
             except OSError:
                 _remove(folder)
                 if lock is not None:
@@ -194,12 +196,12 @@ class Recording:
 
     def write_end(self, end: End) -> None:
         """Write the end of the command. Raises `OSError`."""
-        self.folder.write(END, json.dumps(asdict(end)).encode())
+        self.folder.write(END, seal(json.dumps(asdict(end)).encode()))
 
     def end(self) -> End | None:
         """Return the end of the command, or None where it is missing or unreadable."""
         try:
-            content = parse_json(self.folder.read(END, MAX_RECORDING_FILE_BYTES))
+            content = _read(self.folder, END)
             end = msgspec.convert(content, End)
             return End(end.end_us, end.result, labels(end.labels)) if end.result in _RESULTS else None
         except (OSError, CimlError, RejectedInput, msgspec.ValidationError):
@@ -296,7 +298,7 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
         most = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
         if status is not None and status.st_size > most:
             raise CimlError(f"{folder.path / name} is larger than {most} bytes")
-    plan = msgspec.convert(parse_json(folder.read(RUN, MAX_RECORDING_FILE_BYTES)), Plan)
+    plan = msgspec.convert(_read(folder, RUN), Plan)
     facts = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # set at the end
     if facts.start_us is None or not 0 <= facts.start_us < 1 << 53:
         raise RejectedInput("bad_time", "start_us")
@@ -305,6 +307,13 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
         if len(text) > _MAX_DESTINATION or not is_clean(text):
             raise RejectedInput("bad_field", f"{text!r:.80} is not a valid destination")
     return replace(plan, mention=checked)
+
+
+def _read(folder: Folder, name: str) -> Any:
+    """Return the content of a JSON file. Raises `CimlError`, `RejectedInput`, `OSError`."""
+    data = folder.read(name, MAX_RECORDING_FILE_BYTES)
+    seal_of(data, str(folder.path / name), "remove the recording")
+    return parse_json(without_seal(data))
 
 
 def _remove(folder: Folder) -> str:

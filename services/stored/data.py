@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ciml.data_root import DataRoot
+from ciml.data_root import DataRoot, StoredDataset
+from ciml.digest import sha256_hex
 from ciml.events.payloads import message_of, read_payload
 from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import What, verify_log
 from ciml.storage.open import Store
+from ciml.tables.parts import part_of
+from pipelines.datasets.build import DEFINITION
 from pipelines.datasets.update import verify_dataset
 from pipelines.raw_store.verify import verify_raw
 from services.stored.findings import Findings, Progress
@@ -69,6 +72,33 @@ def check_datasets(data: DataRoot, found: Findings, progress: Progress) -> None:
             dataset = data.dataset(name)
             for line in verify_dataset(dataset, progress=partial(progress, name), formats=examples):
                 found.find("examples", f"data set {name}: {line}")
+            _check_definition(dataset, found)
+
+
+def _check_definition(dataset: StoredDataset, found: Findings) -> None:
+    """Compare the definition beside the examples with that in the manifest. It is a copy for people."""
+    definition = dataset.state().definition
+    try:
+        copy = dataset.store.read(DEFINITION)
+    except FileNotFoundError:
+        return
+    if definition is None or copy != definition.to_toml().encode():
+        found.notes.append(
+            f"{dataset.store.url(DEFINITION)} is not the definition of the data set; delete it, and "
+            "ciml dataset build writes it again"
+        )
+
+
+def check_tables(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Compare the files of Delta tables with the digests in their names. They are copies for other engines."""
+    for number, entry in enumerate(data.tables.entries(), 1):
+        progress("tables", number, None)
+        name, _, path = entry.path.partition("/")
+        if part_of(path) is not None and sha256_hex(data.tables.read(entry.path))[:32] != path.split(".")[1]:
+            found.notes.append(
+                f"{data.tables.url(entry.path)} differs from its digest; delete {data.tables.url(name)}, and "
+                "ciml tables publish writes it again"
+            )
 
 
 def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findings, progress: Progress) -> None:
@@ -84,5 +114,8 @@ def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findin
         "older": "checkpoints",
     }  # fmt: skip
     for fault in verify_log(ManifestLog(store), kind, partial(progress, deltas)):
-        found.find(kinds[fault.what], fault.text)
+        if fault.what == "unsealed":
+            found.notes.append(f"{store.url()}: {fault.text}")
+        else:
+            found.find(kinds[fault.what], fault.text)
     found.read |= set(kinds.values())

@@ -12,6 +12,7 @@ from filelock import FileLock
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
+from ciml.json_seal import read_object
 from ciml.storage.open import Store
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.ciml.lineage.recorded import Recorded, names, states
@@ -57,7 +58,7 @@ def same_examples(materialised: Materialised, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, steps = first
-    metrics = json.loads(data.trainer("m").read(f"metrics/{done.facts()['refresh']}.json"))
+    metrics = read_object(data.trainer("m").read(f"metrics/{done.facts()['refresh']}.json"), "metrics")
 
     assert done.decision.blessed, done.decision.reasons
     assert steps == ["snapshot", "import", "materialise", "train", "export", "evaluate"]

@@ -8,7 +8,6 @@ between train, dev and test.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts, facts_of_row, rows_of
+from ciml.json_seal import read_object, seal
 from ciml.manifest.log import ManifestLog
 from ciml.raw.state import open_raw
 from ciml.storage.open import Store
@@ -283,7 +283,7 @@ def snapshot_path(digest: str) -> str:
 def write_snapshot(trainer: Store, snapshot: Snapshot) -> str:
     """Write a snapshot exclusively below ``DATA/trainer/<model>``; an existing one is equal. Return its path."""
     path = snapshot_path(snapshot.digest)
-    trainer.create(path, canonical_json({"digest": snapshot.digest, **snapshot.to_json()}))
+    trainer.create(path, seal(canonical_json({"digest": snapshot.digest, **snapshot.to_json()})))
     return path
 
 
@@ -291,10 +291,12 @@ def read_snapshot(trainer: Store, digest: str) -> Snapshot:
     """Read a snapshot. Raises `IntegrityError` if its content does not match its name."""
     path = snapshot_path(digest)
     try:
-        value = json.loads(trainer.read(path))
+        value = read_object(trainer.read(path), trainer.url(path))
         snapshot = Snapshot.from_json({key: each for key, each in value.items() if key != "digest"})
     except FileNotFoundError:
         raise CimlError(f"no snapshot {trainer.url(path)}") from None
+    except IntegrityError:
+        raise
     except (ValueError, KeyError, TypeError, CimlError) as error:
         raise IntegrityError(f"{trainer.url(path)} is not a snapshot: {error}") from None
     if snapshot.digest != digest:

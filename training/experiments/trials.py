@@ -25,6 +25,7 @@ import numpy as np
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
+from ciml.json_seal import read_object, seal
 from ciml.storage.open import Store
 from ciml.verdicts import LearnedRanges
 from training.calibration.calibrate import Calibrated, calibrate
@@ -59,7 +60,7 @@ def create_experiment(experiments: Store, experiment: Experiment) -> bool:
     """
     check_experiment(experiment)
     store = experiment_store(experiments, experiment.name)
-    if store.create("experiment.json", canonical_json(experiment.to_json())):
+    if store.create("experiment.json", seal(canonical_json(experiment.to_json()))):
         return True
     there = load_experiment(experiments, experiment.name)
     old, new = there.to_json(), experiment.to_json()
@@ -98,12 +99,9 @@ def experiment_of(estimator: str, parameters: Mapping[str, Any] | None = None, n
 def load_experiment(experiments: Store, name: str) -> Experiment:
     """Load a stored experiment. Raises `CimlError` for an unknown name."""
     store = experiment_store(experiments, name)
-    try:
-        value = json.loads(store.read("experiment.json"))
-    except FileNotFoundError:
-        raise CimlError(f"no experiment {name!r} in {experiments.url()}; define it first") from None
-    except ValueError:
-        raise IntegrityError(f"{store.url('experiment.json')} is not JSON") from None
+    value = read_stored(store, "experiment.json")
+    if value is None:
+        raise CimlError(f"no experiment {name!r} in {experiments.url()}; define it first")
     return Experiment.from_json(value, store.url("experiment.json"))
 
 
@@ -299,7 +297,7 @@ class Trial:
 
     def _keep(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """Store a result exclusively; if one exists, return that."""
-        new = self.store.create(name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+        new = self.store.create(name, seal(json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()))
         stored = read_stored(self.store, name)
         if stored is None:
             raise IntegrityError(f"{self.store.url(name)} was written, but is missing now")
@@ -376,16 +374,12 @@ def _shape(dataset: InMemoryDataset) -> dict[str, Any]:
 
 
 def read_stored(store: Store, name: str) -> dict[str, Any] | None:
-    """Return a JSON object of a store, or None if it does not exist. Raises `IntegrityError` for other content."""
+    """Return a JSON object of a store, or None if it does not exist. Raises `IntegrityError` if it is damaged."""
     try:
-        value = json.loads(store.read(name))
+        data = store.read(name)
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise IntegrityError(f"{store.url(name)} is not JSON") from None
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{store.url(name)} is not a JSON object")
-    return value
+    return read_object(data, store.url(name))
 
 
 def _predictions(dataset: InMemoryDataset, positions: np.ndarray, answers: np.ndarray) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
+from ciml.json_seal import seal
 from ciml.storage.open import Store
 from training.experiment import NORMALISATION
 from training.experiments.trials import read_stored
@@ -46,7 +47,7 @@ def begin_sweep(store: Store, sweep: Sweep, inputs: Mapping[str, Any], raw_versi
     first = {**new, "normalisation": NORMALISATION}
     there = read_stored(store, "sweep.json")
     if there is None:
-        store.create("sweep.json", canonical_json({**first, "raw_version": raw_version()}))
+        store.create("sweep.json", seal(canonical_json({**first, "raw_version": raw_version()})))
         there = read_stored(store, "sweep.json") or {}
     version = there.get("raw_version")
     if not isinstance(version, int) or not isinstance(there.get("sweep"), dict):
@@ -92,7 +93,7 @@ def read_outcome(store: Store, number: int) -> Outcome | None:
 
 def keep_outcome(store: Store, outcome: Outcome) -> Outcome:
     """Store the outcome of a trial and return it; if another process was first, return its outcome."""
-    if store.create(_path(outcome.number), canonical_json(outcome.to_json())):
+    if store.create(_path(outcome.number), seal(canonical_json(outcome.to_json()))):
         return outcome
     return read_outcome(store, outcome.number) or outcome
 
@@ -104,7 +105,7 @@ def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
 
 def keep_baseline(store: Store, question: int, found: Mapping[str, Any]) -> None:
     """Store the one-number baselines of a question once."""
-    store.create(f"baselines/{question}.json", canonical_json(found))
+    store.create(f"baselines/{question}.json", seal(canonical_json(found)))
 
 
 def _path(number: int) -> str:

@@ -25,9 +25,9 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
     """Verify a data root; rewrite what older versions wrote.
 
     It lists all objects below DATA by kind and format, reads each as other commands do, and compares it with its
-    digests, counts and manifest. Without --apply nothing is changed. Everything is readable without it too: only the
-    checkpoints of version 0.1 are made again, because they have no trust of runs. It can run beside services; stop them
-    for --apply, which makes them slow. The exit code is 4 if an object is damaged or cannot be read.
+    digests, counts and manifest. Without --apply nothing is changed. The checkpoints of version 0.1 are made again,
+    because they have no trust of runs, and deltas that an older version wrote after a newer one get a digest. It can
+    run beside services; stop them for --apply. The exit code is 4 if an object is damaged or cannot be read.
 
     \b
     Example:
@@ -37,12 +37,14 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
     """
     from ciml.data_root import DataRoot
     from cli.progress_bar import bars
-    from services.stored.examine import examine, rewrite
+    from services.stored.examine import examine, rewrite, seal_older
 
     root = data or data_path
     if root is None:
         raise click.UsageError("give a data root: ciml migrate DATA")
     place, made = DataRoot.open(root), None
+    if apply and (sealed := seal_older(place)):
+        click.echo(f"{sealed:,} deltas of an older version have a digest now.", err=as_json)
     with bars() as progress:
         found = examine(place, progress)
         if apply:

@@ -122,6 +122,21 @@ def test_removed_ids_are_dropped_with_the_oldest_run(tmp_path: Path) -> None:
     assert [(run.level, run.rows) for run in table.runs] == [(1, 40 + TIER - 2)]
 
 
+def test_each_flipped_bit_of_a_part_is_an_error_before_it_is_parsed(tmp_path: Path) -> None:
+    files = PartFiles(LocalStore(tmp_path), "index")
+    table = IdTable(KIND, (), files).with_rows(KIND.rows([fingerprint("a")], {name: [None] for name in KIND.columns}))
+    (path,) = tmp_path.rglob("*.arrow")
+    good = path.read_bytes()
+    for bit in range(0, 8 * len(good), 13):
+        changed = bytearray(good)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(IntegrityError, match="differs from its digest"):
+            IdTable(KIND, table.runs, PartFiles(LocalStore(tmp_path), "index")).contains([fingerprint("a")])
+    path.write_bytes(good)
+    assert IdTable(KIND, table.runs, PartFiles(LocalStore(tmp_path), "index")).contains([fingerprint("a")]) == [True]
+
+
 def test_a_missing_or_changed_part_is_an_error(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     table = IdTable(KIND, (), PartFiles(store, "index"))

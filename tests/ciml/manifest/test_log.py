@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage.open import LocalStore, Store
@@ -45,7 +47,10 @@ def test_commits_are_numbered_from_one_and_read_back_in_order(tmp_path: Path) ->
     assert commit(log, state, lambda: state.build(["b", "a"])) is None
     assert list(log.since(0)) == [(1, {"names": ["a"], "version": 1}), (2, {"names": ["b"], "version": 2})]
     assert list(log.since(1)) == [(2, {"names": ["b"], "version": 2})]
-    assert (tmp_path / "_manifest" / "000000000002.json").read_bytes() == b'{"names":["b"],"version":2}'
+    first, second = ((tmp_path / "_manifest" / f"00000000000{number}.json").read_bytes() for number in (1, 2))
+    before = hashlib.sha256(first[:-66]).hexdigest()
+    content = f'{{"seal":"{before}","names":["b"],"version":2,"sha256":"'.encode()
+    assert second == content + hashlib.sha256(content).hexdigest().encode() + b'"}'
     assert state.names == names(log) == ["a", "b"]
 
 
@@ -123,3 +128,86 @@ def _race_on(log: ManifestLog, worker: int) -> None:
     state = Names()
     for number in range(5):
         commit(log, state, lambda number=number: state.build([f"{worker}-{number}", f"shared-{number}"]))  # type: ignore[misc]
+
+
+# ---- damage ----
+
+
+def stored(log: ManifestLog, version: int) -> Path:
+    return Path(log.store.url(log.path(version)))
+
+
+def older(log: ManifestLog, version: int, **content: Any) -> None:
+    """A delta as versions without digests wrote it."""
+    assert log.store.create(log.path(version), canonical_json({**content, "version": version}))
+
+
+def test_each_flipped_bit_of_a_delta_is_detected_by_each_reader(tmp_path: Path) -> None:
+    log = ManifestLog(LocalStore(tmp_path))
+    for version in (1, 2, 3):
+        assert log.try_append(version, {"names": [f"n{version}"]})
+    for version in (1, 2, 3):
+        file = stored(log, version)
+        good = file.read_bytes()
+        for bit in range(8 * len(good)):
+            changed = bytearray(good)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(changed)
+            with pytest.raises(IntegrityError, match=f"{file} "):
+                list(ManifestLog(log.store).since(0))
+            with pytest.raises(IntegrityError, match=f"{file} "):
+                ManifestLog(log.store).read(version)
+        for changed_bytes in (good[:-1], good + b"\n", good + b" ", good[1:], good.upper(), good * 2, b""):
+            file.write_bytes(changed_bytes)
+            with pytest.raises(IntegrityError, match=f"{file} "):
+                list(ManifestLog(log.store).since(0))
+        file.write_bytes(good)
+    assert names(ManifestLog(log.store)) == ["n1", "n2", "n3"]
+
+
+def test_a_delta_of_another_history_is_detected(tmp_path: Path) -> None:
+    ours, theirs = (ManifestLog(LocalStore(tmp_path / name)) for name in ("ours", "theirs"))
+    for version in (1, 2, 3):
+        assert ours.try_append(version, {"names": [f"n{version}"]})
+        assert theirs.try_append(version, {"names": [f"m{version}"]})
+    stored(ours, 2).write_bytes(stored(theirs, 2).read_bytes())
+    with pytest.raises(IntegrityError, match=r"000000000002\.json does not follow from the delta before it"):
+        list(ManifestLog(ours.store).since(0))
+    with pytest.raises(IntegrityError, match=r"000000000003\.json does not follow from the delta before it"):
+        list(ManifestLog(ours.store).since(1))
+
+
+def test_deltas_of_an_older_version_are_read_and_covered_by_the_next_commit(tmp_path: Path) -> None:
+    log = ManifestLog(LocalStore(tmp_path))
+    for version in (1, 2, 3):
+        older(log, version, names=[f"n{version}"])
+    assert names(ManifestLog(log.store)) == ["n1", "n2", "n3"]
+    state = Names()
+    assert commit(log, state, lambda: state.build(["n4"])) == 4
+    assert commit(log, state, lambda: state.build(["n5"])) == 5
+    assert names(ManifestLog(log.store)) == ["n1", "n2", "n3", "n4", "n5"]
+    assert [version for version, _ in ManifestLog(log.store).since(2)] == [3, 4, 5]
+    for version in (1, 2, 3):
+        good = stored(log, version).read_bytes()
+        stored(log, version).write_bytes(good.replace(b"n", b"o", 1))
+        with pytest.raises(IntegrityError, match=r"000000000004\.json does not follow"):
+            list(ManifestLog(log.store).since(0))
+        stored(log, version).write_bytes(good)
+
+
+def test_a_delta_without_a_digest_after_one_with_a_digest_is_an_error_until_it_is_sealed(tmp_path: Path) -> None:
+    """An older version was started again after an upgrade."""
+    log = ManifestLog(LocalStore(tmp_path))
+    older(log, 1, names=["n1"])
+    for version in (2, 3):
+        assert log.try_append(version, {"names": [f"n{version}"]})
+    for version in (4, 5):
+        older(log, version, names=[f"n{version}"])
+    for read in (lambda: list(ManifestLog(log.store).since(0)), lambda: ManifestLog(log.store).read(4)):
+        with pytest.raises(IntegrityError, match=r"000000000004\.json has no digest.*ciml migrate DATA --apply"):
+            read()
+    with pytest.raises(IntegrityError, match="has no digest"):
+        list(ManifestLog(log.store).since(3))
+    assert ManifestLog(log.store).seal_older() == 2
+    assert ManifestLog(log.store).seal_older() == 0
+    assert names(ManifestLog(log.store)) == ["n1", "n2", "n3", "n4", "n5"]

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from ciml.data_root import DataRoot
 from ciml.datasets import history
+from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog
@@ -24,6 +25,7 @@ from cli.main import cli
 from services.stored.examine import examine, rewrite
 from services.stored.kinds import KINDS, Kind, kind_of
 from serving.predict import neighbours
+from serving.registry import Registry
 from tests.growth import assert_linear
 
 ROOT = Path(__file__).parents[3]
@@ -166,9 +168,8 @@ def test_a_rewrite_that_is_killed_is_completed(root: Callable[[str], Path], monk
             while Checkpoints(log, RAW).maintain():
                 pass
         assert log.checkpoints() == [1000]
-        assert [fault for fault in verify_log(log, RAW) if fault.what != "older"] == []
-        if kill_at > 1:
-            assert list(verify_log(log, RAW)) == []
+        faults = {fault.what for fault in verify_log(log, RAW)}
+        assert faults <= ({"unsealed"} if kill_at > 1 else {"unsealed", "older"})
         shutil.rmtree(place)
 
 
@@ -353,3 +354,15 @@ def test_time_is_linear_in_the_objects(tmp_path: Path) -> None:
         return DataRoot.open(folder)
 
     assert_linear(make, examine, 50)
+
+
+def test_deltas_that_an_older_version_wrote_after_an_upgrade_get_a_digest(root: Callable[[str], Path]) -> None:
+    data = root("data_root")
+    registry = Registry(DataRoot.open(data), "provider")
+    registry.commit(lambda state: {"kind": "labels", "labels": {"canary": 1}})
+    delta = {"kind": "labels", "labels": {}, "removed": ["canary"], "time_us": 1, "version": 6}
+    (data / "registry/provider/_manifest/000000000006.json").write_bytes(canonical_json(delta))
+    assert "000000000006.json has no digest, but the delta before it has" in migrate(data, code=4).replace("\n", " ")
+    assert migrate(data, "--apply").startswith("1 deltas of an older version have a digest now.")
+    assert "nothing to rewrite" in migrate(data)
+    assert Registry(DataRoot.open(data), "provider").state.labels == {"stable": 1}

@@ -29,6 +29,7 @@ from pipelines.datasets.update import (
 from tests.golden import make_logs
 from tests.pipelines.datasets.dataset_scenes import NOON, FailingStore, Interrupted, define, ids, run_ids, runs
 from tests.pipelines.raw_store.scenes import RawStore
+from tests.raw_manifest import forge
 from tests.transforms.samples import corpus, make_facts
 from transforms.parse.logs import Log, parse_logs
 
@@ -250,10 +251,7 @@ def test_verify_finds_a_run_that_no_span_has(data: DataRoot, raw: RawStore) -> N
     define(data)
     update_dataset(data.dataset("cpu"))
     manifest = data.dataset("cpu").store
-    path = ManifestLog(manifest).path(2)
-    delta = json.loads(manifest.read(path))
-    delta["spans"][0]["runs"][1]["run_id"] = "zuul~77~1"
-    manifest.replace(path, json.dumps(delta).encode())
+    forge(manifest, 2, lambda delta: delta["spans"][0]["runs"][1].update(run_id="zuul~77~1"))
     assert [line for line in verify_dataset(data.dataset("cpu")) if line.startswith("run ")] == [
         "run zuul~2~1 is selected but in no span",
         "run zuul~77~1 is in a span but not selected",

@@ -13,6 +13,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
+from ciml.json_seal import seal, without_seal
 from tests.training.experiments.test_trials import FOREST, trial
 from training.data.in_memory import InMemoryDataset, read_dataset
 from training.evaluation import scores as scoring
@@ -139,11 +140,12 @@ def test_another_file_of_predictions_is_no_answer(data: DataRoot):
     path.unlink()
     assert found.predictions() is None
     result = Path(found.store.root, "result.json")
-    result.write_text(result.read_text().replace(path.name, "../../experiment.json"))
+    content = without_seal(result.read_bytes())
+    result.write_bytes(seal(content.replace(path.name.encode(), b"../../experiment.json")))
     with pytest.raises(IntegrityError, match=r"result\.json: predictions: invalid file name '\.\./\.\./experiment"):
         only(data, "forest").predictions()
     result.write_text("{")
-    with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
+    with pytest.raises(IntegrityError, match=r"result\.json is unreadable"):
         stored_trials(data.experiments, ["forest"])
 
 

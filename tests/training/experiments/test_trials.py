@@ -68,7 +68,7 @@ def test_an_experiment_is_stored_once(tmp_path: Path):
     with pytest.raises(CimlError, match="is not valid"):
         load_experiment(data.experiments, "../small")
     (tmp_path / "experiments/small/experiment.json").write_text("{")
-    with pytest.raises(IntegrityError, match=r"experiment\.json is not JSON"):
+    with pytest.raises(IntegrityError, match=r"experiment\.json is unreadable"):
         load_experiment(data.experiments, "small")
 
 
@@ -171,7 +171,7 @@ def test_a_calibration_keeps_dev_apart_and_moves_probabilities_not_classes(data:
 def test_nothing_half_written_counts(data: DataRoot, dataset: InMemoryDataset):
     one = trial(data, dataset)
     one.store.create("result.json", b"{")
-    with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
+    with pytest.raises(IntegrityError, match=r"result\.json is unreadable"):
         one.run()
 
 

@@ -197,8 +197,8 @@ def test_an_outcome_is_stored_once_and_a_foreign_one_is_reported(tmp_path: Path)
     assert keep_outcome(store, outcome(3)) == first
     assert read_outcome(store, 4) is None
     for number, text, line in [
-        (5, "{", "is not JSON"),
-        (6, "[]", "is not a JSON object"),
+        (5, "{", "is unreadable"),
+        (6, "[]", "is unreadable"),
         (7, json.dumps(outcome(8).to_json()), "belongs to trial 8"),
         (9, json.dumps({**outcome(9).to_json(), "state": "blessed"}), "state: 'blessed' is unknown; choose from "),
     ]:

@@ -1,0 +1,293 @@
+"""A flipped bit in a stored object of any kind is detected, or changes nothing that is read.
+
+``python -m tests.services.stored.test_bit_flips --flips 500`` flips that many bits and prints a table.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, RejectedInput
+from ciml.json_files import read_json
+from ciml.manifest.log import ManifestLog
+from ciml.raw.state import RAW
+from ciml.settings import read_toml
+from ciml.tables.delta_log import DeltaLog
+from pipelines.raw_store.compaction_cursor import CompactionCursor, load_cursor
+from recorder.spool.folder import open_private
+from recorder.spool.recording import Recording
+from services.stored.examine import examine
+from services.stored.kinds import kind_of
+from tests.services.stored.every_kind import make
+from tests.shared import shared
+
+#: Written for other programs or for people: ciml never reads them.
+EXPORTS = ("lineage/", "predictions/evidence/", "demo/")
+
+
+class Place(NamedTuple):
+    """An object: the folder of `make`, and its path there."""
+
+    root: Path
+    path: str
+
+    @property
+    def data(self) -> DataRoot:
+        return DataRoot.open(self.root / "data")
+
+    @property
+    def below(self) -> str:
+        """Its path below the data root."""
+        return self.path.removeprefix("data/")
+
+
+def deltas(place: Place) -> object:
+    """Everything that is read of a log: its deltas."""
+    folder, _, _ = place.below.partition("/_manifest/")
+    if folder.startswith("raw/packs/"):
+        log = ManifestLog(place.data.raw, f"{folder.removeprefix('raw/')}/_manifest")
+    else:
+        log = ManifestLog(place.data.store.child(folder))
+    return list(log.since(0))
+
+
+def verified(place: Place) -> object:
+    """Nothing but the findings of the verifier, which `read` compares."""
+    return None
+
+
+def cursor(place: Place) -> object:
+    found = load_cursor(place.data.raw)
+    if found == CompactionCursor():
+        raise CimlError("left aside: compaction examines everything again")
+    return found
+
+
+def definition(place: Place) -> object:
+    return read_toml(place.root / place.path)
+
+
+def table(place: Place) -> object:
+    folder = place.below.partition("/_delta_log/")[0]
+    state = DeltaLog(place.data.store.child(folder)).read()
+    return state.files, state.metadata, state.protocol, state.transactions, state.version
+
+
+def recording(place: Place) -> object:
+    with open_private(place.root / "spool") as spool:
+        (name,) = spool.names(10)
+        found = Recording.take(spool, name)
+        if found is None or (end := found.end()) is None:
+            raise CimlError("left aside")
+        found.release()
+        return found.plan, end
+
+
+def bookmark(place: Place) -> object:
+    from ciml.digest import sha256_hex
+    from ciml.manifest.bookmarks import Bookmarks
+
+    log = ManifestLog(place.data.raw)
+    parent, _, name = place.below.rpartition("/")
+    digest_of: Callable[[int], str] = lambda version: sha256_hex(log.read_raw(version))  # noqa: E731
+    found = Bookmarks(place.data.store.child(parent), name, "kind", digest_of).load()
+    if found is None:
+        raise CimlError("left aside: the reader begins with the first delta")
+    return found
+
+
+def cached_statistics(place: Place) -> object:
+    from ciml.json_seal import read_object
+
+    return read_object(place.data.store.read(place.below), place.path)
+
+
+def index_rows(place: Place) -> object:
+    from ciml.manifest.checkpoints import Checkpoints
+    from services.feedback.state import FEEDBACK
+    from serving.predict.log import predictions_of_model
+
+    folder = place.below.partition("/")[0]
+    kind: Any = {"raw": RAW, "predictions": predictions_of_model(), "feedback": FEEDBACK}[folder]
+    checkpoints = Checkpoints(ManifestLog(place.data.store.child(folder)), kind)
+    tables = checkpoints.tables(checkpoints.newest())
+    return {
+        name: [(rows.high.tolist(), rows.low.tolist(), {key: column.to_pylist() for key, column in rows.values.items()})
+               for rows in table.scan()]
+        for name, table in tables.items()
+    }  # fmt: skip
+
+
+#: How each kind is read; of the others, the verifier reads everything.
+READERS: Mapping[str, Callable[[Place], object]] = {
+    "raw deltas": deltas,
+    "segments": deltas,
+    "pack deltas": deltas,
+    "data set deltas": deltas,
+    "registry deltas": deltas,
+    "predictions deltas": deltas,
+    "feedback deltas": deltas,
+    "exclusions": deltas,
+    "corrections": deltas,
+    "id index": index_rows,
+    "compaction cursor": cursor,
+    "definition": definition,
+    "Delta table log": table,
+    "Delta table files": verified,
+    "bookmarks": bookmark,
+    "statistics": cached_statistics,
+    "server configuration": verified,
+    "service state": lambda place: read_json(place.root / place.path),
+    "recorder spool": recording,
+}
+#: Kinds of which the verifier alone is asked.
+VERIFIED = {
+    "checkpoints", "runs", "packs", "dead letters", "examples", "experiments", "results", "result predictions",
+    "sweeps", "snapshots", "analyses", "training metrics", "models",
+}  # fmt: skip
+#: Without a digest, and why a flipped bit in them has no effect.
+UNREAD = {
+    "spool lock": "empty",
+}
+
+
+def name_of(path: str) -> str:
+    """The kind of an object by its path below the folder of `make`; "" for a candidate's own files."""
+    if path.startswith("home/"):
+        return "service state"
+    if path.startswith("spool/"):
+        return "spool lock" if path.endswith("/lock") else "recorder spool"
+    if path.startswith("model/"):
+        return ""
+    below = path.removeprefix("data/")
+    if (kind := kind_of(below)) != "derived":
+        return kind
+    endings = {
+        "/compaction.json": "compaction cursor", "/_definition.toml": "definition", "/models.config":
+        "server configuration", "/_replay": "bookmarks", "/_neighbours": "bookmarks",
+    }  # fmt: skip
+    for ending, name in endings.items():
+        if below.endswith(ending):
+            return name
+    if "/statistics/" in below:
+        return "statistics"
+    if "/_delta_log/" in below:
+        return "Delta table log"
+    return "Delta table files" if below.startswith("tables/") else "other"
+
+
+def objects(root: Path) -> dict[str, list[str]]:
+    """The paths of all objects below the folder of `make`, by kind."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and (name := name_of(below := str(path.relative_to(root)))):
+            found.setdefault(name, []).append(below)
+    return found
+
+
+def outcome(place: Place, kind: str, before: object) -> str:
+    """``read``: its reader rejects it; ``verified``: the verifier names it; ``same``: all that is read is equal."""
+    if kind in READERS:
+        try:
+            after = READERS[kind](place)
+        except (CimlError, RejectedInput):
+            return "read"
+        if after == before and READERS[kind] is not verified:
+            return "same"
+    found = examine(place.data)
+    name = place.path.rpartition("/")[2]
+    return "verified" if found.number or any(name in line for line in found.notes) else "MISSED"
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+class Flip(NamedTuple):
+    kind: str
+    path: str
+    bit: int
+    outcome: str
+
+
+def flips(root: Path, number: int, seed: int) -> Iterator[Flip]:
+    """Flip one bit at a time, the kinds in turns; each object is restored."""
+    choose = random.Random(seed)
+    found = objects(root)
+    kinds = sorted(found.keys() - UNREAD.keys())
+    before: dict[str, object] = {}
+    for turn in range(number):
+        kind = kinds[turn % len(kinds)]
+        place = Place(root, choose.choice(found[kind]))
+        if place.path not in before and kind in READERS:
+            before[place.path] = READERS[kind](place)
+        file = root / place.path
+        good = file.read_bytes()
+        bit = choose.randrange(8 * len(good))
+        file.write_bytes(flip(good, bit))
+        try:
+            yield Flip(kind, place.path, bit, outcome(place, kind, before.get(place.path)))
+        finally:
+            file.write_bytes(good)
+
+
+def lines(results: list[Flip]) -> list[str]:
+    """A table: a row a kind."""
+    counts = Counter((result.kind, result.outcome) for result in results)
+    rows = ["| kind | flipped | rejected by its reader | named by the verifier | without effect | missed |",
+            "|---|---|---|---|---|---|"]  # fmt: skip
+    for kind in [*sorted({result.kind for result in results}), ""]:
+        numbers = [
+            sum(number for (name, what), number in counts.items() if kind in ("", name) and what == column)
+            for column in ("read", "verified", "same", "MISSED")
+        ]
+        rows.append(f"| {kind or 'all'} | {sum(numbers)} | {' | '.join(map(str, numbers))} |")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kept = shared(tmp_path_factory, "every-kind", make)
+    return Path(shutil.copytree(kept, tmp_path_factory.mktemp("flips") / "root"))
+
+
+@pytest.mark.whole
+def test_each_kind_of_object_is_known_and_undamaged(root: Path) -> None:
+    """A new kind of stored object needs a digest, and an entry here."""
+    found = objects(root)
+    assert found.keys() == READERS.keys() | VERIFIED | UNREAD.keys()
+    assert "other" not in found
+    result = examine(DataRoot.open(root / "data"))
+    assert (result.faults, result.notes) == ([], [])
+    for name, kind in ((name, kind) for kind, names in found.items() for name in names if kind in READERS):
+        READERS[kind](Place(root, name))
+
+
+@pytest.mark.whole
+def test_a_flipped_bit_is_detected_or_changes_nothing(root: Path) -> None:
+    results = list(flips(root, 2 * len(objects(root)), seed=26))
+    assert [result for result in results if result.outcome == "MISSED"] == []
+    assert sum(result.outcome == "same" for result in results) <= len(results) // 10
+
+
+if __name__ == "__main__":
+    NUMBER = int(sys.argv[sys.argv.index("--flips") + 1]) if "--flips" in sys.argv else 500
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder))
+        RESULTS = list(flips(Path(folder), NUMBER, seed=26))
+    print("\n".join(lines(RESULTS)))
+    for RESULT in RESULTS:
+        if RESULT.outcome == "MISSED":
+            print(RESULT)
