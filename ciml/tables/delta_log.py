@@ -189,13 +189,14 @@ class DeltaLog:
         return IntegrityError(f"{self.store.url(FOLDER)}: {what}; {_REMEDY}")
 
     def try_commit(self, version: int, actions: Iterable[Action]) -> bool:
-        """Create a commit, whose first action is ``commitInfo``; return False where another publisher's exists.
+        """Create a commit; return False where another publisher's exists.
 
-        ``commitInfo`` has a seal (`ciml.json_seal`): of itself, with the digest of the other actions.
+        Its first action, ``commitInfo``, has a seal (`ciml.json_seal`): of itself, with the digest of the other actions.
         """
-        info, *others = actions
+        others = list(actions)
+        info = others.pop(0)["commitInfo"] if others and "commitInfo" in others[0] else {}
         lines = b"".join(canonical_json(action) + b"\n" for action in others)
-        sealed = seal(canonical_json(info["commitInfo"]), sha256_hex(lines))
+        sealed = seal(canonical_json(info), sha256_hex(lines))
         return self.store.create(self.path(version), _INFO + sealed + b"}\n" + lines)
 
 

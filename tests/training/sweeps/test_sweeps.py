@@ -13,6 +13,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
+from ciml.json_seal import without_seal
 from ciml.storage.open import open_store
 from training.data.in_memory import read_dataset
 from training.estimators import Rows, fit
@@ -228,7 +229,7 @@ def test_a_sweep_of_an_older_normalisation_is_read_but_trains_no_further_trial(t
     store = open_store(tmp_path)
     begin_sweep(store, rates(), {}, lambda: 4)
     check_normalisation(store, "rates")  # its trials may be trained
-    begun = json.loads(store.read("sweep.json"))
+    begun = json.loads(without_seal(store.read("sweep.json")))
     assert begun.pop("normalisation") == 2
     store.replace("sweep.json", json.dumps(begun).encode())
     assert begin_sweep(store, rates(), {}, lambda: 5) == 4
