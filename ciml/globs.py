@@ -1,11 +1,16 @@
-"""Lists of globs, compiled once: selections of jobs, and the facts that a trust rule matches."""
+"""Lists of globs, compiled once: selections of jobs, and the facts that a trust rule matches.
+
+There are two kinds. In `glob_pattern`, ``*`` matches any text. In `PathGlobs` it stops at ``/``, as in the rules by
+which GitHub protects branches, and ``**`` does not.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from ciml.errors import CimlError
 
@@ -32,3 +37,89 @@ def glob_pattern(globs: Iterable[str]) -> re.Pattern[str]:
         return _compiled(listed)
     except TypeError:
         raise CimlError(f"globs must be texts, got {listed!r:.120}") from None
+
+
+class _Part(NamedTuple):
+    """A part of a glob: one character, or any number of them.
+
+    Attributes:
+      repeats: whether it matches any number of characters.
+      pattern: of one character.
+    """
+
+    repeats: bool
+    pattern: re.Pattern[str]
+
+
+class PathGlobs:
+    """Globs in which ``*``, ``?`` and ``[…]`` never match ``/``; ``**`` matches any text. Case-sensitive.
+
+    A match takes time that is linear in the text, for every glob: texts come from outside.
+
+    Args:
+      globs: texts; without any, nothing matches.
+    """
+
+    def __init__(self, globs: Iterable[str]) -> None:
+        self._globs = tuple(_parts(glob) for glob in globs)
+
+    def fullmatch(self, text: str) -> bool:
+        """Return whether one of the globs matches the whole text."""
+        return any(_matches(parts, text) for parts in self._globs)
+
+
+def crosses_slash(glob: str) -> bool:
+    """Return whether a glob may match more as one of `glob_pattern` than as one of `PathGlobs`."""
+    pieces = [piece for piece in _pieces(glob) if not piece.startswith("**")]
+    return any(piece != "/" and re.match(fnmatch.translate(piece), "/") for piece in pieces)
+
+
+def _pieces(glob: str) -> Iterator[str]:
+    """Yield the wildcards and the single characters of a glob. A ``[`` that nothing closes is a character."""
+    place = 0
+    while place < len(glob):
+        end = place + 1
+        if glob[place] == "*":
+            while glob.startswith("*", end):
+                end += 1
+        elif glob[place] == "[":
+            end += glob.startswith("!", end)
+            closing = glob.find("]", end + 1)  # the first character of a class may be ]
+            end = closing + 1 if closing >= 0 else place + 1
+        yield glob[place:end]
+        place = end
+
+
+def _parts(glob: str) -> tuple[_Part, ...]:
+    return tuple(_part(piece) for piece in _pieces(glob))
+
+
+def _part(piece: str) -> _Part:
+    if piece.startswith("**"):
+        return _Part(True, re.compile(r"(?s:.)"))
+    if piece == "*":
+        return _Part(True, re.compile(r"[^/]"))
+    is_wildcard = len(piece) > 1 or piece == "?"
+    return _Part(False, re.compile(f"(?!/){fnmatch.translate(piece)}" if is_wildcard else re.escape(piece)))
+
+
+def _matches(parts: Sequence[_Part], text: str) -> bool:
+    """Return whether a glob matches, by the set of all parts at which its match may stand."""
+    places = _reached({0}, parts)
+    for char in text:
+        matching = [place for place in places if place < len(parts) and parts[place].pattern.match(char)]
+        places = _reached({place if parts[place].repeats else place + 1 for place in matching}, parts)
+        if not places:
+            return False
+    return len(parts) in places
+
+
+def _reached(places: set[int], parts: Sequence[_Part]) -> set[int]:
+    """Return the places, and those behind parts that may match nothing."""
+    reached = set(places)
+    for place in places:
+        after = place
+        while after < len(parts) and parts[after].repeats:
+            after += 1
+            reached.add(after)
+    return reached

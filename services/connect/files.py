@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError
+from ciml.globs import crosses_slash
 from ciml.settings import parse_toml
 from services.connect.connection import Connection, SecretFile
 from services.connect.toml_text import with_items, with_key, with_table, without_blocks
 from services.receivers.config import SOURCES, TABLES, load_receivers
+from transforms.ingest.trust import PATH_GLOBS
 
 RECEIVERS, FETCH, TRUST, FEEDBACK = "receivers.toml", "fetch.toml", "trust.toml", "feedback.toml"
 _SECRET_BYTES = 32
@@ -160,6 +162,7 @@ def trust_text(text: str, connection: Connection, where: str) -> str:
     sample = re.sub(r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample)
     if not text:
         return sample
+    text = _with_path_globs(text, where)
     names = {each.get("name") for each in found}
     for block in re.split(r"(?m)^(?=\[\[rule\]\])", sample)[1:]:
         (rule,) = parse_toml(block, where)["rule"]
@@ -171,8 +174,18 @@ def trust_text(text: str, connection: Connection, where: str) -> str:
     return text
 
 
-def _globs(rule: Mapping[str, Any]) -> list[str]:
-    globs = rule.get("source", [])
+def _with_path_globs(text: str, where: str) -> str:
+    """Return a policy in which * ends at a slash, unless that would change what its own rules match."""
+    document = parse_toml(text, where)
+    rules = document.get("rule", [])
+    globs = [glob for rule in rules for fact in rule if fact not in ("name", "trusted") for glob in _globs(rule, fact)]
+    if "globs" in document or "all" in globs or any(map(crosses_slash, globs)):
+        return text
+    return with_key(text, "globs", PATH_GLOBS, where)
+
+
+def _globs(rule: Mapping[str, Any], fact: str = "source") -> list[str]:
+    globs = rule.get(fact, [])
     return [globs] if isinstance(globs, str) else globs
 
 

@@ -85,7 +85,7 @@ def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
     return changed
 
 
-def with_key(text: str, key: str, value: str, where: str) -> str:
+def with_key(text: str, key: str, value: str | int, where: str) -> str:
     """Return the text with a key at its top level. Raises `CimlError` if it has another value."""
     before = tomllib.loads(text).get(key)
     if before not in (None, value):

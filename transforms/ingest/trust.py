@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.events.records import Batch, RunFacts, Trust
-from ciml.globs import glob_pattern
+from ciml.globs import PathGlobs, crosses_slash, glob_pattern
 from ciml.settings import parse_toml, read_toml
 
 #: The facts that a rule may match: fields of `RunFacts`. New ones go to the end: digests of policies do not change.
 FACTS = ("source", "pipeline", "project", "branch", "event", "review", "fork", "auth", "owner")
+
+#: The meaning of globs: ``*`` also matches a ``/`` (`glob_pattern`), or does not (`PathGlobs`).
+FORMER_GLOBS, PATH_GLOBS = 1, 2
 
 #: `Trust.rule` of a run that no rule matches: it is untrusted.
 NO_RULE = "no rule"
@@ -30,6 +34,9 @@ _FORMER: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
     ("reviewed", (("review", ("approved", "merged")),)),
 )
 _MAX_REMEMBERED = 10_000
+#: Facts whose values never hold a ``/``.
+_WITHOUT_SLASH = frozenset({"source", "fork", "auth"})
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,9 @@ class Rule:
     facts: tuple[tuple[str, tuple[str, ...]], ...]
 
 
+Matcher = re.Pattern[str] | PathGlobs
+
+
 @dataclass(frozen=True)
 class TrustPolicy:
     """Ordered rules; the first that matches decides, and without a match a run is untrusted.
@@ -54,25 +64,41 @@ class TrustPolicy:
     Attributes:
       rules: in the file's order.
       digest: digest of the rules, not of the file's bytes, 16 hex digits; recorded with each decision.
+      globs: the meaning of globs, `FORMER_GLOBS` or `PATH_GLOBS`.
     """
 
     rules: tuple[Rule, ...]
     digest: str
-    _tests: tuple[tuple[tuple[tuple[int, re.Pattern[str]], ...], Trust], ...] = field(repr=False, compare=False)
+    _tests: tuple[tuple[tuple[tuple[int, Matcher], ...], Trust], ...] = field(repr=False, compare=False)
+    globs: int = FORMER_GLOBS
     _decided: dict[tuple[str, ...], Trust] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, rules: tuple[Rule, ...]) -> TrustPolicy:
+    def of(cls, rules: tuple[Rule, ...], globs: int = FORMER_GLOBS) -> TrustPolicy:
         """Return the policy of these rules."""
-        digest = sha256_json([[rule.name, rule.trusted, rule.facts] for rule in rules])[:16]
+        listed: Any = [[rule.name, rule.trusted, rule.facts] for rule in rules]
+        digest = sha256_json(listed if globs == FORMER_GLOBS else {"globs": globs, "rules": listed})[:16]
         tests = tuple(
             (
-                tuple((FACTS.index(fact), glob_pattern(globs)) for fact, globs in rule.facts),
+                tuple((FACTS.index(fact), _matcher(of_fact, globs)) for fact, of_fact in rule.facts),
                 Trust(rule.trusted, rule.name, digest),
             )
             for rule in rules
         )
-        return cls(rules, digest, tests)
+        return cls(rules, digest, tests, globs)
+
+    def matcher(self, globs: tuple[str, ...]) -> Matcher:
+        """Return what matches one of the globs of a rule, in this policy's meaning."""
+        return _matcher(globs, self.globs)
+
+    def crossing(self) -> Iterator[tuple[Rule, str, str]]:
+        """Yield rule, fact and glob of each glob that matches more than it would with `PATH_GLOBS`."""
+        if self.globs == FORMER_GLOBS:
+            for rule in self.rules:
+                for fact, globs in rule.facts:
+                    for glob in globs:
+                        if globs == ("all",) or (fact not in _WITHOUT_SLASH and crosses_slash(glob)):
+                            yield rule, fact, glob
 
     @classmethod
     def parse(cls, text: str, where: str = "the trust policy") -> TrustPolicy:
@@ -85,10 +111,15 @@ class TrustPolicy:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: str = "the trust policy") -> TrustPolicy:
-        """Return the policy of a document with the list ``rule``. Raises as `parse`."""
+        """Return the policy of a document with the list ``rule`` and the number ``globs``. Raises as `parse`."""
         for key in document:
-            if key != "rule":
-                raise CimlError(f"{where}: unknown key {key!r}; a policy is a list of [[rule]]")
+            if key not in ("rule", "globs"):
+                raise CimlError(
+                    f"{where}: unknown key {key!r}; a policy is a list of [[rule]], and globs = {PATH_GLOBS}"
+                )
+        globs = document.get("globs", FORMER_GLOBS)
+        if type(globs) is not int or globs not in (FORMER_GLOBS, PATH_GLOBS):
+            raise CimlError(f"{where}: globs must be {FORMER_GLOBS} or {PATH_GLOBS}, not {globs!r:.80}")
         listed = document.get("rule", [])
         if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
             raise CimlError(f"{where}: write rules as [[rule]]")
@@ -97,7 +128,12 @@ class TrustPolicy:
         for name in names:
             if names.count(name) > 1:
                 raise CimlError(f"{where}: two rules have the name {name!r}")
-        return cls.of(rules)
+        policy = cls.of(rules, globs)
+        crossing = [f"rule {rule.name!r}: {fact} {glob!r}" for rule, fact, glob in policy.crossing()]
+        if crossing:
+            remedy = f"set globs = {PATH_GLOBS} above the first rule: then * ends at '/', and ** does not"
+            _log.warning("%s: globs match names with further '/', too: %s; %s", where, ", ".join(crossing), remedy)
+        return policy
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> TrustPolicy:
@@ -109,6 +145,10 @@ class TrustPolicy:
         if path is None:
             return cls.parse(files("transforms.ingest").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
         return cls.from_json(read_toml(path), os.fspath(path))
+
+
+def _matcher(globs: tuple[str, ...], meaning: int) -> Matcher:
+    return PathGlobs(globs) if meaning == PATH_GLOBS else glob_pattern(globs)
 
 
 def former_policy() -> TrustPolicy:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ciml.events.records import RunFacts
-from ciml.globs import glob_pattern
 from ciml.raw.latest_runs import StoredRun
 from transforms.ingest.trust import TrustPolicy, evaluate
 
@@ -119,7 +118,7 @@ def trace(policy: TrustPolicy, facts: RunFacts) -> list[RuleTrace]:
         missed = tuple(
             Mismatch(name, getattr(facts, name), globs)
             for name, globs in rule.facts
-            if glob_pattern(globs).fullmatch(getattr(facts, name)) is None
+            if not policy.matcher(globs).fullmatch(getattr(facts, name))
         )
         found.append(RuleTrace(rule.name, rule.trusted, not missed and not decided, missed))
         decided = decided or not missed

@@ -140,6 +140,28 @@ def test_comments_and_own_rules_stay(tmp_path: Path) -> None:
     assert "reviewed" in {rule.name for rule in TrustPolicy.load(tmp_path / TRUST).rules}
 
 
+@pytest.mark.parametrize(
+    ("own", "globs"),
+    [
+        ('branch = ["main"]', 2),
+        ('branch = ["main", "release/**"]', 2),
+        ('branch = ["release/*"]', 1),
+        ('branch = "stable-?"', 1),
+        ('source = ["all"]', 1),
+    ],
+)
+def test_rules_are_added_to_a_policy_whose_own_rules_keep_their_meaning(tmp_path: Path, own: str, globs: int) -> None:
+    (tmp_path / TRUST).write_text(f'# ours\n[[rule]]\nname = "ours"\ntrusted = false\n{own}\n')
+    write(tmp_path, ALL["github"])
+    policy = TrustPolicy.load(tmp_path / TRUST)
+    assert policy.globs == globs
+    assert {"ours", "reviewed"} <= {rule.name for rule in policy.rules}
+    written = (tmp_path / TRUST).read_text()
+    write(tmp_path, ALL["github"])
+    assert (tmp_path / TRUST).read_text() == written
+    assert written.startswith("# ours\n")
+
+
 def test_another_source_of_the_name_needs_force(tmp_path: Path) -> None:
     write(tmp_path, ALL["zuul"])
     write(tmp_path, ALL["gerrit"])

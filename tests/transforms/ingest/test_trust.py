@@ -13,7 +13,8 @@ from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing
 from ciml.raw.known_subjects import STORED
 from transforms.ingest.trust import FACTS as FACTS_IN_ORDER
-from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, former_policy, judge
+from transforms.ingest.trust import NO_RULE, PATH_GLOBS, TrustPolicy, evaluate, former_policy, judge
+from transforms.ingest.trust_review import Mismatch, trace
 
 SAMPLES = Path(__file__).parents[3] / "transforms" / "ingest"
 FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
@@ -228,3 +229,55 @@ def test_what_is_remembered_stays_bounded() -> None:
     for number in range(20_500):
         assert not evaluate(policy, FACTS.replace(branch=str(number))).trusted
     assert len(policy._decided) <= 10_000
+
+
+RELEASES = """
+[[rule]]
+name = "releases"
+trusted = true
+source = ["zuul-*"]
+branch = ["main", "release/*"]
+project = ["octo/**", "w[!x]"]
+"""
+
+
+def releases(branch: str, project: str = "octo/widget") -> RunFacts:
+    return RunFacts("zuul-a~u~1", "u", "unit", source="zuul-a", branch=branch, project=project)
+
+
+def test_a_policy_without_globs_keeps_its_meaning_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    policy = TrustPolicy.parse(RELEASES, "trust.toml")
+    assert policy.digest == TrustPolicy.of(policy.rules).digest == "b5cee73d5852ac37"
+    assert [evaluate(policy, releases(branch)).trusted for branch in ("release/1", "release/1/PR-5")] == [True, True]
+    assert [record.getMessage() for record in caplog.records] == [
+        "trust.toml: globs match names with further '/', too: rule 'releases': project 'w[!x]', rule 'releases': "
+        "branch 'release/*'; set globs = 2 above the first rule: then * ends at '/', and ** does not"
+    ]
+    assert "'release/*'" in str(trace(policy, releases("other", "w/"))[0].mismatches)
+
+
+def test_with_globs_2_a_star_ends_at_a_slash(caplog: pytest.LogCaptureFixture) -> None:
+    policy = TrustPolicy.parse(f"globs = 2\n{RELEASES}")
+    branches = ["main", "release/1", "release/", "release/1/PR-5", "release/1/2", "Main"]
+    assert [branch for branch in branches if evaluate(policy, releases(branch)).trusted] == branches[:3]
+    assert [evaluate(policy, releases("main", name)).trusted for name in ("octo/a/b", "wy", "w/")] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert caplog.records == []
+    assert [found.mismatches for found in trace(policy, releases("release/1/2"))] == [
+        (Mismatch("branch", "release/1/2", ("main", "release/*")),)
+    ]
+    former = TrustPolicy.parse(f"globs = 1\n{RELEASES}")
+    assert former.digest == TrustPolicy.parse(RELEASES).digest != policy.digest
+
+
+@pytest.mark.parametrize("globs", ["3", "0", "true", "2.0", '"2"', "[]"])
+def test_an_unknown_meaning_of_globs_is_an_error(globs: str) -> None:
+    with pytest.raises(CimlError, match="the trust policy: globs must be 1 or 2, not"):
+        TrustPolicy.parse(f"globs = {globs}")
+
+
+@pytest.mark.parametrize("policy", [None, *sorted(SAMPLES.glob("trust_*.toml"))])
+def test_in_policies_of_ciml_a_star_ends_at_a_slash(policy: Path | None, caplog: pytest.LogCaptureFixture) -> None:
+    assert TrustPolicy.load(policy).globs == PATH_GLOBS
+    assert caplog.records == []
