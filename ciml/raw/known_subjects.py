@@ -1,12 +1,15 @@
 """What updates say of the subjects of runs, and which stored runs have a subject: in memory, or over tables on disk.
 
 Only runs that name a subject, or have a fact that examples do not hold, are here: without them nothing is stored.
+
+A recorder knows facts that its CI system does not report, such as the exit status. Its event may be believed less than
+that of the system, which reclaims the run or comes first. So what such events claim is kept apart from the run's row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,7 +25,8 @@ Subject = tuple[str, str]
 _SAID = TableKind({"said": "binary"})
 #: A run of a subject. Id: half of the subject's id, then half of the run's id, so that a subject's runs are adjacent.
 _MEMBERS = TableKind({"run": "binary"})
-#: The facts by which a run is trusted, as its own event has them, and its subjects (JSON). Id: the run id.
+#: The facts by which a run is trusted, as its own event has them, and its subjects (JSON). Id: the run id. And what was
+#: claimed of a run (JSON). Id: the run id and a word.
 _OWN = TableKind({"facts": "binary"})
 #: The tables of `Subjects`.
 TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": _OWN}
@@ -30,9 +34,27 @@ TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": 
 #: The facts that are stored of a run: all by which a policy may trust it.
 STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner")
 _NONE = dict.fromkeys(STORED, "")
+#: What a recorder reports of a run's machine and command, and a CI system may not: fields of `RunFacts`, and labels.
+CLAIMED_FACTS = ("provider", "region", "flavour")
+CLAIMED_LABELS = ("exit_code", "signal", "node", "runner")
 _HALF = 8
 
 _said_decoder = msgspec.json.Decoder(dict[str, Said])
+
+
+class Claim(NamedTuple):
+    """What an event says of one fact of `CLAIMED_FACTS` and `CLAIMED_LABELS`, other than the run's trusted row.
+
+    Attributes:
+      standing: of the event, one of `ciml.raw.standing.STANDINGS`.
+      value: the fact.
+    """
+
+    standing: int
+    value: str
+
+
+_claims_decoder = msgspec.json.Decoder(dict[str, Claim])
 
 
 def subjects_of(facts: RunFacts) -> list[Subject]:
@@ -53,8 +75,29 @@ def is_marked(facts: Mapping[str, Any]) -> bool:
     return "auth" in facts or "subjects" in facts or "fork" in facts or "owner" in facts
 
 
+def claims_of(facts: Mapping[str, Any], standing: int) -> dict[str, Claim]:
+    """Return what an event claims of a run.
+
+    Args:
+      facts: of the run, as in the raw manifest.
+      standing: of the event.
+    """
+    labels = facts.get("labels", {})
+    values = {name: facts[name] for name in CLAIMED_FACTS if facts.get(name)}
+    values |= {name: labels[name] for name in CLAIMED_LABELS if labels.get(name)}
+    return {name: Claim(standing, value) for name, value in values.items()}
+
+
+def with_claims(facts: RunFacts, claims: Mapping[str, Claim]) -> RunFacts:
+    """Return a run's facts, completed by claims where they are missing. They are for people; no model learns them."""
+    values = {name: claim.value for name, claim in claims.items()}
+    missing = {name: values[name] for name in CLAIMED_FACTS if name in values and not getattr(facts, name)}
+    labels = {name: values[name] for name in CLAIMED_LABELS if name in values}
+    return facts.replace(**missing, labels={**labels, **facts.labels})
+
+
 class Subjects:
-    """Subjects and their runs.
+    """Subjects and their runs, and what was claimed of runs.
 
     Args:
       tables: those of `TABLES`, as of a checkpoint; without them everything is in memory.
@@ -117,6 +160,19 @@ class Subjects:
         """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
         source, said = source_of(facts), map(self.said, subjects_of(facts))
         return [(source, parent) for each in said for parent in parent_subjects(facts, each) if parent]
+
+    def claim(self, run_id: str, claims: Mapping[str, Claim]) -> None:
+        """Add what an event claims of a run. Of each fact, the first claim of the highest standing counts."""
+        before = self.claims(run_id)
+        after = {**claims, **before}
+        after |= {name: claim for name, claim in claims.items() if claim.standing > after[name].standing}
+        if after != before:
+            self._own[_claims_id(run_id)] = msgspec.json.encode(after, order="sorted")
+
+    def claims(self, run_id: str) -> dict[str, Claim]:
+        """Return what events claim of a run, other than its trusted row."""
+        (data,) = self._encoded([_claims_id(run_id)])
+        return _claims_decoder.decode(data) if data is not None else {}
 
     def runs(self, subject: Subject, most: int) -> list[RunFacts]:
         """Return the own facts of at most ``most`` runs of a subject, or with it as a parent, as trust needs them."""
@@ -190,6 +246,10 @@ class Subjects:
             ),
             "facts": _OWN.rows(list(self._own), {"facts": list(self._own.values())}),
         }
+
+
+def _claims_id(run_id: str) -> bytes:
+    return fingerprint(run_id, "claims")
 
 
 def _encode(facts: RunFacts) -> bytes:

@@ -22,8 +22,8 @@ from ciml.raw.known_ids import (
     OpenDeadLetter,
     recorded_ids,
 )
-from ciml.raw.known_subjects import is_marked
-from ciml.raw.standing import standing_of
+from ciml.raw.known_subjects import claims_of, is_marked
+from ciml.raw.standing import TRUSTED, standing_of
 from ciml.storage.open import Store
 
 #: Number of sources that are counted separately, the first ones: events name their source freely.
@@ -128,12 +128,15 @@ class RawState(TopicState):
         reason: str = record.get("reason", "")
         trust = record.get("trust", {})
         trusted: bool = trust.get("trusted", False)
+        standing = standing_of(trusted, bool(facts.get("auth")))
+        is_row = kind in ("run", "reclaim")
+        if (not is_row or not trusted) and (claims := claims_of(facts, standing)):
+            self.index.subjects.claim(run_id, claims)
         if event_key := record.get("event_key"):
             # Older versions stored some records without a decision: their ids are plain, as those of trusted events.
-            standing = standing_of(trusted or not trust, bool(facts.get("auth")))
-            for event in recorded_ids(event_key, run_id, facts, standing):
+            for event in recorded_ids(event_key, run_id, facts, standing if trust else TRUSTED):
                 self.index.add_event(*event)
-        if kind in ("run", "reclaim"):
+        if is_row:
             if (self.index.run(run_id) is not None) != (kind == "reclaim"):
                 what = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
                 raise IntegrityError(f"raw manifest: version {version} {what.format(run_id)}")

@@ -153,14 +153,15 @@ def _moment(text: str | None, subject: Subject) -> float:
 
 
 def _check_end(parts: tuple[Any, ...], subject: Subject) -> bool:
-    how, status, after, usual = parts
+    how, status, claimed, after, usual = parts
     low, _, high = subject.profile.length_s
     length = _length(subject)
     if not _said(after).fits(length) or not _is_usual(usual, (low, high), subject):
         return False
     if status is not None:
         number = subject.exit_status
-        return number == int(status) and how in (f"was ended by {_signal(number)} ",)
+        is_whose = (claimed is not None) == subject.claimed
+        return is_whose and number == int(status) and how in (f"was ended by {_signal(number)} ",)
     return {
         "reached its time limit ": subject.outcome == "timeout",
         "took ": length > high and usual is not None,
@@ -290,7 +291,8 @@ _SENTENCES: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
     (re.compile(pattern), check)
     for pattern, check in (
         (
-            rf"It (reached its time limit |took |ended |was ended by SIG[A-Z]+ )(?:\(exit status (-?[0-9]+)\) )?"
+            r"It (reached its time limit |took |ended |was ended by SIG[A-Z]+ )"
+            r"(?:\(exit status (-?[0-9]+)(, as its recorder reports)?\) )?"
             rf"(?:after )?{_VALUE}(?:; {_OTHERS} take {_RANGE})?\.",
             _check_end,
         ),

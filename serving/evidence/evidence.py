@@ -15,9 +15,11 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
+from ciml.raw.known_subjects import with_claims
 from ciml.raw.lookup import entries_of, row_of
+from ciml.raw.state import open_raw
 from ciml.telemetry import BOOT, TIME
-from ciml.verdicts import PROFILES
+from ciml.verdicts import PROFILES, exit_status_of
 from serving.evidence.check import follows
 from serving.evidence.observe import observations
 from serving.evidence.picture import draw
@@ -80,7 +82,7 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
     table = read_run(data.raw, path, columns=[TIME, BOOT, *SERIES])
     if not table.num_rows:
         raise IntegrityError(f"run {facts.run_id} has no samples")
-    subject = Subject.of(facts, table, _profiles(data, model, version).of(facts.build_name))
+    subject = Subject.of(facts, table, _profiles(data, model, version).of(facts.build_name), _claimed(data, facts))
     found, picture = evidence_for(subject)
     if not picture:
         return found
@@ -102,6 +104,17 @@ def evidence_for(subject: Subject) -> tuple[Evidence, str]:
     picture = draw(subject, [one.column for one in said if one.column])
     profile = subject.profile
     return Evidence(tuple(one.text for one in said), "", profile.job, profile.runs, dropped), picture
+
+
+def _claimed(data: DataRoot, facts: RunFacts) -> RunFacts | None:
+    """Return a run's facts with what events claim that are believed less, such as its recorder's.
+
+    None where the run's own event reports how its command ended: then nothing else is asked for.
+    """
+    if exit_status_of(facts.labels) is not None:
+        return None
+    _, state = open_raw(data.raw)
+    return with_claims(facts, state.index.subjects.claims(facts.run_id))
 
 
 def _path_of(data: DataRoot, run_id: str) -> str:

@@ -88,7 +88,9 @@ def _end(subject: Subject, length: float) -> Iterator[Observation]:
     if subject.outcome == "timeout":
         yield Observation(f"It reached its time limit after {span(length)}{usual}")
     elif (name := signal_name(subject.exit_status)) is not None:
-        yield Observation(f"It was ended by {name} (exit status {subject.exit_status}) after {span(length)}{usual}")
+        whose = ", as its recorder reports" if subject.claimed else ""
+        status = f"(exit status {subject.exit_status}{whose})"
+        yield Observation(f"It was ended by {name} {status} after {span(length)}{usual}")
     elif _comparable(subject) and length > high + beyond:
         yield Observation(f"It took {span(length)}{usual}")
     elif _comparable(subject) and length < low - min(beyond, low / 3):

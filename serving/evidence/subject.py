@@ -20,6 +20,7 @@ class Subject:
       profile: of the passing runs of its job.
       outcome: such as ``failure`` or ``timeout``; "" where it is not known.
       exit_status: of its job, by `ciml.verdicts.exit_status`; None where it is not known.
+      claimed: whether only an event that is believed less than the run's own reports the exit status.
       end_us: when the CI system says that it ended, epoch microseconds; None where it is not known.
     """
 
@@ -28,8 +29,20 @@ class Subject:
     outcome: str = ""
     exit_status: int | None = None
     end_us: int | None = None
+    claimed: bool = False
 
     @classmethod
-    def of(cls, facts: RunFacts, table: pa.Table, profile: Profile) -> Subject:
-        """Return the subject of a run with these facts."""
-        return cls(table, profile, facts.outcome or "", exit_status_of(facts.labels), facts.end_us)
+    def of(cls, facts: RunFacts, table: pa.Table, profile: Profile, claimed: RunFacts | None = None) -> Subject:
+        """Return the subject of a run.
+
+        Args:
+          facts: of the run.
+          table: its telemetry.
+          profile: of the passing runs of its job.
+          claimed: its facts, completed by what events claim that are believed less; None without such events.
+        """
+        status = exit_status_of(facts.labels)
+        if status is not None or claimed is None:
+            return cls(table, profile, facts.outcome or "", status, facts.end_us)
+        status = exit_status_of(claimed.labels)
+        return cls(table, profile, facts.outcome or "", status, facts.end_us, status is not None)

@@ -11,6 +11,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from serving.evidence import Evidence, evidence, evidence_of
+from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 from tests.serving.evidence.stored import FAILED, STARVED, made, prediction, push, store_runs
 from tests.transforms.profiles.tables import facts_of
 
@@ -46,6 +47,26 @@ def test_a_record_without_the_path_of_its_run_is_looked_up(tmp_path: Path) -> No
     assert evidence_of(data, record).observations == SAID
     with pytest.raises(IntegrityError, match="run zuul~unit-3~1 is in no manifest of"):
         evidence_of(data, {**record, "run": facts_of(number=3).to_json()})
+
+
+@pytest.mark.parametrize("first", ["recorder", "system"])
+def test_an_exit_status_that_only_a_recorder_reports_is_said_to_be_its(tmp_path: Path, first: str) -> None:
+    data, _ = made(tmp_path)
+    ours = facts_of(outcome="failure", number=50).replace(labels={"exit_code": "-9"})
+    theirs = ours.replace(labels={}, auth="mqtt-user")
+    raw = RawStore(data)
+    if first == "recorder":
+        raw.add([(ours, STARVED)], trust=UNTRUSTED)
+        raw.add(reclaims=[(theirs, STARVED)])
+    else:
+        raw.add([(theirs, STARVED)])
+        raw.add(others=[(ours, STARVED)], trust=UNTRUSTED)
+    record = prediction(theirs, raw.write(theirs, STARVED).path)
+    assert "labels" not in record["run"]
+    assert evidence_of(data, record).observations == (
+        "It was ended by SIGKILL (exit status -9, as its recorder reports) after 59 s; passing runs take 54 to 64 s.",
+        SAID[1],
+    )
 
 
 def test_a_job_without_profile_and_a_model_without_profiles(tmp_path: Path) -> None:
