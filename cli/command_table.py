@@ -42,6 +42,7 @@ COMMANDS: Table = {
         "record": ("cli.commands.operate.record:command", "Run a command and record its machine's telemetry."),
         "receive": ("cli.commands.operate.receive:command", "Receive deliveries of CI systems."),
         "ingest": ("cli.commands.operate.ingest:command", "Ingest CI events into the raw store."),
+        "topics": ("cli.commands.operate.topics:command", "Continue with a topic that was created again."),
         "adapter": ("cli.commands.operate.adapter:command", "List adapters of CI systems; try a delivery."),
         "backfill": ("cli.commands.operate.backfill:command", "Load historical logs into the raw store."),
         "live": ("cli.commands.operate.live:command", "Stream windows of running jobs."),

@@ -109,6 +109,9 @@ class Running:
 
         if self.once and self.until_idle is not None:
             raise click.UsageError("--once and --until-idle exclude each other")
+        problems = service.problems()
+        if problems:
+            raise CimlError("; ".join(problems.values()))
         stop, endpoint = stop_on_signals(), self.engine.job_endpoint
         registry = registry_of(service.board, *service.timings())
         with serve_metrics(registry, self.metrics_port, self.metrics_address) as url:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from engines import processes, state
-from engines.local_s3 import use_local_s3
-from services.files import Options, ServiceFiles
+from engines import processes
+from services.files import Options, ServiceFiles, check_secret_variables, in_place
 from services.jobs import jobs_of, submits
 
 Report = Callable[[str], object]
@@ -31,15 +30,15 @@ def start(files: ServiceFiles, options: Options, wait_s: float, report: Report, 
       EngineError: if the broker, the store or the engine does not answer, or the service does not run in time.
       IntegrityError: if continuing would lose or mix data.
     """
-    with _commanding(files):
+    with _commanding(files), in_place(files.home, options):
         if _is_supervised(files):
             raise CimlError(
                 f"a service named {files.name} is already running (pid {files.recorded('supervisor')[0]}): stop it "
                 "(ciml service stop), or choose another --name"
             )
-        check(options)
-        _end_failed(files)
         again = foreground and files.known and _comparable(files.options()) == _comparable(options)
+        check(options, None if not again else report)
+        _end_failed(files)
         if files.known:
             _end_different(files, options, report)
             kept = files.status().get("savepoint")
@@ -47,11 +46,11 @@ def start(files: ServiceFiles, options: Options, wait_s: float, report: Report, 
                 report(f"Starting from the manifest, not from the savepoint {kept['path']} (resume would use it).")
         files.put_options(options)
         if not again:
-            files.put_status({})
+            failure = files.status().get("last_failure")
+            files.put_status({"last_failure": failure} if failure else {})
         if not foreground:
             _supervise(files, wait_s, report)
             return 0
-        use_s3(files.home, options)
         files.want("run")
     from services.process import supervisor_main
 
@@ -60,8 +59,7 @@ def start(files: ServiceFiles, options: Options, wait_s: float, report: Report, 
 
 def resume(files: ServiceFiles, parallelism: int | None, wait_s: float, report: Report) -> None:
     """Resume a service, and take over its running job. Raises as `start` does."""
-    with _commanding(files):
-        options = files.options()
+    with _commanding(files), in_place(files.home, options := files.options()):
         if _is_supervised(files):
             if parallelism not in (None, options.parallelism):
                 raise CimlError(
@@ -69,7 +67,8 @@ def resume(files: ServiceFiles, parallelism: int | None, wait_s: float, report: 
                 )
             report(f"The service {files.name} is already running.")
             return
-        check(options)
+        check_secret_variables(options)
+        check(options, report)
         _end_failed(files)
         if parallelism not in (None, options.parallelism):
             changed = replace(options, parallelism=int(parallelism or 1))
@@ -85,9 +84,7 @@ def stop(files: ServiceFiles, wait_s: float, report: Report, *, savepoint: bool 
     Raises:
       EngineError: if it does not stop in time, or stopped without the requested savepoint.
     """
-    with _commanding(files):
-        options = files.options()
-        use_s3(files.home, options)
+    with _commanding(files), in_place(files.home, options := files.options()):
         before = files.status()
         supervisor = files.process("supervisor")
         if supervisor is None and before.get("health") == "stopped" and not _at_work(files, options):
@@ -102,17 +99,31 @@ def stop(files: ServiceFiles, wait_s: float, report: Report, *, savepoint: bool 
             processes.end(*files.recorded("supervisor"), grace_s=2.0)
         if files.status().get("health") not in ("stopped", "failed") or _at_work(files, options):
             _stop_here(files, options, wait_s)
+        if files.status().get("health") == "failed":
+            files.put_status({**files.status(), "health": "stopped", "why": "as asked"})
         _report_stopped(files, options, before, report, savepoint=savepoint)
 
 
-def check(options: Options) -> None:
-    """Check options, broker, topic, store and engine. Raises as `start` does."""
+def check(options: Options, report: Report | None = None) -> None:
+    """Check options, credentials, broker, topic, store and engine. Raises as `start` does.
+
+    Args:
+      options: of the service.
+      report: called with credentials that cannot be used, for a service that was started before: the rest of its work
+        need not wait for them. None makes them an error.
+    """
     from services.process import watched
 
     service = watched(options)
     if service.needs_flink and options.engine != "flink":
         raise CimlError(service.needs_flink)
     try:
+        problems = service.problems()
+        if problems and report is None:
+            raise CimlError("; ".join(problems.values()))
+        for problem in problems.values():
+            if report is not None:
+                report(f"Continuing without: {problem}")
         service.observe()
     finally:
         service.close()
@@ -120,13 +131,6 @@ def check(options: Options) -> None:
         from pipelines.flink.jobs import list_jobs
 
         list_jobs(options.jobs)
-
-
-def use_s3(home: Path, options: Options) -> None:
-    """Point S3 clients at the home's own endpoint if the data are on S3 and no other is configured."""
-    urls = (options.arguments.get("data_path", ""), *options.arguments.get("roots", ()))
-    if any(one.startswith("s3://") for one in urls):
-        use_local_s3(state.read(home).get("s3"))
 
 
 @contextmanager
@@ -172,7 +176,6 @@ def _comparable(options: Options) -> dict[str, Any]:
 def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
     """Start a supervisor, and wait until its service runs."""
     options = files.options()
-    use_s3(files.home, options)
     files.want("run")
     command = processes.python_command("services.process", "supervisor", str(files.home), files.name)
     pid, started = processes.spawn(command, files.log("supervisor"), processes.python_environment(), Path(options.cwd))
@@ -184,7 +187,7 @@ def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
         if mine:
             why = seen.get("why") or seen.get("health", "")
             if seen["health"] == "failed":
-                raise IntegrityError(why)
+                raise (IntegrityError if seen.get("exit_code", 4) == 4 else CimlError)(why)
             if seen["health"] == "stalled":
                 break
             if seen["health"] == "running":

@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import psutil
 from ciml.errors import CimlError
 from ciml.json_files import read_json, write_json
 from engines import processes, state
+from engines.environment import using
+from engines.local_s3 import use_local_s3
 from services.decide import Wanted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,7 +30,7 @@ _FOLDERS = ("services", "ingest")  # earlier versions supervised only an ingest,
 
 @dataclass(frozen=True)
 class Options:
-    """The start options of a service. Written with mode 0600, since Kafka's properties may hold a password.
+    """The record of a service's start. Written with mode 0600, since Kafka's properties may hold a password.
 
     Attributes:
       kind: of `services.service.KINDS`.
@@ -40,8 +42,11 @@ class Options:
       parallelism: of a job on Flink.
       beam: further options of Beam.
       cwd: the base of relative paths.
-      local_kafka, local_flink: whether these are the home's own, whose addresses may change (`located`).
+      local_kafka, local_flink, local_s3, local_models: whether these are the home's own, whose addresses may change
+        (`located`).
       metrics_port, metrics_address: address of the supervisor's metrics; None for no metrics.
+      environment: the variables that the start used, without secrets; None in the record of an earlier version.
+      secret_variables: the names of those that hold secrets.
       tied: the process (pid, start time) whose end stops the service; for tests.
     """
 
@@ -56,6 +61,10 @@ class Options:
     cwd: str = field(default_factory=os.getcwd)
     local_kafka: bool = False
     local_flink: bool = False
+    local_s3: bool = False
+    local_models: bool = False
+    environment: Mapping[str, str] | None = None
+    secret_variables: tuple[str, ...] = ()
     tied: tuple[int, float] | None = None
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
@@ -76,6 +85,7 @@ class Options:
                 **value,
                 "arguments": {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()},
                 "beam": tuple(value["beam"]),
+                "secret_variables": tuple(value.get("secret_variables", ())),
                 "tied": (int(tied[0]), float(tied[1])) if tied else None,
             }
         )
@@ -90,7 +100,59 @@ def located(home: Path, options: Options) -> Options:
     if options.local_flink and flink is not None and not flink.light:
         rest, workers = flink.urls.get("rest", ""), flink.urls.get("workers", "")
         options = replace(options, jobs=flink.address, rest=rest, workers=workers)
+    s3 = known.get("s3")
+    models = known.get("models")
+    if options.local_s3 and s3 is not None:
+        from engines.http import s3_environment
+
+        options = replace(options, environment={**(options.environment or {}), **s3_environment(s3.address)})
+    if options.local_models and models is not None:
+        options = replace(options, arguments={**options.arguments, "server": models.urls["grpc"]})
     return options
+
+
+@contextmanager
+def in_place(home: Path, options: Options) -> Iterator[None]:
+    """Use the working folder and the environment of a service's start in this process, within the context."""
+    with ExitStack() as stack:
+        stack.enter_context(_folder(options.cwd))
+        if options.environment is None:
+            stack.enter_context(using({}, os.environ.keys()))
+            urls = (options.arguments.get("data_path", ""), *options.arguments.get("roots", ()))
+            if any(url.startswith("s3://") for url in urls):
+                use_local_s3(state.read(home).get("s3"))
+        else:
+            stack.enter_context(using(options.environment, options.secret_variables))
+        yield
+
+
+@contextmanager
+def _folder(path: str) -> Iterator[None]:
+    before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            os.chdir(path)
+        except OSError as error:
+            raise CimlError(
+                f"the service was started in {path}, which cannot be used now ({error.strerror}): restore the folder, "
+                "or start the service in another one"
+            ) from None
+        try:
+            yield
+        finally:
+            os.fchdir(before)
+    finally:
+        os.close(before)
+
+
+def check_secret_variables(options: Options) -> None:
+    """Raise `CimlError` if a variable with a secret that the start used is not set."""
+    missing = [name for name in options.secret_variables if not os.environ.get(name)]
+    if missing:
+        raise CimlError(
+            f"the service was started with {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not set "
+            "now: set them, or keep the credentials in a file and start the service again (ciml service start)"
+        )
 
 
 class ServiceFiles:

@@ -59,6 +59,10 @@ class IngestService(TopicService[RawState]):
 
         return build_ingest(pipeline, self.config, work.reads, work.due)
 
+    def problems(self) -> Mapping[str, str]:
+        fetch: FetchPolicy = self.config.fetch
+        return fetch.problems()
+
     def cover_bases(self, listing: Listing) -> None:
         # Computed from the state at the commit: once another process has begun to read, missing offsets are losses.
         committer(self.config.raw).commit_found(lambda state: bases(state, listing))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
-from ciml.errors import EngineError
+from ciml.errors import EngineError, IntegrityError
 from engines import processes
 from pipelines.flink import rest
 from pipelines.flink.rest import RestJob
@@ -44,11 +46,16 @@ def job_name(files: ServiceFiles, options: Options) -> str:
 
 
 class Worker:
-    """The process that runs or submits the service. It outlives its parent; pid and start time identify it."""
+    """The process that runs or submits the service. It outlives its parent; pid and start time identify it.
+
+    Each launch has an id. Only the report of a launch that this object made, or found running, counts: a new supervisor
+    never inherits the failure of an earlier launch.
+    """
 
     def __init__(self, files: ServiceFiles, cwd: Path) -> None:
         self._files, self._cwd = files, cwd
         self._child: tuple[int, float] | None = None  # until it has recorded itself
+        self._launch: str | None = None
 
     @property
     def runs(self) -> bool:
@@ -60,8 +67,24 @@ class Worker:
         """Its start time, epoch seconds."""
         return self._files.recorded("worker")[1]
 
+    @property
+    def was_launched(self) -> bool:
+        """Whether this object started a worker, or found one running."""
+        self.report()
+        return self._launch is not None
+
     def report(self) -> dict[str, Any]:
-        return self._files.report("worker")
+        """Return its last report; empty before the first, and for one of an earlier launch."""
+        report = self._files.report("worker")
+        launch = report.get("launch", "")  # earlier versions have none
+        if report and self.runs:
+            self._launch = launch
+        return report if launch == self._launch else {}
+
+    @property
+    def beam_id(self) -> str | None:
+        """The id of the last submitted job in the job server, also of an earlier launch."""
+        return self._files.report("worker").get("beam_id")
 
     def how(self) -> str:
         """Return how it ended."""
@@ -70,7 +93,10 @@ class Worker:
     def start(self, savepoint: str = "") -> None:
         """Start it; the previous one must have ended."""
         self._files.clear("worker")
-        command = processes.python_command("services.process", "worker", str(self._files.home), self._files.name)
+        self._launch = secrets.token_hex(8)
+        command = processes.python_command(
+            "services.process", "worker", str(self._files.home), self._files.name, self._launch
+        )
         shutil.rmtree(self._files.timings, ignore_errors=True)
         self._files.timings.mkdir(parents=True, exist_ok=True)
         environment = {
@@ -84,6 +110,13 @@ class Worker:
         for one in (self._child, self._files.recorded("worker")):
             if one is not None:
                 processes.end(*one, grace_s=_GRACE_S)
+
+
+def _fault(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the permanent error in a worker's report, as fields of `JobStatus`."""
+    if not report.get("fault"):
+        return {}
+    return {"fault": report["error"], "exit_code": report.get("exit_code", IntegrityError.exit_code)}
 
 
 class InWorker:
@@ -100,11 +133,12 @@ class InWorker:
                 state,
                 began_s=self._worker.began_s,
                 progress=report.get("progress", {}),
+                progress_us=report.get("time_us"),
                 waits=report.get("waits", ""),
             )
-        if not report:
+        if not self._worker.was_launched:
             return JobStatus("missing")
-        return JobStatus("over", how=self._worker.how(), fault=report["error"] if report.get("fault") else "")
+        return JobStatus("over", how=self._worker.how(), **_fault(report))
 
     def submit(self, savepoint: str = "") -> None:
         self._worker.end()
@@ -130,12 +164,16 @@ class OnFlink:
 
     def __init__(self, worker: Worker, options: Options, prefix: str, savepoints: Path) -> None:
         self._worker, self._options, self._prefix, self._savepoints = worker, options, prefix, savepoints
+        self._seen_live: set[str] = set()  # names of the jobs that this object saw running
 
     def status(self) -> JobStatus:
         report, runs, mine = self._worker.report(), self._worker.runs, self._mine()
         if not self._options.workers:  # other jobs have lost their workers; the next submission ends them
             mine = [one for one in mine if one.name == report.get("job")]
         live = [one for one in mine if not one.over]
+        self._seen_live.update(one.name for one in live)
+        # Flink remembers the ended jobs of earlier launches, whose failures are not those of this one.
+        mine = [one for one in mine if one.name in self._seen_live or one.name == report.get("job")]
         for one in live[:-1]:
             rest.cancel(one)  # a supervisor was killed before it cancelled this one
         if live and (runs or self._options.workers):
@@ -146,7 +184,7 @@ class OnFlink:
             return JobStatus("over", live[-1].id, live[-1].name, how=f"its workers died: {self._worker.how()}")
         known = bool(mine) and mine[-1].state == "FAILED" and mine[-1].began_s > (self._worker.began_s or 0.0)
         if report.get("error") and not known:
-            return JobStatus("over", how=report["error"], fault=report["error"] if report.get("fault") else "")
+            return JobStatus("over", how=report["error"], **_fault(report))
         if mine:
             line, fault = self._failure(mine[-1])
             how = f"the Flink job ended: {mine[-1].state}" + (f" ({line})" if line else "")
@@ -176,7 +214,7 @@ class OnFlink:
                 rest.cancel(one)
             time.sleep(0.2)
             live = [one for one in self._mine() if not one.over]
-        beam_id = self._worker.report().get("beam_id")
+        beam_id = self._worker.beam_id
         if self._options.workers and beam_id:
             from pipelines.flink.jobs import forget_job
 

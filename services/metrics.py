@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
+
+from prometheus_client.registry import Collector
 
 from ciml.manifest.coverage import TopicState
 from ciml.metrics import Family, Metric
@@ -35,10 +38,18 @@ SERVICE_RESUBMISSIONS = Metric(
     "ciml_service_resubmissions_total", "counter", "Jobs or workers that a supervisor started as replacements.",
     ("kind",),
 )  # fmt: skip
+STATUS_AGE = Metric(
+    "ciml_status_age_seconds", "gauge",
+    "Age of the figures of ciml service status: the supervisor's report (status), manifest, lag, and job.",
+    ("kind", "figures"),
+)  # fmt: skip
+PROBLEMS = Metric(
+    "ciml_service_problems", "gauge", "Number of credentials and certificates that cannot be used now.", ("kind",)
+)  # fmt: skip
 
 METRICS = (
     LAG, COVERED, HEALTH, RESUBMISSIONS, RESTARTS, JOB_STARTED, CHECKPOINT_BYTES, CHECKPOINT_TIME, SERVICE_HEALTH,
-    SERVICE_RESUBMISSIONS,
+    SERVICE_RESUBMISSIONS, STATUS_AGE, PROBLEMS,
 )  # fmt: skip
 
 
@@ -57,6 +68,7 @@ def lag_families(topic: str, lag: Mapping[Any, int]) -> Iterator[Family]:
 
 def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
     """Yield the metrics of a supervisor's status; see `services.supervisor.Supervisor`."""
+    yield PROBLEMS.of({(kind,): len(status.get("problems") or {})})
     if kind != "ingest":
         yield SERVICE_HEALTH.of({(kind, health): health == status.get("health") for health in get_args(Health)})
         yield SERVICE_RESUBMISSIONS.of({(kind,): status.get("resubmitted", 0)})
@@ -70,6 +82,31 @@ def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
     yield JOB_STARTED.alone(_seconds(job.get("submitted_us")))
     yield CHECKPOINT_BYTES.alone(point.get("bytes"))
     yield CHECKPOINT_TIME.alone(_seconds(point.get("time_us")))
+
+
+class StatusAges(Collector):
+    """The ages of a status, computed at the scrape: they grow even while the supervisor waits for an answer."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._read_us: Mapping[str, int] = {}
+
+    def update(self, status: Mapping[str, Any]) -> None:
+        """Set the status."""
+        self._read_us = read_times(status)
+
+    def describe(self) -> list[Family]:
+        return []
+
+    def collect(self) -> Iterator[Family]:
+        now = time.time()
+        yield STATUS_AGE.of({(self._kind, figures): now - us / 1e6 for figures, us in self._read_us.items()})
+
+
+def read_times(status: Mapping[str, Any]) -> dict[str, int]:
+    """Return when the figures of a status were read, epoch microseconds."""
+    reported = {"status": status["updated_us"]} if "updated_us" in status else {}
+    return {**reported, **status.get("read_us", {})}
 
 
 def lag_by_partition(state: TopicState, listing: Listing) -> dict[int, int]:

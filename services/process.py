@@ -1,4 +1,5 @@
-"""The processes of a supervised service: ``python -m services.process supervisor|worker HOME NAME [SAVEPOINT]``.
+"""The processes of a supervised service: ``python -m services.process supervisor|worker HOME NAME [LAUNCH
+[SAVEPOINT]]``.
 
 The supervisor watches; it may be killed at any moment. The worker runs the service or submits its job. A cluster has
 its own Python workers, so the worker process ends after the submission; a Flink inside the job server uses its threads,
@@ -13,8 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,13 @@ from prometheus_client.registry import Collector
 
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
+from ciml.storage.s3 import impatient
 from engines import processes
 from engines.stop_with_parent import stop_with
 from services.decide import Health
-from services.files import Options, ServiceFiles, bound, now_us
+from services.files import Options, ServiceFiles, bound, in_place, now_us
 from services.jobs import job_name, jobs_of, submits
-from services.metrics import status_families
+from services.metrics import StatusAges, status_families
 from services.service import Progress, Service, class_of
 from services.supervisor import Supervisor
 
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
 _LOGS_S = 30.0
 _POLL_S = 1.0
 _ALIVE_S = 10.0  # between two updates of the status of a failed service
+_ENDPOINT_S = 5.0  # between two tries to open the metrics endpoint
+_REPORT_US = 2_000_000  # longest age of a working worker's report
 _BUSY = 75  # another process holds the service
-_KEPT = ("savepoint", "resubmitted", "resubmissions")  # of an earlier supervisor's status
+_KEPT = ("savepoint", "resubmitted", "resubmissions", "last_failure")  # of an earlier supervisor's status
 
 
 def supervisor_main(home: Path, name: str) -> int:
@@ -58,7 +62,15 @@ def supervisor_main(home: Path, name: str) -> int:
         try:
             health = supervise(files, options, leave)
         except CimlError as error:  # invalid options
-            files.put_status({**files.status(), "health": "failed", "why": str(error)})
+            failure = {"time_us": now_us(), "why": str(error)}
+            status = {
+                "health": "failed",
+                "why": str(error),
+                "supervisor": {"pid": os.getpid()},
+                "since_us": now_us(),
+                "exit_code": error.exit_code,
+            }
+            files.put_status({**files.status(), **status, "last_failure": failure, "updated_us": now_us()})
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
         return 0 if health == "stopped" or leave.is_set() else 4
@@ -74,36 +86,62 @@ def supervise(files: ServiceFiles, options: Options, leave: threading.Event | No
     Returns:
       ``stopped``, ``failed``, or the last health after ``leave``.
     """
-    bounded_s = time.monotonic()
+    leave = leave or threading.Event()
+    while True:
+        with in_place(files.home, options):
+            health = _Supervision(files, options).run(leave)
+        moved = files.options()
+        if health != "waiting" or leave.is_set() or moved == options:
+            return health
+        options = moved
 
-    def on_status(status: dict[str, Any]) -> None:
-        nonlocal bounded_s
-        service.board.put("status", status_families(options.kind, status))
-        files.put_status({**status, "supervisor": {"pid": os.getpid()}})
-        if time.monotonic() - bounded_s > _LOGS_S:
-            bounded_s = time.monotonic()
-            for what in ("supervisor", "worker"):
-                bound(files.log(what))
 
-    os.chdir(options.cwd)
-    given = options.arguments
-    status: dict[str, Any] = {
-        "name": files.name, "kind": options.kind, "engine": options.engine, "data": given.get("data_path", ""),
-        "topic": options.topic, "kafka": given.get("kafka", ""), "parallelism": options.parallelism,
-        **{key: value for key, value in files.status().items() if key in _KEPT},
-    }  # fmt: skip
-    service = watched(options)
-    try:
+class _Supervision:
+    """The supervision of a service while the addresses that it connects to stay the same."""
+
+    def __init__(self, files: ServiceFiles, options: Options) -> None:
+        self._files, self._options = files, options
+        self._service = watched(options)
+        self._ages = StatusAges(options.kind)
+        self._endpoint = Endpoint(files, options, (self._service.board, self._ages))
+        self._bounded_s = time.monotonic()
+
+    def run(self, leave: threading.Event) -> Health:
+        files, options, given = self._files, self._options, self._options.arguments
+        status: dict[str, Any] = {
+            "name": files.name, "kind": options.kind, "engine": options.engine, "data": given.get("data_path", ""),
+            "topic": options.topic, "kafka": given.get("kafka", ""), "parallelism": options.parallelism,
+            **{key: value for key, value in files.status().items() if key in _KEPT},
+        }  # fmt: skip
+        jobs = jobs_of(files, options)
         supervisor = Supervisor(
-            service, jobs_of(files, options), files.wanted, on_status, status, maintains=submits(options)
+            self._service, jobs, files.wanted, self._on_status, status, maintains=submits(options), moved=self._moved
         )
-        with _metrics(files, options, service.board) as status["metrics"]:
+        try:
             health = supervisor.run(leave)
             if health == "failed" and options.metrics_port is not None:
-                _stay_failed(files, leave or threading.Event())
+                _stay_failed(files, leave)
+            if health == "waiting" and not leave.is_set():
+                logging.getLogger(__name__).warning("the addresses of the home's own engines have changed")
+                with suppress(EngineError):
+                    jobs.cancel()  # its worker has the earlier ones
             return health
-    finally:
-        service.close()
+        finally:
+            self._endpoint.close()
+            self._service.close()
+
+    def _on_status(self, status: dict[str, Any]) -> None:
+        self._service.board.put("status", status_families(self._options.kind, status))
+        self._ages.update(status)
+        status["metrics"] = self._endpoint.open()
+        self._files.put_status({**status, "supervisor": {"pid": os.getpid()}})
+        if time.monotonic() - self._bounded_s > _LOGS_S:
+            self._bounded_s = time.monotonic()
+            for what in ("supervisor", "worker"):
+                bound(self._files.log(what))
+
+    def _moved(self) -> bool:
+        return self._files.options() != self._options
 
 
 def _stay_failed(files: ServiceFiles, leave: threading.Event) -> None:
@@ -120,23 +158,50 @@ def _stay_failed(files: ServiceFiles, leave: threading.Event) -> None:
 
 def watched(options: Options) -> Service:
     """Return the service with short timeouts, so that the supervisor notices a stop in time."""
-    return class_of(options.kind).of(**options.arguments).impatient()
+    with impatient():
+        return class_of(options.kind).of(**options.arguments).impatient()
 
 
-@contextmanager
-def _metrics(files: ServiceFiles, options: Options, board: Collector) -> Iterator[str]:
-    """Serve metrics, and yield their URL, or the error that prevents it: the service runs without metrics too."""
-    from ciml.metrics import registry_of, serve_metrics
+class Endpoint:
+    """The supervisor's metrics endpoint. The service runs without it, and it is opened as soon as its port is free.
 
-    with ExitStack() as stack:
-        where = ""
-        try:
-            registry = registry_of(board, _Timings(files.timings))
-            where = stack.enter_context(serve_metrics(registry, options.metrics_port, options.metrics_address))
-        except EngineError as error:
-            where = str(error)
-            logging.getLogger(__name__).warning("%s", error)
-        yield where
+    Args:
+      files, options: of the service.
+      collectors: the metrics, beside those of the worker.
+    """
+
+    def __init__(self, files: ServiceFiles, options: Options, collectors: Sequence[Collector]) -> None:
+        from ciml.metrics import registry_of
+
+        self._options = options
+        self._registry = registry_of(*collectors, _Timings(files.timings))
+        self._stack = ExitStack()
+        self._shown: str | None = None
+        self._error = ""
+        self._tried_s = -_ENDPOINT_S
+
+    def open(self) -> str:
+        """Open it unless it is open; return its URL, "" without one, or why it cannot be opened."""
+        from ciml.metrics import serve_metrics
+
+        now = time.monotonic()
+        if self._shown is None and now - self._tried_s >= _ENDPOINT_S:
+            self._tried_s = now
+            options = self._options
+            try:
+                self._shown = self._stack.enter_context(
+                    serve_metrics(self._registry, options.metrics_port, options.metrics_address)
+                )
+                self._error = ""
+            except EngineError as error:
+                if str(error) != self._error:
+                    logging.getLogger(__name__).warning("%s", error)
+                self._error = str(error)
+        return self._error if self._shown is None else self._shown
+
+    def close(self) -> None:
+        """Close it."""
+        self._stack.close()
 
 
 class _Timings(Collector):
@@ -156,24 +221,31 @@ class _Timings(Collector):
             return []
 
 
-def worker_main(home: Path, name: str, savepoint: str = "") -> int:
-    """Run the worker until it is stopped, is done, or fails; return the exit code."""
+def worker_main(home: Path, name: str, launch: str = "", savepoint: str = "") -> int:
+    """Run the worker until it is stopped, is done, or fails; return the exit code.
+
+    Args:
+      home, name: of the service.
+      launch: the id of this launch, for its report.
+      savepoint: where its job starts; "" for the manifest.
+    """
     configure_logging()
     files = ServiceFiles(home, name)
-    with files.exclusive("worker") as held:
+    options = files.options()
+    with files.exclusive("worker") as held, in_place(home, options):
         if not held:  # another worker, of a supervisor that was killed
             return _BUSY
         files.record("worker", os.getpid(), processes.start_time(os.getpid()))
-        return _Worker(files, files.options()).run(savepoint)
+        return _Worker(files, options, launch).run(savepoint)
 
 
 class _Worker:
     """Runs the service and reports its state. Before `_end_gracefully` a signal ends it at once, without a loss."""
 
-    def __init__(self, files: ServiceFiles, options: Options) -> None:
+    def __init__(self, files: ServiceFiles, options: Options, launch: str) -> None:
         self._files, self._options = files, options
         self._stop = threading.Event()
-        self._reported: dict[str, Any] = {"pid": os.getpid()}
+        self._reported: dict[str, Any] = {"pid": os.getpid(), "launch": launch}
         stop_with(options.tied, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def run(self, savepoint: str) -> int:
@@ -182,7 +254,8 @@ class _Worker:
             self._work(savepoint)
         except CimlError as error:
             # a fault needs another configuration: it is not retried
-            self._report(state="ended", error=str(error), fault=not isinstance(error, EngineError))
+            fault = not isinstance(error, EngineError)
+            self._report(state="ended", error=str(error), fault=fault, exit_code=error.exit_code)
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
         except BaseException as error:
@@ -192,8 +265,11 @@ class _Worker:
         return 0
 
     def _report(self, **changes: Any) -> None:
-        self._reported.update(changes)
-        self._files.put_report("worker", self._reported)
+        self._reported.update(changes, time_us=now_us())
+        try:
+            self._files.put_report("worker", self._reported)
+        except OSError as error:  # of a full disk: the work goes on
+            logging.getLogger(__name__).warning("the report of the worker cannot be written: %s", error)
 
     def _end_gracefully(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -225,7 +301,8 @@ class _Worker:
     def _on_progress(self, progress: Progress, word: str) -> None:
         waits = word.removeprefix("waits: ") if word.startswith("waits: ") else ""
         seen = {"state": "running", "progress": progress.to_json() if progress.lag else {}, "waits": waits}
-        if self._reported | seen != self._reported:
+        old = now_us() - self._reported["time_us"] > _REPORT_US
+        if old or self._reported | seen != self._reported:
             self._report(**seen)
 
     def _stay(self, job: FlinkJob) -> None:

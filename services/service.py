@@ -147,6 +147,13 @@ class Service(ABC):
         """Return facts of its manifest as JSON: ``version``, ``last_commit_us``, ``counts`` by kind, and others."""
         return {}
 
+    def problems(self) -> Mapping[str, str]:
+        """Return what cannot be used at present and delays only a part of the work: problems by what they concern.
+
+        For example, the credential of a log host. A start rejects them; a running service continues without.
+        """
+        return {}
+
     def timings(self) -> Sequence[Collector]:
         """Return the metrics that only the process which runs the work has; a supervisor exports its worker's."""
         return ()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from ciml.errors import CimlError
-from services.files import ServiceFiles, now_us
+from ciml.manifest.coverage import OTHER_TOPIC
+from engines.state import default_home
+from services.files import Options, ServiceFiles, in_place, now_us
+from services.metrics import read_times
 from services.service import Service
 
 _SILENT_S = 60.0
+_STALE_S = 15.0  # several pauses of a supervisor; an answer takes it at most 10 s
+_DEADLINE_S = 20.0  # for all that the command itself queries
+_SILENT = "supervisor heartbeat missing"
 _CODES = {"running": 0, "starting": 0, "stopped": 1}
 
 
@@ -33,9 +41,10 @@ def gather(files: ServiceFiles) -> dict[str, Any]:
         young = time.time() - supervisor.create_time() < _SILENT_S
         if silent_s > _SILENT_S:
             status["health"] = "starting" if young else "stalled"
-            status["why"] = "" if young else f"supervisor heartbeat missing for {silent_s:.0f} s"
+            status["why"] = "" if young else f"{_SILENT} for {silent_s:.0f} s"
     else:
-        _query(files, status)
+        _query_in_time(files, status)
+    status["remedy"] = remedy(files, status)
     job = status.get("job") or {}
     began = job.get("submitted_us")
     at_work = job.get("state") in ("starting", "running", "restarting")
@@ -43,30 +52,99 @@ def gather(files: ServiceFiles) -> dict[str, Any]:
     commit = status.get("last_commit_us")
     status["last_commit_age_s"] = (now_us() - commit) // 1_000_000 if commit else None
     status["dead_letters"] = (status.get("counts") or {}).get("dead_letter")
+    _mark_stale(status, supervised=supervisor is not None)
     return status
+
+
+def remedy(files: ServiceFiles, status: dict[str, Any]) -> str | None:
+    """Return the command that continues the service after the cause is repaired; None if it continues by itself."""
+    health, why = status["health"], status["why"]
+    resume = f"ciml service resume {_named(files)}"
+    if health == "failed" and OTHER_TOPIC in why:
+        return f"{OTHER_TOPIC} --service {_named(files)} && {resume}"
+    if health == "stalled" and status["supervisor"] is not None and why.startswith(_SILENT):
+        return f"ciml service stop {_named(files)} && {resume}"
+    return resume if status["supervisor"] is None or health == "failed" else None
+
+
+def _named(files: ServiceFiles) -> str:
+    """Return the arguments of a command that name a service, for the shell that asked for its status."""
+    home = "" if files.home == default_home() else f" --home {shlex.quote(str(files.home))}"
+    return files.name + home
+
+
+def _mark_stale(status: dict[str, Any], *, supervised: bool) -> None:
+    """Set the age of each group of figures; a lag that is not known now becomes None and stays in ``last_known``."""
+    now = now_us()
+    times = read_times(status) if supervised else status.get("read_us", {})
+    ages = {figures: max(0, (now - time_us) // 1_000_000) for figures, time_us in times.items()}
+    stale = sorted(figures for figures, age_s in ages.items() if age_s > _STALE_S)
+    status["ages_s"], status["stale"] = ages, stale
+    status["last_known"] = None
+    if "lag" in stale:
+        status["last_known"] = {name: status.get(name) for name in ("behind", "lag", "rate")}
+        status.update(behind=None, lag=None, rate=None)
+
+
+def _query_in_time(files: ServiceFiles, status: dict[str, Any]) -> None:
+    """Update the status from job and data within `_DEADLINE_S`, in a thread: a library may wait longer than it should.
+
+    Without an answer in time, values are unknown.
+    """
+    found = dict(status)
+    errors: list[BaseException] = []
+
+    def query() -> None:
+        try:
+            _query(files, found)
+        except BaseException as error:  # noqa: BLE001  # raised below
+            errors.append(error)
+
+    thread = threading.Thread(target=query, name=f"status of {files.name}", daemon=True)
+    thread.start()
+    thread.join(_DEADLINE_S)
+    if thread.is_alive():
+        status.update(
+            rate=None, behind=None, lag=None, read_us={}, job={**(status.get("job") or {}), "state": "unknown"}
+        )
+        status["query"] = f"no answer within {_DEADLINE_S:.0f} s"
+    elif errors:
+        raise errors[0]
+    else:
+        status.update(found)
 
 
 def _query(files: ServiceFiles, status: dict[str, Any]) -> None:
     """Update the status from job and data, without a supervisor."""
-    from services.control import use_s3
+    options = files.options()
+    status.update(rate=None, behind=None, lag=None, checkpoint=status.get("checkpoint"))
+    status["job"] = {**(status.get("job") or {}), "state": "unknown"}
+    with contextlib.suppress(CimlError), in_place(files.home, options):
+        _query_in_place(files, options, status)
+    if files.wanted() == "run" and status["health"] != "failed":
+        left = ", its job keeps running" if status["job"]["state"] in ("running", "restarting", "starting") else ""
+        status["health"] = "stalled"
+        status["why"] = f"its supervisor died{left}"
+
+
+def _query_in_place(files: ServiceFiles, options: Options, status: dict[str, Any]) -> None:
     from services.jobs import jobs_of
     from services.process import watched
 
-    options = files.options()
-    use_s3(files.home, options)
-    status.update(rate=None, behind=None, lag=None, checkpoint=status.get("checkpoint"))
-    job: dict[str, Any] = {**(status.get("job") or {}), "state": "unknown"}
     known: Mapping[str, Any] = {}
+    read_us = status["read_us"] = dict(status.get("read_us", {}))
     with contextlib.suppress(CimlError):
         seen = jobs_of(files, options).status()
-        job.update(state=seen.state, id=seen.id, name=seen.name, how=seen.how, restarts=seen.restarts)
+        status["job"].update(state=seen.state, id=seen.id, name=seen.name, how=seen.how, restarts=seen.restarts)
+        read_us["job"] = now_us()
         known = seen.progress
-    status["job"] = job
-    if files.wanted() == "run" and status["health"] != "failed":
-        left = ", its job keeps running" if job["state"] in ("running", "restarting", "starting") else ""
-        status["health"], status["why"] = "stalled", f"its supervisor died{left}: ciml service resume"
+        if known.get("lag") is not None and seen.progress_us is not None:
+            read_us["lag"] = seen.progress_us
     with contextlib.suppress(CimlError):
         _query_data(watched(options), status)
+        read_us["manifest"] = now_us()
+        if status["lag"] is not None:
+            read_us["lag"] = now_us()
     if status["lag"] is None:  # only its worker knows the position
         status.update(known)
 
@@ -90,7 +168,7 @@ def show(status: dict[str, Any]) -> None:
     colour = ("green", "yellow", "red")[exit_code(status)]
     why = f": {status['why']}" if status["why"] else ""
     table.add_row(status.get("kind", "ingest"), status["name"])
-    table.add_row("health", f"[{colour}]{status['health']}[/]{_plain(why)}")
+    table.add_row("health", f"[{colour}]{status['health']}[/]{_plain(why)}{_plain(_read(status, 'status'))}")
     for title, text in _rows(status):
         table.add_row(title, _plain(text))
     Console().print(table)
@@ -99,9 +177,10 @@ def show(status: dict[str, Any]) -> None:
 def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     job, kept = status.get("job") or {}, status.get("savepoint") or {}
     lag = status.get("lag")
-    behind = "–" if lag is None else f"{status['behind']:,} messages"
+    behind = _lag(status)
     if lag and status["behind"]:
         behind += " (" + ", ".join(f"[{part}] {number:,}" for part, number in lag.items()) + ")"
+    failure = status.get("last_failure")
     rate = status.get("rate")
     point, counts = status.get("checkpoint"), status.get("counts") or {}
     again = status.get("resubmissions") or []
@@ -116,20 +195,44 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("engine", f"{status.get('engine') or '–'}, parallelism {status.get('parallelism', '–')}"),
         ("topic", f"{status.get('topic') or '–'} at {status.get('kafka') or '–'}"),
         ("data", status.get("data") or "–"),
-        ("job", " ".join(filter(None, [job.get("state", "–"), job.get("name"), job.get("id")]))),
+        ("job", " ".join(filter(None, [job.get("state", "–"), job.get("name"), job.get("id")])) + _read(status, "job")),
         ("uptime", _age(status["uptime_s"])),
         ("lag", behind),
         ("rate", "–" if rate is None else f"{rate:.1f} messages a second"),
-        ("version", f"{status.get('version', '–')}, committed {_age(status['last_commit_age_s'])} ago"),
+        ("version", _version(status) + _read(status, "manifest")),
         *made,
         ("checkpoint", "–" if not point else f"{_size(point['bytes'])}, {_age(_since(point['time_us']))} old"),
         ("savepoint", "–" if not kept else f"{kept['path']} ({kept['use'] or 'kept'})"),
         ("restarts", f"{_number(job.get('restarts'))} by the engine, {status.get('resubmitted', 0)} resubmitted"),
         ("metrics", status.get("metrics") or "–"),
         ("processes", f"supervisor {_pid(status['supervisor'])}, worker {_pid(status['worker'])}"),
+        *(("problem", problem) for problem in (status.get("problems") or {}).values()),
+        *([("last failure", f"{_age(_since(failure['time_us']))} ago: {failure['why']}")] if failure else []),
+        *([("to continue", status["remedy"])] if status["remedy"] else []),
     ]  # fmt: skip
     return rows + [("" if number else "resubmitted", f"{_time(one['time_us'])} {one['why']}") for number, one in
                    enumerate(again[-5:])]  # fmt: skip
+
+
+def _lag(status: dict[str, Any]) -> str:
+    if status.get("lag") is not None:
+        return f"{status['behind']:,} messages" + _read(status, "lag")
+    last = status.get("last_known") or {}
+    if last.get("behind") is None:
+        return "–"
+    return f"unknown; {last['behind']:,} messages {_age(status['ages_s']['lag'])} ago"
+
+
+def _version(status: dict[str, Any]) -> str:
+    return f"{status.get('version', '–')}, committed {_age(status['last_commit_age_s'])} ago"
+
+
+def _read(status: dict[str, Any], figures: str) -> str:
+    """Return the age of figures for people; stale ones are marked."""
+    age_s = status["ages_s"].get(figures)
+    if age_s is None:
+        return ""
+    return f" (stale: read {_age(age_s)} ago)" if figures in status["stale"] else f" (read {_age(age_s)} ago)"
 
 
 def _plain(text: str) -> str:

@@ -54,6 +54,7 @@ class Supervisor:
       report: called with the status after each step. Its errors are logged.
       status: of an earlier supervisor of this service, whose savepoint and counts are continued.
       maintains: whether it also maintains the manifest; else the job does.
+      moved: returns whether what the service connects to has other addresses now; then the watch ends.
       limits, clock, pause_s: of the watchdog.
       level: log level of decisions that need no attention.
       progress: the last progress; None if something did not answer.
@@ -66,6 +67,7 @@ class Supervisor:
     report: Callable[[Status], None]
     status: Status = field(default_factory=dict)
     maintains: bool = True
+    moved: Callable[[], bool] = lambda: False
     limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.monotonic
     pause_s: float = _PAUSE_S
@@ -80,15 +82,18 @@ class Supervisor:
         self._fault = ""
         self._maintained = -_MAINTAIN_S
         self._logged = ("", "")
+        self._failed = False
         self.status.setdefault("resubmitted", 0)
         self.status.setdefault("resubmissions", [])
         self.status.setdefault("savepoint", None)
+        self.status.setdefault("last_failure", None)
+        self.status["read_us"] = {}
 
     def run(self, leave: threading.Event | None = None) -> Health:
         """Watch until the service is stopped or has failed. ``leave`` ends the watch, not the service.
 
         Returns:
-          ``stopped``, ``failed``, or the last health after ``leave``.
+          ``stopped``, ``failed``, or the last health after ``leave`` or a move.
         """
         leave = leave or threading.Event()
         while True:
@@ -102,6 +107,8 @@ class Supervisor:
                 action = Action("carry_on", "waiting", f"the watchdog failed: {type(error).__name__}: {error}")
                 self._report(action)
             if action.kind == "end" or leave.wait(self.pause_s):
+                return action.health
+            if action.health == "waiting" and self.moved():
                 return action.health
 
     def step(self) -> Action:
@@ -128,6 +135,7 @@ class Supervisor:
         job: JobStatus | None = None
         try:
             job = self.jobs.status()
+            self._was_read("job")
         except EngineError as error:
             away.append(str(error))
         covered, unready = None, False
@@ -145,6 +153,8 @@ class Supervisor:
             self._faults += 1
             if self._faults >= _FAULTS:
                 self.error, self._fault = error, str(error)
+        if job is not None and job.fault:
+            self.status["exit_code"] = job.exit_code
         now = self.clock()
         self._take_over(now, job)
         seen = self._tracker.observe(
@@ -155,10 +165,20 @@ class Supervisor:
 
     def _observe_service(self) -> Progress:
         self.progress = None
-        self.status.update(self.service.facts())  # available even if the broker does not answer
+        self.status["problems"] = self.service.problems()
+        facts = self.service.facts()  # available even if the broker does not answer
+        self.status.update(facts)
+        if facts:
+            self._was_read("manifest")
         seen = self.service.observe()
         self.status.update(seen.to_json())
+        if seen.lag:
+            self._was_read("lag")
         return seen
+
+    def _was_read(self, figures: str, time_us: int | None = None) -> None:
+        """Record when figures of the status were read: those of the manifest, the lag, or the job."""
+        self.status["read_us"] = {**self.status["read_us"], figures: now_us() if time_us is None else time_us}
 
     def _take_over(self, now_s: float, job: JobStatus | None) -> None:
         """Take over the running job of an earlier supervisor."""
@@ -179,6 +199,8 @@ class Supervisor:
         }  # fmt: skip
         if self.status.get("lag") is None:  # only its worker knows the position
             self.status.update(job.progress)
+            if job.progress.get("lag") is not None and job.progress_us is not None:
+                self._was_read("lag", job.progress_us)
         size, at = job.checkpoint_bytes, job.checkpoint_s
         self.status["checkpoint"] = None if size is None else {"bytes": size, "time_us": int((at or 0) * 1e6)}
         kept = self.status["savepoint"]
@@ -256,6 +278,9 @@ class Supervisor:
             self.status["since_us"] = now
         self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=now)
         self.status["failures"] = self._tracker.failures
+        if action.health == "failed" and not self._failed:
+            self._failed = True
+            self.status["last_failure"] = {"time_us": now, "why": action.why}
         try:
             self.report(self.status)
         except Exception as error:  # noqa: BLE001  # the service must stay watched, even with a full disk

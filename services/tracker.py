@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ciml.errors import IntegrityError
 from services.decide import JobState, Limits, Observation, Wanted
 from services.service import Progress
 
@@ -19,11 +20,12 @@ class JobStatus:
       state: see `JobState`.
       id, name: in the engine.
       how: how it ended, or why it was restarted.
-      fault: its permanent error, or "".
+      fault: its permanent error, or ""; ``exit_code`` is that of the error.
       began_s: time of its submission, epoch seconds; None if unknown.
       restarts: number of restarts by the engine; None if unknown.
       checkpoint_bytes, checkpoint_s: size and time (epoch seconds) of the last completed checkpoint.
       progress: the last progress that its worker reported, as `Progress.to_json`; empty if unknown.
+      progress_us: time of that report, epoch microseconds; None if unknown.
       waits: what it waits for, which is no fault of its own; "" for nothing.
     """
 
@@ -32,11 +34,13 @@ class JobStatus:
     name: str = ""
     how: str = ""
     fault: str = ""
+    exit_code: int = IntegrityError.exit_code
     began_s: float | None = None
     restarts: int | None = None
     checkpoint_bytes: int | None = None
     checkpoint_s: float | None = None
     progress: Mapping[str, Any] = field(default_factory=dict)
+    progress_us: int | None = None
     waits: str = ""
 
 

@@ -1,4 +1,9 @@
-"""The offsets of topics that a manifest covers: the part of its state, and what a delta adds to it."""
+"""The offsets of topics that a manifest covers: the part of its state, and what a delta adds to it.
+
+A topic that is created again begins a new *generation* once an operator adopts it (`adopted`). The offsets of the first
+generation are stored under the topic's name, those of the next ones under ``topic@2``, ``topic@3``, …, which Kafka
+allows for no topic. So offsets and origins of different generations never mix.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from ciml.manifest.id_index import Rows
 from ciml.manifest.log import Delta
 from ciml.manifest.offsets import RangeSet
 
+#: The command that continues with a topic that is not the one that was read before. Each error of that kind names it.
+OTHER_TOPIC = "ciml topics adopt"
 #: The covered offsets by topic and partition.
 Covered = dict[tuple[str, int], RangeSet]
 _NOTHING = RangeSet()
@@ -22,7 +29,7 @@ class TopicState(ABC):
 
     Attributes:
       version: the last delta applied, 0 at first.
-      topic_ids: the broker's UUID of each topic when it was first read ("" if the broker has none).
+      topic_ids: the broker's UUID of each generation when it was first read ("" if the broker has none).
       time_us: commit time of the last delta, epoch microseconds.
       restored, records, torn: see `ciml.manifest.checkpoints.Restorable`.
     """
@@ -46,8 +53,36 @@ class TopicState(ABC):
         """Return the ids since the checkpoint that it was restored from, for the tables of the next one."""
 
     def covered(self, topic: str, partition: int) -> RangeSet:
-        """Return the offsets of a partition that are settled. The caller must not change them."""
-        return self._covered.get((topic, partition), _NOTHING)
+        """Return the offsets of a partition that are settled, of the present generation. Do not change them."""
+        return self.covered_of(self.generation(topic), partition)
+
+    def covered_of(self, generation: str, partition: int) -> RangeSet:
+        """Return the offsets of a generation's partition that are settled. The caller must not change them."""
+        return self._covered.get((generation, partition), _NOTHING)
+
+    def generation(self, topic: str) -> str:
+        """Return the name of a topic's present generation."""
+        return self._generations(topic)[-1]
+
+    def generation_of(self, topic: str, topic_id: str) -> str:
+        """Return the name of the last generation that had this id, by default of the present one."""
+        names = self._generations(topic)
+        return next((name for name in reversed(names) if self.topic_ids.get(name) == topic_id), names[-1])
+
+    def topic_id(self, topic: str) -> str:
+        """Return the id of a topic's present generation; "" if it was never read, or its broker has no ids."""
+        return self.topic_ids.get(self.generation(topic), "")
+
+    def adopted(self, topic: str, topic_id: str) -> dict[str, Any]:
+        """Return the offsets of a delta that begins the next generation of a topic, of which nothing is covered."""
+        name = f"{topic}@{len(self._generations(topic)) + 1}"
+        return {name: {"id": topic_id, "partitions": {}}}
+
+    def _generations(self, topic: str) -> list[str]:
+        names = [topic]
+        while (name := f"{topic}@{len(names) + 1}") in self.topic_ids:
+            names.append(name)
+        return names
 
     def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
         """Yield (topic, partition, covered offsets) of all partitions ever read, in order."""
@@ -110,11 +145,12 @@ class NewCoverage:
         Raises:
           IntegrityError: the topic was created again.
         """
-        known = self._topic_ids.get(covers.topic) or self._state.topic_ids.get(covers.topic, "")
+        name = self._state.generation_of(covers.topic, covers.topic_id)
+        known = self._topic_ids.get(name) or self._state.topic_ids.get(name, "")
         check_topic_id(covers.topic, known, covers.topic_id)
-        self._topic_ids[covers.topic] = known or covers.topic_id
-        mine = self._offsets.setdefault(covers.topic, {}).setdefault(covers.partition, RangeSet())
-        missing = self._state.covered(covers.topic, covers.partition).missing(covers.start, covers.end)
+        self._topic_ids[name] = known or covers.topic_id
+        mine = self._offsets.setdefault(name, {}).setdefault(covers.partition, RangeSet())
+        missing = self._state.covered_of(name, covers.partition).missing(covers.start, covers.end)
         fresh = RangeSet(part for start, end in missing for part in mine.missing(start, end))
         for start, end in fresh:
             mine.add(start, end)
@@ -133,6 +169,7 @@ def check_topic_id(topic: str, known: str, found: str) -> None:
     """Raise `IntegrityError` if a topic differs from the one read before ("" is unknown and matches any)."""
     if known and found and known != found:
         raise IntegrityError(
-            f"topic {topic} was deleted and created again: its offsets are covered under the id {known}, "
-            f"but the broker reports {found}; read it under another name, or start with another --data-path"
+            f"topic {topic} was deleted and created again: its offsets were read under the id {known}, but the broker "
+            f"reports {found}. To continue with the new topic, without the unread messages of the old one: "
+            f"{OTHER_TOPIC} {topic}"
         )

@@ -112,6 +112,7 @@ class _Draft:
 
     def settle_range(self, covers: OffsetRange, settled: list[Outcome]) -> None:
         fresh = self._offsets.add(covers)
+        generation = self._state.generation_of(covers.topic, covers.topic_id)
         seen: set[tuple[Origin, str]] = set()
         for outcome in settled:
             origin, key = outcome.origin, (outcome.origin, outcome.run_id)
@@ -120,6 +121,8 @@ class _Draft:
                 raise IntegrityError(f"{origin} is outside the range of its batch, {covers}")
             if origin.offset in fresh and key not in seen:  # the first outcome of a run that the event names twice
                 seen.add(key)
+                if generation != origin.topic:
+                    outcome = outcome.replace(origin=origin.replace(topic=generation))
                 self._settle(outcome)
 
     def settle_again(self, outcomes: list[Outcome]) -> None:

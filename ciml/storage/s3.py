@@ -7,6 +7,9 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +18,7 @@ from ciml.storage.base import PIECE, Entry, Store, checked
 
 _S3_ATTEMPTS = 5
 _S3_AT_ONCE = 16
+_FORGET_S = 5.0  # between two clients, where the credentials stay invalid
 
 
 #: Metadata of a created object: the id of its call of `create`.
@@ -39,24 +43,62 @@ class _BeyondEnd(Exception):
 
 #: Environment variables that require a new client.
 _S3_SETTINGS = (
-    "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_PROFILE",
-    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE",
 )  # fmt: skip
+#: Answers to credentials that are missing, invalid or expired. They may have been replaced in their file meanwhile.
+_OF_CREDENTIALS = frozenset(
+    {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "403"}
+)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Limits of a request: time to connect and to wait for the next bytes, seconds; number of attempts."""
+
+    connect_s: float = 5.0
+    read_s: float = 30.0
+    attempts: int = 7
+
+
+_PATIENT = Timeouts()
+_timeouts = ContextVar("timeouts", default=_PATIENT)
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Give the stores that are opened in the context short timeouts: a store that hangs is reported within 10 s."""
+    token = _timeouts.set(Timeouts(connect_s=2.0, read_s=4.0, attempts=2))
+    try:
+        yield
+    finally:
+        _timeouts.reset(token)
 
 
 @lru_cache(maxsize=8)
-def _s3_client(pid: int, *settings: str | None) -> Any:
+def _s3_client(pid: int, timeouts: Timeouts, *settings: str | None) -> Any:
     """Return the process's one client for all stores: creating it takes 0.1 s, and it is thread-safe."""
     import boto3
     from botocore.config import Config
 
     config = Config(
-        retries={"mode": "standard", "max_attempts": 6},
-        connect_timeout=5,
-        read_timeout=30,
+        retries={"mode": "standard", "total_max_attempts": timeouts.attempts},
+        connect_timeout=timeouts.connect_s,
+        read_timeout=timeouts.read_s,
         max_pool_connections=2 * _S3_AT_ONCE,
     )
     return boto3.session.Session().client("s3", config=config)
+
+
+_forgotten_s = -_FORGET_S
+
+
+def _forget_credentials() -> None:
+    """Let the next request make a client, which reads the credentials again: a client never does it by itself."""
+    global _forgotten_s
+    if time.monotonic() - _forgotten_s >= _FORGET_S:
+        _forgotten_s = time.monotonic()
+        _s3_client.cache_clear()
 
 
 class S3Store(Store):
@@ -68,10 +110,11 @@ class S3Store(Store):
         if not bucket:
             raise CimlError(f"{root!r} has no bucket; give s3://bucket or s3://bucket/prefix")
         self._bucket, self._prefix = bucket, prefix
+        self._timeouts = _timeouts.get()
 
     @property
     def _client(self) -> Any:
-        return _s3_client(os.getpid(), *(os.environ.get(name) for name in _S3_SETTINGS))
+        return _s3_client(os.getpid(), self._timeouts, *(os.environ.get(name) for name in _S3_SETTINGS))
 
     def settings(self) -> dict[str, str]:
         """Return endpoint, region and credentials for another client of this store. They are secrets: never print them.
@@ -97,7 +140,13 @@ class S3Store(Store):
         return f"{self._prefix}/{checked(path)}" if self._prefix else checked(path)
 
     def _call(self, verb: str, **arguments: Any) -> Any:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            CredentialRetrievalError,
+            NoCredentialsError,
+            PartialCredentialsError,
+        )
 
         try:
             return getattr(self._client, verb)(Bucket=self._bucket, **arguments)
@@ -112,8 +161,12 @@ class S3Store(Store):
                 raise _Conflict(arguments.get("Key", "")) from None
             if code in ("InvalidRange", "416"):
                 raise _BeyondEnd(arguments.get("Key", "")) from None
+            if code in _OF_CREDENTIALS:
+                _forget_credentials()
             raise EngineError(f"{self.root}: {verb} answered {code}") from error
         except BotoCoreError as error:
+            if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
+                _forget_credentials()
             raise EngineError(f"{self.root}: {verb} failed: {error}") from error
 
     def create(self, path: str, data: bytes) -> bool:
@@ -166,12 +219,13 @@ class S3Store(Store):
     def _get(self, path: str, size: int | None, **arguments: Any) -> bytes:
         from botocore.exceptions import BotoCoreError
 
-        for attempt in range(1, _S3_ATTEMPTS + 1):
+        attempts = min(_S3_ATTEMPTS, self._timeouts.attempts)
+        for attempt in range(1, attempts + 1):
             body = self._call("get_object", Key=self._key(path), **arguments)["Body"]
             try:
                 return bytes(body.read(size))
             except (BotoCoreError, OSError) as error:  # the connection broke within the body, after boto's own retries
-                if attempt == _S3_ATTEMPTS:
+                if attempt == attempts:
                     raise EngineError(f"{self.root}: reading {path} failed: {error}") from error
                 time.sleep(0.1 * attempt)
             finally:
@@ -225,4 +279,6 @@ class S3Store(Store):
         self._call("delete_object", Key=self._key(path))
 
     def child(self, path: str) -> S3Store:
-        return S3Store(f"{self.root}/{checked(path)}")
+        child = S3Store(f"{self.root}/{checked(path)}")
+        child._timeouts = self._timeouts
+        return child

@@ -79,7 +79,7 @@ def fetch_below(logs: str, file: str | None = None) -> FetchPolicy:
     """Return a policy that allows the logs below a root, with the other rules of a TOML file where one is given."""
     # Several blocks of lines are in flight, so each has a share of the memory of one ingest batch.
     policy = FetchPolicy.load(file) if file else FetchPolicy(max_batch_bytes=128 << 20)
-    return policy.allowing(roots=(logs,))
+    return policy.check().allowing(roots=(logs,))
 
 
 class Work(NamedTuple):

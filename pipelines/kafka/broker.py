@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop
 from ciml.errors import EngineError, IntegrityError
 from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
 from ciml.kafka.options import KafkaOptions
-from ciml.manifest.coverage import check_topic_id
+from ciml.manifest.coverage import OTHER_TOPIC, check_topic_id
 
 _DELETED_S = 10.0
 _ANSWER_S = 60.0
@@ -129,7 +129,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
             if time.monotonic() - since > _DELETED_S:
                 raise IntegrityError(
                     f"topic {topic} was deleted while it was read; its uncommitted messages are lost. Committed runs "
-                    "stay. Read another topic with --topic, or a new topic of this name into another --data-path"
+                    f"stay. Create it again, then continue with the new topic: {OTHER_TOPIC} {topic}"
                 ) from None
             time.sleep(1)
             continue

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
-from ciml.manifest.coverage import TopicState, check_topic_id
+from ciml.manifest.coverage import OTHER_TOPIC, TopicState, check_topic_id
 from ciml.manifest.offsets import RangeSet
 from pipelines.kafka.broker import Listing
 
@@ -58,7 +58,7 @@ def plan(
     """
     if not listing.bounds:
         raise EngineError(f"Kafka lists no partitions of topic {listing.topic}")
-    check_topic_id(listing.topic, state.topic_ids.get(listing.topic, ""), listing.topic_id)
+    check_topic_id(listing.topic, state.topic_id(listing.topic), listing.topic_id)
     reads: list[PartitionRead] = []
     for partition, (first, end) in sorted(listing.bounds.items()):
         covered = state.covered(listing.topic, partition)
@@ -74,8 +74,8 @@ def plan(
         last = _last(covered)
         if last > end:
             raise IntegrityError(
-                f"{where} ends at {end}, but is covered up to {last}: not the topic that was read before. Read it "
-                "under another name, or use another --data-path"
+                f"{where} ends at {end}, but was read up to {last}: it is not the topic that was read before. To "
+                f"continue with it from its first message: {OTHER_TOPIC} {listing.topic}"
             )
         if bounded:
             stop = end if until is None else min(end, until.bounds.get(partition, (0, 0))[1])
@@ -104,7 +104,7 @@ def losses(state: TopicState, listing: Listing) -> list[Batch]:
     Raises:
       IntegrityError: if the topic was recreated, which is not a loss but another topic.
     """
-    check_topic_id(listing.topic, state.topic_ids.get(listing.topic, ""), listing.topic_id)
+    check_topic_id(listing.topic, state.topic_id(listing.topic), listing.topic_id)
     return [
         Batch(OffsetRange(listing.topic, listing.topic_id, partition, start, end))
         for partition, (first, _) in sorted(listing.bounds.items())

@@ -16,12 +16,12 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Message, facts_of_row, rows_of
-from ciml.kafka.connect import as_engine_error
+from ciml.kafka.connect import NoTopicError, as_engine_error
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.messages.outputs import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
 from ciml.raw.dead_letters import described
-from pipelines.kafka.broker import is_mock, list_topic, make_topic
+from pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
 from pipelines.kafka.reader import Reader
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
@@ -51,6 +51,10 @@ class Share(NamedTuple):
     header: tuple[str, bytes]
 
 
+class _OtherTopicError(Exception):
+    """The topic was deleted or created again since its last delta was read from it."""
+
+
 class Projection:
     """Publishes one manifest to one topic, delta by delta.
 
@@ -73,7 +77,7 @@ class Projection:
         self._log, self._topic, self._render, self._kafka, self._share = log, topic, render, kafka, share
         self._producer: Producer | None = None
         self._announced = 0
-        self._identity = ""
+        self._identity = self._topic_id = ""
         self._failure: KafkaError | None = None
         self._lock = threading.Lock()
 
@@ -88,6 +92,8 @@ class Projection:
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
                     return self._announce()
+                except _OtherTopicError:
+                    self._forget()  # all is published again: the new topic does not hold what the old one did
                 except KafkaException as error:
                     # Another process took over, or an answer was lost; the topic shows which.
                     self._forget()
@@ -96,7 +102,7 @@ class Projection:
                 except BaseException:
                     self._forget()
                     raise
-            raise AssertionError("unreachable")
+            raise EngineError(f"topic {self._topic} is created again and again; publishing later")
 
     def close(self) -> None:
         """Close the producer."""
@@ -127,6 +133,14 @@ class Projection:
         self._announced = version
         return version
 
+    def _is_other_topic(self) -> bool:
+        """Return whether the topic was deleted or created again since `_start`."""
+        try:
+            topic_id, _ = topic_of(self._kafka, self._topic)
+        except NoTopicError:
+            return True
+        return bool(self._topic_id) and topic_id != self._topic_id
+
     def _start(self) -> None:
         make_topic(self._kafka, self._topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
         self.exactly_once = not is_mock(self._kafka)
@@ -139,6 +153,7 @@ class Projection:
                     raise
                 self.exactly_once = False
                 producer = self._make()
+        self._topic_id, _ = topic_of(self._kafka, self._topic)
         self._announced = self._last_announced()
         self._producer = producer
 
@@ -216,6 +231,8 @@ class Projection:
         producer = self._producer
         if not waiting or producer is None:
             return
+        if self._is_other_topic():
+            raise _OtherTopicError
         self._failure = None
         if self.exactly_once:
             producer.begin_transaction()

@@ -125,10 +125,10 @@ class PredictionState(TopicState):
         """Return whether what a model did counts for this state; "" is a delta of an earlier version."""
         return not self.model or model in ("", self.model)
 
-    def covered(self, topic: str, partition: int) -> RangeSet:
+    def covered_of(self, generation: str, partition: int) -> RangeSet:
         if (own := self._of.get(self.model)) is None:
-            return super().covered(topic, partition)
-        return own.get((topic, partition), RangeSet())
+            return super().covered_of(generation, partition)
+        return own.get((generation, partition), RangeSet())
 
     def has(self, identity: str) -> bool:
         """Return whether a prediction with that id exists."""

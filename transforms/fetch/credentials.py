@@ -75,10 +75,12 @@ class Credential(Settings, frozen=True):
           CimlError: it cannot be read, or is no token. The message never holds it.
         """
         where = self.token_file or self.password_file
-        secret = _of_file(where) if where else os.environ.get(self.token_env, "").encode(errors="surrogateescape")
+        secret = self._of_file(where) if where else os.environ.get(self.token_env, "").encode(errors="surrogateescape")
         secret = secret.rstrip(b"\r\n")
         where = where or self.token_env
         if not secret:
+            if self.token_env and self.token_env not in os.environ:
+                raise CimlError(f"the credential of {self.host}: the variable {self.token_env} is not set")
             raise CimlError(f"the credential of {self.host}: {where} is empty")
         if self.user:
             return b"Authorization", b"Basic " + base64.b64encode(self.user.encode() + b":" + secret)
@@ -89,16 +91,17 @@ class Credential(Settings, frozen=True):
         prefix = self.prefix if self.prefix is not None else "Bearer " if self.header == "Authorization" else ""
         return self.header.encode(), prefix.encode() + secret
 
-
-def _of_file(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            secret = file.read(MAX_SECRET_BYTES + 1)
-    except OSError as error:
-        raise CimlError(f"a credential cannot be read: {path}: {error.strerror}") from None
-    if len(secret) > MAX_SECRET_BYTES:
-        raise CimlError(f"a credential cannot be read: {path} has more than {MAX_SECRET_BYTES} bytes")
-    return secret
+    def _of_file(self, path: str) -> bytes:
+        try:
+            with open(path, "rb") as file:
+                secret = file.read(MAX_SECRET_BYTES + 1)
+        except OSError as error:
+            raise CimlError(f"the credential of {self.host} cannot be read: {path}: {error.strerror}") from None
+        if len(secret) > MAX_SECRET_BYTES:
+            raise CimlError(
+                f"the credential of {self.host} cannot be read: {path} has more than {MAX_SECRET_BYTES} bytes"
+            )
+        return secret
 
 
 def credential_of(credentials: Iterable[Credential], address: Address) -> Credential | None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ciml.errors import RejectedInput, drop_frames
+from ciml.errors import CimlError, RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.limits import PART_BYTES
@@ -176,10 +176,6 @@ class Fetcher:
         self._s3: S3Logs | None = None
         self._http: HttpLogs | None = None
         self._lock = threading.Lock()
-        if policy.ca_file:
-            self._over_http()  # reports an invalid file at once
-        for credential in policy.credentials:
-            credential.read()  # the same
 
     def _over_http(self) -> HttpLogs:
         with self._lock:
@@ -187,7 +183,10 @@ class Fetcher:
                 from transforms.fetch.connections import system_resolve  # an HTTP client, which is rarely needed
                 from transforms.fetch.http import HttpLogs
 
-                self._http = HttpLogs(self.policy, self._resolve or system_resolve)
+                try:
+                    self._http = HttpLogs(self.policy, self._resolve or system_resolve)
+                except CimlError as error:  # the certificates cannot be read now
+                    raise LogUnavailableError("log_unavailable", str(error)) from None
             return self._http
 
     def _over_s3(self) -> S3Logs:

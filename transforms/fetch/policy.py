@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_ARTIFACT_NAMES, MAX_BATCH_BYTES, MAX_LOG_BYTES, MAX_LOG_PATHS, MAX_WIRE_BYTES
@@ -156,6 +157,31 @@ class FetchPolicy:
             if key not in known:
                 raise CimlError(f"{path or 'fetch policy'}: unknown key {key!r}; choose from {', '.join(known)}")
         return cls(**{**stored, **options})
+
+    def problems(self) -> dict[str, str]:
+        """Return why credentials and certificates cannot be used at present, by their host or key.
+
+        They are read again each time. A running ingest defers the logs that need them.
+        """
+        found = {}
+        for credential in self.credentials:
+            try:
+                credential.read()
+            except CimlError as error:
+                found[credential.host] = str(error)
+        if self.ca_file:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(self.ca_file)
+            except (OSError, ssl.SSLError) as error:
+                found["ca_file"] = f"cannot read the certificates in {self.ca_file}: {error}"
+        return found
+
+    def check(self) -> Self:
+        """Return the policy. Raise `CimlError` if a credential or the certificates cannot be used at present."""
+        problems = self.problems()
+        if problems:
+            raise CimlError("; ".join(problems.values()))
+        return self
 
     def allowing(self, *, hosts: tuple[str, ...] = (), roots: tuple[str, ...] = ()) -> FetchPolicy:
         """Allow further locations; those of ``roots`` that start with ``s3://`` are prefixes."""

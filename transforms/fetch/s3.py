@@ -26,10 +26,14 @@ class S3Logs:
     """
 
     def __init__(self, policy: FetchPolicy) -> None:
+        self._policy = policy
+        self._client = self._new_client()
+
+    def _new_client(self) -> Any:
         import boto3
         from botocore.config import Config
 
-        self._policy = policy
+        policy = self._policy
         config = Config(
             connect_timeout=policy.connect_s,
             read_timeout=policy.read_s,
@@ -37,7 +41,7 @@ class S3Logs:
             max_pool_connections=2 * policy.threads,
             response_checksum_validation="when_required",  # a check would read the whole body, without a time limit
         )
-        self._client = boto3.session.Session().client("s3", config=config)
+        return boto3.session.Session().client("s3", config=config)
 
     def close(self) -> None:
         """Close the connections."""
@@ -91,12 +95,18 @@ class S3Logs:
 
     def _ask(self, address: Address, end: float) -> Any:
         """Request an object; return once its headers have arrived. A slow server is abandoned in its thread."""
+        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
         answers: list[Any] = []
         left_behind = threading.Event()
 
         def ask() -> None:
             try:
                 answer = self._client.get_object(Bucket=address.host, Key=address.path)
+            except (NoCredentialsError, PartialCredentialsError) as error:
+                self._client = self._new_client()  # a client without credentials never looks for them again
+                answers.append(error)
+                return
             except Exception as error:  # noqa: BLE001  # raised by the thread that waits
                 answers.append(error)
                 return

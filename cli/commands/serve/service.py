@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,12 +134,19 @@ def _start(
     beam_options: tuple[str, ...] = (),
     **arguments: Any,
 ) -> int:
-    from engines import processes
+    from engines import processes, state
+    from engines.environment import recorded
     from services import control
     from services.files import Options, ServiceFiles, located
 
-    ctx, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
+    ctx = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
     home = home_of(ctx)
+    s3 = state.read(home).get("s3")
+    local_s3 = s3 is not None and os.environ.get("AWS_ENDPOINT_URL_S3") == s3.address
+    environment, secret_variables = recorded(os.environ)
+    if local_s3:  # whose credentials are no secrets
+        secret_variables = ()
     named = bool(flink_rest or workers or (engine is not None and engine.named))
     options = Options(
         kind,
@@ -151,6 +159,10 @@ def _start(
         beam=beam_options,
         local_kafka="kafka" in arguments and ctx.get_parameter_source("kafka") is default,
         local_flink=engine is not None and engine.name == "flink" and not named,
+        local_s3=local_s3,
+        local_models="server" in arguments and ctx.get_parameter_source("server") is default,
+        environment=environment,
+        secret_variables=secret_variables,
         tied=(tied_to, processes.start_time(tied_to)) if tied_to else None,
         metrics_port=metrics_port,
         metrics_address=metrics_address,

@@ -193,5 +193,9 @@ def test_tls_asks_for_the_name_though_the_address_is_pinned(certificate: str) ->
         other = f"https://other.example.org:{server.server_port}"
         _, (outcome,) = run(FetchPolicy(private_hosts=(other,), ca_file=certificate), f"{other}/gz", resolve=resolve)
         assert "certificate" in outcome.detail.lower()
+    missing = FetchPolicy(private_hosts=(f"https://{NAME}:1",), ca_file="/none.pem")
     with pytest.raises(CimlError, match="cannot read the certificates"):
-        Fetcher(FetchPolicy(hosts=(NAME,), ca_file="/none.pem"))
+        missing.check()
+    _, (outcome,) = run(missing, f"https://{NAME}:1/gz", resolve=resolve)
+    assert (outcome.kind, outcome.reason) == ("deferred", "log_unavailable")
+    assert "cannot read the certificates in /none.pem" in outcome.detail

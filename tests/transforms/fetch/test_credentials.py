@@ -97,10 +97,25 @@ def test_a_rotated_token_is_read_again(both: Systems, tmp_path: Path) -> None:
     assert fetcher.read(address) == LOG
     assert sent(both.api) == [f"Bearer {TOKEN}", "Bearer n3w"]
     (tmp_path / "token").unlink()
-    with pytest.raises(Exception, match=r"log_unavailable: a credential cannot be read: .*token: No such file"):
+    with pytest.raises(Exception, match=r"log_unavailable: the credential of \S+ cannot be read: .*token: No such file"):
         fetcher.read(address)
-    fetcher.close()
     assert len(both.api.headers) == 2  # nothing is asked without it
+    (tmp_path / "token").write_text("b4ck")
+    assert fetcher.read(address) == LOG
+    fetcher.close()
+
+
+def test_a_missing_credential_defers_only_the_logs_of_its_own_host(both: Systems, tmp_path: Path) -> None:
+    (tmp_path / "token").unlink()
+    other = tmp_path / "other.csv"
+    other.write_bytes(LOG)
+    policy = both.policy.allowing(roots=(str(tmp_path),))
+    logs, settled = both.fetch((f"{both.url}/plain", job()), (str(other), job()), policy=policy)
+    assert logs == [LOG]
+    assert [(outcome.kind, outcome.reason) for outcome in settled] == [("deferred", "log_unavailable")]
+    assert "token: No such file" in settled[0].detail
+    (tmp_path / "token").write_text(TOKEN)
+    assert both.fetch((f"{both.url}/plain", job()), policy=policy) == ([LOG], [])
 
 
 def test_other_headers_users_and_variables(both: Systems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +154,7 @@ def test_what_is_no_token_is_reported_without_it(tmp_path: Path, token: str) -> 
     (tmp_path / "token").write_text(token)
     credential = Credential("h.example.org", token_file=str(tmp_path / "token"))
     with pytest.raises(CimlError) as caught:
-        Fetcher(FetchPolicy(credentials=(credential,)))
+        FetchPolicy(credentials=(credential,)).check()
     assert str(tmp_path / "token") in str(caught.value)
     assert "Evil" not in str(caught.value)
     assert len(str(caught.value)) < 300
@@ -148,8 +163,8 @@ def test_what_is_no_token_is_reported_without_it(tmp_path: Path, token: str) -> 
 
 def test_a_missing_secret_is_reported_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_TOKEN", raising=False)
-    with pytest.raises(CimlError, match=r"the credential of h.example.org: NO_TOKEN is empty"):
-        Fetcher(FetchPolicy(credentials=(Credential("h.example.org", token_env="NO_TOKEN"),)))
+    with pytest.raises(CimlError, match=r"the credential of h.example.org: the variable NO_TOKEN is not set"):
+        FetchPolicy(credentials=(Credential("h.example.org", token_env="NO_TOKEN"),)).check()
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def make_config(
 
     root = logs_root(logs) if logs else ""
     roots = (*roots, root) if root else roots
-    fetch = FetchPolicy.load(fetch_policy).allowing(hosts=hosts, roots=roots)
+    fetch = FetchPolicy.load(fetch_policy).check().allowing(hosts=hosts, roots=roots)
     return ReplayConfig(
         DataRoot.open(data_path).raw,
         choice,
