@@ -143,8 +143,11 @@ engines_home_option = _home_option(expose_value=False)
 def require_data(data_path: str) -> None:
     """Raise `CimlError` if nothing is stored at a data path. An empty folder or prefix counts as not there."""
     from ciml.data_root import DataRoot
+    from ciml.storage.s3 import impatient
 
-    if not DataRoot.open(data_path).exists():
+    with impatient():
+        root = DataRoot.open(data_path)
+    if not root.exists():
         raise CimlError(f"no data at {data_path}; correct --data-path, or load data: ciml load LOGS --results FILE")
 
 

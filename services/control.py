@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,7 +139,15 @@ def _commanding(files: ServiceFiles) -> Iterator[None]:
     with files.exclusive("command", timeout_s=5.0) as held:
         if not held:
             raise CimlError(f"another command is starting or stopping the service {files.name}; retry when it is done")
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            raise EngineError(
+                f"the files of the service in {files.home} cannot be written: {error.strerror}; correct this, then run "
+                "the command again"
+            ) from error
 
 
 def _at_work(files: ServiceFiles, options: Options) -> bool:

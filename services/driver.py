@@ -95,7 +95,9 @@ def _drive_here(
             report(seen, f"waits: {error}")
             stop.wait(service.poll_s)
         except EngineError as error:
-            stop.wait(outage.pause_after(error))
+            pause_s = outage.pause_after(error)
+            report(Progress(seen.version, facts=seen.facts), f"waits: {error}")  # its lag is not known now
+            stop.wait(pause_s)
 
 
 def _drive_on_flink(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from confluent_kafka.admin import OffsetSpec
@@ -95,6 +96,10 @@ class LiveService(Service):
 
     def close(self) -> None:
         close_readers()
+
+    def impatient(self) -> Self:
+        self.config = replace(self.config, kafka=replace(self.config.kafka, timeout_s=5.0))
+        return self
 
 
 def make_config(

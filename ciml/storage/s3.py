@@ -167,6 +167,11 @@ class S3Store(Store):
         except BotoCoreError as error:
             if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
                 _forget_credentials()
+                file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+                raise EngineError(
+                    f"{self.root}: no S3 credentials ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                    f"write them to {file}"
+                ) from error
             raise EngineError(f"{self.root}: {verb} failed: {error}") from error
 
     def create(self, path: str, data: bytes) -> bool:

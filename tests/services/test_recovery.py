@@ -1,0 +1,122 @@
+"""Each kind of service recovers from each fault, by itself or by the command that its status names.
+
+`pytest -s -m interop tests/services/test_recovery.py` tries all of them, and prints the table of docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engines.processes import lasting_ports
+from services.service import KINDS
+from tests.pipelines.predict.predicting import World
+from tests.services.feedback.conftest import github_server
+from tests.services.feedback.github_stub import GitHubServer
+from tests.services.feedback.test_service import configure
+from tests.services.gerrit.server import FakeGerrit
+from tests.services.gerrit.test_gerrit import source as gerrit_source
+from tests.services.mqtt.conftest import certificates, mosquitto
+from tests.services.mqtt.test_supervised import config as mqtt_config
+from tests.services.recovery import FAULTS, SECRET, Kind, Scene, Trials, broker_words, data_words, scene, table
+from tests.services.supervising import supervised
+
+__all__ = ["certificates", "github_server", "mosquitto"]
+
+_rows: dict[str, dict[str, str]] = {}
+
+
+@pytest.fixture(scope="module")
+def world_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("recovery")
+        with scene(folder, patch.setenv, lambda name: patch.delenv(name, raising=False)) as one:
+            yield one
+
+
+def kind_of(name: str, one: Scene, request: pytest.FixtureRequest) -> Kind:
+    """Return a kind with what it needs."""
+    folder = one.folder / name
+    folder.mkdir()
+    properties = one.write(f"{name}/kafka.properties", "client.id = ciml\n")
+    if name == "ingest":
+        token = one.write(f"{name}/token", SECRET.replace(" ", "-"))
+        policy = one.write(
+            f"{name}/fetch.toml",
+            f'hosts = ["logs.example.org"]\n[[credentials]]\nhost = "logs.example.org"\ntoken_file = "{token}"\n',
+        )
+        words = (*data_words(one), "--engine", "micro-batches", "--fetch-policy", str(policy))
+        return Kind(name, words, token, policy, broken="hosts = 3")
+    if name == "predict":
+        world: World = request.getfixturevalue("world")
+        world.push(request.getfixturevalue("folders")[0])
+        words = (*data_words(one), "--kafka-config", str(properties), "--model", "m", "--server", world.address)
+        return Kind(name, (*words, "--engine", "micro-batches"), properties, properties)
+    if name == "live":
+        one.upload(request.getfixturevalue("made"))
+        engine = ("--engine", f"flink:{request.getfixturevalue('flink')}")
+        words = (*data_words(one), "--kafka-config", str(properties), "--dataset", "providers", *engine)
+        return Kind(name, words, properties, properties)
+    if name == "trainer":
+        experiment = one.write(f"{name}/experiment.toml", "epochs = 1\n")
+        words = ("--data-path", "s3://trial/data", "--dataset", "later", "--experiment", str(experiment))
+        return Kind(name, words, one.credentials, experiment, uses_broker=False)
+    if name == "webhooks":
+        (port,) = lasting_ports(1)
+        secret = one.write(f"{name}/hub-secret", SECRET)
+        text = (
+            f'[webhooks]\nport = {port}\n[[source]]\nreceiver = "webhooks"\nname = "hub"\nadapter = "github"\n'
+            f'secret_file = "{secret}"\n'
+        )
+        config = one.write(f"{name}/receivers.toml", text)
+        words = ("--config", str(config), *broker_words(one))
+        return Kind(name, words, secret, config, uses_s3=False, own_port=port)
+    if name == "mqtt":
+        config = mqtt_config(folder, request.getfixturevalue("mosquitto"))
+        return Kind(name, ("--config", str(config), *broker_words(one)), folder / "password", config, uses_s3=False)
+    if name == "gerrit":
+        server = FakeGerrit(folder / "gerrit")
+        server.start()
+        request.addfinalizer(server.stop)
+        config = one.write(f"{name}/receivers.toml", gerrit_source(server))
+        words = ("--config", str(config), *broker_words(one))
+        return Kind(name, words, server.folder / "key", config, uses_s3=False)
+    server: GitHubServer = request.getfixturevalue("github_server")
+    config = Path(configure(folder, server))
+    return Kind(name, ("--config", str(config), *data_words(one)), folder / "token", config)
+
+
+def recover(name: str, faults: tuple[str, ...], one: Scene, request: pytest.FixtureRequest) -> dict[str, str]:
+    kind = kind_of(name, one, request)
+    home = one.home / name
+    with supervised(home) as service:
+        trials = Trials(one, kind, service)
+        trials.begin()
+        for fault in faults:
+            trials.run(fault)
+        assert service.ask("stop").exception is None
+        assert service.status()["health"] == "stopped"
+    return trials.cells
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(600)
+def test_ingest_recovers_from_what_failed_before(world_outside: Scene, request: pytest.FixtureRequest) -> None:
+    faults = ("credential missing", "S3 hanging", "invalid configuration")
+    cells = recover("ingest", faults, world_outside, request)
+    assert cells == {
+        "credential missing": "yes, by itself", "S3 hanging": "yes, by itself",
+        "invalid configuration": "yes, ciml service resume",
+    }  # fmt: skip
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_recovers_from_each_fault(name: str, world_outside: Scene, request: pytest.FixtureRequest) -> None:
+    _rows[name] = recover(name, FAULTS, world_outside, request)
+    print(f"\n{table(_rows)}\n{json.dumps(_rows)}")
+    assert all(_rows[name][fault].startswith("yes") for fault in FAULTS)
