@@ -6,10 +6,7 @@ that play GitHub and Gerrit. The trainer waits for a data set, so that no trial 
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,9 +19,8 @@ import boto3
 import engines
 from engines.processes import lasting_ports
 from tests.services.outages import Broker, Link, fill, small_disk, taken
-from tests.services.supervising import Supervised
+from tests.services.supervising import Supervised, shell
 
-ROOT = Path(__file__).parents[2]
 SECRET = "a secret that is long enough"
 FAULTS = (
     "credential missing", "broker away", "S3 away", "S3 hanging", "disk full", "port taken", "invalid configuration",
@@ -44,7 +40,6 @@ class Kind:
       broken: the content of an invalid configuration.
       uses_broker, uses_s3: whether it talks to them.
       own_port: that its worker listens on; 0 for none.
-      waits_for: a phrase that its healthy status contains while it works.
     """
 
     name: str
@@ -84,16 +79,6 @@ class Scene:
         for path in data.rglob("*"):
             if path.is_file():
                 client.put_object(Bucket="trial", Key=f"data/{path.relative_to(data)}", Body=path.read_bytes())
-
-    def shell(self, command: str) -> None:
-        """Run a command in a shell, as an operator who copies it from the status."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        environment |= {"PATH": path, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, shell=True, cwd="/", env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
 @contextmanager
@@ -228,7 +213,7 @@ class Trials:
         with taken(self.scene.metrics_port):
             dead = self.service.status()
             assert dead["remedy"] is not None
-            self.scene.shell(dead["remedy"])
+            shell(dead["remedy"])
             self._until(lambda: "cannot listen" in str(self.service.status()["metrics"]), "the port is not reported")
             seen = self.service.status()
         self._until(lambda: str(self.service.status()["metrics"]).startswith("http"), "the port is not opened")
@@ -269,7 +254,7 @@ class Trials:
     def _recover(self, seen: Mapping[str, Any]) -> str:
         command = seen["remedy"]
         if command is not None:
-            self.scene.shell(command)
+            shell(command)
         self._until(self._works, f"it does not recover by {command}")
         if seen.get("unaffected"):
             return "yes, unaffected"

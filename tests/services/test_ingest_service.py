@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 
 import engines
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.connect import admin
 from ciml.kafka.options import KafkaOptions
 from engines import processes
 from services.files import Options, ServiceFiles, bound
-from tests.pipelines.ingest.ingesting import need_real
+from tests.pipelines.ingest.ingesting import account, need_real
 from tests.pipelines.ingest.scenario import send
 from tests.scraping import scrape
-from tests.services.supervising import Ingest, ingest
+from tests.services.supervising import Ingest, ingest, shell
 
 
 @pytest.fixture
@@ -101,6 +102,18 @@ def test_a_recreated_topic_fails_the_service(one: Ingest) -> None:
     assert scrape(seen["metrics"])["ciml_ingest_health"][("failed",)] == 1
     assert "stopped" in one.ask("stop").output
     assert one.files.process("supervisor") is None
+    stopped = one.status()
+    assert (stopped["health"], stopped["last_failure"]["why"]) == ("stopped", seen["why"])
+    # the one remedy, as the status names it
+    again = send(one.scenario.broker, one.scenario.topic, 2, one.home / "more", runs=20)
+    shell(seen["remedy"])
+    one.wait(lambda: one.status()["behind"] == 0, "it does not read the new topic")
+    assert one.status()["health"] == "running"
+    assert one.status()["last_failure"]["why"] == seen["why"]
+    state, _ = account(DataRoot.open(one.data).raw)
+    assert state.generation(one.scenario.topic) == f"{one.scenario.topic}@2"
+    new = sum(ranges.count() for name, _, ranges in state.partitions() if name.endswith("@2"))
+    assert new == len(again.sent)
 
 
 @pytest.mark.engines

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ from tests.services.gerrit.test_gerrit import source as gerrit_source
 from tests.services.mqtt.conftest import certificates, mosquitto
 from tests.services.mqtt.test_supervised import config as mqtt_config
 from tests.services.recovery import FAULTS, SECRET, Kind, Scene, Trials, broker_words, data_words, scene, table
-from tests.services.supervising import supervised
+from tests.services.supervising import shell, supervised
 
 __all__ = ["certificates", "github_server", "mosquitto"]
 
@@ -111,6 +114,69 @@ def test_ingest_recovers_from_what_failed_before(world_outside: Scene, request: 
         "credential missing": "yes, by itself", "S3 hanging": "yes, by itself",
         "invalid configuration": "yes, ciml service resume",
     }  # fmt: skip
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(300)
+def test_a_failed_service_starts_again_by_every_command(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
+    (port,) = lasting_ports(1)
+    (tmp_path / "secret").write_text(SECRET)
+    config = tmp_path / "receivers.toml"
+    valid = (
+        f'[webhooks]\nport = {port}\n[[source]]\nreceiver = "webhooks"\nname = "hub"\nadapter = "github"\n'
+        f'secret_file = "{tmp_path / "secret"}"\n'
+    )
+    config.write_text(valid)
+    words = ("--config", str(config), "--kafka", kafka, "--topic", topic())
+    with supervised(tmp_path / "home") as one:
+
+        def runs() -> bool:
+            return bool(one.status()["health"] == "running" and one.status()["worker"])
+
+        def fail() -> None:
+            config.write_text("nonsense")
+            one.kill("worker")
+            one.wait(lambda: one.status()["health"] == "failed", "it does not fail")
+            seen = one.status()
+            assert "receivers.toml" in seen["last_failure"]["why"]
+            assert seen["remedy"] == f"ciml service resume one --home {one.home}"
+            config.write_text(valid)
+
+        assert one.begin("webhooks", *words).exception is None
+        fail()
+        assert "is running" in one.ask("resume").output
+        fail()
+        done = one.begin("webhooks", *words)
+        assert done.exception is None, done.exception
+        assert "is running" in done.output
+        fail()
+        assert "is stopped" in one.ask("stop").output
+        assert (one.status()["health"], one.code()) == ("stopped", 1)
+        command = [sys.executable, "-m", "cli.main", "service", "run", "webhooks", "--name", "one"]
+        foreground = subprocess.Popen([*command, "--home", str(one.home), "--tied-to", str(os.getpid()), *words])
+        try:
+            one.wait(runs, "the foreground does not work")
+            fail()
+            assert foreground.wait(60) == 4
+            foreground = subprocess.Popen([*command, "--home", str(one.home), "--tied-to", str(os.getpid()), *words])
+            one.wait(runs, "the container that is started again does not work")
+            # the machine dies while the service has failed: stale files, and pids that are other processes' now
+            for what in ("supervisor", "worker"):
+                one.kill(what)
+        finally:
+            foreground.kill()
+            foreground.wait()
+        one.wait(lambda: one.files.process("worker") is None, "the worker does not end")
+        one.files.put_report("worker", {**one.files.report("worker"), "state": "ended", "error": "x", "fault": True})
+        for what in ("supervisor", "worker"):
+            one.files.record(what, os.getpid(), 1000.0)
+        seen = one.status()
+        assert (seen["health"], seen["why"]) == ("stalled", "its supervisor died")
+        shell(seen["remedy"])
+        one.wait(runs, "it does not work after the boot")
+        text = one.ask("status", "one").output
+        assert "last failure" in text
+        assert "ago" in text
 
 
 @pytest.mark.interop

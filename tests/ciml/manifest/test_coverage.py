@@ -68,5 +68,28 @@ def test_a_recreated_topic_is_an_error_in_a_state_and_in_a_delta() -> None:
     state.apply(2, {"offsets": {"a": {"id": "1", "partitions": {"0": [[5, 6]]}}}})  # an unknown id matches any
     with pytest.raises(IntegrityError, match="topic a was deleted and created again"):
         state.apply(3, {"offsets": {"a": {"id": "2", "partitions": {"0": [[6, 7]]}}}})
-    with pytest.raises(IntegrityError, match="covered under the id 1, but the broker reports 2"):
+    with pytest.raises(IntegrityError, match="read under the id 1, but the broker reports 2"):
         NewCoverage(state).add(OffsetRange("a", "2", 0, 6, 7))
+
+
+def test_an_adopted_topic_is_a_generation_of_its_own() -> None:
+    state = State()
+    state.apply(1, {"offsets": {"a": {"id": "1", "partitions": {"0": [[0, 5]]}}}})
+    with pytest.raises(IntegrityError, match=r"created again.*: ciml topics adopt a"):
+        NewCoverage(state).add(OffsetRange("a", "2", 0, 0, 3))
+    state.apply(2, {"offsets": state.adopted("a", "2")})
+    assert (state.generation("a"), state.topic_id("a"), list(state.covered("a", 0))) == ("a@2", "2", [])
+    draft = NewCoverage(state)
+    assert list(draft.add(OffsetRange("a", "2", 0, 0, 3))) == [(0, 3)]
+    assert list(draft.add(OffsetRange("a", "1", 0, 0, 7))) == [(5, 7)]  # a batch of the old topic, read before
+    assert draft.to_json() == {
+        "a@2": {"id": "2", "partitions": {"0": [[0, 3]]}}, "a": {"id": "1", "partitions": {"0": [[5, 7]]}},
+    }  # fmt: skip
+    state.apply(3, {"offsets": draft.to_json()})
+    assert offsets(state) == {("a", 0): set(range(7)), ("a@2", 0): {0, 1, 2}}
+    other = State()
+    other.restore_coverage(state.snapshot())
+    assert (other.generation("a"), list(other.covered("a", 0))) == ("a@2", [(0, 3)])
+    assert list(other.adopted("a", "2")) == ["a@3"]
+    with pytest.raises(IntegrityError, match="created again"):
+        NewCoverage(other).add(OffsetRange("a", "3", 0, 0, 1))

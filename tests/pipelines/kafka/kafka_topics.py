@@ -36,6 +36,13 @@ def delete(options: KafkaOptions, topic: str) -> None:
     admin(options).delete_topics([topic])[topic].result()
 
 
+def recreated(options: KafkaOptions, topic: str, partitions: int = 1) -> bool:
+    """Create a topic that was deleted; return whether the broker has completed the deletion."""
+    from confluent_kafka.admin import NewTopic
+
+    return admin(options).create_topics([NewTopic(topic, partitions, 1)])[topic].exception() is None
+
+
 def delete_records(options: KafkaOptions, topic: str, partition: int, before: int) -> None:
     """What retention does, at once."""
     from confluent_kafka import TopicPartition

@@ -14,8 +14,9 @@ from ciml.storage.open import open_store
 from pipelines.ingest.committer import Committer
 from pipelines.kafka.publish import LOG, VERSION, Projection, render_runs
 from tests.messages import published
-from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch
+from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch, wait_for
 from tests.pipelines.ingest.scenario import corpus_facts
+from tests.pipelines.kafka.kafka_topics import delete, recreated
 
 
 @pytest.fixture
@@ -95,3 +96,17 @@ def test_a_topic_publishes_one_manifest(kafka: str, topic: MakeTopic, committed:
 def test_a_broker_that_is_not_there_is_an_engine_error(committed: Committer) -> None:
     with pytest.raises(EngineError, match="does not answer"):
         Projection(committed.log, "runs", render_runs, KafkaOptions("127.0.0.1:1", timeout_s=0.5)).announce()
+
+
+@pytest.mark.engines
+def test_a_recreated_topic_gets_everything_again(kafka: str, topic: MakeTopic, committed: Committer) -> None:
+    need_real(kafka)
+    name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
+    ours = Projection(committed.log, name, render_runs, kafka_options)
+    ours.announce()
+    delete(kafka_options, name)
+    wait_for(lambda: recreated(kafka_options, name))
+    committed.commit([one_batch(9, 2)])
+    assert ours.announce() == 4
+    assert [version for _, version in runs_announced(kafka, name)] == ["1", "2", "4"]
+    assert ours.exactly_once

@@ -1,0 +1,191 @@
+"""A launch of a service: it inherits no failure of an earlier one, and has the environment of the service's start."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engines
+from ciml.errors import CimlError
+from engines import processes, state
+from engines.environment import recorded, using
+from services.files import Options, ServiceFiles, check_secret_variables, in_place
+from services.jobs import InWorker, OnFlink, Worker
+from services.service import KINDS
+from services.status import gather, remedy
+
+FAILED = {"pid": 4711, "state": "ended", "error": "token: no such file", "fault": True, "exit_code": 2}
+
+
+def files_of(home: Path, kind: str = "ingest", **changes: Any) -> ServiceFiles:
+    files = ServiceFiles(home, "one")
+    arguments = {"data_path": str(home / "data"), "kafka": "127.0.0.1:1", **changes.pop("arguments", {})}
+    files.put_options(Options(kind, arguments, "micro-batches", cwd=str(home), **changes))
+    return files
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_report_of_an_earlier_launch_is_no_failure_of_the_next_one(home: Path, kind: str) -> None:
+    files = files_of(home, kind)
+    files.put_report("worker", {**FAILED, "launch": "earlier"})
+    jobs = InWorker(Worker(files, home))
+    assert (jobs.status().state, jobs.status().fault) == ("missing", "")
+    files.put_report("worker", FAILED)  # of a version without launches
+    assert (jobs.status().state, jobs.status().fault) == ("missing", "")
+
+
+def test_the_failure_of_its_own_launch_counts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(home)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(processes, "spawn", lambda command, *_: (commands.append(command), (2**22 + 1, 1.0))[1])
+    jobs = InWorker(Worker(files, home))
+    jobs.submit()
+    launch = commands[0][-2]
+    assert jobs.status().state == "over"  # it died before its first report
+    files.put_report("worker", {**FAILED, "launch": launch})
+    assert (jobs.status().state, jobs.status().fault, jobs.status().exit_code) == ("over", "token: no such file", 2)
+    jobs.submit()
+    assert commands[1][-2] != launch
+    assert jobs.status().fault == ""
+
+
+def test_a_running_worker_is_taken_over_with_its_report(home: Path) -> None:
+    files = files_of(home)
+    me = os.getpid()
+    files.record("worker", me, processes.start_time(me))
+    files.put_report("worker", {"pid": me, "state": "running", "launch": "earlier", "waits": "Kafka", "time_us": 7})
+    worker = Worker(files, home)
+    seen = InWorker(worker).status()
+    assert (seen.state, seen.waits, seen.progress_us) == ("running", "Kafka", 7)
+    files.record("worker", me, processes.start_time(me) - 100)  # it died; its pid is another process's now
+    files.put_report("worker", {**FAILED, "launch": "earlier"})
+    assert InWorker(worker).status().fault == "token: no such file"
+
+
+def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(home: Path) -> None:
+    from pipelines.flink.rest import RestJob
+
+    options = Options("ingest", {"data_path": "d"}, "flink", "j:1", "http://r", "w:1", cwd=str(home))
+    files = ServiceFiles(home, "one")
+    files.put_options(options)
+    jobs = OnFlink(Worker(files, home), options, "ciml-ingest-one-", home)
+    ended = [RestJob("http://r", "1", "ciml-ingest-one-1", "FAILED", 5.0, 0)]
+    jobs._known = lambda: ended  # type: ignore[method-assign]
+    assert (jobs.status().state, jobs.status().fault) == ("missing", "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failed_service_names_the_command_that_continues_it(home: Path, kind: str) -> None:
+    files = files_of(home, kind)
+    files.put_status({"health": "failed", "why": "x"})
+    assert (
+        remedy(files, {"health": "failed", "why": "x", "supervisor": None}) == f"ciml service resume one --home {home}"
+    )
+    other = "topic t was deleted and created again: … ciml topics adopt t"
+    assert remedy(files, {"health": "failed", "why": other, "supervisor": {"pid": 1}}) == (
+        f"ciml topics adopt --service one --home {home} && ciml service resume one --home {home}"
+    )
+    assert remedy(files, {"health": "waiting", "why": "Kafka", "supervisor": {"pid": 1}}) is None
+    silent = {"health": "stalled", "why": "supervisor heartbeat missing for 70 s", "supervisor": {"pid": 1}}
+    assert remedy(files, silent) == f"ciml service stop one --home {home} && ciml service resume one --home {home}"
+
+
+def test_stale_figures_are_marked_and_a_stale_lag_is_unknown(home: Path) -> None:
+    files = files_of(home, "webhooks", arguments={"config": "none"})
+    me = os.getpid()
+    files.record("supervisor", me, processes.start_time(me))
+    now = processes.time.time() * 1e6
+    files.put_status(
+        {
+            "health": "running", "why": "", "updated_us": now - 3e6, "behind": 0, "lag": {"0": 0}, "rate": 1.5,
+            "read_us": {"lag": now - 47e6, "manifest": now - 2e6, "job": now - 2e6},
+        }
+    )  # fmt: skip
+    seen = gather(files)
+    assert seen["stale"] == ["lag"]
+    assert (seen["behind"], seen["lag"], seen["rate"]) == (None, None, None)
+    assert seen["last_known"] == {"behind": 0, "lag": {"0": 0}, "rate": 1.5}
+    assert 47 <= seen["ages_s"]["lag"] <= 50
+    assert 3 <= seen["ages_s"]["status"] <= 6
+    files.put_status({**files.status(), "updated_us": now - 40e6})
+    assert gather(files)["stale"] == ["lag", "status"]
+
+
+def test_settings_are_recorded_and_secrets_only_by_name() -> None:
+    given = {
+        "AWS_ENDPOINT_URL_S3": "http://s3:1", "AWS_PROFILE": "ci", "AWS_CA_BUNDLE": "/ca.pem", "AWS_REGION": "eu",
+        "AWS_SHARED_CREDENTIALS_FILE": "/credentials", "AWS_WEB_IDENTITY_TOKEN_FILE": "/token",
+        "AWS_ACCESS_KEY_ID": "secret-1", "AWS_SECRET_ACCESS_KEY": "secret-2", "AWS_SESSION_TOKEN": "secret-3",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://secret-4", "OPENLINEAGE_API_KEY": "secret-5",
+        "HTTPS_PROXY": "http://user:secret-6@proxy:1", "NO_PROXY": "localhost", "HOME": "/root", "PATH": "/bin",
+    }  # fmt: skip
+    settings, secrets = recorded(given)
+    assert settings == {
+        "AWS_ENDPOINT_URL_S3": "http://s3:1", "AWS_PROFILE": "ci", "AWS_CA_BUNDLE": "/ca.pem", "AWS_REGION": "eu",
+        "AWS_SHARED_CREDENTIALS_FILE": "/credentials", "AWS_WEB_IDENTITY_TOKEN_FILE": "/token",
+        "NO_PROXY": "localhost",
+    }  # fmt: skip
+    assert secrets == (
+        "AWS_ACCESS_KEY_ID", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+        "HTTPS_PROXY", "OPENLINEAGE_API_KEY",
+    )  # fmt: skip
+    assert "secret-" not in json.dumps([settings, secrets])
+
+
+def test_a_service_uses_the_settings_of_its_start_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "of another shell")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://other")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "rotated")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another shell")
+    before = dict(os.environ)
+    with using({"AWS_ENDPOINT_URL_S3": "http://s3:1"}, ["AWS_SECRET_ACCESS_KEY"]):
+        found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        assert found["AWS_ENDPOINT_URL_S3"] == "http://s3:1"
+        assert found["AWS_SECRET_ACCESS_KEY"] == "rotated"
+        assert not {"AWS_PROFILE", "AWS_SESSION_TOKEN"} & found.keys()
+    assert dict(os.environ) == before
+
+
+def test_a_secret_that_the_start_used_must_be_there_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options("ingest", {}, "", cwd=str(home), secret_variables=("AWS_SECRET_ACCESS_KEY",))
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(CimlError, match="was started with AWS_SECRET_ACCESS_KEY, which is not set now"):
+        check_secret_variables(options)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    check_secret_variables(options)
+
+
+def test_the_homes_own_s3_and_model_server_have_their_present_addresses(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    files = files_of(
+        home, "predict", arguments={"data_path": "s3://b/data", "server": "old:1"}, local_s3=True, local_models=True,
+        environment={"AWS_ENDPOINT_URL_S3": "http://old:2"},
+    )  # fmt: skip
+    models = engines.EngineState("models", "real", "", "new:1", urls={"grpc": "new:1"})
+    state.write(home, {"s3": engines.EngineState("s3", "real", "", "http://new:2"), "models": models})
+    options = files.options()
+    assert options.arguments["server"] == "new:1"
+    with in_place(home, options):
+        assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://new:2"
+        assert os.environ["AWS_ACCESS_KEY_ID"] == "local"
+        assert Path.cwd() == home
+    assert "AWS_ENDPOINT_URL_S3" not in os.environ
+
+
+def test_a_folder_that_is_gone_is_named(home: Path) -> None:
+    options = Options("ingest", {}, "", cwd=str(home / "gone"))
+    with pytest.raises(CimlError, match=r"was started in .*gone, which cannot be used now"), in_place(home, options):
+        pass
