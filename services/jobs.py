@@ -88,7 +88,10 @@ class Worker:
 
     def how(self) -> str:
         """Return how it ended."""
-        return self.report().get("error") or processes.last_lines(self._files.log("worker"), 1) or "its process died"
+        line = processes.last_lines(self._files.log("worker"), 1)
+        return self.report().get("error") or "its process died" + (
+            f"; the last line of its log: {line}" if line else ""
+        )
 
     def start(self, savepoint: str = "") -> None:
         """Start it; the previous one must have ended."""

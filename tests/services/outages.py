@@ -130,13 +130,27 @@ def small_disk(folder: Path, kib: int = 8192) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill(folder: Path) -> Path:
-    """Fill a disk; return the file that takes all its space."""
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """Fill a disk, and fill what becomes free, until the context ends."""
     path = folder / "filler"
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(b"x" * 4096):
-            pass
-    return path
+    freed = threading.Event()
+
+    def fill() -> None:
+        with path.open("wb", buffering=0) as file:
+            while not freed.wait(0.02):
+                with contextlib.suppress(OSError):
+                    while file.write(b"x" * 4096):
+                        pass
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        freed.set()
+        thread.join()
+        path.unlink()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import boto3
 
 import engines
 from engines.processes import lasting_ports
-from tests.services.outages import Broker, Link, fill, small_disk, taken
+from tests.services.outages import Broker, Link, full, small_disk, taken
 from tests.services.supervising import Supervised, shell
 
 SECRET = "a secret that is long enough"
@@ -39,6 +39,7 @@ class Kind:
       credential, config: files that it reads.
       broken: the content of an invalid configuration.
       uses_broker, uses_s3: whether it talks to them.
+      s3_at_start: whether it talks to S3 only when its worker starts.
       own_port: that its worker listens on; 0 for none.
     """
 
@@ -49,6 +50,7 @@ class Kind:
     broken: str = "nonsense"
     uses_broker: bool = True
     uses_s3: bool = True
+    s3_at_start: bool = False
     own_port: int = 0
 
 
@@ -190,6 +192,8 @@ class Trials:
 
     def _s3(self, mode: Any) -> str:
         self.scene.s3.set(mode)
+        if self.kind.s3_at_start:
+            self._kill_worker()
         try:
             seen = self._noticed() if self.kind.uses_s3 else self._unaffected()
         finally:
@@ -197,12 +201,9 @@ class Trials:
         return self._recover(seen)
 
     def _disk_full(self) -> str:
-        filler = fill(self.scene.home)
-        try:
+        with full(self.scene.home):
             self._kill_worker()
             seen = self._noticed()
-        finally:
-            filler.unlink()
         return self._recover(seen)
 
     def _port_taken(self) -> str:
@@ -240,7 +241,7 @@ class Trials:
             assert time.monotonic() - began < 30.0, "the status command hangs"
             if found["stale"]:
                 assert found["lag"] is None or "lag" not in found["stale"]
-            reported = found["health"] in ("waiting", "failed") or bool(found.get("problems"))
+            reported = found["health"] in ("waiting", "failed") or bool(found.get("problems")) or BUCKET in found["why"]
             return reported or "status" in found["stale"]
 
         self._until(noticed, "the fault is not noticed")

@@ -62,7 +62,7 @@ def kind_of(name: str, one: Scene, request: pytest.FixtureRequest) -> Kind:
         one.upload(request.getfixturevalue("made"))
         engine = ("--engine", f"flink:{request.getfixturevalue('flink')}")
         words = (*data_words(one), "--kafka-config", str(properties), "--dataset", "providers", *engine)
-        return Kind(name, words, properties, properties)
+        return Kind(name, words, properties, properties, s3_at_start=True)
     if name == "trainer":
         experiment = one.write(f"{name}/experiment.toml", "epochs = 1\n")
         words = ("--data-path", "s3://trial/data", "--dataset", "later", "--experiment", str(experiment))
