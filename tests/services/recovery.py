@@ -17,6 +17,7 @@ from typing import Any
 import boto3
 
 import engines
+from ciml.storage.s3 import _s3_client
 from engines.processes import lasting_ports
 from tests.services.outages import Broker, Link, full, small_disk, taken
 from tests.services.supervising import Supervised, shell
@@ -133,6 +134,7 @@ class Trials:
         """Start the service, at first without its credential: an error names it, and nothing runs."""
         secret = self.kind.credential.read_bytes()
         self.kind.credential.unlink()
+        _s3_client.cache_clear()  # a command is a new process
         done = self._start()
         assert done.exception is not None or done.exit_code == 2, done.output
         assert self.kind.credential.name in f"{done.exception} {done.output}", f"{done.exception} {done.output}"
@@ -241,7 +243,11 @@ class Trials:
             assert time.monotonic() - began < 30.0, "the status command hangs"
             if found["stale"]:
                 assert found["lag"] is None or "lag" not in found["stale"]
-            reported = found["health"] in ("waiting", "failed") or bool(found.get("problems")) or BUCKET in found["why"]
+            reported = (
+                found["health"] in ("waiting", "stalled", "failed")
+                or bool(found.get("problems"))
+                or BUCKET in found["why"]
+            )
             return reported or "status" in found["stale"]
 
         self._until(noticed, "the fault is not noticed")

@@ -75,7 +75,7 @@ def test_a_listing_is_older_than_a_state_that_covers_what_it_does_not_show() -> 
     ("state", "found", "says"),
     [
         (covered((0, 5)), listing((6, 9)), r"t\[0\]: offsets 5 to 6 expired before"),
-        (covered((0, 5)), listing((0, 4)), r"t\[0\] ends at 4, but is covered up to 5"),
+        (covered((0, 5)), listing((0, 4)), r"t\[0\] ends at 4, but was read up to 5"),
         (covered((0, 5)), listing((0, 9), topic_id="U"), "created again"),
         (covered((3, 5)), listing((1, 9)), r"offsets 0 to 1 expired before"),
     ],
