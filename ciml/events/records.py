@@ -34,6 +34,8 @@ LISTS: Mapping[Kind, str] = {
     "deferred": "deferred",
     "update": "updates",
 }
+#: The reason of a reclaim that completes facts which the run's row lacks; its raw object stays.
+COMPLETES = "facts"
 #: What each kind is called in a count.
 KIND_WORDS: Mapping[Kind, str] = {
     "run": "runs",

@@ -12,7 +12,18 @@ from itertools import groupby
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, Batch, FactUpdate, Kind, OffsetRange, Origin, Outcome, RunFacts, lists_of
+from ciml.events.records import (
+    COMPLETES,
+    LISTS,
+    Batch,
+    FactUpdate,
+    Kind,
+    OffsetRange,
+    Origin,
+    Outcome,
+    RunFacts,
+    lists_of,
+)
 from ciml.events.updates import Said, joined, merged, parent_subjects, said_by
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
@@ -289,6 +300,8 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
             outcome = outcome.replace(kind="reclaim")
         keeps = outcome.payload is None or outcome.kind in ("dead_letter", "deferred")
         return outcome if keeps else outcome.replace(payload=None)
+    if _completes(outcome, run):
+        return outcome.replace(kind="reclaim")
     plain = _plain(outcome, run)
     word = outcome.mention.outcome if outcome.mention else None
     if not word or word == run.outcome:
@@ -303,6 +316,13 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
 def standing(outcome: Outcome) -> int:
     """Return how far an event is believed about a run, one of `ciml.raw.standing.STANDINGS`."""
     return standing_of(outcome.trust.trusted, outcome.mention is not None and bool(outcome.mention.auth))
+
+
+def _completes(outcome: Outcome, run: KnownRun) -> bool:
+    """Return whether an outcome completes the facts of a run's present row, and may: it has the row's standing."""
+    if outcome.kind != "run" or outcome.reason != COMPLETES or outcome.file is None:
+        return False
+    return outcome.file.digest == run.digest and standing(outcome) >= run.standing
 
 
 def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:

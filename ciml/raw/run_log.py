@@ -5,13 +5,14 @@ A delta is decoded straight into records. Via dicts, decoding takes four times a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from ciml.errors import IntegrityError
-from ciml.events.records import UNJUDGED, RawFile, Record, RunFacts, Trust
+from ciml.events.records import LISTS, UNJUDGED, Kind, Origin, RawFile, Record, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
 from ciml.raw.standing import standing_of
 
@@ -172,28 +173,79 @@ def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
     return found
 
 
-class _Facts(msgspec.Struct, frozen=True, gc=False):
+class StoredFacts(msgspec.Struct, frozen=True, gc=False):
+    """A raw row without the decision on its trust: the run's own facts, and its raw object."""
+
     mention: RunFacts
+    file: RawFile
 
 
 class _FactRows(msgspec.Struct, frozen=True, gc=False):
     """The facts of the raw rows of a delta."""
 
-    runs: tuple[_Facts, ...] = ()
-    reclaims: tuple[_Facts, ...] = ()
+    runs: tuple[StoredFacts, ...] = ()
+    reclaims: tuple[StoredFacts, ...] = ()
     version: int = 0
+
+
+def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, StoredFacts]:
+    """Return the last rows of those runs that are stored, by run id."""
+    wanted, decoder = set(run_ids), msgspec.json.Decoder(_FactRows)
+    found: dict[str, StoredFacts] = {}
+    for version, data in log.raw_since(0):
+        delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
+        found |= {row.mention.run_id: row for row in delta.runs + delta.reclaims if row.mention.run_id in wanted}
+    return found
 
 
 def find_facts(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunFacts]:
     """Return the own facts of those runs that are stored, by run id: those of each run's last row."""
-    wanted, decoder = set(run_ids), msgspec.json.Decoder(_FactRows)
-    found: dict[str, RunFacts] = {}
+    return {run_id: row.mention for run_id, row in find_rows(log, run_ids).items()}
+
+
+class _Settled(msgspec.Struct, frozen=True, gc=False):
+    origin: Origin
+    reason: str = ""
+    trust: Trust = UNJUDGED
+
+
+class _SettledLists(msgspec.Struct, frozen=True, gc=False):
+    """The outcomes of a delta, without their runs."""
+
+    runs: tuple[_Settled, ...] = ()
+    reclaims: tuple[_Settled, ...] = ()
+    repeats: tuple[_Settled, ...] = ()
+    corrections: tuple[_Settled, ...] = ()
+    ignored: tuple[_Settled, ...] = ()
+    dead_letters: tuple[_Settled, ...] = ()
+    version: int = 0
+
+
+class Settled(NamedTuple):
+    """The outcomes of the inputs of a topic.
+
+    Attributes:
+      counts: number of outcomes by kind.
+      untrusted: number of raw rows and dead letters that were not trusted when they were recorded.
+    """
+
+    counts: Counter[Kind]
+    untrusted: int = 0
+
+
+def outcomes_of(log: ManifestLog, topic: str) -> Settled:
+    """Count the outcomes of the inputs of a topic. A replay of a dead letter counts once more."""
+    decoder = msgspec.json.Decoder(_SettledLists)
+    counts: Counter[Kind] = Counter()
+    untrusted = 0
     for version, data in log.raw_since(0):
         delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
-        found |= {
-            row.mention.run_id: row.mention for row in delta.runs + delta.reclaims if row.mention.run_id in wanted
-        }
-    return found
+        for kind, name in LISTS.items():
+            settled = [each for each in getattr(delta, name, ()) if each.origin.topic == topic]
+            counts[kind] += len(settled)
+            if kind in ("run", "reclaim", "dead_letter"):
+                untrusted += sum(not each.trust.trusted for each in settled)
+    return Settled(counts, untrusted)
 
 
 def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:

@@ -125,6 +125,12 @@ class Columns:
     labels: tuple[str, ...]
     left_out: tuple[str, ...] = ()
 
+    @property
+    def not_found(self) -> tuple[str, ...]:
+        """The fields that no column was found for, in the order of `SYNONYMS`."""
+        found = {guess.ours for guess in self.guesses}
+        return tuple(ours for ours in SYNONYMS if ours not in found)
+
     def theirs(self, ours: str) -> str:
         """Return the table's column for a field, or ""."""
         return next((guess.theirs for guess in self.guesses if guess.ours == ours), "")
@@ -198,10 +204,10 @@ def _by_content(
         return [name for name in free if name not in taken and values[name] and fits(values[name])]
 
     if "start_time" not in found and "end_time" not in found:
-        times = only(lambda cells: all(map(_is_time, cells)))
-        if len(times) == 2 and _ordered(sample, *times[::-1]):
+        times = only(are_times)
+        if len(times) == 2 and are_ordered(sample, *times[::-1]):
             times.reverse()
-        if len(times) == 1 or (len(times) == 2 and _ordered(sample, *times)):
+        if len(times) == 1 or (len(times) == 2 and are_ordered(sample, *times)):
             guesses += zip(("start_time", "end_time"), times, strict=False)
     for ours, fits in _FITS.items():
         if ours not in found and len(names := only(fits)) == 1:
@@ -217,10 +223,17 @@ def _is_time(value: Any) -> bool:
     return True
 
 
-def _ordered(sample: Sequence[Mapping[str, Any]], first: str, second: str) -> bool:
+def are_times(cells: Sequence[Any]) -> bool:
+    """Return whether all cells are times, in any zone."""
+    return all(map(_is_time, cells))
+
+
+def are_ordered(sample: Sequence[Mapping[str, Any]], first: str, second: str) -> bool:
+    """Return whether no time in one column is after that in another, as far as both are known and times."""
     pairs = [(row.get(first), row.get(second)) for row in sample]
     known = [(one, two) for one, two in pairs if not is_missing(one) and not is_missing(two)]
-    return all(parse_time(one, "UTC") <= parse_time(two, "UTC") for one, two in known)
+    times = ((one, two) for one, two in known if _is_time(one) and _is_time(two))
+    return all(parse_time(one, "UTC") <= parse_time(two, "UTC") for one, two in times)
 
 
 def _is_id(cells: list[Any]) -> bool:

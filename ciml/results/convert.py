@@ -17,6 +17,7 @@ from ciml.events.outcomes import outcome_of
 from ciml.events.redaction import shown
 from ciml.limits import MAX_RESULTS_ROWS
 from ciml.results.columns import ResultsTable, Row, find_columns, normal_name
+from ciml.results.suggestions import suggest
 from ciml.results.values import (
     is_missing,
     number_text,
@@ -74,6 +75,7 @@ class Conversion:
 
     Attributes:
       columns: the meaning of the table's columns.
+      suggestions: mappings that the user may mean.
 
     Raises:
       CimlError: a needed column is not found, an unknown zone, or no row.
@@ -94,7 +96,9 @@ class Conversion:
         sample = [row.cells for row in islice(table.rows(), _SAMPLE_ROWS)]
         if not sample:
             raise CimlError(f"{table.name} has no row; give a table with a row a run")
-        self.columns = find_columns(table.columns, [cells for cells in sample if cells], mapping or {}, table.name)
+        sample = [cells for cells in sample if cells]
+        self.columns = find_columns(table.columns, sample, mapping or {}, table.name)
+        self.suggestions = suggest(self.columns, sample)
         result = self.columns.theirs("result")
         texts = dict.fromkeys(("build_name", "node_provider", "node_region", "node_flavor"), text_of)
         texts.update(dict.fromkeys(("pipeline", "project", "branch", "review"), text_of))

@@ -12,15 +12,21 @@ import tempfile
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing
+from ciml.events.records import COMPLETES
+from ciml.manifest.offsets import RangeSet
+from ciml.raw.run_log import outcomes_of
+from ciml.raw.state import open_raw
 from ciml.results.convert import BadRow, Conversion
 from ciml.results.table import open_results
 from pipelines.backfill.backfill import backfill
+from pipelines.backfill.complete import find_completions
 from pipelines.backfill.load_report import LoadReport, RejectedTableError
 from pipelines.backfill.plan import BackfillConfig, Tally, fetch_below, logs_root
 from pipelines.backfill.survey import Survey, survey
@@ -86,10 +92,11 @@ def load(
     )
     opened = open_results(table)
     conversion = Conversion(opened, config.reading, roots=(os.path.abspath(logs),), mapping=mapping, zone=zone)
-    report = LoadReport(opened.name, opened.form, conversion.columns)
+    report = LoadReport(opened.name, opened.form, conversion.columns, conversion.suggestions)
     with tempfile.TemporaryFile(prefix="ciml-load-") as file:
         rows = _write_listing(conversion, file, report, progress)
         listing = Listing(opened.name, file)
+        config = _completing(config, listing, report)
         found = survey(
             config, listing, check_logs=True, stop=stop,
             report=lambda done: progress("looking for logs", done, listing.lines),
@@ -127,6 +134,20 @@ def _write_listing(conversion: Conversion, file: IO[bytes], report: LoadReport, 
     return rows
 
 
+def _completing(config: BackfillConfig, listing: Listing, report: LoadReport) -> BackfillConfig:
+    """Return the configuration with the stored rows that lines complete. Report these and what is known of others."""
+    log, state = open_raw(config.raw)
+    settled = RangeSet(state.covered(listing.topic, 0))
+    completions = find_completions(log, listing, config.reading, settled)
+    report.completed, report.differing = completions.completed, completions.differing
+    if settled:
+        report.earlier = outcomes_of(log, listing.topic)
+        report.dead_letters.update(
+            dead_letter.reason for key, dead_letter in state.index.dead_letters() if key[0].topic == listing.topic
+        )
+    return replace(config, completions=completions.rows)
+
+
 def _count(report: LoadReport, found: Survey, rows: array[int]) -> None:
     """Count the rows of the listing as the survey found them."""
     column = report.columns.theirs("log_path")
@@ -135,6 +156,7 @@ def _count(report: LoadReport, found: Survey, rows: array[int]) -> None:
     report.before, report.not_selected, report.known = found.settled, found.others, found.known
     report.good = found.lines - found.settled - found.others - len(found.missing)
     report.untrusted = sum(count for (trusted, _), count in found.trust.items() if not trusted)
+    report.untrusted += report.earlier.untrusted
 
 
 def _check(report: LoadReport, max_bad: float, root: str) -> None:
@@ -163,6 +185,9 @@ def _path_hint(report: LoadReport, root: str) -> str:
 
 def _settle(report: LoadReport, tally: Tally) -> None:
     report.totals = tally.totals()
+    report.completed_runs = tally.counts["reclaim", COMPLETES]
+    if not report.completed_runs:
+        report.completed.clear()
     report.complete = tally.complete
     for (kind, reason), count in tally.counts.items():
         if kind == "dead_letter":

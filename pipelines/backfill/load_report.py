@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ciml.errors import CimlError
 from ciml.events.records import KIND_WORDS, totals_of
+from ciml.raw.run_log import Settled
 from ciml.results.columns import Columns
 from ciml.results.convert import REASONS, BadRow
+from ciml.results.suggestions import Suggestion
 
 _HOWS = {"given": "as given", "name": "by its name", "content": "by its values"}
+_RECLAIMED = KIND_WORDS["reclaim"]
 _EXAMPLES = 3  # bad rows that a report shows, of each reason
 #: Why a log is missing, beside the reasons of rows, and what to do.
 MISSING: Mapping[str, str] = {
@@ -33,6 +36,7 @@ class LoadReport:
     Attributes:
       table, form: the table's name and format.
       columns: the meaning of the table's columns.
+      suggestions: mappings of columns that became labels, for fields that no column was found for.
       rows: rows of the table.
       bad: rows that cannot be loaded, by reason.
       missing: rows whose logs cannot be opened, by reason. Loaded, they are dead letters.
@@ -40,16 +44,22 @@ class LoadReport:
       before: rows that an earlier load of the same table settled.
       not_selected: rows of other jobs.
       known: of the good rows, those whose runs are stored: repeats or corrections.
-      untrusted: of the good and missing rows, those that no rule of the trust policy trusts.
+      untrusted: of the good and missing rows, those that no rule of the trust policy trusts; and of ``before``, those
+        that none trusted when they were stored.
+      completed: rows whose stored runs lack a fact that the table has, by fact. A load completes them: reclaims.
+      completed_runs: the number of these rows that a load completed.
+      differing: rows whose stored runs have another value than the table, by fact. The stored value stays.
+      earlier: what became of the rows of ``before``.
       examples: the first bad rows of each reason, in order.
       totals: rows by what became of them, as `ciml.events.records.Kind`; all 0 before a load.
-      dead_letters: rows that are dead letters, by reason.
+      dead_letters: rows that are open dead letters, also those of an earlier load of the same table, by reason.
       complete: whether all selected rows are settled.
     """
 
     table: str
     form: str
     columns: Columns
+    suggestions: tuple[Suggestion, ...] = ()
     rows: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
@@ -58,6 +68,10 @@ class LoadReport:
     not_selected: int = 0
     known: int = 0
     untrusted: int = 0
+    completed: Counter[str] = field(default_factory=Counter)
+    completed_runs: int = 0
+    differing: Counter[str] = field(default_factory=Counter)
+    earlier: Settled = field(default_factory=lambda: Settled(Counter()))
     examples: list[BadRow] = field(default_factory=list)
     totals: dict[str, int] = field(default_factory=lambda: totals_of({}))
     dead_letters: Counter[str] = field(default_factory=Counter)
@@ -89,6 +103,25 @@ class LoadReport:
         for word, names in (("labels", self.columns.labels), ("left out", self.columns.left_out)):
             if names:
                 lines.append(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}")
+        if missing := [*self.columns.not_found]:
+            lines.append(f"  {'not found':<13} {', '.join(missing)}")
+        lines += [f"  {'suggestion':<13} {each.option} (column {each.theirs} {each.why})" for each in self.suggestions]
+        return [*lines, *self._consequences()]
+
+    def _consequences(self) -> Iterator[str]:
+        """Yield what the runs lack without a field."""
+        times = [name for name in ("start_time", "end_time") if name in self.columns.not_found]
+        if times:
+            yield f"Without {times[0]} runs have no duration, so no model is compared with it."
+
+    def fact_lines(self) -> list[str]:
+        """Return which facts of stored runs the table completes, or contradicts, as text."""
+        verb = "completes" if self.completed_runs else "would complete"
+        lines = [f"{name} {verb} {count:,} stored runs." for name, count in sorted(self.completed.items())]
+        lines += [
+            f"{name} differs from that of {count:,} stored runs, which stays."
+            for name, count in sorted(self.differing.items())
+        ]
         return lines
 
     def counts_line(self) -> str:
@@ -97,16 +130,27 @@ class LoadReport:
         counts = [(self.totals[kind], word) for kind, word in KIND_WORDS.items()]
         if not settled:
             counts = [(self.good, "rows would be loaded"), (self.known, "of stored runs")]
+        counts = [(count - (self.completed_runs if word == _RECLAIMED else 0), word) for count, word in counts]
         counts += [
-            (self.before, "loaded before"),
+            (self.completed_runs, "completed runs"),
+            (self.before, f"loaded before{self._earlier()}"),
             (self.bad.total(), "bad rows left out"),
             (self.not_selected, "of other jobs"),
         ]
         found = [f"{count:,} {word}" for count, word in counts if count] or ["0 rows"]
         return ", ".join(found) + ("." if settled else "; nothing was done.")
 
+    def _earlier(self) -> str:
+        """Return what became of the rows that were loaded before, where they are not all stored runs."""
+        counts = {kind: count for kind, count in self.earlier.counts.items() if count and kind != "dead_letter"}
+        found = [f"{count:,} {KIND_WORDS[kind]}" for kind, count in counts.items()]
+        if open_letters := self.dead_letters.total() - self.totals["dead_letter"]:
+            found.append(f"{open_letters:,} {KIND_WORDS['dead_letter']}")
+        return f" ({', '.join(found)})" if len(found) > 1 else ""
+
     def __repr__(self) -> str:
-        return "\n".join([*self.column_lines(), *map(_reason_line, self.reasons()), self.counts_line()])
+        reasons = map(_reason_line, self.reasons())
+        return "\n".join([*self.column_lines(), *reasons, self.counts_line(), *self.fact_lines()])
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -116,6 +160,12 @@ class LoadReport:
             "columns": [guess._asdict() for guess in self.columns.guesses],
             "labels": list(self.columns.labels),
             "left_out": list(self.columns.left_out),
+            "not_found": list(self.columns.not_found),
+            "suggestions": [each._asdict() for each in self.suggestions],
+            "completed": dict(self.completed),
+            "completed_runs": self.completed_runs,
+            "differing": dict(self.differing),
+            "earlier": {kind: count for kind, count in self.earlier.counts.items() if count},
             "bad": dict(self.bad),
             "missing": dict(self.missing),
             "examples": [row._asdict() for row in self.examples],

@@ -21,9 +21,9 @@ _AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
 
 def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:
     """Return the settled batches of a work item, one for each of its ranges."""
-    lines = listing.read(work.block)
+    lines, completed = listing.read(work.block), dict(work.completed)
     batches = [
-        decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known)
+        decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known, completed)
         for start, end in work.parts
     ]
     return settle(batches, config.trust, config.fetch, config.raw)

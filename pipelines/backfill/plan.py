@@ -22,7 +22,7 @@ from transforms.fetch.fetch import fetch_in_parts
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import attempt
 from transforms.ingest.decode import ALL_JOBS
-from transforms.ingest.decode_listing import decode_lines
+from transforms.ingest.decode_listing import CompletedRow, decode_lines
 from transforms.ingest.trust import TrustPolicy
 
 _PROBES = 20
@@ -38,6 +38,7 @@ class BackfillConfig:
       reading: how to interpret the lines.
       selection: globs of the jobs to take. Lines of other jobs stay unsettled.
       limit: largest number of unsettled lines to take; None for all.
+      completions: stored rows that lines complete, by the line's number (`pipelines.backfill.complete`).
       skip_known: do not read the log of a run with a raw row: its line is a repeat or a correction.
       take_missing: continue even if no log seems to exist.
       trust: the trust policy.
@@ -50,6 +51,7 @@ class BackfillConfig:
     reading: Reading
     selection: tuple[str, ...] = ALL_JOBS
     limit: int | None = None
+    completions: Mapping[int, CompletedRow] = field(default_factory=dict)
     skip_known: bool = False
     take_missing: bool = False
     trust: TrustPolicy = field(default_factory=TrustPolicy.load)
@@ -83,11 +85,15 @@ def fetch_below(logs: str, file: str | None = None) -> FetchPolicy:
 
 
 class Work(NamedTuple):
-    """A work item: ranges of lines of a block to process, and its lines with known runs."""
+    """A work item: ranges of lines of a block to process.
+
+    ``known`` are its lines with known runs; ``completed`` are the rows that lines complete, by the line's number.
+    """
 
     block: Block
     parts: tuple[tuple[int, int], ...]
     known: frozenset[int] = frozenset()
+    completed: tuple[tuple[int, CompletedRow], ...] = ()
 
 
 @dataclass
@@ -195,7 +201,11 @@ def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, s
                     runs[line.number] = run.facts.run_id
             progress.tally.passed += missing.count() - wanted.count()
             if wanted:
-                yield Work(block, tuple(wanted), progress.known(runs) if config.skip_known else frozenset())
+                known = progress.known(runs) if config.skip_known else frozenset()
+                completed = tuple(
+                    (number, config.completions[number]) for number in runs if number in config.completions
+                )
+                yield Work(block, tuple(wanted), known, completed)
         elif parts:
             yield Work(block, parts)
 

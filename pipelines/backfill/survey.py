@@ -115,7 +115,7 @@ def survey(
                     found.trust[trust.trusted, trust.rule] += 1
                 runs[pending.origin.offset] = facts.run_id
             pending_runs += batch.pending_runs
-        known = progress.known(runs)
+        known = progress.known(runs) | (config.completions.keys() & runs.keys())
         found.known += len(known)
         if check_logs:
             unknown = [each for each in pending_runs if each.origin.offset not in known]

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
+from ciml.digest import sha256_json
 from ciml.errors import RejectedInput
 from ciml.events.listing import Line, Reading, decode_line, too_long
-from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun
+from ciml.events.records import COMPLETES, Batch, OffsetRange, Origin, Outcome, PendingRun, RawFile, RunFacts
 from transforms.guard import bisect, unread_dead_letter
 from transforms.ingest.decode import dead_letter, why_ignored
 
 
+class CompletedRow(NamedTuple):
+    """A stored row with facts of its line that it lacked. Its raw object stays."""
+
+    facts: RunFacts
+    file: RawFile
+
+    def outcome(self, origin: Origin) -> Outcome:
+        """Return the outcome of the line. Its event key follows from the facts, so they complete the row once."""
+        key = f"complete {sha256_json(self.facts.to_json())[:32]}"
+        return Outcome("run", origin, event_key=key, mention=self.facts, reason=COMPLETES, file=self.file)
+
+
 def decode_lines(
-    covers: OffsetRange, lines: Sequence[Line], reading: Reading, known: Collection[int] = frozenset()
+    covers: OffsetRange,
+    lines: Sequence[Line],
+    reading: Reading,
+    known: Collection[int] = frozenset(),
+    completed: Mapping[int, CompletedRow] | None = None,
 ) -> Batch:
     """Decode the lines of a range.
 
@@ -21,13 +39,14 @@ def decode_lines(
       lines: the lines, without blank ones.
       reading: how the lines are read.
       known: numbers of lines whose runs have raw rows: their logs are not read again.
+      completed: the rows that lines complete, by the line's number: their logs are not read again either.
 
     Returns:
       A batch of pending runs; ignored and known runs and dead letters are settled, as in `transforms.ingest.decode`.
       An unexpected exception affects only its own line (`transforms.guard`).
     """
     done = Batch(covers)
-    for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known)):
+    for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known, completed or {})):
         if isinstance(made, Batch):
             done.pending_runs += made.pending_runs
             done.settled += made.settled
@@ -37,7 +56,13 @@ def decode_lines(
     return done
 
 
-def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known: Collection[int]) -> Batch:
+def _decode(
+    covers: OffsetRange,
+    lines: Sequence[Line],
+    reading: Reading,
+    known: Collection[int],
+    completed: Mapping[int, CompletedRow],
+) -> Batch:
     pending_runs: list[PendingRun] = []
     settled: list[Outcome] = []
     for line in lines:
@@ -58,6 +83,8 @@ def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known:
             settled.append(dead_letter(origin, message, run.fault, facts=facts))
         elif reason := why_ignored(facts):
             settled.append(Outcome("ignored", origin, mention=facts, reason=reason))
+        elif (row := completed.get(line.number)) is not None:
+            settled.append(row.outcome(origin))
         elif line.number in known:  # the accounting makes it a correction if the outcome differs
             settled.append(Outcome("repeat", origin, mention=facts, reason="run"))
         else:

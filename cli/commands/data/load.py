@@ -124,7 +124,8 @@ def _print(report: LoadReport) -> None:
 
 def _print_ending(report: LoadReport, data_path: str, dry_run: bool) -> None:
     """Print what became of the rows, and the next command."""
-    click.echo(report.counts_line())
+    for line in (report.counts_line(), *report.fact_lines()):
+        click.echo(line)
     if report.untrusted:
         click.echo(f"{report.untrusted:,} rows are not trusted, so no model learns from them: see --trust-policy.")
     if dry_run:
@@ -132,6 +133,7 @@ def _print_ending(report: LoadReport, data_path: str, dry_run: bool) -> None:
     if not report.complete:
         click.echo("Interrupted: run the same command to continue.")
         return
-    if report.totals["dead_letter"]:
-        click.echo(f"Dead letters: ciml dead-letters list --data-path {data_path}")
+    if report.dead_letters:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.dead_letters.items())
+        click.echo(f"Dead letters: {reasons}: ciml dead-letters list --data-path {data_path}")
     click.echo(f"Next: ciml dataset build --dataset first --class-label status --data-path {data_path}")

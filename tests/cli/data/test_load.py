@@ -122,6 +122,6 @@ def test_dead_letters_and_untrusted_rows_are_named(folder: Path) -> None:
     assert loaded("--source", "mine").output.splitlines()[-4:] == [
         "19 runs, 1 dead letters.",
         "20 rows are not trusted, so no model learns from them: see --trust-policy.",
-        "Dead letters: ciml dead-letters list --data-path data",
+        "Dead letters: 1 log_not_found: ciml dead-letters list --data-path data",
         "Next: ciml dataset build --dataset first --class-label status --data-path data",
     ]
