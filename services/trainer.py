@@ -121,12 +121,14 @@ def make_config(
     label: str = "stable",
     min_test_runs: int | None = None,
     tolerance: float | None = None,
+    accept_baselines: tuple[str, ...] = (),
+    min_decided: float | None = None,
     lineage: bool = False,
 ) -> TrainConfig:
     """Return the configuration for the command's options, and store the exclusions of the file ``exclude``.
 
     Raises:
-      CimlError: a file cannot be read.
+      CimlError: a file cannot be read, or a number is unknown.
     """
     config = TrainConfig(
         DataRoot.open(data_path),
@@ -134,7 +136,7 @@ def make_config(
         check_model_name(model or dataset),
         load_experiment(experiment) if experiment else Experiment(),
         TrustPolicy.load(trust_policy),
-        GatePolicy.of(min_test_runs, tolerance),
+        GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided),
         label,
         lineage,
     )

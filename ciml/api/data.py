@@ -334,6 +334,8 @@ class Data:
         trust_policy: Path | None = None,
         min_test_runs: int | None = None,
         tolerance: float | None = None,
+        accept_baselines: Sequence[str] = (),
+        min_decided: float | None = None,
         label: str = "stable",
         lineage: bool = False,
         progress: Callable[[str], None] | None = None,
@@ -348,6 +350,8 @@ class Data:
           trust_policy: TOML file of the trust policy.
           min_test_runs: fewest held-out runs with which the gate blesses.
           tolerance: accuracy by which a candidate may be worse than the served version.
+          accept_baselines: numbers of a run that may predict better than the model: ``duration``, ``memory``.
+          min_decided: least share of held-out runs that a model of causes decides.
           label: label of a pushed version.
           lineage: send OpenLineage events, by its own configuration or to ``DATA/lineage``. Needs ``ciml[lineage]``.
           progress: called with the name of each step.
@@ -373,7 +377,8 @@ class Data:
         # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.
         config = TrainConfig(
             self._root, _dataset_name(dataset), name, experiment_of(estimator, parameters, "dnn"),
-            TrustPolicy.load(trust_policy), GatePolicy.of(min_test_runs, tolerance), label, lineage,
+            TrustPolicy.load(trust_policy),
+            GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided), label, lineage,
         )  # fmt: skip
         return RefreshResult.of(name, run_once(config, progress=progress))
 

@@ -29,7 +29,7 @@ class Figure(NamedTuple):
         return cls(found["value"], found.get("low"), found.get("high"))
 
     def __str__(self) -> str:
-        from training.experiments.text import figure_text
+        from training.evaluation.text import figure_text
 
         return figure_text(*self)
 

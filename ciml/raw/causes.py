@@ -148,6 +148,11 @@ class Causes:
         attempt = self._attempts.get(run_id)
         return "" if attempt is None or attempt.has_own else self.by_reruns(run_id)
 
+    def is_trusted(self, run_id: str) -> bool:
+        """Return whether a run is known and trusted."""
+        known = self._attempts.get(run_id)
+        return known is not None and known.trusted
+
     def by_reruns(self, run_id: str) -> str:
         """Return the cause of a run by its reruns alone; "" where they do not say it."""
         attempt = self._attempts.get(run_id)

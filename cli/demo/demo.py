@@ -8,10 +8,9 @@ from typing import Any
 import msgspec
 
 from ciml.errors import CimlError
-from ciml.feedback import CAUSES
 from cli.demo import accounts as accounting
 from cli.demo import checks as verify
-from cli.demo.definitions import MODELS, POOL, STATUS
+from cli.demo.definitions import CAUSE, MODELS, POOL, STATUS
 from cli.demo.direct import check_examples
 from cli.demo.plan import WAVES
 from cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
@@ -133,21 +132,26 @@ def with_answers(result: DemoResult, answers: list[AnswerLine], review: Review) 
     if not answers:
         return msgspec.structs.replace(result, notes=[*result.notes, f"no changes were answered: {review.missing}"])
     notes, checks = list(result.notes), [*result.checks, check_messages(answers)]
+    notes.append(
+        f"model {CAUSE} speaks at once by active_models; a new model is in shadow until its verdicts are settled"
+    )
     if review.rejected:
         notes.append(f"changes were answered by a model that the gate had rejected: {review.rejected}")
     return msgspec.structs.replace(result, answers=answers, checks=checks, notes=notes)
 
 
 def check_messages(answers: list[AnswerLine]) -> Check:
-    """Check that a confident verdict is one message on its change, and that an uncertain one says nothing."""
+    """Check that a verdict that the policy lets pass is one message on its change, and that no other one is said."""
     wrong = [
-        f"change {one.change}: {one.verdict or 'no verdict'}, and {len(one.messages)} messages"
+        f"change {one.change}: {one.verdict or 'no verdict'}, {one.silent or 'not silent'}, {len(one.messages)} sent"
         for one in answers
-        if not one.verdict or len(one.messages) != (one.verdict in CAUSES)
+        if not one.verdict or len(one.messages) != (not one.silent)
     ]
     said = sum(len(one.messages) for one in answers)
     return accounting.made_check(
-        "each confident verdict is one message on its change", wrong, f"{said} messages on {len(answers)} changes"
+        "each verdict that the policy lets pass is one message on its change",
+        wrong,
+        f"{said} messages on {len(answers)} changes",
     )
 
 

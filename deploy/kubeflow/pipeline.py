@@ -145,9 +145,9 @@ def evaluate(dataset: str, experiments: list, data_path: str, comparison: dsl.Ou
 
 
 @component
-def push(dataset: str, model: str, experiment: str, data_path: str, metrics: dsl.Output[dsl.Metrics]) -> NamedTuple(
-    "Outputs", [("outcome", str), ("version", str)]
-):
+def push(
+    dataset: str, model: str, experiment: str, accept_baseline: str, data_path: str, metrics: dsl.Output[dsl.Metrics]
+) -> NamedTuple("Outputs", [("outcome", str), ("version", str)]):
     """Train the served model, and push it if the gate blesses it. A rejected candidate is no failure.
 
     Returns:
@@ -157,6 +157,8 @@ def push(dataset: str, model: str, experiment: str, data_path: str, metrics: dsl
     import tempfile
 
     words = ["refresh", f"--dataset={dataset}", f"--model={model}", f"--data-path={data_path}", "--json"]
+    if accept_baseline:
+        words.append(f"--accept-baseline={accept_baseline}")
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".toml") as file:
         if experiment:
             file.write(experiment)
@@ -195,6 +197,7 @@ def learn(
     sample_interval: str = "10s",
     experiments: list = EXPERIMENTS,
     served_experiment: str = "",
+    accept_baseline: str = "",
     data_path: str = "s3://ciml-data",
     secret: str = "ciml-s3",  # noqa: S107, its name
     image: str = IMAGE,
@@ -213,6 +216,7 @@ def learn(
         sample_interval: Length of a window.
         experiments: Experiments or estimators to compare.
         served_experiment: Definition (TOML) of the served model; empty for a small dense network.
+        accept_baseline: A number of the run that may predict better than the model: duration or memory.
         data_path: Data root.
         secret: Secret with the credentials of S3; it may be missing.
         image: Worker image.
@@ -244,7 +248,13 @@ def learn(
         "500m", "1Gi", "2Gi",
     )  # fmt: skip
     pushed = step(
-        push(dataset=dataset, model=model, experiment=served_experiment, data_path=data_path).after(compared),
+        push(
+            dataset=dataset,
+            model=model,
+            experiment=served_experiment,
+            accept_baseline=accept_baseline,
+            data_path=data_path,
+        ).after(compared),
         "1", "2Gi", "4Gi",
     )  # fmt: skip
     return Learned(

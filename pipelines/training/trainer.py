@@ -24,6 +24,7 @@ from serving.push import NotBlessedError, push, push_candidate, reconcile
 from serving.registry import STABLE, Registry
 from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy
+from training.evaluation.text import figure_lines
 from training.experiment import Experiment
 from training.refresh import Candidate, Progress, Skipped, refresh
 from transforms.ingest.trust import TrustPolicy
@@ -82,12 +83,7 @@ class TrainResult:
 
     def lines(self, model: str) -> list[str]:
         """Return the result as lines of text."""
-        evaluation = self.metrics.get("evaluation") or {}
-        lines = []
-        accuracy, base = evaluation.get("accuracy"), evaluation.get("base_rate")
-        if accuracy and base:
-            within = f"({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {accuracy['runs']} held-out runs"
-            lines.append(f"accuracy {accuracy['value']:.3f} {within}; base rate {base['value']:.3f}")
+        lines = figure_lines(self.metrics)
         heads = {
             "pushed": f"pushed version {self.version}",
             "refused": "not pushed",

@@ -28,9 +28,10 @@ def comparison_page(trials: Sequence[Tested], links: Mapping[tuple[str, str], st
     tiles = [Tile("experiments", f"{len(experiments):,}"), Tile("data sets", f"{len(datasets):,}")]
     for dataset in datasets:
         mine = [(trial, found) for trial, found in trials if trial.dataset == dataset]
-        found = compare(by_accuracy(mine)).rows
+        comparison = compare(by_accuracy(mine))
+        found = comparison.rows
         tiles += [_best(dataset, found)] if found else []
-        parts = [*_tested(found, links), *_validated([trial for trial, _ in mine])]
+        parts = [*_tested(found, links, comparison.beaten), *_validated([trial for trial, _ in mine])]
         sections += [
             replace(
                 section,
@@ -54,12 +55,13 @@ def _best(dataset: str, found: Sequence[Compared]) -> Tile:
     return Tile(f"highest accuracy on {dataset}", figure(best["accuracy"]["value"]), note)
 
 
-def _tested(found: Sequence[Compared], links: Mapping[tuple[str, str], str]) -> list[Section]:
+def _tested(found: Sequence[Compared], links: Mapping[tuple[str, str], str], beaten: str) -> list[Section]:
     if not found:
         return []
     alike = [one for one in found if one.same_runs]
     others = [one.name for one in found if not one.same_runs]
-    text = "The last columns compare accuracies with the best experiment, run by run (McNemar's test)."
+    columns = "The last columns compare accuracies with the best experiment, run by run (McNemar's test)."
+    text = " ".join(filter(None, [beaten, columns if len(found) > 1 else ""]))
     if others:
         text += f" Tested on other runs than the rest, so not comparable: {', '.join(others)}."
     bars = (
@@ -72,7 +74,7 @@ def _tested(found: Sequence[Compared], links: Mapping[tuple[str, str], str]) -> 
     sections = [
         Section(
             "the test runs",
-            text if len(found) > 1 else "",
+            text,
             tables=_tables(found, links),
             plots=(plots.standing_plot(bars),),
         )

@@ -25,6 +25,7 @@ from reports.page import Page, Section, Table, Tile
 from training.estimators import ESTIMATORS
 from training.experiment import Experiment
 from training.experiments.results import Predictions, Stored
+from training.experiments.text import beaten_lines
 
 
 def result_page(trial: Stored, found: Predictions | None) -> Page:
@@ -44,6 +45,7 @@ def result_page(trial: Stored, found: Predictions | None) -> Page:
         return Page(
             title, f"{lead} Without test runs there are no figures.", (), (*_learned(result), *folds, _made(trial))
         )
+    lead = " ".join([lead, *map(str.strip, beaten_lines(result))])
     guess = constant(result, test)
     sections = [
         Section(

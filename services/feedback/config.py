@@ -24,7 +24,18 @@ class Policy(Settings, frozen=True, kw_only=True):
       dry_run: whether messages are only printed. No system is called, and no secret is read.
       models: globs of the models whose verdicts count.
       causes: verdicts that are said; ``unknown`` never is.
-      min_probability: least probability of a verdict that is said.
+      min_probability: least probability of a verdict that is said. It must be above the base rate of its cause, too.
+      min_passing_runs: passing runs of the same job with which a run is compared; 0 for messages without a comparison.
+      same_place: whether so many of them must be of the run's provider, region and flavour.
+      min_settled: settled verdicts of a cause before which its model is in shadow.
+      min_precision: share of the settled verdicts that must be right.
+      settled_window: settled verdicts that count, the last ones.
+      settled_days: age up to which they count, days.
+      settle_untrusted: whether reruns of untrusted runs settle a verdict. Everybody who may propose a change can send
+        some.
+      min_reruns: verdicts settled by reruns before which a message says nothing of a retry.
+      active_models: globs of models that need no settled verdicts.
+      shadow_models: globs of models that stay in shadow.
       projects, branches, pipelines, jobs: globs of the runs that are answered.
       muted_projects: globs of projects that are not; ``ciml feedback mute`` adds more at run time.
       mute_word: a change whose title contains it, or one of whose labels is it, gets no message; in any case of
@@ -40,12 +51,23 @@ class Policy(Settings, frozen=True, kw_only=True):
 
     what: ClassVar[str] = "feedback"
     lists: ClassVar[tuple[str, ...]] = (
-        "models", "causes", "projects", "muted_projects", "branches", "pipelines", "jobs", "reviewers",
+        "models", "causes", "projects", "muted_projects", "branches", "pipelines", "jobs", "reviewers", "active_models",
+        "shadow_models",
     )  # fmt: skip
     dry_run: bool = True
     models: tuple[str, ...] = ("*",)
     causes: tuple[Cause, ...] = CAUSES
     min_probability: float = 0.5
+    min_passing_runs: int = 5
+    same_place: bool = True
+    min_settled: int = 20
+    min_precision: float = 0.7
+    settled_window: int = 100
+    settled_days: int = 90
+    settle_untrusted: bool = False
+    min_reruns: int = 10
+    active_models: tuple[str, ...] = ()
+    shadow_models: tuple[str, ...] = ()
     projects: tuple[str, ...] = ("*",)
     muted_projects: tuple[str, ...] = ()
     branches: tuple[str, ...] = ("*",)
@@ -62,6 +84,12 @@ class Policy(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check_range("min_probability", self.min_probability, 0.0, 1.0)
+        _check_range("min_passing_runs", self.min_passing_runs, 0, 1000)
+        _check_range("min_settled", self.min_settled, 1, 1000)
+        _check_range("min_precision", self.min_precision, 0.0, 1.0)
+        _check_range("settled_window", self.settled_window, self.min_settled, 1000)
+        _check_range("settled_days", self.settled_days, 1, 3650)
+        _check_range("min_reruns", self.min_reruns, 1, 1000)
         _check_range("settle_s", self.settle_s, 0.0, 3600.0)
         _check_range("settle_most_s", self.settle_most_s, self.settle_s, 86400.0)
         _check_range("max_age_s", self.max_age_s, 60.0, 30 * 86400.0)

@@ -14,6 +14,10 @@ VERDICTS = Metric("ciml_feedback_verdicts_total", "counter", "Predictions, by wh
 MESSAGES = Metric(
     "ciml_feedback_messages_total", "counter", "Messages on patch sets, by what became of them.", ("system", "outcome")
 )
+SETTLED = Metric(
+    "ciml_feedback_recorded_verdicts", "gauge", "Verdicts that were or would have been said, by what settled them.",
+    ("model", "cause", "state"),
+)  # fmt: skip
 WAITING = Metric("ciml_feedback_waiting", "gauge", "Patch sets whose message is due, or settles.", ("system",))
 UNSETTLED = Metric("ciml_feedback_unsettled", "gauge", "Calls whose outcome is unknown.", ("system",))
 OLDEST = Metric(
@@ -34,7 +38,7 @@ CALLS = Metric(
     (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )  # fmt: skip
 
-METRICS = (VERDICTS, MESSAGES, WAITING, UNSETTLED, OLDEST, PAUSED, REACTIONS, DELAY, CALLS)
+METRICS = (VERDICTS, SETTLED, MESSAGES, WAITING, UNSETTLED, OLDEST, PAUSED, REACTIONS, DELAY, CALLS)
 
 
 def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[Family]:
@@ -52,6 +56,7 @@ def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[
         unsettled[entry.system,] += entry.intent is not None
         oldest[entry.system,] = min(oldest.get((entry.system,), float("inf")), entry.since_us / 1e6)
     yield VERDICTS.of({(outcome,): number for outcome, number in state.verdicts.items()})
+    yield SETTLED.of(_recorded(state))
     yield MESSAGES.of(state.messages)
     yield WAITING.of(waiting)
     yield UNSETTLED.of(unsettled)
@@ -65,3 +70,13 @@ def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[
         }
     )
     yield from manifest_families("feedback", state.version, state.time_us, state.restored)
+
+
+def _recorded(state: FeedbackState) -> Counter[tuple[str, str, str]]:
+    """Return the number of claims by model, cause, and whether they were right, wrong, or are still open."""
+    found = Counter[tuple[str, str, str]]()
+    for verdict in state.history:
+        if verdict.claim:
+            held = "right" if verdict.settled == verdict.cause else "wrong"
+            found[verdict.model, verdict.cause, held if verdict.settled else "open"] += 1
+    return found

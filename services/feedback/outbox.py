@@ -244,7 +244,8 @@ class Outbox:
         form, most = (client.format, client.most_bytes) if client else (self.markup, self.policy.max_bytes)
         policy = self.policy
         can_react = client.can_react if client else self.markup != "gerrit"
-        style = Style(form, min(most, policy.max_bytes), policy.max_jobs, policy.mute_word, can_react)
+        most_bytes = min(most, policy.max_bytes)
+        style = Style(form, most_bytes, policy.max_jobs, policy.mute_word, can_react, policy.min_reruns)
         marker = marker_of(self.name, entry.change.project, entry.change.change)
         return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
 

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
-from ciml.errors import RejectedInput
+from ciml.errors import EngineError, RejectedInput
 from ciml.events.json_input import parse_json
 from ciml.events.records import Message, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
+from ciml.manifest.replica import LogReplica
 from pipelines.kafka.bounded import read_range
 from pipelines.kafka.plan import PartitionRead
-from services.feedback.config import Feedback
-from services.feedback.policy import Item, judge
+from services.feedback.config import Feedback, Policy
+from services.feedback.history.standing import Standings
+from services.feedback.history.truths import Truths
+from services.feedback.policy import Compare, Item, Judgement, Silence, judge
 from services.feedback.state import FeedbackState
 
 _log = logging.getLogger(__name__)
 
 #: A commit has 500 messages at most: their verdicts take at most 16 MB.
 _READ = ReadOptions(batch_messages=500)
+#: Settled verdicts of a commit, each about 100 bytes.
+_MOST_SETTLED = 5000
 
 
 def batches(kafka: KafkaOptions, read: PartitionRead) -> Iterator[tuple[OffsetRange, list[Message]]]:
@@ -33,33 +38,114 @@ def batches(kafka: KafkaOptions, read: PartitionRead) -> Iterator[tuple[OffsetRa
         yield covers, [message for message in part.messages if message.offset < end]
 
 
+@dataclass(frozen=True)
+class Judge:
+    """Judges the messages of the topic.
+
+    Attributes:
+      feedback: the configuration.
+      compare: see `services.feedback.policy.Compare`.
+      is_trusted: whether a run is trusted.
+    """
+
+    feedback: Feedback
+    compare: Compare = lambda record: None
+    is_trusted: Callable[[str], bool] = lambda run_id: False
+
+    def judge(self, message: Message, muted: Iterable[str], now_us: int) -> Judgement:
+        """Judge a message. One that cannot be read, or makes it fail, affects only itself.
+
+        Raises:
+          EngineError: the store of the evidence does not answer.
+        """
+        try:
+            record = parse_json(message.value or b"")
+            if not isinstance(record, dict):
+                return _BAD
+            judgement = judge(record, self.feedback, muted, now_us, self.compare)
+        except RejectedInput:
+            return _BAD
+        except EngineError:
+            raise
+        except Exception:  # noqa: BLE001
+            _log.exception("the prediction at offset %d cannot be used", message.offset)
+            return _BAD
+        verdict = judgement.verdict
+        if verdict is None:
+            return judgement
+        return judgement._replace(verdict=verdict.replace(trusted=self.is_trusted(verdict.run_id)))
+
+
+_BAD = Judgement(None, Silence("bad_record"))
+
+
+def take(
+    committing: LogReplica[FeedbackState], covers: OffsetRange, messages: Iterable[Message], judge: Judge, now_us: int
+) -> None:
+    """Judge messages, and commit what is to be said with the offsets that they cover; nothing if all are covered.
+
+    Raises:
+      EngineError: a store does not answer.
+    """
+    with committing.state() as state:
+        muted = sorted(state.muted)
+    judged = [(message.offset, judge.judge(message, muted, now_us)) for message in messages]
+    committing.append(lambda state: taken(state, covers, judged, judge.feedback.policy, now_us))
+
+
 def taken(
-    state: FeedbackState, covers: OffsetRange, messages: list[Message], feedback: Feedback, now_us: int
+    state: FeedbackState, covers: OffsetRange, judged: Iterable[tuple[int, Judgement]], policy: Policy, now_us: int
 ) -> Delta | None:
-    """Return the delta that covers messages, and holds the verdicts that are to be said; None if all are covered."""
+    """Return the delta that covers messages, and holds the verdicts that are to be said; None if all are covered.
+
+    Args:
+      state: its history decides whether a model may speak.
+      covers: the offsets of the messages.
+      judged: offsets and judgements of the messages.
+      policy: the conditions.
+      now_us: the present, epoch microseconds.
+    """
     offsets = NewCoverage(state)
     fresh = offsets.add(covers)
     if not fresh:
         return None
-    items, silent = [], Counter[str]()
-    muted = sorted(state.muted)
-    for message in messages:
-        if message.offset in fresh:
-            found = decided(message, lambda record: judge(record, feedback, muted, now_us))
-            if isinstance(found, Item):
-                items.append(found.to_json())
-            else:
-                silent[found] += 1
-    return {"time_us": now_us, "offsets": offsets.to_json(), "verdicts": items, "silent": dict(sorted(silent.items()))}
+    standings = Standings(state.history, policy, now_us)
+    items, silent, recorded = [], Counter[str](), []
+    for offset, judgement in judged:
+        if offset not in fresh:
+            continue
+        item, silence = heard(judgement, standings)
+        if item is not None:
+            items.append(item.to_json())
+        elif silence is not None:
+            silent[silence.reason] += 1
+        if judgement.verdict is not None:
+            recorded.append(judgement.verdict.to_json())
+    return {
+        "time_us": now_us, "offsets": offsets.to_json(), "verdicts": items, "silent": dict(sorted(silent.items())),
+        "recorded": recorded,
+    }  # fmt: skip
 
 
-def decided(message: Message, decide: Callable[[dict[str, Any]], Item | str]) -> Item | str:
-    """Return the decision on a message of the topic. One that cannot be read, or makes it fail, costs only itself."""
-    try:
-        record = parse_json(message.value or b"")
-        return decide(record) if isinstance(record, dict) else "bad_record"
-    except RejectedInput:
-        return "bad_record"
-    except Exception:  # noqa: BLE001
-        _log.exception("the prediction at offset %d cannot be used", message.offset)
-        return "bad_record"
+def heard(judgement: Judgement, standings: Standings) -> tuple[Item | None, Silence | None]:
+    """Return what is to be said of a judged prediction, with the history of its verdict; or the reason for silence."""
+    item, verdict = judgement.item, judgement.verdict
+    if item is None or verdict is None:
+        return None, judgement.silence
+    standing = standings.of(verdict.model, verdict.project, verdict.cause)
+    if standing.mode != "active":
+        return None, Silence(standing.mode, standing.detail)
+    precision, reruns = standing.precision, standing.reruns
+    told = item.replace(right=precision.right, settled=precision.runs, passed=reruns.right, reruns=reruns.runs)
+    return told, None
+
+
+def settled(state: FeedbackState, truths: Truths, now_us: int) -> Delta | None:
+    """Return the delta with what settles recorded verdicts now; None if nothing has changed."""
+    changes = []
+    for verdict in state.history:
+        truth = truths.of(verdict.run_id)
+        if (truth.cause, truth.by) != (verdict.settled, verdict.by) and (truth.cause or verdict.settled):
+            trusted = truths.is_trusted(verdict.run_id)
+            changes.append({"id": verdict.id, "cause": truth.cause, "by": truth.by, "trusted": trusted})
+    return {"time_us": now_us, "settled": changes[:_MOST_SETTLED]} if changes else None

@@ -23,11 +23,12 @@ from pipelines.kafka.broker import Listing, make_topic
 from pipelines.kafka.plan import PartitionRead, bases
 from services.feedback.client import Format, Rendered, ReviewClient
 from services.feedback.config import Feedback, load_feedback
-from services.feedback.evidence import find_evidence
+from services.feedback.evidence import compare_run, find_evidence
+from services.feedback.history.truths import Truths
 from services.feedback.metrics import CALLS, feedback_families
 from services.feedback.outbox import SETTLE_S, Outbox
 from services.feedback.reactions import Reader
-from services.feedback.reading import batches, taken
+from services.feedback.reading import Judge, batches, settled, take
 from services.feedback.state import FEEDBACK, Entry, FeedbackState
 from services.feedback.systems import System
 from services.service import Progress, TopicService
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 #: Time that one work item spends on messages; the next one reads new verdicts first.
 _BUDGET_S = 10.0
+#: Time between two readings of the raw manifest and the corrections.
+_SETTLE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ class FeedbackConfig:
 
 @dataclass(frozen=True)
 class Work:
-    """A work item: what to read, and the systems that have something to do."""
+    """A work item: what to read, the systems that have something to do, and whether verdicts may be settled."""
 
     reads: Sequence[PartitionRead] = ()
     systems: Sequence[str] = ()
+    settles: bool = False
 
 
 @dataclass
@@ -102,6 +106,10 @@ class FeedbackService(TopicService[FeedbackState]):
         self._show = show or _log_message
         self._client_of = client_of or self._client
         self._desks: dict[str, _Desk] = {}
+        policy = config.feedback.policy
+        self._truths = Truths(config.data, settle_untrusted=policy.settle_untrusted)
+        self._judge = Judge(config.feedback, partial(compare_run, config.data, policy), self._truths.is_trusted)
+        self._settle_at_s = 0.0
         self._calls = CALLS.histogram()
 
     @classmethod
@@ -152,12 +160,25 @@ class FeedbackService(TopicService[FeedbackState]):
         with self.committing.state() as state:
             reads = self.reads(state, ends)
         due = [name for name, desk in self._desks.items() if desk.outbox.due() or desk.reader.due()]
-        return Work(reads, due) if reads or due else None
+        settles = self._reads_truths()
+        return Work(reads, due, settles) if reads or due or settles else None
+
+    def _reads_truths(self) -> bool:
+        """Read what reruns and reviewers say, from time to time. Return whether there is anything new."""
+        now_s = time.monotonic()
+        if now_s < self._settle_at_s:
+            return False
+        self._settle_at_s = now_s + _SETTLE_EVERY_S
+        return self._truths.read()
 
     def run(self, work: Work) -> None:
+        if work.reads:
+            self._truths.read()
         for read in work.reads:
             for covers, messages in batches(self.config.kafka, read):
                 self._commit(covers, messages)
+        if work.reads or work.settles:
+            self._settle()
         if not self._desks:
             return
         with ThreadPoolExecutor(len(self._desks), "feedback") as pool:
@@ -165,8 +186,13 @@ class FeedbackService(TopicService[FeedbackState]):
                 done.result()
 
     def _commit(self, covers: OffsetRange, messages: list[Any]) -> None:
-        feedback, now_us = self.config.feedback, int(time.time() * 1e6)
-        self.committing.append(lambda state: taken(state, covers, messages, feedback, now_us))
+        take(self.committing, covers, messages, self._judge, int(time.time() * 1e6))
+
+    def _settle(self) -> None:
+        """Commit what settles recorded verdicts."""
+        now_us = int(time.time() * 1e6)
+        while self.committing.append(lambda state: settled(state, self._truths, now_us)) is not None:
+            pass
 
     def progress(self, state: FeedbackState) -> Progress:
         counts = {what: number for what, number in sorted(state.verdicts.items()) if what != "no_verdict"}

@@ -20,7 +20,9 @@ from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta
 from services.feedback.client import ChangeRef, Posted
+from services.feedback.history.records import RecordedVerdict, Records
 from services.feedback.policy import Item
+from serving.predict.log import prediction_id
 
 #: For how long an entry is kept after its last event: later verdicts on its patch set begin a new one.
 KEEP_US = 3 * 86_400_000_000
@@ -144,6 +146,7 @@ class FeedbackState(TopicState):
       reacted: reactions by (system, kind).
       paused: until when a system may not be called, epoch microseconds.
       muted: globs of projects that get no messages.
+      history: recorded verdicts, said or not, and what settled them.
       seconds, seconds_us: histogram of `SECONDS` by (system, bucket), and the sum by system, microseconds.
     """
 
@@ -157,6 +160,7 @@ class FeedbackState(TopicState):
         self.reacted: Counter[tuple[str, str]] = Counter()
         self.paused: dict[str, int] = {}
         self.muted: set[str] = set()
+        self.history = Records()
         self.seconds: Counter[tuple[str, int]] = Counter()
         self.seconds_us: Counter[str] = Counter()
 
@@ -175,6 +179,10 @@ class FeedbackState(TopicState):
         self.verdicts.update(delta.get("silent", {}))
         for record in delta.get("verdicts", ()):
             self.verdicts[self._take(Item.from_json(record), now_us)] += 1
+        for value in self._recorded_of(delta):
+            self.history.put(value)
+        for record in delta.get("settled", ()):
+            self._settle_verdict(record, now_us)
         for record in delta.get("moves", ()):
             self._move(version, record, now_us)
         for record in delta.get("intents", ()):
@@ -190,6 +198,22 @@ class FeedbackState(TopicState):
         self.records += sum(len(value) for value in delta.values() if isinstance(value, list)) + 1
         self.torn = False
         self.version, self.time_us = version, now_us
+
+    def _recorded_of(self, delta: Delta) -> Iterable[RecordedVerdict]:
+        """Return the verdicts that a delta records. Those of earlier versions recorded only what was to be said."""
+        if "recorded" not in delta:
+            return [_earlier(Item.from_json(record), delta["time_us"]) for record in delta.get("verdicts", ())]
+        return map(RecordedVerdict.from_json, delta["recorded"])
+
+    def _settle_verdict(self, record: Mapping[str, Any], now_us: int) -> None:
+        verdict = self.history.find(record["id"])
+        if verdict is not None:
+            settled_us = now_us if record["cause"] else 0
+            self.history.put(
+                verdict.replace(
+                    settled=record["cause"], by=record["by"], settled_us=settled_us, trusted=record["trusted"]
+                )
+            )
 
     def _touch(self, entry: Entry, now_us: int) -> None:
         entry.touched_us = now_us
@@ -322,6 +346,7 @@ class FeedbackState(TopicState):
             "reacted": [[*key, number] for key, number in sorted(self.reacted.items())],
             "paused": dict(sorted(self.paused.items())),
             "muted": sorted(self.muted),
+            "recorded": [verdict.to_json() for verdict in self.history],
             "seconds": [[*key, number] for key, number in sorted(self.seconds.items())],
             "seconds_us": dict(sorted(self.seconds_us.items())),
         }
@@ -341,6 +366,11 @@ class FeedbackState(TopicState):
         state.reacted = _counter(value.get("reacted", ()))
         state.paused = dict(value.get("paused", {}))
         state.muted = set(value.get("muted", ()))
+        if "recorded" in value:
+            state.history = Records(map(RecordedVerdict.from_json, value["recorded"]))
+        else:  # of an earlier version: its messages of the last three days
+            items = [item for entry in state.entries.values() for item in entry.items.values()]
+            state.history = Records(_earlier(item, state.time_us) for item in items)
         state.seconds = _counter(value.get("seconds", ()))
         state.seconds_us = Counter(value.get("seconds_us", {}))
         return state
@@ -348,6 +378,19 @@ class FeedbackState(TopicState):
     def recent(self) -> dict[str, Rows]:
         """Return nothing: it has no table of ids."""
         return {}
+
+
+def _earlier(item: Item, now_us: int) -> RecordedVerdict:
+    """Return the recorded form of a verdict that an earlier version was to say."""
+    prediction = item.prediction
+    run = prediction.get("run", {})
+    begin_us, end_us = run.get("start_us"), run.get("end_us")
+    seconds = None if begin_us is None or end_us is None else (end_us - begin_us) / 1e6
+    model, version = str(prediction.get("model", "")), int(prediction.get("version", 0))
+    return RecordedVerdict(
+        prediction.get("id") or prediction_id(item.run_id, model, version), item.run_id, model, version, item.project,
+        item.change or item.head, item.job, item.cause, True, item.probability, seconds, now_us,
+    )  # fmt: skip
 
 
 def _counter(listed: Iterable[list[Any]]) -> Counter[tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Writes messages (pure): a line that answers, base rate, evidence, advice, and how to mute."""
+"""Renders messages (pure): the verdict, what supports it, evidence, measured reruns, and how to object."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from services.feedback.policy import Item
 _NAME_BYTES = 120
 _SENTENCE_BYTES = 400
 _TITLE_BYTES = 200
-#: Observations of a run that is alone in its message, and of one of several.
-_MOST, _MOST_OF_SEVERAL = 3, 1
-_BY = {"code": "this change", "machine": "the machine"}
-_ADVICE = {"yes": "A retry is worth it.", "no": "A retry without a change is unlikely to pass."}
+#: Most observations of the only run of a message, and of each of several runs.
+_MOST_OBSERVATIONS = 3
+_MOST_OBSERVATIONS_OF_SEVERAL = 1
+_CAUSE_WORDS = {"code": "this change", "machine": "the machine"}
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _NUMBER = re.compile(r"[0-9]{1,6}")
 _STAMP = re.compile(r"ciml:[0-9a-f]{16}:(?P<patchset>[0-9a-f]{8}):(?P<causes>[a-z+]{1,20}):[0-9a-f]{12}")
@@ -31,7 +31,7 @@ class Finding:
     Attributes:
       item: the verdict.
       observations: checked sentences, the strongest first; they may hold hostile names.
-      picture: an address of ours; "" for none.
+      picture: address of the picture below our own base URL; "" for none.
     """
 
     item: Item
@@ -41,14 +41,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Style:
-    """What a message depends on beside its findings.
+    """The form of a message.
 
     Attributes:
       format: markup of the system.
-      most_bytes: of a message.
-      most_jobs: with a line of their own.
-      mute_word: for the title of a change that wants no messages.
+      most_bytes: most bytes of a message.
+      most_jobs: most jobs with a line of their own.
+      mute_word: word in the title of a change that gets no messages.
       can_react: whether reviewers can react to the message with an emoji.
+      min_reruns: runs that ran again before a message reports how many passed.
     """
 
     format: Format
@@ -56,15 +57,16 @@ class Style:
     most_jobs: int
     mute_word: str
     can_react: bool
+    min_reruns: int = 10
 
 
 def marker_of(system: str, project: str, change: str) -> str:
-    """Return what all our messages on a change contain. The change is its number, as the system has it."""
+    """Return the marker in all our messages on a change. The change is its number, as the system has it."""
     return f"ciml:{sha256_json([system, project, change])[:16]}"
 
 
 def patchset_key(change: ChangeRef) -> str:
-    """Return what the stamp says of a patch set."""
+    """Return the part of the stamp that stands for a patch set."""
     return sha256_json(change.head or change.patchset)[:8]
 
 
@@ -74,97 +76,128 @@ def causes_of(items: Iterable[Item]) -> str:
 
 
 def stamped(body: str, marker: str) -> tuple[str, str] | None:
-    """Return patch set key and verdicts of a message of ours by its stamp; None without one."""
-    found = next((each for each in _STAMP.finditer(body) if each[0].startswith(f"{marker}:")), None)
-    return (found["patchset"], found["causes"]) if found else None
+    """Return patch set key and verdicts of a message of ours by its stamp; None without a stamp."""
+    for match in _STAMP.finditer(body):
+        if match[0].startswith(f"{marker}:"):
+            return match["patchset"], match["causes"]
+    return None
 
 
 def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: Style) -> Rendered:
-    """Write the message on a patch set.
+    """Render the message on a patch set.
 
-    The same findings give the same bytes. What does not fit into `Style.most_bytes` is left out in whole lines:
-    observations first, then jobs; the first line and the marker always stay.
+    The same findings give the same bytes. A message longer than `Style.most_bytes` loses whole lines: observations
+    first, then jobs. The first line and the marker always stay.
 
     Args:
       findings: at least one, in any order.
       marker: from `marker_of`.
       change: the patch set.
-      style: see there.
+      style: form and limits.
     """
-    ordered = sorted(findings, key=lambda one: (one.item.cause, -one.item.probability, one.item.job, one.item.run_id))
-    head, title = _headline(ordered, style.format)
-    foot = [_footer(change, style)]
-    prefix = f"{marker}:{patchset_key(change)}:{causes_of(one.item for one in ordered)}:"
+    ordered = sorted(findings, key=_order)
+    title = _title(ordered)
+    prefix = f"{marker}:{patchset_key(change)}:{causes_of(finding.item for finding in ordered)}:"
     jobs = min(len(ordered), style.most_jobs)
-    most = _MOST if len(ordered) == 1 else _MOST_OF_SEVERAL
+    observations = _MOST_OBSERVATIONS if len(ordered) == 1 else _MOST_OBSERVATIONS_OF_SEVERAL
     while True:
-        lines = [head, *_body(ordered, jobs, most, style.format), *foot]
-        text = "\n".join(lines)
+        if len(ordered) == 1:
+            details = _single(ordered[0], observations, style)
+        else:
+            details = _several(ordered, jobs, observations, style)
+        blocks = [f"{_bold(title, style.format)}.", *details, *_rerun_lines(ordered, style), _footer(change, style)]
+        text = "\n\n".join(blocks)
         stamp = prefix + hashlib.sha256(text.encode()).hexdigest()[:12]
         body = f"{text}\n\n{stamp if style.format == 'gerrit' else f'<!-- {stamp} -->'}"
-        if len(body.encode()) <= style.most_bytes or not (jobs or most):
-            return Rendered(title, body, marker, stamp)
-        most, jobs = (most - 1, jobs) if most else (0, jobs - 1)
+        if len(body.encode()) <= style.most_bytes or not (jobs or observations):
+            return Rendered(cut(title, _TITLE_BYTES), body, marker, stamp)
+        if observations:
+            observations -= 1
+        else:
+            jobs -= 1
 
 
-def _headline(ordered: Sequence[Finding], markup: Format) -> tuple[str, str]:
-    """Return the first line, and the same as a title."""
+def _order(finding: Finding) -> tuple[str, float, str, str]:
+    item = finding.item
+    return item.cause, -item.probability, item.job, item.run_id
+
+
+def _title(ordered: Sequence[Finding]) -> str:
+    """Return the first line without its full stop."""
     if len(ordered) == 1:
         item = ordered[0].item
-        line = f"{name(item.job, _NAME_BYTES)} failed, probably because of {_BY[item.cause]}"
-        return f"{_bold(line, markup)} ({_rates(item)}).", cut(line, _TITLE_BYTES)
-    counts = {cause: sum(one.item.cause == cause for one in ordered) for cause in _BY}
-    parts = [f"{number} probably because of {_BY[cause]}" for cause, number in counts.items() if number]
-    line = f"{len(ordered)} jobs failed: {', '.join(parts)}"
-    return f"{_bold(line, markup)}.", cut(line, _TITLE_BYTES)
+        return f"{name(item.job, _NAME_BYTES)} failed, probably because of {_CAUSE_WORDS[item.cause]}"
+    parts = []
+    for cause, words in _CAUSE_WORDS.items():
+        count = sum(finding.item.cause == cause for finding in ordered)
+        if count:
+            parts.append(f"{count} probably because of {words}")
+    return f"{len(ordered)} jobs failed: {', '.join(parts)}"
 
 
-def _body(ordered: Sequence[Finding], jobs: int, most: int, markup: Format) -> list[str]:
-    """Return the lines between headline and footer: a list, and the advice."""
-    alone = len(ordered) == 1
-    lines = [""]
-    for one in ordered[:jobs]:
-        seen = [inert(text, _SENTENCE_BYTES) for text in one.observations[:most]]
-        if alone:
-            lines += [f"- {text}" for text in seen]
-        else:
-            because = f"{name(one.item.job, _NAME_BYTES)}: {_BY[one.item.cause]} ({_rates(one.item)})."
-            lines.append(" ".join(["-", because, *seen]))
-        if one.picture and most:
-            lines.append(f"- {_link('Picture of its telemetry', one.picture, markup)}" if alone else
-                         f"- {_link('Picture', one.picture, markup)} of {name(one.item.job, _NAME_BYTES)}")  # fmt: skip
-    if len(ordered) > jobs and not alone:
+def _single(finding: Finding, observations: int, style: Style) -> list[str]:
+    """Return the blocks of the only run: what supports its verdict, then a list of evidence."""
+    item = finding.item
+    lines = [f"- {inert(text, _SENTENCE_BYTES)}" for text in finding.observations[:observations]]
+    if finding.picture and observations:
+        lines.append(f"- {_link('Picture of its telemetry', finding.picture, style.format)}")
+    support = f"The model's probability is {_rates(item)}. {_record(item)}"
+    return [support, "\n".join(lines)] if lines else [support]
+
+
+def _several(ordered: Sequence[Finding], jobs: int, observations: int, style: Style) -> list[str]:
+    """Return one block: a line for each job, and one for the others."""
+    lines = []
+    for finding in ordered[:jobs]:
+        item = finding.item
+        job = name(item.job, _NAME_BYTES)
+        sentences = [inert(text, _SENTENCE_BYTES) for text in finding.observations[:observations]]
+        lines.append(" ".join([f"- {job}: {_CAUSE_WORDS[item.cause]} ({_rates(item)}).", _record(item), *sentences]))
+        if finding.picture and observations:
+            lines.append(f"- {_link('Picture', finding.picture, style.format)} of {job}")
+    if len(ordered) > jobs:
         lines.append(f"- and {len(ordered) - jobs} more")
-    advice = _advice([one.item for one in ordered])
-    return [*lines, *([""] if len(lines) > 1 else []), *([advice, ""] if advice else [])]
+    return ["\n".join(lines)]
 
 
 def _rates(item: Item) -> str:
-    """Return probability and base rate: ``91 %; base rate 63 % of 214 failed runs``. It never says 100 %."""
+    """Return probability and base rate: ``91 %; base rate 63 % of 214 failed runs``. It is never 100 %."""
     verdict = item.verdict
-    rate = verdict.base_rate.get(item.cause)
-    if rate is None or not verdict.runs:
+    base_rate = verdict.base_rate.get(item.cause)
+    if base_rate is None or not verdict.runs:
         return _percent(item.probability)
-    of = " of this job" if verdict.group and verdict.group == item.job else ""
-    return f"{_percent(item.probability)}; base rate {_percent(rate)} of {verdict.runs} failed runs{of}"
+    whose = " of this job" if verdict.group and verdict.group == item.job else ""
+    return f"{_percent(item.probability)}; base rate {_percent(base_rate)} of {verdict.runs} failed runs{whose}"
+
+
+def _record(item: Item) -> str:
+    """Return how often such verdicts were right."""
+    if not item.settled:
+        return "No rerun or reviewer has checked such a verdict yet."
+    return f"Checked by reruns or reviewers: {item.right} of the last {item.settled} such verdicts were right."
 
 
 def _percent(share: float) -> str:
     return "under 1 %" if share < 0.01 else f"{min(round(100 * share), 99)} %"
 
 
-def _advice(items: Sequence[Item]) -> str:
-    """Return one piece of advice for all runs: a retry helps only if it helps each."""
-    retries = {item.retry for item in items}
-    if "no" in retries:
-        return _ADVICE["no"]
-    return _ADVICE["yes"] if retries == {"yes"} else ""
+def _rerun_lines(ordered: Sequence[Finding], style: Style) -> list[str]:
+    """Return how many runs with each verdict passed when they ran again; nothing where too few did."""
+    lines = []
+    for cause, words in _CAUSE_WORDS.items():
+        item = next((finding.item for finding in ordered if finding.item.cause == cause), None)
+        if item is None or item.reruns < style.min_reruns:
+            continue
+        lines.append(
+            f"Runs that ciml put down to {words}: {item.reruns} ran again unchanged, and {item.passed} of these passed."
+        )
+    return ["\n".join(lines)] if lines else []
 
 
 def _footer(change: ChangeRef, style: Style) -> str:
-    wrong = "react with 👎, or reply “not helpful”" if style.can_react else "reply “not helpful”"
+    objection = "react with 👎, or reply “not helpful”" if style.can_react else "reply “not helpful”"
     return (
-        f"ciml judged {_patchset(change)} by the telemetry of its runs. Wrong: {wrong}. "
+        f"ciml estimated this from the telemetry of the runs of {_patchset(change)}. Wrong: {objection}. "
         f"No messages on this change: put {name(style.mute_word)} into its title."
     )
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from ciml.data_root import DataRoot
+from ciml.manifest.replica import LogReplica
 from services.feedback.config import Feedback
-from services.feedback.evidence import find_evidence
+from services.feedback.evidence import compare_run, find_evidence
+from services.feedback.history.standing import Standings
 from services.feedback.outbox import Outbox
-from services.feedback.policy import Item, judge
+from services.feedback.policy import Silence, judge
+from services.feedback.reading import heard
 from services.feedback.service import markup_of, replica
-from services.feedback.state import Entry, entry_key
+from services.feedback.state import Entry, FeedbackState, entry_key
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,14 @@ class Trial:
     Attributes:
       runs: run ids.
       reason: one of `services.feedback.policy.SILENT`; "" for a message.
+      detail: of the reason, for people.
       system, project, change: of the message.
-      message: its text; None for silence.
+      message: its text; with the reason ``shadow`` or ``precision`` the one that is not sent; None else.
     """
 
     runs: tuple[str, ...]
     reason: str = ""
+    detail: str = ""
     system: str = ""
     project: str = ""
     change: str = ""
@@ -42,32 +48,47 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
     """Yield the silent predictions in order, then one message for each patch set. Old predictions count as new.
 
     Args:
-      data: with the runs, for their evidence, and the projects that were muted.
+      data: with the runs, for their evidence, the history of verdicts, and the projects that were muted.
       feedback: the configuration.
       records: predictions as on the topic; of several of a job the last counts.
 
     Raises:
       EngineError: the store does not answer.
     """
-    committing = replica(data)
+    committing, policy = replica(data), feedback.policy
     with committing.state() as state:
         muted = sorted(state.muted)
+        standings = Standings(list(state.history), policy, int(time.time() * 1e6))
+    compare = partial(compare_run, data, policy)
     entries: dict[str, Entry] = {}
     for record in records:
-        found = judge(record, feedback, muted, 0)
-        if not isinstance(found, Item):
-            yield Trial((str(record.get("run_id", "?"))[:200],), found)
+        judgement = judge(record, feedback, muted, 0, compare)
+        item, silence = heard(judgement, standings)
+        if item is not None:
+            key = entry_key(item.system, item.ref)
+            entry = entries.setdefault(key, Entry(key, item.system, item.ref))
+            entry.items[item.job] = item
             continue
-        key = entry_key(found.system, found.ref)
-        entry = entries.setdefault(key, Entry(key, found.system, found.ref))
-        entry.items[found.job] = found
-    policy = feedback.policy
+        reason, detail = silence or Silence("bad_record")
+        run_id = str(record.get("run_id", "?"))[:200]
+        withheld = judgement.item
+        if withheld is None:
+            yield Trial((run_id,), reason, detail)
+        else:
+            entry = Entry(entry_key(withheld.system, withheld.ref), withheld.system, withheld.ref)
+            entry.items[withheld.job] = withheld
+            yield replace(_message(data, feedback, committing, entry), reason=reason, detail=detail)
     for entry in entries.values():
-        system = next(each for each in feedback.systems if each.name == entry.system)
-        outbox = Outbox(
-            system.name, committing, policy, lambda item: find_evidence(data, item, policy.base_url), None,
-            markup=markup_of(system), clock=time.time,
-        )  # fmt: skip
-        runs = tuple(item.run_id for item in entry.items.values())
-        change = entry.change.change or entry.change.head
-        yield Trial(runs, "", system.name, entry.change.project, change, outbox.message(entry).body)
+        yield _message(data, feedback, committing, entry)
+
+
+def _message(data: DataRoot, feedback: Feedback, committing: LogReplica[FeedbackState], entry: Entry) -> Trial:
+    policy = feedback.policy
+    system = next(system for system in feedback.systems if system.name == entry.system)
+    outbox = Outbox(
+        system.name, committing, policy, lambda item: find_evidence(data, item, policy.base_url), None,
+        markup=markup_of(system), clock=time.time,
+    )  # fmt: skip
+    runs = tuple(item.run_id for item in entry.items.values())
+    change = entry.change.change or entry.change.head
+    return Trial(runs, "", "", system.name, entry.change.project, change, outbox.message(entry).body)

@@ -44,7 +44,7 @@ KINDS: Mapping[Kind, str] = {
     # Written again from the others when they are needed; not verified.
     "derived": r"models/models\.config|raw/packs/compaction\.json|datasets/[^/]+/statistics/.+"
     r"|datasets/[^/]+/_definition\.toml|datasets/[^/]+/_analyses/.+|predictions/evidence/.+|demo/.+"
-    r"|datasets/[^/]+/_replay|predictions/_neighbours"
+    r"|datasets/[^/]+/_replay|predictions/_neighbours|feedback/_causes"
     r"|(raw|datasets|tables)/(.+/)?_delta_log/.+|tables/.+|lineage/.+",
     "unreferenced": r"raw/swept/.+",
     "scratch": r"trainer/[^/]+/work/.+|models/[^/]+/staging-.+|datasets/[^/]+/results/.+",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,7 @@ from serving.predict.log import prediction_id
 from serving.registry import Registry
 from transforms.profiles.profile import Profile, Profiles
 from transforms.profiles.series import SERIES
+from transforms.profiles.windows import length_s
 from transforms.raw.reader import read_run
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class Evidence:
       job: whose passing runs it was compared with; "" for those of all jobs.
       runs: number of these passing runs.
       dropped: sentences that did not follow when they were computed a second time: an error of ciml.
+      length_s: from the run's first sample to its last.
+      same_place: number of these passing runs on the run's kind of machine; None where the profile does not say it.
     """
 
     observations: tuple[str, ...]
@@ -56,6 +59,8 @@ class Evidence:
     job: str = ""
     runs: int = 0
     dropped: tuple[str, ...] = ()
+    length_s: float = 0.0
+    same_place: int | None = None
 
 
 def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
@@ -90,7 +95,7 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
     if not _ID.fullmatch(name):
         name = prediction_id(facts.run_id, model, version)
     data.evidence.replace(f"{name[:2]}/{name}.svg", picture.encode())
-    return Evidence(found.observations, f"evidence/{name[:2]}/{name}.svg", found.job, found.runs, found.dropped)
+    return replace(found, picture=f"evidence/{name[:2]}/{name}.svg")
 
 
 def evidence_for(subject: Subject) -> tuple[Evidence, str]:
@@ -103,7 +108,12 @@ def evidence_for(subject: Subject) -> tuple[Evidence, str]:
     said = held[:MAX_OBSERVATIONS]
     picture = draw(subject, [one.column for one in said if one.column])
     profile = subject.profile
-    return Evidence(tuple(one.text for one in said), "", profile.job, profile.runs, dropped), picture
+    places = profile.places
+    same_place = None if places is None else places.get(subject.place, 0)
+    evidence = Evidence(
+        tuple(one.text for one in said), "", profile.job, profile.runs, dropped, length_s(subject.table), same_place
+    )
+    return evidence, picture
 
 
 def _claimed(data: DataRoot, facts: RunFacts) -> RunFacts | None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ciml.events.records import RunFacts
 from ciml.verdicts import exit_status_of
-from transforms.profiles.profile import Profile
+from transforms.profiles.profile import Profile, place_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +22,7 @@ class Subject:
       exit_status: of its job, by `ciml.verdicts.exit_status`; None where it is not known.
       claimed: whether only an event that is believed less than the run's own reports the exit status.
       end_us: when the CI system says that it ended, epoch microseconds; None where it is not known.
+      place: its kind of machine, by `transforms.profiles.profile.place_of`.
     """
 
     table: pa.Table
@@ -30,6 +31,7 @@ class Subject:
     exit_status: int | None = None
     end_us: int | None = None
     claimed: bool = False
+    place: str = ""
 
     @classmethod
     def of(cls, facts: RunFacts, table: pa.Table, profile: Profile, claimed: RunFacts | None = None) -> Subject:
@@ -42,7 +44,8 @@ class Subject:
           claimed: its facts, completed by what events claim that are believed less; None without such events.
         """
         status = exit_status_of(facts.labels)
-        if status is not None or claimed is None:
-            return cls(table, profile, facts.outcome or "", status, facts.end_us)
-        status = exit_status_of(claimed.labels)
-        return cls(table, profile, facts.outcome or "", status, facts.end_us, status is not None)
+        is_claimed = False
+        if status is None and claimed is not None:
+            status = exit_status_of(claimed.labels)
+            is_claimed = status is not None
+        return cls(table, profile, facts.outcome or "", status, facts.end_us, is_claimed, place_of(facts))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ciml.raw.causes import FAILED
 from ciml.verdicts import EXIT_LABEL, SIGNAL_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
+from serving.registry import Registry
 from transforms.examples.prepare import run_means
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ciml.data_root import DataRoot
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
-    from serving.registry import Registry
 
 #: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
 #: status and the signal.
@@ -58,6 +61,21 @@ def recorded_verdict(
     if ended := {name: facts.labels[name] for name in (EXIT_LABEL, SIGNAL_LABEL) if name in facts.labels}:
         run["labels"] = ended
     return {"run": run, "verdict": verdict.to_json()}
+
+
+@lru_cache(maxsize=8)
+def knows_ranges(data: DataRoot, model: str, version: int) -> bool:
+    """Return whether a pushed version recognises runs unlike those that it learned; earlier versions of ciml stored no
+    ranges.
+
+    Raises:
+      IntegrityError: if its rules were altered.
+    """
+    registry = Registry(data, model)
+    if f"assets/{VERDICTS}" not in registry.state.files(version):
+        return False
+    rules = json.loads(registry.read_asset(version, VERDICTS))
+    return rules.get("ranges") is not None
 
 
 def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -> VerdictRules | None:

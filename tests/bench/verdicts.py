@@ -36,9 +36,10 @@ from training.estimators import Rows, fit, inputs_for
 from training.evaluation.baselines import predict_by
 from training.experiment import Experiment, load_experiment
 from training.normalise import Normalisation
+from transforms.examples.context import profiles_of
 from transforms.examples.prepare import prepare_many, run_means
 from transforms.parse.logs import Log, parse_logs
-from transforms.profiles.profile import make_profiles
+from transforms.profiles.profile import Profiles, make_profiles
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 #: The share of a fold's learning changes that calibrate: as in examples/cause.toml, two of seven.
@@ -124,6 +125,7 @@ class Fold:
       learned, dev, held: int64, disjoint in their changes.
       inputs: float32 [failed, L, F].
       n_windows: int32 [failed].
+      profiles: of the passing runs that the fold may see; None in made-up folds.
     """
 
     learned: np.ndarray
@@ -132,6 +134,7 @@ class Fold:
     inputs: np.ndarray
     n_windows: np.ndarray
     features: tuple[str, ...]
+    profiles: Profiles | None = None
 
 
 def folds_of(
@@ -146,8 +149,8 @@ def folds_of(
         for rest, held in StratifiedGroupKFold(folds, shuffle=True, random_state=repeat).split(labels, labels, groups):
             hidden = set(groups[held])
             seen = [at for at in range(len(runs.facts)) if runs.groups[at] not in hidden]
-            learned, dev = _calibrating(rest, labels, groups, repeat)
-            yield repeat, Fold(learned, dev, held, *_features(runs, definition, seen))
+            learned, dev = calibrating(rest, labels, groups, repeat)
+            yield repeat, Fold(learned, dev, held, *features_of(runs, definition, seen))
 
 
 def fold_of_later_runs(
@@ -164,15 +167,13 @@ def fold_of_later_runs(
     if both := set(runs.groups[later]) & set(runs.groups[~later]):
         raise ValueError(f"change {min(both)} has runs before and after the time")
     failed = np.array(runs.failed)
-    features = _features(runs, definition, np.flatnonzero(~later).tolist())
+    features = features_of(runs, definition, np.flatnonzero(~later).tolist())
     rest, held = np.flatnonzero(~later[failed]), np.flatnonzero(later[failed])
     for repeat in range(repeats):
-        yield repeat, Fold(*_calibrating(rest, labels, runs.groups[failed], repeat), held, *features)
+        yield repeat, Fold(*calibrating(rest, labels, runs.groups[failed], repeat), held, *features)
 
 
-def _calibrating(
-    rest: np.ndarray, labels: np.ndarray, groups: np.ndarray, repeat: int
-) -> tuple[np.ndarray, np.ndarray]:
+def calibrating(rest: np.ndarray, labels: np.ndarray, groups: np.ndarray, repeat: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide the runs that are not held out into those that are learned, and those of other changes that calibrate."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -181,16 +182,16 @@ def _calibrating(
     return rest[learned], rest[dev]
 
 
-def _features(
+def features_of(
     runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return inputs, numbers of windows and names of the features of all failed runs, by what the seen runs show."""
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], Profiles]:
+    """Return inputs, numbers of windows and names of the features of the failed runs, and profiles of the seen ones."""
     failed, resolved = runs.failed, _resolved(runs, definition, seen)
     inputs, n_windows, rejected = prepare_many(
         [runs.tables[at] for at in failed], resolved, [runs.facts[at] for at in failed]
     )
     assert not rejected, rejected
-    return inputs, n_windows, resolved.features
+    return inputs, n_windows, resolved.features, profiles_of(resolved)
 
 
 def _resolved(runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]) -> ResolvedDefinition:

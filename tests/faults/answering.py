@@ -39,6 +39,8 @@ _CONFIG = """
 dry_run = false
 settle_s = 1
 settle_most_s = 4
+active_models = ["*"]
+min_passing_runs = 0
 max_jobs = 10
 max_bytes = 16000
 {more}

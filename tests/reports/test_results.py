@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ciml.shares import wilson
 from ciml.storage.open import LocalStore
 from reports.experiments.comparison import errors_of, validated
 from reports.experiments.views import (
@@ -24,7 +25,6 @@ from reports.experiments.views import (
     history,
     slice_bars,
 )
-from training.evaluation.metrics import wilson
 from training.evaluation.scores import scores
 from training.experiments.compare import by_accuracy, compare
 from training.experiments.results import Predictions, Stored

@@ -7,6 +7,7 @@ baseline has learned nothing more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ _NAMES = {
     "duration": "duration, small decision tree",
     "memory": "memory of the first sample, nearest training run",
 }
+#: Training runs, and test runs, whose memory is read for the gate: each is an object of the raw store.
+MAX_MEMORY_RUNS = 5000
 _MIN_LEAF = 5  # runs: smaller leaves would memorise single runs
 #: The usual number by label: failures end early and timeouts late; providers have certain memory sizes.
 _USUAL = {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}
@@ -42,6 +45,15 @@ def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
         return () if definition.baseline == "none" else (definition.baseline,)
     usual = _USUAL.get(definition.class_label)
     return (usual,) if usual else tuple(NUMBERS)
+
+
+def gate_numbers(definition: DatasetDefinition) -> tuple[str, ...]:
+    """Return the numbers that a candidate of the gate is compared with: all, that of the data set first.
+
+    A definition cannot leave a number out: only the gate's policy accepts that one beats a model.
+    """
+    own = numbers_for(definition)
+    return (*own, *(name for name in NUMBERS if name not in own))
 
 
 def number_of(raw: Store | None, name: str, runs: Sequence[RunFacts]) -> np.ndarray | None:
@@ -104,38 +116,65 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.nda
     return answers
 
 
-def one_number_baseline(
-    number: str, raw: Store, snapshot: Snapshot, facts: Mapping[str, RunFacts]
-) -> dict[str, Any] | None:
-    """Return the accuracy of `predict_by` one number on a snapshot's test runs.
+@dataclass(frozen=True, eq=False)
+class ByNumber:
+    """The answers of `predict_by` one number on a snapshot's test runs.
+
+    Attributes:
+      name: what predicts.
+      tested: int64 [n], the places of the predicted runs among the test runs.
+      right: bool [n], whether the answer is right.
+    """
+
+    name: str
+    tested: np.ndarray
+    right: np.ndarray
+
+    def figures(self) -> dict[str, Any]:
+        """Return the accuracy as `training.evaluation.metrics.accuracy` does, with the ``name``."""
+        return {"name": self.name, **accuracy(self.right)}
+
+
+def by_number(number: str, raw: Store, snapshot: Snapshot, facts: Mapping[str, RunFacts]) -> ByNumber | None:
+    """Predict a snapshot's test runs by one number of the run.
 
     Args:
       number: one of `NUMBERS`.
-      raw: the raw store of the runs, for their memory.
+      raw: the raw store of the runs, for their memory; `MAX_MEMORY_RUNS` at most are read of each of the two roles.
       snapshot: its train and dev runs give the numbers, its test runs are predicted.
       facts: the facts of these runs by run id.
 
     Returns:
-      As `accuracy`, with a ``name``; None if no training run has the number, or there are no test runs.
+      None if no training run has the number, or there are no test runs.
 
     Raises:
       IntegrityError: if the raw manifest lacks a run whose memory is asked for.
     """
-    train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
-    ids = [run.run_id for run in (*train, *test)]
+    train = list(snapshot.runs("train", "dev"))
+    test = list(snapshot.runs("test"))
     if not train or not test:
         return None
+    most = MAX_MEMORY_RUNS if number == "memory" else max(len(train), len(test))
+    learned = [train[place] for place in _spread(len(train), most)]
+    tested = _spread(len(test), most)
+    asked = [test[place] for place in tested]
+    ids = [run.run_id for run in (*learned, *asked)]
     if number == "memory":
         values = first_memory(raw, ids)
     else:
         values = np.array([_duration_s(facts[run_id]) for run_id in ids], np.float64)
-    if not np.isfinite(values[: len(train)]).any():
+    known = values[: len(learned)]
+    if not np.isfinite(known).any():
         return None
-    labels = np.array([run.label for run in train])
-    known, asked = values[: len(train)], values[len(train) :]
-    answers = predict_by(number, known, labels, asked, len(snapshot.resolved.classes))
-    right = (answers.argmax(axis=1) == [run.label for run in test]) & np.isfinite(answers).all(axis=1)
-    return {"name": _NAMES[number], **accuracy(right)}
+    labels = np.array([run.label for run in learned])
+    answers = predict_by(number, known, labels, values[len(learned) :], len(snapshot.resolved.classes))
+    right = (answers.argmax(axis=1) == [run.label for run in asked]) & np.isfinite(answers).all(axis=1)
+    return ByNumber(_NAMES[number], tested, right)
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Return at most ``most`` of ``count`` places, evenly spread, int64."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:

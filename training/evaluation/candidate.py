@@ -16,7 +16,7 @@ from training.calibration.conformal import decimals
 from training.data.examples import Examples, read_facts, read_snapshot_examples
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot, SnapshotRun
-from training.evaluation.baselines import numbers_for, one_number_baseline
+from training.evaluation.baselines import by_number, gate_numbers, numbers_for
 from training.evaluation.champion import Champion, right_answers
 from training.evaluation.gate import GatePolicy, compare
 from training.evaluation.metrics import accuracy, evaluate, sharpness
@@ -64,12 +64,13 @@ def assess(
     learned = list(snapshot.runs(*trained_roles(experiment, dev_from_train=snapshot.dev_from_train)))
     train_labels = np.array([run.label for run in learned], np.int64)
     counts, slices = Counter(run.label for run in learned), {"job": [run.build_name for run in runs]}
+    right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
     figures: dict[str, Any] = {
         "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices),
         "class_counts": {name: counts[label] for label, name in enumerate(resolved.classes)},
         "disagreement": _difference(answers, in_memory),
         "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
-        "baselines": _baselines(dataset, snapshot),
+        "baselines": _baselines(dataset, snapshot, right, gate),
     }
     if calibrated is not None:
         before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
@@ -79,7 +80,6 @@ def assess(
             means = run_means(test.inputs, test.n_windows)
             figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), test.labels, jobs, means)
     if champion is not None:
-        right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
         figures |= _against(dataset, champion, snapshot, runs, test, right, gate)
     return figures
 
@@ -103,14 +103,32 @@ def _against(
     return {"champion": metrics, "comparison": compare(right, champion_right, confidence=gate.confidence)}
 
 
-def _baselines(dataset: StoredDataset, snapshot: Snapshot) -> dict[str, Any]:
-    """Return the one-number baseline of a data set by the number's name; nothing for a label without a usual number."""
-    numbers = numbers_for(snapshot.resolved.definition)
-    if len(numbers) != 1:
-        return {}
-    (number,) = numbers
-    found = one_number_baseline(number, dataset.raw(), snapshot, read_facts(dataset.store, snapshot))
-    return {number: found} if found else {}
+def _baselines(
+    dataset: StoredDataset, snapshot: Snapshot, right: np.ndarray, gate: GatePolicy
+) -> dict[str, dict[str, Any]]:
+    """Return the accuracy of each number that the runs have, and its ``comparison`` with the candidate.
+
+    Args:
+      dataset: of the snapshot.
+      snapshot: its training runs give the numbers.
+      right: bool [n], whether the candidate was right on each test run.
+      gate: gives the confidence of the comparison.
+    """
+    facts = read_facts(dataset.store, snapshot)
+    own = numbers_for(snapshot.resolved.definition)
+    baselines: dict[str, dict[str, Any]] = {}
+    for number in gate_numbers(snapshot.resolved.definition):
+        try:
+            answers = by_number(number, dataset.raw(), snapshot, facts)
+        except IntegrityError as error:
+            if number in own:
+                raise
+            _LOG.warning("no comparison with the %s alone: %s", number, error)
+            continue
+        if answers is not None:
+            comparison = compare(right[answers.tested], answers.right, confidence=gate.confidence)
+            baselines[number] = {**answers.figures(), "comparison": comparison}
+    return baselines
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float | None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
+from ciml.shares import CONFIDENCE
 from training.calibration.fit import fit_calibrator
 from training.data.in_memory import InMemoryDataset, facts_of
 from training.estimators import Fitted, Progress, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
-from training.evaluation.metrics import CONFIDENCE
 from training.evaluation.scores import scores
 from training.experiment import Experiment
 from training.normalise import Normalisation

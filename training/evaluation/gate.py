@@ -6,13 +6,16 @@ Pure function of the figures. A missing figure is a reason against, never a pass
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from ciml.decision import Decision
+from ciml.errors import CimlError
+from training.evaluation.baselines import NUMBERS
+from training.evaluation.metrics import paired_interval
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,12 @@ class GatePolicy:
       min_class_runs: least number of training runs of each class: an unseen class is never predicted.
       above_base_rate: least margin of the accuracy's lower bound above the base rate.
       tolerance: accepted loss of accuracy against the champion on the same held-out runs.
-      confidence: of the one-sided bound on that loss. A candidate is rejected if it *may* be worse by more than
-        ``tolerance``.
+      baseline_tolerance: the same against each one-number baseline.
+      confidence: of the one-sided bound on these losses. A candidate is rejected if it *may* be worse by more than the
+        tolerance.
+      accept_baselines: names of numbers (`training.evaluation.baselines.NUMBERS`) that may predict better than the
+        candidate.
+      min_decided: least share of held-out runs that a model of verdicts decides; on the others it abstains.
       max_disagreement: largest difference of any probability between the exported model and the one in memory.
       max_latency_ms: largest median latency of a call for one run, milliseconds.
     """
@@ -34,19 +41,32 @@ class GatePolicy:
     min_class_runs: int = 1
     above_base_rate: float = 0.0
     tolerance: float = 0.05
+    baseline_tolerance: float = 0.05
     confidence: float = 0.8
+    accept_baselines: tuple[str, ...] = ()
+    min_decided: float = 0.2
     max_disagreement: float = 1e-5
     max_latency_ms: float = 50.0
 
     @classmethod
-    def of(cls, min_test_runs: int | None = None, tolerance: float | None = None) -> GatePolicy:
-        """Return the policy with those thresholds that are given."""
-        usual = cls()
-        return replace(
-            usual,
-            min_test_runs=usual.min_test_runs if min_test_runs is None else min_test_runs,
-            tolerance=usual.tolerance if tolerance is None else tolerance,
-        )
+    def of(
+        cls,
+        min_test_runs: int | None = None,
+        tolerance: float | None = None,
+        accept_baselines: Iterable[str] = (),
+        min_decided: float | None = None,
+    ) -> GatePolicy:
+        """Return the policy with those thresholds that are given.
+
+        Raises:
+          CimlError: ``accept_baselines`` names an unknown number.
+        """
+        accepted = tuple(accept_baselines)
+        if unknown := sorted(set(accepted) - set(NUMBERS)):
+            raise CimlError(f"accept_baselines: unknown number {unknown[0]!r:.60}; choose from {', '.join(NUMBERS)}")
+        given = {"min_test_runs": min_test_runs, "tolerance": tolerance, "min_decided": min_decided}
+        thresholds: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return cls(accept_baselines=accepted, **thresholds)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,6 +77,8 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
 
     Args:
       candidate: ``evaluation`` (of `training.evaluation.metrics.evaluate`), ``class_counts`` (training runs by class),
+        ``baselines`` (by number its accuracy on the same runs, and ``comparison`` of `compare`; {} where the runs have
+        no number), ``verdicts`` of a model of verdicts (`training.evaluation.verdicts.verdict_figures`),
         ``disagreement`` (largest difference of the exported model to the one in memory), ``latency_ms``, and, if
         there is a champion, ``champion`` (its ``accuracy`` on the same runs) and ``comparison`` (of `compare`), None
         if it could not be evaluated.
@@ -68,7 +90,11 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
     against: list[str] = []
     in_favour: list[str] = []
     evaluation = candidate.get("evaluation") or {}
-    figures = {"accuracy": evaluation.get("accuracy"), "base_rate": evaluation.get("base_rate")}
+    figures = {
+        "accuracy": evaluation.get("accuracy"),
+        "base_rate": evaluation.get("base_rate"),
+        "baselines": candidate.get("baselines"),
+    }
 
     def check(good: bool, why_not: str, why: str = "") -> None:
         if not good:
@@ -78,6 +104,10 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
 
     _check_runs(evaluation, candidate, policy, check)
     _check_base_rate(evaluation, policy, check)
+    _check_baselines(candidate.get("baselines"), policy, check)
+    if "verdicts" in candidate:
+        figures["verdicts"] = candidate["verdicts"]
+        _check_decided(candidate["verdicts"], policy, check)
     disagreement, latency = candidate.get("disagreement"), candidate.get("latency_ms")
     check(
         _number(disagreement) and disagreement <= policy.max_disagreement,
@@ -120,6 +150,46 @@ def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy, check: A
     check(low > wanted, f"{text} does not beat the base rate {rate:.3f}", f"{text} beats the base rate {rate:.3f}")
 
 
+def _check_baselines(baselines: Any, policy: GatePolicy, check: Any) -> None:
+    """Check that no number alone predicts better: beyond noise, or perhaps by more than the tolerance."""
+    if not isinstance(baselines, Mapping):
+        check(False, "the one-number baselines are missing")
+        return
+    if not baselines:
+        check(True, "", "no number of the runs to compare with")
+    for number, baseline in baselines.items():
+        comparison = baseline.get("comparison") if isinstance(baseline, Mapping) else None
+        figures = comparison if isinstance(comparison, Mapping) else {}
+        difference, low = figures.get("difference"), figures.get("low")
+        _, high = figures.get("interval") or (None, None)
+        if not (_number(difference) and _number(low) and _number(high) and _number(baseline.get("value"))):
+            check(False, f"the comparison with the {number} alone lacks figures")
+            continue
+        runs, share = figures.get("runs"), baseline["value"]
+        text = (
+            f"{difference:+.3f} against the {number} alone ({share:.3f}) on the same {runs} runs (at least {low:+.3f})"
+        )
+        is_beaten = high < 0
+        may_be_worse = low < -policy.baseline_tolerance
+        if number in policy.accept_baselines:
+            accepted = f" (one number beats it, and the policy accepts that of {number})"
+            check(True, "", text + accepted * (is_beaten or may_be_worse))
+        elif is_beaten:
+            check(False, f"{text}: one number beats it")
+        else:
+            check(not may_be_worse, f"{text}: may be worse by more than {policy.baseline_tolerance:g}", text)
+
+
+def _check_decided(verdicts: Any, policy: GatePolicy, check: Any) -> None:
+    abstained = (verdicts or {}).get("abstained") or {}
+    share, runs = abstained.get("value"), abstained.get("runs")
+    if not _number(share) or not _number(runs):
+        check(False, "the share of abstentions is missing")
+        return
+    text = f"it decides {round((1 - share) * runs)} of {runs} held-out runs ({1 - share:.3f})"
+    check(1 - share >= policy.min_decided, f"{text}; at least {policy.min_decided:g} are needed", text)
+
+
 def _check_champion(comparison: Mapping[str, Any] | None, policy: GatePolicy, check: Any) -> None:
     if comparison is None:
         check(False, "the champion could not be evaluated on the same runs, so no comparison is possible")
@@ -144,7 +214,8 @@ def compare(
       samples: of the bootstrap, whose seed is fixed.
 
     Returns:
-      ``difference`` of the accuracies, its lower bound ``low``, ``runs``, ``only_candidate`` and ``only_champion``
+      ``difference`` of the accuracies, its lower bound ``low``, its 95 % ``interval`` [low, high]
+      (`training.evaluation.metrics.paired_interval`), ``runs``, ``only_candidate`` and ``only_champion``
       (runs that only one model got right), and ``mcnemar``, the exact two-sided p-value of those two numbers.
 
     Raises:
@@ -154,7 +225,15 @@ def compare(
         raise ValueError(f"{candidate_right.shape} answers of the candidate, {champion_right.shape} of the champion")
     n = len(candidate_right)
     if n == 0:
-        return {"difference": None, "low": None, "runs": 0, "only_candidate": 0, "only_champion": 0, "mcnemar": None}
+        return {
+            "difference": None,
+            "low": None,
+            "interval": None,
+            "runs": 0,
+            "only_candidate": 0,
+            "only_champion": 0,
+            "mcnemar": None,
+        }
     steps = candidate_right.astype(np.int64) - champion_right.astype(np.int64)
     better, worse = int((steps > 0).sum()), int((steps < 0).sum())
     # the mean of a resample depends only on how often -1, 0 and 1 are drawn
@@ -163,6 +242,7 @@ def compare(
     return {
         "difference": (better - worse) / n,
         "low": low,
+        "interval": list(paired_interval(candidate_right, champion_right)),
         "runs": n,
         "only_candidate": better,
         "only_champion": worse,

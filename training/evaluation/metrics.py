@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from ciml.shares import CONFIDENCE, wilson
+
 _BINS = 10
-
-
-def wilson(right: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return Wilson's score interval (low, high) of a share; (0, 1) for a total of 0."""
-    if total == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = right / total
-    middle = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:

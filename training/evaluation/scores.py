@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ciml.shares import CONFIDENCE
 from training.evaluation.bootstrap import drawn_weights, weighted_figures
-from training.evaluation.metrics import CONFIDENCE, accuracy, evaluate
+from training.evaluation.metrics import accuracy, evaluate
 
 RESAMPLES = 300
 BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")

@@ -12,6 +12,7 @@ import numpy as np
 
 from training.evaluation import gate
 from training.evaluation.metrics import paired_interval
+from training.evaluation.text import beaten_by
 from training.experiments.results import Predictions, Stored
 
 Figures = Mapping[str, Any]
@@ -85,6 +86,19 @@ class Comparison:
     """
 
     rows: tuple[Compared, ...]
+
+    @property
+    def beaten(self) -> str:
+        """A sentence if one number of a run is more accurate than every experiment; else "".
+
+        Only experiments with the test runs of the first one count.
+        """
+        alike = [row for row in self.rows if row.same_runs]
+        accuracies = {row.name: row.result["test"]["accuracy"]["value"] for row in alike}
+        baselines = {
+            name: baseline["accuracy"]["value"] for row in alike for name, baseline in row.result["baselines"].items()
+        }
+        return beaten_by(accuracies, baselines)
 
     def records(self) -> list[dict[str, str | int | float | None]]:
         """Return a flat row for each experiment, such as for a data frame: see `Compared.record`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from training.evaluation.text import beaten_by, number_text, within
+
 Figures = Mapping[str, Any]
 
 
@@ -18,7 +20,17 @@ def result_lines(result: Figures) -> list[str]:
         lines.append(calibration_line(result["calibration"]))
     if "verdicts" in result:
         lines += verdict_lines(result["verdicts"])
-    return [*lines, *baseline_lines(result["baselines"])]
+    return [*lines, *baseline_lines(result["baselines"]), *beaten_lines(result)]
+
+
+def beaten_lines(result: Figures) -> list[str]:
+    """Return a sentence if one number of a run is more accurate on the test runs than the result; else none."""
+    if not result["test"]["runs"]:
+        return []
+    accuracies = {result["experiment"]["name"]: result["test"]["accuracy"]["value"]}
+    baselines = {name: found["accuracy"]["value"] for name, found in result["baselines"].items()}
+    sentence = beaten_by(accuracies, baselines)
+    return [f"  {sentence}"] if sentence else []
 
 
 def calibration_line(found: Figures) -> str:
@@ -27,7 +39,7 @@ def calibration_line(found: Figures) -> str:
     before = found["before"]
     return (
         f"    calibrated by {found['method']}{temperature} on {found['fitted_to']} dev runs; before: log loss "
-        f"{_number(before['log_loss'])}, calibration error {_number(before['calibration']['ece'])}"
+        f"{number_text(before['log_loss'])}, calibration error {number_text(before['calibration']['ece'])}"
     )
 
 
@@ -36,11 +48,11 @@ def verdict_lines(found: Figures) -> list[str]:
     if not found["runs"]:
         return []
     coverage, unknown = found["coverage"], found["abstained"]
-    lines = [f"    verdicts: coverage {_within(coverage)}, stated {coverage['stated']:g}; unknown {_within(unknown)}"]
+    lines = [f"    verdicts: coverage {within(coverage)}, stated {coverage['stated']:g}; unknown {within(unknown)}"]
     if (found.get("outside") or {}).get("value"):  # earlier results have none
-        lines.append(f"    unlike the learned runs, and so unknown: {_within(found['outside'])}")
+        lines.append(f"    unlike the learned runs, and so unknown: {within(found['outside'])}")
     for name, one in found["causes"].items():
-        figures = f"precision {_within(one['precision'])}, recall {_within(one['recall'])}"
+        figures = f"precision {within(one['precision'])}, recall {within(one['recall'])}"
         lines.append(f"    {name}: {one['verdicts']} verdicts, {figures}")
     return lines
 
@@ -61,11 +73,11 @@ def fold_lines(result: Figures) -> list[str]:
         + (f"; held out {', '.join(fold['held_out'][:5])}{' …' * (len(fold['held_out']) > 5)}" * bool(fold["held_out"]))
         for number, fold in enumerate(result["folds"], 1)
     ]
-    lines.append(f"  mean    accuracy {_within(mean['accuracy'])}; macro F1 {_within(mean['f1'])}")
+    lines.append(f"  mean    accuracy {within(mean['accuracy'])}; macro F1 {within(mean['f1'])}")
     lines += score_lines("pooled", result["pooled"])
     for name, found in result.get("baselines", {}).items():
         by_folds, pooled = found["mean"]["accuracy"], found["pooled"]["macro"]["f1"]
-        lines.append(f"  {name} alone: mean accuracy {_within(by_folds)}; pooled macro F1 {_within(pooled)}")
+        lines.append(f"  {name} alone: mean accuracy {within(by_folds)}; pooled macro F1 {within(pooled)}")
     return lines
 
 
@@ -83,15 +95,15 @@ def score_lines(what: str, found: Figures) -> list[str]:
     if not found["runs"]:
         return [f"  {what}: no runs"]
     lines = [
-        f"  {what}: {found['runs']} runs: accuracy {_within(accuracy)}, base rate {_value(base)} ({base['class']})",
-        f"    macro F1 {_within(macro['f1'])}, ROC-AUC {_within(macro['roc_auc'])}, PR-AUC {_within(macro['pr_auc'])}",
-        f"    Brier {_within(found['brier'])}, calibration error {_number(found['calibration']['ece'])}",
+        f"  {what}: {found['runs']} runs: accuracy {within(accuracy)}, base rate {_value(base)} ({base['class']})",
+        f"    macro F1 {within(macro['f1'])}, ROC-AUC {within(macro['roc_auc'])}, PR-AUC {within(macro['pr_auc'])}",
+        f"    Brier {within(found['brier'])}, calibration error {number_text(found['calibration']['ece'])}",
     ]
     for name in found["confusion"]["classes"]:
         one = found["classes"][name]
         lines.append(
             f"    {name}: {one['runs']} runs, precision {_value(one['precision'])}, recall {_value(one['recall'])}, "
-            f"F1 {_within(one['f1'])}"
+            f"F1 {within(one['f1'])}"
         )
     return lines
 
@@ -99,25 +111,10 @@ def score_lines(what: str, found: Figures) -> list[str]:
 def baseline_lines(baselines: Figures) -> list[str]:
     """Return the lines of the one-number baselines on the test runs."""
     return [
-        f"  {name} alone: accuracy {_within(found['accuracy'])}, macro F1 {_within(found['macro']['f1'])}"
+        f"  {name} alone: accuracy {within(found['accuracy'])}, macro F1 {within(found['macro']['f1'])}"
         for name, found in baselines.items()
     ] or ["  no one-number baseline: the runs have no such number here"]
 
 
-def figure_text(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """Return a figure with its interval: ``0.913 (0.880 to 0.938)``."""
-    if value is None or low is None or high is None:
-        return _number(value)
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _within(figure: Figures) -> str:
-    return figure_text(figure["value"], figure["low"], figure["high"])
-
-
 def _value(figure: Figures) -> str:
-    return _number(figure["value"])
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+    return number_text(figure["value"])

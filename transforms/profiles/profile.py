@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -37,6 +39,7 @@ class Profile(Record, frozen=True, gc=False):
       short: the same of windows of `SHORT_WINDOW_S` seconds, for runs below `SHORT_RUN_S` seconds.
       tail_s: 5 %, 50 % and 95 % of the seconds from the last sample to the run's end by the CI system, which stores
         logs meanwhile; None where no end is known.
+      places: number of the runs by kind of machine (`place_of`); None in profiles of earlier versions.
     """
 
     job: str
@@ -45,6 +48,7 @@ class Profile(Record, frozen=True, gc=False):
     columns: Mapping[str, Range]
     short: Mapping[str, Range] = msgspec.field(default_factory=dict)
     tail_s: Range | None = None
+    places: Mapping[str, int] | None = None
 
     def ranges(self, window_s: int) -> Mapping[str, Range]:
         """Return the ranges for windows of this length: `MINUTE_S` or `SHORT_WINDOW_S`."""
@@ -86,6 +90,7 @@ class _Summary(Record, frozen=True, gc=False):
 
     length_s: float
     tail_s: float | None
+    place: str
     columns: Mapping[str, np.ndarray]
     short: Mapping[str, np.ndarray]
 
@@ -114,7 +119,12 @@ def make_profiles(runs: Iterable[tuple[RunFacts, pa.Table]], columns: Iterable[s
 
 def _summary(facts: RunFacts, table: pa.Table, names: tuple[str, ...]) -> _Summary:
     minutes, short = _quantiles(table, names, MINUTE_S), _quantiles(table, names, SHORT_WINDOW_S)
-    return _Summary(length_s(table), tail_s(table, facts.end_us), minutes, short)
+    return _Summary(length_s(table), tail_s(table, facts.end_us), place_of(facts), minutes, short)
+
+
+def place_of(facts: RunFacts) -> str:
+    """Return the kind of machine that executed a run, ``provider/region/flavour``: each empty where it is unknown."""
+    return "/".join(quote(part, safe="") for part in (facts.provider, facts.region, facts.flavour))
 
 
 def _quantiles(table: pa.Table, names: tuple[str, ...], seconds: int) -> dict[str, np.ndarray]:
@@ -127,7 +137,8 @@ def _profile(job: str, kept: list[_Summary]) -> Profile:
     minutes, short = _ranges([each.columns for each in kept]), _ranges([each.short for each in kept])
     tails = np.array([each.tail_s for each in kept if each.tail_s is not None])
     tail = _range(tails) if tails.size else None
-    return Profile(job, len(kept), _range(lengths) if kept else (0.0, 0.0, 0.0), minutes, short, tail)
+    places = dict(sorted(Counter(each.place for each in kept).items()))
+    return Profile(job, len(kept), _range(lengths) if kept else (0.0, 0.0, 0.0), minutes, short, tail, places)
 
 
 def _ranges(runs: list[Mapping[str, np.ndarray]]) -> dict[str, Range]:

@@ -36,6 +36,18 @@ REJECTED = 5
     "--tolerance", type=click.FloatRange(0), help="Accuracy by which a candidate may be worse than the champion."
 )
 @click.option(
+    "--accept-baseline",
+    "accept_baselines",
+    multiple=True,
+    metavar="NUMBER",
+    help="Number that may predict better than the model: duration or memory; repeatable.",
+)
+@click.option(
+    "--min-decided",
+    type=click.FloatRange(0, 1),
+    help="Minimum share of held-out runs that a model of causes decides.  [default: 0.2]",
+)
+@click.option(
     "--lineage/--no-lineage",
     envvar="CIML_LINEAGE",
     show_envvar=True,
@@ -48,7 +60,8 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
     """Train, evaluate and push a model.
 
     It trains a candidate on a data set's trusted runs and compares it with the champion on held-out ones. A candidate
-    that the gate blesses is pushed; else the reasons are printed, and the exit code is 5. Metrics need --watch.
+    that the gate blesses is pushed; else the reasons are printed, and the exit code is 5. The gate rejects a model that
+    one number of the run beats, unless --accept-baseline names the number. Metrics need --watch.
 
     \b
     Example:

@@ -99,7 +99,8 @@ class Profile(_Record, frozen=True, kw_only=True):
 class AnswerLine(_Record, frozen=True, kw_only=True):
     """A failed run of a change in a real Gerrit, and what was said on the change.
 
-    ``cause`` is the recorded one. ``verdict`` is ciml's, with its calibrated probability; ``unknown`` says nothing.
+    ``cause`` is the recorded one. ``verdict`` is ciml's, with its calibrated probability; ``silent`` is why
+    nothing is said of it; "" where there is a message.
     ``took_s`` is the time from the run's message to the message on the change, in seconds.
     """
 
@@ -109,6 +110,7 @@ class AnswerLine(_Record, frozen=True, kw_only=True):
     cause: str
     verdict: str
     probability: float | None = None
+    silent: str = ""
     took_s: float | None = None
     messages: list[str] = field(default_factory=list)
 

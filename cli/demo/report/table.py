@@ -149,7 +149,7 @@ def _predictions(result: DemoResult) -> Any:
 
 def _answers(result: DemoResult) -> Any:
     table = _table(
-        "Failed runs of changes in Gerrit", ">change", "job", "outcome", "recorded cause", "verdict", ">after"
+        "Failed runs of changes in Gerrit", ">change", "job", "outcome", "recorded cause", "verdict", "message after"
     )
     for line in result.answers:
         table.add_row(
@@ -158,6 +158,6 @@ def _answers(result: DemoResult) -> Any:
             line.outcome,
             line.cause,
             line.verdict + (f", {_percent(line.probability)}" if line.probability is not None else ""),
-            "no message" if line.took_s is None else f"{line.took_s:.1f} s",
+            f"no message: {line.silent}" if line.took_s is None else f"{line.took_s:.1f} s",
         )
     return table

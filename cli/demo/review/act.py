@@ -27,7 +27,9 @@ from cli.demo.report.result import AnswerLine
 from cli.demo.review.servers import PROJECT, SETTLE_S, SOURCE, Gerrit, Review, configure
 
 if TYPE_CHECKING:
+    from ciml.data_root import DataRoot
     from cli.demo.run import Demo
+    from services.feedback.config import Feedback
     from serving.registry import Registry
 
 #: Number of runs, each on a change of its own.
@@ -102,6 +104,7 @@ class Asked:
       facts: of the run.
       published_s: `time.monotonic` of its message.
       took_s: from then to what is said on the change; None while nothing is.
+      silent: why nothing is to be said, by the policy of feedback; "" for a message; None before the prediction.
       said: the messages.
     """
 
@@ -110,6 +113,7 @@ class Asked:
     facts: RunFacts
     published_s: float = 0.0
     took_s: float | None = None
+    silent: str | None = None
     said: list[str] = field(default_factory=list)
 
     def look(self, gerrit: Gerrit) -> None:
@@ -118,12 +122,21 @@ class Asked:
         if self.said and self.took_s is None:
             self.took_s = time.monotonic() - self.published_s
 
+    def judge(self, data: DataRoot, feedback: Feedback, record: Mapping[str, Any]) -> None:
+        """Judge the prediction of the run as feedback does."""
+        from services.feedback.trial import try_messages
+
+        if self.silent is None and record:
+            (trial,) = try_messages(data, feedback, [record])
+            self.silent = " ".join(filter(None, [trial.reason, trial.detail and f"({trial.detail})"]))
+
     def line(self, record: Mapping[str, Any]) -> AnswerLine:
         """Return the line of the report, with the run's prediction."""
         verdict = record.get("verdict", {})
         return AnswerLine(
             change=self.facts.change, job=self.sample.facts.build_name, outcome=self.sample.facts.outcome or "",
             cause=self.cause, verdict=verdict.get("cause", ""), probability=verdict.get("probability"),
+            silent=self.silent or "",
             took_s=None if self.took_s is None else round(self.took_s, 1), messages=self.said,
         )  # fmt: skip
 
@@ -177,7 +190,7 @@ def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
     """Ask about failed runs that no training has seen, and return what was said on their changes.
 
     Raises:
-      EngineError: a prediction, or the message of a confident verdict, does not come.
+      EngineError: a prediction, or the message of a verdict that the policy lets pass, does not come.
     """
     with demo.steps.step("start Gerrit and mosquitto") as step:
         running = review.ready()
@@ -185,7 +198,9 @@ def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
             step.report(f"left out: {review.missing}")
             return []
         Gerrit(running.gerrit).set_up()
-        start_commands(demo, running)
+        from services.feedback.config import load_feedback
+
+        feedback = load_feedback(start_commands(demo, running))
     with demo.steps.step("answer on changes") as step:
         asked = [ask(demo, running, sample, cause) for sample, cause in chosen(demo)]
         records = Predictions(demo.data.predictions)
@@ -196,9 +211,11 @@ def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
                 one.look(Gerrit(running.gerrit))
             found = {one["run_id"]: one for one in records.records}
             verdicts = [found.get(one.facts.run_id, {}) for one in asked]
+            for one, record in zip(asked, verdicts, strict=True):
+                one.judge(demo.data, feedback, record)
             lines[:] = [one.line(record) for one, record in zip(asked, verdicts, strict=True)]
             step.report(f"{sum(bool(one.said) for one in asked)} messages on {len(asked)} changes")
-            return all(verdicts) and all(line.messages for line in lines if line.verdict in CAUSES)
+            return all(verdicts) and all(line.messages or line.silent for line in lines)
 
         lines: list[AnswerLine] = []
         wait_for(answered, "waiting for messages on changes", demo.children, WAIT_S)
@@ -207,8 +224,8 @@ def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
     return lines
 
 
-def start_commands(demo: Demo, running: engines.Engines) -> None:
-    """Start the receiver and feedback; let predict ask the model of causes."""
+def start_commands(demo: Demo, running: engines.Engines) -> Path:
+    """Start the receiver and feedback; let predict ask the model of causes. Return the configuration of feedback."""
     receivers, feedback = configure(Path(demo.data.demo.url("review")), running)
     kafka, place = ("--kafka", demo.engines.kafka), ("--data-path", demo.data.url)
     demo.children.end("predict")
@@ -223,6 +240,7 @@ def start_commands(demo: Demo, running: engines.Engines) -> None:
     # The broker keeps messages for a receiver from its first connection on.
     connected = demo.children.running["receive"].log
     wait_for(lambda: "receiving mqtt" in connected.read_text(), "connecting to mosquitto", demo.children, WAIT_S)
+    return feedback
 
 
 def chosen(demo: Demo) -> list[tuple[Sample, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import engines
 from ciml.errors import EngineError
+from cli.demo.definitions import CAUSE
 from engines.gerrit import ADMIN, check_needs
 from engines.mosquitto import find_mosquitto
 
@@ -36,6 +37,8 @@ topics = ["ci/#"]
 _FEEDBACK = """\
 dry_run = false
 settle_s = {settle_s}
+# A new model is in shadow until reruns or reviewers have judged its verdicts. The demo has no time for that.
+active_models = ["{model}"]
 
 [[system]]
 kind = "gerrit"
@@ -133,6 +136,8 @@ def configure(folder: Path, running: engines.Engines) -> tuple[Path, Path]:
     password.write_text(PASSWORD)
     receivers.write_text(_RECEIVERS.format(broker=running.mosquitto, source=SOURCE))
     feedback.write_text(
-        _FEEDBACK.format(gerrit=running.gerrit, user=ACCOUNT, password=password, settle_s=SETTLE_S, source=SOURCE)
+        _FEEDBACK.format(
+            gerrit=running.gerrit, user=ACCOUNT, password=password, settle_s=SETTLE_S, source=SOURCE, model=CAUSE
+        )
     )
     return receivers, feedback

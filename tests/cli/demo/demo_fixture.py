@@ -98,9 +98,12 @@ def demo_result(**changes: object) -> DemoResult:
         "answers": [
             AnswerLine(
                 change="1", job="unit", outcome="timeout", cause="machine", verdict="machine", probability=0.93,
-                took_s=6.4, messages=["unit failed, probably because of the machine (93 %).\n\nA <retry> is worth it."],
+                took_s=6.4, messages=["unit failed, probably because of the machine .\n\nProbability <93 %>."],
             ),
-            AnswerLine(change="2", job="lint", outcome="failure", cause="code", verdict="unknown", probability=0.61),
+            AnswerLine(
+                change="2", job="lint", outcome="failure", cause="code", verdict="unknown", probability=0.61,
+                silent="unknown",
+            ),
         ],
         "checks": [
             Check(name="each (event, run) has the expected outcome", passed=True, detail="826 of 826"),

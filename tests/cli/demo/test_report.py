@@ -41,7 +41,7 @@ def test_the_page_shows_the_result(page: str) -> None:
 def test_what_was_said_on_changes_is_shown_and_inert(page: str) -> None:
     assert "93.0 %" in page
     assert "6.4 s" in page
-    assert "A &lt;retry&gt; is worth it." in page
+    assert "Probability &lt;93 %&gt;." in page
     assert "Answers on changes" not in render(demo_result(answers=[]))
 
 

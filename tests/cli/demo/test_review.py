@@ -73,15 +73,21 @@ def test_an_event_is_a_run_of_the_change(sample: Sample) -> None:
     assert run.labels.keys() == {"exit_code"}
 
 
-def line(verdict: str, *messages: str) -> AnswerLine:
-    return AnswerLine(change="1", job="unit", outcome="failure", cause="code", verdict=verdict, messages=list(messages))
+def line(verdict: str, *messages: str, silent: str = "") -> AnswerLine:
+    return AnswerLine(
+        change="1", job="unit", outcome="failure", cause="code", verdict=verdict, silent=silent, messages=list(messages)
+    )
 
 
-def test_a_confident_verdict_is_one_message_and_an_uncertain_one_none() -> None:
-    right = [line("code", "it is this change"), line("machine", "it is the machine"), line("unknown")]
+def test_a_verdict_that_the_policy_lets_pass_is_one_message_and_another_one_none() -> None:
+    right = [line("code", "it is this change"), line("machine", silent="base_rate"), line("unknown", silent="unknown")]
     assert check_messages(right).passed
-    assert check_messages(right).detail == "2 messages on 3 changes"
-    for wrong in (line("code"), line("code", "once", "twice"), line("unknown", "perhaps"), line("")):
+    assert check_messages(right).detail == "1 messages on 3 changes"
+    wrong_lines = (
+        line("code"), line("code", "once", "twice"), line("unknown", "perhaps", silent="unknown"), line(""),
+        line("", silent="no_verdict"),
+    )  # fmt: skip
+    for wrong in wrong_lines:
         assert not check_messages([*right, wrong]).passed
 
 
@@ -102,4 +108,8 @@ def test_an_answer_by_a_rejected_model_is_noted() -> None:
     review = Review(Path(), rejected="accuracy 0.7 does not beat the base rate 0.8")
     result = with_answers(demo_result(answers=[]), [line("unknown")], review)
     assert result.notes[-1].endswith("that the gate had rejected: accuracy 0.7 does not beat the base rate 0.8")
-    assert with_answers(demo_result(answers=[]), [line("unknown")], Review(Path())).notes == demo_result().notes
+    notes = with_answers(demo_result(answers=[]), [line("unknown")], Review(Path())).notes
+    assert notes == [
+        *demo_result().notes,
+        "model cause speaks at once by active_models; a new model is in shadow until its verdicts are settled",
+    ]

@@ -66,7 +66,14 @@ def test_the_tables_say_what_the_result_says() -> None:
     reported = printed(out)
     for text in ("755", "not finished", "87.0 %", "81.0–92.0", "v1: 380", "✗ something [is] wrong (3 [of] 4)"):
         assert text in reported
-    for text in ("machine, 93.0 %", "On change 1, 6.4 s after", "A <retry> is worth it.", "no message", "Note: no [J]"):
+    shown = (
+        "machine, 93.0 %",
+        "On change 1, 6.4 s after",
+        "Probability <93 %>.",
+        "no message: unknown",
+        "Note: no [J]",
+    )
+    for text in shown:
         assert text in reported
 
 

@@ -50,7 +50,7 @@ def test_a_push_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     experiment.write_text('name = "wide"\nhidden_layers = "100/100"\n')
     result = TrainResult("pushed", ("it is better",), version=3, champion=2, metrics={"evaluation": EVALUATION})
     arguments = ["--exclude", str(excluded), "--experiment", str(experiment), "--min-test-runs", "7", "--model", "m"]
-    arguments += ["--data-path", str(tmp_path / "data")]
+    arguments += ["--data-path", str(tmp_path / "data"), "--accept-baseline", "memory", "--min-decided", "0.1"]
     done, (config,) = run(monkeypatch, result, *arguments)
     assert done.return_value == 0
     assert done.output.splitlines() == [
@@ -65,6 +65,7 @@ def test_a_push_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     }
     assert config.experiment.hidden_layers == (100, 100)
     assert (config.gate.min_test_runs, config.gate.tolerance) == (7, 0.05)
+    assert (config.gate.accept_baselines, config.gate.min_decided) == (("memory",), 0.1)
     assert (config.dataset, config.model, config.label) == ("d", "m", "stable")
 
 
@@ -83,6 +84,12 @@ def test_a_rejection_is_reported_with_an_exit_code(monkeypatch: pytest.MonkeyPat
     assert (found["outcome"], found["reasons"], found["version"]) == ("refused", ["it may be worse"], None)
     done, _ = run(monkeypatch, TrainResult("nothing_new", ("the same runs",)))
     assert (done.return_value, done.output) == (0, "d: nothing to do\n  the same runs\n")
+
+
+def test_an_unknown_number_is_named() -> None:
+    done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--data-path", "data", "--accept-baseline", "colour"])
+    assert done.exit_code == 2
+    assert "accept_baselines: unknown number 'colour'; choose from duration, memory" in done.output
 
 
 def test_defaults_and_names() -> None:

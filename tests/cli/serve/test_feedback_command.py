@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ciml.errors import CimlError
 from ciml.events.records import Message, OffsetRange
 from cli.commands.serve.feedback import command
 from services.feedback.config import load_feedback
-from services.feedback.reading import taken
+from services.feedback.reading import Judge, take
 from services.feedback.service import replica
 from tests.services.feedback.reviews import NOW_S, prediction
 from tests.serving.evidence import stored
@@ -23,6 +24,8 @@ from tests.serving.evidence.subjects import profiles
 
 CONFIG = """
 settle_s = 0
+active_models = ["*"]
+min_passing_runs = 0
 muted_projects = ["muted/*"]
 
 [[system]]
@@ -54,8 +57,7 @@ def put(data: Path, config: str, *records: dict[str, Any]) -> None:
     """Take predictions as the service does."""
     messages = [Message(number, orjson.dumps(one)) for number, one in enumerate(records)]
     covers = OffsetRange("predictions", "", 0, 0, len(records))
-    feedback = load_feedback(config)
-    replica(DataRoot.open(data)).append(lambda state: taken(state, covers, messages, feedback, int(NOW_S * 1e6)))
+    take(replica(DataRoot.open(data)), covers, messages, Judge(load_feedback(config)), int(NOW_S * 1e6))
 
 
 def test_try_prints_messages_and_reasons_for_silence(config: str, tmp_path: Path) -> None:
@@ -93,6 +95,57 @@ def test_try_of_a_stored_run_shows_its_evidence_and_links_its_picture(tmp_path: 
     assert "\n- From second 20, steal was 41 %; passing runs have 0 %.\n" in shown
     assert f"- Picture of its telemetry: https://ci.example.org/p/{picture}\n" in shown
     assert (tmp_path / "data" / "predictions" / picture).read_bytes().startswith(b"<svg")
+
+
+def test_try_shows_the_message_that_a_model_in_shadow_would_send(tmp_path: Path, config: str) -> None:
+    (tmp_path / "p.jsonl").write_bytes(orjson.dumps(prediction(1)))
+    Path(config).write_text(CONFIG.replace('active_models = ["*"]', ""))
+    arguments = ("try", str(tmp_path / "p.jsonl"), "--config", config, "--data-path", str(tmp_path / "data"))
+    shown = ciml(*arguments).output
+    assert shown.startswith(
+        "zuul~1~1: silent: shadow (0 of at least 20 verdicts machine are settled)\n"
+        "\nThis message is recorded and not sent:\n\n“unit” failed, probably because of the machine.\n"
+    )
+    (found,) = [json.loads(line) for line in ciml(*arguments, "--json").output.splitlines()]
+    assert (found["reason"], found["change"]) == ("shadow", "12")
+    assert "No rerun or reviewer has checked such a verdict yet." in found["message"]
+
+
+def test_try_names_why_a_run_cannot_be_compared(tmp_path: Path, config: str) -> None:
+    Path(config).write_text(CONFIG.replace("min_passing_runs = 0", ""))
+    facts = stored.FAILED.replace(source="zuul", project="org/project", patchset="3", provider="elsewhere")
+    data = DataRoot.open(tmp_path / "data")
+    stored.push(data, tmp_path / "candidate", profiles(60))
+    stored.commit(data, [stored.prediction(facts, stored.store_runs(data, [(facts, stored.STARVED)])[facts.run_id])])
+    shown = ciml("try", "--run", facts.run_id, "--config", config, "--data-path", str(tmp_path / "data")).output
+    assert shown == (
+        f"{facts.run_id}: silent: not_comparable (0 passing runs of this job on such machines; 5 are needed)\n"
+    )
+
+
+def test_report_shows_the_precision_of_served_and_shadow_models(tmp_path: Path, config: str) -> None:
+    data = str(tmp_path / "data")
+    report = ("report", "--config", config, "--data-path", data)
+    assert ciml(*report).output == "no verdicts yet; ciml service start feedback records them\n"
+    Path(config).write_text(CONFIG.replace('"*"', '"cause"'))
+    shadow = {**prediction(3, change="14"), "model": "next"}
+    put(tmp_path / "data", config, prediction(1), prediction(2, change="13"), shadow)
+    now_us = int(time.time() * 1e6)
+    settled = [
+        {"id": f"{number:032x}", "cause": cause, "by": "reruns", "trusted": True}
+        for number, cause in ((1, "machine"), (2, "code"))
+    ]
+    replica(DataRoot.open(data)).append(lambda state: {"time_us": now_us, "settled": settled})
+    rows = [json.loads(line) for line in ciml(*report, "--json").output.splitlines()]
+    named = {(row["model"], row["project"], row["cause"]): row for row in rows}
+    row = named["cause", "org/project", "machine"]
+    assert (row["mode"], row["settled"], row["open"], row["precision"]["value"]) == ("active", 2, 0, 0.5)
+    assert (row["base_rate"]["value"], row["reruns"]["right"], row["duration"]["runs"]) == (0.5, 1, 0)
+    row = named["next", "", "machine"]
+    assert (row["mode"], row["settled"], row["open"]) == ("shadow", 0, 1)
+    text = ciml(*report).output
+    assert "next, org/project, machine: shadow: 0 of at least 20 verdicts machine are settled\n" in text
+    assert "intervals of 95 %; runs of one change count once\n" in text
 
 
 def test_try_names_what_is_wrong_with_a_file(config: str, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ dry_run = false
 settle_s = 0.5
 settle_most_s = 2
 min_probability = 0.0
+active_models = ["*"]
+min_passing_runs = 0
 [[system]]
 kind = "github"
 name = "hub"

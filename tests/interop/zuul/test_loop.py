@@ -20,6 +20,8 @@ from ciml.data_root import DataRoot
 from ciml.manifest.log import ManifestLog
 from ciml.raw.latest_runs import StoredRun, latest_runs
 from ciml.raw.state import open_raw
+from services.feedback.config import Policy
+from services.feedback.policy import doubt_of
 from tests.interop.zuul import gerrit
 from tests.interop.zuul.conftest import Operator, wait_until
 from tests.interop.zuul.history import recorded
@@ -103,6 +105,8 @@ class Working:
         self.processes[name].wait(30)
 
 
+#: The loop measures the way to a message, so its new model needs no settled verdicts and no comparison.
+_IN_EARNEST = 'dry_run = false\nsettle_s = 2\nactive_models = ["*"]\nmin_passing_runs = 0'
 _FEEDBACK_COMMAND = ("feedback", "stream", "--config", "feedback.toml")
 
 
@@ -111,7 +115,7 @@ def at_work(learned: Operator) -> Iterator[Working]:
     """The operator with a model, and all that answers changes."""
     learned.ciml("up", "models", "--models-config", "data/models/models.config")
     feedback = learned.folder / "feedback.toml"  # as ciml connect wrote it, but in earnest; a change has one job
-    feedback.write_text(feedback.read_text().replace("dry_run = true", "dry_run = false\nsettle_s = 2"))
+    feedback.write_text(feedback.read_text().replace("dry_run = true", _IN_EARNEST))
     policies = ("--fetch-policy", "fetch.toml", "--trust-policy", "trust.toml")
     working = Working(learned)
     working.start("ingest", "--engine", "micro-batches", *policies)
@@ -205,11 +209,17 @@ def check(change: Change, predicted: dict[str, dict[str, Any]]) -> None:
         if "verdict" in record:
             assert record["run"]["change"] == change.number, where
             assert record["run"]["outcome"] == run.outcome, where
-    causes = [predicted[run.facts.run_id].get("verdict", {}).get("cause", "unknown") for run in change.runs]
-    confident = [cause for cause in causes if cause != "unknown"]
+    verdicts = [predicted[run.facts.run_id].get("verdict", {}) for run in change.runs]
+    confident = [verdict["cause"] for verdict in verdicts if verdict and is_clear(verdict)]
     assert [said.patchset for said in change.said] == [1] * len(confident), where
     for said, cause in zip(change.said, confident, strict=True):
-        assert f"“unit” failed, probably because of {_BECAUSE[cause]} (" in said.text.partition("\n")[0], said.text
+        assert f"“unit” failed, probably because of {_BECAUSE[cause]}." in said.text.partition("\n")[0], said.text
+
+
+def is_clear(verdict: dict[str, Any]) -> bool:
+    """Return whether a verdict is certain enough for a message."""
+    given = (verdict["cause"], verdict["probability"], verdict["base_rate"], verdict["runs"])
+    return "outside" not in verdict and doubt_of(*given, Policy()) is None
 
 
 def report(changes: list[Change], predicted: dict[str, dict[str, Any]]) -> None:

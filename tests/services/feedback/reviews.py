@@ -137,8 +137,8 @@ class ReviewSystem(System, frozen=True, kw_only=True):
 
 
 def feedback(*systems: System, **policy: Any) -> Feedback:
-    """A configuration that says everything at once."""
-    given = {"dry_run": False, "settle_s": 0.0, "settle_most_s": 0.0, **policy}
+    """A configuration that says everything at once, whatever the history of the model."""
+    given = {"dry_run": False, "settle_s": 0.0, "settle_most_s": 0.0, "active_models": ("*",), **policy}
     return Feedback(
         Path("feedback.toml"), Policy(**given), systems or (ReviewSystem(name="review", sources=("zuul",), gap_s=0.0),)
     )

@@ -50,6 +50,8 @@ def configure(folder: Path, github: GitHubServer, more: str = "") -> str:
 dry_run = false
 settle_s = 0.5
 settle_most_s = 2
+active_models = ["*"]
+min_passing_runs = 0
 reviewers = ["hub:cleo"]
 {more}
 [[system]]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import orjson
 import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
-from services.feedback.reading import taken
+from services.feedback.reading import Judge, taken
 from services.feedback.service import replica
 from services.feedback.state import FeedbackState
 from tests.services.feedback.reviews import NOW_S, Review, feedback, prediction
@@ -25,14 +26,9 @@ def world(tmp_path: Path) -> World:
 
 def test_a_second_intent_before_the_first_is_settled_is_an_integrity_error() -> None:
     state = FeedbackState()
-    item = prediction()
-    world_item = taken(
-        state,
-        OffsetRange("p", "", 0, 0, 1),
-        [Message(0, __import__("orjson").dumps(item))],
-        feedback(),
-        int(NOW_S * 1e6),
-    )
+    config, now_us = feedback(), int(NOW_S * 1e6)
+    judgement = Judge(config).judge(Message(0, orjson.dumps(prediction())), (), now_us)
+    world_item = taken(state, OffsetRange("p", "", 0, 0, 1), [(0, judgement)], config.policy, now_us)
     assert world_item is not None
     state.apply(1, world_item)
     (key,) = state.entries

@@ -24,9 +24,9 @@ SEEN = ("From minute 3 to 9 steal was 41 %; passing runs have 0 to 2 %.", "It wa
 
 
 def item(record: dict[str, Any] | None = None, **run: Any) -> Item:
-    found = judge(record or prediction(**run), feedback(), (), int(NOW_S * 1e6))
-    assert isinstance(found, Item), found
-    return found
+    judgement = judge(record or prediction(**run), feedback(), (), int(NOW_S * 1e6))
+    assert judgement.item is not None, judgement.silence
+    return judgement.item.replace(right=34, settled=40, passed=26, reruns=31)
 
 
 def message(*findings: Finding, markup: Format = "github", most_bytes: int = 4000, jobs: int = 5) -> str:
@@ -36,33 +36,49 @@ def message(*findings: Finding, markup: Format = "github", most_bytes: int = 400
 
 def test_one_verdict_is_said_in_one_line_with_evidence_and_advice() -> None:
     assert message(Finding(item(), SEEN, PICTURE)) == (
-        "**“unit” failed, probably because of the machine** (91 %; base rate 37 % of 214 failed runs of this job).\n"
+        "**“unit” failed, probably because of the machine**.\n"
+        "\n"
+        "The model's probability is 91 %; base rate 37 % of 214 failed runs of this job. "
+        "Checked by reruns or reviewers: 34 of the last 40 such verdicts were right.\n"
         "\n"
         "- From minute 3 to 9 steal was 41 %; passing runs have 0 to 2 %.\n"
         "- It was killed in minute 9.\n"
         f"- [Picture of its telemetry]({PICTURE})\n"
         "\n"
-        "A retry is worth it.\n"
+        "Runs that ciml put down to the machine: 31 ran again unchanged, and 26 of these passed.\n"
         "\n"
-        "ciml judged patch set 3 by the telemetry of its runs. Wrong: react with 👎, or reply “not helpful”. "
-        "No messages on this change: put “ciml-quiet” into its title.\n"
+        "ciml estimated this from the telemetry of the runs of patch set 3. Wrong: react with 👎, or reply "
+        "“not helpful”. No messages on this change: put “ciml-quiet” into its title.\n"
         "\n"
-        "<!-- ciml:fb48c4c559d99fad:e20513f4:machine:144f72cc4f57 -->"
+        "<!-- ciml:fb48c4c559d99fad:e20513f4:machine:cd28a39def27 -->"
     )  # fmt: skip
 
 
 def test_several_verdicts_are_one_message_with_a_line_each() -> None:
     code = {"cause": "code", "probability": 1.0, "retry": "no", "group": ""}
-    lint = item(prediction(2, verdict=code, build_name="lint"))
-    found = message(Finding(item(), SEEN), Finding(lint), markup="gerrit").split("\n")
-    assert found[:6] == [
+    lint = item(prediction(2, verdict=code, build_name="lint")).replace(right=1, settled=1, passed=2, reruns=12)
+    body = message(Finding(item(), SEEN), Finding(lint), markup="gerrit").split("\n")
+    assert body[:8] == [
         "2 jobs failed: 1 probably because of this change, 1 probably because of the machine.",
         "",
-        "- “lint”: this change (99 %; base rate 63 % of 214 failed runs).",
-        f"- “unit”: the machine (91 %; base rate 37 % of 214 failed runs of this job). {SEEN[0]}",
+        "- “lint”: this change (99 %; base rate 63 % of 214 failed runs). Checked by reruns or reviewers: 1 of the "
+        "last 1 such verdicts were right.",
+        "- “unit”: the machine (91 %; base rate 37 % of 214 failed runs of this job). Checked by reruns or "
+        f"reviewers: 34 of the last 40 such verdicts were right. {SEEN[0]}",
         "",
-        "A retry without a change is unlikely to pass.",
+        "Runs that ciml put down to this change: 12 ran again unchanged, and 2 of these passed.",
+        "Runs that ciml put down to the machine: 31 ran again unchanged, and 26 of these passed.",
+        "",
     ]
+
+
+def test_nothing_is_said_of_a_retry_before_enough_runs_ran_again() -> None:
+    few = item().replace(passed=9, reruns=9)
+    for text in (message(Finding(few)), message(Finding(item().replace(settled=0, right=0, passed=0, reruns=0)))):
+        assert "retry" not in text
+        assert "again" not in text
+    assert "No rerun or reviewer has checked such a verdict yet." in text
+    assert "9 of these passed" in message(Finding(few.replace(passed=9, reruns=10)))
 
 
 def test_the_order_of_findings_does_not_change_a_byte() -> None:
@@ -109,12 +125,8 @@ def everywhere(text: str) -> list[Finding]:
     for field in ("base_rate", "probabilities"):
         found.append({**plain, "verdict": {**plain["verdict"], field: {text: 0.5, "machine": 0.5}}})
     found.append({**plain, "verdict": {**plain["verdict"], "set": [text]}})
-    judged = [judge(record, feedback(), (), int(NOW_S * 1e6)) for record in found]
-    return [
-        Finding(one, (f"From minute 3 {text} was 41 %.", text, text), PICTURE)
-        for one in judged
-        if isinstance(one, Item)
-    ]
+    judged = [judge(record, feedback(), (), int(NOW_S * 1e6)).item for record in found]
+    return [Finding(one, (f"From minute 3 {text} was 41 %.", text, text), PICTURE) for one in judged if one is not None]
 
 
 @pytest.mark.parametrize("markup", FORMATS)

@@ -15,7 +15,7 @@ from ciml.manifest.checkpoints import Limits
 from services.feedback.config import Feedback
 from services.feedback.outbox import Outbox
 from services.feedback.policy import Item
-from services.feedback.reading import taken
+from services.feedback.reading import Judge, take
 from services.feedback.service import replica
 from services.feedback.state import Entry
 from services.feedback.text import Finding
@@ -64,7 +64,7 @@ class World:
         covers = OffsetRange("predictions", "", 0, self.offset, self.offset + len(records))
         messages = [Message(self.offset + number, orjson.dumps(one)) for number, one in enumerate(records)]
         self.offset += len(records)
-        self.committing.append(lambda state: taken(state, covers, messages, self.config, int(self.now_s * 1e6)))
+        take(self.committing, covers, messages, Judge(self.config), int(self.now_s * 1e6))
 
     def work(self) -> None:
         """Say what is due until the system asks to wait."""

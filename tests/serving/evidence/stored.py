@@ -13,7 +13,7 @@ from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.events.records import OffsetRange, RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.verdicts import Group, VerdictRules
+from ciml.verdicts import Group, LearnedRanges, VerdictRules
 from serving.predict.log import Predicted, PredictionState, prediction_id, reconcile
 from serving.registry import Registry
 from serving.verdicts.verdict import recorded_verdict
@@ -29,6 +29,7 @@ RULES = VerdictRules(
     {"method": "temperature"},
     {"": Group(19, {"code": 0.6, "machine": 0.4}, {"": tuple(number / 50 for number in range(19))})},
 )
+RANGES = LearnedRanges(19, ("usr",), (0.0,), (1.0,), 0.1)
 #: Starved from second 20 on, and killed.
 FAILED: RunFacts = facts_of(outcome="failure", number=99).replace(
     labels={"exit_code": "-9", "secret": "x"}, change="7", log_url="file:///x"
@@ -36,9 +37,10 @@ FAILED: RunFacts = facts_of(outcome="failure", number=99).replace(
 STARVED = run_of({STEAL: [0.0] * 20 + [41.3] * 40}).table
 
 
-def push(data: DataRoot, folder: Path, known: Profiles | None) -> None:
+def push(data: DataRoot, folder: Path, known: Profiles | None, ranges: LearnedRanges | None = RANGES) -> None:
     """Push a version of the model, of which only the assets are there: nothing here loads it."""
-    files = {"assets/definition.json": b"{}", "saved_model.pb": b"none"}
+    rules = json.dumps(RULES.replace(ranges=ranges).to_json()).encode()
+    files = {"assets/definition.json": b"{}", "saved_model.pb": b"none", "assets/verdicts.json": rules}
     if known is not None:
         files["assets/profiles.json"] = json.dumps(known.to_json()).encode()
     for name, content in files.items():

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from training.evaluation.gate import GatePolicy, compare, judge
-from training.evaluation.metrics import evaluate
+from training.evaluation.metrics import accuracy, evaluate
 
 POLICY = GatePolicy()
 CLASSES = ("a", "b")
@@ -31,8 +31,17 @@ def figures(right: int = 90, total: int = 100, **more: Any) -> dict[str, Any]:
         "class_counts": {"a": 50, "b": 50},
         "disagreement": 1e-7,
         "latency_ms": 0.3,
+        "baselines": {},
     }
     return given | more
+
+
+def beside(right: int, by_number: int, total: int = 100, **more: Any) -> dict[str, Any]:
+    """Return the figures of a candidate beside those of the duration alone on the same runs."""
+    number_right = answers(by_number, total)
+    comparison = compare(answers(right, total), number_right)
+    baseline = {"name": "duration, small decision tree", **accuracy(number_right), "comparison": comparison}
+    return figures(right, total, baselines={"duration": baseline}, **more)
 
 
 def against(right: int, champion: int, total: int = 100) -> dict[str, Any]:
@@ -45,6 +54,7 @@ def test_a_good_first_model_is_blessed_and_says_why():
     assert decision.blessed
     assert decision.reasons == (
         "accuracy 0.900 (at least 0.826) beats the base rate 0.500",
+        "no number of the runs to compare with",
         "no champion to compare with",
     )
     assert decision.metrics["accuracy"]["right"] == 90
@@ -59,17 +69,20 @@ def test_a_gate_that_is_not_wired_is_closed():
         "some probabilities are not finite",
         "the number of training runs by class is missing",
         "the accuracy or the base rate is missing",
+        "the one-number baselines are missing",
         "the exported model differs from the trained one by an unknown amount, at most 1e-05 is allowed",
         "one run takes an unknown amount ms, at most 50 ms is allowed",
     )
 
 
-@pytest.mark.parametrize("name", ["evaluation", "class_counts", "disagreement", "latency_ms"])
+@pytest.mark.parametrize("name", ["evaluation", "class_counts", "baselines", "disagreement", "latency_ms"])
 @pytest.mark.parametrize("value", [None, "absent", math.nan, {}, True])
 def test_no_figure_may_be_missing_or_nonsense(name: str, value: Any):
     given = figures()
     if value == "absent":
         del given[name]
+    elif name == "baselines":
+        given[name] = {"duration": value}
     elif isinstance(value, dict) or name in ("disagreement", "latency_ms"):
         given[name] = value
     else:
@@ -130,6 +143,68 @@ def test_a_champion_that_could_not_be_evaluated_keeps_the_gate_closed(comparison
     given = figures(champion=None, comparison=comparison)
     assert not judge(given, POLICY, has_champion=True).blessed
     assert not judge(figures(), POLICY, has_champion=True).blessed
+
+
+@pytest.mark.parametrize(
+    ("right", "by_number", "total", "blessed"),
+    [
+        (90, 85, 100, True),
+        (85, 85, 100, True),
+        (84, 85, 100, True),  # a run is noise
+        (80, 85, 100, False),  # may be worse by more than the tolerance
+        (970, 1000, 1000, False),  # worse by less than the tolerance, and beyond noise
+        (999, 1000, 1000, True),
+    ],
+)
+def test_a_candidate_that_one_number_beats_is_rejected(right: int, by_number: int, total: int, blessed: bool):
+    decision = judge(beside(right, by_number, total), POLICY, has_champion=False)
+    assert decision.blessed is blessed
+    (line,) = (line for line in decision.reasons if "duration" in line)
+    difference, share = (right - by_number) / total, by_number / total
+    assert line.startswith(f"{difference:+.3f} against the duration alone ({share:.3f}) on the same {total} runs")
+    assert ("may be worse" in line or "one number beats it" in line) is not blessed
+
+
+def test_a_policy_accepts_by_name_that_one_number_beats_the_model():
+    given = beside(70, 95)
+    assert not judge(given, POLICY, has_champion=False).blessed
+    assert not judge(given, GatePolicy(accept_baselines=("memory",)), has_champion=False).blessed
+    assert not judge(given, GatePolicy(tolerance=1.0), has_champion=False).blessed  # that of the champion
+    decision = judge(given, GatePolicy(accept_baselines=("duration",)), has_champion=False)
+    assert decision.blessed
+    assert decision.reasons[1].endswith("(one number beats it, and the policy accepts that of duration)")
+    assert decision.metrics["baselines"]["duration"]["value"] == 0.95
+
+
+def test_a_model_with_constant_features_or_permuted_labels_is_rejected():
+    rng = np.random.default_rng(0)
+    labels = (np.arange(400) % 4 == 0).astype(int)
+    constant = np.tile([0.75, 0.25], (400, 1))
+    by_chance = np.eye(2)[rng.permutation(labels)]
+    by_duration = np.where(rng.uniform(size=400) < 0.85, labels, 1 - labels) == labels
+    for probabilities in (constant, by_chance):
+        right = probabilities.argmax(axis=1) == labels
+        baselines = {"duration": {**accuracy(by_duration), "comparison": compare(right, by_duration)}}
+        evaluation = evaluate(probabilities, labels, CLASSES, labels)
+        decision = judge(figures(evaluation=evaluation, baselines=baselines), POLICY, has_champion=False)
+        assert not decision.blessed
+        assert any("does not beat the base rate" in line for line in decision.reasons)
+        assert any("duration alone" in line for line in decision.reasons)
+
+
+@pytest.mark.parametrize(("decided", "blessed"), [(1, False), (9, False), (10, True), (46, True)])
+def test_a_model_that_abstains_on_nearly_all_runs_is_rejected(decided: int, blessed: bool):
+    given = figures(verdicts={"runs": 46, "abstained": accuracy(answers(46 - decided, 46))})
+    decision = judge(given, POLICY, has_champion=False)
+    assert decision.blessed is blessed
+    (line,) = (line for line in decision.reasons if "of 46" in line)
+    assert line.startswith(f"it decides {decided} of 46 held-out runs ({decided / 46:.3f})")
+    assert judge(given, GatePolicy(min_decided=0.0), has_champion=False).blessed
+
+
+@pytest.mark.parametrize("verdicts", [{}, {"abstained": None}, {"abstained": {"value": math.nan}}])
+def test_a_model_of_verdicts_without_the_figures_of_abstentions_is_rejected(verdicts: Any):
+    assert not judge(figures(verdicts=verdicts), POLICY, has_champion=False).blessed
 
 
 def test_stricter_and_looser_policies():

@@ -13,12 +13,13 @@ from sklearn.tree import DecisionTreeClassifier
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
+from ciml.shares import wilson
 from tests.training.conftest import RUNS
 from tests.transforms.direct import read_log
 from tests.transforms.samples import corpus
 from training.data.snapshot import Snapshot
-from training.evaluation.baselines import one_number_baseline
-from training.evaluation.metrics import accuracy, evaluate, wilson
+from training.evaluation.baselines import by_number
+from training.evaluation.metrics import accuracy, evaluate
 
 
 def facts_of(snapshot: Snapshot) -> dict[str, RunFacts]:
@@ -100,10 +101,12 @@ def test_the_one_number_baseline_is_a_nearest_neighbour_of_memory(made: Path, sn
     for run in snapshot.runs("test"):
         own = total(run.run_id)
         right += min(train, key=lambda each: abs(each[0] - own))[1] == run.label
-    found = one_number_baseline("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
+    answers = by_number("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
 
-    assert found is not None
-    assert (found["right"], found["runs"]) == (right, len(list(snapshot.runs("test"))))
+    assert answers is not None
+    tested = len(list(snapshot.runs("test")))
+    assert (answers.figures()["right"], answers.figures()["runs"]) == (right, tested)
+    assert answers.tested.tolist() == list(range(tested))
 
 
 def test_the_one_number_baseline_of_duration_is_a_tree(made: Path, snapshot: Snapshot):
@@ -117,10 +120,24 @@ def test_the_one_number_baseline_of_duration_is_a_tree(made: Path, snapshot: Sna
     train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
     tree = DecisionTreeClassifier(min_samples_leaf=5, random_state=0)
     tree.fit([[seconds(run.run_id)] for run in train], [run.label for run in train])
-    answers = tree.predict([[seconds(run.run_id)] for run in test])
-    found = one_number_baseline("duration", DataRoot.open(made).raw, snapshot, facts)
-    assert found is not None
-    assert (found["right"], found["runs"]) == (int((answers == [run.label for run in test]).sum()), len(test))
+    by_tree = tree.predict([[seconds(run.run_id)] for run in test])
+    answers = by_number("duration", DataRoot.open(made).raw, snapshot, facts)
+    assert answers is not None
+    assert answers.right.tolist() == (by_tree == [run.label for run in test]).tolist()
+    assert answers.figures()["name"] == "duration, small decision tree"
+
+
+def test_the_memory_of_some_runs_is_read_where_there_are_many(
+    made: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+):
+    from training.evaluation import baselines
+
+    monkeypatch.setattr(baselines, "MAX_MEMORY_RUNS", 3)
+    answers = by_number("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
+    assert answers is not None
+    last = len(list(snapshot.runs("test"))) - 1
+    assert answers.tested.tolist() == [0, round(last / 2), last]
+    assert len(answers.right) == 3
 
 
 def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
@@ -132,7 +149,7 @@ def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
         file = Path(data.url, "raw", path)
         table = pq.read_table(file)
         file.write_bytes(write_run(table.drop_columns(["memory usage:used"]), path))
-    assert one_number_baseline("memory", data.raw, snapshot, facts_of(snapshot)) is None
+    assert by_number("memory", data.raw, snapshot, facts_of(snapshot)) is None
 
 
 def test_a_run_without_a_raw_object_is_reported(data: DataRoot, snapshot: Snapshot):
@@ -141,4 +158,4 @@ def test_a_run_without_a_raw_object_is_reported(data: DataRoot, snapshot: Snapsh
     raw = data.raw
     raw.delete(ManifestLog(raw).path(4))
     with pytest.raises(IntegrityError, match="the raw manifest does not have the run"):
-        one_number_baseline("memory", data.raw, snapshot, facts_of(snapshot))
+        by_number("memory", data.raw, snapshot, facts_of(snapshot))

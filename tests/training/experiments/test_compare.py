@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ciml.shares import wilson
 from ciml.storage.open import LocalStore
 from tests.reports.test_results import of_b, predicted, stored
-from training.evaluation.metrics import paired_interval, wilson
+from training.evaluation.metrics import paired_interval
 from training.evaluation.scores import scores
 from training.experiments.compare import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
 from training.experiments.results import Predictions, Stored
@@ -75,11 +77,29 @@ def test_other_snapshots_are_compared_where_their_test_runs_are_the_same() -> No
         assert compare([(stored("poor", POOR), POOR), (trial, changed)]).rows[1].note == OTHER_RUNS
 
 
-def test_a_record_has_the_figures_of_the_result() -> None:
-    baselines = {
+def baselines_of(**accuracies: float) -> dict[str, Any]:
+    return {
         name: {"accuracy": {"value": value}, "macro": {"f1": {"value": 0.5}}, "classes": {}}
-        for name, value in (("duration", 0.6), ("memory", 0.7))
+        for name, value in accuracies.items()
     }
+
+
+def test_a_sentence_says_that_one_number_beats_every_model() -> None:
+    beaten = baselines_of(duration=0.6, memory=0.95)
+    trials = [(stored("poor", POOR, baselines=beaten), POOR), (stored("good", GOOD, baselines=beaten), GOOD)]
+    assert compare(trials).beaten == (
+        "The memory of a run alone is right more often than every model: 0.950, good 0.900."
+    )
+    assert compare(trials[:1]).beaten.startswith("The memory of a run alone is right more often than this model")
+    equal = baselines_of(duration=0.9)
+    assert compare([(stored("good", GOOD, baselines=equal), GOOD)]).beaten == ""
+    lucky = stored("lucky", LUCKY, digest="other", baselines=beaten)
+    assert compare([(stored("good", GOOD), GOOD), (lucky, LUCKY)]).beaten == ""  # of other test runs
+    assert compare([]).beaten == ""
+
+
+def test_a_record_has_the_figures_of_the_result() -> None:
+    baselines = baselines_of(duration=0.6, memory=0.7)
     trial = stored("good", GOOD, baselines=baselines)
     assert trial.result is not None
     test = trial.result["test"]

@@ -22,7 +22,7 @@ from training.data.in_memory import InMemoryDataset, read_dataset
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot
 from training.evaluation import scores as scoring
-from training.evaluation.baselines import first_memory, one_number_baseline
+from training.evaluation.baselines import by_number, first_memory
 from training.evaluation.cross_validation import cross_validate
 from training.evaluation.scores import scores
 from training.exclusions import Exclusions
@@ -111,8 +111,9 @@ def test_a_trial_runs_once_and_stores_all_results(data: DataRoot, dataset: InMem
     assert result["experiment"] == experiment.to_json()
     memory = result["baselines"]["memory"]["accuracy"]
     facts = {run.run_id: run for run in dataset.facts}
-    want = one_number_baseline("memory", data.raw, dataset.snapshot, facts)
-    assert want is not None
+    answers = by_number("memory", data.raw, dataset.snapshot, facts)
+    assert answers is not None
+    want = answers.figures()
     assert (memory["right"], memory["runs"]) == (want["right"], want["runs"])
     assert set(result["test"]["slices"]) == {"job", "provider"}
     assert sum(each["runs"] for each in result["test"]["slices"]["provider"].values()) == test.size

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from cli.commands.serve.feedback.entries import list_command, mute, unmute
+from cli.commands.serve.feedback.report import command as report
 from cli.commands.serve.feedback.stream import command as stream
 from cli.commands.serve.feedback.trial import command as trial
 
 
-@click.group("feedback", commands=[stream, trial, list_command, mute, unmute])
+@click.group("feedback", commands=[stream, trial, report, list_command, mute, unmute])
 def command() -> None:
     """Answer failed runs on their changes.
 

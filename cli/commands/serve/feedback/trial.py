@@ -23,8 +23,8 @@ def command(predictions: Path | None, run_id: str | None, config: str, data_path
     """Show messages without sending them.
 
     PREDICTIONS is a file of JSON lines as on the topic. It applies the policy, computes the evidence from the stored
-    runs and prints each message, or the reason for silence. It reads no secret and calls no system, so changes that are
-    merged, outdated or muted by a word are not recognised.
+    runs and prints each message, or the reason for silence; of a model in shadow both. It reads no secret and calls no
+    system, so changes that are merged, outdated or muted by a word are not recognised.
 
     \b
     Example:
@@ -48,9 +48,13 @@ def _print(trial: Any, as_json: bool) -> None:
 
     if as_json:
         click.echo(json.dumps(trial.to_json(), ensure_ascii=False))
-    elif trial.message is None:
-        click.echo(f"{', '.join(trial.runs)}: silent: {trial.reason}")
-    else:
+        return
+    if trial.reason:
+        detail = f" ({trial.detail})" if trial.detail else ""
+        click.echo(f"{', '.join(trial.runs)}: silent: {trial.reason}{detail}")
+    if trial.reason and trial.message is not None:
+        click.echo(f"\nThis message is recorded and not sent:\n\n{trial.message}\n")
+    elif trial.message is not None:
         click.echo(
             f"{', '.join(trial.runs)}: a message of {trial.system} on {trial.project!r}, change {trial.change!r}:"
         )

@@ -1,0 +1,220 @@
+"""Messages of the old and the new rule on recorded runs, with the same models.
+
+``python -m tests.bench.verdict_messages FOLDER…`` uses the folds, models and calibrations of `tests.bench.verdicts`.
+The old rule said each verdict but ``unknown``. The new rule adds conditions one by one: a probability clearly above the
+base rate; a run that can be compared with passing runs of its job, on such machines; and recently settled verdicts that
+held up, in the order of the runs' ends. A message is right if the recording, or else reruns, say the same cause.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.raw.causes import CAUSES
+from ciml.verdicts import Verdict, make_verdict
+from services.feedback.config import Policy
+from services.feedback.evidence import compare_profile
+from services.feedback.history.records import RERUNS, REVIEWER, RecordedVerdict
+from services.feedback.history.standing import Standings
+from services.feedback.policy import Silence, doubt_of
+from serving.evidence.evidence import evidence_for
+from serving.evidence.subject import Subject
+from tests.bench.verdicts import EXAMPLES, Answer, Fold, Recorded, by_experiment, fold_of_later_runs, folds_of, read
+from training.calibration.conformal import make_rules
+from training.calibration.fit import fit_calibrator
+from training.calibration.ranges import learned_ranges
+from training.experiment import load_experiment
+from transforms.examples.prepare import run_means
+from transforms.profiles.profile import Profiles
+
+RESAMPLES = 2000
+#: The rules, each with the conditions of the one before.
+RULES = ("old", "base rate", "comparable", "same machines", "settled by reruns", "settled by reviewers")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict on a held-out failed run.
+
+    Attributes:
+      repeat: of the folds.
+      row: index into `Recorded.failed`.
+      verdict: by the fold's model.
+      said: names of the rules that say it.
+    """
+
+    repeat: int
+    row: int
+    verdict: Verdict
+    said: frozenset[str]
+
+
+def judged(runs: Recorded, folds: Iterable[tuple[int, Fold]], answer: Answer, labels: np.ndarray, coverage: float,
+           definition: DatasetDefinition) -> list[Judged]:  # fmt: skip
+    """Return the verdicts on all held-out runs, with the rules up to ``same machines`` that say them."""
+    facts = [runs.facts[place] for place in runs.failed]
+    found = []
+    for repeat, fold in folds:
+        dev, held = (values.astype(np.float32) for values in answer(fold, labels))
+        calibrator = fit_calibrator(dev, labels[fold.dev])
+        jobs = [facts[place].build_name for place in fold.dev]
+        rules = make_rules(calibrator.apply(dev), labels[fold.dev], jobs, CAUSES, coverage=coverage, calibration={})
+        means, known = run_means(fold.inputs, fold.n_windows), np.concatenate([fold.learned, fold.dev])
+        rules = rules.replace(ranges=learned_ranges(means[known], [facts[place] for place in known], fold.features))
+        assert fold.profiles is not None
+        for place, shares in zip(fold.held, calibrator.apply(held), strict=True):
+            by_cause = {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}
+            verdict = make_verdict(facts[place].build_name, by_cause, rules, means[place])
+            found.append(Judged(repeat, int(place), verdict, rules_of(verdict, runs, int(place), fold.profiles)))
+    return found
+
+
+def rules_of(verdict: Verdict, runs: Recorded, row: int, profiles: Profiles) -> frozenset[str]:
+    """Return the rules up to ``same machines`` that say a verdict."""
+    if verdict.cause not in CAUSES or verdict.probability < Policy().min_probability:
+        return frozenset()
+    said = ["old"]
+    if doubt_of(verdict.cause, verdict.probability, verdict.base_rate, verdict.runs, Policy()) is None:
+        said.append("base rate")
+        place = runs.failed[row]
+        facts = runs.facts[place]
+        subject = Subject.of(facts, runs.tables[place], profiles.of(facts.build_name))
+        evidence, _ = evidence_for(subject)
+        for name, policy in (("comparable", Policy(same_place=False)), ("same machines", Policy())):
+            if not isinstance(compare_profile(evidence, policy), Silence):
+                said.append(name)
+    return frozenset(said)
+
+
+def with_history(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray, base: str) -> list[Judged]:
+    """Add the rules of settled verdicts, in the order of the runs' ends. A rerun settles when its run has ended."""
+    rerun_us = rerun_times(runs)
+    added: dict[tuple[int, int], set[str]] = {}
+    for rule, by in (("settled by reruns", RERUNS), ("settled by reviewers", REVIEWER)):
+        for repeat in sorted({one.repeat for one in verdicts}):
+            mine = sorted((one for one in verdicts if one.repeat == repeat), key=lambda one: _end_us(runs, one.row))
+            open_ones: list[tuple[int, RecordedVerdict]] = []
+            for one in mine:
+                now_us = _end_us(runs, one.row)
+                facts = runs.facts[runs.failed[one.row]]
+                settled = [verdict for time_us, verdict in open_ones if time_us < now_us]
+                standing = Standings(settled, Policy(), now_us).of("cause", facts.project, one.verdict.cause)
+                if base in one.said and standing.mode == "active":
+                    added.setdefault((repeat, one.row), set()).add(rule)
+                truth = runs.rerun.get(facts.run_id, "") if by == RERUNS else CAUSES[labels[one.row]]
+                settled_us = rerun_us.get(facts.run_id, 0) if by == RERUNS else now_us
+                if truth:
+                    open_ones.append((settled_us, RecordedVerdict(
+                        facts.run_id, facts.run_id, "cause", 1, facts.project, facts.change, facts.build_name,
+                        one.verdict.cause, base in one.said, one.verdict.probability, None, now_us, True, truth, by,
+                        settled_us,
+                    )))  # fmt: skip
+    return [
+        Judged(one.repeat, one.row, one.verdict, one.said | added.get((one.repeat, one.row), set())) for one in verdicts
+    ]
+
+
+def rerun_times(runs: Recorded) -> dict[str, int]:
+    """Return when the last attempt of the same change and job ended, for each failed run that a rerun settles."""
+    ends: dict[tuple[str, str], int] = {}
+    for facts in runs.facts:
+        key = facts.change or facts.run_id, facts.build_name
+        ends[key] = max(ends.get(key, 0), facts.end_us or 0)
+    return {
+        facts.run_id: ends[facts.change or facts.run_id, facts.build_name]
+        for facts in runs.facts
+        if facts.run_id in runs.rerun
+    }
+
+
+def _end_us(runs: Recorded, row: int) -> int:
+    return runs.facts[runs.failed[row]].end_us or 0
+
+
+def rows_of(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray) -> list[tuple[str, ...]]:
+    """Return a row for each rule and cause: messages, right and wrong a repeat, precision with interval, base rate."""
+    repeats = len({one.repeat for one in verdicts})
+    held = sorted({one.row for one in verdicts})
+    groups = runs.groups[runs.failed]
+    rows = []
+    for rule in RULES:
+        for cause in (*CAUSES, "all"):
+            said = [one for one in verdicts if rule in one.said and cause in (one.verdict.cause, "all")]
+            right = [CAUSES[labels[one.row]] == one.verdict.cause for one in said]
+            share = np.mean(labels[held] == CAUSES.index(cause)) if cause in CAUSES else max(
+                np.mean(labels[held] == label) for label in range(len(CAUSES))
+            )  # fmt: skip
+            low, high = interval(np.array(right, bool), np.array([groups[one.row] for one in said], object))
+            precision = f"{np.mean(right):.2f} ({low:.2f}–{high:.2f})" if said else "–"
+            counts = (len(said), sum(right), len(said) - sum(right))
+            rows.append((rule, cause, *(f"{count / repeats:.1f}" for count in counts), precision, f"{share:.2f}"))
+    return rows
+
+
+def interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Return a 95 % interval of a share, by a bootstrap of whole changes."""
+    if not right.size:
+        return 0.0, 1.0
+    names, index = np.unique(groups.astype(str), return_inverse=True)
+    tops, bottoms = np.bincount(index, right), np.bincount(index)
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    low, high = np.quantile((drawn @ tops) / (drawn @ bottoms), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def transfer_folds(runs: Recorded, definition: DatasetDefinition, labels: np.ndarray) -> Iterable[tuple[int, Fold]]:
+    """Yield a fold for each provider: its runs are held out, and the model learns on those of the others."""
+    from tests.bench.verdicts import calibrating, features_of
+
+    failed = np.array(runs.failed)
+    providers = np.array([facts.provider for facts in runs.facts], object)
+    for repeat, provider in enumerate(sorted(set(providers[failed]))):
+        hidden = set(runs.groups[failed][providers[failed] == provider])
+        seen = [at for at in range(len(runs.facts)) if providers[at] != provider and runs.groups[at] not in hidden]
+        rest = np.flatnonzero([providers[at] != provider and runs.groups[at] not in hidden for at in failed])
+        held = np.flatnonzero(providers[failed] == provider)
+        learned, dev = calibrating(rest, labels, runs.groups[failed], 0)
+        yield repeat, Fold(learned, dev, held, *features_of(runs, definition, seen))
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a table in Markdown."""
+    heads = ("rule", "verdict", "messages", "right", "wrong", "precision", "base rate")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--since", type=datetime.fromisoformat, help="hold out all runs of this day (UTC) and later")
+    parser.add_argument("--transfer", action="store_true", help="hold out the runs of each provider in turn")
+    options = parser.parse_args()
+    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
+    runs = read(options.folders)
+    labels = np.array([CAUSES.index(runs.truth(runs.facts[place].run_id)) for place in runs.failed])
+    if options.transfer:
+        folds = list(transfer_folds(runs, definition, labels))
+    elif options.since is not None:
+        since_us = int(options.since.replace(tzinfo=UTC).timestamp() * 1e6)
+        folds = list(fold_of_later_runs(runs, definition, labels, since_us, options.repeats))
+    else:
+        folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
+    found = judged(runs, folds, by_experiment(experiment), labels, experiment.coverage, definition)
+    for base in ("comparable", "same machines"):
+        print(f"settled verdicts on top of: {base}")
+        print(table(rows_of(with_history(found, runs, labels, base), runs, labels)))
+
+
+if __name__ == "__main__":
+    main()
