@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.shares import wilson
+from ciml.verdicts.shares import wilson
 from training.evaluation.scores import answers, scores
 from training.experiments.results import Predictions
 

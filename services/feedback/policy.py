@@ -12,7 +12,7 @@ import msgspec
 
 from ciml.events.records import Record
 from ciml.globs import glob_pattern
-from ciml.shares import wilson
+from ciml.verdicts.shares import wilson
 from services.feedback.client import ChangeRef
 from services.feedback.config import Feedback, Policy
 from services.feedback.history.records import RecordedVerdict

@@ -87,7 +87,8 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
     table = read_run(data.raw, path, columns=[TIME, BOOT, *SERIES])
     if not table.num_rows:
         raise IntegrityError(f"run {facts.run_id} has no samples")
-    subject = Subject.of(facts, table, _profiles(data, model, version).of(facts.build_name), _claimed(data, facts))
+    profile = profiles_of_version(data, model, version).of(facts.build_name)
+    subject = Subject.of(facts, table, profile, _claimed(data, facts))
     found, picture = evidence_for(subject)
     if not picture:
         return found
@@ -138,7 +139,7 @@ def _path_of(data: DataRoot, run_id: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _profiles(data: DataRoot, model: str, version: int) -> Profiles:
+def profiles_of_version(data: DataRoot, model: str, version: int) -> Profiles:
     """Return the passing profiles in a model's assets; none where it has no such file."""
     registry = Registry(data, model)
     if f"assets/{PROFILES}" not in registry.state.files(version):

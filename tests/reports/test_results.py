@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ciml.shares import wilson
 from ciml.storage.open import LocalStore
+from ciml.verdicts.shares import wilson
 from reports.experiments.comparison import errors_of, validated
 from reports.experiments.views import (
     Bar,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from ciml.shares import CONFIDENCE
+from ciml.verdicts.shares import CONFIDENCE
 from training.calibration.fit import fit_calibrator
 from training.data.in_memory import InMemoryDataset, facts_of
 from training.estimators import Fitted, Progress, fit, inputs_for

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.shares import CONFIDENCE, wilson
+from ciml.verdicts.shares import CONFIDENCE, wilson
 
 _BINS = 10
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.shares import CONFIDENCE
+from ciml.verdicts.shares import CONFIDENCE
 from training.evaluation.bootstrap import drawn_weights, weighted_figures
 from training.evaluation.metrics import accuracy, evaluate
 

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from cli.demo.run import Demo
     from services.feedback.config import Feedback
     from serving.registry import Registry
+    from transforms.profiles.profile import Profiles
 
+#: Seconds from which on the telemetry of a run is surely long enough to be compared.
+_LONG_S = 12.0
 #: Number of runs, each on a change of its own.
 MOST = 6
 WAIT_S = 120.0
@@ -244,8 +247,30 @@ def start_commands(demo: Demo, running: engines.Engines) -> Path:
 
 
 def chosen(demo: Demo) -> list[tuple[Sample, str]]:
-    """Return failed runs that no training has seen, and their recorded causes: of both causes in turn."""
+    """Return failed runs that no training has seen, and their recorded causes: of both causes in turn.
+
+    Runs that can be compared with passing runs of their job come first: of others, nothing is said.
+    """
+    from serving.evidence.evidence import profiles_of_version
+    from serving.registry import Registry
+
+    champion = Registry(demo.data, CAUSE).state.champion
+    profiles = profiles_of_version(demo.data, CAUSE, champion or 1)
     runs = [run for span in demo.data.dataset(CAUSE).state().latest() for run in span.runs if run.split == "test"]
-    samples = {one.facts.run_id: one for one in demo.plan.samples}
-    by_cause = [[(samples[run.run_id], cause) for run in runs if run.label_name == cause] for cause in sorted(CAUSES)]
-    return [one for turn in zip_longest(*by_cause) for one in turn if one is not None][:MOST]
+    samples = {sample.facts.run_id: sample for sample in demo.plan.samples}
+    by_cause = [
+        comparable_first([(samples[run.run_id], cause) for run in runs if run.label_name == cause], profiles)
+        for cause in sorted(CAUSES)
+    ]
+    return [pair for turn in zip_longest(*by_cause) for pair in turn if pair is not None][:MOST]
+
+
+def comparable_first(runs: Sequence[tuple[Sample, str]], profiles: Profiles) -> list[tuple[Sample, str]]:
+    """Return runs, those first that last long enough and whose job has a profile; else in their order."""
+
+    def is_short_or_unknown(pair: tuple[Sample, str]) -> bool:
+        facts = pair[0].facts
+        begin, end = _times(facts)
+        return (end - begin).total_seconds() <= _LONG_S or not profiles.of(facts.build_name).job
+
+    return sorted(runs, key=is_short_or_unknown)

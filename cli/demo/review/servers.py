@@ -39,6 +39,8 @@ dry_run = false
 settle_s = {settle_s}
 # A new model is in shadow until reruns or reviewers have judged its verdicts. The demo has no time for that.
 active_models = ["{model}"]
+# The pools of the sample runs are one machine.
+same_place = false
 
 [[system]]
 kind = "gerrit"

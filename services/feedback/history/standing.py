@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from ciml.globs import glob_pattern
-from ciml.shares import wilson
+from ciml.verdicts.shares import wilson
 from services.feedback.config import Policy
 from services.feedback.history.records import RERUNS, RecordedVerdict
 

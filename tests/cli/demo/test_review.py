@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from ciml.events.cloudevents import finished_event
 from cli.demo.corpus import Sample, read_corpus
 from cli.demo.demo import check_messages, with_answers
 from cli.demo.report.result import AnswerLine
-from cli.demo.review.act import ending_now, moved
+from cli.demo.review.act import comparable_first, ending_now, moved
 from cli.demo.review.servers import Review
 from tests.adapters.reading import runs_of
 from tests.cli.demo.demo_fixture import demo_result
 from tests.corpus import CORPUS
 from transforms.parse.logs import Log, parse_logs
+from transforms.profiles.profile import Profile, Profiles
 
 NOW = datetime(2031, 3, 1, 0, 0, 20, tzinfo=UTC)
 
@@ -71,6 +73,17 @@ def test_an_event_is_a_run_of_the_change(sample: Sample) -> None:
     assert run.end_us - run.start_us == recorded.end_us - recorded.start_us
     assert facts.build_uuid != recorded.build_uuid
     assert run.labels.keys() == {"exit_code"}
+
+
+def test_runs_that_can_be_compared_come_first(sample: Sample) -> None:
+    job, range_ = sample.facts.build_name, (0.0, 1.0, 2.0)
+    assert sample.facts.end_us is not None
+    long = sample.facts.replace(start_us=sample.facts.end_us - 30_000_000)
+    short = long.replace(start_us=sample.facts.end_us - 5_000_000)
+    other = long.replace(build_name="other")
+    profiles = Profiles({job: Profile(job, 5, range_, {})}, Profile("", 9, range_, {}))
+    runs = [(replace(sample, facts=facts), "code") for facts in (short, other, long)]
+    assert [pair[0].facts for pair in comparable_first(runs, profiles)] == [long, short, other]
 
 
 def line(verdict: str, *messages: str, silent: str = "") -> AnswerLine:

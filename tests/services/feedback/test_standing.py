@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ciml.shares import wilson
+from ciml.verdicts.shares import wilson
 from services.feedback.config import Policy
 from services.feedback.history import records as records_module
 from services.feedback.history.records import RERUNS, REVIEWER, RecordedVerdict, Records

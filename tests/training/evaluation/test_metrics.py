@@ -13,7 +13,7 @@ from sklearn.tree import DecisionTreeClassifier
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.shares import wilson
+from ciml.verdicts.shares import wilson
 from tests.training.conftest import RUNS
 from tests.transforms.direct import read_log
 from tests.transforms.samples import corpus

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.shares import wilson
 from ciml.storage.open import LocalStore
+from ciml.verdicts.shares import wilson
 from tests.reports.test_results import of_b, predicted, stored
 from training.evaluation.metrics import paired_interval
 from training.evaluation.scores import scores
