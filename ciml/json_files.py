@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError
-from ciml.json_seal import read_object, seal
+from ciml.storage.json_seal import read_object, seal
 
 
 def read_json(path: Path, remedy: str = "remove it", error: type[CimlError] = CimlError) -> dict[str, Any] | None:

@@ -39,6 +39,7 @@ MAX_RESULTS_CELL_CHARACTERS = 64 << 10  # csv itself stops at 131,072
 
 # Tables for other engines: `ciml tables publish`. Further columns are left out, and reported.
 MAX_TABLE_COLUMNS = 10_000  # of all logs together; a table's log repeats their names in each checkpoint
+MAX_TABLE_UNTRUSTED_COLUMNS = 1_000  # of these, those that no trusted run has
 
 # Logs: bytes, columns, rows, restarts, time.
 

@@ -23,9 +23,9 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.decision import Decision
 from ciml.digest import canonical_json
 from ciml.errors import CimlError
-from ciml.json_seal import seal
 from ciml.lineage.description import Data
 from ciml.lineage.steps import OFF, Lineage
+from ciml.storage.json_seal import seal
 from ciml.storage.open import LocalStore, Store
 from ciml.verdicts import PROFILES, VERDICTS
 from training.data.analysis_cache import AnalysisCache

@@ -21,6 +21,31 @@ FIRST_LOCAL, END_LOCAL = EARLIEST - DAY, LATEST + DAY
 #: unambiguous, so nothing is tried again.
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
+#: Columns that the recorders write, ``group:name``.
+RECORDED_COLUMNS = frozenset(
+    f"{group}:{name}"
+    for group, names in {
+        "total cpu usage": "usr sys idl wai hiq siq stl",
+        "total usage": "usr sys idl wai hiq siq stl",
+        "load avg": "1m 5m 15m",
+        "memory usage": "used free buff cach avai",
+        "dsk/total": "read writ",
+        "io/total": "read writ",
+        "net/total": "recv send",
+        "swap": "used free",
+        "paging": "in out",
+        "procs": "run blk new",
+        "system": "int csw",
+        "tcp sockets": "lis act syn tim clo",
+        "filesystem": "files inodes",
+        "file locks": "pos lck rea wri",
+        "sysv ipc": "msg sem shm",
+        "unix sockets": "dgm str lis act",
+        "virtual memory": "majpf minpf alloc free",
+    }.items()
+    for name in names.split()
+)
+
 
 def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
     """Return a civil time as µs since 1970 without a zone; None for an invalid time.

@@ -1,9 +1,9 @@
 """The chain of a log: each delta carries a digest of itself and of the delta before it.
 
 So a flipped bit, a replaced delta and a delta of another history are detected when the log is read. The ``seal`` of a
-delta (`ciml.json_seal`) is the digest of the previous delta. Deltas of older versions have no digest: the first delta
-with one has ``<first>:<digest>`` there, the digest of all deltas from version ``first`` on that have none. It protects
-them until a segment does. After a delta with a digest, one without is an error.
+delta (`ciml.storage.json_seal`) is the digest of the previous delta. Deltas of older versions have no digest: the first
+delta with one has ``<first>:<digest>`` there, the digest of all deltas from version ``first`` on that have none. It
+protects them until a segment does. After a delta with a digest, one without is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass
 
 from ciml.errors import IntegrityError
-from ciml.json_seal import RESTORE, Seal, seal_of
+from ciml.storage.json_seal import RESTORE, Seal, seal_of
 
 
 class UnsealedDeltaError(IntegrityError):

@@ -27,9 +27,9 @@ import orjson
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
-from ciml.json_seal import digest_of, seal, without_seal
 from ciml.manifest.chain import Link, UnsealedDeltaError
 from ciml.manifest.segments import Archive
+from ciml.storage.json_seal import digest_of, seal, without_seal
 from ciml.storage.open import Store
 
 Delta = dict[str, Any]

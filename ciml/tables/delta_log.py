@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from ciml.digest import canonical_json, sha256_hex
 from ciml.errors import IntegrityError
-from ciml.json_seal import seal, seal_of
+from ciml.storage.json_seal import seal, seal_of
 from ciml.storage.open import Store
 
 #: The folder of the log, in that of the table.
@@ -191,7 +191,7 @@ class DeltaLog:
     def try_commit(self, version: int, actions: Iterable[Action]) -> bool:
         """Create a commit; return False where another publisher's exists.
 
-        Its first action, ``commitInfo``, has a seal (`ciml.json_seal`): of itself, with the digest of the other actions.
+        Its first action, ``commitInfo``, has a seal (`ciml.storage.json_seal`), with the digest of the other actions.
         """
         others = list(actions)
         info = others.pop(0)["commitInfo"] if others and "commitInfo" in others[0] else {}

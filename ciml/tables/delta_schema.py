@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ciml.digest import canonical_json
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: The types of a table's columns as Delta writes them, by name, in order.
 Fields = Mapping[str, Any]
+#: The key in a column's metadata that marks one that no trusted run has.
+_UNTRUSTED = "ciml.untrusted"
 
 
 def delta_fields(schema: pa.Schema) -> dict[str, Any]:
@@ -20,15 +22,28 @@ def delta_fields(schema: pa.Schema) -> dict[str, Any]:
     return {each.name: _type(each.type) for each in schema}
 
 
-def encode_fields(fields: Fields) -> str:
-    """Return the schema of a table as Delta writes it, JSON. Every column may hold nulls."""
-    listed = [{"name": name, "type": kind, "nullable": True, "metadata": {}} for name, kind in fields.items()]
+def encode_fields(fields: Fields, untrusted: Container[str] = ()) -> str:
+    """Return the schema of a table as Delta writes it, JSON. Every column may hold nulls.
+
+    Args:
+      fields: the columns.
+      untrusted: those that no trusted run has. Their metadata says so.
+    """
+    listed = [
+        {"name": name, "type": kind, "nullable": True, "metadata": {_UNTRUSTED: True} if name in untrusted else {}}
+        for name, kind in fields.items()
+    ]
     return canonical_json({"type": "struct", "fields": listed}).decode()
 
 
 def decode_fields(text: str) -> dict[str, Any]:
     """Return the inverse of `encode_fields`."""
     return {each["name"]: each["type"] for each in json.loads(text)["fields"]}
+
+
+def decode_untrusted(text: str) -> set[str]:
+    """Return the columns that `encode_fields` marked as untrusted."""
+    return {each["name"] for each in json.loads(text)["fields"] if (each.get("metadata") or {}).get(_UNTRUSTED)}
 
 
 def _type(kind: pa.DataType) -> Any:

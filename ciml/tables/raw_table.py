@@ -8,23 +8,29 @@ it replaces are removed only after that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from ciml.digest import sha256_hex
+from ciml.dstat.vocabulary import RECORDED_COLUMNS
 from ciml.errors import IntegrityError
-from ciml.limits import MAX_TABLE_COLUMNS
-from ciml.raw.packs import PACKS, PackFile, PackState, pack_state
+from ciml.limits import MAX_TABLE_COLUMNS, MAX_TABLE_UNTRUSTED_COLUMNS
+from ciml.raw.packs import PACKS, PackFile, PackState, pack_state, run_of
 from ciml.raw.seal import damaged
+from ciml.raw.state import RawState, open_raw
 from ciml.storage.open import Entry, Store
 from ciml.tables.delta_log import DataFile, DeltaState
-from ciml.tables.delta_schema import decode_fields, delta_fields, encode_fields, without_case_twins
+from ciml.tables.delta_schema import decode_fields, decode_untrusted, delta_fields, encode_fields, without_case_twins
 from ciml.tables.places import RAW
 from ciml.tables.wanted import Wanted
 from ciml.telemetry import BOOT, TIME
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Of the folder: the job as its name has it, and the day (UTC) of the start of its runs.
 PARTITION = ("job", "date")
@@ -51,7 +57,7 @@ def wanted_raw(raw: Store, state: DeltaState) -> Wanted:
     Raises:
       IntegrityError: a folder's manifest is damaged.
     """
-    columns = _Columns(raw, state)
+    columns = _Columns(raw, state, _TrustedRuns(raw))
     files: dict[str, DataFile | None] = {}
     folders = _folders(raw, state)
     for name, folder in sorted(folders.items()):
@@ -65,9 +71,10 @@ def wanted_raw(raw: Store, state: DeltaState) -> Wanted:
             elif columns.add(pack):
                 modified_s = folder.files[path].modified_s if path in folder.files else 0.0
                 files[path] = DataFile(path, pack.size, int(modified_s * 1000), pack.rows, partition_of(name))
-    fields, notes = columns.fields(), columns.notes
+    fields = columns.fields()
     cursor = sum(folder.deltas for folder in folders.values())
-    return Wanted(RAW, encode_fields(fields), PARTITION, files, cursor, notes=notes)
+    schema = encode_fields(fields, columns.untrusted)
+    return Wanted(RAW, schema, PARTITION, files, cursor, notes=columns.notes)
 
 
 def _folders(raw: Store, state: DeltaState) -> dict[str, _Folder]:
@@ -113,48 +120,111 @@ def partition_of(folder: str) -> dict[str, str | None]:
     return {"job": unquote(job.removeprefix("job=")), "date": when}
 
 
-class _Columns:
-    """The columns of the table: those it has, and those of new packs. A footer is read for each kind of pack."""
+class _TrustedRuns:
+    """Knows which runs are trusted. The raw manifest is opened for the first question."""
 
-    def __init__(self, raw: Store, state: DeltaState) -> None:
+    def __init__(self, raw: Store) -> None:
         self._raw = raw
-        self._known: dict[str, dict[str, Any]] = {}
-        before = decode_fields(state.metadata["schemaString"]) if state.metadata else {}
-        self._fields: dict[str, Any] = {
-            **_FIRST,
-            **{name: kind for name, kind in before.items() if name not in PARTITION},
-        }
+        self._state: RawState | None = None
+
+    def any_of(self, run_ids: Sequence[str]) -> bool:
+        """Return whether one of the runs is trusted."""
+        if self._state is None:
+            _, self._state = open_raw(self._raw)
+        index = self._state.index
+        index.prefetch(runs=run_ids)
+        return any((run := index.run(run_id)) is not None and run.trusted for run_id in run_ids)
+
+
+class _Columns:
+    """The columns of the table: those it has, and those of new packs.
+
+    A column has standing if the recorders write it, if a trusted run has it, or if the table had it before columns
+    were marked. The others have a limit of their own, and give way to a column with standing that differs from them in
+    upper and lower case alone. So no untrusted run displaces a column of a trusted one. A published column with
+    standing stays.
+
+    Args:
+      raw: the raw store.
+      state: the table's present state.
+      trusted: knows which runs are trusted.
+    """
+
+    def __init__(self, raw: Store, state: DeltaState, trusted: _TrustedRuns) -> None:
+        self._raw = raw
+        self._trusted = trusted
+        self._packs: dict[str, dict[str, Any]] = {}
+        schema = state.metadata["schemaString"] if state.metadata else ""
+        before = decode_fields(schema) if schema else {}
+        marked = decode_untrusted(schema) if schema else set()
+        self._kinds: dict[str, Any] = {**before, **_FIRST, "job": "string", "date": "date"}
+        self._published = {name: name not in marked for name in before if name not in _FIRST and name not in PARTITION}
+        self._new: dict[str, bool] = {}
         self._left_out: dict[str, str] = {}
         self._unreadable: list[str] = []
+        self.untrusted: set[str] = set()
 
     def add(self, pack: PackFile) -> bool:
         """Add the columns of a pack; return whether it can be in the table."""
-        if pack.columns not in self._known:
-            try:
-                self._known[pack.columns] = _fields_of(self._raw, pack)
-            except (IntegrityError, TypeError, FileNotFoundError) as error:
-                self._unreadable.append(f"{pack.path} is left out: {error}")
-                return False
-        columns = self._known[pack.columns]
+        try:
+            columns = self._columns_of(pack)
+        except (IntegrityError, TypeError, FileNotFoundError) as error:
+            self._unreadable.append(f"{pack.path} is left out: {error}")
+            return False
         if without_case_twins(columns)[1]:
             self._unreadable.append(f"{pack.path} is left out: {_TWINS.format('two columns')}")  # Spark cannot read it
             return False
-        if any(self._fields.get(name, kind) != kind for name, kind in columns.items()):
+        kinds = {name: kind for name, kind in columns.items() if name not in PARTITION}
+        if any(self._kinds.get(name, kind) != kind for name, kind in kinds.items()):
             self._unreadable.append(f"{pack.path} is left out: a column has another type than in other packs")
             return False
-        self._fields |= columns
+        names = kinds.keys() - _FIRST.keys()
+        unsettled = {name for name in names if not self._has_standing(name)}
+        is_trusted = bool(unsettled) and self._trusted.any_of(_runs_of(self._raw, pack))
+        for name in names:
+            self._new[name] = is_trusted or self._has_standing(name)
+        self._kinds |= kinds
         return True
+
+    def _columns_of(self, pack: PackFile) -> dict[str, Any]:
+        if pack.columns not in self._packs:
+            self._packs[pack.columns] = delta_fields(_schema_of(self._raw, pack))
+        return self._packs[pack.columns]
+
+    def _has_standing(self, name: str) -> bool:
+        return name in RECORDED_COLUMNS or self._published.get(name, False) or self._new.get(name, False)
 
     def fields(self) -> dict[str, Any]:
         """Return all columns: those of the run first, telemetry by name, partition columns last."""
-        telemetry = sorted(self._fields.keys() - _FIRST.keys())
-        names, twins = without_case_twins([*_FIRST, *PARTITION, *telemetry])
+        groups = (
+            [name for name, has_standing in self._published.items() if has_standing],
+            sorted(name for name in self._new if name in RECORDED_COLUMNS),
+            sorted(name for name in {**self._published, **self._new} if self._has_standing(name)),
+            [name for name in self._published if not self._has_standing(name)],
+            sorted(name for name in self._new if not self._has_standing(name)),
+        )
+        ordered = dict.fromkeys(name for group in groups for name in group)
+        names, twins = without_case_twins([*_FIRST, *PARTITION, *ordered])
         self._left_out |= dict.fromkeys(twins, _TWINS.format("it and another"))
-        most = MAX_TABLE_COLUMNS
-        self._left_out |= dict.fromkeys(names[most:], f"the table has {most:,} columns already")
-        kinds = {**self._fields, "job": "string", "date": "date"}
-        kept = [name for name in names[:most] if name not in PARTITION]
-        return {name: kinds[name] for name in (*kept, *PARTITION)}
+        kept = self._within_limits([name for name in names if name not in _FIRST and name not in PARTITION])
+        self.untrusted = {name for name in kept if not self._has_standing(name)}
+        return {name: self._kinds[name] for name in (*_FIRST, *sorted(kept), *PARTITION)}
+
+    def _within_limits(self, names: Sequence[str]) -> list[str]:
+        """Return the columns that the limits allow, of telemetry columns with the most important ones first."""
+        own = len(_FIRST) + len(PARTITION)
+        most = {True: MAX_TABLE_COLUMNS - MAX_TABLE_UNTRUSTED_COLUMNS - own, False: MAX_TABLE_UNTRUSTED_COLUMNS}
+        kept: list[str] = []
+        number = {True: 0, False: 0}
+        for name in names:
+            has_standing = self._has_standing(name)
+            if number[has_standing] < most[has_standing] or name in self._published:
+                kept.append(name)
+                number[has_standing] += 1
+            else:
+                whose = "of trusted runs" if has_standing else "that no trusted run has"
+                self._left_out[name] = f"the table has {most[has_standing]:,} columns {whose} already"
+        return kept
 
     @property
     def notes(self) -> list[str]:
@@ -163,12 +233,18 @@ class _Columns:
         return [*self._unreadable, *lines]
 
 
-def _fields_of(raw: Store, pack: PackFile) -> dict[str, Any]:
-    """Return the columns of a pack. A damaged footer is not parsed: Parquet's reader may crash on it."""
+def _schema_of(raw: Store, pack: PackFile) -> pa.Schema:
+    """Return the schema of a pack. A damaged footer is not parsed: Parquet's reader may crash on it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     footer = raw.read_range(pack.path, pack.size - pack.footer, pack.footer)
     if sha256_hex(footer)[:32] != pack.footer_digest:
         raise damaged(raw.url(pack.path))
-    return delta_fields(pq.read_schema(pa.BufferReader(b"PAR1" + footer)))
+    return pq.read_schema(pa.BufferReader(b"PAR1" + footer))
+
+
+def _runs_of(raw: Store, pack: PackFile) -> list[str]:
+    """Return the ids of the runs in a pack."""
+    metadata = _schema_of(raw, pack).metadata or {}
+    return [run_of(name) for name, *_ in json.loads(metadata[b"ciml.pack"])["runs"]]

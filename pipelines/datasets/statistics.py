@@ -20,8 +20,8 @@ from ciml.datasets.state import ExampleFile, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile, RunFacts, rows_of
-from ciml.json_seal import read_object, seal
 from ciml.manifest.log import ManifestLog
+from ciml.storage.json_seal import read_object, seal
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
 from transforms.drift.counts import Columns, add_columns, columns_from_json, columns_to_json

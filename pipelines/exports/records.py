@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ciml.data_root import DataRoot
-from ciml.json_seal import read_object
+from ciml.storage.json_seal import read_object
 from ciml.version import __version__
 from serving.registry import Candidate, RegistryState
 from training.experiment import metrics_path

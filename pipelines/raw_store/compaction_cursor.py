@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError
-from ciml.json_seal import read_object, seal
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.raw.packs import PACKS, NamedRun, named_runs
+from ciml.storage.json_seal import read_object, seal
 from ciml.storage.open import Store
 
 CURSOR_PATH = f"{PACKS}/compaction.json"

@@ -30,8 +30,8 @@ from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
-from ciml.json_seal import seal, seal_of, without_seal
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
+from ciml.storage.json_seal import seal, seal_of, without_seal
 from recorder.spool.folder import Folder, open_private
 from recorder.tail import Micros, Start
 

@@ -12,7 +12,7 @@ from filelock import FileLock
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
-from ciml.json_seal import read_object
+from ciml.storage.json_seal import read_object
 from ciml.storage.open import Store
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.ciml.lineage.recorded import Recorded, names, states

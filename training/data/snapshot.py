@@ -20,9 +20,9 @@ from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts, facts_of_row, rows_of
-from ciml.json_seal import read_object, seal
 from ciml.manifest.log import ManifestLog
 from ciml.raw.state import open_raw
+from ciml.storage.json_seal import read_object, seal
 from ciml.storage.open import Store
 from training.exclusion_store import stored_exclusions
 from training.exclusions import Exclusions

@@ -25,7 +25,7 @@ import numpy as np
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.json_seal import read_object, seal
+from ciml.storage.json_seal import read_object, seal
 from ciml.storage.open import Store
 from ciml.verdicts import LearnedRanges
 from training.calibration.calibrate import Calibrated, calibrate

@@ -12,7 +12,7 @@ from typing import Any
 
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.json_seal import seal
+from ciml.storage.json_seal import seal
 from ciml.storage.open import Store
 from training.experiment import NORMALISATION
 from training.experiments.trials import read_stored

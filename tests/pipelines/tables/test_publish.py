@@ -9,8 +9,11 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import Trust
 from ciml.storage.open import open_store
+from ciml.tables import raw_table
 from ciml.tables.delta_log import CURSOR, FOLDER, DeltaLog
+from ciml.tables.delta_schema import decode_untrusted
 from ciml.tables.places import store_of
 from ciml.tables.publisher import CHECKPOINT_EVERY, make_checkpoint, storage_options
 from pipelines.datasets.update import update_dataset, verify_dataset
@@ -18,7 +21,7 @@ from pipelines.raw_store.verify import verify_raw
 from pipelines.tables.publish import list_tables, publish_tables
 from tests.conftest import S3Endpoint
 from tests.pipelines.raw_store.compacting import all_there, run, squeeze
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.pipelines.tables.readers import ENGINES, Rows
 from tests.pipelines.tables.scenes import ODD, expected, make_dataset, make_store
 from tests.transforms.samples import make_facts, table
@@ -316,3 +319,91 @@ def read_at(data: DataRoot, name: str, version: int) -> list[dict]:  # type: ign
     from deltalake import DeltaTable
 
     return DeltaTable(store_of(data, name).root, version=version).to_pyarrow_table().to_pylist()  # type: ignore[no-any-return]
+
+
+# ---- columns of untrusted runs ----
+
+
+def columns_of(data: DataRoot) -> list[str]:
+    from deltalake import DeltaTable
+
+    return [field.name for field in DeltaTable(store_of(data, "raw").root).schema().fields]
+
+
+def add_run(raw: RawStore, number: int, trust: Trust, **columns: list[float]) -> None:
+    """Store a run in a folder and a pack of its own."""
+    facts = make_facts(number, build_name=f"job-{number}", start_us=0)
+    raw.add([(facts, table([0, 1_000_000], **columns))], trust=trust)
+
+
+def publish_raw(data: DataRoot) -> list[str]:
+    """Publish the table `raw`; return its notes."""
+    squeeze(data.raw)
+    return list(next(publish_tables(data, ["raw"])).notes)
+
+
+CPU = {"total cpu usage__usr": [1.0, 2.0], "load avg__1m": [3.0, 4.0]}
+
+
+@pytest.fixture
+def few_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of 14 columns, of which three may be of untrusted runs alone."""
+    monkeypatch.setattr(raw_table, "MAX_TABLE_COLUMNS", 14)
+    monkeypatch.setattr(raw_table, "MAX_TABLE_UNTRUSTED_COLUMNS", 3)
+
+
+@pytest.mark.usefixtures("few_columns")
+@pytest.mark.parametrize("first", ["trusted", "untrusted"])
+def test_columns_of_untrusted_runs_displace_none_of_a_trusted_run(data: DataRoot, first: str) -> None:
+    raw = RawStore(data)
+    good = {**CPU, "app__rate": [5.0, 6.0], "zz__top": [7.0, 8.0]}
+    if first == "trusted":
+        add_run(raw, 1, TRUSTED, **good)
+        publish_raw(data)
+    for number in range(2, 8):
+        add_run(raw, number, UNTRUSTED, **{f"!{number}__{name}": [1.0, 2.0] for name in "abcde"}, **CPU)
+    notes = publish_raw(data)
+    published = columns_of(data)
+    if first == "untrusted":
+        add_run(raw, 1, TRUSTED, **good)
+        publish_raw(data)
+    names = columns_of(data)
+    assert {"total cpu usage:usr", "load avg:1m", "app:rate", "zz:top"} <= set(names)
+    assert set(published) <= set(names)
+    assert [name for name in names if name.startswith("!")] == ["!2:a", "!2:b", "!2:c"]
+    assert "column '!7:e' is left out: the table has 3 columns that no trusted run has already" in notes
+    row = next(row for row in _raw(data) if row["run_id"] == "zuul~1~1")
+    assert (row["total cpu usage:usr"], row["zz:top"]) in ((1.0, 7.0), (2.0, 8.0))
+
+
+@pytest.mark.parametrize("name", ["total cpu usage__USR", "App__rate", "app__RATE"])
+@pytest.mark.parametrize("published", [True, False])
+def test_a_case_twin_of_an_untrusted_run_removes_no_column(data: DataRoot, name: str, published: bool) -> None:
+    raw = RawStore(data)
+    for number in (1, 2):
+        add_run(raw, number, UNTRUSTED, **{name: [1.0, 2.0], "load avg__1m": [1.0, 2.0]})
+    if published:
+        publish_raw(data)
+    add_run(raw, 3, TRUSTED, **CPU, app__rate=[5.0, 6.0])
+    notes = publish_raw(data)
+    assert {"total cpu usage:usr", "app:rate"} <= set(columns_of(data))
+    twin = name.replace("__", ":")
+    assert twin not in columns_of(data)
+    assert f"column {twin!r} is left out: it and another differ only in upper and lower case" in notes
+    add_run(raw, 4, UNTRUSTED, **{name: [1.0, 2.0], "other__x": [1.0, 2.0]})
+    publish_raw(data)
+    assert {"total cpu usage:usr", "app:rate", "other:x"} <= set(columns_of(data))
+
+
+@pytest.mark.usefixtures("few_columns")
+def test_a_column_of_an_untrusted_run_stays_and_gains_standing_from_a_trusted_one(data: DataRoot) -> None:
+    raw = RawStore(data)
+    add_run(raw, 1, UNTRUSTED, **CPU, mine__x=[1.0, 2.0])
+    publish_raw(data)
+    schema = DeltaLog(store_of(data, "raw")).read().metadata["schemaString"]  # type: ignore[index]
+    assert decode_untrusted(schema) == {"mine:x"}
+    add_run(raw, 2, TRUSTED, **CPU, mine__x=[1.0, 2.0])
+    publish_raw(data)
+    schema = DeltaLog(store_of(data, "raw")).read().metadata["schemaString"]  # type: ignore[index]
+    assert decode_untrusted(schema) == set()
+    assert "mine:x" in columns_of(data)

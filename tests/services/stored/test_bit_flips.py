@@ -107,7 +107,7 @@ def bookmark(place: Place) -> object:
 
 
 def cached_statistics(place: Place) -> object:
-    from ciml.json_seal import read_object
+    from ciml.storage.json_seal import read_object
 
     return read_object(place.data.store.read(place.below), place.path)
 

@@ -13,7 +13,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.json_seal import seal, without_seal
+from ciml.storage.json_seal import seal, without_seal
 from tests.training.experiments.test_trials import FOREST, trial
 from training.data.in_memory import InMemoryDataset, read_dataset
 from training.evaluation import scores as scoring

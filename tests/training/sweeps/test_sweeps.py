@@ -13,7 +13,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.json_seal import without_seal
+from ciml.storage.json_seal import without_seal
 from ciml.storage.open import open_store
 from training.data.in_memory import read_dataset
 from training.estimators import Rows, fit
