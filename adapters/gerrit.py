@@ -51,6 +51,7 @@ _VOTE = re.compile(r"[+-]?[0-9]{1,2}")
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DEPENDS_ON = re.compile(r"^[ \t]*depends-on[ \t]*:", re.MULTILINE | re.IGNORECASE)
 _BRANCHES = "refs/heads/"
+_OTHER_CHANGES = "depends-on"  # the parents of a patch set whose runs also execute other changes: never merged
 _MOST_LABELS = 100
 _MOST_PARENTS = 8
 _SUBMIT_S = 10  # between the patch set that Gerrit makes at a submit and the event: measured 0 to 1
@@ -68,8 +69,8 @@ def read(delivery: Delivery) -> Reading | Ignored:
 
 
 def _patchset_created(body: Mapping[str, Any]) -> Said:
-    """Return the owner of a patch set, and its parents where its runs execute nothing else."""
-    parents = () if _has_dependencies(body) else _commits(body, "patchSet", "parents")
+    """Return the owner of a patch set, and its parents."""
+    parents = (_OTHER_CHANGES,) if _has_dependencies(body) else _commits(body, "patchSet", "parents")
     facts = filled(owner=_account(body, "change", "owner"), parents=" ".join(parents))
     return (RunUpdate(_subject(body), facts),) if facts else NO_OWNER
 
@@ -80,8 +81,10 @@ def _change_merged(body: Mapping[str, Any]) -> Said:
     Where Gerrit made the patch set when it submitted the change, the one before has the same code, on its own parents.
     """
     subject, target = _subject(body), _target(body)
-    review = PARTLY_APPROVED if _has_dependencies(body) else "merged"
-    said = [RunUpdate(subject, {"review": review} | target)]
+    covered = (
+        {"review": PARTLY_APPROVED, "parents": _OTHER_CHANGES} if _has_dependencies(body) else {"review": "merged"}
+    )
+    said = [RunUpdate(subject, covered | target)]
     if _made_by_submit(body):
         before = _number(body, "patchSet", "number") - 1
         said.append(RunUpdate(_subject(body, before), {"review": PARTLY_APPROVED} | target))

@@ -195,8 +195,9 @@ def test_an_update_of_a_ref_that_is_no_branch_says_nothing(name: str) -> None:
 )
 def test_neither_a_merge_nor_a_patch_set_covers_what_a_message_depends_on(message: str | None) -> None:
     change = {**samples.gerrit("")["change"], "commitMessage": message}
-    assert read("change-merged", change=change) == {PATCHSET: review(PARTLY_APPROVED), MERGED: {"review": "merged"}}
-    assert read("patchset-created", change=change) == {PATCHSET: {"owner": "ada"}}
+    partly = {**review(PARTLY_APPROVED), "parents": "depends-on"}
+    assert read("change-merged", change=change) == {PATCHSET: partly, MERGED: {"review": "merged"}}
+    assert read("patchset-created", change=change) == {PATCHSET: {"owner": "ada", "parents": "depends-on"}}
 
 
 def test_a_message_may_speak_of_dependencies() -> None:
