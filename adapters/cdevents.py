@@ -17,6 +17,7 @@ from ciml.errors import RejectedInput
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.events.run_id import bounded_id
+from ciml.events.updates import PARTLY_APPROVED
 
 NO_RUN = "the subject is neither a run nor a change"
 CUSTOM = "a custom event reports no run"
@@ -35,8 +36,9 @@ _JOBS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "testsuiterun": (("testSuite", "name"), ("testSuite", "id")),
 }
 _IGNORED = {"testcaserun": TEST_CASE, "testoutput": OUTPUT}
-#: What a predicate of a change says of its review. A review may also have disapproved.
-_REVIEWS = {"created": "", "updated": "", "reviewed": "reviewed", "merged": "merged"}
+#: What a predicate of a change says of its review. A review may also have disapproved. No event says which version of
+#: the change a run of the chain executed, and on what: a merge is of the last version alone.
+_REVIEWS = {"created": "", "updated": "", "reviewed": "reviewed", "merged": PARTLY_APPROVED}
 #: The fields of a run that ``customData.ciml`` may hold.
 _FURTHER = (
     "job", "attempt", "log_url", "provider", "region", "flavour", "labels", "event", "pipeline", "project", "branch",

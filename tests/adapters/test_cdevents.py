@@ -112,7 +112,7 @@ def change(predicate: str, **parts: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("predicate", "review"),
-    [("created", {}), ("updated", {}), ("reviewed", {"review": "reviewed"}), ("merged", {"review": "merged"})],
+    [("created", {}), ("updated", {}), ("reviewed", {"review": "reviewed"}), ("merged", {"review": "partly_approved"})],
 )
 def test_a_change_is_joined_to_the_runs_of_its_chain(predicate: str, review: dict[str, str]) -> None:
     found = updates_of("cdevents", delivery(change(predicate, context={"chainId": "c1"})))
