@@ -102,7 +102,8 @@ def read_event(message: Message, names: Mapping[str, str] | None = None) -> Even
         raise RejectedInput("bad_field", f"{AUTH}: want the name of a proof, such as hmac-sha256")
     source = source_name(headers.get(SOURCE, ""), names)
     needed = {key.removeprefix(HEADER): value for key, value in headers.items() if key.startswith(HEADER)}
-    return _event(_read(adapters()[name], Delivery(message.value, needed, headers.get(ID, ""))), source, auth)
+    reading = _read(adapters()[name], Delivery(message.value, needed, headers.get(ID, "")))
+    return _event(reading, source, name, auth)
 
 
 def _read(adapter: Adapter, delivery: Delivery) -> Reading | Ignored:
@@ -131,7 +132,7 @@ def _texts(message: Message) -> dict[str, str]:
     return found
 
 
-def _event(reading: Reading | Ignored, source: str, auth: str) -> Event:
+def _event(reading: Reading | Ignored, source: str, adapter: str, auth: str) -> Event:
     event_id = identifier({"id": reading.id}, "id")
     if not event_id:
         raise RejectedInput("missing_field", "id")
@@ -146,9 +147,9 @@ def _event(reading: Reading | Ignored, source: str, auth: str) -> Event:
     rejections: list[Rejection] = []
     addresses: dict[str, str] = {}
     for run in reading.runs:
-        made = _run(run, source, auth, addresses)
+        made = _run(run, source, addresses)
         if isinstance(made, RunFacts):
-            facts.setdefault(made.run_id, made)
+            facts.setdefault(made.run_id, made.replace(adapter=adapter, auth=auth))
         else:
             rejections.append(made)
     when_us = time_us({"time": reading.time}, "time")
@@ -161,7 +162,7 @@ def _event(reading: Reading | Ignored, source: str, auth: str) -> Event:
     )
 
 
-def _run(run: Run, source: str, auth: str, addresses: dict[str, str]) -> RunFacts | Rejection:
+def _run(run: Run, source: str, addresses: dict[str, str]) -> RunFacts | Rejection:
     identity = run_identity(run.fields, source)
     try:
         facts, address = facts_from_run(run.fields, identity, run.phase)
@@ -169,4 +170,4 @@ def _run(run: Run, source: str, auth: str, addresses: dict[str, str]) -> RunFact
         return identity_alone(identity, run.phase, rejected)
     if address != facts.log_url:
         addresses[facts.run_id] = address
-    return facts.replace(auth=auth) if auth else facts
+    return facts

@@ -32,11 +32,13 @@ _OWN = TableKind({"facts": "binary"})
 TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": _OWN}
 
 #: The facts that are stored of a run: all by which a policy may trust it.
-STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner")
+STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner", "adapter")
 _NONE = dict.fromkeys(STORED, "")
 #: What a recorder reports of a run's machine and command, and a CI system may not: fields of `RunFacts`, and labels.
 CLAIMED_FACTS = ("provider", "region", "flavour")
 CLAIMED_LABELS = ("exit_code", "signal", "node", "runner")
+#: Facts of a run, besides its subjects, that examples do not hold.
+_MARKS = frozenset({"subjects", "fork", "auth", "owner", "adapter"})
 _HALF = 8
 
 _said_decoder = msgspec.json.Decoder(dict[str, Said])
@@ -72,7 +74,7 @@ def source_of(facts: RunFacts) -> str:
 
 def is_marked(facts: Mapping[str, Any]) -> bool:
     """Return whether a run (as JSON) is one of `Subjects`: it has subjects, or facts that examples do not hold."""
-    return "auth" in facts or "subjects" in facts or "fork" in facts or "owner" in facts
+    return not _MARKS.isdisjoint(facts)
 
 
 def claims_of(facts: Mapping[str, Any], standing: int) -> dict[str, Claim]:

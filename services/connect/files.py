@@ -160,6 +160,8 @@ def trust_text(text: str, connection: Connection, where: str) -> str:
         return text
     sample = files("transforms.ingest").joinpath(f"trust_{connection.trust}.toml").read_text()
     sample = re.sub(r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample)
+    if connection.trust == "mtls":  # one sample for several adapters
+        sample = sample.replace('adapter = ["tekton"', f'adapter = ["{connection.source["adapter"]}"')
     if not text:
         return sample
     text = _with_path_globs(text, where)

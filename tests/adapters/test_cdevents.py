@@ -40,6 +40,7 @@ def test_every_fact_of_a_task_run(version: str, mode: str) -> None:
         "run_id": "ci~ci%2Ftekton%2Fbuild-7~1", "build_uuid": "ci/tekton/build-7", "build_name": "build",
         "phase": "finished", "outcome": "failure", "result": "failure", "source": "ci", "branch": "main",
         "log_url": "https://logs.example/7.csv", "end_us": 1795521660000000, "labels": {"node": "n1"}, "auth": "token",
+        "adapter": "cdevents",
         "url": "https://ci.example/7", "subjects": ("chain:c1",),
     }  # fmt: skip
 

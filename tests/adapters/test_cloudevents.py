@@ -20,7 +20,7 @@ def test_the_same_facts_as_on_the_topic_but_for_the_source(mode: str) -> None:
     event = event_of("cloudevents", cloudevent(FINISHED, RUN, mode), "configured")
     value = cloudevent(FINISHED, RUN, "structured").body
     (on_topic,) = decode_message(Message(0, value), {"/ci": "configured"}).run_facts
-    assert event.run_facts == (on_topic.replace(auth="token"),)
+    assert event.run_facts == (on_topic.replace(adapter="cloudevents", auth="token"),)
     assert (event.key, event.type) == ("configured+token e1", FINISHED)
 
 

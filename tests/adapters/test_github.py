@@ -79,6 +79,7 @@ def test_a_completed_job_is_a_run() -> None:
             "runner_labels": "ubuntu-24.04",
             "head_branch": "main",
         },
+        adapter="github",
         auth="token",
         head=SHA,
         url="https://github.com/octo/widget/actions/runs/81/job/4001",

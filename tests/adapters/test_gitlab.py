@@ -65,6 +65,7 @@ def test_a_finished_job_is_a_run() -> None:
             "ref": "main",
         },
         auth="token",
+        adapter="gitlab",
         owner="ada",
         head=SHA,
         url="https://gitlab.example/tools/widget/-/jobs/9001",

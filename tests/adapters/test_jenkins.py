@@ -33,7 +33,8 @@ def test_every_fact_of_a_finished_build() -> None:
         "run_id": "jenkins~jenkins-team%2Fapp-13~1", "build_uuid": "jenkins-team/app-13", "build_name": "app",
         "phase": "finished", "outcome": "success", "result": "SUCCESS", "source": "jenkins", "project": "team/app",
         "branch": "main", "change": SHA, "patchset": SHA, "head": SHA, "log_url": f"{PAGE}artifact/", "url": PAGE,
-        "start_us": 1795521600250000, "end_us": 1795521660500000, "auth": "token", "subjects": (f"sha:acme/app/{SHA}",),
+        "start_us": 1795521600250000, "end_us": 1795521660500000, "auth": "token", "adapter": "jenkins",
+        "subjects": (f"sha:acme/app/{SHA}",),
     }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ def test_every_fact_of_a_task_run(mode: str) -> None:
         "start_us": 1795521600000000,
         "end_us": 1795521660000000,
         "auth": "token",
+        "adapter": "tekton",
         "attempt_of": "ci/nightly-x7/build",
         "labels": {
             "tekton.dev/pipeline": "nightly",

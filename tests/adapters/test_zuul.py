@@ -67,6 +67,7 @@ def test_every_fact_of_a_real_build() -> None:
         "end_us": 1795660995273999,
         "owner": "admin",
         "auth": "token",
+        "adapter": "zuul",
         "head": "c6ff6194bc54c406fe6a2a838b487839335647c4",
         "labels": {"tenant": "ciml-test", "voting": "true"},
         "url": f"http://127.0.0.1:19000/t/ciml-test/build/{uuid}",

@@ -205,7 +205,7 @@ def unproved_updates_count() -> Iterator[None]:
     real = updates.said_by
 
     def said_by(update: FactUpdate, event_key: str) -> dict[str, Any]:
-        return real(update.replace(auth="ssh"), event_key)
+        return real(update.replace(auth="mqtt-user"), event_key)
 
     with patch.object(accounting, "said_by", said_by), patch.object(known_subjects, "said_by", said_by):
         yield

@@ -175,7 +175,7 @@ class _Writer:
             {"review": "approved"}, {"review": "merged"}, {"review": "dismissed"}, {"pipeline": "check"},
             {"pipeline": "gate", "change": f"c{self.number}"},
         ))  # fmt: skip
-        sent = SentUpdate(subject, facts, rng.choice(("", "ssh", "ssh")), _START + rng.randrange(4))
+        sent = SentUpdate(subject, facts, rng.choice(("", "mqtt-user", "mqtt-user")), _START + rng.randrange(4))
         body = {"id": str(self.number), "subject": subject, "facts": facts, "time_us": sent.time_us}
         headers = ((UPDATE, b"1"), *_proof(sent.auth))
         expected = ExpectedRun("", f"zuul {self.number}", "update", auth=sent.auth, update=sent)
@@ -211,7 +211,9 @@ def scene(seed: int) -> Scene:
     """Return the scene of a seed: 3 to 11 runs, in events of every form."""
     rng, of_updates = random.Random(f"scene {seed}"), random.Random(f"update {seed}")
     has_updates = of_updates.random() < 0.5
-    writer = _Writer(rng, of_updates.choice((("",), ("ssh",), ("", "ssh", "ssh"))) if has_updates else ("",))
+    writer = _Writer(
+        rng, of_updates.choice((("",), ("mqtt-user",), ("", "mqtt-user", "mqtt-user"))) if has_updates else ("",)
+    )
     earlier: list[tuple[RunFacts, Address]] = []
     trickiness = rng.choice((0.2, 0.5, 0.8))
     for number in range(rng.randint(3, 11)):

@@ -17,7 +17,7 @@ from ciml.globs import PathGlobs, crosses_slash, glob_pattern
 from ciml.settings import parse_toml, read_toml
 
 #: The facts that a rule may match: fields of `RunFacts`. New ones go to the end: digests of policies do not change.
-FACTS = ("source", "pipeline", "project", "branch", "event", "review", "fork", "auth", "owner")
+FACTS = ("source", "pipeline", "project", "branch", "event", "review", "fork", "auth", "owner", "adapter")
 
 #: The meaning of globs: ``*`` also matches a ``/`` (`glob_pattern`), or does not (`PathGlobs`).
 FORMER_GLOBS, PATH_GLOBS = 1, 2
@@ -182,7 +182,7 @@ def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
     """Return the policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
     values = (
         facts.source, facts.pipeline, facts.project, facts.branch, facts.event, facts.review, facts.fork, facts.auth,
-        facts.owner,
+        facts.owner, facts.adapter,
     )  # fmt: skip
     decided = policy._decided
     trust = decided.get(values)

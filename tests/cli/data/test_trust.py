@@ -43,7 +43,7 @@ def ciml(data: Path, *arguments: str, group: Any = command) -> Result:
 
 
 def run(number: int, **facts: Any) -> RunFacts:
-    return make_facts(number, **{"auth": "ssh", "subjects": (f"change:{number}",), **facts})
+    return make_facts(number, **{"auth": "mqtt-user", "subjects": (f"change:{number}",), **facts})
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def data(tmp_path: Path) -> Path:
         run(1, pipeline="gate"),
         run(2, pipeline="gate", build_name="lint", attempt_of="b/lint", start_us=1_795_521_600_000_000),
         run(3, pipeline="check"),
-        FactUpdate("zuul", "change:3", {"review": "approved"}, "ssh", 1),
-        FactUpdate("zuul", "change:1", {"fork": "yes"}, "ssh", 1),
+        FactUpdate("zuul", "change:3", {"review": "approved"}, "mqtt-user", 1),
+        FactUpdate("zuul", "change:1", {"fork": "yes"}, "mqtt-user", 1),
         run(4, pipeline="gate", build_name="lint", attempt_of="b/lint", outcome="failure").replace(run_id="zuul~4~2"),
         run(5, source="ci", attempt_of="b/lint").replace(run_id="ci~5~1"),
     ]
@@ -102,7 +102,7 @@ def test_check_of_the_same_policy_changes_nothing(data: Path) -> None:
 def test_explain_shows_where_facts_come_from_and_which_rule_decides(data: Path) -> None:
     found = json.loads(ciml(data, "explain", "zuul~3~1", "--json").output)
     assert found["facts"]["review"] == {"own": "", "joined": "approved"}
-    assert found["facts"]["auth"] == {"own": "ssh", "joined": "ssh"}
+    assert found["facts"]["auth"] == {"own": "mqtt-user", "joined": "mqtt-user"}
     assert [(each["by"], each["trusted"], each["rule"], each["version"]) for each in found["decisions"]] == [
         ("ingestion", False, "no rule", 3), ("update", True, "reviewed", 4),
     ]  # fmt: skip

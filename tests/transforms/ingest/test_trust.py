@@ -10,7 +10,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
-from ciml.events.run_facts import facts_from_listing
+from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identity
 from ciml.raw.known_subjects import STORED
 from transforms.ingest.trust import FACTS as FACTS_IN_ORDER
 from transforms.ingest.trust import NO_RULE, PATH_GLOBS, TrustPolicy, evaluate, former_policy, judge
@@ -52,6 +52,17 @@ FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
         ({"source": "gitlab", "pipeline": "post"}, None),
         ({"source": "github", "review": "approved"}, None),
         ({"source": "notzuul", "pipeline": "gate"}, None),
+        ({"pipeline": "gate", "adapter": "zuul", "auth": "mqtt-user"}, "gated"),
+        ({"review": "merged", "adapter": "zuul", "auth": "mqtt-certificate"}, "reviewed"),
+        ({"pipeline": "post", "adapter": "", "auth": "mqtt-user"}, "merged"),  # stored by an earlier version
+        ({"pipeline": "gate", "adapter": "", "auth": "hmac-sha256"}, None),  # perhaps stored of GitHub, under this name
+        ({"pipeline": "gate", "adapter": "", "auth": "mtls"}, None),
+        ({"pipeline": "gate", "adapter": "zuul", "auth": "hmac-sha256"}, None),
+        ({"pipeline": "gate", "adapter": "github", "auth": "hmac-sha256"}, None),
+        ({"pipeline": "gate", "adapter": "github", "auth": "mqtt-user"}, None),
+        ({"review": "approved", "adapter": "gitlab", "auth": "token"}, None),
+        ({"pipeline": "gate", "adapter": "cloudevents", "auth": "mtls"}, None),
+        ({"pipeline": "gate", "adapter": "buildkite", "auth": "hmac-sha256"}, None),
     ],
 )
 def test_default_policy(facts: dict[str, Any], rule: str | None) -> None:
@@ -59,6 +70,20 @@ def test_default_policy(facts: dict[str, Any], rule: str | None) -> None:
     trust = evaluate(policy, FACTS.replace(**facts))
     assert trust == Trust(rule is not None, rule or NO_RULE, policy.digest)
     assert len(policy.digest) == 16
+
+
+@pytest.mark.parametrize("adapter", ["zuul", "github", "cloudevents", "buildkite"])
+def test_a_delivery_without_proof_is_untrusted_by_default(adapter: str) -> None:
+    policy = TrustPolicy.load()
+    for facts in (FACTS.replace(pipeline="gate"), FACTS.replace(review="merged")):
+        unproved = facts.replace(adapter=adapter, source="zuul-example-org")
+        assert evaluate(policy, unproved) == Trust(False, "unproved", policy.digest)
+
+
+def test_no_payload_names_its_adapter() -> None:
+    run = {"id": "1", "job": "j", "result": "SUCCESS", "end_time": 1795522800, "adapter": "zuul", "auth": "mqtt-user"}
+    facts, _ = facts_from_run(run, run_identity(run, "zuul"), "finished")
+    assert (facts.adapter, facts.auth) == ("", "")
 
 
 def test_digests_of_policies_outlive_new_facts() -> None:
