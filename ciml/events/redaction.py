@@ -1,12 +1,15 @@
 """Removal of secrets from addresses, texts and payloads: user names, passwords, tokens and signatures.
 
-Secrets are found by the names before them (in plain text and under percent-, JSON- and HTML-encoding), by the place of
-user names in addresses, and by the shapes of well-known tokens. All of it takes linear time.
+Secrets are found by the names before them (in plain text, as options of commands, and under percent-, JSON- and
+HTML-encoding), by the place of user names in addresses, by the shapes of a few tokens that have no random letters, and
+by random letters: issuers choose new prefixes, but the rest of a token is drawn from capitals, small letters and
+digits. All of it takes linear time.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -17,18 +20,28 @@ _MAX_NAME = 512
 
 _LAST = r"token|secret|password|passwd|passphrase|apikey|credential|signature"
 _KEY_LAST = r"(?:access|private|secret|api)[^a-z0-9]?key(?:[^a-z0-9]?id)?|access[^a-z0-9]?id"
-_WORD = rf"{_LAST}|passwrd|pwd|authorization|cookie|jwt|bearer|auth|sig"
+_WORD = (
+    rf"{_LAST}|passwrd|pwd|passcode|passkey|authorization|cookie|jwt|bearer|auth|sig|[th]?otp|psk|hmac"
+    r"|saml[^a-z0-9]?(?:response|assertion|art)|client[^a-z0-9]?assertion"
+)
 _KEY = (
     r"(?:api|access|private|secret|sas|ssh|signing|encryption|account|shared|deploy|master|storage|auth|session)"
     r"[^a-z0-9]?key(?:[^a-z0-9]?id)?"
 )
-_SECRET_NAME = re.compile(rf"(?:(?<![a-z0-9])(?:{_WORD}|{_KEY})|(?:{_LAST}|{_KEY_LAST}))s?\d{{0,3}}(?![a-z0-9])")
-_QUERY_NAME = re.compile(r"key|code|sid|session(?:[_-]?id)?")
+_SECRET_NAME = re.compile(
+    rf"(?:(?<![a-z0-9])(?:{_WORD}|{_KEY})|(?:{_LAST}|{_KEY_LAST}))s?\d{{0,3}}(?![a-z0-9])|[^a-z0-9]pass\d{{0,3}}$"
+)
+_QUERY_NAME = re.compile(r"key|code|sid|session(?:[_-]?id)?|pass|ticket|hd(?:nts|ntl|nea)")
+#: A name that also counts passed tests: its value is secret where it is neither a number nor after a colon.
+_COUNTED = "pass"
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # Marks of a possible secret. Few texts have one, and decoding an event checks every text.
 _BESIDE = re.compile(r"[=:@%\\&\0]")
-_BEGIN = re.compile(r"[gAxe\-Bb](?:h[pousr]_|ithub_pat_|lpat-|KIA|ox[a-z]-|yJ|----BEGIN|[Ee][Aa]|[Aa][Ss])")
+_BEGIN = re.compile(
+    r"[gAxe\-Bb](?:h[pousr]_|ithub_pat_|l[a-z]{2,8}-|KIA|SIA|ox[a-z]-|app-|yJ|----BEGIN|[Ee][Aa]|[Aa][Ss])"
+    r"|(?:^|\s)--?[A-Za-z]|slack|[_-][0-9a-f]{32}"
+)
 # A user name and the start of a password: no port follows the colon.
 _PASSWORD = re.compile(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))")
 _USER = re.compile(r"[^/?#\s\"'<>@]*+")
@@ -42,10 +55,30 @@ _VALUES = {
 }
 _SCHEME = re.compile(r"\b(bearer|basic)\s{1,8}[A-Za-z0-9._~+/=-]{8,}+", re.IGNORECASE)
 _SHAPE = re.compile(
-    r"gh[pousr]_[A-Za-z0-9]{20,}+|github_pat_\w{20,}+|glpat-[\w-]{16,}+|\bAKIA[0-9A-Z]{16}\b|xox[abeoprs]-[\w-]{10,}+|"
+    r"gh[pousr]_[A-Za-z0-9]{20,}+|github_pat_\w{20,}+|\bgl[a-z]{2,8}-[\w.-]{16,}+|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|"
+    r"\bx(?:ox[a-z]|app)-[\w-]{10,}+|\bhooks\.slack\.com/services/[\w/]{20,}+|"
+    r"(?<![a-z])[a-z]{0,8}(?:key|token|t[ok]kn?|secret|pat|api|live|_v\d)[_-][0-9a-f]{32,}+|"
     r"\beyJ[\w-]{8,}+\.eyJ[\w-]{8,}+(?:\.[\w-]*+)?|-----BEGIN [A-Z ]{0,40}PRIVATE KEY.*+",
     re.DOTALL,
 )
+#: An option of a command and its value: ``--password X``.
+_OPTION = re.compile(r"(?<![\w-])--?([A-Za-z][\w-]{2,63}+)[ \t]{1,8}+(?!-)(\"[^\"]*+\"?|'[^']*+'?|[^\s\"']++)")
+#: A run of letters and digits in a word, the word's part before it, and the classes of its characters.
+_RUN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]{12,}+")
+_WORD_CHARACTERS = string.ascii_letters + string.digits + "_.~+-"
+_MAX_PREFIX = 128
+_WORD_AFTER = re.compile(r"[A-Za-z0-9_.~+=-]*+")
+_CLASSES = re.compile(r"[a-z]++|[A-Z]++|[0-9]++")
+_PREFIX = re.compile(r"[A-Za-z0-9][_.~-]$")
+_SUFFIX = re.compile(r"[.~][A-Za-z0-9_-]{16}")
+#: Digits of a digest, with the letter of a Gerrit change or a Zuul reference before it.
+_HEXADECIMAL = re.compile(r"(?:[A-Z]|0x|3A)?(?:[0-9a-f]+|[0-9A-F]+)")
+#: The start of a digest, and of GitHub's identifiers of objects, as PR_kwDO….
+_ID = re.compile(r"(?:sha\d{1,3}|md5|blake\w{1,4})[-_.:]|[A-Z]{1,5}_[A-Za-z]")
+#: Letters and digits of a token without and with a prefix, the least shares of changes of class, and what is examined.
+_RANDOM, _RANDOM_WITH_PREFIX, _EXAMINED = 24, 12, 64
+_LETTERS_OF_WORD, _WORDS, _WORDS_OF_LETTERS = 3, 0.4, 0.5
+_CHANGES, _CHANGES_OF_LETTERS, _CHANGES_OF_CAPITALS = 0.42, 0.32, 0.25
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 _ENTITY = re.compile(r"&(?:#[xX]([0-9A-Fa-f]{1,6})|#([0-9]{1,7})|(amp|quot|apos|equals|commat|sol|colon|percnt|num));?")
 _ENTITIES = {
@@ -54,9 +87,32 @@ _ENTITIES = {
 }  # fmt: skip
 
 
-def may_hold_secret(text: str) -> bool:
-    """Return whether a text has any mark of a secret; a text without one certainly holds none."""
+def _may_name_secret(text: str) -> bool:
+    """Return whether a text has any mark of a secret; one without a mark has at most random letters and digits."""
     return _BESIDE.search(text) is not None or _BEGIN.search(text) is not None
+
+
+def looks_random(run: str) -> bool:
+    """Return whether letters and digits are drawn at random from capitals, small letters and digits.
+
+    In random ones two neighbours of three differ in class, and few small letters follow each other; in names, dates and
+    versions it is the other way round. Small letters alone and hexadecimal digits are digests and ids; capitals and
+    digits, or capitals and small letters, have to be longer.
+    """
+    run = run[:_EXAMINED]
+    if run.islower() or run.isdigit() or _HEXADECIMAL.fullmatch(run):
+        return False
+    classes = _CLASSES.findall(run)
+    changes = len(classes) / len(run)
+    if run.isupper():
+        return len(run) >= _RANDOM and changes >= _CHANGES_OF_CAPITALS
+    capitals = sum(len(part) for part in classes if part[0].isupper())
+    words = sum(len(part) for part in classes if len(part) >= _LETTERS_OF_WORD and part[0].islower())
+    if words >= (_WORDS_OF_LETTERS if run.isalpha() else _WORDS) * len(run):
+        return False  # as in TaskRunResultLargerThanAllowedLimit
+    if run.isalpha():
+        return len(run) >= _RANDOM and changes >= _CHANGES_OF_LETTERS
+    return changes >= _CHANGES and capitals >= len(run) / 8
 
 
 def redact_url(url: str) -> str:
@@ -65,8 +121,8 @@ def redact_url(url: str) -> str:
     The rest stays as it is, so an address without secrets is returned unchanged (fragment apart).
     """
     _, scheme, rest = url.partition("://")
-    if scheme and "#" not in rest and not _BESIDE.search(rest) and not _BEGIN.search(rest):
-        return url
+    if scheme and "#" not in rest and not _may_name_secret(rest):
+        return _without_random_words(url)
     if "//" in url:
         url = _without_userinfo(url)
     if "#" in url:
@@ -74,19 +130,23 @@ def redact_url(url: str) -> str:
     return redact_text(url)
 
 
-def redact_text(text: str) -> str:
+def redact_text(text: str, guess: bool = True) -> str:
     """Return a text with its secrets replaced by ``REDACTED``, and its addresses without user names and passwords.
 
     A text without secrets is returned unchanged. One whose secrets are encoded is returned decoded.
+
+    Args:
+      text: any text.
+      guess: whether random letters and digits are secrets too.
     """
-    if not may_hold_secret(text):
-        return text
-    shown = hidden = _redact_plain(text)
+    if not _may_name_secret(text):
+        return _without_random_words(text) if guess else text
+    shown = hidden = _redact_plain(text, guess)
     for _ in range(_MAX_ENCODINGS):
         plain = decoded(hidden)
         if plain == hidden:
             return shown
-        hidden = _redact_plain(plain)
+        hidden = _redact_plain(plain, guess)
         if hidden != plain:
             shown = hidden
     return REDACTED
@@ -118,16 +178,45 @@ def hides(name: str, value: object) -> bool:
     """
     if type(value) is bool or (type(value) in (int, float) and name[-1:] in "sS"):
         return False
-    return is_secret_name(name)
+    return is_secret_name(name) or (name.lower() == _COUNTED and type(value) is str)
 
 
-def _redact_plain(text: str) -> str:
+def _redact_plain(text: str, guess: bool) -> str:
     if "//" in text:
         text = _without_userinfo(text)
     text = _SCHEME.sub(rf"\1 {REDACTED}", text)
     if "=" in text or ":" in text:
         text = _without_values(text)
-    return _SHAPE.sub(REDACTED, text)
+    if "-" in text:
+        text = _OPTION.sub(_without_argument, text)
+    text = _SHAPE.sub(REDACTED, text)
+    return _without_random_words(text) if guess else text
+
+
+def _without_argument(option: re.Match[str]) -> str:
+    name, value = option.groups()
+    if not (is_secret_name(name) or name.lower() == _COUNTED) or REDACTED in value:
+        return option[0]
+    return option[0].removesuffix(value) + REDACTED
+
+
+def _without_random_words(text: str) -> str:
+    """Replace words with random letters and digits: after a prefix, as ``hf_…``, or long ones outside of paths."""
+    out: list[str] = []
+    copied = 0
+    for run in _RUN.finditer(text):
+        if run.start() < copied or not looks_random(run[0]):
+            continue
+        before = text[max(run.start() - _MAX_PREFIX, copied) : run.start()]
+        start = run.start() - len(before) + len(before.rstrip(_WORD_CHARACTERS))
+        has_prefix = _PREFIX.search(text, start, run.start()) is not None or _SUFFIX.match(text, run.end()) is not None
+        path = text[start - 1 : start] == "/" and not has_prefix
+        if len(run[0]) < (_RANDOM_WITH_PREFIX if has_prefix else _RANDOM) or path or _ID.match(text, start):
+            continue
+        after = _WORD_AFTER.match(text, run.end())
+        out += (text[copied:start], REDACTED)
+        copied = after.end() if after else run.end()
+    return "".join((*out, text[copied:])) if out else text
 
 
 def _without_userinfo(text: str) -> str:
@@ -187,6 +276,8 @@ def _names_a_secret(name: str, separator: str, before: str, after: str) -> bool:
         return False  # a host and its port, a scheme
     if len(name) > _MAX_NAME or name.endswith("data_base64"):
         return True  # too many layers to check
+    if name.lower() == _COUNTED and "=" in separator:
+        return True
     return is_secret_name(name, before in ("?", "&", ";", "#"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import random
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from ciml.events.payload_redaction import redact_bytes, redact_header
 from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Message
 from ciml.events.redaction import REDACTED, is_secret_name, redact_text, redact_url
+from tests.ciml.events.tokens import NAMED, TOKENS, token
 from tests.growth import assert_linear
 
 S = "hUnter2zq"  # the secret
@@ -233,6 +235,15 @@ SHAPES: dict[str, Callable[[int], str]] = {
     "bearers": lambda n: "bearer " * n,
     "shapes": lambda n: "ghp_eyJaaaaaaaa." * n,
     "keys": lambda n: "-----BEGIN PRIVATE " * n,
+    "options": lambda n: "--password " * n,
+    "an option": lambda n: "--password" + " " * n,
+    "quoted options": lambda n: '--token "' * n,
+    "random paths": lambda n: "/aB3dE5gH1jK2mN4pQ6r" * n,
+    "random words": lambda n: "x_aB3dE5gH1jK2 " * n,
+    "prefixes": lambda n: "a_" * n + "aB3dE5gH1jK2mN4pQ6r",
+    "a random word": lambda n: "aB3" * n,
+    "hexadecimal keys": lambda n: "key-" * n + "0" * n,
+    "webhooks": lambda n: "hooks.slack.com/services/" * n,
     "json keys": lambda n: "{" + ",".join(f'"token{i}":"a"' for i in range(n)) + "}",
     "json texts": lambda n: json.dumps([f"//u:{i}@h?sig=1" for i in range(n)]),
     "base64 upon base64": lambda n: json.dumps({"data_base64": base64.b64encode(b'{"data_base64":' * n).decode()}),
@@ -280,3 +291,77 @@ def test_a_payload_that_is_not_utf8_stays_so() -> None:
     with pytest.raises(UnicodeDecodeError):
         shown.decode()
     assert redact_bytes(b'{"job": "\\ud800\xef", "token": "pa55"}').find(b"pa55") < 0
+
+
+#: Tokens of letters and digits are found with this share at least: a few look like names by chance.
+_FOUND = 0.9
+
+
+@pytest.mark.parametrize("around", ["{}", "cloning with {} failed", '{{"message": "used {}."}}', "https://h/a?x={}"])
+@pytest.mark.parametrize("kind", TOKENS)
+def test_tokens_of_many_issuers_are_found(kind: str, around: str) -> None:
+    source = random.Random(f"{kind} {around}")
+    found = 0
+    for _ in range(20):
+        text, values = token(TOKENS[kind], source)
+        shown = redact_bytes(around.format(text).encode()).decode()
+        found += not any(value in shown for value in values if len(value) >= 8)
+    assert found >= 20 * _FOUND
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_secrets_are_found_by_their_names(name: str) -> None:
+    source = random.Random(name)
+    for _ in range(20):
+        text, values = token(NAMED[name], source)
+        assert not any(value in redact_text(text) for value in values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8e5a1a0f5b8c4d6e9f0a1b2c3d4e5f60718293a4",  # a commit
+        "sha256:0b31b1c02ff458ad9b7b81cbdf8f028bd54699fa151f221d1e8de6817db93427",
+        "pkg:oci/myapp@sha256%3A0b31b1c02ff458ad9b7b81cbdf8f028bd54699fa151f221d1e8de6817db93427",
+        "sha512-9Kqv0Zb2TnYc1xX4e7R3sD8hJ5mW6pL0aQ2uV1fB3gC4iE7kN9oS==",
+        "registry.example.org/app-0b31b1c02ff458ad9b7b81cbdf8f028bd54699fa",
+        "Ifc7af9f849cbfb677ef6f1adcf05956292d4f571",  # a change of Gerrit
+        "Zf8b3d7cd34f54cb396b488226589db8f",  # a reference of Zuul
+        "PR_kwDOABCDEc5aBcDeFgH",  # a node of GitHub
+        "f81d4fae-7dec-11d0-a765-00a0c91e6bf6",
+        "zuul~8f0e1c2d3b4a59687766554433221100~1",
+        "jenkins-Nightly/Build2026-42",
+        "release-2026-11-28-ReleaseCandidate20261128-x86-64",
+        "openstack-tox-py311-ubuntu-jammy-arm64-2xlarge",
+        "kubernetes-e2e-gce-cos-k8sbeta-default",
+        "pod-7d9f8b6c5-x2x4z, CamelCaseTestClassName2",
+        "org.example.IntegrationTestHTTP2ServerUpgrade",
+        "https://ci.example/artifacts/u72ug1Ib1ZBCtek798Hy/dstat.csv.gz",
+        "TaskRunResultLargerThanAllowedLimit",
+        "reason-PodCreationFailedOnNode2AfterRetry, test_HTTPSConnectionPoolTimesOut",
+        "com.example.MyUnitTestForTheNewIOLayerIn2Steps",
+        "pass: 12, fail: 3; tests passed",
+        "ticket: PROJ-123",
+        "make -j4 --keep-going --output-sync=target all",
+        "20261128T211601Z-000000000000000042",
+    ],
+)
+def test_names_digests_and_ids_stay(text: str) -> None:
+    assert redact_text(text) == text
+    value = json.dumps({"id": "r", "text": text}).encode()
+    assert redact_bytes(value) == value
+
+
+def test_counts_of_passed_tests_stay_and_passwords_do_not() -> None:
+    assert redact_bytes(b'{"pass": 12}') == b'{"pass": 12}'
+    assert json.loads(redact_bytes(b'{"pass": "hunter2", "otp": 123456}')) == {"pass": REDACTED, "otp": REDACTED}
+
+
+@pytest.mark.parametrize("identifier", ["msg_p5jXN8AQM9LWM0D4loKWxJek", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"])
+def test_a_random_identifier_is_accepted_as_before(identifier: str) -> None:
+    """Runs that an older version stored have such ids: later events must find them."""
+    decoded = decode_message(Message(0, event(id=identifier)))
+    assert [facts.run_id for facts in decoded.run_facts] == [f"zuul~{identifier}~1"]
+    value = json.dumps({"data": {"id": identifier, "job": "j"}}).encode()
+    assert redact_bytes(value) == value
+    assert redact_header("webhook-id", identifier.encode()) == ("webhook-id", identifier.encode())
