@@ -31,10 +31,11 @@ from ciml.manifest.log import Delta
 from ciml.raw.known_ids import Event, KnownRun, ids_of_repeats, recorded_ids
 from ciml.raw.known_subjects import Subject, Subjects, source_of, subjects_of
 from ciml.raw.run_log import Judge
-from ciml.raw.standing import UNPROVED, standing_of
+from ciml.raw.standing import STANDINGS, UNPROVED, standing_of
 from ciml.raw.state import RawState
 
-#: A delta judges the runs of this many subjects with `MAX_SUBJECT_RUNS` again, or of more subjects with fewer.
+#: A delta judges the runs of this many subjects with `MAX_SUBJECT_RUNS` again, or of more subjects with fewer: of each
+#: standing, so that runs which are believed less displace none that are believed more.
 _SUBJECTS_AT_ONCE = 10
 #: Reasons of ignored outcomes that describe how a run ended. For a stored run they are corrections.
 _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
@@ -257,9 +258,12 @@ class _Draft:
     def _updated_runs(self) -> dict[str, RunFacts]:
         """Return the own facts of the runs that updates here may change, those stored by this delta included."""
         found: dict[str, RunFacts] = {}
-        for subject in self._said:
-            most = min(MAX_SUBJECT_RUNS, _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS - len(found))
-            found |= {facts.run_id: facts for facts in self._subjects.runs(subject, most)}
+        for standing in reversed(STANDINGS):
+            room = _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS
+            for subject in self._said:
+                runs = self._subjects.runs(subject, min(MAX_SUBJECT_RUNS, room), standing)
+                found |= {facts.run_id: facts for facts in runs}
+                room -= len(runs)
         for outcome in (*self._lists["run"], *self._lists["reclaim"]):
             facts = outcome.mention
             if facts is not None and (facts.run_id in found or self._updates(facts)):

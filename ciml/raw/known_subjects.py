@@ -17,13 +17,15 @@ from ciml.events.records import FactUpdate, RunFacts
 from ciml.events.updates import Said, changes_of, counting, merged, parent_subjects, said_by
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.raw.standing import PROVED, STANDINGS, TRUSTED, standing_of
 
 #: (source, subject).
 Subject = tuple[str, str]
 
 #: What updates say of a subject, by fact (JSON). Id: source and subject.
 _SAID = TableKind({"said": "binary"})
-#: A run of a subject. Id: half of the subject's id, then half of the run's id, so that a subject's runs are adjacent.
+#: A run of a subject. Id: half of the id of the subject's runs of one standing, then half of the run's id, so that a
+#: subject's runs are adjacent, and runs that are believed less displace none that are believed more.
 _MEMBERS = TableKind({"run": "binary"})
 #: The facts by which a run is trusted, as its own event has them, and its subjects (JSON). Id: the run id. And what was
 #: claimed of a run (JSON). Id: the run id and a word.
@@ -145,18 +147,25 @@ class Subjects:
         subject = (update.source, update.subject)
         self._said[subject] = merged(self.said(subject), said_by(update, event_key))
         if "parents" in update.facts:
-            for facts in self.runs(subject, MAX_SUBJECT_RUNS):
-                self._add_members(facts)
+            for standing in STANDINGS:
+                for facts in self.runs(subject, MAX_SUBJECT_RUNS, standing):
+                    self._add_members(facts, standing)
 
-    def add_run(self, facts: RunFacts) -> None:
+    def add_run(self, facts: RunFacts, *, trusted: bool = False) -> None:
         """Add a run that is marked, with its own facts; a later row of the run replaces them."""
         self._own[fingerprint(facts.run_id)] = _encode(facts)
-        self._add_members(facts)
+        self._add_members(facts, standing_of(trusted, bool(facts.auth)))
 
-    def _add_members(self, facts: RunFacts) -> None:
+    def trust_run(self, run_id: str) -> None:
+        """Count a run among the trusted ones of its subjects, as an update has raised its trust."""
+        (data,) = self._encoded([fingerprint(run_id)])
+        if data is not None:
+            self._add_members(_decode(data), TRUSTED)
+
+    def _add_members(self, facts: RunFacts, standing: int) -> None:
         run = fingerprint(facts.run_id)
         for subject in (*subjects_of(facts), *self.parents_of(facts)):
-            self._members.setdefault(fingerprint(*subject), {})[run] = None
+            self._members.setdefault(_members_id(subject, standing), {})[run] = None
 
     def parents_of(self, facts: RunFacts) -> list[Subject]:
         """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
@@ -176,16 +185,26 @@ class Subjects:
         (data,) = self._encoded([_claims_id(run_id)])
         return _claims_decoder.decode(data) if data is not None else {}
 
-    def runs(self, subject: Subject, most: int) -> list[RunFacts]:
-        """Return the own facts of at most ``most`` runs of a subject, or with it as a parent, as trust needs them."""
-        identity = fingerprint(*subject)
+    def runs(self, subject: Subject, most: int, standing: int | None = None) -> list[RunFacts]:
+        """Return the own facts of runs of a subject, or with it as a parent, as far as trust needs them.
+
+        Args:
+          subject: the subject.
+          most: the most runs of each standing.
+          standing: that of the runs, the highest one that they had; None for all, the highest first.
+        """
+        standings = reversed(STANDINGS) if standing is None else (standing,)
+        runs = dict.fromkeys(run for each in standings for run in self._members_of(_members_id(subject, each), most))
+        facts = [_decode(data) for data in self._encoded(runs.keys()) if data is not None]
+        # A reclaim may have left the subject.
+        return [each for each in facts if subject in subjects_of(each) or subject in self.parents_of(each)]
+
+    def _members_of(self, identity: bytes, most: int) -> list[bytes]:
         runs = list(self._members.get(identity, ()))[:most]
         if self._tables:
             found = self._tables["members"].starting(identity[:_HALF], most)
             runs = list(dict.fromkeys([*runs, *(row["run"] for row in found)]))[:most]
-        facts = [_decode(data) for data in self._encoded(runs) if data is not None]
-        # A reclaim may have left the subject.
-        return [each for each in facts if subject in subjects_of(each) or subject in self.parents_of(each)]
+        return runs
 
     def _encoded(self, runs: Collection[bytes]) -> list[bytes | None]:
         found = {run: self._own.get(run) for run in runs}
@@ -248,6 +267,11 @@ class Subjects:
             ),
             "facts": _OWN.rows(list(self._own), {"facts": list(self._own.values())}),
         }
+
+
+def _members_id(subject: Subject, standing: int) -> bytes:
+    """Return the id of a subject's runs of a standing. That of proved runs is the one of all runs in older tables."""
+    return fingerprint(*subject) if standing == PROVED else fingerprint(*subject, str(standing))
 
 
 def _claims_id(run_id: str) -> bytes:

@@ -143,7 +143,7 @@ class RawState(TopicState):
             digest, proved = record["file"]["digest"], bool(facts.get("auth"))
             self.index.put_run(run_id, KnownRun(facts.get("outcome", ""), digest, trusted, proved))
             if kind == "reclaim" or is_marked(facts):
-                self.index.subjects.add_run(RunFacts.from_json(facts))
+                self.index.subjects.add_run(RunFacts.from_json(facts), trusted=trusted)
             self.trust[trusted, trust.get("rule", "")] += 1
         elif kind == "correction":
             known = self.index.run(run_id)
@@ -170,6 +170,8 @@ class RawState(TopicState):
         if known is None:
             raise IntegrityError(f"raw manifest: version {version} changes the trust of the unknown run {run_id}")
         self.index.put_run(run_id, known.judged(trusted))
+        if trusted:
+            self.index.subjects.trust_run(run_id)
         self.trust_changes[trusted, change["trust"]["rule"]] += 1
 
     def _source(self, source: str) -> str:

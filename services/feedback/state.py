@@ -133,6 +133,25 @@ def entry_key(system: str, change: ChangeRef) -> str:
     return sha256_json([system, change.project, of, change.head or change.patchset])[:32]
 
 
+def _is_proved(item: Item) -> bool:
+    """Return whether a receiver proved who sent the event of the item's run."""
+    return bool(item.prediction["run"].get("auth"))
+
+
+def _precedence(item: Item) -> tuple[bool, int]:
+    """Return the order of the runs of a job: anybody may claim a run of a change, so a proof counts before the end."""
+    return _is_proved(item), item.end_us
+
+
+def _make_room(entry: Entry, item: Item) -> bool:
+    """Remove a verdict on a run without a proof, for one with a proof; return whether there was one."""
+    weaker = next((job for job, other in entry.items.items() if not _is_proved(other)), None)
+    if weaker is None or not _is_proved(item):
+        return False
+    del entry.items[weaker]
+    return True
+
+
 class FeedbackState(TopicState):
     """The state of the manifest after its deltas.
 
@@ -234,9 +253,9 @@ class FeedbackState(TopicState):
         known = entry.items.get(item.job)
         if known is not None and known.prediction.get("id") == item.prediction.get("id"):
             return "repeat"
-        if known is not None and known.end_us > item.end_us:
+        if known is not None and _precedence(known) > _precedence(item):
             return "superseded"
-        if known is None and len(entry.items) >= MAX_FEEDBACK_JOBS:
+        if known is None and len(entry.items) >= MAX_FEEDBACK_JOBS and not _make_room(entry, item):
             return "too_many"
         entry.items[item.job] = item
         if entry.changes == entry.done:
@@ -258,7 +277,7 @@ class FeedbackState(TopicState):
             self._touch(entry, now_us)
             return
         for job, item in entry.items.items():
-            if job not in other.items or other.items[job].end_us < item.end_us:
+            if job not in other.items or _precedence(other.items[job]) < _precedence(item):
                 other.items[job] = item
         if other.changes == other.done:
             other.since_us = entry.since_us
@@ -317,7 +336,10 @@ class FeedbackState(TopicState):
         return self.entries[key]
 
     def _prune(self, now_us: int) -> None:
-        """Forget entries that have nothing to say and were not touched for long; beyond the limit, the oldest."""
+        """Forget entries that have nothing to say and were not touched for long.
+
+        Beyond the limit, forget the oldest, those of runs without a proof first.
+        """
         old = []
         for entry in self.entries.values():  # the one touched longest ago first
             if now_us - entry.touched_us <= KEEP_US:
@@ -326,7 +348,9 @@ class FeedbackState(TopicState):
                 old.append(entry)
         too_many = len(self.entries) - len(old) - MAX_FEEDBACK_ENTRIES
         if too_many > 0:
-            old += [entry for entry in self.entries.values() if entry.intent is None and entry not in old][:too_many]
+            others = [entry for entry in self.entries.values() if entry.intent is None and entry not in old]
+            others.sort(key=lambda entry: any(map(_is_proved, entry.items.values())))
+            old += others[:too_many]
         for entry in old:
             self._drop(entry.key)
             if entry.is_open:

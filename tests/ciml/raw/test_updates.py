@@ -211,6 +211,25 @@ def test_an_update_judges_a_bounded_number_of_runs(manifest: Manifest, monkeypat
     assert {facts.review for facts in manifest.facts().values() if facts.subjects == ("a",)} == {"approved"}
 
 
+@pytest.mark.parametrize("auth", ["", "hmac-sha256"])
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_runs_that_are_believed_less_displace_none_whose_trust_an_update_changes(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, auth: str, checkpoint: bool
+) -> None:
+    """Runs of a fork with the same commit: the lowered trust of the trusted runs is recorded all the same."""
+    monkeypatch.setattr(accounting, "MAX_SUBJECT_RUNS", 2)
+    manifest.add(manifest.message(run(1, review="approved")), manifest.message(run(2)))
+    manifest.add(manifest.message(says(review="approved")), checkpoint=checkpoint)
+    assert manifest.trusted("github~1~1")
+    assert manifest.trusted("github~2~1")
+    forks = [run(number, auth=auth, fork="yes") for number in range(100, 160)]
+    manifest.add(*map(manifest.message, forks), checkpoint=checkpoint)
+    for number in range(3):
+        manifest.add(manifest.message(run(200 + number, ("z",))), checkpoint=checkpoint)
+    delta = manifest.add(manifest.message(says(review="", when=2)))
+    assert [change["run_id"] for change in delta["trust_changes"]] == ["github~1~1", "github~2~1"]
+
+
 PARENTS = ("1" * 40, "2" * 40)
 
 

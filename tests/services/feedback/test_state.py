@@ -12,6 +12,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
+from services.feedback import state as state_module
 from services.feedback.reading import Judge, taken
 from services.feedback.service import replica
 from services.feedback.state import FeedbackState
@@ -94,3 +95,33 @@ def test_one_who_only_watches_learns_of_a_checkpoint_within_a_minute(tmp_path: P
     now_s += 31.0
     with watcher.state() as state:
         assert (state.version, state.restored) == (150, 100)
+
+
+def jobs(world: World) -> dict[str, str]:
+    with world.committing.state() as state:
+        return {job: item.run_id for entry in state.entries.values() for job, item in entry.items.items()}
+
+
+def test_a_run_without_a_proof_replaces_none_with_a_proof(world: World) -> None:
+    """Anybody who may send an event can claim a run of the change, under any job and with any end."""
+    late = int((NOW_S - 1) * 1e6)
+    world.take(prediction(1, auth="mqtt-user"), prediction(2, end_us=late))
+    assert jobs(world) == {"unit": "zuul~1~1"}
+    world.take(prediction(3, build_name="docs", end_us=late), prediction(4, build_name="docs", auth="mqtt-user"))
+    assert jobs(world) == {"unit": "zuul~1~1", "docs": "zuul~4~1"}
+
+
+def test_runs_without_a_proof_take_no_room_of_those_with_a_proof(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "MAX_FEEDBACK_JOBS", 2)
+    world.take(*(prediction(number, build_name=f"fake-{number}") for number in range(3)))
+    world.take(*(prediction(10 + number, build_name=f"job-{number}", auth="ssh") for number in range(3)))
+    assert jobs(world) == {"job-0": "zuul~10~1", "job-1": "zuul~11~1"}
+
+
+def test_patch_sets_of_runs_without_a_proof_are_forgotten_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "MAX_FEEDBACK_ENTRIES", 2)
+    world.take(prediction(1, auth="ssh"))
+    for number in range(2, 6):
+        world.take(prediction(number, change=str(100 + number), head=f"{number}b" * 20))
+    with world.committing.state() as state:
+        assert {entry.change.change for entry in state.entries.values()} == {"12", "105"}
