@@ -56,7 +56,7 @@ def covered_again() -> Iterator[None]:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._state, name)
 
-        def covered(self, topic: str, partition: int) -> RangeSet:
+        def covered_of(self, generation: str, partition: int) -> RangeSet:
             return RangeSet()
 
     real = accounting.reconcile
