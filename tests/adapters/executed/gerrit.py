@@ -557,6 +557,21 @@ SCENARIOS = [
         MERGED_2,
     ),
     bad(
+        "a merge into the author's own branch, and a run there",
+        [updated(name="refs/heads/eve"), created(branch="eve"), merged(branch="eve"), check(change={"branch": "eve"})],
+        "patch set 1 on Eve's branch",
+        "Eve, in her own branch",
+    ),
+    bad(
+        "an approval in the author's own branch, and a run there",
+        [updated(name="refs/heads/eve"), created(branch="eve"), voted(branch="eve"), check(change={"branch": "eve"})],
+        "patch set 1 on Eve's branch",
+        CLEO,
+    ),
+    bad("a gate of the author's own branch", [check(pipeline="gate", change={"branch": "eve"})]),
+    bad("a post of the author's own branch", [check(pipeline="post", change={"branch": "eve"})]),
+    bad("a gate of a branch below stable/1", [check(pipeline="gate", change={"branch": "stable/1/eve"})]),
+    bad(
         "a cherry-pick to another branch, which is another change",
         [updated(), created(), voted(number=9, branch="main"), check()],
         reviewed="Cleo: change 9",

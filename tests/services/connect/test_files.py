@@ -59,9 +59,11 @@ def test_all_systems_share_the_files(tmp_path: Path) -> None:
     assert [one.host for one in fetch.credentials] == ["api.github.com", "gitlab.example.org"]
     policy = TrustPolicy.load(tmp_path / TRUST)
     assert [rule.name for rule in policy.rules if rule.name.startswith("listing")] == ["listing"]
-    gate = RunFacts("zuul~a~1", "a", "job", source="zuul", pipeline="gate", auth="mqtt-user")
+    gate = RunFacts("zuul~a~1", "a", "job", source="zuul", pipeline="gate", auth="mqtt-user", branch="main")
     assert evaluate(policy, gate).rule == "gated"
-    merged = RunFacts("zuul~a~1", "a", "job", source="zuul", pipeline="check", auth="mqtt-user", review="merged")
+    merged = RunFacts(
+        "zuul~a~1", "a", "job", source="zuul", pipeline="check", auth="mqtt-user", review="merged", branch="main"
+    )
     assert evaluate(policy, merged).rule == "reviewed (zuul)"
     assert not evaluate(policy, merged.replace(source="gitlab")).trusted
 

@@ -111,9 +111,16 @@ PULL = {"github": "pull_request", "gitlab": "merge_request_event"}
 @pytest.mark.parametrize(
     ("system", "facts", "rule"),
     [
-        ("zuul", {"pipeline": "gate"}, "gated"),
-        ("zuul", {"pipeline": "check"}, None),
-        ("zuul", {"pipeline": "check", "review": "merged"}, "reviewed"),
+        ("zuul", {"pipeline": "gate", "branch": "main"}, "gated"),
+        ("zuul", {"pipeline": "gate", "branch": "mine"}, None),
+        ("zuul", {"pipeline": "gate"}, None),
+        ("zuul", {"pipeline": "post", "branch": "stable/1"}, "merged"),
+        ("zuul", {"pipeline": "post", "branch": "stable/1/mine"}, None),
+        ("zuul", {"pipeline": "release"}, "released"),
+        ("zuul", {"pipeline": "check", "branch": "main"}, None),
+        ("zuul", {"pipeline": "check", "branch": "main", "review": "merged"}, "reviewed"),
+        ("zuul", {"pipeline": "check", "branch": "mine", "review": "merged"}, None),
+        ("zuul", {"pipeline": "check", "branch": "main", "review": "partly_approved"}, None),
         ("zuul", {"pipeline": "gate", "auth": ""}, "unproved"),
         ("zuul", {"pipeline": "gate", "auth": "hmac-sha256"}, None),
         ("github", {"event": "push", "branch": "main"}, None),  # it may be a tag
