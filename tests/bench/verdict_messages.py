@@ -9,7 +9,7 @@ held up, in the order of the runs' ends. A message is right if the recording, or
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,18 @@ from services.feedback.history.standing import Standings
 from services.feedback.policy import Silence, doubt_of
 from serving.evidence.evidence import evidence_for
 from serving.evidence.subject import Subject
-from tests.bench.verdicts import EXAMPLES, Answer, Fold, Recorded, by_experiment, fold_of_later_runs, folds_of, read
+from tests.bench.verdicts import (
+    EXAMPLES,
+    Answer,
+    Fold,
+    Recorded,
+    by_experiment,
+    calibrating,
+    features_of,
+    fold_of_later_runs,
+    folds_of,
+    read,
+)  # fmt: skip
 from training.calibration.conformal import make_rules
 from training.calibration.fit import fit_calibrator
 from training.calibration.ranges import learned_ranges
@@ -56,8 +67,9 @@ class Judged:
     said: frozenset[str]
 
 
-def judged(runs: Recorded, folds: Iterable[tuple[int, Fold]], answer: Answer, labels: np.ndarray, coverage: float,
-           definition: DatasetDefinition) -> list[Judged]:  # fmt: skip
+def judged(
+    runs: Recorded, folds: Iterable[tuple[int, Fold]], answer: Answer, labels: np.ndarray, coverage: float
+) -> list[Judged]:
     """Return the verdicts on all held-out runs, with the rules up to ``same machines`` that say them."""
     facts = [runs.facts[place] for place in runs.failed]
     found = []
@@ -169,19 +181,38 @@ def interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def transfer_folds(runs: Recorded, definition: DatasetDefinition, labels: np.ndarray) -> Iterable[tuple[int, Fold]]:
-    """Yield a fold for each provider: its runs are held out, and the model learns on those of the others."""
-    from tests.bench.verdicts import calibrating, features_of
+def transfer_folds(
+    runs: Recorded, definition: DatasetDefinition, labels: np.ndarray, places: np.ndarray, held_places: Sequence[str]
+) -> Iterator[tuple[int, Fold]]:
+    """Yield a fold for each place: its runs are held out, and the model learns on those of the others.
 
+    Args:
+      runs: the recordings.
+      definition: of the data set.
+      labels: int64 [failed].
+      places: str [n], the place of each run.
+      held_places: the places to hold out.
+    """
     failed = np.array(runs.failed)
-    providers = np.array([facts.provider for facts in runs.facts], object)
-    for repeat, provider in enumerate(sorted(set(providers[failed]))):
-        hidden = set(runs.groups[failed][providers[failed] == provider])
-        seen = [at for at in range(len(runs.facts)) if providers[at] != provider and runs.groups[at] not in hidden]
-        rest = np.flatnonzero([providers[at] != provider and runs.groups[at] not in hidden for at in failed])
-        held = np.flatnonzero(providers[failed] == provider)
+    for place in held_places:
+        held = np.flatnonzero(places[failed] == place)
+        hidden = set(runs.groups[failed][held])
+        is_seen = (places != place) & ~np.isin(runs.groups, list(hidden))
+        rest = np.flatnonzero(is_seen[failed])
         learned, dev = calibrating(rest, labels, runs.groups[failed], 0)
-        yield repeat, Fold(learned, dev, held, *features_of(runs, definition, seen))
+        yield 0, Fold(learned, dev, held, *features_of(runs, definition, np.flatnonzero(is_seen).tolist()))
+
+
+def provider_places(runs: Recorded) -> tuple[np.ndarray, list[str]]:
+    """Return the provider of each run, and all providers: each is held out in turn."""
+    providers = np.array([facts.provider or "none" for facts in runs.facts], object)
+    return providers, sorted(set(providers[runs.failed]))
+
+
+def load_places(runs: Recorded) -> tuple[np.ndarray, list[str]]:
+    """Return ``busy`` or ``quiet`` for each run, by the load of 15 minutes at its begin; the quiet are held out."""
+    loads = np.array([table.column("load avg:15m")[0].as_py() or 0.0 for table in runs.tables])
+    return np.where(loads > np.median(loads[runs.failed]), "busy", "quiet").astype(object), ["quiet"]
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -197,20 +228,21 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--since", type=datetime.fromisoformat, help="hold out all runs of this day (UTC) and later")
-    parser.add_argument("--transfer", action="store_true", help="hold out the runs of each provider in turn")
+    transfers = {"provider": provider_places, "load": load_places}
+    parser.add_argument("--transfer", choices=list(transfers), help="learn elsewhere: each provider, or the quiet runs")
     options = parser.parse_args()
     definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
     experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
     runs = read(options.folders)
     labels = np.array([CAUSES.index(runs.truth(runs.facts[place].run_id)) for place in runs.failed])
     if options.transfer:
-        folds = list(transfer_folds(runs, definition, labels))
+        folds = list(transfer_folds(runs, definition, labels, *transfers[options.transfer](runs)))
     elif options.since is not None:
         since_us = int(options.since.replace(tzinfo=UTC).timestamp() * 1e6)
         folds = list(fold_of_later_runs(runs, definition, labels, since_us, options.repeats))
     else:
         folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
-    found = judged(runs, folds, by_experiment(experiment), labels, experiment.coverage, definition)
+    found = judged(runs, folds, by_experiment(experiment), labels, experiment.coverage)
     for base in ("comparable", "same machines"):
         print(f"settled verdicts on top of: {base}")
         print(table(rows_of(with_history(found, runs, labels, base), runs, labels)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from filelock import FileLock
 
@@ -226,6 +227,40 @@ def test_two_trainers_of_one_model_do_not_meet(first: tuple[DataRoot, Candidate,
         pytest.raises(CimlError, match="model 'm' is being trained by another process"),
     ):
         refresh(data, "providers", QUICK, model="m")
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("kind", ["constant features", "permuted labels"])
+def test_the_gate_rejects_what_learned_nothing_of_real_runs(tmp_path: Path, kind: str):
+    column = "total cpu usage:usr"
+    runs, tables, _ = corpus(200)
+    outcomes = [run.outcome for run in runs]
+    if kind == "permuted labels":
+        outcomes = np.random.default_rng(0).permutation(outcomes).tolist()
+    else:
+        tables = [
+            table.set_column(table.column_names.index(column), column, pa.array([7.0] * table.num_rows))
+            for table in tables
+        ]
+    data = DataRoot.open(tmp_path / "data")
+    stored = [
+        run.replace(source="zuul", pipeline="gate", outcome=outcome)
+        for run, outcome in zip(runs, outcomes, strict=True)
+    ]
+    RawStore(data).add(list(zip(stored, tables, strict=True)))
+    definition = DatasetDefinition(
+        name="status", class_label="status", features_regex="^usr$", sample_interval="5s",
+        aggregation_functions=("mean",), tdt_split=(5, 0, 5), span_runs=500,
+    )  # fmt: skip
+    create_dataset(data, definition)
+    update_dataset(data.dataset("status"), seal=True)
+    candidate = refresh(data, "status", QUICK, model="m")
+    assert isinstance(candidate, Candidate)
+    assert not candidate.decision.blessed
+    assert any("does not beat the base rate" in reason for reason in candidate.decision.reasons)
+    assert list(candidate.metrics["baselines"]) == ["duration", "memory"]
+    for baseline in candidate.metrics["baselines"].values():
+        assert baseline["comparison"]["runs"] == candidate.metrics["evaluation"]["runs"]
 
 
 def test_nothing_trusted_nothing_trained(data: DataRoot):
