@@ -118,7 +118,7 @@ class Causes:
     def add(self, delta: RunDelta) -> set[str]:
         """Add the next delta; return the ids of the runs whose cause may have changed."""
         changed: set[str] = set()
-        related: set[str] = set()
+        related: set[str] = set()  # to runs as they were before
         for record in delta.rows:
             facts = record.facts
             related.update(self._depending(facts.run_id))  # a reclaim may leave its series
@@ -138,8 +138,7 @@ class Causes:
                 self._forget(change.run_id)
                 self._put(change.run_id, attempt._replace(trusted=change.trust.trusted))
                 changed.add(change.run_id)
-        related.update(*map(self._depending, changed))
-        return changed | {run_id for run_id in related if self._counts(run_id)}
+        return changed.union(filter(self._counts, related), *map(self._depending, changed))
 
     def of(self, run_id: str) -> str:
         """Return the cause of a run that its own event does not name; "" where nothing says it."""

@@ -61,6 +61,20 @@ def test_the_same_event_needs_no_log_and_another_of_the_same_run_does() -> None:
     assert after.covers == OffsetRange("t", "T", 0, 1, 5)
 
 
+def test_another_event_with_its_id_needs_its_log() -> None:
+    """An update may have made its run trusted, so that it reclaims the run of the first one."""
+    untrusted = batch(0, (1, 0))
+    untrusted.pending_runs[0].trust = Trust(False, "no rule", "p")
+    state = state_after(stored(untrusted))
+    again = batch(1, (1, 0), (1, 0))
+    for each in again.pending_runs:
+        each.trust = Trust(False, "no rule", "p")
+    again.pending_runs[1].mention = again.pending_runs[1].mention.replace(pipeline="other")
+    after = settle_known(again, state.index)
+    assert [each.origin.offset for each in after.pending_runs] == [2]
+    assert [each.origin.offset for each in after.settled] == [1]
+
+
 _pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=8)
 
 
