@@ -152,6 +152,11 @@ class Causes:
         known = self._attempts.get(run_id)
         return known is not None and known.trusted
 
+    def has_own(self, run_id: str) -> bool:
+        """Return whether a run's own event names its cause."""
+        attempt = self._attempts.get(run_id)
+        return attempt is not None and attempt.has_own
+
     def by_reruns(self, run_id: str) -> str:
         """Return the cause of a run by its reruns alone; "" where they do not say it."""
         attempt = self._attempts.get(run_id)

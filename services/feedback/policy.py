@@ -139,11 +139,13 @@ class Judgement(NamedTuple):
       item: what is to be said; None for silence.
       silence: the reason; None with an item.
       verdict: what the history records; None where it records nothing.
+      is_recorded: whether the history records the verdict; not of a run whose cause is known already.
     """
 
     item: Item | None
     silence: Silence | None = None
     verdict: RecordedVerdict | None = None
+    is_recorded: bool = True
 
 
 #: Returns why the evidence of a prediction's record is not enough; None where it is.

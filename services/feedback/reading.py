@@ -46,11 +46,14 @@ class Judge:
       feedback: the configuration.
       compare: see `services.feedback.policy.Compare`.
       is_trusted: whether a run is trusted.
+      is_known: whether the cause of a run is known already. A verdict on such a run shows nothing of its model, which
+        may have learned from the run: the history does not record it.
     """
 
     feedback: Feedback
     compare: Compare = lambda record: None
     is_trusted: Callable[[str], bool] = lambda run_id: False
+    is_known: Callable[[str], bool] = lambda run_id: False
 
     def judge(self, message: Message, muted: Iterable[str], now_us: int) -> Judgement:
         """Judge a message. One that cannot be read, or makes it fail, affects only itself.
@@ -73,7 +76,10 @@ class Judge:
         verdict = judgement.verdict
         if verdict is None:
             return judgement
-        return judgement._replace(verdict=verdict.replace(trusted=self.is_trusted(verdict.run_id)))
+        is_recorded = not self.is_known(verdict.run_id)
+        return judgement._replace(
+            verdict=verdict.replace(trusted=self.is_trusted(verdict.run_id)), is_recorded=is_recorded
+        )
 
 
 _BAD = Judgement(None, Silence("bad_record"))
@@ -119,7 +125,7 @@ def taken(
             items.append(item.to_json())
         elif silence is not None:
             silent[silence.reason] += 1
-        if judgement.verdict is not None:
+        if judgement.verdict is not None and judgement.is_recorded:
             recorded.append(judgement.verdict.to_json())
     return {
         "time_us": now_us, "offsets": offsets.to_json(), "verdicts": items, "silent": dict(sorted(silent.items())),

@@ -108,7 +108,8 @@ class FeedbackService(TopicService[FeedbackState]):
         self._desks: dict[str, _Desk] = {}
         policy = config.feedback.policy
         self._truths = Truths(config.data, settle_untrusted=policy.settle_untrusted)
-        self._judge = Judge(config.feedback, partial(compare_run, config.data, policy), self._truths.is_trusted)
+        compare = partial(compare_run, config.data, policy)
+        self._judge = Judge(config.feedback, compare, self._truths.is_trusted, self._truths.is_known)
         self._settle_at_s = 0.0
         self._calls = CALLS.histogram()
 

@@ -88,6 +88,12 @@ class Truths:
         cause = self._causes.by_reruns(run_id)
         return Truth(cause, RERUNS) if cause else OPEN
 
+    def is_known(self, run_id: str) -> bool:
+        """Return whether anything says the cause of a run, trusted or not: a model may have learned from it."""
+        if run_id in self._reviewed or self._causes is None:
+            return run_id in self._reviewed
+        return self._causes.has_own(run_id) or bool(self._causes.by_reruns(run_id))
+
     def is_trusted(self, run_id: str) -> bool:
         """Return whether a run is known and trusted."""
         return self._causes is not None and self._causes.is_trusted(run_id)

@@ -83,11 +83,32 @@ def test_it_continues_from_a_bookmark(data: DataRoot, monkeypatch: pytest.Monkey
     assert other.of(id_of(1)) == Truth("machine", RERUNS)
 
 
+def test_a_verdict_on_a_run_whose_cause_is_known_already_is_no_evidence(data: DataRoot) -> None:
+    """A new model predicts the runs that it learned, too. Their labels must not lead it out of shadow."""
+    learned = [run(number, "failure", change=str(number)) for number in range(40)]
+    labelled = run(50, "failure", change="50", labels={"cause": "code"})
+    RawStore(data).add(runs=[*learned, labelled, run(60, "failure", change="60")])
+    RawStore(data).add(runs=[run(100 + number, "success", 60, change=str(number)) for number in range(40)])
+    untrusted = [run(70, "failure", change="70"), run(71, "success", 60, change="70")]
+    RawStore(data).add(runs=untrusted, trust=UNTRUSTED)
+    add_corrections(data, [Correction(id_of(80), "code", "review:alice", 5)])
+    committing, truths, now_us = replica(data, lambda: NOW_S), Truths(data), int(NOW_S * 1e6)
+    truths.read()
+    judge = Judge(feedback(active_models=()), is_trusted=truths.is_trusted, is_known=truths.is_known)
+    for offset, number in enumerate([*range(40), 50, 60, 70, 80]):
+        record = prediction(number, change=str(number)) | {"run_id": id_of(number)}
+        covers = OffsetRange("predictions", "", 0, offset, offset + 1)
+        take(committing, covers, [Message(offset, orjson.dumps(record))], judge, now_us)
+    with committing.state() as state:
+        assert [verdict.run_id for verdict in state.history] == [id_of(60)]
+        assert dict(state.verdicts) == {"shadow": 44}
+
+
 def test_reruns_lead_a_model_out_of_shadow(data: DataRoot) -> None:
     """Twenty changes fail, their verdict is recorded, their reruns pass; the verdict on the next change is said."""
     config = feedback(active_models=(), min_settled=20)
     committing, truths, now_us = replica(data, lambda: NOW_S), Truths(data), int(NOW_S * 1e6)
-    judge = Judge(config, is_trusted=truths.is_trusted)
+    judge = Judge(config, is_trusted=truths.is_trusted, is_known=truths.is_known)
 
     def publish(number: int, cause: str = "machine") -> None:
         facts = run(number, "failure", change=str(number))[0].to_json() | {"end_us": now_us}
