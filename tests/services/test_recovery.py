@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 
+import engines
 from engines.processes import lasting_ports
 from services.service import KINDS
 from tests.pipelines.predict.predicting import World
@@ -29,6 +31,7 @@ from tests.services.supervising import shell, supervised
 
 __all__ = ["certificates", "github_server", "mosquitto"]
 
+ANY_CREDENTIALS = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
 _rows: dict[str, dict[str, str]] = {}
 
 
@@ -177,6 +180,52 @@ def test_a_failed_service_starts_again_by_every_command(kafka: str, topic: Calla
         text = one.ask("status", "one").output
         assert "last failure" in text
         assert "ago" in text
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(300)
+def test_a_service_follows_the_homes_own_s3_and_resumes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint gets another port while the service runs, and again while it is stopped."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+
+    def restart(port: int) -> None:
+        engines.stop(["s3"], home)
+        engines.start(["s3"], home, engines.Settings(tied=True, ports={"s3": port}))
+        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **ANY_CREDENTIALS)
+        client.create_bucket(Bucket="trial")
+        client.put_object(Bucket="trial", Key="data/file", Body=b"")
+
+    first, second, third = lasting_ports(3)
+    restart(first)
+    try:
+        with supervised(home) as one:
+
+            def runs(port: int) -> bool:
+                seen, report = one.status(), one.files.report("worker")
+                at = (one.files.options().environment or {})["AWS_ENDPOINT_URL_S3"]
+                return (seen["health"], report.get("state"), at) == ("running", "running", f"http://127.0.0.1:{port}")
+
+            done = one.begin("trainer", "--data-path", "s3://trial/data", "--dataset", "later")
+            assert done.exception is None, done.exception
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                del os.environ[name]  # which the command set
+            record = (one.files.folder / "options.json").read_text()
+            assert json.loads(record)["local_s3"] is True
+            worker = one.pid("worker")
+            restart(second)
+            one.wait(lambda: runs(second) and one.pid("worker") != worker, "it does not follow")
+            assert one.ask("stop").exception is None
+            restart(third)
+            seen = one.status()
+            assert (seen["health"], seen["remedy"]) == ("stopped", f"ciml service resume one --home {home}")
+            shell(seen["remedy"])
+            one.wait(lambda: runs(third), "it does not work with the present address")
+    finally:
+        engines.stop(["s3"], home)
 
 
 @pytest.mark.interop
