@@ -125,6 +125,7 @@ def check(options: Options, report: Report | None = None) -> None:
         for problem in problems.values():
             if report is not None:
                 report(f"Continuing without: {problem}")
+        service.check()
         service.observe()
     finally:
         service.close()

@@ -154,6 +154,9 @@ class Service(ABC):
         """
         return {}
 
+    def check(self) -> None:
+        """Check, before a start, what only the worker uses, such as credentials. Raises `CimlError`."""
+
     def timings(self) -> Sequence[Collector]:
         """Return the metrics that only the process which runs the work has; a supervisor exports its worker's."""
         return ()

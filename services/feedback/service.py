@@ -120,6 +120,12 @@ class FeedbackService(TopicService[FeedbackState]):
     def timings(self) -> Sequence[Collector]:
         return (self._calls,)
 
+    def check(self) -> None:
+        feedback = self.config.feedback
+        if not feedback.policy.dry_run:
+            for system in feedback.systems:
+                self._client_of(system).close()  # which has read its secret
+
     def open(self) -> None:
         """Create the clients, whose secrets are read here, and the topic."""
         feedback = self.config.feedback
