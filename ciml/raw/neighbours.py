@@ -70,9 +70,11 @@ class NearbyRuns:
 
     def add(self, delta: RunDelta) -> None:
         """Add the next delta. Its rows count in their order."""
-        for record in delta.rows:
-            self._near.pop(record.mention.run_id)  # those of the row that a reclaim replaces
-            self._add_row(record)
+        for record in delta.runs:
+            self._add_row(record, is_reclaim=False)
+        for record in delta.reclaims:
+            self._near.pop(record.mention.run_id)  # those of the row that it replaces
+            self._add_row(record, is_reclaim=True)
         for change in delta.trust_changes:
             self._move(change.run_id, change.trust.trusted)
 
@@ -82,7 +84,7 @@ class NearbyRuns:
             # Where it was trusted once, runs without proof do not displace it.
             self._near.put(run_id, near, TRUSTED if trusted else PROVED)
 
-    def _add_row(self, record: RunRecord) -> None:
+    def _add_row(self, record: RunRecord, *, is_reclaim: bool) -> None:
         facts = record.facts
         place, end_us = place_of(facts), facts.end_us
         if not place or end_us is None or facts.outcome not in _COUNTED:
@@ -94,11 +96,13 @@ class NearbyRuns:
             neighbours = Neighbours(sum(run.failed for run in near), len(near))
             self._near.put(facts.run_id, neighbours, record.standing)
         if record.trust.trusted:
-            self._end(place, _Ended(end_us, facts.outcome in FAILED, change))
+            self._end(place, _Ended(end_us, facts.outcome in FAILED, change), is_reclaim=is_reclaim)
 
-    def _end(self, place: tuple[str, ...], run: _Ended) -> None:
-        self._ended.setdefault(place, deque(maxlen=MAX_NEAR_RUNS)).append(run)
+    def _end(self, place: tuple[str, ...], run: _Ended, *, is_reclaim: bool) -> None:
+        runs = self._ended.setdefault(place, deque(maxlen=MAX_NEAR_RUNS))
         self._ended.move_to_end(place)
+        if not (is_reclaim and run in runs):  # a row that completes a trusted one is the same run
+            runs.append(run)
         if len(self._ended) > MAX_NEAR_PLACES:
             self._ended.popitem(last=False)
 

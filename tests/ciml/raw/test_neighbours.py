@@ -114,6 +114,15 @@ def test_a_reclaim_replaces_the_figures_of_the_former_row() -> None:
     assert known.of("zuul~2~1") is None
 
 
+def test_a_row_that_completes_a_trusted_one_counts_once() -> None:
+    known = NearbyRuns(lambda job: True)
+    add(known, run(1), run(2))
+    completed = run(1, labels={"team": "red"})
+    add(known, reclaims=(RunRecord(completed, RawFile("", "", 0, 0), TRUSTED),))
+    add(known, run(3))
+    assert known.of("zuul~3~1") == Neighbours(2, 2)
+
+
 @given(
     st.lists(
         st.tuples(
