@@ -189,6 +189,7 @@ def _facts(body: Mapping[str, Any]) -> dict[str, str]:
         patchset=head,
         fork=fork,
         owner=word(body, "workflow_run", "actor", "login"),
+        head_project=word(body, "workflow_run", "head_repository", "full_name"),
     )
 
 

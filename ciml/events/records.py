@@ -130,7 +130,8 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
     ``start_us`` and ``end_us`` are epoch microseconds UTC. ``labels`` holds any further metadata (framework, size, …).
     ``fork`` is "yes", "no" or "" (unknown); ``auth`` says how a receiver proved who sent the event, "" without proof;
     ``adapter`` names the adapter that read the event, "" for ciml's own events and in records before 0.2.0;
-    ``head`` is the commit that was tested, ``url`` the run's page; the attempts of one job share ``attempt_of``;
+    ``head`` is the commit that was tested, ``head_project`` the repository whose branch it is (a fork);
+    ``url`` is the run's page; the attempts of one job share ``attempt_of``;
     ``subjects`` name what the run belongs to, so that later updates find it (`ciml.events.updates`).
     """
 
@@ -163,6 +164,7 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
     attempt_of: str = ""
     subjects: tuple[str, ...] = ()
     adapter: str = ""
+    head_project: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, and always the phase. Manifests stay small."""

@@ -43,7 +43,7 @@ __all__ = [
 #: Begins the subject of a commit.
 COMMIT = "sha:"
 #: The fields of `RunFacts` that an update may set.
-UPDATABLE = ("event", "pipeline", "project", "branch", "change", "patchset", "review", "fork", "owner")
+UPDATABLE = ("event", "pipeline", "project", "branch", "change", "patchset", "review", "fork", "owner", "head_project")
 #: Facts of a subject that qualify its review and are no facts of a run: the branch for which the review was given, and
 #: the commits that a run of the subject executes too, separated by blanks.
 QUALIFIERS = ("target", "parents")

@@ -64,12 +64,16 @@ class ChangeRef:
       change: the number of the change or pull request; "" where the event had none (GitHub, forks).
       patchset: the number of the patch set, or a commit; "" if unknown.
       head: the commit that was tested; "" if unknown.
+      head_project, head_branch: the repository and branch of the commit; "" if unknown. Without a number, they tell
+        the change from another person's change with the same commit.
     """
 
     project: str
     change: str
     patchset: str = ""
     head: str = ""
+    head_project: str = ""
+    head_branch: str = ""
 
 
 @dataclass(frozen=True, slots=True)

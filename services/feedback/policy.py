@@ -63,6 +63,8 @@ class _Run(msgspec.Struct, frozen=True):
     change: str = ""
     patchset: str = ""
     head: str = ""
+    head_project: str = ""
+    labels: dict[str, str] = {}
     provider: str = ""
     start_us: int | None = None
     end_us: int | None = None
@@ -83,7 +85,7 @@ class Item(Record, frozen=True, gc=False):
 
     Attributes:
       system: name of the review system.
-      project, change, patchset, head: of the change; see `ChangeRef`.
+      project, change, patchset, head, head_project, head_branch: of the change; see `ChangeRef`.
       job, run_id: of the run.
       cause, probability, retry: the verdict.
       end_us: the run's end, or the time of its prediction, epoch microseconds.
@@ -108,11 +110,13 @@ class Item(Record, frozen=True, gc=False):
     settled: int = 0
     passed: int = 0
     reruns: int = 0
+    head_project: str = ""
+    head_branch: str = ""
 
     @property
     def ref(self) -> ChangeRef:
         """The patch set."""
-        return ChangeRef(self.project, self.change, self.patchset, self.head)
+        return ChangeRef(self.project, self.change, self.patchset, self.head, self.head_project, self.head_branch)
 
     @property
     def verdict(self) -> _Verdict:
@@ -205,6 +209,7 @@ def judge(
         system.name, run.project, run.change, run.patchset, run.head, run.build_name, found.run_id, verdict.cause,
         verdict.probability, verdict.retry, end_us,
         {key: value for key, value in record.items() if key not in _LEFT_OUT},
+        head_project=run.head_project, head_branch=run.labels.get("head_branch", ""),
     )  # fmt: skip
     return Judgement(item, None, recorded)
 

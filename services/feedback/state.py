@@ -128,9 +128,12 @@ class Entry:
 
 
 def entry_key(system: str, change: ChangeRef) -> str:
-    """Return the key of a patch set's entry. Without a number, the commit stands for the change."""
+    """Return the key of a patch set's entry. Without a number, the commit and its branch stand for the change."""
     of = change.change or f"@{change.head or change.patchset}"
-    return sha256_json([system, change.project, of, change.head or change.patchset])[:32]
+    parts = [system, change.project, of, change.head or change.patchset]
+    if not change.change and change.head_project:
+        parts += [change.head_project, change.head_branch]
+    return sha256_json(parts)[:32]
 
 
 def _is_proved(item: Item) -> bool:

@@ -172,7 +172,7 @@ def test_a_workflow_run_of_a_push_says_so_of_its_jobs() -> None:
         "workflow_run:81",
         {
             "event": "push", "pipeline": "tests", "project": "octo/widget", "branch": "main", "change": SHA,
-            "patchset": SHA, "fork": "no", "owner": "ada",
+            "patchset": SHA, "fork": "no", "owner": "ada", "head_project": "octo/widget",
         },
     )  # fmt: skip
 

@@ -35,13 +35,19 @@ def test_a_folder_is_tried_file_by_file(tmp_path: Path) -> None:
     example = {"name": "ping", "examples": [{"zen": ""}, {"zen": ""}]}
     write(tmp_path, "api.github.com/index.json", json.dumps([example]).encode())
     found = list(results(tmp_path))
+    facts = "branch, change, event, fork, head_project, owner, patchset, pipeline, project"
     ping = Result("api.github.com/index.json", "github", "ignored", "a ping only tests the webhook")
     assert found == [
         ping,
         ping,
         Result("azure/g.json", "", "no adapter"),
         Result("github/a.json", "github", "run", "finished failure"),
-        Result("github/b.json", "github", "update", "branch, change, event, fork, owner, patchset, pipeline, project"),
+        Result(
+            "github/b.json",
+            "github",
+            "update",
+            facts,
+        ),
         Result("github/c.json", "github", "dead letter", "missing_field: header x-github-event"),
         Result("github/d.json", "github", "ignored", PUSH),
         Result("gitlab_captured/e.json", "gitlab", "dead letter", found[7].detail),

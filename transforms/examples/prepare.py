@@ -186,7 +186,7 @@ def prepare_many(
 
 
 #: Fields of `RunFacts` that examples do not hold.
-NOT_HELD = ("log_url", "fork", "auth", "owner", "head", "url", "attempt_of", "subjects", "adapter")
+NOT_HELD = ("log_url", "fork", "auth", "owner", "head", "url", "attempt_of", "subjects", "adapter", "head_project")
 
 
 def run_facts(examples: pa.Table) -> list[RunFacts]:

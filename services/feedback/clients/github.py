@@ -106,6 +106,7 @@ class _Repository(msgspec.Struct, frozen=True):
 
 class _Branch(msgspec.Struct, frozen=True):
     sha: str
+    ref: str = ""
     repo: _Repository | None = None
 
 
@@ -117,6 +118,11 @@ class _Pull(msgspec.Struct, frozen=True):
     base: _Branch
     merged_at: str | None = None
     labels: list[_Named] = []
+
+    def is_from(self, change: ChangeRef, sha: str) -> bool:
+        """Return whether it is open, and its head is a commit of the repository and branch of a reference."""
+        ours = self.head.repo is not None and self.head.repo.full_name.lower() == change.head_project.lower()
+        return self.state == "open" and self.head.sha == sha and ours and self.head.ref == change.head_branch
 
     def to_head(self) -> Head:
         state: Any = "open" if self.state == "open" else "merged" if self.merged_at else "abandoned"
@@ -175,7 +181,7 @@ class GitHub:
     def head(self, change: ChangeRef) -> Head:
         """Return the present state of a change. Errors: see `ReviewClient`.
 
-        Where the event named no pull request, it is the open one whose head is the commit.
+        Where the event named no pull request, it is the open one from the repository and branch of the commit.
         """
         with self.rest.call():
             if not change.change:
@@ -188,14 +194,18 @@ class GitHub:
                 raise
 
     def _of_commit(self, change: ChangeRef) -> Head:
+        """Return the one open pull request of the commit, repository and branch of a run.
+
+        Anybody may open another pull request whose head is the same commit, from a branch of their own.
+        """
         sha = commit(change.head, change.patchset)
-        found = [pull for pull in self._with_commit(change, sha) if pull.state == "open" and pull.head.sha == sha]
-        return min(found, key=lambda pull: pull.number).to_head() if sha and found else Head("missing")
+        if not (sha and change.head_project and change.head_branch):
+            return Head("missing")
+        pulls = {pull.number: pull for pull in self._with_commit(change, sha) if pull.is_from(change, sha)}
+        return next(iter(pulls.values())).to_head() if len(pulls) == 1 else Head("missing")
 
     def _with_commit(self, change: ChangeRef, sha: str) -> Iterator[_Pull]:
         """Yield pull requests of the repository that may have a commit as their head."""
-        if not sha:
-            return
         try:
             pulls = self.get(change, f"/commits/{sha}/pulls", list[_Pull], {"per_page": _RECENT})
         except Refused as refused:
@@ -205,12 +215,12 @@ class GitHub:
         # GitHub lists pull requests of other repositories of the network too, and none whose commit is in a fork alone.
         own = [pull for pull in pulls if pull.base.repo and pull.base.repo.full_name.lower() == change.project.lower()]
         yield from own
-        if any(pull.head.sha == sha for pull in own):
+        if any(pull.is_from(change, sha) for pull in own):
             return
         asked: Mapping[str, str | int] = {"state": "open", "sort": "updated", "direction": "desc", "per_page": _RECENT}
         for pulls in islice(self.pages(change, "/pulls", list[_Pull], asked, _RECENT_PAGES + 1), _RECENT_PAGES):
             yield from pulls
-            if any(pull.head.sha == sha for pull in pulls):
+            if any(pull.is_from(change, sha) for pull in pulls):
                 return
 
     @abstractmethod

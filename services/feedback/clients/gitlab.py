@@ -77,6 +77,13 @@ class _MergeRequest(msgspec.Struct, frozen=True):
     title: str
     sha: str | None = ""
     labels: list[str] = []
+    source_project_id: int | None = None
+    target_project_id: int | None = None
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is from a branch of the project itself."""
+        return self.source_project_id is not None and self.source_project_id == self.target_project_id
 
     def to_head(self) -> Head:
         # "locked" is a merge that is under way.
@@ -121,7 +128,7 @@ class GitLab:
     def head(self, change: ChangeRef) -> Head:
         """Return the present state of a change. Errors: see `ReviewClient`.
 
-        Where the event named no merge request, it is the open one whose head is the commit.
+        Where the event named no merge request, it is the one within the project that is open and has the commit.
         """
         try:
             if change.change:
@@ -135,8 +142,9 @@ class GitLab:
             if refused.reason == "not_found":
                 return Head("missing")
             raise
-        opened = [one for one in found if one.state == "opened" and one.sha == sha]
-        return min(opened, key=lambda one: one.iid).to_head() if opened else Head("missing")
+        # Anybody may open a merge request of the same commit from a fork; its pipelines are of another project.
+        inside = [one for one in found if one.state == "opened" and one.sha == sha and one.is_inside]
+        return inside[0].to_head() if len(inside) == 1 else Head("missing")
 
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
         with self._rest.call():

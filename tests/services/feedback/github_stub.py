@@ -52,7 +52,8 @@ class Pull:
     state: str = "open"
     merged: bool = False
     labels: list[str] = field(default_factory=list)
-    fork: bool = False
+    fork: str = ""
+    branch: str = "fix"
     locked: bool = False
     base: str = ""
 
@@ -294,9 +295,9 @@ class GitHubServer(ReviewServer):
         for side in ("head", "base"):
             whole = {**shown[side]["repo"], "full_name": pull.base or full_name}
             shown[side] = {**shown[side], "repo": whole}
-        shown["head"]["sha"] = pull.sha
+        shown["head"] |= {"sha": pull.sha, "ref": pull.branch}
         if pull.fork:
-            shown["head"]["repo"] = {**shown["head"]["repo"], "full_name": "forker/widget", "fork": True}
+            shown["head"]["repo"] = {**shown["head"]["repo"], "full_name": pull.fork, "fork": True}
         return shown | {
             "number": pull.number,
             "title": pull.title,

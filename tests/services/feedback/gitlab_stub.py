@@ -34,6 +34,7 @@ class MergeRequest:
     state: str = "opened"
     labels: list[str] = field(default_factory=list)
     locked: bool = False
+    source: int = 5
 
 
 class GitLabServer(ReviewServer):
@@ -148,7 +149,8 @@ class GitLabServer(ReviewServer):
     def _shown(self, one: MergeRequest) -> dict[str, Any]:
         return {"id": 1000 + one.iid, "iid": one.iid, "project_id": 5, "title": one.title, "description": "",
                 "state": one.state, "labels": one.labels, "sha": one.sha, "author": _user("cleo", 2),
-                "source_project_id": 6, "target_project_id": 5, "web_url": f"{self.url}/{PROJECT}"}  # fmt: skip
+                "source_project_id": one.source, "target_project_id": 5,
+                "web_url": f"{self.url}/{PROJECT}"}  # fmt: skip
 
     def _page(self, asked: Asked, items: list[Any]) -> Answer:
         size, page = min(int(asked.query.get("per_page", 20)), 100), int(asked.query.get("page", 1))

@@ -143,30 +143,52 @@ def test_the_state_of_a_pull_request(
     assert not found.is_at(ref("8", SHA))
 
 
+def of_commit(sha: str, project: str = "forker/widget", branch: str = "fix") -> ChangeRef:
+    """A change whose number the run's events did not name."""
+    return ChangeRef("octo/widget", "", "", sha, project, branch)
+
+
 def test_a_pull_request_is_found_by_its_commit_also_where_it_comes_from_a_fork(
     github_server: GitHubServer, commenting: ReviewClient, checking: ReviewClient
 ) -> None:
     for number in range(100, 160):
         github_server.pull(number, f"{number:040x}", state="closed" if number % 2 else "open")
-    github_server.pull(8, NEXT_SHA, fork=True)
+    github_server.pull(8, NEXT_SHA, fork="forker/widget")
     github_server.pull(3, NEXT_SHA, base="other/widget")  # GitHub lists it, too
-    assert commenting.head(ref("", SHA)).change == "7"
-    assert commenting.head(ref("", NEXT_SHA)) == commenting.head(ref("8", NEXT_SHA))
-    assert commenting.head(ref("", "f" * 40)) == Head("missing")
+    assert commenting.head(of_commit(SHA, "octo/widget")).change == "7"
+    assert commenting.head(of_commit(NEXT_SHA, "Forker/Widget")) == commenting.head(ref("8", NEXT_SHA))
+    assert commenting.head(of_commit("f" * 40)) == Head("missing")
     assert commenting.head(ref("9")) == Head("missing")
-    assert commenting.head(ChangeRef("octo/widget", "")) == Head("missing")
-    posted = commenting.post(ref("", NEXT_SHA), message())
+    assert commenting.head(of_commit("")) == Head("missing")
+    posted = commenting.post(of_commit(NEXT_SHA), message())
     assert (posted.change.change, github_server.messages(8)) == ("8", [message().body])
     assert checking.post(ref("7", ""), message()).change.head == SHA
+
+
+def test_another_persons_pull_request_of_the_same_commit_gets_no_message(
+    github_server: GitHubServer, commenting: ReviewClient
+) -> None:
+    github_server.pull(2, NEXT_SHA, branch="copy")  # the oldest one, from a branch of the repository itself
+    github_server.pull(3, NEXT_SHA, fork="mallory/widget")
+    github_server.pull(4, NEXT_SHA, fork="forker/widget", branch="other")
+    assert commenting.head(of_commit(NEXT_SHA)) == Head("missing")
+    github_server.pull(8, NEXT_SHA, fork="forker/widget")
+    assert commenting.post(of_commit(NEXT_SHA), message()).change.change == "8"
+    assert [github_server.messages(number) for number in (2, 3, 4)] == [[], [], []]
+    for unknown in (of_commit(NEXT_SHA, ""), of_commit(NEXT_SHA, branch=""), ref("", NEXT_SHA)):
+        assert commenting.head(unknown) == Head("missing")
+    github_server.pull(9, NEXT_SHA, fork="forker/widget")  # into another base: either may be the run's
+    assert commenting.head(of_commit(NEXT_SHA)) == Head("missing")
 
 
 def test_a_pull_request_that_is_closed_is_not_found_by_its_commit(
     github_server: GitHubServer, commenting: ReviewClient
 ) -> None:
     github_server.pull(7, SHA, state="closed", merged=True)
-    assert commenting.head(ref("", SHA)) == Head("missing")
+    closed = of_commit(SHA, "octo/widget")
+    assert commenting.head(closed) == Head("missing")
     with pytest.raises(Refused, match="no pull request has the number or commit") as caught:
-        commenting.post(ref("", SHA), message())
+        commenting.post(closed, message())
     assert caught.value.reason == "not_found"
 
 

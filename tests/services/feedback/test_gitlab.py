@@ -85,6 +85,7 @@ def test_the_state_of_a_merge_request(server: GitLabServer, client: ReviewClient
 def test_a_merge_request_is_found_by_its_commit(server: GitLabServer, client: ReviewClient) -> None:
     server.request(8, NEXT_SHA)
     server.request(9, "e" * 40, state="closed")
+    server.request(3, NEXT_SHA, source=6)  # an older one of a fork, which anybody may open
     assert client.head(ChangeRef(PROJECT, "", "", NEXT_SHA)).change == "8"
     for server.filters in (True, False):
         for commit in ("e" * 40, "f" * 40, "", "main"):
@@ -94,7 +95,9 @@ def test_a_merge_request_is_found_by_its_commit(server: GitLabServer, client: Re
     assert client.post(ChangeRef(PROJECT, "", "", NEXT_SHA), message()).change.change == "8"
     with pytest.raises(Refused, match="no open merge request has the commit"):
         client.post(ChangeRef(PROJECT, "", "", "f" * 40), message())
-    assert (server.messages(8), server.messages(7)) == ([message().body], [])
+    assert (server.messages(8), server.messages(7), server.messages(3)) == ([message().body], [], [])
+    server.request(10, NEXT_SHA)
+    assert client.head(ChangeRef(PROJECT, "", "", NEXT_SHA)) == Head("missing")
 
 
 def test_reactions_are_those_of_others(server: GitLabServer, client: ReviewClient) -> None:

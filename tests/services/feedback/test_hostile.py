@@ -41,7 +41,7 @@ CHANGE = ChangeRef("group/widget", "7", "1", SHA)
 SECRET = "a-secret-that-is-in-no-error"
 CALLS: dict[str, Callable[[ReviewClient], Any]] = {
     "head": lambda client: client.head(CHANGE),
-    "head_of_commit": lambda client: client.head(ChangeRef("group/widget", "", "", SHA)),
+    "head_of_commit": lambda client: client.head(ChangeRef("group/widget", "", "", SHA, "group/widget", "fix")),
     "find": lambda client: client.find(CHANGE, MARKER),
     "post": lambda client: client.post(CHANGE, message()),
     "edit": lambda client: client.edit(Posted(CHANGE, "1"), message()),

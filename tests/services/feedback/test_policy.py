@@ -10,6 +10,7 @@ import pytest
 from ciml.errors import CimlError
 from services.feedback.config import Feedback, Policy, load_feedback
 from services.feedback.policy import SILENT, Silence, judge
+from services.feedback.state import entry_key
 from tests.services.feedback.reviews import NOW_S, ReviewSystem, feedback, prediction
 
 NOW_US = int(NOW_S * 1e6)
@@ -32,6 +33,15 @@ def test_a_confident_verdict_on_a_failed_run_is_said() -> None:
     )  # fmt: skip
     assert item.ref.change == "12"
     assert item.verdict.base_rate == {"code": 0.63, "machine": 0.37}
+
+
+def test_the_head_repository_and_branch_of_a_run_tell_its_change_from_others() -> None:
+    fork = {"change": "", "head": "a1" * 20, "head_project": "forker/widget", "labels": {"head_branch": "fix"}}
+    item = judge(prediction(**fork), feedback(), (), NOW_US).item
+    assert item is not None
+    assert (item.ref.change, item.ref.head_project, item.ref.head_branch) == ("", "forker/widget", "fix")
+    other = item.replace(head_project="mallory/widget").ref
+    assert entry_key("review", item.ref) != entry_key("review", other)
 
 
 @pytest.mark.parametrize(
