@@ -117,9 +117,10 @@ def verify_raw(
         )
     try:
         names, chosen = _audit(raw, found, sample, seed, report)
-    except IntegrityError as error:  # the manifest cannot be read to its end
+    except (IntegrityError, LookupError, TypeError, ValueError, AttributeError) as error:
+        # The manifest cannot be read to its end: a digest differs, or a delta of an older version has another form.
         if not found.findings:
-            found.find(str(error), "delta")
+            found.find(f"the manifest cannot be read: {error}", "delta")
         return found
     objects = _Objects(raw, found, names, clock() - grace_s, report)
     if sample is None:

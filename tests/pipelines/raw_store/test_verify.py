@@ -10,9 +10,12 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RunFacts
+from ciml.manifest.checkpoints import Checkpoints, Limits
+from ciml.manifest.log import ManifestLog
 from ciml.raw.audit import Audit
 from ciml.raw.packs import pack_state
-from ciml.raw.state import RawState, open_raw
+from ciml.raw.state import RAW, RawState, open_raw
+from ciml.storage.json_seal import without_seal
 from ciml.storage.open import Store
 from pipelines.ingest.committer import Committer
 from pipelines.raw_store.verify import Verification, verify_raw
@@ -206,3 +209,37 @@ def test_an_audit_that_counts_otherwise_than_the_state(events: Events) -> None:
     assert any("offsets covered by the state differ" in line for line in other.findings)
     assert any("4 in the index" in line for line in other.findings)
     assert RawState().index.run_count() == 0
+
+
+def test_deltas_without_a_digest_are_counted_until_a_commit_covers_them(events: Events) -> None:
+    """As versions without digests wrote them."""
+    for number in range(1, 6):
+        path = ManifestLog(events.store).path(number)
+        events.store.replace(path, without_seal(events.store.read(path)))
+    note = "5 deltas written by an older version carry no digest"
+    found = verified(events.store)
+    assert found.findings == []
+    assert [line for line in found.notes if line.startswith(note)]
+    events.committer = Committer(events.store)
+    events.commit(("ignored", 9, {"reason": "not_finished"}))
+    found = verified(events.store)
+    assert found.findings == []
+    assert not [line for line in found.notes if "digest" in line]
+    path = ManifestLog(events.store).path(2)
+    events.store.replace(path, events.store.read(path).replace(b'"time_us":', b'"time_Us":', 1))
+    assert ["000000000006.json does not follow" in line for line in verified(events.store).findings] == [True]
+
+
+def test_a_checkpoint_keeps_the_digest_of_deltas_without_one(events: Events) -> None:
+    for number in range(1, 6):
+        path = ManifestLog(events.store).path(number)
+        events.store.replace(path, without_seal(events.store.read(path)))
+    checkpoints = Checkpoints(ManifestLog(events.store), RAW, Limits(deltas=5))
+    while checkpoints.maintain():
+        pass
+    found = verified(events.store)
+    assert found.findings == []
+    assert not [line for line in found.notes if "digest" in line]
+    path = ManifestLog(events.store).path(2)
+    events.store.replace(path, events.store.read(path).replace(b'"time_us":', b'"time_Us":', 1))
+    assert verified(events.store).findings == [f"{events.store.url(path)} differs from its segment"]

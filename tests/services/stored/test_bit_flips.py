@@ -19,6 +19,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, RejectedInput
 from ciml.json_files import read_json
+from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.log import ManifestLog
 from ciml.raw.state import RAW
 from ciml.settings import read_toml
@@ -30,6 +31,7 @@ from services.stored.examine import examine
 from services.stored.kinds import kind_of
 from tests.services.stored.every_kind import make
 from tests.shared import shared
+from training.data.analysis_cache import AnalysisCache
 
 #: Written for other programs or for people: ciml never reads them.
 EXPORTS = ("lineage/", "predictions/evidence/", "demo/")
@@ -87,10 +89,13 @@ def recording(place: Place) -> object:
     with open_private(place.root / "spool") as spool:
         (name,) = spool.names(10)
         found = Recording.take(spool, name)
-        if found is None or (end := found.end()) is None:
-            raise CimlError("left aside")
-        found.release()
-        return found.plan, end
+        assert found is not None
+        try:
+            if (end := found.end()) is None:
+                raise CimlError("its end is left aside: it is sent as an interrupted recording")
+            return found.plan, end
+        finally:
+            found.release()
 
 
 def bookmark(place: Place) -> object:
@@ -112,8 +117,19 @@ def cached_statistics(place: Place) -> object:
     return read_object(place.data.store.read(place.below), place.path)
 
 
+def checkpoint(place: Place) -> object:
+    return Checkpoint.decode(place.data.store.read(place.below), place.path)
+
+
+def analysis(place: Place) -> object:
+    folder, _, name = place.below.rpartition("/")
+    found = AnalysisCache(place.data.store.child(folder)).read(name.removesuffix(".json"))
+    if found is None:
+        raise CimlError("left aside: the next refresh computes it again")
+    return found
+
+
 def index_rows(place: Place) -> object:
-    from ciml.manifest.checkpoints import Checkpoints
     from services.feedback.state import FEEDBACK
     from serving.predict.log import predictions_of_model
 
@@ -139,6 +155,8 @@ READERS: Mapping[str, Callable[[Place], object]] = {
     "feedback deltas": deltas,
     "exclusions": deltas,
     "corrections": deltas,
+    "checkpoints": checkpoint,
+    "analyses": analysis,
     "id index": index_rows,
     "compaction cursor": cursor,
     "definition": definition,
@@ -152,8 +170,8 @@ READERS: Mapping[str, Callable[[Place], object]] = {
 }
 #: Kinds of which the verifier alone is asked.
 VERIFIED = {
-    "checkpoints", "runs", "packs", "dead letters", "examples", "experiments", "results", "result predictions",
-    "sweeps", "snapshots", "analyses", "training metrics", "models",
+    "runs", "packs", "dead letters", "examples", "experiments", "results", "result predictions",
+    "sweeps", "snapshots", "training metrics", "models",
 }  # fmt: skip
 #: Without a digest, and why a flipped bit in them has no effect.
 UNREAD = {
