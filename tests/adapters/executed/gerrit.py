@@ -570,6 +570,7 @@ SCENARIOS = [
     ),
     bad("a gate of the author's own branch", [check(pipeline="gate", change={"branch": "eve"})]),
     bad("a post of the author's own branch", [check(pipeline="post", change={"branch": "eve"})]),
+    bad("a release of the author's own branch", [check(pipeline="release", change={"branch": "eve"})]),
     bad("a gate of a branch below stable/1", [check(pipeline="gate", change={"branch": "stable/1/eve"})]),
     bad(
         "a cherry-pick to another branch, which is another change",
