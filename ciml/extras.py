@@ -34,6 +34,7 @@ EXTRAS = {
     "setuptools": ("train", "pipelines"),
     "crepes": ("train",),
     "keras": ("serve", "train"),
+    "ml_dtypes": ("serve", "train"),
     "optuna": ("train",),
     "sklearn": ("reports", "train"),
     "tensorflow": ("serve", "train"),

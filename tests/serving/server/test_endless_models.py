@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from ciml.errors import IntegrityError
@@ -161,3 +164,28 @@ def test_a_served_version_stays_while_a_new_one_loads_endlessly(
     assert [(status.version, status.state) for status in manager.status("m")] == [(2, "END"), (1, "AVAILABLE")]
     assert manager.find("m")[0] == 1
     manager.close()
+
+
+def test_the_processes_of_models_end_with_a_killed_server(endless: dict[Kind, Path]) -> None:
+    """Even where one of them runs an operation that does not end."""
+    script = f"""
+import os, signal, sys, threading
+import numpy as np, psutil
+from ciml.storage.open import LocalStore
+from serving.server.model.loader import load_model
+model = load_model(LocalStore({str(endless["operation"])!r}))
+threading.Thread(target=model.predict, args=("", {{"x": np.full(2, 5, "f4")}}), daemon=True).start()
+print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    children = [int(pid) for pid in ended.stdout.split()]
+    assert len(children) == 2, ended.stderr
+    until(lambda: not any(is_running(pid) for pid in children))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
