@@ -39,6 +39,7 @@ LONGEST = (
     "tests/project/test_own_logs.py",
     "tests/pipelines/flink/test_cluster.py",
     "tests/engines/test_engines.py",
+    "tests/serving/server/test_endless_models.py",
     "tests/pipelines/kafka/test_source_flink.py",
     "tests/cli/demo/test_run.py",
     "tests/deploy/test_kubeflow.py",

@@ -188,8 +188,8 @@ class ModelManager:
                 if name not in self._threads:
                     thread = threading.Thread(target=self._run_step, args=(name, entry), name=f"model {name}")
                     thread.daemon = True  # a load that does not end must not hold up the end of the process
-                    self._threads[name] = thread
                     thread.start()
+                    self._threads[name] = thread  # it removes itself, under the lock
         for model in dropped:
             _unload_all(model)
         if wait:
