@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -30,7 +29,6 @@ from recorder.spool.recording import Recording
 from services.stored.examine import examine
 from services.stored.kinds import kind_of
 from tests.services.stored.every_kind import make
-from tests.shared import shared
 from training.data.analysis_cache import AnalysisCache
 
 #: Written for other programs or for people: ciml never reads them.
@@ -277,8 +275,10 @@ def lines(results: list[Flip]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = shared(tmp_path_factory, "every-kind", make)
-    return Path(shutil.copytree(kept, tmp_path_factory.mktemp("flips") / "root"))
+    """Not a copy of a shared one: the server's configuration has the address of the models."""
+    folder = tmp_path_factory.mktemp("every-kind")
+    make(folder)
+    return folder
 
 
 @pytest.mark.whole
