@@ -125,3 +125,20 @@ def test_patch_sets_of_runs_without_a_proof_are_forgotten_first(world: World, mo
         world.take(prediction(number, change=str(100 + number), head=f"{number}b" * 20))
     with world.committing.state() as state:
         assert {entry.change.change for entry in state.entries.values()} == {"12", "105"}
+
+
+def test_the_messages_of_an_earlier_version_are_the_beginning_of_the_history(world: World) -> None:
+    world.take(prediction(1), prediction(2, change="13"))
+    with world.committing.state() as state:
+        snapshot = json.loads(json.dumps(state.snapshot()))
+        recorded = {verdict.id: verdict for verdict in state.history}
+        items = [item.to_json() for entry in state.entries.values() for item in entry.items.values()]
+    del snapshot["recorded"]
+    restored = FeedbackState.restored_from(1, snapshot, {})
+    replayed = FeedbackState()
+    replayed.apply(1, {"time_us": int(NOW_S * 1e6), "verdicts": items, "silent": {}})  # a delta without "recorded"
+    for state in (restored, replayed):
+        assert {verdict.id: verdict.replace(time_us=0) for verdict in state.history} == {
+            identity: verdict.replace(time_us=0) for identity, verdict in recorded.items()
+        }
+        assert all(verdict.claim for verdict in state.history)
