@@ -69,6 +69,9 @@ MAX_HEADER_OFFSET = MIB
 MAX_PARSED_BYTES = 64 * MIB
 # Bytes of text that are parsed at a time. Larger batches are not faster, and parsing takes up to ten times its text.
 PARSE_BATCH_BYTES = 16 * MIB
+# Seconds by which all samples of a log may lie before its run's start, or after its end: clocks differ, and times are
+# sometimes written in another zone.
+MAX_CLOCK_SKEW_S = 86_400
 
 # Layers of gzip: a file, sent with a content encoding of gzip; valid logs have no more. And members of one layer, each
 # of which costs about 10 µs.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: Telemetry that is predicted at once: number of runs, and bytes.
 _MOST_RUNS = 256
 _MOST_BYTES = 64 << 20
+#: Unusable runs that an error names.
+_MOST_FAULTS = 5
 
 Kind = Literal["file", "run", "telemetry"]
 
@@ -185,6 +187,7 @@ class Model:
         rows = iter(zip((name for name, _ in listed), facts, strict=True))
         for part in _parts(self._tables([run for _, run in listed], zone)):
             its = [next(rows) for _ in part]
+            self._check_context(its, part)
             usable = [at for at, each in enumerate(part) if not isinstance(each, RejectedInput)]
             answers = iter(self._local.predict([part[at] for at in usable], [its[at][1] for at in usable]))
             for (name, _), each in zip(its, part, strict=True):
@@ -205,12 +208,24 @@ class Model:
         stored = [run for run in runs if _kind(run) == "run"] if context or self._local.rules is not None else []
         known = find_facts(ManifestLog(self._data.raw), stored) if stored else {}
         given = RunFacts("", "", job, outcome=outcome, labels=labels)
-        found = [known.get(run, given) if isinstance(run, str) else given for run in runs]
-        if context and not (job and outcome) and any(each is given for each in found):
+        return [known.get(run, given) if isinstance(run, str) else given for run in runs]
+
+    def _check_context(self, runs: Sequence[tuple[str, RunFacts]], tables: Sequence[pa.Table | RejectedInput]) -> None:
+        """Raise `CimlError` for a usable run without the facts that the model compares; it names the unusable runs."""
+        if not self._local.definition.definition.context:
+            return
+        named = list(zip(runs, tables, strict=True))
+        incomplete = any(
+            not isinstance(table, RejectedInput) and not facts.run_id and not (facts.build_name and facts.outcome)
+            for (_, facts), table in named
+        )
+        if incomplete:
+            unusable = ((name, table) for (name, _), table in named if isinstance(table, RejectedInput))
+            faults = [f"; {name} is unusable: {table}" for name, table in unusable]
             raise CimlError(
                 f"model {self.name} compares a run with those of its job: give job and outcome, such as failure"
+                + "".join(faults[:_MOST_FAULTS])
             )
-        return found
 
     def _tables(self, runs: Sequence[Any], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
         from transforms.parse.files import parse_files

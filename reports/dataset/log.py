@@ -45,13 +45,20 @@ class _Course:
         return self.column.rpartition(":")[0]
 
 
-def plot_log(path: str | os.PathLike[str], folder: str | os.PathLike[str], *, features_regex: str | None = None) -> str:
+def plot_log(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    features_regex: str | None = None,
+    zone: str | None = None,
+) -> str:
     """Draw a log into a folder: each plot as SVG and PNG, and ``index.html`` with all of them.
 
     Args:
       path: a log of dstat, dool or pcp-dstat, text or gzip, on local disk.
       folder: a folder or an ``s3://`` prefix; existing files of the same names are replaced.
       features_regex: pattern of the drawn columns, as in a definition; by default the first 30 are drawn.
+      zone: zone of a log that names none, or an ambiguous one.
 
     Returns:
       The address of the page.
@@ -59,15 +66,16 @@ def plot_log(path: str | os.PathLike[str], folder: str | os.PathLike[str], *, fe
     Raises:
       CimlError: the file cannot be read, is no telemetry, or has no such column.
     """
-    return save(open_store(folder), log_page(os.path.basename(path), _read(path), features_regex))
+    return save(open_store(folder), log_page(os.path.basename(path), _read(path, zone), features_regex))
 
 
-def _read(path: str | os.PathLike[str]) -> pa.Table:
-    (table,) = parse_files([path])
+def _read(path: str | os.PathLike[str], zone: str | None) -> pa.Table:
+    (table,) = parse_files([path], zone=zone)
     if isinstance(table, RejectedInput) and table.reason == "no_time":  # the samples' distances suffice to draw them
-        (table,) = parse_files([path], start_us=os.stat(path).st_mtime_ns // 1000)
+        (table,) = parse_files([path], start_us=os.stat(path).st_mtime_ns // 1000, zone=zone)
     if isinstance(table, RejectedInput):
-        raise CimlError(f"{os.fspath(path)}: not a usable log: {table}")
+        option = " (--zone)" if table.reason == "ambiguous_time" else ""
+        raise CimlError(f"{os.fspath(path)}: not a usable log: {table}{option}")
     return table
 
 

@@ -41,7 +41,9 @@ OPTIONS = {
         "--cross-validate --data-path --dataset --debug --eval-dataset --exclude --experiment --gpu --hold-out --home"
         " --json --no-debug --no-gpu --s3-profile --s3-url --tensorboard --trust-policy"
     ),
-    "plot_data": ("--data-path --data-plots-folder --dataset --features-regex --output --s3-profile --s3-url --seed"),
+    "plot_data": (
+        "--data-path --data-plots-folder --dataset --features-regex --output --s3-profile --s3-url --seed --zone"
+    ),
 }
 
 

@@ -19,8 +19,8 @@ from tests.faults.plan import builds
 from tests.golden import make_logs
 
 REASONS = frozenset({
-    "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "log_too_wide", "log_too_large", "corrupt_gzip",
-    "too_many_restarts",
+    "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "outside_run", "log_too_wide", "log_too_large",
+    "corrupt_gzip", "too_many_restarts",
 })  # fmt: skip
 _START_US, _END_US = make_logs.instant("2026-11-24T13:50:00Z"), make_logs.instant("2026-11-24T15:00:00Z")
 

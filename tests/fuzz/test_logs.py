@@ -22,8 +22,8 @@ from transforms.parse.logs import Log, ParseLimits, parse_logs
 from transforms.parse.times import local_times, read_cells
 
 REASONS = {
-    "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "log_too_wide", "log_too_large", "corrupt_gzip",
-    "too_many_restarts",
+    "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "outside_run", "log_too_wide", "log_too_large",
+    "corrupt_gzip", "too_many_restarts",
 }  # fmt: skip
 LIMITS = ParseLimits(max_bytes=2 << 20)
 

@@ -86,3 +86,17 @@ def test_what_is_no_log_is_one_line(tmp_path: Path) -> None:
     assert "no file 'cpu', and no data set without --data-path DATA" in plot("cpu", code=2).output
     nothing = plot(str(GOLDEN / "dool.log"), "--features-regex", "nosuch", code=2).output
     assert "--features-regex 'nosuch' selects none of the columns" in nothing
+
+
+def test_a_log_of_an_ambiguous_zone_is_drawn_with_its_zone(tmp_path: Path) -> None:
+    """CDT is Chicago or Havana, an hour apart."""
+    log, out = tmp_path / "chicago.csv", str(tmp_path / "out")
+    rows = "".join(f"15-06 12:00:{second:02d},{second}\n" for second in range(9))
+    head = '"Cmdline:","dstat -tl",,,,"Date:","15 Jun 2026 12:00:00 CDT"\n"system","load avg"\n"time","1m"\n'
+    log.write_text(head + rows)
+    failed = " ".join(plot(str(log), "--output", out, code=2).output.split())
+    assert "several zones fit the event's start and end (America/Chicago, America/Havana)" in failed
+    assert "name one, such as America/Chicago (--zone)" in failed
+    plot(str(log), "--zone", "America/Chicago", "--output", out)
+    assert (tmp_path / "out" / "index.html").exists()
+    assert "unknown time zone 'Chicago'" in plot(str(log), "--zone", "Chicago", "--output", out, code=2).output

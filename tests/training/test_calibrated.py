@@ -243,6 +243,19 @@ def test_the_command_prints_the_verdict_with_its_base_rate(world: Made) -> None:
     assert "model cause compares a run with those of its job: give job and outcome" in " ".join(bare.output.split())
 
 
+def test_the_reason_of_an_unusable_log_is_not_hidden_by_missing_facts_of_the_run(world: Made, tmp_path: Path) -> None:
+    run = next(run for run in world.runs.values() if run.outcome == "failure")
+    broken = tmp_path / "broken.csv"
+    broken.write_text("no telemetry\n")
+    arguments = ["--model", "cause", "--data-path", world.data.url]
+    alone = CliRunner().invoke(cli, ["predict", str(broken), *arguments, "--json"])
+    assert (alone.exit_code, json.loads(alone.output)["reason"]) == (2, "not_telemetry")
+    both = CliRunner().invoke(cli, ["predict", str(broken), str(world.logs[run.run_id]), *arguments])
+    words = " ".join(both.output.split())
+    assert "give job and outcome" in words
+    assert "broken.csv is unusable: not_telemetry" in words
+
+
 def test_a_run_unlike_the_learned_ones_is_unknown_in_the_stream_a_file_and_by_id(world: Made, tmp_path: Path) -> None:
     """A machine of another kind: the same run with a hundred times the load."""
     data = DataRoot.open(shutil.copytree(world.data.url, tmp_path / "data"))

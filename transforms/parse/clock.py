@@ -83,7 +83,12 @@ def to_utc(
     stated = f"zone {zone!r}" if zone else "no zone"
     if not bounded:
         raise RejectedInput("ambiguous_time", f"{stated}: no zone fits the event's start and end ({names[:200]})")
-    raise RejectedInput("ambiguous_time", f"{stated}: several zones fit the event's start and end ({names[:200]})")
+    places = list(dict.fromkeys(name for name, _ in bounded))
+    if len(places) == 1:
+        detail = f"{stated}: an hour that {places[0]} has twice may be the first or the second"
+    else:
+        detail = f"{stated}: several zones fit the event's start and end ({names[:200]}); name one, such as {places[0]}"
+    raise RejectedInput("ambiguous_time", detail)
 
 
 def _times(local: Int64, reading: _Reading) -> Int64:

@@ -14,6 +14,7 @@ from transforms.fetch.files import read_file
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import bisect
 from transforms.parse.logs import Log, parse_logs
+from transforms.parse.zones import check_zone
 
 
 def parse_files(
@@ -32,7 +33,12 @@ def parse_files(
     Yields:
       For each path, in order, its table as from `transforms.parse.logs.parse_logs`, or its rejection: with a reason of
       the parser, or ``log_not_found``, ``log_unavailable``, ``log_too_large``, ``corrupt_gzip``.
+
+    Raises:
+      CimlError: an unknown zone.
     """
+    if zone is not None:
+        check_zone(zone)
     read: list[Log | RejectedInput] = []
     size = 0
     for path in paths:

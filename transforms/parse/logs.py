@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ciml.dstat.header import Columns, Segment, split_segments
 from ciml.dstat.vocabulary import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND
 from ciml.errors import RejectedInput
-from ciml.limits import MAX_PARSED_BYTES, PARSE_BATCH_BYTES
+from ciml.events.fields import iso_time
+from ciml.limits import MAX_CLOCK_SKEW_S, MAX_PARSED_BYTES, PARSE_BATCH_BYTES
 from ciml.telemetry import BOOT, TIME
 from transforms.fetch.gunzip import inflate
 from transforms.parse.clock import may_change, to_utc
@@ -91,8 +93,8 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
       Tables share the buffers of their batch, and pickling one includes all of them: write tables as Parquet or Arrow
       IPC (which write only the slice) in the same step, before they are pickled or stored.
 
-      Reasons: not_telemetry, empty_telemetry, no_time, ambiguous_time, log_too_wide, log_too_large, too_many_restarts,
-      corrupt_gzip.
+      Reasons: not_telemetry, empty_telemetry, no_time, ambiguous_time, outside_run, log_too_wide, log_too_large,
+      too_many_restarts, corrupt_gzip.
     """
     limits = limits or ParseLimits()
     logs = [_with_possible_times(log) for log in logs]
@@ -138,9 +140,29 @@ def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: li
         _parse_group(logs, columns, parts, rejected)
     for index, parts in batch.items():
         try:
-            results[index] = rejected[index] if index in rejected else _assemble(parts)
+            results[index] = rejected[index] if index in rejected else _of_run(_assemble(parts), logs[index])
         except RejectedInput as rejection:
             results[index] = rejection
+
+
+def _of_run(table: pa.Table, log: Log) -> pa.Table:
+    """Return a log's table. Raises `RejectedInput` if no sample is near the run: it is another run's log."""
+    if log.start_us is None and log.end_us is None:
+        return table
+    span = pc.min_max(table.column(TIME).cast(pa.int64()))
+    first, last = span["min"].as_py(), span["max"].as_py()
+    skew = MAX_CLOCK_SKEW_S * SECOND
+    start, end = log.start_us, log.end_us
+    earliest = start if start is not None else end
+    latest = end if end is not None else start
+    if earliest is not None and latest is not None and last >= earliest - skew and first <= latest + skew:
+        return table
+    run = " to ".join(iso_time(time) for time in (start, end) if time is not None)
+    raise RejectedInput(
+        "outside_run",
+        f"the samples are of {iso_time(first)} to {iso_time(last)}, the run is of {run}; a clock may differ by "
+        f"{MAX_CLOCK_SKEW_S:,} s: correct the run's times or its log",
+    )
 
 
 def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], rejected: dict[int, RejectedInput]) -> None:

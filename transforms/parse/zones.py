@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import numpy as np
 
 from ciml.dstat.vocabulary import DAY, HOUR, SECOND, epoch_us
+from ciml.results.values import zone_of
 from transforms.parse.times import Int64
 
 _STEP = 7 * DAY  # no zone changes its clock and back within a week
@@ -58,6 +59,12 @@ def fixed_offset(zone: str) -> int | None:
     if minutes > 14 * 60 or int(match[3] or 0) > 59:
         return None
     return (minutes if match[1] == "+" else -minutes) * 60 * SECOND
+
+
+def check_zone(name: str) -> None:
+    """Raise `CimlError` unless a name is an offset, an abbreviation, or the IANA name of a zone."""
+    if fixed_offset(name) is None and name not in _ABBREVIATIONS:
+        zone_of(name)
 
 
 @dataclass(frozen=True, slots=True)

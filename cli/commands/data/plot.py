@@ -20,12 +20,14 @@ from cli.progress_bar import progress_bar
     metavar="REGEX",
     help="Pattern of the features or columns whose courses are plotted.  [default: the first 30]",
 )
+@click.option("--zone", metavar="ZONE", help="Zone of a log that names none, or an ambiguous one.")
 @output_options
 def command(
     name: str | None,
     dataset: str | None,
     data_path: str | None,
     features_regex: str | None,
+    zone: str | None,
     output: str | None,
     seed: int,
 ) -> None:
@@ -39,14 +41,17 @@ def command(
     \b
     Example:
       ciml plot dstat-csv_log.txt.gz
+      ciml plot dstat-csv_log.txt.gz --zone America/Chicago
       ciml plot cpu-load --data-path DATA
       ciml plot cpu-load --features-regex usr --output s3://reports/cpu-load --data-path DATA
     """
     if name is not None and dataset is None and _is_log(name):
         from reports.dataset.log import plot_log
 
-        click.echo(plot_log(name, output or f"{_stem(name)}-plots", features_regex=features_regex))
+        click.echo(plot_log(name, output or f"{_stem(name)}-plots", features_regex=features_regex, zone=zone))
         return
+    if zone is not None:
+        raise click.UsageError("--zone is of a log; a data set has its times")
     from ciml.data_root import DataRoot
     from reports.dataset.render import plot_dataset
 

@@ -303,3 +303,60 @@ def test_the_machines_own_zone_plays_no_part() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+RUN_2026 = {"start_us": instant("2026-06-15T12:00:00Z"), "end_us": instant("2026-06-15T12:10:00Z")}
+
+
+@pytest.mark.parametrize(
+    ("date", "event", "want"),
+    [
+        ("15 Jun 2019 12:00:00 UTC", RUN_2026, "outside_run"),
+        ("15 Jun 2031 12:00:00 UTC", RUN_2026, "outside_run"),
+        ("15 Jun 2019 12:00:00 +0200", RUN_2026, "outside_run"),
+        ("15 Jun 2019 12:00:00 UTC", {"start_us": RUN_2026["start_us"]}, "outside_run"),
+        ("15 Jun 2031 12:00:00 UTC", {"end_us": RUN_2026["end_us"]}, "outside_run"),
+        ("15 Jun 2019 12:00:00 UTC", {}, ["2019-06-15T12:00:00Z"]),
+        ("15 Jun 2026 12:00:00 +0900", RUN_2026, ["2026-06-15T03:00:00Z"]),  # another zone than it says
+    ],
+)
+def test_a_log_of_another_time_than_its_run_is_rejected(date: str, event: dict[str, int], want: object) -> None:
+    assert written(["15-06 12:00:00"], date, **event) == want
+
+
+def test_the_clock_of_a_recorder_may_be_a_day_off_and_its_log_longer_than_the_run() -> None:
+    late = {name: time + 86_400_000_000 for name, time in RUN_2026.items()}
+    assert written(["15-06 12:00:00"], "15 Jun 2026 12:00:00 UTC", **late) == ["2026-06-15T12:00:00Z"]
+    later = {name: time + 1 for name, time in late.items()}
+    assert written(["15-06 12:00:00"], "15 Jun 2026 12:00:00 UTC", **later) == "outside_run"
+    days = ["10-06 12:00:00", "20-06 12:00:00"]
+    assert len(written(days, "15 Jun 2026 12:00:00 UTC", **RUN_2026)) == 2
+
+
+def test_epochs_years_outside_the_run_are_rejected_too() -> None:
+    data = b'"Cmdline:","dstat -Tl"\n"epoch","load avg"\n"epoch","1m"\n1560600000,1\n1560600001,1\n'
+    (rejected,) = parse_logs([Log(data, **RUN_2026)])
+    assert isinstance(rejected, RejectedInput)
+    assert str(rejected).startswith("outside_run: the samples are of 2019-06-15T12:00:00Z to 2019-06-15T12:00:01Z")
+
+
+@pytest.mark.parametrize(
+    ("zone", "month", "hint"),
+    [("CDT", "Jun", "America/Chicago"), ("IST", "Jun", "Asia/Kolkata"), ("CST", "Jan", "Asia/Shanghai")],
+)
+def test_an_ambiguous_zone_is_named_with_a_remedy_that_works(zone: str, month: str, hint: str) -> None:
+    number = {"Jan": "01", "Jun": "06"}[month]
+    head = f'"Cmdline:","dstat -tl",,,,"Date:","15 {month} 2026 12:00:00 {zone}"\n"system","load avg"\n"time","1m"\n'
+    data = f"{head}15-{number} 12:00:00,1\n".encode()
+    (rejected,) = parse_logs([Log(data)])
+    assert isinstance(rejected, RejectedInput)
+    assert "; name one, such as " in rejected.detail
+    (table,) = parse_logs([Log(data, zone=hint)])
+    assert not isinstance(table, RejectedInput)
+
+
+def test_a_repeated_hour_that_nothing_resolves_asks_for_no_zone() -> None:
+    data = b'"Cmdline:","dstat -tl",,,,"Date:","01 Nov 2026 00:30:00 CDT"\n"system","load avg"\n"time","1m"\n'
+    (rejected,) = parse_logs([Log(data + b"01-11 00:30:00,1\n01-11 01:30:00,1\n", zone="America/Chicago")])
+    assert isinstance(rejected, RejectedInput)
+    assert rejected.detail == "zone 'CDT': an hour that America/Chicago has twice may be the first or the second"

@@ -30,7 +30,7 @@ _UNUSABLE = 2
     "--version", type=click.IntRange(1), metavar="N", help="Version of the model.  [default: that of --label]"
 )
 @click.option("--label", metavar="LABEL", help="Label of the version.  [default: stable]")
-@click.option("--zone", metavar="ZONE", help="Zone of logs that name none, such as Europe/Berlin or +02:00.")
+@click.option("--zone", metavar="ZONE", help="Zone of logs that name none, or an ambiguous one.")
 @click.option("--job", default="", metavar="JOB", help="Job of the runs, for a verdict.")
 @click.option(
     "--outcome", type=click.Choice(sorted(OUTCOMES)), help="Outcome of the runs; a verdict is on failure or timeout."
