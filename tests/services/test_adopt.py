@@ -136,7 +136,8 @@ def test_feedback_reads_the_new_topic_of_predictions_and_says_nothing_twice(
     need_real(kafka)
     predictions, data = topic(1, "predictions"), DataRoot.open(tmp_path / "data")
     (tmp_path / "feedback.toml").write_text(
-        'settle_s = 0.1\nsettle_most_s = 0.2\n[[system]]\nkind = "github"\nname = "hub"\nsources = ["github"]\n'
+        'active_models = ["*"]\nmin_passing_runs = 0\nsettle_s = 0.1\nsettle_most_s = 0.2\n'
+        '[[system]]\nkind = "github"\nname = "hub"\nsources = ["github"]\n'
         'api = "http://127.0.0.1:1"\nsecret_file = "token"\n'
     )
     config = FeedbackConfig(data, KafkaOptions(kafka), load_feedback(tmp_path / "feedback.toml"), predictions)
