@@ -33,9 +33,10 @@ _OWN = TableKind({"facts": "binary"})
 #: The tables of `Subjects`.
 TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": _OWN}
 
-#: The facts that are stored of a run: all by which a policy may trust it.
-STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner", "adapter")
-_NONE = dict.fromkeys(STORED, "")
+#: The facts that are stored of a run: all by which a policy may trust it, and all that conditions of reviews name.
+STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner", "adapter", "change")
+#: Of a fact that is not stored. Examples hold the change, and versions before 0.2.0 did not store it here.
+_NONE = dict.fromkeys(STORED[:-1], "")
 #: What a recorder reports of a run's machine and command, and a CI system may not: fields of `RunFacts`, and labels.
 CLAIMED_FACTS = ("provider", "region", "flavour")
 CLAIMED_LABELS = ("exit_code", "signal", "node", "runner")

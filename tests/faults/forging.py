@@ -65,8 +65,12 @@ def review(state: str, sha: str = SHA) -> dict[str, Any]:
         "action": "submitted", "repository": {"full_name": PROJECT},
         "review": {
             "state": state, "author_association": "MEMBER", "commit_id": sha, "submitted_at": "2026-11-25T10:00:00Z",
+            "user": {"login": "grace", "type": "User"},
         },
-        "pull_request": {"number": 7},
+        "pull_request": {
+            "number": 7, "user": {"login": "ada"}, "head": {"sha": sha, "repo": {"full_name": PROJECT}},
+            "base": {"ref": "main", "repo": {"full_name": PROJECT}},
+        },
     }  # fmt: skip
 
 

@@ -6,8 +6,8 @@ import json
 
 from adapters.adapter import Delivery
 from tests.adapters import gitlab_samples
-from tests.adapters.executed import Scenario
-from tests.adapters.github_samples import FORK, job
+from tests.adapters.executed import Scenario, Sent
+from tests.adapters.github_samples import FORK, SHA, job
 from tests.adapters.github_stories import merged, pr, reviewed, run
 
 POLICY = "trust_default.toml"
@@ -37,6 +37,18 @@ def report(pipeline: str) -> Delivery:
     return Delivery(json.dumps(body).encode(), {"topic": "zuul/main/gate/result"}, "")
 
 
+def zuul_report(base: str = "main") -> Sent:
+    """Return the report of Zuul on pull request 42 of GitHub."""
+    body = json.loads(report("check").body)
+    body |= {"project": "octo/widget", "branch": base, "patchset": SHA}
+    return Sent(Delivery(json.dumps(body).encode(), {"topic": "zuul/main/check/result"}, ""), "zuul", "mqtt-user")
+
+
+def reviewed_here(name: str, sent: list[Delivery | Sent], by: str, trusted: bool) -> Scenario:
+    executed = "42, merged into its base"
+    return Scenario(name, sent, executed, by, trusted, POLICY, "github", "hmac-sha256", "zuul")
+
+
 def github(name: str, sent: list[Delivery]) -> Scenario:
     return Scenario(
         name, sent, "a workflow of anybody", "nobody", False, POLICY, "github", "hmac-sha256", "zuul", "4001"
@@ -54,6 +66,15 @@ SCENARIOS = [
     zuul("a merge, by a user of the broker", "post", "mqtt-user", True),
     zuul("a check, by a user of the broker", "check", "mqtt-user", False),
     zuul("a gate that nothing proves", "gate", "", False),
+    reviewed_here("Zuul tests 42, which was merged", [zuul_report(), pr(), merged()], "who may write", True),
+    reviewed_here("Zuul tests 42, which was approved", [zuul_report(), pr(), reviewed()], "Grace", True),
+    reviewed_here(
+        "Zuul tests 42 in mine, approved in main", [zuul_report("mine"), reviewed()], "Grace, in main", False
+    ),
+    reviewed_here(
+        "Zuul tests 42; 66 has the same head", [zuul_report(), reviewed(), pr(number=66, base="mine")], "42", False
+    ),
+    reviewed_here("Zuul tests 42, approved by its author", [zuul_report(), pr(), reviewed(by="ada")], "Ada", False),
     github("a fork names its workflow gate", [job(**GATE), run(name="gate", head=FORK)]),
     github("a branch names its workflow gate", [job(**GATE), run((42, "main"), name="gate"), pr()]),
     github("a branch names its workflow post", [job(workflow_name="post"), run((42, "main"), name="post"), pr()]),

@@ -177,6 +177,18 @@ def test_a_proved_event_reclaims_a_run_that_anybody_could_have_claimed(manifest:
     assert manifest.facts()["github~1~1"] == run(1, owner="alice", review="merged")
 
 
+def test_a_review_counts_for_a_stored_run_that_names_its_change_itself(manifest: Manifest) -> None:
+    subject = "sha:p/1"
+    manifest.add(manifest.message(run(1, (subject,), change="42", branch="main")), checkpoint=True)
+    only = {"change": "42", "branch": "main"}
+    review = FactUpdate("github", subject, {"review": "approved"}, "hmac-sha256", 1, only, "grace")
+    manifest.add(manifest.message(review), checkpoint=True)
+    assert manifest.trusted("github~1~1")
+    manifest.add(manifest.message(FactUpdate("github", subject, {}, "hmac-sha256", 2, {**only, "branch": "mine"})))
+    assert not manifest.trusted("github~1~1")
+    assert manifest.facts()["github~1~1"].review == ""
+
+
 def test_a_row_keeps_what_was_known_when_it_was_stored(manifest: Manifest) -> None:
     manifest.add(manifest.message(says(change="12", review="approved")))
     delta = manifest.add(manifest.message(run(1)))

@@ -38,7 +38,8 @@ INVARIANTS = ("I2", "I10", "root")
 TRIALS = 20
 ENGINES = ("micro-batches",)
 
-_POLICY = TrustPolicy.load(Path(__file__).parents[3] / "transforms" / "ingest" / "trust_github.toml")
+_SAMPLE = Path(__file__).parents[3] / "transforms" / "ingest" / "trust_github.toml"
+_POLICY = TrustPolicy.parse(_SAMPLE.read_text().replace('review = ["merged"]', 'review = ["approved", "merged"]'))
 _FORGED, _SIGNED, _RUNS = 300, 20, 12
 _CONFIG = """
 [webhooks]
@@ -97,8 +98,9 @@ class _Target:
 def _known() -> list[RunFacts]:
     """Runs, of which a third is trusted, a third comes from a fork, and a third waits for its review."""
     kinds: list[dict[str, Any]] = [
-        {"fork": "no", "event": "push", "branch": "main"}, {"fork": "yes", "event": "pull_request"},
-        {"fork": "no", "event": "pull_request", "subjects": (f"sha:{forging.PROJECT}/{'9' * 40}",)},
+        {"fork": "no", "event": "push", "branch": "main", "review": "pushed"}, {"fork": "yes", "event": "pull_request"},
+        {"fork": "no", "event": "pull_request", "branch": "main", "change": "7",
+         "subjects": (f"sha:{forging.PROJECT}/{'9' * 40}",)},
     ]  # fmt: skip
     return [
         make_facts(
