@@ -38,7 +38,8 @@ def start(files: ServiceFiles, options: Options, wait_s: float, report: Report, 
                 "(ciml service stop), or choose another --name"
             )
         again = foreground and files.known and _comparable(files.options()) == _comparable(options)
-        check(options, None if not again else report)
+        # In the foreground a missing credential fails the worker, which the supervisor's metrics report.
+        check(options, report if again else None, worker=not foreground)
         _end_failed(files)
         if files.known:
             _end_different(files, options, report)
@@ -105,13 +106,14 @@ def stop(files: ServiceFiles, wait_s: float, report: Report, *, savepoint: bool 
         _report_stopped(files, options, before, report, savepoint=savepoint)
 
 
-def check(options: Options, report: Report | None = None) -> None:
+def check(options: Options, report: Report | None = None, *, worker: bool = True) -> None:
     """Check options, credentials, broker, topic, store and engine. Raises as `start` does.
 
     Args:
       options: of the service.
       report: called with credentials that cannot be used, for a service that was started before: the rest of its work
         need not wait for them. None makes them an error.
+      worker: also check what only the worker reads.
     """
     from services.process import watched
 
@@ -125,7 +127,8 @@ def check(options: Options, report: Report | None = None) -> None:
         for problem in problems.values():
             if report is not None:
                 report(f"Continuing without: {problem}")
-        service.check()
+        if worker:
+            service.check()
         service.observe()
     finally:
         service.close()
