@@ -67,11 +67,15 @@ class Checkpointed(Generic[S]):
         empty mapping is the state before all deltas.
       older: columns, by table, that older versions filled with less than the deltas say. Such an index is readable;
         `rebuild` makes a complete one.
+      marker: an entry of `Restorable.snapshot` that checkpoints of older versions lack, and those that continue them.
+      unmarked: tables whose ids differ from those of the deltas in a checkpoint without the marker.
     """
 
     tables: Mapping[str, TableKind]
     restore: Callable[[int, Mapping[str, Any], Mapping[str, IdTable]], S]
     older: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    marker: str = ""
+    unmarked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,10 @@ class _Replay(Generic[S]):
 
 
 def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Replay[S]) -> Iterator[Fault]:
-    facts = replay.state.snapshot()
+    kind, facts = checkpoints.kind, replay.state.snapshot()
+    is_unmarked = bool(kind.marker) and kind.marker not in checkpoint.state
+    if is_unmarked:
+        facts.pop(kind.marker, None)
     for name in sorted(facts.keys() | checkpoint.state.keys()):
         # A checkpoint of an older version may lack what it did not count; it is empty before its first delta.
         if facts.get(name) != checkpoint.state.get(name) and (facts.get(name) or name in checkpoint.state):
@@ -220,7 +223,9 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Repla
         except (IndexFileMissingError, IntegrityError):
             continue  # reported above
         differing = {column for column, digest in replayed.items() if stored[column] != digest}
-        if differing and differing <= checkpoints.kind.older.get(name, frozenset()):
+        if is_unmarked and differing and name in kind.unmarked:
+            yield Fault("older", f"the index of {name} has ids of an older version")
+        elif differing and differing <= kind.older.get(name, frozenset()):
             yield Fault("older", f"the index of {name} lacks {', '.join(sorted(differing))} as this version stores it")
         elif differing:
             yield Fault("index", f"the index of {name} differs from that of the deltas")

@@ -31,6 +31,9 @@ MOST_SOURCES = 50
 #: Name under which other sources, and messages without a run, are counted. No source can have this name.
 OTHER_SOURCES, NO_SOURCE = "_other", "_unknown"
 
+#: The entry of a snapshot whose ids are all by standing (`ciml.raw.standing`).
+BY_STANDING = "by_standing"
+
 
 class RawState(TopicState):
     """The sum of the deltas of the raw manifest.
@@ -57,6 +60,7 @@ class RawState(TopicState):
         self.recorded: Counter[tuple[str, str]] = Counter()
         self.closed: Counter[str] = Counter()
         self._sources: set[str] = set()
+        self._by_standing = True  # whether all ids in the index are of this version
 
     def due(self, now_us: int) -> list[PendingRun]:
         """Return the deferred runs whose log is due for another try, as pending runs, the longest overdue first."""
@@ -212,6 +216,7 @@ class RawState(TopicState):
                 for _, outcome in sorted(self.deferred.items(), key=lambda item: (str(item[0][0]), item[0][1]))
             ],
             "runs": self.index.run_count(),
+            **({BY_STANDING: True} if self._by_standing else {}),
             **({"trust_changes": _rows(self.trust_changes)} if self.trust_changes else {}),
         }
 
@@ -234,6 +239,7 @@ class RawState(TopicState):
             )
         state = cls(LayeredIndex(tables, value.get("runs", 0)))
         state.version = state.restored = version
+        state._by_standing = not version or bool(value.get(BY_STANDING))
         state.time_us = value.get("time_us", 0)
         state.restore_coverage(value)
         state.counts = Counter({(kind, reason): number for kind, reason, number in value.get("counts", ())})
@@ -265,7 +271,14 @@ def _rows(counts: Mapping[tuple[bool, str], int]) -> list[list[Any]]:
 
 
 #: Defines the checkpoints of a raw manifest. Version 0.1 stored no trust with the outcome of a run.
-RAW = Checkpointed(TABLES, RawState.restored_from, older={"runs": frozenset({"outcome"})})
+#: Versions before 0.2 told no standings apart in the ids of events and of the runs of a subject, and knew no claims.
+RAW = Checkpointed(
+    TABLES,
+    RawState.restored_from,
+    older={"runs": frozenset({"outcome"})},
+    marker=BY_STANDING,
+    unmarked=frozenset({"events", "members", "facts"}),
+)
 
 
 def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:

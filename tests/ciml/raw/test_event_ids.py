@@ -16,6 +16,8 @@ from ciml.digest import canonical_json
 from ciml.events.records import UNJUDGED, Batch, FactUpdate, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, catch_up
+from ciml.manifest.verify import verify_log
+from ciml.raw import state as state_module
 from ciml.raw.accounting import reconcile
 from ciml.raw.state import RAW, RawState
 from ciml.storage.open import LocalStore
@@ -191,3 +193,35 @@ def test_checkpoints_hold_the_ids_of_all_standings(tmp_path: Path) -> None:
     run = restored.index.run("zuul~a~1")
     assert run is not None
     assert run.digest == "success21"
+
+
+def test_a_checkpoint_of_an_older_version_is_no_damage_and_is_continued(tmp_path: Path) -> None:
+    log, snapshot = ManifestLog(LocalStore(tmp_path)), RawState.snapshot
+    checkpoints = Checkpoints(log, RAW, Limits(deltas=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state_module, "recorded_ids", lambda key, run_id, *_: [(key, run_id)])
+        patch.setattr(RawState, "snapshot", lambda state: _without_marker(snapshot(state)))
+        fill(log, checkpoints.open(), range(8))
+        while checkpoints.maintain():
+            pass
+    fill(log, checkpoints.open(), range(8, 16))
+    while checkpoints.maintain():
+        pass
+    assert {fault.what for fault in verify_log(log, RAW)} == {"older"}
+    restored = checkpoints.open()
+    step(restored, event(20, "success", TRUSTED).replace(event_key="zuul e1"))
+    assert restored.counts["repeat", "event"] == 1
+
+
+def _without_marker(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name != state_module.BY_STANDING}
+
+
+def fill(log: ManifestLog, state: RawState, offsets: range) -> None:
+    catch_up(log, state)
+    for offset in offsets:
+        outcome = event(offset, "failure", UNTRUSTED, "hmac-sha256").replace(event_key=f"zuul e{offset}")
+        delta = reconcile(state, [settled(outcome)], 1)
+        assert delta is not None
+        assert log.try_append(state.version + 1, delta)
+        catch_up(log, state)
