@@ -38,8 +38,9 @@ def events_in(kafka: str, topic: str, number: str) -> list[tuple[Any, ...]]:
     found = []
     for message in stored(kafka, topic):
         event = json.loads(message.value or b"")
-        if str(event["change"]["number"]) == number:
-            facts = [each.facts for each in read_event(message).updates]
+        if "change" in event and str(event["change"]["number"]) == number:
+            updates = read_event(message).updates
+            facts = [{name: fact for name, fact in each.facts.items() if name != "parents"} for each in updates]
             votes = [
                 (each["type"], each["value"]) for each in event.get("approvals", []) if each["type"] == "Code-Review"
             ]
@@ -68,7 +69,7 @@ def test_stream_and_api_say_the_same(kafka: str, topic: Callable[..., str], tmp_
         by_stream[4],
     ]
     assert sorted(facts[0]["review"] for kind, _, facts in events_in(kafka, name, away) if kind == "comment-added") == [
-        "approved", "dismissed"
+        "dismissed", "partly_approved"
     ]  # fmt: skip
     ids = [read_event(message).id for message in stored(kafka, name)]
     merged_again = len(ids) - len(set(ids))
@@ -106,5 +107,5 @@ def test_a_vote_on_a_patch_set_says_nothing_of_the_next(
     with receiving(tmp_path, kafka, name, gerrit.source):
         wait(lambda: len(events_in(kafka, name, away.partition("~")[2])) >= 2, "events are missing")
         wait(lambda: position(tmp_path) > before, "the position stays")
-    assert reviews_in(kafka, name, streamed) == {("1", "approved")}
+    assert reviews_in(kafka, name, streamed) == {("1", "partly_approved")}
     assert reviews_in(kafka, name, away) == set()  # that on the first patch set is listed nowhere
