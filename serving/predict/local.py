@@ -94,6 +94,8 @@ class LocalModel:
         """
         found: list[Answer | RejectedInput] = []
         given: list[tuple[pa.Table, RunFacts | None]] = list(zip(tables, runs or repeat(None), strict=False))
+        if not given:  # all of them are unusable: the facts that the model needs do not matter
+            return []
         for _, made in bisect("predict", given, self._predict):
             found += [made] if isinstance(made, RejectedInput) else made
         return found

@@ -248,8 +248,8 @@ def test_the_reason_of_an_unusable_log_is_not_hidden_by_missing_facts_of_the_run
     broken = tmp_path / "broken.csv"
     broken.write_text("no telemetry\n")
     arguments = ["--model", "cause", "--data-path", world.data.url]
-    alone = CliRunner().invoke(cli, ["predict", str(broken), *arguments, "--json"])
-    assert (alone.exit_code, json.loads(alone.output)["reason"]) == (2, "not_telemetry")
+    alone = CliRunner().invoke(cli, ["predict", str(broken), *arguments, "--json"], standalone_mode=False)
+    assert (alone.return_value, json.loads(alone.output)["reason"]) == (2, "not_telemetry")
     both = CliRunner().invoke(cli, ["predict", str(broken), str(world.logs[run.run_id]), *arguments])
     words = " ".join(both.output.split())
     assert "give job and outcome" in words
