@@ -152,22 +152,29 @@ def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]
     """Yield label, vote, voter, time and patch set of each vote that was given on a known patch set.
 
     The API lists the votes on the newest patch set, and among them those that Gerrit copied from an earlier one, with
-    the time of the copy. A vote that was given has a message of the same person and time, which names its patch set.
+    the time of the copy. A vote that was given has a message of the same person and time, which names it and its patch
+    set: a comment within the second of the copy does not name it.
     """
-    given: dict[tuple[str, str], int] = {}
+    given: dict[tuple[str, str, str], int] = {}
     for message in objects(change, "messages", most=_MOST):
-        key, number = (
-            (word(message, "author", "_account_id"), word(message, "date")),
-            _number(message, "_revision_number"),
-        )
-        given[key] = min(number, given.get(key, number))
+        text, number = value(message, "message"), _number(message, "_revision_number")
+        for token in _tokens(text) if type(text) is str else ():
+            key = (word(message, "author", "_account_id"), word(message, "date"), token)
+            given[key] = min(number, given.get(key, number))
     labels = maybe(change, "labels")
     for label in list(labels)[:100]:
         for vote in objects(labels, label, "all", most=_MOST):
             cast, date = vote.get("value"), word(vote, "date")
-            number = given.get((word(vote, "_account_id"), date), 0)
-            if type(cast) is int and cast and number:
-                yield label, cast, _person(vote), seconds(date), number
+            if type(cast) is int and cast:
+                number = given.get((word(vote, "_account_id"), date, f"{label}{cast:+d}"), 0)
+                if number:
+                    yield label, cast, _person(vote), seconds(date), number
+
+
+def _tokens(text: str) -> list[str]:
+    """Return what Gerrit says of votes in the first line of a message, such as ``Code-Review+2``."""
+    match = _VOTED.match(text)
+    return match[2].split() if match else []
 
 
 def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | None, dict[str, Any]]]:

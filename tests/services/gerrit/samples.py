@@ -28,9 +28,16 @@ def person(account: dict[str, Any]) -> dict[str, Any]:
 
 def change(number: int, created: int, **fields: Any) -> dict[str, Any]:
     """An open change of one patch set. Its votes have messages unless ``messages`` are given."""
-    votes = [each for label in fields.get("labels", {}).values() for each in label["all"] if each.get("value")]
+    votes = [(name, each) for name, label in fields.get("labels", {}).items() for each in label["all"]]
     said = [
-        {"author": each, "date": each["date"], "message": "Patch Set 1: …", "_revision_number": 1} for each in votes
+        {
+            "author": each,
+            "date": each["date"],
+            "_revision_number": 1,
+            "message": f"Patch Set 1: {name}{each['value']:+d}",
+        }
+        for name, each in votes
+        if each.get("value")
     ]
     return {
         "id": f"demo%2Fapp~{number}", "project": "demo/app", "branch": "main", "change_id": f"I{number:040x}",

@@ -112,6 +112,9 @@ def test_a_vote_is_of_the_patch_set_on_which_it_was_given() -> None:
     assert voted_on(second, first, when=T + 10) == [1]  # both within a second: the earlier one
     assert voted_on(first, when=T + 20) == []  # Gerrit copied it to the next patch set
     assert voted_on(message(ADA, "Patch Set 2:", T + 20, 2), when=T + 20) == []  # who uploaded that patch set
+    commented = message(CLEO, "Patch Set 2:\n\nCode-Review+2", T + 20, 2)
+    assert voted_on(first, commented, when=T + 20) == []  # a comment within the second of the copy
+    assert voted_on(message(CLEO, "Patch Set 2: Code-Review+1", T + 20, 2), when=T + 20) == []
     assert voted_on(message(CLEO, "Patch Set 9: Code-Review+2", T + 10, 9), when=T + 10) == []
 
 
