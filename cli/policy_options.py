@@ -13,7 +13,8 @@ def _file_option(name: str, text: str) -> Option:
 
 #: ``--trust-policy``, as ``trust_policy``: a path, or None.
 trust_policy_option = _file_option(
-    "--trust-policy", "TOML file of the trust policy.  [default: what Zuul reviewed, gated or merged, and backfills]"
+    "--trust-policy",
+    "TOML file of the trust policy.  [default: $CIML_TRUST_POLICY, else proved work of Zuul, and backfills]",
 )
 
 #: ``--fetch-policy``, as ``fetch_policy``: a path, or None.

@@ -64,3 +64,8 @@ def cause_definition(span_runs: int) -> DatasetDefinition:
 def examples() -> Path:
     """Return the folder examples/ of the checkout."""
     return corpus_folder().parent
+
+
+def trust_policy() -> Path:
+    """Return the trust policy of the demo, whose events have no proof."""
+    return examples() / "trust.toml"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ciml.data_root import DataRoot
+from cli.demo.definitions import trust_policy
 from cli.demo.processes import Children
 
 
 def start_refreshes(children: Children, data: DataRoot, model: str, *options: str) -> None:
     """Start the command that refreshes a model whenever the data set of the same name grows."""
     command = ("refresh", "--dataset", model, "--watch", "--json", "--data-path", data.url)
-    children.start(child_of(model), *command, *options)
+    children.start(child_of(model), *command, "--trust-policy", str(trust_policy()), *options)
 
 
 def child_of(model: str) -> str:
@@ -41,5 +42,5 @@ def is_current(data: DataRoot, model: str, refreshes: list[dict[str, Any]]) -> b
     from training.data.snapshot import make_snapshot
     from transforms.ingest.trust import TrustPolicy
 
-    snapshot = make_snapshot(data.dataset(model), TrustPolicy.load()).digest
+    snapshot = make_snapshot(data.dataset(model), TrustPolicy.load(trust_policy())).digest
     return any(one["metrics"].get("snapshot", {}).get("digest") == snapshot for one in refreshes)

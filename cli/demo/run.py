@@ -18,7 +18,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.storage.open import Store
 from cli.demo.accounts import Accounts
 from cli.demo.corpus import corpus_folder, read_corpus, unpack_logs
-from cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions, examples
+from cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions, examples, trust_policy
 from cli.demo.plan import WAVES, Plan, make_plan
 from cli.demo.predictions import Predictions
 from cli.demo.processes import Child, Children, wait_for
@@ -202,7 +202,7 @@ def start_ingest(demo: Demo) -> None:
     demo.children.start(
         "ingest",
         *("ingest", "--data-path", demo.data.url, "--kafka", demo.engines.kafka, "--engine", demo.engine),
-        *("--allow-host", demo.engines.logs, *retries),
+        *("--allow-host", demo.engines.logs, "--trust-policy", str(trust_policy()), *retries),
     )
 
 

@@ -66,7 +66,7 @@ def facts_of(run: ExpectedRun, updates: Iterable[tuple[str, SentUpdate]]) -> dic
 
 
 def is_trusted(facts: Mapping[str, str]) -> bool:
-    """Return what the built-in policy says of a run of Zuul."""
+    """Return what the policy for trials says of a run of Zuul."""
     return facts["pipeline"] == "gate" or facts["review"] in ("approved", "merged")
 
 

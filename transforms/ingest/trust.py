@@ -26,6 +26,8 @@ FORMER_GLOBS, PATH_GLOBS = 1, 2
 NO_RULE = "no rule"
 
 _DEFAULT = "trust_default.toml"
+#: The environment variable that names the policy where no other is named.
+POLICY_VARIABLE = "CIML_TRUST_POLICY"
 #: The rules of the built-in policy until 0.1.0: name, and the globs of its facts.
 _FORMER: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
     ("listing", (("source", ("backfill",)), ("event", ("listing",)))),
@@ -137,11 +139,16 @@ class TrustPolicy:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> TrustPolicy:
-        """Load the policy in a TOML file, or the built-in one: what Zuul reviewed, gated or merged, and listings.
+        """Load the policy in a TOML file.
+
+        Args:
+          path: the file; without it, the one that the environment variable `POLICY_VARIABLE` names, else the built-in
+            policy: what Zuul reviewed, gated or merged in the usual branches, with a proof, and listings.
 
         Raises:
           CimlError: the file cannot be read or is not a policy.
         """
+        path = path or os.environ.get(POLICY_VARIABLE) or None
         if path is None:
             return cls.parse(files("transforms.ingest").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
         return cls.from_json(read_toml(path), os.fspath(path))

@@ -22,13 +22,13 @@ BUILD = {
 }
 
 
-def report(pipeline: str) -> Delivery:
+def report(pipeline: str, branch: str = "main") -> Delivery:
     """Return a report of Zuul's MQTT reporter."""
     body = {
         "action": "success",
         "pipeline": pipeline,
         "project": "infra/widget",
-        "branch": "main",
+        "branch": branch,
         "change": 42,
         "patchset": 1,
         "timestamp": 1795522800,
@@ -55,8 +55,9 @@ def github(name: str, sent: list[Delivery]) -> Scenario:
     )
 
 
-def zuul(name: str, pipeline: str, auth: str, trusted: bool) -> Scenario:
-    return Scenario(name, [report(pipeline)], pipeline, "Zuul's pipeline", trusted, POLICY, "zuul", auth, "zuul")
+def zuul(name: str, pipeline: str, auth: str, trusted: bool, branch: str = "main") -> Scenario:
+    sent = [report(pipeline, branch)]
+    return Scenario(name, sent, pipeline, "Zuul's pipeline", trusted, POLICY, "zuul", auth, "zuul")
 
 
 GATE = {"workflow_name": "gate", "head_branch": "fix"}
@@ -66,6 +67,7 @@ SCENARIOS = [
     zuul("a merge, by a user of the broker", "post", "mqtt-user", True),
     zuul("a check, by a user of the broker", "check", "mqtt-user", False),
     zuul("a gate that nothing proves", "gate", "", False),
+    zuul("a gate of a branch of one's own", "gate", "mqtt-user", False, "mine"),
     reviewed_here("Zuul tests 42, which was merged", [zuul_report(), pr(), merged()], "who may write", True),
     reviewed_here("Zuul tests 42, which was approved", [zuul_report(), pr(), reviewed()], "Grace", True),
     reviewed_here(

@@ -13,11 +13,25 @@ from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identity
 from ciml.raw.known_subjects import STORED
 from transforms.ingest.trust import FACTS as FACTS_IN_ORDER
-from transforms.ingest.trust import NO_RULE, PATH_GLOBS, TrustPolicy, evaluate, former_policy, judge
+from transforms.ingest.trust import (
+    NO_RULE,
+    PATH_GLOBS,
+    POLICY_VARIABLE,
+    TrustPolicy,
+    evaluate,
+    former_policy,
+    judge,
+)
 from transforms.ingest.trust_review import Mismatch, trace
 
-SAMPLES = Path(__file__).parents[3] / "transforms" / "ingest"
+ROOT = Path(__file__).parents[3]
+SAMPLES, EXAMPLES = ROOT / "transforms" / "ingest", ROOT / "examples"
+BUILT_IN = SAMPLES / "trust_default.toml"
 FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
+
+
+#: A run of Zuul's adapter, in a branch of the policy, whose report a user of the broker sent.
+ZUULS = {"adapter": "zuul", "auth": "mqtt-user", "branch": "main"}
 
 
 @pytest.mark.parametrize(
@@ -28,56 +42,88 @@ FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
         ({"pipeline": "post"}, "merged"),
         ({"pipeline": "periodic"}, "merged"),
         ({"pipeline": "periodic-weekly"}, "merged"),
-        ({"pipeline": "release"}, "merged"),
+        ({"pipeline": "release"}, "released"),
+        ({"pipeline": "release", "branch": ""}, "released"),
         ({"pipeline": "check", "review": "approved"}, "reviewed"),
         ({"review": "merged"}, "reviewed"),
+        ({"review": "merged", "auth": "mqtt-certificate"}, "reviewed"),
+        ({"pipeline": "gate", "source": "zuul-example-org"}, "gated"),
+        ({"pipeline": "gate", "branch": "stable/1"}, "gated"),
+        ({"pipeline": "post", "adapter": ""}, "merged"),  # stored by an earlier version
         ({"source": "backfill", "event": "listing"}, "listing"),
         ({"source": "backfill", "event": "listing", "pipeline": "check"}, "listing"),
-        ({}, None),
-        ({"pipeline": "check"}, None),
-        ({"pipeline": "Gate"}, None),
-        ({"pipeline": "gate-not"}, None),
-        ({"pipeline": "xperiodic"}, None),
-        ({"pipeline": "check\ngate"}, None),
-        ({"pipeline": "*"}, None),
-        ({"review": "rejected"}, None),
-        ({"review": "approved by me"}, None),
-        ({"source": "backfill"}, None),  # a message that calls itself so is no listing
-        ({"source": "backfill", "event": "push"}, None),
-        ({"source": "other", "event": "listing"}, None),
-        ({"project": "gate", "branch": "release"}, None),
-        ({"source": "zuul-example-org", "pipeline": "gate"}, "gated"),
-        ({"source": "github", "pipeline": "gate"}, None),  # whoever writes a workflow chooses its name
-        ({"source": "github", "pipeline": "gate", "auth": "hmac-sha256"}, None),
-        ({"source": "gitlab", "pipeline": "post"}, None),
-        ({"source": "github", "review": "approved"}, None),
-        ({"source": "notzuul", "pipeline": "gate"}, None),
-        ({"pipeline": "gate", "adapter": "zuul", "auth": "mqtt-user"}, "gated"),
-        ({"review": "merged", "adapter": "zuul", "auth": "mqtt-certificate"}, "reviewed"),
-        ({"pipeline": "post", "adapter": "", "auth": "mqtt-user"}, "merged"),  # stored by an earlier version
-        ({"pipeline": "gate", "adapter": "", "auth": "hmac-sha256"}, None),  # perhaps stored of GitHub, under this name
-        ({"pipeline": "gate", "adapter": "", "auth": "mtls"}, None),
-        ({"pipeline": "gate", "adapter": "zuul", "auth": "hmac-sha256"}, None),
-        ({"pipeline": "gate", "adapter": "github", "auth": "hmac-sha256"}, None),
-        ({"pipeline": "gate", "adapter": "github", "auth": "mqtt-user"}, None),
-        ({"review": "approved", "adapter": "gitlab", "auth": "token"}, None),
-        ({"pipeline": "gate", "adapter": "cloudevents", "auth": "mtls"}, None),
-        ({"pipeline": "gate", "adapter": "buildkite", "auth": "hmac-sha256"}, None),
+        ({}, NO_RULE),
+        ({"pipeline": "check"}, NO_RULE),
+        ({"pipeline": "Gate"}, NO_RULE),
+        ({"pipeline": "gate-not"}, NO_RULE),
+        ({"pipeline": "xperiodic"}, NO_RULE),
+        ({"pipeline": "check\ngate"}, NO_RULE),
+        ({"pipeline": "*"}, NO_RULE),
+        ({"pipeline": "gate", "branch": "mine"}, NO_RULE),
+        ({"pipeline": "gate", "branch": "stable/1/mine"}, NO_RULE),
+        ({"pipeline": "gate", "branch": ""}, NO_RULE),
+        ({"review": "merged", "branch": "mine"}, NO_RULE),
+        ({"review": "partly_approved"}, NO_RULE),
+        ({"review": "rejected"}, NO_RULE),
+        ({"review": "approved by me"}, NO_RULE),
+        ({"source": "backfill"}, NO_RULE),  # a message that calls itself so is no listing
+        ({"source": "backfill", "event": "push"}, NO_RULE),
+        ({"source": "other", "event": "listing"}, NO_RULE),
+        ({"project": "gate", "branch": "release"}, NO_RULE),
+        ({"source": "github", "pipeline": "gate"}, NO_RULE),  # the author of a workflow chooses its name
+        ({"source": "gitlab", "pipeline": "post"}, NO_RULE),
+        ({"source": "github", "review": "approved"}, NO_RULE),
+        ({"source": "notzuul", "pipeline": "gate"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "", "auth": "hmac-sha256"}, NO_RULE),  # perhaps stored of GitHub
+        ({"pipeline": "gate", "adapter": "", "auth": "mtls"}, NO_RULE),
+        ({"pipeline": "gate", "auth": "hmac-sha256"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "github", "auth": "hmac-sha256"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "github"}, NO_RULE),
+        ({"review": "approved", "adapter": "gitlab", "auth": "token"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "cloudevents", "auth": "mtls"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "buildkite", "auth": "hmac-sha256"}, NO_RULE),
     ],
 )
-def test_default_policy(facts: dict[str, Any], rule: str | None) -> None:
-    policy = TrustPolicy.load()
-    trust = evaluate(policy, FACTS.replace(**facts))
-    assert trust == Trust(rule is not None, rule or NO_RULE, policy.digest)
+def test_default_policy(facts: dict[str, Any], rule: str) -> None:
+    policy = TrustPolicy.load(BUILT_IN)
+    trust = evaluate(policy, FACTS.replace(**ZUULS | facts))
+    assert trust == Trust(rule in {known.name for known in policy.rules}, rule, policy.digest)
     assert len(policy.digest) == 16
 
 
-@pytest.mark.parametrize("adapter", ["zuul", "github", "cloudevents", "buildkite"])
-def test_a_delivery_without_proof_is_untrusted_by_default(adapter: str) -> None:
-    policy = TrustPolicy.load()
-    for facts in (FACTS.replace(pipeline="gate"), FACTS.replace(review="merged")):
-        unproved = facts.replace(adapter=adapter, source="zuul-example-org")
-        assert evaluate(policy, unproved) == Trust(False, "unproved", policy.digest)
+@pytest.mark.parametrize("adapter", ["", "zuul", "github", "cloudevents", "buildkite"])
+@pytest.mark.parametrize("facts", [{"pipeline": "gate"}, {"pipeline": "post"}, {"review": "merged"}])
+def test_an_event_without_proof_is_untrusted_by_default(adapter: str, facts: dict[str, Any]) -> None:
+    policy = TrustPolicy.load(BUILT_IN)
+    unproved = FACTS.replace(source="zuul-example-org", branch="main", adapter=adapter, **facts)
+    assert evaluate(policy, unproved) == Trust(False, "unproved", policy.digest)
+
+
+def test_the_policy_for_trials_trusts_own_events_and_no_unproved_delivery() -> None:
+    policy = TrustPolicy.load(EXAMPLES / "trust.toml")
+    gate = FACTS.replace(pipeline="gate")
+    assert [evaluate(policy, gate.replace(adapter=adapter)).trusted for adapter in ("", "zuul", "github")] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_the_environment_names_the_policy_where_no_other_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = tmp_path / "trust.toml"
+    named.write_text(POLICY)
+    monkeypatch.setenv(POLICY_VARIABLE, str(named))
+    assert TrustPolicy.load() == TrustPolicy.parse(POLICY)
+    assert TrustPolicy.load(BUILT_IN) != TrustPolicy.load()
+    monkeypatch.setenv(POLICY_VARIABLE, "")
+    assert TrustPolicy.load() == TrustPolicy.load(BUILT_IN)
+    monkeypatch.delenv(POLICY_VARIABLE)
+    assert TrustPolicy.load() == TrustPolicy.load(BUILT_IN)
+    monkeypatch.setenv(POLICY_VARIABLE, str(tmp_path / "nothing.toml"))
+    with pytest.raises(CimlError, match=r"nothing\.toml"):
+        TrustPolicy.load()
 
 
 def test_no_payload_names_its_adapter() -> None:
