@@ -61,6 +61,23 @@ _SHAPE = re.compile(
     r"\beyJ[\w-]{8,}+\.eyJ[\w-]{8,}+(?:\.[\w-]*+)?|-----BEGIN [A-Z ]{0,40}PRIVATE KEY.*+",
     re.DOTALL,
 )
+#: Tokens of issuers whose prefix alone tells them, in the words of their documents. They cover tokens of hexadecimal
+#: digits, which look like digests, and the few random ones that look like words.
+_ISSUED = re.compile(
+    r"\b(?:"
+    r"(?:hf|npm|nfp|vcp|ntn|pnu|rdme|CLOJARS|sk_live|sk_test|rk_live|rk_test|whsec|lin_api|sntryu)_[A-Za-z0-9]{20,}+"
+    r"|(?:rubygems|sq[pua]|sbp|bkua|shp(?:at|ca|pa|ss)|do[opr]_v1)_[0-9a-f]{32,}+"
+    r"|(?:figd|fo1|gls[ae]|dckr_[a-z]{3}|pscale_[a-z]{2,8})_[\w-]{20,}+|sntrys_[\w=-]{20,}+|CCIPAT_\w{20,}+"
+    r"|(?:pul-|dapi)[0-9a-f]{32,}+|SK[0-9a-f]{32}\b|[0-9a-f]{32}-us\d{1,2}\b|PMAK-[0-9a-f]{24}-[0-9a-f]{20,}+"
+    r"|(?:NRAK|HRKU|sq0[a-z]{3}|tskey-[a-z]{1,12})-[\w-]{20,}+|sk-(?:ant|proj)-[\w-]{20,}+|pypi-A[\w-]{40,}+"
+    r"|sdk-[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|v1\.0-[0-9a-f]{24}-[0-9a-f]{64,}+"
+    r"|AIza[\w-]{35}|GR1348941[\w-]{20}|EAAA[\w-]{50,}+|AT[AC]TT3[\w=-]{40,}+|AKCp[A-Za-z0-9]{40,}+|oy2[a-z0-9]{43}\b"
+    r"|\d{8,10}:AA[\w-]{33}|1//0[\w-]{40,}+|pat[A-Za-z0-9]{14}\.[0-9a-f]{64}|SG\.[\w-]{16,}+\.[\w-]{16,}+"
+    r"|hv[sbr]\.[\w-]{24,}+|s\.[A-Za-z0-9]{24}\b|dp\.[a-z]{2,5}\.[A-Za-z0-9]{32,}+|ya29\.[\w-]{20,}+|[\w~.]{3}\dQ~[\w.~-]{31,}+"
+    r")"
+)
+#: What each of them holds.
+_LONG_WORD = re.compile(r"[\w-]{20}")
 #: An option of a command and its value: ``--password X``.
 _OPTION = re.compile(r"(?<![\w-])--?([A-Za-z][\w-]{2,63}+)[ \t]{1,8}+(?!-)(\"[^\"]*+\"?|'[^']*+'?|[^\s\"']++)")
 #: A run of letters and digits in a word, the word's part before it, and the classes of its characters.
@@ -122,7 +139,7 @@ def redact_url(url: str) -> str:
     """
     _, scheme, rest = url.partition("://")
     if scheme and "#" not in rest and not _may_name_secret(rest):
-        return _without_random_words(url)
+        return _without_tokens(url)
     if "//" in url:
         url = _without_userinfo(url)
     if "#" in url:
@@ -140,7 +157,7 @@ def redact_text(text: str, guess: bool = True) -> str:
       guess: whether random letters and digits are secrets too.
     """
     if not _may_name_secret(text):
-        return _without_random_words(text) if guess else text
+        return _without_tokens(text) if guess else text
     shown = hidden = _redact_plain(text, guess)
     for _ in range(_MAX_ENCODINGS):
         plain = decoded(hidden)
@@ -190,7 +207,7 @@ def _redact_plain(text: str, guess: bool) -> str:
     if "-" in text:
         text = _OPTION.sub(_without_argument, text)
     text = _SHAPE.sub(REDACTED, text)
-    return _without_random_words(text) if guess else text
+    return _without_tokens(text) if guess else text
 
 
 def _without_argument(option: re.Match[str]) -> str:
@@ -198,6 +215,13 @@ def _without_argument(option: re.Match[str]) -> str:
     if not (is_secret_name(name) or name.lower() == _COUNTED) or REDACTED in value:
         return option[0]
     return option[0].removesuffix(value) + REDACTED
+
+
+def _without_tokens(text: str) -> str:
+    """Replace tokens: by the prefixes of their issuers, and by their random letters."""
+    if _LONG_WORD.search(text):
+        text = _ISSUED.sub(REDACTED, text)
+    return _without_random_words(text)
 
 
 def _without_random_words(text: str) -> str:

@@ -344,6 +344,8 @@ def test_secrets_are_found_by_their_names(name: str) -> None:
         "ticket: PROJ-123",
         "make -j4 --keep-going --output-sync=target all",
         "20261128T211601Z-000000000000000042",
+        "npm_config_user_agent, hf_transfer_download_everything, pypi-publish-to-the-test-index",
+        "s.split_the_line_into_words, dp.create.configuration, sdk-0b31b1c02ff458ad9b7b81cbdf8f028bd54699fa",
     ],
 )
 def test_names_digests_and_ids_stay(text: str) -> None:
