@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from ciml.errors import CimlError
-from ciml.tensorflow import load_tensorflow
+from ciml.tensorflow import load_tensorflow, muted
 
 #: TensorFlow uses all cores by default; a trainer shares its machine.
 THREADS = 2
@@ -42,7 +40,7 @@ def tensorflow() -> Any:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         # oneDNN's sums depend on the CPU's instructions; for small networks it is no faster.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-        with _muted():
+        with muted():
             tf = load_tensorflow()
             tf.config.list_physical_devices()  # searches for a GPU and logs that there is none
         tf.get_logger().setLevel("ERROR")
@@ -71,22 +69,3 @@ def library_versions() -> dict[str, str]:
 
     names = ("apache-beam", "keras", "numpy", "tensorflow", "tensorflow-transform", "tfx-bsl")
     return {name: version(name) for name in names}
-
-
-@contextmanager
-def _muted() -> Iterator[None]:
-    """Close standard error meanwhile: libraries report a missing GPU there before logging is configured."""
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

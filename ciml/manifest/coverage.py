@@ -171,5 +171,5 @@ def check_topic_id(topic: str, known: str, found: str) -> None:
         raise IntegrityError(
             f"topic {topic} was deleted and created again: its offsets were read under the id {known}, but the broker "
             f"reports {found}. To continue with the new topic, without the unread messages of the old one: "
-            f"{OTHER_TOPIC} {topic}"
+            f"{OTHER_TOPIC} {topic} --data-path DATA"
         )

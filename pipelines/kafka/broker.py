@@ -129,7 +129,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
             if time.monotonic() - since > _DELETED_S:
                 raise IntegrityError(
                     f"topic {topic} was deleted while it was read; its uncommitted messages are lost. Committed runs "
-                    f"stay. Create it again, then continue with the new topic: {OTHER_TOPIC} {topic}"
+                    f"stay. Create it again, then continue with the new topic: {OTHER_TOPIC} {topic} --data-path DATA"
                 ) from None
             time.sleep(1)
             continue

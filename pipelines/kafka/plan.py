@@ -75,7 +75,7 @@ def plan(
         if last > end:
             raise IntegrityError(
                 f"{where} ends at {end}, but was read up to {last}: it is not the topic that was read before. To "
-                f"continue with it from its first message: {OTHER_TOPIC} {listing.topic}"
+                f"continue with it from its first message: {OTHER_TOPIC} {listing.topic} --data-path DATA"
             )
         if bounded:
             stop = end if until is None else min(end, until.bounds.get(partition, (0, 0))[1])

@@ -18,7 +18,7 @@ from recorder.spool.seal import is_sealed, secrets_of
 
 #: Facts that a trust policy may match, except the source (part of the run's id). They are left out without a seal, and
 #: with them the subjects, by which updates would add facts.
-FACTS = ("pipeline", "project", "branch", "event", "review", "fork", "auth", "owner")
+FACTS = ("pipeline", "project", "branch", "event", "review", "fork", "auth", "owner", "adapter")
 #: The label of a run whose recording was not sealed.
 UNSEALED = {"recording": "unsealed"}
 _MOST_LINES = 3

@@ -109,16 +109,16 @@ def test_without_java_light_engines_take_over_and_are_named(home: Path):
         "CIML_NO_JAVA is set: light: librdkafka mock broker replaces kafka\n"
         "CIML_NO_JAVA is set: light: bounded micro-batches replaces flink\n"
     )
-    written = json.loads((home / "engines.json").read_bytes())
-    assert {name: (one["kind"], one["what"]) for name, one in written.items()} == {
+    written = state.read(home)
+    assert {name: (engine.kind, engine.what) for name, engine in written.items()} == {
         "kafka": ("light", "light: librdkafka mock broker"),
         "flink": ("light", "light: bounded micro-batches"),
     }
-    assert f"kafka: light: librdkafka mock broker at {written['kafka']['address']} (pid " in done.stdout
+    assert f"kafka: light: librdkafka mock broker at {written['kafka'].address} (pid " in done.stdout
     table = ciml("status", home=home).stdout
     assert "light: librdkafka mock broker" in table
     assert "light: bounded micro-batches" in table
-    pid = written["kafka"]["pid"]
+    pid = written["kafka"].pid
     assert ciml("down", home=home).stdout == "Stopped flink, kafka.\n"
     assert not _command_runs(pid)
 

@@ -77,6 +77,7 @@ def test_the_entry_point_registers_it() -> None:
 def test_every_fact_of_a_job() -> None:
     assert run(webhook()).to_json() == {
         "run_id": "ci~0191-a~1", "build_uuid": "0191-a", "build_name": "unit", "phase": "finished",
+        "adapter": "buildkite",
         "outcome": "failure", "result": "failed", "source": "ci", "event": "webhook", "project": "app",
         "branch": "main", "change": "9f2c1b", "patchset": "9f2c1b", "log_url": "s3://logs/0191-a.csv",
         "start_us": 1795521600000000, "end_us": 1795521660000000, "auth": "token", "attempt_of": "b-7/unit",

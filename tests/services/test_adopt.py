@@ -79,7 +79,7 @@ def test_ingest_continues_and_accounts_for_both_topics(kafka: str, topic: MakeTo
     broken(kafka, name, 1)  # at an offset of an event of the old topic
     send_starts(kafka, name, 0, 7)  # of which five are repeats
     broken(kafka, name, 1)
-    with pytest.raises(IntegrityError, match=f"created again.*: ciml topics adopt {name}$"):
+    with pytest.raises(IntegrityError, match=f"created again.*: ciml topics adopt {name} --data-path DATA$"):
         ingest()
     before = account(raw)[0].version
     words = (name, "--data-path", str(tmp_path), "--kafka", kafka)
@@ -119,7 +119,7 @@ def test_predict_reads_the_new_topic_of_runs_and_predicts_nothing_twice(
     drive(PredictService(config), until="end")
     recreate(kafka, runs)
     announce(kafka, runs, list(announced))
-    with pytest.raises(IntegrityError, match=f"ciml topics adopt {runs}$"):
+    with pytest.raises(IntegrityError, match=f"ciml topics adopt {runs} --data-path DATA$"):
         drive(PredictService(config), until="end")
     assert [(each.manifest, each.generation) for each in adopt(world.data, KafkaOptions(kafka), runs)] == [
         ("predictions", f"{runs}@2")
@@ -151,7 +151,7 @@ def test_feedback_reads_the_new_topic_of_predictions_and_says_nothing_twice(
     feedback()
     recreate(kafka, predictions)
     publish(kafka, predictions, one, two)
-    with pytest.raises(IntegrityError, match=f"ciml topics adopt {predictions}$"):
+    with pytest.raises(IntegrityError, match=f"ciml topics adopt {predictions} --data-path DATA$"):
         feedback()
     assert adopt(data, KafkaOptions(kafka), predictions) == [Adopted("feedback", f"{predictions}@2", {0: 1})]
     feedback()
@@ -170,7 +170,7 @@ def test_live_reads_the_new_topic_of_samples_without_a_manifest(
     live = LiveService.of(**arguments)
     live.open()
     recreate(kafka, samples)
-    with pytest.raises(IntegrityError, match=f"ciml topics adopt {samples}$"):
+    with pytest.raises(IntegrityError, match=f"ciml topics adopt {samples} --data-path DATA$"):
         live.observe()
     assert "nothing to adopt" in run(samples, "--data-path", data.url, "--kafka", kafka)
     LiveService.of(**arguments).observe()
@@ -189,7 +189,9 @@ def test_a_topic_that_is_shorter_than_what_was_read_is_adopted(
     older = type(present)(name, present.topic_id, {0: (0, 2)})
     for module in ("services.service", "services.stored.adopt"):
         monkeypatch.setattr(f"{module}.list_topic", lambda *_: older)
-    with pytest.raises(IntegrityError, match=f"it is not the topic that was read before.*: ciml topics adopt {name}$"):
+    with pytest.raises(
+        IntegrityError, match=f"it is not the topic that was read before.*: ciml topics adopt {name} --data-path DATA$"
+    ):
         IngestService(config).observe()
     assert [each.generation for each in adopt(DataRoot.open(tmp_path), KafkaOptions(kafka), name)] == [f"{name}@2"]
     monkeypatch.undo()

@@ -26,7 +26,9 @@ from tests.services.supervising import Ingest, ingest, shell
 
 
 @pytest.fixture
-def one(kafka: str, topic: Callable[..., str], tmp_path: Path) -> Iterator[Ingest]:
+def one(kafka: str, topic: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ingest]:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:  # of tests on S3 in the same process
+        monkeypatch.delenv(name)
     scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs", runs=60)
     with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as made:
         yield made

@@ -24,7 +24,7 @@ from ciml.errors import IntegrityError
 from ciml.http.errors import RequestError
 from ciml.limits import MAX_MODEL_MEMORY_BYTES
 from ciml.logs import configure_logging
-from ciml.tensorflow import load_tensorflow
+from ciml.tensorflow import load_tensorflow, muted
 from serving.server.model.loaded_model import one_line
 from serving.server.model.messages import Answer, Call, Load, Loaded, receive, send
 
@@ -45,7 +45,9 @@ _PR_SET_PDEATHSIG = 1
 def main(control_fd: int) -> None:
     """Fork and end processes as the server asks. End with all of them when the server closes the socket."""
     configure_logging()
-    load_tensorflow()
+    tensorflow = load_tensorflow()
+    with muted():
+        tensorflow.config.list_physical_devices()  # searches for a GPU and logs that there is none
     import serving.server.model.graph  # noqa: F401 - before the first fork
 
     gc.collect()

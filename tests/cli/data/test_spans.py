@@ -76,7 +76,7 @@ def test_spans_are_verified(tmp_path: Path, data: DataRoot) -> None:
     assert len(json.loads(result.output)["load"]["findings"]) == 2
     assert ciml(tmp_path, "verify", "cpu").return_value == 0
     data.store.replace("datasets/load/_manifest/000000000002.json", b"{")
-    assert "is not a delta" in ciml(tmp_path, "verify").output
+    assert "is damaged" in ciml(tmp_path, "verify").output
 
 
 def test_no_such_data_set(tmp_path: Path, data: DataRoot) -> None:

@@ -169,7 +169,8 @@ def the_whole_demo(tmp_path: Path) -> DemoResult:
     assert [check for check in wrong if not any(word in check.name for word in open_questions)] == []
     assert sum(line.counted for line in result.accounting) == sum(line.expected for line in result.accounting) > 120
     assert Counter(line.model for line in result.versions)["status"] >= 3
-    assert {line.number for line in result.versions} == {"duration", "memory"}
+    assert {line.number for line in result.versions} <= {"duration", "memory"}
+    assert all(0 < (line.one_number or 0) < 1 for line in result.versions)
     assert [(line.dataset, line.reason) for line in result.exclusions] == [("pool", "no_label")]
     assert (data / "demo" / "report.html").stat().st_size > 50_000
     assert json.loads((data / "demo" / "result.json").read_text())["runs"] == 120

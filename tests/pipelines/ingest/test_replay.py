@@ -305,7 +305,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place: Place) ->
         place.log_arrives(each)
     where = json.dumps([place.data.url, str(place.logs)])
     kills = 0
-    for share in (0.1, 0.4, 0.7):
+    for share in (0.05, 0.2, 0.4):
         process = subprocess.Popen([sys.executable, "-c", _SLOW_REPLAY, where], cwd=ROOT, start_new_session=True)
         try:
             deadline = time.monotonic() + 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def test_model_that_answers_nothing_stops_the_batch(
     number, model = world.server.manager.find("m")
     assert number == 1
 
-    def hangs(*inputs: Any, options: Any) -> Any:
-        time.sleep(options.timeout_in_ms / 1000 + 0.2)
+    def hangs(feeds: Sequence[Any], limit_s: float) -> Any:
+        time.sleep(limit_s + 0.2)
 
     signature = replace(model.signatures["serving_default"], run=hangs)
     monkeypatch.setitem(model.signatures, "serving_default", signature)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def command(config: str, data_path: str, as_json: bool) -> None:
     """Report the precision of verdicts.
 
-    Reruns of the same code and reviewers settle verdicts, also those of a model in shadow, which nobody reads. For each
+    Reruns of the same code and reviewers settle verdicts, also the unpublished ones of a model in shadow mode. For each
     model, project and cause: whether ciml says such verdicts, how many are settled and open, and how many of the
     settled ones were right, beside the base rate and the duration of the run alone, with 95 % intervals.
 
