@@ -126,7 +126,7 @@ def needed(body: Mapping[str, Any], *path: str) -> str:
 def branch_name(body: Mapping[str, Any], *path: str) -> str:
     """Return the name of a branch, as `word` does; a digest of one that a fact cannot hold.
 
-    Whoever may push chooses names. An unusual one must not make the event of a pull request a dead letter: the event
+    Anyone who may push chooses names. An unusual one must not make the event of a pull request a dead letter: the event
     tells that pull request from others of the same commit.
     """
     try:

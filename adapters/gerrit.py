@@ -42,7 +42,7 @@ NO_OWNER = "the change's owner is unknown"
 _APPROVES = {"Code-Review": 2, "Workflow": 1}
 #: The vote of a label that disapproves it.
 _VETO = {"Code-Review": -2}
-#: Whose votes approve nothing: nobody else read the patch set.
+#: Accounts whose votes approve nothing: the authors of the patch set.
 _OWN = (("change", "owner"), ("patchSet", "uploader"), ("patchSet", "author"))
 #: Kinds of patch sets that hold the code of the one before, as Gerrit makes them when it submits a change.
 _SAME_CODE = frozenset({"TRIVIAL_REBASE", "TRIVIAL_REBASE_WITH_MESSAGE_UPDATE", "NO_CODE_CHANGE", "NO_CHANGE"})

@@ -203,7 +203,7 @@ def _merge_request(body: Mapping[str, Any]) -> _Read:
 
 
 def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[str, str]) -> list[RunUpdate]:
-    """Return what a merge request within the project says of its last commit.
+    """Return the updates of a merge request within the project about its last commit.
 
     A review counts for runs of the same merge request and target branch alone.
     """

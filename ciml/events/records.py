@@ -207,7 +207,7 @@ class FactUpdate(Record, frozen=True, omit_defaults=True, gc=False):
       auth: how a receiver proved who sent the event, "" without proof.
       time_us: the event's own time, epoch microseconds; None where it has none.
       only: the condition: it counts for runs with these facts alone, such as ``{"change": "12", "branch": "main"}``.
-      by: the account whose review it is; "" for what is nobody's.
+      by: the account whose review it is; "" without a reviewer.
     """
 
     source: str

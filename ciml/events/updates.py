@@ -92,7 +92,7 @@ class _Scope(NamedTuple):
 
     Attributes:
       name: of the fact; "" where the entry says that the condition itself, or too many reviewers, were named.
-      by: the account whose review it is; "" for a fact that is nobody's, `_MANY` for too many reviewers.
+      by: the account whose review it is; "" without a reviewer, `_MANY` for too many reviewers.
       only: the condition, sorted; empty for every run.
     """
 
@@ -158,7 +158,7 @@ def fact_update(
 
 
 def said_by(update: FactUpdate, event_key: str) -> dict[str, Said]:
-    """Return what an update says, by fact, condition and reviewer."""
+    """Return the entries of an update by fact, condition and reviewer."""
     when = -1 if update.time_us is None else update.time_us
     proved, only = bool(update.auth), tuple(sorted(update.only.items()))
     said = {
@@ -171,7 +171,7 @@ def said_by(update: FactUpdate, event_key: str) -> dict[str, Said]:
 
 
 def counting(subject: str, said: Mapping[str, Said]) -> dict[str, Said]:
-    """Return what counts of what was said of a subject: of a commit, without a condition, what lowers trust."""
+    """Return the entries that count for a subject: without a condition, of a commit only those that lower trust."""
     if not subject.startswith(COMMIT):
         return dict(said)
 

@@ -36,7 +36,7 @@ class Link:
     is_known: bool = True
 
     def text(self) -> str:
-        """Return what the next delta says of the deltas before it."""
+        """Return the link of the next delta to the deltas before it."""
         return self._text_from(self._first) if self.unsealed else self.digest
 
     @property

@@ -81,7 +81,7 @@ def is_marked(facts: Mapping[str, Any]) -> bool:
 
 
 def claims_of(facts: Mapping[str, Any], standing: int) -> dict[str, Claim]:
-    """Return what an event claims of a run.
+    """Return the claims of an event about a run.
 
     Args:
       facts: of the run, as in the raw manifest.
@@ -182,7 +182,7 @@ class Subjects:
             self._own[_claims_id(run_id)] = msgspec.json.encode(after, order="sorted")
 
     def claims(self, run_id: str) -> dict[str, Claim]:
-        """Return what events claim of a run, other than its trusted row."""
+        """Return the claims of events about a run, other than its trusted row."""
         (data,) = self._encoded([_claims_id(run_id)])
         return _claims_decoder.decode(data) if data is not None else {}
 
