@@ -25,8 +25,8 @@ _MEANING = {
     UNKNOWN: "no cause alone is certain enough",
 }
 _RETRY = {
-    "yes": "yes: it may pass unchanged",
-    "no": "no: it is unlikely to pass unchanged",
+    "yes": "yes, if the verdict is right",
+    "no": "no, if the verdict is right",
     "unsure": "unsure: it depends on the cause",
 }
 

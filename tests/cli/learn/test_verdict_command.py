@@ -32,7 +32,7 @@ def test_it_prints_the_verdict_its_evidence_and_the_picture(tmp_path: Path) -> N
         "run          zuul~unit-99~1",
         "job          unit (failure)",
         "verdict      machine: the same code would pass elsewhere, or at another time",
-        "retry        yes: it may pass unchanged",
+        "retry        yes, if the verdict is right",
         "probability  machine 95%, code 5%",
         "base rate    code 60%, machine 40%, of 19 failed runs of all jobs whose cause is known",
         "possible     machine; the true cause is among the possible ones in 90% of runs",
@@ -48,7 +48,7 @@ def test_it_prints_the_verdict_its_evidence_and_the_picture(tmp_path: Path) -> N
     ("code", "verdict", "retry", "possible"),
     [
         (
-            0.95, "code: the same code would fail again", "no: it is unlikely to pass unchanged",
+            0.95, "code: the same code would fail again", "no, if the verdict is right",
             "code; the true cause is among the possible ones in 90% of runs",
         ),
         (
