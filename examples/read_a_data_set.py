@@ -4,6 +4,7 @@
 
 The files are plain Parquet, but a folder may hold files that are no part of the data set, and runs that no model may
 learn from. So `ciml` reads them: the data set's manifest names the files, the trust policy and exclusions the runs.
+CIML_TRUST_POLICY=FILE names a policy; without it, the built-in one trusts proved work of Zuul, and loaded logs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ def main(data: str, name: str) -> None:
         counts = ", ".join(f"{(y == label).sum()} {each}" for label, each in enumerate(dataset.classes))
         print(f"{split}: {len(X)} runs ({counts})")
 
-    run = dataset.to_pandas().iloc[0]
+    frame = dataset.to_pandas()
+    if frame.empty:
+        raise ciml.CimlError(f"the trust policy accepts no run of {name}; name another by CIML_TRUST_POLICY")
+    run = frame.iloc[0]
     print(f"{run['run_id']}: {run['label_name']}, {run['n_windows']} of {dataset.windows} windows")
     for feature in dataset.features:
         print(f"  {feature:<16} {' '.join(f'{value:.6g}' for value in run[feature][: run['n_windows']][:5])}")

@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from cli.demo.checks import check_probabilities, check_served
-from cli.demo.definitions import MODELS
+from cli.demo.definitions import MODELS, trust_policy
 from cli.demo.report.result import Check
 from cli.demo.run import Demo
 
@@ -32,7 +32,7 @@ def check_answers(demo: Demo) -> list[Check]:
         if champion is None:
             continue  # every version was rejected, with a reason
         stable[model] = champion
-        dataset = data.dataset(model)
+        dataset = data.dataset(model, trust_policy=trust_policy())
         inputs, n_windows = dataset.to_numpy("test")[0], dataset.n_windows("test")
         loaded = data.model(model)
         predictions = loaded.predict(dataset.facts("test").column("run_id").to_pylist())

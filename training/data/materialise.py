@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import IntegrityError
 from ciml.storage.open import Store
 from training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER
-from training.data.snapshot import ROLES, Role, Snapshot
+from training.data.snapshot import ROLES, Role, Snapshot, no_training_runs
 
 if TYPE_CHECKING:
     from training.data.analysis_cache import AnalysisCache
@@ -82,11 +82,7 @@ def materialise(
     """
     wanted: Counter[Role] = Counter(run.role for run in snapshot.runs())
     if not any(run.split == "train" for run in snapshot.runs()):
-        untrusted = sum(snapshot.untrusted.values())
-        raise CimlError(
-            f"data set {snapshot.dataset!r} has no training runs: {untrusted} examples are untrusted, "
-            f"{wanted['test']} are test runs"
-        )
+        raise no_training_runs(snapshot, wanted["test"])
     from training.data.materialise_beam import run_pipeline
 
     if folder.exists():

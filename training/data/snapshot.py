@@ -302,3 +302,12 @@ def read_snapshot(trainer: Store, digest: str) -> Snapshot:
     if snapshot.digest != digest:
         raise IntegrityError(f"{trainer.url(path)} was altered: its digest is {snapshot.digest}")
     return snapshot
+
+
+def no_training_runs(snapshot: Snapshot, test_runs: int) -> CimlError:
+    """Return the error of a snapshot without training runs, with the remedy where the trust policy left runs out."""
+    untrusted = sum(snapshot.untrusted.values())
+    counts = f"{untrusted} examples are untrusted, {test_runs} are test runs"
+    message = f"data set {snapshot.dataset!r} has no training runs: {counts}"
+    remedy = "; ciml trust check shows why, and --trust-policy FILE or CIML_TRUST_POLICY names another policy"
+    return CimlError(message + remedy if untrusted else message)

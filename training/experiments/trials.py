@@ -32,6 +32,7 @@ from training.calibration.calibrate import Calibrated, calibrate
 from training.calibration.conformal import decimals
 from training.calibration.ranges import learned_ranges
 from training.data.in_memory import InMemoryDataset
+from training.data.snapshot import no_training_runs
 from training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
 from training.evaluation.metrics import evaluate, sharpness
@@ -149,11 +150,7 @@ class Trial:
         roles = trained_roles(self.experiment, dev_from_train=self.dataset.snapshot.dev_from_train)
         positions = self.dataset.of(*roles)
         if not positions.size:
-            untrusted = sum(self.dataset.snapshot.untrusted.values())
-            raise CimlError(
-                f"data set {self.dataset.snapshot.dataset!r} has no training runs: {untrusted} examples "
-                f"are untrusted, {self.dataset.of('test').size} are test runs"
-            )
+            raise no_training_runs(self.dataset.snapshot, self.dataset.of("test").size)
         return positions
 
     @cached_property
