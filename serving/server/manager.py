@@ -91,8 +91,7 @@ class ModelManager:
             is loaded.
         """
         model = self._models.get(name)
-        if not (model and model.loaded) and name in self.loading:
-            raise RequestError("UNAVAILABLE", f"model {name} is being loaded")
+        self._check_loading(name)
         if label:
             number = model.labels.get(label) if model else None
             if number is None:
@@ -119,9 +118,15 @@ class ModelManager:
             model.release()
 
     def status(self, name: str, version: int | None = None, label: str = "") -> list[VersionStatus]:
-        """Return the statuses of a model's versions, highest first. Raises `RequestError`."""
+        """Return the statuses of a model's versions, highest first.
+
+        Raises:
+          RequestError: NOT_FOUND, INVALID_ARGUMENT for an unknown label, or UNAVAILABLE for a label while the model's
+            first version is loaded.
+        """
         model = self._models.get(name)
         if label:
+            self._check_loading(name)
             if model is None or label not in model.labels:
                 raise invalid(f"Unrecognized servable version label: {label}")
             version = model.labels[label]
@@ -133,6 +138,12 @@ class ModelManager:
         if version not in model.statuses:
             raise not_found(f"Could not find version {version} of model {name}")
         return [model.statuses[version]]
+
+    def _check_loading(self, name: str) -> None:
+        """Raise `RequestError` UNAVAILABLE while a model's first version is loaded: the client should try again."""
+        model = self._models.get(name)
+        if not (model and model.loaded) and name in self.loading:
+            raise RequestError("UNAVAILABLE", f"model {name} is being loaded")
 
     def labels(self, name: str) -> Mapping[str, int]:
         """Return the labels of a model as they are served at present."""

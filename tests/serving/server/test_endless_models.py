@@ -139,6 +139,8 @@ def test_ports_open_before_models_load_and_other_models_are_served_meanwhile(ser
     url = f"http://127.0.0.1:{server.rest_port}/v1/models/endless:predict"
     answer = httpx.post(url, json={"inputs": [0.0]}, trust_env=False)
     assert (answer.status_code, answer.json()) == (503, {"error": "model endless is being loaded"})
+    by_label = ask(server, "/v1/models/endless/labels/stable")  # as a client asks which version is served
+    assert by_label == (503, {"error": "model endless is being loaded"})
     until(lambda: "END" in str(ask(server, "/v1/models/endless")))
     (status,) = ask(server, "/v1/models/endless")[1]["model_version_status"]  # type: ignore[misc]
     assert (status["state"], status["status"]["error_code"]) == ("END", "DATA_LOSS")  # type: ignore[index]
