@@ -30,7 +30,8 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes --requirements requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --config-settings editable_mode=compat --editable . # a path, which mypy and editors follow; the default is an import hook
 	@touch $@
 
 demo: install ## CI events to a served model and predictions, on a real broker and Flink; see docs/demo.md

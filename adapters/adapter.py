@@ -135,7 +135,7 @@ class Adapter:
       name: of the system: lower-case letters, digits and dashes.
       headers: lower-case names of the headers that ``read`` needs; a receiver passes on no others.
       read: see the module. Raises `RejectedInput`; any other exception becomes a dead letter ``internal_error``.
-      signature: how its webhooks are signed, a scheme of `services.webhooks.signatures`; "" for none.
+      signature: how its webhooks are signed, a scheme of `ciml.services.webhooks.signatures`; "" for none.
     """
 
     name: str

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
-from adapters.envelope import HEADERS, opened
-from adapters.fields import address, filled, joined, maybe, moment, needed, value, word
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
+from ciml.adapters.envelope import HEADERS, opened
+from ciml.adapters.fields import address, filled, joined, maybe, moment, needed, value, word
 from ciml.errors import RejectedInput
 from ciml.events.records import Phase
 from ciml.events.redaction import shown

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.adapter import Adapter, Delivery, Reading, Run
-from adapters.envelope import HEADERS, opened
-from adapters.fields import moment, needed, objects
+from ciml.adapters.adapter import Adapter, Delivery, Reading, Run
+from ciml.adapters.envelope import HEADERS, opened
+from ciml.adapters.fields import moment, needed, objects
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import PHASES
 from ciml.events.redaction import shown

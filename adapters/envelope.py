@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import open_cloudevent
 from ciml.events.fields import kind_of

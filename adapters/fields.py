@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, kind_of, text, time_us
 from ciml.events.redaction import shown

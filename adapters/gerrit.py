@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, RunUpdate, Said, reading
-from adapters.fields import (
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, RunUpdate, Said, reading
+from ciml.adapters.fields import (
     change_subjects,
     epoch,
     event_id,

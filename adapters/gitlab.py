@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
-from adapters.fields import (
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
+from ciml.adapters.fields import (
     address,
     body_id,
     branch_name,

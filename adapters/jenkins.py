@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
-from adapters.envelope import HEADERS, opened
-from adapters.fields import address, commit_subject, filled, known, maybe, moment, needed, value, word
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
+from ciml.adapters.envelope import HEADERS, opened
+from ciml.adapters.fields import address, commit_subject, filled, known, maybe, moment, needed, value, word
 from ciml.errors import RejectedInput
 from ciml.events.fields import kind_of
 from ciml.events.records import Phase

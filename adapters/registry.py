@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.event import Event, Rejection, identity_alone
@@ -47,7 +47,7 @@ def adapters() -> Mapping[str, Adapter]:
 
 
 def _own() -> Mapping[str, Adapter]:
-    from adapters import cdevents, cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul
+    from ciml.adapters import cdevents, cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul
 
     modules = (cdevents, cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul)
     return {module.ADAPTER.name: module.ADAPTER for module in modules}

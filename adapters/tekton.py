@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
-from adapters.envelope import HEADERS, opened
-from adapters.fields import filled, inner, joined, maybe, moment, needed, objects, value, word
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
+from ciml.adapters.envelope import HEADERS, opened
+from ciml.adapters.fields import filled, inner, joined, maybe, moment, needed, objects, value, word
 from ciml.errors import RejectedInput
 from ciml.events.fields import text
 from ciml.events.records import Phase

@@ -1,7 +1,7 @@
 """Zuul: the messages of its MQTT reporter, one for each report on an item, with all its builds and retried builds.
 
-A build's fault costs that build alone, so the fields of a build are passed on unchecked; `adapters.registry` checks
-them run by run.
+A build's fault costs that build alone, so the fields of a build are passed on unchecked; `ciml.adapters.registry`
+checks them run by run.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
-from adapters.fields import (
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
+from ciml.adapters.fields import (
     change_subjects,
     commit_subject,
     epoch,

@@ -128,17 +128,17 @@ class DataRoot:
 
     @property
     def experiments(self) -> Store:
-        """The experiments: `training.experiments.trials`."""
+        """The experiments: `ciml.training.experiments.trials`."""
         return self.store.child("experiments")
 
     @property
     def sweeps(self) -> Store:
-        """The sweeps: `training.sweeps.store`."""
+        """The sweeps: `ciml.training.sweeps.store`."""
         return self.store.child("sweeps")
 
     @property
     def exclusions(self) -> Store:
-        """The runs that no model may learn from: `training.exclusion_store`."""
+        """The runs that no model may learn from: `ciml.training.exclusion_store`."""
         return self.store.child("exclusions")
 
     @property
@@ -147,12 +147,12 @@ class DataRoot:
         return self.store.child("trainer")
 
     def trainer(self, model: str) -> Store:
-        """Return the trainer's folder of a model: `training.refresh`."""
+        """Return the trainer's folder of a model: `ciml.training.refresh`."""
         return self.trainers.child(model)
 
     @property
     def registry(self) -> Store:
-        """The manifests of all registries: `serving.registry`."""
+        """The manifests of all registries: `ciml.serving.registry`."""
         return self.store.child("registry")
 
     def candidates(self, model: str) -> str:
@@ -161,22 +161,22 @@ class DataRoot:
 
     @property
     def models(self) -> Store:
-        """The served models and the model server's configuration: `serving.push`."""
+        """The served models and the model server's configuration: `ciml.serving.push`."""
         return self.store.child("models")
 
     @property
     def predictions(self) -> Store:
-        """The predictions: `serving.predict.log`."""
+        """The predictions: `ciml.serving.predict.log`."""
         return self.store.child("predictions")
 
     @property
     def feedback(self) -> Store:
-        """The messages on changes, and what reviewers say of them: `services.feedback`, `ciml.feedback`."""
+        """The messages on changes, and what reviewers say of them: `ciml.services.feedback`, `ciml.feedback`."""
         return self.store.child("feedback")
 
     @property
     def evidence(self) -> Store:
-        """The pictures of verdicts, beside the predictions: `serving.evidence`."""
+        """The pictures of verdicts, beside the predictions: `ciml.serving.evidence`."""
         return self.predictions.child("evidence")
 
     @property
@@ -186,7 +186,7 @@ class DataRoot:
 
     @property
     def tables(self) -> Store:
-        """Delta tables with a folder of their own: `pipelines.tables`. Others are where their files are."""
+        """Delta tables with a folder of their own: `ciml.pipelines.tables`. Others are where their files are."""
         return self.store.child("tables")
 
     @property

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import traceback
 
 from ciml.errors import CimlError
 
-#: The extras that install a library, by the name of its module. The error names the first one whose package imports it,
-#: else the last.
+#: The extras that install a library, by the name of its module. The error names the extra of the importing room, which
+#: its package states as ``EXTRA``, else the last one.
 EXTRAS = {
     "boto3": ("data",),
     "botocore": ("data",),
@@ -60,10 +61,6 @@ EXTRAS = {
     "flask": ("local",),
     "moto": ("local",),
 }
-_PACKAGES = {
-    "pipelines": "pipelines", "receivers": "services", "train": "training", "serve": "serving", "reports": "reports",
-    "local": "engines",
-}  # fmt: skip
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
@@ -72,8 +69,9 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
     if extras is None:
         return None
     frames = traceback.walk_tb(error.__traceback__)
-    importing = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
-    return _line(next((extra for extra in extras if _PACKAGES.get(extra) in importing), extras[-1]))
+    packages = {".".join(frame.f_globals.get("__name__", "").split(".")[:2]) for frame, _ in frames}
+    importing = {getattr(sys.modules.get(package), "EXTRA", None) for package in packages}
+    return _line(next((extra for extra in extras if extra in importing), extras[-1]))
 
 
 def require(module: str) -> None:

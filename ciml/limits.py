@@ -229,7 +229,7 @@ MAX_ERROR_CHARACTERS = 300
 #: Bytes of its innermost frames: about fifteen frames.
 MAX_TRACEBACK_BYTES = 1 << 10
 
-# Passing profiles: `transforms.profiles`.
+# Passing profiles: `ciml.transforms.profiles`.
 MAX_PROFILE_JOBS = 1000  # the first of a data set; runs of others have the pooled profile
 MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made
 # Memories of runs: each limit holds for each standing (`ciml.raw.standing`). So untrusted runs displace no others.

@@ -90,7 +90,7 @@ class Downsample(TransformerMixin, BaseEstimator):
         """
         from ciml.datasets.definition import DatasetDefinition, resolve
         from ciml.telemetry import telemetry_columns
-        from transforms.examples.downsample import downsample
+        from ciml.transforms.examples.downsample import downsample
 
         definition = DatasetDefinition.from_json(
             {
@@ -130,7 +130,7 @@ class Downsample(TransformerMixin, BaseEstimator):
         Raises:
           CimlError: a run cannot be used, or lacks a column.
         """
-        from transforms.examples.prepare import prepare_many
+        from ciml.transforms.examples.prepare import prepare_many
 
         check_is_fitted(self)
         given = list(X)
@@ -155,7 +155,7 @@ class Downsample(TransformerMixin, BaseEstimator):
     def _tables(self, runs: Iterable[Any]) -> list[pa.Table]:
         import pyarrow as pa
 
-        from transforms.parse.files import parse_files
+        from ciml.transforms.parse.files import parse_files
 
         given = list(runs)
         wrong = next(

@@ -1,7 +1,8 @@
 """The columns of telemetry: their names, their selection by a definition, and checks of a table.
 
 A telemetry table has a column ``time`` (timestamp[us, UTC]), a column ``boot`` (bool) and one float64 column for each
-column of the log, named ``group:name`` as in ``total cpu usage:usr``. It comes from `transforms.parse.logs.parse_logs`.
+column of the log, named ``group:name`` as in ``total cpu usage:usr``. It comes from
+`ciml.transforms.parse.logs.parse_logs`.
 """
 
 from __future__ import annotations

@@ -34,6 +34,13 @@ def commit() -> str | None:
     return stored_commit(Path(__file__).parent) or checkout_commit(Path(__file__).parents[1])
 
 
+def import_root() -> Path:
+    """Return the folder that ``ciml`` is imported from: a checkout, or the site-packages of an installation."""
+    from pathlib import Path
+
+    return Path(__file__).resolve().parents[1]
+
+
 def stored_commit(package: Path) -> str | None:
     """Return the commit that a build stored in the folder of the package ``ciml``; None where it did not."""
     try:

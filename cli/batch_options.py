@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import click
 
+from ciml.cli.dataflow.options import DATAFLOW
+from ciml.cli.options import Option, running_engines, s3_place
 from ciml.errors import CimlError
-from cli.dataflow.options import DATAFLOW
-from cli.options import Option, running_engines, s3_place
 
 
 def processors() -> int:
@@ -54,7 +54,7 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 
 
 #: ``--runner``, as ``runner``: (None, "fnapi", "flink" or "dataflow"; the job server's ``host:port``) of a batch
-#: pipeline. Beside `cli.dataflow.options.dataflow_options`.
+#: pipeline. Beside `ciml.cli.dataflow.options.dataflow_options`.
 runner_option = click.option(
     "--runner",
     metavar="fnapi|flink|dataflow",
@@ -64,6 +64,6 @@ runner_option = click.option(
 
 
 def logs_option(required: bool = False) -> Option:
-    """``--logs``, as ``logs``: the text, for `pipelines.backfill.plan.logs_root`."""
+    """``--logs``, as ``logs``: the text, for `ciml.pipelines.backfill.plan.logs_root`."""
     text = "Folder or s3:// prefix of the listing's log paths."
     return click.option("--logs", required=required, metavar="ROOT", callback=s3_place, help=text)

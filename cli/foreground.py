@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.errors import CimlError
-from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
-from cli.dataflow.report import print_launched
-from cli.options import (
+from ciml.cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from ciml.cli.dataflow.report import print_launched
+from ciml.cli.options import (
     HERE,
     EngineChoice,
     Option,
@@ -23,12 +22,13 @@ from cli.options import (
     metrics_options,
     stacked,
 )
-from cli.param_types import Duration
-from cli.signals import stop_on_signals
+from ciml.cli.param_types import Duration
+from ciml.cli.signals import stop_on_signals
+from ciml.errors import CimlError
 
 if TYPE_CHECKING:
-    from services.driver import Report
-    from services.service import Service, Until
+    from ciml.services.driver import Report
+    from ciml.services.service import Service, Until
 
 #: Options that end a service by themselves; a supervised one has none of them.
 ENDINGS = ("once", "until_idle", "watch")
@@ -61,7 +61,7 @@ class Running:
 
     @property
     def until(self) -> Until:
-        """When it ends, for `services.driver.drive`."""
+        """When it ends, for `ciml.services.driver.drive`."""
         return "end" if self.once else self.until_idle
 
     def launch(self, kind: type[Service], arguments: Mapping[str, Any]) -> bool:
@@ -85,7 +85,7 @@ class Running:
                 )
         as_s3((arguments["data_path"], "--data-path"))
         settings = self.job.settings()
-        from services.dataflow.launch import check_kind, launch_service
+        from ciml.services.dataflow.launch import check_kind, launch_service
 
         check_kind(kind)
         service = kind.of(**arguments)
@@ -101,11 +101,11 @@ class Running:
 
         Args:
           service: the service.
-          report: see `services.driver.drive`.
-          options: further arguments of `services.driver.drive`.
+          report: see `ciml.services.driver.drive`.
+          options: further arguments of `ciml.services.driver.drive`.
         """
         from ciml.metrics import registry_of, serve_metrics
-        from services.driver import drive
+        from ciml.services.driver import drive
 
         if self.once and self.until_idle is not None:
             raise click.UsageError("--once and --until-idle exclude each other")

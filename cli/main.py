@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 
 import click
 
+from ciml.cli.command_table import COMMANDS, RENAMED, Table
+from ciml.cli.data_path import group_data_path
 from ciml.errors import CimlError
 from ciml.extras import missing_extra
 from ciml.logs import configure_logging
 from ciml.version import __version__, commit, describe
-from cli.command_table import COMMANDS, RENAMED, Table
-from cli.data_path import group_data_path
 
 #: Of every command.
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}

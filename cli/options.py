@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 import click
 
+from ciml.cli.data_path import DataPathOption
+from ciml.engines import state
+from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
-from cli.data_path import DataPathOption
-from engines import state
-from engines.local_s3 import use_local_s3
 
 FLINK = "flink"
 MICRO_BATCHES = "micro-batches"
@@ -67,7 +67,7 @@ def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
     known = state.read(home_of(ctx))
     if not known:
         return {}
-    from engines import processes
+    from ciml.engines import processes
 
     return {n: one for n, one in known.items() if one.pid is None or processes.find(one.pid, one.started) is not None}
 
@@ -160,7 +160,7 @@ def _existing_data(ctx: click.Context, param: click.Parameter, value: str | None
 
 
 def data_path_option(required: bool = True, home: bool = True, creates: bool = False) -> Option:
-    """``--data-path``, as ``data_path``: the text, for `ciml.data_root.DataRoot.open`; see `cli.data_path`.
+    """``--data-path``, as ``data_path``: the text, for `ciml.data_root.DataRoot.open`; see `ciml.cli.data_path`.
 
     Args:
       required: whether the command needs it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.options import Option, s3_options, s3_place, stacked
+from ciml.cli.options import Option, s3_options, s3_place, stacked
 
 
 def dataset_argument(metavar: str = "[NAME]") -> Option:

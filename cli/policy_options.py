@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.options import Option, stacked
+from ciml.cli.options import Option, stacked
 
 
 def _file_option(name: str, text: str) -> Option:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ciml.cli.progress_bar import error_console
 from ciml.events.records import KIND_WORDS
-from cli.progress_bar import error_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from cli.main import run_script
+from ciml.cli.main import run_script
 
 # Slides and word processors turn two hyphens, or one, into a dash.
 _DASHES = re.compile(r"[‒–—―−]+-*(?=[A-Za-z])")
@@ -33,34 +33,34 @@ def main(command: click.Command) -> NoReturn:
 
 def cache_data() -> NoReturn:
     """Run ``ciml-cache-data``: ``ciml backfill``."""
-    from cli.commands.operate.backfill import command
+    from ciml.cli.commands.operate.backfill import command
 
     main(command)
 
 
 def setup_experiment() -> NoReturn:
     """Run ``ciml-setup-experiment``: ``ciml experiment define`` with the options of the talk."""
-    from cli.commands.learn.experiment.define import setup
+    from ciml.cli.commands.learn.experiment.define import setup
 
     main(setup)
 
 
 def train_model() -> NoReturn:
     """Run ``ciml-train-model``: ``ciml experiment train``."""
-    from cli.commands.learn.experiment.train import train
+    from ciml.cli.commands.learn.experiment.train import train
 
     main(train)
 
 
 def plot_data() -> NoReturn:
     """Run ``ciml-plot-data``: ``ciml plot``."""
-    from cli.commands.data.plot import command
+    from ciml.cli.commands.data.plot import command
 
     main(command)
 
 
 def build_dataset() -> NoReturn:
     """Run ``ciml-build-dataset``: ``ciml dataset build`` with 5500 s of windows by default."""
-    from cli.commands.data.dataset.build import as_in_the_talk
+    from ciml.cli.commands.data.dataset.build import as_in_the_talk
 
     main(as_in_the_talk())

@@ -12,21 +12,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines.base import Settings
-    from engines.flink.cluster import cluster_parts
-    from engines.http import s3_environment
-    from engines.kafka import create_topics, is_mock
-    from engines.launcher import ENGINES, Engines, start, stop
-    from engines.state import EngineState, default_home, read
+    from ciml.engines.base import Settings
+    from ciml.engines.flink.cluster import cluster_parts
+    from ciml.engines.http import s3_environment
+    from ciml.engines.kafka import create_topics, is_mock
+    from ciml.engines.launcher import ENGINES, Engines, start, stop
+    from ciml.engines.state import EngineState, default_home, read
 
+#: The extra that installs the libraries of this room.
+EXTRA = "local"
 #: The names of each module, imported lazily: most commands only look for a running broker.
 _NAMES = {
-    "engines.base": ("Settings",),
-    "engines.flink.cluster": ("cluster_parts",),
-    "engines.http": ("s3_environment",),
-    "engines.kafka": ("create_topics", "is_mock"),
-    "engines.launcher": ("ENGINES", "Engines", "start", "stop"),
-    "engines.state": ("EngineState", "default_home", "read"),
+    "ciml.engines.base": ("Settings",),
+    "ciml.engines.flink.cluster": ("cluster_parts",),
+    "ciml.engines.http": ("s3_environment",),
+    "ciml.engines.kafka": ("create_topics", "is_mock"),
+    "ciml.engines.launcher": ("ENGINES", "Engines", "start", "stop"),
+    "ciml.engines.state": ("EngineState", "default_home", "read"),
 }
 
 __all__ = [

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ciml.engines import processes
+from ciml.engines.state import EngineState
 from ciml.errors import CimlError
-from engines import processes
-from engines.state import EngineState
 
 HOST = "127.0.0.1"
 

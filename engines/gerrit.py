@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+from ciml.engines import jars
+from ciml.engines.base import HOST, Engine, Launch, Settings, http_answers, java_arguments, listens
+from ciml.engines.processes import last_lines
+from ciml.engines.state import REAL, EngineState
 from ciml.errors import EngineError
-from engines import jars
-from engines.base import HOST, Engine, Launch, Settings, http_answers, java_arguments, listens
-from engines.processes import last_lines
-from engines.state import REAL, EngineState
 
 #: The account that Gerrit makes at its first start (``--dev``), with its HTTP password.
 ADMIN = ("admin", "secret")
@@ -102,7 +102,7 @@ def java_command(folder: Path, settings: Settings | None = None) -> tuple[str, .
       NoJava: see `check_needs`.
     """
     java, path = check_needs(settings)
-    program = resources.files("engines").joinpath("RunGerrit.java")
+    program = resources.files("ciml.engines").joinpath("RunGerrit.java")
     return java, java_arguments(folder, path, (f"-Xmx{HEAP_MB}m", *_OPTIONS)), str(program)
 
 

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ciml.engines.base import HOST, Engine, Launch, Settings, http_answers, listens
+from ciml.engines.processes import python_command, python_environment
+from ciml.engines.state import REAL, EngineState
 from ciml.errors import CimlError
 from ciml.extras import require
-from engines.base import HOST, Engine, Launch, Settings, http_answers, listens
-from engines.processes import python_command, python_environment
-from engines.state import REAL, EngineState
 
 # moto accepts any credentials; boto3 needs some.
 S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -53,7 +53,7 @@ class LogServer(Engine):
             raise CimlError(f"--logs-root {root} is not a folder")
         url = f"http://{HOST}:{ports['logs']}"
         state = EngineState(self.name, REAL, f"HTTP server of {root}", url, ports={"logs": ports["logs"]})
-        command = python_command("engines.log_server", root, str(ports["logs"]))
+        command = python_command("ciml.engines.log_server", root, str(ports["logs"]))
         return Launch(state.at(urls={"logs": url}), command, python_environment())
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
@@ -66,7 +66,7 @@ def _absolute(path: str) -> str:
 
 
 class ModelServer(Engine):
-    """The TensorFlow-Serving-compatible server of ``serving.server.server``."""
+    """The TensorFlow-Serving-compatible server of ``ciml.serving.server.server``."""
 
     name = "models"
     uses = ("models-grpc", "models-rest")
@@ -84,7 +84,7 @@ class ModelServer(Engine):
             urls={"grpc": f"{HOST}:{grpc_port}", "rest": f"http://{HOST}:{rest_port}"},
         )
         command = python_command(
-            *("serving.server.server", "--config", _absolute(settings.models_config)),
+            *("ciml.serving.server.server", "--config", _absolute(settings.models_config)),
             *("--grpc-port", str(grpc_port), "--rest-port", str(rest_port)),
         )
         return Launch(state, command, python_environment())

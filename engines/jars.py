@@ -48,7 +48,7 @@ def find_java() -> str:
 
 def pom(name: str) -> bytes:
     """Return the Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``, ``gerrit``): package data."""
-    return resources.files("engines").joinpath(f"{name}.pom.xml").read_bytes()
+    return resources.files("ciml.engines").joinpath(f"{name}.pom.xml").read_bytes()
 
 
 def jar_folder(name: str) -> Path:

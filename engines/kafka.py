@@ -10,11 +10,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from ciml.engines import jars
+from ciml.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
+from ciml.engines.processes import last_lines, python_command, python_environment
+from ciml.engines.state import LIGHT, REAL, EngineState
 from ciml.errors import CimlError, EngineError
-from engines import jars
-from engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
-from engines.processes import last_lines, python_command, python_environment
-from engines.state import LIGHT, REAL, EngineState
 
 MOCK = "light: librdkafka mock broker"
 
@@ -99,7 +99,7 @@ class MockKafka(Engine):
         published = _published(home)
         published.parent.mkdir(parents=True, exist_ok=True)
         published.unlink(missing_ok=True)
-        command = python_command("engines.mock_broker", str(published))
+        command = python_command("ciml.engines.mock_broker", str(published))
         return Launch(EngineState(self.name, LIGHT, MOCK), command, python_environment())
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from ciml.engines import processes, state
+from ciml.engines.base import Engine, Launch, Settings
+from ciml.engines.flink.cluster import Cluster
+from ciml.engines.flink.job_server import Flink, MicroBatches
+from ciml.engines.gerrit import Gerrit
+from ciml.engines.http import S3, LogServer, ModelServer
+from ciml.engines.jars import NoJava
+from ciml.engines.kafka import Kafka, MockKafka
+from ciml.engines.mosquitto import Mosquitto
+from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
-from engines import processes, state
-from engines.base import Engine, Launch, Settings
-from engines.flink.cluster import Cluster
-from engines.flink.job_server import Flink, MicroBatches
-from engines.gerrit import Gerrit
-from engines.http import S3, LogServer, ModelServer
-from engines.jars import NoJava
-from engines.kafka import Kafka, MockKafka
-from engines.mosquitto import Mosquitto
-from engines.state import EngineState
 
 _ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer(), Mosquitto(), Gerrit())
 ENGINES: Mapping[str, Engine] = {one.name: one for one in _ALL}
@@ -206,7 +206,7 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
 def _start_reaper(home: Path, names: list[str]) -> tuple[int, float]:
     me = os.getpid()
     command = processes.python_command(
-        "engines.stop_with_parent", str(me), repr(processes.start_time(me)), str(home), *names
+        "ciml.engines.stop_with_parent", str(me), repr(processes.start_time(me)), str(home), *names
     )
     return processes.spawn(command, home / "logs" / "stop-with-parent.log", processes.python_environment(), home)
 

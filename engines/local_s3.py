@@ -6,7 +6,7 @@ import os
 
 import click
 
-from engines import state
+from ciml.engines import state
 
 
 def use_local_s3(one: state.EngineState | None) -> bool:
@@ -18,7 +18,7 @@ def use_local_s3(one: state.EngineState | None) -> bool:
     configured = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
     if one is None or any(os.environ.get(name) for name in configured):
         return False
-    from engines.http import s3_environment
+    from ciml.engines.http import s3_environment
 
     os.environ.update(s3_environment(one.address))
     click.echo(f"S3 is the local endpoint {one.address}", err=True)

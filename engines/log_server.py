@@ -1,4 +1,4 @@
-"""A small threaded HTTP server for one folder: ``python -m engines.log_server FOLDER PORT``."""
+"""A small threaded HTTP server for one folder: ``python -m ciml.engines.log_server FOLDER PORT``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs librdkafka's mock broker: ``python -m engines.mock_broker FILE`` writes its address to FILE atomically."""
+"""Runs librdkafka's mock broker: ``python -m ciml.engines.mock_broker FILE`` writes its address to FILE atomically."""
 
 from __future__ import annotations
 

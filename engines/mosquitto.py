@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from ciml.engines.base import HOST, Engine, Launch, Settings, listens
+from ciml.engines.state import REAL, EngineState
 from ciml.errors import EngineError
-from engines.base import HOST, Engine, Launch, Settings, listens
-from engines.state import REAL, EngineState
 
 # Anyone on this machine may publish and subscribe. Sessions and messages survive a restart.
 _CONFIG = """\

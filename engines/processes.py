@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from ciml.errors import EngineError
+from ciml.version import import_root
 
 # A process's start time is derived from the boot time, which a clock correction shifts a little. A pid is not reused
 # within this time.
@@ -78,10 +79,9 @@ def comes_free(port: int, patience_s: float) -> bool:
 
 def python_environment() -> dict[str, str]:
     """Return the environment in which a Python child imports the same ciml, from a checkout or an installation."""
-    root = str(Path(__file__).resolve().parents[1])
-    if Path(root).name == "site-packages":
+    if import_root().name == "site-packages":
         return {}
-    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return {"PYTHONPATH": os.pathsep.join([str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def python_command(module: str, *arguments: str) -> tuple[str, ...]:

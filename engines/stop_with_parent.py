@@ -1,6 +1,6 @@
 """Cleans up after the end of another process: for tests and demos, which may be killed.
 
-``python -m engines.stop_with_parent PID STARTED HOME NAME...`` stops engines of a home.
+``python -m ciml.engines.stop_with_parent PID STARTED HOME NAME...`` stops engines of a home.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from engines import launcher, processes, state
+from ciml.engines import launcher, processes, state
 
 
 def stop_with(process: tuple[int, float] | None, end: Callable[[], object]) -> None:

@@ -25,7 +25,7 @@ from tensorflow_serving.apis import (
 
 import ciml
 from ciml.datasets.definition import ResolvedDefinition
-from transforms.examples.prepare import prepare
+from ciml.transforms.examples.prepare import prepare
 
 
 def served_version(channel: grpc.Channel, model: str) -> int:

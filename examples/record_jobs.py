@@ -86,7 +86,7 @@ def main() -> None:
         began = time.monotonic()
         with neighbours(4 if fault == "starved" else 0):
             done = subprocess.run(
-                [sys.executable, "-m", "cli.main", "record", "--log-dir", options.log_dir, "--job", part, *labels,
+                [sys.executable, "-m", "ciml.cli.main", "record", "--log-dir", options.log_dir, "--job", part, *labels,
                  "--timeout", "5min", "--flush", "20s", *options.record, "--", *command_of(python, part, fault)],
                 stdout=subprocess.DEVNULL, check=False,
             )  # fmt: skip

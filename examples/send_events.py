@@ -17,7 +17,7 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-import engines
+from ciml import engines
 from ciml.events.cloudevents import finished_event
 from ciml.events.run_facts import facts_from_listing
 

@@ -21,9 +21,9 @@ from ciml.events.listing import Reading
 from ciml.events.listing_files import Block
 from ciml.events.records import Origin, PendingRun, RawFile, RunFacts, Trust
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.storage.open import LocalStore
-from pipelines.kafka.plan import PartitionRead
-from transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.policy import FetchPolicy
 
 _DATA = DataRoot(LocalStore("data"))
 _KAFKA = KafkaOptions("kafka:9092")
@@ -42,23 +42,23 @@ _PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _FACTS, RawFile("runs/1", "0", 60, 1
 
 
 def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[PendingRun, ...] = ()) -> None:
-    from pipelines.ingest.config import IngestConfig
-    from pipelines.ingest.pipeline import build_ingest
+    from ciml.pipelines.ingest.config import IngestConfig
+    from ciml.pipelines.ingest.pipeline import build_ingest
 
     fetch = FetchPolicy(hosts=("logs.example.org",))
     build_ingest(pipeline, IngestConfig(_DATA.raw, _KAFKA, fetch=fetch), reads, due)
 
 
 def _predict(pipeline: beam.Pipeline) -> None:
-    from pipelines.predict.pipeline import PredictConfig, build_predict
-    from serving.predict.predictor import PredictPolicy
+    from ciml.pipelines.predict.pipeline import PredictConfig, build_predict
+    from ciml.serving.predict.predictor import PredictPolicy
 
     build_predict(pipeline, PredictConfig(_DATA, _KAFKA, "models:8500", PredictPolicy("example")), _RUNS)
 
 
 def _backfill(pipeline: beam.Pipeline) -> None:
-    from pipelines.backfill.beam import build_backfill
-    from pipelines.backfill.plan import BackfillConfig, Work
+    from ciml.pipelines.backfill.beam import build_backfill
+    from ciml.pipelines.backfill.plan import BackfillConfig, Work
 
     reading = Reading(source="backfill", logs="/logs")
     works = [Work(Block(0, 1000, 0, 100_000, b""), ((0, 1000),))]
@@ -66,26 +66,26 @@ def _backfill(pipeline: beam.Pipeline) -> None:
 
 
 def _dataset(pipeline: beam.Pipeline) -> None:
-    from pipelines.datasets.spans_beam import build_spans
+    from ciml.pipelines.datasets.spans_beam import build_spans
 
     build_spans(pipeline, _DATA.raw, _DATA.dataset("example").store, [_PLAN], _RESOLVED, "results")
 
 
 def _dataset_alone(pipeline: beam.Pipeline) -> None:
-    from pipelines.datasets.planned import PlannedUpdate
+    from ciml.pipelines.datasets.planned import PlannedUpdate
 
     step = Step(1, _RESOLVED, (1, 1), 1, (_PLAN,), {})
     PlannedUpdate(_DATA.raw, _DATA.dataset("example").store, (step,)).build(pipeline)
 
 
 def _materialise(pipeline: beam.Pipeline) -> None:
-    from training.runtime import tensorflow
+    from ciml.training.runtime import tensorflow
 
     tensorflow()  # must be configured before tf.Transform imports it
     import tensorflow_transform.beam as tft_beam
 
-    from training.data.materialise_beam import build_materialise
-    from training.data.snapshot import Snapshot, SnapshotRun, SnapshotSpan
+    from ciml.training.data.materialise_beam import build_materialise
+    from ciml.training.data.snapshot import Snapshot, SnapshotRun, SnapshotSpan
 
     runs = tuple(SnapshotRun(f"zuul~{at}~1", "train", "train", at % 2, "gated", "job", "0") for at in range(4))
     files = {"train": (ExampleFile("span-1/version-1/train.parquet", "0", len(runs)),)}

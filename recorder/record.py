@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ciml.errors import CimlError
-from recorder import command
-from recorder.console import report
-from recorder.settings import Settings
-from recorder.signal_watcher import SignalWatcher
-from recorder.spool.recording import End, Plan, Recording
-from recorder.wait import Ending, ended_children, supervise
-from recorder.worker import fork_worker, keep
+from ciml.recorder import command
+from ciml.recorder.console import report
+from ciml.recorder.settings import Settings
+from ciml.recorder.signal_watcher import SignalWatcher
+from ciml.recorder.spool.recording import End, Plan, Recording
+from ciml.recorder.wait import Ending, ended_children, supervise
+from ciml.recorder.worker import fork_worker, keep
 
 #: The finished event has no log_url then, which ingest requires.
 _NO_LOG = (

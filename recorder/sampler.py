@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from ciml.limits import MAX_RECORDER_LOG_BYTES
-from recorder import proc_sampler as proc
-from recorder.command import EVERY_SIGNAL
-from recorder.console import report
+from ciml.recorder import proc_sampler as proc
+from ciml.recorder.command import EVERY_SIGNAL
+from ciml.recorder.console import report
 
 _PLUGINS = ("epoch", "cpu", "load", "mem", "disk", "io", "net", "page", "sys", "proc")
 _PR_SET_PDEATHSIG = 1

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterable
 from typing import NoReturn
 
-from recorder.command import EVERY_SIGNAL
+from ciml.recorder.command import EVERY_SIGNAL
 
 _ANSWER_S = 0.5  # a stopped watcher must not stop the recorder
 

@@ -1,6 +1,6 @@
-"""Read a log while it grows: the same samples as `transforms.parse.logs`, without Arrow.
+"""Read a log while it grows: the same samples as `ciml.transforms.parse.logs`, without Arrow.
 
-Only for logs of dool and `recorder.proc_sampler`: an epoch column, and neither quotes nor text in a sample.
+Only for logs of dool and `ciml.recorder.proc_sampler`: an epoch column, and neither quotes nor text in a sample.
 """
 
 from __future__ import annotations

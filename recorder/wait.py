@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recorder.command import EVERY_SIGNAL
-from recorder.signal_watcher import SignalWatcher
+from ciml.recorder.command import EVERY_SIGNAL
+from ciml.recorder.signal_watcher import SignalWatcher
 
 #: Signals by which a CI system or a user ends a job.
 _CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})

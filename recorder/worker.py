@@ -8,16 +8,16 @@ import signal
 import time
 
 from ciml.errors import CimlError
-from recorder.command import EVERY_SIGNAL
-from recorder.console import report
-from recorder.producer import Sender
-from recorder.sampler import Recorder, find_dool
-from recorder.settings import Settings
-from recorder.signal_watcher import close_descriptors
-from recorder.spool.delivery import Delivery
-from recorder.spool.leftovers import Leftovers
-from recorder.spool.recording import End, Recording
-from recorder.spool.seal import seal, secrets_of
+from ciml.recorder.command import EVERY_SIGNAL
+from ciml.recorder.console import report
+from ciml.recorder.producer import Sender
+from ciml.recorder.sampler import Recorder, find_dool
+from ciml.recorder.settings import Settings
+from ciml.recorder.signal_watcher import close_descriptors
+from ciml.recorder.spool.delivery import Delivery
+from ciml.recorder.spool.leftovers import Leftovers
+from ciml.recorder.spool.recording import End, Recording
+from ciml.recorder.spool.seal import seal, secrets_of
 
 _INTERVAL_S = 1.0
 

@@ -2,3 +2,6 @@
 
 Uses matplotlib and jinja2. It trains nothing and stores nothing but its pages.
 """
+
+#: The extra that installs the libraries of this room.
+EXTRA = "reports"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.style import PALETTE, STYLE
+from ciml.reports.style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from ciml.reports.drawing import Plot
 from ciml.storage.open import Store
-from reports.drawing import Plot
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -71,7 +71,7 @@ def render(page: Page) -> str:
     from markupsafe import Markup
 
     environment = page_environment(drawn=lambda svg: Markup(svg))  # noqa: S704
-    template = environment.from_string(files("reports").joinpath("page.html").read_text(encoding="utf-8"))
+    template = environment.from_string(files("ciml.reports").joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(page=page)
 
 
@@ -94,6 +94,6 @@ def page_environment(**filters: Any) -> Environment:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(filters)
-    style = files("reports").joinpath("style.css").read_text(encoding="utf-8")
+    style = files("ciml.reports").joinpath("style.css").read_text(encoding="utf-8")
     environment.globals["style"] = Markup(style)  # noqa: S704 (a file of this package)
     return environment

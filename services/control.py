@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ciml.engines import processes
 from ciml.errors import CimlError, EngineError, IntegrityError
-from engines import processes
-from services.files import Options, ServiceFiles, check_secret_variables, in_place
-from services.jobs import jobs_of, submits
+from ciml.services.files import Options, ServiceFiles, check_secret_variables, in_place
+from ciml.services.jobs import jobs_of, submits
 
 Report = Callable[[str], object]
 
@@ -54,7 +54,7 @@ def start(files: ServiceFiles, options: Options, wait_s: float, report: Report, 
             _supervise(files, wait_s, report)
             return 0
         files.want("run")
-    from services.process import supervisor_main
+    from ciml.services.process import supervisor_main
 
     return supervisor_main(files.home, files.name)
 
@@ -115,7 +115,7 @@ def check(options: Options, report: Report | None = None, *, worker: bool = True
         need not wait for them. None makes them an error.
       worker: also check what only the worker reads.
     """
-    from services.process import watched
+    from ciml.services.process import watched
 
     service = watched(options)
     if service.needs_flink and options.engine != "flink":
@@ -133,7 +133,7 @@ def check(options: Options, report: Report | None = None, *, worker: bool = True
     finally:
         service.close()
     if options.engine == "flink":
-        from pipelines.flink.jobs import list_jobs
+        from ciml.pipelines.flink.jobs import list_jobs
 
         list_jobs(options.jobs)
 
@@ -190,7 +190,7 @@ def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
     """Start a supervisor, and wait until its service runs."""
     options = files.options()
     files.want("run")
-    command = processes.python_command("services.process", "supervisor", str(files.home), files.name)
+    command = processes.python_command("ciml.services.process", "supervisor", str(files.home), files.name)
     pid, started = processes.spawn(command, files.log("supervisor"), processes.python_environment(), Path(options.cwd))
     began = time.monotonic()
     deadline, why = began + wait_s, "its supervisor has not started yet"
@@ -223,7 +223,7 @@ def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
 def _stop_here(files: ServiceFiles, options: Options, wait_s: float) -> None:
     import threading
 
-    from services.process import supervise
+    from ciml.services.process import supervise
 
     leave = threading.Event()
     timer = threading.Timer(max(wait_s, 30.0), leave.set)

@@ -1,7 +1,7 @@
 """Decision logic of a service's watchdog (pure).
 
-`services.tracker` makes an `Observation` of job, topic and manifest; `decide` returns the `Action`. Neither does I/O,
-so a table can test them; `services.supervisor` is the loop around them.
+`ciml.services.tracker` makes an `Observation` of job, topic and manifest; `decide` returns the `Action`. Neither does
+I/O, so a table can test them; `ciml.services.supervisor` is the loop around them.
 """
 
 from __future__ import annotations

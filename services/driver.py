@@ -11,13 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError, EngineError
-from services.decide import Limits, Wanted
-from services.service import NotReadyError, Progress, Service, Until
-from services.supervisor import Supervisor
-from services.tracker import JobStatus
+from ciml.services.decide import Limits, Wanted
+from ciml.services.service import NotReadyError, Progress, Service, Until
+from ciml.services.supervisor import Supervisor
+from ciml.services.tracker import JobStatus
 
 if TYPE_CHECKING:
-    from pipelines.flink.submit import FlinkJob  # which loads all of Beam
+    from ciml.pipelines.flink.submit import FlinkJob  # which loads all of Beam
 
 #: Called with the service's progress and its state in a word.
 Report = Callable[[Progress, str], None]
@@ -139,7 +139,7 @@ def _drive_on_flink(
 
 
 class _JobHere:
-    """The `services.supervisor.Jobs` of a job on Flink whose workers are threads of this process.
+    """The `ciml.services.supervisor.Jobs` of a job on Flink whose workers are threads of this process.
 
     Attributes:
       error: the error that ended it.
@@ -195,14 +195,14 @@ def submit(
       service: the service.
       endpoint: ``host:port`` of Beam's job server.
       name: prefix of the job's name.
-      workers, savepoint, changes, extra: see `pipelines.flink.submit.flink_options`.
+      workers, savepoint, changes, extra: see `ciml.pipelines.flink.submit.flink_options`.
       chosen: called with the job's name before it is submitted.
 
     Raises:
       EngineError: if Flink, the broker or a store does not answer.
       IntegrityError: if continuing would lose or mix data.
     """
-    from pipelines.flink.submit import FlinkJob, flink_options
+    from ciml.pipelines.flink.submit import FlinkJob, flink_options
 
     options = flink_options(
         endpoint, name, workers=workers, savepoint=savepoint, changes={**service.flink, **(changes or {})}, extra=extra

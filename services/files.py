@@ -15,12 +15,12 @@ from typing import Any
 
 import psutil
 
+from ciml.engines import processes, state
+from ciml.engines.environment import using
+from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
 from ciml.json_files import read_json, write_json
-from engines import processes, state
-from engines.environment import using
-from engines.local_s3 import use_local_s3
-from services.decide import Wanted
+from ciml.services.decide import Wanted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_LOG_BYTES = 5 * 2**20
@@ -33,8 +33,8 @@ class Options:
     """The record of a service's start. Written with mode 0600, since Kafka's properties may hold a password.
 
     Attributes:
-      kind: of `services.service.KINDS`.
-      arguments: of its command, as `services.service.Service.of` takes them.
+      kind: of `ciml.services.service.KINDS`.
+      arguments: of its command, as `ciml.services.service.Service.of` takes them.
       engine: ``flink`` or ``micro-batches``; "" for a kind that runs no pipeline.
       jobs: Beam's job server, ``host:port``; "" for micro-batches.
       rest: the URL of Flink's REST API; "" for a Flink inside the job server.
@@ -103,7 +103,7 @@ def located(home: Path, options: Options) -> Options:
     s3 = known.get("s3")
     models = known.get("models")
     if options.local_s3 and s3 is not None:
-        from engines.http import s3_environment
+        from ciml.engines.http import s3_environment
 
         options = replace(options, environment={**(options.environment or {}), **s3_environment(s3.address)})
     if options.local_models and models is not None:

@@ -1,4 +1,4 @@
-"""The ingest service: CI events from a topic to raw runs. See `pipelines.ingest.pipeline`."""
+"""The ingest service: CI events from a topic to raw runs. See `ciml.pipelines.ingest.pipeline`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ciml.events.run_facts import source_names
 from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
 from ciml.pairs import pairs
+from ciml.pipelines.ingest.committer import committer
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.kafka.broker import Listing
+from ciml.pipelines.kafka.plan import PartitionRead, bases
 from ciml.raw.metrics import raw_families
 from ciml.raw.state import RawState
-from pipelines.ingest.committer import committer
-from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.broker import Listing
-from pipelines.kafka.plan import PartitionRead, bases
-from services.files import now_us
-from services.service import Progress, TopicService
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.decode import ALL_JOBS
-from transforms.ingest.trust import TrustPolicy
+from ciml.services.files import now_us
+from ciml.services.service import Progress, TopicService
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.decode import ALL_JOBS
+from ciml.transforms.ingest.trust import TrustPolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -55,7 +55,7 @@ class IngestService(TopicService[RawState]):
         return work if work.reads or work.due else None
 
     def build(self, pipeline: beam.Pipeline, work: _Work) -> object:
-        from pipelines.ingest.pipeline import build_ingest
+        from ciml.pipelines.ingest.pipeline import build_ingest
 
         return build_ingest(pipeline, self.config, work.reads, work.due)
 
@@ -68,7 +68,7 @@ class IngestService(TopicService[RawState]):
         committer(self.config.raw).commit_found(lambda state: bases(state, listing))
 
     def timings(self) -> Sequence[Collector]:
-        from transforms.ingest.timings_beam import FETCH
+        from ciml.transforms.ingest.timings_beam import FETCH
 
         return (FETCH.histogram, *super().timings())
 

@@ -1,4 +1,4 @@
-"""The `services.supervisor.Jobs` of a service: in a worker process, or as a job on Flink that it submits."""
+"""The `ciml.services.supervisor.Jobs` of a service: in a worker process, or as a job on Flink that it submits."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
+from ciml.engines import processes
 from ciml.errors import EngineError, IntegrityError
-from engines import processes
-from pipelines.flink import rest
-from pipelines.flink.rest import RestJob
-from services.decide import JobState
-from services.files import Options, ServiceFiles
-from services.service import class_of
-from services.supervisor import Jobs
-from services.tracker import JobStatus
+from ciml.pipelines.flink import rest
+from ciml.pipelines.flink.rest import RestJob
+from ciml.services.decide import JobState
+from ciml.services.files import Options, ServiceFiles
+from ciml.services.service import class_of
+from ciml.services.supervisor import Jobs
+from ciml.services.tracker import JobStatus
 
 _GRACE_S = 30.0  # time to finish the present batch
 _CANCEL_S = 60.0
@@ -98,7 +98,7 @@ class Worker:
         self._files.clear("worker")
         self._launch = secrets.token_hex(8)
         command = processes.python_command(
-            "services.process", "worker", str(self._files.home), self._files.name, self._launch
+            "ciml.services.process", "worker", str(self._files.home), self._files.name, self._launch
         )
         shutil.rmtree(self._files.timings, ignore_errors=True)
         self._files.timings.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def _fault(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class InWorker:
-    """The service runs in the worker, by `services.driver.drive`."""
+    """The service runs in the worker, by `ciml.services.driver.drive`."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -219,7 +219,7 @@ class OnFlink:
             live = [one for one in self._mine() if not one.over]
         beam_id = self._worker.beam_id
         if self._options.workers and beam_id:
-            from pipelines.flink.jobs import forget_job
+            from ciml.pipelines.flink.jobs import forget_job
 
             forget_job(self._options.jobs, beam_id)
 
@@ -262,8 +262,8 @@ class OnFlink:
     def _known(self) -> list[RestJob]:
         if self._options.rest:
             return rest.overview(self._options.rest)
-        from engines.flink.job_server import job_service_answers
-        from pipelines.flink.jobs import list_flink_jobs
+        from ciml.engines.flink.job_server import job_service_answers
+        from ciml.pipelines.flink.jobs import list_flink_jobs
 
         if not job_service_answers(self._options.jobs):
             raise EngineError(f"Flink's job server at {self._options.jobs} does not answer")
@@ -273,7 +273,7 @@ class OnFlink:
         """Cancel jobs in the job server, from which Flink may not have received them yet."""
         if not names:
             return
-        from pipelines.flink.jobs import cancel_job, list_jobs
+        from ciml.pipelines.flink.jobs import cancel_job, list_jobs
 
         for job in list_jobs(self._options.jobs):
             if job.name in names and not job.over:

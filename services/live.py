@@ -1,4 +1,4 @@
-"""The live service: windows and examples of running jobs. See `pipelines.live.pipeline`."""
+"""The live service: windows and examples of running jobs. See `ciml.pipelines.live.pipeline`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ciml.data_root import DataRoot, StoredDataset
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.pairs import pairs
-from pipelines.kafka.broker import Listing, list_again, list_topic, make_topic, offsets_of
-from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.produce import MAX_MESSAGE_BYTES
-from pipelines.kafka.reader import close_readers
-from pipelines.live.pipeline import LiveConfig, build_live, reached, reset
-from services.metrics import lag_families
-from services.service import Progress, Service
-from transforms.live.windows import LiveDataset, LivePolicy
+from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic, offsets_of
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.produce import MAX_MESSAGE_BYTES
+from ciml.pipelines.kafka.reader import close_readers
+from ciml.pipelines.live.pipeline import LiveConfig, build_live, reached, reset
+from ciml.services.metrics import lag_families
+from ciml.services.service import Progress, Service
+from ciml.transforms.live.windows import LiveDataset, LivePolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -89,7 +89,7 @@ class LiveService(Service):
         """Read the runs from their first samples; publish complete ones as ended, others as running."""
         from functools import partial
 
-        from pipelines.flink.submit import run_here
+        from ciml.pipelines.flink.submit import run_here
 
         run_here(partial(self.build, work=work))
         self._read, self._done = sum((read.end or 0) - read.start for read in work), True

@@ -10,8 +10,8 @@ from prometheus_client.registry import Collector
 
 from ciml.manifest.coverage import TopicState
 from ciml.metrics import Family, Metric
-from pipelines.kafka.broker import Listing
-from services.decide import Health
+from ciml.pipelines.kafka.broker import Listing
+from ciml.services.decide import Health
 
 LAG = Metric("ciml_lag_messages", "gauge", "Uncovered offsets.", ("topic", "partition"))
 COVERED = Metric(
@@ -67,7 +67,7 @@ def lag_families(topic: str, lag: Mapping[Any, int]) -> Iterator[Family]:
 
 
 def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
-    """Yield the metrics of a supervisor's status; see `services.supervisor.Supervisor`."""
+    """Yield the metrics of a supervisor's status; see `ciml.services.supervisor.Supervisor`."""
     yield PROBLEMS.of({(kind,): len(status.get("problems") or {})})
     if kind != "ingest":
         yield SERVICE_HEALTH.of({(kind, health): health == status.get("health") for health in get_args(Health)})

@@ -1,4 +1,4 @@
-"""The predict service: predictions for runs that ingest announces. See `pipelines.predict.pipeline`."""
+"""The predict service: predictions for runs that ingest announces. See `ciml.pipelines.predict.pipeline`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
 from ciml.pairs import pairs
-from pipelines.kafka.broker import Listing, make_topic
-from pipelines.kafka.plan import PartitionRead, bases
-from pipelines.predict.pipeline import PredictConfig, build_predict, committer, predictor
-from services.service import NotReadyError, Progress, TopicService
-from serving.client import NotServedError
-from serving.predict.log import Predicted, PredictionState
-from serving.predict.metrics import prediction_families
-from serving.predict.predictor import PredictPolicy
+from ciml.pipelines.kafka.broker import Listing, make_topic
+from ciml.pipelines.kafka.plan import PartitionRead, bases
+from ciml.pipelines.predict.pipeline import PredictConfig, build_predict, committer, predictor
+from ciml.services.service import NotReadyError, Progress, TopicService
+from ciml.serving.client import NotServedError
+from ciml.serving.predict.log import Predicted, PredictionState
+from ciml.serving.predict.metrics import prediction_families
+from ciml.serving.predict.predictor import PredictPolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam

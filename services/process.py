@@ -1,4 +1,4 @@
-"""The processes of a supervised service: ``python -m services.process supervisor|worker HOME NAME [LAUNCH
+"""The processes of a supervised service: ``python -m ciml.services.process supervisor|worker HOME NAME [LAUNCH
 [SAVEPOINT]]``.
 
 The supervisor watches; it may be killed at any moment. The worker runs the service or submits its job. A cluster has
@@ -23,20 +23,20 @@ from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from ciml.engines import processes
+from ciml.engines.stop_with_parent import stop_with
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
+from ciml.services.decide import Health
+from ciml.services.files import Options, ServiceFiles, bound, in_place, now_us
+from ciml.services.jobs import job_name, jobs_of, submits
+from ciml.services.metrics import StatusAges, status_families
+from ciml.services.service import Progress, Service, class_of
+from ciml.services.supervisor import Supervisor
 from ciml.storage.s3 import impatient
-from engines import processes
-from engines.stop_with_parent import stop_with
-from services.decide import Health
-from services.files import Options, ServiceFiles, bound, in_place, now_us
-from services.jobs import job_name, jobs_of, submits
-from services.metrics import StatusAges, status_families
-from services.service import Progress, Service, class_of
-from services.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from pipelines.flink.submit import FlinkJob
+    from ciml.pipelines.flink.submit import FlinkJob
 
 _LOGS_S = 30.0
 _POLL_S = 1.0
@@ -276,7 +276,7 @@ class _Worker:
             signal.signal(number, lambda *_: self._stop.set())
 
     def _work(self, savepoint: str) -> None:
-        from services.driver import drive, submit
+        from ciml.services.driver import drive, submit
 
         options = self._options
         service = class_of(options.kind).of(**options.arguments)
@@ -307,8 +307,8 @@ class _Worker:
 
     def _stay(self, job: FlinkJob) -> None:
         """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""
-        from pipelines.flink import rest as flink_rest
-        from services.driver import check
+        from ciml.pipelines.flink import rest as flink_rest
+        from ciml.services.driver import check
 
         while not self._stop.wait(_POLL_S):
             check(job)

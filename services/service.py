@@ -1,9 +1,10 @@
 """The interface of a service: a long-running process that plans work items, runs them, and reports its progress.
 
-A receiver (`services.receivers.receiver`) plans none: it works in threads of its own until it is closed.
+A receiver (`ciml.services.receivers.receiver`) plans none: it works in threads of its own until it is closed.
 
-`services.driver.drive` runs one in the foreground, `services.supervisor.Supervisor` watches one. A new kind of service
-is a module with a subclass of `Service` (of `TopicService` if a manifest covers a topic) and a line in `KINDS`.
+`ciml.services.driver.drive` runs one in the foreground, `ciml.services.supervisor.Supervisor` watches one. A new kind
+of service is a module with a subclass of `Service` (of `TopicService` if a manifest covers a topic) and a line in
+`KINDS`.
 """
 
 # ruff: noqa: B027  # optional hooks
@@ -18,31 +19,31 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 from ciml.errors import CimlError, EngineError
 from ciml.manifest.coverage import TopicState
 from ciml.metrics import Board, Family
-from pipelines.kafka.broker import Listing, list_again, list_topic
-from pipelines.kafka.plan import PartitionRead, is_older, plan
-from pipelines.kafka.reader import close_readers
-from services.metrics import lag_by_partition, topic_families
+from ciml.pipelines.kafka.broker import Listing, list_again, list_topic
+from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
+from ciml.pipelines.kafka.reader import close_readers
+from ciml.services.metrics import lag_by_partition, topic_families
 
 if TYPE_CHECKING:
     import apache_beam as beam
     from prometheus_client.registry import Collector
 
     from ciml.manifest.replica import LogReplica
-    from pipelines.kafka.publish import Projection, Projections
+    from ciml.pipelines.kafka.publish import Projection, Projections
 
 #: When to end: never, at the present end of the input, or after this many seconds without new input and deferred work.
 Until = None | Literal["end"] | float
 
 #: Each kind of service and its class, imported when it is used.
 KINDS = {
-    "ingest": "services.ingest:IngestService",
-    "predict": "services.predict:PredictService",
-    "live": "services.live:LiveService",
-    "trainer": "services.trainer:TrainerService",
-    "webhooks": "services.webhooks.service:WebhooksService",
-    "mqtt": "services.mqtt.service:MqttService",
-    "gerrit": "services.gerrit.service:GerritService",
-    "feedback": "services.feedback.service:FeedbackService",
+    "ingest": "ciml.services.ingest:IngestService",
+    "predict": "ciml.services.predict:PredictService",
+    "live": "ciml.services.live:LiveService",
+    "trainer": "ciml.services.trainer:TrainerService",
+    "webhooks": "ciml.services.webhooks.service:WebhooksService",
+    "mqtt": "ciml.services.mqtt.service:MqttService",
+    "gerrit": "ciml.services.gerrit.service:GerritService",
+    "feedback": "ciml.services.feedback.service:FeedbackService",
 }
 
 
@@ -89,7 +90,7 @@ class Service(ABC):
     Attributes:
       submits: whether its supervisor submits its job to Flink itself; else a worker process runs the service.
       needs_flink: why it cannot run unbounded without Flink; "" if it can.
-      flink: options of its job on Flink; see `pipelines.flink.submit.flink_options`.
+      flink: options of its job on Flink; see `ciml.pipelines.flink.submit.flink_options`.
       poll_s: pause while there is nothing to do.
       retry_s: first and longest pause after an error; it doubles each time.
       stall_s: time without a commit, with messages to read, after which a job is replaced.
@@ -213,7 +214,7 @@ class TopicService(Service, Generic[S]):
     def run(self, work: Any) -> None:
         from functools import partial
 
-        from pipelines.flink.submit import run_here
+        from ciml.pipelines.flink.submit import run_here
 
         run_here(partial(self.build, work=work))
 
@@ -241,7 +242,7 @@ class TopicService(Service, Generic[S]):
             return dict(self.progress(state).facts)
 
     def timings(self) -> Sequence[Collector]:
-        from transforms.ingest.timings_beam import COMMIT
+        from ciml.transforms.ingest.timings_beam import COMMIT
 
         return (COMMIT.histogram,)
 

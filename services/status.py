@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ciml.engines.state import default_home
 from ciml.errors import CimlError
 from ciml.manifest.coverage import OTHER_TOPIC
-from engines.state import default_home
-from services.files import Options, ServiceFiles, in_place, now_us
-from services.metrics import read_times
-from services.service import Service
+from ciml.services.files import Options, ServiceFiles, in_place, now_us
+from ciml.services.metrics import read_times
+from ciml.services.service import Service
 
 _SILENT_S = 60.0
 _STALE_S = 15.0  # several pauses of a supervisor; an answer takes it at most 10 s
@@ -128,8 +128,8 @@ def _query(files: ServiceFiles, status: dict[str, Any]) -> None:
 
 
 def _query_in_place(files: ServiceFiles, options: Options, status: dict[str, Any]) -> None:
-    from services.jobs import jobs_of
-    from services.process import watched
+    from ciml.services.jobs import jobs_of
+    from ciml.services.process import watched
 
     known: Mapping[str, Any] = {}
     read_us = status["read_us"] = dict(status.get("read_us", {}))

@@ -1,4 +1,4 @@
-"""The watchdog of a service: it observes, runs the action of `services.decide.decide`, and reports.
+"""The watchdog of a service: it observes, runs the action of `ciml.services.decide.decide`, and reports.
 
 It may be killed at any moment. The job keeps running without it, and the next supervisor finds it by its name.
 """
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from services.decide import Action, Health, Limits, Observation, Wanted, decide
-from services.files import now_us
-from services.service import NotReadyError, Progress, Service
-from services.tracker import JobStatus, Tracker
+from ciml.services.decide import Action, Health, Limits, Observation, Wanted, decide
+from ciml.services.files import now_us
+from ciml.services.service import NotReadyError, Progress, Service
+from ciml.services.tracker import JobStatus, Tracker
 
 _PAUSE_S = 1.0
 _MAINTAIN_S = 5.0

@@ -1,4 +1,4 @@
-"""Aggregates successive observations of a service for `services.decide.decide`."""
+"""Aggregates successive observations of a service for `ciml.services.decide.decide`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ciml.errors import IntegrityError
-from services.decide import JobState, Limits, Observation, Wanted
-from services.service import Progress
+from ciml.services.decide import JobState, Limits, Observation, Wanted
+from ciml.services.service import Progress
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The trainer service: refreshes a model when its data set has grown, or runs were excluded.
 
-See `pipelines.training.trainer`.
+See `ciml.pipelines.training.trainer`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from prometheus_client.registry import Collector
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
-from pipelines.training.metrics import Refreshes, registry_families
-from pipelines.training.trainer import TrainConfig, TrainResult, run_once
-from services.service import Progress, Service
-from serving.model_config import check_model_name
-from serving.registry import Registry
-from training.evaluation.gate import GatePolicy
-from training.exclusion_store import add
-from training.exclusions import read_lines
-from training.experiment import Experiment, load_experiment
-from transforms.ingest.trust import TrustPolicy
+from ciml.pipelines.training.metrics import Refreshes, registry_families
+from ciml.pipelines.training.trainer import TrainConfig, TrainResult, run_once
+from ciml.services.service import Progress, Service
+from ciml.serving.model_config import check_model_name
+from ciml.serving.registry import Registry
+from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.exclusion_store import add
+from ciml.training.exclusions import read_lines
+from ciml.training.experiment import Experiment, load_experiment
+from ciml.transforms.ingest.trust import TrustPolicy
 
 
 class TrainerService(Service):

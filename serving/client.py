@@ -12,8 +12,8 @@ import numpy as np
 import tenacity
 
 from ciml.errors import EngineError
-from serving import wire
-from serving.registry import STABLE
+from ciml.serving import wire
+from ciml.serving.registry import STABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

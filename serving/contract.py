@@ -11,10 +11,10 @@ import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
 from ciml.http.errors import RequestError
+from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel
+from ciml.serving.server.model.loader import load_model
 from ciml.storage.open import Store
 from ciml.verdicts import VERDICTS, read_rules
-from serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel
-from serving.server.model.loader import load_model
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition

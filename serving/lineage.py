@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ciml.lineage.description import Data, Description
-from serving.registry import Candidate, Registry
+from ciml.serving.registry import Candidate, Registry
 
 
 def push_inputs(registry: Registry, candidate: Candidate) -> Description:

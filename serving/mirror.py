@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.serving.model_config import CONFIG_NAME, ModelEntry, parse_config, render_config
+from ciml.serving.model_files import check_digests, copy_model, list_versions
+from ciml.serving.registry import Registry, registered_models
 from ciml.storage.open import LocalStore
-from serving.model_config import CONFIG_NAME, ModelEntry, parse_config, render_config
-from serving.model_files import check_digests, copy_model, list_versions
-from serving.registry import Registry, registered_models
 
 _STAGING = "staging-"
 #: Marks a folder as a mirror, in which versions may be removed.

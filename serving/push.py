@@ -23,11 +23,11 @@ from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.lineage.steps import OFF, Lineage
 from ciml.manifest.log import Delta
+from ciml.serving.lineage import push_inputs, pushed_version
+from ciml.serving.model_config import CONFIG_NAME, render_config
+from ciml.serving.model_files import LAST_FILE, check_digests, file_digests, list_versions, read_files
+from ciml.serving.registry import STABLE, Candidate, Registry, RegistryState, registered_models
 from ciml.storage.open import LocalStore, Store, open_store
-from serving.lineage import push_inputs, pushed_version
-from serving.model_config import CONFIG_NAME, render_config
-from serving.model_files import LAST_FILE, check_digests, file_digests, list_versions, read_files
-from serving.registry import STABLE, Candidate, Registry, RegistryState, registered_models
 
 _LOG = logging.getLogger(__name__)
 _STAGING = "staging-"
@@ -67,7 +67,7 @@ def push(
       decision: the gate's decision.
       label: the label of the new version; ``stable`` makes it the champion.
       facts: the candidate's data set, experiment, snapshot, …, recorded with it.
-      check: load and query the candidate first (`serving.contract.check_candidate`).
+      check: load and query the candidate first (`ciml.serving.contract.check_candidate`).
       lineage: reports the step ``push.<model>`` of a blessed candidate.
 
     Raises:
@@ -99,7 +99,7 @@ def push_candidate(
 def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> Pushed:
     reconcile(registry)
     if check:
-        from serving.contract import check_candidate
+        from ciml.serving.contract import check_candidate
 
         check_candidate(open_store(candidate.folder))
     number = _known_version(registry.state, candidate.id)

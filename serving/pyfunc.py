@@ -1,6 +1,7 @@
 """A model as MLflow loads it: its ``loader_module``. It runs in ``ciml[serve]``; no pickle and no code is in the model.
 
-The model is loaded as the model server loads it (`serving.server.model.loader`), so that it gives the same answers.
+The model is loaded as the model server loads it (`ciml.serving.server.model.loader`), so that it gives the same
+answers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from ciml.errors import CimlError
 from ciml.http.errors import RequestError
-from serving.predict.answers import MAX_CALL_ROWS
+from ciml.serving.predict.answers import MAX_CALL_ROWS
 
 #: The inputs of a model, by name.
 INPUTS, N_WINDOWS = "inputs", "n_windows"
@@ -27,8 +28,8 @@ class ServedModel:
     """
 
     def __init__(self, folder: str) -> None:
+        from ciml.serving.server.model.loader import load_model
         from ciml.storage.open import LocalStore
-        from serving.server.model.loader import load_model
 
         self._loaded = load_model(LocalStore(folder))
 

@@ -17,9 +17,9 @@ from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.serving.model_config import ModelEntry, check_model_name
+from ciml.serving.model_files import check_digests, file_digests, model_digest
 from ciml.storage.open import Store, open_store
-from serving.model_config import ModelEntry, check_model_name
-from serving.model_files import check_digests, file_digests, model_digest
 
 STABLE = "stable"
 CANARY = "canary"
@@ -31,7 +31,7 @@ class Candidate:
 
     Attributes:
       id: the first 16 characters of ``digest``.
-      digest: of all files (`serving.model_files.model_digest`).
+      digest: of all files (`ciml.serving.model_files.model_digest`).
       files: hex sha256 by relative path.
       folder: its folder when it was recorded.
       facts: its data set, experiment, snapshot, …

@@ -121,7 +121,7 @@ def _shared_kafka(config: pytest.Config) -> str:
     if _SHARED_KAFKA not in config.stash:
         config.stash[_SHARED_KAFKA] = ""
         if "not engines" not in config.option.markexpr:
-            import engines
+            from ciml import engines
 
             stack = ExitStack()
             config.add_cleanup(stack.close)
@@ -138,7 +138,7 @@ def pytest_collection_finish() -> None:
 
 
 def _engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    import engines
+    from ciml import engines
 
     home = tmp_path_factory.mktemp(f"engine-{name}")
     with engines.start([name], home=home, settings=engines.Settings(tied=True)) as running:
@@ -173,7 +173,7 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def flink_jobs(flink: str) -> Iterator[str]:
     """As ``flink``, and cancels whatever the test left running there."""
-    from pipelines.flink.jobs import cancel_all_jobs
+    from ciml.pipelines.flink.jobs import cancel_all_jobs
 
     yield flink
     cancel_all_jobs(flink)
@@ -197,7 +197,7 @@ class S3Endpoint:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Endpoint]:
     """An S3 endpoint over HTTP; ``s3.bucket()`` makes a fresh bucket."""
-    import engines
+    from ciml import engines
 
     for running in _engine("s3", tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
@@ -211,8 +211,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Endpoint]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, s3: S3Endpoint) -> Iterator[Any]:
     """A standalone Flink cluster (one TaskManager, two slots) whose checkpoints and savepoints are on S3."""
-    import engines
-    from engines.jars import NoJava
+    from ciml import engines
+    from ciml.engines.jars import NoJava
 
     settings = engines.Settings(tied=True, state=f"{s3.bucket()}/flink")
     try:
@@ -228,7 +228,7 @@ def topic(kafka: str) -> Callable[..., str]:
     """A factory of fresh topics: ``topic(partitions=1, name="events")`` returns the name it was given, made unique."""
 
     def make(partitions: int = 1, name: str = "topic") -> str:
-        import engines
+        from ciml import engines
 
         unique = f"{name}-{os.getpid()}-{next(_numbers)}"
         engines.create_topics(kafka, {unique: partitions})

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cli.demo.corpus import corpus_folder, unpack_logs
+from ciml.cli.demo.corpus import corpus_folder, unpack_logs
 
 #: The packed corpus: a card, a listing, an archive of logs.
 PACKED = corpus_folder()

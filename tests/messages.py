@@ -16,8 +16,8 @@ from jsonschema import Draft202012Validator
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
 from ciml.messages.schemas import schema, schema_names
-from pipelines.kafka.broker import list_topic, offsets_of
-from pipelines.kafka.reader import Reader
+from ciml.pipelines.kafka.broker import list_topic, offsets_of
+from ciml.pipelines.kafka.reader import Reader
 
 _FINISHED = b"dev.ciml.run.finished.v1"
 

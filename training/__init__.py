@@ -2,3 +2,6 @@
 
 Uses stored examples. It pushes nothing: a refresh ends with a candidate and a decision.
 """
+
+#: The extra that installs the libraries of this room.
+EXTRA = "train"

@@ -17,7 +17,7 @@ from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage.open import Store
-from training.exclusions import Exclusion, Exclusions
+from ciml.training.exclusions import Exclusion, Exclusions
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Exclusions: which runs no model may learn from, and why. Pure: facts of a run → reason or None.
 
 An exclusion deletes nothing: the run stays stored, is predicted, and is in data sets. Snapshots omit it.
-`training.exclusion_store` stores exclusions.
+`ciml.training.exclusion_store` stores exclusions.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from msgspec import Meta, field
 from ciml.digest import sha256_json
 from ciml.settings import Settings, check_name
 
-#: Version of the rule of `training.normalise`. 1: a range of 0 counts as 1. 2: such an element becomes 0. Records of
-#: version 1 do not name it.
+#: Version of the rule of `ciml.training.normalise`. 1: a range of 0 counts as 1. 2: such an element becomes 0. Records
+#: of version 1 do not name it.
 NORMALISATION = 2
 #: Coverage of the sets of verdicts, unless an experiment says otherwise.
 COVERAGE = 0.9
@@ -27,7 +27,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
 
     Attributes:
       name: the experiment's name.
-      estimator: a name of `training.estimators.ESTIMATORS`; ``tf.estimator.DNNClassifier`` means ``dnn``.
+      estimator: a name of `ciml.training.estimators.ESTIMATORS`; ``tf.estimator.DNNClassifier`` means ``dnn``.
       hidden_layers: units (or filters) of each hidden layer. Two suffice for some hundred runs.
       activation: of the hidden layers.
       dropout: share of the units dropped before each hidden layer but the first.

@@ -1,7 +1,7 @@
 """Exports a trained model, with tf.Transform's normalisation inside, as a SavedModel for TensorFlow Serving.
 
 The export contains the graph that tf.Transform wrote for the training data, so training and serving cannot differ. The
-model takes runs prepared by `transforms.examples.prepare.prepare`.
+model takes runs prepared by `ciml.transforms.examples.prepare.prepare`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition, dumps
 from ciml.errors import CimlError, IntegrityError
-from training.calibration.calibrators import Calibrator
-from training.runtime import tensorflow
+from ciml.training.calibration.calibrators import Calibrator
+from ciml.training.runtime import tensorflow
 
 SERVING, EXAMPLES = "serving_default", "examples"
 DEFINITION_ASSET = "assets/definition.json"
@@ -48,7 +48,7 @@ def export(
 
     Args:
       model: a Keras model over normalised inputs.
-      transform_folder: the transform written by `training.data.materialise`.
+      transform_folder: the transform written by `ciml.training.data.materialise`.
       resolved: the definition, stored as ``assets/definition.json``.
       folder: the folder to create; must not exist.
       name: the model's name, for the warm-up requests.

@@ -9,13 +9,13 @@ from ciml.data_root import DataRoot, StoredDataset
 from ciml.decision import Decision
 from ciml.digest import sha256_json
 from ciml.lineage.description import Data, Description
-from training.data.snapshot import Snapshot
-from training.evaluation.champion import Champion
-from training.experiment import Experiment
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.evaluation.champion import Champion
+from ciml.training.experiment import Experiment
 
 #: Spans that a description lists, the latest; the version of the data set covers all.
 _MOST_SPANS = 100
-#: Figures of `training.evaluation.metrics.evaluate` that lineage reports.
+#: Figures of `ciml.training.evaluation.metrics.evaluate` that lineage reports.
 _FIGURES = ("runs", "trained_on", "accuracy", "base_rate", "log_loss")
 
 

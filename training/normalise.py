@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ciml.digest import sha256_json
-from training.experiment import NORMALISATION
-from training.runtime import library_versions
+from ciml.training.experiment import NORMALISATION
+from ciml.training.runtime import library_versions
 
 #: A range of at most this share of max(|x|, 1) is a rounding: four units of float32's last place.
 NEGLIGIBLE = 2.0**-21

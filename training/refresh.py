@@ -27,20 +27,20 @@ from ciml.lineage.description import Data
 from ciml.lineage.steps import OFF, Lineage
 from ciml.storage.json_seal import seal
 from ciml.storage.open import LocalStore, Store
+from ciml.training.data.analysis_cache import AnalysisCache
+from ciml.training.data.layout import RECORDS_FOLDER
+from ciml.training.data.materialise import materialise
+from ciml.training.data.snapshot import Snapshot, make_snapshot, write_snapshot
+from ciml.training.estimators import check_use
+from ciml.training.evaluation.champion import Champion
+from ciml.training.evaluation.gate import GatePolicy, judge
+from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
+from ciml.training.lineage import candidate_made, snapshot_inputs, snapshot_made, training_inputs
+from ciml.transforms.ingest.trust import TrustPolicy
 from ciml.verdicts import PROFILES, VERDICTS
-from training.data.analysis_cache import AnalysisCache
-from training.data.layout import RECORDS_FOLDER
-from training.data.materialise import materialise
-from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
-from training.estimators import check_use
-from training.evaluation.champion import Champion
-from training.evaluation.gate import GatePolicy, judge
-from training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
-from training.lineage import candidate_made, snapshot_inputs, snapshot_made, training_inputs
-from transforms.ingest.trust import TrustPolicy
 
 if TYPE_CHECKING:
-    from training.calibration.calibrate import Calibrated
+    from ciml.training.calibration.calibrate import Calibrated
 
 _KEPT = 5  # candidates kept on disk: the push of the last one may be in progress
 
@@ -171,11 +171,11 @@ def _make(
     steps: _Steps,
 ) -> Candidate:
     with steps("import"):
-        import training.data.materialise_beam  # noqa: F401  (so that the import is timed apart)
-        from training.calibration.calibrate import calibrate_on_dev
-        from training.evaluation.candidate import assess
-        from training.export import export, load_exported
-        from training.train import predict_in_memory, train
+        import ciml.training.data.materialise_beam  # noqa: F401  (so that the import is timed apart)
+        from ciml.training.calibration.calibrate import calibrate_on_dev
+        from ciml.training.evaluation.candidate import assess
+        from ciml.training.export import export, load_exported
+        from ciml.training.train import predict_in_memory, train
     resolved = snapshot.resolved
     with steps("materialise"):
         made = materialise(dataset.store, snapshot, folder, cache=cache)

@@ -9,12 +9,12 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
-from training.data.materialise import Materialised
-from training.data.snapshot import Role
-from training.estimators import Rows, build_model
-from training.estimators.loop import Batches, Resident, Streamed, Trained, fit_network
-from training.experiment import Experiment
-from training.runtime import tensorflow
+from ciml.training.data.materialise import Materialised
+from ciml.training.data.snapshot import Role
+from ciml.training.estimators import Rows, build_model
+from ciml.training.estimators.loop import Batches, Resident, Streamed, Trained, fit_network
+from ciml.training.experiment import Experiment
+from ciml.training.runtime import tensorflow
 
 #: Inputs up to this size, bytes, stay in memory; larger ones are read in each epoch.
 _MAX_RESIDENT_BYTES = 1 << 30

@@ -8,7 +8,6 @@ from ciml.api.dataset import Dataset
 from ciml.api.logs import parse_log
 from ciml.api.model import Model, Prediction
 from ciml.api.results import Figure, RefreshResult, TrainingResult
-from ciml.api.shadowing import check_packages
 
 __all__ = [
     "Data",
@@ -21,5 +20,3 @@ __all__ = [
     "open",
     "parse_log",
 ]
-
-check_packages()

@@ -16,7 +16,7 @@ from ciml.errors import CimlError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.backfill.load_report import LoadReport
+    from ciml.pipelines.backfill.load_report import LoadReport
 
 Path = str | os.PathLike[str]
 #: Called with (done, total) of some work.
@@ -106,8 +106,8 @@ class Data:
           >>> report.rows, report.totals["run"]
           (2, 2)
         """
-        from pipelines.backfill.load import load
-        from transforms.ingest.trust import TrustPolicy
+        from ciml.pipelines.backfill.load import load
+        from ciml.transforms.ingest.trust import TrustPolicy
 
         if is_frame(results):
             import pyarrow as pa
@@ -136,7 +136,7 @@ class Data:
         """
         from ciml.raw.latest_runs import latest_runs
         from ciml.raw.state import open_raw
-        from transforms.raw.run_table import run_table
+        from ciml.transforms.raw.run_table import run_table
 
         return run_table(list(latest_runs(*open_raw(self._root.raw)))[::-1])
 
@@ -174,8 +174,8 @@ class Data:
           >>> len(data.dataset("status"))
           108
         """
-        from training.exclusion_store import add
-        from training.exclusions import Exclusion
+        from ciml.training.exclusion_store import add
+        from ciml.training.exclusions import Exclusion
 
         wanted = Exclusion(reason, run, job, source, micros(since, "since"), micros(until, "until"))
         (kept,) = add(self._root.exclusions, [wanted])
@@ -187,7 +187,7 @@ class Data:
         Raises:
           CimlError: there is no such exclusion in force.
         """
-        from training.exclusion_store import revert
+        from ciml.training.exclusion_store import revert
 
         revert(self._root.exclusions, [number])
 
@@ -238,8 +238,8 @@ class Data:
           Dataset('load': 108 runs of 30 x 1, classes passed, failed)
         """
         from ciml.datasets.definition import DatasetDefinition
-        from pipelines.datasets.build import SPAN_RUNS, build_dataset, is_another, remove_dataset
-        from pipelines.datasets.update import with_default_windows
+        from ciml.pipelines.datasets.build import SPAN_RUNS, build_dataset, is_another, remove_dataset
+        from ciml.pipelines.datasets.update import with_default_windows
 
         stored = self._root.dataset(name)
         written = with_default_windows(stored, {"span_runs": SPAN_RUNS, **keys, "name": name})
@@ -286,9 +286,9 @@ class Data:
         from ciml.extras import require
 
         require("sklearn")
-        from training.data.in_memory import read_dataset
-        from training.experiments.trials import Trial, create_experiment, experiment_of
-        from transforms.ingest.trust import TrustPolicy
+        from ciml.training.data.in_memory import read_dataset
+        from ciml.training.experiments.trials import Trial, create_experiment, experiment_of
+        from ciml.transforms.ingest.trust import TrustPolicy
 
         experiment = experiment_of(estimator, parameters, name)
         policy = TrustPolicy.load(trust_policy)
@@ -318,8 +318,8 @@ class Data:
         """
         import pyarrow as pa
 
-        from training.experiments.compare import by_accuracy, compare
-        from training.experiments.results import named_results
+        from ciml.training.experiments.compare import by_accuracy, compare
+        from ciml.training.experiments.results import named_results
 
         names = [one.experiment if isinstance(one, TrainingResult) else one for one in experiments]
         results = named_results(self._root.experiments, names, _dataset_name(dataset))
@@ -367,11 +367,11 @@ class Data:
         from ciml.extras import require
 
         require("tensorflow_transform")
-        from pipelines.training.trainer import TrainConfig, run_once
-        from serving.model_config import check_model_name
-        from training.evaluation.gate import GatePolicy
-        from training.experiments.trials import experiment_of
-        from transforms.ingest.trust import TrustPolicy
+        from ciml.pipelines.training.trainer import TrainConfig, run_once
+        from ciml.serving.model_config import check_model_name
+        from ciml.training.evaluation.gate import GatePolicy
+        from ciml.training.experiments.trials import experiment_of
+        from ciml.transforms.ingest.trust import TrustPolicy
 
         name = check_model_name(model or _dataset_name(dataset))
         # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.
@@ -384,7 +384,7 @@ class Data:
 
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
-        from serving.registry import registered_models
+        from ciml.serving.registry import registered_models
 
         return registered_models(self._root)
 

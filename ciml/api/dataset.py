@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ciml.datasets.definition import DatasetDefinition
-    from training.data.snapshot import Snapshot, SnapshotRun
+    from ciml.training.data.snapshot import Snapshot, SnapshotRun
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -33,8 +33,8 @@ class Dataset:
     """
 
     def __init__(self, stored: StoredDataset, trust_policy: str | None = None) -> None:
-        from training.data.in_memory import read_snapshot_facts
-        from transforms.ingest.trust import TrustPolicy
+        from ciml.training.data.in_memory import read_snapshot_facts
+        from ciml.transforms.ingest.trust import TrustPolicy
 
         self._stored, self.name = stored, stored.name
         state = stored.state()
@@ -87,7 +87,7 @@ class Dataset:
         """
         import numpy as np
 
-        from training.data.examples import read_snapshot_examples
+        from ciml.training.data.examples import read_snapshot_examples
 
         # Some runs of the split train have the role dev.
         roles = {run.role for run in self._runs(split)}
@@ -142,7 +142,7 @@ class Dataset:
         from ciml.extras import require
 
         require("tensorflow")
-        from training.runtime import tensorflow
+        from ciml.training.runtime import tensorflow
 
         return tensorflow().data.Dataset.from_tensor_slices(self.to_numpy(split))
 
@@ -162,9 +162,9 @@ class Dataset:
         import numpy as np
         import pyarrow as pa
 
-        from transforms.examples.prepare import schema_of
-        from transforms.examples.spans import read_examples
-        from transforms.raw.arrow_arrays import numbers
+        from ciml.transforms.examples.prepare import schema_of
+        from ciml.transforms.examples.spans import read_examples
+        from ciml.transforms.raw.arrow_arrays import numbers
 
         wanted = [run.run_id for run in self._runs(split)]
         splits = SPLITS if split is None else (split,)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ciml.events.records import OutcomeWord, RunFacts
+    from ciml.serving.predict.local import Answer
     from ciml.verdicts import Verdict
-    from serving.predict.local import Answer
 
 
 #: Telemetry that is predicted at once: number of runs, and bytes.
@@ -90,8 +90,8 @@ class Model:
         from ciml.extras import require
 
         require("tensorflow")
-        from serving.predict.local import LocalModel
-        from training.runtime import tensorflow
+        from ciml.serving.predict.local import LocalModel
+        from ciml.training.runtime import tensorflow
 
         tensorflow()  # with the settings of training, which cannot be changed later
         self._data = data
@@ -228,7 +228,7 @@ class Model:
             )
 
     def _tables(self, runs: Sequence[Any], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
-        from transforms.parse.files import parse_files
+        from ciml.transforms.parse.files import parse_files
 
         for kind, some in groupby(runs, _kind):
             if kind == "file":
@@ -242,7 +242,7 @@ class Model:
         from ciml.manifest.log import ManifestLog
         from ciml.raw.run_log import find_files
         from ciml.telemetry import OWN_COLUMNS
-        from transforms.raw.reader import read_runs
+        from ciml.transforms.raw.reader import read_runs
 
         raw, columns = self._data.raw, [*OWN_COLUMNS, *self._local.definition.columns]
         files = find_files(ManifestLog(raw), run_ids)

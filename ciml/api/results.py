@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from pipelines.training.trainer import TrainResult
+    from ciml.pipelines.training.trainer import TrainResult
 
 
 class Figure(NamedTuple):
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
         return cls(found["value"], found.get("low"), found.get("high"))
 
     def __str__(self) -> str:
-        from training.evaluation.text import figure_text
+        from ciml.training.evaluation.text import figure_text
 
         return figure_text(*self)
 
@@ -83,7 +83,7 @@ class TrainingResult:
         return {name: Figure.of(found["accuracy"]) for name, found in self.figures["baselines"].items()}
 
     def __repr__(self) -> str:
-        from training.experiments.text import result_lines
+        from ciml.training.experiments.text import result_lines
 
         return "\n".join(result_lines(self.figures))
 

@@ -1,7 +1,7 @@
 """The names of context features: what an example holds of a run beside its telemetry.
 
-A definition asks for kinds of context (`Context`). Their values are computed by `transforms.examples.context`; each is
-the same in all windows of a run.
+A definition asks for kinds of context (`Context`). Their values are computed by `ciml.transforms.examples.context`;
+each is the same in all windows of a run.
 """
 
 from __future__ import annotations

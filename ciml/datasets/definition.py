@@ -218,8 +218,8 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
       features: names of the features of examples: those of the columns in the same order (``1m``), then the context's.
       classes: names of the classes; a label is an index into it.
       windows: L: the number of windows, or functions, of each feature of an example.
-      profiles: the passing profiles of the first span's jobs (`transforms.profiles.profile`) as JSON, for the context
-        ``profile``; None without it.
+      profiles: the passing profiles of the first span's jobs (`ciml.transforms.profiles.profile`) as JSON, for the
+        context ``profile``; None without it.
     """
 
     what: ClassVar[str] = "resolved definition"

@@ -26,7 +26,7 @@ Position = tuple[int, int]
 class ExampleFile(Record, frozen=True, gc=False):
     """One Parquet file of examples, relative to the data set's folder.
 
-    ``digest`` is that of its rows (`transforms.examples.spans.rows_digest`), not of its bytes.
+    ``digest`` is that of its rows (`ciml.transforms.examples.spans.rows_digest`), not of its bytes.
     """
 
     path: str

@@ -1,7 +1,7 @@
 """Messages of the topic `ci-events`: events of ciml's own, and the headers of a CI system's deliveries.
 
-`ciml.events.cloudevents` encodes and decodes the events, `adapters.registry` the deliveries. The schema accepts each
-event that the decoder accepts. The decoder checks more: times, limits of texts together, secrets.
+`ciml.events.cloudevents` encodes and decodes the events, `ciml.adapters.registry` the deliveries. The schema accepts
+each event that the decoder accepts. The decoder checks more: times, limits of texts together, secrets.
 """
 
 from __future__ import annotations

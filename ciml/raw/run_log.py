@@ -16,7 +16,7 @@ from ciml.events.records import LISTS, UNJUDGED, Kind, Origin, RawFile, Record, 
 from ciml.manifest.log import ManifestLog
 from ciml.raw.standing import standing_of
 
-#: Returns the trust decision for a run's facts: `transforms.ingest.trust.evaluate` with a policy.
+#: Returns the trust decision for a run's facts: `ciml.transforms.ingest.trust.evaluate` with a policy.
 Judge = Callable[[RunFacts], Trust]
 
 

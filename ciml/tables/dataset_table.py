@@ -24,7 +24,7 @@ def wanted_dataset(dataset: StoredDataset, present: DatasetState, schema: pa.Sch
     Args:
       dataset: the data set.
       present: its state, read after ``state``.
-      schema: of its examples (`transforms.examples.prepare.schema_of`).
+      schema: of its examples (`ciml.transforms.examples.prepare.schema_of`).
       state: the table's present state.
 
     Raises:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.options import Option, stacked
 from ciml.errors import CimlError
-from cli.options import Option, stacked
 
 if TYPE_CHECKING:
-    from pipelines.dataflow.settings import DataflowSettings
+    from ciml.pipelines.dataflow.settings import DataflowSettings
 
 DATAFLOW = "dataflow"
 
@@ -53,7 +53,7 @@ class DataflowJob:
 
     def settings(self) -> DataflowSettings:
         """Check the options, and return the settings of the file."""
-        from pipelines.dataflow.settings import DataflowSettings, require_dataflow
+        from ciml.pipelines.dataflow.settings import DataflowSettings, require_dataflow
 
         if self.settings_file is None:
             raise CimlError(
@@ -68,7 +68,7 @@ class DataflowJob:
 
     def name_or(self, default: str) -> str:
         """Return the name of the job. Raises `CimlError` for one that Dataflow rejects."""
-        from pipelines.dataflow.settings import check_job_name, job_name
+        from ciml.pipelines.dataflow.settings import check_job_name, job_name
 
         try:
             check_job_name(name := self.job_name or job_name(default))
@@ -117,7 +117,7 @@ def dataflow_options(updates: bool = False) -> Option:
 
 def as_s3(*places: tuple[str | None, str]) -> None:
     """Raise `CimlError` unless all places, (place, option) pairs, are on S3; None is left out."""
-    from pipelines.dataflow.checks import check_on_s3
+    from ciml.pipelines.dataflow.checks import check_on_s3
 
     for place, option in places:
         if place is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pipelines.dataflow.job import Launched
-    from pipelines.dataflow.settings import DataflowSettings
+    from ciml.pipelines.dataflow.job import Launched
+    from ciml.pipelines.dataflow.settings import DataflowSettings
 
 
 #: Of https://cloud.google.com/dataflow/quotas.

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ciml.cli.demo.produce import Produced
+from ciml.cli.demo.report.result import AccountingLine, Check, SpoiltLine
 from ciml.events.records import Origin, Outcome, records_of
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.offsets import RangeSet
 from ciml.storage.open import Store
-from cli.demo.produce import Produced
-from cli.demo.report.result import AccountingLine, Check, SpoiltLine
 
 #: Topic, partition, offset and run id.
 Key = tuple[str, int, int, str]

@@ -6,17 +6,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ciml.cli.demo.accounts import made_check
+from ciml.cli.demo.produce import Produced
+from ciml.cli.demo.report.result import Check, ExclusionLine, Profile, SpanLine
 from ciml.datasets.state import DatasetState
 from ciml.events.records import Outcome
 from ciml.storage.open import Store
-from cli.demo.accounts import made_check
-from cli.demo.produce import Produced
-from cli.demo.report.result import Check, ExclusionLine, Profile, SpanLine
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from training.data.snapshot import Snapshot
+    from ciml.training.data.snapshot import Snapshot
 
 PROFILE_COLUMN = "total cpu usage:usr"
 PROFILE_WINDOWS = 12
@@ -33,7 +33,7 @@ def read_raw(raw: Store, runs: Sequence[Outcome], named: set[str]) -> tuple[dict
     """
     from ciml.digest import telemetry_digest
     from ciml.errors import IntegrityError
-    from transforms.raw.reader import read_runs
+    from ciml.transforms.raw.reader import read_runs
 
     name = "every raw object is there with its rows and digest"
     files = [one.file for one in runs if one.file is not None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ciml.cli.demo.corpus import corpus_folder
 from ciml.datasets.definition import DatasetDefinition
 from ciml.feedback import CAUSES
 from ciml.settings import read_toml
-from cli.demo.corpus import corpus_folder
 
 STATUS, POOL, CAUSE = "status", "pool", "cause"
 #: In the order of the tables.

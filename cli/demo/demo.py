@@ -7,19 +7,19 @@ from typing import Any
 
 import msgspec
 
+from ciml.cli.demo import accounts as accounting
+from ciml.cli.demo import checks as verify
+from ciml.cli.demo.definitions import CAUSE, MODELS, POOL, STATUS
+from ciml.cli.demo.direct import check_examples
+from ciml.cli.demo.plan import WAVES
+from ciml.cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
+from ciml.cli.demo.report.result import AnswerLine, Check, Confusion, DemoResult, VersionLine
+from ciml.cli.demo.review.act import answer_changes, begin_review
+from ciml.cli.demo.review.servers import Review
+from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Options, end_commands, prepared, run
+from ciml.cli.demo.served import check_answers
+from ciml.cli.demo.steps import Steps
 from ciml.errors import CimlError
-from cli.demo import accounts as accounting
-from cli.demo import checks as verify
-from cli.demo.definitions import CAUSE, MODELS, POOL, STATUS
-from cli.demo.direct import check_examples
-from cli.demo.plan import WAVES
-from cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
-from cli.demo.report.result import AnswerLine, Check, Confusion, DemoResult, VersionLine
-from cli.demo.review.act import answer_changes, begin_review
-from cli.demo.review.servers import Review
-from cli.demo.run import PREDICTIONS, RUNS, Demo, Options, end_commands, prepared, run
-from cli.demo.served import check_answers
-from cli.demo.steps import Steps
 
 
 def demo(options: Options, progress: Any, out: Any) -> DemoResult:
@@ -33,8 +33,8 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
     Raises:
       CimlError: the chain did not finish; then there are no checks.
     """
-    from cli.demo.report.page import render
-    from cli.demo.report.table import show
+    from ciml.cli.demo.report.page import render
+    from ciml.cli.demo.report.table import show
 
     review = Review.of(options.home)
     with Steps(progress) as steps, prepared(options, steps, answers=not review.missing) as running:
@@ -214,7 +214,7 @@ def check_accuracy(versions: list[VersionLine]) -> Check:
 
 def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
     """Check the examples of a data set against the direct computation."""
-    from transforms.examples.spans import read_span
+    from ciml.transforms.examples.spans import read_span
 
     name = state.definition.name
     texts = {
@@ -233,7 +233,7 @@ def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
 
 
 def _snapshots(demo: Demo) -> dict[str, Any]:
-    from training.data.snapshot import read_snapshot
+    from ciml.training.data.snapshot import read_snapshot
 
     digests = {
         (refresh["model"], refresh["metrics"]["snapshot"]["digest"]) for refresh in demo.refreshes if refresh["metrics"]
@@ -260,7 +260,7 @@ def _confusions(refreshes: list[dict[str, Any]]) -> list[Confusion]:
 
 
 def _first_push_us(demo: Demo) -> int:
-    from serving.registry import Registry
+    from ciml.serving.registry import Registry
 
     return min((one.time_us for one in Registry(demo.data, STATUS).state.versions.values()), default=0)
 
@@ -286,8 +286,8 @@ def _ids(demo: Demo) -> list[str]:
 def _messages(demo: Demo, topic: str) -> list[Any]:
     """Return all committed messages of a topic."""
     from ciml.kafka.options import KafkaOptions
-    from pipelines.kafka.broker import list_topic
-    from pipelines.kafka.reader import Reader
+    from ciml.pipelines.kafka.broker import list_topic
+    from ciml.pipelines.kafka.reader import Reader
 
     kafka = KafkaOptions(demo.engines.kafka)
     found: list[Any] = []

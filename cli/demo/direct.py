@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from cli.demo.report.result import Check
+from ciml.cli.demo.report.result import Check
 
 DAY_S = 86_400
 #: Largest difference relative to max(|x|, 1) that counts as equal: examples are stored as float32.

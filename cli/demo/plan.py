@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ciml.cli.demo.corpus import SOURCE, Sample, change_of
 from ciml.events.cloudevents import STARTED, finished_event, run_event
 from ciml.events.records import Kind, RunFacts
 from ciml.events.run_id import RunId
-from cli.demo.corpus import SOURCE, Sample, change_of
 
 Mode = Literal["structured", "binary", "bare"]
 _MODES: tuple[Mode, ...] = ("structured", "binary", "bare")

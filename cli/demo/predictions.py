@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ciml.cli.demo.accounts import made_check
+from ciml.cli.demo.report.result import Check, PredictionLine
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
-from cli.demo.accounts import made_check
-from cli.demo.report.result import Check, PredictionLine
 
 
 class Predictions:

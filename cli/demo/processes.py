@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ciml.engines import processes
 from ciml.errors import EngineError
-from engines import processes
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Children:
     def start(self, name: str, *arguments: str) -> Child:
         """Start ``ciml <arguments>`` with its output in ``<logs>/<name>.log``."""
         log = self.logs / f"{name}.log"
-        command = processes.python_command("cli.main", *arguments)
+        command = processes.python_command("ciml.cli.main", *arguments)
         environment = {**processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
         pid, started = processes.spawn(command, log, environment, self.cwd)
         child = self.running[name] = Child(name, arguments, pid, started, log)

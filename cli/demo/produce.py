@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ciml.cli.demo.plan import Plan, Planned
 from ciml.errors import CimlError, EngineError
 from ciml.events.records import Kind
-from cli.demo.plan import Plan, Planned
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ciml.cli.demo.definitions import trust_policy
+from ciml.cli.demo.processes import Children
 from ciml.data_root import DataRoot
-from cli.demo.definitions import trust_policy
-from cli.demo.processes import Children
 
 
 def start_refreshes(children: Children, data: DataRoot, model: str, *options: str) -> None:
@@ -23,7 +23,7 @@ def child_of(model: str) -> str:
 
 
 def read_refreshes(log: Path) -> list[dict[str, Any]]:
-    """Return the refreshes that a command has printed so far: see `pipelines.training.trainer.TrainResult.to_json`."""
+    """Return the refreshes that a command has printed: `ciml.pipelines.training.trainer.TrainResult.to_json`."""
     found = []
     for line in log.read_bytes().split(b"\n")[:-1]:  # the last one may be incomplete
         if line.startswith(b"{"):
@@ -39,8 +39,8 @@ def last_step(log: Path) -> str:
 
 def is_current(data: DataRoot, model: str, refreshes: list[dict[str, Any]]) -> bool:
     """Return whether one of the refreshes is of the snapshot that the data set has now."""
-    from training.data.snapshot import make_snapshot
-    from transforms.ingest.trust import TrustPolicy
+    from ciml.training.data.snapshot import make_snapshot
+    from ciml.transforms.ingest.trust import TrustPolicy
 
     snapshot = make_snapshot(data.dataset(model), TrustPolicy.load(trust_policy())).digest
     return any(one["metrics"].get("snapshot", {}).get("digest") == snapshot for one in refreshes)

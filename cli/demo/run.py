@@ -12,22 +12,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import engines
+from ciml import engines
+from ciml.cli.demo.accounts import Accounts
+from ciml.cli.demo.corpus import corpus_folder, read_corpus, unpack_logs
+from ciml.cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions, examples, trust_policy
+from ciml.cli.demo.plan import WAVES, Plan, make_plan
+from ciml.cli.demo.predictions import Predictions
+from ciml.cli.demo.processes import Child, Children, wait_for
+from ciml.cli.demo.produce import LogRoot, Sender, dump
+from ciml.cli.demo.refreshes import child_of, is_current, last_step, read_refreshes, start_refreshes
+from ciml.cli.demo.steps import Steps
 from ciml.data_root import DataRoot
+from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
+from ciml.serving.model_config import CONFIG_NAME
+from ciml.serving.registry import Registry
 from ciml.storage.open import Store
-from cli.demo.accounts import Accounts
-from cli.demo.corpus import corpus_folder, read_corpus, unpack_logs
-from cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions, examples, trust_policy
-from cli.demo.plan import WAVES, Plan, make_plan
-from cli.demo.predictions import Predictions
-from cli.demo.processes import Child, Children, wait_for
-from cli.demo.produce import LogRoot, Sender, dump
-from cli.demo.refreshes import child_of, is_current, last_step, read_refreshes, start_refreshes
-from cli.demo.steps import Steps
-from engines import processes
-from serving.model_config import CONFIG_NAME
-from serving.registry import Registry
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
 PARTITIONS = 3
@@ -157,7 +157,7 @@ def prepared(options: Options, steps: Steps, answers: bool) -> Iterator[Demo]:
         pools = {sample.facts.provider for sample in samples} - {""}
         made = definitions(options.span_runs, pools)
         for definition in (*made, cause_definition(options.span_runs)) if answers else made:
-            from pipelines.datasets.update import create_dataset
+            from ciml.pipelines.datasets.update import create_dataset
 
             create_dataset(data, definition)
         yield demo
@@ -254,7 +254,7 @@ def settle(demo: Demo) -> None:
 
 def update(demo: Demo, *, seal: bool) -> None:
     """Seal the full spans of both data sets; with ``seal`` also the last one."""
-    from pipelines.datasets.update import update_dataset
+    from ciml.pipelines.datasets.update import update_dataset
 
     with demo.steps.step("seal spans") as step:
         for name in demo.models:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from cli.demo.checks import check_probabilities, check_served
-from cli.demo.definitions import MODELS, trust_policy
-from cli.demo.report.result import Check
-from cli.demo.run import Demo
+from ciml.cli.demo.checks import check_probabilities, check_served
+from ciml.cli.demo.definitions import MODELS, trust_policy
+from ciml.cli.demo.report.result import Check
+from ciml.cli.demo.run import Demo
 
 
 def check_answers(demo: Demo) -> list[Check]:
@@ -20,8 +20,8 @@ def check_answers(demo: Demo) -> list[Check]:
     import numpy as np
 
     import ciml
-    from serving.client import ModelClient
-    from serving.registry import Registry
+    from ciml.serving.client import ModelClient
+    from ciml.serving.registry import Registry
 
     data = ciml.open(demo.data.url)
     served: dict[str, dict[str, int | None]] = {}

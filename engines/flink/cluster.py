@@ -10,15 +10,15 @@ from pathlib import Path
 
 import psutil
 
+from ciml.engines import processes
+from ciml.engines.base import Engine, Launch, Settings
+from ciml.engines.flink import parts
+from ciml.engines.flink.cluster_config import Addresses, make_parts, state_root
+from ciml.engines.flink.parts import MARK, Health, Part, PartState
+from ciml.engines.jars import NoJava
+from ciml.engines.processes import python_command, python_environment
+from ciml.engines.state import REAL, EngineState
 from ciml.errors import CimlError, EngineError
-from engines import processes
-from engines.base import Engine, Launch, Settings
-from engines.flink import parts
-from engines.flink.cluster_config import Addresses, make_parts, state_root
-from engines.flink.parts import MARK, Health, Part, PartState
-from engines.jars import NoJava
-from engines.processes import python_command, python_environment
-from engines.state import REAL, EngineState
 
 _GRACE_S = 8.0
 
@@ -62,7 +62,7 @@ class Cluster(Engine):
             urls={**asdict(at), "state": state_root(home, settings)},
             memory_mb=sum(one.memory_mb or 0 for one in planned),
         )
-        command = python_command("engines.flink.cluster_watchdog", str(home), str(folder))
+        command = python_command("ciml.engines.flink.cluster_watchdog", str(home), str(folder))
         return Launch(state, command, {**python_environment(), MARK: str(home), "PYTHONUNBUFFERED": "1"})
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines import jars
-from engines.base import HOST, SMALL_JVM, Settings, java_arguments
-from engines.flink.job_server import JOB_SERVER_MAIN, LOG_LEVELS, OPENED
-from engines.flink.parts import Part, pool_socket
-from engines.processes import python_command, python_environment
+from ciml.engines import jars
+from ciml.engines.base import HOST, SMALL_JVM, Settings, java_arguments
+from ciml.engines.flink.job_server import JOB_SERVER_MAIN, LOG_LEVELS, OPENED
+from ciml.engines.flink.parts import Part, pool_socket
+from ciml.engines.processes import python_command, python_environment
 
 _JOB_MANAGER_MB = 384
 _JOB_SERVER_MB = 320
@@ -199,7 +199,7 @@ def _pool(home: Path, number: int, at: Addresses) -> Part:
     return Part(
         name=name,
         what="Python worker pool",
-        command=list(python_command("engines.flink.worker_pool", at.workers.rpartition(":")[2], asked_at)),
+        command=list(python_command("ciml.engines.flink.worker_pool", at.workers.rpartition(":")[2], asked_at)),
         check=["pool", asked_at],
         address=at.workers,
         scratch=str(home / "cluster" / "scratch" / name),

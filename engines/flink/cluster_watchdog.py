@@ -1,4 +1,4 @@
-"""Keeps the parts of a cluster running: ``python -m engines.flink.cluster_watchdog HOME FOLDER``.
+"""Keeps the parts of a cluster running: ``python -m ciml.engines.flink.cluster_watchdog HOME FOLDER``.
 
 It starts missing parts, and restarts parts that died or do not answer. Its whole state is in FOLDER's ``plan.json`` and
 ``parts.json``: after a kill, a new watchdog continues with the running parts.
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import psutil
 
+from ciml.engines import processes
+from ciml.engines.flink.parts import MARK, Part, PartState, asks, marked, read_plan, read_states, write_states
+from ciml.engines.flink.prune_checkpoints import sweep_checkpoints
 from ciml.errors import CimlError, EngineError
-from engines import processes
-from engines.flink.parts import MARK, Part, PartState, asks, marked, read_plan, read_states, write_states
-from engines.flink.prune_checkpoints import sweep_checkpoints
 
 _TICK_S = 0.2
 _ASK_S = 2.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from engines import jars
-from engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
-from engines.state import LIGHT, REAL, EngineState
+from ciml.engines import jars
+from ciml.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
+from ciml.engines.state import LIGHT, REAL, EngineState
 
 MICRO_BATCHES = "light: bounded micro-batches"
 JOB_SERVER_MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"

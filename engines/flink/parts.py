@@ -120,11 +120,11 @@ def asks(check: list[str]) -> Answer:
     """Run a health check, for two seconds at most."""
     kind, *where = check
     if kind == "http":
-        from engines.base import http_answers
+        from ciml.engines.base import http_answers
 
         return "yes" if http_answers(where[0]) else "no"
     if kind == "jobs":
-        from engines.flink.job_server import job_service_answers
+        from ciml.engines.flink.job_server import job_service_answers
 
         return "yes" if job_service_answers(where[0]) else "no"
     if kind == "pool":

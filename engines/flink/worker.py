@@ -1,4 +1,4 @@
-"""A Python worker of a job: ``python -m engines.flink.worker PARENT``; `worker_pool` starts it.
+"""A Python worker of a job: ``python -m ciml.engines.flink.worker PARENT``; `worker_pool` starts it.
 
 It imports a job's modules and waits for a line on standard input: the control address and its own id.
 """
@@ -14,7 +14,11 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 #: Imported in advance; at a job's start they would take seconds.
-_MODULES = ("apache_beam.runners.worker.sdk_worker", "pipelines.ingest.pipeline", "pipelines.predict.pipeline")
+_MODULES = (
+    "apache_beam.runners.worker.sdk_worker",
+    "ciml.pipelines.ingest.pipeline",
+    "ciml.pipelines.predict.pipeline",
+)
 
 
 def main(parent: int) -> None:

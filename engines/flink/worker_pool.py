@@ -1,4 +1,4 @@
-"""Starts Python workers for Flink: ``python -m engines.flink.worker_pool PORT SOCKET``.
+"""Starts Python workers for Flink: ``python -m ciml.engines.flink.worker_pool PORT SOCKET``.
 
 Beam's own ``worker_pool_main`` listens on all interfaces, where any client can start a process; runs the first
 ``python`` in PATH; connects workers to a pipe without a reader; and leaves workers behind when it, or their
@@ -142,7 +142,7 @@ class _Worker:
 
 
 def _spawn() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "engines.flink.worker", str(os.getpid())]
+    command = [sys.executable, "-m", "ciml.engines.flink.worker", str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 

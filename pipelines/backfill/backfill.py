@@ -13,8 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ciml.events.listing_files import Listing
-from pipelines.backfill.ordered_committer import OrderedCommitter
-from pipelines.backfill.plan import BackfillConfig, BackfillProgress, Report, Tally, Work, plan, probe_logs, size_of
+from ciml.pipelines.backfill.ordered_committer import OrderedCommitter
+from ciml.pipelines.backfill.plan import (
+    BackfillConfig,
+    BackfillProgress,
+    Report,
+    Tally,
+    Work,
+    plan,
+    probe_logs,
+    size_of,
+)
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -53,7 +62,7 @@ def backfill(
     if runner is None:
         _direct(config, listing, works, progress)
     else:
-        from pipelines.backfill.beam import in_beam
+        from ciml.pipelines.backfill.beam import in_beam
 
         in_beam(config, listing, works, progress, stop, runner=runner, job_endpoint=job_endpoint, extra=extra)
     progress.update()
@@ -82,7 +91,7 @@ class PlannedBackfill:
 
     def build(self, pipeline: beam.Pipeline) -> object:
         """Wire the bounded pipeline."""
-        from pipelines.backfill.beam import build_backfill
+        from ciml.pipelines.backfill.beam import build_backfill
 
         build_backfill(pipeline, self.config, self.listing.url, self.listing.digest, list(self.works), spread=True)
         return pipeline

@@ -16,9 +16,9 @@ from ciml.limits import MAX_LABELS
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.offsets import RangeSet
 from ciml.raw.run_log import find_rows
-from transforms.guard import attempt
-from transforms.ingest.decode import why_ignored
-from transforms.ingest.decode_listing import CompletedRow
+from ciml.transforms.guard import attempt
+from ciml.transforms.ingest.decode import why_ignored
+from ciml.transforms.ingest.decode_listing import CompletedRow
 
 #: Facts that may be completed, by their name in a listing. The facts that decide on the trust or the split of a run are
 #: not: completing them would move it between training and test.

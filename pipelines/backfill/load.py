@@ -21,17 +21,17 @@ from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing
 from ciml.events.records import COMPLETES
 from ciml.manifest.offsets import RangeSet
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.backfill.complete import find_completions
+from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
+from ciml.pipelines.backfill.plan import BackfillConfig, Tally, fetch_below, logs_root
+from ciml.pipelines.backfill.survey import Survey, survey
 from ciml.raw.run_log import outcomes_of
 from ciml.raw.state import open_raw
 from ciml.results.convert import BadRow, Conversion
 from ciml.results.table import open_results
-from pipelines.backfill.backfill import backfill
-from pipelines.backfill.complete import find_completions
-from pipelines.backfill.load_report import LoadReport, RejectedTableError
-from pipelines.backfill.plan import BackfillConfig, Tally, fetch_below, logs_root
-from pipelines.backfill.survey import Survey, survey
-from transforms.ingest.decode import ALL_JOBS
-from transforms.ingest.trust import TrustPolicy
+from ciml.transforms.ingest.decode import ALL_JOBS
+from ciml.transforms.ingest.trust import TrustPolicy
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,11 +10,11 @@ from functools import partial
 
 from ciml.events.listing_files import Listing
 from ciml.events.records import Batch, OffsetRange
-from pipelines.backfill.plan import BackfillConfig, Work, size_of
-from pipelines.ingest.committer import committer
-from transforms.ingest.decode_listing import decode_lines
-from transforms.ingest.run_stages import settle
-from transforms.ingest.trust import evaluate
+from ciml.pipelines.backfill.plan import BackfillConfig, Work, size_of
+from ciml.pipelines.ingest.committer import committer
+from ciml.transforms.ingest.decode_listing import decode_lines
+from ciml.transforms.ingest.run_stages import settle
+from ciml.transforms.ingest.trust import evaluate
 
 _AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
 

@@ -16,14 +16,14 @@ from ciml.events.listing_files import Block, Listing
 from ciml.events.records import Batch, OffsetRange, reasons_of, records_of, totals_of
 from ciml.globs import glob_pattern
 from ciml.manifest.offsets import RangeSet
+from ciml.pipelines.ingest.committer import Committer, committer
 from ciml.storage.open import Store
-from pipelines.ingest.committer import Committer, committer
-from transforms.fetch.fetch import fetch_in_parts
-from transforms.fetch.policy import FetchPolicy
-from transforms.guard import attempt
-from transforms.ingest.decode import ALL_JOBS
-from transforms.ingest.decode_listing import CompletedRow, decode_lines
-from transforms.ingest.trust import TrustPolicy
+from ciml.transforms.fetch.fetch import fetch_in_parts
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import attempt
+from ciml.transforms.ingest.decode import ALL_JOBS
+from ciml.transforms.ingest.decode_listing import CompletedRow, decode_lines
+from ciml.transforms.ingest.trust import TrustPolicy
 
 _PROBES = 20
 _ENOUGH = 10
@@ -38,7 +38,7 @@ class BackfillConfig:
       reading: how to interpret the lines.
       selection: globs of the jobs to take. Lines of other jobs stay unsettled.
       limit: largest number of unsettled lines to take; None for all.
-      completions: stored rows that lines complete, by the line's number (`pipelines.backfill.complete`).
+      completions: stored rows that lines complete, by the line's number (`ciml.pipelines.backfill.complete`).
       skip_known: do not read the log of a run with a raw row: its line is a repeat or a correction.
       take_missing: continue even if no log seems to exist.
       trust: the trust policy.

@@ -13,22 +13,22 @@ from typing import Any, NamedTuple
 from ciml.errors import RejectedInput
 from ciml.events.listing_files import Listing
 from ciml.events.records import OffsetRange, Outcome, PendingRun
+from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
 from ciml.storage.open import open_store
-from pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
-from transforms.fetch.addresses import Address, below, parse_address
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.files import open_log
-from transforms.fetch.folders import first_found
-from transforms.fetch.policy import FetchPolicy
-from transforms.guard import guarded_runs
-from transforms.ingest.decode_listing import decode_lines
-from transforms.ingest.trust import judge
+from ciml.transforms.fetch.addresses import Address, below, parse_address
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.files import open_log
+from ciml.transforms.fetch.folders import first_found
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import guarded_runs
+from ciml.transforms.ingest.decode_listing import decode_lines
+from ciml.transforms.ingest.trust import judge
 
 _FAULTS = 10
 
 
 class MissingLog(NamedTuple):
-    """A log that cannot be opened: its line's number from 0, the reason of `transforms.fetch`, and its place."""
+    """A log that cannot be opened: its line's number from 0, the reason of `ciml.transforms.fetch`, and its place."""
 
     line: int
     reason: str
@@ -82,7 +82,7 @@ def survey(
     stop: threading.Event | None = None,
     report: Callable[[int], None] = lambda lines: None,
 ) -> Survey:
-    """Survey a listing as `pipelines.backfill.backfill.backfill` would process it.
+    """Survey a listing as `ciml.pipelines.backfill.backfill.backfill` would process it.
 
     Args:
       config: of the backfill.

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
-from pipelines.dataflow.settings import DataflowSettings
-from transforms.fetch.policy import FetchPolicy
+from ciml.pipelines.dataflow.settings import DataflowSettings
+from ciml.transforms.fetch.policy import FetchPolicy
 
 _LOOPBACK = re.compile(r"(^|,|//)(localhost|127\.[0-9.]+|\[::1\]|0\.0\.0\.0)(:|,|$)")
 _SECRET_OPTION = re.compile(r"password|secret_access_key|session_token|api_key|private_key")

@@ -14,16 +14,16 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from ciml.errors import CimlError, EngineError
-from pipelines.dataflow.checks import check_beam_options
-from pipelines.dataflow.packed import holds
-from pipelines.dataflow.settings import DataflowSettings, job_flags
+from ciml.pipelines.dataflow.checks import check_beam_options
+from ciml.pipelines.dataflow.packed import holds
+from ciml.pipelines.dataflow.settings import DataflowSettings, job_flags
 
 _LIST_S = 60.0
 Build = Callable[[beam.Pipeline], object]
 
 
 class CimlOptions(PipelineOptions):
-    """The options that `pipelines.dataflow.worker` reads."""
+    """The options that `ciml.pipelines.dataflow.worker` reads."""
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:

@@ -156,8 +156,8 @@ def job_flags(settings: DataflowSettings, name: str, *, streaming: bool) -> list
         "service_account_email": settings.service_account,
         "network": settings.network,
         "subnetwork": settings.subnetwork,
-        # Read by `pipelines.dataflow.worker`, which each worker process imports before anything else.
-        "beam_plugin": "pipelines.dataflow.worker",
+        # Read by `ciml.pipelines.dataflow.worker`, which each worker process imports before anything else.
+        "beam_plugin": "ciml.pipelines.dataflow.worker",
         "ciml_version": __version__,
         "ciml_environment_secret": settings.environment_secret,
     }

@@ -1,4 +1,4 @@
 """Data sets: builds and updates them from the raw store or a listing, their statistics, and drift between spans.
 
-Uses `transforms.examples` and `transforms.drift`. It trains nothing.
+Uses `ciml.transforms.examples` and `ciml.transforms.drift`. It trains nothing.
 """

@@ -16,12 +16,12 @@ from ciml.datasets.pin import Pin, pinned
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
 from ciml.manifest.log import catch_up
+from ciml.pipelines.datasets.run_source import RunSource, StoredRuns
+from ciml.pipelines.datasets.update import Progress, Update, check_same, create_dataset, fill, given_causes, producer
 from ciml.storage.open import Store
-from pipelines.datasets.run_source import RunSource, StoredRuns
-from pipelines.datasets.update import Progress, Update, check_same, create_dataset, fill, given_causes, producer
 
 if TYPE_CHECKING:
-    from pipelines.datasets.listed_runs import ListedRuns  # imports the log readers
+    from ciml.pipelines.datasets.listed_runs import ListedRuns  # imports the log readers
 
 #: The definition in TOML, beside the examples. The underscore hides it from readers of the folder.
 DEFINITION = "_definition.toml"
@@ -72,7 +72,7 @@ def build_dataset(
 
 @dataclass(frozen=True)
 class Begun:
-    """A data set that is to be built: the arguments of `pipelines.datasets.update.fill`.
+    """A data set that is to be built: the arguments of `ciml.pipelines.datasets.update.fill`.
 
     Attributes:
       definition: with the pinned version of a slicer.

@@ -12,10 +12,10 @@ from ciml.datasets.plan import Step
 from ciml.datasets.state import DatasetState, SpanVersion
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import ManifestLog, catch_up
+from ciml.pipelines.datasets.update import commit_step
 from ciml.storage.open import Store
-from pipelines.datasets.update import commit_step
-from transforms.examples.beam import result_path
-from transforms.ingest.errors import keep_error
+from ciml.transforms.examples.beam import result_path
+from ciml.transforms.ingest.errors import keep_error
 
 
 class CommitSpans(beam.PTransform):

@@ -1,4 +1,4 @@
-"""Runs of a listing as a data set's source, read from their logs; see `pipelines.datasets.run_source`."""
+"""Runs of a listing as a data set's source, read from their logs; see `ciml.pipelines.datasets.run_source`."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ciml.datasets.plan import SelectedRun, SpanPlan
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing
 from ciml.events.records import Batch, OffsetRange, Outcome, RawFile, RunFacts, records_of
+from ciml.pipelines.processes import process_pool, result_of
 from ciml.raw.accounting import reconcile
 from ciml.raw.run_log import RunDelta
 from ciml.raw.state import RawState
-from pipelines.processes import process_pool, result_of
-from transforms.examples.context import with_context
-from transforms.examples.downsample import Windows, downsample, merge_windows
-from transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader
-from transforms.examples.prepare import Examples, examples_from
-from transforms.fetch.policy import FetchPolicy
-from transforms.guard import guarded_runs
-from transforms.ingest.decode_listing import decode_lines
-from transforms.ingest.trust import TrustPolicy, judge
+from ciml.transforms.examples.context import with_context
+from ciml.transforms.examples.downsample import Windows, downsample, merge_windows
+from ciml.transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader
+from ciml.transforms.examples.prepare import Examples, examples_from
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import guarded_runs
+from ciml.transforms.ingest.decode_listing import decode_lines
+from ciml.transforms.ingest.trust import TrustPolicy, judge
 
 _LOGS = 250  # logs read and parsed together
 #: A log that is read for a data set has no raw object.
@@ -154,7 +154,7 @@ _readers: list[LogReader] = []  # the one reader of a forked process
 
 
 def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
-    import transforms.ingest.run_stages  # noqa: F401  # while the parent decodes the listing
+    import ciml.transforms.ingest.run_stages  # noqa: F401  # while the parent decodes the listing
 
     _readers.append(LogReader(fetch, kept_bytes))
 

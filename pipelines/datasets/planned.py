@@ -13,10 +13,10 @@ from ciml.datasets.pin import Pin
 from ciml.datasets.plan import Step
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
+from ciml.pipelines.datasets.build import begin
+from ciml.pipelines.datasets.run_source import RunSource, StoredRuns
+from ciml.pipelines.datasets.update import given_causes, no_runs, plan_of
 from ciml.storage.open import Store
-from pipelines.datasets.build import begin
-from pipelines.datasets.run_source import RunSource, StoredRuns
-from pipelines.datasets.update import given_causes, no_runs, plan_of
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -45,8 +45,8 @@ class PlannedUpdate:
 
     def build(self, pipeline: beam.Pipeline) -> object:
         """Wire the bounded pipeline that builds and commits all steps."""
-        from pipelines.datasets.commit_beam import CommitSpans
-        from pipelines.datasets.spans_beam import build_spans
+        from ciml.pipelines.datasets.commit_beam import CommitSpans
+        from ciml.pipelines.datasets.spans_beam import build_spans
 
         results = f"results/{uuid.uuid4().hex}"
         plans = [plan for step in self.steps for plan in step.spans]
@@ -55,7 +55,7 @@ class PlannedUpdate:
 
 
 def plan_update(dataset: StoredDataset, *, seal: bool = False) -> PlannedUpdate:
-    """Plan what `pipelines.datasets.update.update_dataset` would do; the arguments are the same."""
+    """Plan what `ciml.pipelines.datasets.update.update_dataset` would do; the arguments are the same."""
     state = dataset.state()
     raw = dataset.raw(state)
     pin = None
@@ -66,7 +66,7 @@ def plan_update(dataset: StoredDataset, *, seal: bool = False) -> PlannedUpdate:
 
 
 def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition) -> PlannedUpdate:
-    """Plan what `pipelines.datasets.build.build_dataset` would do. A new data set is created, without spans."""
+    """Plan what `ciml.pipelines.datasets.build.build_dataset` would do. A new data set is created, without spans."""
     begun = begin(source, target, definition)
     planned = _plan(begun.runs, begun.root, begun.state, begun.pin, begun.given, seal=True, exists=begun.create is None)
     if begun.create is not None:

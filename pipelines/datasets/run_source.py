@@ -1,4 +1,4 @@
-"""Sources of a data set's runs: a raw store, or a listing and its logs (`pipelines.datasets.listed_runs`)."""
+"""Sources of a data set's runs: a raw store, or a listing and its logs (`ciml.pipelines.datasets.listed_runs`)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import RunLog, StoredRunLog
 from ciml.storage.open import Store
-from transforms.examples.prepare import Examples
-from transforms.examples.spans import examples_of, lengths_of
-from transforms.ingest.trust import evaluate, former_policy
-from transforms.raw.reader import read_columns, read_runs
+from ciml.transforms.examples.prepare import Examples
+from ciml.transforms.examples.spans import examples_of, lengths_of
+from ciml.transforms.ingest.trust import evaluate, former_policy
+from ciml.transforms.raw.reader import read_columns, read_runs
 
 _TABLES = 50  # runs whose telemetry is in memory at once
 

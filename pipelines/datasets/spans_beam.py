@@ -14,10 +14,10 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.plan import SpanPlan
 from ciml.datasets.state import SpanVersion
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.pipelines.flink.submit import Build, FlinkJob, flink_options, run_here
 from ciml.storage.open import Store
-from pipelines.flink.submit import Build, FlinkJob, flink_options, run_here
-from transforms.examples.beam import MakeExamples, WriteSpans, result_path
-from transforms.examples.spans import batches_of
+from ciml.transforms.examples.beam import MakeExamples, WriteSpans, result_path
+from ciml.transforms.examples.spans import batches_of
 
 _POLL_S = 0.2
 

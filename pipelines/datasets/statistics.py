@@ -24,11 +24,11 @@ from ciml.manifest.log import ManifestLog
 from ciml.storage.json_seal import read_object, seal
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
-from transforms.drift.counts import Columns, add_columns, columns_from_json, columns_to_json
-from transforms.drift.statistics import Statistics, columns_needed, merge, statistics
-from transforms.examples.prepare import schema_of
-from transforms.examples.spans import read_examples
-from transforms.raw.reader import read_runs
+from ciml.transforms.drift.counts import Columns, add_columns, columns_from_json, columns_to_json
+from ciml.transforms.drift.statistics import Statistics, columns_needed, merge, statistics
+from ciml.transforms.examples.prepare import schema_of
+from ciml.transforms.examples.spans import read_examples
+from ciml.transforms.raw.reader import read_runs
 
 FOLDER = "statistics"
 _FORMAT = 1

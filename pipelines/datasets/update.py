@@ -24,12 +24,12 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.feedback import corrections_of
 from ciml.limits import MAX_PROFILE_RUNS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.pipelines.datasets.run_source import RunSource, StoredRuns
 from ciml.raw.causes import CAUSE
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
-from pipelines.datasets.run_source import RunSource, StoredRuns
-from transforms.examples.spans import batches_of, guarded_examples, verify_span, write_span
-from transforms.guard import bisect
+from ciml.transforms.examples.spans import batches_of, guarded_examples, verify_span, write_span
+from ciml.transforms.guard import bisect
 
 #: Called with (processed runs, runs to process) of the spans being sealed.
 Progress = Callable[[int, int], None]
@@ -253,7 +253,7 @@ def _resolve(
 
 def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[str]) -> dict[str, Any]:
     """Return the profiles of the passing runs, as JSON. Only the runs that count are read."""
-    from transforms.profiles.profile import make_profiles
+    from ciml.transforms.profiles.profile import make_profiles
 
     jobs, counted = Counter[str](), []
     for run in runs:
@@ -320,7 +320,7 @@ def _in_beam(
     source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None, *, runner: str, job_endpoint: str
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
     """Build the spans of all steps in one Beam pipeline."""
-    from pipelines.datasets.spans_beam import make_spans
+    from ciml.pipelines.datasets.spans_beam import make_spans
 
     if not isinstance(source, StoredRuns):
         raise CimlError("--runner needs stored runs; remove it, or fill a raw store first")

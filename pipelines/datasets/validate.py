@@ -10,12 +10,12 @@ from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, SpanVersion
 from ciml.errors import CimlError
-from pipelines.datasets.statistics import Piece, kept_columns, kept_statistics
-from training.data.snapshot import Snapshot, read_snapshot
-from transforms.drift.compare import compare
-from transforms.drift.detect import DriftPolicy
-from transforms.drift.report import Report, Side
-from transforms.drift.statistics import Statistics, merge
+from ciml.pipelines.datasets.statistics import Piece, kept_columns, kept_statistics
+from ciml.training.data.snapshot import Snapshot, read_snapshot
+from ciml.transforms.drift.compare import compare
+from ciml.transforms.drift.detect import DriftPolicy
+from ciml.transforms.drift.report import Report, Side
+from ciml.transforms.drift.statistics import Statistics, merge
 
 #: Called with (processed spans, spans to process).
 Progress = Callable[[int, int], None]
@@ -118,7 +118,7 @@ def _piece(span: SpanVersion) -> Piece:
 
 def champions_snapshot(data: DataRoot, model: str) -> Snapshot:
     """Return the champion's snapshot. Raises `CimlError` without a champion."""
-    from serving.registry import Registry
+    from ciml.serving.registry import Registry
 
     state = Registry(data, model).state
     if state.champion is None:

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.redaction import redact_text, redact_url
+from ciml.pipelines.exports.records import KEY, RunRecord, candidate_record, trial_records
+from ciml.serving.contract import DEFINITION, read_definition
+from ciml.serving.model_files import check_digests, copy_model
+from ciml.serving.registry import Registry, registered_models
 from ciml.version import __version__
-from pipelines.exports.records import KEY, RunRecord, candidate_record, trial_records
-from serving.contract import DEFINITION, read_definition
-from serving.model_files import check_digests, copy_model
-from serving.registry import Registry, registered_models
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -202,7 +202,7 @@ class _Export:
         return str(made.version)
 
     def _log_model(self, registry: Registry, number: int, run_id: str) -> None:
-        """Log the files of a version, verified, as a model that `serving.pyfunc` loads."""
+        """Log the files of a version, verified, as a model that `ciml.serving.pyfunc` loads."""
         work = Path(tempfile.mkdtemp(prefix="ciml-mlflow-"))
         try:
             copy, source = work / "saved_model", registry.folder(number)
@@ -254,6 +254,6 @@ def save_pyfunc(saved_model: Path, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input: the signature says it all
         pyfunc.save_model(
-            str(folder), loader_module="serving.pyfunc", data_path=str(saved_model), signature=signature,
+            str(folder), loader_module="ciml.serving.pyfunc", data_path=str(saved_model), signature=signature,
             pip_requirements=[f"ciml[serve]=={__version__}"], metadata={"classes": list(definition.classes)},
         )  # fmt: skip

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ciml.data_root import DataRoot
+from ciml.serving.registry import Candidate, RegistryState
 from ciml.storage.json_seal import read_object
+from ciml.training.experiment import metrics_path
+from ciml.training.experiments.trials import RESULT, experiment_names, experiment_store, read_stored
 from ciml.version import __version__
-from serving.registry import Candidate, RegistryState
-from training.experiment import metrics_path
-from training.experiments.trials import RESULT, experiment_names, experiment_store, read_stored
 
 #: The tag that identifies a run; no two runs have the same.
 KEY = "ciml.key"
@@ -124,7 +124,7 @@ def figures(test: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, 
     """Return figures of held-out runs by MLflow's names.
 
     Args:
-      test: of `training.evaluation.metrics.evaluate` or `training.evaluation.scores.scores`.
+      test: of `ciml.training.evaluation.metrics.evaluate` or `ciml.training.evaluation.scores.scores`.
       baselines: the one-number baselines on the same runs, by name.
 
     Returns:

@@ -1,4 +1,4 @@
 """Pipelines on Flink: portable graphs, submission to Beam's job server, jobs and savepoints over REST.
 
-Uses Beam and httpx. It starts no Flink: `engines.flink` does.
+Uses Beam and httpx. It starts no Flink: `ciml.engines.flink` does.
 """

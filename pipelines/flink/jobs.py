@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 from ciml.errors import EngineError
-from pipelines.flink import rest as flink_rest
-from pipelines.flink.rest import RestJob
+from ciml.pipelines.flink import rest as flink_rest
+from ciml.pipelines.flink.rest import RestJob
 
 _OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
 _TIMEOUT_S = 5.0

@@ -12,9 +12,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
 from ciml.errors import CimlError, EngineError
-from pipelines.flink.jobs import cancel_job, cancel_orphans
-from pipelines.flink.runner import SetOptionsRunner
-from transforms.ingest.errors import kept_error
+from ciml.pipelines.flink.jobs import cancel_job, cancel_orphans
+from ciml.pipelines.flink.runner import SetOptionsRunner
+from ciml.transforms.ingest.errors import kept_error
 
 EngineName = Literal["flink", "micro-batches"]
 ENGINES: tuple[EngineName, ...] = ("flink", "micro-batches")
@@ -133,7 +133,7 @@ class FlinkJob:
     """A submitted job.
 
     With LOOPBACK it ends with this process's workers; with a pool of workers (EXTERNAL) it does not depend on this
-    process, and `pipelines.flink.rest.find` finds it by name.
+    process, and `ciml.pipelines.flink.rest.find` finds it by name.
     """
 
     def __init__(self, build: Build, options: PipelineOptions) -> None:

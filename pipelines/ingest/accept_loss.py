@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ciml.events.records import OffsetRange
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.ingest.committer import committer
+from ciml.pipelines.kafka.broker import list_topic
+from ciml.pipelines.kafka.plan import losses
 from ciml.storage.open import Store
-from pipelines.ingest.committer import committer
-from pipelines.kafka.broker import list_topic
-from pipelines.kafka.plan import losses
 
 
 def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[OffsetRange]:

@@ -19,7 +19,7 @@ from ciml.raw.accounting import reconcile
 from ciml.raw.run_log import Judge
 from ciml.raw.state import RAW, RawState
 from ciml.storage.open import Store
-from transforms.guard import attempt, bisect
+from ciml.transforms.guard import attempt, bisect
 
 
 class Committer(LogReplica[RawState]):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.pipelines.ingest.committer import committer
+from ciml.pipelines.kafka.publish import Projections, projection, render_dead_letters, render_runs
 from ciml.storage.open import Store as ObjectStore
-from pipelines.ingest.committer import committer
-from pipelines.kafka.publish import Projections, projection, render_dead_letters, render_runs
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.decode import ALL_JOBS
-from transforms.ingest.trust import TrustPolicy
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.decode import ALL_JOBS
+from ciml.transforms.ingest.trust import TrustPolicy
 
 
 @dataclass(frozen=True)

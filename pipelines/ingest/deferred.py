@@ -14,10 +14,10 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from ciml.events.records import Batch, PendingRun
+from ciml.pipelines.ingest.committer import committer
+from ciml.pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction, is_drained, put_off
 from ciml.storage.open import Store
-from pipelines.ingest.committer import committer
-from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction, is_drained, put_off
-from transforms.ingest.errors import keep_error
+from ciml.transforms.ingest.errors import keep_error
 
 # Each poll adds some KiB to the state of a Flink job permanently, so polls are rare.
 _PAUSE_S = 5.0

@@ -19,22 +19,22 @@ from apache_beam.transforms.userstate import BagStateSpec, CombiningValueStateSp
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
 
-from adapters.registry import read_event
+from ciml.adapters.registry import read_event
 from ciml.events.records import Batch, Outcome, PendingRun
+from ciml.pipelines.ingest.committer import committer, seal_guarded, unseal
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.deferred import ReadDue
+from ciml.pipelines.kafka.broker import check_still_that_topic
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.source import ReadFromKafka
 from ciml.raw.known_ids import Index, ids_of_repeats
 from ciml.raw.standing import TRUSTED
 from ciml.storage.open import Store as ObjectStore
-from pipelines.ingest.committer import committer, seal_guarded, unseal
-from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.deferred import ReadDue
-from pipelines.kafka.broker import check_still_that_topic
-from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.source import ReadFromKafka
-from transforms.guard import guarded_runs
-from transforms.ingest.beam import Decode, Judge, TakeLogs
-from transforms.ingest.errors import keep_error
-from transforms.ingest.timings_beam import COMMIT
-from transforms.ingest.trust import evaluate
+from ciml.transforms.guard import guarded_runs
+from ciml.transforms.ingest.beam import Decode, Judge, TakeLogs
+from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.ingest.timings_beam import COMMIT
+from ciml.transforms.ingest.trust import evaluate
 
 _KEY = "raw"  # one key: usually one committer at a time
 
@@ -47,7 +47,7 @@ def build_ingest(
     Args:
       pipeline: the pipeline to build in.
       config: of the ingest.
-      reads: of `pipelines.kafka.source.plan`; may be empty with ``due`` runs.
+      reads: of `ciml.pipelines.kafka.source.plan`; may be empty with ``due`` runs.
       due: deferred runs to retry if bounded; an unbounded ingest reads them from the manifest.
 
     Returns:

@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from adapters.registry import read_event
+from ciml.adapters.registry import read_event
 from ciml.errors import RejectedInput
 from ciml.events.payloads import read_payload
 from ciml.events.records import Batch, Origin, records_of
+from ciml.pipelines.ingest.committer import committer
 from ciml.raw.dead_letters import Choice, DeadLetter, open_dead_letters, open_keys
 from ciml.raw.known_ids import DeadLetterKey
 from ciml.storage.open import Store
-from pipelines.ingest.committer import committer
-from transforms.fetch.policy import FetchPolicy
-from transforms.guard import attempt
-from transforms.ingest.decode import ALL_JOBS
-from transforms.ingest.decode_dead_letter import read_again
-from transforms.ingest.run_stages import settle
-from transforms.ingest.trust import TrustPolicy, evaluate
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import attempt
+from ciml.transforms.ingest.decode import ALL_JOBS
+from ciml.transforms.ingest.decode_dead_letter import read_again
+from ciml.transforms.ingest.run_stages import settle
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate
 
 
 @dataclass(frozen=True)

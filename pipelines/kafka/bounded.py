@@ -10,9 +10,9 @@ from typing import NamedTuple
 from ciml.errors import EngineError
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from pipelines.kafka.broker import check_topic
-from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.reader import borrow
+from ciml.pipelines.kafka.broker import check_topic
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import borrow
 
 _ASK_S = 3.0
 

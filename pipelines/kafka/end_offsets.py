@@ -12,7 +12,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
-from pipelines.kafka.broker import offsets_of
+from ciml.pipelines.kafka.broker import offsets_of
 
 _TIMEOUT_S = 3.0  # a reader waits for the answer
 _FORGET_S = 600.0

@@ -14,9 +14,9 @@ from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from pipelines.kafka.broker import check_topic
-from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.tracker import (
+from ciml.pipelines.kafka.broker import check_topic
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.tracker import (
     FOREVER,
     WATERMARK,
     Claim,
@@ -27,8 +27,8 @@ from pipelines.kafka.tracker import (
     observe,
     put_off,
 )
-from pipelines.kafka.watermark import Observation
-from transforms.ingest.errors import keep_error
+from ciml.pipelines.kafka.watermark import Observation
+from ciml.transforms.ingest.errors import keep_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.manifest.coverage import OTHER_TOPIC, TopicState, check_topic_id
 from ciml.manifest.offsets import RangeSet
-from pipelines.kafka.broker import Listing
+from ciml.pipelines.kafka.broker import Listing
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from ciml.kafka.connect import NoTopicError, as_engine_error
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.messages.outputs import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
+from ciml.pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
+from ciml.pipelines.kafka.reader import Reader
 from ciml.raw.dead_letters import described
-from pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
-from pipelines.kafka.reader import Reader
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
 VERSION, LOG = "manifest", "log"

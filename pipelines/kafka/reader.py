@@ -13,8 +13,8 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message
 from ciml.kafka.connect import NO_TOPIC, TRANSIENT, as_engine_error, make_client
 from ciml.kafka.options import KafkaOptions
-from pipelines.kafka.broker import check_topic
-from pipelines.kafka.message import message_of_record
+from ciml.pipelines.kafka.broker import check_topic
+from ciml.pipelines.kafka.message import message_of_record
 
 _KEEP_IDLE_S = 120.0
 

@@ -24,12 +24,12 @@ from ciml.errors import EngineError
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.offsets import RangeSet
-from pipelines.kafka.bounded import read_range
-from pipelines.kafka.end_offsets import end_of
-from pipelines.kafka.new_partitions import FindPartitions, KnownTopic
-from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.reader import borrow
-from pipelines.kafka.tracker import (
+from ciml.pipelines.kafka.bounded import read_range
+from ciml.pipelines.kafka.end_offsets import end_of
+from ciml.pipelines.kafka.new_partitions import FindPartitions, KnownTopic
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import borrow
+from ciml.pipelines.kafka.tracker import (
     FOREVER,
     WATERMARK,
     Claim,
@@ -40,8 +40,8 @@ from pipelines.kafka.tracker import (
     observe,
     put_off,
 )
-from pipelines.kafka.watermark import Observation
-from transforms.ingest.errors import keep_error
+from ciml.pipelines.kafka.watermark import Observation
+from ciml.transforms.ingest.errors import keep_error
 
 #: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
 METRICS = "ciml.kafka"

@@ -10,7 +10,7 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from pipelines.kafka.watermark import Observation, advance
+from ciml.pipelines.kafka.watermark import Observation, advance
 
 FOREVER = sys.maxsize
 WATERMARK = ManualWatermarkEstimator.default_provider()

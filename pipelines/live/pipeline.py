@@ -29,15 +29,15 @@ from ciml.events.records import Batch, Message, Origin
 from ciml.events.samples import End, Samples, decode
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.messages.outputs import Standing
-from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.produce import Send, ToSend
-from pipelines.kafka.source import ReadFromKafka
-from pipelines.live.run_state import RunState, Wake
-from transforms.guard import INTERNAL, attempt, bisect
-from transforms.ingest.errors import keep_error
-from transforms.live.messages import LATE, example_message, late_message, pane_message, rejected_message
-from transforms.live.samples import NO_SAMPLES, Part, join_parts, pack, part_of, unpack
-from transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.produce import Send, ToSend
+from ciml.pipelines.kafka.source import ReadFromKafka
+from ciml.pipelines.live.run_state import RunState, Wake
+from ciml.transforms.guard import INTERNAL, attempt, bisect
+from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.live.messages import LATE, example_message, late_message, pane_message, rejected_message
+from ciml.transforms.live.samples import NO_SAMPLES, Part, join_parts, pack, part_of, unpack
+from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of
 
 #: The namespace of the pipeline's counters.
 METRICS = "ciml.live"

@@ -13,8 +13,8 @@ import orjson
 
 from ciml.manifest.offsets import RangeSet
 from ciml.messages.outputs import Standing
-from transforms.live.samples import Part, unseen
-from transforms.live.windows import LivePolicy
+from ciml.transforms.live.samples import Part, unseen
+from ciml.transforms.live.windows import LivePolicy
 
 _LENGTH = struct.Struct("<I")
 _MOST_RANGES = 1000  # ranges of samples remembered of a closed run

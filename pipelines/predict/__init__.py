@@ -1,4 +1,4 @@
 """Predictions: announcements on the topic `runs` to predictions, their manifest and the topic `predictions`.
 
-Uses `serving.predict`. It loads no model: a model server does.
+Uses `ciml.serving.predict`. It loads no model: a model server does.
 """

@@ -27,15 +27,15 @@ from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.messages.outputs import Prediction
+from ciml.pipelines.ingest.pipeline import Gather
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.publish import Announcement, Projection, Share, projection
+from ciml.pipelines.kafka.source import ReadFromKafka
+from ciml.serving.predict.log import Predicted, PredictionState, predictions_of_model, reconcile
+from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from ciml.storage.open import Store
-from pipelines.ingest.pipeline import Gather
-from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.publish import Announcement, Projection, Share, projection
-from pipelines.kafka.source import ReadFromKafka
-from serving.predict.log import Predicted, PredictionState, predictions_of_model, reconcile
-from serving.predict.predictor import Predictor, PredictPolicy
-from transforms.ingest.errors import keep_error
-from transforms.ingest.timings_beam import COMMIT
+from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.ingest.timings_beam import COMMIT
 
 _KEY = "predictions"
 

@@ -14,12 +14,12 @@ from functools import cached_property
 from itertools import islice
 
 from ciml.errors import IntegrityError
+from ciml.pipelines.raw_store.compaction_cursor import CompactionCursor, names_since
 from ciml.raw.packs import PACKS, RUNS, SWEPT, pack_state, split_pack, split_path
 from ciml.storage.open import Entry, LocalStore, Store
 from ciml.tables.delta_log import DeltaLog, DeltaState
-from pipelines.raw_store.compaction_cursor import CompactionCursor, names_since
-from transforms.raw.packs import prove_pack
-from transforms.raw.reader import FolderPacks, load_packs
+from ciml.transforms.raw.packs import prove_pack
+from ciml.transforms.raw.reader import FolderPacks, load_packs
 
 _CHUNK = 50_000
 _THREADS = 16

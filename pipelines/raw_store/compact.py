@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ciml.pipelines.raw_store.collect_garbage import Collected, collect_packs, collect_runs, collect_swept, pack_folders
+from ciml.pipelines.raw_store.compact_folder import Packing, merge_packs, pack_folder
+from ciml.pipelines.raw_store.compaction_cursor import load_cursor, mark_compacted, save_cursor, windows
 from ciml.raw.packs import PACKS, RUNS, SWEPT, day_ends_s
 from ciml.storage.open import Store
-from pipelines.raw_store.collect_garbage import Collected, collect_packs, collect_runs, collect_swept, pack_folders
-from pipelines.raw_store.compact_folder import Packing, merge_packs, pack_folder
-from pipelines.raw_store.compaction_cursor import load_cursor, mark_compacted, save_cursor, windows
 
 DAY_S = 86_400.0
 #: Time for which unreferenced objects stay in ``swept/``: a commit cannot be later, since the broker has expired the

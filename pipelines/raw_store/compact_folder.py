@@ -14,8 +14,8 @@ from ciml.events.records import RawFile
 from ciml.manifest.log import Delta, commit
 from ciml.raw.packs import Alone, NamedRun, PackFile, PackState, pack_log
 from ciml.storage.open import LocalStore, Store
-from transforms.raw.packs import PACK_RUNS, OpenPack, PackWriter, columns_digest
-from transforms.raw.reader import FolderPacks, load_packs, read_run
+from ciml.transforms.raw.packs import PACK_RUNS, OpenPack, PackWriter, columns_digest
+from ciml.transforms.raw.reader import FolderPacks, load_packs, read_run
 
 _THREADS = 16
 # Runs and rows read together: they are in memory besides the open packs.

@@ -23,8 +23,8 @@ from ciml.raw.packs import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state,
 from ciml.raw.state import RAW, RawState, open_raw
 from ciml.storage.open import Store
 from ciml.tables.delta_log import FOLDER as DELTA_LOG
-from transforms.raw.packs import OpenPack, open_pack, prove_pack
-from transforms.raw.reader import decode_object, verify_run
+from ciml.transforms.raw.packs import OpenPack, open_pack, prove_pack
+from ciml.transforms.raw.reader import decode_object, verify_run
 
 #: Age of an unreferenced object that is a finding: compaction has had the time to remove it.
 GRACE_S = 3 * 86_400.0

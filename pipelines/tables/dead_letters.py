@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.tables.made_parts import Due
 from ciml.raw.dead_letters import DeadLetter, closed_keys, dead_letters_of, described, latest_dead_letters
 from ciml.raw.known_ids import DeadLetterKey
 from ciml.tables.parts import Part
-from pipelines.tables.made_parts import Due
-from transforms.raw.arrow_arrays import flags, numbers, texts, times
+from ciml.transforms.raw.arrow_arrays import flags, numbers, texts, times
 
 _TIME = pa.timestamp("us", tz="UTC")
 _TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")

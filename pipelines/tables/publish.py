@@ -10,6 +10,8 @@ from functools import partial
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.tables import dead_letters, runs
+from ciml.pipelines.tables.made_parts import GRACE_S, former_files, wanted_parts
 from ciml.raw.state import open_raw
 from ciml.storage.open import Store
 from ciml.tables.dataset_table import wanted_dataset
@@ -18,8 +20,6 @@ from ciml.tables.places import NAMES, RAW, RUNS, dataset_name, store_of, table_n
 from ciml.tables.publisher import Published, publish
 from ciml.tables.raw_table import deltas_of_packs, wanted_raw
 from ciml.tables.wanted import Wanted
-from pipelines.tables import dead_letters, runs
-from pipelines.tables.made_parts import GRACE_S, former_files, wanted_parts
 
 
 def table_names(data: DataRoot) -> list[str]:
@@ -57,7 +57,7 @@ def _publish(data: DataRoot, name: str) -> Published:
 
 
 def _wanted_dataset(data: DataRoot, name: str, state: DeltaState) -> Wanted:
-    from transforms.examples.prepare import schema_of
+    from ciml.transforms.examples.prepare import schema_of
 
     dataset = data.dataset(dataset_name(name))
     present = dataset.state()

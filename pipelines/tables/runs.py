@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.tables.made_parts import Due
 from ciml.raw.latest_runs import StoredRun, changed_runs, latest_rows
 from ciml.raw.state import RawState
 from ciml.tables.parts import Part
-from pipelines.tables.made_parts import Due
-from transforms.raw.arrow_arrays import numbers
-from transforms.raw.run_table import run_table
+from ciml.transforms.raw.arrow_arrays import numbers
+from ciml.transforms.raw.run_table import run_table
 
 
 def make_runs(log: ManifestLog, state: RawState, due: Due) -> Iterator[tuple[Part, pa.Table]]:
@@ -45,6 +45,6 @@ def make_runs(log: ManifestLog, state: RawState, due: Due) -> Iterator[tuple[Par
 
 
 def stored_table(runs: list[StoredRun]) -> pa.Table:
-    """Return `transforms.raw.run_table.run_table` and the column ``version``, of the delta that committed the row."""
+    """Return `run_table` and the column ``version``, of the delta that committed the row."""
     versions = np.array([run.version for run in runs], np.int64)
     return run_table(runs).append_column("version", numbers(versions))

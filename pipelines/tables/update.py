@@ -19,7 +19,7 @@ def update_tables(data: DataRoot, names: Iterable[str]) -> list[str]:
         due = [name for name in names if in_use(data, name)]
         if not due or not is_installed("deltalake"):
             return []
-        from pipelines.tables.publish import publish_tables
+        from ciml.pipelines.tables.publish import publish_tables
 
         return [f"{done.name}: {note}" for done in publish_tables(data, due) for note in done.notes]
     except Exception as error:  # noqa: BLE001 - the tables are a copy of what is stored: the next call publishes it

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.records import RunFacts
-from serving.registry import Registry, registered_models
-from training.data.snapshot import facts_of_spans, read_snapshot
-from training.exclusion_store import exclusions_of, stored_exclusions
+from ciml.serving.registry import Registry, registered_models
+from ciml.training.data.snapshot import facts_of_spans, read_snapshot
+from ciml.training.exclusion_store import exclusions_of, stored_exclusions
 
 #: Run ids that a warning names; it counts the rest.
 _NAMED = 3

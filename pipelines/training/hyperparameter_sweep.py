@@ -20,17 +20,17 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.processes import process_pool, result_of
 from ciml.storage.open import Store
-from pipelines.datasets.build import build_dataset
-from pipelines.processes import process_pool, result_of
-from training.data.in_memory import read_dataset
-from training.estimators import ESTIMATORS
-from training.exclusions import Exclusions
-from training.runtime import keras, use_threads
-from training.sweeps.axes import Value
-from training.sweeps.definition import Combination, Sweep
-from training.sweeps.outcome import Outcome
-from training.sweeps.store import (
+from ciml.training.data.in_memory import read_dataset
+from ciml.training.estimators import ESTIMATORS
+from ciml.training.exclusions import Exclusions
+from ciml.training.runtime import keras, use_threads
+from ciml.training.sweeps.axes import Value
+from ciml.training.sweeps.definition import Combination, Sweep
+from ciml.training.sweeps.outcome import Outcome
+from ciml.training.sweeps.store import (
     begin_sweep,
     check_normalisation,
     keep_baseline,
@@ -39,9 +39,9 @@ from training.sweeps.store import (
     read_outcome,
     sweep_store,
 )
-from training.sweeps.study import Judge, Past, propose
-from training.sweeps.trial import one_number, score_trial
-from transforms.ingest.trust import TrustPolicy
+from ciml.training.sweeps.study import Judge, Past, propose
+from ciml.training.sweeps.trial import one_number, score_trial
+from ciml.transforms.ingest.trust import TrustPolicy
 
 #: Called with (outcome of a trial, number of finished trials, number of all).
 Progress = Callable[[Outcome, int, int], None]

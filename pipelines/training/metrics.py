@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from ciml.errors import CimlError, EngineError
 from ciml.metrics import Family, Metric
-from serving.registry import RegistryState
+from ciml.serving.registry import RegistryState
 
 CANDIDATES = Metric(
     "ciml_training_candidates_total",

@@ -17,17 +17,17 @@ from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.lineage.open import lineage_of
 from ciml.lineage.steps import Lineage
+from ciml.pipelines.training.excluded_models import learned_excluded
+from ciml.serving.model_files import check_digests, copy_model
+from ciml.serving.push import NotBlessedError, push, push_candidate, reconcile
+from ciml.serving.registry import STABLE, Registry
 from ciml.storage.open import open_store
-from pipelines.training.excluded_models import learned_excluded
-from serving.model_files import check_digests, copy_model
-from serving.push import NotBlessedError, push, push_candidate, reconcile
-from serving.registry import STABLE, Registry
-from training.evaluation.champion import Champion
-from training.evaluation.gate import GatePolicy
-from training.evaluation.text import figure_lines
-from training.experiment import Experiment
-from training.refresh import Candidate, Progress, Skipped, refresh
-from transforms.ingest.trust import TrustPolicy
+from ciml.training.evaluation.champion import Champion
+from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.evaluation.text import figure_lines
+from ciml.training.experiment import Experiment
+from ciml.training.refresh import Candidate, Progress, Skipped, refresh
+from ciml.transforms.ingest.trust import TrustPolicy
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Pat
     Args:
       config: of the trainer.
       progress: called with each step.
-      work: folder of candidates; see `training.refresh.refresh`.
+      work: folder of candidates; see `ciml.training.refresh.refresh`.
 
     Raises:
       CimlError: if the data set does not exist or holds nothing to train on.

@@ -18,9 +18,9 @@ from ciml.events.records import RunFacts
 from ciml.events.run_facts import log_address
 from ciml.events.run_id import RunId, path_safe
 from ciml.limits import MAX_LABELS
-from recorder.producer import Sender
-from recorder.spool.recording import LOG, End, Recording
-from recorder.tail import Mark, Piece, Tail
+from ciml.recorder.producer import Sender
+from ciml.recorder.spool.recording import LOG, End, Recording
+from ciml.recorder.tail import Mark, Piece, Tail
 
 _IN_FLIGHT = 32  # messages in flight; the rest stays in the log
 _AGAIN_S = 5.0

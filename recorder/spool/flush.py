@@ -8,12 +8,12 @@ from functools import lru_cache
 
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
-from recorder.console import report
-from recorder.producer import Sender
-from recorder.settings import Settings
-from recorder.spool.folder import open_private
-from recorder.spool.leftovers import FACTS, by_command, deliver, is_unsealed
-from recorder.spool.recording import Destination, Recording, waiting
+from ciml.recorder.console import report
+from ciml.recorder.producer import Sender
+from ciml.recorder.settings import Settings
+from ciml.recorder.spool.folder import open_private
+from ciml.recorder.spool.leftovers import FACTS, by_command, deliver, is_unsealed
+from ciml.recorder.spool.recording import Destination, Recording, waiting
 
 
 def send_leftovers(settings: Settings, destination: Destination) -> None:

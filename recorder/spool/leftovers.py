@@ -8,13 +8,13 @@ from dataclasses import asdict, replace
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_SPOOL_BYTES
-from recorder.console import report
-from recorder.producer import Sender
-from recorder.settings import Settings
-from recorder.spool.delivery import Delivery
-from recorder.spool.folder import Folder, open_private
-from recorder.spool.recording import Destination, End, Plan, Recording, size_of, waiting
-from recorder.spool.seal import is_sealed, secrets_of
+from ciml.recorder.console import report
+from ciml.recorder.producer import Sender
+from ciml.recorder.settings import Settings
+from ciml.recorder.spool.delivery import Delivery
+from ciml.recorder.spool.folder import Folder, open_private
+from ciml.recorder.spool.recording import Destination, End, Plan, Recording, size_of, waiting
+from ciml.recorder.spool.seal import is_sealed, secrets_of
 
 #: Facts that a trust policy may match, except the source (part of the run's id). They are left out without a seal, and
 #: with them the subjects, by which updates would add facts.

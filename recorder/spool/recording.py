@@ -31,9 +31,9 @@ from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
+from ciml.recorder.spool.folder import Folder, open_private
+from ciml.recorder.tail import Micros, Start
 from ciml.storage.json_seal import seal, seal_of, without_seal
-from recorder.spool.folder import Folder, open_private
-from recorder.tail import Micros, Start
 
 LOG = "dstat-csv_log.txt"
 RUN, END, STARTS, SEAL = "run.json", "end.json", "starts", "seal.json"

@@ -1,7 +1,7 @@
 """The seal of an unsent recording: made with the credentials with which it is sent.
 
 A process that can make the seal holds those credentials, and could have sent the same without the spool. So a sealed
-recording is sent as it is; any other gets no rights of the process that finds it (`recorder.spool.leftovers`).
+recording is sent as it is; any other gets no rights of the process that finds it (`ciml.recorder.spool.leftovers`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES
-from recorder.spool.recording import END, LOG, RUN, SEAL, STARTS, Recording
+from ciml.recorder.spool.recording import END, LOG, RUN, SEAL, STARTS, Recording
 
 _SEALED = (RUN, STARTS, END, LOG)
 _SECRETS_OF_S3 = (

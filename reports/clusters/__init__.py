@@ -1,4 +1,4 @@
 """The cluster report: groups of runs, compared with labels and metadata, as a page and as JSON.
 
-Uses `training.experiments.clustering` for the groups.
+Uses `ciml.training.experiments.clustering` for the groups.
 """

@@ -10,9 +10,9 @@ import numpy as np
 
 from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
-from reports.dataset.read import Runs, read_runs
-from reports.dataset.views import Groups, unrolled
-from training.experiments.clustering import (
+from ciml.reports.dataset.read import Runs, read_runs
+from ciml.reports.dataset.views import Groups, unrolled
+from ciml.training.experiments.clustering import (
     Agreement,
     Clusters,
     Projection,
@@ -26,7 +26,7 @@ from training.experiments.clustering import (
     project,
     shares,
 )
-from transforms.examples.split import SPLITS
+from ciml.transforms.examples.split import SPLITS
 
 #: Largest input of k-means in float32 values; larger data sets are sampled evenly.
 MOST_VALUES = 1 << 24

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from reports.clusters import plots as cluster_plots
-from reports.clusters.cluster import Clustering
-from reports.dataset import feature_plots
-from reports.dataset.views import courses
-from reports.drawing import percent, runs_of, seconds, shown
-from reports.page import Page, Section, Table, Tile
-from training.experiments.clustering import Agreement, Shares
+from ciml.reports.clusters import plots as cluster_plots
+from ciml.reports.clusters.cluster import Clustering
+from ciml.reports.dataset import feature_plots
+from ciml.reports.dataset.views import courses
+from ciml.reports.drawing import percent, runs_of, seconds, shown
+from ciml.reports.page import Page, Section, Table, Tile
+from ciml.training.experiments.clustering import Agreement, Shares
 
 #: Number of features whose courses are drawn.
 MOST_COURSES = 6

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.clusters.cluster import Clustering
-from reports.dataset.views import Groups, grouped
-from reports.drawing import COLORS, DASHES, WIDE, Plot, colors_of, distinct, legend, percent, shown, whole_numbers
-from training.experiments.clustering import Shares
+from ciml.reports.clusters.cluster import Clustering
+from ciml.reports.dataset.views import Groups, grouped
+from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, colors_of, distinct, legend, percent, shown, whole_numbers
+from ciml.training.experiments.clustering import Shares
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

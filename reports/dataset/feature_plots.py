@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.dataset.read import Runs
-from reports.dataset.views import Course, Groups, image, typical, unit_of, unrolled
-from reports.drawing import (
+from ciml.reports.dataset.read import Runs
+from ciml.reports.dataset.views import Course, Groups, image, typical, unit_of, unrolled
+from ciml.reports.drawing import (
     DASHES,
     WIDE,
     Plot,

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ciml.errors import CimlError, RejectedInput
+from ciml.reports.dataset.views import unit_of
+from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, quantity, seconds, shown, units
+from ciml.reports.page import Page, Section, Table, Tile, save
 from ciml.storage.open import open_store
 from ciml.telemetry import TIME, Finding, select_columns, telemetry_columns, validate
-from reports.dataset.views import unit_of
-from reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, quantity, seconds, shown, units
-from reports.page import Page, Section, Table, Tile, save
-from transforms.parse.files import parse_files
+from ciml.transforms.parse.files import parse_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,7 +84,7 @@ def log_page(name: str, table: pa.Table, features_regex: str | None = None) -> P
 
     Args:
       name: of its file.
-      table: of `transforms.parse.logs.parse_logs`.
+      table: of `ciml.transforms.parse.logs.parse_logs`.
       features_regex: see `plot_log`.
     """
     columns = telemetry_columns(table.column_names)

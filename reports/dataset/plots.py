@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.dataset.read import Runs
-from reports.dataset.views import (
-    Calendar,
-    Groups,
-    class_splits,
-    lengths,
-)
-from reports.drawing import (
+from ciml.reports.dataset.read import Runs
+from ciml.reports.dataset.views import Calendar, Groups, class_splits, lengths
+from ciml.reports.drawing import (
     DASHES,
     WIDE,
     Plot,
@@ -26,7 +21,7 @@ from reports.drawing import (
     shown,
     whole_numbers,
 )
-from transforms.examples.split import SPLITS
+from ciml.transforms.examples.split import SPLITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,10 +14,10 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.labels import label_of
 from ciml.datasets.state import DatasetState, ExampleFile
 from ciml.errors import CimlError
-from training.normalise import Normalisation
-from transforms.examples.prepare import run_facts
-from transforms.examples.spans import inputs_of, read_examples
-from transforms.examples.split import SPLITS
+from ciml.training.normalise import Normalisation
+from ciml.transforms.examples.prepare import run_facts
+from ciml.transforms.examples.spans import inputs_of, read_examples
+from ciml.transforms.examples.split import SPLITS
 
 #: Limit of float32 values in memory (256 MiB); larger data sets are sampled.
 MOST_VALUES = 1 << 26

@@ -9,13 +9,13 @@ import numpy as np
 
 from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
+from ciml.reports.dataset import feature_plots, plots
+from ciml.reports.dataset.read import Runs, read_runs
+from ciml.reports.dataset.views import calendar, courses, grouped, unit_of, unsuccessful
+from ciml.reports.page import Page, Section, Table, Tile, save
 from ciml.storage.open import open_store
 from ciml.telemetry import select_columns
-from reports.dataset import feature_plots, plots
-from reports.dataset.read import Runs, read_runs
-from reports.dataset.views import calendar, courses, grouped, unit_of, unsuccessful
-from reports.page import Page, Section, Table, Tile, save
-from transforms.examples.split import SPLITS
+from ciml.transforms.examples.split import SPLITS
 
 #: Number of jobs with a row of their own in a plot; the rest share one row.
 MOST_JOBS = 20

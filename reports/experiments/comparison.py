@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.experiments.views import Bar, Figures, errors_by_class
-from training.experiments.compare import Compared
-from training.experiments.results import Stored
+from ciml.reports.experiments.views import Bar, Figures, errors_by_class
+from ciml.training.experiments.compare import Compared
+from ciml.training.experiments.results import Stored
 
 
 def errors_of(found: Sequence[Compared], most_classes: int) -> dict[str, dict[str, Bar]]:
@@ -33,7 +33,7 @@ class Validated:
     Attributes:
       by: the groups that were held out together; ``run`` for none.
       folds: number of folds.
-      means: (experiment, `training.evaluation.cross_validation.cross_validate` result), by falling mean accuracy.
+      means: (experiment, `ciml.training.evaluation.cross_validation.cross_validate` result), by falling mean accuracy.
     """
 
     by: str

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from reports.experiments import comparison_plots as plots
-from reports.experiments.comparison import Validated, errors_of, validated
-from reports.experiments.tables import figure, interval
-from reports.experiments.views import Bar, accuracy_bar, constant, curved, f1_bar, history
-from reports.page import Page, Section, Table, Tile
-from training.experiments.compare import Compared, Tested, by_accuracy, compare
-from training.experiments.results import Stored
+from ciml.reports.experiments import comparison_plots as plots
+from ciml.reports.experiments.comparison import Validated, errors_of, validated
+from ciml.reports.experiments.tables import figure, interval
+from ciml.reports.experiments.views import Bar, accuracy_bar, constant, curved, f1_bar, history
+from ciml.reports.page import Page, Section, Table, Tile
+from ciml.training.experiments.compare import Compared, Tested, by_accuracy, compare
+from ciml.training.experiments.results import Stored
 
 
 def comparison_page(trials: Sequence[Tested], links: Mapping[tuple[str, str], str]) -> Page:

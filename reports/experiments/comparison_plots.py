@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, percent, shown, whole_numbers
-from reports.experiments.plots import MOST_CURVES, bars_plot
-from reports.experiments.views import Bar, constant, curved, curves, first_by
-from training.experiments.compare import Compared
+from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, percent, shown, whole_numbers
+from ciml.reports.experiments.plots import MOST_CURVES, bars_plot
+from ciml.reports.experiments.views import Bar, constant, curved, curves, first_by
+from ciml.training.experiments.compare import Compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reports.drawing import Plot, runs_of, shown
-from reports.experiments import plots, tables
-from reports.experiments.tables import figure, interval
-from reports.experiments.views import (
+from ciml.reports.drawing import Plot, runs_of, shown
+from ciml.reports.experiments import plots, tables
+from ciml.reports.experiments.tables import figure, interval
+from ciml.reports.experiments.views import (
     Bar,
     Figures,
     accuracy_bar,
@@ -21,11 +21,11 @@ from reports.experiments.views import (
     history,
     slice_bars,
 )
-from reports.page import Page, Section, Table, Tile
-from training.estimators import ESTIMATORS
-from training.experiment import Experiment
-from training.experiments.results import Predictions, Stored
-from training.experiments.text import beaten_lines
+from ciml.reports.page import Page, Section, Table, Tile
+from ciml.training.estimators import ESTIMATORS
+from ciml.training.experiment import Experiment
+from ciml.training.experiments.results import Predictions, Stored
+from ciml.training.experiments.text import beaten_lines
 
 
 def result_page(trial: Stored, found: Predictions | None) -> Page:

@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.drawing import COLORS, DASHES, WIDE, Plot, colors_of, distinct, legend, percent, shown, whole_numbers
-from reports.experiments.views import (
-    ALONE,
-    MOST_BARS,
-    Bar,
-    Curves,
-    Figures,
-    calibration_bars,
-    folded_confusion,
-)
+from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, colors_of, distinct, legend, percent, shown, whole_numbers
+from ciml.reports.experiments.views import ALONE, MOST_BARS, Bar, Curves, Figures, calibration_bars, folded_confusion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 from ciml.errors import CimlError
+from ciml.reports.experiments.comparison_page import comparison_page
+from ciml.reports.experiments.page import result_page
+from ciml.reports.page import PAGE, save
 from ciml.storage.open import Store, open_store
-from reports.experiments.comparison_page import comparison_page
-from reports.experiments.page import result_page
-from reports.page import PAGE, save
-from training.experiments.results import stored_trials
-from training.experiments.trials import experiment_names, load_experiment
+from ciml.training.experiments.results import stored_trials
+from ciml.training.experiments.trials import experiment_names, load_experiment
 
 
 def report_experiments(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reports.drawing import shown
-from reports.experiments.views import Bar, Figures
-from reports.page import Table
-from training.evaluation.scores import BY_CLASS
+from ciml.reports.drawing import shown
+from ciml.reports.experiments.views import Bar, Figures
+from ciml.reports.page import Table
+from ciml.training.evaluation.scores import BY_CLASS
 
 #: Rows of a table of jobs, groups or classes.
 MOST_ROWS = 100
@@ -130,7 +130,7 @@ def verdict_tables(found: Figures) -> tuple[Table, Table]:
 
 
 def slices_table(fact: str, slices: Figures, bars: Sequence[Bar]) -> Table:
-    """Return the accuracy by job or provider. ``bars``: of `reports.experiments.views.slice_bars`."""
+    """Return the accuracy by job or provider. ``bars``: of `ciml.reports.experiments.views.slice_bars`."""
     rows = [
         (
             shown(bar.name, 80),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ciml.training.evaluation.scores import answers, scores
+from ciml.training.experiments.results import Predictions
 from ciml.verdicts.shares import wilson
-from training.evaluation.scores import answers, scores
-from training.experiments.results import Predictions
 
 #: Suffix of the names of one-number baselines.
 ALONE = " alone"
@@ -103,7 +103,8 @@ def _thinned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def constant(result: Figures, found: Figures) -> dict[str, Any]:
-    """Return the `training.evaluation.scores.scores` of one answer for all runs: the class shares of the training runs.
+    """Return the `ciml.training.evaluation.scores.scores` of one answer for all runs: the class shares of the training
+    runs.
 
     Its accuracy is the base rate. There are no intervals.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipelines.training.hyperparameter_sweep import Swept
-from reports.drawing import Plot, seconds, shown
-from reports.page import Page, Section, Table, Tile
-from reports.sweeps.plots import axis_plot, heat_plots, questions_plot, time_plot
-from reports.sweeps.views import (
+from ciml.pipelines.training.hyperparameter_sweep import Swept
+from ciml.reports.drawing import Plot, seconds, shown
+from ciml.reports.page import Page, Section, Table, Tile
+from ciml.reports.sweeps.plots import axis_plot, heat_plots, questions_plot, time_plot
+from ciml.reports.sweeps.views import (
     METRICS,
     axis_name,
     base_rate,

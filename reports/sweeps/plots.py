@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.datasets.definition import interval_us
-from pipelines.training.hyperparameter_sweep import Swept
-from reports.drawing import DASHES, WIDE, Plot, colors_of, seconds, shown
-from reports.sweeps.views import (
+from ciml.pipelines.training.hyperparameter_sweep import Swept
+from ciml.reports.drawing import DASHES, WIDE, Plot, colors_of, seconds, shown
+from ciml.reports.sweeps.views import (
     METRICS,
     axis_name,
     base_rate,
@@ -24,8 +24,8 @@ from reports.sweeps.views import (
     questions,
     value_text,
 )
-from training.sweeps.axes import Axis, Value
-from training.sweeps.outcome import Outcome
+from ciml.training.sweeps.axes import Axis, Value
+from ciml.training.sweeps.outcome import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

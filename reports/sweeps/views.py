@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.training.hyperparameter_sweep import Swept
-from reports.drawing import shown
-from training.experiment import Experiment
-from training.sweeps.axes import Axis, Value
-from training.sweeps.definition import Sweep
-from training.sweeps.outcome import Outcome
+from ciml.pipelines.training.hyperparameter_sweep import Swept
+from ciml.reports.drawing import shown
+from ciml.training.experiment import Experiment
+from ciml.training.sweeps.axes import Axis, Value
+from ciml.training.sweeps.definition import Sweep
+from ciml.training.sweeps.outcome import Outcome
 
 _STATES = ("complete", "pruned", "failed")
 #: Display names of metrics.

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from confluent_kafka.admin import OffsetSpec
 
-from adapters.registry import ADAPTER, SOURCE, read_event
+from ciml.adapters.registry import ADAPTER, SOURCE, read_event
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome, PendingRun, records_of
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.kafka.broker import offsets_of, topic_of
+from ciml.pipelines.kafka.reader import Reader
 from ciml.raw.state import open_raw
-from pipelines.kafka.broker import offsets_of, topic_of
-from pipelines.kafka.reader import Reader
-from services.connect.remedies import remedy
-from transforms.ingest.decode import decode
+from ciml.services.connect.remedies import remedy
+from ciml.transforms.ingest.decode import decode
 
 _READ = 100
 _POLL_S = 0.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ciml.errors import CimlError
-from services.connect.connection import Connection, Paste, filled_in, parts_of, places, posted_to
+from ciml.services.connect.connection import Connection, Paste, filled_in, parts_of, places, posted_to
 
 HEADER = "X-Client-Subject"
 

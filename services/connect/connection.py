@@ -65,7 +65,7 @@ class Connection:
 
     Attributes:
       source: the table of the receivers' configuration.
-      trust: the name of the sample policy, ``trust_NAME.toml`` of `transforms.ingest`.
+      trust: the name of the sample policy, ``trust_NAME.toml`` of `ciml.transforms.ingest`.
       allowed: lists of the fetch policy, by key: ``hosts``, ``private_hosts``, ``redirect_hosts`` and others.
       ca_file: certificates that sign the log host's, "" for those of the system.
       credential: the table of the log host's credential; paths are below the folder of the configuration.

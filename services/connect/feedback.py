@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from services.connect.connection import Connection, NeededFile, Paste, filled_in
+from ciml.services.connect.connection import Connection, NeededFile, Paste, filled_in
 
 _APP = """
 Organisation or account: Settings > Developer settings > GitHub Apps, the App @APP@

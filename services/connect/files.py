@@ -17,11 +17,11 @@ from typing import Any
 
 from ciml.errors import CimlError
 from ciml.globs import crosses_slash
+from ciml.services.connect.connection import Connection, SecretFile
+from ciml.services.connect.toml_text import with_items, with_key, with_table, without_blocks
+from ciml.services.receivers.config import SOURCES, TABLES, load_receivers
 from ciml.settings import parse_toml
-from services.connect.connection import Connection, SecretFile
-from services.connect.toml_text import with_items, with_key, with_table, without_blocks
-from services.receivers.config import SOURCES, TABLES, load_receivers
-from transforms.ingest.trust import PATH_GLOBS
+from ciml.transforms.ingest.trust import PATH_GLOBS
 
 RECEIVERS, FETCH, TRUST, FEEDBACK = "receivers.toml", "fetch.toml", "trust.toml", "feedback.toml"
 _SECRET_BYTES = 32
@@ -103,7 +103,7 @@ def receivers_text(text: str, connection: Connection, where: str, *, force: bool
 
 def feedback_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
     """Return the configuration of feedback with the review system of a connection. Raises as `write`."""
-    from services.feedback.clients.kinds import kinds
+    from ciml.services.feedback.clients.kinds import kinds
 
     if not connection.feedback:
         return text
@@ -158,7 +158,7 @@ def trust_text(text: str, connection: Connection, where: str) -> str:
     found = parse_toml(text, where).get("rule", [])
     if any(connection.name in _globs(each) for each in found):
         return text
-    sample = files("transforms.ingest").joinpath(f"trust_{connection.trust}.toml").read_text()
+    sample = files("ciml.transforms.ingest").joinpath(f"trust_{connection.trust}.toml").read_text()
     sample = re.sub(r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample)
     if connection.trust == "mtls":  # one sample for several adapters
         sample = sample.replace('adapter = ["tekton"', f'adapter = ["{connection.source["adapter"]}"')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.connect.connection import (
+from ciml.services.connect.connection import (
     BEHIND_PROXY,
     Connection,
     NeededFile,

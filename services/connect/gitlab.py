@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ciml.errors import CimlError
-from services.connect.connection import (
+from ciml.services.connect.connection import (
     BEHIND_PROXY,
     Connection,
     NeededFile,

@@ -6,7 +6,7 @@ import json
 import shlex
 
 from ciml.errors import CimlError
-from services.connect.connection import (
+from ciml.services.connect.connection import (
     Connection,
     NeededFile,
     Paste,
@@ -143,7 +143,7 @@ def connect_zuul(
     Args:
       name: of the source.
       broker: ``mqtts://HOST[:PORT]``, or ``mqtt://`` without TLS.
-      logs: places of the logs of builds; see `services.connect.connection.places`.
+      logs: places of the logs of builds; see `ciml.services.connect.connection.places`.
       user: of ciml at the broker.
       password_file: its password; by default ciml makes one.
       ca_file: certificates that sign the broker's; those of the system by default.

@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from ciml.errors import CimlError
-from pipelines.dataflow.checks import check_fetch, kafka_of_workers, secrets_here
-from pipelines.dataflow.settings import DataflowSettings
-from services.service import Service, TopicService
+from ciml.pipelines.dataflow.checks import check_fetch, kafka_of_workers, secrets_here
+from ciml.pipelines.dataflow.settings import DataflowSettings
+from ciml.services.service import Service, TopicService
 
 if TYPE_CHECKING:
-    from pipelines.dataflow.job import Launched
+    from ciml.pipelines.dataflow.job import Launched
 
 
 def check_kind(kind: type[Service]) -> None:
@@ -40,7 +40,7 @@ def launch_service(
       service: one whose manifest covers a topic; its data is on S3.
       settings: of all jobs.
       name: of the job.
-      template, update, extra: see `pipelines.dataflow.job.launch`.
+      template, update, extra: see `ciml.pipelines.dataflow.job.launch`.
 
     Raises:
       CimlError: the service does not run there, or its job would refer to this machine or hold a secret.
@@ -54,7 +54,7 @@ def launch_service(
     if fetch is not None:
         check_fetch(fetch)
     kafka = kafka_of_workers(config.kafka, settings)
-    from pipelines.dataflow.job import launch
+    from ciml.pipelines.dataflow.job import launch
 
     try:
         service.open()

@@ -11,10 +11,10 @@ from ciml.errors import CimlError
 from ciml.events.redaction import shown
 from ciml.feedback import CAUSES, Cause
 from ciml.globs import glob_pattern
+from ciml.services.feedback.clients.kinds import kinds
+from ciml.services.feedback.inert import inert
+from ciml.services.feedback.systems import System
 from ciml.settings import Settings, class_of, pop_tables, read_toml
-from services.feedback.clients.kinds import kinds
-from services.feedback.inert import inert
-from services.feedback.systems import System
 
 
 class Policy(Settings, frozen=True, kw_only=True):

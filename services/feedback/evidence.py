@@ -9,12 +9,12 @@ from urllib.parse import quote
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
-from services.feedback.config import Policy
-from services.feedback.policy import Item, Silence
-from services.feedback.text import Finding
+from ciml.services.feedback.config import Policy
+from ciml.services.feedback.policy import Item, Silence
+from ciml.services.feedback.text import Finding
 
 if TYPE_CHECKING:
-    from serving.evidence import Evidence
+    from ciml.serving.evidence import Evidence
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def compare_run(data: DataRoot, policy: Policy, record: Mapping[str, Any]) -> Si
     Raises:
       EngineError: the store does not answer.
     """
-    from serving.evidence import evidence_of
+    from ciml.serving.evidence import evidence_of
 
     if not policy.min_passing_runs:
         return None
@@ -54,7 +54,7 @@ def compare_profile(evidence: Evidence, policy: Policy) -> Silence | None:
       evidence: of the run.
       policy: the conditions.
     """
-    from serving.evidence.observe import MIN_COMPARED_S
+    from ciml.serving.evidence.observe import MIN_COMPARED_S
 
     if evidence.length_s < MIN_COMPARED_S:
         return Silence("not_comparable", f"{evidence.length_s:.0f} s of telemetry; {MIN_COMPARED_S} s are needed")
@@ -75,7 +75,7 @@ def compare_profile(evidence: Evidence, policy: Policy) -> Silence | None:
 
 def _knows_ranges(data: DataRoot, record: Mapping[str, Any]) -> bool:
     """Return whether the model of a prediction knows the ranges of the runs that it learned."""
-    from serving.verdicts.verdict import knows_ranges
+    from ciml.serving.verdicts.verdict import knows_ranges
 
     return knows_ranges(data, str(record["model"]), int(record["version"]))
 
@@ -91,7 +91,7 @@ def find_evidence(data: DataRoot, item: Item, base_url: str) -> Finding:
     Raises:
       EngineError: the store does not answer; the message is written later.
     """
-    from serving.evidence import evidence_of
+    from ciml.serving.evidence import evidence_of
 
     try:
         evidence = evidence_of(data, item.prediction)

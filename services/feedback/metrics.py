@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from ciml.metrics import Family, Metric
 from ciml.raw.metrics import manifest_families
-from services.feedback.state import REACTIONS as KINDS
-from services.feedback.state import SECONDS, FeedbackState
+from ciml.services.feedback.state import REACTIONS as KINDS
+from ciml.services.feedback.state import SECONDS, FeedbackState
 
 VERDICTS = Metric("ciml_feedback_verdicts_total", "counter", "Predictions, by what became of them.", ("outcome",))
 MESSAGES = Metric(

@@ -17,7 +17,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.manifest.log import Delta
 from ciml.manifest.replica import LogReplica
-from services.feedback.client import (
+from ciml.services.feedback.client import (
     CALL_S,
     UNAUTHORIZED,
     Busy,
@@ -30,10 +30,10 @@ from services.feedback.client import (
     ReviewClient,
     Unsettled,
 )
-from services.feedback.config import Policy
-from services.feedback.policy import is_muted
-from services.feedback.state import Entry, FeedbackState, Intent
-from services.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
+from ciml.services.feedback.config import Policy
+from ciml.services.feedback.policy import is_muted
+from ciml.services.feedback.state import Entry, FeedbackState, Intent
+from ciml.services.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -304,7 +304,7 @@ class _NotReachedError(Exception):
 
 
 def silence(change: ChangeRef, head: Head, mute_word: str) -> str | None:
-    """Return why a change gets no message, one of `services.feedback.state.FINAL`; None if it gets one."""
+    """Return why a change gets no message, one of `ciml.services.feedback.state.FINAL`; None if it gets one."""
     if head.state != "open":
         return head.state
     if not head.is_at(change):

@@ -1,6 +1,6 @@
 """Decides which verdicts could be said (pure): a prediction becomes a verdict on a patch set, or a reason.
 
-The history of the model comes after that: `services.feedback.history`.
+The history of the model comes after that: `ciml.services.feedback.history`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import msgspec
 
 from ciml.events.records import Record
 from ciml.globs import glob_pattern
+from ciml.services.feedback.client import ChangeRef
+from ciml.services.feedback.config import Feedback, Policy
+from ciml.services.feedback.history.records import RecordedVerdict
+from ciml.serving.predict.log import prediction_id
 from ciml.verdicts.shares import wilson
-from services.feedback.client import ChangeRef
-from services.feedback.config import Feedback, Policy
-from services.feedback.history.records import RecordedVerdict
-from serving.predict.log import prediction_id
 
 #: Reasons for silence, a closed set: labels of a metric.
 SILENT = (

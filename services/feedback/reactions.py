@@ -11,8 +11,8 @@ from ciml.errors import EngineError
 from ciml.feedback import Cause, Correction
 from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.manifest.replica import LogReplica
-from services.feedback.client import Busy, Posted, Reactions, Refused, ReviewClient
-from services.feedback.state import REACTIONS, Entry, FeedbackState
+from ciml.services.feedback.client import Busy, Posted, Reactions, Refused, ReviewClient
+from ciml.services.feedback.state import REACTIONS, Entry, FeedbackState
 
 _log = logging.getLogger(__name__)
 _ACCOUNT_CHARACTERS = 200

@@ -14,13 +14,13 @@ from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
 from ciml.manifest.replica import LogReplica
-from pipelines.kafka.bounded import read_range
-from pipelines.kafka.plan import PartitionRead
-from services.feedback.config import Feedback, Policy
-from services.feedback.history.standing import Standings
-from services.feedback.history.truths import Truths
-from services.feedback.policy import Compare, Item, Judgement, Silence, judge
-from services.feedback.state import FeedbackState
+from ciml.pipelines.kafka.bounded import read_range
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.services.feedback.config import Feedback, Policy
+from ciml.services.feedback.history.standing import Standings
+from ciml.services.feedback.history.truths import Truths
+from ciml.services.feedback.policy import Compare, Item, Judgement, Silence, judge
+from ciml.services.feedback.state import FeedbackState
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Judge:
 
     Attributes:
       feedback: the configuration.
-      compare: see `services.feedback.policy.Compare`.
+      compare: see `ciml.services.feedback.policy.Compare`.
       is_trusted: whether a run is trusted.
       is_known: whether the cause of a run is known already. A verdict on such a run shows nothing of its model, which
         may have learned from the run: the history does not record it.

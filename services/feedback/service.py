@@ -19,19 +19,19 @@ from ciml.manifest.log import ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.metrics import Family
 from ciml.pairs import pairs
-from pipelines.kafka.broker import Listing, make_topic
-from pipelines.kafka.plan import PartitionRead, bases
-from services.feedback.client import Format, Rendered, ReviewClient
-from services.feedback.config import Feedback, load_feedback
-from services.feedback.evidence import compare_run, find_evidence
-from services.feedback.history.truths import Truths
-from services.feedback.metrics import CALLS, feedback_families
-from services.feedback.outbox import SETTLE_S, Outbox
-from services.feedback.reactions import Reader
-from services.feedback.reading import Judge, batches, settled, take
-from services.feedback.state import FEEDBACK, Entry, FeedbackState
-from services.feedback.systems import System
-from services.service import Progress, TopicService
+from ciml.pipelines.kafka.broker import Listing, make_topic
+from ciml.pipelines.kafka.plan import PartitionRead, bases
+from ciml.services.feedback.client import Format, Rendered, ReviewClient
+from ciml.services.feedback.config import Feedback, load_feedback
+from ciml.services.feedback.evidence import compare_run, find_evidence
+from ciml.services.feedback.history.truths import Truths
+from ciml.services.feedback.metrics import CALLS, feedback_families
+from ciml.services.feedback.outbox import SETTLE_S, Outbox
+from ciml.services.feedback.reactions import Reader
+from ciml.services.feedback.reading import Judge, batches, settled, take
+from ciml.services.feedback.state import FEEDBACK, Entry, FeedbackState
+from ciml.services.feedback.systems import System
+from ciml.services.service import Progress, TopicService
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector

@@ -1,7 +1,7 @@
 """The manifest of feedback: covered predictions, what is to be said on each patch set, and what became of it.
 
 An `Entry` is the outbox of a patch set. A call that changes something is stored as an intent before it is sent, and
-closed by its outcome; an intent without outcome is settled by reading our marker (`services.feedback.outbox`).
+closed by its outcome; an intent without outcome is settled by reading our marker (`ciml.services.feedback.outbox`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta
-from services.feedback.client import ChangeRef, Posted
-from services.feedback.history.records import RecordedVerdict, Records
-from services.feedback.policy import Item
-from serving.predict.log import prediction_id
+from ciml.services.feedback.client import ChangeRef, Posted
+from ciml.services.feedback.history.records import RecordedVerdict, Records
+from ciml.services.feedback.policy import Item
+from ciml.serving.predict.log import prediction_id
 
 #: For how long an entry is kept after its last event: later verdicts on its patch set begin a new one.
 KEEP_US = 3 * 86_400_000_000
@@ -163,7 +163,7 @@ class FeedbackState(TopicState):
       opened: keys of those that are open (`Entry.is_open`).
       moved: keys of entries whose change was found by its commit, and their present keys.
       verdicts: predictions by what became of them: ``taken``, ``repeat``, ``superseded``, ``too_many``, or a reason of
-        `services.feedback.policy.SILENT`.
+        `ciml.services.feedback.policy.SILENT`.
       messages: by (system, outcome).
       reacted: reactions by (system, kind).
       paused: until when a system may not be called, epoch microseconds.

@@ -1,6 +1,6 @@
 """The tables ``[[system]]`` of a feedback configuration: the keys that all kinds of review systems share.
 
-A module of `services.feedback.clients` has a subclass of `System` for its kind; its module `kinds` lists them.
+A module of `ciml.services.feedback.clients` has a subclass of `System` for its kind; its module `kinds` lists them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from ciml.events.run_facts import check_source_name
 from ciml.globs import glob_pattern
+from ciml.services.feedback.client import ReviewClient
 from ciml.settings import Settings, checked
-from services.feedback.client import ReviewClient
 
 
 class System(Settings, frozen=True, kw_only=True):

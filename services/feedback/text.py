@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ciml.digest import sha256_json
-from services.feedback.client import ChangeRef, Format, Rendered
-from services.feedback.inert import cut, inert, name
-from services.feedback.policy import Item
+from ciml.services.feedback.client import ChangeRef, Format, Rendered
+from ciml.services.feedback.inert import cut, inert, name
+from ciml.services.feedback.policy import Item
 
 _NAME_BYTES = 120
 _SENTENCE_BYTES = 400

@@ -10,14 +10,14 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.manifest.replica import LogReplica
-from services.feedback.config import Feedback
-from services.feedback.evidence import compare_run, find_evidence
-from services.feedback.history.standing import Standings
-from services.feedback.outbox import Outbox
-from services.feedback.policy import Silence, judge
-from services.feedback.reading import heard
-from services.feedback.service import markup_of, replica
-from services.feedback.state import Entry, FeedbackState, entry_key
+from ciml.services.feedback.config import Feedback
+from ciml.services.feedback.evidence import compare_run, find_evidence
+from ciml.services.feedback.history.standing import Standings
+from ciml.services.feedback.outbox import Outbox
+from ciml.services.feedback.policy import Silence, judge
+from ciml.services.feedback.reading import heard
+from ciml.services.feedback.service import markup_of, replica
+from ciml.services.feedback.state import Entry, FeedbackState, entry_key
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Trial:
 
     Attributes:
       runs: run ids.
-      reason: one of `services.feedback.policy.SILENT`; "" for a message.
+      reason: one of `ciml.services.feedback.policy.SILENT`; "" for a message.
       detail: of the reason, for people.
       system, project, change: of the message.
       message: its text; with the reason ``shadow`` or ``precision`` the one that is not sent; None else.

@@ -14,7 +14,7 @@ import httpx
 
 from ciml.events.redaction import shown
 from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES, MAX_REVIEWED_CHANGES
-from services.gerrit.reviews import OPTIONS
+from ciml.services.gerrit.reviews import OPTIONS
 
 _TIMEOUT_S = 60.0  # for a connection, for a part of an answer, and for an answer
 _MOST_SKIPPED = 10  # changes of a comparison

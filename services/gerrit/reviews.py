@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from adapters.fields import maybe, objects, value, word
+from ciml.adapters.fields import maybe, objects, value, word
 from ciml.errors import RejectedInput
 
 #: What a query asks for, so that `events` finds it.

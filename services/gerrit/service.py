@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.gerrit.session import GerritSession
-from services.receivers.config import GerritSource
-from services.receivers.sessions import Session, SessionReceiver
+from ciml.services.gerrit.session import GerritSession
+from ciml.services.receivers.config import GerritSource
+from ciml.services.receivers.sessions import Session, SessionReceiver
 
 
 class GerritService(SessionReceiver):

@@ -23,17 +23,17 @@ from urllib.parse import urlsplit
 
 import asyncssh
 
-from adapters.registry import delivered
+from ciml.adapters.registry import delivered
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import shown
 from ciml.json_files import read_json, write_json
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
-from services.gerrit.lines import Lines
-from services.gerrit.rest import Rest, RestError
-from services.gerrit.reviews import TYPES, events
-from services.receivers.config import GerritSource, Receivers
-from services.receivers.secrets import Secrets
-from services.receivers.sessions import Inbox, Lost, Session, invalid
+from ciml.services.gerrit.lines import Lines
+from ciml.services.gerrit.rest import Rest, RestError
+from ciml.services.gerrit.reviews import TYPES, events
+from ciml.services.receivers.config import GerritSource, Receivers
+from ciml.services.receivers.secrets import Secrets
+from ciml.services.receivers.sessions import Inbox, Lost, Session, invalid
 
 _COMMAND = " ".join(["gerrit stream-events", *(f"-s {kind}" for kind in (*TYPES, "dropped-output"))])
 _CHUNK_BYTES = 1 << 16

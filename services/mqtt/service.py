@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.mqtt.session import MqttSession
-from services.receivers.config import MqttSource
-from services.receivers.sessions import Session, SessionReceiver
+from ciml.services.mqtt.session import MqttSession
+from ciml.services.receivers.config import MqttSource
+from ciml.services.receivers.sessions import Session, SessionReceiver
 
 
 class MqttService(SessionReceiver):

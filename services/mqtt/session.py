@@ -22,12 +22,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from adapters.registry import delivered
+from ciml.adapters.registry import delivered
 from ciml.events.redaction import shown
-from services.mqtt.client import BoundedClient, HostileBroker
-from services.receivers.config import MqttSource, Receivers
-from services.receivers.secrets import Secrets
-from services.receivers.sessions import Inbox, Lost, Session, invalid
+from ciml.services.mqtt.client import BoundedClient, HostileBroker
+from ciml.services.receivers.config import MqttSource, Receivers
+from ciml.services.receivers.secrets import Secrets
+from ciml.services.receivers.sessions import Inbox, Lost, Session, invalid
 
 _BUSY_S, _IDLE_S = 0.01, 0.5  # longest wait for a message, while others wait for Kafka and else
 _DRAIN_S, _QUIET_S = 2.0, 0.1

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from adapters.adapter import Adapter
-from adapters.registry import find_adapter
+from ciml.adapters.adapter import Adapter
+from ciml.adapters.registry import find_adapter
 from ciml.errors import CimlError
 from ciml.events.run_facts import check_source_name
 from ciml.limits import (
@@ -60,7 +60,7 @@ class WebhookSource(Source, frozen=True):
 
     Attributes:
       path: where it posts; ``/hooks/NAME`` by default.
-      auth: a scheme of `services.webhooks.signatures`, ``mtls`` or ``none``; by default that of the adapter.
+      auth: a scheme of `ciml.services.webhooks.signatures`, ``mtls`` or ``none``; by default that of the adapter.
       client_header, clients: for ``mtls``: the header in which the proxy names the subject of a verified certificate,
         and the subjects that are this source.
       rate, burst: verified deliveries a second, and at once.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
 from ciml.pairs import pairs
-from pipelines.kafka.broker import topic_of
-from services.receivers.config import Receivers, load_receivers
-from services.receivers.metrics import ReceiverMetrics
-from services.service import Progress, Service
+from ciml.pipelines.kafka.broker import topic_of
+from ciml.services.receivers.config import Receivers, load_receivers
+from ciml.services.receivers.metrics import ReceiverMetrics
+from ciml.services.service import Progress, Service
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -33,7 +33,7 @@ class Receiver(Service):
       CimlError: the configuration of a source is invalid.
 
     Attributes:
-      receiver: its kind, as in `services.service.KINDS` and in the configuration.
+      receiver: its kind, as in `ciml.services.service.KINDS` and in the configuration.
       metrics: of its deliveries.
       broker_error: why the broker cannot be used at present; "" if it can.
     """

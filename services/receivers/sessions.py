@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from ciml.errors import CimlError, EngineError
 from ciml.events.redaction import shown
 from ciml.kafka.options import KafkaOptions
-from services.receivers.config import Receivers
-from services.receivers.metrics import ReceiverMetrics
-from services.receivers.producer import DeliveryProducer, Headers
-from services.receivers.receiver import Receiver
-from services.service import NotReadyError, Progress
+from ciml.services.receivers.config import Receivers
+from ciml.services.receivers.metrics import ReceiverMetrics
+from ciml.services.receivers.producer import DeliveryProducer, Headers
+from ciml.services.receivers.receiver import Receiver
+from ciml.services.service import NotReadyError, Progress
 
 _PAUSES_S = (1.0, 60.0)  # first and longest one before a source is connected again
 _STEADY_S = 60.0  # a connection of this age was no failure: the next pause is the first again

@@ -13,12 +13,12 @@ from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
+from ciml.pipelines.kafka.broker import Listing, list_topic
+from ciml.pipelines.kafka.plan import is_older
 from ciml.raw.state import RAW
-from pipelines.kafka.broker import Listing, list_topic
-from pipelines.kafka.plan import is_older
-from services.feedback.state import FEEDBACK
-from services.files import now_us
-from serving.predict.log import predictions_of_model
+from ciml.services.feedback.state import FEEDBACK
+from ciml.services.files import now_us
+from ciml.serving.predict.log import predictions_of_model
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from ciml.events.payloads import message_of, read_payload
 from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import What, verify_log
+from ciml.pipelines.datasets.build import DEFINITION
+from ciml.pipelines.datasets.update import verify_dataset
+from ciml.pipelines.raw_store.verify import verify_raw
+from ciml.services.stored.findings import Findings, Progress
+from ciml.services.stored.kinds import Kind, kind_of
 from ciml.storage.open import Store
 from ciml.tables.parts import part_of
-from pipelines.datasets.build import DEFINITION
-from pipelines.datasets.update import verify_dataset
-from pipelines.raw_store.verify import verify_raw
-from services.stored.findings import Findings, Progress
-from services.stored.kinds import Kind, kind_of
 
 _RAW: Mapping[str, Kind] = {
     "delta": "raw deltas", "segment": "segments", "checkpoint": "checkpoints", "index": "id index", "run": "runs",

@@ -13,11 +13,11 @@ from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import verify_log
 from ciml.raw.state import RAW
-from services.stored.data import check_datasets, check_raw, check_tables
-from services.stored.findings import Findings, Progress
-from services.stored.kinds import Kind, kind_of
-from services.stored.learning import check_exclusions, check_experiments, check_sweeps, check_trainers
-from services.stored.served import check_feedback, check_models, check_predictions
+from ciml.services.stored.data import check_datasets, check_raw, check_tables
+from ciml.services.stored.findings import Findings, Progress
+from ciml.services.stored.kinds import Kind, kind_of
+from ciml.services.stored.learning import check_exclusions, check_experiments, check_sweeps, check_trainers
+from ciml.services.stored.served import check_feedback, check_models, check_predictions
 
 _DELTA = re.compile(r"/_manifest/[0-9]{12}\.json$")
 

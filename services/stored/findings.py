@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ciml.errors import CimlError, EngineError
-from services.stored.kinds import KINDS, Kind
+from ciml.services.stored.kinds import KINDS, Kind
 
 #: Called with (activity, number done, total or None).
 Progress = Callable[[str, int, int | None], None]
@@ -24,7 +24,7 @@ class Findings:
       formats: undamaged objects by kind and format (docs/compatibility.md), of kinds with several formats.
       read: the kinds that were read completely. Where a manifest is damaged, the objects that it names are not read.
       broken: faults by kind.
-      rewritten: objects by kind that `services.stored.examine.rewrite` makes again.
+      rewritten: objects by kind that `ciml.services.stored.examine.rewrite` makes again.
       faults: the first hundred faults, a line each.
       notes: oddities that are not faults, a line each.
     """

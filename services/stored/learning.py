@@ -9,14 +9,14 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_hex
 from ciml.errors import IntegrityError
+from ciml.services.stored.findings import Findings, Progress
+from ciml.services.stored.kinds import Kind, kind_of
 from ciml.storage.open import Store
-from services.stored.findings import Findings, Progress
-from services.stored.kinds import Kind, kind_of
-from training.data.analysis_cache import AnalysisCache
-from training.data.snapshot import read_snapshot
-from training.exclusion_store import read_state
-from training.experiments.trials import RESULT, load_experiment, read_stored
-from training.sweeps.store import read_outcome, sweep_store
+from ciml.training.data.analysis_cache import AnalysisCache
+from ciml.training.data.snapshot import read_snapshot
+from ciml.training.exclusion_store import read_state
+from ciml.training.experiments.trials import RESULT, load_experiment, read_stored
+from ciml.training.sweeps.store import read_outcome, sweep_store
 
 _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
 #: The format of results and of sweeps, which stands in them.

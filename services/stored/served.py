@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ciml.data_root import DataRoot
 from ciml.feedback.corrections import corrections_of
-from services.feedback.state import FEEDBACK
-from services.stored.data import check_log
-from services.stored.findings import Findings, Progress
-from serving.model_config import CONFIG_NAME, render_config
-from serving.predict.log import predictions_of_model
-from serving.push import verify_versions
-from serving.registry import Registry, registered_models
+from ciml.services.feedback.state import FEEDBACK
+from ciml.services.stored.data import check_log
+from ciml.services.stored.findings import Findings, Progress
+from ciml.serving.model_config import CONFIG_NAME, render_config
+from ciml.serving.predict.log import predictions_of_model
+from ciml.serving.push import verify_versions
+from ciml.serving.registry import Registry, registered_models
 
 
 def check_models(data: DataRoot, found: Findings, progress: Progress) -> None:

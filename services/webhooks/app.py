@@ -19,15 +19,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from adapters.registry import delivered
+from ciml.adapters.registry import delivered
 from ciml.errors import CimlError, EngineError
 from ciml.http.errors import RequestError
 from ciml.http.intake import Held, Intake
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_SIGNATURE_AGE_S
-from services.receivers.metrics import UNKNOWN, ReceiverMetrics
-from services.receivers.producer import DeliveryProducer
-from services.webhooks.admission import Replays
-from services.webhooks.sources import Endpoint
+from ciml.services.receivers.metrics import UNKNOWN, ReceiverMetrics
+from ciml.services.receivers.producer import DeliveryProducer
+from ciml.services.webhooks.admission import Replays
+from ciml.services.webhooks.sources import Endpoint
 
 _LOG = logging.getLogger(__name__)
 #: Bodies of HTML forms, which no adapter reads: GitHub sends one where its webhook has that content type.

@@ -13,11 +13,11 @@ from ciml.http.listen import check_open_files, listen
 from ciml.http.server import HttpServer
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_DELIVERY_BYTES
-from services.receivers.config import Receivers, WebhookSource
-from services.receivers.producer import DeliveryProducer
-from services.receivers.receiver import Receiver
-from services.webhooks.app import make_app
-from services.webhooks.sources import endpoints
+from ciml.services.receivers.config import Receivers, WebhookSource
+from ciml.services.receivers.producer import DeliveryProducer
+from ciml.services.receivers.receiver import Receiver
+from ciml.services.webhooks.app import make_app
+from ciml.services.webhooks.sources import endpoints
 
 _LAST_ANSWERS_S = 2.0  # at the end, beside the time for an acknowledgement
 

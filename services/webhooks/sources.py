@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.adapter import Adapter
+from ciml.adapters.adapter import Adapter
 from ciml.errors import CimlError
-from services.receivers.config import Receivers, WebhookSource
-from services.receivers.secrets import Secrets
-from services.webhooks.admission import Bucket
-from services.webhooks.signatures import SCHEMES, UNSIGNED, Claim, Scheme, client_scheme
+from ciml.services.receivers.config import Receivers, WebhookSource
+from ciml.services.receivers.secrets import Secrets
+from ciml.services.webhooks.admission import Bucket
+from ciml.services.webhooks.signatures import SCHEMES, UNSIGNED, Claim, Scheme, client_scheme
 
 _MTLS, _NONE = "mtls", "none"
 _OWN_PATHS = ("/healthz", "/readyz")

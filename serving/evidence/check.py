@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serving.evidence.subject import Subject
-from transforms.profiles.profile import MIN_RUNS
-from transforms.profiles.series import SERIES
+from ciml.serving.evidence.subject import Subject
+from ciml.transforms.profiles.profile import MIN_RUNS
+from ciml.transforms.profiles.series import SERIES
 
 _UNITS = {
     "s": 1, "min": 60, "h": 3600, "%": 1, "": 1, "/s": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
@@ -42,7 +42,8 @@ class _Said(NamedTuple):
 
 
 def follows(text: str, subject: Subject) -> bool:
-    """Return whether a sentence of `serving.evidence.observe` follows from the run and its profile, number by number.
+    """Return whether a sentence of `ciml.serving.evidence.observe` follows from the run and its profile, number by
+    number.
 
     Args:
       text: the sentence.

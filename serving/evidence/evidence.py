@@ -18,18 +18,18 @@ from ciml.manifest.log import ManifestLog
 from ciml.raw.known_subjects import with_claims
 from ciml.raw.lookup import entries_of, row_of
 from ciml.raw.state import open_raw
+from ciml.serving.evidence.check import follows
+from ciml.serving.evidence.observe import observations
+from ciml.serving.evidence.picture import draw
+from ciml.serving.evidence.subject import Subject
+from ciml.serving.predict.log import prediction_id
+from ciml.serving.registry import Registry
 from ciml.telemetry import BOOT, TIME
+from ciml.transforms.profiles.profile import Profile, Profiles
+from ciml.transforms.profiles.series import SERIES
+from ciml.transforms.profiles.windows import length_s
+from ciml.transforms.raw.reader import read_run
 from ciml.verdicts import PROFILES, exit_status_of
-from serving.evidence.check import follows
-from serving.evidence.observe import observations
-from serving.evidence.picture import draw
-from serving.evidence.subject import Subject
-from serving.predict.log import prediction_id
-from serving.registry import Registry
-from transforms.profiles.profile import Profile, Profiles
-from transforms.profiles.series import SERIES
-from transforms.profiles.windows import length_s
-from transforms.raw.reader import read_run
 
 _log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ciml.serving.evidence.subject import Subject
+from ciml.serving.evidence.wording import moment, quantity, quantity_range, span, span_range
+from ciml.transforms.profiles.departures import Departure, departures, margin
+from ciml.transforms.profiles.profile import MIN_RUNS, Range
+from ciml.transforms.profiles.series import SERIES
+from ciml.transforms.profiles.windows import elapsed_s, length_s, tail_s, values_of, window_means, window_of
 from ciml.verdicts import signal_of
-from serving.evidence.subject import Subject
-from serving.evidence.wording import moment, quantity, quantity_range, span, span_range
-from transforms.profiles.departures import Departure, departures, margin
-from transforms.profiles.profile import MIN_RUNS, Range
-from transforms.profiles.series import SERIES
-from transforms.profiles.windows import elapsed_s, length_s, tail_s, values_of, window_means, window_of
 
 IDLE, USER, WRITTEN = "total cpu usage:idl", "total cpu usage:usr", "dsk/total:writ"
 USED, AVAILABLE = "memory usage:used", "memory usage:avai"

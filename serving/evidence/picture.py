@@ -10,12 +10,12 @@ from html import escape
 
 import numpy as np
 
-from serving.evidence.subject import Subject
-from serving.evidence.wording import quantity, span
-from transforms.profiles.departures import Departure, departures
-from transforms.profiles.profile import MIN_RUNS
-from transforms.profiles.series import SERIES
-from transforms.profiles.windows import length_s, window_means, window_of
+from ciml.serving.evidence.subject import Subject
+from ciml.serving.evidence.wording import quantity, span
+from ciml.transforms.profiles.departures import Departure, departures
+from ciml.transforms.profiles.profile import MIN_RUNS
+from ciml.transforms.profiles.series import SERIES
+from ciml.transforms.profiles.windows import length_s, window_means, window_of
 
 #: Series of a picture where no others are asked for.
 _USUAL = ("total cpu usage:usr", "load avg:1m", "memory usage:used")

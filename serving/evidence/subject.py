@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ciml.events.records import RunFacts
+from ciml.transforms.profiles.profile import Profile, place_of
 from ciml.verdicts import exit_status_of
-from transforms.profiles.profile import Profile, place_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +22,7 @@ class Subject:
       exit_status: of its job, by `ciml.verdicts.exit_status`; None where it is not known.
       claimed: whether only an event that is believed less than the run's own reports the exit status.
       end_us: when the CI system says that it ended, epoch microseconds; None where it is not known.
-      place: its kind of machine, by `transforms.profiles.profile.place_of`.
+      place: its kind of machine, by `ciml.transforms.profiles.profile.place_of`.
     """
 
     table: pa.Table

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from transforms.profiles.series import Unit
-from transforms.profiles.windows import MINUTE_S, SHORT_RUN_S
+from ciml.transforms.profiles.series import Unit
+from ciml.transforms.profiles.windows import MINUTE_S, SHORT_RUN_S
 
 _HOUR_S = 3600
 #: The least seconds that are said in hours.

@@ -14,7 +14,7 @@ from ciml.events.run_id import RunId
 from ciml.limits import EARLIEST_US, LATEST_US, MAX_SUBJECTS, MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-#: The folders of `transforms.raw.write.run_path`; the job's name is percent-encoded.
+#: The folders of `ciml.transforms.raw.write.run_path`; the job's name is percent-encoded.
 _FOLDER = re.compile(r"runs/job=[A-Za-z0-9_.~%-]{1,200}/date=[0-9]{4}-[0-9]{2}-[0-9]{2}")
 #: The fields of `RunFacts` that hold any text.
 _TEXTS = tuple(name for name, kind in get_type_hints(RunFacts).items() if kind is str)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ciml.errors import IntegrityError, RejectedInput
-from transforms.examples.prepare import prepare_many
+from ciml.transforms.examples.prepare import prepare_many
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +55,7 @@ def prepare_runs(
 ) -> Prepared:
     """Prepare the telemetry of runs by a model's definition. A run without a window is rejected as ``empty``.
 
-    ``runs`` and ``neighbours`` are those of `transforms.examples.prepare.prepare_many`.
+    ``runs`` and ``neighbours`` are those of `ciml.transforms.examples.prepare.prepare_many`.
     """
     inputs, n_windows, rejections = prepare_many(tables, definition, runs, neighbours)
     rejected = dict(rejections)

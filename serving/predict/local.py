@@ -12,13 +12,13 @@ import numpy as np
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.http.errors import RequestError
-from serving.contract import DEFINITION, read_definition
-from serving.predict.answers import MODEL_ERROR, check_answers, class_of, prepare_runs, probabilities_of
-from serving.predict.neighbours import neighbours_of
-from serving.registry import STABLE, RegistryVerifier, known_registries
-from serving.server.model.loader import load_model
-from serving.verdicts.verdict import rules_of, verdict_of
-from transforms.guard import bisect
+from ciml.serving.contract import DEFINITION, read_definition
+from ciml.serving.predict.answers import MODEL_ERROR, check_answers, class_of, prepare_runs, probabilities_of
+from ciml.serving.predict.neighbours import neighbours_of
+from ciml.serving.registry import STABLE, RegistryVerifier, known_registries
+from ciml.serving.server.model.loader import load_model
+from ciml.serving.verdicts.verdict import rules_of, verdict_of
+from ciml.transforms.guard import bisect
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +86,7 @@ class LocalModel:
         """Predict the runs of some telemetry, by the preparation and the reasons of the predict service.
 
         Args:
-          tables: telemetry as from `transforms.parse.logs.parse_logs`, one table a run.
+          tables: telemetry as from `ciml.transforms.parse.logs.parse_logs`, one table a run.
           runs: the facts of each run, for a verdict and for a definition with context. Stored runs have neighbours too.
 
         Returns:

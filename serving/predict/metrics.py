@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ciml.metrics import Family, Metric
 from ciml.raw.metrics import manifest_families
-from serving.predict.log import LATENCIES_S, PredictionState
+from ciml.serving.predict.log import LATENCIES_S, PredictionState
 
 #: The latest versions of each model have series of their own; older ones are counted together.
 _VERSIONS = 10

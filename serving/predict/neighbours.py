@@ -16,7 +16,7 @@ from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import ManifestLog
 from ciml.raw.neighbours import NEIGHBOURS_KIND, NearbyRuns, Neighbours
 from ciml.raw.run_log import StoredRunLog
-from transforms.ingest.trust import evaluate, former_policy
+from ciml.transforms.ingest.trust import evaluate, former_policy
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition

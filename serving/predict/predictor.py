@@ -15,11 +15,10 @@ from ciml.errors import EngineError, IntegrityError, RejectedInput
 from ciml.events.records import Batch, RunFacts
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_TRACEBACK_BYTES
-from ciml.telemetry import BOOT, TIME
-from serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
-from serving.contract import DEFINITION, read_definition
-from serving.predict.announcements import Announcement, read_announcement
-from serving.predict.answers import (
+from ciml.serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
+from ciml.serving.contract import DEFINITION, read_definition
+from ciml.serving.predict.announcements import Announcement, read_announcement
+from ciml.serving.predict.answers import (
     MAX_CALL_ROWS,
     MODEL_ERROR,
     Prepared,
@@ -28,12 +27,13 @@ from serving.predict.answers import (
     prepare_runs,
     probabilities_of,
 )
-from serving.predict.log import Predicted, prediction_id
-from serving.predict.neighbours import StoredNeighbours
-from serving.registry import STABLE, Registry
-from serving.verdicts.verdict import recorded_verdict, rules_of
-from transforms.guard import attempt, bisect
-from transforms.raw.reader import read_run, read_runs
+from ciml.serving.predict.log import Predicted, prediction_id
+from ciml.serving.predict.neighbours import StoredNeighbours
+from ciml.serving.registry import STABLE, Registry
+from ciml.serving.verdicts.verdict import recorded_verdict, rules_of
+from ciml.telemetry import BOOT, TIME
+from ciml.transforms.guard import attempt, bisect
+from ciml.transforms.raw.reader import read_run, read_runs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _RELOADS = 10
 _DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # enough for a traceback
-#: Timeout of the calls that locate the runs for which a model fails; `serving.contract` allows a second a run.
+#: Timeout of the calls that locate the runs for which a model fails; `ciml.serving.contract` allows a second a run.
 _DIVIDED_TIMEOUT_S = 2.0
 
 
@@ -149,7 +149,7 @@ class Predictor:
     def _predict_guarded(
         self, runs: list[Announcement], version: int
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Call `_predict` guarded: a run that raises becomes unpredictable, alone (`transforms.guard`)."""
+        """Call `_predict` guarded: a run that raises becomes unpredictable, alone (`ciml.transforms.guard`)."""
         served = self.served(version)  # outside of the guard: an error here is not a run's
         predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
         for some, made in bisect("predict", runs, lambda some: self._predict(some, version, served)):

@@ -16,8 +16,8 @@ from tensorflow_serving.apis import model_pb2
 
 from ciml.http.errors import invalid
 from ciml.limits import MAX_REQUEST_INPUTS
-from serving import wire
-from serving.server.tensors import MAX_SHAPE_BYTES
+from ciml.serving import wire
+from ciml.serving.server.tensors import MAX_SHAPE_BYTES
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from ciml.errors import CimlError, EngineError
 from ciml.http.errors import RequestError, invalid, too_large
 from ciml.http.intake import Intake, Workers
 from ciml.limits import LARGE_REQUEST_BYTES, MAX_STREAMS
-from serving.model_config import ModelEntry, entries_of
-from serving.server.grpc_connections import UNCOUNTED, GrpcConnections
-from serving.server.grpc_request import parse, parse_predict, parse_tensor
-from serving.server.manager import ModelManager, VersionStatus
-from serving.server.metrics import Metrics
-from serving.server.model.loaded_model import DEFAULT_SIGNATURE
-from serving.server.tensors import to_proto
+from ciml.serving.model_config import ModelEntry, entries_of
+from ciml.serving.server.grpc_connections import UNCOUNTED, GrpcConnections
+from ciml.serving.server.grpc_request import parse, parse_predict, parse_tensor
+from ciml.serving.server.manager import ModelManager, VersionStatus
+from ciml.serving.server.metrics import Metrics
+from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE
+from ciml.serving.server.tensors import to_proto
 
 _LOG = logging.getLogger(__name__)
 _CODES = {code.name: code for code in grpc.StatusCode}

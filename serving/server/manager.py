@@ -18,11 +18,11 @@ from typing import Literal
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.http.errors import RequestError, invalid, not_found
+from ciml.serving.model_config import ModelEntry
+from ciml.serving.model_files import list_versions
+from ciml.serving.server.model.loaded_model import LoadedModel
+from ciml.serving.server.model.loader import load_model
 from ciml.storage.open import Store, open_store
-from serving.model_config import ModelEntry
-from serving.model_files import list_versions
-from serving.server.model.loaded_model import LoadedModel
-from serving.server.model.loader import load_model
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from ciml.http.errors import RequestError
 from ciml.metrics import Board, Family, Metric, registry_of
 
 if TYPE_CHECKING:
-    from serving.server.manager import ModelManager
+    from ciml.serving.server.manager import ModelManager
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

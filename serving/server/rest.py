@@ -17,10 +17,10 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from ciml.http.errors import RequestError, invalid
 from ciml.http.intake import Intake, Workers
-from serving.server.grpc_service import fill_metadata, fill_status
-from serving.server.manager import ModelManager
-from serving.server.metrics import CONTENT_TYPE, Metrics
-from serving.server.rest_json import parse_body, read_inputs, write_outputs
+from ciml.serving.server.grpc_service import fill_metadata, fill_status
+from ciml.serving.server.manager import ModelManager
+from ciml.serving.server.metrics import CONTENT_TYPE, Metrics
+from ciml.serving.server.rest_json import parse_body, read_inputs, write_outputs
 
 _LOG = logging.getLogger(__name__)
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"

@@ -12,8 +12,8 @@ import numpy as np
 
 from ciml.http.errors import invalid, too_large
 from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
-from serving.server.model.loaded_model import Signature, TensorSpec
-from serving.server.tensors import plain
+from ciml.serving.server.model.loaded_model import Signature, TensorSpec
+from ciml.serving.server.tensors import plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,6 +1,6 @@
 """The model server: TensorFlow Serving's gRPC and REST API in one process, with a polled configuration file.
 
-python -m serving.server.server --config DATA/models/models.config --grpc-port 8500 --rest-port 8501
+python -m ciml.serving.server.server --config DATA/models/models.config --grpc-port 8500 --rest-port 8501
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from ciml.limits import (
 )
 from ciml.logs import configure_logging
 from ciml.metrics import serve_metrics
+from ciml.serving.model_config import CONFIG_NAME, ModelEntry, parse_config
 from ciml.storage.open import open_store
 from ciml.tensorflow import load_tensorflow
-from serving.model_config import CONFIG_NAME, ModelEntry, parse_config
 
 if TYPE_CHECKING:
     from ciml.http.connections import Connections
@@ -129,13 +129,13 @@ class ModelServer:
         )
         listener = listen(self.options.host, self.options.rest_port)  # first, since the imports take seconds
         self.rest_port = listener.getsockname()[1]
-        from serving.server.model.process import prepare
+        from ciml.serving.server.model.process import prepare
 
         prepare()  # beside the imports of this process
-        from serving.registry import RegistryVerifier
-        from serving.server.manager import ModelManager
-        from serving.server.metrics import Metrics
-        from serving.server.model.loader import load_model
+        from ciml.serving.registry import RegistryVerifier
+        from ciml.serving.server.manager import ModelManager
+        from ciml.serving.server.metrics import Metrics
+        from ciml.serving.server.model.loader import load_model
 
         options, metrics = self.options, Metrics()
         self.metrics = metrics
@@ -171,9 +171,9 @@ class ModelServer:
     async def _start_serving(self, listener: socket.socket) -> None:
         from ciml.http.intake import Intake, Workers
         from ciml.http.server import HttpServer
-        from serving.server.grpc_connections import GrpcConnections
-        from serving.server.grpc_service import serve_grpc
-        from serving.server.rest import rest_app
+        from ciml.serving.server.grpc_connections import GrpcConnections
+        from ciml.serving.server.grpc_service import serve_grpc
+        from ciml.serving.server.rest import rest_app
 
         options = self.options
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
@@ -284,8 +284,8 @@ def run(options: ServerOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``python -m serving.server.server``."""
-    parser = argparse.ArgumentParser(prog="python -m serving.server.server", description=__doc__.splitlines()[0])
+    """Entry point of ``python -m ciml.serving.server.server``."""
+    parser = argparse.ArgumentParser(prog="python -m ciml.serving.server.server", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="ModelServerConfig in text form, local or s3://")
     parser.add_argument("--registry", help="folder of the registries [default: registry/ beside the models' folder]")
     parser.add_argument("--unverified", action="store_true", help="serve every configured version unverified")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.raw.causes import FAILED
+from ciml.serving.registry import Registry
+from ciml.transforms.examples.prepare import run_means
 from ciml.verdicts import EXIT_LABEL, SIGNAL_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
-from serving.registry import Registry
-from transforms.examples.prepare import run_means
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,8 +10,8 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapters.adapter import Delivery
-from adapters.registry import delivered, find_adapter, read_event
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.registry import delivered, find_adapter, read_event
 from ciml.events.event import Event
 from ciml.events.records import Message
 

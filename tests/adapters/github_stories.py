@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from tests.adapters.executed import Scenario, Sent
 from tests.adapters.github_samples import FORK, REPOSITORY, SHA, delivery, job, workflow_run
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 
 SHA = "5a1f0c9d2b3e4f60718293a4b5c6d7e8f9012345"
 PROJECT = {

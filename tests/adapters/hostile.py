@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from ciml.digest import canonical_json
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import REASONS

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.adapter import Delivery
-from adapters.registry import adapters, delivered, find_adapter, read_event
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.registry import adapters, delivered, find_adapter, read_event
 from ciml.errors import RejectedInput
 from ciml.events.records import Message
 

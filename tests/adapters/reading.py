@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from adapters.adapter import Delivery
-from adapters.registry import read_event
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.registry import read_event
 from ciml.events.records import Batch, OffsetRange, RunFacts
+from ciml.transforms.ingest.decode import decode
 from tests.adapters.deliveries import event_of, message_of
-from transforms.ingest.decode import decode
 
 
 def runs_of(adapter: str, delivery: Delivery) -> dict[str, RunFacts]:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 
 _ZUUL = Path(__file__).parent / "zuul"
 SHA = "9f2c1b7e4a6d8035c1e2f3a4b5c6d7e8f9a0b1c2"

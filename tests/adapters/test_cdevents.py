@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from adapters import cdevents
-from adapters.adapter import Delivery
+from ciml.adapters import cdevents
+from ciml.adapters.adapter import Delivery
 from ciml.errors import RejectedInput
 from tests.adapters.deliveries import event_of
 from tests.adapters.reading import runs_of, updates_of

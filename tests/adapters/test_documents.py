@@ -8,10 +8,10 @@ from types import ModuleType
 
 import pytest
 
-from adapters import cdevents, gerrit, github, gitlab, jenkins, tekton, zuul
-from adapters.adapter import NOTHING
-from adapters.github import EVENT
-from adapters.registry import adapters
+from ciml.adapters import cdevents, gerrit, github, gitlab, jenkins, tekton, zuul
+from ciml.adapters.adapter import NOTHING
+from ciml.adapters.github import EVENT
+from ciml.adapters.registry import adapters
 from ciml.events.outcomes import NEVER_RAN, TASK_RUN_REASONS, normal_word, outcome_of
 
 PAGE_ROOT = Path(__file__).parents[2]

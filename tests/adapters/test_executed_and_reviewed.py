@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from adapters.adapter import Delivery
-from adapters.registry import delivered, find_adapter, read_event
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.registry import delivered, find_adapter, read_event
 from ciml.events.records import Batch, Message, OffsetRange, Outcome, PendingRun, RawFile, RunFacts
 from ciml.raw.accounting import reconcile
 from ciml.raw.state import RawState
+from ciml.transforms.ingest.decode import decode
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate, judge
 from tests.adapters import executed
 from tests.adapters.executed import Scenario, Sent
-from transforms.ingest.decode import decode
-from transforms.ingest.trust import TrustPolicy, evaluate, judge
 
 POLICIES = Path(__file__).parents[2] / "transforms" / "ingest"
 SCENARIOS: list[Scenario] = [

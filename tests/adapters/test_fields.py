@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from adapters.adapter import Delivery
-from adapters.fields import (
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.fields import (
     address,
     differ,
     event_id,

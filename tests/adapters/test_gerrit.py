@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adapters import gerrit
+from ciml.adapters import gerrit
 from ciml.errors import RejectedInput
 from ciml.events.updates import PARTLY_APPROVED
 from tests.adapters import samples

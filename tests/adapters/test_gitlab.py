@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from adapters import gitlab
-from adapters.adapter import NOTHING, Delivery
+from ciml.adapters import gitlab
+from ciml.adapters.adapter import NOTHING, Delivery
 from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
 from tests.adapters.deliveries import event_of

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from adapters.adapter import Delivery
-from adapters.registry import adapters
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.registry import adapters
 from tests.adapters.deliveries import samples
 from tests.adapters.hostile import VALUES, changed, encoded, outcome, paths
 from tests.growth import assert_linear

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from adapters import jenkins
+from ciml.adapters import jenkins
 from ciml.errors import RejectedInput
 from tests.adapters.deliveries import event_of
 from tests.adapters.reading import runs_of

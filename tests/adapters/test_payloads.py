@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.github import PUSH
+from ciml.adapters.github import PUSH
 from tests.adapters import github_samples as github
 from tests.adapters import gitlab_samples as gitlab
 from tests.adapters.payloads import Result, results, table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.adapter import Delivery
-from recorder.ci_environment import known_run
+from ciml.adapters.adapter import Delivery
+from ciml.recorder.ci_environment import known_run
 from tests.adapters import github_samples, gitlab_samples, samples
 from tests.adapters.reading import runs_of
 

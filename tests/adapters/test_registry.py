@@ -9,14 +9,14 @@ from unittest import mock
 
 import pytest
 
-from adapters import registry
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
-from adapters.registry import delivered, find_adapter, read_event
+from ciml.adapters import registry
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
+from ciml.adapters.registry import delivered, find_adapter, read_event
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Batch, Message, OffsetRange, Outcome
-from transforms.guard import guarded_messages
-from transforms.ingest.decode import decode
+from ciml.transforms.guard import guarded_messages
+from ciml.transforms.ingest.decode import decode
 
 
 def read_toy(delivery: Delivery) -> Reading | Ignored:

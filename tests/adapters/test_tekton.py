@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adapters import tekton
+from ciml.adapters import tekton
 from ciml.errors import RejectedInput
 from ciml.events.outcomes import NEVER_RAN, normal_word
 from tests.adapters.deliveries import event_of

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from adapters import zuul
-from adapters.adapter import Delivery
+from ciml.adapters import zuul
+from ciml.adapters.adapter import Delivery
 from ciml.errors import RejectedInput
 from ciml.events.records import Batch, Message, OffsetRange
+from ciml.transforms.ingest.decode import decode
 from tests.adapters import samples
 from tests.adapters.deliveries import event_of
 from tests.adapters.reading import runs_of
 from tests.adapters.samples import SHA, delivery, zuul_build, zuul_message
-from transforms.ingest.decode import decode
 
 LOGS = "http://127.0.0.1:19001"
 CHECK = "d6c06aa0ff2f4cba93f0723595d1ef96"
@@ -268,7 +268,7 @@ def test_more_runs_than_an_event_may_have_are_rejected() -> None:
 
 
 def test_ingest_settles_the_builds_of_a_real_check() -> None:
-    from adapters.registry import delivered, read_event
+    from ciml.adapters.registry import delivered, read_event
 
     body = delivery(samples.zuul("check-failure")).body
     value, headers = delivered(zuul.ADAPTER, "zuul", body, {"topic": "zuul/demo"}, "mqtt-user")

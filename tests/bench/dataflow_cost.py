@@ -25,19 +25,19 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import STARTED, finished_event, run_event
 from ciml.events.listing_files import open_listing
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.backfill.backfill import plan_backfill
+from ciml.pipelines.datasets.planned import plan_build
+from ciml.pipelines.flink.submit import run_here
+from ciml.pipelines.ingest.committer import committer
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
 from ciml.storage.open import open_store
-from pipelines.backfill.backfill import plan_backfill
-from pipelines.datasets.planned import plan_build
-from pipelines.flink.submit import run_here
-from pipelines.ingest.committer import committer
-from pipelines.ingest.config import IngestConfig
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.corpus import CORPUS
 from tests.pipelines.backfill.backfilling import config as backfill_config
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.scenario import corpus_facts
-from transforms.fetch.policy import FetchPolicy
 
 WEEK_RUNS, WEEK_H = 100_000, 168
 #: One worker: e2-standard-2, and a disk of 30 GB with Streaming Engine, 25 GB with Dataflow Shuffle.
@@ -106,7 +106,7 @@ def measure_backfill(runs: int, folder: Path, bucket: str) -> Measured:
 
 
 def measure_data_set(runs: int, bucket: str) -> Measured:
-    from transforms.examples import beam as examples
+    from ciml.transforms.examples import beam as examples
 
     data = DataRoot.open(f"{bucket}/data")
     planned = plan_build(data, data, DatasetDefinition(name="cost", class_label="build_name", span_runs=500))
@@ -155,7 +155,7 @@ def measure_ingest(runs: int, bucket: str, kafka: str) -> Measured:
 
 
 def main() -> None:
-    import engines
+    from ciml import engines
 
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     with tempfile.TemporaryDirectory() as place, engines.start(["kafka", "s3"], home=Path(place, "home")) as running:

@@ -33,8 +33,8 @@ NAME = "bench"
 RECORDS = f"""
 import sys; from pathlib import Path
 from ciml.data_root import DataRoot
-from training.data.materialise import materialise; from training.data.snapshot import make_snapshot
-from transforms.ingest.trust import TrustPolicy
+from ciml.training.data.materialise import materialise; from ciml.training.data.snapshot import make_snapshot
+from ciml.transforms.ingest.trust import TrustPolicy
 data = DataRoot.open(sys.argv[1])
 dataset = data.dataset({NAME!r})
 done = materialise(dataset.store, make_snapshot(dataset, TrustPolicy.load(None)), Path(sys.argv[2]))
@@ -83,7 +83,7 @@ def built(target: Path, *more: str | Path) -> Cost:
         "--max-windows",
         "550",
     ]
-    return run(sys.executable, "-m", "cli.main", "dataset", "build", *line, *more, "--target-data-path", target)
+    return run(sys.executable, "-m", "ciml.cli.main", "dataset", "build", *line, *more, "--target-data-path", target)
 
 
 def with_records(target: Path, runs: int, done: Cost) -> Cost:

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ciml.cli.commands.operate.backfill import make_config
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.events.listing_files import open_listing
-from cli.commands.operate.backfill import make_config
-from pipelines.backfill.backfill import backfill
-from pipelines.datasets.build import build_dataset
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.transforms.examples.spans import inputs_of, read_span
 from tests.transforms import direct
-from transforms.examples.spans import inputs_of, read_span
 
 USUAL = ("1s", "10s", "1min", "10min", "7s", "10s:.")
 
@@ -67,10 +67,10 @@ def compare(target: DataRoot, state: DatasetState, paths: dict[str, Path], inter
 
 def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], interval: str) -> tuple[int, float]:
     """The largest error of the normalised records, against the same by numpy from pandas' windows in float64."""
+    from ciml.training.data.materialise import materialise
+    from ciml.training.data.snapshot import ROLES, make_snapshot
+    from ciml.transforms.ingest.trust import TrustPolicy
     from tests.training.records import written
-    from training.data.materialise import materialise
-    from training.data.snapshot import ROLES, make_snapshot
-    from transforms.ingest.trust import TrustPolicy
 
     snapshot = make_snapshot(target.dataset(name), TrustPolicy.load(None))
     runs, resolved = list(snapshot.runs()), snapshot.resolved

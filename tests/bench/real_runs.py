@@ -16,8 +16,8 @@ import pyarrow as pa
 from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.corpus import CORPUS
-from transforms.parse.logs import Log, parse_logs
 
 #: ``builds.jsonl``, and the logs that it names by ``log_path``.
 FOLDER = Path(os.environ.get("CIML_HIBENCH") or CORPUS)

@@ -24,9 +24,9 @@ from ciml.datasets.plan import Plan
 from ciml.datasets.state import DatasetState
 from ciml.digest import canonical_json
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
-from pipelines.datasets.run_source import StoredRuns
-from serving.predict import neighbours
-from serving.predict.neighbours import StoredNeighbours
+from ciml.pipelines.datasets.run_source import StoredRuns
+from ciml.serving.predict import neighbours
+from ciml.serving.predict.neighbours import StoredNeighbours
 
 _DELTA = 200
 #: The last runs wait for their span.

@@ -23,15 +23,15 @@ from ciml.manifest.log import ManifestLog
 from ciml.raw.packs import pack_log
 from ciml.raw.state import RAW
 from ciml.storage.open import open_store
+from ciml.transforms.raw.packs import PackWriter
 from tests.bench.many_runs import DAY_US, fill_store
 from tests.pipelines.raw_store.scenes import TRUSTED
 from tests.transforms.samples import table
-from transforms.raw.packs import PackWriter
 
 JOBS, SAMPLES = 40, 8
 _START_US = 1_700_000_000_000_000
 _PUBLISH = (
-    "from cli.main import main; import sys; sys.argv = ['ciml', 'tables', 'publish', '--data-path', {!r}]; main()"
+    "from ciml.cli.main import main; import sys; sys.argv = ['ciml', 'tables', 'publish', '--data-path', {!r}]; main()"
 )
 _DUCKDB = """
 import duckdb

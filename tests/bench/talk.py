@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.main import cli
+from ciml.cli.main import cli
 
 NO_MEMORY = "^(?!(used|free|buff|cach|avai)$)"
 TALK = ("--estimator", "tf.estimator.DNNClassifier", "--batch-size", "128", "--epochs", "500", "--steps", "7500")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.drawing import COLORS, Plot
+from ciml.reports.drawing import COLORS, Plot
 from tests.bench.talk import Cell, providers, status, stored, talk
 
 if TYPE_CHECKING:

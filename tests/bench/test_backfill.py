@@ -10,15 +10,15 @@ import pytest
 
 from ciml.events.listing_files import open_listing
 from ciml.events.records import OffsetRange
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.backfill.plan import BackfillConfig
 from ciml.storage.open import open_store
-from pipelines.backfill.backfill import backfill
-from pipelines.backfill.plan import BackfillConfig
+from ciml.transforms.fetch.fetch import fetch
+from ciml.transforms.ingest.decode_listing import decode_lines
+from ciml.transforms.ingest.trust import judge
+from ciml.transforms.parse.stage import parse
+from ciml.transforms.raw.write import store
 from tests.pipelines.backfill.backfilling import config, listed
-from transforms.fetch.fetch import fetch
-from transforms.ingest.decode_listing import decode_lines
-from transforms.ingest.trust import judge
-from transforms.parse.stage import parse
-from transforms.raw.write import store
 
 pytestmark = pytest.mark.bench
 
@@ -40,7 +40,7 @@ def loop(ours: BackfillConfig, path: Path) -> None:
 @pytest.mark.parametrize("runner", [None, "fnapi"])
 def test_backfill_against_a_plain_loop(tmp_path: Path, runner: str | None) -> None:
     if runner is not None:
-        import pipelines.backfill.beam  # noqa: F401  (Beam; its import is not a run's time)
+        import ciml.pipelines.backfill.beam  # noqa: F401  (Beam; its import is not a run's time)
     made = listed(tmp_path / "logs", runs=RUNS, tricks=False)
     path = made.path
     times: dict[str, list[float]] = {"backfill": [], "loop": []}

@@ -20,11 +20,11 @@ from ciml.manifest.id_index import IdTable, Rows, Run
 from ciml.manifest.index_files import PartFiles
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.segments import Segment
+from ciml.pipelines.ingest.committer import Committer
 from ciml.raw.accounting import reconcile
 from ciml.raw.known_ids import TABLES, KnownRun
 from ciml.raw.state import RAW, RawState
 from ciml.storage.open import LocalStore, Store, open_store
-from pipelines.ingest.committer import Committer
 
 pytestmark = pytest.mark.bench
 
@@ -159,7 +159,7 @@ _START = """
 import re, sys, time
 from pathlib import Path
 from ciml.storage.open import LocalStore
-from pipelines.ingest.committer import Committer
+from ciml.pipelines.ingest.committer import Committer
 from tests.bench.test_commits import batch
 def memory():
     status = Path("/proc/self/status").read_text()

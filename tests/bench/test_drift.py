@@ -14,12 +14,12 @@ import pyarrow as pa
 import pytest
 
 from ciml.datasets.definition import ResolvedDefinition
+from ciml.transforms.drift.compare import compare
+from ciml.transforms.drift.report import Report, Side
+from ciml.transforms.drift.statistics import statistics
+from ciml.transforms.examples.prepare import make_examples
 from tests.bench.real_runs import real_runs
 from tests.transforms.samples import resolved
-from transforms.drift.compare import compare
-from transforms.drift.report import Report, Side
-from transforms.drift.statistics import statistics
-from transforms.examples.prepare import make_examples
 
 pytestmark = pytest.mark.bench
 SPLITS, DRAWS = 40, 5

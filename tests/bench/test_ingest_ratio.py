@@ -18,13 +18,13 @@ from ciml.events.cloudevents import finished_event
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
+from ciml.transforms.fetch.fetch import Fetcher
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.decode import decode
+from ciml.transforms.ingest.trust import TrustPolicy, judge
+from ciml.transforms.parse.stage import parse
+from ciml.transforms.raw.write import store
 from tests.bench.real_runs import FOLDER, listed_runs
-from transforms.fetch.fetch import Fetcher
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.decode import decode
-from transforms.ingest.trust import TrustPolicy, judge
-from transforms.parse.stage import parse
-from transforms.raw.write import store
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(900)]
 
@@ -47,13 +47,13 @@ class Scene:
 def scene(kafka: str) -> Iterator[Scene]:
     from confluent_kafka import Producer
 
+    from ciml.engines.processes import free_ports
     from ciml.kafka.connect import admin
     from ciml.kafka.options import KafkaOptions
-    from engines.processes import free_ports
-    from pipelines.kafka.broker import make_topic
+    from ciml.pipelines.kafka.broker import make_topic
 
     port = free_ports(1)[0]
-    command = [sys.executable, "-m", "engines.log_server", str(FOLDER), str(port)]
+    command = [sys.executable, "-m", "ciml.engines.log_server", str(FOLDER), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     topic = f"bench-{time.time_ns()}"
     make_topic(KafkaOptions(kafka), topic)
@@ -97,7 +97,7 @@ def direct(scene: Scene, folder: Path) -> float:
 
 def config(scene: Scene, folder: Path) -> Any:
     from ciml.kafka.options import KafkaOptions
-    from pipelines.ingest.config import IngestConfig
+    from ciml.pipelines.ingest.config import IngestConfig
 
     # Runs are not announced here: the loop announces nothing either.
     return IngestConfig(DataRoot.open(str(folder)).raw, KafkaOptions(scene.broker), scene.topic, "", fetch=scene.fetch)
@@ -105,9 +105,9 @@ def config(scene: Scene, folder: Path) -> Any:
 
 def micro_batches(scene: Scene, folder: Path) -> float:
     """All of it, commits and the start of each pipeline included; seconds."""
-    import pipelines.flink.submit  # noqa: F401  (Beam; its import is not a batch's time)
-    from services.driver import drive
-    from services.ingest import IngestService
+    import ciml.pipelines.flink.submit  # noqa: F401  (Beam; its import is not a batch's time)
+    from ciml.services.driver import drive
+    from ciml.services.ingest import IngestService
 
     ours = config(scene, folder)
     began = time.perf_counter()
@@ -128,8 +128,8 @@ def commits(ours: Any) -> list[tuple[float, int]]:
 
 def on_flink(scene: Scene, folder: Path, endpoint: str) -> tuple[float, float]:
     """(seconds an event needs between the first commit and the last, times all events; seconds of all of it)."""
-    from services.driver import drive
-    from services.ingest import IngestService
+    from ciml.services.driver import drive
+    from ciml.services.ingest import IngestService
 
     ours = config(scene, folder)
     began = time.time()

@@ -26,22 +26,22 @@ import psutil
 import pytest
 
 from ciml.datasets.definition import DatasetDefinition, resolve
+from ciml.engines import Engines, cluster_parts
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
-from engines import Engines, cluster_parts
-from pipelines.flink import rest as flink_rest
-from pipelines.flink.jobs import list_flink_jobs
-from pipelines.flink.rest import RestJob
-from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.kafka.reader import close_readers
-from pipelines.live.pipeline import LiveConfig, build_live
-from services.driver import drive
-from services.live import LiveService, make_topics, plan_live
+from ciml.pipelines.flink import rest as flink_rest
+from ciml.pipelines.flink.jobs import list_flink_jobs
+from ciml.pipelines.flink.rest import RestJob
+from ciml.pipelines.flink.submit import FlinkJob, flink_options
+from ciml.pipelines.kafka.reader import close_readers
+from ciml.pipelines.live.pipeline import LiveConfig, build_live
+from ciml.services.driver import drive
+from ciml.services.live import LiveService, make_topics, plan_live
+from ciml.transforms.live.windows import LiveDataset, LivePolicy
 from tests.bench.live_farm import COLUMNS
 from tests.corpus import builds
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
-from transforms.live.windows import LiveDataset, LivePolicy
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(0)]
 

@@ -21,7 +21,7 @@ RUNS = 2000
 LOAD = """
 import sys
 from ciml.data_root import DataRoot
-from pipelines.backfill.load import load
+from ciml.pipelines.backfill.load import load
 from tests.memory import peak_bytes
 report = load(DataRoot.open(sys.argv[3]), sys.argv[2], sys.argv[1])
 assert report.complete

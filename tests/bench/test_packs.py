@@ -17,14 +17,14 @@ import pytest
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.raw_store.compact import compact
+from ciml.pipelines.raw_store.verify import Verification, verify_raw
 from ciml.raw.packs import pack_state, split_path
 from ciml.storage.open import LocalStore, Store, open_store
-from pipelines.raw_store.compact import compact
-from pipelines.raw_store.verify import Verification, verify_raw
+from ciml.transforms.raw import reader as raw_reader
+from ciml.transforms.raw.reader import read_run, read_runs
+from ciml.transforms.raw.write import run_path, write_run
 from tests.bench.real_runs import real_runs
-from transforms.raw import reader as raw_reader
-from transforms.raw.reader import read_run, read_runs
-from transforms.raw.write import run_path, write_run
 
 pytestmark = pytest.mark.bench
 

@@ -17,9 +17,9 @@ from ciml.events.cloudevents import decode_message, finished_event
 from ciml.events.records import Message
 from ciml.events.run_facts import facts_from_listing
 from ciml.telemetry import telemetry_columns
+from ciml.transforms.examples.downsample import downsample
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.bench.real_runs import FOLDER, listed_runs
-from transforms.examples.downsample import downsample
-from transforms.parse.logs import Log, parse_logs
 
 pytestmark = pytest.mark.bench
 

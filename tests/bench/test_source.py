@@ -60,7 +60,7 @@ def messages(kafka: str) -> Iterator[tuple[str, str]]:
 
     from ciml.kafka.connect import admin
     from ciml.kafka.options import KafkaOptions
-    from pipelines.kafka.broker import make_topic
+    from ciml.pipelines.kafka.broker import make_topic
 
     topic = f"bench-{time.time_ns()}"
     make_topic(KafkaOptions(kafka), topic)
@@ -103,11 +103,11 @@ def micro_batches(broker: str, topic: str) -> float:
     import apache_beam as beam
 
     from ciml.kafka.options import KafkaOptions
-    from pipelines.flink.submit import run_here
-    from pipelines.kafka.broker import list_topic
-    from pipelines.kafka.plan import plan
-    from pipelines.kafka.reader import close_readers
-    from pipelines.kafka.source import ReadFromKafka
+    from ciml.pipelines.flink.submit import run_here
+    from ciml.pipelines.kafka.broker import list_topic
+    from ciml.pipelines.kafka.plan import plan
+    from ciml.pipelines.kafka.reader import close_readers
+    from ciml.pipelines.kafka.source import ReadFromKafka
 
     options = KafkaOptions(broker)
     decoded.clear()
@@ -155,11 +155,11 @@ def flink_seconds(broker: str, topic: str, endpoint: str) -> tuple[float, float]
     import apache_beam as beam
 
     from ciml.kafka.options import KafkaOptions
-    from pipelines.flink.submit import FlinkJob, flink_options
-    from pipelines.kafka.broker import list_topic
-    from pipelines.kafka.plan import plan
-    from pipelines.kafka.reader import close_readers
-    from pipelines.kafka.source import ReadFromKafka
+    from ciml.pipelines.flink.submit import FlinkJob, flink_options
+    from ciml.pipelines.kafka.broker import list_topic
+    from ciml.pipelines.kafka.plan import plan
+    from ciml.pipelines.kafka.reader import close_readers
+    from ciml.pipelines.kafka.source import ReadFromKafka
 
     options = KafkaOptions(broker)
     decoded.clear()

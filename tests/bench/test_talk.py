@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
-from cli.main import cli
+from ciml.cli.main import cli
 from tests.bench import talk
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.telemetry import telemetry_columns
+from ciml.training.estimators import Rows, build_model, fit
+from ciml.training.estimators.networks import optimizer_of
+from ciml.training.experiment import Experiment
+from ciml.training.normalise import Normalisation
+from ciml.transforms.examples.prepare import prepare_many
 from tests.bench.real_runs import real_runs
 from tests.bench.test_ratios import tell
-from training.estimators import Rows, build_model, fit
-from training.estimators.networks import optimizer_of
-from training.experiment import Experiment
-from training.normalise import Normalisation
-from transforms.examples.prepare import prepare_many
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 

@@ -17,16 +17,16 @@ import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.raw.causes import CAUSES
+from ciml.training.calibration.calibrate import calibrate
+from ciml.training.calibration.conformal import decimals
+from ciml.training.estimators import Rows, fit, inputs_for
+from ciml.training.evaluation.verdicts import verdict_figures
+from ciml.training.experiment import Experiment
+from ciml.training.normalise import Normalisation
+from ciml.transforms.examples.prepare import prepare_many
+from ciml.transforms.examples.split import split_of
 from tests.bench.verdicts import EXAMPLES, Recorded, _resolved, read
 from tests.training.calibration.test_exact_coverage import exact
-from training.calibration.calibrate import calibrate
-from training.calibration.conformal import decimals
-from training.estimators import Rows, fit, inputs_for
-from training.evaluation.verdicts import verdict_figures
-from training.experiment import Experiment
-from training.normalise import Normalisation
-from transforms.examples.prepare import prepare_many
-from transforms.examples.split import split_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, Producer
 
-import engines
+from ciml import engines
+from ciml.cli.demo.processes import Children, wait_for
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.decision import Decision
@@ -33,14 +34,13 @@ from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
 from ciml.raw.causes import FAILED
+from ciml.serving.push import push
 from ciml.storage.open import open_store
-from cli.demo.processes import Children, wait_for
-from serving.push import push
+from ciml.training.experiment import Experiment
+from ciml.training.refresh import Candidate, refresh
 from tests.corpus import CORPUS, builds
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import corpus
-from training.experiment import Experiment
-from training.refresh import Candidate, refresh
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
 MODEL = "cause"
@@ -48,7 +48,7 @@ MODEL = "cause"
 
 def push_model(folder: Path, target: DataRoot) -> None:
     """Train a calibrated model of causes on the corpus, in a data root of its own, and push it to another."""
-    from pipelines.datasets.update import create_dataset, update_dataset
+    from ciml.pipelines.datasets.update import create_dataset, update_dataset
 
     own = DataRoot.open(folder)
     runs, tables, _ = corpus()

@@ -18,14 +18,20 @@ import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.raw.causes import CAUSES
+from ciml.services.feedback.config import Policy
+from ciml.services.feedback.evidence import compare_profile
+from ciml.services.feedback.history.records import RERUNS, REVIEWER, RecordedVerdict
+from ciml.services.feedback.history.standing import Standings
+from ciml.services.feedback.policy import Silence, doubt_of
+from ciml.serving.evidence.evidence import evidence_for
+from ciml.serving.evidence.subject import Subject
+from ciml.training.calibration.conformal import make_rules
+from ciml.training.calibration.fit import fit_calibrator
+from ciml.training.calibration.ranges import learned_ranges
+from ciml.training.experiment import load_experiment
+from ciml.transforms.examples.prepare import run_means
+from ciml.transforms.profiles.profile import Profiles
 from ciml.verdicts import Verdict, make_verdict
-from services.feedback.config import Policy
-from services.feedback.evidence import compare_profile
-from services.feedback.history.records import RERUNS, REVIEWER, RecordedVerdict
-from services.feedback.history.standing import Standings
-from services.feedback.policy import Silence, doubt_of
-from serving.evidence.evidence import evidence_for
-from serving.evidence.subject import Subject
 from tests.bench.verdicts import (
     EXAMPLES,
     Answer,
@@ -38,12 +44,6 @@ from tests.bench.verdicts import (
     folds_of,
     read,
 )  # fmt: skip
-from training.calibration.conformal import make_rules
-from training.calibration.fit import fit_calibrator
-from training.calibration.ranges import learned_ranges
-from training.experiment import load_experiment
-from transforms.examples.prepare import run_means
-from transforms.profiles.profile import Profiles
 
 RESAMPLES = 2000
 #: The rules, each with the conditions of the one before.

@@ -17,12 +17,12 @@ import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.raw.causes import CAUSES
+from ciml.serving.evidence.evidence import Evidence, evidence_for
+from ciml.serving.evidence.subject import Subject
+from ciml.training.experiment import load_experiment
+from ciml.transforms.profiles.profile import MIN_RUNS, make_profiles
 from ciml.verdicts import UNKNOWN
-from serving.evidence.evidence import Evidence, evidence_for
-from serving.evidence.subject import Subject
 from tests.bench.verdicts import EXAMPLES, Recorded, by_experiment, folds_of, read, verdicts_by
-from training.experiment import load_experiment
-from transforms.profiles.profile import MIN_RUNS, make_profiles
 
 RUNS = 20
 

@@ -30,7 +30,7 @@ class Log:
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    log = Log("services.webhooks.app")
+    log = Log("ciml.services.webhooks.app")
     yield log
     log.handler.close()
 
@@ -70,7 +70,7 @@ def test_the_memory_of_templates_is_bounded(log: Log) -> None:
 
 
 def test_information_of_other_loggers_is_not_limited() -> None:
-    log = Log("training.refresh")
+    log = Log("ciml.training.refresh")
     for number in range(1000):
         log.logger.info("step %d", number)
     assert len(log.lines()) == 1000
@@ -95,7 +95,7 @@ def raised(error: Exception) -> Exception:
     ],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("name", ["asyncio", "uvicorn.error", "serving.server.rest", "services.webhooks.app"])
+@pytest.mark.parametrize("name", ["asyncio", "uvicorn.error", "ciml.serving.server.rest", "ciml.services.webhooks.app"])
 def test_a_client_error_is_one_line(name: str, error: Exception) -> None:
     log = Log(name)
     log.logger.error("Fatal error: protocol.data_received() call failed.\nprotocol: <X>", exc_info=raised(error))

@@ -150,7 +150,7 @@ def test_parsing_and_validating_import_no_pandas() -> None:
     script = (
         "import sys\n"
         "from ciml.telemetry import validate\n"
-        "from transforms.parse.logs import Log, parse_logs\n"
+        "from ciml.transforms.parse.logs import Log, parse_logs\n"
         "from tests.golden.make_logs import all_logs\n"
         "tables = parse_logs([Log(g.data, g.start_us, g.end_us) for g in all_logs()])\n"
         "[validate(t) for t in tables]\n"

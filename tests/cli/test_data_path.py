@@ -9,10 +9,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
+from ciml.cli.options import data_path_option
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from cli.main import cli
-from cli.options import data_path_option
 
 ENVIRONMENT = {"CIML_DATA_PATH": "environment"}
 
@@ -52,7 +52,7 @@ def test_a_command_without_data_path_is_wrong_use() -> None:
 
 
 def test_every_data_path_accepts_that_of_the_group() -> None:
-    from cli.data_path import DataPathOption
+    from ciml.cli.data_path import DataPathOption
     from tests.cli.test_help import ALL
 
     options = [

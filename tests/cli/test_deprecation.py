@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli.main import cli
+from ciml.cli.main import cli
 
 
 @click.command("old", deprecated="use ciml new")

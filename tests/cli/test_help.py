@@ -9,8 +9,8 @@ from inspect import cleandoc
 import click
 import pytest
 
-from cli.commands.learn.experiment.define import setup
-from cli.main import cli
+from ciml.cli.commands.learn.experiment.define import setup
+from ciml.cli.main import cli
 
 #: Words that help does not use, as a pattern.
 BANNED = (

@@ -11,17 +11,17 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.command_table import COMMANDS, RENAMED
+from ciml.cli.main import LazyGroup, cli
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.version import __version__, commit, describe
-from cli.command_table import COMMANDS, RENAMED
-from cli.main import LazyGroup, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def ciml(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
+        [sys.executable, "-m", "ciml.cli.main", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -40,10 +40,10 @@ def test_help_is_quick_and_imports_no_command():
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
 
     probe = (
-        "import sys; from click.testing import CliRunner; from cli.main import cli;"
+        "import sys; from click.testing import CliRunner; from ciml.cli.main import cli;"
         "CliRunner().invoke(cli, ['--help']);"
         "print(sorted(set(sys.modules) & {'apache_beam', 'tensorflow', 'confluent_kafka', 'rich', 'psutil', 'boto3',"
-        " 'pyarrow', 'numpy', 'engines', 'cli.commands.operate.up'}))"
+        " 'pyarrow', 'numpy', 'engines', 'ciml.cli.commands.operate.up'}))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[]\n"
@@ -144,7 +144,7 @@ def test_version():
 @pytest.mark.parametrize("shown", ["progress_bar('x') as show: show(1, 2)", "bars() as show: show('x', 1, 2)"])
 def test_bars_are_only_for_terminals_even_with_forced_colours(shown: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"from cli.progress_bar import bars, progress_bar\nwith {shown}"],
+        [sys.executable, "-c", f"from ciml.cli.progress_bar import bars, progress_bar\nwith {shown}"],
         capture_output=True,
         text=True,
         env={**os.environ, "FORCE_COLOR": "1"},

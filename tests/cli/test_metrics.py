@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ciml.metrics import serve_metrics
-from pipelines.flink.jobs import list_flink_jobs
+from ciml.pipelines.flink.jobs import list_flink_jobs
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.pipelines.ingest.scenario import Scenario, send
 from tests.scraping import Samples, scrape
@@ -61,7 +61,7 @@ def totals(found: Samples) -> dict[str, dict[tuple[str, ...], float]]:
 @contextmanager
 def foreground(*arguments: str) -> Iterator[str]:
     """``ciml ingest`` in the foreground; yields the URL of its metrics."""
-    command = [sys.executable, "-m", "cli.main", "ingest", "--metrics-port", "0", *arguments]
+    command = [sys.executable, "-m", "ciml.cli.main", "ingest", "--metrics-port", "0", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -141,7 +141,7 @@ def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callabl
     scenario.log_arrives()
     with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as one:
         command = [
-            sys.executable, "-m", "cli.main", "service", "run", "ingest", "--name", "one", "--home",
+            sys.executable, "-m", "ciml.cli.main", "service", "run", "ingest", "--name", "one", "--home",
             str(one.home), "--data-path", one.data, "--kafka", kafka, "--topic", scenario.topic, "--runs-topic",
             one.runs_topic, "--allow-root", str(scenario.logs), "--retry-after", "500ms", "--engine", "micro-batches",
             "--metrics-port", "0", "--tied-to", str(os.getpid()),
@@ -204,7 +204,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         port = url.rpartition(":")[2].removesuffix("/metrics")
         done = subprocess.run(
             [
-                sys.executable, "-m", "cli.main", "ingest", "--data-path", str(tmp_path), "--kafka", "127.0.0.1:1",
+                sys.executable, "-m", "ciml.cli.main", "ingest", "--data-path", str(tmp_path), "--kafka", "127.0.0.1:1",
                 "--engine", "micro-batches", "--metrics-port", port,
             ],
             cwd=ROOT, capture_output=True, text=True, timeout=60,

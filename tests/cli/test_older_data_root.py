@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
 from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import find_files
-from cli.main import cli
-from serving.client import ModelClient
-from serving.registry import Registry
+from ciml.serving.client import ModelClient
+from ciml.serving.registry import Registry
+from ciml.transforms.examples.spans import read_span
+from ciml.transforms.raw.reader import read_runs
 from tests.golden import make_logs
 from tests.serving.process import server_process
-from transforms.examples.spans import read_span
-from transforms.raw.reader import read_runs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_root"
 FEATURES = ("used", "free", "buff", "cach")

@@ -8,10 +8,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_option
+from ciml.engines import EngineState, state
+from ciml.engines.kafka import MOCK
 from ciml.errors import CimlError
-from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_option
-from engines import EngineState, state
-from engines.kafka import MOCK
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli import talk_scripts
-from cli.options import s3_options
-from cli.talk_scripts import undashed
+from ciml.cli import talk_scripts
+from ciml.cli.options import s3_options
+from ciml.cli.talk_scripts import undashed
 from tests.corpus import CORPUS, builds
 
 SCRIPTS = Path(sys.executable).parent
@@ -60,7 +60,7 @@ def test_a_script_keeps_its_options(script: str, monkeypatch: pytest.MonkeyPatch
 def test_every_script_is_installed():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert {target for name, target in scripts.items() if name != "ciml"} == {
-        f"cli.talk_scripts:{name}" for name in OPTIONS
+        f"ciml.cli.talk_scripts:{name}" for name in OPTIONS
     }
 
 

@@ -63,7 +63,7 @@ def write_listing(folder: Path) -> Path:
 
 def ciml(*words: str, data: Path, as_json: bool = True) -> Any:
     """Run a command of ciml, and return its JSON, or its text."""
-    command = [sys.executable, "-m", "cli.main", *words, "--data-path", str(data)]
+    command = [sys.executable, "-m", "ciml.cli.main", *words, "--data-path", str(data)]
     done = subprocess.run([*command, *["--json"] * as_json], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 5), done.stderr
     return json.loads(done.stdout) if as_json else done.stdout

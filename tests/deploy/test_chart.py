@@ -17,9 +17,11 @@ import pytest
 import yaml
 
 from ciml import __version__, limits
-from cli.main import cli
-from engines.flink import cluster_config
-from engines.flink.job_server import OPENED
+from ciml.cli.main import cli
+from ciml.engines.flink import cluster_config
+from ciml.engines.flink.job_server import OPENED
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.deploy.chart import (
     CHART,
     FLINK,
@@ -38,8 +40,6 @@ from tests.deploy.chart import (
     validate,
 )
 from tests.deploy.definitions import flink_definitions
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.trust import TrustPolicy
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 #: Objects that other operators own, which the validator does not know.
@@ -317,7 +317,7 @@ def test_each_command_starts(full: list[Resource], tensorflow: list[Resource]) -
     assert len(commands) >= 10
     for words in sorted(commands):
         _, rest = _command(list(words))
-        line = [sys.executable, "-m", "cli.main", *words[: len(words) - len(rest)], "--help"]
+        line = [sys.executable, "-m", "ciml.cli.main", *words[: len(words) - len(rest)], "--help"]
         done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr
         assert "Example:" in done.stdout

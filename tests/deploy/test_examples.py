@@ -9,13 +9,13 @@ import yaml
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
+from ciml.services.feedback.config import load_feedback
+from ciml.services.receivers.config import load_receivers
 from ciml.settings import read_toml
-from services.feedback.config import load_feedback
-from services.receivers.config import load_receivers
+from ciml.training.experiment import load_experiment
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.deploy.chart import EXAMPLES, Resource, example, merged, render
-from training.experiment import load_experiment
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.trust import TrustPolicy
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 NAMES = ("everything", "flink", "micro-batches")

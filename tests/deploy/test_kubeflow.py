@@ -16,6 +16,8 @@ import yaml
 
 from ciml import __version__
 from ciml.data_root import DataRoot
+from ciml.training.experiment import Experiment
+from ciml.training.experiments.trials import create_experiment
 from tests.corpus import CORPUS
 from tests.deploy.steps import (
     DATASET,
@@ -28,8 +30,6 @@ from tests.deploy.steps import (
     served_versions,
     write_listing,
 )
-from training.experiment import Experiment
-from training.experiments.trials import create_experiment
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubeflow"
 COMPILED = FOLDER / "learn.yaml"

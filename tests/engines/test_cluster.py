@@ -17,15 +17,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-import engines
+from ciml import engines
+from ciml.engines import processes
+from ciml.engines.flink import parts
+from ciml.engines.flink.cluster import Cluster
+from ciml.engines.flink.parts import MARK, Part, PartState, pool_socket
+from ciml.engines.flink.prune_checkpoints import sweep_checkpoints
+from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
 from ciml.storage.open import open_store
-from engines import processes
-from engines.flink import parts
-from engines.flink.cluster import Cluster
-from engines.flink.parts import MARK, Part, PartState, pool_socket
-from engines.flink.prune_checkpoints import sweep_checkpoints
-from engines.state import EngineState
 from tests.engines.test_engines import ciml
 
 
@@ -65,7 +65,7 @@ class Kept:
         return Part(name, "", command, ["http", url], url, str(place), str(place) + ".log", patience_s=1.0)
 
     def start(self) -> None:
-        command = processes.python_command("engines.flink.cluster_watchdog", str(self.home), str(self.folder))
+        command = processes.python_command("ciml.engines.flink.cluster_watchdog", str(self.home), str(self.folder))
         environment = {**processes.python_environment(), MARK: str(self.home), "PYTHONUNBUFFERED": "1"}
         self.pid, self.started = processes.spawn(command, self.home / "watchdog.log", environment, self.home)
 
@@ -201,7 +201,7 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
 
     (port, unused) = processes.free_ports(2)
     name = pool_socket(tmp_path, "workers-1")
-    command = processes.python_command("engines.flink.worker_pool", str(port), name)
+    command = processes.python_command("ciml.engines.flink.worker_pool", str(port), name)
     pool = processes.spawn(command, tmp_path / "log", processes.python_environment(), tmp_path)
     process = psutil.Process(pool[0])
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-import engines
+from ciml import engines
+from ciml.engines import processes, state
 from ciml.errors import CimlError, EngineError
 from ciml.storage.open import open_store
-from engines import processes, state
 
 pytestmark = pytest.mark.engines
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 def ciml(*arguments: str, home: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments, "--home", str(home)],
+        [sys.executable, "-m", "ciml.cli.main", *arguments, "--home", str(home)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -152,7 +152,7 @@ def test_the_light_kafka_does_what_the_light_pipelines_need(home: Path, monkeypa
 
 def test_tied_engines_end_with_a_killed_process(home: Path):
     code = (
-        "import os, signal; import engines;"
+        "import os, signal; from ciml import engines;"
         f"engines.start(['kafka', 's3'], {str(home)!r}, engines.Settings(tied=True));"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -263,7 +263,9 @@ def test_an_unknown_engine_is_one_line(home: Path):
 
 
 def test_a_server_that_dies_at_start_says_why(home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("engines.http.python_command", lambda *_: (sys.executable, "-c", "raise SystemExit('no luck')"))
+    monkeypatch.setattr(
+        "ciml.engines.http.python_command", lambda *_: (sys.executable, "-c", "raise SystemExit('no luck')")
+    )
     with pytest.raises(EngineError, match=r"models exited during its start: no luck \(log: .*models\.log\)"):
         engines.start(["models"], home, engines.Settings(models_config="x"))
     assert engines.read(home) == {}

@@ -13,10 +13,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.utils.timestamp import Timestamp
 
-import engines
+from ciml import engines
 from ciml.errors import EngineError
-from pipelines.flink import jobs
-from pipelines.flink.jobs import cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
+from ciml.pipelines.flink import jobs
+from ciml.pipelines.flink.jobs import cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
 
 pytestmark = [
     pytest.mark.engines,

@@ -17,12 +17,12 @@ from paho.mqtt import client as mqtt
 from paho.mqtt import publish
 from paho.mqtt.enums import CallbackAPIVersion
 
-import engines
+from ciml import engines
+from ciml.engines import processes
+from ciml.engines.gerrit import ADMIN
+from ciml.engines.jars import NoJava
+from ciml.engines.mosquitto import find_mosquitto
 from ciml.errors import EngineError
-from engines import processes
-from engines.gerrit import ADMIN
-from engines.jars import NoJava
-from engines.mosquitto import find_mosquitto
 
 
 def _ask(url: str, method: str, path: str, body: Any = None) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import jars
+from ciml.engines import jars
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_MAVEN = """#!/bin/sh
@@ -48,7 +48,7 @@ def test_jars_are_fetched_once_and_named_in_order(tmp_path: Path, cache: Path, m
 
 
 def test_two_processes_fetch_once(tmp_path: Path, cache: Path):
-    code = "from engines import jars; print(jars.class_path('flink'))"
+    code = "from ciml.engines import jars; print(jars.class_path('flink'))"
     environment = {**os.environ, "PATH": f"{fake_maven(tmp_path)}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     both = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-import engines
+from ciml import engines
 
 pytestmark = pytest.mark.engines
 

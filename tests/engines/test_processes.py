@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ciml.engines import processes
 from ciml.errors import EngineError
-from engines import processes
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 STUBBORN = (

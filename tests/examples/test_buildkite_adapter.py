@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from adapters.adapter import Delivery
-from adapters.registry import adapters, find_adapter
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.registry import adapters, find_adapter
 from ciml.events.records import RunFacts
 from tests.adapters.deliveries import event_of
 from tests.adapters.hostile import VALUES, changed, encoded, outcome, paths

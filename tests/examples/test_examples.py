@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
+from ciml.cli.demo.corpus import Sample, read_corpus
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import FINISHED, decode_message
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.storage.open import open_store
 from ciml.telemetry import telemetry_columns
-from cli.demo.corpus import Sample, read_corpus
-from pipelines.datasets.update import create_dataset, update_dataset
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.corpus import CORPUS, PACKED, builds
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.recorder.test_delivery import consume
 from tests.transforms.samples import corpus
-from transforms.parse.logs import Log, parse_logs
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -137,10 +137,10 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
 
     from ciml.datasets.definition import resolve
     from ciml.decision import Decision
-    from serving.push import push
-    from serving.server.server import ModelServer, ServerOptions
+    from ciml.serving.push import push
+    from ciml.serving.server.server import ModelServer, ServerOptions
+    from ciml.transforms.examples.prepare import prepare
     from tests.serving.models_fixture import direct, save_model
-    from transforms.examples.prepare import prepare
 
     tables = [table_of(sample) for sample in samples[:20]]
     definition = resolve(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import engines
+from ciml import engines
 from tests.faults.broker import Broker
 from tests.faults.plan import Mix
 from tests.faults.scene import Scene

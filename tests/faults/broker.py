@@ -9,9 +9,9 @@ import signal
 import time
 from pathlib import Path
 
-from engines.base import Settings
-from engines.kafka import Kafka
-from engines.processes import bindable
+from ciml.engines.base import Settings
+from ciml.engines.kafka import Kafka
+from ciml.engines.processes import bindable
 from tests.faults.children import Program
 
 

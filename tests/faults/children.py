@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG = 1
 #: What a warm child has imported before it is forked: nearly all of the seconds that a cold start takes.
 _PRELOADED = (
-    "cli.main", "cli.commands.operate.ingest", "cli.progress_counts", "services.driver", "services.ingest",
-    "pipelines.kafka.publish",
-    "apache_beam.runners.portability.fn_api_runner", "cli.commands.data.dataset", "pipelines.datasets.update",
+    "ciml.cli.main", "ciml.cli.commands.operate.ingest", "ciml.cli.progress_counts", "ciml.services.driver",
+    "ciml.services.ingest", "ciml.pipelines.kafka.publish",
+    "apache_beam.runners.portability.fn_api_runner", "ciml.cli.commands.data.dataset", "ciml.pipelines.datasets.update",
     "ciml.datasets.definition", "pyarrow.parquet",
 )  # fmt: skip
 
@@ -175,7 +175,7 @@ def start_cold(
     """``ciml arguments`` as a program from its very beginning."""
     if planted or {"CIML_FAULTS_CYCLE", "CIML_FAULTS_SETTLE"} & set(environment or {}):
         return python("tests.faults.planted", planted, *arguments, log=log, environment=environment)
-    return python("cli.main", *arguments, log=log, environment=environment)
+    return python("ciml.cli.main", *arguments, log=log, environment=environment)
 
 
 def _serve() -> None:
@@ -215,7 +215,7 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(handle, number)
     os.environ.update(request["environment"])
     random.seed()
-    from cli import main
+    from ciml.cli import main
     from tests.faults import planted
 
     planted.plant(request["planted"])

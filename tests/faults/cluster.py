@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import psutil
 
-import engines
-from engines.flink.cluster import cluster_parts
-from pipelines.flink import rest as flink_rest
-from services.files import ServiceFiles
+from ciml import engines
+from ciml.engines.flink.cluster import cluster_parts
+from ciml.pipelines.flink import rest as flink_rest
+from ciml.services.files import ServiceFiles
 from tests.faults.children import Child
 
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
+from ciml.transforms.examples.prepare import prepare_many, row_digest
 from tests.faults.direct import table_of
 from tests.faults.judge import MOST
 from tests.faults.oracle import Objects
 from tests.faults.plan import Claim
-from transforms.examples.prepare import prepare_many, row_digest
 
 #: name: (jobs, definition). Two that share runs, so that one run is an example of both.
 DEFINITIONS = {
@@ -40,7 +40,7 @@ _STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
 def update(data: str, folder: Path, names: Collection[str] = DEFINITIONS) -> list[str]:
     """Creates the data sets of these names and seals everything that the raw manifest has."""
     from ciml.datasets.definition import DatasetDefinition
-    from pipelines.datasets.update import create_dataset, update_dataset
+    from ciml.pipelines.datasets.update import create_dataset, update_dataset
 
     try:
         for name, (_, text) in DEFINITIONS.items():

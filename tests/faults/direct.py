@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from ciml.digest import telemetry_digest
 from ciml.errors import RejectedInput
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.faults.oracle import Row
 from tests.faults.plan import Claim
-from transforms.parse.logs import Log, parse_logs
 
 _Key = tuple[str, int | None, int | None]
 _known: dict[_Key, pa.Table] = {}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapters.registry import ADAPTER, AUTH, HEADER, SOURCE
+from ciml.adapters.registry import ADAPTER, AUTH, HEADER, SOURCE
 from ciml.events.records import RunFacts
 
 SECRET = b"the secret of row twenty, long enough"

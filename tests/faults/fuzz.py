@@ -110,7 +110,7 @@ def check(data: bytes) -> None:
     import pyarrow.compute as pc
 
     from ciml.errors import RejectedInput
-    from transforms.parse.logs import Log, parse_logs
+    from ciml.transforms.parse.logs import Log, parse_logs
 
     result = parse_logs([Log(data, _START_US, _END_US)])[0]
     if isinstance(result, RejectedInput):
@@ -131,7 +131,7 @@ def _by_coverage(seed: int, runs: int) -> None:
     import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     with atheris.instrument_imports(include=["transforms", "ciml"]):
-        import transforms.parse.logs  # noqa: F401
+        import ciml.transforms.parse.logs  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(bases()):

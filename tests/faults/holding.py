@@ -14,12 +14,12 @@ from ciml.errors import CimlError
 from ciml.events.records import RawFile
 from ciml.raw.state import open_raw
 from ciml.storage.open import open_store
+from ciml.transforms.examples.spans import verify_span
+from ciml.transforms.raw.reader import read_run
 from tests.faults import datasets
 from tests.faults.judge import Delivery, accepted, judge
 from tests.faults.offline import DATASETS, TOPIC
 from tests.faults.oracle import Ledger, Objects, open_objects
-from transforms.examples.spans import verify_span
-from transforms.raw.reader import read_run
 
 
 class Packed(Objects):

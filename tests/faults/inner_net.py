@@ -21,9 +21,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts
-from transforms.fetch import connections
-from transforms.fetch.fetch import fetch_in_parts
-from transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch import connections
+from ciml.transforms.fetch.fetch import fetch_in_parts
+from ciml.transforms.fetch.policy import FetchPolicy
 
 LOG = b"a log\n" * 100
 PUBLIC = ("93.184.216.34", "2606:2800:220:1::10")

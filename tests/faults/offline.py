@@ -25,11 +25,15 @@ from ciml.errors import CimlError, EngineError
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.ingest.committer import Committer
+from ciml.pipelines.kafka.broker import Listing
+from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
+from ciml.pipelines.raw_store.compact import compact
 from ciml.storage.open import Store, open_store
-from pipelines.ingest.committer import Committer
-from pipelines.kafka.broker import Listing
-from pipelines.kafka.plan import PartitionRead, is_older, plan
-from pipelines.raw_store.compact import compact
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.decode import decode
+from ciml.transforms.ingest.run_stages import settle
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.faults import datasets
 from tests.faults.children import Child
 from tests.faults.judge import Delivery
@@ -37,10 +41,6 @@ from tests.faults.plan import Mix, Send
 from tests.faults.points import Points, Stop
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.decode import decode
-from transforms.ingest.run_stages import settle
-from transforms.ingest.trust import TrustPolicy
 
 TOPIC, TOPIC_ID = "events", "offline"
 #: How long what is replaced is kept here. Half of it has to be longer than a listing takes on a busy machine.

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines import s3_environment
-from engines.base import http_answers
-from engines.processes import free_ports
+from ciml.engines import s3_environment
+from ciml.engines.base import http_answers
+from ciml.engines.processes import free_ports
 from tests.faults.children import Program, python
 
 _numbers = itertools.count(1)

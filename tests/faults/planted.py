@@ -39,14 +39,14 @@ SETTLE = "CIML_FAULTS_SETTLE"
 def plant(name: str) -> None:
     """Plants a defect ("" for none) into this process, and what the environment says of the size of batches."""
     if most := int(os.environ.get(CYCLE, "0")):
-        from pipelines.ingest.config import IngestConfig
+        from ciml.pipelines.ingest.config import IngestConfig
 
         def make(init: Any) -> Any:
             return lambda self, *arguments, **named: init(self, *arguments, **{"cycle_messages": most, **named})
 
         _patch(IngestConfig, "__init__", make)
     if settle_s := float(os.environ.get(SETTLE, "0")):
-        from services.feedback.service import FeedbackConfig
+        from ciml.services.feedback.service import FeedbackConfig
 
         def soon(init: Any) -> Any:
             return lambda self, *arguments, **named: init(self, *arguments, **{"settle_s": settle_s, **named})
@@ -92,9 +92,9 @@ def _stock_sink() -> None:
 
     from ciml.digest import telemetry_digest
     from ciml.events.records import Batch, Outcome, RawFile
-    from pipelines.ingest import pipeline as ingest
-    from transforms.fetch.fetch import fetch_in_parts
-    from transforms.parse.stage import parse
+    from ciml.pipelines.ingest import pipeline as ingest
+    from ciml.transforms.fetch.fetch import fetch_in_parts
+    from ciml.transforms.parse.stage import parse
 
     class Sink(fileio.FileSink):
         def open(self, handle: Any) -> None:
@@ -176,7 +176,7 @@ def _no_deduplication() -> None:
 @_defect("offsets-first")
 def _offsets_first() -> None:
     """What is covered is committed, and then the data; the process dies between the two, once."""
-    from pipelines.ingest.committer import Committer
+    from ciml.pipelines.ingest.committer import Committer
 
     def make(append: Any) -> Any:
         def two_steps(self: Any, build: Any) -> int | None:
@@ -223,7 +223,7 @@ def _overwriting_create() -> None:
 
 
 def _in_delta(change: Callable[[dict[str, Any]], None]) -> None:
-    from pipelines.ingest import committer
+    from ciml.pipelines.ingest import committer
 
     def make(reconcile: Any) -> Any:
         def changed(*arguments: Any) -> Any:
@@ -268,7 +268,7 @@ def _named_too_early() -> None:
 @_defect("other-values")
 def _other_values() -> None:
     """One value of each twentieth object is not what was measured."""
-    from transforms.raw import write as store
+    from ciml.transforms.raw import write as store
 
     def make(write_run: Any) -> Any:
         count = 0
@@ -291,7 +291,7 @@ def _other_values() -> None:
 @_defect("hangs-after-outage")
 def _hangs_after_outage() -> None:
     """A question to the broker that is answered late, or not at all, is never over."""
-    from pipelines.kafka import broker as kafka_broker
+    from ciml.pipelines.kafka import broker as kafka_broker
 
     def make(topic_of: Any) -> Any:
         def hang(*arguments: Any) -> Any:
@@ -312,7 +312,7 @@ def _skips_what_is_gone() -> None:
     """As ``auto.offset.reset=earliest`` would: what retention took is passed over."""
     from ciml.manifest.offsets import RangeSet
     from ciml.raw.state import RawState
-    from services import service
+    from ciml.services import service
 
     def make(plan: Any) -> Any:
         def forgiving(state: Any, listing: Any, **options: Any) -> Any:
@@ -347,7 +347,7 @@ def _leak() -> None:
 @_defect("drops-late-events")
 def _drops_late_events() -> None:
     """As Beam's default ``allowed_lateness=0``: what is an hour late is gone without a word."""
-    from transforms.ingest import beam
+    from ciml.transforms.ingest import beam
 
     def make(decode: Any) -> Any:
         def timely(batch: Any, *arguments: Any) -> Any:
@@ -363,7 +363,7 @@ def _drops_late_events() -> None:
 @_defect("no-limits")
 def _no_limits() -> None:
     """Logs are unpacked however large they are."""
-    from transforms.fetch import http as fetch_http
+    from ciml.transforms.fetch import http as fetch_http
 
     def make(init: Any) -> Any:
         def unlimited(self: Any, policy: Any, *arguments: Any) -> None:
@@ -377,7 +377,7 @@ def _no_limits() -> None:
 @_defect("stores-infinity")
 def _stores_infinity() -> None:
     """What is no number becomes infinite, not null."""
-    from transforms.parse import stage
+    from ciml.transforms.parse import stage
 
     def make(parse_logs: Any) -> Any:
         def parsed(logs: Any, *arguments: Any) -> Any:
@@ -400,7 +400,7 @@ def _stores_infinity() -> None:
 @_defect("this-year")
 def _this_year() -> None:
     """The event's times do not settle the year."""
-    from transforms.parse import stage
+    from ciml.transforms.parse import stage
 
     def make(log: Any) -> Any:
         return lambda data, start_us=None, end_us=None: log(data, None, None)
@@ -411,7 +411,7 @@ def _this_year() -> None:
 @_defect("never-reads-its-message")
 def _never_reads_its_message() -> None:
     """The outbox sends what it has no outcome for, as a retry would, and does not read what is there."""
-    from services.feedback.outbox import Outbox
+    from ciml.services.feedback.outbox import Outbox
 
     _patch(Outbox, "_find", lambda find: lambda self, client, change, marker: None)
 
@@ -419,7 +419,7 @@ def _never_reads_its_message() -> None:
 @_defect("forgets-while-it-says")
 def _forgets_while_it_says() -> None:
     """A message closes its patch set with what came meanwhile."""
-    from services.feedback.state import FeedbackState
+    from ciml.services.feedback.state import FeedbackState
 
     def make(settle: Any) -> Any:
         def forgetful(self: Any, version: int, record: dict[str, Any], now_us: int) -> None:
@@ -436,14 +436,14 @@ def _forgets_while_it_says() -> None:
 @_defect("shows-names-as-they-are")
 def _shows_names_as_they_are() -> None:
     """Names stand in messages as they came."""
-    from services.feedback import text
+    from ciml.services.feedback import text
 
     _patch(text, "name", lambda name: lambda value, most_bytes=120: value)
 
 
 if __name__ == "__main__":
     plant(sys.argv[1])
-    from cli import main
+    from ciml.cli import main
 
     sys.argv = ["ciml", *sys.argv[2:]]
     main.main()

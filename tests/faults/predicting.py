@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from ciml.data_root import DataRoot
+from ciml.engines.processes import free_ports
+from ciml.serving.predict.log import read_predictions
+from ciml.serving.push import push
 from ciml.storage.open import open_store
-from engines.processes import free_ports
-from serving.predict.log import read_predictions
-from serving.push import push
+from ciml.transforms.examples.prepare import prepare_many
 from tests.faults.children import Child, Program
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
 from tests.messages import published
 from tests.pipelines.predict.predicting import BLESSED, telemetry
 from tests.serving.models_fixture import DEFINITION, direct, save_model
-from transforms.examples.prepare import prepare_many
 
 _RUNS, _RATE = 200, 10.0
 _HOLD_S = 300.0
@@ -54,7 +54,7 @@ class Predicting:
         """Start the model server. It imports TensorFlow by itself: a forked process must not have it."""
         arguments = ("--grpc-port", str(self.port), "--rest-port", "0", "--poll-seconds", "0.2")
         self.server = Program(
-            [sys.executable, "-m", "cli.main", "serve", "--data-path", self.data.url, *arguments],
+            [sys.executable, "-m", "ciml.cli.main", "serve", "--data-path", self.data.url, *arguments],
             self.scene.folder / "logs" / "serve.log",
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import platformdirs
 
-from engines.processes import free_ports
+from ciml.engines.processes import free_ports
 from tests.faults.children import Program
 
 VERSION = "v2.12.0"

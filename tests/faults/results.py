@@ -52,8 +52,7 @@ def commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    folders = ("ciml", "transforms", "training", "serving", "pipelines", "cli")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *folders)
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", ":!tests")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 

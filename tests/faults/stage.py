@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import engines
-from engines.processes import free_ports
+from ciml import engines
+from ciml.engines.processes import free_ports
 from tests.corpus import CORPUS
 from tests.faults.children import Nursery, python
 from tests.faults.cluster import Cluster
@@ -69,7 +69,7 @@ def serve_logs(home: Path) -> Iterator[str]:
     served.mkdir(parents=True, exist_ok=True)
     (served / "corpus").symlink_to(CORPUS / "logs")
     port = free_ports(1)[0]
-    server = python("engines.log_server", str(served), str(port), log=home / "logs.log")
+    server = python("ciml.engines.log_server", str(served), str(port), log=home / "logs.log")
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -28,7 +28,7 @@ from typing import Any
 import click
 import pyarrow as pa
 
-import engines
+from ciml import engines
 from ciml.digest import telemetry_digest
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import finished_event
@@ -37,17 +37,17 @@ from ciml.events.run_id import RunId
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_LOG_BYTES, SETTLE_PEAK_BYTES
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.kafka.broker import list_topic
 from ciml.raw.state import open_raw
 from ciml.storage.open import Store, open_store
-from pipelines.kafka.broker import list_topic
+from ciml.transforms.fetch.gunzip import gunzip
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.corpus import CORPUS
 from tests.fuzz.strategies.hostile_events import hostile_event
 from tests.fuzz.strategies.hostile_logs import hostile_log
 from tests.memory import peak_bytes
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.raw_producer import RawProducer
-from transforms.fetch.gunzip import gunzip
-from transforms.parse.logs import Log, parse_logs
 
 ROOT = Path(__file__).parents[2]
 _START_US = 1_795_521_600_000_000  # 2026-11-24 12:00 UTC, where many hostile logs are
@@ -183,7 +183,7 @@ def ingest(home: Path, data: Path, folder: Path, broker: str, topic: str, engine
     log = folder.with_name("ingest.log")
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "ingest", *options], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "ciml.cli.main", "ingest", *options], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
         )
     peak = 0
     while process.poll() is None:

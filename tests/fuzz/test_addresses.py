@@ -11,12 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
+from ciml.transforms.fetch.addresses import PORTS, Address, check_ips, is_public, parse_address
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.fetch import Fetcher
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.faults.inner_net import FORBIDDEN, forms
 from tests.fuzz.frame import fuzz
-from transforms.fetch.addresses import PORTS, Address, check_ips, is_public, parse_address
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.fetch import Fetcher
-from transforms.fetch.policy import FetchPolicy
 
 _hosts = st.one_of(
     st.ip_addresses().map(lambda ip: f"[{ip}]" if ip.version == 6 else str(ip)),

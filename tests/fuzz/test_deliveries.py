@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from tests.adapters.hostile import outcome
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.deliveries import deliveries

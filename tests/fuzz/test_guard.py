@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from ciml.errors import RejectedInput
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
-from pipelines.ingest.committer import seal_guarded, unseal
+from ciml.pipelines.ingest.committer import seal_guarded, unseal
+from ciml.transforms.guard import INTERNAL, attempt, guarded_messages, guarded_runs, is_input_fault
 from tests.fuzz.frame import fuzz
-from transforms.guard import INTERNAL, attempt, guarded_messages, guarded_runs, is_input_fault
 
 #: Built-in exceptions that an input can cause and that are made of one text.
 KINDS = sorted(

@@ -14,12 +14,12 @@ from ciml.dstat.vocabulary import END_LOCAL, FIRST_LOCAL
 from ciml.errors import RejectedInput
 from ciml.limits import CELLS_PER_LOG_BYTE, EARLIEST_US, LATEST_US, MAX_LOG_CELLS, MAX_LOG_COLUMNS
 from ciml.telemetry import short_names, validate
+from ciml.transforms.fetch.gunzip import inflate
+from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
+from ciml.transforms.parse.times import local_times, read_cells
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.hostile_logs import log
 from tests.fuzz.strategies.logs import GOLDEN, built, headers, logs, moments, times
-from transforms.fetch.gunzip import inflate
-from transforms.parse.logs import Log, ParseLimits, parse_logs
-from transforms.parse.times import local_times, read_cells
 
 REASONS = {
     "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "outside_run", "log_too_wide", "log_too_large",

@@ -27,7 +27,7 @@ _MOST_ANSWER = 1 << 20
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from serving.server.server import ModelServer, ServerOptions
+    from ciml.serving.server.server import ModelServer, ServerOptions
 
     root = tmp_path_factory.mktemp("fuzz-serving")
     config = write_config(root, save_model(root / "models" / "1"))

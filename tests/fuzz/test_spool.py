@@ -17,11 +17,11 @@ from ciml.events import samples
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Message, RunFacts
 from ciml.kafka.options import KafkaOptions
-from recorder.producer import Sender
-from recorder.settings import Settings
-from recorder.spool.flush import send_leftovers
-from recorder.spool.leftovers import FACTS, UNSEALED, Leftovers
-from recorder.spool.recording import Destination, Plan, Recording
+from ciml.recorder.producer import Sender
+from ciml.recorder.settings import Settings
+from ciml.recorder.spool.flush import send_leftovers
+from ciml.recorder.spool.leftovers import FACTS, UNSEALED, Leftovers
+from ciml.recorder.spool.recording import Destination, Plan, Recording
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.spool import MARK, Make, spools
 from tests.recorder.planted import T0_US, TELEMETRY, planted_facts

@@ -13,11 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
+from ciml.serving.server.model.loaded_model import LoadedModel
+from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.tf_records import frame, masked_crc, read_records
+from ciml.serving.server.model.warmup import warm_up
 from ciml.storage.open import open_store
-from serving.server.model.loaded_model import LoadedModel
-from serving.server.model.loader import load_model
-from serving.server.model.tf_records import frame, masked_crc, read_records
-from serving.server.model.warmup import warm_up
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.warmup import files, framed
 from tests.serving.models_fixture import F, L, save_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from serving.server.server import ModelServer, ServerOptions
+from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.pipelines.predict.predicting import World
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.serving.models_fixture import DEFINITION, save_model

@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from ciml.errors import EngineError
-from pipelines.processes import process_pool, result_of
+from ciml.pipelines.processes import process_pool, result_of
 
 _PARENT = """
 import os, sys, time
-from pipelines.processes import process_pool
+from ciml.pipelines.processes import process_pool
 with process_pool(2, sys.argv[1], int) as first, process_pool(1, sys.argv[1], int) as second:
     found = {*first.map(str, range(50)), second.submit(str, 7).result()}
     print(*first._processes, *second._processes, flush=True)

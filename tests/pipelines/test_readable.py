@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from cli.main import cli
-from pipelines.datasets.build import build_dataset
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.transforms.examples.spans import read_span
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import corpus
-from transforms.examples.spans import read_span
 
 LINES = re.findall(
     r"^(?:frame|counts|dataset) = .*$", (Path(__file__).parents[2] / "docs/datasets.md").read_text(), re.MULTILINE
@@ -51,7 +51,7 @@ def test_pandas_duckdb_and_tf_data_read_it_in_one_line_each(folder: Path, monkey
     import duckdb
     import pandas as pd
 
-    from training.runtime import tensorflow
+    from ciml.training.runtime import tensorflow
 
     names = {"pd": pd, "duckdb": duckdb, "tf": tensorflow()}
     for line in LINES:

@@ -28,9 +28,8 @@ docstrings; a test runs their examples on a data root with a data set and a mode
 and the commands call the same functions, so both give the same results and can be mixed.
 
 Errors are `ciml.CimlError`: one line that says what is wrong and what to do. Two kinds of it are `ciml.EngineError` (a
-store does not answer) and `ciml.IntegrityError` (stored data contradict each other). Where a file of yours, such as
-`training.py`, hides a package of ciml, the error names the file. Where an error names an option of a command, the
-argument has its name: `--max-bad` is `max_bad`, `--map COLUMN=FIELD` is `mapping={COLUMN: FIELD}`.
+store does not answer) and `ciml.IntegrityError` (stored data contradict each other). Where an error names an option of
+a command, the argument has its name: `--max-bad` is `max_bad`, `--map COLUMN=FIELD` is `mapping={COLUMN: FIELD}`.
 """
 _SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example):")
 

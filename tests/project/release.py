@@ -22,7 +22,7 @@ import yaml
 from packaging.metadata import Metadata
 
 from ciml.version import __version__, checkout_commit
-from tests.project.test_rooms import PACKAGES, ROOT
+from tests.project.test_rooms import FOLDERS, ROOMS, ROOT, installed
 
 UV = Path(sys.executable).with_name("uv")
 #: Files of an sdist beside the packages. setuptools writes the others.
@@ -80,7 +80,10 @@ def content_faults(wheel: Path, sdist: Path, tracked: set[str]) -> Iterator[str]
       wheel, sdist: what was built.
       tracked: paths of all files of the commit.
     """
-    ours = {path for path in tracked if path.partition("/")[0] in PACKAGES} | {"ciml/commit.txt"}
+    ours = {installed(path) for path in tracked if path.partition("/")[0] in FOLDERS} - {
+        f"ciml/{room}" for room in ROOMS
+    }
+    ours.add("ciml/commit.txt")
     of_wheel = {name for name in names_of(wheel) if ".dist-info/" not in name}
     yield from (f"{wheel.name} lacks {name}" for name in sorted(ours - of_wheel))
     yield from (f"{wheel.name} has {name}, which is not tracked" for name in sorted(of_wheel - ours))

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
+from ciml.cli.main import cli
 from ciml.events.samples import End, Samples
 from ciml.extras import EXTRAS, missing_extra
+from ciml.services.service import KINDS
 from ciml.storage.open import open_store
-from cli.main import cli
-from services.service import KINDS
 from tests.bench.many_runs import fill_store
 from tests.ciml.api.made import write_log
 from tests.pipelines.backfill.tables import make_runs, write_csv
@@ -31,10 +31,10 @@ from tests.project.environment import (
     owners_of_modules,
     requirements_of,
 )
+from tests.project.test_rooms import FOLDERS
 from tests.recorder.test_delivery import heard
 from tests.transforms.samples import corpus
 
-OURS = [path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
 MISSION = {"apache-beam", "tensorflow", "tensorflow-transform", "pyarrow", "confluent-kafka", "boto3"}
 
 
@@ -63,7 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ciml(python: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "120"}
     return subprocess.run(
-        [str(python), "-m", "cli.main", *arguments], capture_output=True, text=True, cwd=folder, env=env
+        [str(python), "-m", "ciml.cli.main", *arguments], capture_output=True, text=True, cwd=folder, env=env
     )
 
 
@@ -79,7 +79,7 @@ def imports(package: str) -> Iterator[tuple[str, str]]:
                 continue
             for name in names:
                 top = name.partition(".")[0]
-                if top not in sys.stdlib_module_names and top not in OURS:
+                if top not in sys.stdlib_module_names and top != "ciml":
                     yield str(path.relative_to(ROOT)), top
 
 
@@ -100,7 +100,7 @@ def test_the_table_is_what_pyproject_says() -> None:
 def test_every_import_comes_with_the_base_or_a_known_extra() -> None:
     base = modules_of(distributions_of())
     assert {"confluent_kafka", "click"} <= base
-    unknown = {(path, top) for package in OURS for path, top in imports(package) if top not in base | set(EXTRAS)}
+    unknown = {(path, top) for package in FOLDERS for path, top in imports(package) if top not in base | set(EXTRAS)}
     assert unknown == set()
 
 
@@ -247,7 +247,7 @@ def test_a_receiver_of_webhooks_needs_its_extra_alone(environments: Callable[[st
     code = """
 import pathlib, urllib.request
 from tests.services.receivers.probe import installed
-from services.webhooks.service import WebhooksService
+from ciml.services.webhooks.service import WebhooksService
 with installed(pathlib.Path("probe")):
     service = WebhooksService.of(config="receivers.toml", kafka="127.0.0.1:1")
     service.open()
@@ -261,7 +261,7 @@ with installed(pathlib.Path("probe")):
     arguments = ["service", "start", "webhooks", "--config", "receivers.toml", "--kafka", "127.0.0.1:1", "--home", "h"]
     env["PYTHONPATH"] = str(tmp_path / "probe")
     done = subprocess.run(
-        [str(python), "-m", "cli.main", *arguments], capture_output=True, text=True, cwd=tmp_path, env=env
+        [str(python), "-m", "ciml.cli.main", *arguments], capture_output=True, text=True, cwd=tmp_path, env=env
     )
     assert done.returncode == 3, done.stderr
     assert done.stderr.startswith("ciml: Kafka at 127.0.0.1:1 does not answer")

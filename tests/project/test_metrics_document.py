@@ -5,28 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from pathlib import Path
 
-import ciml
-import pipelines
-import services
-import serving
-import training
-import transforms
 from ciml.metrics import Metric
-
-ROOT = Path(__file__).parents[2]
+from tests.project.test_rooms import FOLDERS, ROOT, installed
 
 
 def declared() -> dict[str, Metric]:
     """All metrics that any module declares, by name; no two have one name."""
     found: dict[str, Metric] = {}
-    for package in (ciml, transforms, training, serving, pipelines, services):
-        folder = Path(package.__path__[0])
-        for path in folder.rglob("*.py"):
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
             if "Metric(" not in path.read_text():
                 continue
-            module = ".".join((package.__name__, *path.relative_to(folder).with_suffix("").parts))
+            module = installed(str(path.relative_to(ROOT))).removesuffix(".py").replace("/", ".")
             for value in vars(importlib.import_module(module)).values():
                 if isinstance(value, Metric):
                     assert found.setdefault(value.name, value) == value
@@ -60,7 +51,7 @@ def test_families_come_of_declarations_alone() -> None:
     """A metric that is made another way would be in no table."""
     makers = re.compile(r"\b(Counter|Gauge|Histogram|Summary|Info|Enum)(MetricFamily)?\(\s*[\"']")
     wrong = []
-    for package in ("ciml", "transforms", "training", "serving", "pipelines", "cli"):
-        wrong += [str(path) for path in (ROOT / package).rglob("*.py") if makers.search(path.read_text())]
+    for folder in FOLDERS:
+        wrong += [str(path) for path in (ROOT / folder).rglob("*.py") if makers.search(path.read_text())]
     assert wrong == []
     assert makers.search(inspect.cleandoc('Counter("x", "y")'))

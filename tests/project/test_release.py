@@ -57,7 +57,7 @@ def tracked(source: Path) -> set[str]:
 def test_two_builds_give_the_same_bytes(built: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """The second has another path, other times, and what setuptools left in it."""
     source, *first = built
-    other = shutil.copytree(source, tmp_path / "other" / "place")
+    other = shutil.copytree(source, tmp_path / "other" / "place", symlinks=True)
     for path in other.rglob("*"):
         os.utime(path, (time.time(), 1_000_000_000 + len(path.name)))
     second = build(other, tmp_path / "out", EPOCH)
@@ -78,9 +78,9 @@ def test_they_hold_the_tracked_files_and_no_others(built: tuple[Path, Path, Path
         archive.writestr("ciml/secret.key", "x")
     wanted = {*tracked(source), "services/new.toml"}
     assert list(content_faults(broken, sdist, wanted)) == [
-        f"{wheel.name} lacks services/new.toml",
+        f"{wheel.name} lacks ciml/services/new.toml",
         f"{wheel.name} has ciml/secret.key, which is not tracked",
-        f"{sdist.name} lacks services/new.toml",
+        f"{sdist.name} lacks ciml/services/new.toml",
     ]
 
 
@@ -110,7 +110,7 @@ def unpacked(wheel: Path, folder: Path) -> Path:
 def version_of(tree: Path, **environment: str) -> str:
     """What ``ciml --version`` prints for a tree of the packages."""
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    words = [sys.executable, "-m", "cli.main", "--version"]
+    words = [sys.executable, "-m", "ciml.cli.main", "--version"]
     return subprocess.run(words, cwd=tree, env=env, capture_output=True, text=True, check=True).stdout
 
 
@@ -132,7 +132,8 @@ def test_an_installed_ciml_knows_its_commit_without_git(built: tuple[Path, Path,
 def test_a_checkout_asks_git_and_never_fails(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     for name in ("ciml", "cli"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "commit.txt"))
+        unversioned = shutil.ignore_patterns("__pycache__", "commit.txt")
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=unversioned)
     assert version_of(tree) == f"ciml {__version__}\n"
     git("init", "--quiet", folder=tree)
     assert version_of(tree) == f"ciml {__version__}\n"  # without a commit
@@ -156,7 +157,9 @@ def test_help_starts_no_git(tmp_path: Path) -> None:
     (tmp_path / "git").chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for words, asked in ((["--help"], False), (["--version"], True)):
-        subprocess.run([sys.executable, "-m", "cli.main", *words], cwd=ROOT, env=env, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "ciml.cli.main", *words], cwd=ROOT, env=env, check=True, capture_output=True
+        )
         assert (tmp_path / "asked").exists() == (asked and (ROOT / ".git").exists()), words
 
 

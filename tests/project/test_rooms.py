@@ -1,56 +1,89 @@
-"""Every tool knows every package of the tree, and each package is small and says what is in it."""
+"""One import package: every room is a folder of the tree, a link in ``ciml``, and imported as ``ciml.<room>``."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-#: The top-level packages of ciml: the folders of the tree that are packages, those of tests left out.
-PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
-ROOMS = sorted(path.parent.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("__init__.py"))
+#: Folders of the tree that are installed: `ciml` with the core, and a room each.
+FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+ROOMS = FOLDERS - {"ciml"}
+PACKAGES = sorted(path.parent.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py"))
 TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-MAX_FILES = 16
 
 
-def test_setuptools_finds_every_package() -> None:
-    assert {each.removesuffix("*") for each in TOOLS["setuptools"]["packages"]["find"]["include"]} == PACKAGES
+def installed(path: str) -> str:
+    """Where a file of the tree is installed."""
+    return f"ciml/{path}" if path.partition("/")[0] in ROOMS else path
 
 
-def test_mypy_checks_every_package() -> None:
-    assert set(TOOLS["mypy"]["packages"]) == PACKAGES
+def test_every_room_is_a_link_in_ciml() -> None:
+    links = {path.name: path.readlink() for path in (ROOT / "ciml").iterdir() if path.is_symlink()}
+    assert links == {room: Path("..", room) for room in ROOMS}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The top-level names that a file imports, also in code that it holds as text."""
+    source = path.read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield (node.module or "").partition(".")[0]
+    yield from re.findall(rf"(?:^|[\"';])\s*(?:from|import) ({'|'.join(sorted(ROOMS))})[. ;\"']", source, re.MULTILINE)
+
+
+def test_no_import_names_a_room_without_the_prefix() -> None:
+    """It would work in a checkout, and find another project's folder anywhere else."""
+    folders = [ROOT / name for name in (*FOLDERS, "tests", "examples", "deploy", "studies")]
+    own = Path(__file__)
+    files = [*(path for folder in folders for path in folder.rglob("*.py") if path != own), ROOT / "setup.py"]
+    assert len(files) > 500
+    assert [f"{path.relative_to(ROOT)}: {name}" for path in files for name in imported(path) if name in ROOMS] == []
+
+
+def test_imports_without_the_prefix_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        "import serving.push\nfrom cli import x\nRUN = 'import training.x'\nfrom ciml.cli import y\n"
+    )
+    assert set(imported(tmp_path / "a.py")) & ROOMS == {"serving", "cli", "training"}
 
 
 def test_ruff_checks_everything_but_documents() -> None:
     assert TOOLS["ruff"]["extend-exclude"] == ["*.md"]
 
 
-def test_import_linter_knows_every_package() -> None:
-    layers, siblings = TOOLS["importlinter"]["contracts"]
-    assert set(TOOLS["importlinter"]["root_packages"]) == PACKAGES
-    named = {each for layer in layers["layers"] for each in re.split(r"\s*[|:]\s*", layer)}
-    floor = {path.stem for path in (ROOT / "ciml").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert named == (PACKAGES - {"ciml"}) | {f"ciml.{name}" for name in floor - {"__init__"}}
-    assert set(siblings["ancestors"]) == PACKAGES
+def test_the_layers_name_every_room_and_module_of_the_core() -> None:
+    layers, _ = TOOLS["importlinter"]["contracts"]
+    named = {name for layer in layers["layers"] for name in re.split(r"\s*[|:]\s*", layer)}
+    core = {path.stem for path in (ROOT / "ciml").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert named == {f"ciml.{name}" for name in core - {"__init__"}}
 
 
-def test_every_folder_of_modules_is_a_package() -> None:
+def test_every_folder_of_modules_is_a_package_that_states_its_purpose() -> None:
     """One without ``__init__.py`` is in no wheel."""
-    folders = {path.parent.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    assert folders == set(ROOMS)
+    folders = {path.parent.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert folders == set(PACKAGES)
+    texts = {package: (ROOT / package / "__init__.py").read_text() for package in PACKAGES}
+    assert [package for package, text in texts.items() if not ast.get_docstring(ast.parse(text))] == []
 
 
-def test_every_package_is_typed() -> None:
-    assert {path.parent.name for path in ROOT.glob("*/py.typed")} == PACKAGES
-
-
-@pytest.mark.parametrize("room", ROOMS, ids=str)
-def test_a_package_is_small_and_says_what_is_in_it(room: Path) -> None:
-    files = list((ROOT / room).glob("*.py"))
-    assert len(files) <= MAX_FILES, sorted(path.name for path in files)
-    said = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text()))
-    assert said, f"{room}/__init__.py has no docstring"
+def test_type_checkers_find_the_package_where_it_is_installed(tmp_path: Path) -> None:
+    """They follow paths, not the import hooks of an editable installation."""
+    (tmp_path / "user.py").write_text(
+        "import ciml\nfrom ciml.training.experiment import Experiment\nreveal_type(Experiment)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", "--follow-imports=silent", "--no-incremental", "--config-file=", "user.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "import-not-found" not in found.stdout
+    assert "ciml.training.experiment.Experiment" in found.stdout

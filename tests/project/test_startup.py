@@ -42,14 +42,16 @@ def loaded_by(code: str) -> set[str]:
     [
         "ciml.raw.accounting", "ciml.datasets.definition", "ciml.events.cloudevents", "ciml.manifest.log",
         "ciml.events.samples", "ciml.storage.open", "ciml.telemetry",
-        "transforms.ingest.decode", "transforms.ingest.trust", "transforms.fetch.fetch", "transforms.parse.logs",
-        "transforms.examples.downsample", "transforms.examples.prepare", "transforms.examples.split",
-        "transforms.drift.compare", "transforms.drift.statistics", "transforms.raw.write",
-        "ciml.results.convert", "ciml.results.arrow", "pipelines.backfill.load", "cli.commands.data.load",
-        "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.data.drift", "transforms.parse.files",
-        "training.data.in_memory", "ciml.api", "adapters.registry", "cli.commands.operate.adapter",
-        "cli.commands.operate.connect", "services.connect.files",
-        "ciml.tables.places", "ciml.tables.publisher", "pipelines.tables.publish", "cli.commands.data.tables",
+        "ciml.transforms.ingest.decode", "ciml.transforms.ingest.trust", "ciml.transforms.fetch.fetch",
+        "ciml.transforms.parse.logs",
+        "ciml.transforms.examples.downsample", "ciml.transforms.examples.prepare", "ciml.transforms.examples.split",
+        "ciml.transforms.drift.compare", "ciml.transforms.drift.statistics", "ciml.transforms.raw.write",
+        "ciml.results.convert", "ciml.results.arrow", "ciml.pipelines.backfill.load", "ciml.cli.commands.data.load",
+        "ciml.pipelines.datasets.build", "ciml.pipelines.datasets.validate", "ciml.cli.commands.data.drift",
+        "ciml.transforms.parse.files",
+        "ciml.training.data.in_memory", "ciml.api", "ciml.adapters.registry", "ciml.cli.commands.operate.adapter",
+        "ciml.cli.commands.operate.connect", "ciml.services.connect.files",
+        "ciml.tables.places", "ciml.tables.publisher", "ciml.pipelines.tables.publish", "ciml.cli.commands.data.tables",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:
@@ -63,7 +65,7 @@ def test_building_a_data_set_from_packs_stays_light(tmp_path: Path) -> None:
     code = f"""
 from ciml.datasets.definition import DatasetDefinition
 from ciml.data_root import DataRoot
-from pipelines.datasets.build import build_dataset
+from ciml.pipelines.datasets.build import build_dataset
 data = DataRoot.open({str(tmp_path)!r})
 done = build_dataset(data, data, DatasetDefinition(name="x", slicer=":15", class_label="build_name", span_runs=10))
 assert len(done.sealed) == 2 and len(done.state.span_of) == 15
@@ -80,7 +82,7 @@ def test_probe_sees_a_heavy_import() -> None:
 def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)  # set by tf.Transform for its process and the children
     load = "from ciml.tensorflow import load_tensorflow; tf = load_tensorflow()"
-    programs = "import serving.server.grpc_service; from training.runtime import tensorflow; tensorflow()"
+    programs = "import ciml.serving.server.grpc_service; from ciml.training.runtime import tensorflow; tensorflow()"
     used = "tf_keras" if legacy == "1" else "keras"
     light = f"import sys; assert {{'tensorflow'}} == {set(HEAVY)!r} & set(sys.modules), sys.modules"
     assert loaded_by(f"{load}; {programs}; {light}; assert tf.keras.layers.Dense(1).units == 1") >= {"tensorflow", used}
@@ -101,10 +103,10 @@ def test_import_ciml_is_light_and_quick() -> None:
 
 
 def test_help_is_light_and_quick() -> None:
-    assert loaded_by("import cli.main") == set()
+    assert loaded_by("import ciml.cli.main") == set()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "--help"],
+        [sys.executable, "-m", "ciml.cli.main", "--help"],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "80"},

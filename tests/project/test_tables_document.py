@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from cli.main import cli
 from tests.pipelines.tables.readers import load_delta
 from tests.pipelines.tables.scenes import make_dataset, make_store
 from tests.project.test_readme import ROOT

@@ -15,17 +15,21 @@ import pytest
 from ciml.version import __version__
 from tests.project.test_extras import store
 from tests.project.test_package import copy_of_checkout
-from tests.project.test_rooms import PACKAGES, ROOT
+from tests.project.test_rooms import FOLDERS, ROOT, installed
 
 __all__ = ["store"]
 
 UV = Path(sys.executable).with_name("uv")
 #: Files that are no modules and that an installed ciml needs.
 DATA = {
-    "transforms/ingest/trust_default.toml", "engines/kafka.pom.xml", "engines/flink.pom.xml", "engines/cluster.pom.xml",
-    "engines/flink-s3.pom.xml", "engines/gerrit.pom.xml", "engines/RunGerrit.java", "reports/page.html",
-    "reports/style.css", "cli/demo/report/report.html",
-}  # fmt: skip
+    "ciml/py.typed",
+    "ciml/cli/demo/report/report.html",
+    "ciml/engines/RunGerrit.java",
+    *(f"ciml/engines/{name}.pom.xml" for name in ("kafka", "flink", "cluster", "flink-s3", "gerrit")),
+    "ciml/reports/page.html",
+    "ciml/reports/style.css",
+    "ciml/transforms/ingest/trust_default.toml",
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +58,12 @@ def run(*arguments: str | Path, folder: Path) -> str:
 def test_the_wheel_holds_all_packages_and_their_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == PACKAGES
-    assert names >= DATA | {f"{package}/py.typed" for package in PACKAGES}
-    tracked = run("git", "ls-files", *sorted(PACKAGES), folder=ROOT).split()
-    assert {name for name in tracked if name.endswith(".py")} <= names
+        (top_level,) = (archive.read(name) for name in names if name.endswith("/top_level.txt"))
+    assert top_level == b"ciml\n"
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"ciml"}
+    assert names >= DATA
+    tracked = run("git", "ls-files", *sorted(FOLDERS), folder=ROOT).split()
+    assert {installed(name) for name in tracked if name.endswith(".py")} <= names
 
 
 @pytest.mark.interop
@@ -87,8 +93,13 @@ def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, ext
     (log,) = tmp_path.glob("logs/unit/*/*.gz")
     assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
     if extra == "receivers":
-        modules = "services.gerrit.service, services.mqtt.service, services.webhooks.service, services.process"
-        run(python, "-c", f"import {modules}", folder=tmp_path)
+        modules = "gerrit.service, mqtt.service, webhooks.service, process"
+        run(
+            python,
+            "-c",
+            "import " + ", ".join(f"ciml.services.{module}" for module in modules.split(", ")),
+            folder=tmp_path,
+        )
         for kind in ("webhooks", "mqtt", "gerrit"):
             assert "--config" in run(ciml, "service", "run", kind, "--help", folder=tmp_path)
         _connect(ciml, python, tmp_path)
@@ -106,7 +117,7 @@ def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, ext
     if extra in ("pipelines", "all"):
         assert "ParDo" in run(ciml, "graph", "ingest", folder=tmp_path)
     if extra in ("serve", "all"):
-        run(python, "-c", "import serving.server.rest, serving.server.model.loader", folder=tmp_path)
+        run(python, "-c", "import ciml.serving.server.rest, ciml.serving.server.model.loader", folder=tmp_path)
     if extra in ("train", "all"):
         run(ciml, "experiment", "define", f"svm-{extra}", "--estimator", "svm", *data, folder=tmp_path)
 
@@ -122,7 +133,7 @@ def _connect(ciml: Path, python: Path, folder: Path) -> None:
         file.write("\n[webhooks]\nport = 0\n")
     code = """
 import urllib.request
-from services.webhooks.service import WebhooksService
+from ciml.services.webhooks.service import WebhooksService
 service = WebhooksService.of(config="config/receivers.toml", kafka="127.0.0.1:1")
 service.open()
 print(urllib.request.urlopen(service.url + "/healthz").read().decode())

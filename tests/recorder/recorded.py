@@ -24,7 +24,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def recorder(spool: Path, *options: str | bytes) -> list[str | bytes]:
     """The command line of ``ciml record`` up to the command."""
-    return [sys.executable, "-m", "cli.main", "record", "--spool", str(spool), *options, "--"]
+    return [sys.executable, "-m", "ciml.cli.main", "record", "--spool", str(spool), *options, "--"]
 
 
 def record(

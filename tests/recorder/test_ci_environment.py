@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from ciml.cli.commands.operate.record import make_facts
 from ciml.errors import CimlError
-from cli.commands.operate.record import make_facts
-from recorder.ci_environment import Known, known_run, missing_id
+from ciml.recorder.ci_environment import Known, known_run, missing_id
 from tests.recorder.recorded import record
 
 GITHUB = {

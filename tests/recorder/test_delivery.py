@@ -10,21 +10,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-import engines
+from ciml import engines
 from ciml.events.cloudevents import FINISHED, STARTED, decode_message
 from ciml.events.event import Event
 from ciml.events.records import Message
 from ciml.events.samples import End, Samples, decode, to_table
 from ciml.kafka.options import KafkaOptions
-from pipelines.kafka.broker import list_topic
-from recorder.sampler import find_dool
+from ciml.pipelines.kafka.broker import list_topic
+from ciml.recorder.sampler import find_dool
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.faults.broker import Broker
 from tests.messages import check_message
 from tests.recorder.recorded import environment, record, recorder, wait_for
 from tests.recorder.test_tail import assert_same
 from tests.transforms.fetch.fetching import run as run_fetch
-from transforms.fetch.policy import FetchPolicy
-from transforms.parse.logs import Log, parse_logs
 
 pytestmark = pytest.mark.engines
 

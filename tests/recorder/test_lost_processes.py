@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.recorder.recorded import environment, record, recorder, wait_for, worker_of
-from transforms.parse.logs import Log, parse_logs
 
 
 def start(tmp_path: Path, *command: str, **env: str) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ import pytest
 from tests.recorder.recorded import environment, recorder
 
 #: What takes tens of milliseconds to import. Before the command starts none of it is; beside it only what is used.
-SLOW = ("numpy", "pyarrow", "confluent_kafka", "psutil", "rich", "pydantic", "boto3", "engines.launcher")
+SLOW = ("numpy", "pyarrow", "confluent_kafka", "psutil", "rich", "pydantic", "boto3", "ciml.engines.launcher")
 
 
 def loaded(code: str) -> list[str]:
@@ -24,8 +24,8 @@ def loaded(code: str) -> list[str]:
 def test_the_command_waits_for_no_slow_import() -> None:
     assert (
         loaded(
-            "import cli.main, cli.commands.operate.record, recorder.record, recorder.ci_environment,"
-            " ciml.events.run_facts"
+            "import ciml.cli.main, ciml.cli.commands.operate.record, ciml.recorder.record,"
+            " ciml.recorder.ci_environment, ciml.events.run_facts"
         )
         == []
     )
@@ -33,8 +33,8 @@ def test_the_command_waits_for_no_slow_import() -> None:
 
 def test_a_sample_is_sent_without_numpy_and_arrow() -> None:
     sent = """
-from recorder.spool.delivery import encode_piece
-from recorder.tail import Piece
+from ciml.recorder.spool.delivery import encode_piece
+from ciml.recorder.tail import Piece
 import ciml.events.cloudevents, ciml.kafka.connect
 encode_piece("zuul~1~1", Piece(10**15, 0, ("load avg:1m",), [10**15], [True], [[0.5]]), 10**15)
 """

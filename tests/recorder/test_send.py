@@ -13,11 +13,11 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
-from recorder.settings import Settings, WhoseBroker
-from recorder.spool.folder import open_private
-from recorder.spool.leftovers import by_command
-from recorder.spool.recording import Destination, Recording
-from recorder.spool.seal import seal
+from ciml.recorder.settings import Settings, WhoseBroker
+from ciml.recorder.spool.folder import open_private
+from ciml.recorder.spool.leftovers import by_command
+from ciml.recorder.spool.recording import Destination, Recording
+from ciml.recorder.spool.seal import seal
 from tests.recorder.planted import T0_US, plant
 from tests.recorder.recorded import record
 

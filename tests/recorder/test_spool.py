@@ -16,15 +16,15 @@ import pytest
 
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
-from recorder.settings import Settings
-from recorder.spool.folder import open_private
-from recorder.spool.leftovers import FACTS, by_command
-from recorder.spool.recording import Destination, Recording
-from recorder.spool.seal import is_sealed, seal, secrets_of
+from ciml.recorder.settings import Settings
+from ciml.recorder.spool.folder import open_private
+from ciml.recorder.spool.leftovers import FACTS, by_command
+from ciml.recorder.spool.recording import Destination, Recording
+from ciml.recorder.spool.seal import is_sealed, seal, secrets_of
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.trust import FACTS as FACTS_OF_TRUST
 from tests.recorder.planted import GATE, T0_US, TELEMETRY, plant, planted_facts
 from tests.recorder.recorded import record
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.trust import FACTS as FACTS_OF_TRUST
 
 NOBODY = 65534
 SECRET = ("-X", "sasl.password=pa55-w0rd")  # unused without SASL, and known to its owner alone

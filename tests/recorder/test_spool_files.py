@@ -10,9 +10,9 @@ import pytest
 
 from ciml.errors import EngineError
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES
-from recorder.settings import Settings
-from recorder.spool.flush import send_leftovers
-from recorder.spool.recording import Destination
+from ciml.recorder.settings import Settings
+from ciml.recorder.spool.flush import send_leftovers
+from ciml.recorder.spool.recording import Destination
 from tests.recorder.planted import plant
 from tests.recorder.recorded import record
 from tests.recorder.test_spool import bind_by_permissions, logs_of, outside, record_beside

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.events.samples import Samples, decode, to_table
-from recorder import proc_sampler as proc
-from recorder.sampler import find_dool
-from recorder.spool.delivery import encode_piece
-from recorder.tail import Piece, Start, Tail
+from ciml.recorder import proc_sampler as proc
+from ciml.recorder.sampler import find_dool
+from ciml.recorder.spool.delivery import encode_piece
+from ciml.recorder.tail import Piece, Start, Tail
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.recorder.recorded import record
-from transforms.parse.logs import Log, parse_logs
 
 T0 = 1795600000
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
-from pipelines.datasets.update import create_dataset, update_dataset
-from reports.dataset.read import Runs
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.reports.dataset.read import Runs
+from ciml.training.normalise import Normalisation
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import USR, make_facts, table
-from training.normalise import Normalisation
 
 SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US

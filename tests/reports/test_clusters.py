@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
-from reports.clusters.cluster import Wanted, cluster_dataset, cluster_runs
-from reports.clusters.page import cluster_page, distinctive_features
-from reports.page import render
+from ciml.reports.clusters.cluster import Wanted, cluster_dataset, cluster_runs
+from ciml.reports.clusters.page import cluster_page, distinctive_features
+from ciml.reports.page import render
 from tests.reports.scenes import HOSTILE, hostile_data, runs
 from tests.reports.test_plot import self_contained
 
@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ciml(*arguments: str) -> Result:
-    from cli.main import cli
+    from ciml.cli.main import cli
 
     return CliRunner().invoke(cli, ["cluster", *arguments])
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import cli
-from reports.dataset.log import MOST_POINTS, _stride, _thinned, log_page
-from reports.page import render
+from ciml.cli.main import cli
+from ciml.reports.dataset.log import MOST_POINTS, _stride, _thinned, log_page
+from ciml.reports.page import render
 from tests.reports.test_plot import self_contained
 from tests.transforms.samples import table
 

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
-from reports.dataset.render import dataset_page, plot_dataset
-from reports.drawing import COLORS, colors_of, distinct, quantity, seconds, shown
+from ciml.reports.dataset.render import dataset_page, plot_dataset
+from ciml.reports.drawing import COLORS, colors_of, distinct, quantity, seconds, shown
 from tests.reports.scenes import hostile_data, runs
 
 
@@ -121,7 +121,7 @@ def test_sixty_jobs_are_twenty_rows_and_the_rest():
 
 
 def test_a_sample_of_many_runs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from reports.dataset.read import read_runs
+    from ciml.reports.dataset.read import read_runs
 
     scene = read_runs(hostile_data(tmp_path).dataset("bad"), most_values=70)
     lead = dataset_page(scene, [1]).lead
@@ -152,7 +152,7 @@ def test_values_and_colours():
 
 
 def ciml(*arguments: str) -> Result:
-    from cli.main import cli
+    from ciml.cli.main import cli
 
     return CliRunner().invoke(cli, ["plot", *arguments])
 

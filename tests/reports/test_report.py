@@ -14,28 +14,28 @@ import pytest
 from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 
+from ciml.cli.commands.learn.experiment.report import default_folder
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from ciml.reports.experiments.comparison_page import comparison_page
+from ciml.reports.experiments.page import result_page
+from ciml.reports.experiments.render import report_experiments
+from ciml.reports.page import Page, Section, render
 from ciml.storage.open import LocalStore, open_store
-from cli.commands.learn.experiment.report import default_folder
-from cli.main import cli
-from reports.experiments.comparison_page import comparison_page
-from reports.experiments.page import result_page
-from reports.experiments.render import report_experiments
-from reports.page import Page, Section, render
+from ciml.training.calibration.calibrators import Temperature
+from ciml.training.calibration.conformal import decimals, make_rules
+from ciml.training.data.in_memory import read_dataset
+from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation.metrics import evaluate, sharpness
+from ciml.training.evaluation.verdicts import verdict_figures
+from ciml.training.experiment import Experiment
+from ciml.training.experiments.results import Predictions, Stored
+from ciml.training.experiments.trials import Trial, create_experiment
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.reports.scenes import hostile_data
 from tests.reports.test_plot import self_contained
 from tests.reports.test_results import folds, of_b, predicted, stored
 from tests.training.calibration.scores import made_up
-from training.calibration.calibrators import Temperature
-from training.calibration.conformal import decimals, make_rules
-from training.data.in_memory import read_dataset
-from training.evaluation import scores as scoring
-from training.evaluation.metrics import evaluate, sharpness
-from training.evaluation.verdicts import verdict_figures
-from training.experiment import Experiment
-from training.experiments.results import Predictions, Stored
-from training.experiments.trials import Trial, create_experiment
-from transforms.ingest.trust import TrustPolicy
 
 
 @pytest.fixture(scope="module")

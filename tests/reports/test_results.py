@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ciml.storage.open import LocalStore
-from ciml.verdicts.shares import wilson
-from reports.experiments.comparison import errors_of, validated
-from reports.experiments.views import (
+from ciml.reports.experiments.comparison import errors_of, validated
+from ciml.reports.experiments.views import (
     Bar,
     accuracy_bar,
     calibration_bars,
@@ -25,9 +23,11 @@ from reports.experiments.views import (
     history,
     slice_bars,
 )
-from training.evaluation.scores import scores
-from training.experiments.compare import by_accuracy, compare
-from training.experiments.results import Predictions, Stored
+from ciml.storage.open import LocalStore
+from ciml.training.evaluation.scores import scores
+from ciml.training.experiments.compare import by_accuracy, compare
+from ciml.training.experiments.results import Predictions, Stored
+from ciml.verdicts.shares import wilson
 
 CLASSES = ("a", "b")
 

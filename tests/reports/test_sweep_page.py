@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.pipelines.training.hyperparameter_sweep import Swept
+from ciml.reports.page import save
+from ciml.reports.sweeps.page import sweep_page, trials_table
+from ciml.reports.sweeps.plots import axis_plot, heat_plots, time_plot
+from ciml.reports.sweeps.views import best_at, complete, csv_of, define_lines, question_name, questions, ranked, rows_of
 from ciml.storage.open import open_store
-from pipelines.training.hyperparameter_sweep import Swept
-from reports.page import save
-from reports.sweeps.page import sweep_page, trials_table
-from reports.sweeps.plots import axis_plot, heat_plots, time_plot
-from reports.sweeps.views import best_at, complete, csv_of, define_lines, question_name, questions, ranked, rows_of
-from training.experiment import Experiment
-from training.sweeps.definition import Sweep
-from training.sweeps.outcome import Outcome
+from ciml.training.experiment import Experiment
+from ciml.training.sweeps.definition import Sweep
+from ciml.training.sweeps.outcome import Outcome
 
 #: A script, a formula that is none, an attribute; what cannot be printed is refused before it is a name.
 HOSTILE = (
@@ -194,8 +194,8 @@ def test_the_winner_is_defined_by_a_line_that_gives_the_same_experiment(
 ) -> None:
     from click.testing import CliRunner
 
-    from cli.main import cli
-    from training.experiments.trials import load_experiment
+    from ciml.cli.main import cli
+    from ciml.training.experiments.trials import load_experiment
 
     experiment = Experiment.from_json({**keys, "name": "tests"})
     one = swept().outcomes[0].replace(number=7, dataset="sweep-1s-00", experiment=experiment.to_json())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reports.dataset import views
-from reports.dataset.read import read_runs
+from ciml.reports.dataset import views
+from ciml.reports.dataset.read import read_runs
 from tests.reports.scenes import hostile_data, runs
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
-import engines
+from ciml import engines
 
 Mode = Literal["open", "refused", "hanging"]
 

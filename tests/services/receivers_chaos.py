@@ -21,16 +21,16 @@ from pathlib import Path
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-import engines
-from adapters.registry import read_event
+from ciml import engines
+from ciml.adapters.registry import read_event
 from ciml.data_root import DataRoot
+from ciml.engines.processes import python_environment
 from ciml.events.updates import PARTLY_APPROVED
 from ciml.kafka.options import KafkaOptions
-from engines.processes import python_environment
-from pipelines.ingest.config import IngestConfig
-from services.driver import drive
-from services.gerrit.session import keys_of
-from services.ingest import IngestService
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.services.driver import drive
+from ciml.services.gerrit.session import keys_of
+from ciml.services.ingest import IngestService
 from tests.faults.broker import Broker, own_broker
 from tests.faults.children import Program
 from tests.messages import published
@@ -65,8 +65,8 @@ class Receiving:
         environment = python_environment()
         environment["PYTHONPATH"] = os.pathsep.join([str(self.probe), environment.get("PYTHONPATH", "")])
         self.program = Program(
-            [sys.executable, "-m", "cli.main", "receive", self.kind, "--config", str(self.folder / "receivers.toml"),
-             "--kafka", self.kafka, "--topic", self.topic],
+            [sys.executable, "-m", "ciml.cli.main", "receive", self.kind, "--config",
+             str(self.folder / "receivers.toml"), "--kafka", self.kafka, "--topic", self.topic],
             self.folder / "receiver.log", environment,
         )  # fmt: skip
 

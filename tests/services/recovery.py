@@ -16,9 +16,9 @@ from typing import Any
 
 import boto3
 
-import engines
+from ciml import engines
+from ciml.engines.processes import lasting_ports
 from ciml.storage.s3 import _s3_client
-from engines.processes import lasting_ports
 from tests.services.outages import Broker, Link, full, small_disk, taken
 from tests.services.supervising import Supervised, shell
 
@@ -35,7 +35,7 @@ class Kind:
     """A kind of service in the trials.
 
     Attributes:
-      name: of `services.service.KINDS`.
+      name: of `ciml.services.service.KINDS`.
       words: further arguments of its start.
       credential, config: files that it reads.
       broken: the content of an invalid configuration.

@@ -16,9 +16,9 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.serve.service import command
 from ciml.data_root import DataRoot
-from cli.commands.serve.service import command
-from services.files import ServiceFiles
+from ciml.services.files import ServiceFiles
 from tests.pipelines.ingest.ingesting import account, check
 from tests.pipelines.ingest.scenario import Scenario
 

@@ -9,23 +9,23 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.commands.operate.topics import command
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.kafka.options import KafkaOptions
-from cli.commands.operate.topics import command
-from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.broker import list_topic
-from pipelines.predict.pipeline import PredictConfig
-from pipelines.raw_store.verify import verify_raw
-from services.driver import drive
-from services.feedback.config import load_feedback
-from services.feedback.service import FeedbackConfig, FeedbackService
-from services.ingest import IngestService
-from services.live import LiveService
-from services.predict import PredictService
-from services.stored.adopt import Adopted, adopt
-from serving.predict.log import read_predictions
-from serving.predict.predictor import PredictPolicy
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.kafka.broker import list_topic
+from ciml.pipelines.predict.pipeline import PredictConfig
+from ciml.pipelines.raw_store.verify import verify_raw
+from ciml.services.driver import drive
+from ciml.services.feedback.config import load_feedback
+from ciml.services.feedback.service import FeedbackConfig, FeedbackService
+from ciml.services.ingest import IngestService
+from ciml.services.live import LiveService
+from ciml.services.predict import PredictService
+from ciml.services.stored.adopt import Adopted, adopt
+from ciml.serving.predict.log import read_predictions
+from ciml.serving.predict.predictor import PredictPolicy
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import delete, recreated, send_starts
 from tests.pipelines.predict.predicting import World, telemetry
@@ -187,7 +187,7 @@ def test_a_topic_that_is_shorter_than_what_was_read_is_adopted(
     drive(IngestService(config), until="end")
     present = list_topic(KafkaOptions(kafka), name)
     older = type(present)(name, present.topic_id, {0: (0, 2)})
-    for module in ("services.service", "services.stored.adopt"):
+    for module in ("ciml.services.service", "ciml.services.stored.adopt"):
         monkeypatch.setattr(f"{module}.list_topic", lambda *_: older)
     with pytest.raises(
         IntegrityError, match=f"it is not the topic that was read before.*: ciml topics adopt {name} --data-path DATA$"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from services.decide import Limits, Observation, decide
-from services.service import Progress
-from services.tracker import JobStatus, Tracker
+from ciml.services.decide import Limits, Observation, decide
+from ciml.services.service import Progress
+from ciml.services.tracker import JobStatus, Tracker
 
 LIMITS = Limits()
 NOW = 100_000.0

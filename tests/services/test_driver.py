@@ -10,8 +10,8 @@ from typing import Any, Self
 import pytest
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from services.driver import Idle, Outage, drive
-from services.service import KINDS, NotReadyError, Progress, Service, class_of
+from ciml.services.driver import Idle, Outage, drive
+from ciml.services.service import KINDS, NotReadyError, Progress, Service, class_of
 
 
 class Listed(Service):

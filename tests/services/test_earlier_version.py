@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.commands.serve.service import command
-from engines import processes
-from services.files import Options, ServiceFiles
-from services.jobs import job_name
+from ciml.cli.commands.serve.service import command
+from ciml.engines import processes
+from ciml.services.files import Options, ServiceFiles
+from ciml.services.jobs import job_name
 from tests.pipelines.ingest.scenario import send
 from tests.services.supervising import ingest
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import engines
+from ciml import engines
 from ciml.data_root import DataRoot
+from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.connect import admin
 from ciml.kafka.options import KafkaOptions
-from engines import processes
-from services.files import Options, ServiceFiles, bound
+from ciml.services.files import Options, ServiceFiles, bound
 from tests.pipelines.ingest.ingesting import account, need_real
 from tests.pipelines.ingest.scenario import send
 from tests.scraping import scrape
@@ -178,7 +178,7 @@ def test_the_homes_own_engines_have_their_present_addresses(tmp_path: Path) -> N
     options = Options("ingest", {"kafka": "old:1"}, "flink", "old:2", local_kafka=True, local_flink=True)
     files.put_options(options)
     assert files.options().arguments["kafka"] == "old:1"
-    from engines import state
+    from ciml.engines import state
 
     urls = {"rest": "http://new:3", "workers": "new:4"}
     cluster = engines.EngineState("cluster", "real", "", "new:2", urls=urls)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-import engines
+from ciml import engines
+from ciml.engines import processes, state
+from ciml.engines.environment import recorded, using
 from ciml.errors import CimlError
-from engines import processes, state
-from engines.environment import recorded, using
-from services.files import Options, ServiceFiles, check_secret_variables, in_place
-from services.jobs import InWorker, OnFlink, Worker
-from services.service import KINDS
-from services.status import gather, remedy
+from ciml.services.files import Options, ServiceFiles, check_secret_variables, in_place
+from ciml.services.jobs import InWorker, OnFlink, Worker
+from ciml.services.service import KINDS
+from ciml.services.status import gather, remedy
 
 FAILED = {"pid": 4711, "state": "ended", "error": "token: no such file", "fault": True, "exit_code": 2}
 
@@ -73,7 +73,7 @@ def test_a_running_worker_is_taken_over_with_its_report(home: Path) -> None:
 
 
 def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(home: Path) -> None:
-    from pipelines.flink.rest import RestJob
+    from ciml.pipelines.flink.rest import RestJob
 
     options = Options("ingest", {"data_path": "d"}, "flink", "j:1", "http://r", "w:1", cwd=str(home))
     files = ServiceFiles(home, "one")

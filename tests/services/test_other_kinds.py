@@ -11,9 +11,11 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.kafka.options import KafkaOptions
-from pipelines.live.pipeline import LiveConfig
-from serving.predict.log import read_predictions
-from serving.registry import Registry
+from ciml.pipelines.live.pipeline import LiveConfig
+from ciml.serving.predict.log import read_predictions
+from ciml.serving.registry import Registry
+from ciml.transforms.examples.prepare import make_examples
+from ciml.transforms.live.windows import LiveDataset
 from tests.corpus import STABLE
 from tests.pipelines.ingest.ingesting import need_real
 from tests.pipelines.live.living import Kept, replayed
@@ -23,8 +25,6 @@ from tests.pipelines.predict.test_predict import announce
 from tests.scraping import scrape
 from tests.services.supervising import Supervised, supervised
 from tests.transforms.samples import corpus
-from transforms.examples.prepare import make_examples
-from transforms.live.windows import LiveDataset
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 

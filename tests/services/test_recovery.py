@@ -15,9 +15,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-import engines
-from engines.processes import lasting_ports
-from services.service import KINDS
+from ciml import engines
+from ciml.engines.processes import lasting_ports
+from ciml.services.service import KINDS
 from tests.pipelines.predict.predicting import World
 from tests.services.feedback.conftest import github_server
 from tests.services.feedback.github_stub import GitHubServer
@@ -155,7 +155,7 @@ def test_a_failed_service_starts_again_by_every_command(kafka: str, topic: Calla
         fail()
         assert "is stopped" in one.ask("stop").output
         assert (one.status()["health"], one.code()) == ("stopped", 1)
-        command = [sys.executable, "-m", "cli.main", "service", "run", "webhooks", "--name", "one"]
+        command = [sys.executable, "-m", "ciml.cli.main", "service", "run", "webhooks", "--name", "one"]
         foreground = subprocess.Popen([*command, "--home", str(one.home), "--tied-to", str(os.getpid()), *words])
         try:
             one.wait(runs, "the foreground does not work")

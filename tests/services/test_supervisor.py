@@ -11,13 +11,13 @@ import pytest
 
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.ingest.committer import committer
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.services.decide import Limits, Wanted
+from ciml.services.ingest import IngestService
+from ciml.services.supervisor import Supervisor
+from ciml.services.tracker import JobStatus
 from ciml.storage.open import open_store
-from pipelines.ingest.committer import committer
-from pipelines.ingest.config import IngestConfig
-from services.decide import Limits, Wanted
-from services.ingest import IngestService
-from services.supervisor import Supervisor
-from services.tracker import JobStatus
 
 MISSING, STARTS, RUNS = JobStatus("missing"), JobStatus("starting"), JobStatus("running", id="1", name="j", began_s=5.0)
 
@@ -176,7 +176,7 @@ def test_an_expired_offset_fails_the_service(world: World, kafka: str) -> None:
 
     from ciml.events.records import Batch, OffsetRange
     from ciml.kafka.connect import admin
-    from pipelines.kafka.broker import is_mock, list_topic
+    from ciml.pipelines.kafka.broker import is_mock, list_topic
 
     if is_mock(KafkaOptions(kafka)):
         pytest.skip("the mock broker cannot delete records")

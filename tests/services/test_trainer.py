@@ -10,13 +10,13 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from pipelines.training.trainer import TrainConfig, TrainResult
-from services import trainer as trainer_module
-from services.driver import drive
-from services.trainer import TrainerService
+from ciml.pipelines.training.trainer import TrainConfig, TrainResult
+from ciml.services import trainer as trainer_module
+from ciml.services.driver import drive
+from ciml.services.trainer import TrainerService
+from ciml.training.exclusion_store import add
+from ciml.training.exclusions import Exclusion
 from tests.scraping import collected
-from training.exclusion_store import add
-from training.exclusions import Exclusion
 
 
 def test_watch_waits_for_data_and_refreshes_when_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

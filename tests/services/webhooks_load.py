@@ -161,7 +161,7 @@ def main() -> int:
     chosen = parser.parse_args()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, chosen.slow * 2 + 1000), most))
-    import engines
+    from ciml import engines
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

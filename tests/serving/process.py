@@ -53,7 +53,7 @@ def wait_loaded(rest_port: int, timeout_s: float = 60.0) -> None:
 
 @contextmanager
 def server_process(config: str, log: Path, *arguments: str, files: int | None = None) -> Iterator[ServerProcess]:
-    """Run ``python -m serving.server.server`` on ports that the system chooses.
+    """Run ``python -m ciml.serving.server.server`` on ports that the system chooses.
 
     Args:
       config: the ModelServerConfig.
@@ -64,7 +64,7 @@ def server_process(config: str, log: Path, *arguments: str, files: int | None = 
     command = [
         sys.executable,
         "-m",
-        "serving.server.server",
+        "ciml.serving.server.server",
         "--config",
         config,
         "--grpc-port",

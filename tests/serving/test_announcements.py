@@ -9,8 +9,8 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.events.records import Message, RunFacts
-from pipelines.kafka.publish import render_runs
-from serving.predict.announcements import read_announcement
+from ciml.pipelines.kafka.publish import render_runs
+from ciml.serving.predict.announcements import read_announcement
 from tests.fuzz.strategies.announcements import DIGEST, FACTS, GOOD
 
 

@@ -17,11 +17,11 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import EngineError
+from ciml.serving import wire
+from ciml.serving.client import ClientPolicy, ModelClient, NotServedError
+from ciml.serving.push import push
+from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage.open import open_store
-from serving import wire
-from serving.client import ClientPolicy, ModelClient, NotServedError
-from serving.push import push
-from serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, runs
 
 IMPATIENT = ClientPolicy(timeout_s=2, budget_s=0.3, first_wait_s=0.05, most_wait_s=0.1)
@@ -81,7 +81,7 @@ def test_same_bytes_as_the_stock_messages() -> None:
 
 def test_client_imports_neither_tensorflow_nor_beam() -> None:
     heavy = "{'tensorflow', 'apache_beam', 'pandas'}"
-    code = f"import serving.client, serving.predict.predictor, sys; print({heavy} & set(sys.modules))"
+    code = f"import ciml.serving.client, ciml.serving.predict.predictor, sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -23,14 +23,14 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.http.errors import RequestError
+from ciml.serving import push as push_module
+from ciml.serving.client import ClientPolicy, ModelClient
+from ciml.serving.model_config import ModelEntry, render_config
+from ciml.serving.push import push, rollback
+from ciml.serving.registry import Registry
+from ciml.serving.server.manager import ModelManager
+from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage.open import Store, open_store
-from serving import push as push_module
-from serving.client import ClientPolicy, ModelClient
-from serving.model_config import ModelEntry, render_config
-from serving.push import push, rollback
-from serving.registry import Registry
-from serving.server.manager import ModelManager
-from serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, runs, save_model
 
 BLESSED = Decision(True)
@@ -295,7 +295,7 @@ def test_server_as_a_process_comes_back_with_the_blessed_version(
     data: DataRoot, good: dict[int, Path], tmp_path: Path
 ) -> None:
     push(data, "m", open_store(good[1]), BLESSED, check=False)
-    command = [sys.executable, "-m", "serving.server.server", "--config", data.models.url("models.config")]
+    command = [sys.executable, "-m", "ciml.serving.server.server", "--config", data.models.url("models.config")]
     command += ["--grpc-port", "0", "--rest-port", "0"]
     for ending in (signal.SIGKILL, signal.SIGTERM):
         with open(tmp_path / "log", "ab") as log:

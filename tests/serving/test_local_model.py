@@ -13,14 +13,14 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import IntegrityError, RejectedInput
+from ciml.serving.predict import answers
+from ciml.serving.predict.local import Answer, LocalModel
+from ciml.serving.push import push
 from ciml.storage.open import open_store
-from serving.predict import answers
-from serving.predict.local import Answer, LocalModel
-from serving.push import push
+from ciml.transforms.examples.prepare import prepare_many
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.predict.test_hostile import huge
 from tests.serving.models_fixture import DEFINITION, direct, save_model
-from transforms.examples.prepare import prepare_many
 
 
 def pushed(tmp_path: Path, **model: Any) -> tuple[DataRoot, Path]:

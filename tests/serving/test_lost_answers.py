@@ -11,10 +11,10 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.manifest.log import ManifestLog, commit
+from ciml.serving import push as module
+from ciml.serving.push import push, verify_versions
+from ciml.serving.registry import Registry
 from ciml.storage.open import Store, open_store
-from serving import push as module
-from serving.push import push, verify_versions
-from serving.registry import Registry
 from tests.faults.s3_shim import Shim, Weather
 
 pytestmark = pytest.mark.engines

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError
+from ciml.serving import mirror as mirror_module
+from ciml.serving.mirror import mirror
+from ciml.serving.model_config import parse_config
+from ciml.serving.model_files import file_digests
+from ciml.serving.push import push, rollback
+from ciml.serving.registry import Registry
 from ciml.storage.open import open_store
-from cli.main import cli
-from serving import mirror as mirror_module
-from serving.mirror import mirror
-from serving.model_config import parse_config
-from serving.model_files import file_digests
-from serving.push import push, rollback
-from serving.registry import Registry
 
 
 def pushed(data: DataRoot, folder: Path, model: str = "m") -> int:
@@ -90,7 +90,7 @@ def test_a_kill_leaves_no_half_version(good: dict[int, Path], tmp_path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(mirror_module, "check_digests", killed)
-        patch.setattr("serving.mirror.shutil.rmtree", lambda *_, **__: None)  # a kill runs no clean-up
+        patch.setattr("ciml.serving.mirror.shutil.rmtree", lambda *_, **__: None)  # a kill runs no clean-up
         with pytest.raises(KeyboardInterrupt):
             mirror(data, folder)
     (left,) = os.listdir(folder / "m")

@@ -13,8 +13,8 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.events.records import RunFacts
 from ciml.raw.neighbours import Neighbours
 from ciml.raw.run_log import StoredRunLog
-from serving.predict import neighbours as stored
-from serving.predict.neighbours import neighbours_of
+from ciml.serving.predict import neighbours as stored
+from ciml.serving.predict.neighbours import neighbours_of
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts

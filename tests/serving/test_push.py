@@ -12,10 +12,9 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.open import Store, open_store
-from serving import push as push_module
-from serving.model_config import parse_config
-from serving.push import (
+from ciml.serving import push as push_module
+from ciml.serving.model_config import parse_config
+from ciml.serving.push import (
     NotBlessedError,
     Pushed,
     push,
@@ -25,7 +24,8 @@ from serving.push import (
     verify_versions,
     write_config,
 )
-from serving.registry import Registry, RegistryVerifier
+from ciml.serving.registry import Registry, RegistryVerifier
+from ciml.storage.open import Store, open_store
 from tests.ciml.lineage.recorded import Recorded, names, states
 
 BLESSED = Decision(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})

@@ -9,23 +9,23 @@ from typing import Any
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, EngineError, RejectedInput
 from ciml.events.records import Batch
-from pipelines.datasets.update import create_dataset, update_dataset
-from pipelines.ingest.committer import Committer, seal, unseal
-from pipelines.ingest.pipeline import in_batches
-from pipelines.kafka.plan import PartitionRead, bases, is_older, plan
-from pipelines.raw_store.compact import compact
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.pipelines.ingest.committer import Committer, seal, unseal
+from ciml.pipelines.ingest.pipeline import in_batches
+from ciml.pipelines.kafka.plan import PartitionRead, bases, is_older, plan
+from ciml.pipelines.raw_store.compact import compact
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.fetch import Fetcher
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.decode import decode
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate, judge
+from ciml.transforms.parse.stage import parse
+from ciml.transforms.raw.write import store
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice
 from tests.simulation.scenes import Address, ScheduledMessage, log, read_event
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import START_US, Process
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.fetch import Fetcher
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.decode import decode
-from transforms.ingest.trust import TrustPolicy, evaluate, judge
-from transforms.parse.stage import parse
-from transforms.raw.write import store
 
 POLICY = TrustPolicy.load()
 DATASETS = (
@@ -103,7 +103,7 @@ class Stages:
 
 
 def micro_batches(process: Process) -> None:
-    """Ingest by micro-batches, as `services.driver.drive` does it."""
+    """Ingest by micro-batches, as `ciml.services.driver.drive` does it."""
     stages, rng = Stages(process), process.world.random
 
     def work() -> bool:

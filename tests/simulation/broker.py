@@ -10,8 +10,8 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import check_topic_id
-from pipelines.kafka.broker import Listing
-from pipelines.kafka.end_offsets import Ends
+from ciml.pipelines.kafka.broker import Listing
+from ciml.pipelines.kafka.end_offsets import Ends
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Scheduler
 
@@ -70,7 +70,7 @@ class Client:
         self.broker, self.chaos = broker, chaos
 
     def list_topic(self) -> Listing:
-        """As `pipelines.kafka.broker.list_topic`: with one request after the other."""
+        """As `ciml.pipelines.kafka.broker.list_topic`: with one request after the other."""
         self.call("describe")
         broker = self.broker
         topic_id, count = broker.topic_id, len(broker.partitions)
@@ -96,11 +96,11 @@ class Client:
 
     @contextmanager
     def borrow(self, options: KafkaOptions, topic: str, partition: int) -> Iterator[FakeReader]:
-        """As `pipelines.kafka.reader.borrow`."""
+        """As `ciml.pipelines.kafka.reader.borrow`."""
         yield FakeReader(self, partition)
 
     def end_of(self, options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
-        """As `pipelines.kafka.end_offsets.end_of`."""
+        """As `ciml.pipelines.kafka.end_offsets.end_of`."""
         asked_s = self.broker.scheduler.now_us / 1e6
         try:
             self.call(f"end of {partition}")
@@ -109,14 +109,14 @@ class Client:
         return Ends(asked_s, self.broker.partitions[partition].end)
 
     def check_topic(self, options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
-        """As `pipelines.kafka.broker.check_topic`."""
+        """As `ciml.pipelines.kafka.broker.check_topic`."""
         self.call("describe")
         check_topic_id(topic, topic_id, self.broker.topic_id)
         return list(range(len(self.broker.partitions)))
 
 
 class FakeReader:
-    """As `pipelines.kafka.reader.Reader`: lost connections show as reads that find nothing."""
+    """As `ciml.pipelines.kafka.reader.Reader`: lost connections show as reads that find nothing."""
 
     def __init__(self, client: Client, partition: int) -> None:
         self._client, self._number = client, partition

@@ -14,11 +14,11 @@ from ciml.events.records import FactUpdate, Outcome, RunFacts, Trust
 from ciml.manifest import log as manifests
 from ciml.manifest import replica
 from ciml.manifest.offsets import RangeSet
+from ciml.pipelines.datasets import update as datasets
+from ciml.pipelines.ingest import committer
 from ciml.raw import accounting, known_ids, known_subjects
 from ciml.raw.state import RawState
 from ciml.storage.open import Store
-from pipelines.datasets import update as datasets
-from pipelines.ingest import committer
 from tests.simulation.fakes import Disk
 from tests.simulation.run import Result, simulate
 from tests.simulation.world import World

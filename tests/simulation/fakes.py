@@ -15,11 +15,11 @@ from ciml.errors import EngineError
 from ciml.manifest import checkpoints
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.ingest.committer import Committer
 from ciml.storage.open import Entry, Store
-from pipelines.ingest.committer import Committer
+from ciml.transforms.raw import reader as raw_reader
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Actor, Scheduler, Violation
-from transforms.raw import reader as raw_reader
 
 _DELTA = re.compile(r"(?:.*/)?_manifest/[0-9]{12}\.json")
 _PAGE = 5
@@ -240,7 +240,7 @@ def substituted(replacements: Mapping[str, tuple[Any, Any]]) -> Iterator[None]:
     """
     undo: list[tuple[ModuleType, str, Any]] = []
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in ("ciml", "transforms", "pipelines"):
+        if name.partition(".")[0] == "ciml":
             for attribute, (real, substitute) in replacements.items():
                 if vars(module).get(attribute) is real:
                     undo.append((module, attribute, real))

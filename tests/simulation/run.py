@@ -11,14 +11,14 @@ from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any
 
+from ciml.transforms.parse import stage as parsing
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.simulation.actors import compactor, ghost, maintainer, micro_batches, operator, producer, stream, updater
 from tests.simulation.audit import auditor, poller
 from tests.simulation.fakes import replaced
 from tests.simulation.reading import reading_by
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import Process, World
-from transforms.parse import stage as parsing
-from transforms.parse.logs import Log, parse_logs
 
 
 @dataclass(frozen=True)

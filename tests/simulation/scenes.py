@@ -17,8 +17,8 @@ from ciml.events.event import Event
 from ciml.events.records import Message, OutcomeWord, RunFacts
 from ciml.events.run_id import RunId
 from ciml.events.updates import fact_update
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
-from transforms.parse.logs import Log, parse_logs
 
 NEVER = 1 << 62
 _START = make_logs.instant("2026-11-24T12:00:00Z")
@@ -195,7 +195,7 @@ def _proof(auth: str) -> tuple[tuple[str, bytes], ...]:
 
 
 def read_event(message: Message, names: Mapping[str, str] | None = None) -> Event:
-    """Decode a message as `adapters.registry.read_event` does: its proof comes from a header."""
+    """Decode a message as `ciml.adapters.registry.read_event` does: its proof comes from a header."""
     headers = dict(message.headers)
     auth = (headers.get(PROOF) or b"").decode()
     if UPDATE in headers:

@@ -10,15 +10,15 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from pipelines.datasets.update import create_dataset, update_dataset
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.training.data.materialise import Materialised, materialise
+from ciml.training.data.snapshot import Snapshot, make_snapshot
+from ciml.training.experiment import Experiment
+from ciml.training.train import Trained, train
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.shared import shared
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
-from training.data.materialise import Materialised, materialise
-from training.data.snapshot import Snapshot, make_snapshot
-from training.experiment import Experiment
-from training.train import Trained, train
-from transforms.ingest.trust import TrustPolicy
 
 RUNS = 160
 

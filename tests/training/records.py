@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.data.materialise import Materialised
-from training.data.snapshot import Role, Snapshot
-from training.runtime import tensorflow
+from ciml.training.data.materialise import Materialised
+from ciml.training.data.snapshot import Role, Snapshot
+from ciml.training.runtime import tensorflow
 
 
 def written(made: Materialised, role: Role, snapshot: Snapshot) -> dict[int, tuple[np.ndarray, int, int]]:

@@ -14,34 +14,34 @@ import pytest
 from click.testing import CliRunner
 
 import ciml
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.pipelines.kafka.publish import render_runs
 from ciml.raw.causes import CAUSES, FAILED
+from ciml.serving.contract import check_candidate
+from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.push import push
+from ciml.serving.registry import Registry
+from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage.open import open_store
+from ciml.training.calibration.calibrate import calibrate_on_dev
+from ciml.training.calibration.conformal import decimals
+from ciml.training.data.examples import read_snapshot_examples
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.export import load_exported
+from ciml.training.refresh import Candidate, refresh
+from ciml.transforms.examples.prepare import run_means
 from ciml.verdicts import PROFILES, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
-from cli.main import cli
-from pipelines.datasets.update import create_dataset, update_dataset
-from pipelines.kafka.publish import render_runs
-from serving.contract import check_candidate
-from serving.predict.predictor import Predictor, PredictPolicy
-from serving.push import push
-from serving.registry import Registry
-from serving.server.server import ModelServer, ServerOptions
 from tests.corpus import STABLE
 from tests.pipelines.predict.predicting import batch
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import QUICK
 from tests.transforms.samples import corpus
-from training.calibration.calibrate import calibrate_on_dev
-from training.calibration.conformal import decimals
-from training.data.examples import read_snapshot_examples
-from training.data.snapshot import Snapshot
-from training.export import load_exported
-from training.refresh import Candidate, refresh
-from transforms.examples.prepare import run_means
 
 DEFINITION = DatasetDefinition(
     name="cause",

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import CimlError
-from training.estimators import ESTIMATORS
-from training.evaluation.gate import GatePolicy
-from training.experiment import Experiment
+from ciml.training.estimators import ESTIMATORS
+from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.experiment import Experiment
 
 TEXT = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 

@@ -10,13 +10,13 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import ManifestLog
-from training.data.in_memory import read_dataset
-from training.data.snapshot import Snapshot, make_snapshot
-from training.exclusion_store import add, exclusions_of, read_state, revert
-from training.exclusions import Exclusion
-from training.experiment import Experiment, refresh_key
-from training.refresh import Skipped, refresh
-from transforms.ingest.trust import TrustPolicy
+from ciml.training.data.in_memory import read_dataset
+from ciml.training.data.snapshot import Snapshot, make_snapshot
+from ciml.training.exclusion_store import add, exclusions_of, read_state, revert
+from ciml.training.exclusions import Exclusion
+from ciml.training.experiment import Experiment, refresh_key
+from ciml.training.refresh import Skipped, refresh
+from ciml.transforms.ingest.trust import TrustPolicy
 
 JOB, RUN = Exclusion("bad mirror", job="tempest-*"), Exclusion("disk was full", "zuul~a~1")
 
@@ -125,7 +125,7 @@ def test_a_job_is_in_no_later_snapshot_until_its_exclusion_is_reverted(data: Dat
 
 
 def test_exclusions_of_the_raw_stores_data_root_count_too(data: DataRoot, tmp_path: Path) -> None:
-    from pipelines.datasets.build import build_dataset
+    from ciml.pipelines.datasets.build import build_dataset
 
     other = DataRoot.open(tmp_path / "other")
     definition = data.dataset("providers").state().definition

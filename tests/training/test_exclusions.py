@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
-from training.exclusions import Exclusion, Exclusions, read_lines
+from ciml.training.exclusions import Exclusion, Exclusions, read_lines
 
 TIMES = st.none() | st.integers(0, 12)
 FACTS = st.builds(

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 import ciml
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from cli.main import cli
+from ciml.training.data.snapshot import Snapshot, make_snapshot
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.pipelines.datasets.test_auto_windows import run_of
 from tests.pipelines.raw_store.scenes import RawStore
-from training.data.snapshot import Snapshot, make_snapshot
-from transforms.ingest.trust import TrustPolicy
 
 pytestmark = pytest.mark.engines
 

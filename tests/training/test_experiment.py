@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import CimlError
-from training.estimators import build_model
-from training.experiment import Experiment, load_experiment, refresh_key
-from training.train import trained_roles
+from ciml.training.estimators import build_model
+from ciml.training.experiment import Experiment, load_experiment, refresh_key
+from ciml.training.train import trained_roles
 
 
 def test_the_originals_estimator_and_layers_mean_the_same_network():

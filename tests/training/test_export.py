@@ -13,18 +13,18 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import files_of
+from ciml.serving.contract import check_candidate
+from ciml.serving.server.model.loader import load_model
 from ciml.storage.open import LocalStore
-from serving.contract import check_candidate
-from serving.server.model.loader import load_model
+from ciml.training.data.examples import read_snapshot_examples
+from ciml.training.data.materialise import Materialised
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.export import export, load_exported
+from ciml.training.runtime import tensorflow
+from ciml.training.train import Trained, predict_in_memory
+from ciml.transforms.examples.prepare import prepare_many
+from ciml.transforms.raw.reader import read_runs
 from tests.training.data.test_materialise import directly, of_split
-from training.data.examples import read_snapshot_examples
-from training.data.materialise import Materialised
-from training.data.snapshot import Snapshot
-from training.export import export, load_exported
-from training.runtime import tensorflow
-from training.train import Trained, predict_in_memory
-from transforms.examples.prepare import prepare_many
-from transforms.raw.reader import read_runs
 
 
 @pytest.fixture(scope="module")

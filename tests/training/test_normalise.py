@@ -5,8 +5,8 @@ import tempfile
 import numpy as np
 import pytest
 
-from training.experiment import NORMALISATION, Experiment, refresh_key
-from training.normalise import NEGLIGIBLE, Normalisation, transform_digest
+from ciml.training.experiment import NORMALISATION, Experiment, refresh_key
+from ciml.training.normalise import NEGLIGIBLE, Normalisation, transform_digest
 
 #: By column: values of three training runs, of three other runs, and these normalised.
 CASES = {
@@ -37,10 +37,10 @@ def test_tf_transform_normalises_as_numpy_does():
     import pyarrow as pa
     import tensorflow_transform.beam as tft_beam
 
+    from ciml.training.data.examples import Examples
+    from ciml.training.data.materialise_beam import adapter_config, to_batch
+    from ciml.training.normalise import normalise
     from tests.transforms.samples import resolved
-    from training.data.examples import Examples
-    from training.data.materialise_beam import adapter_config, to_batch
-    from training.normalise import normalise
 
     features = [f"group:{number}" for number in range(len(CASES))]
     config = adapter_config(resolved(features, max_windows=1))
@@ -63,7 +63,7 @@ def test_the_limit_of_a_range_is_four_roundings_of_float32():
 
 def test_the_rule_is_part_of_the_key_of_an_analysis_and_of_a_model(monkeypatch: pytest.MonkeyPatch):
     analysis, model = transform_digest(), refresh_key("s", Experiment())
-    monkeypatch.setattr("training.normalise.NORMALISATION", NORMALISATION + 1)
-    monkeypatch.setattr("training.experiment.NORMALISATION", NORMALISATION + 1)
+    monkeypatch.setattr("ciml.training.normalise.NORMALISATION", NORMALISATION + 1)
+    monkeypatch.setattr("ciml.training.experiment.NORMALISATION", NORMALISATION + 1)
     assert transform_digest() != analysis
     assert refresh_key("s", Experiment()) != model

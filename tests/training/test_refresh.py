@@ -13,22 +13,22 @@ from filelock import FileLock
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.storage.json_seal import read_object
 from ciml.storage.open import Store
-from pipelines.datasets.update import create_dataset, update_dataset
+from ciml.training.data.analysis_cache import AnalysisCache
+from ciml.training.data.examples import read_snapshot_examples
+from ciml.training.data.materialise import Materialised
+from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
+from ciml.training.evaluation.champion import Champion, right_answers
+from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.export import load_exported
+from ciml.training.refresh import Candidate, Skipped, refresh
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.ciml.lineage.recorded import Recorded, names, states
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import QUICK
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
-from training.data.analysis_cache import AnalysisCache
-from training.data.examples import read_snapshot_examples
-from training.data.materialise import Materialised
-from training.data.snapshot import Snapshot, make_snapshot, read_snapshot
-from training.evaluation.champion import Champion, right_answers
-from training.evaluation.gate import GatePolicy
-from training.export import load_exported
-from training.refresh import Candidate, Skipped, refresh
-from transforms.ingest.trust import TrustPolicy
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def same_examples(materialised: Materialised, monkeypatch: pytest.MonkeyPatch) -
         shutil.copytree(materialised.folder, folder)
         return replace(materialised, folder=folder)
 
-    monkeypatch.setattr("training.refresh.materialise", copy)
+    monkeypatch.setattr("ciml.training.refresh.materialise", copy)
 
 
 def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[DataRoot, Candidate, list[str]]):

@@ -7,10 +7,10 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.storage.open import LocalStore
+from ciml.training.data.snapshot import Snapshot, read_snapshot
+from ciml.training.export import load_exported
+from ciml.training.refresh import Candidate, refresh
 from tests.training.conftest import QUICK
-from training.data.snapshot import Snapshot, read_snapshot
-from training.export import load_exported
-from training.refresh import Candidate, refresh
 
 pytestmark = pytest.mark.engines
 

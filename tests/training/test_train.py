@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from ciml.errors import CimlError
+from ciml.training.data.materialise import Materialised
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.runtime import tensorflow
+from ciml.training.train import Trained, predict_in_memory, records, train, trained_roles
 from tests.training.conftest import QUICK
 from tests.training.records import written
-from training.data.materialise import Materialised
-from training.data.snapshot import Snapshot
-from training.runtime import tensorflow
-from training.train import Trained, predict_in_memory, records, train, trained_roles
 
 
 def weights(trained: Trained) -> list[np.ndarray]:

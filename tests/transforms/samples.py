@@ -13,8 +13,8 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, reso
 from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.corpus import CORPUS, builds
-from transforms.parse.logs import Log, parse_logs
 
 USR, LOAD = "total cpu usage:usr", "load avg:1m"
 #: The projects of the corpus, sorted: a label that every run has.

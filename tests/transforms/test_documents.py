@@ -9,11 +9,11 @@ from pathlib import Path
 from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
 from ciml.events.records import Message, RunFacts
-from transforms.fetch.credentials import Credential
-from transforms.fetch.fetch import DEFERRED, REJECTED
-from transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
-from transforms.ingest.decode import IGNORED
-from transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
+from ciml.transforms.fetch.credentials import Credential
+from ciml.transforms.fetch.fetch import DEFERRED, REJECTED
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
+from ciml.transforms.ingest.decode import IGNORED
+from ciml.transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
 
 DOCS = Path(__file__).parents[2] / "docs"
 

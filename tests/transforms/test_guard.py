@@ -14,8 +14,8 @@ from confluent_kafka import KafkaException
 
 from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
-from transforms import guard
-from transforms.guard import INTERNAL, attempt, bisect, guarded_messages, guarded_runs
+from ciml.transforms import guard
+from ciml.transforms.guard import INTERNAL, attempt, bisect, guarded_messages, guarded_runs
 
 
 def _raise(error: BaseException) -> None:
@@ -57,7 +57,7 @@ def test_what_no_input_can_cause_passes_through(error: BaseException) -> None:
 
 def test_a_library_that_is_not_loaded_is_not_loaded_by_a_guard() -> None:
     code = (
-        "import sys; from transforms.guard import attempt; r = attempt('x', int, 'y'); "
+        "import sys; from ciml.transforms.guard import attempt; r = attempt('x', int, 'y'); "
         "print(r.reason, 'confluent_kafka' in sys.modules, 'botocore' in sys.modules, 'apache_beam' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

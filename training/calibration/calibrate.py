@@ -15,16 +15,16 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.raw.causes import CAUSE
 from ciml.storage.open import Store
+from ciml.training.calibration.calibrators import Calibrator
+from ciml.training.calibration.conformal import make_rules
+from ciml.training.calibration.fit import fit_calibrator, log_loss
+from ciml.training.calibration.ranges import learned_ranges
+from ciml.training.data.examples import file_tasks, read_facts, read_rows
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.experiment import Experiment
+from ciml.transforms.examples.prepare import run_means
+from ciml.transforms.examples.split import split_of, subject_of
 from ciml.verdicts import LearnedRanges, VerdictRules
-from training.calibration.calibrators import Calibrator
-from training.calibration.conformal import make_rules
-from training.calibration.fit import fit_calibrator, log_loss
-from training.calibration.ranges import learned_ranges
-from training.data.examples import file_tasks, read_facts, read_rows
-from training.data.snapshot import Snapshot
-from training.experiment import Experiment
-from transforms.examples.prepare import run_means
-from transforms.examples.split import split_of, subject_of
 
 _SALT = "ciml calibration"
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibration.calibrators import LEAST, Calibrator, Isotonic, Temperature
+from ciml.training.calibration.calibrators import LEAST, Calibrator, Isotonic, Temperature
 
 #: An isotonic calibrator fits any rising line, and so fits the noise of fewer runs, or of fewer of one class.
 ISOTONIC_RUNS, ISOTONIC_CLASS_RUNS = 1000, 100

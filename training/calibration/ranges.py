@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ciml.events.records import RunFacts
+from ciml.transforms.examples.split import subject_of
 from ciml.verdicts import LearnedRanges, parts_outside
-from transforms.examples.split import subject_of
 
 #: Of runs like the learned ones, this share counts as like them. A higher one makes the limit that of the strangest run
 #: among some dozens: a hundred times the width of a range.
@@ -27,7 +27,7 @@ def learned_ranges(
     runs like these are outside at most as often as `SHARE` says.
 
     Args:
-      means: float64 [n, F], by `transforms.examples.prepare.run_means`.
+      means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`.
       runs: facts of the n runs.
       features: names of the F features.
     """

@@ -16,7 +16,7 @@ from typing import Any
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.storage.open import Store
-from training.data.snapshot import SnapshotSpan
+from ciml.training.data.snapshot import SnapshotSpan
 
 _FORMAT = 1
 

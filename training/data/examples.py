@@ -14,9 +14,9 @@ from ciml.datasets.state import ExampleFile
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
 from ciml.storage.open import Store
-from training.data.snapshot import Role, Snapshot, SnapshotRun
-from transforms.examples.prepare import row_digests, run_facts
-from transforms.examples.spans import inputs_of, read_examples
+from ciml.training.data.snapshot import Role, Snapshot, SnapshotRun
+from ciml.transforms.examples.prepare import row_digests, run_facts
+from ciml.transforms.examples.spans import inputs_of, read_examples
 
 
 class Wanted(NamedTuple):

@@ -17,15 +17,15 @@ from ciml.datasets.labels import label_of
 from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.storage.open import Store
-from training.data.examples import read_snapshot_examples
-from training.data.snapshot import Role, Snapshot, joined_facts, snapshot_of
-from training.estimators import Rows
-from training.exclusion_store import stored_exclusions
-from training.exclusions import Exclusions
-from training.normalise import Normalisation
-from transforms.examples.prepare import run_facts
-from transforms.examples.spans import read_span
-from transforms.ingest.trust import TrustPolicy
+from ciml.training.data.examples import read_snapshot_examples
+from ciml.training.data.snapshot import Role, Snapshot, joined_facts, snapshot_of
+from ciml.training.estimators import Rows
+from ciml.training.exclusion_store import stored_exclusions
+from ciml.training.exclusions import Exclusions
+from ciml.training.normalise import Normalisation
+from ciml.transforms.examples.prepare import run_facts
+from ciml.transforms.examples.spans import read_span
+from ciml.transforms.ingest.trust import TrustPolicy
 
 #: Facts by which metrics are sliced, named as in a listing.
 SLICES = {"job": "build_name", "provider": "provider"}
@@ -56,7 +56,7 @@ class InMemoryDataset:
         return np.flatnonzero(np.isin(self.roles, roles))
 
     def normalisation(self) -> Normalisation:
-        """Normalisation of the training split, equal to that of `training.data.materialise`."""
+        """Normalisation of the training split, equal to that of `ciml.training.data.materialise`."""
         return Normalisation.of(self.rows.inputs[self.in_train])
 
     def slices(self, positions: np.ndarray) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.data.snapshot import Role
+from ciml.training.data.snapshot import Role
 
 TRANSFORM_FOLDER = "transform"
 RECORDS_FOLDER = "records"

@@ -1,6 +1,6 @@
 """Materialises a snapshot: writes its normalised examples as TFRecord files, and the transform.
 
-The work is a batch pipeline (`training.data.materialise_beam`), imported lazily, since the import takes seconds.
+The work is a batch pipeline (`ciml.training.data.materialise_beam`), imported lazily, since the import takes seconds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from ciml.errors import IntegrityError
 from ciml.storage.open import Store
-from training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER
-from training.data.snapshot import ROLES, Role, Snapshot, no_training_runs
+from ciml.training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER
+from ciml.training.data.snapshot import ROLES, Role, Snapshot, no_training_runs
 
 if TYPE_CHECKING:
-    from training.data.analysis_cache import AnalysisCache
+    from ciml.training.data.analysis_cache import AnalysisCache
 
 _MANIFEST = "materialised.json"
 
@@ -83,7 +83,7 @@ def materialise(
     wanted: Counter[Role] = Counter(run.role for run in snapshot.runs())
     if not any(run.split == "train" for run in snapshot.runs()):
         raise no_training_runs(snapshot, wanted["test"])
-    from training.data.materialise_beam import run_pipeline
+    from ciml.training.data.materialise_beam import run_pipeline
 
     if folder.exists():
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""The batch pipeline of `training.data.materialise`: Parquet examples through tf.Transform to TFRecord.
+"""The batch pipeline of `ciml.training.data.materialise`: Parquet examples through tf.Transform to TFRecord.
 
 Examples are Arrow record batches: tf.Transform takes a hundred times as long for rows as dicts. A DoFn reads the files.
 The rows to read are kept outside of the pipeline: elements of ``beam.Create`` are encoded and compressed repeatedly.
@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from training.runtime import tensorflow
+from ciml.training.runtime import tensorflow
 
 tf = tensorflow()
 
@@ -33,12 +33,12 @@ from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
 from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
 from ciml.digest import canonical_json  # noqa: E402
 from ciml.storage.open import Store  # noqa: E402
-from training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
-from training.data.examples import Examples, FileTask, batches, file_tasks, read_rows  # noqa: E402
-from training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
-from training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
-from training.normalise import normalise, transform_digest  # noqa: E402
-from transforms.ingest.errors import keep_error, kept_error  # noqa: E402
+from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
+from ciml.training.data.examples import Examples, FileTask, batches, file_tasks, read_rows  # noqa: E402
+from ciml.training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
+from ciml.training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
+from ciml.training.normalise import normalise, transform_digest  # noqa: E402
+from ciml.transforms.ingest.errors import keep_error, kept_error  # noqa: E402
 
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
@@ -177,7 +177,7 @@ def to_batch(examples: Examples) -> pa.RecordBatch:
 
 
 class ReadRows(beam.DoFn):
-    """Read the file at an index of `training.data.examples.file_tasks`, as record batches of bounded size."""
+    """Read the file at an index of `ciml.training.data.examples.file_tasks`, as record batches of bounded size."""
 
     def __init__(self, root: Store, resolved: ResolvedDefinition, folder: str) -> None:
         super().__init__()

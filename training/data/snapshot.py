@@ -24,10 +24,10 @@ from ciml.manifest.log import ManifestLog
 from ciml.raw.state import open_raw
 from ciml.storage.json_seal import read_object, seal
 from ciml.storage.open import Store
-from training.exclusion_store import stored_exclusions
-from training.exclusions import Exclusions
-from transforms.examples.split import split_of
-from transforms.ingest.trust import TrustPolicy, evaluate
+from ciml.training.exclusion_store import stored_exclusions
+from ciml.training.exclusions import Exclusions
+from ciml.transforms.examples.split import split_of
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate
 
 Role = Literal["train", "dev", "test"]
 ROLES: tuple[Role, ...] = ("train", "dev", "test")

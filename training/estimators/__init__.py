@@ -12,11 +12,11 @@ import numpy as np
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
 from ciml.raw.causes import CAUSE
-from training.estimators import boosted, networks, scikit
-from training.estimators.base import Fitted, Progress, Rows, Watch
-from training.experiment import Experiment
-from training.normalise import Normalisation
-from training.runtime import keras
+from ciml.training.estimators import boosted, networks, scikit
+from ciml.training.estimators.base import Fitted, Progress, Rows, Watch
+from ciml.training.experiment import Experiment
+from ciml.training.normalise import Normalisation
+from ciml.training.runtime import keras
 
 __all__ = [
     "ESTIMATORS",
@@ -49,7 +49,7 @@ class Estimator:
 
     Attributes:
       build: for a network, a function of (experiment, L, F, C) that returns a Keras model; else as in
-        `training.estimators.scikit`.
+        `ciml.training.estimators.scikit`.
       keys: the keys of an experiment that it uses.
       network: whether it is a Keras network, which can be served.
       over_time: whether it uses the time axis, which aggregated examples lack.
@@ -169,7 +169,7 @@ def fit(
     if not estimator.network:
         features = boosted.Windows if estimator.summarises else scikit.unrolled
         return scikit.fit_scikit(experiment, train, dev, classes, estimator.build, features)
-    from training.estimators.loop import Resident, fit_network
+    from ciml.training.estimators.loop import Resident, fit_network
 
     _, windows, features = train.inputs.shape
     model = build_model(experiment, windows, features, classes)

@@ -1,4 +1,4 @@
-"""Boosted summaries: gradient boosting over two views of a run's windows (`training.estimators.summaries`).
+"""Boosted summaries: gradient boosting over two views of a run's windows (`ciml.training.estimators.summaries`).
 
 The members are `HistGradientBoostingClassifier`s with different seeds, some over the levels and some over the shapes;
 each split of a tree considers a share of the numbers. Their probabilities are averaged: members with different errors
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from ciml.errors import CimlError
-from training.estimators.summaries import View, columns_of, summarise
-from training.experiment import Experiment
+from ciml.training.estimators.summaries import View, columns_of, summarise
+from ciml.training.experiment import Experiment
 
 #: Default parameters: the number of members over each view; the rest is scikit-learn's.
 DEFAULTS = {

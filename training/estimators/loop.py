@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ciml.errors import CimlError
-from training.estimators.base import Progress, Rows, Watch, class_weights
-from training.estimators.networks import optimizer_of
-from training.experiment import Experiment
-from training.runtime import keras, tensorflow
+from ciml.training.estimators.base import Progress, Rows, Watch, class_weights
+from ciml.training.estimators.networks import optimizer_of
+from ciml.training.experiment import Experiment
+from ciml.training.runtime import keras, tensorflow
 
 _DEV_BATCH = 1024
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from ciml.errors import CimlError
-from training.experiment import Experiment
-from training.runtime import keras
+from ciml.training.experiment import Experiment
+from ciml.training.runtime import keras
 
 
 def dnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.estimators.base import Rows
-from training.experiment import Experiment
-from training.runtime import threads
+from ciml.training.estimators.base import Rows
+from ciml.training.experiment import Experiment
+from ciml.training.runtime import threads
 
 #: Computes an estimator's input from inputs float32 [n, L, F] and n_windows int32 [n].
 Features = Callable[[np.ndarray, np.ndarray], Any]
@@ -26,7 +26,7 @@ _CALIBRATION_FOLDS = 5
 
 @dataclass(frozen=True)
 class FittedScikit:
-    """A fitted estimator of scikit-learn, as `training.estimators.base.Fitted`."""
+    """A fitted estimator of scikit-learn, as `ciml.training.estimators.base.Fitted`."""
 
     model: Any
     features: Features
@@ -47,7 +47,7 @@ class FittedScikit:
 def fit_scikit(
     experiment: Experiment, train: Rows, dev: Rows | None, classes: int, build: Any, features: Features
 ) -> FittedScikit:
-    """Fit an estimator of this module or of `training.estimators.boosted`.
+    """Fit an estimator of this module or of `ciml.training.estimators.boosted`.
 
     Args:
       experiment: its ``parameters`` are passed to the estimator.

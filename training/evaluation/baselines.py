@@ -18,8 +18,8 @@ from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import files_of
 from ciml.storage.open import Store
-from training.data.snapshot import Snapshot
-from training.evaluation.metrics import accuracy
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.evaluation.metrics import accuracy
 
 #: The available numbers and their descriptions.
 NUMBERS = {
@@ -131,7 +131,7 @@ class ByNumber:
     right: np.ndarray
 
     def figures(self) -> dict[str, Any]:
-        """Return the accuracy as `training.evaluation.metrics.accuracy` does, with the ``name``."""
+        """Return the accuracy as `ciml.training.evaluation.metrics.accuracy` does, with the ``name``."""
         return {"name": self.name, **accuracy(self.right)}
 
 
@@ -185,7 +185,7 @@ def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
     Raises:
       IntegrityError: if the raw manifest lacks a run.
     """
-    from transforms.raw.reader import read_runs
+    from ciml.transforms.raw.reader import read_runs
 
     files = files_of(ManifestLog(raw), run_ids)
     columns = [f"memory usage:{name}" for name in MEMORY]

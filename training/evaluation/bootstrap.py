@@ -1,4 +1,4 @@
-"""The figures of `training.evaluation.scores` for many resamples of the same runs at once.
+"""The figures of `ciml.training.evaluation.scores` for many resamples of the same runs at once.
 
 A resample is a weight for each run: how often it was drawn. So runs are sorted once and not in each resample, and
 scikit-learn's checks of its arguments, which take longer than the figures of a few hundred runs, are not repeated.

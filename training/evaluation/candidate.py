@@ -11,20 +11,20 @@ import numpy as np
 
 from ciml.data_root import StoredDataset
 from ciml.errors import IntegrityError
-from training.calibration.calibrate import Calibrated
-from training.calibration.conformal import decimals
-from training.data.examples import Examples, read_facts, read_snapshot_examples
-from training.data.materialise import Materialised
-from training.data.snapshot import Snapshot, SnapshotRun
-from training.evaluation.baselines import by_number, gate_numbers, numbers_for
-from training.evaluation.champion import Champion, right_answers
-from training.evaluation.gate import GatePolicy, compare
-from training.evaluation.metrics import accuracy, evaluate, sharpness
-from training.evaluation.verdicts import verdict_figures
-from training.experiment import Experiment
-from training.export import Exported
-from training.train import predict_in_memory, trained_roles
-from transforms.examples.prepare import run_means
+from ciml.training.calibration.calibrate import Calibrated
+from ciml.training.calibration.conformal import decimals
+from ciml.training.data.examples import Examples, read_facts, read_snapshot_examples
+from ciml.training.data.materialise import Materialised
+from ciml.training.data.snapshot import Snapshot, SnapshotRun
+from ciml.training.evaluation.baselines import by_number, gate_numbers, numbers_for
+from ciml.training.evaluation.champion import Champion, right_answers
+from ciml.training.evaluation.gate import GatePolicy, compare
+from ciml.training.evaluation.metrics import accuracy, evaluate, sharpness
+from ciml.training.evaluation.verdicts import verdict_figures
+from ciml.training.experiment import Experiment
+from ciml.training.export import Exported
+from ciml.training.train import predict_in_memory, trained_roles
+from ciml.transforms.examples.prepare import run_means
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def assess(
     gate: GatePolicy,
     calibrated: Calibrated | None = None,
 ) -> dict[str, Any]:
-    """Compute a candidate's figures for `training.evaluation.gate.judge`.
+    """Compute a candidate's figures for `ciml.training.evaluation.gate.judge`.
 
     The exported model predicts from runs that are not normalised, as in serving. The model in memory predicts the same
     materialised runs and has to agree.

@@ -14,11 +14,11 @@ from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import files_of, find_facts
 from ciml.storage.open import Store
-from training.data.examples import Examples
-from training.data.snapshot import SnapshotRun
+from ciml.training.data.examples import Examples
+from ciml.training.data.snapshot import SnapshotRun
 
 if TYPE_CHECKING:
-    from training.export import Exported
+    from ciml.training.export import Exported
 
 _BATCH = 500
 
@@ -54,8 +54,8 @@ def right_answers(
     Raises:
       IntegrityError: if the champion cannot be loaded or fails.
     """
-    from training.export import load_exported
-    from training.runtime import tensorflow
+    from ciml.training.export import load_exported
+    from ciml.training.runtime import tensorflow
 
     model = load_exported(champion.folder)
     try:
@@ -74,8 +74,8 @@ def right_answers(
 def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple[np.ndarray, np.ndarray]:
     """Return predictions float32 [n, C] of runs prepared by the model's definition, and which are valid, bool [n]."""
     from ciml.telemetry import OWN_COLUMNS
-    from transforms.examples.prepare import prepare_many
-    from transforms.raw.reader import read_runs
+    from ciml.transforms.examples.prepare import prepare_many
+    from ciml.transforms.raw.reader import read_runs
 
     log, run_ids = ManifestLog(raw), [run.run_id for run in runs]
     files = files_of(log, run_ids)

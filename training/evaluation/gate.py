@@ -14,8 +14,8 @@ import numpy as np
 
 from ciml.decision import Decision
 from ciml.errors import CimlError
-from training.evaluation.baselines import NUMBERS
-from training.evaluation.metrics import paired_interval
+from ciml.training.evaluation.baselines import NUMBERS
+from ciml.training.evaluation.metrics import paired_interval
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GatePolicy:
       baseline_tolerance: the same against each one-number baseline.
       confidence: of the one-sided bound on these losses. A candidate is rejected if it *may* be worse by more than the
         tolerance.
-      accept_baselines: names of numbers (`training.evaluation.baselines.NUMBERS`) that may predict better than the
+      accept_baselines: names of numbers (`ciml.training.evaluation.baselines.NUMBERS`) that may predict better than the
         candidate.
       min_decided: least share of held-out runs that a model of verdicts decides; on the others it abstains.
       max_disagreement: largest difference of any probability between the exported model and the one in memory.
@@ -76,9 +76,9 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
     """Decide on a candidate.
 
     Args:
-      candidate: ``evaluation`` (of `training.evaluation.metrics.evaluate`), ``class_counts`` (training runs by class),
-        ``baselines`` (by number its accuracy on the same runs, and ``comparison`` of `compare`; {} where the runs have
-        no number), ``verdicts`` of a model of verdicts (`training.evaluation.verdicts.verdict_figures`),
+      candidate: ``evaluation`` (of `ciml.training.evaluation.metrics.evaluate`), ``class_counts`` (training runs by
+        class), ``baselines`` (by number its accuracy on the same runs, and ``comparison`` of `compare`; {} where the
+        runs have no number), ``verdicts`` of a model of verdicts (`ciml.training.evaluation.verdicts.verdict_figures`),
         ``disagreement`` (largest difference of the exported model to the one in memory), ``latency_ms``, and, if
         there is a champion, ``champion`` (its ``accuracy`` on the same runs) and ``comparison`` (of `compare`), None
         if it could not be evaluated.
@@ -215,7 +215,7 @@ def compare(
 
     Returns:
       ``difference`` of the accuracies, its lower bound ``low``, its 95 % ``interval`` [low, high]
-      (`training.evaluation.metrics.paired_interval`), ``runs``, ``only_candidate`` and ``only_champion``
+      (`ciml.training.evaluation.metrics.paired_interval`), ``runs``, ``only_candidate`` and ``only_champion``
       (runs that only one model got right), and ``mcnemar``, the exact two-sided p-value of those two numbers.
 
     Raises:

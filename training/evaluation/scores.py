@@ -1,6 +1,6 @@
 """Scores of an experiment's probabilities: by class, with intervals, beside trivial baselines.
 
-`training.evaluation.metrics` serves the gate; these scores are for choosing estimators. The metrics are
+`ciml.training.evaluation.metrics` serves the gate; these scores are for choosing estimators. The metrics are
 those of scikit-learn, the intervals (95 %) percentiles of a bootstrap of the runs.
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ciml.training.evaluation.bootstrap import drawn_weights, weighted_figures
+from ciml.training.evaluation.metrics import accuracy, evaluate
 from ciml.verdicts.shares import CONFIDENCE
-from training.evaluation.bootstrap import drawn_weights, weighted_figures
-from training.evaluation.metrics import accuracy, evaluate
 
 RESAMPLES = 300
 BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
@@ -31,7 +31,8 @@ def scores(
     resamples: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compute the figures of `training.evaluation.metrics.evaluate` and more, with ``value``, ``low`` and ``high``:
+    """Compute the figures of `ciml.training.evaluation.metrics.evaluate` and more, with ``value``, ``low`` and
+    ``high``:
 
     - in ``classes``, of each class against all others: ``precision``, ``recall``, ``f1``, ``roc_auc``, ``pr_auc``, and
       its ``share`` of the runs, which is the PR-AUC of a random guess;

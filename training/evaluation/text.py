@@ -9,7 +9,7 @@ Figures = Mapping[str, Any]
 
 
 def figure_lines(metrics: Figures) -> list[str]:
-    """Return the lines of a candidate's metrics (`training.evaluation.candidate.assess`); none without a training."""
+    """Return the lines of a candidate's metrics (see `assess`); none without a training."""
     evaluation = metrics.get("evaluation") or {}
     accuracy, base = evaluation.get("accuracy"), evaluation.get("base_rate")
     if not accuracy or not base:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ciml.training.evaluation.metrics import accuracy
 from ciml.verdicts import UNKNOWN, VerdictRules, make_verdict
-from training.evaluation.metrics import accuracy
 
 
 def verdict_figures(
@@ -23,10 +23,12 @@ def verdict_figures(
 
     Args:
       rules: those of the model.
-      probabilities: float64 [n, C], calibrated, as predictions record them (`training.calibration.conformal.decimals`).
+      probabilities: float64 [n, C], calibrated, as predictions record them
+        (`ciml.training.calibration.conformal.decimals`).
       labels: int [n].
       jobs: of each run.
-      means: float64 [n, F], by `transforms.examples.prepare.run_means`; None takes all runs for ones like the learned.
+      means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`; None takes all runs for ones like the
+        learned.
 
     Returns:
       JSON; shares have ``value``, ``low`` and ``high`` (95 %, Wilson), or None for no runs:

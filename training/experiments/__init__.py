@@ -1,4 +1,4 @@
 """Experiments as stored objects: trials on a data set, their results, and clustering.
 
-Uses estimators and evaluation. It draws nothing: `reports.experiments` does.
+Uses estimators and evaluation. It draws nothing: `ciml.reports.experiments` does.
 """

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation import gate
-from training.evaluation.metrics import paired_interval
-from training.evaluation.text import beaten_by
-from training.experiments.results import Predictions, Stored
+from ciml.training.evaluation import gate
+from ciml.training.evaluation.metrics import paired_interval
+from ciml.training.evaluation.text import beaten_by
+from ciml.training.experiments.results import Predictions, Stored
 
 Figures = Mapping[str, Any]
 #: A result, and its predictions for the test runs, None where their file is missing.
@@ -34,7 +34,7 @@ class Compared:
       result: its result.
       predictions: its predictions for the test runs; None if the file is missing.
       same_runs: whether it was tested on the same runs as the first one, with the same classes.
-      against: `training.evaluation.gate.compare` with it as the candidate and the first one as the champion, but
+      against: `ciml.training.evaluation.gate.compare` with it as the candidate and the first one as the champion, but
         ``low`` and ``high`` bound the difference by 95 %; None for the first one, and where ``note`` says why.
       note: why it is not compared run by run; "" else.
     """

@@ -1,4 +1,4 @@
-"""Reads stored trials; see `training.experiments.trials` for the files."""
+"""Reads stored trials; see `ciml.training.experiments.trials` for the files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store
-from training.evaluation.scores import answers
-from training.experiments.trials import RESULT, experiment_names, experiment_store, load_experiment, read_stored
+from ciml.training.evaluation.scores import answers
+from ciml.training.experiments.trials import RESULT, experiment_names, experiment_store, load_experiment, read_stored
 
 _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
 
@@ -48,9 +48,9 @@ class Stored:
     Attributes:
       experiment, dataset: names.
       store: the trial's folder.
-      result: of `training.experiments.trials.Trial.run`; None if it was only cross-validated, or was killed.
-      elsewhere: of `training.experiments.trials.Trial.run_on`, by the name of the data set.
-      folds: of `training.evaluation.cross_validation.cross_validate`, by the held-out facts.
+      result: of `ciml.training.experiments.trials.Trial.run`; None if it was only cross-validated, or was killed.
+      elsewhere: of `ciml.training.experiments.trials.Trial.run_on`, by the name of the data set.
+      folds: of `ciml.training.evaluation.cross_validation.cross_validate`, by the held-out facts.
       older: number of older results of this experiment on this data set.
     """
 

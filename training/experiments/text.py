@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from training.evaluation.text import beaten_by, number_text, within
+from ciml.training.evaluation.text import beaten_by, number_text, within
 
 Figures = Mapping[str, Any]
 
 
 def result_lines(result: Figures) -> list[str]:
-    """Return the lines of a result of `training.experiments.trials.Trial.run`."""
+    """Return the lines of a result of `ciml.training.experiments.trials.Trial.run`."""
     lines = [f"{result['experiment']['name']} on {result['dataset']}: {training_text(result['training'])}"]
     if result["dev"]:
         lines += score_lines("dev", result["dev"])
@@ -44,7 +44,7 @@ def calibration_line(found: Figures) -> str:
 
 
 def verdict_lines(found: Figures) -> list[str]:
-    """Return the lines of `training.evaluation.verdicts.verdict_figures`."""
+    """Return the lines of `ciml.training.evaluation.verdicts.verdict_figures`."""
     if not found["runs"]:
         return []
     coverage, unknown = found["coverage"], found["abstained"]
@@ -58,14 +58,14 @@ def verdict_lines(found: Figures) -> list[str]:
 
 
 def other_lines(result: Figures) -> list[str]:
-    """Return the lines of a result of `training.experiments.trials.Trial.run_on`."""
+    """Return the lines of a result of `ciml.training.experiments.trials.Trial.run_on`."""
     left = [f"{count} {reason.replace('_', ' ')}" for reason, count in result["left_out"].items() if count]
     lines = [f"the same on the test runs of {result['dataset']}{', without ' + ', '.join(left) if left else ''}"]
     return [*lines, *score_lines("test", result["test"]), *baseline_lines(result["baselines"])]
 
 
 def fold_lines(result: Figures) -> list[str]:
-    """Return the lines of a result of `training.evaluation.cross_validation.cross_validate`."""
+    """Return the lines of a result of `ciml.training.evaluation.cross_validation.cross_validate`."""
     mean = result["mean"]
     lines = [f"{len(result['folds'])} folds by {result['by']}, test runs unread"]
     lines += [

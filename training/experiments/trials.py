@@ -8,7 +8,7 @@ Every file is created exclusively and is deterministic, so a trial may be killed
                                                         on-<other data set>-<snapshot>.json
                                                         folds-<by>-<folds>.json
 
-``<trial>`` is `training.experiment.refresh_key`: of the runs and of the experiment.
+``<trial>`` is `ciml.training.experiment.refresh_key`: of the runs and of the experiment.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.json_seal import read_object, seal
 from ciml.storage.open import Store
+from ciml.training.calibration.calibrate import Calibrated, calibrate
+from ciml.training.calibration.conformal import decimals
+from ciml.training.calibration.ranges import learned_ranges
+from ciml.training.data.in_memory import InMemoryDataset
+from ciml.training.data.snapshot import no_training_runs
+from ciml.training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
+from ciml.training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
+from ciml.training.evaluation.metrics import evaluate, sharpness
+from ciml.training.evaluation.scores import scores
+from ciml.training.evaluation.verdicts import verdict_figures
+from ciml.training.experiment import ALIASES, NORMALISATION, Experiment, refresh_key
+from ciml.training.normalise import Normalisation
+from ciml.training.train import trained_roles
+from ciml.transforms.examples.prepare import run_means
 from ciml.verdicts import LearnedRanges
-from training.calibration.calibrate import Calibrated, calibrate
-from training.calibration.conformal import decimals
-from training.calibration.ranges import learned_ranges
-from training.data.in_memory import InMemoryDataset
-from training.data.snapshot import no_training_runs
-from training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
-from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
-from training.evaluation.metrics import evaluate, sharpness
-from training.evaluation.scores import scores
-from training.evaluation.verdicts import verdict_figures
-from training.experiment import ALIASES, NORMALISATION, Experiment, refresh_key
-from training.normalise import Normalisation
-from training.train import trained_roles
-from transforms.examples.prepare import run_means
 
 _FORMAT = 1
 RESULT = "result.json"
@@ -283,8 +283,8 @@ class Trial:
     def cross_validate(
         self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None
     ) -> tuple[dict[str, Any], bool]:
-        """Run and store `training.evaluation.cross_validation.cross_validate`; return it and whether it is new."""
-        from training.evaluation.cross_validation import cross_validate
+        """Run and store `ciml.training.evaluation.cross_validation.cross_validate`; return it and whether it is new."""
+        from ciml.training.evaluation.cross_validation import cross_validate
 
         name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
         if (stored := read_stored(self.store, name)) is not None:

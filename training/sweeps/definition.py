@@ -14,9 +14,9 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError
 from ciml.settings import Settings, check_name, checked
-from training.estimators import ESTIMATORS, check_experiment
-from training.experiment import ALIASES, Experiment
-from training.sweeps.axes import Axis, Part, Value, axes_of
+from ciml.training.estimators import ESTIMATORS, check_experiment
+from ciml.training.experiment import ALIASES, Experiment
+from ciml.training.sweeps.axes import Axis, Part, Value, axes_of
 
 Metric = Literal["accuracy", "f1", "roc_auc", "pr_auc", "brier", "log_loss"]
 #: Metrics for which lower is better.

@@ -14,10 +14,10 @@ from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.json_seal import seal
 from ciml.storage.open import Store
-from training.experiment import NORMALISATION
-from training.experiments.trials import read_stored
-from training.sweeps.definition import Sweep, differences
-from training.sweeps.outcome import Outcome
+from ciml.training.experiment import NORMALISATION
+from ciml.training.experiments.trials import read_stored
+from ciml.training.sweeps.definition import Sweep, differences
+from ciml.training.sweeps.outcome import Outcome
 
 _FORMAT = 1
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.sweeps.axes import Axis, Value
-from training.sweeps.definition import Sweep
-from training.sweeps.outcome import Outcome
+from ciml.training.sweeps.axes import Axis, Value
+from ciml.training.sweeps.definition import Sweep
+from ciml.training.sweeps.outcome import Outcome
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.data.in_memory import InMemoryDataset
-from training.estimators import check_experiment, check_use
-from training.evaluation.baselines import NUMBERS
-from training.evaluation.cross_validation import CVSplit, by_one_number, divide, held_out
-from training.evaluation.scores import scores
-from training.experiment import Experiment
-from training.sweeps.definition import Metric, Sweep
+from ciml.training.data.in_memory import InMemoryDataset
+from ciml.training.estimators import check_experiment, check_use
+from ciml.training.evaluation.baselines import NUMBERS
+from ciml.training.evaluation.cross_validation import CVSplit, by_one_number, divide, held_out
+from ciml.training.evaluation.scores import scores
+from ciml.training.experiment import Experiment
+from ciml.training.sweeps.definition import Metric, Sweep
 
 #: Called with a step, from 1, and the metric after it; True prunes the trial unless it was the last step.
 Report = Callable[[int, float], bool]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from transforms.drift.counts import Group, Mix, Presence, mix_of, one_sided
-from transforms.drift.detect import (
+from ciml.transforms.drift.counts import Group, Mix, Presence, mix_of, one_sided
+from ciml.transforms.drift.detect import (
     DriftedSlice,
     DriftPolicy,
     Measure,
@@ -22,8 +22,8 @@ from transforms.drift.detect import (
     measure_slices,
     parts_of,
 )
-from transforms.drift.report import KINDS, Finding, Kind, Report, Side
-from transforms.drift.units import unit_of
+from ciml.transforms.drift.report import KINDS, Finding, Kind, Report, Side
+from ciml.transforms.drift.units import unit_of
 
 _DIMENSIONS = ("job", "provider", "flavour", "class")  # of a cell, in order
 _EXAMPLE = "example"  # a selected run that is not excluded

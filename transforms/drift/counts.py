@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transforms.drift.detect import Measure, Part, Sides
-from transforms.drift.statistics import Cell
+from ciml.transforms.drift.detect import Measure, Part, Sides
+from ciml.transforms.drift.statistics import Cell
 
 _EXPECTED = 5.0  # runs in a category of the chi-squared test; rarer ones are pooled
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transforms.drift.statistics import Cell, Series, Statistics, middles
+from ciml.transforms.drift.statistics import Cell, Series, Statistics, middles
 
 _ROUNDS = 20  # limit of slices per feature
 _BIN_RUNS = 10  # minimum of runs per bin of PSI, while there are three bins

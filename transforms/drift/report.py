@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from transforms.drift.counts import Columns
-from transforms.drift.detect import DriftPolicy, Measure, Slice
-from transforms.drift.statistics import Statistics
+from ciml.transforms.drift.counts import Columns
+from ciml.transforms.drift.detect import DriftPolicy, Measure, Slice
+from ciml.transforms.drift.statistics import Statistics
 
 Kind = Literal["lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix"]
 KINDS: tuple[Kind, ...] = ("lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix")

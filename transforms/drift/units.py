@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transforms.drift.detect import ks_p
+from ciml.transforms.drift.detect import ks_p
 
 #: Factors between units, and their names. Those of 1000 and 1024 are too close to be distinguished.
 _FACTORS = {
@@ -37,7 +37,7 @@ def unit_of(values: np.ndarray, before: np.ndarray, after: np.ndarray, weight: f
     Args:
       values: float64 [K] ascending.
       before, after: their shares on each side.
-      weight: the size of the comparison, `transforms.drift.detect.Measure.weight`.
+      weight: the size of the comparison, `ciml.transforms.drift.detect.Measure.weight`.
 
     Returns:
       The best fitting factor, if the two then match like samples of one distribution; else None.

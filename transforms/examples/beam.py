@@ -11,16 +11,16 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.plan import SpanPlan
 from ciml.digest import canonical_json
 from ciml.storage.open import Store
-from transforms.examples.prepare import Examples, Excluded
-from transforms.examples.spans import examples_of, guarded_examples, write_span
-from transforms.ingest.errors import keep_error
+from ciml.transforms.examples.prepare import Examples, Excluded
+from ciml.transforms.examples.spans import examples_of, guarded_examples, write_span
+from ciml.transforms.ingest.errors import keep_error
 
 #: A part of a span in a pipeline: (span and version, (part number, its Arrow bytes, exclusions)).
 _Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]
 
 
 class MakeExamples(beam.PTransform):
-    """(part number, `SpanPlan`) to examples, keyed by the span's version: `transforms.examples.spans.examples_of`."""
+    """(part number, `SpanPlan`) to examples, keyed by span version: `ciml.transforms.examples.spans.examples_of`."""
 
     def __init__(self, raw: Store, resolved: ResolvedDefinition) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class MakeExamples(beam.PTransform):
 
 
 class WriteSpans(beam.PTransform):
-    """The examples of each span's version to its files: `transforms.examples.spans.write_span`.
+    """The examples of each span's version to its files: `ciml.transforms.examples.spans.write_span`.
 
     The manifest's record of it goes to ``results`` of the data set's folder, for the caller to commit. All of this may
     be

@@ -16,11 +16,11 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
 from ciml.raw.neighbours import Neighbours
+from ciml.transforms.examples.downsample import Windows
+from ciml.transforms.profiles.departures import margin
+from ciml.transforms.profiles.profile import MIN_RUNS, Profile, Profiles, Range
+from ciml.transforms.profiles.windows import length_s, window_means, window_of
 from ciml.verdicts import exit_status_of, signal_of
-from transforms.examples.downsample import Windows
-from transforms.profiles.departures import margin
-from transforms.profiles.profile import MIN_RUNS, Profile, Profiles, Range
-from transforms.profiles.windows import length_s, window_means, window_of
 
 #: Departures are counted up to this many margins, and lengths up to so many doublings.
 _MOST_MARGINS, _MOST_DOUBLINGS = 10.0, 5.0
@@ -36,7 +36,7 @@ def with_context(
     """Return the windows of runs with their context features: values float32 [W, F]. Unchanged without context.
 
     Args:
-      windows: of the runs, by `transforms.examples.downsample`: values float32 [W, number of columns].
+      windows: of the runs, by `ciml.transforms.examples.downsample`: values float32 [W, number of columns].
       runs: the facts of each run.
       tables: the telemetry of each run, with the columns of the definition at least.
       resolved: the definition.

@@ -12,15 +12,15 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.records import Origin, PendingRun, RunFacts
 from ciml.raw.neighbours import Neighbours
-from transforms.examples.context import with_context
-from transforms.examples.downsample import Windows, downsample, merge_windows
-from transforms.fetch.policy import FetchPolicy
+from ciml.transforms.examples.context import with_context
+from ciml.transforms.examples.downsample import Windows, downsample, merge_windows
+from ciml.transforms.fetch.policy import FetchPolicy
 
 KEPT_BYTES = 256 << 20  # of telemetry that is kept until its windows are computed
 
 
 class LogOf(NamedTuple):
-    """A run's log: its address, and the run's facts, whose times decide those of the log (`transforms.parse.logs`)."""
+    """A run's log: its address, and the run's facts, whose times decide those of the log."""
 
     address: str
     facts: RunFacts
@@ -110,7 +110,10 @@ class LogReader:
 
     def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | RejectedInput]]:
         """Yield the results of the logs at some indices, by index, part by part."""
-        from transforms.ingest.run_stages import PASSING, read_logs  # imported in the reading processes, in parallel
+        from ciml.transforms.ingest.run_stages import (
+            PASSING,
+            read_logs,
+        )  # imported in the reading processes, in parallel
 
         pending_runs = [
             PendingRun(

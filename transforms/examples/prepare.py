@@ -17,10 +17,10 @@ from ciml.digest import arrays_digest
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.raw.neighbours import Neighbours
-from transforms.examples.context import with_context
-from transforms.examples.downsample import Windows, downsample
-from transforms.examples.split import SPLITS, split_of
-from transforms.raw.arrow_arrays import numbers, text_maps, texts, times
+from ciml.transforms.examples.context import with_context
+from ciml.transforms.examples.downsample import Windows, downsample
+from ciml.transforms.examples.split import SPLITS, split_of
+from ciml.transforms.raw.arrow_arrays import numbers, text_maps, texts, times
 
 _TIME = pa.timestamp("us", tz="UTC")
 _FACTS = (

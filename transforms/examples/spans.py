@@ -24,9 +24,9 @@ from ciml.events.records import RunFacts
 from ciml.raw.seal import is_sealed, seal, unreadable, unsealed
 from ciml.storage.open import Store
 from ciml.telemetry import OWN_COLUMNS
-from transforms.examples.context import with_context
-from transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
-from transforms.examples.prepare import (
+from ciml.transforms.examples.context import with_context
+from ciml.transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
+from ciml.transforms.examples.prepare import (
     NOT_HELD,
     Examples,
     Excluded,
@@ -36,9 +36,9 @@ from transforms.examples.prepare import (
     run_facts,
     schema_of,
 )
-from transforms.examples.split import SPLITS
-from transforms.guard import bisect
-from transforms.raw.pack_reader import Joined, read_joined
+from ciml.transforms.examples.split import SPLITS
+from ciml.transforms.guard import bisect
+from ciml.transforms.raw.pack_reader import Joined, read_joined
 
 _BATCH_BYTES = 64 << 20  # of examples per step
 _BATCH_RUNS = 5000
@@ -98,7 +98,8 @@ def _divided(joined: Joined) -> Iterator[pa.Table]:
 
 
 def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resolved: ResolvedDefinition) -> Examples:
-    """Make the examples of a plan's runs; a run for which ``make`` fails does not affect others (`transforms.guard`).
+    """Make the examples of a plan's runs; a run for which ``make`` fails does not affect others
+    (`ciml.transforms.guard`).
 
     Args:
       plan: the runs.

@@ -1,7 +1,7 @@
 """Allowed addresses of logs: a strict grammar, an allow-list, and a check of every IP address.
 
 An address comes from outside, so a sender could make ciml read a local file or connect to an internal machine. This
-module prevents that, together with the connection itself (`transforms.fetch.http`).
+module prevents that, together with the connection itself (`ciml.transforms.fetch.http`).
 """
 
 from __future__ import annotations

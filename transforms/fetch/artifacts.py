@@ -17,7 +17,7 @@ from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.globs import glob_pattern
-from transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.errors import LogUnavailableError
 
 _MAX_NAME = 256
 PAGE = 100  # artifacts of a page: the most that GitHub gives

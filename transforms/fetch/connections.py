@@ -14,7 +14,7 @@ import httpcore
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.limits import MAX_LOG_REQUESTS
-from transforms.fetch.addresses import HostRule, as_ip, check_ips
+from ciml.transforms.fetch.addresses import HostRule, as_ip, check_ips
 
 #: (host, port) -> IP addresses. Raises OSError where the name does not resolve.
 Resolve = Callable[[str, int], list[str]]

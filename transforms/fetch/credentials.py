@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ciml.errors import CimlError
 from ciml.limits import MAX_SECRET_BYTES
 from ciml.settings import Settings, checked
-from transforms.fetch.addresses import Address, HostRule, host_rule
+from ciml.transforms.fetch.addresses import Address, HostRule, host_rule
 
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,99}")
 #: Headers that frame a request, or that ciml sets itself.

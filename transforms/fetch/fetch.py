@@ -15,18 +15,18 @@ from ciml.errors import CimlError, RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.limits import PART_BYTES
-from transforms.fetch.addresses import Address, below, parse_address
-from transforms.fetch.artifacts import JobFacts, job_facts
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.files import read_file
-from transforms.fetch.folders import first_found
-from transforms.fetch.policy import FetchPolicy
-from transforms.guard import attempt, dead_letter
+from ciml.transforms.fetch.addresses import Address, below, parse_address
+from ciml.transforms.fetch.artifacts import JobFacts, job_facts
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.files import read_file
+from ciml.transforms.fetch.folders import first_found
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import attempt, dead_letter
 
 if TYPE_CHECKING:
-    from transforms.fetch.connections import Resolve
-    from transforms.fetch.http import HttpLogs
-    from transforms.fetch.s3 import S3Logs
+    from ciml.transforms.fetch.connections import Resolve
+    from ciml.transforms.fetch.http import HttpLogs
+    from ciml.transforms.fetch.s3 import S3Logs
 
 #: Why a log makes a run a dead letter at once: a closed set.
 REJECTED = (
@@ -180,8 +180,8 @@ class Fetcher:
     def _over_http(self) -> HttpLogs:
         with self._lock:
             if self._http is None:
-                from transforms.fetch.connections import system_resolve  # an HTTP client, which is rarely needed
-                from transforms.fetch.http import HttpLogs
+                from ciml.transforms.fetch.connections import system_resolve  # an HTTP client, which is rarely needed
+                from ciml.transforms.fetch.http import HttpLogs
 
                 try:
                     self._http = HttpLogs(self.policy, self._resolve or system_resolve)
@@ -192,7 +192,7 @@ class Fetcher:
     def _over_s3(self) -> S3Logs:
         with self._lock:
             if self._s3 is None:
-                from transforms.fetch.s3 import S3Logs
+                from ciml.transforms.fetch.s3 import S3Logs
 
                 self._s3 = S3Logs(self.policy)
             return self._s3
@@ -278,11 +278,11 @@ class Fetcher:
             return failure
 
     def read(self, address: Address, grow: Callable[[int], None] | None = None, job: JobFacts | None = None) -> bytes:
-        """Fetch the log that an address leads to (`transforms.fetch.places`), unpacked.
+        """Fetch the log that an address leads to (`ciml.transforms.fetch.places`), unpacked.
 
         Args:
           address: of a log, a folder or an archive.
-          grow: as in `transforms.fetch.gunzip.gunzip`.
+          grow: as in `ciml.transforms.fetch.gunzip.gunzip`.
           job: the job whose log it is, where the address is a list of artifacts.
 
         Raises:
@@ -290,7 +290,7 @@ class Fetcher:
           LogUnavailableError: with one of `DEFERRED`.
         """
         if address.scheme in ("http", "https"):
-            from transforms.fetch.places import read_http
+            from ciml.transforms.fetch.places import read_http
 
             return read_http(self._over_http(), self.policy, address, job, grow)
         if address.is_folder:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from ciml.errors import RejectedInput
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.gunzip import gunzip
-from transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.gunzip import gunzip
+from ciml.transforms.fetch.policy import FetchPolicy
 
 _PIECE = 1 << 20
 _MAX_PATH = 4096  # bytes, as in Linux

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from transforms.fetch.addresses import Address
-from transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.addresses import Address
+from ciml.transforms.fetch.errors import LogUnavailableError
 
 
 def first_found(addresses: Iterable[Address], fetch: Callable[[Address], bytes]) -> bytes:

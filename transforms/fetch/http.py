@@ -20,12 +20,12 @@ import tenacity
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import redact_url
 from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_REDIRECTS, MAX_RETRY_AFTER_S
-from transforms.fetch.addresses import PORTS, Address, HostRule, parse_address
-from transforms.fetch.connections import OneLog, Pinned, Resolve, system_resolve, tls_context
-from transforms.fetch.credentials import credential_of
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.gunzip import gunzip
-from transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.addresses import PORTS, Address, HostRule, parse_address
+from ciml.transforms.fetch.connections import OneLog, Pinned, Resolve, system_resolve, tls_context
+from ciml.transforms.fetch.credentials import credential_of
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.gunzip import gunzip
+from ciml.transforms.fetch.policy import FetchPolicy
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class HttpLogs:
 
         Args:
           address: an http or https address.
-          grow: as in `transforms.fetch.gunzip.gunzip`.
+          grow: as in `ciml.transforms.fetch.gunzip.gunzip`.
 
         Raises:
           RejectedInput: ``address_not_allowed``, ``bad_address``, ``too_many_redirects``, ``log_too_large``,

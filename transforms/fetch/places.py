@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import IO
 
 from ciml.limits import MAX_ARTIFACTS_PAGES
-from transforms.fetch import artifacts
-from transforms.fetch.addresses import Address, below
-from transforms.fetch.artifacts import Artifact, JobFacts
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.folders import first_found
-from transforms.fetch.gunzip import gunzip
-from transforms.fetch.http import HttpLogs
-from transforms.fetch.policy import FetchPolicy
-from transforms.fetch.unzip import is_archive, unzip
+from ciml.transforms.fetch import artifacts
+from ciml.transforms.fetch.addresses import Address, below
+from ciml.transforms.fetch.artifacts import Artifact, JobFacts
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.folders import first_found
+from ciml.transforms.fetch.gunzip import gunzip
+from ciml.transforms.fetch.http import HttpLogs
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.unzip import is_archive, unzip
 
 _IN_MEMORY = 1 << 18  # of an archive; most are smaller. The rest is in an unnamed file
 _PIECE = 1 << 18
@@ -33,7 +33,7 @@ def read_http(
       address: of a log; of a folder, where it ends with a slash; GitHub's list of the artifacts of a workflow run; or
         GitLab's archive of a job.
       job: the job whose log it is, for a list of artifacts.
-      grow: as in `transforms.fetch.gunzip.gunzip`.
+      grow: as in `ciml.transforms.fetch.gunzip.gunzip`.
 
     Raises:
       RejectedInput, LogUnavailableError: as `HttpLogs.fetch`, and ``corrupt_archive``.

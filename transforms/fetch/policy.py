@@ -12,8 +12,8 @@ from typing import Any, Self
 from ciml.errors import CimlError
 from ciml.limits import MAX_ARTIFACT_NAMES, MAX_BATCH_BYTES, MAX_LOG_BYTES, MAX_LOG_PATHS, MAX_WIRE_BYTES
 from ciml.settings import read_toml
-from transforms.fetch.addresses import HostRule, host_rule
-from transforms.fetch.credentials import Credential
+from ciml.transforms.fetch.addresses import HostRule, host_rule
+from ciml.transforms.fetch.credentials import Credential
 
 #: Where logs are below the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
 #: it, and keep each host's files in a folder of its own. `ciml record` writes ``dstat-csv_log.txt.gz``.
@@ -36,7 +36,7 @@ ARTIFACT_NAMES = ("ciml-{id}", "ciml-{job}", "dstat-{id}", "dstat-{job}")
 
 @dataclass(frozen=True)
 class FetchPolicy:
-    """The options of `transforms.fetch.fetch.fetch`. By default no address is allowed.
+    """The options of `ciml.transforms.fetch.fetch.fetch`. By default no address is allowed.
 
     Attributes:
       hosts: ``[scheme://]host[:port]`` of the allowed hosts: https by default, the scheme's own port
@@ -54,7 +54,7 @@ class FetchPolicy:
       artifact_names: names of the artifact with a job's log, in order of preference; upper and lower case, and runs of
         characters that are no letters or digits, do not differ. ``{id}`` is the job's id, ``{job}`` its name,
         ``{attempt}`` its attempt; ``*`` matches any characters.
-      credentials: of log hosts; `transforms.fetch.credentials.Credential` documents the keys.
+      credentials: of log hosts; `ciml.transforms.fetch.credentials.Credential` documents the keys.
       ca_file: certificates (PEM) of a private authority, trusted beside the usual ones.
       threads: number of concurrent fetches. Threads mostly wait, so there are more than cores.
       max_wire_bytes: limit of transferred bytes of a log. Two hours of dstat are 0.2 MB in gzip.

@@ -22,7 +22,7 @@ from ciml.limits import (
     MAX_ARCHIVE_ENTRIES,
     MAX_ARCHIVE_RATIO,
 )
-from transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.errors import LogUnavailableError
 
 _PIECE = 1 << 18
 _SLICE = 1 << 16

@@ -12,15 +12,15 @@ import apache_beam as beam
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch
 from ciml.storage.open import Store as ObjectStore
-from transforms.fetch.policy import FetchPolicy
-from transforms.guard import guarded_messages, guarded_runs
-from transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
-from transforms.ingest.errors import keep_error
-from transforms.ingest.run_stages import take_logs
-from transforms.ingest.timings_beam import FETCH
-from transforms.ingest.trust import TrustPolicy, judge
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import guarded_messages, guarded_runs
+from ciml.transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
+from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.ingest.run_stages import take_logs
+from ciml.transforms.ingest.timings_beam import FETCH
+from ciml.transforms.ingest.trust import TrustPolicy, judge
 
-#: The guard of a stage, which splits a failing batch: `transforms.guard`.
+#: The guard of a stage, which splits a failing batch: `ciml.transforms.guard`.
 Guard = Callable[[str, Callable[[Batch], Batch], Batch], Batch]
 
 
@@ -69,7 +69,7 @@ class _Stage(beam.PTransform):
 
 
 class Decode(_Stage):
-    """`transforms.ingest.decode.decode`."""
+    """`ciml.transforms.ingest.decode.decode`."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Decode(_Stage):
 
 
 class Judge(_Stage):
-    """`transforms.ingest.trust.judge`."""
+    """`ciml.transforms.ingest.trust.judge`."""
 
     def __init__(self, policy: TrustPolicy) -> None:
         super().__init__(guarded_runs, "trust", judge, policy)
@@ -102,7 +102,7 @@ class _Take(beam.DoFn):
 
 
 class TakeLogs(beam.PTransform):
-    """`transforms.ingest.run_stages.take_logs`, at the arrival time of the batch.
+    """`ciml.transforms.ingest.run_stages.take_logs`, at the arrival time of the batch.
 
     Fetch, parse and store are one stage: between stages a batch would hold all its logs, or all its telemetry, at once.
     """

@@ -15,7 +15,8 @@ from ciml.globs import glob_pattern
 #: Why a decoded run is ignored: a closed set. The first that applies is recorded.
 IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started", "job_not_selected", "no_run")
 
-#: Decodes a message: `decode_message`, or `adapters.registry.read_event`, which knows the messages of CI systems too.
+#: Decodes a message: `decode_message`, or `ciml.adapters.registry.read_event`, which knows the messages of CI systems
+#: too.
 ReadEvent = Callable[[Message, Mapping[str, str] | None], Event]
 
 ALL_JOBS = ("*",)

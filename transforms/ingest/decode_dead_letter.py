@@ -15,9 +15,9 @@ from ciml.events.redaction import REDACTED
 from ciml.events.run_facts import ANY_SOURCE
 from ciml.events.run_id import RunId
 from ciml.raw.state import retry
-from transforms.guard import guarded_messages
-from transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
-from transforms.ingest.decode_listing import decode_lines
+from ciml.transforms.guard import guarded_messages
+from ciml.transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
+from ciml.transforms.ingest.decode_listing import decode_lines
 
 
 def read_again(
@@ -69,7 +69,7 @@ def _read_line(dead_letter: Outcome, message: Message, logs: str) -> Batch:
 
 
 class Decoding(NamedTuple):
-    """How messages are decoded; see `transforms.ingest.decode.decode`."""
+    """How messages are decoded; see `ciml.transforms.ingest.decode.decode`."""
 
     selection: Sequence[str]
     names: Mapping[str, str]

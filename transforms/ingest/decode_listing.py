@@ -9,8 +9,8 @@ from ciml.digest import sha256_json
 from ciml.errors import RejectedInput
 from ciml.events.listing import Line, Reading, decode_line, too_long
 from ciml.events.records import COMPLETES, Batch, OffsetRange, Origin, Outcome, PendingRun, RawFile, RunFacts
-from transforms.guard import bisect, unread_dead_letter
-from transforms.ingest.decode import dead_letter, why_ignored
+from ciml.transforms.guard import bisect, unread_dead_letter
+from ciml.transforms.ingest.decode import dead_letter, why_ignored
 
 
 class CompletedRow(NamedTuple):
@@ -42,8 +42,8 @@ def decode_lines(
       completed: the rows that lines complete, by the line's number: their logs are not read again either.
 
     Returns:
-      A batch of pending runs; ignored and known runs and dead letters are settled, as in `transforms.ingest.decode`.
-      An unexpected exception affects only its own line (`transforms.guard`).
+      A batch of pending runs; ignored and known runs and dead letters are settled, as in
+      `ciml.transforms.ingest.decode`. An unexpected exception affects only its own line (`ciml.transforms.guard`).
     """
     done = Batch(covers)
     for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known, completed or {})):

@@ -12,12 +12,12 @@ from ciml.errors import EngineError
 from ciml.events.records import Batch, Origin, Outcome, PendingRun
 from ciml.limits import SMALL_PART_BYTES
 from ciml.storage.open import Store
-from transforms.fetch.fetch import fetch_in_parts
-from transforms.fetch.policy import FetchPolicy
-from transforms.guard import guarded_runs
-from transforms.ingest.trust import TrustPolicy, judge
-from transforms.parse.stage import parse
-from transforms.raw.write import store
+from ciml.transforms.fetch.fetch import fetch_in_parts
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import guarded_runs
+from ciml.transforms.ingest.trust import TrustPolicy, judge
+from ciml.transforms.parse.stage import parse
+from ciml.transforms.raw.write import store
 
 #: Transient reasons, which do not depend on the log itself.
 PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
@@ -72,7 +72,7 @@ def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, second
       policy: the allowed addresses of logs, and the delays of retries.
       raw: the raw store.
       now_us: the present time, epoch microseconds.
-      seconds: see `transforms.fetch.fetch.fetch`.
+      seconds: see `ciml.transforms.fetch.fetch.fetch`.
 
     Returns:
       The batch, settled.

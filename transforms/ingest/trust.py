@@ -150,7 +150,7 @@ class TrustPolicy:
         """
         path = path or os.environ.get(POLICY_VARIABLE) or None
         if path is None:
-            return cls.parse(files("transforms.ingest").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
+            return cls.parse(files("ciml.transforms.ingest").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
         return cls.from_json(read_toml(path), os.fspath(path))
 
 

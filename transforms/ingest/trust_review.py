@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ciml.events.records import RunFacts
 from ciml.raw.latest_runs import StoredRun
-from transforms.ingest.trust import TrustPolicy, evaluate
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate
 
 
 class Decision(NamedTuple):

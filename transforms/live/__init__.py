@@ -1,4 +1,4 @@
 """Live windows: the samples of a running job, its windows so far, and their messages.
 
-Uses `transforms.examples`, so that a finished run's windows equal the batch result. It reads no topic.
+Uses `ciml.transforms.examples`, so that a finished run's windows equal the batch result. It reads no topic.
 """

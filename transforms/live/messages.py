@@ -15,13 +15,13 @@ from ciml.events.fields import iso_time
 from ciml.events.payloads import payload_of
 from ciml.events.records import Message, Origin
 from ciml.messages.outputs import LateSamples, LiveExample, RejectedSamples, Standing, Window
-from transforms.live.samples import Part
-from transforms.live.windows import LiveExample as Example
-from transforms.live.windows import Pane
+from ciml.transforms.live.samples import Part
+from ciml.transforms.live.windows import LiveExample as Example
+from ciml.transforms.live.windows import Pane
 
 MAX_EXAMPLE_BYTES = 4 << 20
 #: Why a message of `samples`, or its content, is a dead letter: `ciml.events.samples.REASONS`, those of
-#: `transforms.live.windows.LiveRun.add`, and that the run's state was freed.
+#: `ciml.transforms.live.windows.LiveRun.add`, and that the run's state was freed.
 LATE = {"ended": "run_ended", "silent": "run_silent"}
 
 

@@ -21,9 +21,9 @@ from ciml.errors import RejectedInput
 from ciml.events.samples import telemetry_table
 from ciml.limits import MAX_LOG_STARTS
 from ciml.manifest.offsets import RangeSet
-from transforms.examples.downsample import DAY_US, as_stored, reduce_windows
-from transforms.examples.prepare import prepare_many, row_digest
-from transforms.live.samples import NEVER_US, Part, by_start, join_parts, unseen
+from ciml.transforms.examples.downsample import DAY_US, as_stored, reduce_windows
+from ciml.transforms.examples.prepare import prepare_many, row_digest
+from ciml.transforms.live.samples import NEVER_US, Part, by_start, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
 _NONE = np.zeros(0, np.int64)

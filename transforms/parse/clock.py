@@ -15,8 +15,8 @@ import numpy as np
 
 from ciml.dstat.vocabulary import DAY, HOUR, SECOND
 from ciml.errors import RejectedInput
-from transforms.parse.times import Int64
-from transforms.parse.zones import Clock, clocks, fixed_offset, numbered_clocks
+from ciml.transforms.parse.times import Int64
+from ciml.transforms.parse.zones import Clock, clocks, fixed_offset, numbered_clocks
 
 #: Tolerance beyond the run's start and end: clocks differ, and recorders start early and stop late.
 SLACK = 600 * SECOND

@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from ciml.errors import RejectedInput
 from ciml.limits import PART_BYTES
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.files import read_file
-from transforms.fetch.policy import FetchPolicy
-from transforms.guard import bisect
-from transforms.parse.logs import Log, parse_logs
-from transforms.parse.zones import check_zone
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.files import read_file
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import bisect
+from ciml.transforms.parse.logs import Log, parse_logs
+from ciml.transforms.parse.zones import check_zone
 
 
 def parse_files(
@@ -28,11 +28,11 @@ def parse_files(
 
     Args:
       paths: plain or gzip files.
-      start_us, end_us, zone: of all of them, where known; see `transforms.parse.logs.Log`.
+      start_us, end_us, zone: of all of them, where known; see `ciml.transforms.parse.logs.Log`.
 
     Yields:
-      For each path, in order, its table as from `transforms.parse.logs.parse_logs`, or its rejection: with a reason of
-      the parser, or ``log_not_found``, ``log_unavailable``, ``log_too_large``, ``corrupt_gzip``.
+      For each path, in order, its table as from `ciml.transforms.parse.logs.parse_logs`, or its rejection: with a
+      reason of the parser, or ``log_not_found``, ``log_unavailable``, ``log_too_large``, ``corrupt_gzip``.
 
     Raises:
       CimlError: an unknown zone.

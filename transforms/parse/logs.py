@@ -1,8 +1,9 @@
 """Logs of dstat, dool and pcp-dstat to tables, hundreds at a time.
 
 Logs with the same columns are read together: their headers are found for each (`ciml.dstat.header`), their rows are
-read by one call (`transforms.parse.rows`), their times are converted together (`transforms.parse.times`), and each
-log's table is a slice without a copy. Only irregular logs (a clock change, a restarted recorder) are processed alone.
+read by one call (`ciml.transforms.parse.rows`), their times are converted together (`ciml.transforms.parse.times`), and
+each log's table is a slice without a copy. Only irregular logs (a clock change, a restarted recorder) are processed
+alone.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from ciml.errors import RejectedInput
 from ciml.events.fields import iso_time
 from ciml.limits import MAX_CLOCK_SKEW_S, MAX_PARSED_BYTES, PARSE_BATCH_BYTES
 from ciml.telemetry import BOOT, TIME
-from transforms.fetch.gunzip import inflate
-from transforms.parse.clock import may_change, to_utc
-from transforms.parse.rows import Rows, read_rows, with_nans
-from transforms.parse.starts import bits_of, check_size, join_starts
-from transforms.parse.times import Bool, Int64, local_times, read_cells, read_epochs
-from transforms.parse.zones import fixed_offset
+from ciml.transforms.fetch.gunzip import inflate
+from ciml.transforms.parse.clock import may_change, to_utc
+from ciml.transforms.parse.rows import Rows, read_rows, with_nans
+from ciml.transforms.parse.starts import bits_of, check_size, join_starts
+from ciml.transforms.parse.times import Bool, Int64, local_times, read_cells, read_epochs
+from ciml.transforms.parse.zones import fixed_offset
 
 _TIME_TYPE = pa.timestamp("us", tz="UTC")
 _NO_TIME = np.iinfo(np.int64).min

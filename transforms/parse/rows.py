@@ -1,8 +1,8 @@
 """Sample rows to columns of floats: many bodies with the same columns in one call of Arrow's CSV reader.
 
 There are two paths with equal results. The fast one reads numbers at once. Bodies that it cannot read (text in a
-numeric cell, quotes, too many or too few cells, …) are first made regular (`transforms.parse.repair`), then read as
-bytes and parsed by a strict numeric grammar, by columns, never by rows.
+numeric cell, quotes, too many or too few cells, …) are first made regular (`ciml.transforms.parse.repair`), then read
+as bytes and parsed by a strict numeric grammar, by columns, never by rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.csv as pacsv
 from ciml.dstat.header import Columns
 from ciml.dstat.vocabulary import NUMBER
 from ciml.limits import MAX_LOG_ROW_BYTES
-from transforms.parse.repair import Repaired, repair
+from ciml.transforms.parse.repair import Repaired, repair
 
 _NUMERIC_BYTES = b"0123456789. :-\n" + bytes(sorted(set(b"JanFebMarAprMayJunJulAugSepOctNovDec")))
 # pa.scalar() and pa.array() of a Python value would import pandas.

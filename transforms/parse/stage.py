@@ -5,7 +5,7 @@ from __future__ import annotations
 from ciml.errors import RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
-from transforms.parse.logs import Log, parse_logs
+from ciml.transforms.parse.logs import Log, parse_logs
 
 
 def parse(batch: Batch) -> Batch:

@@ -11,8 +11,8 @@ from ciml.dstat.header import Columns, Segment
 from ciml.errors import RejectedInput
 from ciml.limits import CELLS_PER_LOG_BYTE, MAX_LOG_CELLS, MAX_LOG_COLUMNS, MAX_LOG_HEADERS, MIN_ROW_CELLS
 from ciml.telemetry import OWN_COLUMNS, telemetry_columns
-from transforms.parse.rows import with_nans
-from transforms.parse.times import Bool
+from ciml.transforms.parse.rows import with_nans
+from ciml.transforms.parse.times import Bool
 
 
 def check_size(segments: Sequence[Segment]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ciml.dstat.vocabulary import DAY, HOUR, SECOND, epoch_us
 from ciml.results.values import zone_of
-from transforms.parse.times import Int64
+from ciml.transforms.parse.times import Int64
 
 _STEP = 7 * DAY  # no zone changes its clock and back within a week
 

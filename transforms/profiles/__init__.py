@@ -1,4 +1,5 @@
 """Profiles: the usual telemetry of the passing runs of each job, and where a run departs from it.
 
-Pure functions over Arrow tables and numpy. They read no store; `serving.evidence` makes sentences of what they find.
+Pure functions over Arrow tables and numpy. They read no store; `ciml.serving.evidence` makes sentences of what they
+find.
 """

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.events.records import Record
-from transforms.profiles.profile import MIN_RUNS, Profile, Range
-from transforms.profiles.series import SERIES
-from transforms.profiles.windows import MINUTE_S, length_s, window_means, window_of
+from ciml.transforms.profiles.profile import MIN_RUNS, Profile, Range
+from ciml.transforms.profiles.series import SERIES
+from ciml.transforms.profiles.windows import MINUTE_S, length_s, window_means, window_of
 
 #: The share of a range's own width by which a value must be beyond it.
 _MARGIN = 0.5

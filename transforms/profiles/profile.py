@@ -14,8 +14,8 @@ import pyarrow as pa
 from ciml.errors import CimlError
 from ciml.events.records import Record, RunFacts
 from ciml.limits import MAX_PROFILE_JOBS, MAX_PROFILE_RUNS
-from transforms.profiles.series import SERIES
-from transforms.profiles.windows import MINUTE_S, SHORT_WINDOW_S, length_s, tail_s, window_means
+from ciml.transforms.profiles.series import SERIES
+from ciml.transforms.profiles.windows import MINUTE_S, SHORT_WINDOW_S, length_s, tail_s, window_means
 
 #: A range of passing runs: 5 %, 50 % and 95 %.
 Range: TypeAlias = tuple[float, float, float]

@@ -12,8 +12,8 @@ import pyarrow as pa
 from ciml.events.records import RawFile
 from ciml.raw.packs import split_path
 from ciml.storage.open import Store
-from transforms.raw.packs import OpenPack
-from transforms.raw.reader import check_rows, packs_of, read_runs, threads_for
+from ciml.transforms.raw.packs import OpenPack
+from ciml.transforms.raw.reader import check_rows, packs_of, read_runs, threads_for
 
 #: Number of objects per read.
 _OBJECTS = 500

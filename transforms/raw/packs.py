@@ -29,7 +29,7 @@ from ciml.raw.packs import PACKS, PackFile, run_of
 from ciml.raw.seal import damaged, unreadable
 from ciml.storage.open import LocalStore, Store
 from ciml.telemetry import TIME
-from transforms.raw.arrow_arrays import empty_table, numbers, texts
+from ciml.transforms.raw.arrow_arrays import empty_table, numbers, texts
 
 _KEY = b"ciml.pack"
 _CHECKSUMS = b"ciml.crc32"

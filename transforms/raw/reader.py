@@ -23,7 +23,7 @@ from ciml.events.records import RawFile
 from ciml.raw.packs import SWEPT, PackFile, PackState, pack_state, split_path
 from ciml.raw.seal import SEAL, damaged, is_sealed, unreadable
 from ciml.storage.open import LocalStore, Store
-from transforms.raw.packs import OpenPack, open_pack
+from ciml.transforms.raw.packs import OpenPack, open_pack
 
 _THREADS = 16
 #: Number of runs whose positions in packs a process caches; about a kilobyte each.

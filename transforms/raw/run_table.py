@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.raw.latest_runs import StoredRun
-from transforms.raw.arrow_arrays import flags, numbers, text_maps, texts, times
+from ciml.transforms.raw.arrow_arrays import flags, numbers, text_maps, texts, times
 
 _TIME = pa.timestamp("us", tz="UTC")
 _BEFORE = ("run_id", "build_uuid", "build_name")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import data_path_option
-from cli.plot_options import dataset_argument, dataset_name, output_options
-from cli.progress_bar import progress_bar
-from cli.tables import print_table
+from ciml.cli.options import data_path_option
+from ciml.cli.plot_options import dataset_argument, dataset_name, output_options
+from ciml.cli.progress_bar import progress_bar
+from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from reports.clusters.cluster import Clustering
+    from ciml.reports.clusters.cluster import Clustering
 
 
 @click.command("cluster")
@@ -72,11 +72,11 @@ def command(
     """
     from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
+    from ciml.reports.clusters.cluster import Wanted, cluster_dataset
+    from ciml.reports.clusters.page import cluster_page
+    from ciml.reports.page import save
     from ciml.storage.open import open_store
-    from reports.clusters.cluster import Wanted, cluster_dataset
-    from reports.clusters.page import cluster_page
-    from reports.page import save
-    from transforms.examples.split import SPLITS
+    from ciml.transforms.examples.split import SPLITS
 
     chosen = dataset_name(name, dataset)
     wanted = Wanted(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)
@@ -95,7 +95,7 @@ def command(
 
 
 def _show(found: Clustering) -> None:
-    from reports.drawing import shown
+    from ciml.reports.drawing import shown
 
     fact, rows = next(iter(found.known)), []
     for each in found.tried:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import data_path_option
-from cli.tables import print_table
+from ciml.cli.options import data_path_option
+from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from transforms.drift.report import Finding, Report
+    from ciml.transforms.drift.report import Finding, Report
 
 #: Exit code for drift: the stored data is intact, and a script can react.
 DRIFT = 5
@@ -76,10 +76,10 @@ def command(
     Exit codes: 0 no drift or too few runs; 5 drift; 2 wrong use or nothing to compare with; 3 a store does not answer;
     4 stored data is inconsistent.
     """  # fmt: skip
+    from ciml.cli.progress_bar import progress_bar
     from ciml.data_root import DataRoot
-    from cli.progress_bar import progress_bar
-    from pipelines.datasets.validate import validate_dataset
-    from transforms.drift.detect import DriftPolicy
+    from ciml.pipelines.datasets.validate import validate_dataset
+    from ciml.transforms.drift.detect import DriftPolicy
 
     if against is not None and model is not None:
         raise click.UsageError("--against and --model exclude each other: give one")

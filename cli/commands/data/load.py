@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.options import data_path_option, jobs_option, s3_options, s3_place
+from ciml.cli.policy_options import trust_policy_option
+from ciml.cli.signals import stop_on_signals
+from ciml.cli.tables import print_table
 from ciml.errors import CimlError
-from cli.options import data_path_option, jobs_option, s3_options, s3_place
-from cli.policy_options import trust_policy_option
-from cli.signals import stop_on_signals
-from cli.tables import print_table
 
 if TYPE_CHECKING:
-    from pipelines.backfill.load_report import LoadReport
+    from ciml.pipelines.backfill.load_report import LoadReport
 
 _INTERRUPTED = 130
 
@@ -77,11 +77,11 @@ def command(
 
     Exit codes: 0 loaded, 130 interrupted, 2 wrong use or too many bad rows, 3 a store does not answer.
     """  # fmt: skip
+    from ciml.cli.progress_bar import bars
     from ciml.data_root import DataRoot
-    from cli.progress_bar import bars
-    from pipelines.backfill.load import load
-    from pipelines.backfill.load_report import RejectedTableError
-    from transforms.ingest.trust import TrustPolicy
+    from ciml.pipelines.backfill.load import load
+    from ciml.pipelines.backfill.load_report import RejectedTableError
+    from ciml.transforms.ingest.trust import TrustPolicy
 
     stop = stop_on_signals()
     try:

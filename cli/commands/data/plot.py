@@ -6,10 +6,10 @@ import os
 
 import click
 
+from ciml.cli.options import data_path_option
+from ciml.cli.plot_options import dataset_argument, dataset_name, output_options
+from ciml.cli.progress_bar import progress_bar
 from ciml.errors import CimlError
-from cli.options import data_path_option
-from cli.plot_options import dataset_argument, dataset_name, output_options
-from cli.progress_bar import progress_bar
 
 
 @click.command("plot")
@@ -46,14 +46,14 @@ def command(
       ciml plot cpu-load --features-regex usr --output s3://reports/cpu-load --data-path DATA
     """
     if name is not None and dataset is None and _is_log(name):
-        from reports.dataset.log import plot_log
+        from ciml.reports.dataset.log import plot_log
 
         click.echo(plot_log(name, output or f"{_stem(name)}-plots", features_regex=features_regex, zone=zone))
         return
     if zone is not None:
         raise click.UsageError("--zone is of a log; a data set has its times")
     from ciml.data_root import DataRoot
-    from reports.dataset.render import plot_dataset
+    from ciml.reports.dataset.render import plot_dataset
 
     chosen = dataset_name(name, dataset)
     if data_path is None:

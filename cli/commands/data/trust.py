@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.options import data_path_option
+from ciml.cli.policy_options import trust_policy_option
+from ciml.cli.tables import print_table
 from ciml.errors import CimlError
-from cli.options import data_path_option
-from cli.policy_options import trust_policy_option
-from cli.tables import print_table
 
 if TYPE_CHECKING:
-    from transforms.ingest.trust_review import ChangedRun, Decision, Review, RuleTrace
+    from ciml.transforms.ingest.trust_review import ChangedRun, Decision, Review, RuleTrace
 
 _PLACES = 20
 
@@ -52,8 +52,8 @@ def check(policy_file: str, with_runs: bool, data_path: str, as_json: bool) -> N
     from ciml.data_root import DataRoot
     from ciml.raw.latest_runs import latest_runs
     from ciml.raw.state import open_raw
-    from transforms.ingest.trust import TrustPolicy
-    from transforms.ingest.trust_review import Review, review
+    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.transforms.ingest.trust_review import Review, review
 
     policy = TrustPolicy.load(policy_file)
     log, state = open_raw(DataRoot.open(data_path).raw)
@@ -119,8 +119,8 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
     from ciml.events.records import RunFacts
     from ciml.raw.lookup import TRUST_CHANGE, entries_of, row_of
     from ciml.raw.state import open_raw
-    from transforms.ingest.trust import FACTS, TrustPolicy, evaluate
-    from transforms.ingest.trust_review import trace
+    from ciml.transforms.ingest.trust import FACTS, TrustPolicy, evaluate
+    from ciml.transforms.ingest.trust_review import trace
 
     policy = TrustPolicy.load(trust_policy)
     raw = DataRoot.open(data_path).raw

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.options import data_path_option
+from ciml.cli.signals import stop_on_signals
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
-from cli.options import data_path_option
-from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from serving.registry import Registry
+    from ciml.serving.registry import Registry
 
 
 @click.group("models")
@@ -45,7 +45,7 @@ def list_models(model: str | None, data_path: str, as_json: bool) -> None:
       ciml models list --data-path data
       ciml models list provider --data-path data --json
     """
-    from pipelines.training.excluded_models import learned_excluded
+    from ciml.pipelines.training.excluded_models import learned_excluded
 
     models = {name: as_dict(registry) for name, registry in _registries(data_path, model).items()}
     for line in learned_excluded(DataRoot.open(data_path), list(models)):
@@ -107,7 +107,7 @@ def rollback_model(model: str, data_path: str, version: int | None, label: str) 
       ciml models rollback provider --data-path data
       ciml models rollback provider --version 3 --data-path data
     """
-    from serving.push import rollback
+    from ciml.serving.push import rollback
 
     done = rollback(DataRoot.open(data_path), model, version, label=label)
     click.echo(f"{model}: {done.label} = {done.version}")
@@ -125,7 +125,7 @@ def verify_models(model: str | None, data_path: str) -> int:
     Example:
       ciml models verify --data-path data
     """
-    from serving.push import verify_versions
+    from ciml.serving.push import verify_versions
 
     faults = 0
     for name in _registries(data_path, model):
@@ -150,7 +150,7 @@ def reconcile_models(model: str | None, data_path: str) -> None:
     Example:
       ciml models reconcile --data-path data
     """
-    from serving.push import reconcile
+    from ciml.serving.push import reconcile
 
     done = []
     for name, registry in _registries(data_path, model).items():
@@ -177,7 +177,7 @@ def mirror_models(folder: Path, data_path: str, watch: bool, poll_seconds: float
       ciml models mirror /models --data-path s3://ci/data --watch
       tensorflow_model_server --model_config_file=/models/models.config --model_config_file_poll_wait_seconds=5
     """
-    from serving.mirror import mirror
+    from ciml.serving.mirror import mirror
 
     data, stop, reported = DataRoot.open(data_path), stop_on_signals(), set[str]()
     while True:
@@ -202,6 +202,6 @@ def mirror_models(folder: Path, data_path: str, watch: bool, poll_seconds: float
 
 
 def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
-    from serving.registry import known_registries
+    from ciml.serving.registry import known_registries
 
     return known_registries(DataRoot.open(data_path), model)

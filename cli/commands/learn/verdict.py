@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.options import data_path_option
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.raw.causes import CODE, MACHINE
 from ciml.verdicts import UNKNOWN
-from cli.options import data_path_option
 
 if TYPE_CHECKING:
-    from serving.evidence import Evidence
+    from ciml.serving.evidence import Evidence
 
 #: Exit code where stored data contradict each other.
 _DAMAGED = 4
@@ -49,8 +49,8 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
       ciml verdict zuul~5f0c~1 --data-path data
       ciml verdict zuul~5f0c~1 --model cause --json --data-path data
     """
-    from serving.evidence import evidence_of
-    from serving.predict.log import predictions_of
+    from ciml.serving.evidence import evidence_of
+    from ciml.serving.predict.log import predictions_of
 
     data = DataRoot.open(data_path)
     records = [one for one in predictions_of(data.predictions, run_id) if model in (None, one["model"])]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-import engines
+from ciml import engines
+from ciml.cli.options import home_option
 from ciml.errors import CimlError
-from cli.options import home_option
 
 
 @click.command("down")

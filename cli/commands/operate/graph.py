@@ -30,8 +30,8 @@ def command(pipeline: str, form: str, output: BinaryIO) -> None:
       ciml graph ingest
       ciml graph predict --format dot --output predict.dot && dot -Tsvg predict.dot > predict.svg
     """
-    from pipelines.flink.portable_graph import as_dot, as_text, portable
-    from pipelines.graphs import PIPELINES
+    from ciml.pipelines.flink.portable_graph import as_dot, as_text, portable
+    from ciml.pipelines.graphs import PIPELINES
 
     proto = portable(PIPELINES[pipeline][0])
     if form == "proto":

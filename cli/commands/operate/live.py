@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.foreground import Running, running_options, topic_options
-from cli.options import HERE
-from cli.param_types import Duration
+from ciml.cli.foreground import Running, running_options, topic_options
+from ciml.cli.options import HERE
+from ciml.cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from services.service import Progress
+    from ciml.services.service import Progress
 
 
 @click.command("live")
@@ -65,8 +65,8 @@ def command(running: Running, **arguments: Any) -> None:
       ciml live --dataset provider --data-path data
       ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
     """
-    from cli.progress_counts import Counts
-    from services.live import LiveService
+    from ciml.cli.progress_counts import Counts
+    from ciml.services.live import LiveService
 
     if running.launch(LiveService, arguments):
         return

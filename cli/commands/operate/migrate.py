@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import data_path_argument, data_path_option
-from cli.tables import print_table
+from ciml.cli.options import data_path_argument, data_path_option
+from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from services.stored.findings import Findings
+    from ciml.services.stored.findings import Findings
 
 _HEADINGS = ("what", "format", "objects", "verified", "broken", "to rewrite")
 
@@ -35,9 +35,9 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
       ciml migrate data --apply
       ciml migrate s3://bucket/data --json
     """
+    from ciml.cli.progress_bar import bars
     from ciml.data_root import DataRoot
-    from cli.progress_bar import bars
-    from services.stored.examine import examine, rewrite, seal_older
+    from ciml.services.stored.examine import examine, rewrite, seal_older
 
     root = data or data_path
     if root is None:

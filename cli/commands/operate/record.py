@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ciml.cli.options import home_option, kafka_options, s3_place
+from ciml.cli.param_types import Duration
 from ciml.pairs import pairs
-from cli.options import home_option, kafka_options, s3_place
-from cli.param_types import Duration
 
 if TYPE_CHECKING:
     from ciml.events.records import RunFacts
-    from recorder.settings import WhoseBroker
+    from ciml.recorder.settings import WhoseBroker
 
 
 @click.command("record", context_settings={"allow_interspersed_args": False})
@@ -109,10 +109,10 @@ def command(
     """
     from ciml.extras import require
     from ciml.kafka.options import KafkaOptions
-    from recorder.ci_environment import missing_id
-    from recorder.console import be_quiet, report
-    from recorder.settings import Settings
-    from recorder.spool.recording import Destination, Plan, default_spool
+    from ciml.recorder.ci_environment import missing_id
+    from ciml.recorder.console import be_quiet, report
+    from ciml.recorder.settings import Settings
+    from ciml.recorder.spool.recording import Destination, Plan, default_spool
 
     if bool(argv) == send:
         raise click.UsageError("no command; give one, such as: ciml record -- make test" if not send else
@@ -129,11 +129,11 @@ def command(
         be_quiet()
     destination = Destination(samples_topic, topic, _absolute(log_dir), log_url or "")
     if send:
-        from recorder.spool.flush import send_leftovers
+        from ciml.recorder.spool.flush import send_leftovers
 
         send_leftovers(settings, destination)
         return
-    from recorder.record import record
+    from ciml.recorder.record import record
 
     facts = make_facts(dict(pairs("--label", labels)), argv[0], job=job, run_id=run_id, source=source)
     if kafka and not run_id and (line := missing_id(os.environ)):
@@ -153,7 +153,7 @@ def make_facts(
 
     from ciml.errors import CimlError, RejectedInput
     from ciml.events.run_facts import facts_from_run, run_identity
-    from recorder.ci_environment import FACTS, known_run
+    from ciml.recorder.ci_environment import FACTS, known_run
 
     known = known_run(os.environ)
     run = {

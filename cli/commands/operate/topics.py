@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ciml.cli.options import data_path_option, home_option, kafka_options
 from ciml.errors import CimlError
-from cli.options import data_path_option, home_option, kafka_options
 
 if TYPE_CHECKING:
     from ciml.kafka.options import KafkaOptions
@@ -56,7 +56,7 @@ def adopt(
     """
     from ciml.kafka.options import KafkaOptions
     from ciml.pairs import pairs
-    from services.files import ServiceFiles, in_place
+    from ciml.services.files import ServiceFiles, in_place
 
     if service is None:
         if topic is None or data_path is None:
@@ -76,7 +76,7 @@ def adopt(
 
 def _adopt(topic: str, data_path: str, kafka: KafkaOptions, dry_run: bool) -> None:
     from ciml.data_root import DataRoot
-    from services.stored.adopt import adopt
+    from ciml.services.stored.adopt import adopt
 
     found = adopt(DataRoot.open(data_path), kafka, topic, dry_run=dry_run)
     for each in found:

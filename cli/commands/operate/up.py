@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-import engines
+from ciml import engines
+from ciml.cli.options import home_option
+from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
-from cli.options import home_option
-from engines.local_s3 import use_local_s3
 
 _DEFAULT = ("kafka", "flink", "s3")
 #: Topics of ciml and their partitions on a local broker.

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from ciml.cli.options import data_path_option, metrics_options
 from ciml.limits import MAX_BODY_S, MAX_GRPC_CONNECTIONS, MAX_HEADER_S, MAX_REST_CONNECTIONS
-from cli.options import data_path_option, metrics_options
 
 
 @click.command("serve")
@@ -50,8 +50,8 @@ def command(data_path: str | None, config: str | None, unverified: bool, **optio
     import logging
 
     from ciml.data_root import DataRoot
-    from serving.model_config import CONFIG_NAME
-    from serving.server.server import ServerOptions, run
+    from ciml.serving.model_config import CONFIG_NAME
+    from ciml.serving.server.server import ServerOptions, run
 
     if config is None:
         if data_path is None:

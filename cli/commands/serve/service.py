@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.foreground import ELSEWHERE, ENDINGS
+from ciml.cli.options import EngineChoice, home_of, home_option
+from ciml.cli.param_types import Duration
 from ciml.errors import CimlError
-from cli.foreground import ELSEWHERE, ENDINGS
-from cli.options import EngineChoice, home_of, home_option
-from cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from services.files import ServiceFiles
+    from ciml.services.files import ServiceFiles
 
 #: By kind of service: the module of its command, which has the service's options, and options for an example.
 KINDS = {
-    "ingest": ("cli.commands.operate.ingest.run", "--data-path data --allow-host logs.example.org"),
-    "predict": ("cli.commands.learn.predict.stream", "--data-path data --model provider"),
-    "live": ("cli.commands.operate.live", "--data-path data --dataset provider"),
-    "trainer": ("cli.commands.learn.refresh", "--data-path data --dataset provider"),
-    "webhooks": ("cli.commands.operate.receive.webhooks", "--config receivers.toml"),
-    "mqtt": ("cli.commands.operate.receive.mqtt", "--config receivers.toml"),
-    "gerrit": ("cli.commands.operate.receive.gerrit", "--config receivers.toml"),
-    "feedback": ("cli.commands.serve.feedback.stream", "--config feedback.toml --data-path data"),
+    "ingest": ("ciml.cli.commands.operate.ingest.run", "--data-path data --allow-host logs.example.org"),
+    "predict": ("ciml.cli.commands.learn.predict.stream", "--data-path data --model provider"),
+    "live": ("ciml.cli.commands.operate.live", "--data-path data --dataset provider"),
+    "trainer": ("ciml.cli.commands.learn.refresh", "--data-path data --dataset provider"),
+    "webhooks": ("ciml.cli.commands.operate.receive.webhooks", "--config receivers.toml"),
+    "mqtt": ("ciml.cli.commands.operate.receive.mqtt", "--config receivers.toml"),
+    "gerrit": ("ciml.cli.commands.operate.receive.gerrit", "--config receivers.toml"),
+    "feedback": ("ciml.cli.commands.serve.feedback.stream", "--config feedback.toml --data-path data"),
 }
 _PARALLELISM = "Parallelism of the Flink job; at most one for each partition is used."
 _WAIT = click.option(
@@ -134,10 +134,10 @@ def _start(
     beam_options: tuple[str, ...] = (),
     **arguments: Any,
 ) -> int:
-    from engines import processes, state
-    from engines.environment import recorded
-    from services import control
-    from services.files import Options, ServiceFiles, located
+    from ciml.engines import processes, state
+    from ciml.engines.environment import recorded
+    from ciml.services import control
+    from ciml.services.files import Options, ServiceFiles, located
 
     ctx = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
@@ -190,7 +190,7 @@ def resume(name: str | None, parallelism: int | None, wait_s: float, home: Path)
       ciml service resume
       ciml service resume nightly --parallelism 2
     """
-    from services import control
+    from ciml.services import control
 
     control.resume(choose(home, name), parallelism, wait_s, click.echo)
 
@@ -211,7 +211,7 @@ def stop(name: str | None, savepoint: bool, wait_s: float, home: Path) -> None:
       ciml service stop ingest
       ciml service stop ingest --savepoint
     """
-    from services import control
+    from ciml.services import control
 
     control.stop(choose(home, name), wait_s, click.echo, savepoint=savepoint)
 
@@ -233,8 +233,8 @@ def status(name: str | None, as_json: bool, home: Path) -> int:
     """
     import json
 
-    from services.files import ServiceFiles
-    from services.status import exit_code, gather, show
+    from ciml.services.files import ServiceFiles
+    from ciml.services.status import exit_code, gather, show
 
     services = [choose(home, name)] if name else ServiceFiles.all(home)
     if not services:
@@ -255,7 +255,7 @@ def choose(home: Path, name: str | None) -> ServiceFiles:
     Raises:
       CimlError: there is none, or more than one and no name.
     """
-    from services.files import ServiceFiles
+    from ciml.services.files import ServiceFiles
 
     if name:
         files = ServiceFiles(home, name)

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-import engines
-from cli.options import home_option
-from engines import processes
-from engines.flink.cluster import part_rows
-from engines.launcher import alive, healthy
+from ciml import engines
+from ciml.cli.options import home_option
+from ciml.engines import processes
+from ciml.engines.flink.cluster import part_rows
+from ciml.engines.launcher import alive, healthy
 
 
 def _row(home: Path, one: engines.EngineState) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from cli.demo.report.plots import draw
-from cli.demo.report.result import DemoResult, VersionLine
-from reports.page import page_environment
+from ciml.cli.demo.report.plots import draw
+from ciml.cli.demo.report.result import DemoResult, VersionLine
+from ciml.reports.page import page_environment
 
 
 def render(result: DemoResult) -> str:
@@ -17,7 +17,9 @@ def render(result: DemoResult) -> str:
     environment = page_environment(
         percent=lambda value: f"{100 * value:.1f} %", words=lambda text: text.replace("_", " ")
     )
-    template = environment.from_string(files("cli.demo.report").joinpath("report.html").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        files("ciml.cli.demo.report").joinpath("report.html").read_text(encoding="utf-8")
+    )
     plots = {name: Markup(svg) for name, svg in draw(result).items()}  # noqa: S704 (drawn here, and escaped by matplotlib)
     return template.render(result=result, plots=plots, last=last_versions(result), **_totals(result))
 

@@ -6,8 +6,16 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cli.demo.report.result import AccountingLine, Confusion, DemoResult, PredictionLine, Profile, SpanLine, VersionLine
-from reports.style import PALETTE, STYLE
+from ciml.cli.demo.report.result import (
+    AccountingLine,
+    Confusion,
+    DemoResult,
+    PredictionLine,
+    Profile,
+    SpanLine,
+    VersionLine,
+)
+from ciml.reports.style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cli.demo.report.result import DemoResult
+from ciml.cli.demo.report.result import DemoResult
 
 
 def show(result: DemoResult, console: Any) -> None:

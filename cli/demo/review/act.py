@@ -14,24 +14,24 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import engines
+from ciml import engines
+from ciml.cli.demo.corpus import Sample
+from ciml.cli.demo.definitions import CAUSE
+from ciml.cli.demo.predictions import Predictions
+from ciml.cli.demo.processes import wait_for
+from ciml.cli.demo.report.result import AnswerLine
+from ciml.cli.demo.review.servers import PROJECT, SETTLE_S, SOURCE, Gerrit, Review, configure
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.feedback import CAUSES
-from cli.demo.corpus import Sample
-from cli.demo.definitions import CAUSE
-from cli.demo.predictions import Predictions
-from cli.demo.processes import wait_for
-from cli.demo.report.result import AnswerLine
-from cli.demo.review.servers import PROJECT, SETTLE_S, SOURCE, Gerrit, Review, configure
 
 if TYPE_CHECKING:
+    from ciml.cli.demo.run import Demo
     from ciml.data_root import DataRoot
-    from cli.demo.run import Demo
-    from services.feedback.config import Feedback
-    from serving.registry import Registry
-    from transforms.profiles.profile import Profiles
+    from ciml.services.feedback.config import Feedback
+    from ciml.serving.registry import Registry
+    from ciml.transforms.profiles.profile import Profiles
 
 #: Seconds from which on the telemetry of a run is surely long enough to be compared.
 _LONG_S = 12.0
@@ -127,7 +127,7 @@ class Asked:
 
     def judge(self, data: DataRoot, feedback: Feedback, record: Mapping[str, Any]) -> None:
         """Judge the prediction of the run as feedback does."""
-        from services.feedback.trial import try_messages
+        from ciml.services.feedback.trial import try_messages
 
         if self.silent is None and record:
             (trial,) = try_messages(data, feedback, [record])
@@ -164,7 +164,7 @@ def begin_review(demo: Demo, review: Review) -> None:
 
     One that the gate rejected is pushed all the same: the act shows the way to a message on a change.
     """
-    from serving.registry import Registry
+    from ciml.serving.registry import Registry
 
     registry = Registry(demo.data, CAUSE)
     if not review.missing and registry.state.champion is None:
@@ -178,8 +178,8 @@ def begin_review(demo: Demo, review: Review) -> None:
 def push_rejected(registry: Registry) -> str:
     """Push the last candidate, and record that it was rejected; return the gate's reasons."""
     from ciml.decision import Decision
-    from serving.push import push_candidate
-    from training.runtime import tensorflow
+    from ciml.serving.push import push_candidate
+    from ciml.training.runtime import tensorflow
 
     tensorflow()  # quietly, before the check of the candidate loads it
     candidate = registry.state.last_candidate
@@ -201,7 +201,7 @@ def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
             step.report(f"left out: {review.missing}")
             return []
         Gerrit(running.gerrit).set_up()
-        from services.feedback.config import load_feedback
+        from ciml.services.feedback.config import load_feedback
 
         feedback = load_feedback(start_commands(demo, running))
     with demo.steps.step("answer on changes") as step:
@@ -251,8 +251,8 @@ def chosen(demo: Demo) -> list[tuple[Sample, str]]:
 
     Runs that can be compared with passing runs of their job come first: of others, nothing is said.
     """
-    from serving.evidence.evidence import profiles_of_version
-    from serving.registry import Registry
+    from ciml.serving.evidence.evidence import profiles_of_version
+    from ciml.serving.registry import Registry
 
     champion = Registry(demo.data, CAUSE).state.champion
     profiles = profiles_of_version(demo.data, CAUSE, champion or 1)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from ciml.limits import MAX_COMMENT_PAGES
-from services.feedback.client import (
+from ciml.services.feedback.client import (
     MAX_REACTIONS,
     UNAUTHORIZED,
     ChangeRef,
@@ -27,8 +27,16 @@ from services.feedback.client import (
     Rendered,
     ReviewClient,
 )
-from services.feedback.clients.github_auth import App, Author, GitHubApp, Identity, TokenOwner, private_key, repository
-from services.feedback.clients.rest import (
+from ciml.services.feedback.clients.github_auth import (
+    App,
+    Author,
+    GitHubApp,
+    Identity,
+    TokenOwner,
+    private_key,
+    repository,
+)
+from ciml.services.feedback.clients.rest import (
     Rest,
     accounts,
     check_base,
@@ -38,7 +46,7 @@ from services.feedback.clients.rest import (
     secret_of,
     token,
 )
-from services.feedback.systems import System
+from ciml.services.feedback.systems import System
 
 API = "https://api.github.com"
 #: Bytes of a comment and of the summary of a check run.

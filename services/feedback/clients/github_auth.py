@@ -10,8 +10,8 @@ from typing import Protocol
 
 import msgspec
 
-from services.feedback.client import Refused
-from services.feedback.clients.rest import Rest, quoted, token
+from ciml.services.feedback.client import Refused
+from ciml.services.feedback.clients.rest import Rest, quoted, token
 
 #: Of a token that signs for an App, seconds; GitHub permits 600 by its own clock.
 _SIGNED_S = 540
@@ -51,7 +51,7 @@ class Identity(Protocol):
     """Credentials for a repository, and what is made by them."""
 
     def headers(self, repository: str) -> Mapping[str, str]:
-        """Return the headers of a request that concerns a repository. Raises as `services.feedback.client` says."""
+        """Return the headers of a request about a repository. Raises as `ciml.services.feedback.client` says."""
 
     def is_own(self, author: Author | None, app: App | None) -> bool:
         """Return whether ciml made what this account, by this App, made."""

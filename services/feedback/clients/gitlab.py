@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from ciml.limits import MAX_COMMENT_PAGES
-from services.feedback.client import (
+from ciml.services.feedback.client import (
     MAX_REACTIONS,
     ChangeRef,
     Format,
@@ -24,7 +24,7 @@ from services.feedback.client import (
     Rendered,
     ReviewClient,
 )
-from services.feedback.clients.rest import (
+from ciml.services.feedback.clients.rest import (
     Rest,
     accounts,
     check_base,
@@ -35,7 +35,7 @@ from services.feedback.clients.rest import (
     secret_of,
     token,
 )
-from services.feedback.systems import System
+from ciml.services.feedback.systems import System
 
 #: Bytes of a note: GitLab accepts more, a reader does not.
 MOST_BYTES = 65_535

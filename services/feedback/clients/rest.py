@@ -1,6 +1,6 @@
 """The REST API of a review system: one host, limits on the time and the bytes of a call, errors without secrets.
 
-Built on httpcore and the connections of `transforms.fetch`, which end in time even if bytes drip. No redirect is
+Built on httpcore and the connections of `ciml.transforms.fetch`, which end in time even if bytes drip. No redirect is
 followed, no proxy or cookie is used. Nothing that an answer says is believed beyond its declared type.
 """
 
@@ -20,12 +20,12 @@ import msgspec
 from ciml.errors import CimlError, EngineError, RejectedInput
 from ciml.events.redaction import redact_text
 from ciml.limits import MAX_ANSWER_BYTES
-from services.feedback.client import CALL_S, UNAUTHORIZED, Busy, Refused, Unsettled
-from services.feedback.systems import System
-from services.receivers.secrets import Secrets
-from transforms.fetch.addresses import Address, HostRule, parse_address
-from transforms.fetch.connections import OneLog, Pinned, system_resolve, tls_context
-from transforms.fetch.http import header, retry_after_s
+from ciml.services.feedback.client import CALL_S, UNAUTHORIZED, Busy, Refused, Unsettled
+from ciml.services.feedback.systems import System
+from ciml.services.receivers.secrets import Secrets
+from ciml.transforms.fetch.addresses import Address, HostRule, parse_address
+from ciml.transforms.fetch.connections import OneLog, Pinned, system_resolve, tls_context
+from ciml.transforms.fetch.http import header, retry_after_s
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Rest:
         """Return the answer to a GET request, as the type ``kind``.
 
         Raises:
-          Busy, Refused, EngineError: see `services.feedback.client`.
+          Busy, Refused, EngineError: see `ciml.services.feedback.client`.
         """
         asked = f"{path}?{urlencode(query)}" if query else path
         return self._ask("GET", asked, kind, auth, None, changes=False)[0]
@@ -112,7 +112,7 @@ class Rest:
           changes: whether the request changes what reviewers see, so that a failure after it was sent is `Unsettled`.
 
         Raises:
-          Unsettled, Busy, Refused, EngineError: see `services.feedback.client`.
+          Unsettled, Busy, Refused, EngineError: see `ciml.services.feedback.client`.
         """
         return self._ask(method, path, kind, auth, msgspec.json.encode(body), changes=changes)[0]
 

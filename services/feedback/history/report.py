@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ciml.feedback import CAUSES
-from services.feedback.config import Policy
-from services.feedback.history.records import RecordedVerdict
-from services.feedback.history.standing import Mode, Share, Standings
+from ciml.services.feedback.config import Policy
+from ciml.services.feedback.history.records import RecordedVerdict
+from ciml.services.feedback.history.standing import Mode, Share, Standings
 
 _FOLDS = 5
 #: Settled runs with a known duration before their duration is tried as a baseline.
@@ -120,7 +120,7 @@ def _answers_by_duration(settled: Sequence[RecordedVerdict]) -> dict[str, str]:
     runs = [verdict for verdict in settled if verdict.seconds is not None and verdict.settled in CAUSES]
     if len(runs) < _MIN_BASELINE_RUNS or len({verdict.settled for verdict in runs}) < 2:
         return {}
-    from training.evaluation.baselines import predict_by
+    from ciml.training.evaluation.baselines import predict_by
 
     seconds = np.array([verdict.seconds for verdict in runs], np.float64)
     labels = np.array([CAUSES.index(verdict.settled) for verdict in runs], np.int64)

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Literal
 
 from ciml.globs import glob_pattern
+from ciml.services.feedback.config import Policy
+from ciml.services.feedback.history.records import RERUNS, RecordedVerdict
 from ciml.verdicts.shares import wilson
-from services.feedback.config import Policy
-from services.feedback.history.records import RERUNS, RecordedVerdict
 
 _DAY_US = 86_400_000_000
 

@@ -15,8 +15,8 @@ from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import ManifestLog
 from ciml.raw.causes import CAUSES_KIND, Causes
 from ciml.raw.run_log import StoredRunLog
-from services.feedback.history.records import RERUNS, REVIEWER
-from transforms.ingest.trust import evaluate, former_policy
+from ciml.services.feedback.history.records import RERUNS, REVIEWER
+from ciml.transforms.ingest.trust import evaluate, former_policy
 
 _log = logging.getLogger(__name__)
 #: The bookmark, beside the manifest of feedback.

@@ -15,11 +15,11 @@ import numpy as np
 from ciml.errors import IntegrityError
 from ciml.http.errors import RequestError, invalid
 from ciml.limits import MAX_JSON_VALUES, MAX_TENSOR_BYTES
+from ciml.serving.model_files import LAST_FILE
+from ciml.serving.server.model.allowed_ops import check_ops
+from ciml.serving.server.model.loaded_model import one_line
+from ciml.serving.server.model.messages import SignatureDescription, TensorDescription
 from ciml.tensorflow import load_tensorflow
-from serving.model_files import LAST_FILE
-from serving.server.model.allowed_ops import check_ops
-from serving.server.model.loaded_model import one_line
-from serving.server.model.messages import SignatureDescription, TensorDescription
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

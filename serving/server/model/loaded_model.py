@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ciml.http.errors import RequestError, invalid
-from serving.server.tensors import declared, from_protos
+from ciml.serving.server.tensors import declared, from_protos
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ciml.errors import IntegrityError
 from ciml.limits import MAX_MODEL_CALL_S, MAX_MODEL_LOAD_S, MAX_REQUEST_ROWS
+from ciml.serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
+from ciml.serving.server.model.loaded_model import LoadedModel
+from ciml.serving.server.model.process import ModelProcess
+from ciml.serving.server.model.warmup import warm_up
 from ciml.storage.open import Store
-from serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
-from serving.server.model.loaded_model import LoadedModel
-from serving.server.model.process import ModelProcess
-from serving.server.model.warmup import warm_up
 
 #: Raises unless the copied files (digests by path) are those of a version that may be served.
 Verify = Callable[[Mapping[str, str]], None]

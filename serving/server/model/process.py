@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.http.errors import RequestError
-from serving.server.model.loaded_model import Signature, TensorSpec
-from serving.server.model.messages import (
+from ciml.serving.server.model.loaded_model import Signature, TensorSpec
+from ciml.serving.server.model.messages import (
     Answer,
     Call,
     Load,
@@ -31,13 +31,13 @@ from serving.server.model.messages import (
     receive,
     send,
 )
-from serving.server.model.worker import ANSWER, COMMAND, CONNECTIONS, END, FORK
+from ciml.serving.server.model.worker import ANSWER, COMMAND, CONNECTIONS, END, FORK
+from ciml.version import import_root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _START_S = 300.0  # for the import of TensorFlow on a busy machine
-_ROOT = Path(__file__).resolve().parents[3]
 
 
 def grace_s(limit_s: float) -> float:
@@ -53,11 +53,11 @@ class _Forker:
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(_START_S)
-        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "serving.server.model.worker", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "ciml.serving.server.model.worker", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],

@@ -17,13 +17,13 @@ import numpy as np
 from ciml.errors import IntegrityError
 from ciml.http.errors import RequestError
 from ciml.limits import MAX_TENSOR_BYTES, MAX_WARMUP_RECORD_BYTES, MAX_WARMUP_RECORDS, MAX_WARMUP_S
-from serving.model_files import WARMUP_FILE
-from serving.server.model.tf_records import read_records
+from ciml.serving.model_files import WARMUP_FILE
+from ciml.serving.server.model.tf_records import read_records
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from serving.server.model.loaded_model import LoadedModel, Signature
+    from ciml.serving.server.model.loaded_model import LoadedModel, Signature
 
 
 def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,7 +51,7 @@ def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.mo
 
 
 def _records(file: Path) -> Iterator[bytes]:
-    # The size was checked during the copy (`serving.model_files.read_files`).
+    # The size was checked during the copy (`ciml.serving.model_files.read_files`).
     try:
         yield from read_records(
             file.read_bytes(), max_records=MAX_WARMUP_RECORDS, max_record_bytes=MAX_WARMUP_RECORD_BYTES

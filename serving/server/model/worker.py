@@ -1,4 +1,5 @@
-"""Processes of models: ``python -m serving.server.model.worker FD`` imports TensorFlow, and forks one for each model.
+"""Processes of models: ``python -m ciml.serving.server.model.worker FD`` imports TensorFlow, and forks one for each
+model.
 
 A graph cannot be interrupted while TensorFlow folds its constants or runs one operation, so each model runs in a
 process that can be killed. A fork shares the memory of the import, and takes a few milliseconds instead of seconds.
@@ -24,14 +25,14 @@ from ciml.errors import IntegrityError
 from ciml.http.errors import RequestError
 from ciml.limits import MAX_MODEL_MEMORY_BYTES
 from ciml.logs import configure_logging
+from ciml.serving.server.model.loaded_model import one_line
+from ciml.serving.server.model.messages import Answer, Call, Load, Loaded, receive, send
 from ciml.tensorflow import load_tensorflow, muted
-from serving.server.model.loaded_model import one_line
-from serving.server.model.messages import Answer, Call, Load, Loaded, receive, send
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from serving.server.model.graph import Graph
+    from ciml.serving.server.model.graph import Graph
 
 #: Connections of a process: calls that run at once.
 CONNECTIONS = 4
@@ -48,7 +49,7 @@ def main(control_fd: int) -> None:
     tensorflow = load_tensorflow()
     with muted():
         tensorflow.config.list_physical_devices()  # searches for a GPU and logs that there is none
-    import serving.server.model.graph  # noqa: F401 - before the first fork
+    import ciml.serving.server.model.graph  # noqa: F401 - before the first fork
 
     gc.collect()
     gc.freeze()  # else collections in the children copy the shared pages
@@ -108,7 +109,7 @@ def _limit(parent: int) -> None:
 
 def _serve(connections: list[Connection]) -> None:
     """Load the model that the first message names, and answer calls until the server closes a connection."""
-    from serving.server.model.graph import Graph
+    from ciml.serving.server.model.graph import Graph
 
     request, _ = receive(connections[0], Load)
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 
 
 @dataclass(frozen=True)

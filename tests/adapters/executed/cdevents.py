@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from tests.adapters.executed import Scenario, Sent
 from tests.adapters.samples import cdevent, delivery
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from tests.adapters.executed import Scenario, Sent
 from tests.adapters.samples import account, delivery, ref_update, vote, zuul_build, zuul_message
 

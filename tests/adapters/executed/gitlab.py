@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from tests.adapters.executed import Scenario, Sent
 from tests.adapters.gitlab_samples import PROJECT, SHA, delivery, job, merge_request, pipeline
 

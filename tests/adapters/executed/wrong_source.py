@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from tests.adapters import gitlab_samples
 from tests.adapters.executed import Scenario, Sent
 from tests.adapters.github_samples import FORK, SHA, job

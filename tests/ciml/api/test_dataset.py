@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import ciml
-from cli.main import cli
+from ciml.cli.main import cli
 from tests.ciml.api.made import RUNS, facts
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import ciml
+from ciml.training.evaluation import scores as scoring
 from tests.ciml.api.made import inside
 from tests.project.api_reference import documented
-from training.evaluation import scores as scoring
 
 EXAMPLES = [
     pytest.param(name, found, marks=pytest.mark.whole if name == "ciml.Data.refresh" else (), id=name)

@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 import ciml
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.raw.latest_runs import latest_runs
 from ciml.raw.state import open_raw
-from cli.main import cli
-from serving.predict.predictor import Predictor, PredictPolicy
-from serving.registry import Registry
-from serving.server.server import ModelServer, ServerOptions
+from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.registry import Registry
+from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.ciml.api.made import RUNS, write_log
 from tests.pipelines.predict.predicting import batch
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from adapters.registry import delivered, find_adapter
+from ciml.adapters.registry import delivered, find_adapter
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import QUEUED, finished_event, run_event
 from ciml.events.records import Message, Origin, Outcome, RawFile, RunFacts
 from ciml.events.samples import End, encode, encode_rows
+from ciml.pipelines.kafka.publish import LOG, VERSION, render_dead_letters, render_runs
+from ciml.pipelines.predict.pipeline import render_predictions
+from ciml.serving.predict.log import prediction_id
+from ciml.serving.verdicts.verdict import recorded_verdict
+from ciml.transforms.live.messages import example_message, late_message, pane_message, rejected_message
+from ciml.transforms.live.samples import Part
+from ciml.transforms.live.windows import LiveDataset, LiveExample, Pane
 from ciml.verdicts import Group, VerdictRules
-from pipelines.kafka.publish import LOG, VERSION, render_dead_letters, render_runs
-from pipelines.predict.pipeline import render_predictions
-from serving.predict.log import prediction_id
-from serving.verdicts.verdict import recorded_verdict
 from tests.serving.models_fixture import DEFINITION
-from transforms.live.messages import example_message, late_message, pane_message, rejected_message
-from transforms.live.samples import Part
-from transforms.live.windows import LiveDataset, LiveExample, Pane
 
 TIME = 1_795_518_000_000_000
 FACTS = RunFacts(

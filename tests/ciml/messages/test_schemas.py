@@ -12,9 +12,9 @@ import click
 import pytest
 from jsonschema import Draft202012Validator
 
+from ciml.cli.main import cli
 from ciml.errors import CimlError
 from ciml.messages.schemas import schema, schema_names, schema_text
-from cli.main import cli
 from tests.ciml.messages.made import made, values
 from tests.messages import check_message, fault
 

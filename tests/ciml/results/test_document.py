@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ciml.pipelines.backfill.load_report import MISSING
 from ciml.results.columns import SYNONYMS
 from ciml.results.convert import REASONS
 from ciml.results.values import NO_VALUE
-from pipelines.backfill.load_report import MISSING
 
 TEXT = (Path(__file__).parents[3] / "docs" / "load.md").read_text()
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.storage.open import open_store
-from cli.main import cli
 from tests.corpus import CORPUS, builds
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -147,8 +147,8 @@ def drawn(root: str, folder: str) -> dict[str, bytes]:
 
 @pytest.mark.engines
 def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_path: str, s3: Any) -> None:
-    from pipelines.datasets.update import verify_dataset
-    from reports.dataset.render import plot_dataset
+    from ciml.pipelines.datasets.update import verify_dataset
+    from ciml.reports.dataset.render import plot_dataset
 
     line = ["--dataset", "x", "--class-label", "project", "--features-regex", "usr", "--data-path", data_path]
     found = {}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from cli.main import cli
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.data.dead_letters import command
+from ciml.cli.commands.data.dead_letters.show import _age, _literal
 from ciml.data_root import DataRoot
 from ciml.events.listing_files import open_listing
-from cli.commands.data.dead_letters import command
-from cli.commands.data.dead_letters.show import _age, _literal
-from pipelines.backfill.backfill import backfill
+from ciml.pipelines.backfill.backfill import backfill
 from tests.messages import published
 from tests.pipelines.backfill.backfilling import Listed, listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account
@@ -120,7 +120,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (["list", "--since", "soon"], "invalid time 'soon'"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "cli.main", "dead-letters", *words, "--data-path", str(tmp_path)],
+            [sys.executable, "-m", "ciml.cli.main", "dead-letters", *words, "--data-path", str(tmp_path)],
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 2
@@ -140,7 +140,7 @@ def test_nothing_is_no_error(tmp_path: Path) -> None:
 def test_it_is_light(made: Listed, tmp_path: Path) -> None:
     for words in (["list"], ["replay", "--logs", str(made.folder)]):
         line: list[Any] = ["dead-letters", *words, "--data-path", str(tmp_path / "data")]
-        loaded = loaded_by(f"from cli.main import cli; cli.main({line!r}, standalone_mode=False)")
+        loaded = loaded_by(f"from ciml.cli.main import cli; cli.main({line!r}, standalone_mode=False)")
         assert loaded <= {"pandas"}  # which pyarrow imports when it makes an array of Python's values
 
 
@@ -150,7 +150,7 @@ def test_ingest_publishes_dead_letters_on_a_topic(kafka: str, topic: MakeTopic, 
     name = topic(1, "dead-letters")
     done = subprocess.run(
         [
-            sys.executable, "-m", "cli.main", "ingest", "--data-path", str(tmp_path / "data"), "--kafka", kafka,
+            sys.executable, "-m", "ciml.cli.main", "ingest", "--data-path", str(tmp_path / "data"), "--kafka", kafka,
             "--engine", "micro-batches", "--topic", scenario.topic, "--runs-topic", "", "--dead-letters-topic", name,
             "--once", "--allow-root", str(scenario.logs), "--retry-after", "10ms",
         ],

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.data import drift
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from cli.commands.data import drift
-from cli.main import cli
+from ciml.transforms.drift.report import KINDS
 from tests.pipelines.datasets.test_validate import SPAN, fill, some_runs
-from transforms.drift.report import KINDS
 
 DOCS = Path(__file__).parents[3] / "docs" / "drift.md"
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.api import open as open_data
-from cli.main import cli
+from ciml.cli.main import cli
 from tests.pipelines.backfill.tables import make_runs, write_csv
 
 

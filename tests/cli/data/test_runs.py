@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.data.runs import command
 from ciml.data_root import DataRoot
-from cli.commands.data.runs import command
 from tests.pipelines.raw_store.compacting import FIRST, run
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.data.dataset import command
 from ciml.data_root import DataRoot
-from cli.commands.data.dataset import command
-from pipelines.datasets.build import remove_dataset
-from pipelines.datasets.update import update_dataset
+from ciml.pipelines.datasets.build import remove_dataset
+from ciml.pipelines.datasets.update import update_dataset
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.scenes import RawStore
 

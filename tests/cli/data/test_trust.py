@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.data.runs import command as runs_command
+from ciml.cli.commands.data.trust import command
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RunFacts
-from cli.commands.data.runs import command as runs_command
-from cli.commands.data.trust import command
-from pipelines.ingest.committer import Committer
+from ciml.pipelines.ingest.committer import Committer
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate
 from tests.pipelines.datasets.dataset_scenes import telemetry
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts
-from transforms.ingest.trust import TrustPolicy, evaluate
 
 POLICY = """
 [[rule]]

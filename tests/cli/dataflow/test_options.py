@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.main import cli
+from ciml.cli.main import cli
 from tests.pipelines.dataflow.cloud import write_settings
 
 BACKFILL = ["backfill", "s3://ci/builds.jsonl", "--logs", "s3://ci", "--data-path", "s3://ci/data"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cli.dataflow.report import print_launched
-from pipelines.dataflow.job import Launched
-from pipelines.dataflow.settings import DataflowSettings
+from ciml.cli.dataflow.report import print_launched
+from ciml.pipelines.dataflow.job import Launched
+from ciml.pipelines.dataflow.settings import DataflowSettings
 from tests.pipelines.dataflow.test_settings import MINIMAL
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cli.demo.report.result import (
+from ciml.cli.demo.report.result import (
     AccountingLine,
     AnswerLine,
     Check,

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from ciml.cli.demo import accounts as checks
+from ciml.cli.demo.accounts import Accounts
+from ciml.cli.demo.produce import Produced, dump, load
+from ciml.cli.demo.report.result import AccountingLine, SpoiltLine
 from ciml.events.records import UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.storage.open import LocalStore
-from cli.demo import accounts as checks
-from cli.demo.accounts import Accounts
-from cli.demo.produce import Produced, dump, load
-from cli.demo.report.result import AccountingLine, SpoiltLine
 
 TOPIC = "ci-events"
 

@@ -11,21 +11,21 @@ import msgspec
 import pyarrow as pa
 import pytest
 
+from ciml.cli.demo import checks as verify
+from ciml.cli.demo.corpus import read_corpus
+from ciml.cli.demo.definitions import POOL, STATUS, definitions
+from ciml.cli.demo.demo import check_accuracy, check_refreshes, version_line
+from ciml.cli.demo.direct import check_examples, direct_example
+from ciml.cli.demo.predictions import check_predictions, check_topic, prediction_lines, quantile
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, SpanRun, SpanVersion
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.storage.open import LocalStore
-from cli.demo import checks as verify
-from cli.demo.corpus import read_corpus
-from cli.demo.definitions import POOL, STATUS, definitions
-from cli.demo.demo import check_accuracy, check_refreshes, version_line
-from cli.demo.direct import check_examples, direct_example
-from cli.demo.predictions import check_predictions, check_topic, prediction_lines, quantile
+from ciml.transforms.raw.write import write_run
 from tests.cli.demo.demo_fixture import demo_result, version
 from tests.cli.demo.test_accounts import produced
 from tests.corpus import CORPUS
-from transforms.raw.write import write_run
 
 RUNS = ["r0", "r1", "r2"]
 POOLS = ("alder", "birch", "cedar", "dune")
@@ -248,8 +248,8 @@ def test_one_number_is_that_of_the_last_refresh_of_each_model() -> None:
 def examples() -> tuple[dict[str, Any], dict[str, str], ResolvedDefinition]:
     from ciml.datasets.definition import resolve
     from ciml.telemetry import telemetry_columns
-    from transforms.examples.prepare import make_examples
-    from transforms.parse.logs import Log, parse_logs
+    from ciml.transforms.examples.prepare import make_examples
+    from ciml.transforms.parse.logs import Log, parse_logs
 
     samples = [sample for sample in read_corpus(CORPUS) if sample.facts.provider][:12]
     logs = [(CORPUS / sample.log_path).read_bytes() for sample in samples]

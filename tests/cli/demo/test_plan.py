@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from ciml.cli.demo.corpus import SOURCE, change_of, corpus_folder, read_corpus, unpack_logs
+from ciml.cli.demo.plan import SPOIL_EVERY, WAVES, Plan, cut_gzip, cut_text, make_plan, other_log
+from ciml.cli.demo.produce import LogRoot
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch, Message, OffsetRange
-from cli.demo.corpus import SOURCE, change_of, corpus_folder, read_corpus, unpack_logs
-from cli.demo.plan import SPOIL_EVERY, WAVES, Plan, cut_gzip, cut_text, make_plan, other_log
-from cli.demo.produce import LogRoot
+from ciml.transforms.ingest.decode import decode
+from ciml.transforms.ingest.trust import TrustPolicy, judge
 from tests.corpus import CORPUS, builds
-from transforms.ingest.decode import decode
-from transforms.ingest.trust import TrustPolicy, judge
 
 URL = "http://127.0.0.1:8000"
 

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.commands.operate.demo.report import command
+from ciml.cli.demo.report.page import last_versions, render
+from ciml.cli.demo.report.plots import draw
+from ciml.cli.demo.report.result import AccountingLine, Check, DemoResult
 from ciml.errors import CimlError
-from cli.commands.operate.demo.report import command
-from cli.demo.report.page import last_versions, render
-from cli.demo.report.plots import draw
-from cli.demo.report.result import AccountingLine, Check, DemoResult
 from tests.cli.demo.demo_fixture import CLASSES, demo_result, version
 
 

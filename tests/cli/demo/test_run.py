@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ciml.cli.demo.processes import Children, wait_for
+from ciml.cli.demo.refreshes import last_step, read_refreshes
+from ciml.cli.demo.report.result import Check, DemoResult
+from ciml.cli.demo.report.table import show
+from ciml.cli.demo.review.act import MOST
+from ciml.cli.demo.review.servers import Review
+from ciml.cli.demo.run import MARK, Options, empty
+from ciml.cli.demo.steps import Steps
+from ciml.engines import processes, state
 from ciml.errors import CimlError, EngineError
-from cli.demo.processes import Children, wait_for
-from cli.demo.refreshes import last_step, read_refreshes
-from cli.demo.report.result import Check, DemoResult
-from cli.demo.report.table import show
-from cli.demo.review.act import MOST
-from cli.demo.review.servers import Review
-from cli.demo.run import MARK, Options, empty
-from cli.demo.steps import Steps
-from engines import processes, state
 from tests.cli.demo.demo_fixture import demo_result
 
 
@@ -158,7 +158,7 @@ def test_the_demo_on_a_part_of_the_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 def the_whole_demo(tmp_path: Path) -> DemoResult:
     """Run the demo and look at what it says and leaves."""
-    from cli.demo.demo import demo
+    from ciml.cli.demo.demo import demo
 
     out, data = console(), tmp_path / "data"
     chosen = Options(data=data, home=data / "home", engine="micro-batches", runs=120, span_runs=30)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from cli.main import cli
+from ciml.training.exclusion_store import read_state
 from tests.pipelines.training.test_excluded_models import GOLDEN, runs
-from training.exclusion_store import read_state
 
 
 @pytest.fixture

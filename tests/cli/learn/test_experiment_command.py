@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.learn.experiment.train import train
+from ciml.cli.main import cli
+from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
-from cli.commands.learn.experiment.train import train
-from cli.main import cli
-from cli.talk_scripts import undashed
-from reports.experiments.comparison_page import comparison_page
+from ciml.reports.experiments.comparison_page import comparison_page
+from ciml.training.evaluation import scores as scoring
+from ciml.training.experiments.results import stored_trials
+from ciml.training.experiments.trials import experiment_names, load_experiment
 from tests.training.conftest import made  # noqa: F401  (a fixture)
-from training.evaluation import scores as scoring
-from training.experiments.results import stored_trials
-from training.experiments.trials import experiment_names, load_experiment
 
 SCRIPTS = Path(sys.executable).parent
 

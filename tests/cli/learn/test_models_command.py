@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import dumps
 from ciml.decision import Decision
+from ciml.serving.push import NotBlessedError, push
+from ciml.serving.registry import Registry
 from ciml.storage.open import open_store
-from cli.main import cli
-from serving.push import NotBlessedError, push
-from serving.registry import Registry
 from tests.serving.models_fixture import DEFINITION
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import cli
+from ciml.cli.main import cli
 from tests.ciml.api.conftest import folder, made, served  # noqa: F401  (fixtures)
 
 
@@ -24,7 +24,7 @@ def test_a_table_of_files_with_a_row_for_each(served: Path, tmp_path: Path) -> N
     (tmp_path / "text").write_text("no telemetry\n")
     logs = served / "logs"
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "predict", str(logs / "unit-001.csv"), str(tmp_path / "text"),
+        [sys.executable, "-m", "ciml.cli.main", "predict", str(logs / "unit-001.csv"), str(tmp_path / "text"),
          str(logs / "unit-002.csv"), "--model", "status", "--data-path", str(served / "data")],
         capture_output=True, text=True, env={**os.environ, "COLUMNS": "400"},
     )  # fmt: skip

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.learn.refresh import REJECTED
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from cli.commands.learn.refresh import REJECTED
-from cli.main import cli
-from pipelines.training import trainer
-from pipelines.training.trainer import TrainConfig, TrainResult
-from services.trainer import make_config
+from ciml.pipelines.training import trainer
+from ciml.pipelines.training.trainer import TrainConfig, TrainResult
+from ciml.services.trainer import make_config
+from ciml.training.exclusion_store import read_state
 from tests.project.test_readme import ROOT, commands
-from training.exclusion_store import read_state
 
 EVALUATION = {
     "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "right": 40, "runs": 50},

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.main import cli
 from ciml.settings import parse_toml
-from cli.main import cli
-from training.sweeps.definition import Sweep
+from ciml.training.sweeps.definition import Sweep
 
 ROOT = Path(__file__).parents[3]
 

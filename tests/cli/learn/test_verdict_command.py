@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.main import cli
 from ciml.verdicts import LearnedRanges
-from cli.main import cli
 from tests.serving.evidence.stored import FAILED, RULES, commit, made, prediction, push, store_runs
 from tests.serving.evidence.subjects import profiles, subject_of
 from tests.transforms.profiles.tables import facts_of

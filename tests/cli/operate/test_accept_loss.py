@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.commands.operate.ingest import command
 from ciml.kafka.options import KafkaOptions
 from ciml.storage.open import open_store
-from cli.commands.operate.ingest import command
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
 from tests.pipelines.kafka.kafka_topics import covered, delete_records, send_starts
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from adapters.github import PUSH
-from adapters.registry import adapters
-from cli.main import cli
+from ciml.adapters.github import PUSH
+from ciml.adapters.registry import adapters
+from ciml.cli.main import cli
 from tests.adapters import github_samples as github
 from tests.adapters import gitlab_samples as gitlab
 

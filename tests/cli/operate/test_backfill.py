@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from ciml.cli.commands.operate.backfill import make_config, summary
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from cli.commands.operate.backfill import make_config, summary
-from pipelines.backfill.plan import Tally
+from ciml.pipelines.backfill.plan import Tally
 from tests.pipelines.backfill.backfilling import listed, rows_of
 from tests.pipelines.ingest.ingesting import account, raw_rows
 from tests.project.test_startup import loaded_by
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 def ciml(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, **how
+        [sys.executable, "-m", "ciml.cli.main", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, **how
     )
 
 
@@ -114,7 +114,11 @@ def test_a_signal_ends_it_in_order_and_it_goes_on(tmp_path: Path) -> None:
     data = tmp_path / "data"
     words = ["backfill", str(made.path), "--logs", str(made.folder), "--data-path", str(data), "--runs-of", "zuul"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ciml.cli.main", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         deadline = time.monotonic() + 60
@@ -173,4 +177,4 @@ def test_what_the_options_mean(tmp_path: Path) -> None:
 def test_it_is_light_without_a_runner(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=2, tricks=False)
     words = ["backfill", str(made.path), "--logs", str(made.folder), "--data-path", str(tmp_path / "data")]
-    assert loaded_by(f"from cli.main import cli; cli.main({words!r}, standalone_mode=False)") == set()
+    assert loaded_by(f"from ciml.cli.main import cli; cli.main({words!r}, standalone_mode=False)") == set()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.main import cli
-from services.feedback.config import load_feedback
+from ciml.cli.main import cli
+from ciml.services.feedback.config import load_feedback
 
 COMMANDS = {
     "github": ("--url", "https://ci.example.org"),
@@ -98,7 +98,7 @@ def test_connecting_needs_the_extra_of_receivers_alone(system: str, more: tuple[
 import sys
 for name in ("numpy", "pyarrow", "apache_beam", "boto3", "httpx", "starlette", "jwt"):
     sys.modules[name] = None
-from cli.main import cli
+from ciml.cli.main import cli
 cli(["connect", {system!r}, *{COMMANDS[system] + more!r}, "--folder", {str(tmp_path)!r}])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

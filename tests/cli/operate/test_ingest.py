@@ -16,15 +16,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.commands.data.runs import command as runs
+from ciml.cli.main import cli
+from ciml.cli.param_types import Duration
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import LISTS
+from ciml.pipelines.ingest.committer import Committer
+from ciml.services.ingest import make_config
 from ciml.storage.open import open_store
-from cli.commands.data.runs import command as runs
-from cli.main import cli
-from cli.param_types import Duration
-from pipelines.ingest.committer import Committer
-from services.ingest import make_config
 from tests.pipelines.ingest.ingesting import one_batch
 from tests.pipelines.ingest.scenario import send
 
@@ -33,7 +33,12 @@ ROOT = Path(__file__).parents[3]
 
 def ciml(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, **options
+        [sys.executable, "-m", "ciml.cli.main", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
     )
 
 
@@ -154,7 +159,7 @@ def test_a_signal_ends_it_in_order(kafka: str, topic: Callable[..., str], tmp_pa
     data = tmp_path / "data"
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "cli.main", "ingest", "--data-path", str(data), "--kafka", kafka, "--engine",
+            sys.executable, "-m", "ciml.cli.main", "ingest", "--data-path", str(data), "--kafka", kafka, "--engine",
             "micro-batches", "--topic", scenario.topic, "--runs-topic", "", "--allow-root", str(scenario.logs),
         ],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,

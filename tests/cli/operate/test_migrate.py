@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets import history
 from ciml.digest import canonical_json
@@ -20,12 +21,11 @@ from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import verify_log
 from ciml.raw.state import RAW, open_raw
+from ciml.services.stored.examine import examine, rewrite
+from ciml.services.stored.kinds import KINDS, Kind, kind_of
+from ciml.serving.predict import neighbours
+from ciml.serving.registry import Registry
 from ciml.storage.open import LocalStore, open_store
-from cli.main import cli
-from services.stored.examine import examine, rewrite
-from services.stored.kinds import KINDS, Kind, kind_of
-from serving.predict import neighbours
-from serving.registry import Registry
 from tests.growth import assert_linear
 
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
 from ciml.messages.schemas import schema, schema_names
-from cli.main import cli
 from tests.project.test_readme import ROOT, commands
 
 

@@ -11,13 +11,13 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.serve.feedback import command
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import Message, OffsetRange
-from cli.commands.serve.feedback import command
-from services.feedback.config import load_feedback
-from services.feedback.reading import Judge, take
-from services.feedback.service import replica
+from ciml.services.feedback.config import load_feedback
+from ciml.services.feedback.reading import Judge, take
+from ciml.services.feedback.service import replica
 from tests.services.feedback.reviews import NOW_S, prediction
 from tests.serving.evidence import stored
 from tests.serving.evidence.subjects import profiles

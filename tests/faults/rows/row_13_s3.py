@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
-from engines import s3_environment
+from ciml.engines import s3_environment
 from tests.faults import holding
 from tests.faults.offline import Worker, offline_trial, prepared
 from tests.faults.own_s3 import own_s3

@@ -8,13 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapters.registry import read_event
+from ciml.adapters.registry import read_event
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RunFacts
+from ciml.pipelines.ingest.committer import Committer
+from ciml.pipelines.raw_store.verify import verify_raw
 from ciml.raw.latest_runs import latest_runs
 from ciml.raw.state import open_raw
-from pipelines.ingest.committer import Committer
-from pipelines.raw_store.verify import verify_raw
+from ciml.transforms.guard import guarded_messages
+from ciml.transforms.ingest.decode import decode
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate, judge
 from tests.faults import forging
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
@@ -22,9 +25,6 @@ from tests.messages import published
 from tests.pipelines.datasets.dataset_scenes import telemetry
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts
-from transforms.guard import guarded_messages
-from transforms.ingest.decode import decode
-from transforms.ingest.trust import TrustPolicy, evaluate, judge
 
 ROW = 20
 TITLE = "forged, unsigned, altered events; ids such as ../x"
@@ -119,8 +119,8 @@ def trial(seed: int, scene: Scene) -> Verdict:
     verdict, rng = Verdict(), random.Random(seed)
     try:
         from ciml.kafka.options import KafkaOptions
-        from services.receivers.config import load_receivers
-        from services.webhooks.service import WebhooksService
+        from ciml.services.receivers.config import load_receivers
+        from ciml.services.webhooks.service import WebhooksService
     except ImportError as error:
         verdict.skipped = f"no receiver of webhooks: {error.name}"
         return verdict

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from services.feedback.clients.gerrit import TAG
+from ciml.services.feedback.clients.gerrit import TAG
 from tests.faults import predicting
 from tests.faults.answering import (
     Answering,

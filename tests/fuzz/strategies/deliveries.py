@@ -6,8 +6,8 @@ import json
 
 from hypothesis import strategies as st
 
-from adapters.adapter import Delivery
-from adapters.registry import adapters
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.registry import adapters
 from tests.adapters.deliveries import samples
 from tests.adapters.hostile import VALUES, changed, encoded, paths
 

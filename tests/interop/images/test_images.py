@@ -26,13 +26,15 @@ IMAGES = os.environ.get("CIML_IMAGES", "recorder services").split()
 BASE = "localhost/ciml-test-base:bookworm"
 #: A program of each image, which uses what the image is for.
 PROGRAMS = {
-    "recorder": "import recorder.proc_sampler, confluent_kafka, dool",
+    "recorder": "import ciml.recorder.proc_sampler, confluent_kafka, dool",
     "services": (
-        "import services.ingest, services.predict, services.webhooks.service, services.mqtt.service, "
-        "services.gerrit.service, services.feedback.service, engines.flink.worker_pool, pipelines.raw_store.compact"
+        "import ciml.services.ingest, ciml.services.predict, ciml.services.webhooks.service, "
+        "ciml.services.mqtt.service, ciml.services.gerrit.service, ciml.services.feedback.service, "
+        "ciml.engines.flink.worker_pool, ciml.pipelines.raw_store.compact"
     ),
-    "serve": "import serving.server.rest, serving.server.model.loader",
-    "worker": "import training.refresh, training.export, serving.server.rest, services.trainer, pipelines.ingest",
+    "serve": "import ciml.serving.server.rest, ciml.serving.server.model.loader",
+    "worker": "import ciml.training.refresh, ciml.training.export, ciml.serving.server.rest, ciml.services.trainer, "
+    "ciml.pipelines.ingest",
 }
 
 

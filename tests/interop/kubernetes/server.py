@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from engines.processes import free_ports
+from ciml.engines.processes import free_ports
 from tests.go_programs import go_program
 
 VERSION = "1.36.3"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cli.demo.corpus import corpus_folder
-from engines.processes import free_ports
+from ciml.cli.demo.corpus import corpus_folder
+from ciml.engines.processes import free_ports
 from tests.corpus import builds
 from tests.interop.prometheus.world import World, failing, world
 

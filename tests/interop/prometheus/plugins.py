@@ -10,7 +10,7 @@ from pathlib import Path
 
 #: An adapter of a CI system that fails on each delivery; `REPAIRED` reads them.
 BROKEN = """
-from adapters import Adapter, Ignored
+from ciml.adapters import Adapter, Ignored
 
 def read(delivery):
     build = delivery.json()["builds"][0]
@@ -26,7 +26,7 @@ import importlib.abc, importlib.util, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "serving.predict.predictor":
+        if name != "ciml.serving.predict.predictor":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from engines.processes import free_ports
+from ciml.engines.processes import free_ports
 from tests.deploy.chart import CHART
 from tests.interop.prometheus.durations import shortened
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-import engines
-from services.feedback.service import replica
+from ciml import engines
+from ciml.services.feedback.service import replica
 from tests.interop.prometheus import plugins
 from tests.interop.prometheus.conftest import FEEDBACK, INGEST, MODELS, MQTT, PREDICT, TRAINER, WEBHOOKS, start_serving
 from tests.interop.prometheus.server import rules

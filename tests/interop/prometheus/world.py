@@ -17,16 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import engines
+from ciml import engines
+from ciml.cli.demo.corpus import Sample, corpus_folder, read_corpus
+from ciml.cli.demo.review.act import ending_now, moved
 from ciml.data_root import DataRoot
+from ciml.engines.processes import free_ports
+from ciml.engines.state import EngineState
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
-from cli.demo.corpus import Sample, corpus_folder, read_corpus
-from cli.demo.review.act import ending_now, moved
-from engines.processes import free_ports
-from engines.state import EngineState
-from services.files import ServiceFiles
+from ciml.services.files import ServiceFiles
 from tests.corpus import CORPUS, builds
 from tests.interop.prometheus import plugins
 from tests.interop.prometheus.logs import LogServer, log_server
@@ -103,7 +103,7 @@ class World:
 
     def ciml(self, *words: str) -> str:
         """Run a command to its end; return what it prints."""
-        command = [sys.executable, "-m", "cli.main", *words]
+        command = [sys.executable, "-m", "ciml.cli.main", *words]
         done = subprocess.run(command, env=self._environment(), cwd=self.folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
@@ -123,7 +123,7 @@ class World:
     def restart(self, job: str) -> None:
         """Start a service again, which ended or was killed."""
         log = (self.folder / f"{job}.log").open("ab")
-        command = [sys.executable, "-m", "cli.main", *self.commands[job]]
+        command = [sys.executable, "-m", "ciml.cli.main", *self.commands[job]]
         self.running[job] = subprocess.Popen(command, env=self._environment(), cwd=self.folder, stdout=log, stderr=log)
         self.prometheus.scrape(job, self.ports[job])
 

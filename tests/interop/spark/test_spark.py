@@ -15,10 +15,10 @@ import pytest
 from filelock import FileLock
 
 from ciml.data_root import DataRoot
+from ciml.pipelines.tables.publish import publish_tables
 from ciml.tables.delta_log import FOLDER
 from ciml.tables.places import store_of
 from ciml.tables.publisher import CHECKPOINT_EVERY
-from pipelines.tables.publish import publish_tables
 from tests.pipelines.raw_store.compacting import run, squeeze
 from tests.pipelines.tables.readers import Rows, ordered
 from tests.pipelines.tables.scenes import expected, make_dataset, make_store

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapters.registry import read_event
+from ciml.adapters.registry import read_event
 from tests.go_programs import go_program
 from tests.services.webhooks.hooking import receiving
 

@@ -89,7 +89,7 @@ class Operator:
         return list(latest_runs(log, state)), state
 
     def _command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "cli.main", *arguments]
+        return [sys.executable, "-m", "ciml.cli.main", *arguments]
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT), "CIML_HOME": str(self.folder / "home")}
@@ -107,7 +107,7 @@ def _make_topics(kafka: str) -> None:
     """Make the topics anew: an operator begins without the events of another test."""
     from confluent_kafka.admin import AdminClient
 
-    from engines.kafka import create_topics
+    from ciml.engines.kafka import create_topics
 
     client, names = AdminClient({"bootstrap.servers": kafka}), {"ci-events": 2, "runs": 1, "predictions": 1}
     known = names.keys() & client.list_topics(timeout=30).topics.keys()

@@ -11,11 +11,11 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.events.listing import Reading
-from pipelines.backfill.plan import BackfillConfig
+from ciml.pipelines.backfill.plan import BackfillConfig
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.raw.reader import verify_run
 from tests.corpus import CORPUS, passed_builds
 from tests.pipelines.ingest.ingesting import account, raw_rows
-from transforms.fetch.policy import FetchPolicy
-from transforms.raw.reader import verify_run
 
 
 def corpus_lines(count: int) -> list[dict[str, Any]]:

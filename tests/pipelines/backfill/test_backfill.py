@@ -25,16 +25,16 @@ from ciml.events.listing_files import Listing, open_listing
 from ciml.events.payloads import message_of
 from ciml.events.run_facts import facts_from_listing
 from ciml.kafka.options import KafkaOptions
-from pipelines.backfill.backfill import backfill
-from pipelines.backfill.plan import Tally
-from pipelines.backfill.survey import survey
-from pipelines.ingest.config import IngestConfig
-from pipelines.raw_store.verify import verify_raw
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.backfill.plan import Tally
+from ciml.pipelines.backfill.survey import survey
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.raw_store.verify import verify_raw
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.pipelines.backfill.backfilling import Listed, config, corpus_lines, listed, rows_of
 from tests.pipelines.ingest.ingesting import MakeTopic, account, raw_rows
-from transforms.fetch.policy import FetchPolicy
 
 ROOT = Path(__file__).parents[3]
 
@@ -227,7 +227,7 @@ def test_a_wrong_folder_is_noticed_before_anything_is_settled(tmp_path: Path) ->
 
 
 def test_an_outage_settles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.ingest.run_stages._PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("ciml.transforms.ingest.run_stages._PAUSES_S", (0.01, 0.01))
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         place = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -323,9 +323,9 @@ from ciml.manifest.log import ManifestLog
 from ciml.events.payloads import message_of
 from ciml.events.listing import Reading
 from ciml.data_root import DataRoot
-from pipelines.backfill.backfill import backfill
-from pipelines.backfill.plan import BackfillConfig
-from transforms.fetch.policy import FetchPolicy
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.backfill.plan import BackfillConfig
+from ciml.transforms.fetch.policy import FetchPolicy
 listing_files.BLOCK_LINES = 4
 append = ManifestLog.try_append
 ManifestLog.try_append = lambda log, *given: time.sleep(0.05) or append(log, *given)

@@ -17,15 +17,15 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.backfill.load import load
+from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
+from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below
 from ciml.raw.state import open_raw
-from pipelines.backfill.backfill import backfill
-from pipelines.backfill.load import load
-from pipelines.backfill.load_report import LoadReport, RejectedTableError
-from pipelines.backfill.plan import BackfillConfig, fetch_below
+from ciml.transforms.raw.reader import verify_run
 from tests.pipelines.backfill.tables import log_of, make_runs, write_csv
 from tests.pipelines.ingest.ingesting import account, raw_rows
 from tests.project.test_startup import loaded_by
-from transforms.raw.reader import verify_run
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def test_it_is_light(folder: Path) -> None:
     path = write_csv(folder / "results.csv", make_runs(folder, 2))
     code = f"""
 from ciml.data_root import DataRoot
-from pipelines.backfill.load import load
+from ciml.pipelines.backfill.load import load
 assert load(DataRoot.open({str(folder / "data")!r}), {str(folder / "logs")!r}, {path!r}).totals["run"] == 2
 """
     assert loaded_by(code) == set()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ciml.events.listing_files import open_listing
-from pipelines.backfill.backfill import backfill, plan_backfill
-from pipelines.flink.submit import run_here
+from ciml.pipelines.backfill.backfill import backfill, plan_backfill
+from ciml.pipelines.flink.submit import run_here
 from tests.pipelines.backfill.backfilling import listed, rows_of
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
+from ciml.cli.main import cli
 from ciml.errors import CimlError
-from cli.main import cli
-from pipelines.dataflow.settings import DataflowSettings
+from ciml.pipelines.dataflow.settings import DataflowSettings
 from tests.bench.dataflow_cost import Measured, batch_job, prices, streaming_week
 
 TEXT = (Path(__file__).parents[3] / "docs" / "dataflow.md").read_text()

@@ -17,13 +17,13 @@ from click.testing import CliRunner, Result
 from google.cloud.dataflow import Job
 from google.protobuf.json_format import MessageToJson, ParseDict
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.dataflow.packed import unpacked
+from ciml.pipelines.flink.portable_graph import foreign, is_unbounded, portable, stages
+from ciml.pipelines.graphs import PIPELINES
 from ciml.version import __version__
-from cli.main import cli
-from pipelines.dataflow.packed import unpacked
-from pipelines.flink.portable_graph import foreign, is_unbounded, portable, stages
-from pipelines.graphs import PIPELINES
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.dataflow.cloud import BUCKET, IMAGE, DataflowApi, dataflow_api, gcs_emulator, write_settings
 from tests.pipelines.datasets.dataset_scenes import runs
@@ -119,7 +119,7 @@ def check_job(gcs: Any, job: dict[str, Any], graph: str, *, name: str) -> api.Pi
     assert pool["ipConfiguration"] == "WORKER_IP_PRIVATE"
     assert (options["project"], options["region"]) == ("ci-project", "europe-west1")
     assert options["pipelineUrl"].startswith(f"gs://{BUCKET}/staging/{name}.")
-    assert "pipelines.dataflow.worker" in options["beam_plugins"]
+    assert "ciml.pipelines.dataflow.worker" in options["beam_plugins"]
     assert options["ciml_version"] == __version__
     assert options["ciml_environment_secret"] == "projects/ci-project/secrets/ciml-environment"
     proto, data = staged(gcs, job)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import CimlError
+from ciml.pipelines.dataflow.settings import DataflowSettings, check_job_name, job_flags, job_name
 from ciml.version import __version__
-from pipelines.dataflow.settings import DataflowSettings, check_job_name, job_flags, job_name
 from tests.pipelines.dataflow.cloud import IMAGE, write_settings
 
 MINIMAL = {
@@ -26,7 +26,7 @@ def test_each_key_becomes_an_option_of_beam(tmp_path: Path) -> None:
         f"--sdk_container_image={IMAGE}", "--sdk_location=container", "--machine_type=e2-standard-2",
         "--max_num_workers=3", "--service_account_email=ciml@ci-project.iam.gserviceaccount.com", "--network=ci",
         "--subnetwork=regions/europe-west1/subnetworks/ci", "--no_use_public_ips", "--label=team=ci",
-        f"--label=ciml-version={__version__.replace('.', '-')}", "--beam_plugin=pipelines.dataflow.worker",
+        f"--label=ciml-version={__version__.replace('.', '-')}", "--beam_plugin=ciml.pipelines.dataflow.worker",
         "--no_save_main_session", "--experiment=disable_logging_submission_environment",
         f"--ciml_version={__version__}", "--ciml_environment_secret=projects/ci-project/secrets/ciml-environment",
     }  # fmt: skip

@@ -17,9 +17,9 @@ from google.auth.credentials import AnonymousCredentials
 
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.dataflow.worker import parse_environment, prepare
 from ciml.secrets import manager as secret_manager
 from ciml.version import __version__
-from pipelines.dataflow.worker import parse_environment, prepare
 
 NAME = "projects/ci-project/secrets/ciml"
 ROOT = Path(__file__).parents[3]
@@ -117,11 +117,11 @@ def test_beam_imports_it_before_a_worker_does_anything() -> None:
     code = """
 import json, os, sys
 from apache_beam.runners.worker.sdk_worker_main import create_harness
-options = {"beam_plugins": ["pipelines.dataflow.worker"], "ciml_version": sys.argv[1]}
+options = {"beam_plugins": ["ciml.pipelines.dataflow.worker"], "ciml_version": sys.argv[1]}
 os.environ["PIPELINE_OPTIONS"] = json.dumps({"options": options})
 os.environ["CONTROL_API_SERVICE_DESCRIPTOR"] = ""
 create_harness(os.environ, dry_run=True)
-print("started", "pipelines.dataflow.worker" in sys.modules)
+print("started", "ciml.pipelines.dataflow.worker" in sys.modules)
 """
     for version, wanted in ((__version__, "started True"), ("9.9", "made by ciml 9.9, and its image has")):
         done = subprocess.run([sys.executable, "-c", code, version], cwd=ROOT, capture_output=True, text=True)

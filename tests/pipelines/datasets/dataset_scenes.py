@@ -10,10 +10,8 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
+from ciml.pipelines.datasets.update import create_dataset
 from ciml.storage.open import LocalStore
-from pipelines.datasets.update import (
-    create_dataset,
-)
 from tests.golden import make_logs
 from tests.transforms.samples import make_facts, table
 

@@ -15,17 +15,17 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
 from ciml.events.records import RunFacts
-from pipelines.datasets import run_source
-from pipelines.datasets.build import build_dataset
-from pipelines.datasets.listed_runs import ListedRuns
-from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset, with_default_windows
+from ciml.pipelines.datasets import run_source
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.datasets.listed_runs import ListedRuns
+from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset, with_default_windows
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 from tests.transforms.live.live_scenes import arrivals, feed, recorded
 from tests.transforms.samples import make_facts, table
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.trust import TrustPolicy
-from transforms.live.windows import LiveDataset, LivePolicy, LiveRun
 
 
 def run_of(number: int, seconds: int, **facts: Any) -> tuple[RunFacts, Any]:
@@ -157,8 +157,8 @@ def test_a_listing_gives_the_same_length_and_files(tmp_path: Path, jobs: int) ->
         listing = open_listing(str(tmp_path / "builds.jsonl"))
         return ListedRuns(listing, Reading(logs=str(logs)), TrustPolicy.load(None), fetch, jobs=jobs)
 
-    from cli.commands.operate.backfill import make_config
-    from pipelines.backfill.backfill import backfill
+    from ciml.cli.commands.operate.backfill import make_config
+    from ciml.pipelines.backfill.backfill import backfill
 
     backfill(make_config(stored.url, str(logs)), open_listing(str(tmp_path / "builds.jsonl")))
     with listed() as source:

@@ -16,13 +16,13 @@ from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.feedback import Correction, add_corrections
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.raw.run_log import StoredRunLog
-from pipelines.datasets.build import build_dataset
-from pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.transforms.examples.spans import read_span
 from tests.pipelines.datasets.dataset_scenes import define, telemetry
 from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
-from transforms.examples.spans import read_span
 
 CAUSE: dict[str, Any] = {"class_label": "cause", "span_runs": 4}
 

@@ -20,18 +20,15 @@ from ciml.datasets.state import DatasetState
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets import update as datasets
+from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.storage.open import LocalStore, Store
-from pipelines.datasets import update as datasets
-from pipelines.datasets.update import (
-    update_dataset,
-    verify_dataset,
-)
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
 from tests.pipelines.datasets.dataset_scenes import NOON, FailingStore, Interrupted, define, ids, run_ids, runs
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.raw_manifest import forge
 from tests.transforms.samples import corpus, make_facts
-from transforms.parse.logs import Log, parse_logs
 
 
 def test_an_update_that_is_killed_at_any_write_leaves_nothing_behind_that_counts(tmp_path: Path) -> None:
@@ -282,7 +279,7 @@ def test_neither_beam_nor_tensorflow_is_imported_without_a_runner(data: DataRoot
     raw.add(runs(1, 4))
     define(data)
     program = (
-        "import sys; from ciml.data_root import DataRoot; from pipelines.datasets.update import update_dataset; "
+        "import sys; from ciml.data_root import DataRoot; from ciml.pipelines.datasets.update import update_dataset; "
         f"print(len(update_dataset(DataRoot.open({data.url!r}).dataset('cpu')).sealed), "
         "[name for name in ('apache_beam', 'tensorflow') if name in sys.modules])"
     )

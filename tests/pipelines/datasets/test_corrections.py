@@ -17,17 +17,17 @@ from ciml.events.cloudevents import finished_event
 from ciml.events.listing_files import open_listing
 from ciml.events.records import RunFacts
 from ciml.kafka.options import KafkaOptions
-from pipelines.backfill.backfill import backfill
-from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from pipelines.ingest.config import IngestConfig
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
+from ciml.transforms.examples.spans import read_span
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.corpus import CORPUS
 from tests.pipelines.backfill.backfilling import config as backfill_config
 from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import corpus_facts
-from transforms.examples.spans import read_span
-from transforms.fetch.policy import FetchPolicy
 
 RUNS = 8
 

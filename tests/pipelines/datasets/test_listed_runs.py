@@ -11,24 +11,24 @@ from typing import Any
 
 import pytest
 
+from ciml.cli.commands.operate.backfill import make_config
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
-from cli.commands.operate.backfill import make_config
-from pipelines.backfill.backfill import backfill
-from pipelines.datasets import listed_runs
-from pipelines.datasets.build import DEFINITION, build_dataset
-from pipelines.datasets.listed_runs import ListedRuns
-from pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.datasets import listed_runs
+from ciml.pipelines.datasets.build import DEFINITION, build_dataset
+from ciml.pipelines.datasets.listed_runs import ListedRuns
+from ciml.pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.training.data.in_memory import read_dataset
+from ciml.training.data.snapshot import make_snapshot
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest import run_stages as settle
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.corpus import CORPUS, passed_builds
 from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted
-from training.data.in_memory import read_dataset
-from training.data.snapshot import make_snapshot
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest import run_stages as settle
-from transforms.ingest.trust import TrustPolicy
 
 ROOT = Path(__file__).parents[3]
 
@@ -105,7 +105,17 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     places = ["--listing", str(path), "--logs", str(CORPUS), "--data-path", str(tmp_path / "three")]
     definition = tmp_path / "definition.toml"
     definition.write_text("span_runs = 40\n")
-    command = [sys.executable, "-m", "cli.main", "dataset", "build", *line, *places, "--definition", str(definition)]
+    command = [
+        sys.executable,
+        "-m",
+        "ciml.cli.main",
+        "dataset",
+        "build",
+        *line,
+        *places,
+        "--definition",
+        str(definition),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines())  # of padding: some runs are long
@@ -165,7 +175,7 @@ def test_a_log_that_cannot_be_read_now_excludes_nothing(tmp_path: Path, monkeypa
     """A folder in the place of a file cannot be had by root otherwise than by an error of the disk: so it is faked."""
     real = settle.read_logs
     monkeypatch.setattr(settle, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
-    monkeypatch.setattr("transforms.fetch.fetch.os.read", _broken)
+    monkeypatch.setattr("ciml.transforms.fetch.fetch.os.read", _broken)
     with pytest.raises(EngineError, match="log_unavailable"):
         build_dataset(listed(listing(tmp_path, lines(5))), DataRoot.open(tmp_path / "sets"), defined())
     assert not (tmp_path / "sets").exists()

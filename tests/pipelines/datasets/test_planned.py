@@ -7,11 +7,11 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
-from pipelines.datasets.build import build_dataset
-from pipelines.datasets.commit_beam import commit_steps
-from pipelines.datasets.planned import plan_build, plan_update
-from pipelines.datasets.update import update_dataset, verify_dataset
-from pipelines.flink.submit import run_here
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.datasets.commit_beam import commit_steps
+from ciml.pipelines.datasets.planned import plan_build, plan_update
+from ciml.pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.pipelines.flink.submit import run_here
 from tests.pipelines.datasets.dataset_scenes import define, ids, run_ids, runs
 from tests.pipelines.raw_store.scenes import RawStore
 

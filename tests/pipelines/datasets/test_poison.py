@@ -12,25 +12,25 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import transforms.examples.from_logs
-import transforms.examples.spans
-import transforms.parse.stage
+import ciml.transforms.examples.from_logs
+import ciml.transforms.examples.spans
+import ciml.transforms.parse.stage
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import SpanVersion
 from ciml.errors import EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
-from pipelines.datasets.build import build_dataset
-from pipelines.datasets.listed_runs import ListedRuns
-from pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.datasets.listed_runs import ListedRuns
+from ciml.pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.transforms.examples.spans import read_span
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.pipelines.backfill.backfilling import Listed, listed
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.scenes import RawStore
-from transforms.examples.spans import read_span
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.trust import TrustPolicy
-from transforms.parse.logs import Log, parse_logs
 
 
 def _fails_for(
@@ -62,7 +62,7 @@ def test_a_poisoned_run_is_excluded_and_the_others_are_examples(
     RawStore(other).add([each for number, each in enumerate(stored) if number != 4])
     define(other, span_runs=7, tdt_split=[1, 1, 1])
     update_dataset(other.dataset("cpu"))  # the direct computation on the others
-    _fails_for(monkeypatch, transforms.examples.spans, "downsample", _begins_with_5, FloatingPointError("five"))
+    _fails_for(monkeypatch, ciml.transforms.examples.spans, "downsample", _begins_with_5, FloatingPointError("five"))
     (span,) = update_dataset(data.dataset("cpu"), runner=runner).sealed
     (excluded,) = span.excluded
     assert (excluded["run_id"], excluded["reason"]) == (stored[4][0].run_id, "internal_error")
@@ -89,7 +89,9 @@ def test_a_store_that_does_not_answer_excludes_no_run(
 ) -> None:
     raw.add(runs(1, 8))
     define(data, span_runs=8)
-    _fails_for(monkeypatch, transforms.examples.spans, "downsample", _begins_with_5, EngineError("the store is away"))
+    _fails_for(
+        monkeypatch, ciml.transforms.examples.spans, "downsample", _begins_with_5, EngineError("the store is away")
+    )
     with pytest.raises(EngineError, match="is away"):
         update_dataset(data.dataset("cpu"))
     monkeypatch.undo()
@@ -113,9 +115,11 @@ def test_a_poisoned_line_of_a_listing_is_excluded(
     for name, poison in {"good": "", "bad": stage}.items():
         with monkeypatch.context() as patch:
             if poison == "parse":
-                _fails_for(patch, transforms.parse.stage, "parse_logs", lambda log: log.data == text, error)
+                _fails_for(patch, ciml.transforms.parse.stage, "parse_logs", lambda log: log.data == text, error)
             if poison == "examples":
-                _fails_for(patch, transforms.examples.from_logs, "downsample", lambda each: each.equals(table), error)
+                _fails_for(
+                    patch, ciml.transforms.examples.from_logs, "downsample", lambda each: each.equals(table), error
+                )
             found[name] = _built(made, DataRoot.open(tmp_path / name), jobs)
     good, bad = found.values()
     assert good.excluded == ()

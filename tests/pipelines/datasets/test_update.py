@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.manifest.log import ManifestLog
-from pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.transforms.examples.prepare import make_examples
+from ciml.transforms.examples.spans import read_span
 from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs, telemetry
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 from tests.tier import tries
 from tests.transforms.samples import LOAD, make_facts, table
-from transforms.examples.prepare import make_examples
-from transforms.examples.spans import read_span
 
 
 def test_a_span_is_the_next_selected_runs_in_the_raw_manifests_order(data: DataRoot, raw: RawStore) -> None:

@@ -13,18 +13,18 @@ from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
-from pipelines.datasets.statistics import Piece, kept_statistics
-from pipelines.datasets.update import update_dataset
-from pipelines.datasets.validate import validate_dataset
-from serving.push import push
+from ciml.pipelines.datasets.statistics import Piece, kept_statistics
+from ciml.pipelines.datasets.update import update_dataset
+from ciml.pipelines.datasets.validate import validate_dataset
+from ciml.serving.push import push
+from ciml.training.data.snapshot import make_snapshot, write_snapshot
+from ciml.training.exclusions import Exclusions
+from ciml.transforms.drift.statistics import columns_needed, merge, statistics
+from ciml.transforms.examples.spans import read_span
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts, table
-from training.data.snapshot import make_snapshot, write_snapshot
-from training.exclusions import Exclusions
-from transforms.drift.statistics import columns_needed, merge, statistics
-from transforms.examples.spans import read_span
-from transforms.ingest.trust import TrustPolicy
 
 SPAN = 30
 EVERYONE = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource = "zuul"\n')

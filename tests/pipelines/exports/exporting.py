@@ -9,10 +9,10 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.digest import canonical_json
+from ciml.serving.push import push
 from ciml.storage.open import open_store
-from serving.push import push
+from ciml.training.experiment import Experiment
 from tests.serving.models_fixture import save_model
-from training.experiment import Experiment
 
 ACCURACY = {"value": 0.9, "low": 0.8, "high": 0.95, "right": 9, "runs": 10}
 RESULT: dict[str, Any] = {

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
-from cli.main import cli
-from pipelines.exports.mlflow import Exported, export_to_mlflow
-from serving.push import rollback
-from serving.server.model.loader import load_model
+from ciml.pipelines.exports.mlflow import Exported, export_to_mlflow
+from ciml.serving.push import rollback
+from ciml.serving.server.model.loader import load_model
 from tests.pipelines.exports.addresses import mlflow_at
 from tests.pipelines.exports.exporting import push_model, store_trial
 from tests.project.test_readme import ROOT, commands

@@ -12,12 +12,12 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import IntegrityError
+from ciml.pipelines.exports.records import candidate_record, figures, metric_name, params_of, trial_records
+from ciml.serving.registry import Registry
 from ciml.storage.open import open_store
-from pipelines.exports.records import candidate_record, figures, metric_name, params_of, trial_records
-from serving.registry import Registry
+from ciml.training.evaluation.scores import scores
+from ciml.training.experiment import Experiment
 from tests.pipelines.exports.exporting import RESULT, store_trial
-from training.evaluation.scores import scores
-from training.experiment import Experiment
 
 
 def test_figures_have_the_base_rate_and_intervals() -> None:

@@ -17,10 +17,10 @@ from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.transforms.external import ExternalTransform, ImplicitSchemaPayloadBuilder
 from click.testing import CliRunner
 
-from cli.commands.operate.graph import command
-from pipelines.flink.portable_graph import as_dot, as_text, foreign, is_unbounded, portable, stages
-from pipelines.flink.submit import flink_options
-from pipelines.graphs import PIPELINES
+from ciml.cli.commands.operate.graph import command
+from ciml.pipelines.flink.portable_graph import as_dot, as_text, foreign, is_unbounded, portable, stages
+from ciml.pipelines.flink.submit import flink_options
+from ciml.pipelines.graphs import PIPELINES
 
 Build = Callable[[beam.Pipeline], object]
 FOR_EVER = {"ingest", "predict"}

@@ -15,16 +15,16 @@ from ciml.data_root import DataRoot
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog, catch_up
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.kafka.broker import is_mock
+from ciml.pipelines.kafka.publish import VERSION
 from ciml.raw.state import RawState
+from ciml.services.service import Progress
 from ciml.storage.open import Store
-from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.broker import is_mock
-from pipelines.kafka.publish import VERSION
-from services.service import Progress
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.raw.reader import verify_run
 from tests.messages import published
 from tests.pipelines.ingest.scenario import Scenario, corpus_facts
-from transforms.fetch.policy import FetchPolicy
-from transforms.raw.reader import verify_run
 
 MakeTopic = Callable[..., str]
 

@@ -20,11 +20,11 @@ from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, read_payl
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.ingest.committer import Committer
+from ciml.pipelines.predict.pipeline import PredictionCommitter
 from ciml.raw.state import RawState
+from ciml.serving.predict.log import Predicted, PredictionState
 from ciml.storage.open import LocalStore, Store, open_store
-from pipelines.ingest.committer import Committer
-from pipelines.predict.pipeline import PredictionCommitter
-from serving.predict.log import Predicted, PredictionState
 from tests.ciml.raw.raw_world import LIMITS, Clock, TimedStore, content_of, deliveries
 from tests.raw_manifest import verify_manifest
 

@@ -16,10 +16,10 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun
+from ciml.pipelines.ingest.committer import Committer, committer, seal, unseal
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
 from ciml.storage.open import open_store
-from pipelines.ingest.committer import Committer, committer, seal, unseal
-from services.driver import drive
-from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import (
     LogsArrive,
     MakeTopic,
@@ -94,14 +94,14 @@ def test_killed_at_any_moment_the_sums_are_exact(kafka: str, topic: MakeTopic, t
 _SLOW_INGEST = """
 import json, sys
 from ciml.data_root import DataRoot
-from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.pipeline import build_ingest
+from ciml.pipelines.flink.submit import FlinkJob, flink_options
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.kafka.options import KafkaOptions
-from pipelines.kafka.plan import plan
-from services.driver import drive
-from services.ingest import IngestService
-from transforms.fetch.policy import FetchPolicy
+from ciml.pipelines.kafka.plan import plan
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
+from ciml.transforms.fetch.policy import FetchPolicy
 broker, topic, runs, logs, data = json.loads(sys.argv[1])
 fetch = FetchPolicy(file_roots=(logs,), delays_s=(2.0,) * 20)
 config = IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs, fetch=fetch, cycle_messages=4)

@@ -11,13 +11,13 @@ import pytest
 
 from ciml.errors import IntegrityError
 from ciml.kafka.connect import admin
+from ciml.pipelines.flink.submit import FlinkJob, flink_options
+from ciml.pipelines.ingest.pipeline import build_ingest
+from ciml.pipelines.kafka.broker import list_topic
+from ciml.pipelines.kafka.plan import plan
 from ciml.raw.state import RawState
-from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.ingest.pipeline import build_ingest
-from pipelines.kafka.broker import list_topic
-from pipelines.kafka.plan import plan
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import LogsArrive, MakeTopic, account, check, config, wait_for
 from tests.pipelines.ingest.scenario import send

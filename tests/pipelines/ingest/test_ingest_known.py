@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun, RawFile, Trust
+from ciml.pipelines.ingest.pipeline import settle_known
 from ciml.raw.accounting import reconcile
 from ciml.raw.state import RawState
-from pipelines.ingest.pipeline import settle_known
 from tests.pipelines.ingest.ingesting import MakeTopic, account, config
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.tier import tries
@@ -106,8 +106,8 @@ def test_a_log_is_fetched_once_however_often_its_event_comes(kafka: str, topic: 
     from confluent_kafka import Producer
 
     from ciml.events.cloudevents import finished_event
-    from services.driver import drive
-    from services.ingest import IngestService
+    from ciml.services.driver import drive
+    from ciml.services.ingest import IngestService
     from tests.pipelines.ingest.scenario import Scenario
 
     name, logs = topic(1, "events"), tmp_path / "logs"

@@ -12,12 +12,12 @@ from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
-from pipelines.ingest import committer as ingest
-from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.pipeline import CommitRaw
-from pipelines.predict import pipeline as predict
-from serving.predict.log import Predicted
-from serving.predict.predictor import PredictPolicy
+from ciml.pipelines.ingest import committer as ingest
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.pipeline import CommitRaw
+from ciml.pipelines.predict import pipeline as predict
+from ciml.serving.predict.log import Predicted
+from ciml.serving.predict.predictor import PredictPolicy
 
 KAFKA = KafkaOptions("kafka:9092")
 LIMITS = Limits(deltas=3)

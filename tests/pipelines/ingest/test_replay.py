@@ -24,22 +24,22 @@ from ciml.events.listing_files import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, RunFacts
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.ingest.committer import Committer, committer
+from ciml.pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
+from ciml.pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
 from ciml.raw.audit import Audit
 from ciml.raw.dead_letters import Choice, all_dead_letters
 from ciml.storage.open import Store
-from pipelines.backfill.backfill import backfill
-from pipelines.ingest.committer import Committer, committer
-from pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
-from pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.decode import decode
+from ciml.transforms.ingest.run_stages import settle
+from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.transforms.raw.reader import verify_run
 from tests.messages import published
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, raw_rows
 from tests.pipelines.ingest.scenario import corpus_facts
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.decode import decode
-from transforms.ingest.run_stages import settle
-from transforms.ingest.trust import TrustPolicy
-from transforms.raw.reader import verify_run
 
 ROOT = Path(__file__).parents[3]
 TOPIC = "ci-events"
@@ -170,7 +170,7 @@ def test_a_repaired_log_is_parsed(place: Place) -> None:
 
 def test_a_dead_letter_that_was_deferred_before_needs_no_message(place: Place) -> None:
     from ciml.raw.state import retry
-    from transforms.fetch.fetch import fetch
+    from ciml.transforms.fetch.fetch import fetch
 
     facts, policy = place.facts(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))
     value, headers = finished_event(facts)
@@ -289,7 +289,9 @@ def test_a_stopped_replay_ends(place: Place) -> None:
 def test_concurrent_replays_close_each_dead_letter_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.take(*(of_a_later_type(place.facts(n), place.facts(n + 1), event_id=f"{n}") for n in range(0, 24, 2)))
     understood(monkeypatch)
-    monkeypatch.setattr("pipelines.ingest.replay.committer", lambda raw: Committer(raw))  # as in processes of their own
+    monkeypatch.setattr(
+        "ciml.pipelines.ingest.replay.committer", lambda raw: Committer(raw)
+    )  # as in processes of their own
     with ThreadPoolExecutor(3) as pool:
         results: list[Replayed] = list(pool.map(lambda _: replay(place.config(together=3)), range(3)))
     assert sum(each.closed for each in results) == 12
@@ -328,8 +330,8 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place: Place) ->
 _SLOW_REPLAY = """
 import json, sys
 from ciml.data_root import DataRoot
-from pipelines.ingest.replay import ReplayConfig, replay
-from transforms.fetch.policy import FetchPolicy
+from ciml.pipelines.ingest.replay import ReplayConfig, replay
+from ciml.transforms.fetch.policy import FetchPolicy
 data, logs = json.loads(sys.argv[1])
 replay(ReplayConfig(DataRoot.open(data).raw, fetch=FetchPolicy(file_roots=(logs,)), together=2))
 """

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from adapters.registry import delivered, find_adapter, read_event
+from ciml.adapters.registry import delivered, find_adapter, read_event
 from ciml.events import payloads
 from ciml.events.payload_redaction import redact_bytes
 from ciml.events.payloads import message_of, read_payload
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.ingest.committer import Committer, seal, unseal
 from ciml.storage.open import LocalStore
-from pipelines.ingest.committer import Committer, seal, unseal
-from transforms.fetch.fetch import fetch
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.decode import decode
+from ciml.transforms.fetch.fetch import fetch
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.decode import decode
 
 BUILDS = 300
 

@@ -14,18 +14,18 @@ from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import ManifestLog
-from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from pipelines.ingest.config import IngestConfig
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
+from ciml.training.data.snapshot import make_snapshot
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.corpus import CORPUS
 from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts, table
-from training.data.snapshot import make_snapshot
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.trust import TrustPolicy
 
 RUNS = 6
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from engines import jars
-from engines.base import SMALL_JVM, java_arguments
-from engines.processes import free_ports, last_lines
+from ciml.engines import jars
+from ciml.engines.base import SMALL_JVM, java_arguments
+from ciml.engines.processes import free_ports, last_lines
 
 USER = "ciml-reader"
 _PROPERTIES = """\

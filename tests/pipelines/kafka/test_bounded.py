@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from ciml.engines.processes import free_ports
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from engines.processes import free_ports
-from pipelines.kafka.bounded import read_range
-from pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.bounded import read_range
+from ciml.pipelines.kafka.plan import PartitionRead
 from tests.pipelines.kafka.kafka_topics import send_starts
 
 READ = PartitionRead("t", "", 0, 3, 9)

@@ -18,18 +18,18 @@ from ciml.events.payloads import UNREADABLE_HEADERS
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.log import Delta
-from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.broker import list_topic, make_topic
-from pipelines.kafka.plan import PartitionRead
-from pipelines.kafka.reader import borrow, close_readers
-from pipelines.kafka.source import ReadUnbounded
-from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.kafka.broker import list_topic, make_topic
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import borrow, close_readers
+from ciml.pipelines.kafka.source import ReadUnbounded
+from ciml.pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.pipelines.ingest.ingesting import account
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.raw_producer import RawProducer
-from transforms.fetch.policy import FetchPolicy
 
 MakeTopic = Callable[..., str]
 pytestmark = pytest.mark.engines

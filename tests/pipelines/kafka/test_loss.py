@@ -14,18 +14,18 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome
 from ciml.kafka.connect import NoTopicError, admin
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from pipelines.ingest.accept_loss import accept_losses
-from pipelines.ingest.committer import committer, seal
-from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.pipeline import CommitRaw
-from pipelines.kafka.broker import check_topic, list_again, list_topic, make_topic
-from pipelines.kafka.end_offsets import Ends, TopicEnds
-from pipelines.kafka.plan import PartitionRead, plan
-from pipelines.kafka.reader import close_readers
-from pipelines.kafka.source import ReadBounded
-from pipelines.kafka.tracker import OffsetTracker
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.pipelines.ingest.accept_loss import accept_losses
+from ciml.pipelines.ingest.committer import committer, seal
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.pipeline import CommitRaw
+from ciml.pipelines.kafka.broker import check_topic, list_again, list_topic, make_topic
+from ciml.pipelines.kafka.end_offsets import Ends, TopicEnds
+from ciml.pipelines.kafka.plan import PartitionRead, plan
+from ciml.pipelines.kafka.reader import close_readers
+from ciml.pipelines.kafka.source import ReadBounded
+from ciml.pipelines.kafka.tracker import OffsetTracker
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import add_partitions, covered, delete, delete_records, send_starts, settled
 

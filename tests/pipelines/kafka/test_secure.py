@@ -15,11 +15,11 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions, read_properties
-from pipelines.ingest.config import IngestConfig
-from pipelines.kafka.broker import list_topic, make_topic
-from pipelines.kafka.reader import Reader, close_readers
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.kafka.broker import list_topic, make_topic
+from ciml.pipelines.kafka.reader import Reader, close_readers
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account, wait_for
 from tests.pipelines.kafka.secure_broker import SecureBroker, secure_broker
 
@@ -91,7 +91,7 @@ def test_secrets_are_in_no_text_of_the_options_and_survive_a_pickle() -> None:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
-    from engines.jars import NoJava
+    from ciml.engines.jars import NoJava
 
     try:
         with secure_broker(tmp_path_factory.mktemp("secure")) as found:
@@ -192,7 +192,16 @@ def test_from_the_command_line_by_a_file(broker: SecureBroker, options: KafkaOpt
     send_tombstones(options, "cli-events", 3)
     path = write(tmp_path, broker.login())
     command = [
-        *(sys.executable, "-m", "cli.main", "ingest", "--data-path", str(tmp_path / "data"), "--kafka", broker.sasl),
+        *(
+            sys.executable,
+            "-m",
+            "ciml.cli.main",
+            "ingest",
+            "--data-path",
+            str(tmp_path / "data"),
+            "--kafka",
+            broker.sasl,
+        ),
         *("--kafka-config", str(path), "--topic", "cli-events", "--runs-topic", "cli-runs", "--once"),
         *("--engine", "micro-batches", "--home", str(tmp_path / "home")),
     ]

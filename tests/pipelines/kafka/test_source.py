@@ -14,12 +14,12 @@ from apache_beam.utils.timestamp import Duration
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.pipelines.kafka.broker import Listing, list_topic, make_topic
+from ciml.pipelines.kafka.plan import PartitionRead, bases, is_older, plan
+from ciml.pipelines.kafka.reader import borrow, close_readers
+from ciml.pipelines.kafka.source import ReadFromKafka, ReadUnbounded
+from ciml.pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction
 from ciml.raw.state import RawState
-from pipelines.kafka.broker import Listing, list_topic, make_topic
-from pipelines.kafka.plan import PartitionRead, bases, is_older, plan
-from pipelines.kafka.reader import borrow, close_readers
-from pipelines.kafka.source import ReadFromKafka, ReadUnbounded
-from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction
 from tests.pipelines.ingest.ingesting import need_real, wait_for
 
 MakeTopic = Callable[..., str]
@@ -170,7 +170,7 @@ def read_bounded(broker: str, topic: str, state: RawState, folder: Any, **option
     """Runs the source in a pipeline, whose batches come back through files."""
     import apache_beam as beam
 
-    from pipelines.flink.submit import run_here
+    from ciml.pipelines.flink.submit import run_here
 
     kafka = KafkaOptions(broker)
     reads = plan(state, list_topic(kafka, topic), bounded=True)
@@ -282,7 +282,7 @@ def test_an_offset_that_retention_passed_stops_loudly(kafka: str, topic: MakeTop
     from confluent_kafka import TopicPartition
 
     from ciml.kafka.connect import admin
-    from pipelines.flink.submit import run_here
+    from ciml.pipelines.flink.submit import run_here
 
     name = topic()
     produce(kafka, name, [b"x"] * 10)

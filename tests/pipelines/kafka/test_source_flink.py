@@ -13,14 +13,14 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.kafka.connect import admin
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from pipelines.flink import jobs as flink_jobs
-from pipelines.flink import rest as flink_rest
-from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.pipeline import build_ingest
-from pipelines.kafka.broker import list_topic, make_topic
-from pipelines.kafka.plan import plan
-from pipelines.kafka.reader import close_readers
+from ciml.pipelines.flink import jobs as flink_jobs
+from ciml.pipelines.flink import rest as flink_rest
+from ciml.pipelines.flink.submit import FlinkJob, flink_options
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.pipeline import build_ingest
+from ciml.pipelines.kafka.broker import list_topic, make_topic
+from ciml.pipelines.kafka.plan import plan
+from ciml.pipelines.kafka.reader import close_readers
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import add_partitions, covered, delete, delete_records, send_starts, settled
 

@@ -15,17 +15,17 @@ from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.events.records import RunFacts
 from ciml.events.samples import End, Samples, encode
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.kafka.broker import list_topic
+from ciml.pipelines.kafka.reader import Reader
+from ciml.pipelines.live.pipeline import LiveConfig
 from ciml.telemetry import telemetry_columns
-from pipelines.kafka.broker import list_topic
-from pipelines.kafka.reader import Reader
-from pipelines.live.pipeline import LiveConfig
+from ciml.transforms.examples.downsample import downsample
+from ciml.transforms.examples.prepare import make_examples
+from ciml.transforms.live.windows import LiveDataset
 from tests.corpus import STABLE
 from tests.messages import check_message
 from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
 from tests.transforms.samples import corpus
-from transforms.examples.downsample import downsample
-from transforms.examples.prepare import make_examples
-from transforms.live.windows import LiveDataset
 
 #: Facts and telemetry of runs by run id.
 Known = Mapping[str, tuple[RunFacts, pa.Table]]

@@ -13,17 +13,17 @@ import pytest
 
 from ciml.events.samples import End, Samples
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from pipelines.flink import rest as flink_rest
-from pipelines.flink.jobs import list_flink_jobs
-from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.kafka.broker import list_topic
-from pipelines.kafka.reader import close_readers
-from pipelines.live.pipeline import KeepRun, LiveConfig, build_live, reached, reset
-from services.driver import drive
-from services.live import LiveService, make_topics, plan_live
+from ciml.pipelines.flink import rest as flink_rest
+from ciml.pipelines.flink.jobs import list_flink_jobs
+from ciml.pipelines.flink.submit import FlinkJob, flink_options
+from ciml.pipelines.kafka.broker import list_topic
+from ciml.pipelines.kafka.reader import close_readers
+from ciml.pipelines.live.pipeline import KeepRun, LiveConfig, build_live, reached, reset
+from ciml.services.driver import drive
+from ciml.services.live import LiveService, make_topics, plan_live
+from ciml.transforms.live.windows import LivePolicy
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, wait_for
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
-from transforms.live.windows import LivePolicy
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
 

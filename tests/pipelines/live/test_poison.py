@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-import pipelines.live.pipeline
+import ciml.pipelines.live.pipeline
 from ciml.events.samples import End, Samples, encode
 from ciml.kafka.options import KafkaOptions
-from pipelines.live.pipeline import KeepRun, LiveConfig
-from pipelines.live.run_state import RunState
-from services.driver import drive
-from services.live import LiveService
+from ciml.pipelines.live.pipeline import KeepRun, LiveConfig
+from ciml.pipelines.live.run_state import RunState
+from ciml.services.driver import drive
+from ciml.services.live import LiveService
+from ciml.transforms.live.windows import LiveRun
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
 from tests.pipelines.live.test_run_state import POLICY, Bag, Cell, One, longest
-from transforms.live.windows import LiveRun
 
 
 def _fails(patch: pytest.MonkeyPatch, where: Any, name: str, is_poison: Any) -> None:
@@ -61,12 +61,12 @@ def test_live_windows_go_on_beside_poisoned_samples(
     messages.insert(3, (others[0], b'{"poison": 1}'))
     send(kafka, config.topic, messages)
 
-    _fails(monkeypatch, pipelines.live.pipeline, "decode", lambda value: value == b'{"poison": 1}')
+    _fails(monkeypatch, ciml.pipelines.live.pipeline, "decode", lambda value: value == b'{"poison": 1}')
 
     def is_torn(parts: Sequence[tuple[int, Samples | End]], *_: Any) -> bool:
         return any(each.run_id == torn and isinstance(each, Samples) and number in each.sequence for _, each in parts)
 
-    _fails(monkeypatch, pipelines.live.pipeline, "part_of", is_torn)
+    _fails(monkeypatch, ciml.pipelines.live.pipeline, "part_of", is_torn)
     _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == failing)
     drive(LiveService(config, since_s=None), until="end")
     kept = Kept(config.kafka, config).look()

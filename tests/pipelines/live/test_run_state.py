@@ -16,14 +16,14 @@ from apache_beam.utils.timestamp import Timestamp
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.offsets import RangeSet
-from pipelines.kafka.produce import ToSend
-from pipelines.live.pipeline import KeepRun, KeptRuns, LiveConfig
-from pipelines.live.run_state import RunState, Wake
+from ciml.pipelines.kafka.produce import ToSend
+from ciml.pipelines.live.pipeline import KeepRun, KeptRuns, LiveConfig
+from ciml.pipelines.live.run_state import RunState, Wake
+from ciml.transforms.live.samples import Part, pack, part_of
+from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of
 from tests.pipelines.live import living
 from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
 from tests.transforms.samples import corpus, resolved
-from transforms.live.samples import Part, pack, part_of
-from transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of
 
 POLICY = LivePolicy(grace_s=10.0, silence_s=100.0, remember_s=1000.0)
 

@@ -14,12 +14,12 @@ from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.digest import telemetry_digest
 from ciml.events.records import Batch, Message, OffsetRange
+from ciml.serving.push import push
+from ciml.serving.server.server import ModelServer
 from ciml.storage.open import open_store
-from serving.push import push
-from serving.server.server import ModelServer
+from ciml.transforms.examples.prepare import prepare
+from ciml.transforms.raw.write import write_run
 from tests.serving.models_fixture import DEFINITION, direct
-from transforms.examples.prepare import prepare
-from transforms.raw.write import write_run
 
 BLESSED = Decision(True)
 START = datetime(2026, 3, 4, 23, 59, 30, tzinfo=UTC)

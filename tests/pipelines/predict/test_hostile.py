@@ -14,8 +14,8 @@ import pytest
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError
-from serving.client import ClientPolicy
-from serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.client import ClientPolicy
+from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from tests.pipelines.predict.predicting import World, batch, telemetry
 from tests.serving.models_fixture import save_model
 
@@ -75,7 +75,7 @@ def test_runs_that_the_model_fails_for_cost_only_themselves(
     world: World, tmp_path: Path, spoil: str, detail: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.push(save_model(tmp_path / "m", spoil=spoil))
-    monkeypatch.setattr("serving.predict.predictor._DIVIDED_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("ciml.serving.predict.predictor._DIVIDED_TIMEOUT_S", 0.5)
     values = [world.put(f"zuul~{n}~1", huge(n) if n in (3, 8) else telemetry(n)) for n in range(10)]
     policy = PredictPolicy("m", rows=7, client=ClientPolicy(timeout_s=0.5, budget_s=20))
     done = Predictor(world.data, world.address, policy).predict(batch(values))

@@ -20,16 +20,15 @@ from ciml.kafka.options import KafkaOptions
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
 from ciml.metrics import Board
-from ciml.storage.open import open_store
-from pipelines.predict import pipeline as predict_module
-from pipelines.predict.pipeline import PredictConfig
-from services.driver import drive
-from services.predict import PredictService
-from services.service import Progress
-from serving.client import ClientPolicy
-from serving.predict import answers
-from serving.predict import predictor as predict_runs
-from serving.predict.log import (
+from ciml.pipelines.predict import pipeline as predict_module
+from ciml.pipelines.predict.pipeline import PredictConfig
+from ciml.services.driver import drive
+from ciml.services.predict import PredictService
+from ciml.services.service import Progress
+from ciml.serving.client import ClientPolicy
+from ciml.serving.predict import answers
+from ciml.serving.predict import predictor as predict_runs
+from ciml.serving.predict.log import (
     LATENCIES_S,
     Predicted,
     PredictionState,
@@ -38,8 +37,9 @@ from serving.predict.log import (
     read_predictions,
     reconcile,
 )
-from serving.predict.metrics import prediction_families
-from serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.predict.metrics import prediction_families
+from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.storage.open import open_store
 from tests.messages import published
 from tests.pipelines.predict.predicting import World, batch, telemetry
 from tests.scraping import collected
@@ -171,7 +171,7 @@ def test_version_that_is_replaced_between_question_and_call(
     (one,) = predictor.predict(batch([value])).predictions
     assert asked == [1, 3]
     assert one["version"] == 3
-    from serving.contract import read_definition
+    from ciml.serving.contract import read_definition
 
     wider = read_definition((folders[2] / "assets" / "definition.json").read_bytes(), "c")
     np.testing.assert_allclose(

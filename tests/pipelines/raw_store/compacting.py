@@ -10,11 +10,11 @@ import pyarrow as pa
 from ciml.digest import telemetry_digest
 from ciml.events.records import RawFile, RunFacts
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.raw_store.compact import Compaction, compact
 from ciml.raw.packs import named_runs, run_of
 from ciml.storage.open import Store
-from pipelines.raw_store.compact import Compaction, compact
+from ciml.transforms.raw.reader import read_runs, verify_run
 from tests.transforms.samples import make_facts, table
-from transforms.raw.reader import read_runs, verify_run
 
 DAY = 86_400
 #: Noon of 2 January 1970: the first day is over.

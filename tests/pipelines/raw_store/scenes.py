@@ -11,7 +11,7 @@ from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
-from transforms.raw.write import run_path, write_run
+from ciml.transforms.raw.write import run_path, write_run
 
 TRUSTED, UNTRUSTED = Trust(True, "gate", "0"), Trust(False, "none", "0")
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.pipelines.raw_store.compact import Compaction, compact
+from ciml.pipelines.raw_store.compaction_cursor import CURSOR_PATH, CompactionCursor, load_cursor
 from ciml.raw.packs import pack_state
-from pipelines.datasets.update import update_dataset, verify_dataset
-from pipelines.raw_store.compact import Compaction, compact
-from pipelines.raw_store.compaction_cursor import CURSOR_PATH, CompactionCursor, load_cursor
+from ciml.transforms.raw.reader import load_packs, verify_run
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.compacting import DAY, FAR, FIRST, NOON, SECOND, Clock, all_there, objects, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts
-from transforms.raw.reader import load_packs, verify_run
 
 
 def test_runs_of_days_that_are_over_are_packed(anywhere: DataRoot) -> None:

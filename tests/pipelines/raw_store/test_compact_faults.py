@@ -13,12 +13,12 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.errors import EngineError
+from ciml.pipelines.raw_store.compact import Compaction
 from ciml.raw.packs import pack_state
 from ciml.storage.open import LocalStore, S3Store, Store
-from pipelines.raw_store.compact import Compaction
+from ciml.transforms.raw.reader import load_packs, read_runs
 from tests.pipelines.raw_store.compacting import FIRST, SECOND, all_there, named, objects, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
-from transforms.raw.reader import load_packs, read_runs
 
 
 class Killed(BaseException):

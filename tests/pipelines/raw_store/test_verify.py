@@ -12,13 +12,13 @@ from ciml.data_root import DataRoot
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RunFacts
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.ingest.committer import Committer
+from ciml.pipelines.raw_store.verify import Verification, verify_raw
 from ciml.raw.audit import Audit
 from ciml.raw.packs import pack_state
 from ciml.raw.state import RAW, RawState, open_raw
 from ciml.storage.json_seal import without_seal
 from ciml.storage.open import Store
-from pipelines.ingest.committer import Committer
-from pipelines.raw_store.verify import Verification, verify_raw
 from tests.pipelines.raw_store.compacting import FAR, FIRST, SECOND, run, squeeze
 from tests.pipelines.raw_store.scenes import TRUSTED, RawStore
 from tests.raw_manifest import forge

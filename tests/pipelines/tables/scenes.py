@@ -10,20 +10,20 @@ import pyarrow as pa
 from ciml.data_root import DataRoot
 from ciml.events.records import Origin, Outcome
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.update import update_dataset
+from ciml.pipelines.tables.dead_letters import dead_letter_table
+from ciml.pipelines.tables.runs import stored_table
 from ciml.raw.dead_letters import Choice, all_dead_letters
 from ciml.raw.latest_runs import latest_runs
 from ciml.raw.packs import named_runs
 from ciml.raw.state import open_raw
-from pipelines.datasets.update import update_dataset
-from pipelines.tables.dead_letters import dead_letter_table
-from pipelines.tables.runs import stored_table
+from ciml.transforms.examples.spans import read_span
+from ciml.transforms.raw.reader import load_packs, read_run
 from tests.pipelines.datasets.dataset_scenes import define
 from tests.pipelines.raw_store.compacting import DAY, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.pipelines.tables.readers import Rows, ordered
 from tests.transforms.samples import make_facts, table
-from transforms.examples.spans import read_span
-from transforms.raw.reader import load_packs, read_run
 
 #: A job whose folder has a percent sign, a blank and what else a path can have.
 ODD = "Tür #1: 100% a+b/c"

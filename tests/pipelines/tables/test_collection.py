@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.pipelines.raw_store.compact import Compaction, compact
+from ciml.pipelines.tables.publish import publish_tables
 from ciml.tables.delta_log import FOLDER, DeltaLog
 from ciml.tables.places import store_of
-from pipelines.raw_store.compact import Compaction, compact
-from pipelines.tables.publish import publish_tables
 from tests.pipelines.raw_store.compacting import DAY, FAR, all_there, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.pipelines.tables.readers import Rows, by_delta_rs

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.pipelines.datasets.update import update_dataset
+from ciml.pipelines.tables.publish import publish_tables
 from ciml.storage.open import LocalStore
 from ciml.tables.delta_log import DeltaLog
 from ciml.tables.places import store_of
-from pipelines.datasets.update import update_dataset
-from pipelines.tables.publish import publish_tables
 from tests.pipelines.raw_store.compacting import run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.pipelines.tables.scenes import make_dataset, make_store
@@ -138,7 +138,7 @@ def test_publishers_at_once_make_one_version(anywhere: DataRoot) -> None:
 _LOOP = """
 import sys
 from ciml.data_root import DataRoot
-from pipelines.tables.publish import publish_tables
+from ciml.pipelines.tables.publish import publish_tables
 data = DataRoot.open(sys.argv[1])
 print("ready", flush=True)
 while True:

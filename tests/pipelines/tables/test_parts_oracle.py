@@ -9,12 +9,12 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.manifest.checkpoints import Checkpoints, Limits
+from ciml.pipelines.tables.publish import publish_tables
 from ciml.raw.state import RAW
 from ciml.tables import parts
 from ciml.tables.delta_log import DeltaLog
 from ciml.tables.parts import Part, part_of, parts_of
 from ciml.tables.places import store_of
-from pipelines.tables.publish import publish_tables
 from tests.ciml.raw.raw_world import World, deliveries
 from tests.ciml.raw.test_updates import Manifest, says
 from tests.ciml.raw.test_updates import run as one_run

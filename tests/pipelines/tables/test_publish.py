@@ -10,15 +10,15 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import Trust
+from ciml.pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.pipelines.raw_store.verify import verify_raw
+from ciml.pipelines.tables.publish import list_tables, publish_tables
 from ciml.storage.open import open_store
 from ciml.tables import raw_table
 from ciml.tables.delta_log import CURSOR, FOLDER, DeltaLog
 from ciml.tables.delta_schema import decode_untrusted
 from ciml.tables.places import store_of
 from ciml.tables.publisher import CHECKPOINT_EVERY, make_checkpoint, storage_options
-from pipelines.datasets.update import update_dataset, verify_dataset
-from pipelines.raw_store.verify import verify_raw
-from pipelines.tables.publish import list_tables, publish_tables
 from tests.conftest import S3Endpoint
 from tests.pipelines.raw_store.compacting import all_there, run, squeeze
 from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
@@ -149,7 +149,7 @@ def test_other_files_in_a_table_s_folder_are_none_of_its_rows(data: DataRoot) ->
 
 def test_packs_of_older_versions_have_no_run_ids(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
-        older.setattr("transforms.raw.packs.RUN_COLUMNS", ())
+        older.setattr("ciml.transforms.raw.packs.RUN_COLUMNS", ())
         raw = make_store(data)
     all_there(data.raw)
     publish_all(data)
@@ -303,7 +303,7 @@ def test_files_of_older_versions_stay_for_the_grace(data: DataRoot, monkeypatch:
     assert read_at(data, "runs", 0) == old
     parts = [path for path in store_of(data, "runs").list() if path.endswith(".parquet")]
     assert len(parts) == 2
-    monkeypatch.setattr("pipelines.tables.publish.GRACE_S", -3600)
+    monkeypatch.setattr("ciml.pipelines.tables.publish.GRACE_S", -3600)
     raw.add([run(21)])
     publish_all(data)
     assert len([path for path in store_of(data, "runs").list() if path.endswith(".parquet")]) == 2  # listed before

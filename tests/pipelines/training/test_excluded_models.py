@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ciml.data_root import DataRoot
-from pipelines.training.excluded_models import learned_excluded
-from training.data.snapshot import make_snapshot, read_snapshot
-from training.exclusion_store import add, revert
-from training.exclusions import Exclusion
-from transforms.ingest.trust import TrustPolicy
+from ciml.pipelines.training.excluded_models import learned_excluded
+from ciml.training.data.snapshot import make_snapshot, read_snapshot
+from ciml.training.exclusion_store import add, revert
+from ciml.training.exclusions import Exclusion
+from ciml.transforms.ingest.trust import TrustPolicy
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data_root" / "data"
 

@@ -14,19 +14,19 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from cli.main import cli
-from pipelines.training.hyperparameter_sweep import SweepContext, Swept, run_sweep
+from ciml.pipelines.training.hyperparameter_sweep import SweepContext, Swept, run_sweep
+from ciml.training.data.in_memory import InMemoryDataset, read_dataset
+from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation.baselines import number_of, predict_by
+from ciml.training.evaluation.cross_validation import CVSplit, cross_validate, divide
+from ciml.training.sweeps.definition import Sweep
+from ciml.training.sweeps.store import sweep_store
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.training.conftest import made  # noqa: F401  (a fixture)
-from training.data.in_memory import InMemoryDataset, read_dataset
-from training.evaluation import scores as scoring
-from training.evaluation.baselines import number_of, predict_by
-from training.evaluation.cross_validation import CVSplit, cross_validate, divide
-from training.sweeps.definition import Sweep
-from training.sweeps.store import sweep_store
-from transforms.ingest.trust import TrustPolicy
 
 pytestmark = pytest.mark.whole
 
@@ -233,7 +233,7 @@ def test_a_command_that_is_killed_goes_on_and_trains_nothing_twice(
     file.write_text(Sweep.from_json(GRID).to_toml())
     words = ["experiment", "sweep", file, "--data-path", made, "--target-data-path", tmp_path / "data"]
     words += ["--output", tmp_path / "page", "--json", "--jobs", "1"]
-    command = [sys.executable, "-m", "cli.main", *map(str, words)]
+    command = [sys.executable, "-m", "ciml.cli.main", *map(str, words)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         wait_for(lambda: running.poll() is not None or len(list(trials.glob("*.json"))) >= 3, 200)

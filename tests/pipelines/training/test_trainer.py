@@ -15,24 +15,24 @@ from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.errors import IntegrityError
 from ciml.metrics import Board
+from ciml.pipelines.exports.mlflow import export_to_mlflow
+from ciml.pipelines.training import trainer as trainer_module
+from ciml.pipelines.training.metrics import registry_families
+from ciml.pipelines.training.trainer import TrainConfig, run_once
+from ciml.serving.client import ModelClient
+from ciml.serving.push import rollback
+from ciml.serving.registry import Registry
+from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage.open import open_store
-from pipelines.exports.mlflow import export_to_mlflow
-from pipelines.training import trainer as trainer_module
-from pipelines.training.metrics import registry_families
-from pipelines.training.trainer import TrainConfig, run_once
-from serving.client import ModelClient
-from serving.push import rollback
-from serving.registry import Registry
-from serving.server.model.loader import load_model
-from serving.server.server import ModelServer, ServerOptions
+from ciml.training.evaluation.champion import Champion
+from ciml.training.experiment import Experiment
+from ciml.training.refresh import Candidate, Skipped
 from tests.ciml.lineage.recorded import names, states, stored
 from tests.pipelines.exports.addresses import mlflow_at
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
-from training.evaluation.champion import Champion
-from training.experiment import Experiment
-from training.refresh import Candidate, Skipped
 
 
 class KilledError(BaseException):
@@ -126,7 +126,7 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
 def test_killed_between_training_and_push(
     config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    import serving.push as pushing
+    import ciml.serving.push as pushing
 
     refreshing = scripted((1, True, ""))
 
@@ -153,7 +153,7 @@ def test_killed_between_training_and_push(
 def test_interrupted_push_is_judged_again_against_another_champion(
     config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import serving.push as pushing
+    import ciml.serving.push as pushing
 
     for seed in (1, 2):
         scripted((seed, True, ""))
@@ -205,7 +205,7 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pyte
 
     import mlflow
 
-    from training.export import load_exported
+    from ciml.training.export import load_exported
 
     shutil.copytree(made, tmp_path / "data")
     data = DataRoot.open(tmp_path / "data")

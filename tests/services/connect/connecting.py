@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.connect import cloudevents, feedback, github, gitlab, zuul
-from services.connect.connection import Connection
+from ciml.services.connect import cloudevents, feedback, github, gitlab, zuul
+from ciml.services.connect.connection import Connection
 
 URL = "https://ci.example.org"
 ALL: Mapping[str, Connection] = {

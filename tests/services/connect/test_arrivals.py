@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from adapters.registry import delivered, find_adapter
+from ciml.adapters.registry import delivered, find_adapter
 from ciml.data_root import DataRoot
 from ciml.events.records import Message, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import ManifestLog
-from pipelines.kafka.broker import make_topic
-from services.connect.arrivals import Became, arrival, arrivals, became, committed
-from services.connect.remedies import REMEDIES, remedy
+from ciml.pipelines.kafka.broker import make_topic
+from ciml.services.connect.arrivals import Became, arrival, arrivals, became, committed
+from ciml.services.connect.remedies import REMEDIES, remedy
 
 DOCS = Path(__file__).parents[3] / "docs"
 FACTS = RunFacts("zuul~u~1", "u", "unit", source="zuul", outcome="failure", phase="finished")

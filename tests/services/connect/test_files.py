@@ -11,17 +11,17 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
-from services.connect import files as written_files
-from services.connect import github, zuul
-from services.connect.feedback import feedback_of_github
-from services.connect.files import FEEDBACK, FETCH, RECEIVERS, TRUST, write
-from services.connect.toml_text import with_items, without_blocks
-from services.feedback.clients.github import GitHubSystem
-from services.feedback.config import load_feedback
-from services.receivers.config import load_receivers
+from ciml.services.connect import files as written_files
+from ciml.services.connect import github, zuul
+from ciml.services.connect.feedback import feedback_of_github
+from ciml.services.connect.files import FEEDBACK, FETCH, RECEIVERS, TRUST, write
+from ciml.services.connect.toml_text import with_items, without_blocks
+from ciml.services.feedback.clients.github import GitHubSystem
+from ciml.services.feedback.config import load_feedback
+from ciml.services.receivers.config import load_receivers
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate
 from tests.services.connect.connecting import ALL, URL
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.trust import TrustPolicy, evaluate
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -189,7 +189,7 @@ def test_a_secret_is_for_its_owner_alone_and_never_replaced(tmp_path: Path) -> N
 
 
 def test_a_signing_token_is_one_of_standard_webhooks(tmp_path: Path) -> None:
-    from services.webhooks.sources import endpoints
+    from ciml.services.webhooks.sources import endpoints
 
     write(tmp_path, ALL["gitlab-signed"])
     assert (tmp_path / "secrets" / "gitlab").read_text().startswith("whsec_")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters.adapter import Delivery
+from ciml.adapters.adapter import Delivery
 from ciml.kafka.options import KafkaOptions
-from pipelines.kafka.broker import make_topic
+from ciml.pipelines.kafka.broker import make_topic
 from tests.adapters import github_samples as github
 from tests.transforms.fetch.certificates import make_certificate
 from tests.transforms.fetch.log_server import LogServer, serving
@@ -39,7 +39,7 @@ class Operator:
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "CIML_HOME": str(folder / "home")}
 
     def ciml(self, *arguments: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "cli.main", *arguments, *self.kafka, *self.topic]
+        command = [sys.executable, "-m", "ciml.cli.main", *arguments, *self.kafka, *self.topic]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120
         )
@@ -47,7 +47,7 @@ class Operator:
         return done.stdout
 
     def receiver(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "cli.main", "receive", "webhooks", "--config", "receivers.toml"]
+        command = [sys.executable, "-m", "ciml.cli.main", "receive", "webhooks", "--config", "receivers.toml"]
         command += [*self.kafka, *self.topic]
         return subprocess.Popen(command, cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True)
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from services.connect import cloudevents, github, gitlab, zuul
-from services.connect.connection import Connection
-from services.connect.files import FETCH, RECEIVERS, TRUST, write
-from services.connect.toml_text import table
-from services.receivers.config import load_receivers
+from ciml.services.connect import cloudevents, github, gitlab, zuul
+from ciml.services.connect.connection import Connection
+from ciml.services.connect.files import FETCH, RECEIVERS, TRUST, write
+from ciml.services.connect.toml_text import table
+from ciml.services.receivers.config import load_receivers
 from tests.services.connect.connecting import ALL, URL
 
 LOGS = ("https://logs.example.org",)

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
-from adapters.adapter import Delivery, Reading
-from adapters.registry import find_adapter
+from ciml.adapters.adapter import Delivery, Reading
+from ciml.adapters.registry import find_adapter
+from ciml.cli.main import cli
 from ciml.errors import CimlError
 from ciml.events.run_id import RunId
-from cli.main import cli
-from recorder.ci_environment import known_run
-from recorder.sampler import _PLUGINS
-from recorder.spool.recording import LOG
-from services.connect import zuul
-from services.connect.connection import Paste, filled_in, places, posted_to
-from services.receivers.config import WebhookSettings
+from ciml.recorder.ci_environment import known_run
+from ciml.recorder.sampler import _PLUGINS
+from ciml.recorder.spool.recording import LOG
+from ciml.services.connect import zuul
+from ciml.services.connect.connection import Paste, filled_in, places, posted_to
+from ciml.services.receivers.config import WebhookSettings
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS, FetchPolicy
 from tests.services.connect.connecting import ALL
-from transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS, FetchPolicy
 
 PASTES = [(name, number) for name, one in ALL.items() for number in range(len(one.pastes))]
 

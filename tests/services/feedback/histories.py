@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.feedback.config import Policy
-from services.feedback.history.records import RERUNS, RecordedVerdict
-from services.feedback.history.standing import Standings
+from ciml.services.feedback.config import Policy
+from ciml.services.feedback.history.records import RERUNS, RecordedVerdict
+from ciml.services.feedback.history.standing import Standings
 
 DAY_US = 86_400_000_000
 NOW_US = 100 * DAY_US

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import cmarkgfm
 from cmarkgfm.cmark import Options
 
-from services.feedback.client import Format
+from ciml.services.feedback.client import Format
 
 CORPUS = (
     "@all", "hello @octocat", "@org/team", "a@b@c", "mail me@example.org", "@\u200boctocat", "\uff20octocat",

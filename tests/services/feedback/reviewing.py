@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from services.feedback.client import ChangeRef, Rendered, ReviewClient
-from services.feedback.clients.gerrit import GerritSystem
-from services.feedback.clients.github import GitHubSystem
-from services.feedback.clients.gitlab import GitLabSystem
-from services.feedback.systems import System
+from ciml.services.feedback.client import ChangeRef, Rendered, ReviewClient
+from ciml.services.feedback.clients.gerrit import GerritSystem
+from ciml.services.feedback.clients.github import GitHubSystem
+from ciml.services.feedback.clients.gitlab import GitLabSystem
+from ciml.services.feedback.systems import System
 from tests.services.feedback import github_stub
 
 SHA, NEXT_SHA = "ce587453ced02b1526dfb4cb910479d431683101", "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"

@@ -9,19 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import EngineError
-from services.feedback.client import (
-    Busy,
-    ChangeRef,
-    Format,
-    Head,
-    Posted,
-    Reactions,
-    Refused,
-    Rendered,
-    Unsettled,
-)
-from services.feedback.config import Feedback, Policy
-from services.feedback.systems import System
+from ciml.services.feedback.client import Busy, ChangeRef, Format, Head, Posted, Reactions, Refused, Rendered, Unsettled
+from ciml.services.feedback.config import Feedback, Policy
+from ciml.services.feedback.systems import System
 
 NOW_S = 1_790_000_000.0
 

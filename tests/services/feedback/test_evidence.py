@@ -9,12 +9,12 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
-from services.feedback.config import Policy
-from services.feedback.evidence import compare_run
-from services.feedback.policy import Silence
+from ciml.services.feedback.config import Policy
+from ciml.services.feedback.evidence import compare_run
+from ciml.services.feedback.policy import Silence
+from ciml.transforms.profiles.profile import Profile, Profiles
 from tests.serving.evidence import stored
 from tests.serving.evidence.subjects import profiles, run_of
-from transforms.profiles.profile import Profile, Profiles
 
 
 def known(runs: int = 20, **places: int) -> Profiles:
@@ -99,6 +99,6 @@ def test_a_run_or_model_that_cannot_be_read_has_no_message_and_a_store_that_is_a
     def away(*arguments: Any) -> Any:
         raise EngineError("the store does not answer")
 
-    monkeypatch.setattr("serving.evidence.evidence_of", away)
+    monkeypatch.setattr("ciml.serving.evidence.evidence_of", away)
     with pytest.raises(EngineError):
         compare_run(data, Policy(), record)

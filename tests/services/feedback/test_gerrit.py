@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 
 from ciml.errors import EngineError
-from services.feedback.client import UNAUTHORIZED, Busy, ChangeRef, Posted, Reactions, Refused, ReviewClient, Unsettled
-from services.feedback.clients import rest
-from services.feedback.clients.gerrit import MOST_BYTES, TAG
+from ciml.services.feedback.client import (
+    UNAUTHORIZED,
+    Busy,
+    ChangeRef,
+    Posted,
+    Reactions,
+    Refused,
+    ReviewClient,
+    Unsettled,
+)
+from ciml.services.feedback.clients import rest
+from ciml.services.feedback.clients.gerrit import MOST_BYTES, TAG
 from tests.services.feedback.forwarding import ForwardingServer
 from tests.services.feedback.reviewing import MARKER, gerrit_client, message
 from tests.services.feedback.stub import (

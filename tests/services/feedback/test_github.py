@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError, EngineError
-from services.feedback.client import UNAUTHORIZED, Busy, ChangeRef, Head, Reactions, Refused, ReviewClient, Unsettled
-from services.feedback.clients import rest
+from ciml.services.feedback.client import (
+    UNAUTHORIZED,
+    Busy,
+    ChangeRef,
+    Head,
+    Reactions,
+    Refused,
+    ReviewClient,
+    Unsettled,
+)
+from ciml.services.feedback.clients import rest
 from tests.services.feedback.github_stub import APP, OWN, TOKEN, GitHubServer, limited, secondary
 from tests.services.feedback.reviewing import MARKER, NEXT_SHA, SHA, github_client, message, ref
 from tests.services.feedback.stub import (

@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError, EngineError
-from services.feedback.client import UNAUTHORIZED, Busy, ChangeRef, Head, Reactions, Refused, ReviewClient, Unsettled
-from services.feedback.clients import rest
+from ciml.services.feedback.client import (
+    UNAUTHORIZED,
+    Busy,
+    ChangeRef,
+    Head,
+    Reactions,
+    Refused,
+    ReviewClient,
+    Unsettled,
+)
+from ciml.services.feedback.clients import rest
 from tests.services.feedback.gitlab_stub import OWN, PROJECT, TOKEN, GitLabServer, limited
 from tests.services.feedback.reviewing import MARKER, NEXT_SHA, SHA, gitlab_client, message
 from tests.services.feedback.stub import (
@@ -69,7 +78,7 @@ def test_too_many_notes_get_no_message(
 ) -> None:
     for number in range(201):
         server.says(7, f"note {number}")
-    monkeypatch.setattr("services.feedback.clients.gitlab.MAX_COMMENT_PAGES", 2)
+    monkeypatch.setattr("ciml.services.feedback.clients.gitlab.MAX_COMMENT_PAGES", 2)
     with pytest.raises(Refused, match="has more than 2 pages"):
         client.find(CHANGE, MARKER)
 

@@ -15,12 +15,12 @@ import pytest
 
 from ciml.errors import CimlError, EngineError
 from ciml.limits import MIB
-from services.feedback.client import UNAUTHORIZED, ChangeRef, Posted, Refused, ReviewClient, Unsettled
-from services.feedback.clients import rest
-from services.feedback.clients.gerrit import GerritSystem
-from services.feedback.clients.github import GitHubSystem
-from services.feedback.clients.gitlab import GitLabSystem
-from services.feedback.systems import System
+from ciml.services.feedback.client import UNAUTHORIZED, ChangeRef, Posted, Refused, ReviewClient, Unsettled
+from ciml.services.feedback.clients import rest
+from ciml.services.feedback.clients.gerrit import GerritSystem
+from ciml.services.feedback.clients.github import GitHubSystem
+from ciml.services.feedback.clients.gitlab import GitLabSystem
+from ciml.services.feedback.systems import System
 from tests.services.feedback.reviewing import (
     MARKER,
     SHA,
@@ -109,7 +109,7 @@ def test_an_answer_of_any_content_is_an_error_with_a_reason(kind: str, body: str
                 assert 10 < len(str(found)) < 1000, (name, found)
                 assert SECRET not in str(found)
             else:
-                assert found is None or type(found).__module__ == "services.feedback.client", name
+                assert found is None or type(found).__module__ == "ciml.services.feedback.client", name
                 assert repr(found).encode()
             assert time.process_time() - began < 10.0, name
         client.close()

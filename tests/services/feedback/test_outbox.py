@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ciml.errors import EngineError
-from services.feedback.client import UNAUTHORIZED, ChangeRef, Head, Refused
-from services.feedback.config import Feedback
-from services.feedback.outbox import SETTLE_S, silence
+from ciml.services.feedback.client import UNAUTHORIZED, ChangeRef, Head, Refused
+from ciml.services.feedback.config import Feedback
+from ciml.services.feedback.outbox import SETTLE_S, silence
 from tests.services.feedback.reviews import NOW_S, Killed, Review, feedback, prediction
 from tests.services.feedback.worlds import World
 from tests.tier import tries

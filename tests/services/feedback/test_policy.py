@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from services.feedback.config import Feedback, Policy, load_feedback
-from services.feedback.policy import SILENT, Silence, judge
-from services.feedback.state import entry_key
+from ciml.services.feedback.config import Feedback, Policy, load_feedback
+from ciml.services.feedback.policy import SILENT, Silence, judge
+from ciml.services.feedback.state import entry_key
 from tests.services.feedback.reviews import NOW_S, ReviewSystem, feedback, prediction
 
 NOW_US = int(NOW_S * 1e6)

@@ -10,8 +10,8 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.feedback import Correction, add_corrections, corrections_of
-from services.feedback.client import Busy, Head, Reactions
-from services.feedback.reactions import Reader, next_reading_s
+from ciml.services.feedback.client import Busy, Head, Reactions
+from ciml.services.feedback.reactions import Reader, next_reading_s
 from tests.services.feedback.reviews import NOW_S, feedback, prediction
 from tests.services.feedback.worlds import World
 

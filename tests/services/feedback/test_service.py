@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 
 from ciml.data_root import DataRoot
 from ciml.feedback import corrections_of
-from services.feedback.service import replica
+from ciml.services.feedback.service import replica
 from tests.pipelines.ingest.ingesting import need_real
 from tests.scraping import scrape
 from tests.services.feedback.github_stub import TOKEN, GitHubServer

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from ciml.services.feedback.config import Policy
+from ciml.services.feedback.history import records as records_module
+from ciml.services.feedback.history.records import RERUNS, REVIEWER, RecordedVerdict, Records
+from ciml.services.feedback.history.report import report
+from ciml.services.feedback.history.standing import Share, Standings
+from ciml.services.feedback.state import FeedbackState
 from ciml.verdicts.shares import wilson
-from services.feedback.config import Policy
-from services.feedback.history import records as records_module
-from services.feedback.history.records import RERUNS, REVIEWER, RecordedVerdict, Records
-from services.feedback.history.report import report
-from services.feedback.history.standing import Share, Standings
-from services.feedback.state import FeedbackState
 from tests.services.feedback.histories import DAY_US, NOW_US, background, mode_of, recorded, settled_verdicts
 
 #: Failed runs of which half were caused by the machine.

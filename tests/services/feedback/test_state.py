@@ -12,10 +12,10 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
-from services.feedback import state as state_module
-from services.feedback.reading import Judge, taken
-from services.feedback.service import replica
-from services.feedback.state import FeedbackState
+from ciml.services.feedback import state as state_module
+from ciml.services.feedback.reading import Judge, taken
+from ciml.services.feedback.service import replica
+from ciml.services.feedback.state import FeedbackState
 from tests.services.feedback.reviews import NOW_S, Review, feedback, prediction
 from tests.services.feedback.worlds import World
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.events.records import RunFacts
-from services.feedback.client import ChangeRef, Format
-from services.feedback.inert import cut, inert
-from services.feedback.policy import Item, judge
-from services.feedback.text import Finding, Style, marker_of, render, stamped
+from ciml.services.feedback.client import ChangeRef, Format
+from ciml.services.feedback.inert import cut, inert
+from ciml.services.feedback.policy import Item, judge
+from ciml.services.feedback.text import Finding, Style, marker_of, render, stamped
 from tests.services.feedback.hostile import CORPUS, faults, rendered
 from tests.services.feedback.reviews import NOW_S, feedback, prediction
 from tests.tier import tries

@@ -11,11 +11,11 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.events.records import Message, OffsetRange, RunFacts
 from ciml.feedback import Correction, add_corrections
-from services.feedback.history import truths as truths_module
-from services.feedback.history.records import RERUNS, REVIEWER
-from services.feedback.history.truths import OPEN, Truth, Truths
-from services.feedback.reading import Judge, settled, take
-from services.feedback.service import replica
+from ciml.services.feedback.history import truths as truths_module
+from ciml.services.feedback.history.records import RERUNS, REVIEWER
+from ciml.services.feedback.history.truths import OPEN, Truth, Truths
+from ciml.services.feedback.reading import Judge, settled, take
+from ciml.services.feedback.service import replica
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 from tests.services.feedback.reviews import NOW_S, feedback, prediction
 from tests.transforms.profiles.tables import START_US, USR, facts_of, table_of

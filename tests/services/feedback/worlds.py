@@ -12,13 +12,13 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.events.records import Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
-from services.feedback.config import Feedback
-from services.feedback.outbox import Outbox
-from services.feedback.policy import Item
-from services.feedback.reading import Judge, take
-from services.feedback.service import replica
-from services.feedback.state import Entry
-from services.feedback.text import Finding
+from ciml.services.feedback.config import Feedback
+from ciml.services.feedback.outbox import Outbox
+from ciml.services.feedback.policy import Item
+from ciml.services.feedback.reading import Judge, take
+from ciml.services.feedback.service import replica
+from ciml.services.feedback.state import Entry
+from ciml.services.feedback.text import Finding
 from tests.services.feedback.reviews import NOW_S, Killed, Review
 
 _LIMITS = Limits(deltas=100, records=500)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.gerrit import ADMIN, init_site, java_command, make_site
-from engines.processes import lasting_ports
+from ciml.engines.gerrit import ADMIN, init_site, java_command, make_site
+from ciml.engines.processes import lasting_ports
 from tests.faults.children import Program
 
 REVIEWER, READER, AUTHOR = ("cleo", "cleo-secret"), ("ci", "ci-http-secret"), ("eve", "eve-secret")

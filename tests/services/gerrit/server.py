@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncssh
 
-from engines.processes import lasting_ports
+from ciml.engines.processes import lasting_ports
 
 PASSWORD = "an HTTP password of Gerrit"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from adapters.registry import read_event
+from ciml.adapters.registry import read_event
 from ciml.raw.known_subjects import Subjects
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate
 from tests.adapters.deliveries import message_of
 from tests.adapters.samples import delivery, zuul_build, zuul_message
 from tests.services.gerrit.real import ADMIN, AUTHOR, Gerrit
-from transforms.ingest.trust import TrustPolicy, evaluate
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
 

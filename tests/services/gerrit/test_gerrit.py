@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-import services.gerrit.session as module
+import ciml.services.gerrit.session as module
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_STREAM_LINE_BYTES
-from services.gerrit.service import GerritService
-from services.receivers.config import load_receivers
+from ciml.services.gerrit.service import GerritService
+from ciml.services.receivers.config import load_receivers
 from tests.services.gerrit.samples import CLEO, change, event, person, vote
 from tests.services.gerrit.server import FakeGerrit
 from tests.services.mqtt.test_mqtt import problem, stored, values, wait

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from ciml.limits import MAX_STREAM_LINE_BYTES, MIB
-from services.gerrit import rest as rest_module
-from services.gerrit import session as module
-from services.gerrit.session import GerritSession
-from services.receivers import sessions
-from services.receivers.config import GerritSource, load_receivers
+from ciml.services.gerrit import rest as rest_module
+from ciml.services.gerrit import session as module
+from ciml.services.gerrit.session import GerritSession
+from ciml.services.receivers import sessions
+from ciml.services.receivers.config import GerritSource, load_receivers
 from tests.services.gerrit.samples import CLEO, change, event, person
 from tests.services.gerrit.server import FakeGerrit
 from tests.services.receivers.kept import Kept, allocating, running, wait

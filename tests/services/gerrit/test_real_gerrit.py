@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adapters.registry import read_event
+from ciml.adapters.registry import read_event
 from tests.services.gerrit.real import Gerrit
 from tests.services.gerrit.test_gerrit import position, receiving
 from tests.services.mqtt.test_mqtt import stored, wait

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.adapter import Delivery
-from adapters.gerrit import ADAPTER
-from adapters.registry import read_event
+from ciml.adapters.adapter import Delivery
+from ciml.adapters.gerrit import ADAPTER
+from ciml.adapters.registry import read_event
 from ciml.errors import RejectedInput
 from ciml.events.updates import PARTLY_APPROVED, fact_update, merged_subject
 from ciml.raw.known_subjects import Subjects
-from services.gerrit.lines import Lines
-from services.gerrit.reviews import events, seconds
+from ciml.services.gerrit.lines import Lines
+from ciml.services.gerrit.reviews import events, seconds
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate
 from tests.adapters.deliveries import message_of
 from tests.adapters.samples import delivery, zuul_build, zuul_message
 from tests.services.gerrit.samples import ADA, CLEO, COMMIT, PARENT, at, change, event, message, person, vote
-from transforms.ingest.trust import TrustPolicy, evaluate
 
 T = 1_795_657_180
 

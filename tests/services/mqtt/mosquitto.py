@@ -17,7 +17,7 @@ import pytest
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from engines.processes import lasting_ports
+from ciml.engines.processes import lasting_ports
 from tests.faults.children import Program
 
 USERS = {"zuul": "zuul-secret", "ciml": "ciml-secret-of-the-broker", "other": "a secret without rights"}

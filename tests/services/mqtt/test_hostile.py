@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.limits import MIB
-from services.mqtt import client as client_module
-from services.mqtt.client import Frames, HostileBroker
-from services.mqtt.session import MqttSession
-from services.receivers import sessions
-from services.receivers.config import MqttSource, load_receivers
+from ciml.services.mqtt import client as client_module
+from ciml.services.mqtt.client import Frames, HostileBroker
+from ciml.services.mqtt.session import MqttSession
+from ciml.services.receivers import sessions
+from ciml.services.receivers.config import MqttSource, load_receivers
 from tests.services.receivers.kept import allocating, running, wait
 from tests.tier import tries
 

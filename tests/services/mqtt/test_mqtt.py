@@ -20,14 +20,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from ciml.errors import EngineError
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
-from services.mqtt.service import MqttService
-from services.mqtt.session import MqttSession
-from services.receivers import sessions
-from services.receivers.config import load_receivers
-from services.receivers.metrics import ReceiverMetrics
-from services.receivers.producer import DeliveryProducer
-from services.receivers.sessions import Inbox, Lost, SessionReceiver
-from services.service import NotReadyError
+from ciml.services.mqtt.service import MqttService
+from ciml.services.mqtt.session import MqttSession
+from ciml.services.receivers import sessions
+from ciml.services.receivers.config import load_receivers
+from ciml.services.receivers.metrics import ReceiverMetrics
+from ciml.services.receivers.producer import DeliveryProducer
+from ciml.services.receivers.sessions import Inbox, Lost, SessionReceiver
+from ciml.services.service import NotReadyError
 from tests.messages import published
 from tests.scraping import Samples, parsed
 from tests.services.mqtt.mosquitto import USERS, Mosquitto

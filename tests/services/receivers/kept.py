@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.receivers.metrics import ReceiverMetrics
-from services.receivers.producer import Headers
-from services.receivers.sessions import Inbox, Session
+from ciml.services.receivers.metrics import ReceiverMetrics
+from ciml.services.receivers.producer import Headers
+from ciml.services.receivers.sessions import Inbox, Session
 
 
 def wait(condition: Callable[[], object], what: str, most_s: float = 30.0) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters import registry
-from adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
+from ciml.adapters import registry
+from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.errors import RejectedInput
 
 EVENT = "x-probe-event"

@@ -9,9 +9,9 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_DELIVERY_BYTES
-from services.receivers.config import MqttSource, WebhookSource, load_receivers
-from services.webhooks.signatures import SCHEMES
-from services.webhooks.sources import endpoints
+from ciml.services.receivers.config import MqttSource, WebhookSource, load_receivers
+from ciml.services.webhooks.signatures import SCHEMES
+from ciml.services.webhooks.sources import endpoints
 
 pytestmark = pytest.mark.usefixtures("probe")
 
@@ -130,7 +130,7 @@ def test_a_mistake_is_one_line_that_names_its_place(folder: Path, text: str, sai
 
 
 def test_every_adapter_names_a_scheme() -> None:
-    from adapters.registry import adapters
+    from ciml.adapters.registry import adapters
 
     assert {one.signature for one in adapters().values()} <= {"", *SCHEMES}
 

@@ -11,11 +11,11 @@ from concurrent.futures import Future
 import pytest
 from confluent_kafka import KafkaError
 
+from ciml.engines.processes import free_ports
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
-from engines.processes import free_ports
-from services.receivers.producer import DeliveryProducer
+from ciml.services.receivers.producer import DeliveryProducer
 from tests.messages import published
 
 pytestmark = pytest.mark.engines

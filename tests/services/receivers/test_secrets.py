@@ -10,7 +10,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_SECRET_BYTES
-from services.receivers.secrets import Key, Secrets
+from ciml.services.receivers.secrets import Key, Secrets
 
 LONG = "0123456789abcdef-secret"
 

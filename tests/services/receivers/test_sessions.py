@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ciml.kafka.options import KafkaOptions
-from services.receivers import sessions
-from services.receivers.config import Receivers
-from services.receivers.sessions import Inbox, Session, SessionReceiver
+from ciml.services.receivers import sessions
+from ciml.services.receivers.config import Receivers
+from ciml.services.receivers.sessions import Inbox, Session, SessionReceiver
 from tests.services.receivers.kept import running, wait
 
 

@@ -16,35 +16,35 @@ from ciml.json_files import write_json
 from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.datasets.statistics import Piece, kept_statistics
+from ciml.pipelines.ingest.committer import Committer
+from ciml.pipelines.predict.pipeline import PredictionCommitter
+from ciml.pipelines.raw_store.compact import compact
+from ciml.pipelines.tables.publish import publish_tables
 from ciml.raw.state import RAW
+from ciml.recorder.spool.recording import End, Plan, Recording
+from ciml.services.feedback.state import FEEDBACK
+from ciml.serving.predict import neighbours
+from ciml.serving.predict.log import Predicted, predictions_of_model
+from ciml.serving.push import push
 from ciml.storage.open import LocalStore, Store
-from pipelines.datasets.build import build_dataset
-from pipelines.datasets.statistics import Piece, kept_statistics
-from pipelines.ingest.committer import Committer
-from pipelines.predict.pipeline import PredictionCommitter
-from pipelines.raw_store.compact import compact
-from pipelines.tables.publish import publish_tables
-from recorder.spool.recording import End, Plan, Recording
-from services.feedback.state import FEEDBACK
-from serving.predict import neighbours
-from serving.predict.log import Predicted, predictions_of_model
-from serving.push import push
+from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis
+from ciml.training.data.in_memory import read_dataset
+from ciml.training.data.snapshot import make_snapshot, write_snapshot
+from ciml.training.exclusion_store import add
+from ciml.training.exclusions import Exclusion
+from ciml.training.experiment import Experiment
+from ciml.training.experiments.trials import Trial, create_experiment
+from ciml.training.refresh import write_metrics
+from ciml.training.sweeps.definition import Sweep
+from ciml.training.sweeps.outcome import Outcome as TrialOutcome
+from ciml.training.sweeps.store import begin_sweep, keep_baseline, keep_outcome, sweep_store
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.services.feedback.reviews import feedback, prediction
 from tests.services.feedback.worlds import World
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
-from training.data.analysis_cache import AnalysisCache, SpanAnalysis
-from training.data.in_memory import read_dataset
-from training.data.snapshot import make_snapshot, write_snapshot
-from training.exclusion_store import add
-from training.exclusions import Exclusion
-from training.experiment import Experiment
-from training.experiments.trials import Trial, create_experiment
-from training.refresh import write_metrics
-from training.sweeps.definition import Sweep
-from training.sweeps.outcome import Outcome as TrialOutcome
-from training.sweeps.store import begin_sweep, keep_baseline, keep_outcome, sweep_store
-from transforms.ingest.trust import TrustPolicy
 
 RUNS = 40
 DATASET = "providers"

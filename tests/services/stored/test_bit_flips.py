@@ -20,16 +20,16 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.json_files import read_json
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.raw_store.compaction_cursor import CompactionCursor, load_cursor
 from ciml.raw.state import RAW
+from ciml.recorder.spool.folder import open_private
+from ciml.recorder.spool.recording import Recording
+from ciml.services.stored.examine import examine
+from ciml.services.stored.kinds import kind_of
 from ciml.settings import read_toml
 from ciml.tables.delta_log import DeltaLog
-from pipelines.raw_store.compaction_cursor import CompactionCursor, load_cursor
-from recorder.spool.folder import open_private
-from recorder.spool.recording import Recording
-from services.stored.examine import examine
-from services.stored.kinds import kind_of
+from ciml.training.data.analysis_cache import AnalysisCache
 from tests.services.stored.every_kind import make
-from training.data.analysis_cache import AnalysisCache
 
 #: Written for other programs or for people: ciml never reads them.
 EXPORTS = ("lineage/", "predictions/evidence/", "demo/")
@@ -128,8 +128,8 @@ def analysis(place: Place) -> object:
 
 
 def index_rows(place: Place) -> object:
-    from services.feedback.state import FEEDBACK
-    from serving.predict.log import predictions_of_model
+    from ciml.services.feedback.state import FEEDBACK
+    from ciml.serving.predict.log import predictions_of_model
 
     folder = place.below.partition("/")[0]
     kind: Any = {"raw": RAW, "predictions": predictions_of_model(), "feedback": FEEDBACK}[folder]

@@ -12,8 +12,8 @@ from typing import Any
 
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
-from services.receivers.config import load_receivers
-from services.webhooks.service import WebhooksService
+from ciml.services.receivers.config import load_receivers
+from ciml.services.webhooks.service import WebhooksService
 from tests.messages import published
 from tests.services.webhooks.test_signatures import SECRET, github
 

@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ciml.data_root import DataRoot
+from ciml.engines.processes import lasting_ports, python_environment
 from ciml.kafka.options import KafkaOptions
-from engines.processes import lasting_ports, python_environment
-from pipelines.ingest.config import IngestConfig
-from services.driver import drive
-from services.ingest import IngestService
+from ciml.pipelines.ingest.config import IngestConfig
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.faults.children import Program
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import account
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.services.webhooks.hooking import SOURCE, delivery, write_config
 from tests.services.webhooks.test_signatures import github
-from transforms.fetch.policy import FetchPolicy
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Killed:
         environment = python_environment()
         environment["PYTHONPATH"] = os.pathsep.join([str(self.probe), environment.get("PYTHONPATH", "")])
         self.program = Program(
-            [sys.executable, "-m", "cli.main", "receive", "webhooks", "--config", str(self._config), "--kafka",
+            [sys.executable, "-m", "ciml.cli.main", "receive", "webhooks", "--config", str(self._config), "--kafka",
              self.kafka, "--topic", self.topic],
             self.folder / "receiver.log", environment,
         )  # fmt: skip

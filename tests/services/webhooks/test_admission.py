@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.webhooks.admission import Bucket, Replays
+from ciml.services.webhooks.admission import Bucket, Replays
 
 
 def test_a_delivery_is_known_for_the_window() -> None:

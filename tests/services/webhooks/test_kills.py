@@ -36,7 +36,7 @@ def test_a_killed_receiver_loses_nothing_that_it_acknowledged(
 @pytest.mark.interop
 @pytest.mark.timeout(1800)
 def test_2000_deliveries_while_receiver_and_broker_are_killed(tmp_path: Path, probe: Path) -> None:
-    import engines
+    from ciml import engines
     from tests.faults.broker import own_broker
 
     broker = own_broker(tmp_path)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from ciml.limits import MAX_SIGNATURE_AGE_S
-from services.webhooks.signatures import SCHEMES, UNSIGNED, client_scheme
+from ciml.services.webhooks.signatures import SCHEMES, UNSIGNED, client_scheme
 
 NOW = 1_800_000_000.0
 SECRET = b"a-secret-of-enough-bytes"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.processes import lasting_ports
+from ciml.engines.processes import lasting_ports
 from tests.scraping import scrape
 from tests.services.supervising import supervised
 from tests.services.webhooks.hooking import SOURCE, Hooks, delivery, write_config

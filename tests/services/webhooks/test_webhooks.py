@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.registry import read_event
+from ciml.adapters.registry import read_event
 from ciml.errors import EngineError
 from ciml.events.records import Message
 from ciml.limits import MAX_DELIVERY_BYTES
-from services.webhooks.service import WebhooksService
+from ciml.services.webhooks.service import WebhooksService
 from tests.scraping import collected
 from tests.services.webhooks.hooking import SOURCE, Hooks, delivery, receiving, write_config
 from tests.services.webhooks.test_signatures import SECRET, altered, buildkite, github, standard
@@ -93,7 +93,7 @@ auth = "none"
 def running(
     kafka: str, tmp_path_factory: pytest.TempPathFactory, probe: Path
 ) -> Iterator[tuple[Hooks, WebhooksService]]:
-    import engines
+    from ciml import engines
 
     folder = tmp_path_factory.mktemp("hooks")
     write_config(folder)
@@ -389,7 +389,7 @@ def test_new_connections_are_not_taken_for_slow_ones(tmp_path: Path) -> None:
 
 
 def test_an_absent_broker_is_answered_503_and_nothing_is_lost(tmp_path: Path) -> None:
-    from engines.processes import free_ports
+    from ciml.engines.processes import free_ports
 
     (port,) = free_ports(1)
     text = f"[webhooks]\nport = 0\nanswer_s = 1\n{SOURCE}"

@@ -13,14 +13,14 @@ from ciml.data_root import DataRoot
 from ciml.decision import Decision
 from ciml.events.records import OffsetRange, RunFacts
 from ciml.manifest.log import ManifestLog
+from ciml.serving.predict.log import Predicted, PredictionState, prediction_id, reconcile
+from ciml.serving.registry import Registry
+from ciml.serving.verdicts.verdict import recorded_verdict
+from ciml.transforms.profiles.profile import Profiles
 from ciml.verdicts import Group, LearnedRanges, VerdictRules
-from serving.predict.log import Predicted, PredictionState, prediction_id, reconcile
-from serving.registry import Registry
-from serving.verdicts.verdict import recorded_verdict
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.serving.evidence.subjects import profiles, run_of
 from tests.transforms.profiles.tables import STEAL, facts_of
-from transforms.profiles.profile import Profiles
 
 MODEL = "cause"
 RULES = VerdictRules(

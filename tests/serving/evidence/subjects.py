@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from serving.evidence.subject import Subject
+from ciml.serving.evidence.subject import Subject
+from ciml.transforms.profiles.profile import Profiles, make_profiles
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
-from transforms.profiles.profile import Profiles, make_profiles
 
 IDLE, WAIT, LOAD = "total cpu usage:idl", "total cpu usage:wai", "load avg:1m"
 WRITTEN, RECEIVED, RUNNABLE, AVAILABLE = "dsk/total:writ", "net/total:recv", "procs:run", "memory usage:avai"

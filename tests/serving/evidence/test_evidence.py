@@ -10,7 +10,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
-from serving.evidence import Evidence, evidence, evidence_of
+from ciml.serving.evidence import Evidence, evidence, evidence_of
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 from tests.serving.evidence.stored import FAILED, STARVED, made, prediction, push, store_runs
 from tests.transforms.profiles.tables import facts_of

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.evidence.check import follows
-from serving.evidence.observe import observations
-from serving.evidence.subject import Subject
+from ciml.serving.evidence.check import follows
+from ciml.serving.evidence.observe import observations
+from ciml.serving.evidence.subject import Subject
+from ciml.transforms.profiles.profile import Profile
 from tests.growth import assert_linear
 from tests.serving.evidence.subjects import (
     AVAILABLE,
@@ -33,7 +34,6 @@ from tests.serving.evidence.subjects import (
 )  # fmt: skip
 from tests.tier import tries
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
-from transforms.profiles.profile import Profile
 
 EARLY = "Its telemetry ends 41 s before the run did; that of passing runs 0.1 to 1.8 s."
 AS_USUAL = "CPU, load, memory, disk and network were as in 20 passing runs of this job."

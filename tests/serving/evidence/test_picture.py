@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from serving.evidence.picture import draw
-from serving.evidence.subject import Subject
+from ciml.serving.evidence.picture import draw
+from ciml.serving.evidence.subject import Subject
+from ciml.transforms.profiles.profile import Profile
 from tests.serving.evidence.subjects import AVAILABLE, GB, IDLE, LOAD, WRITTEN, run_of, subject_of
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, table_of
-from transforms.profiles.profile import Profile
 
 SVG = "{http://www.w3.org/2000/svg}"
 #: All that a picture may be made of: nothing runs, loads or leads elsewhere.

@@ -15,8 +15,8 @@ import pytest
 from ciml import limits
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
+from ciml.serving.push import push
 from ciml.storage.open import open_store
-from serving.push import push
 from tests.serving.models_fixture import C, F, L, runs
 from tests.serving.process import MIB, ServerProcess, server_process
 

@@ -11,8 +11,8 @@ import grpc
 import httpx
 import pytest
 
-from serving.server.grpc_connections import peer_of
-from serving.server.server import ModelServer, ServerOptions
+from ciml.serving.server.grpc_connections import peer_of
+from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.malformed import MALFORMED, send
 
 pytestmark = pytest.mark.whole

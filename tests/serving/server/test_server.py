@@ -15,9 +15,9 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.decision import Decision
+from ciml.serving.push import push
+from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage.open import open_store
-from serving.push import push
-from serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import C, F, L, direct, runs
 
 BLESSED = Decision(True)

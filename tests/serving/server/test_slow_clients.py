@@ -16,7 +16,7 @@ import pytest
 
 from ciml import limits
 from ciml.errors import CimlError
-from serving.server.server import ModelServer, ServerOptions
+from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import C, runs, save_model
 from tests.serving.process import ServerProcess, server_process
 from tests.serving.siege import besiege, write_config

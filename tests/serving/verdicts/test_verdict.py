@@ -10,8 +10,8 @@ import pytest
 
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
+from ciml.serving.verdicts.verdict import recorded_verdict
 from ciml.verdicts import Group, Verdict, VerdictRules, make_verdict, read_rules
-from serving.verdicts.verdict import recorded_verdict
 
 CLASSES = ("code", "machine")
 #: 19 runs of each class, whose scores are 0, 0.02, … 0.36.

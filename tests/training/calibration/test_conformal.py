@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
+from ciml.training.calibration import conformal
+from ciml.training.calibration.calibrate import calibrate
+from ciml.training.calibration.conformal import decimals, job_groups, make_rules, sets_by_crepes
+from ciml.training.evaluation.verdicts import verdict_figures
+from ciml.training.experiment import Experiment
 from ciml.verdicts import MAX_SCORES, VerdictRules, read_rules
 from tests.tier import tries
 from tests.training.calibration.scores import made_up
-from training.calibration import conformal
-from training.calibration.calibrate import calibrate
-from training.calibration.conformal import decimals, job_groups, make_rules, sets_by_crepes
-from training.evaluation.verdicts import verdict_figures
-from training.experiment import Experiment
 
 CLASSES = ("code", "machine")
 RESOLVED = ResolvedDefinition(

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import betabinom
 
 from ciml.raw.causes import CAUSES
-from training.calibration.conformal import decimals, make_rules
-from training.calibration.fit import fit_calibrator
-from training.evaluation.verdicts import verdict_figures
+from ciml.training.calibration.conformal import decimals, make_rules
+from ciml.training.calibration.fit import fit_calibrator
+from ciml.training.evaluation.verdicts import verdict_figures
 
 DRAWS = 400
 

@@ -11,11 +11,11 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.raw.causes import CAUSE, CAUSES, FAILED
+from ciml.training.calibration.conformal import decimals, make_rules
+from ciml.training.calibration.fit import fit_calibrator
+from ciml.training.evaluation.verdicts import verdict_figures
+from ciml.transforms.examples.prepare import prepare_many
 from tests.transforms.samples import corpus
-from training.calibration.conformal import decimals, make_rules
-from training.calibration.fit import fit_calibrator
-from training.evaluation.verdicts import verdict_figures
-from transforms.examples.prepare import prepare_many
 
 COLUMNS = ("total cpu usage:usr", "total cpu usage:stl", "total cpu usage:wai", "load avg:1m")
 SPLITS = 20

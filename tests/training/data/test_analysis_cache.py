@@ -10,13 +10,13 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.storage.open import LocalStore
+from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key
+from ciml.training.data.materialise import Materialised, materialise
+from ciml.training.data.snapshot import ROLES, Snapshot, make_snapshot
+from ciml.training.exclusions import Exclusions
+from ciml.training.normalise import transform_digest
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.training.records import written
-from training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key
-from training.data.materialise import Materialised, materialise
-from training.data.snapshot import ROLES, Snapshot, make_snapshot
-from training.exclusions import Exclusions
-from training.normalise import transform_digest
-from transforms.ingest.trust import TrustPolicy
 
 
 @pytest.mark.whole

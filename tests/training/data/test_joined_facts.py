@@ -11,17 +11,17 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import canonical_json
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RunFacts
+from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
+from ciml.pipelines.raw_store.verify import verify_raw
 from ciml.raw.accounting import reconcile
 from ciml.raw.state import open_raw
-from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from pipelines.raw_store.verify import verify_raw
+from ciml.training.data.in_memory import read_dataset
+from ciml.training.data.snapshot import Snapshot, make_snapshot
+from ciml.transforms.examples.split import split_of
+from ciml.transforms.ingest.trust import TrustPolicy, evaluate
 from tests.pipelines.datasets.dataset_scenes import telemetry
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts
-from training.data.in_memory import read_dataset
-from training.data.snapshot import Snapshot, make_snapshot
-from transforms.examples.split import split_of
-from transforms.ingest.trust import TrustPolicy, evaluate
 
 POLICY = TrustPolicy.parse(
     '[[rule]]\nname = "forks"\ntrusted = false\nfork = ["yes"]\n'

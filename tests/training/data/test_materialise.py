@@ -12,13 +12,13 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
+from ciml.training.data.examples import Examples, file_tasks, read_snapshot_examples
+from ciml.training.data.materialise import Materialised, materialise
+from ciml.training.data.snapshot import ROLES, Snapshot, make_snapshot
+from ciml.training.exclusions import Exclusions
+from ciml.transforms.examples.spans import read_span, write_examples
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.training.records import written
-from training.data.examples import Examples, file_tasks, read_snapshot_examples
-from training.data.materialise import Materialised, materialise
-from training.data.snapshot import ROLES, Snapshot, make_snapshot
-from training.exclusions import Exclusions
-from transforms.examples.spans import read_span, write_examples
-from transforms.ingest.trust import TrustPolicy
 
 
 def directly(train: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -123,7 +123,7 @@ def test_an_example_that_a_file_lacks_ends_it(data: DataRoot, snapshot: Snapshot
 def test_another_process_finds_the_wanted_rows_in_a_file(
     made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from training.data import materialise_beam as stages
+    from ciml.training.data import materialise_beam as stages
 
     data = DataRoot.open(made)
     (tmp_path / "snapshot.json").write_bytes(canonical_json(snapshot.to_json()))
@@ -146,8 +146,9 @@ def test_an_error_within_the_pipeline_is_raised_unchanged(data: DataRoot, snapsh
 
 def test_planning_imports_neither_beam_nor_tensorflow():
     code = (
-        "import sys, training.refresh, training.data.materialise, training.data.snapshot, training.evaluation.gate;"
-        "import training.evaluation.metrics;"
+        "import sys, ciml.training.refresh, ciml.training.data.materialise, ciml.training.data.snapshot;"
+        "import ciml.training.evaluation.gate;"
+        "import ciml.training.evaluation.metrics;"
         "bad = {'tensorflow', 'apache_beam', 'tensorflow_transform', 'keras', 'sklearn', 'pandas'} & set(sys.modules);"
         "assert not bad, bad"
     )

@@ -11,13 +11,13 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
-from pipelines.datasets.update import create_dataset, update_dataset
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.training.data.materialise import materialise
+from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot, snapshot_path, write_snapshot
+from ciml.training.exclusions import Exclusions
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import RUNS
-from training.data.materialise import materialise
-from training.data.snapshot import Snapshot, make_snapshot, read_snapshot, snapshot_path, write_snapshot
-from training.exclusions import Exclusions
-from transforms.ingest.trust import TrustPolicy
 
 STRICT = TrustPolicy.parse('[[rule]]\nname = "merged only"\ntrusted = true\npipeline = "post"\n')
 OPEN = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource = "zuul"\n')

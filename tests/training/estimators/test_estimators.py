@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ciml.errors import CimlError
-from training.estimators import ESTIMATORS, Rows, build_model, check_experiment, fit
-from training.estimators.base import class_weights
-from training.experiment import Experiment
-from training.runtime import tensorflow
+from ciml.training.estimators import ESTIMATORS, Rows, build_model, check_experiment, fit
+from ciml.training.estimators.base import class_weights
+from ciml.training.experiment import Experiment
+from ciml.training.runtime import tensorflow
 
 L, F = 12, 3
 

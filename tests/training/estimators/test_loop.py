@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from ciml.errors import CimlError
-from training.data.materialise import Materialised
-from training.data.snapshot import Snapshot
-from training.estimators import Rows, build_model, fit
-from training.estimators.base import class_weights
-from training.estimators.loop import Resident, Streamed, Trained, fit_network
-from training.estimators.networks import optimizer_of
-from training.experiment import Experiment
-from training.runtime import tensorflow
-from training.train import _rows, predict_in_memory, train
+from ciml.training.data.materialise import Materialised
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.estimators import Rows, build_model, fit
+from ciml.training.estimators.base import class_weights
+from ciml.training.estimators.loop import Resident, Streamed, Trained, fit_network
+from ciml.training.estimators.networks import optimizer_of
+from ciml.training.experiment import Experiment
+from ciml.training.runtime import tensorflow
+from ciml.training.train import _rows, predict_in_memory, train
 
 #: The talk's network with fewer epochs.
 TALK = Experiment(
@@ -104,7 +104,7 @@ def test_rows_that_are_read_from_disk_are_trained_on_as_those_in_memory(rows: Ro
 def test_more_than_fits_into_memory_is_read_in_each_epoch(
     materialised: Materialised, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.train._MAX_RESIDENT_BYTES", 0)
+    monkeypatch.setattr("ciml.training.train._MAX_RESIDENT_BYTES", 0)
     experiment = Experiment(hidden_layers=(32,), epochs=12, learning_rate=0.02, class_weights="balanced")
     one, again = (train(experiment, materialised, snapshot.resolved, dev_from_train=True) for _ in range(2))
 

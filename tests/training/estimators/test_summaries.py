@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ciml.errors import CimlError
-from training.estimators import Rows, check_experiment, fit
-from training.estimators.summaries import View, columns_of, summarise
-from training.experiment import Experiment
+from ciml.training.estimators import Rows, check_experiment, fit
+from ciml.training.estimators.summaries import View, columns_of, summarise
+from ciml.training.experiment import Experiment
 
 
 def of_one(view: View, *values: float, length: int = 12) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from training.evaluation.gate import GatePolicy, compare, judge
-from training.evaluation.metrics import accuracy, evaluate
+from ciml.training.evaluation.gate import GatePolicy, compare, judge
+from ciml.training.evaluation.metrics import accuracy, evaluate
 
 POLICY = GatePolicy()
 CLASSES = ("a", "b")

@@ -13,13 +13,13 @@ from sklearn.tree import DecisionTreeClassifier
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.evaluation.baselines import by_number
+from ciml.training.evaluation.metrics import accuracy, evaluate
 from ciml.verdicts.shares import wilson
 from tests.training.conftest import RUNS
 from tests.transforms.direct import read_log
 from tests.transforms.samples import corpus
-from training.data.snapshot import Snapshot
-from training.evaluation.baselines import by_number
-from training.evaluation.metrics import accuracy, evaluate
 
 
 def facts_of(snapshot: Snapshot) -> dict[str, RunFacts]:
@@ -130,7 +130,7 @@ def test_the_one_number_baseline_of_duration_is_a_tree(made: Path, snapshot: Sna
 def test_the_memory_of_some_runs_is_read_where_there_are_many(
     made: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ):
-    from training.evaluation import baselines
+    from ciml.training.evaluation import baselines
 
     monkeypatch.setattr(baselines, "MAX_MEMORY_RUNS", 3)
     answers = by_number("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
@@ -143,7 +143,7 @@ def test_the_memory_of_some_runs_is_read_where_there_are_many(
 def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
     import pyarrow.parquet as pq
 
-    from transforms.raw.write import write_run
+    from ciml.transforms.raw.write import write_run
 
     for path in data.raw.list("runs"):
         file = Path(data.url, "raw", path)

@@ -8,11 +8,11 @@ from sklearn import metrics
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import RunFacts
-from training.evaluation import bootstrap
-from training.evaluation import scores as module
-from training.evaluation.baselines import number_of, numbers_for, predict_by
-from training.evaluation.metrics import evaluate
-from training.evaluation.scores import BY_CLASS, scores
+from ciml.training.evaluation import bootstrap
+from ciml.training.evaluation import scores as module
+from ciml.training.evaluation.baselines import number_of, numbers_for, predict_by
+from ciml.training.evaluation.metrics import evaluate
+from ciml.training.evaluation.scores import BY_CLASS, scores
 
 
 def answers(n: int = 200, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.experiments.clustering import (
+from ciml.training.experiments.clustering import (
     Clusters,
     agreement,
     best_silhouette,

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.storage.open import LocalStore
+from ciml.training.evaluation.metrics import paired_interval
+from ciml.training.evaluation.scores import scores
+from ciml.training.experiments.compare import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
+from ciml.training.experiments.results import Predictions, Stored
 from ciml.verdicts.shares import wilson
 from tests.reports.test_results import of_b, predicted, stored
-from training.evaluation.metrics import paired_interval
-from training.evaluation.scores import scores
-from training.experiments.compare import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
-from training.experiments.results import Predictions, Stored
 
 LABELS = [0] * 12 + [1] * 8
 GOOD = predicted(LABELS, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))

@@ -14,13 +14,13 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.json_seal import seal, without_seal
+from ciml.training.data.in_memory import InMemoryDataset, read_dataset
+from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation.scores import answers
+from ciml.training.experiments.results import Stored, named_results, stored_trials
+from ciml.training.experiments.trials import create_experiment
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.training.experiments.test_trials import FOREST, trial
-from training.data.in_memory import InMemoryDataset, read_dataset
-from training.evaluation import scores as scoring
-from training.evaluation.scores import answers
-from training.experiments.results import Stored, named_results, stored_trials
-from training.experiments.trials import create_experiment
-from transforms.ingest.trust import TrustPolicy
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -155,8 +155,8 @@ def test_reading_results_starts_no_thread_and_imports_no_pandas(data: DataRoot):
 import os, sys
 import numpy, pyarrow.compute, pyarrow.parquet
 from ciml.data_root import DataRoot
-from training.experiments.compare import compare
-from training.experiments.results import named_results
+from ciml.training.experiments.compare import compare
+from ciml.training.experiments.results import named_results
 before = len(os.listdir("/proc/self/task"))
 (row,) = compare(named_results(DataRoot.open({data.url!r}).experiments, ["forest"])).records()
 print(row["runs"] > 0, len(os.listdir("/proc/self/task")) - before, "pandas" in sys.modules)

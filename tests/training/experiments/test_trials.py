@@ -15,22 +15,22 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.storage.open import LocalStore
-from pipelines.datasets.update import create_dataset, update_dataset
+from ciml.training.data.in_memory import InMemoryDataset, read_dataset
+from ciml.training.data.materialise import Materialised
+from ciml.training.data.snapshot import Snapshot
+from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation.baselines import by_number, first_memory
+from ciml.training.evaluation.cross_validation import cross_validate
+from ciml.training.evaluation.scores import scores
+from ciml.training.exclusions import Exclusions
+from ciml.training.experiment import Experiment
+from ciml.training.experiments.text import result_lines
+from ciml.training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
+from ciml.training.refresh import refresh
+from ciml.transforms.ingest.trust import TrustPolicy
 from tests.training.records import written
-from training.data.in_memory import InMemoryDataset, read_dataset
-from training.data.materialise import Materialised
-from training.data.snapshot import Snapshot
-from training.evaluation import scores as scoring
-from training.evaluation.baselines import by_number, first_memory
-from training.evaluation.cross_validation import cross_validate
-from training.evaluation.scores import scores
-from training.exclusions import Exclusions
-from training.experiment import Experiment
-from training.experiments.text import result_lines
-from training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
-from training.refresh import refresh
-from transforms.ingest.trust import TrustPolicy
 
 FOREST = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 20})
 SMALL = Experiment(name="small", hidden_layers=(16,), epochs=20, learning_rate=0.01)

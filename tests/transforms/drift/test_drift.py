@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
+from ciml.transforms.drift.compare import compare
+from ciml.transforms.drift.counts import exact_p, mix_of, one_sided
+from ciml.transforms.drift.detect import DriftPolicy, ks_p, psi_of
+from ciml.transforms.drift.report import Finding, Report, Side
+from ciml.transforms.drift.statistics import Cell, Series, Statistics, buckets, merge, middles, statistics
+from ciml.transforms.drift.units import unit_of
+from ciml.transforms.examples.prepare import make_examples
 from tests.transforms.samples import corpus, resolved
-from transforms.drift.compare import compare
-from transforms.drift.counts import exact_p, mix_of, one_sided
-from transforms.drift.detect import DriftPolicy, ks_p, psi_of
-from transforms.drift.report import Finding, Report, Side
-from transforms.drift.statistics import Cell, Series, Statistics, buckets, merge, middles, statistics
-from transforms.drift.units import unit_of
-from transforms.examples.prepare import make_examples
 
 COLUMNS = ("total cpu usage:usr", "load avg:1m", "memory usage:free", "dsk/total:writ")
 

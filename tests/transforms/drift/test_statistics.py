@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from ciml.datasets.definition import ResolvedDefinition
+from ciml.transforms.drift.statistics import Statistics, buckets, merge, middles, statistics
+from ciml.transforms.examples.prepare import make_examples, schema_of
+from ciml.transforms.examples.spans import inputs_of
 from tests.transforms.samples import PROJECTS, corpus, resolved
-from transforms.drift.statistics import Statistics, buckets, merge, middles, statistics
-from transforms.examples.prepare import make_examples, schema_of
-from transforms.examples.spans import inputs_of
 
 COLUMNS = ("total cpu usage:usr", "load avg:1m", "memory usage:used", "tcp sockets:syn")
 

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.telemetry import telemetry_columns
+from ciml.transforms.examples.downsample import downsample
+from ciml.transforms.examples.prepare import prepare_many
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
 from tests.tier import tries
 from tests.transforms import direct
 from tests.transforms.samples import LOAD, USR, corpus, resolved, table
-from transforms.examples.downsample import downsample
-from transforms.examples.prepare import prepare_many
-from transforms.parse.logs import Log, parse_logs
 
 INTERVALS = ["1s", "10s", "1min", "10min", "7s"]
 FUNCTIONS = ["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]

@@ -7,10 +7,10 @@ import pytest
 from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.digest import arrays_digest
 from ciml.errors import RejectedInput
+from ciml.transforms.examples.prepare import Excluded, make_examples, prepare, prepare_many, run_facts, schema_of
+from ciml.transforms.examples.spans import inputs_of
+from ciml.transforms.examples.split import split_of
 from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
-from transforms.examples.prepare import Excluded, make_examples, prepare, prepare_many, run_facts, schema_of
-from transforms.examples.spans import inputs_of
-from transforms.examples.split import split_of
 
 NOON = 1_795_521_600_000_000
 RUN = table([NOON, NOON + 10_000_000], usr=[1.0, 3.0], load=[0.5, 0.25])

@@ -6,10 +6,9 @@ from typing import Any
 
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts, Trust
-from transforms.fetch.fetch import Fetcher
-from transforms.fetch.policy import FetchPolicy
-
-from .log_server import LogServer
+from ciml.transforms.fetch.fetch import Fetcher
+from ciml.transforms.fetch.policy import FetchPolicy
+from tests.transforms.fetch.log_server import LogServer
 
 NOW = 1795521600_000000
 FACTS = RunFacts("zuul~a~1", "a", "job", outcome="success", source="zuul", end_us=NOW)

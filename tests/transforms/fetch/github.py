@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 from ciml.events.records import Batch, Outcome, RunFacts
 from ciml.events.run_id import RunId
-from transforms.fetch.fetch import Fetcher
-from transforms.fetch.policy import FetchPolicy
-
-from .certificates import make_certificate
-from .fetching import NOW, pending
-from .log_server import LogServer, serving
+from ciml.transforms.fetch.fetch import Fetcher
+from ciml.transforms.fetch.policy import FetchPolicy
+from tests.transforms.fetch.certificates import make_certificate
+from tests.transforms.fetch.fetching import NOW, pending
+from tests.transforms.fetch.log_server import LogServer, serving
 
 API, BLOBS = "api.example.org", "blobs.example.org"
 TOKEN = "t0ken-of-a-robot"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError, RejectedInput
-from transforms.fetch.addresses import Address, check_ips, host_rule, is_public, parse_address
+from ciml.transforms.fetch.addresses import Address, check_ips, host_rule, is_public, parse_address
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,11 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.events.records import Batch
-from transforms.fetch.fetch import Fetcher
-from transforms.fetch.policy import FetchPolicy
-
-from .certificates import make_certificate
-from .fetching import NOW, allow, only, pending, run
-from .log_server import LOG, LogServer, serving
+from ciml.transforms.fetch.fetch import Fetcher
+from ciml.transforms.fetch.policy import FetchPolicy
+from tests.transforms.fetch.certificates import make_certificate
+from tests.transforms.fetch.fetching import NOW, allow, only, pending, run
+from tests.transforms.fetch.log_server import LOG, LogServer, serving
 
 
 @pytest.fixture

@@ -15,14 +15,13 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.events.payloads import message_of
-from transforms.fetch.artifacts import Artifact, JobFacts, artifact_of, artifacts_on
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
-
-from .fetching import MIB, NOW, only
-from .github import SIGNED, START_US, TOKEN, Systems, job, listed, systems
-from .log_server import LOG, serving
-from .zips import archive, entry, zeros, zipped
+from ciml.transforms.fetch.artifacts import Artifact, JobFacts, artifact_of, artifacts_on
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
+from tests.transforms.fetch.fetching import MIB, NOW, only
+from tests.transforms.fetch.github import SIGNED, START_US, TOKEN, Systems, job, listed, systems
+from tests.transforms.fetch.log_server import LOG, serving
+from tests.transforms.fetch.zips import archive, entry, zeros, zipped
 
 
 @pytest.fixture

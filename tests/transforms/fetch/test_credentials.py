@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from transforms.fetch.addresses import parse_address
-from transforms.fetch.credentials import Credential, credential_of
-from transforms.fetch.fetch import Fetcher
-from transforms.fetch.policy import FetchPolicy
-
-from .fetching import only
-from .github import API, BLOBS, TOKEN, Systems, job, systems
-from .log_server import LOG, LogServer, serving
+from ciml.transforms.fetch.addresses import parse_address
+from ciml.transforms.fetch.credentials import Credential, credential_of
+from ciml.transforms.fetch.fetch import Fetcher
+from ciml.transforms.fetch.policy import FetchPolicy
+from tests.transforms.fetch.fetching import only
+from tests.transforms.fetch.github import API, BLOBS, TOKEN, Systems, job, systems
+from tests.transforms.fetch.log_server import LOG, LogServer, serving
 
 
 @pytest.fixture

@@ -18,11 +18,10 @@ from ciml.errors import CimlError
 from ciml.events.cloudevents import finished_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, Origin, Outcome
-from transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch
-from transforms.fetch.policy import FetchPolicy
-
-from .fetching import MIB, NOW, TRUST, allow, only, pending, run
-from .log_server import LOG, LogServer, bomb, serving
+from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch
+from ciml.transforms.fetch.policy import FetchPolicy
+from tests.transforms.fetch.fetching import MIB, NOW, TRUST, allow, only, pending, run
+from tests.transforms.fetch.log_server import LOG, LogServer, bomb, serving
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ from unittest import mock
 import pytest
 
 from ciml.errors import RejectedInput
-from transforms.fetch.files import open_below
-from transforms.fetch.policy import FetchPolicy
-
-from .fetching import only, run
-from .log_server import LOG
+from ciml.transforms.fetch.files import open_below
+from ciml.transforms.fetch.policy import FetchPolicy
+from tests.transforms.fetch.fetching import only, run
+from tests.transforms.fetch.log_server import LOG
 
 OUTSIDE = ("dead_letter", "address_not_allowed", "the file is not below an allowed root")
 

@@ -13,10 +13,9 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_LOG_REQUESTS
-from transforms.fetch.policy import LOG_PATHS, FetchPolicy
-
-from .fetching import MIB, allow, only, run
-from .log_server import LOG, LogServer, bomb, serving
+from ciml.transforms.fetch.policy import LOG_PATHS, FetchPolicy
+from tests.transforms.fetch.fetching import MIB, allow, only, run
+from tests.transforms.fetch.log_server import LOG, LogServer, bomb, serving
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from transforms.fetch.gunzip import gunzip
-
-from .log_server import bomb
+from ciml.transforms.fetch.gunzip import gunzip
+from tests.transforms.fetch.log_server import bomb
 
 LIMIT = 1 << 20
 

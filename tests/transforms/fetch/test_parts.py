@@ -14,12 +14,11 @@ import pytest
 
 from ciml.events.records import Batch
 from ciml.limits import PART_BYTES
-from transforms.fetch.fetch import Fetcher, fetch_in_parts
-from transforms.fetch.policy import FetchPolicy
-from transforms.parse.stage import parse
-
-from .fetching import MIB, NOW, allow, pending
-from .log_server import LOG, LogServer, serving
+from ciml.transforms.fetch.fetch import Fetcher, fetch_in_parts
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.parse.stage import parse
+from tests.transforms.fetch.fetching import MIB, NOW, allow, pending
+from tests.transforms.fetch.log_server import LOG, LogServer, serving
 
 
 @pytest.fixture

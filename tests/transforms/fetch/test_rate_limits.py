@@ -9,10 +9,9 @@ from email.utils import formatdate
 import pytest
 
 from ciml.events.records import Batch
-from transforms.fetch.fetch import Fetcher
-
-from .fetching import NOW, allow, pending, run
-from .log_server import LOG, LogServer, serving
+from ciml.transforms.fetch.fetch import Fetcher
+from tests.transforms.fetch.fetching import NOW, allow, pending, run
+from tests.transforms.fetch.log_server import LOG, LogServer, serving
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ from typing import Any
 import boto3
 import pytest
 
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.faults.s3_shim import Shim, Weather
-from transforms.fetch.policy import FetchPolicy
-
-from .fetching import MIB, only, run
-from .log_server import LOG
+from tests.transforms.fetch.fetching import MIB, only, run
+from tests.transforms.fetch.log_server import LOG
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: binary/octet-stream\r\nContent-Length: %d\r\n\r\n"
 

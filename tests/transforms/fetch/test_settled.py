@@ -11,15 +11,14 @@ import pytest
 
 from ciml.events.records import Batch, Outcome, RunFacts
 from ciml.storage.open import open_store
+from ciml.transforms.fetch import fetch
+from ciml.transforms.fetch.fetch import Fetcher
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.run_stages import take_logs
 from tests.corpus import CORPUS
-from transforms.fetch import fetch
-from transforms.fetch.fetch import Fetcher
-from transforms.fetch.policy import FetchPolicy
-from transforms.ingest.run_stages import take_logs
-
-from .fetching import NOW, pending
-from .github import Systems, job, listed, systems
-from .zips import zipped
+from tests.transforms.fetch.fetching import NOW, pending
+from tests.transforms.fetch.github import Systems, job, listed, systems
+from tests.transforms.fetch.zips import zipped
 
 
 def test_a_run_has_the_same_row_wherever_its_log_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,12 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.limits import MAX_ARCHIVE_ENTRIES
+from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.transforms.fetch.policy import LOG_PATHS
+from ciml.transforms.fetch.unzip import is_archive, unzip
 from tests.growth import assert_linear
-from transforms.fetch.errors import LogUnavailableError
-from transforms.fetch.policy import LOG_PATHS
-from transforms.fetch.unzip import is_archive, unzip
-
-from .log_server import LOG
-from .zips import archive, entry, zeros, zipped
+from tests.transforms.fetch.log_server import LOG
+from tests.transforms.fetch.zips import archive, entry, zeros, zipped
 
 NAME = b"dstat-csv_log.txt"
 
@@ -209,9 +208,9 @@ import io, resource, sys, time
 from ciml.errors import RejectedInput
 from tests.transforms.fetch.test_unzip import NAME
 from tests.transforms.fetch.zips import archive, entry, zeros
-from transforms.fetch.gunzip import gunzip
-from transforms.fetch.policy import LOG_PATHS
-from transforms.fetch.unzip import unzip
+from ciml.transforms.fetch.gunzip import gunzip
+from ciml.transforms.fetch.policy import LOG_PATHS
+from ciml.transforms.fetch.unzip import unzip
 
 packed = zeros(int(sys.argv[1]))
 names = [NAME, b"a", b"b"][: int(sys.argv[3])]

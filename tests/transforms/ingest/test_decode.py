@@ -12,7 +12,7 @@ from ciml.errors import CimlError
 from ciml.events.cloudevents import QUEUED, REASONS, STARTED, decode_message, finished_event, run_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
-from transforms.ingest.decode import IGNORED, decode
+from ciml.transforms.ingest.decode import IGNORED, decode
 
 FACTS = RunFacts(
     run_id="zuul~a~1",

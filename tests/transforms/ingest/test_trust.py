@@ -12,8 +12,8 @@ from ciml.errors import CimlError
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identity
 from ciml.raw.known_subjects import STORED
-from transforms.ingest.trust import FACTS as FACTS_IN_ORDER
-from transforms.ingest.trust import (
+from ciml.transforms.ingest.trust import FACTS as FACTS_IN_ORDER
+from ciml.transforms.ingest.trust import (
     NO_RULE,
     PATH_GLOBS,
     POLICY_VARIABLE,
@@ -22,7 +22,7 @@ from transforms.ingest.trust import (
     former_policy,
     judge,
 )
-from transforms.ingest.trust_review import Mismatch, trace
+from ciml.transforms.ingest.trust_review import Mismatch, trace
 
 ROOT = Path(__file__).parents[3]
 SAMPLES, EXAMPLES = ROOT / "transforms" / "ingest", ROOT / "examples"

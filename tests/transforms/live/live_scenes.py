@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from ciml.events.samples import End, Samples
 from ciml.telemetry import telemetry_columns
-from transforms.live.samples import part_of
-from transforms.live.windows import LiveRun
+from ciml.transforms.live.samples import part_of
+from ciml.transforms.live.windows import LiveRun
 
 SECOND = 1_000_000
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from ciml.dstat.header import read_columns
 from ciml.errors import RejectedInput
+from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
+from ciml.transforms.parse.repair import repair
+from ciml.transforms.parse.rows import Rows, _read, _rows, read_rows
 from tests.golden import make_logs
 from tests.tier import tries
 from tests.transforms.parse import parse_oracle
-from transforms.parse.logs import Log, ParseLimits, parse_logs
-from transforms.parse.repair import repair
-from transforms.parse.rows import Rows, _read, _rows, read_rows
 
 SMALL = [make() for make in make_logs.SMALL]
 HEAD = b'"Cmdline:","dstat -tl",,,,"Date:","24 Nov 2026 12:00:00 UTC"\n"system","load avg",,\n"time","1m","5m","15m"\n'

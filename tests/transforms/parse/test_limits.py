@@ -20,8 +20,8 @@ from ciml.limits import (
     MAX_LOG_STARTS,
     MIN_ROW_CELLS,
 )
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden.make_logs import instant
-from transforms.parse.logs import Log, parse_logs
 
 GOOD = (
     b'"dool 1.3.8 CSV output"\n"Cmdline:","dool -tl",,,,"Date:","24 Nov 2026 12:00:00 UTC"\n'

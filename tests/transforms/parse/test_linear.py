@@ -11,9 +11,9 @@ import pytest
 
 from ciml.dstat.header import interval_of, read_columns
 from ciml.telemetry import short_names, unique_names
+from ciml.transforms.live.samples import Part, unseen
+from ciml.transforms.parse.logs import Log, parse_logs
 from tests.growth import assert_linear
-from transforms.live.samples import Part, unseen
-from transforms.parse.logs import Log, parse_logs
 
 HEAD = b'"Cmdline:","dstat -tl",,,,"Date:","24 Nov 2026 12:00:00 UTC"\n"system","load avg",,\n"time","1m","5m","15m"\n'
 ROW = b"24-11 12:00:00,1,2,3\n"

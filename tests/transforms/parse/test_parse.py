@@ -13,11 +13,11 @@ import pytest
 
 from ciml.digest import telemetry_digest
 from ciml.errors import RejectedInput
+from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
 from tests.corpus import CORPUS
 from tests.golden import make_logs
 from tests.golden.make_logs import Golden
 from tests.transforms.parse import parse_oracle
-from transforms.parse.logs import Log, ParseLimits, parse_logs
 
 GOLDEN = {golden.name: golden for golden in make_logs.all_logs()}
 

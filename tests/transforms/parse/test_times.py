@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from ciml.dstat.header import interval_of
 from ciml.dstat.vocabulary import epoch_us
 from ciml.errors import RejectedInput
+from ciml.transforms.parse.clock import fixed_offset
+from ciml.transforms.parse.logs import Log, parse_logs
+from ciml.transforms.parse.times import read_cells
 from tests.golden.make_logs import DOOL, DSTAT, LOAD, instant, record, replace, seconds
-from transforms.parse.clock import fixed_offset
-from transforms.parse.logs import Log, parse_logs
-from transforms.parse.times import read_cells
 
 
 def written(times: list[str], date: str, **event: object) -> list[str] | str:
@@ -290,7 +290,7 @@ def test_civil_times() -> None:
 def test_the_machines_own_zone_plays_no_part() -> None:
     script = (
         "from tests.golden.make_logs import all_logs\n"
-        "from transforms.parse.logs import Log, parse_logs\n"
+        "from ciml.transforms.parse.logs import Log, parse_logs\n"
         "logs = all_logs()[:25]\n"
         "for g, t in zip(logs, parse_logs([Log(g.data, g.start_us, g.end_us) for g in logs])):\n"
         "    assert [int(x.timestamp() * 1e6 + .5) for x in t.column('time').to_pylist()] == g.times_us, g.name\n"

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError
+from ciml.transforms.profiles.departures import departures
+from ciml.transforms.profiles.profile import MIN_RUNS, Profiles, make_profiles
+from ciml.transforms.profiles.windows import MINUTE_S, length_s, window_means, window_of
 from tests.tier import tries
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
-from transforms.profiles.departures import departures
-from transforms.profiles.profile import MIN_RUNS, Profiles, make_profiles
-from transforms.profiles.windows import MINUTE_S, length_s, window_means, window_of
 
 
 def _passing(rows: int = 240, runs: int = MIN_RUNS, job: str = "unit"):

@@ -25,12 +25,12 @@ from ciml.events.records import RawFile
 from ciml.manifest.log import ManifestLog
 from ciml.raw.packs import NamedRun, named_runs, pack_log, pack_state
 from ciml.storage.open import LocalStore, Store
+from ciml.transforms.examples.spans import read_examples
+from ciml.transforms.raw.pack_reader import Joined, read_joined
+from ciml.transforms.raw.packs import PackWriter
+from ciml.transforms.raw.reader import read_run, read_runs
+from ciml.transforms.raw.write import write_run
 from tests.transforms.samples import LOAD, USR
-from transforms.examples.spans import read_examples
-from transforms.raw.pack_reader import Joined, read_joined
-from transforms.raw.packs import PackWriter
-from transforms.raw.reader import read_run, read_runs
-from transforms.raw.write import write_run
 
 OLD = Path(__file__).parents[2] / "golden" / "stored"
 DATASET = "cpu"
@@ -150,7 +150,7 @@ def _read_examples(store: Store, file: ExampleFile) -> list[pa.Table]:
 
 def _renew(data: DataRoot) -> None:
     """Writes all objects of a data path as they are written now."""
-    from transforms.examples.spans import write_examples
+    from ciml.transforms.examples.spans import write_examples
 
     raw = data.raw
     runs = [(run, read_run(raw, _raw_file(run)), raw.exists(run.path)) for run in runs_of(raw)]

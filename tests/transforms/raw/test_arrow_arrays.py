@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from transforms.raw.arrow_arrays import numbers, plain, text_maps, texts, times
+from ciml.transforms.raw.arrow_arrays import numbers, plain, text_maps, texts, times
 
 WORDS = [[], [""], ["", "", ""], ["same", "same"], ["ü", "ü", "ü"], ["a", "", "bc"], ["ä", "b", "日本"], ["one"]]
 

@@ -15,15 +15,15 @@ from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
 from ciml.storage.open import LocalStore
 from ciml.telemetry import telemetry_columns
+from ciml.transforms.examples.downsample import downsample, downsample_joined, merge_windows
+from ciml.transforms.examples.prepare import make_examples, row_digest
+from ciml.transforms.examples.spans import examples_of
+from ciml.transforms.raw.pack_reader import Joined, read_joined
+from ciml.transforms.raw.packs import GROUP_ROWS
+from ciml.transforms.raw.reader import read_columns
+from ciml.transforms.raw.write import write_run
 from tests.transforms.raw.test_packs import FOLDER, keep, name_of, packed
 from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
-from transforms.examples.downsample import downsample, downsample_joined, merge_windows
-from transforms.examples.prepare import make_examples, row_digest
-from transforms.examples.spans import examples_of
-from transforms.raw.pack_reader import Joined, read_joined
-from transforms.raw.packs import GROUP_ROWS
-from transforms.raw.reader import read_columns
-from transforms.raw.write import write_run
 
 DAY_US = 86_400_000_000
 

@@ -33,12 +33,12 @@ from ciml.raw.packs import (
     split_path,
 )
 from ciml.storage.open import LocalStore
+from ciml.transforms.raw.packs import GROUP_ROWS, OpenPack, PackWriter, columns_digest, open_pack, prove_pack
+from ciml.transforms.raw.reader import read_object, read_run, read_runs, verify_run
+from ciml.transforms.raw.write import write_run
 from tests.tier import tries
 from tests.transforms.raw.stored import OLD, runs_of
 from tests.transforms.samples import corpus
-from transforms.raw.packs import GROUP_ROWS, OpenPack, PackWriter, columns_digest, open_pack, prove_pack
-from transforms.raw.reader import read_object, read_run, read_runs, verify_run
-from transforms.raw.write import write_run
 
 FOLDER = "job=a/date=2020-01-01"
 RUNS = 120

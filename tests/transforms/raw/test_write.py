@@ -13,10 +13,10 @@ from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun, RawFile, Trust
 from ciml.storage.open import LocalStore
+from ciml.transforms.parse.stage import parse
+from ciml.transforms.raw.reader import read_run, read_runs, verify_run
+from ciml.transforms.raw.write import run_path, store, write_run
 from tests.transforms.samples import corpus, make_facts
-from transforms.parse.stage import parse
-from transforms.raw.reader import read_run, read_runs, verify_run
-from transforms.raw.write import run_path, store, write_run
 
 COVERS = OffsetRange("t", "T", 0, 0, 9)
 TRUST = Trust(True, "gated", "p")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.data.dataset.build import command as build
-from cli.commands.data.dataset.manage import create, records, show, update
-from cli.commands.data.dataset.spans import spans, verify
+from ciml.cli.commands.data.dataset.build import command as build
+from ciml.cli.commands.data.dataset.manage import create, records, show, update
+from ciml.cli.commands.data.dataset.spans import spans, verify
 
 
 @click.group("dataset", commands=[build, create, update, show, spans, verify, records])

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.batch_options import collecting_rarely, logs_option, processors, runner_option
+from ciml.cli.commands.data.dataset.on_dataflow import launch_build
+from ciml.cli.commands.data.dataset.padding import padding_text, warn_of_padding
+from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from ciml.cli.options import beam_option, data_path_option, require_data, s3_options, s3_place, target_data_path_option
+from ciml.cli.param_types import Windows
+from ciml.cli.progress_bar import progress_bar
 from ciml.errors import CimlError
-from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
-from cli.commands.data.dataset.on_dataflow import launch_build
-from cli.commands.data.dataset.padding import padding_text, warn_of_padding
-from cli.commands.data.tables import update_tables
-from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
-from cli.options import beam_option, data_path_option, require_data, s3_options, s3_place, target_data_path_option
-from cli.param_types import Windows
-from cli.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset
     from ciml.datasets.definition import DatasetDefinition
-    from pipelines.datasets.listed_runs import ListedRuns
-    from pipelines.datasets.update import Update
+    from ciml.pipelines.datasets.listed_runs import ListedRuns
+    from ciml.pipelines.datasets.update import Update
 
 #: The folder of the plots in the folder of the data set; readers of examples skip it.
 PLOTS = "_plots"
@@ -156,7 +156,7 @@ def command(
       ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
     from ciml.data_root import DataRoot
-    from pipelines.datasets.build import build_dataset, is_another, remove_dataset
+    from ciml.pipelines.datasets.build import build_dataset, is_another, remove_dataset
 
     if (listing is None) != (logs is None):
         raise CimlError("--listing and --logs: give both or neither")
@@ -215,10 +215,10 @@ def as_in_the_talk() -> click.Command:
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
     from ciml.events.listing import Reading
     from ciml.events.listing_files import open_listing
-    from pipelines.backfill.plan import logs_root
-    from pipelines.datasets.listed_runs import ListedRuns
-    from transforms.fetch.policy import FetchPolicy
-    from transforms.ingest.trust import TrustPolicy
+    from ciml.pipelines.backfill.plan import logs_root
+    from ciml.pipelines.datasets.listed_runs import ListedRuns
+    from ciml.transforms.fetch.policy import FetchPolicy
+    from ciml.transforms.ingest.trust import TrustPolicy
 
     root = logs_root(logs)
     return ListedRuns(
@@ -228,7 +228,7 @@ def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
 
 
 def _visualize(dataset: StoredDataset) -> str:
-    from reports.dataset.render import plot_dataset
+    from ciml.reports.dataset.render import plot_dataset
 
     with progress_bar("reading examples") as progress:
         return plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)
@@ -240,10 +240,10 @@ def _definition(target: DataRoot, name: str | None, file: str | None, options: d
     The default of ``max_windows`` is ``auto``, but not of a stored definition, nor in the scripts of the talk.
     """
     from ciml.datasets.definition import DatasetDefinition
+    from ciml.pipelines.datasets.build import DEFINITION, SPAN_RUNS
+    from ciml.pipelines.datasets.update import with_default_windows
     from ciml.settings import parse_toml, read_toml
     from ciml.storage.open import open_store
-    from pipelines.datasets.build import DEFINITION, SPAN_RUNS
-    from pipelines.datasets.update import with_default_windows
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     keep = given.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.batch_options import collecting_rarely, runner_option
+from ciml.cli.commands.data.dataset.on_dataflow import launch_update
+from ciml.cli.commands.data.dataset.padding import padding_text, warn_of_padding
+from ciml.cli.commands.data.dataset.spans import print_spans
+from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
+from ciml.cli.options import beam_option, data_path_option
+from ciml.cli.policy_options import trust_policy_option
+from ciml.cli.progress_bar import progress_bar
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from cli.batch_options import collecting_rarely, runner_option
-from cli.commands.data.dataset.on_dataflow import launch_update
-from cli.commands.data.dataset.padding import padding_text, warn_of_padding
-from cli.commands.data.dataset.spans import print_spans
-from cli.commands.data.tables import update_tables
-from cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
-from cli.options import beam_option, data_path_option
-from cli.policy_options import trust_policy_option
-from cli.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from ciml.datasets.state import DatasetState
@@ -46,8 +46,8 @@ def create(name: str, definition_file: str, data_path: str) -> None:
       ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
     """
     from ciml.datasets.definition import AUTO, DatasetDefinition
+    from ciml.pipelines.datasets.update import create_dataset, with_default_windows
     from ciml.settings import read_toml
-    from pipelines.datasets.update import create_dataset, with_default_windows
 
     data, keys = DataRoot.open(data_path), {**read_toml(definition_file), "name": name}
     DatasetDefinition.from_json(keys, definition_file)
@@ -94,7 +94,7 @@ def update(
         launch_update(DataRoot.open(data_path), name, job.settings(), job, beam_options, seal=seal)
         return
     job.check_unused(beam_options)
-    from pipelines.datasets.update import update_dataset
+    from ciml.pipelines.datasets.update import update_dataset
 
     data = DataRoot.open(data_path)
     with collecting_rarely(), progress_bar("making examples") as progress:
@@ -171,10 +171,10 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     """
     from pathlib import Path
 
-    from training.data.analysis_cache import AnalysisCache
-    from training.data.materialise import is_materialised, materialise
-    from training.data.snapshot import make_snapshot
-    from transforms.ingest.trust import TrustPolicy
+    from ciml.training.data.analysis_cache import AnalysisCache
+    from ciml.training.data.materialise import is_materialised, materialise
+    from ciml.training.data.snapshot import make_snapshot
+    from ciml.transforms.ingest.trust import TrustPolicy
 
     to, dataset = Path(folder), DataRoot.open(data_path).dataset(name)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.options import data_path_option
+from ciml.cli.tables import print_table
 from ciml.errors import CimlError
-from cli.options import data_path_option
-from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.data_root import StoredDataset
@@ -73,9 +73,9 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
       ciml dataset verify --data-path data
       ciml dataset verify cpu-load --json --data-path data
     """
+    from ciml.cli.progress_bar import bars
     from ciml.errors import IntegrityError
-    from cli.progress_bar import bars
-    from pipelines.datasets.update import verify_dataset
+    from ciml.pipelines.datasets.update import verify_dataset
 
     found: dict[str, dict[str, Any]] = {}
     with bars() as progress:

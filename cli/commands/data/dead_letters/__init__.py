@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.data.dead_letters.replay import replay_command
-from cli.commands.data.dead_letters.show import count, list_command, show
+from ciml.cli.commands.data.dead_letters.replay import replay_command
+from ciml.cli.commands.data.dead_letters.show import count, list_command, show
 
 
 @click.group("dead-letters", commands=[list_command, count, show, replay_command])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import Option, stacked
-from cli.param_types import Duration
+from ciml.cli.options import Option, stacked
+from ciml.cli.param_types import Duration
 
 if TYPE_CHECKING:
     from ciml.raw.dead_letters import Choice

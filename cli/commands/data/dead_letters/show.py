@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.commands.data.dead_letters.filters import choice_of, choice_options
+from ciml.cli.options import data_path_option
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
-from cli.commands.data.dead_letters.filters import choice_of, choice_options
-from cli.options import data_path_option
 
 if TYPE_CHECKING:
     from ciml.raw.dead_letters import DeadLetter
@@ -143,8 +143,8 @@ def show(origin: str, run_id: str, data_path: str) -> None:
     Example:
       ciml dead-letters show ci-events:0:1234 --data-path data
     """
+    from ciml.pipelines.ingest.replay import chosen
     from ciml.raw.dead_letters import Choice
-    from pipelines.ingest.replay import chosen
 
     topic, partition, offset = _parsed_origin(origin)
     raw = DataRoot.open(data_path).raw

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.data.runs.listing import list_runs, show
-from cli.commands.data.runs.maintain import compact, verify
-from cli.commands.data.runs.summary import summary
-from cli.default_group import DefaultGroup
+from ciml.cli.commands.data.runs.listing import list_runs, show
+from ciml.cli.commands.data.runs.maintain import compact, verify
+from ciml.cli.commands.data.runs.summary import summary
+from ciml.cli.default_group import DefaultGroup
 
 
 @click.group("runs", cls=DefaultGroup, default="summary", commands=[summary, list_runs, show, verify, compact])

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.options import data_path_option, jobs_option
+from ciml.cli.tables import print_table
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from cli.options import data_path_option, jobs_option
-from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.storage.open import Store
@@ -99,9 +99,9 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
     """
     from functools import partial
 
+    from ciml.cli.progress_bar import bars
     from ciml.raw.lookup import attempts_of, entries_of, row_of
     from ciml.raw.state import open_raw
-    from cli.progress_bar import bars
 
     raw = DataRoot.open(data_path).raw
     log, state = open_raw(raw)
@@ -130,7 +130,7 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
     from ciml.errors import IntegrityError
     from ciml.events.records import RawFile
     from ciml.raw.packs import split_path
-    from transforms.raw.reader import load_packs, read_run, verify_run
+    from ciml.transforms.raw.reader import load_packs, read_run, verify_run
 
     named = RawFile.from_json(file)
     parts = split_path(named.path)

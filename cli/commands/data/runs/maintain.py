@@ -7,10 +7,10 @@ from dataclasses import asdict
 
 import click
 
+from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.options import data_path_option
+from ciml.cli.param_types import Duration
 from ciml.data_root import DataRoot
-from cli.commands.data.tables import update_tables
-from cli.options import data_path_option
-from cli.param_types import Duration
 
 
 @click.command("verify")
@@ -33,8 +33,8 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
       ciml runs verify --data-path data
       ciml runs verify --sample 1000 --json --data-path s3://bucket/data
     """
-    from cli.progress_bar import bars
-    from pipelines.raw_store.verify import verify_raw
+    from ciml.cli.progress_bar import bars
+    from ciml.pipelines.raw_store.verify import verify_raw
 
     with bars() as progress:
         found = verify_raw(DataRoot.open(data_path).raw, sample=sample, seed=seed, grace_s=grace, progress=progress)
@@ -93,8 +93,8 @@ def compact(
       ciml runs compact --data-path data
       ciml runs compact --older-than 7d --grace 2d --json --data-path s3://bucket/data
     """
-    from cli.progress_bar import bars
-    from pipelines.raw_store.compact import compact as run
+    from ciml.cli.progress_bar import bars
+    from ciml.pipelines.raw_store.compact import compact as run
 
     data = DataRoot.open(data_path)
     with bars() as progress:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.data.runs.listing import print_runs
-from cli.options import data_path_option
-from cli.tables import print_table
+from ciml.cli.commands.data.runs.listing import print_runs
+from ciml.cli.options import data_path_option
+from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
@@ -79,9 +79,9 @@ def as_dict(state: RawState) -> dict[str, Any]:
 
 def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
     """Return the faults of the runs in the manifest up to ``version``, one line each."""
+    from ciml.cli.progress_bar import bars
     from ciml.events.records import RawFile, rows_of
-    from cli.progress_bar import bars
-    from transforms.raw.reader import verify_runs
+    from ciml.transforms.raw.reader import verify_runs
 
     def named() -> Iterator[tuple[str, RawFile]]:
         for number, delta in log.since(0):

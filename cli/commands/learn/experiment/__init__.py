@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.learn.experiment.compare import compare
-from cli.commands.learn.experiment.define import define
-from cli.commands.learn.experiment.report import report
-from cli.commands.learn.experiment.show import show
-from cli.commands.learn.experiment.sweep import sweep
-from cli.commands.learn.experiment.train import train
+from ciml.cli.commands.learn.experiment.compare import compare
+from ciml.cli.commands.learn.experiment.define import define
+from ciml.cli.commands.learn.experiment.report import report
+from ciml.cli.commands.learn.experiment.show import show
+from ciml.cli.commands.learn.experiment.sweep import sweep
+from ciml.cli.commands.learn.experiment.train import train
 
 
 @click.group("experiment", commands=[define, train, show, compare, report, sweep])

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from cli.options import data_path_option, s3_options
-from cli.tables import print_table
+from ciml.cli.options import data_path_option, s3_options
+from ciml.cli.tables import print_table
 
 Record = Mapping[str, Any]
 
@@ -41,9 +41,9 @@ def compare(
     import json
 
     from ciml.data_root import DataRoot
-    from training.experiments.compare import by_accuracy
-    from training.experiments.compare import compare as compare_results
-    from training.experiments.results import named_results
+    from ciml.training.experiments.compare import by_accuracy
+    from ciml.training.experiments.compare import compare as compare_results
+    from ciml.training.experiments.results import named_results
 
     if csv_file == "-" and as_json:
         raise click.UsageError("--csv - and --json both print to standard output; give one")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from ciml.cli.options import data_path_option, s3_options, stacked
 from ciml.errors import CimlError
-from cli.options import data_path_option, s3_options, stacked
 
 DEFAULT_ESTIMATOR = "tf.estimator.DNNClassifier"
 #: Defaults of the talk's estimators, which differ from this project's: its names keep their training.
@@ -89,8 +89,8 @@ hyper_parameters = stacked(
 
 def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
     from ciml.data_root import DataRoot
-    from training.experiment import Experiment
-    from training.experiments.trials import create_experiment, experiment_store
+    from ciml.training.experiment import Experiment
+    from ciml.training.experiments.trials import create_experiment, experiment_store
 
     given = {key: value for key, value in options.items() if value is not None}
     if "optimizer" in given:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import click
 
-from cli.options import data_path_option, s3_options
-from cli.plot_options import output_option
-from cli.progress_bar import progress_bar
+from ciml.cli.options import data_path_option, s3_options
+from ciml.cli.plot_options import output_option
+from ciml.cli.progress_bar import progress_bar
 
 
 @click.command("report")
@@ -38,7 +38,7 @@ def report(experiments: tuple[str, ...], datasets: tuple[str, ...], data_path: s
       ciml experiment report dnn-5x100 forest --dataset cpu-load --output s3://reports/cpu-load --data-path DATA
     """
     from ciml.data_root import DataRoot
-    from reports.experiments.render import report_experiments
+    from ciml.reports.experiments.render import report_experiments
 
     folder = output or default_folder(experiments, datasets)
     with progress_bar("drawing") as progress:

@@ -6,8 +6,8 @@ import json
 
 import click
 
-from cli.options import data_path_option, s3_options
-from training.experiments.text import result_lines
+from ciml.cli.options import data_path_option, s3_options
+from ciml.training.experiments.text import result_lines
 
 
 @click.command("show")
@@ -26,7 +26,7 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
       ciml experiment show --data-path DATA
     """
     from ciml.data_root import DataRoot
-    from training.experiments.trials import experiment_names, load_experiment, results_of
+    from ciml.training.experiments.trials import experiment_names, load_experiment, results_of
 
     stored = DataRoot.open(data_path).experiments
     if name is None:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.batch_options import processors
-from cli.options import data_path_option, s3_options, s3_place, target_data_path_option
-from cli.policy_options import learn_from_options
-from cli.progress_bar import progress_bar
-from cli.tables import print_table
+from ciml.cli.batch_options import processors
+from ciml.cli.options import data_path_option, s3_options, s3_place, target_data_path_option
+from ciml.cli.policy_options import learn_from_options
+from ciml.cli.progress_bar import progress_bar
+from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from pipelines.training.hyperparameter_sweep import Swept
+    from ciml.pipelines.training.hyperparameter_sweep import Swept
 
 #: Rows of a printed table; the page and the CSV have all.
 _MOST_ROWS = 20
@@ -70,15 +70,15 @@ def sweep(
     """
     from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
+    from ciml.pipelines.training.hyperparameter_sweep import SweepContext, run_sweep
+    from ciml.reports.page import save
+    from ciml.reports.sweeps.page import sweep_page
+    from ciml.reports.sweeps.views import csv_of
     from ciml.storage.open import open_store
-    from pipelines.training.hyperparameter_sweep import SweepContext, run_sweep
-    from reports.page import save
-    from reports.sweeps.page import sweep_page
-    from reports.sweeps.views import csv_of
-    from training.exclusion_store import add, exclusions_of
-    from training.exclusions import read_lines
-    from training.sweeps.definition import Sweep
-    from transforms.ingest.trust import TrustPolicy
+    from ciml.training.exclusion_store import add, exclusions_of
+    from ciml.training.exclusions import read_lines
+    from ciml.training.sweeps.definition import Sweep
+    from ciml.transforms.ingest.trust import TrustPolicy
 
     what = Sweep.load(file)
     source = DataRoot.open(data_path)
@@ -99,7 +99,7 @@ def sweep(
 
 
 def _json(swept: Swept) -> dict[str, Any]:
-    from reports.sweeps.views import complete, question_name, questions
+    from ciml.reports.sweeps.views import complete, question_name, questions
 
     return {
         "sweep": swept.sweep.to_json(),
@@ -119,9 +119,9 @@ def _json(swept: Swept) -> dict[str, Any]:
 
 
 def _show(swept: Swept) -> None:
-    from reports.drawing import shown
-    from reports.sweeps.page import trials_table
-    from reports.sweeps.views import METRICS, question_name, questions, scored_on
+    from ciml.reports.drawing import shown
+    from ciml.reports.sweeps.page import trials_table
+    from ciml.reports.sweeps.views import METRICS, question_name, questions, scored_on
 
     for question in questions(swept.sweep):
         made = trials_table(swept, question)
@@ -134,7 +134,7 @@ def _show(swept: Swept) -> None:
 
 
 def _print_best(swept: Swept, best: int, data_path: str) -> None:
-    from reports.sweeps.views import complete, define_lines, question_name, questions
+    from ciml.reports.sweeps.views import complete, define_lines, question_name, questions
 
     states = [outcome.state for outcome in swept.outcomes]
     counts = ", ".join(

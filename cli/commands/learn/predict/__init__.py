@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.learn.predict.files import files
-from cli.commands.learn.predict.stream import command as stream
-from cli.default_group import DefaultGroup
+from ciml.cli.commands.learn.predict.files import files
+from ciml.cli.commands.learn.predict.stream import command as stream
+from ciml.cli.default_group import DefaultGroup
 
 
 class _Group(DefaultGroup):

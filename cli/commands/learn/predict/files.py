@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ciml.cli.options import data_path_option
+from ciml.cli.progress_bar import progress_bar
+from ciml.cli.tables import print_table
 from ciml.events.outcomes import OUTCOMES
-from cli.options import data_path_option
-from cli.progress_bar import progress_bar
-from cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.api.model import Prediction

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.foreground import Running, running_options, topic_options
-from cli.options import home_of
+from ciml.cli.foreground import Running, running_options, topic_options
+from ciml.cli.options import home_of
 
 if TYPE_CHECKING:
-    from services.service import Progress
+    from ciml.services.service import Progress
 
 
 def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value or ctx.resilient_parsing:
         return value
+    from ciml.engines import state
     from ciml.errors import CimlError
-    from engines import state
 
     one = state.read(home_of(ctx)).get("models")
     if one is None:
@@ -53,9 +53,9 @@ def command(running: Running, **arguments: Any) -> None:
       ciml predict stream --model provider --data-path data
       ciml predict stream --model provider --data-path data --once --engine micro-batches
     """
-    from cli.progress_counts import Counts
-    from services.driver import PATIENCE_S
-    from services.predict import PredictService
+    from ciml.cli.progress_counts import Counts
+    from ciml.services.driver import PATIENCE_S
+    from ciml.services.predict import PredictService
 
     if running.launch(PredictService, arguments):
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.operate.connect.systems import gerrit, github, gitlab, jenkins, tekton, zuul
+from ciml.cli.commands.operate.connect.systems import gerrit, github, gitlab, jenkins, tekton, zuul
 
 
 @click.group("connect", commands=[github, gitlab, zuul, gerrit, tekton, jenkins])

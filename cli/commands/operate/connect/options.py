@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from cli.options import Option, data_path_option, engines_home_option, kafka_options, stacked
-from cli.param_types import Duration
+from ciml.cli.options import Option, data_path_option, engines_home_option, kafka_options, stacked
+from ciml.cli.param_types import Duration
 
 
 def connect_options(name: str) -> Option:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.operate.demo.report import command as report
-from cli.commands.operate.demo.run import command as run
-from cli.default_group import DefaultGroup
+from ciml.cli.commands.operate.demo.report import command as report
+from ciml.cli.commands.operate.demo.run import command as run
+from ciml.cli.default_group import DefaultGroup
 
 
 @click.group("demo", cls=DefaultGroup, default="run", commands=[run, report])

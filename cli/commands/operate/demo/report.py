@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.data_path import DataPathOption
+from ciml.cli.data_path import DataPathOption
 
 
 @click.command("report")
@@ -31,10 +31,10 @@ def command(data_path: str, output: str | None) -> None:
 
     import msgspec
 
+    from ciml.cli.demo.report.page import render
+    from ciml.cli.demo.report.result import DemoResult
     from ciml.data_root import DataRoot
     from ciml.errors import CimlError
-    from cli.demo.report.page import render
-    from cli.demo.report.result import DemoResult
 
     store = DataRoot.open(data_path).demo
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.data_path import DataPathOption
+from ciml.cli.data_path import DataPathOption
 
 
 @click.command("run")
@@ -58,8 +58,8 @@ def command(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen:
 
     from rich.console import Console
 
-    from cli.demo.demo import demo
-    from cli.demo.run import Options
+    from ciml.cli.demo.demo import demo
+    from ciml.cli.demo.run import Options
 
     folder = data_path.absolute()
     options = Options(data=folder, home=(home or folder / "home").absolute(), **chosen)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
+from ciml.cli.commands.operate.ingest.accept_loss import accept_loss
+from ciml.cli.commands.operate.ingest.run import command as run
+from ciml.cli.default_group import DefaultGroup
 from ciml.errors import CimlError
-from cli.commands.operate.ingest.accept_loss import accept_loss
-from cli.commands.operate.ingest.run import command as run
-from cli.default_group import DefaultGroup
 
 #: Commands of earlier versions, and the present ones.
 _RENAMED = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.foreground import topic_options
+from ciml.cli.foreground import topic_options
 
 
 @click.command("accept-loss")
@@ -32,7 +32,7 @@ def accept_loss(
     from ciml.data_root import DataRoot
     from ciml.kafka.options import KafkaOptions
     from ciml.pairs import pairs
-    from pipelines.ingest.accept_loss import accept_losses
+    from ciml.pipelines.ingest.accept_loss import accept_losses
 
     options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
     lost = accept_losses(DataRoot.open(data_path).raw, options, topic, dry_run=dry_run)

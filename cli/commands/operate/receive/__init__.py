@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.operate.receive.gerrit import command as gerrit
-from cli.commands.operate.receive.mqtt import command as mqtt
-from cli.commands.operate.receive.webhooks import command as webhooks
+from ciml.cli.commands.operate.receive.gerrit import command as gerrit
+from ciml.cli.commands.operate.receive.mqtt import command as mqtt
+from ciml.cli.commands.operate.receive.webhooks import command as webhooks
 
 
 @click.group("receive", commands=[webhooks, mqtt, gerrit])

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from cli.commands.operate.receive.options import receiver_options, run_sessions
-from cli.options import metrics_options
+from ciml.cli.commands.operate.receive.options import receiver_options, run_sessions
+from ciml.cli.options import metrics_options
 
 
 @click.command("gerrit")
@@ -24,6 +24,6 @@ def command(metrics_port: int | None, metrics_address: str, **arguments: Any) ->
       ciml receive gerrit --config receivers.toml
       ciml receive gerrit --config receivers.toml --topic ci-events --metrics-port 9470
     """
-    from services.gerrit.service import GerritService
+    from ciml.services.gerrit.service import GerritService
 
     run_sessions(GerritService.of(**arguments), metrics_port, metrics_address)

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from cli.commands.operate.receive.options import receiver_options, run_sessions
-from cli.options import metrics_options
+from ciml.cli.commands.operate.receive.options import receiver_options, run_sessions
+from ciml.cli.options import metrics_options
 
 
 @click.command("mqtt")
@@ -24,6 +24,6 @@ def command(metrics_port: int | None, metrics_address: str, **arguments: Any) ->
       ciml receive mqtt --config receivers.toml
       ciml receive mqtt --config receivers.toml --topic ci-events --metrics-port 9469
     """
-    from services.mqtt.service import MqttService
+    from ciml.services.mqtt.service import MqttService
 
     run_sessions(MqttService.of(**arguments), metrics_port, metrics_address)

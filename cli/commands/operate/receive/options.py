@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.foreground import Running
-from cli.options import engines_home_option, kafka_options, stacked
+from ciml.cli.foreground import Running
+from ciml.cli.options import engines_home_option, kafka_options, stacked
 
 if TYPE_CHECKING:
-    from services.receivers.sessions import SessionReceiver
-    from services.service import Progress
+    from ciml.services.receivers.sessions import SessionReceiver
+    from ciml.services.service import Progress
 
 #: ``--config``, as ``config``: an absolute path; `kafka_options`; and ``--topic``. ``--home`` passes no argument.
 receiver_options = stacked(

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.operate.receive.options import receiver_options
-from cli.foreground import Running
-from cli.options import metrics_options
+from ciml.cli.commands.operate.receive.options import receiver_options
+from ciml.cli.foreground import Running
+from ciml.cli.options import metrics_options
 
 if TYPE_CHECKING:
-    from services.service import Progress
+    from ciml.services.service import Progress
 
 
 @click.command("webhooks")
@@ -29,7 +29,7 @@ def command(metrics_port: int | None, metrics_address: str, **arguments: Any) ->
       ciml receive webhooks --config receivers.toml
       ciml receive webhooks --config receivers.toml --topic ci-events --metrics-port 9468
     """
-    from services.webhooks.service import WebhooksService
+    from ciml.services.webhooks.service import WebhooksService
 
     service, shown = WebhooksService.of(**arguments), False
 

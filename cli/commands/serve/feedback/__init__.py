@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.serve.feedback.entries import list_command, mute, unmute
-from cli.commands.serve.feedback.report import command as report
-from cli.commands.serve.feedback.stream import command as stream
-from cli.commands.serve.feedback.trial import command as trial
+from ciml.cli.commands.serve.feedback.entries import list_command, mute, unmute
+from ciml.cli.commands.serve.feedback.report import command as report
+from ciml.cli.commands.serve.feedback.stream import command as stream
+from ciml.cli.commands.serve.feedback.trial import command as trial
 
 
 @click.group("feedback", commands=[stream, trial, report, list_command, mute, unmute])

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.serve.feedback.options import config_option
-from cli.options import data_path_option
-from cli.tables import print_table
+from ciml.cli.commands.serve.feedback.options import config_option
+from ciml.cli.options import data_path_option
+from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from services.feedback.history.report import Row
-    from services.feedback.history.standing import Share
+    from ciml.services.feedback.history.report import Row
+    from ciml.services.feedback.history.standing import Share
 
 
 @click.command("report")
@@ -33,9 +33,9 @@ def command(config: str, data_path: str, as_json: bool) -> None:
       ciml feedback report --config feedback.toml --data-path data
     """
     from ciml.data_root import DataRoot
-    from services.feedback.config import load_feedback
-    from services.feedback.history.report import report
-    from services.feedback.service import replica
+    from ciml.services.feedback.config import load_feedback
+    from ciml.services.feedback.history.report import report
+    from ciml.services.feedback.service import replica
 
     policy = load_feedback(config).policy
     with replica(DataRoot.open(data_path)).state() as state:

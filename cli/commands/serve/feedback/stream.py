@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.serve.feedback.options import config_option
-from cli.foreground import Running, topic_options
-from cli.options import metrics_options
-from cli.param_types import Duration
+from ciml.cli.commands.serve.feedback.options import config_option
+from ciml.cli.foreground import Running, topic_options
+from ciml.cli.options import metrics_options
+from ciml.cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from services.feedback.client import Rendered
-    from services.feedback.state import Entry
-    from services.service import Progress
+    from ciml.services.feedback.client import Rendered
+    from ciml.services.feedback.state import Entry
+    from ciml.services.service import Progress
 
 
 @click.command("stream")
@@ -43,8 +43,8 @@ def command(
       ciml feedback stream --config feedback.toml --data-path data
       ciml feedback stream --config feedback.toml --data-path data --until-idle 1min
     """
-    from services.driver import PATIENCE_S
-    from services.feedback.service import FeedbackService, make_config
+    from ciml.services.driver import PATIENCE_S
+    from ciml.services.feedback.service import FeedbackService, make_config
 
     shown = ""
 

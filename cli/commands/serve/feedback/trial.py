@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from ciml.cli.commands.serve.feedback.options import config_option
+from ciml.cli.options import data_path_option
 from ciml.errors import CimlError
-from cli.commands.serve.feedback.options import config_option
-from cli.options import data_path_option
 
 
 @click.command("try")
@@ -32,8 +32,8 @@ def command(predictions: Path | None, run_id: str | None, config: str, data_path
       ciml feedback try predictions.jsonl --config feedback.toml --data-path data
     """
     from ciml.data_root import DataRoot
-    from services.feedback.config import load_feedback
-    from services.feedback.trial import try_messages
+    from ciml.services.feedback.config import load_feedback
+    from ciml.services.feedback.trial import try_messages
 
     if (predictions is None) == (run_id is None):
         raise click.UsageError("give either a file of PREDICTIONS or --run")
@@ -63,7 +63,7 @@ def _print(trial: Any, as_json: bool) -> None:
 
 def _stored(data_path: str, run_id: str) -> list[dict[str, Any]]:
     from ciml.data_root import DataRoot
-    from serving.predict.log import predictions_of
+    from ciml.serving.predict.log import predictions_of
 
     found = predictions_of(DataRoot.open(data_path).predictions, run_id)
     if not found:

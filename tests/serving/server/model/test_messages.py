@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.server.model import messages
-from serving.server.model.messages import Answer, Call, receive, send
+from ciml.serving.server.model import messages
+from ciml.serving.server.model.messages import Answer, Call, receive, send
 
 
 @pytest.fixture
