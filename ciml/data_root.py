@@ -24,7 +24,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
 from ciml.manifest.log import ManifestLog, catch_up
-from ciml.storage.open import Store, open_store
+from ciml.storage import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,12 @@ class DataRoot:
 
     @property
     def sweeps(self) -> Store:
-        """The sweeps: `ciml.training.sweeps.store`."""
+        """The sweeps: `ciml.training.sweeps.study`."""
         return self.store.child("sweeps")
 
     @property
     def exclusions(self) -> Store:
-        """The runs that no model may learn from: `ciml.training.exclusion_store`."""
+        """The runs that no model may learn from: `ciml.training.exclusions`."""
         return self.store.child("exclusions")
 
     @property
@@ -171,22 +171,22 @@ class DataRoot:
 
     @property
     def feedback(self) -> Store:
-        """The messages on changes, and what reviewers say of them: `ciml.services.feedback`, `ciml.feedback`."""
+        """The messages on changes, and what reviewers say of them: `ciml.verdicts.feedback`."""
         return self.store.child("feedback")
 
     @property
     def evidence(self) -> Store:
-        """The pictures of verdicts, beside the predictions: `ciml.serving.evidence`."""
+        """The pictures of verdicts, beside the predictions: `ciml.verdicts.evidence`."""
         return self.predictions.child("evidence")
 
     @property
     def lineage(self) -> Store:
-        """OpenLineage events, an object each: `ciml.lineage.store_transport`."""
+        """OpenLineage events, an object each: `ciml.lineage.openlineage`."""
         return self.store.child("lineage")
 
     @property
     def tables(self) -> Store:
-        """Delta tables with a folder of their own: `ciml.pipelines.tables`. Others are where their files are."""
+        """Delta tables with a folder of their own: `ciml.runs.tables`. Others are where their files are."""
         return self.store.child("tables")
 
     @property

@@ -232,7 +232,7 @@ MAX_TRACEBACK_BYTES = 1 << 10
 # Passing profiles: `ciml.transforms.profiles`.
 MAX_PROFILE_JOBS = 1000  # the first of a data set; runs of others have the pooled profile
 MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made
-# Memories of runs: each limit holds for each standing (`ciml.raw.standing`). So untrusted runs displace no others.
+# Memories of runs: each limit holds for each standing (`ciml.runs.run_log`). So untrusted runs displace no others.
 MAX_CAUSE_ATTEMPTS = 20  # attempts of one series that are compared, the last ones recorded
 MAX_CAUSE_RUNS = 300_000  # runs whose reruns are looked for, the last ones: 150 MB, three weeks of 100,000
 MAX_NEAR_RUNS = 1000  # runs of one place among which neighbours are counted, the last ones recorded; trusted ones alone

@@ -31,7 +31,7 @@ _LISTENERS = (
     "uvicorn",
     "grpc",
     "ciml.serving.server",
-    "ciml.services.webhooks",
+    "ciml.integrations.webhooks",
     "ciml.http",
     "ciml.metrics",
 )

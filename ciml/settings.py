@@ -1,4 +1,7 @@
-"""Configuration files: read from TOML, checked by msgspec, with each error in one clear line."""
+"""Configuration files: read from TOML, checked by msgspec, with each error in one clear line.
+
+``NAME=VALUE`` texts of options.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -16,6 +19,22 @@ import msgspec
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.limits import MAX_SOURCES
+
+
+def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Parse options of the form NAME=VALUE. The name of a ``--source`` may contain ``=``.
+
+    Raises:
+      CimlError: a text is not NAME=VALUE.
+    """
+    found = []
+    for text in texts:
+        name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
+        if not sign or not name:
+            raise CimlError(f"{option} {name or text}: want NAME=VALUE")
+        found.append((name, value))
+    return found
+
 
 Kind = TypeVar("Kind")
 

@@ -155,7 +155,7 @@ class Downsample(TransformerMixin, BaseEstimator):
     def _tables(self, runs: Iterable[Any]) -> list[pa.Table]:
         import pyarrow as pa
 
-        from ciml.transforms.parse.files import parse_files
+        from ciml.transforms.parse.logs import parse_files
 
         given = list(runs)
         wrong = next(

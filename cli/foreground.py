@@ -1,16 +1,21 @@
-"""Services in the foreground: the options of all, and the call that runs one."""
+"""Services in the foreground: the options of all, and the call that runs one.
+
+Signals to a long-running command.
+"""
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import wraps
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
-from ciml.cli.dataflow.report import print_launched
+from ciml.cli.batch_options import DATAFLOW, DataflowJob, as_s3, dataflow_options, print_launched
 from ciml.cli.options import (
     HERE,
     EngineChoice,
@@ -23,12 +28,26 @@ from ciml.cli.options import (
     stacked,
 )
 from ciml.cli.param_types import Duration
-from ciml.cli.signals import stop_on_signals
 from ciml.errors import CimlError
 
 if TYPE_CHECKING:
     from ciml.services.driver import Report
     from ciml.services.service import Service, Until
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that the first SIGINT or SIGTERM sets, for an orderly stop; the next signal interrupts."""
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    return stop
+
 
 #: Options that end a service by themselves; a supervised one has none of them.
 ENDINGS = ("once", "until_idle", "watch")
@@ -85,7 +104,7 @@ class Running:
                 )
         as_s3((arguments["data_path"], "--data-path"))
         settings = self.job.settings()
-        from ciml.services.dataflow.launch import check_kind, launch_service
+        from ciml.services.dataflow import check_kind, launch_service
 
         check_kind(kind)
         service = kind.of(**arguments)

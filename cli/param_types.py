@@ -1,4 +1,7 @@
-"""Types of option values."""
+"""Types of option values.
+
+``--data-path``: of the command, else of ``ciml`` before it, else of the environment.
+"""
 
 from __future__ import annotations
 
@@ -52,3 +55,18 @@ class Windows(click.ParamType):
         if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
             self.fail(f"invalid number of windows {value!r}; give a whole number, or auto", param, ctx)
         return int(value)
+
+
+_GROUPS_VALUE = "ciml.data_path"
+
+
+class DataPathOption(click.Option):
+    """A command's ``--data-path``; its defaults are the value of `group_data_path`, then the environment."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        return ctx.meta.get(_GROUPS_VALUE) or super().resolve_envvar_value(ctx)
+
+
+def group_data_path(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Store the group's ``--data-path`` for the command (a click callback)."""
+    ctx.meta[_GROUPS_VALUE] = value

@@ -15,7 +15,7 @@ from types import TracebackType
 from ciml.engines import processes, state
 from ciml.engines.base import Engine, Launch, Settings
 from ciml.engines.flink.cluster import Cluster
-from ciml.engines.flink.job_server import Flink, MicroBatches
+from ciml.engines.flink.parts import Flink, MicroBatches
 from ciml.engines.gerrit import Gerrit
 from ciml.engines.http import S3, LogServer, ModelServer
 from ciml.engines.jars import NoJava

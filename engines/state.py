@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError, EngineError
-from ciml.json_files import read_json, write_json
+from ciml.storage.json_files import read_json, write_json
 
 REAL = "real"
 LIGHT = "light"

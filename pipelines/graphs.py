@@ -15,14 +15,13 @@ import apache_beam as beam
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
-from ciml.datasets.plan import SelectedRun, SpanPlan, Step
 from ciml.datasets.state import ExampleFile
-from ciml.events.listing import Reading
-from ciml.events.listing_files import Block
+from ciml.events.listing import Block, Reading
 from ciml.events.records import Origin, PendingRun, RawFile, RunFacts, Trust
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
+from ciml.transforms.examples.plan import SelectedRun, SpanPlan, Step
 from ciml.transforms.fetch.policy import FetchPolicy
 
 _DATA = DataRoot(LocalStore("data"))
@@ -42,7 +41,7 @@ _PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _FACTS, RawFile("runs/1", "0", 60, 1
 
 
 def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[PendingRun, ...] = ()) -> None:
-    from ciml.pipelines.ingest.config import IngestConfig
+    from ciml.pipelines.ingest.committer import IngestConfig
     from ciml.pipelines.ingest.pipeline import build_ingest
 
     fetch = FetchPolicy(hosts=("logs.example.org",))
@@ -50,7 +49,7 @@ def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tupl
 
 
 def _predict(pipeline: beam.Pipeline) -> None:
-    from ciml.pipelines.predict.pipeline import PredictConfig, build_predict
+    from ciml.pipelines.predict import PredictConfig, build_predict
     from ciml.serving.predict.predictor import PredictPolicy
 
     build_predict(pipeline, PredictConfig(_DATA, _KAFKA, "models:8500", PredictPolicy("example")), _RUNS)
@@ -72,7 +71,7 @@ def _dataset(pipeline: beam.Pipeline) -> None:
 
 
 def _dataset_alone(pipeline: beam.Pipeline) -> None:
-    from ciml.pipelines.datasets.planned import PlannedUpdate
+    from ciml.pipelines.datasets.build import PlannedUpdate
 
     step = Step(1, _RESOLVED, (1, 1), 1, (_PLAN,), {})
     PlannedUpdate(_DATA.raw, _DATA.dataset("example").store, (step,)).build(pipeline)

@@ -11,11 +11,9 @@ from typing import NoReturn
 
 from ciml.errors import CimlError
 from ciml.recorder import command
-from ciml.recorder.console import report
-from ciml.recorder.settings import Settings
-from ciml.recorder.signal_watcher import SignalWatcher
+from ciml.recorder.command import Ending, SignalWatcher, ended_children, supervise
+from ciml.recorder.settings import Settings, report
 from ciml.recorder.spool.recording import End, Plan, Recording
-from ciml.recorder.wait import Ending, ended_children, supervise
 from ciml.recorder.worker import fork_worker, keep
 
 #: The finished event has no log_url then, which ingest requires.

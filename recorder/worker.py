@@ -8,16 +8,13 @@ import signal
 import time
 
 from ciml.errors import CimlError
-from ciml.recorder.command import EVERY_SIGNAL
-from ciml.recorder.console import report
+from ciml.recorder.command import EVERY_SIGNAL, close_descriptors
 from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import Recorder, find_dool
-from ciml.recorder.settings import Settings
-from ciml.recorder.signal_watcher import close_descriptors
+from ciml.recorder.settings import Settings, report
 from ciml.recorder.spool.delivery import Delivery
-from ciml.recorder.spool.leftovers import Leftovers
-from ciml.recorder.spool.recording import End, Recording
-from ciml.recorder.spool.seal import seal, secrets_of
+from ciml.recorder.spool.flush import Leftovers
+from ciml.recorder.spool.recording import End, Recording, seal_recording, secrets_of
 
 _INTERVAL_S = 1.0
 
@@ -103,7 +100,7 @@ def keep(recording: Recording, settings: Settings) -> str:
     if not recording.plan.has_destination:
         note = f"kept in {recording.folder.path}; send it by ciml record --send --log-dir FOLDER, or --kafka HOST:PORT"
     try:
-        seal(recording, secrets_of(settings.kafka, recording.plan.log_dir))
+        seal_recording(recording, secrets_of(settings.kafka, recording.plan.log_dir))
     except (CimlError, OSError) as error:
         note += f"; not sealed ({error})"
     return note

@@ -1,4 +1,7 @@
-"""Draw plots as SVG and PNG, with one style, fixed colours and sanitised names."""
+"""Draw plots as SVG and PNG, with one style, fixed colours and sanitised names.
+
+Colours and matplotlib style of all plots.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ciml.reports.style import PALETTE, STYLE
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+#: Colour-blind safe, in the order of classes (Okabe and Ito).
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
+
+
+#: matplotlib settings of every plot.
+STYLE: Any = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # keeps text searchable and in the page's font
+    "svg.hashsalt": "ciml",
+}
+
 
 #: Colour-blind safe; black replaces yellow, which is invisible on white. The last colour is for the group of the rest.
 COLORS = (*PALETTE[:6], "#000000", "#8a8a8a")

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ciml.reports.drawing import Plot
-from ciml.storage.open import Store
+from ciml.storage import Store
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 
 from ciml.engines import processes, state
-from ciml.engines.environment import using
 from ciml.engines.local_s3 import use_local_s3
+from ciml.engines.processes import using
 from ciml.errors import CimlError
-from ciml.json_files import read_json, write_json
 from ciml.services.decide import Wanted
+from ciml.storage.json_files import read_json, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_LOG_BYTES = 5 * 2**20

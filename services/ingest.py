@@ -10,18 +10,17 @@ from ciml.events.records import PendingRun
 from ciml.events.run_facts import source_names
 from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
-from ciml.pairs import pairs
-from ciml.pipelines.ingest.committer import committer
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, committer
 from ciml.pipelines.kafka.broker import Listing
 from ciml.pipelines.kafka.plan import PartitionRead, bases
-from ciml.raw.metrics import raw_families
-from ciml.raw.state import RawState
+from ciml.runs.metrics import raw_families
+from ciml.runs.state import RawState
 from ciml.services.files import now_us
 from ciml.services.service import Progress, TopicService
+from ciml.settings import pairs
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import ALL_JOBS
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -68,7 +67,7 @@ class IngestService(TopicService[RawState]):
         committer(self.config.raw).commit_found(lambda state: bases(state, listing))
 
     def timings(self) -> Sequence[Collector]:
-        from ciml.transforms.ingest.timings_beam import FETCH
+        from ciml.transforms.ingest.beam import FETCH
 
         return (FETCH.histogram, *super().timings())
 

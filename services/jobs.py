@@ -14,8 +14,8 @@ from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
 from ciml.engines import processes
 from ciml.errors import EngineError, IntegrityError
-from ciml.pipelines.flink import rest
-from ciml.pipelines.flink.rest import RestJob
+from ciml.pipelines.flink import jobs
+from ciml.pipelines.flink.jobs import RestJob
 from ciml.services.decide import JobState
 from ciml.services.files import Options, ServiceFiles
 from ciml.services.service import class_of
@@ -178,7 +178,7 @@ class OnFlink:
         # Flink remembers the ended jobs of earlier launches, whose failures are not those of this one.
         mine = [one for one in mine if one.name in self._seen_live or one.name == report.get("job")]
         for one in live[:-1]:
-            rest.cancel(one)  # a supervisor was killed before it cancelled this one
+            jobs.cancel(one)  # a supervisor was killed before it cancelled this one
         if live and (runs or self._options.workers):
             return self._live(live[-1])
         if runs:
@@ -214,7 +214,7 @@ class OnFlink:
             if time.monotonic() > deadline:
                 raise EngineError(f"the Flink job {live[0].name} is {live[0].state} {_CANCEL_S:.0f} s after its cancel")
             for one in live:
-                rest.cancel(one)
+                jobs.cancel(one)
             time.sleep(0.2)
             live = [one for one in self._mine() if not one.over]
         beam_id = self._worker.beam_id
@@ -227,14 +227,14 @@ class OnFlink:
         live = [one for one in self._mine() if not one.over]
         if not live:
             raise EngineError("the Flink job does not run")
-        path = rest.stop_with_savepoint(live[-1], "" if self._options.rest else self._savepoints.as_uri())
+        path = jobs.stop_with_savepoint(live[-1], "" if self._options.rest else self._savepoints.as_uri())
         self.cancel()  # its submitter may still run
         return path
 
     def _live(self, job: RestJob) -> JobStatus:
         point, again, how, fault = None, None, "", ""
         with contextlib.suppress(EngineError):  # a new job has neither
-            point, again = rest.last_checkpoint(job), rest.restarts(job)
+            point, again = jobs.last_checkpoint(job), jobs.restarts(job)
         if not job.all_run:
             how, fault = self._failure(job)
         return JobStatus(
@@ -251,7 +251,7 @@ class OnFlink:
 
     def _failure(self, job: RestJob) -> tuple[str, str]:
         with contextlib.suppress(EngineError):  # the job may have ended meanwhile
-            return rest.failure(job)
+            return jobs.failure(job)
         return "", ""
 
     def _mine(self) -> list[RestJob]:
@@ -261,8 +261,8 @@ class OnFlink:
 
     def _known(self) -> list[RestJob]:
         if self._options.rest:
-            return rest.overview(self._options.rest)
-        from ciml.engines.flink.job_server import job_service_answers
+            return jobs.overview(self._options.rest)
+        from ciml.engines.flink.parts import job_service_answers
         from ciml.pipelines.flink.jobs import list_flink_jobs
 
         if not job_service_answers(self._options.jobs):

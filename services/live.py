@@ -1,4 +1,4 @@
-"""The live service: windows and examples of running jobs. See `ciml.pipelines.live.pipeline`."""
+"""The live service: windows and examples of running jobs. See `ciml.pipelines.live`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from confluent_kafka.admin import OffsetSpec
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
-from ciml.pairs import pairs
 from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic, offsets_of
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.produce import MAX_MESSAGE_BYTES
 from ciml.pipelines.kafka.reader import close_readers
-from ciml.pipelines.live.pipeline import LiveConfig, build_live, reached, reset
+from ciml.pipelines.live import LiveConfig, build_live, reached, reset
 from ciml.services.metrics import lag_families
 from ciml.services.service import Progress, Service
+from ciml.settings import pairs
 from ciml.transforms.live.windows import LiveDataset, LivePolicy
 
 if TYPE_CHECKING:

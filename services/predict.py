@@ -1,4 +1,4 @@
-"""The predict service: predictions for runs that ingest announces. See `ciml.pipelines.predict.pipeline`."""
+"""The predict service: predictions for runs that ingest announces. See `ciml.pipelines.predict`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
-from ciml.pairs import pairs
 from ciml.pipelines.kafka.broker import Listing, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, bases
-from ciml.pipelines.predict.pipeline import PredictConfig, build_predict, committer, predictor
+from ciml.pipelines.predict import PredictConfig, build_predict, committer, predictor
 from ciml.services.service import NotReadyError, Progress, TopicService
 from ciml.serving.client import NotServedError
-from ciml.serving.predict.log import Predicted, PredictionState
-from ciml.serving.predict.metrics import prediction_families
+from ciml.serving.predict.log import Predicted, PredictionState, prediction_families
 from ciml.serving.predict.predictor import PredictPolicy
+from ciml.settings import pairs
 
 if TYPE_CHECKING:
     import apache_beam as beam

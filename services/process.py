@@ -307,7 +307,7 @@ class _Worker:
 
     def _stay(self, job: FlinkJob) -> None:
         """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""
-        from ciml.pipelines.flink import rest as flink_rest
+        from ciml.pipelines.flink import jobs as flink_rest
         from ciml.services.driver import check
 
         while not self._stop.wait(_POLL_S):

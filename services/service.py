@@ -1,6 +1,6 @@
 """The interface of a service: a long-running process that plans work items, runs them, and reports its progress.
 
-A receiver (`ciml.services.receivers.receiver`) plans none: it works in threads of its own until it is closed.
+A receiver (`ciml.services.receivers`) plans none: it works in threads of its own until it is closed.
 
 `ciml.services.driver.drive` runs one in the foreground, `ciml.services.supervisor.Supervisor` watches one. A new kind
 of service is a module with a subclass of `Service` (of `TopicService` if a manifest covers a topic) and a line in
@@ -40,10 +40,10 @@ KINDS = {
     "predict": "ciml.services.predict:PredictService",
     "live": "ciml.services.live:LiveService",
     "trainer": "ciml.services.trainer:TrainerService",
-    "webhooks": "ciml.services.webhooks.service:WebhooksService",
-    "mqtt": "ciml.services.mqtt.service:MqttService",
-    "gerrit": "ciml.services.gerrit.service:GerritService",
-    "feedback": "ciml.services.feedback.service:FeedbackService",
+    "webhooks": "ciml.services.webhooks:WebhooksService",
+    "mqtt": "ciml.services.receivers:MqttService",
+    "gerrit": "ciml.services.receivers:GerritService",
+    "feedback": "ciml.services.feedback:FeedbackService",
 }
 
 
@@ -242,7 +242,7 @@ class TopicService(Service, Generic[S]):
             return dict(self.progress(state).facts)
 
     def timings(self) -> Sequence[Collector]:
-        from ciml.transforms.ingest.timings_beam import COMMIT
+        from ciml.transforms.ingest.beam import COMMIT
 
         return (COMMIT.histogram,)
 

@@ -1,6 +1,6 @@
 """The trainer service: refreshes a model when its data set has grown, or runs were excluded.
 
-See `ciml.pipelines.training.trainer`.
+See `ciml.training.trainer`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from prometheus_client.registry import Collector
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
-from ciml.pipelines.training.metrics import Refreshes, registry_families
-from ciml.pipelines.training.trainer import TrainConfig, TrainResult, run_once
 from ciml.services.service import Progress, Service
-from ciml.serving.model_config import check_model_name
+from ciml.serving.model_files import check_model_name
 from ciml.serving.registry import Registry
 from ciml.training.evaluation.gate import GatePolicy
-from ciml.training.exclusion_store import add
-from ciml.training.exclusions import read_lines
+from ciml.training.exclusions import add, read_lines
 from ciml.training.experiment import Experiment, load_experiment
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.training.trainer import Refreshes, TrainConfig, TrainResult, registry_families, run_once
+from ciml.trust import TrustPolicy
 
 
 class TrainerService(Service):

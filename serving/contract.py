@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
-from ciml.http.errors import RequestError
+from ciml.http.intake import RequestError
 from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel
 from ciml.serving.server.model.loader import load_model
-from ciml.storage.open import Store
-from ciml.verdicts import VERDICTS, read_rules
+from ciml.storage import Store
+from ciml.verdict_rules import VERDICTS, read_rules
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition

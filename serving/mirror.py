@@ -15,10 +15,17 @@ from typing import NamedTuple
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.serving.model_config import CONFIG_NAME, ModelEntry, parse_config, render_config
-from ciml.serving.model_files import check_digests, copy_model, list_versions
+from ciml.serving.model_files import (
+    CONFIG_NAME,
+    ModelEntry,
+    check_digests,
+    copy_model,
+    list_versions,
+    parse_config,
+    render_config,
+)
 from ciml.serving.registry import Registry, registered_models
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 
 _STAGING = "staging-"
 #: Marks a folder as a mirror, in which versions may be removed.

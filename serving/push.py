@@ -5,6 +5,8 @@ under a name that no server loads, and check them; 3. rename the folder to its n
 copied under a number that nothing names yet, ``saved_model.pb`` last); 4. commit version and label in the registry;
 5. replace the server's configuration, which is derived from the registry. If a pusher dies, the old version stays
 served; the next push, or `reconcile`, cleans up.
+
+What a push reads and writes, as its lineage describes it (`ciml.lineage.steps`).
 """
 
 from __future__ import annotations
@@ -19,15 +21,35 @@ from pathlib import Path
 from typing import Any
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.lineage.steps import OFF, Lineage
+from ciml.lineage.steps import OFF, Data, Description, Lineage
 from ciml.manifest.log import Delta
-from ciml.serving.lineage import push_inputs, pushed_version
-from ciml.serving.model_config import CONFIG_NAME, render_config
-from ciml.serving.model_files import LAST_FILE, check_digests, file_digests, list_versions, read_files
-from ciml.serving.registry import STABLE, Candidate, Registry, RegistryState, registered_models
-from ciml.storage.open import LocalStore, Store, open_store
+from ciml.serving.model_files import (
+    CONFIG_NAME,
+    LAST_FILE,
+    check_digests,
+    file_digests,
+    list_versions,
+    read_files,
+    render_config,
+)
+from ciml.serving.registry import STABLE, Candidate, Decision, Registry, RegistryState, registered_models
+from ciml.storage import LocalStore, Store, open_store
+
+
+def push_inputs(registry: Registry, candidate: Candidate) -> Description:
+    """Describe the candidate that is pushed; its version is that of the training."""
+    facts = {"candidate": candidate.id, "digest": candidate.digest}
+    version = str(candidate.facts.get("refresh", candidate.id))
+    return Description((Data(registry.data.candidates(registry.model), version, facts=facts),))
+
+
+def pushed_version(registry: Registry, candidate: Candidate, number: int, label: str) -> Description:
+    """Describe a pushed version, its label and the digest of its files."""
+    facts = {"label": label, "candidate": candidate.id, "digest": candidate.digest}
+    output = Data(registry.base.url(), str(number), facts=facts)
+    return Description(push_inputs(registry, candidate).inputs, (output,))
+
 
 _LOG = logging.getLogger(__name__)
 _STAGING = "staging-"

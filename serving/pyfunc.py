@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from ciml.http.errors import RequestError
+from ciml.http.intake import RequestError
 from ciml.serving.predict.answers import MAX_CALL_ROWS
 
 #: The inputs of a model, by name.
@@ -29,7 +29,7 @@ class ServedModel:
 
     def __init__(self, folder: str) -> None:
         from ciml.serving.server.model.loader import load_model
-        from ciml.storage.open import LocalStore
+        from ciml.storage import LocalStore
 
         self._loaded = load_model(LocalStore(folder))
 

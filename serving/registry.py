@@ -3,23 +3,42 @@
 It is a manifest log at ``DATA/registry/<model>``: all readers see one history, and two writers cannot take the same
 version. It records the digests of a version's files, so that alterations are detected. The version that ``stable``
 names is the champion. The model server's configuration is derived from the registry.
+
+The gate's decision on a candidate: what training computes and the registry records.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
-from ciml.serving.model_config import ModelEntry, check_model_name
-from ciml.serving.model_files import check_digests, file_digests, model_digest
-from ciml.storage.open import Store, open_store
+from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, model_digest
+from ciml.storage import Store, open_store
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's decision on a candidate.
+
+    Attributes:
+      blessed: whether it may be pushed and served.
+      reasons: against the candidate, a line each; for a blessed one, those in favour.
+      metrics: the figures behind the decision.
+    """
+
+    blessed: bool
+    reasons: Sequence[str] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"blessed": self.blessed, "reasons": list(self.reasons), "metrics": dict(self.metrics)}
+
 
 STABLE = "stable"
 CANARY = "canary"

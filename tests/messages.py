@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
-from ciml.messages.schemas import schema, schema_names
+from ciml.messages import schema, schema_names
 from ciml.pipelines.kafka.broker import list_topic, offsets_of
 from ciml.pipelines.kafka.reader import Reader
 

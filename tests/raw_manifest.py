@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.verify import verify_log
-from ciml.raw.state import RAW
-from ciml.storage.open import Store
+from ciml.runs.state import RAW
+from ciml.storage import Store
 
 
 def verify_manifest(raw: Store) -> Iterator[str]:

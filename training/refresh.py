@@ -1,6 +1,8 @@
 """A refresh: trains on a data set's present runs, and returns a candidate with the gate's decision.
 
 The caller registers and pushes the candidate.
+
+What the steps of a refresh read and write, as their lineage describes it (`ciml.lineage.steps`).
 """
 
 from __future__ import annotations
@@ -20,27 +22,105 @@ from filelock import FileLock, Timeout
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.decision import Decision
-from ciml.digest import canonical_json
+from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError
-from ciml.lineage.description import Data
-from ciml.lineage.steps import OFF, Lineage
-from ciml.storage.json_seal import seal
-from ciml.storage.open import LocalStore, Store
+from ciml.lineage.steps import OFF, Data, Description, Lineage
+from ciml.serving.registry import Decision
+from ciml.storage import LocalStore, Store
+from ciml.storage.json_files import seal
 from ciml.training.data.analysis_cache import AnalysisCache
-from ciml.training.data.layout import RECORDS_FOLDER
+from ciml.training.data.examples import RECORDS_FOLDER
 from ciml.training.data.materialise import materialise
 from ciml.training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from ciml.training.estimators import check_use
-from ciml.training.evaluation.champion import Champion
+from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.gate import GatePolicy, judge
 from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
-from ciml.training.lineage import candidate_made, snapshot_inputs, snapshot_made, training_inputs
-from ciml.transforms.ingest.trust import TrustPolicy
-from ciml.verdicts import PROFILES, VERDICTS
+from ciml.trust import TrustPolicy
+from ciml.verdict_rules import PROFILES, VERDICTS
 
 if TYPE_CHECKING:
     from ciml.training.calibration.calibrate import Calibrated
+
+#: Spans that a description lists, the latest; the version of the data set covers all.
+_MOST_SPANS = 100
+#: Figures of `ciml.training.evaluation.metrics.evaluate` that lineage reports.
+_FIGURES = ("runs", "trained_on", "accuracy", "base_rate", "log_loss")
+
+
+def snapshot_inputs(dataset: StoredDataset) -> Description:
+    """Describe what a snapshot will be made from."""
+    return Description((Data(dataset.store.url()),))
+
+
+def snapshot_made(dataset: StoredDataset, snapshot: Snapshot, model: str) -> Description:
+    """Describe a snapshot: the raw store (or listing), the span versions, and the selected runs by role and class."""
+    state = dataset.state()
+    if state.listing is not None:
+        source = Data(state.listing["url"], state.listing["digest"])
+    else:
+        source = Data(dataset.raw(state).url(), str(state.cursor[0]))
+    return Description((source, _examples(dataset, snapshot)), (_selected(dataset.root, snapshot, model),))
+
+
+def training_inputs(dataset: StoredDataset, snapshot: Snapshot, model: str, champion: Champion | None) -> Description:
+    """Describe what a candidate is trained on and compared with."""
+    inputs = [_examples(dataset, snapshot), _selected(dataset.root, snapshot, model)]
+    if champion is not None:
+        inputs.append(Data(dataset.root.models.child(model).url(), str(champion.version)))
+    return Description(tuple(inputs))
+
+
+def candidate_made(
+    learned: Callable[[], Description],
+    candidate: Data,
+    experiment: Experiment,
+    metrics: Mapping[str, Any],
+    decision: Decision,
+    seconds: Mapping[str, float],
+) -> Description:
+    """Describe a candidate: experiment, figures with their intervals, the gate's decision, seconds by step."""
+    figures = {name: metrics["evaluation"][name] for name in _FIGURES}
+    figures["calibration_error"] = metrics["evaluation"]["calibration"]["ece"]
+    facts: Mapping[str, Any] = {
+        "evaluation": figures,
+        "champion": metrics.get("champion"),
+        "blessed": decision.blessed,
+        "reasons": list(decision.reasons),
+        "seconds": {name: round(each, 3) for name, each in seconds.items()},
+    }
+    checks = tuple((reason, decision.blessed) for reason in decision.reasons)
+    return Description(learned().inputs, (candidate,), experiment.to_json(), checks, facts)
+
+
+def _examples(dataset: StoredDataset, snapshot: Snapshot) -> Data:
+    """Describe the span versions of a data set; their files' digests are its version."""
+    resolved = snapshot.resolved
+    spans = [
+        [
+            span.span,
+            span.version,
+            sha256_json([file.digest for _, files in sorted(span.files.items()) for file in files]),
+        ]
+        for span in snapshot.spans
+    ]
+    columns = [(name, f"float32[{resolved.windows}]") for name in resolved.features]
+    facts = {"definition": resolved.digest, "classes": list(resolved.classes), "spans": spans[-_MOST_SPANS:]}
+    return Data(
+        dataset.store.url(), sha256_json(spans), (*columns, (resolved.definition.class_label, "string")), facts=facts
+    )
+
+
+def _selected(data: DataRoot, snapshot: Snapshot, model: str) -> Data:
+    facts = {
+        "policy": snapshot.policy,
+        "counts": snapshot.counts(),
+        "untrusted": dict(snapshot.untrusted),
+        "excluded": dict(snapshot.excluded),
+    }
+    rows = sum(1 for _ in snapshot.runs())
+    return Data(data.trainer(model).url("snapshots"), snapshot.digest, rows=rows, facts=facts)
+
 
 _KEPT = 5  # candidates kept on disk: the push of the last one may be in progress
 

@@ -12,7 +12,7 @@ from ciml.errors import CimlError
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Role
 from ciml.training.estimators import Rows, build_model
-from ciml.training.estimators.loop import Batches, Resident, Streamed, Trained, fit_network
+from ciml.training.estimators.networks import Batches, Resident, Streamed, Trained, fit_network
 from ciml.training.experiment import Experiment
 from ciml.training.runtime import tensorflow
 

@@ -21,8 +21,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ciml.errors import CimlError, RejectedInput, drop_frames
-from ciml.events.payload_redaction import redact_bytes
-from ciml.events.payloads import payload_of
+from ciml.events.payloads import payload_of, redact_bytes
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 

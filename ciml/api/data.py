@@ -107,7 +107,7 @@ class Data:
           (2, 2)
         """
         from ciml.pipelines.backfill.load import load
-        from ciml.transforms.ingest.trust import TrustPolicy
+        from ciml.trust import TrustPolicy
 
         if is_frame(results):
             import pyarrow as pa
@@ -134,9 +134,9 @@ class Data:
           >>> runs.to_pandas().groupby("outcome")["rows"].mean().round().to_dict()
           {'failure': 60.0, 'success': 60.0}
         """
-        from ciml.raw.latest_runs import latest_runs
-        from ciml.raw.state import open_raw
-        from ciml.transforms.raw.run_table import run_table
+        from ciml.runs.arrow import run_table
+        from ciml.runs.latest_runs import latest_runs
+        from ciml.runs.state import open_raw
 
         return run_table(list(latest_runs(*open_raw(self._root.raw)))[::-1])
 
@@ -174,8 +174,7 @@ class Data:
           >>> len(data.dataset("status"))
           108
         """
-        from ciml.training.exclusion_store import add
-        from ciml.training.exclusions import Exclusion
+        from ciml.training.exclusions import Exclusion, add
 
         wanted = Exclusion(reason, run, job, source, micros(since, "since"), micros(until, "until"))
         (kept,) = add(self._root.exclusions, [wanted])
@@ -187,7 +186,7 @@ class Data:
         Raises:
           CimlError: there is no such exclusion in force.
         """
-        from ciml.training.exclusion_store import revert
+        from ciml.training.exclusions import revert
 
         revert(self._root.exclusions, [number])
 
@@ -286,9 +285,9 @@ class Data:
         from ciml.extras import require
 
         require("sklearn")
-        from ciml.training.data.in_memory import read_dataset
+        from ciml.training.data.examples import read_dataset
         from ciml.training.experiments.trials import Trial, create_experiment, experiment_of
-        from ciml.transforms.ingest.trust import TrustPolicy
+        from ciml.trust import TrustPolicy
 
         experiment = experiment_of(estimator, parameters, name)
         policy = TrustPolicy.load(trust_policy)
@@ -367,11 +366,11 @@ class Data:
         from ciml.extras import require
 
         require("tensorflow_transform")
-        from ciml.pipelines.training.trainer import TrainConfig, run_once
-        from ciml.serving.model_config import check_model_name
+        from ciml.serving.model_files import check_model_name
         from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.experiments.trials import experiment_of
-        from ciml.transforms.ingest.trust import TrustPolicy
+        from ciml.training.trainer import TrainConfig, run_once
+        from ciml.trust import TrustPolicy
 
         name = check_model_name(model or _dataset_name(dataset))
         # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.

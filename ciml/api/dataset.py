@@ -33,8 +33,8 @@ class Dataset:
     """
 
     def __init__(self, stored: StoredDataset, trust_policy: str | None = None) -> None:
-        from ciml.training.data.in_memory import read_snapshot_facts
-        from ciml.transforms.ingest.trust import TrustPolicy
+        from ciml.training.data.examples import read_snapshot_facts
+        from ciml.trust import TrustPolicy
 
         self._stored, self.name = stored, stored.name
         state = stored.state()
@@ -162,9 +162,9 @@ class Dataset:
         import numpy as np
         import pyarrow as pa
 
-        from ciml.transforms.examples.prepare import schema_of
+        from ciml.datasets.schema import schema_of
+        from ciml.runs.arrow import numbers
         from ciml.transforms.examples.spans import read_examples
-        from ciml.transforms.raw.arrow_arrays import numbers
 
         wanted = [run.run_id for run in self._runs(split)]
         splits = SPLITS if split is None else (split,)

@@ -43,7 +43,7 @@ def parse_log(
       >>> len(table.to_pandas())
       60
     """
-    from ciml.transforms.parse.files import parse_files
+    from ciml.transforms.parse.logs import parse_files
 
     (found,) = parse_files([path], start_us=micros(start, "start"), end_us=micros(end, "end"), zone=zone)
     if isinstance(found, RejectedInput):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ciml.events.records import OutcomeWord, RunFacts
     from ciml.serving.predict.local import Answer
-    from ciml.verdicts import Verdict
+    from ciml.verdict_rules import Verdict
 
 
 #: Telemetry that is predicted at once: number of runs, and bytes.
@@ -200,7 +200,7 @@ class Model:
         from ciml.events.outcomes import OUTCOMES
         from ciml.events.records import RunFacts
         from ciml.manifest.log import ManifestLog
-        from ciml.raw.run_log import find_facts
+        from ciml.runs.run_log import find_facts
 
         if outcome is not None and outcome not in OUTCOMES:
             raise CimlError(f"unknown outcome {outcome!r:.80}; choose from {', '.join(sorted(OUTCOMES))}")
@@ -228,7 +228,7 @@ class Model:
             )
 
     def _tables(self, runs: Sequence[Any], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
-        from ciml.transforms.parse.files import parse_files
+        from ciml.transforms.parse.logs import parse_files
 
         for kind, some in groupby(runs, _kind):
             if kind == "file":
@@ -240,9 +240,9 @@ class Model:
 
     def _stored(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
         from ciml.manifest.log import ManifestLog
-        from ciml.raw.run_log import find_files
+        from ciml.runs.reader import read_runs
+        from ciml.runs.run_log import find_files
         from ciml.telemetry import OWN_COLUMNS
-        from ciml.transforms.raw.reader import read_runs
 
         raw, columns = self._data.raw, [*OWN_COLUMNS, *self._local.definition.columns]
         files = find_files(ManifestLog(raw), run_ids)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from ciml.pipelines.training.trainer import TrainResult
+    from ciml.training.trainer import TrainResult
 
 
 class Figure(NamedTuple):
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
         return cls(found["value"], found.get("low"), found.get("high"))
 
     def __str__(self) -> str:
-        from ciml.training.evaluation.text import figure_text
+        from ciml.training.evaluation.gate import figure_text
 
         return figure_text(*self)
 

@@ -3,6 +3,13 @@
 A definition is a small TOML file. When the data set's first span is sealed, it resolves once to an ordered list of
 columns and of classes. From then on a run with a missing column or an unknown class is excluded with its reason, and
 later runs never change the shape of an example. A model carries the resolved definition in its assets.
+
+The class of a run, from its facts.
+
+The names of context features: what an example holds of a run beside its telemetry.
+
+A definition asks for kinds of context (`Context`). Their values are computed by `ciml.transforms.examples.prepare`;
+each is the same in all windows of a run.
 """
 
 from __future__ import annotations
@@ -10,20 +17,89 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta, field
 
-from ciml.datasets.context import Context, context_features
-from ciml.datasets.labels import STATUS_CLASSES, label_of
 from ciml.errors import CimlError
+from ciml.events.outcomes import CAUSE, CAUSES, FAILED
 from ciml.events.records import RunFacts
 from ciml.globs import glob_pattern
-from ciml.raw.causes import CAUSE, CAUSES
 from ciml.settings import Settings, check_name, checked
 from ciml.telemetry import select_columns, short_names
+
+#: Label 0 and label 1 of ``status``.
+STATUS_CLASSES = ("passed", "failed")
+#: A timeout is a failure. All other outcomes reveal nothing about code or machine, and are not labels.
+_STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
+#: Names of the original that differ here.
+_ALIASES = {"node_provider": "provider", "node_provider_all": "provider-region", "node_flavor": "flavour"}
+#: Facts that may be labels by their own name; any other name is looked up in the run's labels.
+_FACTS = frozenset(
+    {"build_name", "outcome", "result", "source", "event", "pipeline", "project", "branch", "change", "review"}
+    | {"provider", "region", "flavour"}
+)
+
+
+def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
+    """Return the class of a run, or None where it has none.
+
+    Args:
+      facts: the run's facts.
+      class_label: ``status``; ``cause`` (of failed runs alone); ``provider`` (its regions merged) or
+        ``provider-region``; or the name of any metadata.
+      class_map: from a value to its class; other values are their own class.
+    """
+    value = _value(facts, _ALIASES.get(class_label, class_label) if class_label not in facts.labels else class_label)
+    return class_map.get(value, value) or None if value else None
+
+
+def _value(facts: RunFacts, name: str) -> str | None:
+    if name == "status":
+        return _STATUS.get(facts.outcome or "")
+    if name == CAUSE:
+        return facts.labels.get(CAUSE) if facts.outcome in FAILED else None
+    if name == "provider-region":
+        return "-".join(part for part in (facts.provider, facts.region) if part)
+    if name in _FACTS and (fact := getattr(facts, name)):
+        return str(fact)
+    return facts.labels.get(name)
+
+
+#: ``outcome``: how the run ended. ``profile``: the run against the passing runs of its job. ``neighbours``: runs that
+#: failed on the same provider shortly before.
+Context: TypeAlias = Literal["outcome", "profile", "neighbours"]
+
+OUTCOME_FEATURES = ("outcome:timeout", "outcome:exit", "outcome:signal")
+NEIGHBOUR_FEATURES = ("neighbours:failed", "neighbours:share")
+LENGTH_FEATURE = "profile:length"
+#: Of each telemetry feature: its mean, its largest window and its last window.
+PROFILE_PARTS = ("mean", "max", "last")
+
+
+def context_features(context: Iterable[Context], features: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the context features, in the order of the kinds.
+
+    Args:
+      context: the kinds, in the definition's order.
+      features: names of the telemetry features.
+    """
+    return tuple(name for kind in context for name in _names(kind, features))
+
+
+def _names(kind: Context, features: Sequence[str]) -> Iterator[str]:
+    if kind == "outcome":
+        yield from OUTCOME_FEATURES
+    elif kind == "neighbours":
+        yield from NEIGHBOUR_FEATURES
+    else:
+        yield LENGTH_FEATURE
+        for feature in features:
+            for part in PROFILE_PARTS:
+                yield f"profile:{part}:{feature}"
+
 
 #: Default length of a run that is used, as in the original.
 NORMAL_LENGTH_S = 5500
@@ -88,7 +164,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       build_name: jobs, or globs of jobs; ``all`` means every job.
       sample_interval: length r of a window, as pandas writes it; windows start at UTC midnight.
       features_regex: searched in the short names of columns, or in full names where it contains a colon.
-      class_label: ``status``, ``cause`` (``code`` or ``machine``, of failed runs: `ciml.raw.causes`), ``provider``
+      class_label: ``status``, ``cause`` (``code`` or ``machine``, of failed runs: `ciml.runs.causes`), ``provider``
         (regions merged), ``provider-region``, or any metadata of a run.
       classes: the classes in order; by default those of the first span, sorted.
       class_map: from a value of the label to a class; without ``classes``, its values are all classes. A value that
@@ -108,8 +184,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       slicer: takes a slice of the selected runs, ordered by (end time, run id), once. Without it the data set takes all
         present and future runs.
       raw_version: version of the raw manifest for ``slicer``; later runs are ignored.
-      context: further features, the same in all windows of a run (`ciml.datasets.context`): ``outcome``, ``profile``,
-        ``neighbours``. They are known when a run has ended, so such a data set has no live windows.
+      context: further features, the same in all windows of a run (`ciml.datasets.definition`): ``outcome``,
+        ``profile``, ``neighbours``. They are known when a run has ended, so such a data set has no live windows.
     """
 
     what: ClassVar[str] = "definition"
@@ -218,7 +294,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
       features: names of the features of examples: those of the columns in the same order (``1m``), then the context's.
       classes: names of the classes; a label is an index into it.
       windows: L: the number of windows, or functions, of each feature of an example.
-      profiles: the passing profiles of the first span's jobs (`ciml.transforms.profiles.profile`) as JSON, for the
+      profiles: the passing profiles of the first span's jobs (`ciml.transforms.profiles`) as JSON, for the
         context ``profile``; None without it.
     """
 

@@ -130,7 +130,7 @@ class DatasetState:
       corrections_to: corrections in raw versions below this one are applied.
       spans: all versions of each span, by span and version.
       corrected: outcome and producer's word of runs that differ from their raw row.
-      caused: the causes that runs have by reruns or reviewers (`ciml.raw.causes`).
+      caused: the causes that runs have by reruns or reviewers (`ciml.runs.causes`).
       span_of: the span of each selected run.
     """
 

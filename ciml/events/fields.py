@@ -1,14 +1,20 @@
-"""Fields of hostile JSON, each accepted in one form or rejected. Hand-written, because decoding is a hot path."""
+"""Fields of hostile JSON, each accepted in one form or rejected. Hand-written, because decoding is a hot path.
+
+JSON from outside: parsed in linear time and within limits, or rejected as ``broken_json``.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
+
+import orjson
 
 from ciml.errors import RejectedInput
 from ciml.events.redaction import REDACTED, hides, is_secret_name, redact_text, redact_url, shown
@@ -16,10 +22,129 @@ from ciml.limits import (
     EARLIEST_US,
     LATEST_US,
     MAX_ID_CHARACTERS,
+    MAX_JSON_DEPTH,
+    MAX_JSON_DIGITS,
     MAX_LABEL_NAME_CHARACTERS,
     MAX_LABELS,
+    MAX_MESSAGE_BYTES,
     MAX_TEXT_CHARACTERS,
 )
+
+
+class _NotJson(ValueError):
+    """An error that the strict decoder adds to JSON's own."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen = set[str]()
+        for name, _ in pairs:
+            if name in seen:
+                raise _NotJson(f"key {shown(name)} appears twice")
+            seen.add(name)
+    return made
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_JSON_DIGITS:
+        raise _NotJson(f"a whole number has {len(text)} digits, at most {MAX_JSON_DIGITS}")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise _NotJson(f"{text:.40} exceeds the range of a float")
+    return value
+
+
+def _constant(text: str) -> float:
+    raise _NotJson(f"{text} is not JSON")
+
+
+_decode: Callable[[str], Any] = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_finite, parse_constant=_constant
+).decode
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = b"0" * 19  # may exceed 64 bits, which orjson turns into floats
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse strict JSON: UTF-8, no NaN, no infinity, no duplicate key, nested no deeper than `MAX_JSON_DEPTH`.
+
+    Raises:
+      RejectedInput: ``broken_json``, or ``too_large`` for more than `MAX_MESSAGE_BYTES`.
+    """
+    _check_size(data, MAX_MESSAGE_BYTES)
+    value = _quickly(data)
+    if value is None:
+        value = _strictly(data)
+    # Most messages have too few brackets to be too deep; only the others are walked.
+    if data.count(b"{") + data.count(b"[") > MAX_JSON_DEPTH:
+        _check_depth(value)
+    return value
+
+
+def _quickly(data: bytes) -> Any:
+    """Parse with orjson, in half the time, where the result certainly equals `_strictly`'s; else return None.
+
+    orjson keeps only the last value of a duplicate key, so its output then has fewer colons than the input. Without a
+    backslash, no colon of the input is escaped.
+    """
+    if b"\\" in data or _LONG in data.translate(_DIGITS):
+        return None
+    try:
+        value = orjson.loads(data)
+        again = orjson.dumps(value)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
+    return value if again.count(b":") == data.count(b":") else None
+
+
+def _strictly(data: bytes) -> Any:
+    try:
+        return _decode(data.decode())
+    except RecursionError:
+        raise RejectedInput("broken_json", f"nested deeper than {MAX_JSON_DEPTH}") from None
+    except UnicodeDecodeError as error:
+        raise RejectedInput("broken_json", f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RejectedInput("broken_json", f"{error.msg} at character {error.pos}") from None
+    except _NotJson as error:
+        raise RejectedInput("broken_json", str(error)) from None
+
+
+def parse_numbers(data: bytes, most_bytes: int) -> Any:
+    """Parse JSON that is mostly numbers, several times as fast as `parse_json`.
+
+    The last value of a duplicate key wins. A whole number beyond 64 bits becomes a float. The parser bounds nesting
+    at 1,024.
+
+    Raises:
+      RejectedInput: ``broken_json``, or ``too_large`` for more than ``most_bytes``.
+    """
+    _check_size(data, most_bytes)
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise RejectedInput("broken_json", f"{error.msg} at character {error.pos}") from None
+
+
+def _check_size(data: bytes, most: int) -> None:
+    if len(data) > most:
+        raise RejectedInput("too_large", f"{len(data)} bytes, at most {most}")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [item for item in level if type(item) is dict or type(item) is list]
+        if not level:
+            return
+        level = [inner for item in level for inner in (item.values() if type(item) is dict else item)]
+    raise RejectedInput("broken_json", f"nested deeper than {MAX_JSON_DEPTH}")
+
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

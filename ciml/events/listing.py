@@ -1,21 +1,33 @@
-"""Lines of listings of historical runs, and their decoding.
+"""Files of listings: JSON lines, plain or gzip, in a folder or on S3, read in blocks of whole lines.
+
+Memory is bounded for any content: a block has few lines, and an oversized line is never held. The file is read once to
+find its digest and its lines. The lines are read again, block by block, for processing.
+
+Lines of listings of historical runs, and their decoding.
 
 A line is an input like any message: it may be hostile, and it has an origin (topic ``listing:<digest>``, partition 0,
-its number from 0). `ciml.events.listing_files` reads the files.
+its number from 0). `ciml.events.listing` reads the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import gzip
+import hashlib
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from io import RawIOBase
+from typing import IO, Any, NamedTuple
 
-from ciml.errors import RejectedInput
-from ciml.events.fields import kind_of
-from ciml.events.json_input import parse_json
+from ciml.errors import CimlError, EngineError, RejectedInput
+from ciml.events.fields import kind_of, parse_json
 from ciml.events.records import Message, Origin, Outcome, RunFacts
 from ciml.events.run_facts import check_source_name, listed_run, run_identity
-from ciml.limits import MAX_LISTING_LINE_BYTES
+from ciml.limits import MAX_LISTING_BYTES, MAX_LISTING_LINE_BYTES
+from ciml.storage import open_store
 
 TOPIC = "listing:"
 _HEADERS = {"source": "listing-source", "runs_of": "listing-runs-of", "logs": "listing-logs"}
@@ -100,3 +112,239 @@ def too_long(origin: Origin, line: Line) -> Outcome:
 def is_listing(topic: str) -> bool:
     """Return whether an origin's topic is a listing. No Kafka topic can have such a name."""
     return topic.startswith(TOPIC)
+
+
+BLOCK_LINES = 500
+_BLOCK_BYTES = 4 << 20
+_PIECE = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+class Block(NamedTuple):
+    """Whole lines [start, end) at bytes [at, at + size), and their digest. An oversized line has its own block."""
+
+    start: int
+    end: int
+    at: int
+    size: int
+    digest: bytes
+    too_long: str = ""  # its sha256
+
+
+class Listing:
+    """An open listing. Make it with `open_listing`; reading blocks is safe from threads.
+
+    Attributes:
+      url: the address that was opened.
+      digest: hex sha256 of all its bytes, unpacked.
+      lines: number of lines, empty ones included.
+      blocks: in order; together they hold all lines.
+    """
+
+    def __init__(self, url: str, file: IO[bytes]) -> None:
+        self.url = url
+        self._file = file
+        scan = _Scan()
+        while piece := file.read(_PIECE):
+            scan.feed(piece)
+        self.blocks: Sequence[Block] = scan.close()
+        self.digest = scan.digest.hexdigest()
+        self.lines = self.blocks[-1].end if self.blocks else 0
+
+    @property
+    def topic(self) -> str:
+        """The topic of its lines' origins: it depends on the content, not on the name."""
+        return TOPIC + self.digest[:32]
+
+    def read(self, block: Block) -> list[Line]:
+        """Return the lines of a block, without their ends; without blank lines.
+
+        Raises:
+          CimlError: the file was changed since it was opened.
+        """
+        if block.too_long:
+            return [Line(block.start, b"", block.size, block.too_long)]
+        data = os.pread(self._file.fileno(), block.size, block.at)
+        if _block_digest(data) != block.digest:
+            raise CimlError(f"{self.url} changed while it was read; run the command again")
+        if not block.at:
+            data = data.removeprefix(_BOM)
+        found = enumerate(data.split(b"\n"), block.start)
+        return [Line(number, line) for number, line in found if line and not line.isspace()]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Scan:
+    """Finds the lines of a listing, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self._blocks: list[Block] = []
+        self._parts: list[bytes] = []  # of the block that is being filled
+        self._line = self._first = self._at = self._size = 0
+        self._begun = 0  # bytes of the last line so far
+        self._long: Any = None  # the hash of an oversized line
+
+    def feed(self, piece: bytes) -> None:
+        self.digest.update(piece)
+        at = 0
+        while at < len(piece):
+            end = piece.find(b"\n", at) + 1
+            part = piece[at : end or len(piece)]
+            at += len(part)
+            self._begun += len(part)
+            if self._long is None and self._begun - bool(end) > MAX_LISTING_LINE_BYTES:
+                self._begin_long()
+            self._size += len(part)
+            if self._long is None:
+                self._parts.append(part)
+            else:
+                self._long.update(part[:-1] if end else part)
+            if end:
+                self._end_line()
+
+    def close(self) -> list[Block]:
+        if self._begun:
+            self._end_line()
+        self._end_block()
+        return self._blocks
+
+    def _begin_long(self) -> None:
+        """Give the line so far a block of its own."""
+        held: list[bytes] = []
+        while self._parts and not self._parts[-1].endswith(b"\n"):
+            held.append(self._parts.pop())
+        size = sum(map(len, held))
+        self._size -= size
+        self._end_block()
+        self._size = size
+        self._long = hashlib.sha256(b"".join(reversed(held)))
+
+    def _end_line(self) -> None:
+        self._line += 1
+        self._begun = 0
+        if self._long is not None or self._line - self._first >= BLOCK_LINES or self._size >= _BLOCK_BYTES:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        if self._size:
+            data = b"".join(self._parts)
+            long = self._long.hexdigest() if self._long is not None else ""
+            self._blocks.append(Block(self._first, self._line, self._at, self._size, _block_digest(data), long))
+        self._at += self._size
+        self._first, self._size, self._parts, self._long = self._line, 0, [], None
+
+
+def _block_digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def open_listing(url: str) -> Listing:
+    """Open a listing: a local file or an ``s3://`` object, gzip or not by its first bytes.
+
+    A plain local file is read in place; any other is unpacked into an unnamed temporary file first.
+
+    Raises:
+      CimlError: it does not exist, is not a file, is empty, is broken gzip, or exceeds `MAX_LISTING_BYTES`.
+      EngineError: the storage does not answer.
+    """
+    listing = Listing(url, open_unpacked(url, "listing", "a file of JSON lines", MAX_LISTING_BYTES))
+    if not listing.lines:
+        raise CimlError(f"{url} is empty; give a file of JSON lines")
+    return listing
+
+
+def open_unpacked(url: str, kind: str, wanted: str, most_bytes: int) -> IO[bytes]:
+    """Open a local file or an ``s3://`` object, gzip or not by its first bytes, as an unbuffered seekable file.
+
+    Args:
+      url: the address.
+      kind, wanted: for messages: what it is, and what to give instead.
+      most_bytes: its limit unpacked, if it has to be unpacked or downloaded.
+
+    Raises:
+      CimlError: it does not exist, is not a file, is broken gzip, or exceeds the limit.
+      EngineError: the storage does not answer.
+    """
+    folder, _, name = url.rstrip("/").rpartition("/")
+    if not name or url.endswith("/"):
+        raise CimlError(f"{url}: not a file; give {wanted}")
+    local = "://" not in url
+    if local and os.path.exists(url) and not os.path.isfile(url):
+        raise CimlError(f"{url} is not a regular file; give {wanted}")
+    store = open_store(folder or ("/" if url.startswith("/") else "."))
+    try:
+        packed = next(store.pieces(name), b"").startswith(b"\x1f\x8b")
+        if local and not packed:
+            return open(url, "rb", buffering=0)
+        return _spool(url, store.pieces(name), packed, most_bytes)
+    except FileNotFoundError:
+        raise CimlError(f"{url}: no such {kind}") from None
+
+
+def _spool(url: str, pieces: Iterator[bytes], packed: bool, most_bytes: int) -> IO[bytes]:
+    """Return an unnamed temporary file with the unpacked content."""
+    source = gzip.GzipFile(fileobj=_Pieces(pieces)) if packed else _Pieces(pieces)
+    unpacked = tempfile.TemporaryFile(prefix="ciml-", buffering=0)  # noqa: SIM115  # it stays open
+    size = 0
+    try:
+        while piece := source.read(_PIECE):
+            size += len(piece)
+            if size > most_bytes:
+                raise CimlError(f"{url} has more than {most_bytes >> 20:,} MiB; split it")
+            unpacked.write(piece)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        unpacked.close()
+        raise CimlError(f"{url}: broken gzip: {error}") from None
+    except OSError as error:
+        unpacked.close()
+        raise EngineError(f"cannot unpack {url} into {tempfile.gettempdir()}: {error.strerror}") from error
+    except BaseException:
+        unpacked.close()
+        raise
+    unpacked.seek(0)
+    return unpacked
+
+
+class _Pieces(RawIOBase):
+    """Chunks of bytes as a file that can only be read forwards."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            try:
+                self._rest = next(self._pieces)
+            except StopIteration:
+                return 0
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+
+_open: dict[tuple[int, str, str], Listing] = {}
+_open_lock = threading.Lock()
+
+
+def shared_listing(url: str, digest: str) -> Listing:
+    """Return this process's open copy of a listing; for workers.
+
+    Raises:
+      CimlError: the listing no longer has that digest. Further errors as `open_listing`.
+    """
+    key = (os.getpid(), url, digest)
+    with _open_lock:
+        if key not in _open:
+            listing = open_listing(url)
+            if listing.digest != digest:
+                listing.close()
+                raise CimlError(f"{url} changed while it was read; run the command again")
+            _open[key] = listing
+        return _open[key]

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from ciml.events.records import OutcomeWord
 
+#: The classes of the label ``cause``, and its name among a run's labels, which a run's own event may set.
+CAUSES = CODE, MACHINE = "code", "machine"
+CAUSE = "cause"
+#: Outcomes of a run that failed; only these have a cause.
+FAILED = frozenset({"failure", "timeout"})
+
 OUTCOMES: frozenset[str] = frozenset({"success", "failure", "error", "timeout", "cancellation", "skip"})
 
 #: Words of Zuul, GitHub, GitLab, Jenkins, Tekton, CDEvents and listings, in upper case with underscores.

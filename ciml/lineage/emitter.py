@@ -1,4 +1,7 @@
-"""Sends the events of steps, in order, from a thread of its own: no endpoint delays a step."""
+"""Sends the events of steps, in order, from a thread of its own: no endpoint delays a step.
+
+Opens the lineage of a data root.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import logging
 import queue
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ciml.events.redaction import redact_text
+from ciml.extras import require
+from ciml.lineage.steps import OFF, Lineage
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
-    from ciml.lineage.description import StepEvent
+    from ciml.lineage.steps import StepEvent
 
 _LOG = logging.getLogger(__name__)
 #: How long `close` waits for events that are not sent yet.
@@ -61,12 +67,37 @@ class Emitter:
         client: Any = None
         while (event := self._waiting.get()) is not None and not self._given_up.is_set():
             try:
-                from ciml.lineage import events
+                from ciml.lineage import openlineage
 
-                client = client or events.make_client(self._data)
-                client.emit(events.run_event(event, self._data))
+                client = client or openlineage.make_client(self._data)
+                client.emit(openlineage.run_event(event, self._data))
             except Exception as error:  # noqa: BLE001  # whatever an endpoint does, the step goes on
                 text = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))[:_ERROR_CHARACTERS]
                 _LOG.warning("lineage: %s of %s was not sent: %s", event.state, event.job, text)
         if client is not None:
             client.close(0)
+
+
+@contextmanager
+def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
+    """Yield what reports the steps on a data root.
+
+    Args:
+      data: the data root; its address is the namespace of the jobs, and it gets the events unless OpenLineage is
+        configured otherwise.
+      enabled: whether lineage is on; if not, nothing is imported.
+
+    Raises:
+      CimlError: it is on, and ``ciml[lineage]`` is not installed.
+    """
+    if not enabled:
+        yield OFF
+        return
+    require("openlineage")
+    # FIXME empty import
+
+    lineage = Lineage(Emitter(data))
+    try:
+        yield lineage
+    finally:
+        lineage.close()

@@ -26,7 +26,7 @@ from ciml.manifest.id_index import IdTable, Rows, Run, TableKind
 from ciml.manifest.index_files import IndexFileMissingError, PartFiles
 from ciml.manifest.log import ManifestLog, State
 from ciml.manifest.segments import Segment
-from ciml.storage.open import Entry
+from ciml.storage import Entry
 
 _FORMAT = 1
 _GC_INTERVAL_S = 3600.0

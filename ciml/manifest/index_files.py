@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.manifest.id_index import Part, Rows
-from ciml.storage.open import LocalStore, S3Store, Store
+from ciml.storage import LocalStore, S3Store, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,15 +1,93 @@
-"""A process's replica of a manifest's state: kept up to date, committed to, and reloaded from newer checkpoints."""
+"""A process's replica of a manifest's state: kept up to date, committed to, and reloaded from newer checkpoints.
+
+Bookmarks: what a reader has built from a manifest's deltas, stored so that the next process continues from there.
+
+A checkpoint belongs to the state that writers commit from; a bookmark to one reader, which may need other things of the
+deltas. Nothing depends on it: one that is missing, damaged, of another kind or of another history is left aside, and
+the reader begins with the first delta. The reader replaces it from time to time.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
+from ciml.digest import canonical_json, sha256_hex
+from ciml.errors import EngineError
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits, Restorable
 from ciml.manifest.index_files import IndexFileMissingError
 from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, catch_up, commit
+from ciml.storage import Store
+
+_log = logging.getLogger(__name__)
+_FORMAT = 1
+
+
+class Bookmark(NamedTuple):
+    """A reader's state after a delta.
+
+    Attributes:
+      version: of that delta.
+      state: as the reader encodes it.
+    """
+
+    version: int
+    state: bytes
+
+
+class Bookmarks:
+    """The bookmark of a reader, at a path of a store.
+
+    Args:
+      store: where it is.
+      path: of the object there.
+      kind: what the state depends on beside the deltas: its format, limits, a definition. Another kind is left aside.
+      digest_of: returns the digest of a delta, by which the bookmark of another history is left aside;
+        `FileNotFoundError` for a version that does not exist.
+    """
+
+    def __init__(self, store: Store, path: str, kind: str, digest_of: Callable[[int], str]) -> None:
+        self._store, self._path, self._kind, self._digest_of = store, path, kind, digest_of
+
+    def load(self) -> Bookmark | None:
+        """Return the stored bookmark; None without a valid one.
+
+        Raises:
+          EngineError: the store does not answer.
+        """
+        try:
+            head, _, state = self._store.read(self._path).partition(b"\n")
+        except FileNotFoundError:
+            return None
+        try:
+            said = json.loads(head)
+            if said["format"] != _FORMAT or said["kind"] != self._kind or said["sha256"] != sha256_hex(state):
+                return None
+            version = int(said["version"])
+            return Bookmark(version, state) if said["delta"] == self._digest_of(version) else None
+        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            _log.warning("%s is no bookmark of this manifest; reading it from its first delta", self._where)
+            return None
+
+    def save(self, version: int, state: bytes) -> None:
+        """Replace the bookmark. Where the store rejects it, a warning is logged: the next reader has more to read."""
+        head = {
+            "format": _FORMAT, "kind": self._kind, "version": version, "delta": self._digest_of(version),
+            "sha256": sha256_hex(state),
+        }  # fmt: skip
+        try:
+            self._store.replace(self._path, canonical_json(head) + b"\n" + state)
+        except EngineError as error:
+            _log.warning("%s: not written: %s", self._where, error)
+
+    @property
+    def _where(self) -> str:
+        return self._store.url(self._path)
+
 
 _RELOAD_EVERY = 100  # commits, or
 _RELOAD_S = 60.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.storage.open import Store
+from ciml.storage import Store
 
 _A_FOLDER = 1_000_000
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple
 
 from ciml.errors import IntegrityError
-from ciml.manifest.chain import Link
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import IndexFileMissingError, PartFiles
-from ciml.manifest.log import ManifestLog
-from ciml.storage.open import LocalStore
+from ciml.manifest.log import Link, ManifestLog
+from ciml.storage import LocalStore
 
 _FLUSH_RECORDS = 50_000
 _COVERED_BY = "the next commit adds one for all of them, and the next checkpoint keeps it"

@@ -10,9 +10,9 @@ from typing import Any
 from ciml.cli.demo.produce import Produced
 from ciml.cli.demo.report.result import AccountingLine, Check, SpoiltLine
 from ciml.events.records import Origin, Outcome, records_of
+from ciml.manifest.coverage import RangeSet
 from ciml.manifest.log import ManifestLog
-from ciml.manifest.offsets import RangeSet
-from ciml.storage.open import Store
+from ciml.storage import Store
 
 #: Topic, partition, offset and run id.
 Key = tuple[str, int, int, str]

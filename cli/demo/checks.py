@@ -11,7 +11,7 @@ from ciml.cli.demo.produce import Produced
 from ciml.cli.demo.report.result import Check, ExclusionLine, Profile, SpanLine
 from ciml.datasets.state import DatasetState
 from ciml.events.records import Outcome
-from ciml.storage.open import Store
+from ciml.storage import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +33,7 @@ def read_raw(raw: Store, runs: Sequence[Outcome], named: set[str]) -> tuple[dict
     """
     from ciml.digest import telemetry_digest
     from ciml.errors import IntegrityError
-    from ciml.transforms.raw.reader import read_runs
+    from ciml.runs.reader import read_runs
 
     name = "every raw object is there with its rows and digest"
     files = [one.file for one in runs if one.file is not None]

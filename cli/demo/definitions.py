@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ciml.cli.demo.corpus import corpus_folder
 from ciml.datasets.definition import DatasetDefinition
-from ciml.feedback import CAUSES
 from ciml.settings import read_toml
+from ciml.verdicts.feedback.corrections import CAUSES
 
 STATUS, POOL, CAUSE = "status", "pool", "cause"
 #: In the order of the tables.

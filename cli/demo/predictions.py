@@ -9,7 +9,7 @@ from typing import Any
 from ciml.cli.demo.accounts import made_check
 from ciml.cli.demo.report.result import Check, PredictionLine
 from ciml.manifest.log import ManifestLog
-from ciml.storage.open import Store
+from ciml.storage import Store
 
 
 class Predictions:

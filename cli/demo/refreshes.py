@@ -23,7 +23,7 @@ def child_of(model: str) -> str:
 
 
 def read_refreshes(log: Path) -> list[dict[str, Any]]:
-    """Return the refreshes that a command has printed: `ciml.pipelines.training.trainer.TrainResult.to_json`."""
+    """Return the refreshes that a command has printed: `ciml.training.trainer.TrainResult.to_json`."""
     found = []
     for line in log.read_bytes().split(b"\n")[:-1]:  # the last one may be incomplete
         if line.startswith(b"{"):
@@ -40,7 +40,7 @@ def last_step(log: Path) -> str:
 def is_current(data: DataRoot, model: str, refreshes: list[dict[str, Any]]) -> bool:
     """Return whether one of the refreshes is of the snapshot that the data set has now."""
     from ciml.training.data.snapshot import make_snapshot
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
 
     snapshot = make_snapshot(data.dataset(model), TrustPolicy.load(trust_policy())).digest
     return any(one["metrics"].get("snapshot", {}).get("digest") == snapshot for one in refreshes)

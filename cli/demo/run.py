@@ -25,9 +25,9 @@ from ciml.cli.demo.steps import Steps
 from ciml.data_root import DataRoot
 from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
-from ciml.serving.model_config import CONFIG_NAME
+from ciml.serving.model_files import CONFIG_NAME
 from ciml.serving.registry import Registry
-from ciml.storage.open import Store
+from ciml.storage import Store
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
 PARTITIONS = 3

@@ -109,7 +109,7 @@ class Cluster(Engine):
 
 def _expect_bucket(state: str) -> None:
     """Check the bucket of the state; a missing one would only show as failing checkpoints."""
-    from ciml.storage.open import open_store
+    from ciml.storage import open_store
 
     next(iter(open_store(state).entries("")), None)
 

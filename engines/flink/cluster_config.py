@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ciml.engines import jars
 from ciml.engines.base import HOST, SMALL_JVM, Settings, java_arguments
-from ciml.engines.flink.job_server import JOB_SERVER_MAIN, LOG_LEVELS, OPENED
-from ciml.engines.flink.parts import Part, pool_socket
+from ciml.engines.flink.parts import JOB_SERVER_MAIN, LOG_LEVELS, OPENED, Part, pool_socket
 from ciml.engines.processes import python_command, python_environment
 
 _JOB_MANAGER_MB = 384

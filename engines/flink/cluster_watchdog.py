@@ -20,8 +20,17 @@ from pathlib import Path
 import psutil
 
 from ciml.engines import processes
-from ciml.engines.flink.parts import MARK, Part, PartState, asks, marked, read_plan, read_states, write_states
-from ciml.engines.flink.prune_checkpoints import sweep_checkpoints
+from ciml.engines.flink.parts import (
+    MARK,
+    Part,
+    PartState,
+    asks,
+    marked,
+    read_plan,
+    read_states,
+    sweep_checkpoints,
+    write_states,
+)
 from ciml.errors import CimlError, EngineError
 
 _TICK_S = 0.2

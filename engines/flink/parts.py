@@ -1,10 +1,18 @@
-"""The processes of a cluster: how each is started and checked, and which ones run."""
+"""Flink embedded in Beam's job server; bounded micro-batches without Java.
+
+Removes old checkpoints of jobs that failed, were cancelled, or lost their JobManager.
+
+Flink retains them for restarts and never removes them.
+
+The processes of a cluster: how each is started and checked, and which ones run.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,8 +20,168 @@ from typing import Any, Literal
 
 import psutil
 
+from ciml.engines import jars
+from ciml.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
+from ciml.engines.state import LIGHT, REAL, EngineState
 from ciml.errors import EngineError
-from ciml.json_files import read_json, write_json
+from ciml.storage import open_store
+from ciml.storage.json_files import read_json, write_json
+
+MICRO_BATCHES = "light: bounded micro-batches"
+JOB_SERVER_MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
+_GET_JOBS = "/org.apache.beam.model.job_management.v1.JobService/GetJobs"
+# Each job has its own small Flink and REST port.
+_REST_PORTS = 16
+
+# Packages that Flink's and Beam's serialisation use by reflection; Java 17 requires them to be opened.
+OPENED = (
+    *("java.lang", "java.net", "java.io", "java.nio", "sun.nio.ch", "java.lang.reflect", "java.text", "java.time"),
+    *("java.util", "java.util.concurrent", "java.util.concurrent.atomic", "java.util.concurrent.locks"),
+)
+
+# At "info" Flink logs 700 lines a job. These levels keep the lines on jobs, tasks and checkpoints.
+LOG_LEVELS = {
+    "org.apache.beam.runners.flink": "info",
+    "org.apache.beam.runners.jobsubmission": "info",
+    "org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory": "off",  # stack traces at job ends
+    "org.apache.flink.runtime.executiongraph": "info",
+    "org.apache.flink.runtime.checkpoint.CheckpointFailureManager": "info",
+    "org.apache.flink.runtime.dispatcher.DispatcherRestEndpoint": "info",
+    "org.apache.flink.runtime.security.token": "error",
+    "org.apache.flink.runtime.webmonitor.WebMonitorUtils": "error",
+}
+
+_CONFIGURATION = """\
+rest.address: {host}
+rest.bind-address: {host}
+rest.bind-port: {first}-{last}
+jobmanager.rpc.address: {host}
+jobmanager.bind-host: {host}
+taskmanager.host: {host}
+taskmanager.bind-host: {host}
+taskmanager.memory.managed.size: {managed}m
+taskmanager.memory.network.min: 32m
+taskmanager.memory.network.max: 32m
+state.backend.type: hashmap
+state.checkpoint-storage: filesystem
+state.checkpoints.dir: {checkpoints}
+io.tmp.dirs: {scratch}
+restart-strategy.type: exponential-delay
+restart-strategy.exponential-delay.initial-backoff: 500 ms
+restart-strategy.exponential-delay.max-backoff: 10 s
+restart-strategy.exponential-delay.reset-backoff-threshold: 2 min
+"""
+
+
+class Flink(Engine):
+    """The job server. Its jobs live in its process and end with it."""
+
+    name = "flink"
+    uses = ("flink", "flink-rest")
+
+    def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
+        java = jars.find_java()
+        class_path = jars.class_path("flink", settings.notify)
+        folder = home / "flink"
+        for part in ("conf", "checkpoints", "scratch", "artifacts"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        first = min(ports["flink-rest"], 65536 - _REST_PORTS)
+        (folder / "conf" / "flink-conf.yaml").write_text(
+            _CONFIGURATION.format(
+                host=HOST,
+                first=first,
+                last=first + _REST_PORTS - 1,
+                managed=settings.flink_managed_mb,
+                checkpoints=(folder / "checkpoints").as_uri(),
+                scratch=folder / "scratch",
+            )
+        )
+        options = (
+            f"-Xmx{settings.flink_heap_mb}m",
+            *SMALL_JVM,
+            f"-Djava.io.tmpdir={folder / 'scratch'}",
+            *(f"-Dorg.slf4j.simpleLogger.log.{name}={level}" for name, level in LOG_LEVELS.items()),
+            *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED),
+        )
+        command = (
+            *(java, java_arguments(folder, class_path, options), JOB_SERVER_MAIN),
+            *(f"--job-host={HOST}", f"--job-port={ports['flink']}", "--artifact-port=0", "--expansion-port=0"),
+            *(f"--flink-conf-dir={folder / 'conf'}", f"--artifacts-dir={folder / 'artifacts'}"),
+        )
+        state = EngineState(
+            name=self.name,
+            kind=REAL,
+            what="Flink 1.19 in Beam's job server",
+            address=f"{HOST}:{ports['flink']}",
+            ports={use: ports[use] for use in self.uses},
+            memory_mb=settings.flink_heap_mb + settings.flink_managed_mb + 32,
+        )
+        return Launch(state, command)
+
+    def ready(self, home: Path, state: EngineState) -> EngineState | None:
+        return state if listens(state.ports["flink"]) and job_service_answers(state.address) else None
+
+
+class MicroBatches(Engine):
+    """No process: commands run bounded micro-batches from the committed offsets to the present end."""
+
+    name = "flink"
+
+    def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
+        return Launch(EngineState(self.name, LIGHT, MICRO_BATCHES), None)
+
+    def ready(self, home: Path, state: EngineState) -> EngineState | None:
+        return state
+
+
+def job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
+    """Return whether Beam's job server answers at ``host:port``."""
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:  # an empty message is a valid GetJobsRequest, so Beam need not be imported
+            channel.unary_unary(_GET_JOBS, None, None)(b"", timeout=timeout_s, wait_for_ready=True)
+        except grpc.RpcError:
+            return False
+    return True
+
+
+def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
+    """Remove the checkpoints of jobs that Flink does not know and that wrote none since ``before_s``.
+
+    Savepoints are kept.
+
+    Args:
+      state: a folder or an ``s3://`` prefix; the checkpoints are in its ``checkpoints/JOB``.
+      rest: the URL of Flink's REST API.
+      before_s: epoch seconds.
+
+    Returns:
+      The ids of the jobs whose checkpoints were removed.
+
+    Raises:
+      EngineError: if Flink or the storage does not answer. Earlier removals are not undone.
+    """
+    try:
+        with urllib.request.urlopen(f"{rest}/jobs", timeout=10) as answer:  # noqa: S310 (our own loopback)
+            known = {job["id"] for job in json.load(answer)["jobs"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"Flink at {rest} does not list its jobs: {error}") from error
+    top = open_store(state)
+    store = top.child("checkpoints")
+    paths: dict[str, list[str]] = {}
+    youngest: dict[str, float] = {}
+    for entry in store.entries():
+        job = entry.path.partition("/")[0]
+        paths.setdefault(job, []).append(entry.path)
+        youngest[job] = max(youngest.get(job, 0.0), entry.modified_s)
+    old = sorted(job for job, last_s in youngest.items() if job not in known and last_s < before_s)
+    for job in old:
+        for path in paths[job]:
+            store.delete(path)
+    top.delete_leftovers("checkpoints", before_s)
+    return old
+
 
 #: Environment variable with the home, inherited by each part's children, so that all are found.
 MARK = "CIML_CLUSTER_HOME"
@@ -124,7 +292,7 @@ def asks(check: list[str]) -> Answer:
 
         return "yes" if http_answers(where[0]) else "no"
     if kind == "jobs":
-        from ciml.engines.flink.job_server import job_service_answers
+        # FIXME empty import
 
         return "yes" if job_service_answers(where[0]) else "no"
     if kind == "pool":

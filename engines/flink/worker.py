@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 _MODULES = (
     "apache_beam.runners.worker.sdk_worker",
     "ciml.pipelines.ingest.pipeline",
-    "ciml.pipelines.predict.pipeline",
+    "ciml.pipelines.predict",
 )
 
 

@@ -3,8 +3,8 @@
 A job names its log by ``buildkite-agent meta-data set "ciml-log-$BUILDKITE_JOB_ID" s3://logs/$BUILDKITE_JOB_ID.csv``.
 """
 
-from ciml.adapters import Adapter, Delivery, Ignored, Reading, Run
-from ciml.adapters.fields import address, filled, joined, moment, needed, value, word
+from ciml.integrations import Adapter, Delivery, Ignored, Reading, Run
+from ciml.integrations.fields import address, filled, joined, moment, needed, value, word
 
 PHASES = {"job.scheduled": "queued", "job.started": "started", "job.finished": "finished"}
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ciml.events.listing_files import Listing
-from ciml.pipelines.backfill.ordered_committer import OrderedCommitter
+from ciml.events.listing import Listing
 from ciml.pipelines.backfill.plan import (
     BackfillConfig,
     BackfillProgress,
+    OrderedCommitter,
     Report,
     Tally,
     Work,
@@ -53,7 +53,7 @@ def backfill(
     Raises:
       CimlError: if no log exists where the listing says, the listing changed meanwhile, or the runner is unknown.
       EngineError: if a store, Flink or the log host does not answer. Settled lines stay committed.
-      IntegrityError: see `ciml.raw.accounting.reconcile`.
+      IntegrityError: see `ciml.runs.accounting.reconcile`.
     """
     progress = BackfillProgress(config.raw, listing, report)
     probe_logs(config, listing, progress.tally)

@@ -13,11 +13,10 @@ from typing import Any
 import apache_beam as beam
 
 from ciml.errors import CimlError, EngineError
-from ciml.events.listing_files import Listing, shared_listing
-from ciml.pipelines.backfill.ordered_committer import OrderedCommitter
-from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, Work, size_of
+from ciml.events.listing import Listing, shared_listing
+from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, OrderedCommitter, Work, size_of
 from ciml.pipelines.flink.submit import FlinkJob, flink_options, run_here
-from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.ingest.run_stages import keep_error
 
 _POLL_S = 0.5
 #: Work items of one pipeline. On Flink a job costs seconds, but can be cancelled at any time; in process it costs a

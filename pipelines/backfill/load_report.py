@@ -9,10 +9,9 @@ from typing import Any
 
 from ciml.errors import CimlError
 from ciml.events.records import KIND_WORDS, totals_of
-from ciml.raw.run_log import Settled
-from ciml.results.columns import Columns
-from ciml.results.convert import REASONS, BadRow
-from ciml.results.suggestions import Suggestion
+from ciml.runs.run_log import Settled
+from ciml.transforms.results.columns import Columns, Suggestion
+from ciml.transforms.results.convert import REASONS, BadRow
 
 _HOWS = {"given": "as given", "name": "by its name", "content": "by its values"}
 _RECLAIMED = KIND_WORDS["reclaim"]

@@ -1,29 +1,33 @@
-"""A backfill's configuration, remaining work and progress."""
+"""A backfill's configuration, remaining work and progress.
+
+Settles work items in threads and commits them in order.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.listing import ListedRun, Reading, decode_line
-from ciml.events.listing_files import Block, Listing
+from ciml.events.listing import Block, ListedRun, Listing, Reading, decode_line
 from ciml.events.records import Batch, OffsetRange, reasons_of, records_of, totals_of
 from ciml.globs import glob_pattern
-from ciml.manifest.offsets import RangeSet
+from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.ingest.committer import Committer, committer
-from ciml.storage.open import Store
+from ciml.storage import Store
 from ciml.transforms.fetch.fetch import fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt
-from ciml.transforms.ingest.decode import ALL_JOBS
-from ciml.transforms.ingest.decode_listing import CompletedRow, decode_lines
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.transforms.ingest.decode import ALL_JOBS, CompletedRow, decode_lines
+from ciml.transforms.ingest.run_stages import settle
+from ciml.trust import TrustPolicy, evaluate
 
 _PROBES = 20
 _ENOUGH = 10
@@ -38,7 +42,7 @@ class BackfillConfig:
       reading: how to interpret the lines.
       selection: globs of the jobs to take. Lines of other jobs stay unsettled.
       limit: largest number of unsettled lines to take; None for all.
-      completions: stored rows that lines complete, by the line's number (`ciml.pipelines.backfill.complete`).
+      completions: stored rows that lines complete, by the line's number (`ciml.pipelines.backfill.load`).
       skip_known: do not read the log of a run with a raw row: its line is a repeat or a correction.
       take_missing: continue even if no log seems to exist.
       trust: the trust policy.
@@ -239,3 +243,70 @@ def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
             f"none of the first {len(probes)} logs exists (the first is {first}); check --logs, or use "
             "--take-missing to record such lines as dead letters"
         )
+
+
+_AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
+
+
+def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:
+    """Return the settled batches of a work item, one for each of its ranges."""
+    lines, completed = listing.read(work.block), dict(work.completed)
+    batches = [
+        decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known, completed)
+        for start, end in work.parts
+    ]
+    return settle(batches, config.trust, config.fetch, config.raw)
+
+
+class OrderedCommitter:
+    """Settles several work items concurrently in threads, and commits them in order of arrival.
+
+    Args:
+      config: of the backfill.
+      listing: the listing of the work.
+      committed: called after each commit.
+    """
+
+    def __init__(self, config: BackfillConfig, listing: Listing, committed: Callable[[], None] = lambda: None) -> None:
+        self._config, self._listing, self._committed = config, listing, committed
+        self._pool = ThreadPoolExecutor(_AHEAD, "backfill")
+        self._in_progress: deque[tuple[Work, Future[list[Batch]]]] = deque()
+        self._settled: list[Batch] = []
+        self._lines, self._since = 0, time.monotonic()
+
+    def put(self, work: Work) -> int:
+        """Add a work item; block while enough are in progress. Return the number of lines settled meanwhile."""
+        self._in_progress.append((work, self._pool.submit(settle_work, self._config, self._listing, work)))
+        return self._take() if len(self._in_progress) > _AHEAD else 0
+
+    def end(self) -> int:
+        """Settle and commit the rest. Return the number of its lines."""
+        lines = 0
+        while self._in_progress:
+            lines += self._take()
+        self._commit()
+        self._pool.shutdown()
+        return lines
+
+    def abandon(self) -> None:
+        """Commit settled work, and drop work that has not begun."""
+        for _, future in self._in_progress:
+            future.cancel()
+        self._pool.shutdown()
+        self._commit()
+
+    def _take(self) -> int:
+        work, future = self._in_progress.popleft()
+        self._settled += future.result()
+        self._lines += (lines := size_of(work))
+        waited_s = time.monotonic() - self._since
+        if self._lines >= self._config.commit_lines or waited_s > self._config.commit_s:
+            self._commit()
+        return lines
+
+    def _commit(self) -> None:
+        settled, self._settled, self._lines = self._settled, [], 0
+        if settled:
+            committer(self._config.raw).commit(settled, partial(evaluate, self._config.trust))
+            self._committed()
+        self._since = time.monotonic()

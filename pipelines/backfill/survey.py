@@ -11,18 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
-from ciml.events.listing_files import Listing
+from ciml.events.listing import Listing
 from ciml.events.records import OffsetRange, Outcome, PendingRun
+from ciml.http.addresses import Address, below, parse_address
 from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
-from ciml.storage.open import open_store
-from ciml.transforms.fetch.addresses import Address, below, parse_address
-from ciml.transforms.fetch.errors import LogUnavailableError
-from ciml.transforms.fetch.files import open_log
-from ciml.transforms.fetch.folders import first_found
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.storage import open_store
+from ciml.transforms.fetch.files import first_found, open_log
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.guard import guarded_runs
-from ciml.transforms.ingest.decode_listing import decode_lines
-from ciml.transforms.ingest.trust import judge
+from ciml.transforms.ingest.decode import decode_lines
+from ciml.trust import judge
 
 _FAULTS = 10
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import apache_beam as beam
 
-from ciml.datasets.plan import Step
 from ciml.datasets.state import DatasetState, SpanVersion
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import ManifestLog, catch_up
 from ciml.pipelines.datasets.update import commit_step
-from ciml.storage.open import Store
+from ciml.storage import Store
 from ciml.transforms.examples.beam import result_path
-from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.examples.plan import Step
+from ciml.transforms.ingest.run_stages import keep_error
 
 
 class CommitSpans(beam.PTransform):

@@ -11,12 +11,12 @@ from functools import partial
 import apache_beam as beam
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.plan import SpanPlan
 from ciml.datasets.state import SpanVersion
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.pipelines.flink.submit import Build, FlinkJob, flink_options, run_here
-from ciml.storage.open import Store
+from ciml.storage import Store
 from ciml.transforms.examples.beam import MakeExamples, WriteSpans, result_path
+from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.spans import batches_of
 
 _POLL_S = 0.2

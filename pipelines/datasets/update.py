@@ -1,7 +1,7 @@
 """Data sets: deterministic consumers of the raw manifest, each with its own cursor in its own manifest.
 
-Manifests alone decide what is sealed (`ciml.datasets.plan`). So concurrent or restarted updaters compute the same spans
-and the same content-named files; one commits them, the others find them committed.
+Manifests alone decide what is sealed (`ciml.transforms.examples.plan`). So concurrent or restarted updaters compute the
+same spans and the same content-named files; one commits them, the others find them committed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from typing import Any
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import AUTO, DatasetDefinition, ResolvedDefinition, resolve
-from ciml.datasets.history import History, bookmarks_of
-from ciml.datasets.pin import Pin, PinnedPlan
-from ciml.datasets.plan import Plan, SelectedRun, SpanPlan, Step
 from ciml.datasets.state import DatasetState, SpanVersion, span_folder
 from ciml.errors import CimlError, RejectedInput
-from ciml.feedback import corrections_of
+from ciml.events.outcomes import CAUSE
 from ciml.limits import MAX_PROFILE_RUNS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.pipelines.datasets.run_source import RunSource, StoredRuns
-from ciml.raw.causes import CAUSE
-from ciml.storage.open import Store
+from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
+from ciml.transforms.examples.pin import Pin, PinnedPlan
+from ciml.transforms.examples.plan import History, Plan, SelectedRun, SpanPlan, Step, bookmarks_of
 from ciml.transforms.examples.spans import batches_of, guarded_examples, verify_span, write_span
 from ciml.transforms.guard import bisect
+from ciml.verdicts.feedback.corrections import corrections_of
 
 #: Called with (processed runs, runs to process) of the spans being sealed.
 Progress = Callable[[int, int], None]
@@ -253,7 +252,7 @@ def _resolve(
 
 def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[str]) -> dict[str, Any]:
     """Return the profiles of the passing runs, as JSON. Only the runs that count are read."""
-    from ciml.transforms.profiles.profile import make_profiles
+    from ciml.transforms.profiles import make_profiles
 
     jobs, counted = Counter[str](), []
     for run in runs:

@@ -1,4 +1,9 @@
-"""Commits settled batches as deltas of the raw manifest."""
+"""Commits settled batches as deltas of the raw manifest.
+
+Configuration of an ingest. Does not import Beam, since supervisors read it too.
+
+Records offsets that a topic lost before they were read as covered, on an operator's request.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,96 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.payloads import offload_payloads
 from ciml.events.records import Batch, OffsetRange, Outcome
+from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
-from ciml.raw.accounting import reconcile
-from ciml.raw.run_log import Judge
-from ciml.raw.state import RAW, RawState
-from ciml.storage.open import Store
+from ciml.pipelines.kafka.broker import list_topic
+from ciml.pipelines.kafka.plan import losses
+from ciml.pipelines.kafka.publish import Projections, projection, render_dead_letters, render_runs
+from ciml.runs.accounting import reconcile
+from ciml.runs.run_log import Judge
+from ciml.runs.state import RAW, RawState
+from ciml.storage import Store
+from ciml.storage import Store as ObjectStore
+from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt, bisect
+from ciml.transforms.ingest.decode import ALL_JOBS
+from ciml.trust import TrustPolicy
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Configuration of an ingest.
+
+    Attributes:
+      raw: the raw store.
+      kafka: connection to the broker.
+      topic: topic of the events.
+      runs_topic: topic for announcements of committed runs; "" for none.
+      dead_letters_topic: topic for opened and closed dead letters; "" for none.
+      selection: globs of the jobs to take.
+      names: (CloudEvent source, the run ids' source) pairs.
+      trust: the trust policy.
+      fetch: allowed log sources and retry delays.
+      read: how partitions are read.
+      cycle_messages: most messages of a partition in a micro-batch, which a kill loses at most.
+      commit_s: longest wait of a settled batch for others before the commit, on Flink.
+      commit_batches: number of waiting batches that triggers a commit.
+      maintains: whether the committing stage also maintains the manifest, where no supervisor does.
+    """
+
+    raw: ObjectStore
+    kafka: KafkaOptions
+    topic: str = "ci-events"
+    runs_topic: str = "runs"
+    selection: tuple[str, ...] = ALL_JOBS
+    names: tuple[tuple[str, str], ...] = ()
+    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    cycle_messages: int = 2000
+    commit_s: float = 2.0
+    commit_batches: int = 20
+    dead_letters_topic: str = ""
+    maintains: bool = False
+
+    def projection(self) -> Projections | None:
+        """Return the process's projections for runs and dead letters."""
+        topics = ((self.runs_topic, render_runs), (self.dead_letters_topic, render_dead_letters))
+        log = committer(self.raw).log
+        found = [projection(log, topic, render, self.kafka) for topic, render in topics if topic]
+        return Projections(found) if found else None
+
+
+def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[OffsetRange]:
+    """Commit lost, never read offsets of a topic as covered without messages.
+
+    Args:
+      raw: the raw store.
+      kafka: connection to the broker.
+      topic: the topic.
+      dry_run: return them without a commit.
+
+    Returns:
+      The lost offsets by partition; empty without losses.
+
+    Raises:
+      IntegrityError: if the topic was recreated, which is not a loss but another topic.
+      EngineError: if the broker or the store does not answer.
+    """
+    committing, listing = committer(raw), list_topic(kafka, topic)
+    with committing.state() as state:
+        lost = losses(state, listing)
+    if lost and not dry_run:
+        committing.commit(lost)
+    return [batch.covers for batch in lost if batch.covers]
 
 
 class Committer(LogReplica[RawState]):
@@ -39,11 +121,11 @@ class Committer(LogReplica[RawState]):
 
         Args:
           batches: settled batches.
-          judge: decides on the trust of runs that updates concern; see `ciml.raw.accounting.reconcile`.
+          judge: decides on the trust of runs that updates concern; see `ciml.runs.accounting.reconcile`.
 
         Raises:
           EngineError: if the store does not answer. The outcome is unknown; retrying is safe.
-          IntegrityError: see `ciml.raw.accounting.reconcile`; nothing is committed.
+          IntegrityError: see `ciml.runs.accounting.reconcile`; nothing is committed.
         """
         settled = list(batches)
         return self.commit_found(lambda state: settled, judge)

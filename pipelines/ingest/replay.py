@@ -13,20 +13,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from ciml.adapters.registry import read_event
 from ciml.errors import RejectedInput
 from ciml.events.payloads import read_payload
 from ciml.events.records import Batch, Origin, records_of
+from ciml.integrations.registry import read_event
 from ciml.pipelines.ingest.committer import committer
-from ciml.raw.dead_letters import Choice, DeadLetter, open_dead_letters, open_keys
-from ciml.raw.known_ids import DeadLetterKey
-from ciml.storage.open import Store
+from ciml.runs.dead_letters import Choice, DeadLetter, open_dead_letters, open_keys
+from ciml.runs.known_ids import DeadLetterKey
+from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt
-from ciml.transforms.ingest.decode import ALL_JOBS
-from ciml.transforms.ingest.decode_dead_letter import read_again
+from ciml.transforms.ingest.decode import ALL_JOBS, read_again
 from ciml.transforms.ingest.run_stages import settle
-from ciml.transforms.ingest.trust import TrustPolicy, evaluate
+from ciml.trust import TrustPolicy, evaluate
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def replay(
 
     Raises:
       EngineError: if a store does not answer. Commits stay.
-      IntegrityError: see `ciml.raw.accounting.reconcile`.
+      IntegrityError: see `ciml.runs.accounting.reconcile`.
     """
     stop = stop or threading.Event()
     committing = committer(config.raw)

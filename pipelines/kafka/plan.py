@@ -1,14 +1,27 @@
-"""Plans where reading starts, from the manifest's covered offsets and the broker's present ones."""
+"""Plans where reading starts, from the manifest's covered offsets and the broker's present ones.
+
+Cached end offsets of partitions, from which backlog and idleness are computed.
+
+Reads a range of a partition to its end. It needs no Beam.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from confluent_kafka.admin import OffsetSpec
 
 from ciml.errors import EngineError, IntegrityError
-from ciml.events.records import Batch, OffsetRange
-from ciml.manifest.coverage import OTHER_TOPIC, TopicState, check_topic_id
-from ciml.manifest.offsets import RangeSet
-from ciml.pipelines.kafka.broker import Listing
+from ciml.events.records import Batch, Message, OffsetRange
+from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.manifest.coverage import OTHER_TOPIC, RangeSet, TopicState, check_topic_id
+from ciml.pipelines.kafka.broker import Listing, check_topic, offsets_of
+from ciml.pipelines.kafka.reader import borrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +123,132 @@ def losses(state: TopicState, listing: Listing) -> list[Batch]:
         for partition, (first, _) in sorted(listing.bounds.items())
         for start, end in state.covered(listing.topic, partition).missing(0, first)
     ]
+
+
+_TIMEOUT_S = 3.0  # a reader waits for the answer
+_FORGET_S = 600.0
+
+
+class Ends(NamedTuple):
+    """The end of a partition at a time.
+
+    Attributes:
+      asked_s: epoch seconds just before the query: messages appended until then are below the end.
+    """
+
+    asked_s: float
+    end: int
+
+
+Ask = Callable[[Iterable[int]], Mapping[int, int]]
+
+
+@dataclass
+class TopicEnds:
+    """The ends of a topic's partitions: one query for all recently used partitions, cached.
+
+    Attributes:
+      ask: returns the ends of partitions; raises `EngineError` without an answer.
+    """
+
+    ask: Ask
+    clock: Callable[[], float] = time.time
+    _wanted: dict[int, float] = field(default_factory=dict)
+    _known: dict[int, Ends] = field(default_factory=dict)
+    _failed_s: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, partition: int, age_s: float) -> Ends | None:
+        """Return the end of a partition, at most ``age_s`` seconds old; None if the broker does not answer."""
+        with self._lock:
+            now = self.clock()
+            self._wanted[partition] = now
+            known = self._known.get(partition)
+            if known is not None and 0 <= now - known.asked_s <= age_s:
+                return known
+            if 0 <= now - self._failed_s <= age_s:
+                return None
+            self._wanted = {each: since for each, since in self._wanted.items() if now - since < _FORGET_S}
+            try:
+                ends = self.ask(list(self._wanted))
+            except EngineError:
+                self._failed_s = now
+                return None
+            self._known = {each: Ends(now, end) for each, end in ends.items()}
+            return self._known.get(partition)
+
+
+_topics: dict[tuple[KafkaOptions, str], TopicEnds] = {}
+_topics_lock = threading.Lock()
+
+
+def end_of(options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
+    """Return the end of a partition, at most ``age_s`` seconds old; None if the broker does not answer.
+
+    Messages of open transactions count as unread.
+    """
+    key = (options, topic)
+    with _topics_lock:
+        if key not in _topics:
+            _topics[key] = TopicEnds(
+                lambda partitions: offsets_of(
+                    options,
+                    topic,
+                    partitions,
+                    OffsetSpec.latest(),
+                    committed=False,
+                    timeout_s=min(_TIMEOUT_S, options.timeout_s),
+                )
+            )
+    return _topics[key].of(partition, age_s)
+
+
+_ASK_S = 3.0
+
+
+class Part(NamedTuple):
+    """Consecutive offsets of a partition, from ``start`` up to ``end``, and their messages.
+
+    The last part of a range may reach beyond the range's end: a message is fetched with those that follow it.
+    """
+
+    start: int
+    end: int
+    messages: list[Message]
+
+
+def read_range(
+    kafka: KafkaOptions, read: PartitionRead, start: int, end: Callable[[], int], options: ReadOptions
+) -> Iterator[Part]:
+    """Yield the parts of a range of a partition.
+
+    Args:
+      kafka: connection to the broker.
+      read: names the partition.
+      start: the first offset.
+      end: returns the offset after the last one; it may become smaller while the range is read.
+      options: largest number of messages of a part, and the longest wait for one.
+
+    Raises:
+      EngineError: the broker does not answer, or holds fewer messages than it said.
+      IntegrityError: the topic was deleted or made again, or unread offsets expired.
+    """
+    position = start
+    with borrow(kafka, read.topic, read.partition) as reader:
+        reader.seek(position)
+        moved = asked = time.monotonic()
+        while position < (stop := end()):
+            found = reader.read(min(options.batch_messages, stop - position), 0.5)
+            if reader.position > position:
+                moved = time.monotonic()
+                yield Part(position, reader.position, found)
+                position = min(reader.position, end())
+                continue
+            if time.monotonic() > asked + _ASK_S:  # a consumer learns late, or never, that a topic was deleted
+                asked = time.monotonic()
+                with suppress(EngineError):
+                    check_topic(kafka, read.topic, read.topic_id)
+            if time.monotonic() - moved > options.stall_s:
+                raise EngineError(
+                    f"{read.where} {position}: no message within {options.stall_s:.0f} s, although it ends at {stop}"
+                )

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.connect import as_engine_error, make_client
 from ciml.kafka.options import KafkaOptions
-from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.ingest.run_stages import keep_error
 
 #: (topic, key, value)
 ToSend = tuple[str, bytes, bytes]

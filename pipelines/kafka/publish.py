@@ -19,10 +19,10 @@ from ciml.events.records import Message, facts_of_row, rows_of
 from ciml.kafka.connect import NoTopicError, as_engine_error
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.messages.outputs import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
+from ciml.messages import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
 from ciml.pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
 from ciml.pipelines.kafka.reader import Reader
-from ciml.raw.dead_letters import described
+from ciml.runs.dead_letters import described
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
 VERSION, LOG = "manifest", "log"

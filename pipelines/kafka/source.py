@@ -5,43 +5,281 @@ manifest alone decides where reading starts (`plan`); Kafka stores no offsets fo
 topic's end when the pipeline was built, and works on every runner. An unbounded read needs Flink or Dataflow (the
 FnApiRunner emits no output, Prism lost rows), finds new partitions, and checks that the topic is still the same.
 See docs/kafka.md.
+
+The watermark of a partition, a pure function of observations.
+
+Tracks a partition's claimed offsets, its backlog, and when to continue reading.
+
+Finds partitions that are added to a topic while it is read.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
+from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.timestamp import Duration, Timestamp
 
 from ciml.errors import EngineError
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from ciml.manifest.offsets import RangeSet
-from ciml.pipelines.kafka.bounded import read_range
-from ciml.pipelines.kafka.end_offsets import end_of
-from ciml.pipelines.kafka.new_partitions import FindPartitions, KnownTopic
-from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.manifest.coverage import RangeSet
+from ciml.pipelines.kafka.broker import check_topic
+from ciml.pipelines.kafka.plan import PartitionRead, end_of, read_range
 from ciml.pipelines.kafka.reader import borrow
-from ciml.pipelines.kafka.tracker import (
-    FOREVER,
-    WATERMARK,
-    Claim,
-    OffsetTracker,
-    Restriction,
-    is_drained,
-    left,
-    observe,
-    put_off,
-)
-from ciml.pipelines.kafka.watermark import Observation
-from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.ingest.run_stages import keep_error
+
+
+class Observation(NamedTuple):
+    """One observation of a partition. Times are epoch seconds.
+
+    Attributes:
+      asked_s: just before the broker was queried.
+      oldest_s: lowest timestamp of the received messages; None without messages.
+      nothing_unread: whether the broker confirmed that nothing is unread. An empty read alone does not show that: the
+        broker may be slow, unreachable, or hold an open transaction.
+    """
+
+    asked_s: float
+    oldest_s: float | None = None
+    nothing_unread: bool = False
+
+
+def advance(watermark_s: float | None, observation: Observation, slack_s: float) -> float | None:
+    """Return the watermark after an observation: no unread message is older.
+
+    This holds for messages whose timestamp is at most ``slack_s`` before the broker received them, and not after. A
+    timestamp in the future cannot advance it beyond the time of the observation less the slack, nor beyond a good
+    message beside it.
+
+    Args:
+      watermark_s: the previous one; None at first.
+      observation: the present one.
+      slack_s: largest delay from a message's timestamp to the broker, seconds.
+
+    Returns:
+      The new watermark, never lower than before.
+    """
+    if observation.nothing_unread:
+        reached = observation.asked_s - slack_s  # later messages are received after the query
+    elif observation.oldest_s is not None:
+        reached = min(observation.oldest_s, observation.asked_s) - slack_s  # later messages are received after these
+    else:
+        return watermark_s
+    if reached <= 0:
+        return watermark_s
+    return reached if watermark_s is None else max(watermark_s, reached)
+
+
+FOREVER = sys.maxsize
+WATERMARK = ManualWatermarkEstimator.default_provider()
+_DRAINED = 3
+_MARGIN_S = 0.1
+
+
+class Restriction(NamedTuple):
+    """Offsets [start, stop) to read.
+
+    Attributes:
+      not_before_s: epoch seconds before which a runner that respects the requested pause does not resume.
+      early: number of consecutive earlier resumes; see `is_drained`.
+    """
+
+    start: int
+    stop: int
+    not_before_s: float = 0.0
+    early: int = 0
+
+
+class Claim(NamedTuple):
+    """Offsets [first, end), and the partition's known end, which gives the backlog."""
+
+    first: int
+    end: int
+    reaches: int = -1
+
+
+class Pause(NamedTuple):
+    """Claims nothing, and sets when to resume; see `Restriction`."""
+
+    not_before_s: float
+    early: int
+
+
+class OffsetTracker(RestrictionTracker):
+    """Claims ranges of offsets. A restriction is split only at its claimed end: a partition has one reader.
+
+    Messages may correct earlier ones, so parts of a partition must not overtake one another. A split at a fraction is
+    rejected, which a runner takes as "not now"; a split at 0, a checkpoint, is granted.
+    """
+
+    def __init__(self, restriction: Restriction) -> None:
+        self._start, self._stop = restriction.start, restriction.stop
+        self._claimed = restriction.start
+        self._reaches = restriction.start
+        self._rejected = False
+        self._pause = Pause(restriction.not_before_s, restriction.early)
+
+    def current_restriction(self) -> Restriction:
+        return Restriction(self._start, self._stop, *self._pause)
+
+    def try_claim(self, position: Claim | Pause | tuple[int, int]) -> bool:
+        """Claim [first, end), up to ``current_restriction().stop``.
+
+        Raises:
+          ValueError: if the claim skips or repeats offsets.
+        """
+        if isinstance(position, Pause):
+            self._pause = position
+            return True
+        first, end, reaches = Claim(*position)
+        if first >= self._stop:
+            self._rejected = True
+            return False
+        if first != self._claimed or end < first:
+            raise ValueError(f"the offsets {first} to {end} are claimed where {self._claimed} is the next")
+        self._claimed = min(end, self._stop)
+        self._reaches = max(self._reaches, reaches, end)
+        return True
+
+    def try_split(self, fraction_of_remainder: float) -> tuple[Restriction, Restriction] | None:
+        if fraction_of_remainder != 0 or self._claimed >= self._stop:
+            return None
+        rest = Restriction(self._claimed, self._stop, *self._pause)
+        self._stop = self._claimed
+        return Restriction(self._start, self._stop), rest
+
+    def check_done(self) -> None:
+        if self._claimed < self._stop and not self._rejected:
+            raise ValueError(f"offsets {self._claimed} to {self._stop} were neither claimed nor put off")
+
+    def current_progress(self) -> RestrictionProgress:
+        """Return the progress in offsets; an unbounded restriction ends at the partition's last known end."""
+        stop = self._stop if self._stop < FOREVER else max(self._reaches, self._claimed)
+        return RestrictionProgress(completed=self._claimed - self._start, remaining=stop - self._claimed)
+
+    def is_bounded(self) -> bool:
+        return bool(self._stop < FOREVER)
+
+
+def left(restriction: Restriction, reaches: int | None) -> int:
+    """Return the number of remaining offsets; at least 1 if unbounded or if the end is unknown."""
+    if restriction.stop < FOREVER:
+        return int(max(restriction.stop - restriction.start, 0))
+    return int(max((reaches or 0) - restriction.start, 1))
+
+
+def put_off(tracker: Any, pause_s: float) -> None:
+    """Defer the unclaimed rest by a pause, in whole seconds since Flink's runner truncates them.
+
+    Args:
+      tracker: Beam's view of an `OffsetTracker`.
+      pause_s: least pause, seconds; 0 resumes at once.
+    """
+    if pause_s <= 0:
+        tracker.try_claim(Pause(0.0, 0))
+        tracker.defer_remainder()
+        return
+    whole_s = max(round(pause_s), 1)
+    tracker.try_claim(Pause(time.time() + whole_s / 2, tracker.current_restriction().early))
+    tracker.defer_remainder(Duration.of(whole_s + _MARGIN_S))
+
+
+def is_drained(tracker: Any) -> bool:
+    """Return whether the runner drains the pipeline, so that an unbounded reader must end. Call it first.
+
+    Flink's runner does not signal a stop with savepoint and drain. It resumes deferred restrictions at once, whatever
+    pause was requested, until none is deferred, which would never happen. So a reader that is resumed early several
+    times in a row is being drained. The count is stored in the restriction: neither a restart nor a second job affects
+    it, and a clock that is set back counts once.
+    """
+    now, restriction = time.time(), tracker.current_restriction()
+    early = restriction.early + 1 if now < restriction.not_before_s else 0
+    if early >= _DRAINED:
+        tracker.try_claim(Claim(FOREVER, FOREVER))
+        return True
+    tracker.try_claim(Pause(restriction.not_before_s, early))
+    return False
+
+
+def observe(watermark: Any, observation: Observation, slack_s: float) -> None:
+    """Advance Beam's manual watermark by an observation."""
+    now = watermark.current_watermark()
+    before = None if now is None else now.micros / 1e6
+    after = advance(before, observation, slack_s)
+    if after is not None and after != before:
+        watermark.set_watermark(Timestamp.of(after))
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTopic:
+    """A topic whose partitions 0 to ``partitions`` - 1 are read already. Kafka never removes partitions."""
+
+    topic: str
+    topic_id: str
+    partitions: int
+
+
+class FindPartitions(beam.DoFn, RestrictionProvider):
+    """`KnownTopic` -> `PartitionRead` of each partition added later, from its beginning; unbounded.
+
+    Its restriction is the range of future partition numbers. It also detects a deleted or recreated topic while no
+    message arrives.
+    """
+
+    def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
+        self._kafka, self._options = kafka, options
+
+    def initial_restriction(self, element: KnownTopic) -> Restriction:
+        return Restriction(element.partitions, FOREVER)
+
+    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
+        return OffsetTracker(restriction)
+
+    def restriction_size(self, element: KnownTopic, restriction: Restriction) -> int:
+        return left(restriction, None)
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: KnownTopic,
+        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARK),  # noqa: B008
+    ) -> Iterator[TimestampedValue]:
+        with keep_error():
+            yield from self._find(element, tracker, watermark)
+
+    def _find(self, element: KnownTopic, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
+        if is_drained(tracker):
+            return
+        known = tracker.current_restriction().start
+        asked = time.time()
+        try:
+            found = max(check_topic(self._kafka, element.topic, element.topic_id), default=-1) + 1
+        except EngineError:  # the broker is unreachable: the readers wait for it too
+            put_off(tracker, self._options.find_s)
+            return
+        if found > known:
+            if not tracker.try_claim(Claim(known, found)):
+                return
+            # Messages of a new partition are no older than the last listing without it, less the slack, which is the
+            # present watermark.
+            since = watermark.current_watermark() or Timestamp.of(asked - self._options.slack_s)
+            for number in range(known, found):
+                yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
+        observe(watermark, Observation(asked, None, True), self._options.slack_s)
+        put_off(tracker, self._options.find_s)
+
 
 #: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
 METRICS = "ciml.kafka"

@@ -18,9 +18,8 @@ from ciml.events.records import RunFacts
 from ciml.events.run_facts import log_address
 from ciml.events.run_id import RunId, path_safe
 from ciml.limits import MAX_LABELS
-from ciml.recorder.producer import Sender
+from ciml.recorder.producer import Mark, Piece, Sender, Tail
 from ciml.recorder.spool.recording import LOG, End, Recording
-from ciml.recorder.tail import Mark, Piece, Tail
 
 _IN_FLIGHT = 32  # messages in flight; the rest stays in the log
 _AGAIN_S = 5.0
@@ -196,7 +195,7 @@ class Delivery:
         if not self._plan.log_dir:
             self._log_at = ""
             return True
-        from ciml.storage.open import open_store
+        from ciml.storage import open_store
 
         store = open_store(self._plan.log_dir)
         data = _compressed(self._recording)
@@ -212,7 +211,7 @@ class Delivery:
 
     def _list(self, end: End) -> bool:
         """Without a broker, write a line of a listing beside the log, for ``ciml backfill``."""
-        from ciml.storage.open import open_store
+        from ciml.storage import open_store
 
         folder = _folder(self._plan.mention)
         line = _listing_line(self._finished_facts(end), f"{folder}/{LOG}.gz")

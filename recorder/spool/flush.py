@@ -1,19 +1,243 @@
-"""``ciml record --send``: send the recordings that earlier recorders left."""
+"""Recordings of earlier recorders: which of them are sent, with which facts, and in which order.
+
+``ciml record --send``: send the recordings that earlier recorders left.
+"""
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
-from ciml.recorder.console import report
+from ciml.limits import MAX_SPOOL_BYTES
 from ciml.recorder.producer import Sender
-from ciml.recorder.settings import Settings
-from ciml.recorder.spool.folder import open_private
-from ciml.recorder.spool.leftovers import FACTS, by_command, deliver, is_unsealed
-from ciml.recorder.spool.recording import Destination, Recording, waiting
+from ciml.recorder.settings import Settings, report
+from ciml.recorder.spool.delivery import Delivery
+from ciml.recorder.spool.folder import Folder, open_private
+from ciml.recorder.spool.recording import Destination, End, Plan, Recording, is_sealed, secrets_of, size_of, waiting
+
+#: Facts that a trust policy may match, except the source (part of the run's id). They are left out without a seal, and
+#: with them the subjects, by which updates would add facts.
+FACTS = ("pipeline", "project", "branch", "event", "review", "fork", "auth", "owner", "adapter")
+#: The label of a run whose recording was not sealed.
+UNSEALED = {"recording": "unsealed"}
+_MOST_LINES = 3
+_TAKEN_A_STEP = 10  # unsent recordings per step: samples are taken between steps
+
+
+def end_of(recording: Recording) -> End:
+    """Return the end of a leftover recording; without one, the command was killed with its recorder."""
+    return recording.end() or End(recording.changed_us(), "ABORTED", {"recorder": "killed"})
+
+
+def deliver(recording: Recording, sender: Sender | None) -> Delivery:
+    """Return the delivery of a leftover recording by its present plan."""
+    return Delivery(recording, sender, end_of(recording), announce=not is_unsealed(recording.plan))
+
+
+def is_unsealed(plan: Plan) -> bool:
+    """Return whether it is sent without the facts that only a seal proves."""
+    return UNSEALED.items() <= plan.mention.labels.items()
+
+
+def without_facts(plan: Plan) -> Plan:
+    """Return the plan without the facts that a trust policy may match."""
+    facts = plan.mention
+    labels = {**UNSEALED, **facts.labels, **UNSEALED}  # first, so that it stays if there are too many
+    return replace(plan, mention=facts.replace(**dict.fromkeys(FACTS, ""), subjects=(), labels=labels))
+
+
+def by_recorder(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
+    """Return the plan with which the recorder of another run may send a recording.
+
+    Args:
+      recording: a leftover recording.
+      own: the plan of the recorder's own run.
+      settings: settings of the recorder.
+
+    Returns:
+      The plan; None where this recorder must not send it.
+
+    Raises:
+      CimlError: it requires credentials of this recorder that it may not have had.
+    """
+    plan = recording.plan
+    if plan.kafka != (settings.kafka.bootstrap if settings.kafka else "") or not plan.has_destination:
+        return None
+    secrets = secrets_of(settings.kafka, plan.log_dir)
+    if is_sealed(recording, secrets):
+        return plan
+    if secrets:
+        raise CimlError(f"{recording.folder.path} is not sealed with these credentials; use ciml record --send")
+    if plan.mention.source != own.mention.source or replace(plan, mention=own.mention) != own:
+        return None
+    return without_facts(plan)
+
+
+def by_command(recording: Recording, settings: Settings, destination: Destination) -> tuple[Plan, KafkaOptions | None]:
+    """Return the plan with which ``ciml record --send`` sends a recording, and its broker.
+
+    Args:
+      recording: a leftover recording.
+      settings: with the broker of the command line.
+      destination: that of the command line: for a recording without a place for its log, or whose own destination is
+        not trusted.
+
+    Raises:
+      CimlError: the command line must confirm the destination; the message has the options.
+    """
+    kafka = _broker(recording.plan, settings)
+    plan = replace(recording.plan, kafka=kafka.bootstrap if kafka else "")
+    secrets = secrets_of(kafka, plan.log_dir)
+    sealed = is_sealed(recording, secrets)
+    if kafka != settings.kafka and recording.has_seal and not sealed:
+        raise CimlError(
+            f"its recorder had credentials, which are not stored; give them again: {_option('kafka', plan.kafka)} with "
+            "-X or --kafka-config"
+        )
+    if secrets and not sealed:  # its own destination is not trusted with them
+        if plan.log_dir and not destination.log_dir:
+            raise CimlError(f"the place of its log is not sealed with these credentials; confirm it by "
+                            f"{_option('log-dir', plan.log_dir)}")  # fmt: skip
+        plan = replace(plan, **asdict(destination))
+    elif not plan.log_dir:  # it was recorded without a place for its log
+        plan = replace(plan, log_dir=destination.log_dir, log_url=destination.log_url)
+    if not plan.has_destination:
+        raise CimlError("no destination; give --kafka HOST:PORT or --log-dir FOLDER")
+    return plan if sealed else without_facts(plan), kafka
+
+
+def _broker(plan: Plan, settings: Settings) -> KafkaOptions | None:
+    """Return the broker for a leftover recording.
+
+    A recording may name any address: no Kafka property of the command line goes there unless ``--kafka`` confirms it.
+    """
+    given = settings.kafka
+    if settings.leftovers == "given" or not plan.kafka or (given and given.bootstrap == plan.kafka):
+        return given
+    if settings.leftovers == "unconfirmed":
+        raise CimlError(
+            "its broker gets no Kafka property that --kafka does not confirm; add " + _option("kafka", plan.kafka)
+        )
+    return KafkaOptions(plan.kafka)
+
+
+def _option(name: str, value: str) -> str:
+    """Return an option as a shell takes it: a recording that another job made may contain anything."""
+    return f"--{name} {shlex.quote(value)}"
+
+
+class Leftovers:
+    """Sends recordings of earlier recorders one after another, in small steps.
+
+    A recording that cannot be read or sent is reported and left in place; other recordings continue.
+
+    Args:
+      own: the recorder's own recording.
+      settings: settings of the recorder.
+      sender: sender of its broker.
+    """
+
+    def __init__(self, own: Recording, settings: Settings, sender: Sender | None) -> None:
+        self._own, self._settings, self._sender = own.plan, settings, sender
+        self._waiting: list[str] = []
+        self._current: tuple[Recording, Delivery] | None = None
+        self._reported = 0
+        try:
+            self._spool = open_private(settings.spool)
+            names, more = waiting(self._spool)
+        except (CimlError, OSError) as error:
+            self._report(f"not sending earlier recordings: {error}")
+            return
+        if more:
+            self._report(f"{settings.spool} holds more than {len(names)} entries; the others wait")
+        self._waiting = trim(self._spool, [name for name in names if name != own.folder.path.name])
+
+    def step(self) -> None:
+        """Send as much as possible of one of them without blocking."""
+        for _ in range(_TAKEN_A_STEP):
+            if self._current is not None or not self._waiting:
+                break
+            self._take(self._waiting.pop(0))
+        if self._current is not None:
+            self._send(*self._current)
+
+    def _take(self, name: str) -> None:
+        recording = None
+        try:
+            recording = Recording.take(self._spool, name)
+            if recording is None:
+                return
+            plan = by_recorder(recording, self._own, self._settings)
+            if plan is not None:
+                recording.plan = plan
+                self._current = recording, deliver(recording, self._sender)
+        except (CimlError, OSError) as error:
+            self._report(f"left in the spool: {error}")
+        if recording is not None and self._current is None:
+            recording.release()
+
+    def _send(self, recording: Recording, delivery: Delivery) -> None:
+        try:
+            if delivery.step():
+                self._current = None
+                if kept := recording.remove():
+                    self._report(f"{recording.plan.mention.run_id} sent, but {kept}")
+                return
+            failure = delivery.failure
+        except CimlError as error:
+            failure = str(error)
+        if failure:  # a later recorder retries; until then it does not block others
+            self._report(f"left in the spool: {recording.folder.path}: {failure}")
+            recording.release()
+            self._current = None
+
+    def _report(self, line: str) -> None:
+        self._reported += 1
+        if self._reported <= _MOST_LINES:
+            report(line)
+        elif self._reported == _MOST_LINES + 1:
+            report("more recordings are unsent; run ciml record --send for details")
+
+
+def trim(spool: Folder, names: list[str]) -> list[str]:
+    """Delete the oldest idle recordings until the rest has at most `MAX_SPOOL_BYTES`.
+
+    Args:
+      spool: the spool's folder.
+      names: entries of the spool, oldest first.
+
+    Returns:
+      The names of the remaining entries.
+    """
+    sizes = {name: _size(spool, name) for name in names}
+    total = sum(sizes.values())
+    stay = list(names)
+    for name in names:
+        if total <= MAX_SPOOL_BYTES:
+            break
+        try:
+            recording = Recording.take(spool, name)
+        except CimlError:
+            continue
+        if recording is not None and not recording.remove():
+            stay.remove(name)
+            total -= sizes[name]
+            report(f"the spool is full; deleted its oldest recording, run {recording.plan.mention.run_id}")
+    return stay
+
+
+def _size(spool: Folder, name: str) -> int:
+    """Return the bytes of a recording; 0 for another entry."""
+    try:
+        with spool.folder(name) as folder:
+            return size_of(folder)
+    except (CimlError, OSError):
+        return 0
 
 
 def send_leftovers(settings: Settings, destination: Destination) -> None:

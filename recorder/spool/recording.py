@@ -6,17 +6,24 @@ sender sends all of it, and repeats are recognised by the identity of each sampl
 process records into it or sends it, and removed when everything has arrived.
 
 A leftover recording is untrusted input: an earlier job of this user may have created or changed it.
+
+The seal of an unsent recording: made with the credentials with which it is sent.
+
+A process that can make the seal holds those credentials, and could have sent the same without the spool. So a sealed
+recording is sent as it is; any other gets no rights of the process that finds it (`ciml.recorder.spool.flush`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import hmac
 import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,15 +32,15 @@ from typing import Any
 import msgspec
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.fields import is_clean, labels
-from ciml.events.json_input import parse_json
+from ciml.events.fields import is_clean, labels, parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
+from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
+from ciml.recorder.producer import Micros, Start
 from ciml.recorder.spool.folder import Folder, open_private
-from ciml.recorder.tail import Micros, Start
-from ciml.storage.json_seal import seal, seal_of, without_seal
+from ciml.storage.json_files import seal, seal_of, without_seal
 
 LOG = "dstat-csv_log.txt"
 RUN, END, STARTS, SEAL = "run.json", "end.json", "starts", "seal.json"
@@ -354,3 +361,92 @@ def _lock_of_mine(folder: Folder) -> int:
             return lock
         time.sleep(_LOCK_PAUSE_S)
     raise BlockingIOError(11, f"{folder.path} is locked by another process")
+
+
+_SEALED = (RUN, STARTS, END, LOG)
+_SECRETS_OF_S3 = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)
+_FILES_OF_S3 = (
+    "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+)  # fmt: skip
+_PIECE = 1 << 20
+
+
+def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[str, str] = os.environ) -> bytes:
+    """Return the credentials of the destinations: b"" where these are open to everyone.
+
+    Args:
+      kafka: the broker of the recording; None for none.
+      log_dir: the folder of its log.
+      environment: holds the credentials of S3.
+    """
+    found = kafka.credentials() if kafka else {}
+    if log_dir.startswith("s3://"):
+        found |= {name: environment[name].encode() for name in _SECRETS_OF_S3 if environment.get(name)}
+        for name in _FILES_OF_S3:
+            if environment.get(name):
+                found[name] = _content(environment[name])
+    lines = [f"{name} {hashlib.sha256(value).hexdigest()}\n" for name, value in sorted(found.items()) if value]
+    return "".join(lines).encode()
+
+
+def seal_recording(recording: Recording, secrets: bytes) -> None:
+    """Seal a recording in its present state; not without secrets, as anyone could make that seal. Raises `OSError`."""
+    if not secrets:
+        return
+    salt = os.urandom(16)
+    content = {"salt": salt.hex(), "mac": _mac(recording, secrets, salt)}
+    recording.folder.write(SEAL, json.dumps(content).encode())
+
+
+def is_sealed(recording: Recording, secrets: bytes) -> bool:
+    """Return whether a process with the same secrets sealed it, and it is unchanged since."""
+    if not secrets:
+        return False
+    try:
+        content = json.loads(recording.folder.read(SEAL, MAX_RECORDING_FILE_BYTES))
+        salt, mac = bytes.fromhex(content["salt"]), content["mac"]
+        return hmac.compare_digest(mac.encode(), _mac(recording, secrets, salt).encode())
+    except (CimlError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
+def _mac(recording: Recording, secrets: bytes, salt: bytes) -> str:
+    # scrypt: the next job can read the file, and a password may be short.
+    key = hashlib.scrypt(secrets, salt=salt, n=1 << 14, r=8, p=1, dklen=32)
+    mac = hmac.new(key, digestmod="sha256")
+    for name in _SEALED:
+        mac.update(f"{name} {_digest(recording, name)}\n".encode())
+    return mac.hexdigest()
+
+
+def _digest(recording: Recording, name: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        for piece in _pieces(recording, name):
+            digest.update(piece)
+    except FileNotFoundError:
+        return "-"
+    return digest.hexdigest()
+
+
+def _pieces(recording: Recording, name: str) -> Iterator[bytes]:
+    left = MAX_RECORDING_LOG_BYTES
+    with os.fdopen(recording.folder.open(name), "rb") as file:
+        while piece := file.read(_PIECE):
+            left -= len(piece)
+            if left < 0:
+                raise CimlError(f"{recording.folder.path / name} is larger than {MAX_RECORDING_LOG_BYTES} bytes")
+            yield piece
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_RECORDING_FILE_BYTES)
+    except OSError:
+        return b""

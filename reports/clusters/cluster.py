@@ -26,7 +26,7 @@ from ciml.training.experiments.clustering import (
     project,
     shares,
 )
-from ciml.transforms.examples.split import SPLITS
+from ciml.transforms.examples.prepare import SPLITS
 
 #: Largest input of k-means in float32 values; larger data sets are sampled evenly.
 MOST_VALUES = 1 << 24
@@ -40,7 +40,7 @@ class Wanted:
       only: the class whose runs are clustered; None for all.
       splits: splits of the runs.
       first: number of leading windows to compare; shorter runs are left out. None for whole examples with padding.
-      against: names for `ciml.datasets.labels.label_of`. Default: the label, or the job if ``only`` is given.
+      against: names for `ciml.datasets.definition.label_of`. Default: the label, or the job if ``only`` is given.
       k: number of clusters; None for the best silhouette.
       most_k: largest number of clusters to try.
       projection: projection of the map.

@@ -13,9 +13,9 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.reports.dataset.views import unit_of
 from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, quantity, seconds, shown, units
 from ciml.reports.page import Page, Section, Table, Tile, save
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.telemetry import TIME, Finding, select_columns, telemetry_columns, validate
-from ciml.transforms.parse.files import parse_files
+from ciml.transforms.parse.logs import parse_files
 
 if TYPE_CHECKING:
     import pyarrow as pa

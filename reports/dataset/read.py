@@ -10,14 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.data_root import StoredDataset
-from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.labels import label_of
+from ciml.datasets.definition import ResolvedDefinition, label_of
 from ciml.datasets.state import DatasetState, ExampleFile
 from ciml.errors import CimlError
 from ciml.training.normalise import Normalisation
-from ciml.transforms.examples.prepare import run_facts
+from ciml.transforms.examples.prepare import SPLITS, run_facts
 from ciml.transforms.examples.spans import inputs_of, read_examples
-from ciml.transforms.examples.split import SPLITS
 
 #: Limit of float32 values in memory (256 MiB); larger data sets are sampled.
 MOST_VALUES = 1 << 26
@@ -96,7 +94,7 @@ def read_runs(
       splits: splits to read. The normalisation always comes from the training split.
       only: class to read; all by default.
       at_least: minimum number of windows of a run.
-      facts: names for `ciml.datasets.labels.label_of` to read for each run.
+      facts: names for `ciml.datasets.definition.label_of` to read for each run.
       most_values: limit of float32 values in memory; beyond it, runs are sampled.
       seed: random seed of the sample.
       progress: called with the number of files read and the total.

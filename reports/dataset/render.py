@@ -9,13 +9,14 @@ import numpy as np
 
 from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
-from ciml.reports.dataset import feature_plots, plots
+from ciml.reports.dataset import plots
+from ciml.reports.dataset import plots as feature_plots
 from ciml.reports.dataset.read import Runs, read_runs
 from ciml.reports.dataset.views import calendar, courses, grouped, unit_of, unsuccessful
 from ciml.reports.page import Page, Section, Table, Tile, save
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.telemetry import select_columns
-from ciml.transforms.examples.split import SPLITS
+from ciml.transforms.examples.prepare import SPLITS
 
 #: Number of jobs with a row of their own in a plot; the rest share one row.
 MOST_JOBS = 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ciml.reports.dataset.read import Runs
-from ciml.transforms.examples.split import SPLITS
+from ciml.transforms.examples.prepare import SPLITS
 
 #: Number of classes with a colour of their own; smaller classes share one group.
 MOST_CLASSES = 7

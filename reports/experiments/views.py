@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ciml.intervals import wilson
 from ciml.training.evaluation.scores import answers, scores
 from ciml.training.experiments.results import Predictions
-from ciml.verdicts.shares import wilson
 
 #: Suffix of the names of one-number baselines.
 ALONE = " alone"

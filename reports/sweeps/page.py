@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ciml.pipelines.training.hyperparameter_sweep import Swept
+from ciml.pipelines.sweep import Swept
 from ciml.reports.drawing import Plot, seconds, shown
 from ciml.reports.page import Page, Section, Table, Tile
 from ciml.reports.sweeps.plots import axis_plot, heat_plots, questions_plot, time_plot

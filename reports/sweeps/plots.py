@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.datasets.definition import interval_us
-from ciml.pipelines.training.hyperparameter_sweep import Swept
+from ciml.pipelines.sweep import Swept
 from ciml.reports.drawing import DASHES, WIDE, Plot, colors_of, seconds, shown
 from ciml.reports.sweeps.views import (
     METRICS,
@@ -24,8 +24,8 @@ from ciml.reports.sweeps.views import (
     questions,
     value_text,
 )
-from ciml.training.sweeps.axes import Axis, Value
-from ciml.training.sweeps.outcome import Outcome
+from ciml.training.sweeps.definition import Axis, Value
+from ciml.training.sweeps.study import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,12 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ciml.pipelines.training.hyperparameter_sweep import Swept
+from ciml.pipelines.sweep import Swept
 from ciml.reports.drawing import shown
 from ciml.training.experiment import Experiment
-from ciml.training.sweeps.axes import Axis, Value
-from ciml.training.sweeps.definition import Sweep
-from ciml.training.sweeps.outcome import Outcome
+from ciml.training.sweeps.definition import Axis, Sweep, Value
+from ciml.training.sweeps.study import Outcome
 
 _STATES = ("complete", "pruned", "failed")
 #: Display names of metrics.

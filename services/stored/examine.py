@@ -1,23 +1,287 @@
-"""Examines a data root: every object is listed, and read by the reader of its kind."""
+"""Verifies experiments, sweeps, exclusions and the files of trainers.
+
+Verifies the raw store, data sets, and the logs with checkpoints.
+
+Verifies registries with their models, and the logs of predictions, feedback and corrections.
+
+Examines a data root: every object is listed, and read by the reader of its kind.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
-from ciml.data_root import DataRoot
+from ciml.data_root import DataRoot, StoredDataset
+from ciml.digest import sha256_hex
 from ciml.errors import IntegrityError
-from ciml.manifest.checkpoints import Checkpoints
+from ciml.events.payloads import message_of, read_payload
+from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import ManifestLog
-from ciml.manifest.verify import verify_log
-from ciml.raw.state import RAW
-from ciml.services.stored.data import check_datasets, check_raw, check_tables
-from ciml.services.stored.findings import Findings, Progress
-from ciml.services.stored.kinds import Kind, kind_of
-from ciml.services.stored.learning import check_exclusions, check_experiments, check_sweeps, check_trainers
-from ciml.services.stored.served import check_feedback, check_models, check_predictions
+from ciml.manifest.verify import What, verify_log
+from ciml.pipelines.datasets.build import DEFINITION
+from ciml.pipelines.datasets.update import verify_dataset
+from ciml.runs.state import RAW
+from ciml.runs.tables.row_tables import part_of
+from ciml.runs.verify import verify_raw
+from ciml.services.stored.findings import Findings, Kind, Progress, kind_of
+from ciml.serving.model_files import CONFIG_NAME, render_config
+from ciml.serving.predict.log import predictions_of_model
+from ciml.serving.push import verify_versions
+from ciml.serving.registry import Registry, registered_models
+from ciml.storage import Store
+from ciml.training.data.analysis_cache import AnalysisCache
+from ciml.training.data.snapshot import read_snapshot
+from ciml.training.exclusions import read_state
+from ciml.training.experiments.trials import RESULT, load_experiment, read_stored
+from ciml.training.sweeps.study import read_outcome, sweep_store
+from ciml.verdicts.feedback.corrections import corrections_of
+from ciml.verdicts.feedback.state import FEEDBACK
+
+_RAW: Mapping[str, Kind] = {
+    "delta": "raw deltas", "segment": "segments", "checkpoint": "checkpoints", "index": "id index", "run": "runs",
+    "pack": "packs", "pack delta": "pack deltas",
+}  # fmt: skip
+
+
+def check_raw(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Verify manifest, runs and packs, as `ciml runs verify` does, and the messages of dead letters."""
+    result = verify_raw(data.raw, progress=progress)
+    for what, number in result.broken.items():
+        found.broken[_RAW[what]] += number
+    found.faults += result.findings
+    found.notes += result.notes
+    if result.older:
+        found.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
+        found.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
+    found.formats["runs"].update(result.formats["run"])
+    found.formats["packs"].update(result.formats["pack"])
+    found.read |= {"raw deltas", "segments", "checkpoints", "id index", "pack deltas"}
+    if result.version or not result.broken:
+        found.read |= {"runs", "packs", "dead letters"}
+        _check_dead_letters(data.raw, found, progress)
+
+
+def _check_dead_letters(raw: Store, found: Findings, progress: Progress) -> None:
+    """Read each message that a dead letter may need again."""
+    last = ""
+    for version, delta in ManifestLog(raw).since(0):
+        for record in (*delta.get("dead_letters", ()), *delta.get("deferred", ())):
+            payload = record.get("payload")
+            path = payload.get("object", "") if payload else ""
+            if payload and (not path or path != last):  # the runs of one message share it
+                last = path
+                with found.guard("dead letters" if path else "raw deltas", f"version {version}, a dead letter"):
+                    read = read_payload(raw, payload)
+                    if "value" in read:  # that of a message above a limit is not stored
+                        message_of(read, 0)
+        progress("dead letters", version, None)
+
+
+def check_datasets(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Verify each data set, as `ciml dataset verify` does."""
+    found.read |= {"data set deltas", "examples"}
+    examples = found.formats["examples"]
+    # Not `DataRoot.dataset_names`, which finds those that have a first delta.
+    paths = (entry.path for entry in data.datasets.entries())
+    names = {path.split("/")[0] for path in paths if kind_of(f"datasets/{path}") in ("data set deltas", "examples")}
+    for name in sorted(names):
+        with found.guard("data set deltas", f"data set {name}"):
+            dataset = data.dataset(name)
+            for line in verify_dataset(dataset, progress=partial(progress, name), formats=examples):
+                found.find("examples", f"data set {name}: {line}")
+            _check_definition(dataset, found)
+
+
+def _check_definition(dataset: StoredDataset, found: Findings) -> None:
+    """Compare the definition beside the examples with that in the manifest. It is a copy for people."""
+    definition = dataset.state().definition
+    try:
+        copy = dataset.store.read(DEFINITION)
+    except FileNotFoundError:
+        return
+    if definition is None or copy != definition.to_toml().encode():
+        found.notes.append(
+            f"{dataset.store.url(DEFINITION)} is not the definition of the data set; delete it, and "
+            "ciml dataset build writes it again"
+        )
+
+
+def check_tables(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Compare the files of Delta tables with the digests in their names. They are copies for other engines."""
+    for number, entry in enumerate(data.tables.entries(), 1):
+        progress("tables", number, None)
+        name, _, path = entry.path.partition("/")
+        if part_of(path) is not None and sha256_hex(data.tables.read(entry.path))[:32] != path.split(".")[1]:
+            found.notes.append(
+                f"{data.tables.url(entry.path)} differs from its digest; delete {data.tables.url(name)}, and "
+                "ciml tables publish writes it again"
+            )
+
+
+def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findings, progress: Progress) -> None:
+    """Verify a log with checkpoints that is not the raw manifest.
+
+    Args:
+      store: where it is.
+      kind: its kind of state.
+      deltas: the kind of its deltas.
+    """
+    kinds: dict[What, Kind] = {
+        "delta": deltas, "segment": "segments", "checkpoint": "checkpoints", "index": "id index",
+        "older": "checkpoints",
+    }  # fmt: skip
+    for fault in verify_log(ManifestLog(store), kind, partial(progress, deltas)):
+        if fault.what == "unsealed":
+            found.notes.append(f"{store.url()}: {fault.text}")
+        else:
+            found.find(kinds[fault.what], fault.text)
+    found.read |= set(kinds.values())
+
+
+_PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
+#: The format of results and of sweeps, which stands in them.
+_FORMAT = 1
+
+
+def check_experiments(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Read each experiment and result; compare predictions with the digest in their name."""
+    store, complete = data.experiments, set[str]()
+    found.read |= {"experiments", "results", "result predictions"}
+    for number, entry in enumerate(store.entries(), 1):
+        progress("experiments", number, None)
+        kind, (name, _, path) = kind_of(f"experiments/{entry.path}"), entry.path.partition("/")
+        with found.guard(kind, f"experiment {name}"):
+            if kind == "experiments" and (stored := load_experiment(store, name).name) != name:
+                raise IntegrityError(f"{store.url(entry.path)} is of experiment {stored!r:.100}")
+            if name not in complete:
+                complete.add(name)
+                if not store.exists(f"{name}/experiment.json"):
+                    raise IntegrityError(f"{store.url(name)} has results, but no experiment.json")
+            if kind == "results":
+                _check_result(store, entry.path)
+            elif kind == "result predictions":
+                digest = path.rpartition("-")[2].removesuffix(".parquet")
+                if sha256_hex(store.read(entry.path))[: len(digest)] != digest:
+                    raise IntegrityError(f"{store.url(entry.path)} was altered: its digest differs")
+
+
+def _check_result(store: Store, path: str) -> None:
+    value = _json(store, path)
+    if not path.endswith(f"/{RESULT}"):
+        return
+    if value.get("format") != _FORMAT:
+        raise IntegrityError(f"{store.url(path)} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
+    name = str(value.get("predictions"))
+    if not _PREDICTIONS.fullmatch(name) or not store.exists(f"{path.rpartition('/')[0]}/{name}"):
+        raise IntegrityError(f"{store.url(path)}: its predictions {name!r:.60} are missing")
+
+
+def check_sweeps(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Read each sweep, and the outcomes of its trials."""
+    complete = set[str]()
+    found.read.add("sweeps")
+    for number, entry in enumerate(data.sweeps.entries(), 1):
+        progress("sweeps", number, None)
+        name, _, path = entry.path.partition("/")
+        with found.guard("sweeps", f"sweep {name}"):
+            store = sweep_store(data.sweeps, name)
+            if name not in complete:
+                complete.add(name)
+                _check_sweep(store)
+            if path.startswith("trials/"):
+                read_outcome(store, int(path.removeprefix("trials/").removesuffix(".json")))
+            elif path.startswith("baselines/"):
+                _json(store, path)
+
+
+def _check_sweep(store: Store) -> None:
+    value, where = _json(store, "sweep.json"), store.url("sweep.json")
+    if value.get("format") != _FORMAT:
+        raise IntegrityError(f"{where} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
+    if not isinstance(value.get("raw_version"), int) or not isinstance(value.get("sweep"), dict):
+        raise IntegrityError(f"{where} is not a sweep")
+
+
+def check_exclusions(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Read the log of exclusions."""
+    found.read.add("exclusions")
+    with found.guard("exclusions", data.exclusions.url()):
+        read_state(data.exclusions)
+
+
+def check_trainers(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Compare snapshots and analyses with their digests; read metrics."""
+    found.read |= {"snapshots", "analyses", "training metrics"}
+    for number, (model, kind, path) in enumerate(_trainer_files(data), 1):
+        progress("trainers", number, None)
+        trainer, name = data.trainer(model), path.rpartition("/")[2].removesuffix(".json")
+        with found.guard(kind, f"trainer of {model}"):
+            if kind == "snapshots":
+                read_snapshot(trainer, name)
+            elif kind == "training metrics":
+                _json(trainer, path)
+            elif AnalysisCache(trainer.child("analyses")).read(name) is None:
+                raise IntegrityError(
+                    f"{trainer.url(path)} differs from its digest; delete it, the next refresh computes it again"
+                )
+
+
+def _trainer_files(data: DataRoot) -> Iterator[tuple[str, Kind, str]]:
+    """Yield (model, kind, path below its folder) of all files of trainers but their scratch."""
+    for entry in data.trainers.entries():
+        kind = kind_of(f"trainer/{entry.path}")
+        if kind in ("snapshots", "analyses", "training metrics"):
+            model, _, path = entry.path.partition("/")
+            yield model, kind, path
+
+
+def _json(store: Store, path: str) -> dict[str, Any]:
+    value = read_stored(store, path)
+    if value is None:
+        raise IntegrityError(f"{store.url(path)} is missing")
+    return value
+
+
+def check_models(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Compare the files of each version with its registry, as `ciml models verify` does."""
+    found.read |= {"registry deltas", "models"}
+    names, entries = registered_models(data), []
+    for number, name in enumerate(names, 1):
+        progress("models", number, len(names))
+        with found.guard("registry deltas", f"model {name}"):
+            entries.append(Registry(data, name).entry())
+            for fault in filter(None, verify_versions(data, name).values()):
+                found.find("models", f"model {name}: {fault}")
+    if found.broken["registry deltas"]:
+        found.read.discard("models")  # not all of them
+        return
+    wanted = render_config([entry for entry in entries if entry is not None])
+    try:
+        if data.models.read(CONFIG_NAME) != wanted.encode():
+            found.notes.append(
+                f"{data.models.url(CONFIG_NAME)} is not that of the registry in this data root; "
+                "ciml models reconcile writes it again"
+            )
+    except FileNotFoundError:
+        pass
+
+
+def check_predictions(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Verify the log of predictions."""
+    check_log(data.predictions, predictions_of_model(), "predictions deltas", found, progress)
+
+
+def check_feedback(data: DataRoot, found: Findings, progress: Progress) -> None:
+    """Verify the logs of messages on changes and of reviewers' corrections."""
+    check_log(data.feedback, FEEDBACK, "feedback deltas", found, progress)
+    found.read.add("corrections")
+    with found.guard("corrections", data.feedback.url("corrections")):
+        corrections_of(data)
+
 
 _DELTA = re.compile(r"/_manifest/[0-9]{12}\.json$")
 

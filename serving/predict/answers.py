@@ -1,22 +1,168 @@
-"""The steps of a prediction that the stream and a model in this process share: preparation, calls, answers."""
+"""The steps of a prediction that the stream and a model in this process share: preparation, calls, answers.
+
+The part of a prediction's record that says why a run failed.
+
+The neighbours of announced runs, from the raw manifest: the same as in the data set that a model learned from.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
+from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
-from ciml.transforms.examples.prepare import prepare_many
+from ciml.events.outcomes import FAILED
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.replica import Bookmarks
+from ciml.runs.neighbours import NEIGHBOURS_KIND, NearbyRuns, Neighbours
+from ciml.runs.run_log import StoredRunLog
+from ciml.serving.registry import Registry
+from ciml.transforms.examples.plan import digest_of
+from ciml.transforms.examples.prepare import prepare_many, run_means
+from ciml.trust import evaluate, former_policy
+from ciml.verdict_rules import EXIT_LABEL, SIGNAL_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from ciml.data_root import DataRoot
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
-    from ciml.raw.neighbours import Neighbours
+    from ciml.runs.neighbours import Neighbours
+
+#: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
+#: status and the signal.
+_NOT_RECORDED = ("log_url", "subjects", "labels")
+
+
+def verdict_of(
+    facts: RunFacts | None,
+    probabilities: Mapping[str, float],
+    rules: VerdictRules | None,
+    windows: NDArray[np.float32],
+) -> Verdict | None:
+    """Return the verdict on a run; None for one that did not fail, or without facts or rules.
+
+    Args:
+      facts: of the run; None where they are unknown.
+      probabilities: by class, as recorded.
+      rules: those of the model; None for a model that gives no verdicts.
+      windows: float32 [n, F], those of the run, not normalised.
+    """
+    if facts is None or rules is None or facts.outcome not in FAILED:
+        return None
+    (means,) = run_means(windows[None], np.array([len(windows)]))
+    return make_verdict(facts.build_name, probabilities, rules, means)
+
+
+def recorded_verdict(
+    facts: RunFacts | None,
+    probabilities: Mapping[str, float],
+    rules: VerdictRules | None,
+    windows: NDArray[np.float32],
+) -> dict[str, Any]:
+    """Return ``run`` and ``verdict`` of a prediction's record as JSON; nothing where `verdict_of` has no verdict."""
+    verdict = verdict_of(facts, probabilities, rules, windows)
+    if facts is None or verdict is None:
+        return {}
+    run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
+    # Evidence says which signal ended the run.
+    if ended := {name: facts.labels[name] for name in (EXIT_LABEL, SIGNAL_LABEL) if name in facts.labels}:
+        run["labels"] = ended
+    return {"run": run, "verdict": verdict.to_json()}
+
+
+@lru_cache(maxsize=8)
+def knows_ranges(data: DataRoot, model: str, version: int) -> bool:
+    """Return whether a pushed version recognises runs unlike those that it learned; earlier versions of ciml stored no
+    ranges.
+
+    Raises:
+      IntegrityError: if its rules were altered.
+    """
+    registry = Registry(data, model)
+    if f"assets/{VERDICTS}" not in registry.state.files(version):
+        return False
+    rules = json.loads(registry.read_asset(version, VERDICTS))
+    return rules.get("ranges") is not None
+
+
+def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -> VerdictRules | None:
+    """Return the rules in a pushed version's assets, verified against the registry; None for a model without.
+
+    Raises:
+      IntegrityError: if the file was altered, or is malformed.
+    """
+    if f"assets/{VERDICTS}" not in registry.state.files(version):
+        return None
+    where = f"model {registry.model}, version {version}: assets/{VERDICTS}"
+    return read_rules(registry.read_asset(version, VERDICTS), definition.classes, definition.features, where)
+
+
+_log = logging.getLogger(__name__)
+#: The bookmark, beside the manifest of predictions.
+BOOKMARK = "_neighbours"
+#: After so many runs the bookmark is replaced; to read as many again takes half a second.
+_BOOKMARK_RUNS = 10_000
+
+
+class StoredNeighbours:
+    """Neighbours of the runs of a raw store. Thread-safe. The first call reads the manifest from its bookmark on.
+
+    Args:
+      data: the data root. Its folder of predictions has the bookmark.
+      keep: whether to replace the bookmark as the manifest grows.
+    """
+
+    def __init__(self, data: DataRoot, *, keep: bool = False) -> None:
+        self._keep = keep
+        self._log = StoredRunLog(ManifestLog(data.raw), partial(evaluate, former_policy()))
+        self._bookmarks = Bookmarks(data.predictions, BOOKMARK, NEIGHBOURS_KIND, partial(digest_of, self._log))
+        self._near: NearbyRuns | None = None
+        self._version = self._unsaved = 0
+        self._lock = threading.Lock()
+
+    def of(self, run_ids: Sequence[str]) -> list[Neighbours | None]:
+        """Return the neighbours of each run; None for one that did not fail, or whose place is unknown.
+
+        Raises:
+          IntegrityError: the manifest is damaged.
+        """
+        with self._lock:
+            near = self._near = self._near or self._resumed()
+            for version, delta in self._log.since(self._version):
+                near.add(delta)
+                self._version = version
+                self._unsaved += len(delta.rows)
+            if self._keep and self._unsaved >= _BOOKMARK_RUNS:
+                self._bookmarks.save(self._version, near.encode())
+                self._unsaved = 0
+            return [near.of(run_id) for run_id in run_ids]
+
+    def _resumed(self) -> NearbyRuns:
+        near = NearbyRuns(lambda job: True)
+        if (found := self._bookmarks.load()) is not None:
+            try:
+                near.restore(found.state)
+                self._version = found.version
+            except msgspec.DecodeError as error:
+                _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
+        return near
+
+
+def neighbours_of(data: DataRoot, definition: ResolvedDefinition, *, keep: bool = False) -> StoredNeighbours | None:
+    """Return what finds the neighbours for a model; None if its definition does not ask for them."""
+    return StoredNeighbours(data, keep=keep) if "neighbours" in (definition.definition.context or ()) else None
+
 
 #: Most runs in one call.
 MAX_CALL_ROWS = 256

@@ -11,13 +11,20 @@ import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
-from ciml.http.errors import RequestError
+from ciml.http.intake import RequestError
 from ciml.serving.contract import DEFINITION, read_definition
-from ciml.serving.predict.answers import MODEL_ERROR, check_answers, class_of, prepare_runs, probabilities_of
-from ciml.serving.predict.neighbours import neighbours_of
+from ciml.serving.predict.answers import (
+    MODEL_ERROR,
+    check_answers,
+    class_of,
+    neighbours_of,
+    prepare_runs,
+    probabilities_of,
+    rules_of,
+    verdict_of,
+)
 from ciml.serving.registry import STABLE, RegistryVerifier, known_registries
 from ciml.serving.server.model.loader import load_model
-from ciml.serving.verdicts.verdict import rules_of, verdict_of
 from ciml.transforms.guard import bisect
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ciml.events.records import RunFacts
-    from ciml.verdicts import Verdict
+    from ciml.verdict_rules import Verdict
 
 
 class Answer(NamedTuple):

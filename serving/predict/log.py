@@ -1,4 +1,7 @@
-"""The manifest of predictions: covered announcements and their predictions, one for each run and version."""
+"""The manifest of predictions: covered announcements and their predictions, one for each run and version.
+
+Metrics of the predictions' manifest.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.records import OffsetRange
 from ciml.manifest.checkpoints import Checkpointed
-from ciml.manifest.coverage import Covered, NewCoverage, TopicState, coverage_json, coverage_of
-from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
-from ciml.manifest.id_set import IdSet
+from ciml.manifest.coverage import Covered, NewCoverage, RangeSet, TopicState, coverage_json, coverage_of
+from ciml.manifest.id_index import IdSet, IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.manifest.offsets import RangeSet
-from ciml.storage.open import Store
+from ciml.metrics import Family, Metric
+from ciml.runs.metrics import manifest_families
+from ciml.storage import Store
 
 #: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.
 LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -271,3 +274,61 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
         "unpredictable": unpredictable,
         "repeats": repeats,
     }
+
+
+#: The latest versions of each model have series of their own; older ones are counted together.
+_VERSIONS = 10
+OLDER = "older"
+
+PREDICTIONS = Metric("ciml_predictions_total", "counter", "Committed predictions.", ("model", "version"))
+LATENCY = Metric(
+    "ciml_prediction_latency_seconds",
+    "histogram",
+    "Time from a run's announcement to its prediction.",
+    ("model",),
+    LATENCIES_S,
+)
+UNPREDICTABLE = Metric(
+    "ciml_unpredictable_total", "counter", "Announcements without a prediction, by reason.", ("reason",)
+)
+REPEATS = Metric(
+    "ciml_prediction_repeats_total", "counter", "Announcements of runs that the same version had already predicted."
+)
+
+VERDICTS = Metric(
+    "ciml_verdicts_total", "counter", "Committed verdicts on failed runs, by cause; unknown among them.",
+    ("model", "cause"),
+)  # fmt: skip
+
+OUTSIDE = Metric(
+    "ciml_verdicts_outside_total", "counter", "Committed verdicts on runs unlike those that the model learned.",
+    ("model",),
+)  # fmt: skip
+
+METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS, OUTSIDE)
+
+
+def prediction_families(state: PredictionState) -> Iterator[Family]:
+    """Yield the metric families of a state: of its model, or of all models."""
+    versions: dict[str, list[int]] = {}
+    for model, version in sorted(filter(lambda key: state.counts(key[0]), state.predicted)):
+        versions.setdefault(model, []).append(version)
+    named = {(model, version) for model, found in versions.items() for version in found[-_VERSIONS:]}
+    predicted: Counter[tuple[str, ...]] = Counter()
+    for (model, version), number in state.predicted.items():
+        if not state.counts(model):
+            continue
+        predicted[model, str(version) if (model, version) in named else OLDER] += number
+    yield PREDICTIONS.of(predicted)
+    yield LATENCY.distribution(
+        {
+            (model,): ([state.latencies[model, bucket] for bucket in range(len(LATENCIES_S) + 1)], total_us / 1e6)
+            for model, total_us in state.latency_us.items()
+            if state.counts(model)
+        }
+    )
+    yield UNPREDICTABLE.of({(reason,): number for reason, number in state.unpredictable.items()})
+    yield REPEATS.alone(state.repeats)
+    yield VERDICTS.of({key: number for key, number in state.verdicts.items() if state.counts(key[0])})
+    yield OUTSIDE.of({(model,): number for model, number in state.outside.items() if state.counts(model)})
+    yield from manifest_families("predictions", state.version, state.time_us, state.restored)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
-from ciml.http.connections import Connections
+from ciml.http.server import Connections
 
 #: Connections that gRPC may accept before they are counted.
 UNCOUNTED = 64

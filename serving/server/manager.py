@@ -17,12 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.http.errors import RequestError, invalid, not_found
-from ciml.serving.model_config import ModelEntry
-from ciml.serving.model_files import list_versions
+from ciml.http.intake import RequestError, invalid, not_found
+from ciml.serving.model_files import ModelEntry, list_versions
 from ciml.serving.server.model.loaded_model import LoadedModel
 from ciml.serving.server.model.loader import load_model
-from ciml.storage.open import Store, open_store
+from ciml.storage import Store, open_store
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import generate_latest
 
-from ciml.http.errors import RequestError
+from ciml.http.intake import RequestError
 from ciml.metrics import Board, Family, Metric, registry_of
 
 if TYPE_CHECKING:

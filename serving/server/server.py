@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.http.listen import check_open_files, listen
+from ciml.http.server import check_open_files, listen
 from ciml.limits import (
     MAX_BODY_S,
     MAX_GRPC_CONNECTIONS,
@@ -35,12 +35,12 @@ from ciml.limits import (
 )
 from ciml.logs import configure_logging
 from ciml.metrics import serve_metrics
-from ciml.serving.model_config import CONFIG_NAME, ModelEntry, parse_config
-from ciml.storage.open import open_store
+from ciml.serving.model_files import CONFIG_NAME, ModelEntry, parse_config
+from ciml.storage import open_store
 from ciml.tensorflow import load_tensorflow
 
 if TYPE_CHECKING:
-    from ciml.http.connections import Connections
+    from ciml.http.server import Connections
 
 _LOG = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class ModelServer:
         await self._rest.start()
 
     def _limit(self, most: int, name: str) -> Connections:
-        from ciml.http.connections import Connections
+        from ciml.http.server import Connections
 
         return Connections(most, self.options.header_s, self.options.body_s, MAX_MODEL_CALL_S, name)
 

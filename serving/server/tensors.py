@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ciml.http.errors import invalid, too_large
+from ciml.http.intake import invalid, too_large
 from ciml.limits import MAX_TENSOR_BYTES, MAX_TENSOR_RANK
 
 if TYPE_CHECKING:

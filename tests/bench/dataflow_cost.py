@@ -23,16 +23,15 @@ from apache_beam.testing.load_tests import dataflow_cost_consts as prices
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import STARTED, finished_event, run_event
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import open_listing
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.backfill.backfill import plan_backfill
-from ciml.pipelines.datasets.planned import plan_build
+from ciml.pipelines.datasets.build import plan_build
 from ciml.pipelines.flink.submit import run_here
-from ciml.pipelines.ingest.committer import committer
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, committer
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.corpus import CORPUS
 from tests.pipelines.backfill.backfilling import config as backfill_config

@@ -34,7 +34,7 @@ RECORDS = f"""
 import sys; from pathlib import Path
 from ciml.data_root import DataRoot
 from ciml.training.data.materialise import materialise; from ciml.training.data.snapshot import make_snapshot
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 data = DataRoot.open(sys.argv[1])
 dataset = data.dataset({NAME!r})
 done = materialise(dataset.store, make_snapshot(dataset, TrustPolicy.load(None)), Path(sys.argv[2]))

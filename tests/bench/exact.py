@@ -21,7 +21,7 @@ from ciml.cli.commands.operate.backfill import make_config
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import open_listing
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.transforms.examples.spans import inputs_of, read_span
@@ -69,7 +69,7 @@ def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], inte
     """The largest error of the normalised records, against the same by numpy from pandas' windows in float64."""
     from ciml.training.data.materialise import materialise
     from ciml.training.data.snapshot import ROLES, make_snapshot
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
     from tests.training.records import written
 
     snapshot = make_snapshot(target.dataset(name), TrustPolicy.load(None))

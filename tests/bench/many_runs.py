@@ -17,11 +17,11 @@ from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing
 from ciml.manifest.log import ManifestLog
-from ciml.raw.packs import pack_log, split_path
-from ciml.storage.open import Store, open_store
+from ciml.runs.pack_index import pack_log, split_path
+from ciml.runs.packs import PackWriter
+from ciml.runs.writer import run_path
+from ciml.storage import Store, open_store
 from ciml.transforms.parse.logs import Log, parse_logs
-from ciml.transforms.raw.packs import PackWriter
-from ciml.transforms.raw.write import run_path
 
 DAY_US = 86_400_000_000
 _COMMIT = 2000

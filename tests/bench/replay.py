@@ -19,14 +19,13 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.datasets.history import BOOKMARK, History, bookmarks_of
-from ciml.datasets.plan import Plan
 from ciml.datasets.state import DatasetState
 from ciml.digest import canonical_json
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.pipelines.datasets.run_source import StoredRuns
-from ciml.serving.predict import neighbours
-from ciml.serving.predict.neighbours import StoredNeighbours
+from ciml.serving.predict import answers
+from ciml.serving.predict.answers import StoredNeighbours
+from ciml.transforms.examples.plan import BOOKMARK, History, Plan, bookmarks_of
 
 _DELTA = 200
 #: The last runs wait for their span.
@@ -109,7 +108,7 @@ def main() -> None:
         version = write(data, options.runs)
         files = {
             update: Path(folder, "datasets", "cause", BOOKMARK),
-            start: Path(folder, "predictions", neighbours.BOOKMARK),
+            start: Path(folder, "predictions", answers.BOOKMARK),
         }
         for work, file in files.items():
             first, second = timed(work, data, version), timed(work, data, version)

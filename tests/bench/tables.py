@@ -20,12 +20,12 @@ from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts
 from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog
-from ciml.raw.packs import pack_log
-from ciml.raw.state import RAW
-from ciml.storage.open import open_store
-from ciml.transforms.raw.packs import PackWriter
+from ciml.runs.pack_index import pack_log
+from ciml.runs.packs import PackWriter
+from ciml.runs.state import RAW
+from ciml.storage import open_store
 from tests.bench.many_runs import DAY_US, fill_store
-from tests.pipelines.raw_store.scenes import TRUSTED
+from tests.runs.scenes import TRUSTED
 from tests.transforms.samples import table
 
 JOBS, SAMPLES = 40, 8
@@ -35,7 +35,7 @@ _PUBLISH = (
 )
 _DUCKDB = """
 import duckdb
-from tests.pipelines.tables.readers import load_delta
+from tests.runs.tables.readers import load_delta
 connection = duckdb.connect()
 load_delta(connection, {{}})
 print(connection.sql({query!r}).fetchall())

@@ -8,16 +8,16 @@ from statistics import median
 
 import pytest
 
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import open_listing
 from ciml.events.records import OffsetRange
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.plan import BackfillConfig
-from ciml.storage.open import open_store
+from ciml.runs.writer import store
+from ciml.storage import open_store
 from ciml.transforms.fetch.fetch import fetch
-from ciml.transforms.ingest.decode_listing import decode_lines
-from ciml.transforms.ingest.trust import judge
+from ciml.transforms.ingest.decode import decode_lines
 from ciml.transforms.parse.stage import parse
-from ciml.transforms.raw.write import store
+from ciml.trust import judge
 from tests.pipelines.backfill.backfilling import config, listed
 
 pytestmark = pytest.mark.bench

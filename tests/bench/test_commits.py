@@ -21,10 +21,10 @@ from ciml.manifest.index_files import PartFiles
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.segments import Segment
 from ciml.pipelines.ingest.committer import Committer
-from ciml.raw.accounting import reconcile
-from ciml.raw.known_ids import TABLES, KnownRun
-from ciml.raw.state import RAW, RawState
-from ciml.storage.open import LocalStore, Store, open_store
+from ciml.runs.accounting import reconcile
+from ciml.runs.known_ids import TABLES, KnownRun
+from ciml.runs.state import RAW, RawState
+from ciml.storage import LocalStore, Store, open_store
 
 pytestmark = pytest.mark.bench
 
@@ -158,7 +158,7 @@ def test_computing_a_delta_with_a_million_ids_known_against_ten_thousand(kind: s
 _START = """
 import re, sys, time
 from pathlib import Path
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 from ciml.pipelines.ingest.committer import Committer
 from tests.bench.test_commits import batch
 def memory():

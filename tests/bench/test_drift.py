@@ -14,8 +14,7 @@ import pyarrow as pa
 import pytest
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.transforms.drift.compare import compare
-from ciml.transforms.drift.report import Report, Side
+from ciml.transforms.drift.compare import Report, Side, compare
 from ciml.transforms.drift.statistics import statistics
 from ciml.transforms.examples.prepare import make_examples
 from tests.bench.real_runs import real_runs

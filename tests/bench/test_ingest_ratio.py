@@ -18,12 +18,12 @@ from ciml.events.cloudevents import finished_event
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
+from ciml.runs.writer import store
 from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
-from ciml.transforms.ingest.trust import TrustPolicy, judge
 from ciml.transforms.parse.stage import parse
-from ciml.transforms.raw.write import store
+from ciml.trust import TrustPolicy, judge
 from tests.bench.real_runs import FOLDER, listed_runs
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(900)]
@@ -97,7 +97,7 @@ def direct(scene: Scene, folder: Path) -> float:
 
 def config(scene: Scene, folder: Path) -> Any:
     from ciml.kafka.options import KafkaOptions
-    from ciml.pipelines.ingest.config import IngestConfig
+    from ciml.pipelines.ingest.committer import IngestConfig
 
     # Runs are not announced here: the loop announces nothing either.
     return IngestConfig(DataRoot.open(str(folder)).raw, KafkaOptions(scene.broker), scene.topic, "", fetch=scene.fetch)

@@ -29,12 +29,11 @@ from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.engines import Engines, cluster_parts
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.flink import rest as flink_rest
-from ciml.pipelines.flink.jobs import list_flink_jobs
-from ciml.pipelines.flink.rest import RestJob
+from ciml.pipelines.flink import jobs as flink_rest
+from ciml.pipelines.flink.jobs import RestJob, list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.kafka.reader import close_readers
-from ciml.pipelines.live.pipeline import LiveConfig, build_live
+from ciml.pipelines.live import LiveConfig, build_live
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live
 from ciml.transforms.live.windows import LiveDataset, LivePolicy

@@ -17,13 +17,13 @@ import pytest
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.pipelines.raw_store.compact import compact
-from ciml.pipelines.raw_store.verify import Verification, verify_raw
-from ciml.raw.packs import pack_state, split_path
-from ciml.storage.open import LocalStore, Store, open_store
-from ciml.transforms.raw import reader as raw_reader
-from ciml.transforms.raw.reader import read_run, read_runs
-from ciml.transforms.raw.write import run_path, write_run
+from ciml.runs import reader as raw_reader
+from ciml.runs.compact import compact
+from ciml.runs.pack_index import pack_state, split_path
+from ciml.runs.reader import read_run, read_runs
+from ciml.runs.verify import Verification, verify_raw
+from ciml.runs.writer import run_path, write_run
+from ciml.storage import LocalStore, Store, open_store
 from tests.bench.real_runs import real_runs
 
 pytestmark = pytest.mark.bench

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ciml.events.records import Batch
-from ciml.raw.state import RawState
+from ciml.runs.state import RawState
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines]
 

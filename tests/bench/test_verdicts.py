@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ciml.datasets.definition import DatasetDefinition
+from ciml.events.outcomes import FAILED
 from ciml.events.records import RunFacts
-from ciml.raw.causes import FAILED
 from tests.bench.verdicts import (
     EXAMPLES,
     Fold,

@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
-from ciml.raw.causes import CAUSES
+from ciml.events.outcomes import CAUSES
 from ciml.training.calibration.calibrate import calibrate
-from ciml.training.calibration.conformal import decimals
+from ciml.training.calibration.calibrators import decimals
 from ciml.training.estimators import Rows, fit, inputs_for
-from ciml.training.evaluation.verdicts import verdict_figures
+from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
-from ciml.transforms.examples.prepare import prepare_many
-from ciml.transforms.examples.split import split_of
+from ciml.transforms.examples.prepare import prepare_many, split_of
 from tests.bench.verdicts import EXAMPLES, Recorded, _resolved, read
 from tests.training.calibration.test_exact_coverage import exact
 

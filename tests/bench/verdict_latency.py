@@ -28,18 +28,18 @@ from ciml import engines
 from ciml.cli.demo.processes import Children, wait_for
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.decision import Decision
 from ciml.events.cloudevents import finished_event
+from ciml.events.outcomes import FAILED
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
-from ciml.raw.causes import FAILED
 from ciml.serving.push import push
-from ciml.storage.open import open_store
+from ciml.serving.registry import Decision
+from ciml.storage import open_store
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import Candidate, refresh
 from tests.corpus import CORPUS, builds
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"

@@ -17,21 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
-from ciml.raw.causes import CAUSES
-from ciml.services.feedback.config import Policy
-from ciml.services.feedback.evidence import compare_profile
-from ciml.services.feedback.history.records import RERUNS, REVIEWER, RecordedVerdict
-from ciml.services.feedback.history.standing import Standings
-from ciml.services.feedback.policy import Silence, doubt_of
-from ciml.serving.evidence.evidence import evidence_for
-from ciml.serving.evidence.subject import Subject
-from ciml.training.calibration.conformal import make_rules
-from ciml.training.calibration.fit import fit_calibrator
-from ciml.training.calibration.ranges import learned_ranges
+from ciml.events.outcomes import CAUSES
+from ciml.training.calibration.calibrate import fit_calibrator
+from ciml.training.calibration.calibrators import learned_ranges, make_rules
 from ciml.training.experiment import load_experiment
 from ciml.transforms.examples.prepare import run_means
-from ciml.transforms.profiles.profile import Profiles
-from ciml.verdicts import Verdict, make_verdict
+from ciml.transforms.profiles import Profiles
+from ciml.verdict_rules import Verdict, make_verdict
+from ciml.verdicts.evidence.evidence import evidence_for
+from ciml.verdicts.evidence.observe import Subject
+from ciml.verdicts.feedback.config import Policy
+from ciml.verdicts.feedback.evidence import compare_profile
+from ciml.verdicts.feedback.policy import Silence, doubt_of
+from ciml.verdicts.feedback.standing import RERUNS, REVIEWER, RecordedVerdict, Standings
 from tests.bench.verdicts import (
     EXAMPLES,
     Answer,

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
-from ciml.raw.causes import CAUSES
-from ciml.serving.evidence.evidence import Evidence, evidence_for
-from ciml.serving.evidence.subject import Subject
+from ciml.events.outcomes import CAUSES
 from ciml.training.experiment import load_experiment
-from ciml.transforms.profiles.profile import MIN_RUNS, make_profiles
-from ciml.verdicts import UNKNOWN
+from ciml.transforms.profiles import MIN_RUNS, make_profiles
+from ciml.verdict_rules import UNKNOWN
+from ciml.verdicts.evidence.evidence import Evidence, evidence_for
+from ciml.verdicts.evidence.observe import Subject
 from tests.bench.verdicts import EXAMPLES, Recorded, by_experiment, folds_of, read, verdicts_by
 
 RUNS = 20

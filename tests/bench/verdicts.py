@@ -23,23 +23,22 @@ import pyarrow as pa
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
 from ciml.errors import RejectedInput
+from ciml.events.outcomes import CAUSE, CAUSES, FAILED
 from ciml.events.records import RawFile, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing
-from ciml.raw.causes import CAUSE, CAUSES, FAILED, Causes
-from ciml.raw.run_log import RunDelta, RunRecord
+from ciml.runs.causes import Causes
+from ciml.runs.run_log import RunDelta, RunRecord
 from ciml.telemetry import telemetry_columns
-from ciml.training.calibration.conformal import make_rules
-from ciml.training.calibration.fit import fit_calibrator
-from ciml.training.calibration.ranges import learned_ranges
+from ciml.training.calibration.calibrate import fit_calibrator
+from ciml.training.calibration.calibrators import learned_ranges, make_rules
 from ciml.training.estimators import Rows, fit, inputs_for
 from ciml.training.evaluation.baselines import predict_by
 from ciml.training.experiment import Experiment, load_experiment
 from ciml.training.normalise import Normalisation
-from ciml.transforms.examples.context import profiles_of
-from ciml.transforms.examples.prepare import prepare_many, run_means
+from ciml.transforms.examples.prepare import prepare_many, profiles_of, run_means
 from ciml.transforms.parse.logs import Log, parse_logs
-from ciml.transforms.profiles.profile import Profiles, make_profiles
-from ciml.verdicts import UNKNOWN, make_verdict
+from ciml.transforms.profiles import Profiles, make_profiles
+from ciml.verdict_rules import UNKNOWN, make_verdict
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 #: The share of a fold's learning changes that calibrate: as in examples/cause.toml, two of seven.

@@ -10,7 +10,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {

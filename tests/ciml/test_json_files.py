@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import CimlError, EngineError
-from ciml.json_files import read_json, write_json
+from ciml.storage.json_files import read_json, write_json
 
 
 def test_what_was_written_is_read_and_a_missing_file_is_none(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Log:
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    log = Log("ciml.services.webhooks.app")
+    log = Log("ciml.integrations.webhooks.app")
     yield log
     log.handler.close()
 
@@ -95,7 +95,9 @@ def raised(error: Exception) -> Exception:
     ],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("name", ["asyncio", "uvicorn.error", "ciml.serving.server.rest", "ciml.services.webhooks.app"])
+@pytest.mark.parametrize(
+    "name", ["asyncio", "uvicorn.error", "ciml.serving.server.rest", "ciml.integrations.webhooks.app"]
+)
 def test_a_client_error_is_one_line(name: str, error: Exception) -> None:
     log = Log(name)
     log.logger.error("Fatal error: protocol.data_received() call failed.\nprotocol: <X>", exc_info=raised(error))

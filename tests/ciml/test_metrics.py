@@ -14,11 +14,11 @@ from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, R
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
 from ciml.metrics import Board, registry_of, serve_metrics
-from ciml.raw.accounting import reconcile
-from ciml.raw.known_ids import TABLES
-from ciml.raw.metrics import raw_families
-from ciml.raw.state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
-from ciml.storage.open import LocalStore
+from ciml.runs.accounting import reconcile
+from ciml.runs.known_ids import TABLES
+from ciml.runs.metrics import raw_families
+from ciml.runs.state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
+from ciml.storage import LocalStore
 from ciml.version import __version__, commit
 from tests.scraping import Samples, collected, parsed, scrape
 

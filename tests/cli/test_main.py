@@ -11,8 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ciml.cli.command_table import COMMANDS, RENAMED
-from ciml.cli.main import LazyGroup, cli
+from ciml.cli.main import COMMANDS, RENAMED, LazyGroup, cli
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.version import __version__, commit, describe
 
@@ -144,7 +143,7 @@ def test_version():
 @pytest.mark.parametrize("shown", ["progress_bar('x') as show: show(1, 2)", "bars() as show: show('x', 1, 2)"])
 def test_bars_are_only_for_terminals_even_with_forced_colours(shown: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"from ciml.cli.progress_bar import bars, progress_bar\nwith {shown}"],
+        [sys.executable, "-c", f"from ciml.cli.progress import bars, progress_bar\nwith {shown}"],
         capture_output=True,
         text=True,
         env={**os.environ, "FORCE_COLOR": "1"},

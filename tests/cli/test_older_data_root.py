@@ -22,11 +22,11 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
 from ciml.manifest.log import ManifestLog
-from ciml.raw.run_log import find_files
+from ciml.runs.reader import read_runs
+from ciml.runs.run_log import find_files
 from ciml.serving.client import ModelClient
 from ciml.serving.registry import Registry
 from ciml.transforms.examples.spans import read_span
-from ciml.transforms.raw.reader import read_runs
 from tests.golden import make_logs
 from tests.serving.process import server_process
 

@@ -19,9 +19,9 @@ import yaml
 from ciml import __version__, limits
 from ciml.cli.main import cli
 from ciml.engines.flink import cluster_config
-from ciml.engines.flink.job_server import OPENED
+from ciml.engines.flink.parts import OPENED
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.deploy.chart import (
     CHART,
     FLINK,

@@ -9,12 +9,12 @@ import yaml
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
-from ciml.services.feedback.config import load_feedback
-from ciml.services.receivers.config import load_receivers
+from ciml.integrations.config import load_receivers
 from ciml.settings import read_toml
 from ciml.training.experiment import load_experiment
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
+from ciml.verdicts.feedback.config import load_feedback
 from tests.deploy.chart import EXAMPLES, Resource, example, merged, render
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]

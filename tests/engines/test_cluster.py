@@ -21,11 +21,10 @@ from ciml import engines
 from ciml.engines import processes
 from ciml.engines.flink import parts
 from ciml.engines.flink.cluster import Cluster
-from ciml.engines.flink.parts import MARK, Part, PartState, pool_socket
-from ciml.engines.flink.prune_checkpoints import sweep_checkpoints
+from ciml.engines.flink.parts import MARK, Part, PartState, pool_socket, sweep_checkpoints
 from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.engines.test_engines import ciml
 
 

@@ -16,7 +16,7 @@ import pytest
 from ciml import engines
 from ciml.engines import processes, state
 from ciml.errors import CimlError, EngineError
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 
 pytestmark = pytest.mark.engines
 ROOT = Path(__file__).resolve().parents[2]

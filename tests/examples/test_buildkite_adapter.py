@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from ciml.adapters.adapter import Delivery
-from ciml.adapters.registry import adapters, find_adapter
 from ciml.events.records import RunFacts
-from tests.adapters.deliveries import event_of
-from tests.adapters.hostile import VALUES, changed, encoded, outcome, paths
-from tests.adapters.reading import runs_of
+from ciml.integrations.adapter import Delivery
+from ciml.integrations.registry import adapters, find_adapter
+from tests.integrations.deliveries import event_of
+from tests.integrations.hostile import VALUES, changed, encoded, outcome, paths
+from tests.integrations.reading import runs_of
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "buildkite_adapter"
 #: What pip runs first; it needs no index.

@@ -20,12 +20,12 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import FINISHED, decode_message
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.corpus import CORPUS, PACKED, builds
-from tests.pipelines.raw_store.scenes import RawStore
 from tests.recorder.test_delivery import consume
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,8 +136,8 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
     import numpy as np
 
     from ciml.datasets.definition import resolve
-    from ciml.decision import Decision
     from ciml.serving.push import push
+    from ciml.serving.registry import Decision
     from ciml.serving.server.server import ModelServer, ServerOptions
     from ciml.transforms.examples.prepare import prepare
     from tests.serving.models_fixture import direct, save_model

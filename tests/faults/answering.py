@@ -17,12 +17,13 @@ from ciml.data_root import DataRoot
 from ciml.manifest.log import ManifestLog
 from tests.faults.children import Child
 from tests.faults.scene import Scene
-from tests.services.feedback import github_stub, gitlab_stub, openapi
-from tests.services.feedback.forwarding import ForwardingServer
-from tests.services.feedback.github_stub import GitHubServer
-from tests.services.feedback.gitlab_stub import GitLabServer
-from tests.services.feedback.reviews import prediction
-from tests.services.feedback.stub import (
+from tests.integrations.gerrit.real import READER, Gerrit
+from tests.verdicts.feedback import github_stub, gitlab_stub, openapi
+from tests.verdicts.feedback.forwarding import ForwardingServer
+from tests.verdicts.feedback.github_stub import GitHubServer
+from tests.verdicts.feedback.gitlab_stub import GitLabServer
+from tests.verdicts.feedback.reviews import prediction
+from tests.verdicts.feedback.stub import (
     ACCEPTED_THEN_HANG,
     ACCEPTED_THEN_RESET,
     CUT,
@@ -33,7 +34,6 @@ from tests.services.feedback.stub import (
     says,
     serving,
 )
-from tests.services.gerrit.real import READER, Gerrit
 
 _CONFIG = """
 dry_run = false

@@ -16,7 +16,7 @@ import psutil
 
 from ciml import engines
 from ciml.engines.flink.cluster import cluster_parts
-from ciml.pipelines.flink import rest as flink_rest
+from ciml.pipelines.flink import jobs as flink_rest
 from ciml.services.files import ServiceFiles
 from tests.faults.children import Child
 

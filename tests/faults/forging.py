@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ciml.adapters.registry import ADAPTER, AUTH, HEADER, SOURCE
 from ciml.events.records import RunFacts
+from ciml.integrations.registry import ADAPTER, AUTH, HEADER, SOURCE
 
 SECRET = b"the secret of row twenty, long enough"
 PROJECT, SHA = "acme/widgets", "0123456789abcdef0123456789abcdef01234567"

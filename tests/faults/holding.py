@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import RawFile
-from ciml.raw.state import open_raw
-from ciml.storage.open import open_store
+from ciml.runs.reader import read_run
+from ciml.runs.state import open_raw
+from ciml.storage import open_store
 from ciml.transforms.examples.spans import verify_span
-from ciml.transforms.raw.reader import read_run
 from tests.faults import datasets
 from tests.faults.judge import Delivery, accepted, judge
 from tests.faults.offline import DATASETS, TOPIC

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts
-from ciml.transforms.fetch import connections
+from ciml.http import outgoing
 from ciml.transforms.fetch.fetch import fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
 
@@ -156,7 +156,7 @@ def hostile(chance: random.Random, net: Net, number: int) -> tuple[str, bool]:
 def main(seed: int, cases: int, defect: str) -> None:
     chance, net = random.Random(seed), Net()
     if defect == "unchecked":
-        connections.check_ips = lambda found, private: found
+        outgoing.check_ips = lambda found, private: found
     net.names["good.example.org"] = [list(PUBLIC)]
     urls = [("http://good.example.org/log", True), *(hostile(chance, net, number) for number in range(cases))]
     policy = FetchPolicy(

@@ -28,12 +28,12 @@ from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
 from ciml.pipelines.kafka.broker import Listing
 from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
-from ciml.pipelines.raw_store.compact import compact
-from ciml.storage.open import Store, open_store
+from ciml.runs.compact import compact
+from ciml.storage import Store, open_store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.ingest.run_stages import settle
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.faults import datasets
 from tests.faults.children import Child
 from tests.faults.judge import Delivery

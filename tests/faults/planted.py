@@ -39,14 +39,14 @@ SETTLE = "CIML_FAULTS_SETTLE"
 def plant(name: str) -> None:
     """Plants a defect ("" for none) into this process, and what the environment says of the size of batches."""
     if most := int(os.environ.get(CYCLE, "0")):
-        from ciml.pipelines.ingest.config import IngestConfig
+        from ciml.pipelines.ingest.committer import IngestConfig
 
         def make(init: Any) -> Any:
             return lambda self, *arguments, **named: init(self, *arguments, **{"cycle_messages": most, **named})
 
         _patch(IngestConfig, "__init__", make)
     if settle_s := float(os.environ.get(SETTLE, "0")):
-        from ciml.services.feedback.service import FeedbackConfig
+        from ciml.services.feedback import FeedbackConfig
 
         def soon(init: Any) -> Any:
             return lambda self, *arguments, **named: init(self, *arguments, **{"settle_s": settle_s, **named})
@@ -64,7 +64,7 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 def _twice_is_fine() -> None:
     """The state takes a run a second time: it would refuse to start again on what the defect wrote."""
     from ciml.errors import IntegrityError
-    from ciml.raw.state import RawState
+    from ciml.runs.state import RawState
 
     def make(apply_record: Any) -> Any:
         def apply(self: Any, version: int, kind: str, record: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ def _stock_sink() -> None:
 
 @_defect("no-deduplication")
 def _no_deduplication() -> None:
-    from ciml.raw import accounting
+    from ciml.runs import accounting
 
     def as_it_comes(outcome: Any, run: Any, *, repeated: bool) -> Any:
         return outcome
@@ -208,7 +208,7 @@ def _offsets_first() -> None:
 @_defect("overwriting-create")
 def _overwriting_create() -> None:
     """A create that looks first and writes then, as on an S3 without conditions."""
-    from ciml.storage.open import LocalStore
+    from ciml.storage import LocalStore
 
     def create(self: Any, path: str, data: bytes) -> bool:
         if self.exists(path):
@@ -251,7 +251,7 @@ def _dropped_repeat() -> None:
 @_defect("named-too-early")
 def _named_too_early() -> None:
     """The manifest names objects that are written a little later."""
-    from ciml.storage.open import LocalStore
+    from ciml.storage import LocalStore
 
     def make(create: Any) -> Any:
         def later(self: Any, path: str, data: bytes) -> bool:
@@ -268,7 +268,7 @@ def _named_too_early() -> None:
 @_defect("other-values")
 def _other_values() -> None:
     """One value of each twentieth object is not what was measured."""
-    from ciml.transforms.raw import write as store
+    from ciml.runs import writer as store
 
     def make(write_run: Any) -> Any:
         count = 0
@@ -310,8 +310,8 @@ def _hangs_after_outage() -> None:
 @_defect("skips-what-is-gone")
 def _skips_what_is_gone() -> None:
     """As ``auto.offset.reset=earliest`` would: what retention took is passed over."""
-    from ciml.manifest.offsets import RangeSet
-    from ciml.raw.state import RawState
+    from ciml.manifest.coverage import RangeSet
+    from ciml.runs.state import RawState
     from ciml.services import service
 
     def make(plan: Any) -> Any:
@@ -411,7 +411,7 @@ def _this_year() -> None:
 @_defect("never-reads-its-message")
 def _never_reads_its_message() -> None:
     """The outbox sends what it has no outcome for, as a retry would, and does not read what is there."""
-    from ciml.services.feedback.outbox import Outbox
+    from ciml.verdicts.feedback.outbox import Outbox
 
     _patch(Outbox, "_find", lambda find: lambda self, client, change, marker: None)
 
@@ -419,7 +419,7 @@ def _never_reads_its_message() -> None:
 @_defect("forgets-while-it-says")
 def _forgets_while_it_says() -> None:
     """A message closes its patch set with what came meanwhile."""
-    from ciml.services.feedback.state import FeedbackState
+    from ciml.verdicts.feedback.state import FeedbackState
 
     def make(settle: Any) -> Any:
         def forgetful(self: Any, version: int, record: dict[str, Any], now_us: int) -> None:
@@ -436,7 +436,7 @@ def _forgets_while_it_says() -> None:
 @_defect("shows-names-as-they-are")
 def _shows_names_as_they_are() -> None:
     """Names stand in messages as they came."""
-    from ciml.services.feedback import text
+    from ciml.verdicts.feedback import text
 
     _patch(text, "name", lambda name: lambda value, most_bytes=120: value)
 

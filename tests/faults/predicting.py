@@ -18,7 +18,7 @@ from ciml.data_root import DataRoot
 from ciml.engines.processes import free_ports
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.push import push
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.transforms.examples.prepare import prepare_many
 from tests.faults.children import Child, Program
 from tests.faults.scene import Scene

@@ -11,7 +11,7 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.pipelines.ingest.committer import Committer
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from tests.corpus import CORPUS
@@ -27,9 +27,9 @@ TOPIC = "events"
 def honest(tmp_path: Path) -> tuple[Path, list[Delivery]]:
     """A raw store that ciml's own functions made of a mixed plan, in two commits, and what was sent."""
     from ciml.events.records import Batch, Message, OffsetRange
+    from ciml.runs.writer import store
     from ciml.transforms.fetch.fetch import fetch
     from ciml.transforms.parse.stage import parse
-    from ciml.transforms.raw.write import store
 
     planner = Planner(1, "", tmp_path / "logs", (tmp_path / "logs").as_uri(), partitions=1)
     for send in planner.mixed(40, Mix(bad=0.3)).sends:

@@ -38,9 +38,9 @@ from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_LOG_BYTES, SETTLE_PEAK_BYTES
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.kafka.broker import list_topic
-from ciml.raw.state import open_raw
-from ciml.storage.open import Store, open_store
-from ciml.transforms.fetch.gunzip import gunzip
+from ciml.runs.state import open_raw
+from ciml.storage import Store, open_store
+from ciml.transforms.fetch.decompress import gunzip
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.corpus import CORPUS
 from tests.fuzz.strategies.hostile_events import hostile_event

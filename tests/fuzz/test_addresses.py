@@ -11,10 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.transforms.fetch.addresses import PORTS, Address, check_ips, is_public, parse_address
-from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.http.addresses import PORTS, Address, check_ips, is_public, parse_address
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from tests.faults.inner_net import FORBIDDEN, forms
 from tests.fuzz.frame import fuzz
 

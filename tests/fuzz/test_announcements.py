@@ -12,9 +12,8 @@ from ciml.digest import canonical_json
 from ciml.errors import RejectedInput
 from ciml.events.records import Message
 from ciml.events.run_id import RunId
-from ciml.serving.predict.announcements import read_announcement
-from ciml.serving.predict.predictor import _unpredictable
-from ciml.storage.open import LocalStore
+from ciml.serving.predict.predictor import _unpredictable, read_announcement
+from ciml.storage import LocalStore
 from ciml.transforms.guard import attempt
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.announcements import GOOD, messages

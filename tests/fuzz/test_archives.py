@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
 from ciml.limits import MAX_GZIP_LAYERS
-from ciml.transforms.fetch.gunzip import gunzip
+from ciml.transforms.fetch.decompress import gunzip
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.archives import MAGIC, archives
 from tests.growth import assert_linear

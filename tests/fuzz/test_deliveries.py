@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from ciml.adapters.adapter import Delivery
-from tests.adapters.hostile import outcome
+from ciml.integrations.adapter import Delivery
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.deliveries import deliveries
+from tests.integrations.hostile import outcome
 
 
 @fuzz

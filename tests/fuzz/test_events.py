@@ -13,8 +13,7 @@ from ciml.digest import canonical_json
 from ciml.errors import RejectedInput
 from ciml.events import cloudevents as decoder
 from ciml.events import samples
-from ciml.events.cloudevents import decode_message
-from ciml.events.event import Event
+from ciml.events.cloudevents import Event, decode_message
 from ciml.events.fields import is_clean
 from ciml.events.listing import Reading, decode_line
 from ciml.events.payloads import message_of, payload_of

@@ -9,12 +9,11 @@ import pyarrow as pa
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ciml.dstat.header import split_segments
-from ciml.dstat.vocabulary import END_LOCAL, FIRST_LOCAL
+from ciml.dstat import END_LOCAL, FIRST_LOCAL, split_segments
 from ciml.errors import RejectedInput
 from ciml.limits import CELLS_PER_LOG_BYTE, EARLIEST_US, LATEST_US, MAX_LOG_CELLS, MAX_LOG_COLUMNS
 from ciml.telemetry import short_names, validate
-from ciml.transforms.fetch.gunzip import inflate
+from ciml.transforms.fetch.decompress import inflate
 from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
 from ciml.transforms.parse.times import local_times, read_cells
 from tests.fuzz.frame import fuzz

@@ -19,8 +19,7 @@ from ciml.events.records import Message, RunFacts
 from ciml.kafka.options import KafkaOptions
 from ciml.recorder.producer import Sender
 from ciml.recorder.settings import Settings
-from ciml.recorder.spool.flush import send_leftovers
-from ciml.recorder.spool.leftovers import FACTS, UNSEALED, Leftovers
+from ciml.recorder.spool.flush import FACTS, UNSEALED, Leftovers, send_leftovers
 from ciml.recorder.spool.recording import Destination, Plan, Recording
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.spool import MARK, Make, spools

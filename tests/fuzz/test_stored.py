@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.raw.seal import SEAL
+from ciml.runs.writer import SEAL
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.stored import altered
-from tests.transforms.raw.stored import FORMATS, KINDS, Stored, make
+from tests.runs.stored import FORMATS, KINDS, Stored, make
 
 _MOST_KIB = 1 << 20
 

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
 from ciml.serving.server.model.loaded_model import LoadedModel
-from ciml.serving.server.model.loader import load_model
-from ciml.serving.server.model.tf_records import frame, masked_crc, read_records
-from ciml.serving.server.model.warmup import warm_up
-from ciml.storage.open import open_store
+from ciml.serving.server.model.loader import frame, load_model, masked_crc, read_records, warm_up
+from ciml.storage import open_store
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.warmup import files, framed
 from tests.serving.models_fixture import F, L, save_model

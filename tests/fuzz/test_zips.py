@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
 from ciml.transforms.fetch.artifacts import JobFacts, artifact_of, artifacts_on
-from ciml.transforms.fetch.errors import LogUnavailableError
-from ciml.transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS
-from ciml.transforms.fetch.unzip import unzip
+from ciml.transforms.fetch.decompress import unzip
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS, LogUnavailableError
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.zips import files, zips
 from tests.transforms.fetch.zips import archive, entry, zipped

@@ -14,18 +14,16 @@ from pathlib import Path
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.feedback.corrections import Correction, add_corrections
 from ciml.pipelines.datasets.build import build_dataset
-from ciml.pipelines.raw_store.compact import compact
-from ciml.training.exclusion_store import add
-from ciml.training.exclusions import Exclusion
+from ciml.runs.compact import compact
+from ciml.training.exclusions import Exclusion, add
 from ciml.training.sweeps.definition import Sweep
-from ciml.training.sweeps.outcome import Outcome
-from ciml.training.sweeps.store import begin_sweep, keep_baseline, keep_outcome, sweep_store
-from tests.pipelines.raw_store.scenes import RawStore
-from tests.services.feedback.reviews import feedback, prediction
-from tests.services.feedback.worlds import World
+from ciml.training.sweeps.study import Outcome, begin_sweep, keep_baseline, keep_outcome, sweep_store
+from ciml.verdicts.feedback.corrections import Correction, add_corrections
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
+from tests.verdicts.feedback.reviews import feedback, prediction
+from tests.verdicts.feedback.worlds import World
 
 
 def make(folder: Path) -> None:

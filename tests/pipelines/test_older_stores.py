@@ -13,16 +13,15 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.pipelines.datasets.update import update_dataset
-from ciml.pipelines.raw_store.verify import verify_raw
-from ciml.raw.packs import pack_state
-from ciml.raw.seal import SEAL, is_sealed
-from ciml.storage.open import Store
+from ciml.runs.pack_index import pack_state
+from ciml.runs.reader import read_run
+from ciml.runs.verify import verify_raw
+from ciml.runs.writer import SEAL, is_sealed, run_path, write_run
+from ciml.storage import Store
 from ciml.transforms.examples.spans import read_span, verify_span
-from ciml.transforms.raw.reader import read_run
-from ciml.transforms.raw.write import run_path, write_run
-from tests.pipelines.raw_store.compacting import FAR, all_there, objects, squeeze
-from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.raw.stored import DATASET, OLD, example_files, runs_of
+from tests.runs.compacting import FAR, all_there, objects, squeeze
+from tests.runs.scenes import RawStore
+from tests.runs.stored import DATASET, OLD, example_files, runs_of
 from tests.transforms.samples import LOAD, USR, make_facts, table
 
 START_US = 1_600_000_000_000_000

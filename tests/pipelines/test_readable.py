@@ -14,7 +14,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.transforms.examples.spans import read_span
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 
 LINES = re.findall(

@@ -17,7 +17,7 @@ from ciml.cli.main import cli
 from ciml.events.samples import End, Samples
 from ciml.extras import EXTRAS, missing_extra
 from ciml.services.service import KINDS
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.bench.many_runs import fill_store
 from tests.ciml.api.made import write_log
 from tests.pipelines.backfill.tables import make_runs, write_csv
@@ -246,8 +246,8 @@ def test_a_receiver_of_webhooks_needs_its_extra_alone(environments: Callable[[st
     (tmp_path / "receivers.toml").write_text(f"[webhooks]\nport = 0\n[[source]]\n{source}")
     code = """
 import pathlib, urllib.request
-from tests.services.receivers.probe import installed
-from ciml.services.webhooks.service import WebhooksService
+from tests.integrations.receivers.probe import installed
+from ciml.services.webhooks import WebhooksService
 with installed(pathlib.Path("probe")):
     service = WebhooksService.of(config="receivers.toml", kafka="127.0.0.1:1")
     service.open()

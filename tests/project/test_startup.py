@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.bench.many_runs import fill_store
 from tests.transforms.samples import corpus
 
@@ -40,20 +40,40 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "ciml.raw.accounting", "ciml.datasets.definition", "ciml.events.cloudevents", "ciml.manifest.log",
-        "ciml.events.samples", "ciml.storage.open", "ciml.telemetry",
-        "ciml.transforms.ingest.decode", "ciml.transforms.ingest.trust", "ciml.transforms.fetch.fetch",
+        "ciml.runs.accounting",
+        "ciml.datasets.definition",
+        "ciml.events.cloudevents",
+        "ciml.manifest.log",
+        "ciml.events.samples",
+        "ciml.storage",
+        "ciml.telemetry",
+        "ciml.transforms.ingest.decode",
+        "ciml.trust",
+        "ciml.transforms.fetch.fetch",
         "ciml.transforms.parse.logs",
-        "ciml.transforms.examples.downsample", "ciml.transforms.examples.prepare", "ciml.transforms.examples.split",
-        "ciml.transforms.drift.compare", "ciml.transforms.drift.statistics", "ciml.transforms.raw.write",
-        "ciml.results.convert", "ciml.results.arrow", "ciml.pipelines.backfill.load", "ciml.cli.commands.data.load",
-        "ciml.pipelines.datasets.build", "ciml.pipelines.datasets.validate", "ciml.cli.commands.data.drift",
-        "ciml.transforms.parse.files",
-        "ciml.training.data.in_memory", "ciml.api", "ciml.adapters.registry", "ciml.cli.commands.operate.adapter",
-        "ciml.cli.commands.operate.connect", "ciml.services.connect.files",
-        "ciml.tables.places", "ciml.tables.publisher", "ciml.pipelines.tables.publish", "ciml.cli.commands.data.tables",
+        "ciml.transforms.examples.downsample",
+        "ciml.transforms.examples.prepare",
+        "ciml.transforms.drift.compare",
+        "ciml.transforms.drift.statistics",
+        "ciml.runs.writer",
+        "ciml.transforms.results.convert",
+        "ciml.transforms.results.table",
+        "ciml.pipelines.backfill.load",
+        "ciml.cli.commands.data.load",
+        "ciml.pipelines.datasets.build",
+        "ciml.pipelines.datasets.validate",
+        "ciml.cli.commands.data.drift",
+        "ciml.training.data.examples",
+        "ciml.api",
+        "ciml.integrations.registry",
+        "ciml.cli.commands.operate.adapter",
+        "ciml.cli.commands.operate.connect",
+        "ciml.integrations.connect_files",
+        "ciml.runs.tables.publisher",
+        "ciml.runs.tables.publish",
+        "ciml.cli.commands.data.tables",
     ],
-)  # fmt: skip
+)
 def test_pure_modules_are_light(module: str) -> None:
     assert loaded_by(f"import {module}") == set()
 

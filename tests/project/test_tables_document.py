@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from tests.pipelines.tables.readers import load_delta
-from tests.pipelines.tables.scenes import make_dataset, make_store
 from tests.project.test_readme import ROOT
+from tests.runs.tables.readers import load_delta
+from tests.runs.tables.scenes import make_dataset, make_store
 
 DOCUMENT = (ROOT / "docs" / "tables.md").read_text()
 _PYTHON = re.compile(r"^```python\n(.*?)^```", re.M | re.S)

@@ -28,7 +28,7 @@ DATA = {
     *(f"ciml/engines/{name}.pom.xml" for name in ("kafka", "flink", "cluster", "flink-s3", "gerrit")),
     "ciml/reports/page.html",
     "ciml/reports/style.css",
-    "ciml/transforms/ingest/trust_default.toml",
+    "ciml/trust_default.toml",
 }
 
 
@@ -133,7 +133,7 @@ def _connect(ciml: Path, python: Path, folder: Path) -> None:
         file.write("\n[webhooks]\nport = 0\n")
     code = """
 import urllib.request
-from ciml.services.webhooks.service import WebhooksService
+from ciml.services.webhooks import WebhooksService
 service = WebhooksService.of(config="config/receivers.toml", kafka="127.0.0.1:1")
 service.open()
 print(urllib.request.urlopen(service.url + "/healthz").read().decode())

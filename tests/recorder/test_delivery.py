@@ -11,8 +11,7 @@ import pyarrow as pa
 import pytest
 
 from ciml import engines
-from ciml.events.cloudevents import FINISHED, STARTED, decode_message
-from ciml.events.event import Event
+from ciml.events.cloudevents import FINISHED, STARTED, Event, decode_message
 from ciml.events.records import Message
 from ciml.events.samples import End, Samples, decode, to_table
 from ciml.kafka.options import KafkaOptions
@@ -172,7 +171,7 @@ def test_no_secret_is_printed_or_stored(tmp_path: Path) -> None:
 
 
 def test_a_run_in_s3(kafka: str, topic: Callable[..., str], s3: object, tmp_path: Path) -> None:
-    from ciml.storage.open import open_store
+    from ciml.storage import open_store
 
     samples, ci_events = topic(name="samples"), topic(name="events")
     place = f"{s3.bucket()}/ci"  # type: ignore[attr-defined]

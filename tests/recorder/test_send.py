@@ -14,10 +14,9 @@ import pytest
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.recorder.settings import Settings, WhoseBroker
+from ciml.recorder.spool.flush import by_command
 from ciml.recorder.spool.folder import open_private
-from ciml.recorder.spool.leftovers import by_command
-from ciml.recorder.spool.recording import Destination, Recording
-from ciml.recorder.spool.seal import seal
+from ciml.recorder.spool.recording import Destination, Recording, seal_recording
 from tests.recorder.planted import T0_US, plant
 from tests.recorder.recorded import record
 
@@ -118,7 +117,7 @@ def test_a_message_has_the_options_that_are_missing(
 ) -> None:
     plant(tmp_path / "spool", kafka="h:1; rm *", log_dir="/its own")
     recording = taken(tmp_path / "spool")
-    seal(recording, b"secrets of its recorder")
+    seal_recording(recording, b"secrets of its recorder")
     with pytest.raises(CimlError, match=wanted):
         by_command(recording, Settings(tmp_path, kafka, leftovers=leftovers), Destination())
     recording.release()

@@ -17,12 +17,11 @@ import pytest
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
 from ciml.recorder.settings import Settings
+from ciml.recorder.spool.flush import FACTS, by_command
 from ciml.recorder.spool.folder import open_private
-from ciml.recorder.spool.leftovers import FACTS, by_command
-from ciml.recorder.spool.recording import Destination, Recording
-from ciml.recorder.spool.seal import is_sealed, seal, secrets_of
+from ciml.recorder.spool.recording import Destination, Recording, is_sealed, seal_recording, secrets_of
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.ingest.trust import FACTS as FACTS_OF_TRUST
+from ciml.trust import FACTS as FACTS_OF_TRUST
 from tests.recorder.planted import GATE, T0_US, TELEMETRY, plant, planted_facts
 from tests.recorder.recorded import record
 
@@ -179,7 +178,7 @@ def test_a_seal_holds_for_what_was_sealed(tmp_path: Path, spoil: Callable[[Path]
     with open_private(tmp_path / "spool") as spool:
         recording = Recording.take(spool, folder.name)
         assert recording is not None
-        seal(recording, b"secret")
+        seal_recording(recording, b"secret")
         recording.release()
     assert not sealed(tmp_path / "spool", b"another")
     assert not sealed(tmp_path / "spool", b"")
@@ -476,7 +475,7 @@ def test_only_a_missing_place_of_the_log_is_that_of_the_command_line(tmp_path: P
         with open_private(tmp_path / "spool") as spool:
             recording = Recording.take(spool, f"{T0_US}-{name}")
         assert recording is not None
-        seal(recording, secrets_of(broker, own))
+        seal_recording(recording, secrets_of(broker, own))
         plan, _ = by_command(recording, settings, places)
         assert (plan.kafka, plan.samples_topic, plan.log_dir) == ("new:9092", "s", own or "/there")
         assert plan.log_url == ("" if own else "https://there")

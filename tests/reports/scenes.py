@@ -13,7 +13,7 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.reports.dataset.read import Runs
 from ciml.training.normalise import Normalisation
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import USR, make_facts, table
 
 SECOND_US = 1_000_000

@@ -17,21 +17,19 @@ from matplotlib.figure import Figure
 from ciml.cli.commands.learn.experiment.report import default_folder
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.reports.experiments.comparison_page import comparison_page
-from ciml.reports.experiments.page import result_page
-from ciml.reports.experiments.render import report_experiments
+from ciml.reports.experiments.comparison import comparison_page
+from ciml.reports.experiments.render import report_experiments, result_page
 from ciml.reports.page import Page, Section, render
-from ciml.storage.open import LocalStore, open_store
-from ciml.training.calibration.calibrators import Temperature
-from ciml.training.calibration.conformal import decimals, make_rules
-from ciml.training.data.in_memory import read_dataset
+from ciml.storage import LocalStore, open_store
+from ciml.training.calibration.calibrators import Temperature, decimals, make_rules
+from ciml.training.data.examples import read_dataset
 from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.evaluation.metrics import evaluate, sharpness
-from ciml.training.evaluation.verdicts import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import Predictions, Stored
 from ciml.training.experiments.trials import Trial, create_experiment
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.reports.scenes import hostile_data
 from tests.reports.test_plot import self_contained
 from tests.reports.test_results import folds, of_b, predicted, stored

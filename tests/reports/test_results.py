@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ciml.intervals import wilson
 from ciml.reports.experiments.comparison import errors_of, validated
 from ciml.reports.experiments.views import (
     Bar,
@@ -23,11 +24,10 @@ from ciml.reports.experiments.views import (
     history,
     slice_bars,
 )
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 from ciml.training.evaluation.scores import scores
 from ciml.training.experiments.compare import by_accuracy, compare
 from ciml.training.experiments.results import Predictions, Stored
-from ciml.verdicts.shares import wilson
 
 CLASSES = ("a", "b")
 

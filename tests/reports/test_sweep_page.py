@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.pipelines.training.hyperparameter_sweep import Swept
+from ciml.pipelines.sweep import Swept
 from ciml.reports.page import save
 from ciml.reports.sweeps.page import sweep_page, trials_table
 from ciml.reports.sweeps.plots import axis_plot, heat_plots, time_plot
 from ciml.reports.sweeps.views import best_at, complete, csv_of, define_lines, question_name, questions, ranked, rows_of
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.training.experiment import Experiment
 from ciml.training.sweeps.definition import Sweep
-from ciml.training.sweeps.outcome import Outcome
+from ciml.training.sweeps.study import Outcome
 
 #: A script, a formula that is none, an attribute; what cannot be printed is refused before it is a name.
 HOSTILE = (

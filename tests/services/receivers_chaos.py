@@ -22,23 +22,23 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from ciml import engines
-from ciml.adapters.registry import read_event
 from ciml.data_root import DataRoot
 from ciml.engines.processes import python_environment
 from ciml.events.updates import PARTLY_APPROVED
+from ciml.integrations.gerrit.session import keys_of
+from ciml.integrations.registry import read_event
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.services.driver import drive
-from ciml.services.gerrit.session import keys_of
 from ciml.services.ingest import IngestService
 from tests.faults.broker import Broker, own_broker
 from tests.faults.children import Program
+from tests.integrations.gerrit.real import REVIEWER, Gerrit, NoAnswer
+from tests.integrations.mqtt.mosquitto import USERS, Certificates, Mosquitto
+from tests.integrations.receivers.probe import install, installed
+from tests.integrations.webhooks.killing import Killed, deliver_and_ingest, ingest_and_compare, run_bodies
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import account
-from tests.services.gerrit.real import REVIEWER, Gerrit, NoAnswer
-from tests.services.mqtt.mosquitto import USERS, Certificates, Mosquitto
-from tests.services.receivers.probe import install, installed
-from tests.services.webhooks.killing import Killed, deliver_and_ingest, ingest_and_compare, run_bodies
 
 _PATIENCE_S = 300.0
 _UNSAVED_S = 3.0  # mosquitto saves its messages each second: a publisher repeats what a kill may have cost

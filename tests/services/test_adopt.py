@@ -13,24 +13,24 @@ from ciml.cli.commands.operate.topics import command
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import list_topic
-from ciml.pipelines.predict.pipeline import PredictConfig
-from ciml.pipelines.raw_store.verify import verify_raw
+from ciml.pipelines.predict import PredictConfig
+from ciml.runs.verify import verify_raw
+from ciml.services.adopt import Adopted, adopt
 from ciml.services.driver import drive
-from ciml.services.feedback.config import load_feedback
-from ciml.services.feedback.service import FeedbackConfig, FeedbackService
+from ciml.services.feedback import FeedbackConfig, FeedbackService
 from ciml.services.ingest import IngestService
 from ciml.services.live import LiveService
 from ciml.services.predict import PredictService
-from ciml.services.stored.adopt import Adopted, adopt
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.predict.predictor import PredictPolicy
+from ciml.verdicts.feedback.config import load_feedback
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import delete, recreated, send_starts
 from tests.pipelines.predict.predicting import World, telemetry
 from tests.pipelines.predict.test_predict import announce
-from tests.services.feedback.test_service import failed, publish
+from tests.verdicts.feedback.test_service import failed, publish
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
 
@@ -187,7 +187,7 @@ def test_a_topic_that_is_shorter_than_what_was_read_is_adopted(
     drive(IngestService(config), until="end")
     present = list_topic(KafkaOptions(kafka), name)
     older = type(present)(name, present.topic_id, {0: (0, 2)})
-    for module in ("ciml.services.service", "ciml.services.stored.adopt"):
+    for module in ("ciml.services.service", "ciml.services.adopt"):
         monkeypatch.setattr(f"{module}.list_topic", lambda *_: older)
     with pytest.raises(
         IntegrityError, match=f"it is not the topic that was read before.*: ciml topics adopt {name} --data-path DATA$"

@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
-from ciml.pipelines.flink import rest as flink_rest
+from ciml.pipelines.flink import jobs as flink_rest
 from tests.pipelines.ingest.scenario import send
 from tests.services.supervising import both, ingest
 

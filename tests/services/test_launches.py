@@ -11,7 +11,7 @@ import pytest
 
 from ciml import engines
 from ciml.engines import processes, state
-from ciml.engines.environment import recorded, using
+from ciml.engines.processes import recorded, using
 from ciml.errors import CimlError
 from ciml.services.files import Options, ServiceFiles, check_secret_variables, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
@@ -73,7 +73,7 @@ def test_a_running_worker_is_taken_over_with_its_report(home: Path) -> None:
 
 
 def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(home: Path) -> None:
-    from ciml.pipelines.flink.rest import RestJob
+    from ciml.pipelines.flink.jobs import RestJob
 
     options = Options("ingest", {"data_path": "d"}, "flink", "j:1", "http://r", "w:1", cwd=str(home))
     files = ServiceFiles(home, "one")

@@ -11,7 +11,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.live.pipeline import LiveConfig
+from ciml.pipelines.live import LiveConfig
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.registry import Registry
 from ciml.transforms.examples.prepare import make_examples

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.broker import own_broker
-from tests.services.receivers.conftest import probe
+from tests.integrations.receivers.conftest import probe
 from tests.services.receivers_chaos import gerrit_trial, mqtt_trial
 
 __all__ = ["probe"]

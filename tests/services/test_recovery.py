@@ -18,16 +18,16 @@ import pytest
 from ciml import engines
 from ciml.engines.processes import lasting_ports
 from ciml.services.service import KINDS
+from tests.integrations.gerrit.server import FakeGerrit
+from tests.integrations.gerrit.test_gerrit import source as gerrit_source
+from tests.integrations.mqtt.conftest import certificates, mosquitto
+from tests.integrations.mqtt.test_supervised import config as mqtt_config
 from tests.pipelines.predict.predicting import World
-from tests.services.feedback.conftest import github_server
-from tests.services.feedback.github_stub import GitHubServer
-from tests.services.feedback.test_service import configure
-from tests.services.gerrit.server import FakeGerrit
-from tests.services.gerrit.test_gerrit import source as gerrit_source
-from tests.services.mqtt.conftest import certificates, mosquitto
-from tests.services.mqtt.test_supervised import config as mqtt_config
 from tests.services.recovery import FAULTS, SECRET, Kind, Scene, Trials, broker_words, data_words, scene, table
 from tests.services.supervising import shell, supervised
+from tests.verdicts.feedback.conftest import github_server
+from tests.verdicts.feedback.github_stub import GitHubServer
+from tests.verdicts.feedback.test_service import configure
 
 __all__ = ["certificates", "github_server", "mosquitto"]
 

@@ -11,13 +11,12 @@ import pytest
 
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.ingest.committer import committer
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, committer
 from ciml.services.decide import Limits, Wanted
 from ciml.services.ingest import IngestService
 from ciml.services.supervisor import Supervisor
 from ciml.services.tracker import JobStatus
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 
 MISSING, STARTS, RUNS = JobStatus("missing"), JobStatus("starting"), JobStatus("running", id="1", name="j", began_s=5.0)
 

@@ -10,12 +10,11 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.pipelines.training.trainer import TrainConfig, TrainResult
 from ciml.services import trainer as trainer_module
 from ciml.services.driver import drive
 from ciml.services.trainer import TrainerService
-from ciml.training.exclusion_store import add
-from ciml.training.exclusions import Exclusion
+from ciml.training.exclusions import Exclusion, add
+from ciml.training.trainer import TrainConfig, TrainResult
 from tests.scraping import collected
 
 

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.services.receivers.probe import install
-from tests.services.webhooks.hooking import delivery
-from tests.services.webhooks.killing import Killed
-from tests.services.webhooks.test_signatures import github
+from tests.integrations.receivers.probe import install
+from tests.integrations.webhooks.hooking import delivery
+from tests.integrations.webhooks.killing import Killed
+from tests.integrations.webhooks.test_signatures import github
 
 _HOST, _SLOW_HOSTS, _HOSTILE_HOST = "127.0.0.1", ("127.0.0.2", "127.0.0.3", "127.0.0.4"), "127.0.0.5"
 _HEAD = b"POST /hooks/hub HTTP/1.1\r\nHost: x\r\nX-Hub-Signature-256: sha256=" + b"0" * 64 + b"\r\n"

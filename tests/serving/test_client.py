@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.errors import EngineError
-from ciml.serving import wire
+from ciml.serving import client as wire
 from ciml.serving.client import ClientPolicy, ModelClient, NotServedError
 from ciml.serving.push import push
+from ciml.serving.registry import Decision
 from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.serving.models_fixture import direct, runs
 
 IMPATIENT = ClientPolicy(timeout_s=2, budget_s=0.3, first_wait_s=0.05, most_wait_s=0.1)

@@ -21,16 +21,15 @@ import psutil
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
-from ciml.http.errors import RequestError
+from ciml.http.intake import RequestError
 from ciml.serving import push as push_module
 from ciml.serving.client import ClientPolicy, ModelClient
-from ciml.serving.model_config import ModelEntry, render_config
+from ciml.serving.model_files import ModelEntry, render_config
 from ciml.serving.push import push, rollback
-from ciml.serving.registry import Registry
+from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.manager import ModelManager
 from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage.open import Store, open_store
+from ciml.storage import Store, open_store
 from tests.serving.models_fixture import direct, runs, save_model
 
 BLESSED = Decision(True)

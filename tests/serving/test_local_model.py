@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.serving.predict import answers
 from ciml.serving.predict.local import Answer, LocalModel
 from ciml.serving.push import push
-from ciml.storage.open import open_store
+from ciml.serving.registry import Decision
+from ciml.storage import open_store
 from ciml.transforms.examples.prepare import prepare_many
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.predict.test_hostile import huge

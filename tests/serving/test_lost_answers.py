@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.manifest.log import ManifestLog, commit
 from ciml.serving import push as module
 from ciml.serving.push import push, verify_versions
-from ciml.serving.registry import Registry
-from ciml.storage.open import Store, open_store
+from ciml.serving.registry import Decision, Registry
+from ciml.storage import Store, open_store
 from tests.faults.s3_shim import Shim, Weather
 
 pytestmark = pytest.mark.engines

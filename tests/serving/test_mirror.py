@@ -10,15 +10,13 @@ from click.testing import CliRunner
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.errors import CimlError, EngineError
 from ciml.serving import mirror as mirror_module
 from ciml.serving.mirror import mirror
-from ciml.serving.model_config import parse_config
-from ciml.serving.model_files import file_digests
+from ciml.serving.model_files import file_digests, parse_config
 from ciml.serving.push import push, rollback
-from ciml.serving.registry import Registry
-from ciml.storage.open import open_store
+from ciml.serving.registry import Decision, Registry
+from ciml.storage import open_store
 
 
 def pushed(data: DataRoot, folder: Path, model: str = "m") -> int:

@@ -11,12 +11,12 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.events.records import RunFacts
-from ciml.raw.neighbours import Neighbours
-from ciml.raw.run_log import StoredRunLog
-from ciml.serving.predict import neighbours as stored
-from ciml.serving.predict.neighbours import neighbours_of
+from ciml.runs.neighbours import Neighbours
+from ciml.runs.run_log import StoredRunLog
+from ciml.serving.predict import answers as stored
+from ciml.serving.predict.answers import neighbours_of
 from tests.pipelines.predict.predicting import telemetry
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts
 
 RESOLVED = ResolvedDefinition(

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.serving import push as push_module
-from ciml.serving.model_config import parse_config
+from ciml.serving.model_files import parse_config
 from ciml.serving.push import (
     NotBlessedError,
     Pushed,
@@ -24,8 +23,8 @@ from ciml.serving.push import (
     verify_versions,
     write_config,
 )
-from ciml.serving.registry import Registry, RegistryVerifier
-from ciml.storage.open import Store, open_store
+from ciml.serving.registry import Decision, Registry, RegistryVerifier
+from ciml.storage import Store, open_store
 from tests.ciml.lineage.recorded import Recorded, names, states
 
 BLESSED = Decision(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})

@@ -13,14 +13,13 @@ from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import Committer, seal, unseal
 from ciml.pipelines.ingest.pipeline import in_batches
 from ciml.pipelines.kafka.plan import PartitionRead, bases, is_older, plan
-from ciml.pipelines.raw_store.compact import compact
-from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.runs.compact import compact
+from ciml.runs.writer import store
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.ingest.decode import decode
-from ciml.transforms.ingest.trust import TrustPolicy, evaluate, judge
 from ciml.transforms.parse.stage import parse
-from ciml.transforms.raw.write import store
+from ciml.trust import TrustPolicy, evaluate, judge
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice
 from tests.simulation.scenes import Address, ScheduledMessage, log, read_event

@@ -10,11 +10,11 @@ from ciml.digest import sha256_json
 from ciml.events.records import OutcomeWord, RawFile, RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import update_dataset
-from ciml.raw.latest_runs import latest_runs
-from ciml.raw.state import open_raw
+from ciml.runs.latest_runs import latest_runs
+from ciml.runs.reader import verify_run
+from ciml.runs.state import open_raw
 from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import verify_span
-from ciml.transforms.raw.reader import verify_run
 from tests.simulation.model import facts_of, is_trusted
 from tests.simulation.scenes import telemetry
 from tests.simulation.scheduler import Violation

@@ -11,7 +11,7 @@ from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import check_topic_id
 from ciml.pipelines.kafka.broker import Listing
-from ciml.pipelines.kafka.end_offsets import Ends
+from ciml.pipelines.kafka.plan import Ends
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Scheduler
 
@@ -100,7 +100,7 @@ class Client:
         yield FakeReader(self, partition)
 
     def end_of(self, options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
-        """As `ciml.pipelines.kafka.end_offsets.end_of`."""
+        """As `ciml.pipelines.kafka.plan.end_of`."""
         asked_s = self.broker.scheduler.now_us / 1e6
         try:
             self.call(f"end of {partition}")

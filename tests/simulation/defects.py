@@ -13,12 +13,12 @@ from ciml.events import updates
 from ciml.events.records import FactUpdate, Outcome, RunFacts, Trust
 from ciml.manifest import log as manifests
 from ciml.manifest import replica
-from ciml.manifest.offsets import RangeSet
+from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.datasets import update as datasets
 from ciml.pipelines.ingest import committer
-from ciml.raw import accounting, known_ids, known_subjects
-from ciml.raw.state import RawState
-from ciml.storage.open import Store
+from ciml.runs import accounting, known_ids, known_subjects
+from ciml.runs.state import RawState
+from ciml.storage import Store
 from tests.simulation.fakes import Disk
 from tests.simulation.run import Result, simulate
 from tests.simulation.world import World

@@ -16,8 +16,8 @@ from ciml.manifest import checkpoints
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
-from ciml.storage.open import Entry, Store
-from ciml.transforms.raw import reader as raw_reader
+from ciml.runs import reader as raw_reader
+from ciml.storage import Entry, Store
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Actor, Scheduler, Violation
 

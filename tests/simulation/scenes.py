@@ -12,8 +12,7 @@ import pyarrow as pa
 
 from ciml.digest import telemetry_digest
 from ciml.errors import RejectedInput
-from ciml.events.cloudevents import QUEUED, STARTED, decode_message, finished_event, run_event
-from ciml.events.event import Event
+from ciml.events.cloudevents import QUEUED, STARTED, Event, decode_message, finished_event, run_event
 from ciml.events.records import Message, OutcomeWord, RunFacts
 from ciml.events.run_id import RunId
 from ciml.events.updates import fact_update
@@ -195,7 +194,7 @@ def _proof(auth: str) -> tuple[tuple[str, bytes], ...]:
 
 
 def read_event(message: Message, names: Mapping[str, str] | None = None) -> Event:
-    """Decode a message as `ciml.adapters.registry.read_event` does: its proof comes from a header."""
+    """Decode a message as `ciml.integrations.registry.read_event` does: its proof comes from a header."""
     headers = dict(message.headers)
     auth = (headers.get(PROOF) or b"").decode()
     if UPDATE in headers:

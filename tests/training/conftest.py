@@ -15,8 +15,8 @@ from ciml.training.data.materialise import Materialised, materialise
 from ciml.training.data.snapshot import Snapshot, make_snapshot
 from ciml.training.experiment import Experiment
 from ciml.training.train import Trained, train
-from ciml.transforms.ingest.trust import TrustPolicy
-from tests.pipelines.raw_store.scenes import RawStore
+from ciml.trust import TrustPolicy
+from tests.runs.scenes import RawStore
 from tests.shared import shared
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
 

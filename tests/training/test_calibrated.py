@@ -17,29 +17,28 @@ import ciml
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
+from ciml.events.outcomes import CAUSES, FAILED
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.kafka.publish import render_runs
-from ciml.raw.causes import CAUSES, FAILED
 from ciml.serving.contract import check_candidate
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from ciml.serving.push import push
-from ciml.serving.registry import Registry
+from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.training.calibration.calibrate import calibrate_on_dev
-from ciml.training.calibration.conformal import decimals
+from ciml.training.calibration.calibrators import decimals
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, refresh
 from ciml.transforms.examples.prepare import run_means
-from ciml.verdicts import PROFILES, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
+from ciml.verdict_rules import PROFILES, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 from tests.corpus import STABLE
 from tests.pipelines.predict.predicting import batch
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.training.conftest import QUICK
 from tests.transforms.samples import corpus
 

@@ -10,13 +10,12 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import ManifestLog
-from ciml.training.data.in_memory import read_dataset
+from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import Snapshot, make_snapshot
-from ciml.training.exclusion_store import add, exclusions_of, read_state, revert
-from ciml.training.exclusions import Exclusion
+from ciml.training.exclusions import Exclusion, add, exclusions_of, read_state, revert
 from ciml.training.experiment import Experiment, refresh_key
 from ciml.training.refresh import Skipped, refresh
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 
 JOB, RUN = Exclusion("bad mirror", job="tempest-*"), Exclusion("disk was full", "zuul~a~1")
 

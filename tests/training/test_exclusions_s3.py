@@ -13,9 +13,9 @@ import ciml
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.training.data.snapshot import Snapshot, make_snapshot
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.test_auto_windows import run_of
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 
 pytestmark = pytest.mark.engines
 

@@ -12,10 +12,11 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
-from ciml.raw.run_log import files_of
+from ciml.runs.reader import read_runs
+from ciml.runs.run_log import files_of
 from ciml.serving.contract import check_candidate
 from ciml.serving.server.model.loader import load_model
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
@@ -23,7 +24,6 @@ from ciml.training.export import export, load_exported
 from ciml.training.runtime import tensorflow
 from ciml.training.train import Trained, predict_in_memory
 from ciml.transforms.examples.prepare import prepare_many
-from ciml.transforms.raw.reader import read_runs
 from tests.training.data.test_materialise import directly, of_split
 
 

@@ -14,19 +14,19 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
-from ciml.storage.json_seal import read_object
-from ciml.storage.open import Store
+from ciml.storage import Store
+from ciml.storage.json_files import read_object
 from ciml.training.data.analysis_cache import AnalysisCache
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
-from ciml.training.evaluation.champion import Champion, right_answers
+from ciml.training.evaluation.candidate import Champion, right_answers
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, Skipped, refresh
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.ciml.lineage.recorded import Recorded, names, states
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.training.conftest import QUICK
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 from ciml.training.data.snapshot import Snapshot, read_snapshot
 from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, refresh

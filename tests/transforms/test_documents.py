@@ -9,11 +9,10 @@ from pathlib import Path
 from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
 from ciml.events.records import Message, RunFacts
-from ciml.transforms.fetch.credentials import Credential
 from ciml.transforms.fetch.fetch import DEFERRED, REJECTED
-from ciml.transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES, Credential, FetchPolicy
 from ciml.transforms.ingest.decode import IGNORED
-from ciml.transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
+from ciml.trust import FACTS, NO_RULE, TrustPolicy, evaluate
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -48,7 +47,7 @@ def test_trust() -> None:
     good = RunFacts("zuul~a~1", "a", source="zuul", pipeline="gate", branch="stable/1")
     assert evaluate(policy, good).rule == "gated"
     documented = words("trust.md")
-    built_in = TrustPolicy.load(DOCS.parent / "transforms" / "ingest" / "trust_default.toml")
+    built_in = TrustPolicy.load(DOCS.parent / "ciml/trust_default.toml")
     assert {*FACTS, NO_RULE, *(rule.name for rule in built_in.rules)} <= documented
     assert f'policy="{built_in.digest[:4]}…"' in (DOCS / "trust.md").read_text()
 

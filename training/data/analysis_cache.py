@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ciml.digest import canonical_json, sha256_json
-from ciml.storage.open import Store
+from ciml.storage import Store
 from ciml.training.data.snapshot import SnapshotSpan
 
 _FORMAT = 1

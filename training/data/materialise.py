@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import IntegrityError
-from ciml.storage.open import Store
-from ciml.training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER
+from ciml.storage import Store
+from ciml.training.data.examples import RECORDS_FOLDER, TRANSFORM_FOLDER
 from ciml.training.data.snapshot import ROLES, Role, Snapshot, no_training_runs
 
 if TYPE_CHECKING:

@@ -32,13 +32,21 @@ from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
 
 from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
 from ciml.digest import canonical_json  # noqa: E402
-from ciml.storage.open import Store  # noqa: E402
+from ciml.storage import Store  # noqa: E402
 from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
-from ciml.training.data.examples import Examples, FileTask, batches, file_tasks, read_rows  # noqa: E402
-from ciml.training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
+from ciml.training.data.examples import (  # noqa: E402  # noqa: E402
+    RECORDS_FOLDER,
+    TRANSFORM_FOLDER,
+    Examples,
+    FileTask,
+    batches,
+    file_tasks,
+    read_rows,
+    shard_name,
+)
 from ciml.training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
 from ciml.training.normalise import normalise, transform_digest  # noqa: E402
-from ciml.transforms.ingest.errors import keep_error, kept_error  # noqa: E402
+from ciml.transforms.ingest.run_stages import keep_error, kept_error  # noqa: E402
 
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32

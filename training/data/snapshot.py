@@ -21,13 +21,12 @@ from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts, facts_of_row, rows_of
 from ciml.manifest.log import ManifestLog
-from ciml.raw.state import open_raw
-from ciml.storage.json_seal import read_object, seal
-from ciml.storage.open import Store
-from ciml.training.exclusion_store import stored_exclusions
-from ciml.training.exclusions import Exclusions
-from ciml.transforms.examples.split import split_of
-from ciml.transforms.ingest.trust import TrustPolicy, evaluate
+from ciml.runs.state import open_raw
+from ciml.storage import Store
+from ciml.storage.json_files import read_object, seal
+from ciml.training.exclusions import Exclusions, stored_exclusions
+from ciml.transforms.examples.prepare import split_of
+from ciml.trust import TrustPolicy, evaluate
 
 Role = Literal["train", "dev", "test"]
 ROLES: tuple[Role, ...] = ("train", "dev", "test")

@@ -11,7 +11,7 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
-from ciml.raw.causes import CAUSE
+from ciml.events.outcomes import CAUSE
 from ciml.training.estimators import boosted, networks, scikit
 from ciml.training.estimators.base import Fitted, Progress, Rows, Watch
 from ciml.training.experiment import Experiment
@@ -169,7 +169,7 @@ def fit(
     if not estimator.network:
         features = boosted.Windows if estimator.summarises else scikit.unrolled
         return scikit.fit_scikit(experiment, train, dev, classes, estimator.build, features)
-    from ciml.training.estimators.loop import Resident, fit_network
+    from ciml.training.estimators.networks import Resident, fit_network
 
     _, windows, features = train.inputs.shape
     model = build_model(experiment, windows, features, classes)

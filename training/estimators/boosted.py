@@ -1,4 +1,15 @@
-"""Boosted summaries: gradient boosting over two views of a run's windows (`ciml.training.estimators.summaries`).
+"""Summaries of a run's windows that do not depend on the run's length.
+
+Trees over unrolled examples compare window 17 of one run with window 17 of another, although the runs do different work
+by then. A summary covers a column over all of the run's own windows and ignores padding. There are two views, so that
+ensemble members have different errors:
+
+- *levels*: location and movement of a column (quantiles, mean, deviation, first and last, mean step), and the ratios of
+  columns to each other, which do not depend on the size of the machine or the job;
+- *shapes*: levels without ratios, and the form of the curve: moments, autocorrelation, spectrum, quarters, the first
+  windows, the tasks behind a load average, and the clock ticks behind a percentage.
+
+Boosted summaries: gradient boosting over two views of a run's windows (`ciml.training.estimators.boosted`).
 
 The members are `HistGradientBoostingClassifier`s with different seeds, some over the levels and some over the shapes;
 each split of a tree considers a share of the numbers. Their probabilities are averaged: members with different errors
@@ -9,13 +20,219 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, get_args
+from itertools import combinations
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from ciml.errors import CimlError
-from ciml.training.estimators.summaries import View, columns_of, summarise
 from ciml.training.experiment import Experiment
+
+#: Share of the 1 min load average that remains after 5 s, the interval of Linux's updates.
+_DECAY = float(np.exp(-5 / 60))
+#: Clock ticks per second on machines of 2, 4 and 8 cores: a hundred per core, and a few fewer.
+_TICKS = (198, 199, 200, 201, 396, 397, 398, 399, 400, 401, 796, 797, 798, 799, 800, 801)
+_QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
+_STEP_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+_LAGS = (1, 2, 3, 5)
+_FIRST = 8  # windows that are features themselves
+_SPECTRUM = 64  # windows of the spectrum
+_BANDS = ((0, 2), (2, 4), (4, 8), (8, 16), (16, 32))
+_SMALL = 1e-3  # values below count as zero in ratios
+_ROUNDED = 0.005  # a percentage is recorded with two digits
+_CHUNK = 1 << 20  # values of a column processed at once, to stay in the CPU's caches
+
+View = Literal["levels", "shapes"]
+#: Numbers of a single column in each view.
+_NUMBERS: dict[View, int] = {"levels": 19, "shapes": 77}
+
+
+def summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarray:
+    """Compute a view of runs. A run's result depends neither on other runs nor on the padding.
+
+    Args:
+      inputs: float32 [n, L, F], not normalised, since ratios and ticks need the recorded numbers.
+      n_windows: int32 [n], at least 1 each.
+      view: of F columns, ``levels`` has 19 F + 3 F (F - 1) / 2 numbers and ``shapes`` 77 F.
+
+    Returns:
+      float32 [n, numbers]; NaN if a run is too short for a number.
+    """
+    size = max(1, _CHUNK // max(1, inputs.shape[1]))
+    begins = range(0, max(1, len(inputs)), size)
+    parts = [_summarise(inputs[at : at + size], n_windows[at : at + size], view) for at in begins]
+    return np.concatenate(parts)
+
+
+def columns_of(view: View, columns: int) -> np.ndarray:
+    """Return the columns behind each number of a view, int64 [numbers, 2]; a single column is repeated."""
+    count = _NUMBERS[view]
+    own = [(column, column) for column in range(columns) for _ in range(count)]
+    ratios = [pair for pair in combinations(range(columns), 2) for _ in range(3)] if view == "levels" else []
+    return np.array([*own, *ratios], np.int64).reshape(-1, 2)
+
+
+def _summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarray:
+    n, windows, _ = inputs.shape
+    own = np.arange(windows) < n_windows[:, None]
+    counts = np.maximum(n_windows, 1).astype(np.float64)
+    numbers: list[np.ndarray] = []
+    typical: list[np.ndarray] = []
+    with np.errstate(all="ignore"):
+        for values in inputs.transpose(2, 0, 1).astype(np.float64):
+            column = _Column(values, own, counts)
+            level = list(_levels(column))
+            numbers += level
+            typical.append(np.stack([column.mean, level[4], level[6]]))  # mean, median, 90th percentile
+            if view == "shapes":
+                numbers += [*_shapes(column), *_tasks(column), *_ticks(column)]
+        if view == "levels":
+            for one, other in combinations(typical, 2):
+                numbers += list(np.log((np.abs(one) + _SMALL) / (np.abs(other) + _SMALL)))
+    return _stored(numbers, n)
+
+
+def _stored(numbers: list[np.ndarray], n: int) -> np.ndarray:
+    """Stack numbers of n runs as float32; values that are not finite become NaN."""
+    with np.errstate(over="ignore"):
+        stored = np.stack(numbers, axis=1).astype(np.float32) if numbers else np.zeros((n, 0), np.float32)
+    stored[~np.isfinite(stored)] = np.nan
+    return stored
+
+
+class _Column:
+    """A column of n runs, with intermediate results that summaries share.
+
+    Attributes:
+      values: float64 [n, L], zero in the padding.
+      own: bool [n, L], whether a window is the run's own.
+      counts: float64 [n], number of own windows.
+      ordered: float64 [n, L], the run's own values ascending, then infinity.
+      steps: float64 [n, L - 1], from each window to the next, zero in the padding; ``stepped`` marks real steps.
+      centred: float64 [n, L], values minus the mean, zero in the padding.
+    """
+
+    def __init__(self, values: np.ndarray, own: np.ndarray, counts: np.ndarray):
+        self.values, self.own, self.counts = np.where(own, values, 0.0), own, counts
+        self.ordered = np.sort(np.where(own, values, np.inf), axis=1)
+        self.stepped = own[:, 1:]
+        self.steps = np.where(self.stepped, np.diff(self.values, axis=1), 0.0)
+        self.pairs = np.maximum(counts - 1, 1)
+        self.mean = self.values.sum(axis=1) / counts
+        self.centred = np.where(own, values - self.mean[:, None], 0.0)
+        self.deviation = np.sqrt((self.centred**2).sum(axis=1) / counts)
+
+    def share(self, which: np.ndarray) -> np.ndarray:
+        """Return the share of the run's own windows [n, L], or of its steps [n, L - 1], for which ``which`` is true."""
+        of_windows = which.shape[1] == self.own.shape[1]
+        among = self.own if of_windows else self.stepped
+        share: np.ndarray = (which & among).sum(axis=1) / (self.counts if of_windows else self.pairs)
+        return share
+
+
+def _quantiles(ordered: np.ndarray, counts: np.ndarray, at: tuple[float, ...]) -> list[np.ndarray]:
+    """Interpolate quantiles linearly in ascending rows [n, K], of which the first ``counts`` [n] are values."""
+    if not ordered.shape[1]:
+        return [np.full(len(ordered), np.nan) for _ in at]
+    out = []
+    for share in at:
+        position = np.maximum(counts - 1, 0) * share
+        low = np.floor(position).astype(np.int64)
+        high = np.minimum(low + 1, np.maximum(counts - 1, 0).astype(np.int64))
+        left, right = (np.take_along_axis(ordered, each[:, None], axis=1)[:, 0] for each in (low, high))
+        out.append(np.where(counts > 0, left + np.where(high > low, (right - left) * (position - low), 0.0), np.nan))
+    return out
+
+
+def _levels(column: _Column) -> Iterator[np.ndarray]:
+    """Yield the numbers of *levels* without ratios.
+
+    Nine quantiles; mean, deviation, first, last; mean and root mean square step; shares of zeros and of unchanged
+    windows; the smallest value above zero and the smallest step, which show the resolution.
+    """
+    yield from _quantiles(column.ordered, column.counts, _QUANTILES)
+    yield column.mean
+    yield column.deviation
+    yield column.values[:, 0]
+    yield np.take_along_axis(column.values, column.counts.astype(np.int64)[:, None] - 1, axis=1)[:, 0]
+    yield np.abs(column.steps).sum(axis=1) / column.pairs
+    yield np.sqrt((column.steps**2).sum(axis=1) / column.pairs)
+    yield column.share(column.values == 0)
+    yield column.share(column.steps == 0)
+    yield np.where(column.own & (column.values > 0), column.values, np.inf).min(axis=1)
+    yield np.where(np.abs(column.steps) > 1e-6, np.abs(column.steps), np.inf).min(axis=1, initial=np.inf)
+
+
+def _shapes(column: _Column) -> Iterator[np.ndarray]:
+    """Yield the numbers of *shapes* beside levels.
+
+    Skewness and kurtosis; autocorrelations; shares of rises, mean crossings and deviations above two; position of the
+    maximum; the mean of each quarter; bands of the spectrum; the first windows and steps.
+    """
+    centred, counts = column.centred, column.counts
+    windows, deviation = centred.shape[1], np.maximum(column.deviation, 1e-9)
+    yield (centred**3).sum(axis=1) / counts / deviation**3
+    yield (centred**4).sum(axis=1) / counts / deviation**4
+    for lag in _LAGS:
+        product = (centred[:, lag:] * centred[:, :-lag]).sum(axis=1) if lag < windows else np.zeros(len(counts))
+        yield product / np.maximum(counts - lag, 1) / deviation**2
+    yield column.share(column.steps > 0)
+    yield column.share(centred[:, 1:] * centred[:, :-1] < 0)
+    yield column.share(np.abs(centred) > 2 * deviation[:, None])
+    yield np.where(column.own, column.values, -np.inf).argmax(axis=1) / counts
+    position = np.arange(windows)
+    for quarter in range(4):
+        begin = (counts * quarter // 4)[:, None]
+        inside = (position >= begin) & (position < np.maximum((counts * (quarter + 1) // 4)[:, None], begin + 1))
+        yield (column.values * inside).sum(axis=1) / inside.sum(axis=1)
+    power = np.abs(np.fft.rfft(centred[:, :_SPECTRUM], n=_SPECTRUM, axis=1))[:, 1:] ** 2
+    total = np.maximum(power.sum(axis=1), 1e-12)
+    for low, high in _BANDS:
+        yield power[:, low:high].sum(axis=1) / total
+    nothing = np.full(len(counts), np.nan)
+    for window in range(_FIRST):
+        yield np.where(counts > window, column.values[:, window], np.nan) if window < windows else nothing
+    for step in range(3):
+        there = step < windows - 1
+        yield np.where(column.stepped[:, step], column.steps[:, step], np.nan) if there else nothing
+
+
+def _tasks(column: _Column) -> Iterator[np.ndarray]:
+    """Yield figures of the running tasks behind a load average, at each of its updates.
+
+    Linux computes load = load · a + tasks · (1 - a) every 5 s. The figures: quantiles, mean and deviation of the tasks,
+    the share of updates, the first update and its tasks.
+    """
+    renewed = column.stepped & (np.abs(column.steps) > 1e-4)
+    tasks = column.values[:, :-1] + column.steps / (1 - _DECAY)
+    counts = renewed.sum(axis=1).astype(np.float64)
+    yield from _quantiles(np.sort(np.where(renewed, tasks, np.inf), axis=1), counts, _STEP_QUANTILES)
+    mean = np.where(renewed, tasks, 0.0).sum(axis=1) / counts
+    yield mean
+    yield np.sqrt((np.where(renewed, tasks - mean[:, None], 0.0) ** 2).sum(axis=1) / counts)
+    yield column.share(renewed)
+    if not renewed.shape[1]:
+        yield from (np.full(len(counts), np.nan),) * 2
+        return
+    first = renewed.argmax(axis=1)
+    yield np.where(counts > 0, first, np.nan)
+    yield np.where(counts > 0, np.take_along_axis(tasks, first[:, None], axis=1)[:, 0], np.nan)
+
+
+def _ticks(column: _Column) -> Iterator[np.ndarray]:
+    """Yield by number of clock ticks a second how many percentages are multiples of 100 / ticks beyond chance.
+
+    NaN for a column that is not a percentage.
+    """
+    counted = column.own & (column.values > 0.5)
+    counts = np.maximum(counted.sum(axis=1), 1)
+    percentage = column.values.max(axis=1) <= 100.0
+    for ticks in _TICKS:
+        number = column.values * (ticks / 100)
+        fits = np.abs(number - np.round(number)) * (100 / ticks) <= _ROUNDED * 1.001
+        share = (fits & counted).sum(axis=1) / counts - 2 * _ROUNDED * ticks / 100
+        yield np.where(percentage, share, np.nan)
+
 
 #: Default parameters: the number of members over each view; the rest is scikit-learn's.
 DEFAULTS = {

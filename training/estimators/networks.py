@@ -1,4 +1,10 @@
-"""Keras networks, built from an experiment and the shape of an example.
+"""Trains a network: an epoch of any number of batches is one call of a compiled function.
+
+The networks are small: a step takes less time than Python and tf.data need to launch it. So data that fit into memory
+stay there as tensors, and TensorFlow's own loop gathers each batch by a permutation. XLA saves an eighth of each step
+but compiles for most of a second, so it is not used.
+
+Keras networks, built from an experiment and the shape of an example.
 
 Each takes normalised ``inputs`` float32 [batch, L, F] and ``n_windows`` int32 [batch], and returns probabilities
 float32 [batch, C]. Networks over time mask the padding, by ``n_windows``.
@@ -6,11 +12,282 @@ float32 [batch, C]. Networks over time mask the padding, by ``n_windows``.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from ciml.errors import CimlError
+from ciml.training.estimators.base import Progress, Rows, Watch, class_weights
 from ciml.training.experiment import Experiment
-from ciml.training.runtime import keras
+from ciml.training.runtime import keras, tensorflow
+
+_DEV_BATCH = 1024
+
+#: Takes a batch (inputs, n_windows, labels); returns the sum of its losses and the number of correct predictions.
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and details of its training.
+
+    Attributes:
+      model: a Keras model from normalised ``inputs`` and ``n_windows`` to probabilities.
+      history: per epoch ``loss``, ``accuracy`` and, with early stopping, ``val_loss`` and ``val_accuracy``.
+      epochs: number of epochs begun.
+      steps: number of batches.
+      best_epoch: the epoch, from 1, of the model's weights; the last one without early stopping.
+      runs: number of training runs.
+      seconds: wall clock of the training.
+    """
+
+    model: Any
+    history: Mapping[str, Sequence[float]]
+    epochs: int
+    steps: int
+    best_epoch: int
+    runs: int
+    seconds: float
+
+    def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+        """Predict probabilities float32 [n, C] of normalised inputs float32 [n, L, F] and n_windows int32 [n]."""
+        parts = [
+            np.asarray(
+                self.model(
+                    {"inputs": inputs[at : at + _DEV_BATCH], "n_windows": n_windows[at : at + _DEV_BATCH]},
+                    training=False,
+                )
+            )
+            for at in range(0, len(inputs), _DEV_BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.model.output_shape[-1]), np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "history": {name: [round(float(value), 6) for value in values] for name, values in self.history.items()},
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "best_epoch": self.best_epoch,
+            "runs": self.runs,
+        }
+
+
+class Batches(Protocol):
+    """The training runs in batches, in a different order in each epoch.
+
+    Attributes:
+      counts: int64 [C], runs by class, up to the last class with runs.
+      batch_size: runs per step.
+    """
+
+    counts: np.ndarray
+    batch_size: int
+
+    def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
+        """Return a function of an epoch (from 0) and a number of batches.
+
+        It returns the sums of ``step``'s results and the number of runs.
+        """
+
+
+class Resident:
+    """`Batches` of rows in memory."""
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.counts = np.bincount(rows.labels)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the permutation int32 [n] of an epoch, a function of seed and epoch."""
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)).astype(np.int32)
+
+    def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
+        tf = tensorflow()
+        size = self.batch_size
+        inputs, n_windows, labels = map(tf.constant, (self.rows.inputs, self.rows.n_windows, self.rows.labels))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
+        def run(order: Any) -> Any:
+            def body(at: Any, loss: Any, right: Any) -> Any:
+                rows = order[at : at + size]
+                more = step(tf.gather(inputs, rows), tf.gather(n_windows, rows), tf.gather(labels, rows))
+                return at + size, loss + more[0], right + more[1]
+
+            start = (tf.constant(0), tf.constant(0.0), tf.constant(0.0))
+            return tf.while_loop(lambda at, *_: at < tf.size(order), body, start, parallel_iterations=1)[1:]
+
+        def epoch(number: int, batches: int) -> tuple[Any, Any, int]:
+            order = self.order(number)[: batches * size]
+            return *run(order), len(order)
+
+        return epoch
+
+
+class Streamed:
+    """`Batches` of rows that do not fit into memory and are read from disk in each epoch.
+
+    Args:
+      rows: a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one run per element, in a different order at each
+        iteration.
+      counts: int64 [C].
+      batch_size: runs per step.
+    """
+
+    def __init__(self, rows: Any, counts: np.ndarray, batch_size: int) -> None:
+        self.batches, self.counts, self.batch_size = rows.batch(batch_size).prefetch(2), counts, batch_size
+
+    def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
+        tf = tensorflow()
+
+        @tf.function(input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
+        def run(batches: Any) -> Any:
+            def add(sums: Any, batch: Any) -> Any:
+                given, labels = batch
+                loss, right = step(given["inputs"], given["n_windows"], labels)
+                return sums[0] + loss, sums[1] + right, sums[2] + tf.size(labels)
+
+            start = (tf.constant(0.0), tf.constant(0.0), tf.constant(0))
+            return self.batches.take(batches).reduce(start, add)
+
+        def epoch(number: int, batches: int) -> tuple[Any, Any, int]:
+            loss, right, seen = run(np.int64(batches))
+            return loss, right, int(seen)
+
+        return epoch
+
+
+def fit_network(
+    experiment: Experiment,
+    model: Any,
+    batches: Batches,
+    dev: Rows | None,
+    *,
+    tensorboard: Path | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Trained:
+    """Train a network in place. Deterministic.
+
+    Args:
+      experiment: its hyper-parameters.
+      model: a new Keras model.
+      batches: the training runs.
+      dev: rows for early stopping; None without.
+      tensorboard: folder of TensorBoard event files.
+      progress: called after each epoch.
+      watch: called after each epoch; an exception from it ends the training.
+
+    Raises:
+      CimlError: if the runs have a single class, or the weights diverge.
+    """
+    began = time.perf_counter()
+    if np.count_nonzero(batches.counts) < 2:
+        raise CimlError(f"{experiment.estimator} needs training runs of at least two classes")
+    count = int(batches.counts.sum())
+    per_epoch = math.ceil(count / batches.batch_size)
+    steps = min(experiment.epochs * per_epoch, experiment.steps or experiment.epochs * per_epoch)
+    optimizer = optimizer_of(experiment, steps)
+    model.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer.build(model.trainable_variables)
+    weights = class_weights(batches.counts) if experiment.class_weights == "balanced" else None
+    run = batches.compiled(_step(model, optimizer, weights))
+    evaluate_dev = _dev_evaluation(model, dev) if dev is not None else None
+    write_events = _event_files(tensorboard) if tensorboard is not None else None
+
+    history: dict[str, list[float]] = {}
+    done, best, best_loss, best_weights = 0, 0, math.inf, None
+    epochs = math.ceil(steps / per_epoch)
+    for number in range(epochs):
+        now = min(per_epoch, steps - done)
+        loss, right, seen = run(number, now)
+        done += now
+        figures = {"accuracy": float(right) / seen, "loss": float(loss) / seen}
+        if evaluate_dev is not None:
+            figures |= evaluate_dev()
+        if not all(map(math.isfinite, figures.values())):
+            raise CimlError(
+                f"experiment {experiment.name!r}: the loss is not finite after epoch {number + 1}; use a "
+                f"learning_rate below {experiment.learning_rate:g}"
+            )
+        for name, value in figures.items():
+            history.setdefault(name, []).append(value)
+        if write_events is not None:
+            write_events(number, figures)
+        if progress is not None:
+            progress(number + 1, epochs)
+        if watch is not None:
+            watch(number + 1, Trained(model, history, number + 1, done, number + 1, count, time.perf_counter() - began))
+        if evaluate_dev is None:
+            best = number
+        elif figures["val_loss"] < best_loss:
+            best, best_loss, best_weights = number, figures["val_loss"], model.get_weights()
+        elif experiment.early_stopping is not None and number - best >= experiment.early_stopping:
+            break
+    if best_weights is not None:
+        model.set_weights(best_weights)
+    return Trained(model, history, len(history["loss"]), done, best + 1, count, time.perf_counter() - began)
+
+
+def _loss(labels: Any, answers: Any) -> Any:
+    return keras().losses.sparse_categorical_crossentropy(labels, answers)
+
+
+def _step(model: Any, optimizer: Any, weights: np.ndarray | None) -> Step:
+    tf = tensorflow()
+
+    def step(inputs: Any, n_windows: Any, labels: Any) -> tuple[Any, Any]:
+        with tf.GradientTape() as tape:
+            answers = model({"inputs": inputs, "n_windows": n_windows}, training=True)
+            losses = _loss(labels, answers)
+            if weights is not None:
+                losses *= tf.gather(tf.constant(weights), labels)
+            loss = tf.reduce_mean(losses) + sum(model.losses)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        right = tf.equal(tf.argmax(answers, axis=-1), labels)
+        return loss * tf.cast(tf.size(labels), tf.float32), tf.reduce_sum(tf.cast(right, tf.float32))
+
+    return step
+
+
+def _dev_evaluation(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
+    """Return a function that evaluates the model's current weights on the dev runs."""
+    tf = tensorflow()
+    inputs, n_windows, labels = map(tf.constant, (dev.inputs, dev.n_windows, dev.labels))
+
+    @tf.function(autograph=False)
+    def run() -> Any:
+        loss, right = tf.constant(0.0), tf.constant(0.0)
+        for at in range(0, len(dev), _DEV_BATCH):
+            rows = slice(at, at + _DEV_BATCH)
+            answers = model({"inputs": inputs[rows], "n_windows": n_windows[rows]}, training=False)
+            loss += tf.reduce_sum(_loss(labels[rows], answers))
+            right += tf.reduce_sum(tf.cast(tf.equal(tf.argmax(answers, axis=-1), labels[rows]), tf.float32))
+        return loss / len(dev) + sum(model.losses), right / len(dev)
+
+    def evaluate() -> dict[str, float]:
+        loss, right = run()
+        return {"val_accuracy": float(right), "val_loss": float(loss)}
+
+    return evaluate
+
+
+def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
+    """Write each epoch's figures as TensorBoard events. Keras's own callback needs TensorBoard installed."""
+    tf = tensorflow()
+    with tf.Graph().as_default():  # summary writers need graph mode
+        writer = tf.compat.v1.summary.FileWriter(str(folder))
+
+    def write(epoch: int, figures: Mapping[str, float]) -> None:
+        values = [tf.compat.v1.Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        writer.add_summary(tf.compat.v1.Summary(value=values), epoch)
+        writer.flush()
+
+    return write
 
 
 def dnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:

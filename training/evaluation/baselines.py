@@ -16,8 +16,8 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.raw.run_log import files_of
-from ciml.storage.open import Store
+from ciml.runs.run_log import files_of
+from ciml.storage import Store
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation.metrics import accuracy
 
@@ -185,7 +185,7 @@ def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
     Raises:
       IntegrityError: if the raw manifest lacks a run.
     """
-    from ciml.transforms.raw.reader import read_runs
+    from ciml.runs.reader import read_runs
 
     files = files_of(ManifestLog(raw), run_ids)
     columns = [f"memory usage:{name}" for name in MEMORY]

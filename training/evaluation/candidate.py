@@ -1,30 +1,177 @@
-"""Computes a candidate's figures for the gate, on the held-out runs of its snapshot."""
+"""Computes a candidate's figures for the gate, on the held-out runs of its snapshot.
+
+Evaluates the champion, the model served now, on a candidate's test runs.
+
+Figures of verdicts on held-out runs: coverage, abstentions, and how often a verdict is right.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ciml.data_root import StoredDataset
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
+from ciml.manifest.log import ManifestLog
+from ciml.runs.run_log import files_of, find_facts
+from ciml.storage import Store
 from ciml.training.calibration.calibrate import Calibrated
-from ciml.training.calibration.conformal import decimals
+from ciml.training.calibration.calibrators import decimals
 from ciml.training.data.examples import Examples, read_facts, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
 from ciml.training.evaluation.baselines import by_number, gate_numbers, numbers_for
-from ciml.training.evaluation.champion import Champion, right_answers
 from ciml.training.evaluation.gate import GatePolicy, compare
 from ciml.training.evaluation.metrics import accuracy, evaluate, sharpness
-from ciml.training.evaluation.verdicts import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported
 from ciml.training.train import predict_in_memory, trained_roles
 from ciml.transforms.examples.prepare import run_means
+from ciml.verdict_rules import UNKNOWN, VerdictRules, make_verdict
+
+if TYPE_CHECKING:
+    from ciml.training.export import Exported
+
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A served model.
+
+    Attributes:
+      folder: its SavedModel, on local disk.
+      version: its number, for reports.
+    """
+
+    folder: Path
+    version: int
+
+
+def right_answers(
+    raw: Store, champion: Champion, resolved: ResolvedDefinition, runs: Sequence[SnapshotRun], examples: Examples
+) -> np.ndarray:
+    """Return whether the champion predicts each run's class, bool [n], by its own model and definition.
+
+    For a model with another definition (other columns, interval or classes), the runs are prepared from the raw store
+    by that definition; the class names are compared. A run that cannot be prepared counts as wrong.
+
+    Args:
+      raw: the raw store of the runs.
+      champion: the model to evaluate.
+      resolved: the definition of ``examples``.
+      runs: n runs.
+      examples: the same runs, not normalised.
+
+    Raises:
+      IntegrityError: if the champion cannot be loaded or fails.
+    """
+    from ciml.training.export import load_exported
+    from ciml.training.runtime import tensorflow
+
+    model = load_exported(champion.folder)
+    try:
+        if model.definition == resolved:
+            answers, given = model.predict(examples.inputs, examples.n_windows), np.ones(len(runs), bool)
+        else:
+            answers, given = _prepared(raw, model, runs)
+    except tensorflow().errors.OpError as error:
+        raise IntegrityError(f"{champion.folder} fails to predict: {str(error).splitlines()[0]}") from None
+    names = np.array(model.definition.classes)[np.nan_to_num(answers).argmax(axis=1)]
+    wanted = np.array([resolved.classes[run.label] for run in runs])
+    right: np.ndarray = (names == wanted) & given & np.isfinite(answers).all(axis=1)
+    return right
+
+
+def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple[np.ndarray, np.ndarray]:
+    """Return predictions float32 [n, C] of runs prepared by the model's definition, and which are valid, bool [n]."""
+    from ciml.runs.reader import read_runs
+    from ciml.telemetry import OWN_COLUMNS
+    from ciml.transforms.examples.prepare import prepare_many
+
+    log, run_ids = ManifestLog(raw), [run.run_id for run in runs]
+    files = files_of(log, run_ids)
+    facts = find_facts(log, run_ids) if model.definition.definition.context else None
+    answers, given = [], []
+    for start in range(0, len(runs), _BATCH):
+        some = [files[run.run_id] for run in runs[start : start + _BATCH]]
+        tables = read_runs(raw, some, columns=[*OWN_COLUMNS, *model.definition.columns])
+        known = None if facts is None else [facts[run.run_id] for run in runs[start : start + _BATCH]]
+        inputs, n_windows, rejected = prepare_many(tables, model.definition, known)
+        answers.append(model.predict(inputs, n_windows))
+        usable = np.ones(len(some), bool)
+        usable[[row for row, _ in rejected]] = False
+        given.append(usable & (n_windows > 0))
+    return np.concatenate(answers), np.concatenate(given)
+
+
+def verdict_figures(
+    rules: VerdictRules,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    jobs: Sequence[str],
+    means: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Compute the figures of the verdicts on runs that neither the model nor its calibration has seen.
+
+    Args:
+      rules: those of the model.
+      probabilities: float64 [n, C], calibrated, as predictions record them
+        (`ciml.training.calibration.calibrators.decimals`).
+      labels: int [n].
+      jobs: of each run.
+      means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`; None takes all runs for ones like the
+        learned.
+
+    Returns:
+      JSON; shares have ``value``, ``low`` and ``high`` (95 %, Wilson), or None for no runs:
+
+      - ``runs``;
+      - ``coverage``: the share of runs whose class is in their set, with the ``stated`` one, also ``by_class``;
+      - ``abstained``: the share of runs with the verdict unknown;
+      - ``outside``: the share of runs unlike those that the model learned, whose verdict is unknown for that reason;
+      - ``set_sizes``: number of runs by the size of their set;
+      - ``causes``: by class the number of ``verdicts``, their ``precision`` and ``recall``; an unknown is no verdict.
+    """
+    known_means = repeat(None, len(labels)) if means is None else means
+    verdicts = [
+        make_verdict(job, dict(zip(rules.classes, shares, strict=True)), rules, known)
+        for job, shares, known in zip(jobs, probabilities.tolist(), known_means, strict=True)
+    ]
+    names = np.array([rules.classes[label] for label in labels], object)
+    causes = np.array([verdict.cause for verdict in verdicts], object)
+    covered = np.array([name in verdict.set for name, verdict in zip(names, verdicts, strict=True)], bool)
+    sizes = [len(verdict.set) for verdict in verdicts]
+    by_class = {name: _share(covered[names == name]) for name in rules.classes}
+    return {
+        "runs": len(labels),
+        "coverage": {"stated": rules.coverage, **_share(covered), "by_class": by_class},
+        "abstained": _share(causes == UNKNOWN),
+        "outside": _share(np.array([verdict.outside is not None for verdict in verdicts], bool)),
+        "set_sizes": {str(size): sizes.count(size) for size in range(len(rules.classes) + 1)},
+        "causes": {
+            name: {
+                "verdicts": int((causes == name).sum()),
+                "runs": int((names == name).sum()),
+                "precision": _share(names[causes == name] == name),
+                "recall": _share(causes[names == name] == name),
+            }
+            for name in rules.classes
+        },
+    }
+
+
+def _share(given: np.ndarray) -> dict[str, float | None]:
+    return accuracy(given.astype(bool))
+
 
 _LOG = logging.getLogger(__name__)
 

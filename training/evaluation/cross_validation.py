@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from ciml.training.calibration.fit import fit_calibrator
-from ciml.training.data.in_memory import InMemoryDataset, facts_of
+from ciml.intervals import CONFIDENCE
+from ciml.training.calibration.calibrate import fit_calibrator
+from ciml.training.data.examples import InMemoryDataset, facts_of
 from ciml.training.estimators import Fitted, Progress, fit, inputs_for
 from ciml.training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
 from ciml.training.evaluation.scores import scores
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
-from ciml.verdicts.shares import CONFIDENCE
 
 #: Called with an epoch, from 1, and a function that returns the held-out runs' probabilities at that epoch.
 OnEpoch = Callable[[int, Callable[[], np.ndarray]], None]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.verdicts.shares import CONFIDENCE, wilson
+from ciml.intervals import CONFIDENCE, wilson
 
 _BINS = 10
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.open import Store
+from ciml.storage import Store
 from ciml.training.evaluation.scores import answers
 from ciml.training.experiments.trials import RESULT, experiment_names, experiment_store, load_experiment, read_stored
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ciml.training.evaluation.text import beaten_by, number_text, within
+from ciml.training.evaluation.gate import beaten_by, number_text, within
 
 Figures = Mapping[str, Any]
 
@@ -44,7 +44,7 @@ def calibration_line(found: Figures) -> str:
 
 
 def verdict_lines(found: Figures) -> list[str]:
-    """Return the lines of `ciml.training.evaluation.verdicts.verdict_figures`."""
+    """Return the lines of `ciml.training.evaluation.candidate.verdict_figures`."""
     if not found["runs"]:
         return []
     coverage, unknown = found["coverage"], found["abstained"]

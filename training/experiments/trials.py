@@ -25,23 +25,22 @@ import numpy as np
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.json_seal import read_object, seal
-from ciml.storage.open import Store
+from ciml.storage import Store
+from ciml.storage.json_files import read_object, seal
 from ciml.training.calibration.calibrate import Calibrated, calibrate
-from ciml.training.calibration.conformal import decimals
-from ciml.training.calibration.ranges import learned_ranges
-from ciml.training.data.in_memory import InMemoryDataset
+from ciml.training.calibration.calibrators import decimals, learned_ranges
+from ciml.training.data.examples import InMemoryDataset
 from ciml.training.data.snapshot import no_training_runs
 from ciml.training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from ciml.training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
+from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.evaluation.metrics import evaluate, sharpness
 from ciml.training.evaluation.scores import scores
-from ciml.training.evaluation.verdicts import verdict_figures
 from ciml.training.experiment import ALIASES, NORMALISATION, Experiment, refresh_key
 from ciml.training.normalise import Normalisation
 from ciml.training.train import trained_roles
 from ciml.transforms.examples.prepare import run_means
-from ciml.verdicts import LearnedRanges
+from ciml.verdict_rules import LearnedRanges
 
 _FORMAT = 1
 RESULT = "result.json"

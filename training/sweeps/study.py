@@ -2,23 +2,181 @@
 
 Optuna's own storages are a database or a journal in a local file. A study that is rebuilt from stored outcomes works on
 any store, and repeated calls give the same result.
+
+The stored outcome of a sweep's trial: JSON, created once; a sweep has no other state.
+
+The files of a sweep: its first definition, and its trials' outcomes. There is no other state.
+
+sweeps/<sweep>/sweep.json              first: the inputs of all trials
+sweeps/<sweep>/trials/000000.json      outcome of each trial, created once
+sweeps/<sweep>/baselines/0.json        one-number baselines of each question
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from msgspec import Meta, field
 
-from ciml.training.sweeps.axes import Axis, Value
-from ciml.training.sweeps.definition import Sweep
-from ciml.training.sweeps.outcome import Outcome
+from ciml.digest import canonical_json
+from ciml.errors import CimlError, IntegrityError
+from ciml.settings import Settings
+from ciml.storage import Store
+from ciml.storage.json_files import seal
+from ciml.training.experiment import NORMALISATION
+from ciml.training.experiments.trials import read_stored
+from ciml.training.sweeps.definition import Axis, Sweep, Value, differences
 
 if TYPE_CHECKING:
     from optuna import Study
+
+State = Literal["complete", "pruned", "failed"]
+
+
+class Outcome(Settings, frozen=True, kw_only=True):
+    """The outcome of a trial.
+
+    Attributes:
+      format: version of the file format.
+      number: the trial's number, from 0.
+      question: index of the sweep's question.
+      parameters: value by axis.
+      state: ``pruned`` trials were worse than earlier ones, ``failed`` ones could not be trained.
+      reason: why a trial failed, one line.
+      value: the metric over all held-out runs; for a pruned trial, over those scored last.
+      low: lower bound of its 95 % interval, or None.
+      high: upper bound, or None.
+      steps: reported (step, value): for folds, over the folds so far; for epochs, on dev.
+      scores: further figures of a complete trial: ``accuracy``, ``f1`` and ``base_rate``.
+      dataset: name of the data set.
+      experiment: the experiment, as JSON.
+      snapshot: digest of the runs.
+      trained_on: training runs of the last fold.
+      held_out: scored runs.
+      same_as: number of an earlier trial with the same parameters, whose outcome is reused.
+      seconds: wall clock of training and scoring.
+      attrs: attributes of optuna's pruner.
+    """
+
+    what: ClassVar[str] = "outcome of a trial"
+
+    format: Literal[1] = 1
+    number: Annotated[int, Meta(ge=0)]
+    question: Annotated[int, Meta(ge=0)]
+    parameters: dict[str, str | int | float]
+    state: State
+    reason: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    steps: tuple[tuple[int, float], ...] = ()
+    scores: dict[str, float | None] = field(default_factory=dict)
+    dataset: str = ""
+    experiment: dict[str, Any] = field(default_factory=dict)
+    snapshot: str = ""
+    trained_on: int = 0
+    held_out: int = 0
+    same_as: int | None = None
+    seconds: float = 0.0
+    attrs: dict[str, str | int | float | None] = field(default_factory=dict)
+
+
+_FORMAT = 1
+
+
+def sweep_store(sweeps: Store, name: str) -> Store:
+    """Return the folder of a sweep. The name is validated, since it may come from a user."""
+    Sweep.from_json({"name": name, "vary": {"dataset": {"sample_interval": ["1s"]}}}, "sweep")
+    return sweeps.child(name)
+
+
+def begin_sweep(store: Store, sweep: Sweep, inputs: Mapping[str, Any], raw_version: Callable[[], int]) -> int:
+    """Begin or resume a sweep.
+
+    Args:
+      store: its folder.
+      sweep: its present file; for a begun sweep only ``trials`` may have changed.
+      inputs: digests of other inputs that decide the runs; they must not change.
+      raw_version: returns the raw manifest's version for a new sweep.
+
+    Returns:
+      The version of the raw manifest that its data sets are pinned to.
+
+    Raises:
+      CimlError: if a different sweep has that name.
+    """
+    new = {"format": _FORMAT, "sweep": sweep.to_json(), **inputs}
+    first = {**new, "normalisation": NORMALISATION}
+    there = read_stored(store, "sweep.json")
+    if there is None:
+        store.create("sweep.json", seal(canonical_json({**first, "raw_version": raw_version()})))
+        there = read_stored(store, "sweep.json") or {}
+    version = there.get("raw_version")
+    if not isinstance(version, int) or not isinstance(there.get("sweep"), dict):
+        raise IntegrityError(f"{store.url('sweep.json')} is not a sweep")
+    old = {key: value for key, value in there.items() if key not in ("raw_version", "normalisation")}
+    sampled = sweep.trials is not None and old["sweep"].get("trials") is not None
+    if sampled:
+        old["sweep"] = {**old["sweep"], "trials": sweep.trials}
+    if keys := [key.removeprefix("sweep.") for key in differences(old, new)]:
+        raise CimlError(
+            f"sweep {sweep.name!r} was begun with another {', '.join(keys)}; choose another name (data sets are shared)"
+        )
+    return version
+
+
+def check_normalisation(store: Store, name: str) -> None:
+    """Check that a begun sweep may train further trials: all trials of a sweep are normalised alike.
+
+    Raises:
+      CimlError: if an older version of ciml began it with another normalisation.
+    """
+    there = read_stored(store, "sweep.json") or {}
+    if there.get("normalisation", 1) != NORMALISATION:
+        raise CimlError(
+            f"sweep {name!r} was begun by a version of ciml that normalises otherwise: its finished trials stay "
+            "readable, but new trials would not be comparable; choose another name (data sets are shared)"
+        )
+
+
+def read_outcome(store: Store, number: int) -> Outcome | None:
+    """Read the outcome of a trial, or None. Raises `IntegrityError` for an invalid file."""
+    value = read_stored(store, _path(number))
+    if value is None:
+        return None
+    try:
+        found = Outcome.from_json(value)
+    except CimlError as error:
+        raise IntegrityError(f"{store.url(_path(number))}: {error}") from None
+    if found.number != number:
+        raise IntegrityError(f"{store.url(_path(number))} belongs to trial {found.number}")
+    return found
+
+
+def keep_outcome(store: Store, outcome: Outcome) -> Outcome:
+    """Store the outcome of a trial and return it; if another process was first, return its outcome."""
+    if store.create(_path(outcome.number), seal(canonical_json(outcome.to_json()))):
+        return outcome
+    return read_outcome(store, outcome.number) or outcome
+
+
+def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
+    """Read the one-number baselines of a question, or None."""
+    return read_stored(store, f"baselines/{question}.json")
+
+
+def keep_baseline(store: Store, question: int, found: Mapping[str, Any]) -> None:
+    """Store the one-number baselines of a question once."""
+    store.create(f"baselines/{question}.json", seal(canonical_json(found)))
+
+
+def _path(number: int) -> str:
+    return f"trials/{number:06}.json"
+
 
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "running": "RUNNING"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from ciml.training.data.in_memory import InMemoryDataset
+from ciml.training.data.examples import InMemoryDataset
 from ciml.training.estimators import check_experiment, check_use
 from ciml.training.evaluation.baselines import NUMBERS
 from ciml.training.evaluation.cross_validation import CVSplit, by_one_number, divide, held_out

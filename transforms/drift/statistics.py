@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.transforms.raw.arrow_arrays import plain
+from ciml.runs.arrow import plain
 
 #: Number of windows of a run: a series of its own, because jobs that end early or late change it.
 WINDOWS = "n_windows"

@@ -8,12 +8,12 @@ import apache_beam as beam
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.plan import SpanPlan
 from ciml.digest import canonical_json
-from ciml.storage.open import Store
+from ciml.storage import Store
+from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import Examples, Excluded
 from ciml.transforms.examples.spans import examples_of, guarded_examples, write_span
-from ciml.transforms.ingest.errors import keep_error
+from ciml.transforms.ingest.run_stages import keep_error
 
 #: A part of a span in a pipeline: (span and version, (part number, its Arrow bytes, exclusions)).
 _Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]

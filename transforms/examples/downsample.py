@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import RejectedInput
-from ciml.transforms.raw.arrow_arrays import empty_table, plain
+from ciml.runs.arrow import empty_table, plain
 
 DAY_US = 86_400_000_000
 _TIME = pa.timestamp("us", tz="UTC")

@@ -11,9 +11,9 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.records import Origin, PendingRun, RunFacts
-from ciml.raw.neighbours import Neighbours
-from ciml.transforms.examples.context import with_context
+from ciml.runs.neighbours import Neighbours
 from ciml.transforms.examples.downsample import Windows, downsample, merge_windows
+from ciml.transforms.examples.prepare import with_context
 from ciml.transforms.fetch.policy import FetchPolicy
 
 KEPT_BYTES = 256 << 20  # of telemetry that is kept until its windows are computed

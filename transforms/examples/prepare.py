@@ -1,32 +1,182 @@
-"""Examples: from windows to one row per run, and the same preparation for prediction."""
+"""Examples: from windows to one row per run, and the same preparation for prediction.
+
+The split of a run into train, dev or test by a keyed hash, so that runs stay when others are added.
+
+Context features: how a run ended, how it compares with passing runs of its job, and what failed near it.
+
+One function serves data sets, the stream of predictions and predictions of files, so that they cannot differ. A value
+that is unknown is 0, the value of a run without anything unusual.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.schema import _FACTS, _TIME, schema_of
 from ciml.digest import arrays_digest
-from ciml.errors import CimlError, RejectedInput
+from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.records import RunFacts
-from ciml.raw.neighbours import Neighbours
-from ciml.transforms.examples.context import with_context
+from ciml.runs.arrow import numbers, text_maps, texts, times
+from ciml.runs.neighbours import Neighbours
 from ciml.transforms.examples.downsample import Windows, downsample
-from ciml.transforms.examples.split import SPLITS, split_of
-from ciml.transforms.raw.arrow_arrays import numbers, text_maps, texts, times
+from ciml.transforms.profiles import MIN_RUNS, Profile, Profiles, Range, length_s, margin, window_means, window_of
+from ciml.verdict_rules import exit_status_of, signal_of
 
-_TIME = pa.timestamp("us", tz="UTC")
-_FACTS = (
-    "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
-    "outcome", "result",
-)  # fmt: skip
+SPLITS: Final = ("train", "dev", "test")
+_RANGE = 1 << 64
+
+
+@lru_cache(maxsize=16)
+def _hash(salt: str) -> Any:
+    """Return the keyed hash; copy it before use. Creating it takes longer than hashing here."""
+    key = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.blake2b(key=key, digest_size=8, person=b"ciml split")
+
+
+def subject_of(project: str, change: str, run_id: str) -> str:
+    """Return what stays together in a split: the change of a run where known, else the run."""
+    return f"change\0{project}\0{change}" if change else f"run\0{run_id}"
+
+
+def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[int, int, int] = (7, 0, 3)) -> str:
+    """Return the split of a run: that of its change where known, so that reruns of a change stay together.
+
+    Args:
+      project: the project of the change; may be empty.
+      change: the tested change; empty where unknown.
+      run_id: the encoded run id, which decides without a change.
+      salt: key of the hash. Data sets that share it have the same splits.
+      weights: of train, dev and test; whole numbers, not all 0.
+
+    Returns:
+      ``train``, ``dev`` or ``test``.
+    """
+    digest = _hash(salt).copy()
+    digest.update(subject_of(project, change, run_id).encode("utf-8", "surrogatepass"))
+    point = int.from_bytes(digest.digest(), "big") * sum(weights)  # integers: no rounding at the borders
+    reached = 0
+    for name, weight in zip(SPLITS, weights, strict=True):
+        reached += weight * _RANGE
+        if point < reached:
+            return name
+    raise ValueError(f"weights {weights}: at least one must be above 0")
+
+
+#: Departures are counted up to this many margins, and lengths up to so many doublings.
+_MOST_MARGINS, _MOST_DOUBLINGS = 10.0, 5.0
+
+
+def with_context(
+    windows: Windows,
+    runs: Sequence[RunFacts],
+    tables: Sequence[pa.Table],
+    resolved: ResolvedDefinition,
+    neighbours: Sequence[Neighbours | None] = (),
+) -> Windows:
+    """Return the windows of runs with their context features: values float32 [W, F]. Unchanged without context.
+
+    Args:
+      windows: of the runs, by `ciml.transforms.examples.downsample`: values float32 [W, number of columns].
+      runs: the facts of each run.
+      tables: the telemetry of each run, with the columns of the definition at least.
+      resolved: the definition.
+      neighbours: of each run; without them they are unknown.
+    """
+    if not resolved.definition.context:
+        return windows
+    near = neighbours or [None] * len(runs)
+    values = np.zeros((len(runs), len(resolved.context_features)), np.float32)
+    for row in np.flatnonzero(windows.n_windows > 0).tolist():
+        values[row] = context_of(runs[row], tables[row], resolved, near[row])
+    return replace(windows, values=np.concatenate([windows.values, values[windows.run]], axis=1))
+
+
+def context_of(
+    facts: RunFacts, table: pa.Table, resolved: ResolvedDefinition, neighbours: Neighbours | None = None
+) -> np.ndarray:
+    """Return the context of one run, float32, in the order of `ResolvedDefinition.context_features`."""
+    found: list[float] = []
+    for kind in resolved.definition.context or ():
+        if kind == "outcome":
+            found += _outcome(facts)
+        elif kind == "neighbours":
+            found += _neighbours(neighbours)
+        else:
+            found += _profile(table, resolved.columns, profiles_of(resolved).of(facts.build_name))
+    return np.array(found, np.float32)
+
+
+def _outcome(facts: RunFacts) -> tuple[float, float, float]:
+    """Return whether the run timed out, its exit status (0 if unknown), and whether a signal ended it."""
+    status = exit_status_of(facts.labels)
+    timeout = facts.outcome == "timeout"
+    # A recorder that stops a run at its timeout ends it by a signal: that is no news.
+    killed = not timeout and signal_of(status) is not None
+    return float(timeout), float(0 if timeout or killed else status or 0), float(killed)
+
+
+def _neighbours(near: Neighbours | None) -> tuple[float, float]:
+    return (0.0, 0.0) if near is None or not near.runs else (float(near.failed), near.failed / near.runs)
+
+
+def _profile(table: pa.Table, columns: Sequence[str], profile: Profile) -> Iterator[float]:
+    """Yield the doublings of the run's length, and by column the departures of mean, largest and last window."""
+    if profile.runs < MIN_RUNS:
+        yield from np.zeros(1 + 3 * len(columns)).tolist()
+        return
+    length = length_s(table)
+    doublings = np.log2((length + 1.0) / (profile.length_s[1] + 1.0))
+    yield float(np.clip(doublings, -_MOST_DOUBLINGS, _MOST_DOUBLINGS))
+    seconds = window_of(length)
+    ranges, means = profile.ranges(seconds), window_means(table, columns, seconds).means
+    for column in columns:
+        values, usual = means.get(column, np.zeros(0)), ranges.get(column)
+        values = values[np.isfinite(values)]
+        if usual is None or not values.size:
+            yield from (0.0, 0.0, 0.0)
+            continue
+        for value in (values.mean(), values.max(), values[-1]):
+            yield _departure(column, float(value), usual)
+
+
+def _departure(column: str, value: float, usual: Range) -> float:
+    """Return how far a value is outside of the passing range, in margins; 0 inside, negative below."""
+    low, _, high = usual
+    outside = value - high if value > high else min(value - low, 0.0)
+    beyond = margin(column, usual)
+    return float(np.clip(outside / beyond, -_MOST_MARGINS, _MOST_MARGINS)) if beyond > 0 else 0.0
+
+
+_parsed: dict[str, Profiles] = {}
+_MOST_PARSED = 16
+
+
+def profiles_of(resolved: ResolvedDefinition) -> Profiles:
+    """Return the passing profiles of a definition with the context ``profile``.
+
+    Raises:
+      IntegrityError: it has none.
+    """
+    found = _parsed.get(resolved.digest)
+    if found is None:
+        if resolved.profiles is None:
+            raise IntegrityError(f"data set {resolved.definition.name!r}: its resolved definition has no profiles")
+        found = Profiles.from_json(resolved.profiles, "profiles of the resolved definition")
+        if len(_parsed) >= _MOST_PARSED:
+            _parsed.clear()
+        _parsed[resolved.digest] = found
+    return found
 
 
 class Excluded(NamedTuple):
@@ -45,35 +195,6 @@ class Examples(NamedTuple):
 
     table: pa.Table
     excluded: tuple[Excluded, ...]
-
-
-def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
-    """Return the schema of a data set's examples: metadata, then each feature as fixed_size_list<float32>[L]."""
-    return example_schema(resolved.features, resolved.windows)
-
-
-def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
-    """Return `schema_of` from the names of the features and L."""
-    text = pa.string()
-    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), windows)
-    fields = [
-        *((name, text) for name in ("run_id", "build_uuid", "build_name")),
-        ("label", pa.int64()),
-        ("label_name", text),
-        ("split", text),
-        ("n_windows", pa.int32()),
-        ("digest", text),
-        *((name, text) for name in _FACTS),
-    ]
-    optional = [("start_time", _TIME), ("end_time", _TIME)]
-    return pa.schema(
-        [
-            *(pa.field(name, kind, nullable=False) for name, kind in fields),
-            *(pa.field(name, kind) for name, kind in optional),
-            pa.field("labels", pa.map_(text, text), nullable=False),
-            *(pa.field(name, vector, nullable=False) for name in features),
-        ]
-    )
 
 
 def make_examples(

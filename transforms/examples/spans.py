@@ -16,29 +16,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.plan import SelectedRun, SpanPlan
+from ciml.datasets.schema import example_schema, schema_of
 from ciml.datasets.state import ExampleFile, SpanRun, SpanVersion, span_folder
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.records import RunFacts
-from ciml.raw.seal import is_sealed, seal, unreadable, unsealed
-from ciml.storage.open import Store
+from ciml.runs.reader import Joined, read_joined
+from ciml.runs.writer import is_sealed, seal, unreadable, unsealed
+from ciml.storage import Store
 from ciml.telemetry import OWN_COLUMNS
-from ciml.transforms.examples.context import with_context
 from ciml.transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
+from ciml.transforms.examples.plan import SelectedRun, SpanPlan
 from ciml.transforms.examples.prepare import (
     NOT_HELD,
+    SPLITS,
     Examples,
     Excluded,
-    example_schema,
     examples_from,
     row_digests,
     run_facts,
-    schema_of,
+    with_context,
 )
-from ciml.transforms.examples.split import SPLITS
 from ciml.transforms.guard import bisect
-from ciml.transforms.raw.pack_reader import Joined, read_joined
 
 _BATCH_BYTES = 64 << 20  # of examples per step
 _BATCH_RUNS = 5000
@@ -180,7 +179,7 @@ def _span_runs(table: pa.Table) -> list[SpanRun]:
 
 
 def write_examples(table: pa.Table, path: str) -> bytes:
-    """Encode examples as a Parquet file with a seal (`ciml.raw.seal`) for a path."""
+    """Encode examples as a Parquet file with a seal (`ciml.runs.writer`) for a path."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,

@@ -3,21 +3,30 @@
 GitHub lists the artifacts of all jobs and attempts of a run together, and does not say which job made one. The log
 of another job would train a model on the wrong run. So an artifact must name its job, and must have been made while the
 job ran: a rerun that cannot replace an artifact leaves that of the attempt before.
+
+Places of logs: an address leads to a log itself, to a folder of logs, or to an archive of a CI system.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import IO, Any, NamedTuple
 
 from ciml.errors import RejectedInput
-from ciml.events.fields import time_us
-from ciml.events.json_input import parse_json
+from ciml.events.fields import parse_json, time_us
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.globs import glob_pattern
-from ciml.transforms.fetch.errors import LogUnavailableError
+from ciml.http.addresses import Address, below
+from ciml.limits import MAX_ARTIFACTS_PAGES
+from ciml.transforms.fetch import artifacts
+from ciml.transforms.fetch.decompress import gunzip, is_archive, unzip
+from ciml.transforms.fetch.files import first_found
+from ciml.transforms.fetch.http import HttpLogs
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 
 _MAX_NAME = 256
 PAGE = 100  # artifacts of a page: the most that GitHub gives
@@ -151,3 +160,63 @@ def _pattern(name: str, job: JobFacts) -> re.Pattern[str] | None:
 def _plain(text: str) -> str:
     """Return a text as names are compared: in lower case, its letters and digits with single dashes between."""
     return _OTHER.sub("-", text.casefold()).strip("-")
+
+
+_IN_MEMORY = 1 << 18  # of an archive; most are smaller. The rest is in an unnamed file
+_PIECE = 1 << 18
+
+
+def read_http(
+    http: HttpLogs, policy: FetchPolicy, address: Address, job: JobFacts | None, grow: Callable[[int], None] | None
+) -> bytes:
+    """Fetch the log that an http or https address leads to, unpacked.
+
+    Args:
+      http: fetches each part; all together have the limits of one log.
+      policy: names the paths of logs and the artifacts.
+      address: of a log; of a folder, where it ends with a slash; GitHub's list of the artifacts of a workflow run; or
+        GitLab's archive of a job.
+      job: the job whose log it is, for a list of artifacts.
+      grow: as in `ciml.transforms.fetch.decompress.gunzip`.
+
+    Raises:
+      RejectedInput, LogUnavailableError: as `HttpLogs.fetch`, and ``corrupt_archive``.
+    """
+    with http.one_log():
+        if address.is_folder:
+            return first_found(below(address, policy.log_paths), lambda each: http.fetch(each, grow))
+        if artifacts.is_artifact_list(address.path):
+            return _archived(http, policy, _artifact_address(http, policy, address, job), grow)
+        if artifacts.is_job_archive(address.path):
+            return _archived(http, policy, address, grow)
+        return http.fetch(address, grow)
+
+
+def _artifact_address(http: HttpLogs, policy: FetchPolicy, address: Address, job: JobFacts | None) -> Address:
+    """Return the address of the artifact with a job's log: on the API of its list, by the id in the list."""
+    listed: list[Artifact] = []
+    for number in range(1, MAX_ARTIFACTS_PAGES + 1):
+        page = replace(address, path=f"{address.path}?per_page={artifacts.PAGE}&page={number}")
+        found, more = artifacts.artifacts_on(http.page(page))
+        listed += found
+        if not more:
+            break
+    artifact = artifacts.artifact_of(job or JobFacts("", "", 1, None, None), listed, policy.artifact_names)
+    actions = address.path.rpartition("/runs/")[0]
+    return replace(address, path=f"{actions}/artifacts/{artifact.id}/zip")
+
+
+def _archived(http: HttpLogs, policy: FetchPolicy, address: Address, grow: Callable[[int], None] | None) -> bytes:
+    """Return the log in an archive, or the file itself where it is none: GitHub keeps a single file as it is."""
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
+        try:
+            http.download(address, file)
+            chunks = unzip(file, policy.log_paths) if is_archive(file) else _pieces(file)
+            return gunzip(chunks, policy.max_bytes, grow)
+        except OSError as error:
+            raise LogUnavailableError("log_unavailable", f"cannot store the archive: {error.strerror}") from None
+
+
+def _pieces(file: IO[bytes]) -> Iterable[bytes]:
+    file.seek(0)
+    return iter(lambda: file.read(_PIECE), b"")

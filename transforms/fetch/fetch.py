@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING
 from ciml.errors import CimlError, RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
+from ciml.http.addresses import Address, below, parse_address
 from ciml.limits import PART_BYTES
-from ciml.transforms.fetch.addresses import Address, below, parse_address
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
-from ciml.transforms.fetch.errors import LogUnavailableError
-from ciml.transforms.fetch.files import read_file
-from ciml.transforms.fetch.folders import first_found
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.files import first_found, read_file
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.guard import attempt, dead_letter
 
 if TYPE_CHECKING:
-    from ciml.transforms.fetch.connections import Resolve
+    from ciml.http.outgoing import Resolve
     from ciml.transforms.fetch.http import HttpLogs
     from ciml.transforms.fetch.s3 import S3Logs
 
@@ -180,7 +178,7 @@ class Fetcher:
     def _over_http(self) -> HttpLogs:
         with self._lock:
             if self._http is None:
-                from ciml.transforms.fetch.connections import system_resolve  # an HTTP client, which is rarely needed
+                from ciml.http.outgoing import system_resolve  # an HTTP client, which is rarely needed
                 from ciml.transforms.fetch.http import HttpLogs
 
                 try:
@@ -278,11 +276,11 @@ class Fetcher:
             return failure
 
     def read(self, address: Address, grow: Callable[[int], None] | None = None, job: JobFacts | None = None) -> bytes:
-        """Fetch the log that an address leads to (`ciml.transforms.fetch.places`), unpacked.
+        """Fetch the log that an address leads to (`ciml.transforms.fetch.artifacts`), unpacked.
 
         Args:
           address: of a log, a folder or an archive.
-          grow: as in `ciml.transforms.fetch.gunzip.gunzip`.
+          grow: as in `ciml.transforms.fetch.decompress.gunzip`.
           job: the job whose log it is, where the address is a list of artifacts.
 
         Raises:
@@ -290,7 +288,7 @@ class Fetcher:
           LogUnavailableError: with one of `DEFERRED`.
         """
         if address.scheme in ("http", "https"):
-            from ciml.transforms.fetch.places import read_http
+            from ciml.transforms.fetch.artifacts import read_http
 
             return read_http(self._over_http(), self.policy, address, job, grow)
         if address.is_folder:

@@ -4,6 +4,8 @@ The address of a file comes from outside, and the reason of its dead letter is p
 on whether a path outside of the roots exists, what it is, or who may read it. A path is therefore walked from its root,
 component by component, each opened relative to its folder and never through a symlink. Where a ``..`` or a symlink
 leads out of every root, the walk ends before the file system is accessed.
+
+Folders of logs: the usual paths below one are tried in their order.
 """
 
 from __future__ import annotations
@@ -11,13 +13,33 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from ciml.errors import RejectedInput
-from ciml.transforms.fetch.errors import LogUnavailableError
-from ciml.transforms.fetch.gunzip import gunzip
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.http.addresses import Address
+from ciml.transforms.fetch.decompress import gunzip
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+
+
+def first_found(addresses: Iterable[Address], fetch: Callable[[Address], bytes]) -> bytes:
+    """Return what can be fetched first. Stop at anything but an absent log; some stores call it forbidden.
+
+    Raises:
+      RejectedInput, LogUnavailableError: of ``fetch``; ``log_not_found``, or ``log_forbidden``, where none exists.
+    """
+    answers: list[LogUnavailableError] = []
+    for address in addresses:
+        try:
+            return fetch(address)
+        except LogUnavailableError as absent:
+            if absent.reason not in ("log_not_found", "log_forbidden"):
+                raise
+            answers.append(absent)
+    forbidden = next((each for each in answers if each.reason == "log_forbidden"), None)
+    reason, detail = (forbidden.reason, f": {forbidden.detail}") if forbidden else ("log_not_found", "")
+    raise LogUnavailableError(reason, f"at none of {len(answers)} paths below the folder{detail}")
+
 
 _PIECE = 1 << 20
 _MAX_PATH = 4096  # bytes, as in Linux

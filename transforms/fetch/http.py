@@ -6,11 +6,8 @@ no proxy from the environment, no cookie, and no unchecked redirect.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import IO, TypeVar
 from urllib.parse import urljoin
 
@@ -19,13 +16,11 @@ import tenacity
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import redact_url
-from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_REDIRECTS, MAX_RETRY_AFTER_S
-from ciml.transforms.fetch.addresses import PORTS, Address, HostRule, parse_address
-from ciml.transforms.fetch.connections import OneLog, Pinned, Resolve, system_resolve, tls_context
-from ciml.transforms.fetch.credentials import credential_of
-from ciml.transforms.fetch.errors import LogUnavailableError
-from ciml.transforms.fetch.gunzip import gunzip
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.http.addresses import PORTS, Address, HostRule, parse_address
+from ciml.http.outgoing import OneLog, Pinned, Resolve, header, retry_after_s, system_resolve, tls_context
+from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_REDIRECTS
+from ciml.transforms.fetch.decompress import gunzip
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError, credential_of
 
 T = TypeVar("T")
 
@@ -68,7 +63,7 @@ class HttpLogs:
 
         Args:
           address: an http or https address.
-          grow: as in `ciml.transforms.fetch.gunzip.gunzip`.
+          grow: as in `ciml.transforms.fetch.decompress.gunzip`.
 
         Raises:
           RejectedInput: ``address_not_allowed``, ``bad_address``, ``too_many_redirects``, ``log_too_large``,
@@ -214,28 +209,6 @@ def _failed(response: httpcore.Response) -> LogUnavailableError:
     return LogUnavailableError("log_unavailable", f"answered {status}", hiccup=status >= 500)
 
 
-def retry_after_s(response: httpcore.Response) -> float:
-    """Return how long a response asks to wait, s, at most `MAX_RETRY_AFTER_S`; 0 where it does not."""
-    after = header(response, b"retry-after").decode("latin-1").strip()
-    wait = _number(after) if after else None
-    if after and wait is None:
-        try:
-            moment = parsedate_to_datetime(after)
-            wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            wait = None
-    for prefix in (b"x-ratelimit-", b"ratelimit-"):  # a response that is forbidden for another reason has some left
-        if wait is None and header(response, prefix + b"remaining").strip() == b"0":
-            reset = _number(header(response, prefix + b"reset").decode("latin-1"))
-            wait = None if reset is None else reset - time.time()
-    return 0.0 if wait is None else min(max(wait, 1.0), MAX_RETRY_AFTER_S)
-
-
-def _number(text: str) -> float | None:
-    text = text.strip()
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
-
-
 def _redirected(address: Address, location: str) -> Address:
     if not location:
         raise LogUnavailableError("log_unavailable", "redirect without a location")
@@ -245,11 +218,6 @@ def _redirected(address: Address, location: str) -> Address:
         raise RejectedInput(rejected.reason, f"redirected: {rejected.detail}") from None
     except ValueError:
         raise RejectedInput("bad_address", "redirected to a malformed address") from None
-
-
-def header(response: httpcore.Response, name: bytes) -> bytes:
-    """Return the first header of a name, which is in lower case; b"" where there is none."""
-    return next((value for key, value in response.headers if key.lower() == name), b"")
 
 
 def _words(error: Exception) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ciml.errors import RejectedInput
-from ciml.transforms.fetch.addresses import Address
-from ciml.transforms.fetch.errors import LogUnavailableError
-from ciml.transforms.fetch.gunzip import gunzip
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.http.addresses import Address
+from ciml.transforms.fetch.decompress import gunzip
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 
 _PIECE = 1 << 18
 _ATTEMPTS = 3  # requests of an object, by boto with its own pauses; all within the time limit of the fetch
@@ -52,7 +51,7 @@ class S3Logs:
 
         Args:
           address: an s3 address.
-          grow: as in `ciml.transforms.fetch.gunzip.gunzip`.
+          grow: as in `ciml.transforms.fetch.decompress.gunzip`.
           end: when to stop, by ``time.monotonic``; after ``total_s`` by default.
 
         Raises:

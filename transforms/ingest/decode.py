@@ -1,22 +1,35 @@
-"""Decode: messages become pending runs, or are settled as ignored or as dead letters."""
+"""Replay: a dead letter is decoded like a new message, with today's configuration.
+
+Decode: messages become pending runs, or are settled as ignored or as dead letters.
+
+Decode lines of a listing to pending runs, like messages.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from ciml.errors import CimlError, RejectedInput
-from ciml.events.cloudevents import decode_message
-from ciml.events.event import Event
+from ciml.digest import sha256_json
+from ciml.errors import CimlError, IntegrityError, RejectedInput
+from ciml.events.cloudevents import Event, decode_message
+from ciml.events.listing import Line, Reading, decode_line, is_listing, too_long
 from ciml.events.outcomes import NEVER_RAN, normal_word
-from ciml.events.payloads import payload_of
-from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts
+from ciml.events.payloads import message_of, payload_of
+from ciml.events.records import COMPLETES, Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RawFile, RunFacts
+from ciml.events.redaction import REDACTED
+from ciml.events.run_facts import ANY_SOURCE
+from ciml.events.run_id import RunId
 from ciml.globs import glob_pattern
+from ciml.runs.state import retry
+from ciml.transforms.guard import bisect, guarded_messages, unread_dead_letter
 
 #: Why a decoded run is ignored: a closed set. The first that applies is recorded.
 IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started", "job_not_selected", "no_run")
 
-#: Decodes a message: `decode_message`, or `ciml.adapters.registry.read_event`, which knows the messages of CI systems
-#: too.
+#: Decodes a message: `decode_message`, or `ciml.integrations.registry.read_event`, which knows the messages of CI
+#: systems too.
 ReadEvent = Callable[[Message, Mapping[str, str] | None], Event]
 
 ALL_JOBS = ("*",)
@@ -95,3 +108,186 @@ def dead_letter(
     """Return the dead letter of a message, or of one of its runs, which can be tried again."""
     payload = payload_of(message)
     return Outcome("dead_letter", origin, event_key, facts, rejected.reason, rejected.detail, payload=payload)
+
+
+class CompletedRow(NamedTuple):
+    """A stored row with facts of its line that it lacked. Its raw object stays."""
+
+    facts: RunFacts
+    file: RawFile
+
+    def outcome(self, origin: Origin) -> Outcome:
+        """Return the outcome of the line. Its event key follows from the facts, so they complete the row once."""
+        key = f"complete {sha256_json(self.facts.to_json())[:32]}"
+        return Outcome("run", origin, event_key=key, mention=self.facts, reason=COMPLETES, file=self.file)
+
+
+def decode_lines(
+    covers: OffsetRange,
+    lines: Sequence[Line],
+    reading: Reading,
+    known: Collection[int] = frozenset(),
+    completed: Mapping[int, CompletedRow] | None = None,
+) -> Batch:
+    """Decode the lines of a range.
+
+    Args:
+      covers: the range; ``lines`` outside of it are ignored.
+      lines: the lines, without blank ones.
+      reading: how the lines are read.
+      known: numbers of lines whose runs have raw rows: their logs are not read again.
+      completed: the rows that lines complete, by the line's number: their logs are not read again either.
+
+    Returns:
+      A batch of pending runs; ignored and known runs and dead letters are settled, as in
+      `ciml.transforms.ingest.decode`. An unexpected exception affects only its own line (`ciml.transforms.guard`).
+    """
+    done = Batch(covers)
+    for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known, completed or {})):
+        if isinstance(made, Batch):
+            done.pending_runs += made.pending_runs
+            done.settled += made.settled
+        elif covers.start <= some[0].number < covers.end:
+            origin = Origin(covers.topic, covers.partition, some[0].number)
+            done.settled.append(unread_dead_letter(origin, some[0].message(reading), made))
+    return done
+
+
+def _decode(
+    covers: OffsetRange,
+    lines: Sequence[Line],
+    reading: Reading,
+    known: Collection[int],
+    completed: Mapping[int, CompletedRow],
+) -> Batch:
+    pending_runs: list[PendingRun] = []
+    settled: list[Outcome] = []
+    for line in lines:
+        if not covers.start <= line.number < covers.end:
+            continue
+        origin = Origin(covers.topic, covers.partition, line.number)
+        if line.sha256:
+            settled.append(too_long(origin, line))
+            continue
+        message = line.message(reading)
+        try:
+            run = decode_line(line.data, reading)
+        except RejectedInput as rejected:
+            settled.append(dead_letter(origin, message, rejected))
+            continue
+        facts = run.facts
+        if run.fault is not None:
+            settled.append(dead_letter(origin, message, run.fault, facts=facts))
+        elif reason := why_ignored(facts):
+            settled.append(Outcome("ignored", origin, mention=facts, reason=reason))
+        elif (row := completed.get(line.number)) is not None:
+            settled.append(row.outcome(origin))
+        elif line.number in known:  # the accounting makes it a correction if the outcome differs
+            settled.append(Outcome("repeat", origin, mention=facts, reason="run"))
+        else:
+            address = run.address if run.address != facts.log_url else ""
+            pending_runs.append(PendingRun(origin, "", facts, message, address=address))
+    return Batch(covers, [], pending_runs, settled)
+
+
+def read_again(
+    dead_letter: Outcome,
+    payload: Mapping[str, Any] | None,
+    selection: Sequence[str] = ALL_JOBS,
+    names: Mapping[str, str] | None = None,
+    logs: str = "",
+    read_event: ReadEvent = decode_message,
+) -> Batch:
+    """Decode a dead letter again.
+
+    Args:
+      dead_letter: the recorded dead letter.
+      payload: its whole payload (`ciml.events.payloads.read_payload`); None if it has none, as after a deferred log.
+      selection: globs of the selected jobs.
+      names: CloudEvent source -> source name in the run ids, as in ingest. A dead letter's known run keeps its id.
+      logs: the present folder of a listing's logs; "" for the original one.
+      read_event: decodes a message, as in ingest.
+
+    Returns:
+      A batch without range and messages: pending runs, and outcomes without a log. It holds the dead letter's run where
+      that is known, else all runs of its message.
+
+    Raises:
+      RejectedInput: ``not_held``, ``secret_not_held`` or ``other_run``; no configuration can replay it.
+    """
+    if payload is None or "value" not in payload:
+        if payload is not None or dead_letter.mention is None or not dead_letter.mention.log_url:
+            raise RejectedInput("not_held", "the manifest does not hold the message; read it again at its origin")
+        return _checked(dead_letter, Batch(None, pending_runs=[retry(dead_letter)]))
+    try:
+        message = message_of(payload, dead_letter.origin.offset)
+    except (IntegrityError, ValueError):
+        raise RejectedInput("not_held", "the payload is damaged") from None
+    if is_listing(dead_letter.origin.topic):
+        return _checked(dead_letter, _read_line(dead_letter, message, logs))
+    return _checked(dead_letter, _read_message(dead_letter, message, Decoding(selection, names or {}, read_event)))
+
+
+def _read_line(dead_letter: Outcome, message: Message, logs: str) -> Batch:
+    try:
+        reading = Reading.of(message.headers)
+    except (CimlError, ValueError):
+        raise RejectedInput("not_held", "the reading options of the line are missing") from None
+    if logs:
+        reading = replace(reading, logs=logs)
+    return decode_lines(_place_of(dead_letter), [Line(dead_letter.origin.offset, message.value or b"")], reading)
+
+
+class Decoding(NamedTuple):
+    """How messages are decoded; see `ciml.transforms.ingest.decode.decode`."""
+
+    selection: Sequence[str]
+    names: Mapping[str, str]
+    read_event: ReadEvent
+
+
+def _read_message(dead_letter: Outcome, message: Message, decoding: Decoding) -> Batch:
+    covers = _place_of(dead_letter)
+    batch = _decoded(covers, message, decoding)
+    if dead_letter.run_id and dead_letter.run_id not in _runs(batch):
+        known = RunId.decode(dead_letter.run_id).source  # the name of its source at ingestion
+        batch = _decoded(covers, message, decoding._replace(names={ANY_SOURCE: known}))
+    return batch
+
+
+def _decoded(covers: OffsetRange, message: Message, decoding: Decoding) -> Batch:
+    return guarded_messages("decode", lambda part: decode(part, *decoding), Batch(covers, [message]))
+
+
+def _place_of(dead_letter: Outcome) -> OffsetRange:
+    topic, partition, offset = dead_letter.origin.topic, dead_letter.origin.partition, dead_letter.origin.offset
+    return OffsetRange(topic, "", partition, offset, offset + 1)
+
+
+def _runs(batch: Batch) -> set[str]:
+    return {each.run_id for each in batch.settled} | {each.mention.run_id for each in batch.pending_runs}
+
+
+def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
+    """Reduce the batch to the dead letter's run, where that is known."""
+    pending_runs, settled = batch.pending_runs, batch.settled
+    if dead_letter.run_id:
+        pending_runs = [each for each in pending_runs if each.mention.run_id == dead_letter.run_id]
+        settled = [each for each in settled if each.run_id == dead_letter.run_id]
+        if not pending_runs and not settled:
+            reasons = [each for each in batch.settled if not each.run_id]
+            if not reasons:
+                raise RejectedInput("other_run", "the message now decodes to another run")
+            settled = [reasons[0].replace(mention=dead_letter.mention)]  # it cannot be decoded any more
+    for pending in pending_runs:
+        if dead_letter.run_id and _holds_secret(pending):
+            raise RejectedInput(
+                "secret_not_held", "the log's address held a secret, which is not stored; send the event again"
+            )
+        pending.attempts = dead_letter.attempts + 1
+        pending.first_seen_us = dead_letter.first_seen_us
+    return Batch(None, pending_runs=pending_runs, settled=settled)
+
+
+def _holds_secret(pending: PendingRun) -> bool:
+    return f"={REDACTED}" in (pending.address or pending.mention.log_url)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from ciml.events.samples import End, Samples
-from ciml.manifest.offsets import RangeSet
+from ciml.manifest.coverage import RangeSet
 
 NEVER_US = 1 << 62  # later than any time
 _HEAD = struct.Struct("<HIHqiqq")

@@ -3,24 +3,33 @@
 A run keeps all its samples until it ends, each once, ordered by time. A window that gets a sample is recomputed from
 its samples by the batch function; so is the example, from all samples. There are no running sums, so late, repeated or
 reordered samples leave no trace, and an ended run equals the batch result.
+
+Messages of live windows: the JSON of the topics `windows`, `live-examples` and `live-dead-letters`.
+
+docs/formats/live.md describes the formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import sha256_json
 from ciml.errors import RejectedInput
+from ciml.events.fields import iso_time
+from ciml.events.payloads import payload_of
+from ciml.events.records import Message, Origin
 from ciml.events.samples import telemetry_table
 from ciml.limits import MAX_LOG_STARTS
-from ciml.manifest.offsets import RangeSet
+from ciml.manifest.coverage import RangeSet
+from ciml.messages import LateSamples, LiveExample, RejectedSamples, Standing, Window
 from ciml.transforms.examples.downsample import DAY_US, as_stored, reduce_windows
 from ciml.transforms.examples.prepare import prepare_many, row_digest
 from ciml.transforms.live.samples import NEVER_US, Part, by_start, join_parts, unseen
@@ -96,7 +105,7 @@ class Pane(NamedTuple):
     values: np.ndarray
 
 
-class LiveExample(NamedTuple):
+class ExampleSoFar(NamedTuple):
     """The present example of a run. Equal run, data set and samples imply equal values.
 
     Attributes:
@@ -300,7 +309,7 @@ class LiveRun:
         """Return whether the run has grown enough to publish its examples again."""
         return self.size > self.published and self.size >= self.published * (1 + self.policy.example_growth)
 
-    def examples(self, *, over: bool = False) -> list[LiveExample]:
+    def examples(self, *, over: bool = False) -> list[ExampleSoFar]:
         """Compute the run's example of each data set, by the batch function over all its samples.
 
         Args:
@@ -315,7 +324,7 @@ class LiveRun:
             digest = row_digest(self.run_id, inputs[0].T, resolved.features, count) if over and not rejected else ""
             values = None if rejected else inputs[0, :count]
             why = rejected[0][1] if rejected else None
-            out.append(LiveExample(published.dataset, self.size, self.missing, values, digest, why))
+            out.append(ExampleSoFar(published.dataset, self.size, self.missing, values, digest, why))
         return out
 
     def table(self) -> pa.Table:
@@ -333,3 +342,84 @@ class LiveRun:
             run.panes()
             run.published = run.size
         return run
+
+
+MAX_EXAMPLE_BYTES = 4 << 20
+#: Why a message of `samples`, or its content, is a dead letter: `ciml.events.samples.REASONS`, those of
+#: `ciml.transforms.live.windows.LiveRun.add`, and that the run's state was freed.
+LATE = {"ended": "run_ended", "silent": "run_silent"}
+
+
+def pane_message(run_id: str, pane: Pane) -> bytes:
+    """Encode a pane of a window as JSON. Equal panes have equal bytes."""
+    window: Window = {
+        "run_id": run_id,
+        "dataset": pane.dataset.name,
+        "version": pane.dataset.resolved.definition.version,
+        "definition": pane.dataset.digest,
+        "day": iso_time(pane.day_us)[:10],
+        "number": pane.number,
+        "start": iso_time(pane.start_us),
+        "samples": pane.samples,
+        "revision": pane.samples,
+        "pane": pane.kind,
+        "values": pane.values,
+    }
+    return _dumps(window)
+
+
+def example_message(run_id: str, example: ExampleSoFar, standing: Standing) -> bytes:
+    """Encode a run's example so far as JSON, without its values where they exceed `MAX_EXAMPLE_BYTES`."""
+    fields: LiveExample = {
+        "run_id": run_id,
+        "dataset": example.dataset.name,
+        "version": example.dataset.resolved.definition.version,
+        "definition": example.dataset.digest,
+        "standing": standing,
+        "ended": standing == "ended",
+        "samples": example.samples,
+        "revision": example.samples,
+        "missing": example.missing,
+        "n_windows": 0,
+    }
+    if example.values is None:
+        if example.rejected is not None:
+            fields["excluded"] = {"reason": example.rejected.reason, "detail": example.rejected.detail}
+        return _dumps(fields)
+    fields["n_windows"], fields["features"] = len(example.values), example.dataset.resolved.features
+    if standing != "running":
+        fields["digest"] = example.digest
+    value = _dumps({**fields, "values": example.values})
+    return value if len(value) <= MAX_EXAMPLE_BYTES else _dumps({**fields, "values": None})
+
+
+def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
+    """Return the dead letter of an undecodable message, with the message, so that it can be tried again."""
+    dead_letter: RejectedSamples = {
+        "reason": rejected.reason,
+        "detail": rejected.detail,
+        "origin": origin.to_json(),
+        "payload": payload_of(message),
+    }
+    return _dumps(dead_letter)
+
+
+def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -> bytes:
+    """Return the dead letter of samples that came too late: their run, and their range of offsets in the topic."""
+    numbers: dict[str, list[int]] = {}
+    for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
+        numbers.setdefault(str(recorder), []).append(sequence)
+    dead_letter: LateSamples = {
+        "reason": rejected.reason,
+        "detail": rejected.detail,
+        "origin": [topic, part.partition, part.first],
+        "last_offset": part.last,
+        "run_id": run_id,
+        "samples": part.size,
+        "sequences": numbers,
+    }
+    return _dumps(dead_letter)
+
+
+def _dumps(fields: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,33 +1,45 @@
 """Logs of dstat, dool and pcp-dstat to tables, hundreds at a time.
 
-Logs with the same columns are read together: their headers are found for each (`ciml.dstat.header`), their rows are
+Logs with the same columns are read together: their headers are found for each (`ciml.dstat`), their rows are
 read by one call (`ciml.transforms.parse.rows`), their times are converted together (`ciml.transforms.parse.times`), and
 each log's table is a slice without a copy. Only irregular logs (a clock change, a restarted recorder) are processed
 alone.
+
+Log files that a person names, read and parsed as those that an ingest fetches.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ciml.dstat.header import Columns, Segment, split_segments
-from ciml.dstat.vocabulary import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND
+from ciml.dstat import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND, Columns, Segment, split_segments
 from ciml.errors import RejectedInput
 from ciml.events.fields import iso_time
-from ciml.limits import MAX_CLOCK_SKEW_S, MAX_PARSED_BYTES, PARSE_BATCH_BYTES
+from ciml.limits import MAX_CLOCK_SKEW_S, MAX_PARSED_BYTES, PARSE_BATCH_BYTES, PART_BYTES
 from ciml.telemetry import BOOT, TIME
-from ciml.transforms.fetch.gunzip import inflate
-from ciml.transforms.parse.clock import may_change, to_utc
+from ciml.transforms.fetch.decompress import inflate
+from ciml.transforms.fetch.files import read_file
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.guard import bisect
+from ciml.transforms.parse.clock import check_zone, fixed_offset, may_change, to_utc
 from ciml.transforms.parse.rows import Rows, read_rows, with_nans
-from ciml.transforms.parse.starts import bits_of, check_size, join_starts
-from ciml.transforms.parse.times import Bool, Int64, local_times, read_cells, read_epochs
-from ciml.transforms.parse.zones import fixed_offset
+from ciml.transforms.parse.times import (
+    Bool,
+    Int64,
+    bits_of,
+    check_size,
+    join_starts,
+    local_times,
+    read_cells,
+    read_epochs,
+)
 
 _TIME_TYPE = pa.timestamp("us", tz="UTC")
 _NO_TIME = np.iinfo(np.int64).min
@@ -296,3 +308,60 @@ def _assemble(parts: list[_Part]) -> pa.Table:
             "null_cells": str(nulls),
         }
     )
+
+
+def parse_files(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    start_us: int | None = None,
+    end_us: int | None = None,
+    zone: str | None = None,
+) -> Iterator[pa.Table | RejectedInput]:
+    """Read and parse log files part by part, with the limits of an ingest. An unusable file affects only itself.
+
+    Args:
+      paths: plain or gzip files.
+      start_us, end_us, zone: of all of them, where known; see `ciml.transforms.parse.logs.Log`.
+
+    Yields:
+      For each path, in order, its table as from `ciml.transforms.parse.logs.parse_logs`, or its rejection: with a
+      reason of the parser, or ``log_not_found``, ``log_unavailable``, ``log_too_large``, ``corrupt_gzip``.
+
+    Raises:
+      CimlError: an unknown zone.
+    """
+    if zone is not None:
+        check_zone(zone)
+    read: list[Log | RejectedInput] = []
+    size = 0
+    for path in paths:
+        data = _read(os.fspath(path))
+        read.append(data if isinstance(data, RejectedInput) else Log(data, start_us, end_us, zone))
+        size += 0 if isinstance(data, RejectedInput) else len(data)
+        if size >= PART_BYTES:
+            yield from _parsed(read)
+            read, size = [], 0
+    yield from _parsed(read)
+
+
+def _read(path: str) -> bytes | RejectedInput:
+    try:
+        real = os.path.realpath(path)
+        return read_file(FetchPolicy(file_roots=(os.path.dirname(real),)), real)
+    except RejectedInput as rejected:
+        return rejected
+    except LogUnavailableError as error:
+        return RejectedInput(error.reason, error.detail)
+    except ValueError as error:  # a null character in the path
+        return RejectedInput("log_not_found", str(error))
+
+
+def _parsed(read: Sequence[Log | RejectedInput]) -> Iterator[pa.Table | RejectedInput]:
+    logs = [each for each in read if isinstance(each, Log)]
+    tables = (
+        table
+        for _, found in bisect("parse", logs, parse_logs)
+        for table in ([found] if isinstance(found, RejectedInput) else found)
+    )
+    for each in read:
+        yield next(tables) if isinstance(each, Log) else each

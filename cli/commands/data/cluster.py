@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.commands.data.plot import dataset_argument, dataset_name, output_options
 from ciml.cli.options import data_path_option
-from ciml.cli.plot_options import dataset_argument, dataset_name, output_options
-from ciml.cli.progress_bar import progress_bar
+from ciml.cli.progress import progress_bar
 from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def command(
     from ciml.reports.clusters.cluster import Wanted, cluster_dataset
     from ciml.reports.clusters.page import cluster_page
     from ciml.reports.page import save
-    from ciml.storage.open import open_store
-    from ciml.transforms.examples.split import SPLITS
+    from ciml.storage import open_store
+    from ciml.transforms.examples.prepare import SPLITS
 
     chosen = dataset_name(name, dataset)
     wanted = Wanted(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)

@@ -13,7 +13,7 @@ from ciml.cli.options import data_path_option
 from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from ciml.transforms.drift.report import Finding, Report
+    from ciml.transforms.drift.compare import Finding, Report
 
 #: Exit code for drift: the stored data is intact, and a script can react.
 DRIFT = 5
@@ -76,7 +76,7 @@ def command(
     Exit codes: 0 no drift or too few runs; 5 drift; 2 wrong use or nothing to compare with; 3 a store does not answer;
     4 stored data is inconsistent.
     """  # fmt: skip
-    from ciml.cli.progress_bar import progress_bar
+    from ciml.cli.progress import progress_bar
     from ciml.data_root import DataRoot
     from ciml.pipelines.datasets.validate import validate_dataset
     from ciml.transforms.drift.detect import DriftPolicy

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.options import data_path_option, jobs_option, s3_options, s3_place
-from ciml.cli.policy_options import trust_policy_option
-from ciml.cli.signals import stop_on_signals
+from ciml.cli.foreground import stop_on_signals
+from ciml.cli.options import data_path_option, jobs_option, s3_options, s3_place, trust_policy_option
 from ciml.cli.tables import print_table
 from ciml.errors import CimlError
 
@@ -77,11 +76,11 @@ def command(
 
     Exit codes: 0 loaded, 130 interrupted, 2 wrong use or too many bad rows, 3 a store does not answer.
     """  # fmt: skip
-    from ciml.cli.progress_bar import bars
+    from ciml.cli.progress import bars
     from ciml.data_root import DataRoot
     from ciml.pipelines.backfill.load import load
     from ciml.pipelines.backfill.load_report import RejectedTableError
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
 
     stop = stop_on_signals()
     try:

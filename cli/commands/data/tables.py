@@ -52,7 +52,7 @@ def publish(names: tuple[str, ...], data_path: str, as_json: bool) -> None:
     """
     from ciml.data_root import DataRoot
     from ciml.extras import require
-    from ciml.pipelines.tables.publish import publish_tables
+    from ciml.runs.tables.publish import publish_tables
 
     require("deltalake")
     for done in publish_tables(DataRoot.open(data_path), names):
@@ -82,7 +82,7 @@ def list_tables(names: tuple[str, ...], data_path: str, as_json: bool) -> None:
       ciml tables list --table runs --json --data-path data
     """
     from ciml.data_root import DataRoot
-    from ciml.pipelines.tables.publish import list_tables as states
+    from ciml.runs.tables.publish import list_tables as states
 
     found = list(states(DataRoot.open(data_path), names))
     if as_json:
@@ -100,7 +100,7 @@ def list_tables(names: tuple[str, ...], data_path: str, as_json: bool) -> None:
 
 def update_tables(data: DataRoot, names: Iterable[str]) -> None:
     """Publish tables after a change, where they are in use; a failure is a warning."""
-    from ciml.pipelines.tables.update import update_tables as update
+    from ciml.runs.tables.publish import update_tables as update
 
     for note in update(data, names):
         click.echo(f"warning: {note}", err=True)

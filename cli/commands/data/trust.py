@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.options import data_path_option
-from ciml.cli.policy_options import trust_policy_option
+from ciml.cli.options import data_path_option, trust_policy_option
 from ciml.cli.tables import print_table
 from ciml.errors import CimlError
 
 if TYPE_CHECKING:
-    from ciml.transforms.ingest.trust_review import ChangedRun, Decision, Review, RuleTrace
+    from ciml.runs.trust_review import ChangedRun, Decision, Review, RuleTrace
 
 _PLACES = 20
 
@@ -50,10 +49,10 @@ def check(policy_file: str, with_runs: bool, data_path: str, as_json: bool) -> N
       ciml trust check policy.toml --runs --json --data-path data > changed.jsonl
     """
     from ciml.data_root import DataRoot
-    from ciml.raw.latest_runs import latest_runs
-    from ciml.raw.state import open_raw
-    from ciml.transforms.ingest.trust import TrustPolicy
-    from ciml.transforms.ingest.trust_review import Review, review
+    from ciml.runs.latest_runs import latest_runs
+    from ciml.runs.state import open_raw
+    from ciml.runs.trust_review import Review, review
+    from ciml.trust import TrustPolicy
 
     policy = TrustPolicy.load(policy_file)
     log, state = open_raw(DataRoot.open(data_path).raw)
@@ -117,10 +116,10 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
     """
     from ciml.data_root import DataRoot
     from ciml.events.records import RunFacts
-    from ciml.raw.lookup import TRUST_CHANGE, entries_of, row_of
-    from ciml.raw.state import open_raw
-    from ciml.transforms.ingest.trust import FACTS, TrustPolicy, evaluate
-    from ciml.transforms.ingest.trust_review import trace
+    from ciml.runs.latest_runs import TRUST_CHANGE, entries_of, row_of
+    from ciml.runs.state import open_raw
+    from ciml.runs.trust_review import trace
+    from ciml.trust import FACTS, TrustPolicy, evaluate
 
     policy = TrustPolicy.load(trust_policy)
     raw = DataRoot.open(data_path).raw

@@ -57,8 +57,8 @@ def add(reason: str, data_path: str, **runs: Any) -> None:
       ciml exclude --run zuul~5f0c~1 --reason "disk was full" --data-path data
       ciml exclude --job 'tempest-*' --since 2026-11-01 --until 2026-11-03T12:00Z --reason "bad mirror" --data-path data
     """
-    from ciml.training.exclusion_store import add as store
     from ciml.training.exclusions import Exclusion
+    from ciml.training.exclusions import add as store
 
     data = DataRoot.open(data_path)
     wanted = Exclusion(reason, **{key: value for key, value in runs.items() if value is not None})
@@ -83,7 +83,7 @@ def list_exclusions(everything: bool, as_json: bool, data_path: str) -> None:
       ciml exclude list --data-path data
       ciml exclude list --all --data-path data
     """
-    from ciml.training.exclusion_store import read_state
+    from ciml.training.exclusions import read_state
 
     data = DataRoot.open(data_path)
     state = read_state(data.exclusions)
@@ -112,7 +112,7 @@ def revert(ids: tuple[int, ...], data_path: str) -> None:
     Example:
       ciml exclude revert 3 --data-path data
     """
-    from ciml.training.exclusion_store import revert as store
+    from ciml.training.exclusions import revert as store
 
     for kept in store(DataRoot.open(data_path).exclusions, ids):
         click.echo(f"reverted {kept.id}: {kept.exclusion.describe()}: {kept.exclusion.reason}")
@@ -133,7 +133,7 @@ def _matching(data: DataRoot, wanted: Exclusion) -> int | None:
 
 
 def _warn(data: DataRoot) -> None:
-    from ciml.pipelines.training.excluded_models import learned_excluded
+    from ciml.training.trainer import learned_excluded
 
     for line in learned_excluded(data):
         click.echo(f"warning: {line}", err=True)

@@ -44,7 +44,7 @@ def mlflow_command(data_path: str, tracking_uri: str, as_json: bool) -> None:
     from ciml.extras import require
 
     require("mlflow")
-    from ciml.pipelines.exports.mlflow import export_to_mlflow
+    from ciml.pipelines.mlflow import export_to_mlflow
 
     done = export_to_mlflow(DataRoot.open(data_path), tracking_uri, lambda line: click.echo(line, err=True))
     if as_json:

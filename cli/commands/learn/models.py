@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.cli.foreground import stop_on_signals
 from ciml.cli.options import data_path_option
-from ciml.cli.signals import stop_on_signals
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 
@@ -45,7 +45,7 @@ def list_models(model: str | None, data_path: str, as_json: bool) -> None:
       ciml models list --data-path data
       ciml models list provider --data-path data --json
     """
-    from ciml.pipelines.training.excluded_models import learned_excluded
+    from ciml.training.trainer import learned_excluded
 
     models = {name: as_dict(registry) for name, registry in _registries(data_path, model).items()}
     for line in learned_excluded(DataRoot.open(data_path), list(models)):

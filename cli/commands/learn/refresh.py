@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.foreground import Running
-from ciml.cli.options import data_path_option, metrics_options
-from ciml.cli.policy_options import learn_from_options
+from ciml.cli.options import data_path_option, learn_from_options, metrics_options
 
 if TYPE_CHECKING:
-    from ciml.pipelines.training.trainer import TrainResult
+    from ciml.training.trainer import TrainResult
 
 #: Exit code if the gate rejects the candidate: not an error, and a script can react.
 REJECTED = 5
@@ -68,8 +67,8 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
       ciml refresh --dataset provider --data-path data
       ciml refresh --dataset provider --model provider --watch --data-path data
     """
-    from ciml.pipelines.training.trainer import run_once
     from ciml.services.trainer import TrainerService, make_config
+    from ciml.training.trainer import run_once
 
     config = make_config(**arguments)
 

@@ -11,11 +11,11 @@ import click
 from ciml.cli.options import data_path_option
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.raw.causes import CODE, MACHINE
-from ciml.verdicts import UNKNOWN
+from ciml.events.outcomes import CODE, MACHINE
+from ciml.verdict_rules import UNKNOWN
 
 if TYPE_CHECKING:
-    from ciml.serving.evidence import Evidence
+    from ciml.verdicts.evidence import Evidence
 
 #: Exit code where stored data contradict each other.
 _DAMAGED = 4
@@ -49,8 +49,8 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
       ciml verdict zuul~5f0c~1 --data-path data
       ciml verdict zuul~5f0c~1 --model cause --json --data-path data
     """
-    from ciml.serving.evidence import evidence_of
     from ciml.serving.predict.log import predictions_of
+    from ciml.verdicts.evidence import evidence_of
 
     data = DataRoot.open(data_path)
     records = [one for one in predictions_of(data.predictions, run_id) if model in (None, one["model"])]
@@ -130,5 +130,5 @@ def _possible(verdict: Mapping[str, Any]) -> str:
 
 
 def _outside(outside: Mapping[str, Any]) -> str:
-    """Return how a run differs from those that the model learned, from the JSON of `ciml.verdicts.Outside`."""
+    """Return how a run differs from those that the model learned, from the JSON of `ciml.verdict_rules.Outside`."""
     return f"by {outside['feature']}: {outside['value']:g}, theirs are {outside['low']:g} to {outside['high']:g}"

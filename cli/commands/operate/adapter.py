@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 if TYPE_CHECKING:
-    from ciml.adapters.adapter import Delivery
     from ciml.events.records import FactUpdate, RunFacts
+    from ciml.integrations.adapter import Delivery
 
 #: Exit code for a delivery that becomes a dead letter.
 _REJECTED = 2
@@ -39,7 +39,7 @@ def list_command(as_json: bool) -> None:
     Example:
       ciml adapter list
     """
-    from ciml.adapters.registry import adapters
+    from ciml.integrations.registry import adapters
 
     found = [adapters()[name] for name in sorted(adapters())]
     if as_json:
@@ -83,9 +83,9 @@ def try_command(system: str, file: BinaryIO, headers: Mapping[str, str], source:
       ciml adapter try github body.json --header x-github-event=workflow_job
       ciml adapter try zuul message.json --header topic=zuul/demo --json
     """
-    from ciml.adapters.adapter import Delivery
-    from ciml.adapters.registry import find_adapter
     from ciml.events.run_facts import check_source_name
+    from ciml.integrations.adapter import Delivery
+    from ciml.integrations.registry import find_adapter
     from ciml.limits import MAX_MESSAGE_BYTES
 
     adapter = find_adapter(system)
@@ -107,9 +107,9 @@ def tried(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
 
     A run has its ``facts`` and one of ``log`` (the address that is fetched), ``ignored`` and ``dead_letter``.
     """
-    from ciml.adapters.registry import delivered, find_adapter, read_event
     from ciml.errors import RejectedInput
     from ciml.events.records import Batch, Message, OffsetRange
+    from ciml.integrations.registry import delivered, find_adapter, read_event
     from ciml.transforms.ingest.decode import decode
 
     value, named = delivered(find_adapter(system), source, delivery.body, delivery.headers, "", delivery.id)

@@ -9,16 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.batch_options import collecting_rarely, logs_option, runner_option
-from ciml.cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
-from ciml.cli.dataflow.report import print_launched
-from ciml.cli.options import beam_option, data_path_option, jobs_option, s3_options, s3_place
-from ciml.cli.policy_options import fetch_policy_option, trust_policy_option
-from ciml.cli.signals import stop_on_signals
+from ciml.cli.batch_options import (
+    DATAFLOW,
+    DataflowJob,
+    as_s3,
+    collecting_rarely,
+    dataflow_options,
+    logs_option,
+    print_launched,
+    runner_option,
+)
+from ciml.cli.foreground import stop_on_signals
+from ciml.cli.options import (
+    beam_option,
+    data_path_option,
+    fetch_policy_option,
+    jobs_option,
+    s3_options,
+    s3_place,
+    trust_policy_option,
+)
 from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from ciml.events.listing_files import Listing
+    from ciml.events.listing import Listing
     from ciml.pipelines.backfill.plan import BackfillConfig, Tally
     from ciml.pipelines.backfill.survey import Survey
 
@@ -73,8 +87,8 @@ def command(
     Exit codes: 0 all selected lines are settled, 130 interrupted, 2 wrong use or no such listing or logs, 3 a store or
     Flink does not answer, 4 stored data is inconsistent.
     """  # fmt: skip
-    from ciml.cli.progress_counts import Bar
-    from ciml.events.listing_files import open_listing
+    from ciml.cli.progress import Bar
+    from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import backfill
     from ciml.pipelines.backfill.survey import survey
 
@@ -112,10 +126,10 @@ def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], **opt
     """Write or submit the backfill as one job on Dataflow."""
     as_s3((options["data_path"], "--data-path"), (options["logs"], "--logs"), (listing, "LISTING"))
     settings, name = job.settings(), job.name_or(f"ciml-backfill-{Path(listing).name.partition('.')[0]}")
-    from ciml.events.listing_files import open_listing
+    from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import plan_backfill
-    from ciml.pipelines.dataflow.checks import check_fetch, secrets_here
     from ciml.pipelines.dataflow.job import launch
+    from ciml.pipelines.dataflow.settings import check_fetch, secrets_here
 
     config = make_config(**options)
     check_fetch(config.fetch)
@@ -154,7 +168,7 @@ def make_config(
     from ciml.events.listing import Reading
     from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below, logs_root
     from ciml.transforms.ingest.decode import ALL_JOBS
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
 
     logs = logs_root(logs)
     return BackfillConfig(
@@ -169,7 +183,7 @@ def make_config(
 
 def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> str:
     """Return the result as a few lines; ``hint`` is the command that lists dead letters."""
-    from ciml.cli.progress_counts import counts_text
+    from ciml.cli.progress import counts_text
 
     name, totals = Path(listing.url).name, tally.totals()
     new = tally.settled - tally.before

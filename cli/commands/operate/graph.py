@@ -30,7 +30,7 @@ def command(pipeline: str, form: str, output: BinaryIO) -> None:
       ciml graph ingest
       ciml graph predict --format dot --output predict.dot && dot -Tsvg predict.dot > predict.svg
     """
-    from ciml.pipelines.flink.portable_graph import as_dot, as_text, portable
+    from ciml.pipelines.flink.submit import as_dot, as_text, portable
     from ciml.pipelines.graphs import PIPELINES
 
     proto = portable(PIPELINES[pipeline][0])

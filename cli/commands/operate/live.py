@@ -65,7 +65,7 @@ def command(running: Running, **arguments: Any) -> None:
       ciml live --dataset provider --data-path data
       ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
     """
-    from ciml.cli.progress_counts import Counts
+    from ciml.cli.progress import Counts
     from ciml.services.live import LiveService
 
     if running.launch(LiveService, arguments):

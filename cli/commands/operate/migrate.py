@@ -35,7 +35,7 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
       ciml migrate data --apply
       ciml migrate s3://bucket/data --json
     """
-    from ciml.cli.progress_bar import bars
+    from ciml.cli.progress import bars
     from ciml.data_root import DataRoot
     from ciml.services.stored.examine import examine, rewrite, seal_older
 

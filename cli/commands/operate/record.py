@@ -11,7 +11,7 @@ import click
 
 from ciml.cli.options import home_option, kafka_options, s3_place
 from ciml.cli.param_types import Duration
-from ciml.pairs import pairs
+from ciml.settings import pairs
 
 if TYPE_CHECKING:
     from ciml.events.records import RunFacts
@@ -110,8 +110,7 @@ def command(
     from ciml.extras import require
     from ciml.kafka.options import KafkaOptions
     from ciml.recorder.ci_environment import missing_id
-    from ciml.recorder.console import be_quiet, report
-    from ciml.recorder.settings import Settings
+    from ciml.recorder.settings import Settings, be_quiet, report
     from ciml.recorder.spool.recording import Destination, Plan, default_spool
 
     if bool(argv) == send:

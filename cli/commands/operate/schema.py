@@ -23,7 +23,7 @@ def command(name: str | None, output: Path | None) -> None:
       ciml schema predictions
       ciml schema --output schemas
     """
-    from ciml.messages.schemas import schema_names, schema_text
+    from ciml.messages import schema_names, schema_text
 
     if output is not None:
         if name is not None:

@@ -55,8 +55,8 @@ def adopt(
       ciml topics adopt --service ingest && ciml service resume ingest
     """
     from ciml.kafka.options import KafkaOptions
-    from ciml.pairs import pairs
     from ciml.services.files import ServiceFiles, in_place
+    from ciml.settings import pairs
 
     if service is None:
         if topic is None or data_path is None:
@@ -76,7 +76,7 @@ def adopt(
 
 def _adopt(topic: str, data_path: str, kafka: KafkaOptions, dry_run: bool) -> None:
     from ciml.data_root import DataRoot
-    from ciml.services.stored.adopt import adopt
+    from ciml.services.adopt import adopt
 
     found = adopt(DataRoot.open(data_path), kafka, topic, dry_run=dry_run)
     for each in found:

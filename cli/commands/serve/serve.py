@@ -50,7 +50,7 @@ def command(data_path: str | None, config: str | None, unverified: bool, **optio
     import logging
 
     from ciml.data_root import DataRoot
-    from ciml.serving.model_config import CONFIG_NAME
+    from ciml.serving.model_files import CONFIG_NAME
     from ciml.serving.server.server import ServerOptions, run
 
     if config is None:

@@ -135,7 +135,7 @@ def _start(
     **arguments: Any,
 ) -> int:
     from ciml.engines import processes, state
-    from ciml.engines.environment import recorded
+    from ciml.engines.processes import recorded
     from ciml.services import control
     from ciml.services.files import Options, ServiceFiles, located
 

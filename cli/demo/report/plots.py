@@ -15,7 +15,7 @@ from ciml.cli.demo.report.result import (
     SpanLine,
     VersionLine,
 )
-from ciml.reports.style import PALETTE, STYLE
+from ciml.reports.drawing import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

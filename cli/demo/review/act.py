@@ -24,14 +24,14 @@ from ciml.cli.demo.review.servers import PROJECT, SETTLE_S, SOURCE, Gerrit, Revi
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
-from ciml.feedback import CAUSES
+from ciml.verdicts.feedback.corrections import CAUSES
 
 if TYPE_CHECKING:
     from ciml.cli.demo.run import Demo
     from ciml.data_root import DataRoot
-    from ciml.services.feedback.config import Feedback
     from ciml.serving.registry import Registry
-    from ciml.transforms.profiles.profile import Profiles
+    from ciml.transforms.profiles import Profiles
+    from ciml.verdicts.feedback.config import Feedback
 
 #: Seconds from which on the telemetry of a run is surely long enough to be compared.
 _LONG_S = 12.0
@@ -127,7 +127,7 @@ class Asked:
 
     def judge(self, data: DataRoot, feedback: Feedback, record: Mapping[str, Any]) -> None:
         """Judge the prediction of the run as feedback does."""
-        from ciml.services.feedback.trial import try_messages
+        from ciml.services.feedback import try_messages
 
         if self.silent is None and record:
             (trial,) = try_messages(data, feedback, [record])
@@ -177,8 +177,8 @@ def begin_review(demo: Demo, review: Review) -> None:
 
 def push_rejected(registry: Registry) -> str:
     """Push the last candidate, and record that it was rejected; return the gate's reasons."""
-    from ciml.decision import Decision
     from ciml.serving.push import push_candidate
+    from ciml.serving.registry import Decision
     from ciml.training.runtime import tensorflow
 
     tensorflow()  # quietly, before the check of the candidate loads it
@@ -201,7 +201,7 @@ def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
             step.report(f"left out: {review.missing}")
             return []
         Gerrit(running.gerrit).set_up()
-        from ciml.services.feedback.config import load_feedback
+        from ciml.verdicts.feedback.config import load_feedback
 
         feedback = load_feedback(start_commands(demo, running))
     with demo.steps.step("answer on changes") as step:
@@ -251,8 +251,8 @@ def chosen(demo: Demo) -> list[tuple[Sample, str]]:
 
     Runs that can be compared with passing runs of their job come first: of others, nothing is said.
     """
-    from ciml.serving.evidence.evidence import profiles_of_version
     from ciml.serving.registry import Registry
+    from ciml.verdicts.evidence.evidence import profiles_of_version
 
     champion = Registry(demo.data, CAUSE).state.champion
     profiles = profiles_of_version(demo.data, CAUSE, champion or 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ciml.http.errors import RequestError, invalid
+from ciml.http.intake import RequestError, invalid
 from ciml.serving.server.tensors import declared, from_protos
 
 if TYPE_CHECKING:

@@ -1,4 +1,13 @@
-"""Loads a model version: a checked private copy, a process of its own, and warm-up requests.
+"""Warm-up: runs the requests stored with a model once, before it is served.
+
+A warm-up file is untrusted input. Its framing is read with bounds, and its requests have the limits of client requests.
+If a request fails, the load fails.
+
+TFRecord framing with bounds: a length is trusted only after its checksum and the file's size are checked.
+
+TensorFlow's own reader allocates the declared length, and aborts the process if that fails.
+
+Loads a model version: a checked private copy, a process of its own, and warm-up requests.
 
 The process is killed if it does not load the model or answer a call in time: TensorFlow cannot interrupt the folding of
 constants, nor a single operation.
@@ -6,18 +15,168 @@ constants, nor a single operation.
 
 from __future__ import annotations
 
+import math
 import shutil
+import struct
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ciml.errors import IntegrityError
-from ciml.limits import MAX_MODEL_CALL_S, MAX_MODEL_LOAD_S, MAX_REQUEST_ROWS
+from ciml.http.intake import RequestError
+from ciml.limits import (
+    MAX_MODEL_CALL_S,
+    MAX_MODEL_LOAD_S,
+    MAX_REQUEST_ROWS,
+    MAX_TENSOR_BYTES,
+    MAX_WARMUP_RECORD_BYTES,
+    MAX_WARMUP_RECORDS,
+    MAX_WARMUP_S,
+)
 from ciml.serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
 from ciml.serving.server.model.loaded_model import LoadedModel
 from ciml.serving.server.model.process import ModelProcess
-from ciml.serving.server.model.warmup import warm_up
-from ciml.storage.open import Store
+from ciml.storage import Store
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ciml.serving.server.model.loaded_model import LoadedModel, Signature
+
+_HEAD = struct.Struct("<QI")  # the length of the data, and its checksum
+_FOOT = struct.Struct("<I")  # the data's checksum
+_MASK = 0xA282EAD8
+
+
+def masked_crc(data: bytes) -> int:
+    """Return the masked CRC32C of TFRecord files."""
+    import google_crc32c  # of the extra `serve`; who only asks a server has no use for it
+
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
+
+
+def frame(record: bytes) -> bytes:
+    """Return a record in TFRecord framing."""
+    length = struct.pack("<Q", len(record))
+    return length + _FOOT.pack(masked_crc(length)) + record + _FOOT.pack(masked_crc(record))
+
+
+def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Iterator[bytes]:
+    """Iterate over the records of a TFRecord file (uncompressed).
+
+    Args:
+      data: the whole file.
+      max_records: the most records that the file may hold.
+      max_record_bytes: the largest record, bytes.
+
+    Raises:
+      IntegrityError: naming the first record that is truncated, fails its checksum, or exceeds a limit.
+    """
+    at = number = 0
+    while at < len(data):
+        if number >= max_records:
+            raise IntegrityError(f"more than {max_records} records")
+        if at + _HEAD.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        length, length_crc = _HEAD.unpack_from(data, at)
+        if masked_crc(data[at : at + 8]) != length_crc:
+            raise IntegrityError(f"record {number}: checksum of the length does not match")
+        if length > max_record_bytes:
+            raise IntegrityError(f"record {number}: {length} bytes exceed {max_record_bytes}")
+        at += _HEAD.size
+        end = at + length
+        if end + _FOOT.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        record = data[at:end]
+        if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
+            raise IntegrityError(f"record {number}: checksum of the data does not match")
+        yield record
+        at, number = end + _FOOT.size, number + 1
+
+
+def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    """Run the requests of a warm-up file; without one, run zeros through every numeric signature.
+
+    Args:
+      model: the newly loaded model.
+      file: its warm-up file: TFRecords of PredictionLog.
+      clock: monotonic seconds.
+
+    Raises:
+      IntegrityError: if the file is malformed or exceeds a limit, or the model fails a request.
+    """
+    if not file.exists():
+        _run_zeros(model)
+        return
+    until = clock() + MAX_WARMUP_S
+    for number, record in enumerate(_records(file)):
+        try:
+            _run_record(model, record)
+        except (RequestError, IntegrityError) as error:
+            raise IntegrityError(f"warm-up request {number}: {error}") from None
+        if clock() > until:
+            raise IntegrityError(f"warm-up exceeds {MAX_WARMUP_S:g} s at request {number}")
+
+
+def _records(file: Path) -> Iterator[bytes]:
+    # The size was checked during the copy (`ciml.serving.model_files.read_files`).
+    try:
+        yield from read_records(
+            file.read_bytes(), max_records=MAX_WARMUP_RECORDS, max_record_bytes=MAX_WARMUP_RECORD_BYTES
+        )
+    except IntegrityError as error:
+        raise IntegrityError(f"{WARMUP_FILE}: {error}") from None
+
+
+def _run_record(model: LoadedModel, record: bytes) -> None:
+    from google.protobuf.message import DecodeError
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    try:
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+    except DecodeError:
+        raise IntegrityError("not a PredictionLog") from None
+    kind = log.WhichOneof("log_type")
+    if kind != "predict_log":
+        raise IntegrityError(f"unsupported log type {kind or 'none'!r}; use predict_log")
+    request = log.predict_log.request
+    signature = request.model_spec.signature_name
+    outputs = model.predict(signature, model.unpack(signature, request.inputs), request.output_filter)
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise IntegrityError(f"{name} is not finite")
+
+
+def _run_zeros(model: LoadedModel) -> None:
+    for signature in model.signatures.values():
+        zeros = _zeros(signature)
+        if zeros is None:
+            continue
+        try:
+            model.predict(signature.name, zeros)
+        except RequestError as error:
+            if error.code == "DEADLINE_EXCEEDED":
+                raise IntegrityError(f"signature {signature.name!r} with zeros: {error}") from None
+            # A model may reject zeros; the call has compiled it nevertheless.
+
+
+def _zeros(signature: Signature) -> dict[str, NDArray[Any]] | None:
+    """Return a row of zeros for each input; None if a size is unknown, a dtype not numeric, or it is too large."""
+    shapes: dict[str, list[int]] = {}
+    for name, spec in signature.inputs.items():
+        if spec.shape is None or -1 in spec.shape[1:] or spec.dtype == "string":
+            return None
+        shapes[name] = [max(size, 1) for size in spec.shape]
+    sizes = [math.prod(shape) * np.dtype(signature.inputs[name].dtype).itemsize for name, shape in shapes.items()]
+    if sum(sizes) > MAX_TENSOR_BYTES:
+        return None
+    return {name: np.zeros(shape, signature.inputs[name].dtype) for name, shape in shapes.items()}
+
 
 #: Raises unless the copied files (digests by path) are those of a version that may be served.
 Verify = Callable[[Mapping[str, str]], None]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import EngineError, IntegrityError
-from ciml.http.errors import RequestError
+from ciml.http.intake import RequestError
 from ciml.serving.server.model.loaded_model import Signature, TensorSpec
 from ciml.serving.server.model.messages import (
     Answer,

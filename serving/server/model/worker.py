@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import IntegrityError
-from ciml.http.errors import RequestError
+from ciml.http.intake import RequestError
 from ciml.limits import MAX_MODEL_MEMORY_BYTES
 from ciml.logs import configure_logging
 from ciml.serving.server.model.loaded_model import one_line

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ciml
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 
 RUNS, ROWS = 120, 60
 START = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)

@@ -14,11 +14,10 @@ from click.testing import CliRunner
 import ciml
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
-from ciml.raw.latest_runs import latest_runs
-from ciml.raw.state import open_raw
+from ciml.runs.latest_runs import latest_runs
+from ciml.runs.state import open_raw
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
-from ciml.serving.registry import Registry
+from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.ciml.api.made import RUNS, write_log
 from tests.pipelines.predict.predicting import batch

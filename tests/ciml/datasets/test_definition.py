@@ -12,9 +12,9 @@ from ciml.datasets.definition import (
     ResolvedDefinition,
     auto_windows,
     interval_us,
+    label_of,
     resolve,
 )
-from ciml.datasets.labels import label_of
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 

@@ -14,16 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError, EngineError, RejectedInput
-from ciml.events import listing_files
+from ciml.events import listing as listing_files
 from ciml.events.cloudevents import REASONS
 from ciml.events.listing import (
     Line,
+    Listing,
     Reading,
     decode_line,
     is_listing,
+    open_listing,
+    shared_listing,
     too_long,
 )
-from ciml.events.listing_files import Listing, open_listing, shared_listing
 from ciml.events.payloads import message_bytes, message_of, payload_of
 from ciml.events.records import Origin, RunFacts
 from ciml.events.run_facts import facts_from_listing

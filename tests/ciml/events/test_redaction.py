@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 
 from ciml.errors import RejectedInput
-from ciml.events.cloudevents import FINISHED, decode_message
-from ciml.events.event import Event
-from ciml.events.json_input import parse_json
-from ciml.events.payload_redaction import redact_bytes, redact_header
-from ciml.events.payloads import message_of, payload_of
+from ciml.events.cloudevents import FINISHED, Event, decode_message
+from ciml.events.fields import parse_json
+from ciml.events.payloads import message_of, payload_of, redact_bytes, redact_header
 from ciml.events.records import Message
 from ciml.events.redaction import REDACTED, is_secret_name, redact_text, redact_url
 from tests.ciml.events.tokens import NAMED, TOKENS, token

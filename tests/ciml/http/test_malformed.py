@@ -16,9 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from ciml.http.connections import Connections
-from ciml.http.listen import listen
-from ciml.http.server import HttpServer
+from ciml.http.server import Connections, HttpServer, listen
 from ciml.limits import MAX_METRICS_CONNECTIONS
 from ciml.logs import BoundedFormatter
 from ciml.metrics import Board, registry_of, serve_metrics

@@ -8,9 +8,8 @@ from typing import Any
 from openlineage.client.serde import Serde
 
 from ciml.data_root import DataRoot
-from ciml.lineage.description import StepEvent
-from ciml.lineage.events import run_event
-from ciml.lineage.steps import Lineage
+from ciml.lineage.openlineage import run_event
+from ciml.lineage.steps import Lineage, StepEvent
 from tests.ciml.lineage.model import fault
 
 

@@ -19,11 +19,9 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.lineage import emitter
-from ciml.lineage.description import Data, Description
-from ciml.lineage.emitter import Emitter
-from ciml.lineage.events import MOST_COLUMNS, dataset_name
-from ciml.lineage.open import lineage_of
-from ciml.lineage.steps import OFF, Lineage
+from ciml.lineage.emitter import Emitter, lineage_of
+from ciml.lineage.openlineage import MOST_COLUMNS, dataset_name
+from ciml.lineage.steps import OFF, Data, Description, Lineage
 from tests.ciml.lineage.model import fault
 from tests.ciml.lineage.recorded import Recorded, checked, names, states, stored
 from tests.messages import published

@@ -14,10 +14,10 @@ from ciml.manifest import id_index
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.log import GRACE_S, Delta, ManifestLog, catch_up
 from ciml.manifest.segments import Segment
-from ciml.raw.state import RAW, RawState, open_raw
-from ciml.storage.open import LocalStore
-from tests.ciml.raw.raw_world import HOUR_S, LIMITS, Actor, Stop, World, content_of, deliveries, fail_at
+from ciml.runs.state import RAW, RawState, open_raw
+from ciml.storage import LocalStore
 from tests.raw_manifest import verify_manifest
+from tests.runs.raw_world import HOUR_S, LIMITS, Actor, Stop, World, content_of, deliveries, fail_at
 from tests.tier import tries
 
 

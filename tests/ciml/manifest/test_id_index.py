@@ -15,7 +15,7 @@ from ciml.errors import IntegrityError
 from ciml.manifest import id_index
 from ciml.manifest.id_index import TIER, IdTable, Run, TableKind, fingerprint
 from ciml.manifest.index_files import IndexFileMissingError, PartFiles
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 from tests.tier import tries
 
 KIND = TableKind({"value": "int64", "text": "string"}, is_removed=lambda values: np.from_dlpack(values["value"]) == 0)
@@ -160,7 +160,7 @@ def test_a_missing_or_changed_part_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.engines
 def test_parts_on_s3_are_fetched_once_into_a_private_folder(s3: Any, tmp_path: Path) -> None:
-    from ciml.storage.open import open_store
+    from ciml.storage import open_store
 
     store, cache = open_store(f"{s3.bucket()}/raw"), tmp_path / "cache"
     table = grown(IdTable(KIND, (), PartFiles(store, "index", cache)), {fingerprint("a"): 1})

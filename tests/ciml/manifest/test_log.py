@@ -13,7 +13,7 @@ import pytest
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
-from ciml.storage.open import LocalStore, Store
+from ciml.storage import LocalStore, Store
 
 
 class Names:
@@ -111,7 +111,7 @@ def test_processes_that_race_lose_and_double_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.engines
 def test_the_same_on_s3(s3: Any) -> None:
-    from ciml.storage.open import open_store
+    from ciml.storage import open_store
 
     store: Store = open_store(f"{s3.bucket()}/raw")
     log = ManifestLog(store)

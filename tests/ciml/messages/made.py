@@ -8,19 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from ciml.adapters.registry import delivered, find_adapter
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import QUEUED, finished_event, run_event
 from ciml.events.records import Message, Origin, Outcome, RawFile, RunFacts
 from ciml.events.samples import End, encode, encode_rows
+from ciml.integrations.registry import delivered, find_adapter
 from ciml.pipelines.kafka.publish import LOG, VERSION, render_dead_letters, render_runs
-from ciml.pipelines.predict.pipeline import render_predictions
+from ciml.pipelines.predict import render_predictions
+from ciml.serving.predict.answers import recorded_verdict
 from ciml.serving.predict.log import prediction_id
-from ciml.serving.verdicts.verdict import recorded_verdict
-from ciml.transforms.live.messages import example_message, late_message, pane_message, rejected_message
 from ciml.transforms.live.samples import Part
-from ciml.transforms.live.windows import LiveDataset, LiveExample, Pane
-from ciml.verdicts import Group, VerdictRules
+from ciml.transforms.live.windows import (
+    ExampleSoFar,
+    LiveDataset,
+    Pane,
+    example_message,
+    late_message,
+    pane_message,
+    rejected_message,
+)
+from ciml.verdict_rules import Group, VerdictRules
 from tests.serving.models_fixture import DEFINITION
 
 TIME = 1_795_518_000_000_000
@@ -124,10 +131,10 @@ def _pane() -> Pane:
 def _examples() -> Iterator[bytes]:
     values = np.ones((2, 3), np.float32)
     for standing, example in (
-        ("running", LiveExample(LIVE, 2, 0, values, "", None)),
-        ("ended", LiveExample(LIVE, 2, 1, values, _DIGEST, None)),
-        ("silent", LiveExample(LIVE, 2, 0, None, "", RejectedInput("empty", "no window"))),
-        ("running", LiveExample(LIVE, 2, 0, np.ones((1_000_000, 3), np.float32), "", None)),
+        ("running", ExampleSoFar(LIVE, 2, 0, values, "", None)),
+        ("ended", ExampleSoFar(LIVE, 2, 1, values, _DIGEST, None)),
+        ("silent", ExampleSoFar(LIVE, 2, 0, None, "", RejectedInput("empty", "no window"))),
+        ("running", ExampleSoFar(LIVE, 2, 0, np.ones((1_000_000, 3), np.float32), "", None)),
     ):
         yield example_message(FACTS.run_id, example, standing)  # type: ignore[arg-type]
 

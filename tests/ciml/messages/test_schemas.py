@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from ciml.cli.main import cli
 from ciml.errors import CimlError
-from ciml.messages.schemas import schema, schema_names, schema_text
+from ciml.messages import schema, schema_names, schema_text
 from tests.ciml.messages.made import made, values
 from tests.messages import check_message, fault
 

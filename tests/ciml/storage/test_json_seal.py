@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.storage.json_seal import digest_of, read_object, seal, seal_of, without_seal
+from ciml.storage.json_files import digest_of, read_object, seal, seal_of, without_seal
 
 
 @pytest.mark.parametrize("value", [{}, {"a": 1}, {"sha256": "0" * 64}, {"seal": "x", "text": 'é"'}])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError, EngineError
-from ciml.storage.open import LocalStore, S3Store, Store, open_store
+from ciml.storage import LocalStore, S3Store, Store, open_store
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
@@ -214,7 +214,7 @@ def test_a_disk_that_fails_leaves_nothing_half_written(
 _TOO_BIG = """
 import resource, signal, sys
 from ciml.errors import EngineError
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

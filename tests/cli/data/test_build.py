@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.corpus import CORPUS, builds
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 
 ROOT = Path(__file__).parents[3]

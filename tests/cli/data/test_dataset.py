@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 
 DOCS = Path(__file__).parents[3] / "docs" / "datasets.md"

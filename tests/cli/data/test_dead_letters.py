@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from ciml.cli.commands.data.dead_letters import command
 from ciml.cli.commands.data.dead_letters.show import _age, _literal
 from ciml.data_root import DataRoot
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import open_listing
 from ciml.pipelines.backfill.backfill import backfill
 from tests.messages import published
 from tests.pipelines.backfill.backfilling import Listed, listed

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from ciml.cli.commands.data import drift
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.transforms.drift.report import KINDS
+from ciml.transforms.drift.compare import KINDS
 from tests.pipelines.datasets.test_validate import SPAN, fill, some_runs
 
 DOCS = Path(__file__).parents[3] / "docs" / "drift.md"

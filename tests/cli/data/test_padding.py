@@ -15,7 +15,7 @@ from ciml.cli.commands.data.dataset.padding import halved
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from tests.pipelines.datasets.test_auto_windows import run_of
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.commands.data.runs import command
 from ciml.data_root import DataRoot
-from tests.pipelines.raw_store.compacting import FIRST, run
-from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
+from tests.runs.compacting import FIRST, run
+from tests.runs.scenes import UNTRUSTED, RawStore
 
 
 def ciml(data: Path, *arguments: str) -> Result:

@@ -13,7 +13,7 @@ from ciml.data_root import DataRoot
 from ciml.pipelines.datasets.build import remove_dataset
 from ciml.pipelines.datasets.update import update_dataset
 from tests.pipelines.datasets.dataset_scenes import define, runs
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 
 
 def ciml(data: Path, *arguments: str) -> Result:

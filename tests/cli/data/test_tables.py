@@ -13,10 +13,10 @@ from ciml.cli.commands.data.runs import command as runs
 from ciml.cli.commands.data.tables import command as tables
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.pipelines.tables.publish import list_tables, publish_tables
-from tests.pipelines.raw_store.compacting import run
-from tests.pipelines.raw_store.scenes import RawStore
-from tests.pipelines.tables.scenes import make_dataset, make_store
+from ciml.runs.tables.publish import list_tables, publish_tables
+from tests.runs.compacting import run
+from tests.runs.scenes import RawStore
+from tests.runs.tables.scenes import make_dataset, make_store
 
 ALL = ("raw", "runs", "dead_letters", "datasets/cpu")
 
@@ -95,7 +95,7 @@ def test_without_the_extra_the_compaction_publishes_nothing_and_publish_says_wha
 ) -> None:
     list(publish_tables(DataRoot.open(tmp_path)))
     monkeypatch.setattr("ciml.extras.is_installed", lambda module: module != "deltalake")
-    monkeypatch.setattr("ciml.pipelines.tables.update.is_installed", lambda module: module != "deltalake")
+    monkeypatch.setattr("ciml.runs.tables.publish.is_installed", lambda module: module != "deltalake")
     store.add([run(20), run(21)])
     assert ciml(runs, "compact", "--older-than", "1s", "--grace", "1h", data=tmp_path).stderr == ""
     assert states(tmp_path)["raw"][0] == 0

@@ -16,9 +16,9 @@ from ciml.cli.commands.data.trust import command
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RunFacts
 from ciml.pipelines.ingest.committer import Committer
-from ciml.transforms.ingest.trust import TrustPolicy, evaluate
+from ciml.trust import TrustPolicy, evaluate
 from tests.pipelines.datasets.dataset_scenes import telemetry
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts
 
 POLICY = """

@@ -13,7 +13,7 @@ from ciml.cli.demo.produce import Produced, dump, load
 from ciml.cli.demo.report.result import AccountingLine, SpoiltLine
 from ciml.events.records import UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 
 TOPIC = "ci-events"
 

@@ -21,8 +21,8 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, SpanRun, SpanVersion
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
-from ciml.storage.open import LocalStore
-from ciml.transforms.raw.write import write_run
+from ciml.runs.writer import write_run
+from ciml.storage import LocalStore
 from tests.cli.demo.demo_fixture import demo_result, version
 from tests.cli.demo.test_accounts import produced
 from tests.corpus import CORPUS

@@ -18,7 +18,7 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.transforms.ingest.decode import decode
-from ciml.transforms.ingest.trust import TrustPolicy, judge
+from ciml.trust import TrustPolicy, judge
 from tests.corpus import CORPUS, builds
 
 URL = "http://127.0.0.1:8000"

@@ -10,18 +10,18 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ciml.adapters.adapter import Delivery
 from ciml.cli.demo.corpus import Sample, read_corpus
 from ciml.cli.demo.demo import check_messages, with_answers
 from ciml.cli.demo.report.result import AnswerLine
 from ciml.cli.demo.review.act import comparable_first, ending_now, moved
 from ciml.cli.demo.review.servers import Review
 from ciml.events.cloudevents import finished_event
+from ciml.integrations.adapter import Delivery
 from ciml.transforms.parse.logs import Log, parse_logs
-from ciml.transforms.profiles.profile import Profile, Profiles
-from tests.adapters.reading import runs_of
+from ciml.transforms.profiles import Profile, Profiles
 from tests.cli.demo.demo_fixture import demo_result
 from tests.corpus import CORPUS
+from tests.integrations.reading import runs_of
 
 NOW = datetime(2031, 3, 1, 0, 0, 20, tzinfo=UTC)
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.training.exclusion_store import read_state
-from tests.pipelines.training.test_excluded_models import GOLDEN, runs
+from ciml.training.exclusions import read_state
+from tests.training.trainer.test_excluded_models import GOLDEN, runs
 
 
 @pytest.fixture

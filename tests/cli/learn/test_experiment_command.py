@@ -17,7 +17,7 @@ from ciml.cli.commands.learn.experiment.train import train
 from ciml.cli.main import cli
 from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
-from ciml.reports.experiments.comparison_page import comparison_page
+from ciml.reports.experiments.comparison import comparison_page
 from ciml.training.evaluation import scores as scoring
 from ciml.training.experiments.results import stored_trials
 from ciml.training.experiments.trials import experiment_names, load_experiment

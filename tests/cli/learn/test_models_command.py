@@ -11,10 +11,9 @@ from click.testing import CliRunner, Result
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import dumps
-from ciml.decision import Decision
 from ciml.serving.push import NotBlessedError, push
-from ciml.serving.registry import Registry
-from ciml.storage.open import open_store
+from ciml.serving.registry import Decision, Registry
+from ciml.storage import open_store
 from tests.serving.models_fixture import DEFINITION
 
 

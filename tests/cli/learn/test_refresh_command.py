@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 from ciml.cli.commands.learn.refresh import REJECTED
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.pipelines.training import trainer
-from ciml.pipelines.training.trainer import TrainConfig, TrainResult
 from ciml.services.trainer import make_config
-from ciml.training.exclusion_store import read_state
+from ciml.training import trainer
+from ciml.training.exclusions import read_state
+from ciml.training.trainer import TrainConfig, TrainResult
 from tests.project.test_readme import ROOT, commands
 
 EVALUATION = {

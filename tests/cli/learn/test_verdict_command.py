@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
-from ciml.verdicts import LearnedRanges
-from tests.serving.evidence.stored import FAILED, RULES, commit, made, prediction, push, store_runs
-from tests.serving.evidence.subjects import profiles, subject_of
+from ciml.verdict_rules import LearnedRanges
 from tests.transforms.profiles.tables import facts_of
+from tests.verdicts.evidence.stored import FAILED, RULES, commit, made, prediction, push, store_runs
+from tests.verdicts.evidence.subjects import profiles, subject_of
 
 
 def run(*arguments: str) -> Result:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from ciml.cli.commands.operate.ingest import command
 from ciml.kafka.options import KafkaOptions
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
 from tests.pipelines.kafka.kafka_topics import covered, delete_records, send_starts
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ciml.adapters.github import PUSH
-from ciml.adapters.registry import adapters
 from ciml.cli.main import cli
-from tests.adapters import github_samples as github
-from tests.adapters import gitlab_samples as gitlab
+from ciml.integrations.github.adapter import PUSH
+from ciml.integrations.registry import adapters
+from tests.integrations import github_samples as github
+from tests.integrations import gitlab_samples as gitlab
 
 EVENT = "--header=X-GitHub-Event="
 

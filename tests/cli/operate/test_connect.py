@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.cli.main import cli
-from ciml.services.feedback.config import load_feedback
+from ciml.verdicts.feedback.config import load_feedback
 
 COMMANDS = {
     "github": ("--url", "https://ci.example.org"),

@@ -24,7 +24,7 @@ from ciml.errors import CimlError
 from ciml.events.records import LISTS
 from ciml.pipelines.ingest.committer import Committer
 from ciml.services.ingest import make_config
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import one_batch
 from tests.pipelines.ingest.scenario import send
 

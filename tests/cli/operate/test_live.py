@@ -12,13 +12,13 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.datasets.update import update_dataset
-from ciml.pipelines.live.pipeline import LiveConfig
+from ciml.pipelines.live import LiveConfig
 from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.live.windows import LiveDataset
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
 from tests.pipelines.live.living import Kept, send
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.live.live_scenes import arrivals, recorded
 
 

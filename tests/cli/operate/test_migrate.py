@@ -14,18 +14,18 @@ from click.testing import CliRunner
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.datasets import history
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import verify_log
-from ciml.raw.state import RAW, open_raw
+from ciml.runs.state import RAW, open_raw
 from ciml.services.stored.examine import examine, rewrite
-from ciml.services.stored.kinds import KINDS, Kind, kind_of
-from ciml.serving.predict import neighbours
+from ciml.services.stored.findings import KINDS, Kind, kind_of
+from ciml.serving.predict import answers
 from ciml.serving.registry import Registry
-from ciml.storage.open import LocalStore, open_store
+from ciml.storage import LocalStore, open_store
+from ciml.transforms.examples import plan
 from tests.growth import assert_linear
 
 ROOT = Path(__file__).parents[3]
@@ -197,8 +197,8 @@ def test_a_damaged_manifest_is_not_rewritten(root: Callable[[str], Path]) -> Non
         ("raw/packs/_delta_log/00000000000000000010.checkpoint.parquet", "derived"),
         ("datasets/cpu/_delta_log/00000000000000000001.json", "derived"),
         ("datasets/cpu/_definition.toml", "derived"),
-        (f"datasets/cpu/{history.BOOKMARK}", "derived"),
-        (f"predictions/{neighbours.BOOKMARK}", "derived"),
+        (f"datasets/cpu/{plan.BOOKMARK}", "derived"),
+        (f"predictions/{answers.BOOKMARK}", "derived"),
         ("datasets/cpu/notes.txt", "other"),
         ("trainer/status/work/0123/model/saved_model.pb", "scratch"),
         ("models/status/staging-2-abcd/saved_model.pb", "scratch"),

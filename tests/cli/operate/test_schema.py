@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.cli.main import cli
-from ciml.messages.schemas import schema, schema_names
+from ciml.messages import schema, schema_names
 from tests.project.test_readme import ROOT, commands
 
 

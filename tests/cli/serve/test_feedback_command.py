@@ -15,12 +15,12 @@ from ciml.cli.commands.serve.feedback import command
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import Message, OffsetRange
-from ciml.services.feedback.config import load_feedback
-from ciml.services.feedback.reading import Judge, take
-from ciml.services.feedback.service import replica
-from tests.services.feedback.reviews import NOW_S, prediction
-from tests.serving.evidence import stored
-from tests.serving.evidence.subjects import profiles
+from ciml.pipelines.feedback import Judge, take
+from ciml.services.feedback import replica
+from ciml.verdicts.feedback.config import load_feedback
+from tests.verdicts.evidence import stored
+from tests.verdicts.evidence.subjects import profiles
+from tests.verdicts.feedback.reviews import NOW_S, prediction
 
 CONFIG = """
 settle_s = 0

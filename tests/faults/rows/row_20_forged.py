@@ -8,22 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ciml.adapters.registry import read_event
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RunFacts
+from ciml.integrations.registry import read_event
 from ciml.pipelines.ingest.committer import Committer
-from ciml.pipelines.raw_store.verify import verify_raw
-from ciml.raw.latest_runs import latest_runs
-from ciml.raw.state import open_raw
+from ciml.runs.latest_runs import latest_runs
+from ciml.runs.state import open_raw
+from ciml.runs.verify import verify_raw
 from ciml.transforms.guard import guarded_messages
 from ciml.transforms.ingest.decode import decode
-from ciml.transforms.ingest.trust import TrustPolicy, evaluate, judge
+from ciml.trust import TrustPolicy, evaluate, judge
 from tests.faults import forging
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
 from tests.messages import published
 from tests.pipelines.datasets.dataset_scenes import telemetry
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts
 
 ROW = 20
@@ -38,7 +38,7 @@ INVARIANTS = ("I2", "I10", "root")
 TRIALS = 20
 ENGINES = ("micro-batches",)
 
-_SAMPLE = Path(__file__).parents[3] / "transforms" / "ingest" / "trust_github.toml"
+_SAMPLE = Path(__file__).parents[3] / "integrations/trust_github.toml"
 _POLICY = TrustPolicy.parse(_SAMPLE.read_text().replace('review = ["merged"]', 'review = ["approved", "merged"]'))
 _FORGED, _SIGNED, _RUNS = 300, 20, 12
 _CONFIG = """
@@ -118,9 +118,9 @@ def _files(folder: Path) -> set[str]:
 def trial(seed: int, scene: Scene) -> Verdict:
     verdict, rng = Verdict(), random.Random(seed)
     try:
+        from ciml.integrations.config import load_receivers
         from ciml.kafka.options import KafkaOptions
-        from ciml.services.receivers.config import load_receivers
-        from ciml.services.webhooks.service import WebhooksService
+        from ciml.services.webhooks import WebhooksService
     except ImportError as error:
         verdict.skipped = f"no receiver of webhooks: {error.name}"
         return verdict

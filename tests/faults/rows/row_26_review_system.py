@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ciml.services.feedback.clients.gerrit import TAG
+from ciml.integrations.gerrit.review import TAG
 from tests.faults import predicting
 from tests.faults.answering import (
     Answering,
@@ -25,7 +25,7 @@ from tests.faults.answering import (
 )
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
-from tests.services.gerrit.real import Gerrit
+from tests.integrations.gerrit.real import Gerrit
 
 ROW = 26
 TITLE = "model server dead or slow; review system answers 429, 5xx, or times out after it accepted"

@@ -10,9 +10,9 @@ from typing import Any
 from tests.faults.answering import Answering, answering, failed, messages, servers, sha
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
-from tests.services.feedback import github_stub, gitlab_stub
-from tests.services.feedback.hostile import CORPUS, faults
-from tests.services.feedback.stub import Asked, Fault, says
+from tests.verdicts.feedback import github_stub, gitlab_stub
+from tests.verdicts.feedback.hostile import CORPUS, faults
+from tests.verdicts.feedback.stub import Asked, Fault, says
 
 ROW = 27
 TITLE = "comment injection; canary secrets"

@@ -6,10 +6,10 @@ import json
 
 from hypothesis import strategies as st
 
-from ciml.adapters.adapter import Delivery
-from ciml.adapters.registry import adapters
-from tests.adapters.deliveries import samples
-from tests.adapters.hostile import VALUES, changed, encoded, paths
+from ciml.integrations.adapter import Delivery
+from ciml.integrations.registry import adapters
+from tests.integrations.deliveries import samples
+from tests.integrations.hostile import VALUES, changed, encoded, paths
 
 _SAMPLES = [(name, delivery) for name, found in samples().items() if name in adapters() for delivery in found]
 

@@ -26,11 +26,11 @@ IMAGES = os.environ.get("CIML_IMAGES", "recorder services").split()
 BASE = "localhost/ciml-test-base:bookworm"
 #: A program of each image, which uses what the image is for.
 PROGRAMS = {
-    "recorder": "import ciml.recorder.proc_sampler, confluent_kafka, dool",
+    "recorder": "import ciml.recorder.sampler, confluent_kafka, dool",
     "services": (
-        "import ciml.services.ingest, ciml.services.predict, ciml.services.webhooks.service, "
-        "ciml.services.mqtt.service, ciml.services.gerrit.service, ciml.services.feedback.service, "
-        "ciml.engines.flink.worker_pool, ciml.pipelines.raw_store.compact"
+        "import ciml.services.ingest, ciml.services.predict, ciml.services.webhooks, "
+        "ciml.services.receivers, ciml.services.receivers, ciml.services.feedback, "
+        "ciml.engines.flink.worker_pool, ciml.runs.compact"
     ),
     "serve": "import ciml.serving.server.rest, ciml.serving.server.model.loader",
     "worker": "import ciml.training.refresh, ciml.training.export, ciml.serving.server.rest, ciml.services.trainer, "

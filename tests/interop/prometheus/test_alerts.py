@@ -17,12 +17,12 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ciml import engines
-from ciml.services.feedback.service import replica
+from ciml.services.feedback import replica
 from tests.interop.prometheus import plugins
 from tests.interop.prometheus.conftest import FEEDBACK, INGEST, MODELS, MQTT, PREDICT, TRAINER, WEBHOOKS, start_serving
 from tests.interop.prometheus.server import rules
 from tests.interop.prometheus.world import World, read_panels
-from tests.services.feedback.stub import says
+from tests.verdicts.feedback.stub import says
 
 pytestmark = [pytest.mark.engines, pytest.mark.interop, pytest.mark.timeout(1200)]
 #: Alerts that this file does not fire, with the reason.

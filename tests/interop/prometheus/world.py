@@ -31,10 +31,10 @@ from tests.corpus import CORPUS, builds
 from tests.interop.prometheus import plugins
 from tests.interop.prometheus.logs import LogServer, log_server
 from tests.interop.prometheus.server import Prometheus, prometheus
-from tests.services.feedback import openapi
-from tests.services.feedback.github_stub import TOKEN, GitHubServer
-from tests.services.feedback.reviewing import SHA
-from tests.services.feedback.stub import serving
+from tests.verdicts.feedback import openapi
+from tests.verdicts.feedback.github_stub import TOKEN, GitHubServer
+from tests.verdicts.feedback.reviewing import SHA
+from tests.verdicts.feedback.stub import serving
 
 ROOT = Path(__file__).parents[3]
 RECEIVERS = """

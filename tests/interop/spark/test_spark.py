@@ -15,14 +15,13 @@ import pytest
 from filelock import FileLock
 
 from ciml.data_root import DataRoot
-from ciml.pipelines.tables.publish import publish_tables
-from ciml.tables.delta_log import FOLDER
-from ciml.tables.places import store_of
-from ciml.tables.publisher import CHECKPOINT_EVERY
-from tests.pipelines.raw_store.compacting import run, squeeze
-from tests.pipelines.tables.readers import Rows, ordered
-from tests.pipelines.tables.scenes import expected, make_dataset, make_store
-from tests.pipelines.tables.test_publish import TABLES
+from ciml.runs.tables.delta_log import FOLDER
+from ciml.runs.tables.publish import publish_tables
+from ciml.runs.tables.publisher import CHECKPOINT_EVERY, store_of
+from tests.runs.compacting import run, squeeze
+from tests.runs.tables.readers import Rows, ordered
+from tests.runs.tables.scenes import expected, make_dataset, make_store
+from tests.runs.tables.test_publish import TABLES
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]
 

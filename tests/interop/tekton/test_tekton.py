@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ciml.adapters.registry import read_event
+from ciml.integrations.registry import read_event
 from tests.go_programs import go_program
-from tests.services.webhooks.hooking import receiving
+from tests.integrations.webhooks.hooking import receiving
 
 pytestmark = [pytest.mark.engines, pytest.mark.interop, pytest.mark.timeout(1500)]
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.raw.latest_runs import StoredRun, latest_runs
-from ciml.raw.state import RawState, open_raw
+from ciml.runs.latest_runs import StoredRun, latest_runs
+from ciml.runs.state import RawState, open_raw
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

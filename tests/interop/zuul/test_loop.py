@@ -18,10 +18,10 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.manifest.log import ManifestLog
-from ciml.raw.latest_runs import StoredRun, latest_runs
-from ciml.raw.state import open_raw
-from ciml.services.feedback.config import Policy
-from ciml.services.feedback.policy import doubt_of
+from ciml.runs.latest_runs import StoredRun, latest_runs
+from ciml.runs.state import open_raw
+from ciml.verdicts.feedback.config import Policy
+from ciml.verdicts.feedback.policy import doubt_of
 from tests.interop.zuul import gerrit
 from tests.interop.zuul.conftest import Operator, wait_until
 from tests.interop.zuul.history import recorded

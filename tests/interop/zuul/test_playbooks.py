@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import ciml
-from ciml.services.connect.zuul import connect_zuul
+from ciml.integrations.zuul.connect import connect_zuul
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(3600)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ciml.raw.latest_runs import StoredRun
+from ciml.runs.latest_runs import StoredRun
 from tests.interop.zuul import gerrit
 from tests.interop.zuul.conftest import Operator, wait_until
 

@@ -12,8 +12,8 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.events.listing import Reading
 from ciml.pipelines.backfill.plan import BackfillConfig
+from ciml.runs.reader import verify_run
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.raw.reader import verify_run
 from tests.corpus import CORPUS, passed_builds
 from tests.pipelines.ingest.ingesting import account, raw_rows
 

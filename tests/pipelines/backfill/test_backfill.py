@@ -20,16 +20,15 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.cloudevents import finished_event
-from ciml.events.listing import Reading
-from ciml.events.listing_files import Listing, open_listing
+from ciml.events.listing import Listing, Reading, open_listing
 from ciml.events.payloads import message_of
 from ciml.events.run_facts import facts_from_listing
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.plan import Tally
 from ciml.pipelines.backfill.survey import survey
-from ciml.pipelines.ingest.config import IngestConfig
-from ciml.pipelines.raw_store.verify import verify_raw
+from ciml.pipelines.ingest.committer import IngestConfig
+from ciml.runs.verify import verify_raw
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.transforms.fetch.policy import FetchPolicy
@@ -255,7 +254,7 @@ def test_logs_that_are_too_large_together_are_read_one_after_the_other(tmp_path:
 
 
 def test_a_stopped_backfill_continues_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ciml.events.listing_files.BLOCK_LINES", 5)
+    monkeypatch.setattr("ciml.events.listing.BLOCK_LINES", 5)
     made = listed(tmp_path / "logs", runs=60)
     stop = threading.Event()
 
@@ -273,7 +272,7 @@ def test_a_stopped_backfill_continues_later(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_two_at_once_settle_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ciml.events.listing_files.BLOCK_LINES", 5)
+    monkeypatch.setattr("ciml.events.listing.BLOCK_LINES", 5)
     made = listed(tmp_path / "logs", runs=60)
     path, code = made.path, _SLOW_BACKFILL.replace("commit_lines=4", "commit_lines=5")
     where = json.dumps([str(path), str(made.folder), str(tmp_path / "data")])
@@ -318,7 +317,7 @@ def test_killed_at_any_moment_it_goes_on_by_the_manifest_alone(tmp_path: Path) -
 #: Takes few lines at a time, and pauses before each commit, so that a kill meets each step and never the end.
 _SLOW_BACKFILL = """
 import json, sys, time
-from ciml.events import listing_files
+from ciml.events import listing
 from ciml.manifest.log import ManifestLog
 from ciml.events.payloads import message_of
 from ciml.events.listing import Reading
@@ -326,13 +325,13 @@ from ciml.data_root import DataRoot
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.plan import BackfillConfig
 from ciml.transforms.fetch.policy import FetchPolicy
-listing_files.BLOCK_LINES = 4
+listing.BLOCK_LINES = 4
 append = ManifestLog.try_append
 ManifestLog.try_append = lambda log, *given: time.sleep(0.05) or append(log, *given)
 path, logs, data = json.loads(sys.argv[1])
 fetch = FetchPolicy(file_roots=(logs,))
 config = BackfillConfig(DataRoot.open(data).raw, Reading("backfill", "zuul", logs), fetch=fetch, commit_lines=4)
-backfill(config, listing_files.open_listing(path))
+backfill(config, listing.open_listing(path))
 """
 
 

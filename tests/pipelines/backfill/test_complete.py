@@ -13,12 +13,12 @@ from ciml.events.records import RunFacts
 from ciml.pipelines.backfill.load import load
 from ciml.pipelines.backfill.load_report import LoadReport
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
-from ciml.pipelines.raw_store.verify import verify_raw
-from ciml.raw.run_log import find_rows
-from ciml.raw.state import open_raw
-from ciml.training.data.in_memory import read_dataset
+from ciml.runs.run_log import find_rows
+from ciml.runs.state import open_raw
+from ciml.runs.verify import verify_raw
+from ciml.training.data.examples import read_dataset
 from ciml.training.evaluation.baselines import number_of
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.pipelines.backfill.tables import BEGIN, make_runs, write_csv
 from tests.pipelines.backfill.test_load import ours
 

@@ -15,14 +15,13 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.events.listing import Reading
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import Reading, open_listing
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.load import load
 from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
 from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below
-from ciml.raw.state import open_raw
-from ciml.transforms.raw.reader import verify_run
+from ciml.runs.reader import verify_run
+from ciml.runs.state import open_raw
 from tests.pipelines.backfill.tables import log_of, make_runs, write_csv
 from tests.pipelines.ingest.ingesting import account, raw_rows
 from tests.project.test_startup import loaded_by
@@ -300,7 +299,7 @@ def test_an_empty_table_or_no_folder_is_an_error(folder: Path) -> None:
 
 @pytest.mark.engines
 def test_logs_and_table_on_s3(folder: Path, s3: Any) -> None:
-    from ciml.storage.open import open_store
+    from ciml.storage import open_store
 
     rows = make_runs(folder, 12)
     bucket = open_store(s3.bucket())

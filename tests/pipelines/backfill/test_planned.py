@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import open_listing
 from ciml.pipelines.backfill.backfill import backfill, plan_backfill
 from ciml.pipelines.flink.submit import run_here
 from tests.pipelines.backfill.backfilling import listed, rows_of

@@ -14,14 +14,20 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.dataflow.checks import check_beam_options, check_fetch, check_on_s3, kafka_of_workers, secrets_here
-from ciml.pipelines.dataflow.packed import holds, unpacked
-from ciml.pipelines.dataflow.settings import DataflowSettings
-from ciml.pipelines.flink.portable_graph import portable
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.dataflow.job import holds, unpacked
+from ciml.pipelines.dataflow.settings import (
+    DataflowSettings,
+    check_beam_options,
+    check_fetch,
+    check_on_s3,
+    kafka_of_workers,
+    secrets_here,
+)
+from ciml.pipelines.flink.submit import portable
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.storage.open import LocalStore, open_store
+from ciml.storage import LocalStore, open_store
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.pipelines.dataflow.test_settings import MINIMAL
 

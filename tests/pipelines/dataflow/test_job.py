@@ -20,14 +20,14 @@ from google.protobuf.json_format import MessageToJson, ParseDict
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.dataflow.packed import unpacked
-from ciml.pipelines.flink.portable_graph import foreign, is_unbounded, portable, stages
+from ciml.pipelines.dataflow.job import unpacked
+from ciml.pipelines.flink.submit import foreign, is_unbounded, portable, stages
 from ciml.pipelines.graphs import PIPELINES
 from ciml.version import __version__
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.dataflow.cloud import BUCKET, IMAGE, DataflowApi, dataflow_api, gcs_emulator, write_settings
 from tests.pipelines.datasets.dataset_scenes import runs
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 
 pytestmark = [pytest.mark.engines, pytest.mark.whole]
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from google.auth.credentials import AnonymousCredentials
 
+from ciml import secrets as secret_manager
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.dataflow.worker import parse_environment, prepare
-from ciml.secrets import manager as secret_manager
 from ciml.version import __version__
 
 NAME = "projects/ci-project/secrets/ciml"

@@ -11,7 +11,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.pipelines.datasets.update import create_dataset
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 from tests.golden import make_logs
 from tests.transforms.samples import make_facts, table
 

@@ -12,18 +12,17 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.events.listing import Reading
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import Reading, open_listing
 from ciml.events.records import RunFacts
 from ciml.pipelines.datasets import run_source
 from ciml.pipelines.datasets.build import build_dataset
-from ciml.pipelines.datasets.listed_runs import ListedRuns
+from ciml.pipelines.datasets.run_source import ListedRuns
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset, with_default_windows
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.ingest.trust import TrustPolicy
 from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun
+from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND
-from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
+from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.live.live_scenes import arrivals, feed, recorded
 from tests.transforms.samples import make_facts, table
 

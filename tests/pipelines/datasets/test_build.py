@@ -14,11 +14,11 @@ from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset, remove_dataset
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from ciml.raw.run_log import files_of
+from ciml.runs.run_log import files_of
 from ciml.training.data.snapshot import make_snapshot
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted, ids, run_ids, telemetry
-from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
+from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
 
 HOUR_US = 3_600_000_000

@@ -10,18 +10,18 @@ import pyarrow as pa
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.datasets import history
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
-from ciml.feedback import Correction, add_corrections
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.raw.run_log import StoredRunLog
+from ciml.runs.run_log import StoredRunLog
+from ciml.transforms.examples import plan
 from ciml.transforms.examples.spans import read_span
+from ciml.verdicts.feedback.corrections import Correction, add_corrections
 from tests.pipelines.datasets.dataset_scenes import define, telemetry
-from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
+from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
 
 CAUSE: dict[str, Any] = {"class_label": "cause", "span_runs": 4}
@@ -190,7 +190,7 @@ def test_an_update_that_continues_from_a_bookmark_commits_the_same(
 
     monkeypatch.setattr(StoredRunLog, "since", counted)
     for kept in (False, True):
-        monkeypatch.setattr(history, "_BOOKMARK_RUNS", 1 if kept else 10**9)
+        monkeypatch.setattr(plan, "_BOOKMARK_RUNS", 1 if kept else 10**9)
         data = DataRoot.open(tmp_path / str(kept))
         raw = RawStore(data)
         define(data, **{**CAUSE, "span_runs": 5, "context": ["neighbours"]})

@@ -22,12 +22,12 @@ from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets import update as datasets
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.storage.open import LocalStore, Store
+from ciml.storage import LocalStore, Store
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
 from tests.pipelines.datasets.dataset_scenes import NOON, FailingStore, Interrupted, define, ids, run_ids, runs
-from tests.pipelines.raw_store.scenes import RawStore
 from tests.raw_manifest import forge
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus, make_facts
 
 

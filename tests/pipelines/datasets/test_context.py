@@ -17,14 +17,14 @@ from ciml.errors import CimlError
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.services.live import _resolved
-from ciml.serving.predict.neighbours import neighbours_of
+from ciml.serving.predict.answers import neighbours_of
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.examples.spans import inputs_of, read_span
-from ciml.transforms.profiles.profile import make_profiles
+from ciml.transforms.profiles import make_profiles
 from tests.corpus import builds
 from tests.pipelines.datasets.test_listed_runs import listed, listing
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 
 RUNS = 120

@@ -14,12 +14,12 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import SpanVersion
 from ciml.events.cloudevents import finished_event
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import open_listing
 from ciml.events.records import RunFacts
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.transforms.examples.spans import read_span

@@ -15,18 +15,17 @@ from ciml.cli.commands.operate.backfill import make_config
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, EngineError
-from ciml.events.listing import Reading
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import Reading, open_listing
 from ciml.pipelines.backfill.backfill import backfill
-from ciml.pipelines.datasets import listed_runs
+from ciml.pipelines.datasets import run_source
 from ciml.pipelines.datasets.build import DEFINITION, build_dataset
-from ciml.pipelines.datasets.listed_runs import ListedRuns
+from ciml.pipelines.datasets.run_source import ListedRuns
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.training.data.in_memory import read_dataset
+from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest import run_stages as settle
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.corpus import CORPUS, passed_builds
 from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted
 
@@ -86,8 +85,8 @@ def test_what_is_kept_of_the_logs_that_decide_does_not_matter(tmp_path: Path, mo
     path = listing(tmp_path, lines(60))
     kept = DataRoot.open(tmp_path / "kept")
     build_dataset(listed(path), kept, defined())
-    monkeypatch.setattr(listed_runs.LogReader, "__init__", partialmethod(listed_runs.LogReader.__init__, kept_bytes=0))
-    monkeypatch.setattr(listed_runs, "_LOGS", 7)
+    monkeypatch.setattr(run_source.LogReader, "__init__", partialmethod(run_source.LogReader.__init__, kept_bytes=0))
+    monkeypatch.setattr(run_source, "_LOGS", 7)
     again = DataRoot.open(tmp_path / "again")
     build_dataset(listed(path), again, defined())
     assert files(again) == files(kept)

@@ -19,18 +19,17 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import SpanVersion
 from ciml.errors import EngineError
-from ciml.events.listing import Reading
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import Reading, open_listing
 from ciml.pipelines.datasets.build import build_dataset
-from ciml.pipelines.datasets.listed_runs import ListedRuns
+from ciml.pipelines.datasets.run_source import ListedRuns
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.transforms.examples.spans import read_span
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.ingest.trust import TrustPolicy
 from ciml.transforms.parse.logs import Log, parse_logs
+from ciml.trust import TrustPolicy
 from tests.pipelines.backfill.backfilling import Listed, listed
 from tests.pipelines.datasets.dataset_scenes import define, runs
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 
 
 def _fails_for(

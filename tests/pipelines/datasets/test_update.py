@@ -14,7 +14,7 @@ from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import read_span
 from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs, telemetry
-from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
+from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.tier import tries
 from tests.transforms.samples import LOAD, make_facts, table
 

@@ -10,20 +10,19 @@ import pyarrow as pa
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
-from ciml.pipelines.datasets.statistics import Piece, kept_statistics
 from ciml.pipelines.datasets.update import update_dataset
-from ciml.pipelines.datasets.validate import validate_dataset
+from ciml.pipelines.datasets.validate import Piece, kept_statistics, validate_dataset
 from ciml.serving.push import push
+from ciml.serving.registry import Decision
 from ciml.training.data.snapshot import make_snapshot, write_snapshot
 from ciml.training.exclusions import Exclusions
 from ciml.transforms.drift.statistics import columns_needed, merge, statistics
 from ciml.transforms.examples.spans import read_span
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 
 SPAN = 30

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.digest import canonical_json
 from ciml.serving.push import push
-from ciml.storage.open import open_store
+from ciml.serving.registry import Decision
+from ciml.storage import open_store
 from ciml.training.experiment import Experiment
 from tests.serving.models_fixture import save_model
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.pipelines.exports.mlflow import Exported, export_to_mlflow
+from ciml.pipelines.mlflow import Exported, export_to_mlflow
 from ciml.serving.push import rollback
 from ciml.serving.server.model.loader import load_model
 from tests.pipelines.exports.addresses import mlflow_at

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.errors import IntegrityError
-from ciml.pipelines.exports.records import candidate_record, figures, metric_name, params_of, trial_records
-from ciml.serving.registry import Registry
-from ciml.storage.open import open_store
+from ciml.pipelines.mlflow import candidate_record, figures, metric_name, params_of, trial_records
+from ciml.serving.registry import Decision, Registry
+from ciml.storage import open_store
 from ciml.training.evaluation.scores import scores
 from ciml.training.experiment import Experiment
 from tests.pipelines.exports.exporting import RESULT, store_trial

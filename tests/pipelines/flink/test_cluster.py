@@ -16,17 +16,16 @@ import pytest
 from ciml.engines import Engines, cluster_parts
 from ciml.errors import EngineError
 from ciml.events.cloudevents import finished_event
-from ciml.pipelines.flink import rest as flink_rest
-from ciml.pipelines.flink.rest import RestJob
+from ciml.pipelines.flink import jobs as flink_rest
+from ciml.pipelines.flink.jobs import RestJob
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
-from ciml.pipelines.ingest.committer import committer
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, committer
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.plan import plan
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import MakeTopic, account, check, config, wait_for
 from tests.pipelines.ingest.scenario import Scenario, Sent, corpus_facts
 

@@ -18,8 +18,7 @@ from apache_beam.transforms.external import ExternalTransform, ImplicitSchemaPay
 from click.testing import CliRunner
 
 from ciml.cli.commands.operate.graph import command
-from ciml.pipelines.flink.portable_graph import as_dot, as_text, foreign, is_unbounded, portable, stages
-from ciml.pipelines.flink.submit import flink_options
+from ciml.pipelines.flink.submit import as_dot, as_text, flink_options, foreign, is_unbounded, portable, stages
 from ciml.pipelines.graphs import PIPELINES
 
 Build = Callable[[beam.Pipeline], object]

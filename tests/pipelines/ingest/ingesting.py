@@ -15,14 +15,14 @@ from ciml.data_root import DataRoot
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog, catch_up
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import is_mock
 from ciml.pipelines.kafka.publish import VERSION
-from ciml.raw.state import RawState
+from ciml.runs.reader import verify_run
+from ciml.runs.state import RawState
 from ciml.services.service import Progress
-from ciml.storage.open import Store
+from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.raw.reader import verify_run
 from tests.messages import published
 from tests.pipelines.ingest.scenario import Scenario, corpus_facts
 

@@ -21,12 +21,12 @@ from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
-from ciml.pipelines.predict.pipeline import PredictionCommitter
-from ciml.raw.state import RawState
+from ciml.pipelines.predict import PredictionCommitter
+from ciml.runs.state import RawState
 from ciml.serving.predict.log import Predicted, PredictionState
-from ciml.storage.open import LocalStore, Store, open_store
-from tests.ciml.raw.raw_world import LIMITS, Clock, TimedStore, content_of, deliveries
+from ciml.storage import LocalStore, Store, open_store
 from tests.raw_manifest import verify_manifest
+from tests.runs.raw_world import LIMITS, Clock, TimedStore, content_of, deliveries
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])

@@ -19,7 +19,7 @@ from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun
 from ciml.pipelines.ingest.committer import Committer, committer, seal, unseal
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import (
     LogsArrive,
     MakeTopic,
@@ -95,7 +95,7 @@ _SLOW_INGEST = """
 import json, sys
 from ciml.data_root import DataRoot
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.plan import plan

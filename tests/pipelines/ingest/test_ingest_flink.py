@@ -15,7 +15,7 @@ from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.plan import plan
-from ciml.raw.state import RawState
+from ciml.runs.state import RawState
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from tests.messages import published

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun, RawFile, Trust
 from ciml.pipelines.ingest.pipeline import settle_known
-from ciml.raw.accounting import reconcile
-from ciml.raw.state import RawState
+from ciml.runs.accounting import reconcile
+from ciml.runs.state import RawState
 from tests.pipelines.ingest.ingesting import MakeTopic, account, config
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.tier import tries

@@ -12,10 +12,10 @@ from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines import predict
 from ciml.pipelines.ingest import committer as ingest
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import CommitRaw
-from ciml.pipelines.predict import pipeline as predict
 from ciml.serving.predict.log import Predicted
 from ciml.serving.predict.predictor import PredictPolicy
 

@@ -15,32 +15,31 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
-import ciml.adapters.registry
+import ciml.integrations.registry
+import ciml.runs.writer
 import ciml.transforms.fetch.fetch
-import ciml.transforms.ingest.decode_listing
-import ciml.transforms.ingest.trust
+import ciml.transforms.ingest.decode
 import ciml.transforms.parse.logs
-import ciml.transforms.raw.write
+import ciml.trust
 from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.cloudevents import finished_event
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, Outcome, RunFacts
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.flink.submit import run_here
-from ciml.pipelines.ingest.committer import seal, seal_guarded, unseal
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, seal, seal_guarded, unseal
 from ciml.pipelines.ingest.replay import ReplayConfig, replay
-from ciml.raw.metrics import raw_families
+from ciml.runs.metrics import raw_families
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
-from ciml.storage.open import LocalStore, Store
+from ciml.storage import LocalStore, Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.beam import Decode, Judge, TakeLogs
 from ciml.transforms.ingest.decode import decode
-from ciml.transforms.ingest.trust import TrustPolicy
 from ciml.transforms.parse.logs import Log, parse_logs
+from ciml.trust import TrustPolicy
 from tests.corpus import CORPUS
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account
@@ -63,12 +62,15 @@ def _failing(patch: Patch, where: Any, name: str, is_poison: Callable[..., bool]
 
 def _poison_decode(patch: Patch) -> None:
     _failing(
-        patch, ciml.adapters.registry, "decode_message", lambda message, *_: b"poison-decode" in (message.value or b"")
+        patch,
+        ciml.integrations.registry,
+        "decode_message",
+        lambda message, *_: b"poison-decode" in (message.value or b""),
     )
 
 
 def _poison_trust(patch: Patch) -> None:
-    _failing(patch, ciml.transforms.ingest.trust, "evaluate", lambda policy, facts: "poison-trust" in facts.run_id)
+    _failing(patch, ciml.trust, "evaluate", lambda policy, facts: "poison-trust" in facts.run_id)
 
 
 def _poison_fetch(patch: Patch) -> None:
@@ -87,7 +89,7 @@ def _poison_parse(patch: Patch) -> None:  # of all logs of the batch with the sa
 
 
 def _poison_store(patch: Patch) -> None:
-    _failing(patch, ciml.transforms.raw.write, "run_path", lambda facts, *_: "poison-store" in facts.run_id)
+    _failing(patch, ciml.runs.writer, "run_path", lambda facts, *_: "poison-store" in facts.run_id)
 
 
 STAGES: dict[str, Callable[[Patch], None]] = {
@@ -150,7 +152,7 @@ def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Pa
 
     def build(pipeline: beam.Pipeline) -> None:
         events = pipeline | beam.Create([Batch(covers, messages(found))], reshuffle=False).with_output_types(Batch)
-        judged = events | Decode(read_event=ciml.adapters.registry.read_event) | Judge(TrustPolicy.load())
+        judged = events | Decode(read_event=ciml.integrations.registry.read_event) | Judge(TrustPolicy.load())
         stored = judged | TakeLogs(policy, LocalStore(str(tmp_path / "raw")))
         _ = stored | beam.Map(lambda batch: (tmp_path / "sealed").write_bytes(seal(batch))).with_output_types(Any)
 
@@ -248,9 +250,7 @@ def test_a_poisoned_line_of_a_listing_is_one_dead_letter(
     line |= {"build_uuid": f"poison-{stage}", "log_path": log.name}
     made.lines.insert(4, json.dumps(line).encode())
     STAGES[stage](monkeypatch)
-    _failing(
-        monkeypatch, ciml.transforms.ingest.decode_listing, "decode_line", lambda data, *_: b"poison-decode" in data
-    )
+    _failing(monkeypatch, ciml.transforms.ingest.decode, "decode_line", lambda data, *_: b"poison-decode" in data)
     config = made.config(tmp_path / "data")
     with closing(open_listing(str(made.path))) as listing:
         tally = backfill(config, listing, runner=runner)

@@ -15,15 +15,15 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import Message, RunFacts
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from ciml.pipelines.kafka.publish import render_runs
-from ciml.pipelines.raw_store.verify import verify_raw
-from ciml.serving.predict.announcements import read_announcement
+from ciml.runs.verify import verify_raw
 from ciml.serving.predict.log import prediction_id
+from ciml.serving.predict.predictor import read_announcement
 from ciml.training.data.snapshot import make_snapshot
 from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import read_span
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import define, run_ids, runs, telemetry
-from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
+from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.tier import tries
 from tests.transforms.samples import make_facts
 

@@ -20,7 +20,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.events import cloudevents as events
 from ciml.events.cloudevents import finished_event, run_event
-from ciml.events.listing_files import open_listing
+from ciml.events.listing import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, RunFacts
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
@@ -28,14 +28,14 @@ from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.ingest.committer import Committer, committer
 from ciml.pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
 from ciml.pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
-from ciml.raw.audit import Audit
-from ciml.raw.dead_letters import Choice, all_dead_letters
-from ciml.storage.open import Store
+from ciml.runs.audit import Audit
+from ciml.runs.dead_letters import Choice, all_dead_letters
+from ciml.runs.reader import verify_run
+from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.ingest.run_stages import settle
-from ciml.transforms.ingest.trust import TrustPolicy
-from ciml.transforms.raw.reader import verify_run
+from ciml.trust import TrustPolicy
 from tests.messages import published
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, raw_rows
@@ -169,7 +169,7 @@ def test_a_repaired_log_is_parsed(place: Place) -> None:
 
 
 def test_a_dead_letter_that_was_deferred_before_needs_no_message(place: Place) -> None:
-    from ciml.raw.state import retry
+    from ciml.runs.state import retry
     from ciml.transforms.fetch.fetch import fetch
 
     facts, policy = place.facts(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))

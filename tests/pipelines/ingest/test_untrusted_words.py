@@ -15,16 +15,16 @@ from ciml.events.records import RunFacts
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.training.data.snapshot import make_snapshot
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.corpus import CORPUS
 from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import corpus_facts
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 
 RUNS = 6

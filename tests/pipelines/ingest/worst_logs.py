@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ciml.cli.commands.operate.backfill import make_config
-from ciml.events.listing_files import Listing, open_listing
+from ciml.events.listing import Listing, open_listing
 from ciml.events.records import Batch
 from ciml.limits import MAX_LOG_BYTES, MAX_LOG_CELLS
 from ciml.pipelines.backfill.plan import BackfillConfig
@@ -118,7 +118,7 @@ def micro_batches(folder: Path) -> Counter[str]:
     from ciml.events.records import OffsetRange
     from ciml.pipelines.flink.submit import run_here
     from ciml.transforms.ingest.beam import TakeLogs
-    from ciml.transforms.ingest.decode_listing import decode_lines
+    from ciml.transforms.ingest.decode import decode_lines
 
     config, listing = _configured(folder)
     (block,) = listing.blocks
@@ -141,8 +141,7 @@ def _write(folder: Path, batch: Batch) -> None:
 
 def backfill(folder: Path) -> Counter[str]:
     """Settles all logs as a backfill does, several pieces of work at once."""
-    from ciml.pipelines.backfill.ordered_committer import OrderedCommitter
-    from ciml.pipelines.backfill.plan import BackfillProgress, Work
+    from ciml.pipelines.backfill.plan import BackfillProgress, OrderedCommitter, Work
 
     config, listing = _configured(folder)
     following = BackfillProgress(config.raw, listing)

@@ -8,7 +8,7 @@ from ciml.events.run_id import RunId
 from ciml.kafka.connect import admin
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
-from ciml.storage.open import Store
+from ciml.storage import Store
 from tests.pipelines.ingest.ingesting import account, wait_for
 
 

@@ -18,12 +18,11 @@ from ciml.events.payloads import UNREADABLE_HEADERS
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.log import Delta
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import list_topic, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.reader import borrow, close_readers
-from ciml.pipelines.kafka.source import ReadUnbounded
-from ciml.pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction
+from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadUnbounded, Restriction
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.transforms.fetch.policy import FetchPolicy

@@ -14,16 +14,12 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome
 from ciml.kafka.connect import NoTopicError, admin
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from ciml.pipelines.ingest.accept_loss import accept_losses
-from ciml.pipelines.ingest.committer import committer, seal
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, accept_losses, committer, seal
 from ciml.pipelines.ingest.pipeline import CommitRaw
 from ciml.pipelines.kafka.broker import check_topic, list_again, list_topic, make_topic
-from ciml.pipelines.kafka.end_offsets import Ends, TopicEnds
-from ciml.pipelines.kafka.plan import PartitionRead, plan
+from ciml.pipelines.kafka.plan import Ends, PartitionRead, TopicEnds, plan
 from ciml.pipelines.kafka.reader import close_readers
-from ciml.pipelines.kafka.source import ReadBounded
-from ciml.pipelines.kafka.tracker import OffsetTracker
+from ciml.pipelines.kafka.source import OffsetTracker, ReadBounded
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for

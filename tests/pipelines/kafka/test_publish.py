@@ -12,7 +12,7 @@ from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.ingest.committer import Committer
 from ciml.pipelines.kafka.publish import LOG, VERSION, Projection, render_runs
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch, wait_for
 from tests.pipelines.ingest.scenario import corpus_facts

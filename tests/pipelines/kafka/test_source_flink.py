@@ -14,9 +14,9 @@ from ciml.errors import IntegrityError
 from ciml.kafka.connect import admin
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.flink import jobs as flink_jobs
-from ciml.pipelines.flink import rest as flink_rest
+from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
-from ciml.pipelines.ingest.config import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.broker import list_topic, make_topic
 from ciml.pipelines.kafka.plan import plan

@@ -9,8 +9,8 @@ from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.pipelines.kafka import tracker as kafka_tracker
-from ciml.pipelines.kafka.tracker import FOREVER, Claim, OffsetTracker, Pause, Restriction, is_drained, left, put_off
+from ciml.pipelines.kafka import source as kafka_tracker
+from ciml.pipelines.kafka.source import FOREVER, Claim, OffsetTracker, Pause, Restriction, is_drained, left, put_off
 
 
 def test_a_claim_goes_no_further_than_the_restriction() -> None:

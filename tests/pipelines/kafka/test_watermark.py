@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.pipelines.kafka.watermark import Observation, advance
+from ciml.pipelines.kafka.source import Observation, advance
 from tests.tier import tries
 
 SLACK_S = 10.0

@@ -17,7 +17,7 @@ from ciml.events.samples import End, Samples, encode
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.reader import Reader
-from ciml.pipelines.live.pipeline import LiveConfig
+from ciml.pipelines.live import LiveConfig
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.downsample import downsample
 from ciml.transforms.examples.prepare import make_examples

@@ -13,12 +13,12 @@ import pytest
 
 from ciml.events.samples import End, Samples
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from ciml.pipelines.flink import rest as flink_rest
+from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.reader import close_readers
-from ciml.pipelines.live.pipeline import KeepRun, LiveConfig, build_live, reached, reset
+from ciml.pipelines.live import KeepRun, LiveConfig, build_live, reached, reset
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live
 from ciml.transforms.live.windows import LivePolicy

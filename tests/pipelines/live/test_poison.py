@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-import ciml.pipelines.live.pipeline
+import ciml.pipelines.live
 from ciml.events.samples import End, Samples, encode
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.live.pipeline import KeepRun, LiveConfig
-from ciml.pipelines.live.run_state import RunState
+from ciml.pipelines.live import KeepRun, LiveConfig, RunState
 from ciml.services.driver import drive
 from ciml.services.live import LiveService
 from ciml.transforms.live.windows import LiveRun
@@ -61,12 +60,12 @@ def test_live_windows_go_on_beside_poisoned_samples(
     messages.insert(3, (others[0], b'{"poison": 1}'))
     send(kafka, config.topic, messages)
 
-    _fails(monkeypatch, ciml.pipelines.live.pipeline, "decode", lambda value: value == b'{"poison": 1}')
+    _fails(monkeypatch, ciml.pipelines.live, "decode", lambda value: value == b'{"poison": 1}')
 
     def is_torn(parts: Sequence[tuple[int, Samples | End]], *_: Any) -> bool:
         return any(each.run_id == torn and isinstance(each, Samples) and number in each.sequence for _, each in parts)
 
-    _fails(monkeypatch, ciml.pipelines.live.pipeline, "part_of", is_torn)
+    _fails(monkeypatch, ciml.pipelines.live, "part_of", is_torn)
     _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == failing)
     drive(LiveService(config, since_s=None), until="end")
     kept = Kept(config.kafka, config).look()

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.digest import telemetry_digest
 from ciml.events.records import Batch, Message, OffsetRange
+from ciml.runs.writer import write_run
 from ciml.serving.push import push
+from ciml.serving.registry import Decision
 from ciml.serving.server.server import ModelServer
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.transforms.examples.prepare import prepare
-from ciml.transforms.raw.write import write_run
 from tests.serving.models_fixture import DEFINITION, direct
 
 BLESSED = Decision(True)

@@ -20,8 +20,8 @@ from ciml.kafka.options import KafkaOptions
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
 from ciml.metrics import Board
-from ciml.pipelines.predict import pipeline as predict_module
-from ciml.pipelines.predict.pipeline import PredictConfig
+from ciml.pipelines import predict as predict_module
+from ciml.pipelines.predict import PredictConfig
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
 from ciml.services.service import Progress
@@ -32,14 +32,14 @@ from ciml.serving.predict.log import (
     LATENCIES_S,
     Predicted,
     PredictionState,
+    prediction_families,
     prediction_id,
     predictions_of_model,
     read_predictions,
     reconcile,
 )
-from ciml.serving.predict.metrics import prediction_families
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.messages import published
 from tests.pipelines.predict.predicting import World, batch, telemetry
 from tests.scraping import collected

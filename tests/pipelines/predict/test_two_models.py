@@ -18,14 +18,20 @@ from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.metrics import Board
-from ciml.pipelines.predict import pipeline as predict_module
-from ciml.pipelines.predict.pipeline import PredictConfig, PredictionCommitter
+from ciml.pipelines import predict as predict_module
+from ciml.pipelines.predict import PredictConfig, PredictionCommitter
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
-from ciml.serving.predict.log import Predicted, PredictionState, prediction_id, read_predictions, reconcile
-from ciml.serving.predict.metrics import prediction_families
+from ciml.serving.predict.log import (
+    Predicted,
+    PredictionState,
+    prediction_families,
+    prediction_id,
+    read_predictions,
+    reconcile,
+)
 from ciml.serving.predict.predictor import PredictPolicy
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import need_real
 from tests.pipelines.predict.predicting import World, telemetry
 from tests.pipelines.predict.test_predict import announce, published

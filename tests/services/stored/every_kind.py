@@ -5,46 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 
 from ciml.data_root import DataRoot
-from ciml.datasets import history
 from ciml.datasets.definition import DatasetDefinition
-from ciml.decision import Decision
 from ciml.digest import sha256_hex
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
-from ciml.feedback.corrections import Correction, add_corrections
-from ciml.json_files import write_json
-from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
+from ciml.manifest.replica import Bookmarks
 from ciml.pipelines.datasets.build import build_dataset
-from ciml.pipelines.datasets.statistics import Piece, kept_statistics
+from ciml.pipelines.datasets.validate import Piece, kept_statistics
 from ciml.pipelines.ingest.committer import Committer
-from ciml.pipelines.predict.pipeline import PredictionCommitter
-from ciml.pipelines.raw_store.compact import compact
-from ciml.pipelines.tables.publish import publish_tables
-from ciml.raw.state import RAW
+from ciml.pipelines.predict import PredictionCommitter
 from ciml.recorder.spool.recording import End, Plan, Recording
-from ciml.services.feedback.state import FEEDBACK
-from ciml.serving.predict import neighbours
+from ciml.runs.compact import compact
+from ciml.runs.state import RAW
+from ciml.runs.tables.publish import publish_tables
+from ciml.serving.predict import answers
 from ciml.serving.predict.log import Predicted, predictions_of_model
 from ciml.serving.push import push
-from ciml.storage.open import LocalStore, Store
+from ciml.serving.registry import Decision
+from ciml.storage import LocalStore, Store
+from ciml.storage.json_files import write_json
 from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis
-from ciml.training.data.in_memory import read_dataset
+from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot, write_snapshot
-from ciml.training.exclusion_store import add
-from ciml.training.exclusions import Exclusion
+from ciml.training.exclusions import Exclusion, add
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.trials import Trial, create_experiment
 from ciml.training.refresh import write_metrics
 from ciml.training.sweeps.definition import Sweep
-from ciml.training.sweeps.outcome import Outcome as TrialOutcome
-from ciml.training.sweeps.store import begin_sweep, keep_baseline, keep_outcome, sweep_store
-from ciml.transforms.ingest.trust import TrustPolicy
-from tests.pipelines.raw_store.scenes import RawStore
-from tests.services.feedback.reviews import feedback, prediction
-from tests.services.feedback.worlds import World
+from ciml.training.sweeps.study import Outcome as TrialOutcome
+from ciml.training.sweeps.study import begin_sweep, keep_baseline, keep_outcome, sweep_store
+from ciml.transforms.examples import plan
+from ciml.trust import TrustPolicy
+from ciml.verdicts.feedback.corrections import Correction, add_corrections
+from ciml.verdicts.feedback.state import FEEDBACK
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
+from tests.verdicts.feedback.reviews import feedback, prediction
+from tests.verdicts.feedback.worlds import World
 
 RUNS = 40
 DATASET = "providers"
@@ -103,7 +102,7 @@ def _make_dataset(data: DataRoot) -> None:
     store = data.dataset(DATASET).store
     list(kept_statistics(store, state.resolved, [Piece(s.span, s.version, s.files) for s in state.latest()]))
     log = ManifestLog(data.raw)
-    for at, path in ((store, history.BOOKMARK), (data.predictions, neighbours.BOOKMARK)):
+    for at, path in ((store, plan.BOOKMARK), (data.predictions, answers.BOOKMARK)):
         Bookmarks(at, path, "kind", lambda version: sha256_hex(log.read_raw(version))).save(2, b"state of a reader")
 
 

@@ -17,17 +17,17 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, RejectedInput
-from ciml.json_files import read_json
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.log import ManifestLog
-from ciml.pipelines.raw_store.compaction_cursor import CompactionCursor, load_cursor
-from ciml.raw.state import RAW
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import Recording
+from ciml.runs.collect_garbage import CompactionCursor, load_cursor
+from ciml.runs.state import RAW
+from ciml.runs.tables.delta_log import DeltaLog
 from ciml.services.stored.examine import examine
-from ciml.services.stored.kinds import kind_of
+from ciml.services.stored.findings import kind_of
 from ciml.settings import read_toml
-from ciml.tables.delta_log import DeltaLog
+from ciml.storage.json_files import read_json
 from ciml.training.data.analysis_cache import AnalysisCache
 from tests.services.stored.every_kind import make
 
@@ -98,7 +98,7 @@ def recording(place: Place) -> object:
 
 def bookmark(place: Place) -> object:
     from ciml.digest import sha256_hex
-    from ciml.manifest.bookmarks import Bookmarks
+    from ciml.manifest.replica import Bookmarks
 
     log = ManifestLog(place.data.raw)
     parent, _, name = place.below.rpartition("/")
@@ -110,7 +110,7 @@ def bookmark(place: Place) -> object:
 
 
 def cached_statistics(place: Place) -> object:
-    from ciml.storage.json_seal import read_object
+    from ciml.storage.json_files import read_object
 
     return read_object(place.data.store.read(place.below), place.path)
 
@@ -128,8 +128,8 @@ def analysis(place: Place) -> object:
 
 
 def index_rows(place: Place) -> object:
-    from ciml.services.feedback.state import FEEDBACK
     from ciml.serving.predict.log import predictions_of_model
+    from ciml.verdicts.feedback.state import FEEDBACK
 
     folder = place.below.partition("/")[0]
     kind: Any = {"raw": RAW, "predictions": predictions_of_model(), "feedback": FEEDBACK}[folder]

@@ -15,14 +15,14 @@ import psutil
 import pytest
 
 from ciml.errors import IntegrityError
-from ciml.http.errors import RequestError
-from ciml.serving.model_config import ModelEntry, render_config
+from ciml.http.intake import RequestError
+from ciml.serving.model_files import ModelEntry, render_config
 from ciml.serving.server import server as server_module
 from ciml.serving.server.manager import ModelManager
 from ciml.serving.server.model.loaded_model import LoadedModel
 from ciml.serving.server.model.loader import load_model
 from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage.open import Store, open_store
+from ciml.storage import Store, open_store
 from tests.serving.endless import Kind, save_endless
 from tests.serving.models_fixture import runs
 
@@ -173,7 +173,7 @@ def test_the_processes_of_models_end_with_a_killed_server(endless: dict[Kind, Pa
     script = f"""
 import os, signal, sys, threading
 import numpy as np, psutil
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 from ciml.serving.server.model.loader import load_model
 model = load_model(LocalStore({str(endless["operation"])!r}))
 threading.Thread(target=model.predict, args=("", {{"x": np.full(2, 5, "f4")}}), daemon=True).start()

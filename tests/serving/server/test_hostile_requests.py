@@ -14,9 +14,9 @@ import pytest
 
 from ciml import limits
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.serving.push import push
-from ciml.storage.open import open_store
+from ciml.serving.registry import Decision
+from ciml.storage import open_store
 from tests.serving.models_fixture import C, F, L, runs
 from tests.serving.process import MIB, ServerProcess, server_process
 

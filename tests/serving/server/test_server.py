@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.decision import Decision
 from ciml.serving.push import push
+from ciml.serving.registry import Decision
 from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.serving.models_fixture import C, F, L, direct, runs
 
 BLESSED = Decision(True)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import betabinom
 
-from ciml.raw.causes import CAUSES
-from ciml.training.calibration.conformal import decimals, make_rules
-from ciml.training.calibration.fit import fit_calibrator
-from ciml.training.evaluation.verdicts import verdict_figures
+from ciml.events.outcomes import CAUSES
+from ciml.training.calibration.calibrate import fit_calibrator
+from ciml.training.calibration.calibrators import decimals, make_rules
+from ciml.training.evaluation.candidate import verdict_figures
 
 DRAWS = 400
 

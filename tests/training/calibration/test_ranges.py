@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.events.records import RunFacts
-from ciml.training.calibration.ranges import SHARE, learned_ranges
+from ciml.training.calibration.calibrators import SHARE, learned_ranges
 from ciml.transforms.examples.prepare import run_means
-from ciml.verdicts import LearnedRanges, parts_outside
+from ciml.verdict_rules import LearnedRanges, parts_outside
 
 
 def runs_of(changes: list[int]) -> list[RunFacts]:

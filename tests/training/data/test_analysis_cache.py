@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.storage.open import LocalStore
+from ciml.storage import LocalStore
 from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key
 from ciml.training.data.materialise import Materialised, materialise
 from ciml.training.data.snapshot import ROLES, Snapshot, make_snapshot
 from ciml.training.exclusions import Exclusions
 from ciml.training.normalise import transform_digest
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.training.records import written
 
 

@@ -12,15 +12,15 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import canonical_json
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RunFacts
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from ciml.pipelines.raw_store.verify import verify_raw
-from ciml.raw.accounting import reconcile
-from ciml.raw.state import open_raw
-from ciml.training.data.in_memory import read_dataset
+from ciml.runs.accounting import reconcile
+from ciml.runs.state import open_raw
+from ciml.runs.verify import verify_raw
+from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import Snapshot, make_snapshot
-from ciml.transforms.examples.split import split_of
-from ciml.transforms.ingest.trust import TrustPolicy, evaluate
+from ciml.transforms.examples.prepare import split_of
+from ciml.trust import TrustPolicy, evaluate
 from tests.pipelines.datasets.dataset_scenes import telemetry
-from tests.pipelines.raw_store.scenes import RawStore
+from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts
 
 POLICY = TrustPolicy.parse(

@@ -17,7 +17,7 @@ from ciml.training.data.materialise import Materialised, materialise
 from ciml.training.data.snapshot import ROLES, Snapshot, make_snapshot
 from ciml.training.exclusions import Exclusions
 from ciml.transforms.examples.spans import read_span, write_examples
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.training.records import written
 
 

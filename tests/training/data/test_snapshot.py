@@ -15,8 +15,8 @@ from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.training.data.materialise import materialise
 from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot, snapshot_path, write_snapshot
 from ciml.training.exclusions import Exclusions
-from ciml.transforms.ingest.trust import TrustPolicy
-from tests.pipelines.raw_store.scenes import RawStore
+from ciml.trust import TrustPolicy
+from tests.runs.scenes import RawStore
 from tests.training.conftest import RUNS
 
 STRICT = TrustPolicy.parse('[[rule]]\nname = "merged only"\ntrusted = true\npipeline = "post"\n')

@@ -10,8 +10,7 @@ from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.estimators import Rows, build_model, fit
 from ciml.training.estimators.base import class_weights
-from ciml.training.estimators.loop import Resident, Streamed, Trained, fit_network
-from ciml.training.estimators.networks import optimizer_of
+from ciml.training.estimators.networks import Resident, Streamed, Trained, fit_network, optimizer_of
 from ciml.training.experiment import Experiment
 from ciml.training.runtime import tensorflow
 from ciml.training.train import _rows, predict_in_memory, train

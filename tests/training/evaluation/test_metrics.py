@@ -12,11 +12,11 @@ from sklearn.tree import DecisionTreeClassifier
 
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
+from ciml.intervals import wilson
 from ciml.manifest.log import ManifestLog
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation.baselines import by_number
 from ciml.training.evaluation.metrics import accuracy, evaluate
-from ciml.verdicts.shares import wilson
 from tests.training.conftest import RUNS
 from tests.transforms.direct import read_log
 from tests.transforms.samples import corpus
@@ -143,7 +143,7 @@ def test_the_memory_of_some_runs_is_read_where_there_are_many(
 def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
     import pyarrow.parquet as pq
 
-    from ciml.transforms.raw.write import write_run
+    from ciml.runs.writer import write_run
 
     for path in data.raw.list("runs"):
         file = Path(data.url, "raw", path)

@@ -8,7 +8,7 @@ from sklearn import metrics
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import RunFacts
-from ciml.training.evaluation import bootstrap
+from ciml.training.evaluation import scores as bootstrap
 from ciml.training.evaluation import scores as module
 from ciml.training.evaluation.baselines import number_of, numbers_for, predict_by
 from ciml.training.evaluation.metrics import evaluate

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.storage.open import LocalStore
+from ciml.intervals import wilson
+from ciml.storage import LocalStore
 from ciml.training.evaluation.metrics import paired_interval
 from ciml.training.evaluation.scores import scores
 from ciml.training.experiments.compare import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
 from ciml.training.experiments.results import Predictions, Stored
-from ciml.verdicts.shares import wilson
 from tests.reports.test_results import of_b, predicted, stored
 
 LABELS = [0] * 12 + [1] * 8

@@ -13,13 +13,13 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.json_seal import seal, without_seal
-from ciml.training.data.in_memory import InMemoryDataset, read_dataset
+from ciml.storage.json_files import seal, without_seal
+from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.evaluation import scores as scoring
 from ciml.training.evaluation.scores import answers
 from ciml.training.experiments.results import Stored, named_results, stored_trials
 from ciml.training.experiments.trials import create_experiment
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.training.experiments.test_trials import FOREST, trial
 
 

@@ -16,8 +16,8 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
-from ciml.storage.open import LocalStore
-from ciml.training.data.in_memory import InMemoryDataset, read_dataset
+from ciml.storage import LocalStore
+from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation import scores as scoring
@@ -29,7 +29,7 @@ from ciml.training.experiment import Experiment
 from ciml.training.experiments.text import result_lines
 from ciml.training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
 from ciml.training.refresh import refresh
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 from tests.training.records import written
 
 FOREST = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 20})

@@ -13,21 +13,28 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.json_seal import without_seal
-from ciml.storage.open import open_store
-from ciml.training.data.in_memory import read_dataset
+from ciml.storage import open_store
+from ciml.storage.json_files import without_seal
+from ciml.training.data.examples import read_dataset
 from ciml.training.estimators import Rows, fit
 from ciml.training.evaluation.baselines import first_memory
 from ciml.training.evaluation.scores import scores
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
-from ciml.training.sweeps.axes import axes_of
-from ciml.training.sweeps.definition import Sweep
-from ciml.training.sweeps.outcome import Outcome
-from ciml.training.sweeps.store import begin_sweep, check_normalisation, keep_outcome, read_outcome, sweep_store
-from ciml.training.sweeps.study import Judge, Past, propose
+from ciml.training.sweeps.definition import Sweep, axes_of
+from ciml.training.sweeps.study import (
+    Judge,
+    Outcome,
+    Past,
+    begin_sweep,
+    check_normalisation,
+    keep_outcome,
+    propose,
+    read_outcome,
+    sweep_store,
+)
 from ciml.training.sweeps.trial import one_number, score_trial
-from ciml.transforms.ingest.trust import TrustPolicy
+from ciml.trust import TrustPolicy
 
 MANY = list(range(101))  # an axis has at most 100 values
 LARGE = {"max_windows": MANY[1:], "salt": ["a", "b"]}

@@ -11,12 +11,10 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from ciml.transforms.drift.compare import compare
+from ciml.transforms.drift.compare import Finding, Report, Side, compare
 from ciml.transforms.drift.counts import exact_p, mix_of, one_sided
-from ciml.transforms.drift.detect import DriftPolicy, ks_p, psi_of
-from ciml.transforms.drift.report import Finding, Report, Side
+from ciml.transforms.drift.detect import DriftPolicy, ks_p, psi_of, unit_of
 from ciml.transforms.drift.statistics import Cell, Series, Statistics, buckets, merge, middles, statistics
-from ciml.transforms.drift.units import unit_of
 from ciml.transforms.examples.prepare import make_examples
 from tests.transforms.samples import corpus, resolved
 

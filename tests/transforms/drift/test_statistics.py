@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.schema import schema_of
 from ciml.transforms.drift.statistics import Statistics, buckets, merge, middles, statistics
-from ciml.transforms.examples.prepare import make_examples, schema_of
+from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import inputs_of
 from tests.transforms.samples import PROJECTS, corpus, resolved
 

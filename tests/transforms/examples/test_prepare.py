@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 
 from ciml.datasets.definition import METADATA_COLUMNS
+from ciml.datasets.schema import schema_of
 from ciml.digest import arrays_digest
 from ciml.errors import RejectedInput
-from ciml.transforms.examples.prepare import Excluded, make_examples, prepare, prepare_many, run_facts, schema_of
+from ciml.transforms.examples.prepare import Excluded, make_examples, prepare, prepare_many, run_facts, split_of
 from ciml.transforms.examples.spans import inputs_of
-from ciml.transforms.examples.split import split_of
 from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
 
 NOON = 1_795_521_600_000_000

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.transforms.examples.split import split_of
+from ciml.transforms.examples.prepare import split_of
 
 
 def test_shares_are_the_weights() -> None:

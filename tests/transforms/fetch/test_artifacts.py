@@ -16,8 +16,7 @@ import pytest
 from ciml.errors import CimlError
 from ciml.events.payloads import message_of
 from ciml.transforms.fetch.artifacts import Artifact, JobFacts, artifact_of, artifacts_on
-from ciml.transforms.fetch.errors import LogUnavailableError
-from ciml.transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy, LogUnavailableError
 from tests.transforms.fetch.fetching import MIB, NOW, only
 from tests.transforms.fetch.github import SIGNED, START_US, TOKEN, Systems, job, listed, systems
 from tests.transforms.fetch.log_server import LOG, serving

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from ciml.transforms.fetch.addresses import parse_address
-from ciml.transforms.fetch.credentials import Credential, credential_of
+from ciml.http.addresses import parse_address
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.policy import Credential, FetchPolicy, credential_of
 from tests.transforms.fetch.fetching import only
 from tests.transforms.fetch.github import API, BLOBS, TOKEN, Systems, job, systems
 from tests.transforms.fetch.log_server import LOG, LogServer, serving

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.transforms.fetch.gunzip import gunzip
+from ciml.transforms.fetch.decompress import gunzip
 from tests.transforms.fetch.log_server import bomb
 
 LIMIT = 1 << 20

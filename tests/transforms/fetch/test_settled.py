@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ciml.events.records import Batch, Outcome, RunFacts
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from ciml.transforms.fetch import fetch
 from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import FetchPolicy

@@ -14,9 +14,8 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.limits import MAX_ARCHIVE_ENTRIES
-from ciml.transforms.fetch.errors import LogUnavailableError
-from ciml.transforms.fetch.policy import LOG_PATHS
-from ciml.transforms.fetch.unzip import is_archive, unzip
+from ciml.transforms.fetch.decompress import is_archive, unzip
+from ciml.transforms.fetch.policy import LOG_PATHS, LogUnavailableError
 from tests.growth import assert_linear
 from tests.transforms.fetch.log_server import LOG
 from tests.transforms.fetch.zips import archive, entry, zeros, zipped
@@ -208,9 +207,9 @@ import io, resource, sys, time
 from ciml.errors import RejectedInput
 from tests.transforms.fetch.test_unzip import NAME
 from tests.transforms.fetch.zips import archive, entry, zeros
-from ciml.transforms.fetch.gunzip import gunzip
+from ciml.transforms.fetch.decompress import gunzip
 from ciml.transforms.fetch.policy import LOG_PATHS
-from ciml.transforms.fetch.unzip import unzip
+from ciml.transforms.fetch.decompress import unzip
 
 packed = zeros(int(sys.argv[1]))
 names = [NAME, b"a", b"b"][: int(sys.argv[3])]

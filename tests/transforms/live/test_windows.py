@@ -20,9 +20,16 @@ from ciml.events.samples import End, Samples
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.downsample import downsample
 from ciml.transforms.examples.prepare import make_examples
-from ciml.transforms.live.messages import example_message, pane_message
 from ciml.transforms.live.samples import join_parts, pack, part_of, unpack
-from ciml.transforms.live.windows import LiveDataset, LiveExample, LivePolicy, LiveRun, Pane
+from ciml.transforms.live.windows import (
+    ExampleSoFar,
+    LiveDataset,
+    LivePolicy,
+    LiveRun,
+    Pane,
+    example_message,
+    pane_message,
+)
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
 from tests.tier import tries
@@ -41,7 +48,7 @@ class Consumer:
 
     windows: dict[tuple[str, int], Pane] = field(default_factory=dict)
     panes: list[Pane] = field(default_factory=list)
-    examples: list[LiveExample] = field(default_factory=list)
+    examples: list[ExampleSoFar] = field(default_factory=list)
 
     def take(self, run: LiveRun, over: bool = False) -> None:
         for pane in run.panes(over=over):

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ciml.dstat.header import read_columns
+from ciml.dstat import read_columns
 from ciml.errors import RejectedInput
 from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
-from ciml.transforms.parse.repair import repair
-from ciml.transforms.parse.rows import Rows, _read, _rows, read_rows
+from ciml.transforms.parse.rows import Rows, _read, _rows, read_rows, repair
 from tests.golden import make_logs
 from tests.tier import tries
 from tests.transforms.parse import parse_oracle

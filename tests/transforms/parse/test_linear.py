@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ciml.dstat.header import interval_of, read_columns
+from ciml.dstat import interval_of, read_columns
 from ciml.telemetry import short_names, unique_names
 from ciml.transforms.live.samples import Part, unseen
 from ciml.transforms.parse.logs import Log, parse_logs

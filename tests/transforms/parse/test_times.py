@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.dstat.header import interval_of
-from ciml.dstat.vocabulary import epoch_us
+from ciml.dstat import epoch_us, interval_of
 from ciml.errors import RejectedInput
 from ciml.transforms.parse.clock import fixed_offset
 from ciml.transforms.parse.logs import Log, parse_logs

@@ -9,9 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError
-from ciml.transforms.profiles.departures import departures
-from ciml.transforms.profiles.profile import MIN_RUNS, Profiles, make_profiles
-from ciml.transforms.profiles.windows import MINUTE_S, length_s, window_means, window_of
+from ciml.transforms.profiles import (
+    MIN_RUNS,
+    MINUTE_S,
+    Profiles,
+    departures,
+    length_s,
+    make_profiles,
+    window_means,
+    window_of,
+)
 from tests.tier import tries
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
 

@@ -10,20 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.batch_options import collecting_rarely, logs_option, processors, runner_option
+from ciml.cli.batch_options import (
+    DATAFLOW,
+    DataflowJob,
+    as_s3,
+    collecting_rarely,
+    dataflow_options,
+    logs_option,
+    processors,
+    runner_option,
+)
 from ciml.cli.commands.data.dataset.on_dataflow import launch_build
 from ciml.cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from ciml.cli.commands.data.tables import update_tables
-from ciml.cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
 from ciml.cli.options import beam_option, data_path_option, require_data, s3_options, s3_place, target_data_path_option
 from ciml.cli.param_types import Windows
-from ciml.cli.progress_bar import progress_bar
+from ciml.cli.progress import progress_bar
 from ciml.errors import CimlError
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset
     from ciml.datasets.definition import DatasetDefinition
-    from ciml.pipelines.datasets.listed_runs import ListedRuns
+    from ciml.pipelines.datasets.run_source import ListedRuns
     from ciml.pipelines.datasets.update import Update
 
 #: The folder of the plots in the folder of the data set; readers of examples skip it.
@@ -213,12 +221,11 @@ def as_in_the_talk() -> click.Command:
 
 
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
-    from ciml.events.listing import Reading
-    from ciml.events.listing_files import open_listing
+    from ciml.events.listing import Reading, open_listing
     from ciml.pipelines.backfill.plan import logs_root
-    from ciml.pipelines.datasets.listed_runs import ListedRuns
+    from ciml.pipelines.datasets.run_source import ListedRuns
     from ciml.transforms.fetch.policy import FetchPolicy
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
 
     root = logs_root(logs)
     return ListedRuns(
@@ -243,7 +250,7 @@ def _definition(target: DataRoot, name: str | None, file: str | None, options: d
     from ciml.pipelines.datasets.build import DEFINITION, SPAN_RUNS
     from ciml.pipelines.datasets.update import with_default_windows
     from ciml.settings import parse_toml, read_toml
-    from ciml.storage.open import open_store
+    from ciml.storage import open_store
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     keep = given.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.batch_options import collecting_rarely, runner_option
+from ciml.cli.batch_options import DATAFLOW, DataflowJob, as_s3, collecting_rarely, dataflow_options, runner_option
 from ciml.cli.commands.data.dataset.on_dataflow import launch_update
 from ciml.cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from ciml.cli.commands.data.dataset.spans import print_spans
 from ciml.cli.commands.data.tables import update_tables
-from ciml.cli.dataflow.options import DATAFLOW, DataflowJob, as_s3, dataflow_options
-from ciml.cli.options import beam_option, data_path_option
-from ciml.cli.policy_options import trust_policy_option
-from ciml.cli.progress_bar import progress_bar
+from ciml.cli.options import beam_option, data_path_option, trust_policy_option
+from ciml.cli.progress import progress_bar
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 
@@ -174,7 +172,7 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     from ciml.training.data.analysis_cache import AnalysisCache
     from ciml.training.data.materialise import is_materialised, materialise
     from ciml.training.data.snapshot import make_snapshot
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
 
     to, dataset = Path(folder), DataRoot.open(data_path).dataset(name)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):

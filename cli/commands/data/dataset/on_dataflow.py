@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.batch_options import collecting_rarely
-from ciml.cli.dataflow.options import DataflowJob
-from ciml.cli.dataflow.report import print_launched
+from ciml.cli.batch_options import DataflowJob, collecting_rarely, print_launched
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
     from ciml.datasets.definition import DatasetDefinition
     from ciml.pipelines.dataflow.settings import DataflowSettings
-    from ciml.pipelines.datasets.planned import PlannedUpdate
+    from ciml.pipelines.datasets.build import PlannedUpdate
 
 
 def launch_build(
@@ -27,7 +25,7 @@ def launch_build(
     beam_options: tuple[str, ...],
 ) -> None:
     """Create the data set, and write or submit the job that builds it."""
-    from ciml.pipelines.datasets.planned import plan_build
+    from ciml.pipelines.datasets.build import plan_build
 
     with collecting_rarely():
         planned = plan_build(source, target, definition)
@@ -44,7 +42,7 @@ def launch_update(
     seal: bool,
 ) -> None:
     """Write or submit the job that seals the spans which have enough runs."""
-    from ciml.pipelines.datasets.planned import plan_update
+    from ciml.pipelines.datasets.build import plan_update
 
     with collecting_rarely():
         planned = plan_update(data.dataset(name), seal=seal)
@@ -63,8 +61,8 @@ def _launch(
     if not planned.steps:
         click.echo(f"{dataset}: nothing to build; {planned.waiting:,} runs wait for the next span")
         return
-    from ciml.pipelines.dataflow.checks import secrets_here
     from ciml.pipelines.dataflow.job import launch
+    from ciml.pipelines.dataflow.settings import secrets_here
 
     launched = launch(
         planned.build, settings, name, streaming=False, template=job.template, extra=beam_options, hidden=secrets_here()

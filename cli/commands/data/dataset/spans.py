@@ -73,7 +73,7 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
       ciml dataset verify --data-path data
       ciml dataset verify cpu-load --json --data-path data
     """
-    from ciml.cli.progress_bar import bars
+    from ciml.cli.progress import bars
     from ciml.errors import IntegrityError
     from ciml.pipelines.datasets.update import verify_dataset
 

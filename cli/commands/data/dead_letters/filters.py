@@ -11,7 +11,7 @@ from ciml.cli.options import Option, stacked
 from ciml.cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from ciml.raw.dead_letters import Choice
+    from ciml.runs.dead_letters import Choice
 
 #: The filters' names.
 FILTERS = ("reasons", "jobs", "topics", "runs", "since", "until")
@@ -41,7 +41,7 @@ def choice_of(
     until: float | None,
 ) -> Choice:
     """Return the choice of the filters."""
-    from ciml.raw.dead_letters import Choice
+    from ciml.runs.dead_letters import Choice
 
     now_us = time.time_ns() // 1000
     return Choice(

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.commands.data.dead_letters.filters import FILTERS, choice_of, choice_options
-from ciml.cli.options import data_path_option, s3_place
-from ciml.cli.policy_options import fetch_options, sources_option, trust_policy_option
-from ciml.cli.signals import stop_on_signals
+from ciml.cli.foreground import stop_on_signals
+from ciml.cli.options import data_path_option, fetch_options, s3_place, sources_option, trust_policy_option
 from ciml.events.records import reasons_of, totals_of
-from ciml.pairs import pairs
+from ciml.settings import pairs
 
 if TYPE_CHECKING:
     from ciml.pipelines.ingest.replay import Preview, ReplayConfig, Replayed
-    from ciml.raw.dead_letters import Choice
+    from ciml.runs.dead_letters import Choice
 
 _INTERRUPTED, _SOME_LEFT = 130, 5
 _REMEDIES = {
@@ -65,7 +64,7 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
 
     Exit codes: 0 all closed, 5 some stay open, 130 interrupted, 2 wrong use, 3 a store does not answer.
     """
-    from ciml.cli.progress_counts import Bar
+    from ciml.cli.progress import Bar
     from ciml.pipelines.ingest.replay import preview, replay
 
     config = make_config(data_path, choice_of(**{name: options.pop(name) for name in FILTERS}), **options)
@@ -103,7 +102,7 @@ def make_config(
     from ciml.pipelines.ingest.replay import ReplayConfig
     from ciml.transforms.fetch.policy import FetchPolicy
     from ciml.transforms.ingest.decode import ALL_JOBS
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
 
     root = logs_root(logs) if logs else ""
     roots = (*roots, root) if root else roots
@@ -128,7 +127,7 @@ def _print_replayed(found: Replayed, as_json: bool) -> None:
         }  # fmt: skip
         click.echo(json.dumps(value, indent=2))
         return
-    from ciml.cli.progress_counts import counts_text
+    from ciml.cli.progress import counts_text
 
     counts = counts_text(totals_of(found.became))
     click.echo(f"{found.tried:,} dead letters replayed: {found.closed:,} closed{f' ({counts})' if counts else ''}")

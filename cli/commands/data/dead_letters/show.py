@@ -18,16 +18,16 @@ from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
 
 if TYPE_CHECKING:
-    from ciml.raw.dead_letters import DeadLetter
-    from ciml.storage.open import Store
+    from ciml.runs.dead_letters import DeadLetter
+    from ciml.storage import Store
 
 _SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
 
 
 def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLetter]:
     """Yield the open dead letters of the filters, or all of them, the oldest first."""
-    from ciml.raw.dead_letters import all_dead_letters, open_dead_letters, open_keys
-    from ciml.raw.state import open_raw
+    from ciml.runs.dead_letters import all_dead_letters, open_dead_letters, open_keys
+    from ciml.runs.state import open_raw
 
     choice = choice_of(**filters)
     log, state = open_raw(DataRoot.open(data_path).raw)
@@ -116,7 +116,7 @@ def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
         for one in _found(data_path, False, **filters):
             counts[one.outcome.reason, one.job if by_job else ""] += 1
     else:  # the manifest's own sums
-        from ciml.raw.state import open_raw
+        from ciml.runs.state import open_raw
 
         _, state = open_raw(DataRoot.open(data_path).raw)
         counts.update({(reason, ""): n for (kind, reason), n in state.counts.items() if kind == "dead_letter"})
@@ -144,7 +144,7 @@ def show(origin: str, run_id: str, data_path: str) -> None:
       ciml dead-letters show ci-events:0:1234 --data-path data
     """
     from ciml.pipelines.ingest.replay import chosen
-    from ciml.raw.dead_letters import Choice
+    from ciml.runs.dead_letters import Choice
 
     topic, partition, offset = _parsed_origin(origin)
     raw = DataRoot.open(data_path).raw

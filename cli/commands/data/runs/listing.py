@@ -13,7 +13,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 
 if TYPE_CHECKING:
-    from ciml.storage.open import Store
+    from ciml.storage import Store
 
 
 @click.command("list")
@@ -52,8 +52,8 @@ def list_runs(
     from itertools import islice
 
     from ciml.globs import glob_pattern
-    from ciml.raw.latest_runs import latest_runs
-    from ciml.raw.state import open_raw
+    from ciml.runs.latest_runs import latest_runs
+    from ciml.runs.state import open_raw
 
     log, state = open_raw(DataRoot.open(data_path).raw)
     wanted = glob_pattern(jobs or ("all",)).fullmatch
@@ -99,9 +99,9 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
     """
     from functools import partial
 
-    from ciml.cli.progress_bar import bars
-    from ciml.raw.lookup import attempts_of, entries_of, row_of
-    from ciml.raw.state import open_raw
+    from ciml.cli.progress import bars
+    from ciml.runs.latest_runs import attempts_of, entries_of, row_of
+    from ciml.runs.state import open_raw
 
     raw = DataRoot.open(data_path).raw
     log, state = open_raw(raw)
@@ -129,8 +129,8 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
     """Return the object or pack of a run, its columns and its fault, if any."""
     from ciml.errors import IntegrityError
     from ciml.events.records import RawFile
-    from ciml.raw.packs import split_path
-    from ciml.transforms.raw.reader import load_packs, read_run, verify_run
+    from ciml.runs.pack_index import split_path
+    from ciml.runs.reader import load_packs, read_run, verify_run
 
     named = RawFile.from_json(file)
     parts = split_path(named.path)
@@ -152,7 +152,7 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
 def _print(found: dict[str, Any]) -> None:
     from ciml.events.fields import iso_time
     from ciml.events.records import KIND_WORDS
-    from ciml.raw.lookup import TRUST_CHANGE
+    from ciml.runs.latest_runs import TRUST_CHANGE
 
     for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
         if found.get(key) is not None:

@@ -33,8 +33,8 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
       ciml runs verify --data-path data
       ciml runs verify --sample 1000 --json --data-path s3://bucket/data
     """
-    from ciml.cli.progress_bar import bars
-    from ciml.pipelines.raw_store.verify import verify_raw
+    from ciml.cli.progress import bars
+    from ciml.runs.verify import verify_raw
 
     with bars() as progress:
         found = verify_raw(DataRoot.open(data_path).raw, sample=sample, seed=seed, grace_s=grace, progress=progress)
@@ -93,8 +93,8 @@ def compact(
       ciml runs compact --data-path data
       ciml runs compact --older-than 7d --grace 2d --json --data-path s3://bucket/data
     """
-    from ciml.cli.progress_bar import bars
-    from ciml.pipelines.raw_store.compact import compact as run
+    from ciml.cli.progress import bars
+    from ciml.runs.compact import compact as run
 
     data = DataRoot.open(data_path)
     with bars() as progress:

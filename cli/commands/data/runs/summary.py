@@ -14,8 +14,8 @@ from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
-    from ciml.raw.state import RawState
-    from ciml.storage.open import Store
+    from ciml.runs.state import RawState
+    from ciml.storage import Store
 
 
 @click.command("summary")
@@ -37,8 +37,8 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool)
     from itertools import islice
 
     from ciml.data_root import DataRoot
-    from ciml.raw.latest_runs import latest_runs
-    from ciml.raw.state import open_raw
+    from ciml.runs.latest_runs import latest_runs
+    from ciml.runs.state import open_raw
 
     raw = DataRoot.open(data_path).raw
     log, state = open_raw(raw)
@@ -79,9 +79,9 @@ def as_dict(state: RawState) -> dict[str, Any]:
 
 def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
     """Return the faults of the runs in the manifest up to ``version``, one line each."""
-    from ciml.cli.progress_bar import bars
+    from ciml.cli.progress import bars
     from ciml.events.records import RawFile, rows_of
-    from ciml.transforms.raw.reader import verify_runs
+    from ciml.runs.reader import verify_runs
 
     def named() -> Iterator[tuple[str, RawFile]]:
         for number, delta in log.since(0):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import click
 
+from ciml.cli.commands.data.plot import output_option
 from ciml.cli.options import data_path_option, s3_options
-from ciml.cli.plot_options import output_option
-from ciml.cli.progress_bar import progress_bar
+from ciml.cli.progress import progress_bar
 
 
 @click.command("report")

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.batch_options import processors
-from ciml.cli.options import data_path_option, s3_options, s3_place, target_data_path_option
-from ciml.cli.policy_options import learn_from_options
-from ciml.cli.progress_bar import progress_bar
+from ciml.cli.options import data_path_option, learn_from_options, s3_options, s3_place, target_data_path_option
+from ciml.cli.progress import progress_bar
 from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from ciml.pipelines.training.hyperparameter_sweep import Swept
+    from ciml.pipelines.sweep import Swept
 
 #: Rows of a printed table; the page and the CSV have all.
 _MOST_ROWS = 20
@@ -70,15 +69,14 @@ def sweep(
     """
     from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
-    from ciml.pipelines.training.hyperparameter_sweep import SweepContext, run_sweep
+    from ciml.pipelines.sweep import SweepContext, run_sweep
     from ciml.reports.page import save
     from ciml.reports.sweeps.page import sweep_page
     from ciml.reports.sweeps.views import csv_of
-    from ciml.storage.open import open_store
-    from ciml.training.exclusion_store import add, exclusions_of
-    from ciml.training.exclusions import read_lines
+    from ciml.storage import open_store
+    from ciml.training.exclusions import add, exclusions_of, read_lines
     from ciml.training.sweeps.definition import Sweep
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
 
     what = Sweep.load(file)
     source = DataRoot.open(data_path)

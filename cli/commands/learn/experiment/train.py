@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.options import data_path_option, s3_options
-from ciml.cli.policy_options import learn_from_options
-from ciml.cli.progress_bar import progress_bar
+from ciml.cli.options import data_path_option, learn_from_options, s3_options
+from ciml.cli.progress import progress_bar
 from ciml.errors import CimlError
 from ciml.training.experiments.text import fold_lines, other_lines, result_lines
 
@@ -97,11 +96,10 @@ def train(
             "--eval-dataset: not supported with --cross-validate, which trains several models; leave one out"
         )
     from ciml.data_root import DataRoot
-    from ciml.training.data.in_memory import read_dataset
-    from ciml.training.exclusion_store import add
-    from ciml.training.exclusions import read_lines
+    from ciml.training.data.examples import read_dataset
+    from ciml.training.exclusions import add, read_lines
     from ciml.training.experiments.trials import Trial, create_experiment, experiment_of, load_experiment
-    from ciml.transforms.ingest.trust import TrustPolicy
+    from ciml.trust import TrustPolicy
 
     data, policy = DataRoot.open(data_path), TrustPolicy.load(trust_policy)
     chosen = [load_experiment(data.experiments, experiment)] if experiment else [*map(experiment_of, estimators)]

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.cli.options import data_path_option
-from ciml.cli.progress_bar import progress_bar
+from ciml.cli.progress import progress_bar
 from ciml.cli.tables import print_table
 from ciml.events.outcomes import OUTCOMES
 
 if TYPE_CHECKING:
     from ciml.api.model import Prediction
     from ciml.events.records import OutcomeWord
-    from ciml.verdicts import Verdict
+    from ciml.verdict_rules import Verdict
 
 #: Exit code where a file cannot be used; the others are predicted.
 _UNUSABLE = 2
@@ -59,7 +59,7 @@ def files(
       ciml predict dstat.csv.gz --model provider --data-path data
       ciml predict dstat.csv.gz --model cause --job unit --outcome failure --data-path data
     """
-    from ciml.verdicts import EXIT_LABEL
+    from ciml.verdict_rules import EXIT_LABEL
 
     if not files:
         raise click.UsageError("no FILE: name the logs to predict; the stream is ciml predict stream")

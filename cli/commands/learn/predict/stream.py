@@ -53,7 +53,7 @@ def command(running: Running, **arguments: Any) -> None:
       ciml predict stream --model provider --data-path data
       ciml predict stream --model provider --data-path data --once --engine micro-batches
     """
-    from ciml.cli.progress_counts import Counts
+    from ciml.cli.progress import Counts
     from ciml.services.driver import PATIENCE_S
     from ciml.services.predict import PredictService
 

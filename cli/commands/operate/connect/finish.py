@@ -12,8 +12,8 @@ import click
 from ciml.errors import CimlError
 
 if TYPE_CHECKING:
+    from ciml.integrations.connect import Connection
     from ciml.kafka.options import KafkaOptions
-    from ciml.services.connect.connection import Connection
 
 #: Events of the last minutes count too: the job may have ended before the command began to wait.
 _BACK_S = 600.0
@@ -34,7 +34,7 @@ def finish(
     topic: str,
 ) -> int:
     """Finish a command. Return its exit code: 1 if no event came, 2 if the first one became a dead letter."""
-    from ciml.services.receivers.receiver import connection as kafka_connection
+    from ciml.services.receivers import connection as kafka_connection
 
     if wait_s is not None and kafka is None:
         raise CimlError("--wait: no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
@@ -48,7 +48,7 @@ def finish(
 
 
 def _write(connection: Connection, folder: Path, force: bool) -> None:
-    from ciml.services.connect.files import write
+    from ciml.integrations.connect_files import write
 
     for one in write(folder, connection, force=force):
         click.echo(f"{one.change:<9}  {one.path}")
@@ -72,7 +72,7 @@ def _print_other_side(connection: Connection, folder: Path) -> None:
 
 
 def _print_services(connection: Connection, folder: Path, data_path: str | None, topic: str) -> None:
-    from ciml.services.connect.files import FEEDBACK, FETCH, RECEIVERS, TRUST
+    from ciml.integrations.connect_files import FEEDBACK, FETCH, RECEIVERS, TRUST
 
     more = ["--topic", topic] if topic != _DEFAULT_TOPIC else []
     ingest = ["ciml", "service", "start", "ingest", "--data-path", data_path or "data", *more]
@@ -88,7 +88,7 @@ def _print_services(connection: Connection, folder: Path, data_path: str | None,
 
 
 def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: str | None, wait_s: float) -> int:
-    from ciml.services.connect.arrivals import arrivals, committed
+    from ciml.services.arrivals import arrivals, committed
 
     click.echo(f"\nWaiting for an event of {connection.name} in {topic} for {wait_s:g} s …")
     until_s, since_s = time.monotonic() + wait_s, time.time() - _BACK_S

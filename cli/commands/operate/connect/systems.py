@@ -50,8 +50,8 @@ def github(
       ciml connect github --url https://ci.example.org --wait --data-path data
       ciml connect github --url https://ci.example.org --feedback --app 12345
     """
-    from ciml.services.connect import github as system
-    from ciml.services.connect.feedback import feedback_of_github
+    from ciml.integrations.connect import feedback_of_github
+    from ciml.integrations.github import connect as system
 
     if app and not feedback:
         raise click.UsageError("--app is that of the feedback; add --feedback")
@@ -85,8 +85,8 @@ def gitlab(
       ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org
       ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org --feedback
     """
-    from ciml.services.connect import gitlab as system
-    from ciml.services.connect.feedback import feedback_of_gitlab
+    from ciml.integrations.connect import feedback_of_gitlab
+    from ciml.integrations.gitlab import connect as system
 
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
     made = system.connect(
@@ -126,7 +126,7 @@ def zuul(
       ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org
       ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org --wait --data-path data
     """
-    from ciml.services.connect import zuul as system
+    from ciml.integrations.zuul import connect as system
 
     address = asked(broker, "--broker", "address of the MQTT broker", "mqtts://mqtt.example.org:8883")
     places = logs or (asked(None, "--logs", "host of build logs", "https://logs.example.org"),)
@@ -164,8 +164,8 @@ def gerrit(
       ciml connect gerrit --name zuul --ssh ssh://ciml@review.example.org --rest https://review.example.org
       ciml connect gerrit --ssh ssh://ciml@review.example.org --rest https://review.example.org --feedback
     """
-    from ciml.services.connect import zuul as system
-    from ciml.services.connect.feedback import feedback_of_gerrit
+    from ciml.integrations.connect import feedback_of_gerrit
+    from ciml.integrations.zuul import connect as system
 
     address = asked(ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
     made = system.connect_gerrit(
@@ -197,7 +197,7 @@ def tekton(name: str, url: str | None, logs: str | None, client: str, **rest: An
     Example:
       ciml connect tekton --url https://ci.example.org --logs s3://cilogs/tekton --client CN=tekton-events
     """
-    from ciml.services.connect import cloudevents as system
+    from ciml.integrations import connect_cloudevents as system
 
     address = asked(url, "--url", "address of the receiver or its proxy", "https://ci.example.org")
     prefix = asked(logs, "--logs", "prefix at which steps store their telemetry", "s3://cilogs/tekton")
@@ -219,7 +219,7 @@ def jenkins(name: str, url: str | None, server: str | None, internal: bool, clie
     Example:
       ciml connect jenkins --url https://ci.example.org --server https://jenkins.example.org --client CN=jenkins
     """
-    from ciml.services.connect import cloudevents as system
+    from ciml.integrations import connect_cloudevents as system
 
     address = asked(url, "--url", "address of the receiver or its proxy", "https://ci.example.org")
     host = asked(server, "--server", "address of Jenkins", "https://jenkins.example.org")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ciml.cli.data_path import DataPathOption
+from ciml.cli.param_types import DataPathOption
 
 
 @click.command("report")

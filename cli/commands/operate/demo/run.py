@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ciml.cli.data_path import DataPathOption
+from ciml.cli.param_types import DataPathOption
 
 
 @click.command("run")

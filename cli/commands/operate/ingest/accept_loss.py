@@ -31,8 +31,8 @@ def accept_loss(
     """
     from ciml.data_root import DataRoot
     from ciml.kafka.options import KafkaOptions
-    from ciml.pairs import pairs
-    from ciml.pipelines.ingest.accept_loss import accept_losses
+    from ciml.pipelines.ingest.committer import accept_losses
+    from ciml.settings import pairs
 
     options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
     lost = accept_losses(DataRoot.open(data_path).raw, options, topic, dry_run=dry_run)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.foreground import Running, running_options, topic_options
-from ciml.cli.options import jobs_option
+from ciml.cli.options import fetch_options, jobs_option, sources_option, trust_policy_option
 from ciml.cli.param_types import Duration
-from ciml.cli.policy_options import fetch_options, sources_option, trust_policy_option
 
 if TYPE_CHECKING:
     from ciml.services.service import Progress
@@ -44,7 +43,7 @@ def command(running: Running, **arguments: Any) -> None:
       ciml ingest --data-path s3://cimlrawdata --kafka kafka.example.org:9092 --allow-host logs.example.org
         --runner dataflow --dataflow dataflow.toml --submit
     """
-    from ciml.cli.progress_counts import Counts
+    from ciml.cli.progress import Counts
     from ciml.services.ingest import IngestService
 
     if running.launch(IngestService, arguments):

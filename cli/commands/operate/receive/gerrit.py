@@ -24,6 +24,6 @@ def command(metrics_port: int | None, metrics_address: str, **arguments: Any) ->
       ciml receive gerrit --config receivers.toml
       ciml receive gerrit --config receivers.toml --topic ci-events --metrics-port 9470
     """
-    from ciml.services.gerrit.service import GerritService
+    from ciml.services.receivers import GerritService
 
     run_sessions(GerritService.of(**arguments), metrics_port, metrics_address)

@@ -24,6 +24,6 @@ def command(metrics_port: int | None, metrics_address: str, **arguments: Any) ->
       ciml receive mqtt --config receivers.toml
       ciml receive mqtt --config receivers.toml --topic ci-events --metrics-port 9469
     """
-    from ciml.services.mqtt.service import MqttService
+    from ciml.services.receivers import MqttService
 
     run_sessions(MqttService.of(**arguments), metrics_port, metrics_address)

@@ -10,7 +10,7 @@ from ciml.cli.foreground import Running
 from ciml.cli.options import engines_home_option, kafka_options, stacked
 
 if TYPE_CHECKING:
-    from ciml.services.receivers.sessions import SessionReceiver
+    from ciml.services.receivers import SessionReceiver
     from ciml.services.service import Progress
 
 #: ``--config``, as ``config``: an absolute path; `kafka_options`; and ``--topic``. ``--home`` passes no argument.

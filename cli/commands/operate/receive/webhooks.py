@@ -29,7 +29,7 @@ def command(metrics_port: int | None, metrics_address: str, **arguments: Any) ->
       ciml receive webhooks --config receivers.toml
       ciml receive webhooks --config receivers.toml --topic ci-events --metrics-port 9468
     """
-    from ciml.services.webhooks.service import WebhooksService
+    from ciml.services.webhooks import WebhooksService
 
     service, shown = WebhooksService.of(**arguments), False
 

@@ -30,7 +30,7 @@ def list_command(data_path: str, last: int, waiting: bool, as_json: bool) -> Non
       ciml feedback list --data-path data --waiting --json
     """
     from ciml.data_root import DataRoot
-    from ciml.services.feedback.service import replica
+    from ciml.services.feedback import replica
 
     with replica(DataRoot.open(data_path)).state() as state:
         entries = [entry for entry in state.entries.values() if entry.is_open or not waiting]
@@ -120,7 +120,7 @@ def _commit(data_path: str, key: str, project: str) -> bool:
     from ciml.data_root import DataRoot
     from ciml.errors import CimlError
     from ciml.events.fields import is_clean
-    from ciml.services.feedback.service import replica
+    from ciml.services.feedback import replica
 
     if not project.strip() or len(project) > 200 or not is_clean(project):
         raise CimlError(f"PROJECT: {project!r:.120} is not a project's name or a glob")

@@ -13,8 +13,8 @@ from ciml.cli.options import data_path_option
 from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from ciml.services.feedback.history.report import Row
-    from ciml.services.feedback.history.standing import Share
+    from ciml.verdicts.feedback.standing import Share
+    from ciml.verdicts.feedback.truths import Row
 
 
 @click.command("report")
@@ -33,9 +33,9 @@ def command(config: str, data_path: str, as_json: bool) -> None:
       ciml feedback report --config feedback.toml --data-path data
     """
     from ciml.data_root import DataRoot
-    from ciml.services.feedback.config import load_feedback
-    from ciml.services.feedback.history.report import report
-    from ciml.services.feedback.service import replica
+    from ciml.services.feedback import replica
+    from ciml.verdicts.feedback.config import load_feedback
+    from ciml.verdicts.feedback.truths import report
 
     policy = load_feedback(config).policy
     with replica(DataRoot.open(data_path)).state() as state:

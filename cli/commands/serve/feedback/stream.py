@@ -12,9 +12,9 @@ from ciml.cli.options import metrics_options
 from ciml.cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from ciml.services.feedback.client import Rendered
-    from ciml.services.feedback.state import Entry
+    from ciml.integrations.review import Rendered
     from ciml.services.service import Progress
+    from ciml.verdicts.feedback.state import Entry
 
 
 @click.command("stream")
@@ -44,7 +44,7 @@ def command(
       ciml feedback stream --config feedback.toml --data-path data --until-idle 1min
     """
     from ciml.services.driver import PATIENCE_S
-    from ciml.services.feedback.service import FeedbackService, make_config
+    from ciml.services.feedback import FeedbackService, make_config
 
     shown = ""
 

@@ -32,8 +32,8 @@ def command(predictions: Path | None, run_id: str | None, config: str, data_path
       ciml feedback try predictions.jsonl --config feedback.toml --data-path data
     """
     from ciml.data_root import DataRoot
-    from ciml.services.feedback.config import load_feedback
-    from ciml.services.feedback.trial import try_messages
+    from ciml.services.feedback import try_messages
+    from ciml.verdicts.feedback.config import load_feedback
 
     if (predictions is None) == (run_id is None):
         raise click.UsageError("give either a file of PREDICTIONS or --run")
@@ -73,7 +73,7 @@ def _stored(data_path: str, run_id: str) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     from ciml.errors import RejectedInput
-    from ciml.events.json_input import parse_json
+    from ciml.events.fields import parse_json
 
     with path.open("rb") as lines:
         for number, line in enumerate(_bounded(lines), 1):

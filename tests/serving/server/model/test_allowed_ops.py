@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ciml.errors import IntegrityError
-from ciml.serving.server.model.allowed_ops import check_ops
+from ciml.serving.server.model.graph import check_ops
 from ciml.serving.server.model.loader import load_model
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.serving.models_fixture import save_model
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from ciml.datasets.definition import dumps
 from ciml.errors import CimlError, IntegrityError
-from ciml.http.errors import RequestError
+from ciml.http.intake import RequestError
 from ciml.serving.contract import check_candidate
 from ciml.serving.model_files import file_digests, list_versions, model_digest
 from ciml.serving.server.model.loader import load_model
-from ciml.storage.open import open_store
+from ciml.storage import open_store
 from tests.serving.models_fixture import DEFINITION, L, direct, runs, save_model, write_warmup
 
 

@@ -14,9 +14,8 @@ from ciml.errors import IntegrityError
 from ciml.limits import MAX_WARMUP_BYTES, MAX_WARMUP_RECORD_BYTES
 from ciml.serving.model_files import WARMUP_FILE
 from ciml.serving.server.manager import ModelManager, VersionStatus
-from ciml.serving.server.model.loader import load_model
-from ciml.serving.server.model.tf_records import frame, masked_crc, read_records
-from ciml.storage.open import Store, open_store
+from ciml.serving.server.model.loader import frame, load_model, masked_crc, read_records
+from ciml.storage import Store, open_store
 from tests.serving.models_fixture import F, L, save_model
 
 
@@ -95,7 +94,7 @@ def test_framing_that_is_wrong_is_named(data: bytes, message: str) -> None:
 
 def test_forged_length_fails_the_load_and_the_old_version_answers(good: dict[int, Path], tmp_path: Path) -> None:
     """The length 2^36 with its valid checksum."""
-    from ciml.serving.model_config import ModelEntry
+    from ciml.serving.model_files import ModelEntry
 
     base = tmp_path / "models"
     shutil.copytree(good[2], base / "1")
@@ -163,7 +162,7 @@ def test_warmup_that_does_not_end_fails_the_load(tmp_path: Path) -> None:
 
 
 def test_warmup_of_many_slow_requests_ends(good: dict[int, Path], tmp_path: Path) -> None:
-    from ciml.serving.server.model.warmup import warm_up
+    from ciml.serving.server.model.loader import warm_up
 
     folder = with_warmup(good[2], tmp_path / "m", frame(request()) * 9)
     model = load_model(folder)

@@ -1,8 +1,0 @@
-"""Adapters: what CI systems send, in one pure module each. `ciml.adapters.adapter` is the interface for all.
-
-A receiver produces the raw body to Kafka; ingest calls the adapter when it decodes, so a corrected adapter can replay.
-"""
-
-from ciml.adapters.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
-
-__all__ = ["Adapter", "Delivery", "Ignored", "Reading", "Run", "RunUpdate"]

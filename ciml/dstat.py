@@ -1,0 +1,296 @@
+"""The headers of a dstat, dool or pcp-dstat log, and the samples between them.
+
+A header is a group row and a column row, both fully quoted; it is found by that form, never by a line number. The lines
+before it (banner, ``Author``, ``Host``, ``Cmdline`` and ``Date``) are optional. A restarted recorder appends another
+header, perhaps with other columns: each start is one `Segment`.
+
+The vocabulary of the recorders: names of columns and months, the form of numbers, civil times. Imports no Arrow.
+
+The format of dstat, dool and pcp-dstat logs: headers, column names and numbers, as recorders write them.
+
+Uses no other library. It parses no whole logs: `ciml.transforms.parse` does.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from ciml import limits
+from ciml.errors import RejectedInput
+from ciml.limits import MAX_COLUMN_NAME, MAX_HEADER_OFFSET, MAX_HEADER_ROW_BYTES, MAX_LOG_COLUMNS, MAX_LOG_STARTS
+from ciml.telemetry import unique_names
+
+TIME_CELLS = frozenset({"time", "time-adv"})
+EPOCH_CELLS = frozenset({"epoch", "epoch-adv"})
+_MONTH_NAMES = b"jan feb mar apr may jun jul aug sep oct nov dec".split()
+MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
+
+SECOND = 1_000_000
+HOUR = 3600 * SECOND
+DAY = 24 * HOUR
+EARLIEST, LATEST = limits.EARLIEST_US, limits.LATEST_US
+#: Times without a zone that may be instants of `EARLIEST` to `LATEST`. No other is ever converted.
+FIRST_LOCAL, END_LOCAL = EARLIEST - DAY, LATEST + DAY
+#: A number as the recorders write them, excluding other forms that some parser accepts (1_000, 0x10, ٣). The pattern is
+#: unambiguous, so nothing is tried again.
+NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+
+#: Columns that the recorders write, ``group:name``.
+RECORDED_COLUMNS = frozenset(
+    f"{group}:{name}"
+    for group, names in {
+        "total cpu usage": "usr sys idl wai hiq siq stl",
+        "total usage": "usr sys idl wai hiq siq stl",
+        "load avg": "1m 5m 15m",
+        "memory usage": "used free buff cach avai",
+        "dsk/total": "read writ",
+        "io/total": "read writ",
+        "net/total": "recv send",
+        "swap": "used free",
+        "paging": "in out",
+        "procs": "run blk new",
+        "system": "int csw",
+        "tcp sockets": "lis act syn tim clo",
+        "filesystem": "files inodes",
+        "file locks": "pos lck rea wri",
+        "sysv ipc": "msg sem shm",
+        "unix sockets": "dgm str lis act",
+        "virtual memory": "majpf minpf alloc free",
+    }.items()
+    for name in names.split()
+)
+
+
+def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
+    """Return a civil time as µs since 1970 without a zone; None for an invalid time.
+
+    Second 60 is the next minute.
+    """
+    try:
+        days = (dt.date(year, month, day) - dt.date(1970, 1, 1)).days
+    except ValueError:
+        return None
+    if hour > 23 or minute > 59 or second > 60:
+        return None
+    return (days * 86400 + hour * 3600 + minute * 60 + second) * SECOND
+
+
+_MAX_PREAMBLE_LINES = 12
+
+# Possessive quantifiers: linear time without backtracking, on any input.
+_HEADER = re.compile(
+    rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n[\r\n]*+("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
+)
+_PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
+_BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
+_CMDLINE, _DATE_CELL = b'"Cmdline:","', b'"Date:"'
+_DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: ([^"\n]{0,40}))?"')
+
+#: Options of the recorders with a value, so that the value is not mistaken for the delay.
+_WITH_VALUE = frozenset(
+    {"-C", "-D", "-I", "-L", "-M", "-N", "-P", "-S", "--output", "--profile", "--pidfile"}  # dstat and dool
+    | {"-o", "-h", "--host", "-a", "--archive", "-O", "--origin", "-A", "--align"}  # pcp-dstat
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns in a group row and a column row.
+
+    Attributes:
+      names: the full name of each cell, ``group:name``, in the order of the log; "" for the time cells.
+      time, epoch: index of the cell that holds the time of day, or the seconds since 1970; None where there is none.
+      text: indices of the cells with text, by their name (``--top-cpu`` and similar).
+    """
+
+    names: tuple[str, ...]
+    time: int | None
+    epoch: int | None
+    text: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The samples of one start of the recorder.
+
+    Attributes:
+      columns: its columns.
+      body: its sample rows; each ends in a line feed.
+      torn: number of truncated rows at the end of the file (0 or 1).
+      recorder: its banner, such as ``dool 1.3.8``; "" without one.
+      date_us: the ``Date`` cell as microseconds since 1970 *on the recorder's clock*, without its zone; None where it
+        is missing, not a date, or outside the valid years of samples.
+      near_us: the ``Date`` cell in any year, or that of an earlier start: close enough to determine the year.
+      zone: the zone in the ``Date`` cell; "" without one.
+      cmdline: the recorder's command line, "" where it is missing.
+      size: bytes of its header and its samples.
+    """
+
+    columns: Columns
+    body: bytes
+    torn: int
+    recorder: str
+    date_us: int | None
+    near_us: int | None
+    zone: str
+    cmdline: bytes
+    size: int
+
+    @property
+    def interval_s(self) -> float:
+        """The delay on the command line, seconds; the recorders' default is 1."""
+        return interval_of(self.cmdline)
+
+
+def split_segments(text: bytes) -> list[Segment]:
+    """Split a log into the starts of its recorder, in order.
+
+    Raises:
+      RejectedInput: ``not_telemetry``, ``log_too_wide`` or ``too_many_restarts``.
+    """
+    if text.startswith(b"\xef\xbb\xbf"):
+        text = text[3:]
+    if not text.strip(b"\x00 \r\n\t"):
+        raise RejectedInput("empty_telemetry", "the log is empty")
+    head = b"\n" + text[:MAX_HEADER_OFFSET]
+    first = _HEADER.search(head)
+    if first is None:
+        raise RejectedInput("not_telemetry", "no header of dstat, dool or pcp-dstat (quoted group and column rows)")
+    # Positions in ``head`` are one higher than in ``text``.
+    found = [(first.start(), first.end() - 1, first.group(1), first.group(2))]
+    position = text.find(b'\n"', first.end() - 2)
+    if position >= 0:
+        for match in _HEADER.finditer(text, position):
+            found.append((match.start() + 1, match.end(), match.group(1), match.group(2)))
+            if len(found) > MAX_LOG_STARTS:
+                raise RejectedInput("too_many_restarts", f"more than {MAX_LOG_STARTS} starts of the recorder")
+
+    preambles = [0] + [
+        _preamble_start(text, body_start, group_start)
+        for (_, body_start, _, _), (group_start, _, _, _) in pairwise(found)
+    ]
+    segments: list[Segment] = []
+    near_us: int | None = None
+    recorder, zone, cmdline = "", "", b""
+    for index, (group_start, body_start, group_row, column_row) in enumerate(found):
+        preamble = text[preambles[index] : group_start]
+        if banner := _BANNER.search(preamble):
+            recorder = _text(banner.group(1))
+        cmdline = _cmdline(preamble) or cmdline
+        date_us = None  # an earlier date does not give the time of this start
+        if date := _DATE.search(preamble):
+            date_us, zone = _date(date)
+            near_us = near_us if date_us is None else date_us
+            if date_us is not None and not FIRST_LOCAL <= date_us < END_LOCAL:
+                date_us = None  # it only determines the year of rows, which are then out of range, and no zone
+        last = index + 1 == len(found)
+        end = len(text) if last else preambles[index + 1]
+        body, torn = text[body_start:end], 0
+        if not body.endswith(b"\n"):
+            cut = body.rfind(b"\n") + 1
+            torn = int(bool(body[cut:].strip()))
+            body = body[:cut]
+        columns = read_columns(group_row.rstrip(b"\r"), column_row.rstrip(b"\r"))
+        segments.append(Segment(columns, body, torn, recorder, date_us, near_us, zone, cmdline, end - preambles[index]))
+    return segments
+
+
+def _preamble_start(text: bytes, earliest: int, group_start: int) -> int:
+    """Return the start of the lines that belong to a header, above its group row."""
+    start = group_start
+    for _ in range(_MAX_PREAMBLE_LINES):
+        line = text.rfind(b"\n", earliest, start - 1) + 1 if start > earliest else 0
+        line = max(line, earliest)
+        if line >= start or not _PREAMBLE.match(text, line, start):
+            break
+        start = line
+    return start
+
+
+def _cmdline(preamble: bytes) -> bytes:
+    """Return the ``Cmdline:`` cell, which may hold quotes and commas: up to the ``Date:`` cell or the line's end."""
+    begin = preamble.find(_CMDLINE)
+    if begin < 0:
+        return b""
+    begin += len(_CMDLINE)
+    end = preamble.find(b"\n", begin)
+    line = preamble[begin : end if end >= 0 else len(preamble)]
+    cell, _, _ = line.partition(_DATE_CELL)
+    return cell.rstrip(b"\r").rstrip(b",").removesuffix(b'"')
+
+
+def _date(match: re.Match[bytes]) -> tuple[int | None, str]:
+    day, month, year, hour, minute, second, zone = match.groups()
+    number = MONTHS.get(month.lower(), 0)
+    date_us = epoch_us(int(year), number, int(day), int(hour), int(minute), int(second))
+    return date_us, _text(zone or b"")
+
+
+def _text(value: bytes) -> str:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        text = value.decode("latin-1")
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
+
+
+@lru_cache(maxsize=64)
+def read_columns(group_row: bytes, column_row: bytes) -> Columns:
+    """Return the columns in the two rows of a header. Rows are quoted; a group's name is at its first column.
+
+    Raises:
+      RejectedInput: ``log_too_wide`` rows or names exceed the limits.
+    """
+    if max(len(group_row), len(column_row)) > MAX_HEADER_ROW_BYTES:
+        raise RejectedInput("log_too_wide", f"header row of {max(len(group_row), len(column_row))} bytes")
+    groups, columns = _cells(group_row), _cells(column_row)
+    if columns[-1] == "":
+        columns.pop()  # a trailing comma
+    if len(columns) > MAX_LOG_COLUMNS + 2:  # the time cells
+        raise RejectedInput("log_too_wide", f"header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
+    time = epoch = None
+    group, full, text = "", [], []
+    for index, name in enumerate(columns):
+        if index < len(groups) and groups[index]:
+            group = groups[index]
+        if len(name) > MAX_COLUMN_NAME or len(group) > MAX_COLUMN_NAME:
+            raise RejectedInput("log_too_wide", f"column name of {max(len(name), len(group))} characters")
+        if name in TIME_CELLS:
+            time = index if time is None else time
+            full.append("")
+        elif name in EPOCH_CELLS:
+            epoch = index if epoch is None else epoch
+            full.append("")
+        else:
+            # With several instances the recorders repeat the group in the column: net/lo:recv.
+            full.append(name if name.startswith(f"{group}:") else f"{group}:{name}")
+            if _holds_words(group, name):
+                text.append(index)
+    return Columns(unique_names(full), time, epoch, tuple(text))
+
+
+def _cells(row: bytes) -> list[str]:
+    # The row matched _HEADER: no quote is within a cell, but a comma may be.
+    return [_text(cell.strip(b'"')) for cell in re.findall(rb'"[^"]*"|(?<=,)(?=,|$)', row)]
+
+
+def _holds_words(group: str, name: str) -> bool:
+    return "process" in f"{group} {name}" or group.startswith(("most ", "highest ", "top-", "out of memory"))
+
+
+def interval_of(cmdline: bytes) -> float:
+    """Return the seconds between samples from a recorder's command line: its first numeric operand, else 1."""
+    words = _text(cmdline).split()
+    skip = True  # the program's name
+    for word in words:
+        if skip:
+            skip = False
+        elif word in _WITH_VALUE:
+            skip = True
+        elif re.fullmatch(r"\d{1,6}(\.\d{1,6})?", word, re.ASCII) and float(word) > 0:
+            return float(word)
+    return 1.0

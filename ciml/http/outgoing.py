@@ -1,0 +1,178 @@
+"""Connections that go to exactly the address that was checked, and end in time."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpcore
+
+from ciml.errors import CimlError, RejectedInput
+from ciml.http.addresses import HostRule, as_ip, check_ips
+from ciml.limits import MAX_LOG_REQUESTS, MAX_RETRY_AFTER_S
+
+#: (host, port) -> IP addresses. Raises OSError where the name does not resolve.
+Resolve = Callable[[str, int], list[str]]
+
+_SLACK_S = 0.001
+
+
+def system_resolve(host: str, port: int) -> list[str]:
+    """Resolve a host with the system's resolver, without repeats."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class OneLog(threading.local):
+    """The limits of this thread's present log: its end by ``time.monotonic``, and the requests that it has left."""
+
+    at: float = float("inf")
+    requests: int = 0
+
+    @contextmanager
+    def within(self, total_s: float) -> Iterator[None]:
+        """Limit what the block does. A block inside another has the limits of the outer one."""
+        if self.at != float("inf"):
+            yield
+            return
+        self.at, self.requests = time.monotonic() + total_s, MAX_LOG_REQUESTS
+        try:
+            yield
+        finally:
+            self.at = float("inf")
+
+    def left(self, timeout: float | None) -> float:
+        """Return the time limit of one step, s."""
+        left = self.at - time.monotonic()
+        if left <= _SLACK_S:
+            raise httpcore.ReadTimeout("the time limit of the fetch was reached")
+        return left if timeout is None else min(timeout, left)
+
+    def count_request(self) -> None:
+        """Count a request. Raises `RejectedInput` where a log takes too many."""
+        self.requests -= 1
+        if self.requests < 0:
+            raise RejectedInput("too_many_redirects", f"more than {MAX_LOG_REQUESTS} requests for one log")
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection whose every step ends at the fetch's deadline, even if bytes drip."""
+
+    def __init__(self, inner: httpcore.NetworkStream, limits: OneLog) -> None:
+        self._inner = inner
+        self._limits = limits
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, self._limits.left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, self._limits.left(timeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        inner = self._inner.start_tls(ssl_context, server_hostname, self._limits.left(timeout))
+        return _Stream(inner, self._limits)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class Pinned(httpcore.NetworkBackend):
+    """Resolves once, checks every address, and connects to one of exactly those."""
+
+    def __init__(self, rules: tuple[HostRule, ...], resolve: Resolve, limits: OneLog) -> None:
+        self._rules = rules
+        self._resolve = resolve
+        self._limits = limits
+        self._inner = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.NetworkStream:
+        rules = [rule for rule in self._rules if rule.matches(rule.scheme, host, port)]
+        if not rules:
+            raise RejectedInput("address_not_allowed", f"{host}:{port} is not an allowed host")
+        found = [host] if as_ip(host) else self._look_up(host, port, self._limits.left(timeout))
+        failed: Exception = httpcore.ConnectError(f"{host} has no address")
+        for ip in check_ips(found, any(rule.private for rule in rules)):
+            try:
+                inner = self._inner.connect_tcp(ip, port, self._limits.left(timeout), None, socket_options)
+            except httpcore.ConnectError as error:
+                failed = error
+                continue
+            return _Stream(inner, self._limits)
+        raise failed
+
+    def _look_up(self, host: str, port: int, timeout: float) -> list[str]:
+        # The system's resolver has no time limit, so a slow one is abandoned in its thread.
+        answer: list[Any] = []
+
+        def ask() -> None:
+            try:
+                answer.append(self._resolve(host, port))
+            except (OSError, UnicodeError) as error:
+                answer.append(error)
+
+        thread = threading.Thread(target=ask, name=f"resolve {host}", daemon=True)
+        thread.start()
+        thread.join(timeout)
+        if not answer:
+            raise httpcore.ConnectTimeout(f"resolving {host} timed out")
+        if isinstance(answer[0], Exception):
+            raise httpcore.ConnectError(f"cannot resolve {host}: {answer[0]}")
+        found: list[str] = answer[0]
+        return found
+
+
+def tls_context(ca_file: str) -> ssl.SSLContext:
+    """Return a context that trusts the usual authorities, and those in a file of certificates unless it is ""."""
+    context = httpcore.default_ssl_context()
+    if ca_file:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise CimlError(f"cannot read the certificates in {ca_file}: {error}") from None
+    return context
+
+
+def retry_after_s(response: httpcore.Response) -> float:
+    """Return how long a response asks to wait, s, at most `MAX_RETRY_AFTER_S`; 0 where it does not."""
+    after = header(response, b"retry-after").decode("latin-1").strip()
+    wait = _number(after) if after else None
+    if after and wait is None:
+        try:
+            moment = parsedate_to_datetime(after)
+            wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            wait = None
+    for prefix in (b"x-ratelimit-", b"ratelimit-"):  # a response that is forbidden for another reason has some left
+        if wait is None and header(response, prefix + b"remaining").strip() == b"0":
+            reset = _number(header(response, prefix + b"reset").decode("latin-1"))
+            wait = None if reset is None else reset - time.time()
+    return 0.0 if wait is None else min(max(wait, 1.0), MAX_RETRY_AFTER_S)
+
+
+def _number(text: str) -> float | None:
+    text = text.strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
+def header(response: httpcore.Response, name: bytes) -> bytes:
+    """Return the first header of a name, which is in lower case; b"" where there is none."""
+    return next((value for key, value in response.headers if key.lower() == name), b"")

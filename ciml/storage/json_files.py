@@ -1,0 +1,145 @@
+"""Seals of JSON objects: a stored object carries the sha256 of its bytes, so that damage is detected before parsing.
+
+A sealed object begins with the key ``seal`` and ends with the key ``sha256``, whose digits cover all bytes before them:
+
+    {"seal":"","estimator":"dnn",…,"sha256":"<64 hex digits>"}
+
+The two keys are at opposite ends, so that a damaged seal is not taken for a missing one. Objects of older versions have
+neither. The value of ``seal`` is text that the writer adds, such as the digest of the previous delta of a log.
+
+Small JSON files that are replaced atomically, such as the state of local engines and services.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ciml.errors import CimlError, IntegrityError
+
+
+def read_json(path: Path, remedy: str = "remove it", error: type[CimlError] = CimlError) -> dict[str, Any] | None:
+    """Return an object written by `write_json`, or None if the file does not exist.
+
+    Raises:
+      CimlError: if the file holds no JSON object: of the class ``error``, with a ``remedy``.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return read_object(data, str(path), remedy, error)
+
+
+def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
+    """Replace a file atomically; it carries a digest of its bytes."""
+    import tempfile  # most commands only read
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(seal(json.dumps(value, indent=2).encode()))
+        os.chmod(staged, mode)
+        os.replace(staged, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(staged)
+        raise
+
+
+_FIRST = b'{"seal":"'
+_LAST = b',"sha256":"'
+_END = b'"}'
+_DIGITS = 64
+_TAIL = len(_LAST) + _DIGITS + len(_END)
+_HEAD = re.compile(rb'\{"seal":"([0-9a-f:]*)",')
+RESTORE = "restore a backup"
+
+
+class Seal(NamedTuple):
+    """The seal of an undamaged object.
+
+    Attributes:
+      text: the value of its key ``seal``.
+      digest: hex sha256 of all bytes before the digits.
+    """
+
+    text: str
+    digest: str
+
+
+def seal(document: bytes, text: str = "") -> bytes:
+    """Return a JSON object with a seal.
+
+    Args:
+      document: the bytes of an object, without white space around it.
+      text: digits, letters from a to f, and colons.
+    """
+    members = document[1:-1]
+    separator = b'",' if members else b'"'
+    content = b"".join((_FIRST, text.encode(), separator, members, _LAST))
+    return b"".join((content, hashlib.sha256(content).hexdigest().encode(), _END))
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest in an object that `seal` has returned."""
+    return data[-_DIGITS - len(_END) : -len(_END)].decode()
+
+
+def seal_of(data: bytes, where: str, remedy: str = RESTORE, error: type[CimlError] = IntegrityError) -> Seal | None:
+    """Return the seal of a stored object; None for one that an older version wrote without a seal.
+
+    Args:
+      data: the bytes of the object.
+      where: its address, for errors.
+      remedy: what to do about damage, for errors.
+      error: the class of errors.
+
+    Raises:
+      CimlError: of the class ``error``: it has a seal, or a part of one, and differs from it.
+    """
+    end = len(data) - _TAIL
+    ends_sealed = end > 0 and data.startswith(_LAST, end) and data.endswith(_END)
+    if not ends_sealed and not data.startswith(_FIRST):
+        return None
+    head = _HEAD.match(data)
+    content = memoryview(data)[: end + len(_LAST)]
+    if (
+        not ends_sealed
+        or head is None
+        or hashlib.sha256(content).hexdigest().encode() != data[len(content) : -len(_END)]
+    ):
+        raise error(f"{where} differs from its digest; {remedy}")
+    return Seal(head[1].decode(), digest_of(data))
+
+
+def without_seal(data: bytes) -> bytes:
+    """Return an object as it was before `seal`; one without a seal unchanged. The digest is not compared."""
+    head = _HEAD.match(data)
+    if head is None or not data.startswith(_LAST, len(data) - _TAIL):
+        return data
+    return b"".join((b"{", data[head.end() : -_TAIL], b"}"))
+
+
+def read_object(
+    data: bytes, where: str, remedy: str = RESTORE, error: type[CimlError] = IntegrityError
+) -> dict[str, Any]:
+    """Parse a stored object, with or without a seal; return it without the keys of the seal.
+
+    Raises:
+      CimlError: of the class ``error``: it differs from its seal, or is no JSON object.
+    """
+    seal_of(data, where, remedy, error)
+    try:
+        value = json.loads(without_seal(data))
+    except (ValueError, RecursionError) as damage:
+        raise error(f"{where} is unreadable ({damage}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise error(f"{where} is unreadable (not a JSON object); {remedy}")
+    return value

@@ -1,1 +1,0 @@
-"""Options of jobs on Dataflow, and the report of what was written or submitted."""

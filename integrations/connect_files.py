@@ -1,0 +1,348 @@
+"""The files of a connection: receivers, policies, feedback and secret. They are extended, never overwritten.
+
+Further keys, items and tables in a TOML text, which keeps its comments. Each result is parsed and compared.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import secrets
+import stat
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ciml.errors import CimlError
+from ciml.globs import crosses_slash
+from ciml.integrations.config import SOURCES, TABLES, load_receivers
+from ciml.integrations.connect import Connection, SecretFile
+from ciml.settings import parse_toml
+from ciml.trust import PATH_GLOBS
+
+
+def table(header: str, keys: Mapping[str, Any]) -> str:
+    """Return a table as TOML; its values are texts, numbers, flags and lists of texts.
+
+    Raises:
+      CimlError: a text has a character that TOML cannot hold.
+    """
+    return f"{header}\n" + "".join(f"{key} = {_value(key, value)}\n" for key, value in keys.items())
+
+
+def _value(key: str, value: Any) -> str:
+    """Return a value as TOML, which permits neither DEL nor half of a character, as JSON does."""
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    try:
+        text.encode()
+        tomllib.loads(f"x = {text}")
+    except ValueError:
+        raise CimlError(f"{key}: {value!r:.120} cannot be written; use another name") from None
+    return text
+
+
+def with_table(text: str, header: str, keys: Mapping[str, Any]) -> str:
+    """Return the text with a further table at its end."""
+    return f"{text.rstrip()}\n\n{table(header, keys)}".lstrip("\n")
+
+
+def without_blocks(text: str, header: str, keys: Mapping[str, Any]) -> str:
+    """Return the text without the tables ``header`` that have these keys and values."""
+    blocks = re.split(r"(?m)^(?=\[)", text)
+    kept = [block for block in blocks if not (block.startswith(header) and _has(block, keys))]
+    return "".join(kept)
+
+
+def _has(block: str, keys: Mapping[str, Any]) -> bool:
+    try:
+        (found,) = tomllib.loads(block).values()
+    except ValueError:
+        return False
+    found = found[0] if isinstance(found, list) else found
+    return all(found.get(key) == value for key, value in keys.items())
+
+
+def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
+    """Return the text with further items in a list at its top level, which is made where it is missing.
+
+    Args:
+      text: TOML.
+      key: of the list.
+      items: those that the list has already are left out.
+      where: the file, for messages.
+
+    Raises:
+      CimlError: the list cannot be found in the text; one line that says what to add by hand.
+    """
+    before = tomllib.loads(text)
+    present = before.get(key, [])
+    new = [item for item in items if item not in present]
+    if not new:
+        return text
+    listed = ", ".join(_value(key, item) for item in new)
+    if key in before:
+        changed = re.sub(
+            rf"(?m)^({key}\s*=\s*\[)", lambda found: f"{found[1]}{listed}{', ' if present else ''}", text, count=1
+        )
+    else:
+        changed = _on_top(text, f"{key} = [{listed}]\n")
+    try:
+        same = tomllib.loads(changed) == {**before, key: [*new, *present]}
+    except ValueError:
+        same = False
+    if not same:
+        raise CimlError(f"{where}: {key}: cannot be extended by ciml; add {listed} by hand")
+    return changed
+
+
+def with_key(text: str, key: str, value: str | int, where: str) -> str:
+    """Return the text with a key at its top level. Raises `CimlError` if it has another value."""
+    before = tomllib.loads(text).get(key)
+    if before not in (None, value):
+        raise CimlError(f"{where}: {key} is {before!r} already; remove it, or add the content of {value} to that file")
+    return text if before == value else _on_top(text, f"{key} = {_value(key, value)}\n")
+
+
+def _on_top(text: str, line: str) -> str:
+    """Return the text with a line after its first comment: before all tables, so it is a key of the top level."""
+    comment = re.match(r"(?:#.*\n|\n)*", text)
+    at = comment.end() if comment else 0
+    return f"{text[:at]}{line}{text[at:]}"
+
+
+RECEIVERS, FETCH, TRUST, FEEDBACK = "receivers.toml", "fetch.toml", "trust.toml", "feedback.toml"
+_SECRET_BYTES = 32
+_COMMENT: Mapping[str, str] = {
+    RECEIVERS: "# Sources of CI systems' deliveries, written by ciml connect. See docs/webhooks.md.\n",
+    FETCH: "# Where logs may be fetched, written by ciml connect. See docs/fetch.md.\n",
+    FEEDBACK: "# Messages on reviewed changes, written by ciml connect. See docs/feedback.md.\n"
+    "# true: messages are printed, and no review system is called.\ndry_run = true\n",
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file, what became of it (``made``, ``extended``, ``unchanged``), and what to do about it ("" for nothing)."""
+
+    path: Path
+    change: str
+    todo: str = ""
+
+
+def write(folder: Path, connection: Connection, *, force: bool = False) -> list[Written]:
+    """Write the files of a connection, each atomically; what is there already stays.
+
+    Args:
+      folder: of all files; it is made where it is missing, and its folder of secrets with the mode 0700.
+      connection: what to write.
+      force: replace a source of the same name and receiver that has other keys.
+
+    Returns:
+      All files, the secret first: a configuration that is read names no file that is missing.
+
+    Raises:
+      CimlError: a file cannot be read, extended or written, is a symlink, or has that source with other keys; or others
+        may write to the folder of secrets. Nothing is written.
+    """
+    _check_places(folder, connection)
+    texts = {name: _read(folder / name) for name in (RECEIVERS, FETCH, TRUST, FEEDBACK)}
+    new = {
+        RECEIVERS: receivers_text(texts[RECEIVERS] or "", connection, str(folder / RECEIVERS), force=force),
+        FETCH: fetch_text(texts[FETCH] or "", connection, folder.absolute(), str(folder / FETCH)),
+        TRUST: trust_text(texts[TRUST] or "", connection, str(folder / TRUST)),
+        FEEDBACK: feedback_text(texts[FEEDBACK] or "", connection, str(folder / FEEDBACK), force=force),
+    }
+    if texts[RECEIVERS] is not None:
+        load_receivers(folder / RECEIVERS)  # a fault that was there before is named in its own file
+    done = [_secret(folder, connection.secret)] if connection.secret else []
+    for name, text in new.items():
+        if text == (texts[name] or ""):
+            concerned = text and (name != FEEDBACK or connection.feedback)
+            done += [Written(folder / name, "unchanged")] if concerned else []
+            continue
+        _replace(folder / name, text.encode(), _mode(folder / name))
+        done.append(Written(folder / name, "made" if texts[name] is None else "extended"))
+    return done
+
+
+def receivers_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
+    """Return the configuration of receivers with the source of a connection. Raises as `write`."""
+    source = dict(connection.source)
+    keys = {key: value for key, value in source.items() if key != "receiver"}
+    if connection.receiver not in SOURCES:
+        raise CimlError(f"there is no receiver {connection.receiver!r}; choose from {', '.join(SOURCES)}")
+    SOURCES[connection.receiver].from_json(keys, f"source {connection.name}")
+    found = parse_toml(text, where)
+    same = {"receiver": source["receiver"], "name": source["name"]}
+    listed = [each for each in found.get("source", []) if same.items() <= each.items()]
+    if source in listed:
+        return text
+    text = _without_other(text or _COMMENT[RECEIVERS], "source", source, same, listed, where, force)
+    for name, needed in (("webhooks", connection.webhooks),):
+        if needed and name not in found:
+            TABLES[name].from_json(needed, f"[{name}]")
+            text = with_table(text, f"[{name}]", needed)
+        elif needed and not needed.items() <= found[name].items():
+            missing = ", ".join(f"{key} = {value}" for key, value in needed.items())
+            raise CimlError(f"{where}: [{name}]: set {missing}, the addresses of your proxies, and connect again")
+    return with_table(text, "[[source]]", source)
+
+
+def feedback_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
+    """Return the configuration of feedback with the review system of a connection. Raises as `write`."""
+    from ciml.integrations.registry import kinds
+
+    if not connection.feedback:
+        return text
+    system = dict(connection.feedback)
+    kinds()[system["kind"]].from_json(_without_kind(system), f"system {connection.name}")
+    listed = [each for each in parse_toml(text, where).get("system", []) if each.get("name") == system["name"]]
+    if system in listed:
+        return text
+    same = {"name": system["name"]}
+    text = _without_other(text or _COMMENT[FEEDBACK], "system", system, same, listed, where, force)
+    return with_table(text, "[[system]]", system)
+
+
+def _without_kind(system: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in system.items() if key != "kind"}
+
+
+def _without_other(
+    text: str, what: str, table: Mapping[str, Any], same: Mapping[str, Any], listed: list[Any], where: str, force: bool
+) -> str:
+    """Return the text without the table of the same name that has other keys, if there is one. Raises without force."""
+    if not listed:
+        return text
+    if not force:
+        differ = sorted(key for key in table.keys() | listed[0].keys() if table.get(key) != listed[0].get(key))
+        raise CimlError(
+            f"{where}: {what} {table['name']} is there with other values of {', '.join(differ)}; give --force to "
+            f"replace it, or --name for another {what}"
+        )
+    return without_blocks(text, f"[[{what}]]", same)
+
+
+def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> str:
+    """Return the fetch policy with the places of a connection's logs. Raises as `write`."""
+    if not connection.allowed and not connection.credential:
+        return text
+    found = parse_toml(text, where)
+    text = text or _COMMENT[FETCH]
+    for key, items in connection.allowed.items():
+        text = with_items(text, key, items, where)
+    if connection.ca_file:
+        text = with_key(text, "ca_file", connection.ca_file, where)
+    credential: dict[str, Any] = dict(connection.credential)
+    if credential and not any(each.get("host") == credential["host"] for each in found.get("credentials", [])):
+        credential["token_file"] = str(folder / credential["token_file"])
+        text = with_table(text, "[[credentials]]", credential)
+    return text
+
+
+def trust_text(text: str, connection: Connection, where: str) -> str:
+    """Return the trust policy with sample rules for a source, unless it has rules for it. Raises as `write`."""
+    found = parse_toml(text, where).get("rule", [])
+    if any(connection.name in _globs(each) for each in found):
+        return text
+    sample = files("ciml.integrations").joinpath(f"trust_{connection.trust}.toml").read_text()
+    sample = re.sub(r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample)
+    if connection.trust == "mtls":  # one sample for several adapters
+        sample = sample.replace('adapter = ["tekton"', f'adapter = ["{connection.source["adapter"]}"')
+    if not text:
+        return sample
+    text = _with_path_globs(text, where)
+    names = {each.get("name") for each in found}
+    for block in re.split(r"(?m)^(?=\[\[rule\]\])", sample)[1:]:
+        (rule,) = parse_toml(block, where)["rule"]
+        if rule["name"] == "listing" and "listing" in names:
+            continue
+        if rule["name"] in names:
+            block = block.replace(f'"{rule["name"]}"', f'"{rule["name"]} ({connection.name})"', 1)
+        text = f"{text.rstrip()}\n\n{block.rstrip()}\n"
+    return text
+
+
+def _with_path_globs(text: str, where: str) -> str:
+    """Return a policy in which * ends at a slash, unless that would change what its own rules match."""
+    document = parse_toml(text, where)
+    rules = document.get("rule", [])
+    globs = [glob for rule in rules for fact in rule if fact not in ("name", "trusted") for glob in _globs(rule, fact)]
+    if "globs" in document or "all" in globs or any(map(crosses_slash, globs)):
+        return text
+    return with_key(text, "globs", PATH_GLOBS, where)
+
+
+def _globs(rule: Mapping[str, Any], fact: str = "source") -> list[str]:
+    globs = rule.get(fact, [])
+    return [globs] if isinstance(globs, str) else globs
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CimlError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_places(folder: Path, connection: Connection) -> None:
+    """Check that what is written stays in the folder, and that others cannot exchange a secret."""
+    secret = folder / connection.secret.path if connection.secret else None
+    for path in (
+        *(folder / name for name in (RECEIVERS, FETCH, TRUST, FEEDBACK)),
+        *((secret, secret.parent) if secret else ()),
+    ):
+        if path.is_symlink():
+            raise CimlError(f"{path} is a symlink to {os.readlink(path)}; connect with the --folder where the file is")
+    if secret and secret.parent.exists() and secret.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CimlError(f"{secret.parent}: others may write to the folder of secrets; chmod go-w it")
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+
+
+def _secret(folder: Path, secret: SecretFile) -> Written:
+    path = folder / secret.path
+    if path.exists():
+        mode = stat.S_IMODE(path.stat().st_mode)
+        todo = (
+            f"others may read this secret (mode {mode:04o}): chmod 600" if mode & (stat.S_IRWXG | stat.S_IRWXO) else ""
+        )
+        return Written(path, "unchanged", todo)
+    value = secrets.token_bytes(_SECRET_BYTES)
+    text = secret.prefix + (base64.b64encode(value).decode() if secret.prefix else value.hex())
+    made = _replace(path, text.encode() + b"\n", 0o600, exclusively=True)
+    return Written(path, "made" if made else "unchanged")
+
+
+def _replace(path: Path, content: bytes, mode: int, *, exclusively: bool = False) -> bool:
+    """Write a file at once; ``exclusively`` only where there is none. Return whether it was written."""
+    try:
+        path.parent.mkdir(mode=0o755 if mode & 0o077 else 0o700, parents=True, exist_ok=True)
+        handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(content)
+            os.chmod(staged, mode)
+            if exclusively:
+                with contextlib.suppress(FileExistsError):
+                    os.link(staged, path)
+                    return True
+                return False
+            os.replace(staged, path)
+            return True
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)
+    except OSError as error:
+        raise CimlError(f"{path}: {error.strerror}") from None

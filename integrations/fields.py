@@ -1,0 +1,244 @@
+"""Fields of nested hostile JSON: each is reached by its path, of the expected type, or the delivery is rejected.
+
+Every function takes the object and the names that lead to the field: ``word(body, "workflow_job", "head_sha")``. What
+is absent or null is empty; what has another type raises `RejectedInput` ``bad_field``, which names the path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ciml.errors import RejectedInput
+from ciml.events.fields import identifier, kind_of, text, time_us
+from ciml.events.redaction import shown
+from ciml.events.run_id import path_safe
+from ciml.events.updates import COMMIT
+from ciml.integrations.adapter import Delivery
+from ciml.limits import MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
+
+_EMPTY: Mapping[str, Any] = {}
+_EPOCH = re.compile(r"\d{9,10}(?:\.\d{1,9})?")
+_NO_TIME = "0001-01-01T00:00:00Z"  # as programs in Go write a time that is not set
+_KIND = re.compile(r"[a-z0-9_]{1,80}")
+_SPACED_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,9})?) (?:UTC|([+-]\d\d)(\d\d))")
+
+
+def value(body: Mapping[str, Any], *path: str) -> Any:
+    """Return a value of any type; None where it, or an object on its way, is absent or null.
+
+    Raises:
+      RejectedInput: ``bad_field``, where something on its way is no object.
+    """
+    found: Any = body
+    for depth, name in enumerate(path):
+        if found is None:
+            return None
+        if type(found) is not dict:
+            raise RejectedInput("bad_field", f"{'.'.join(path[:depth])}: want an object, not {kind_of(found)}")
+        found = found.get(name)
+    return found
+
+
+def inner(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """Return a needed object.
+
+    Raises:
+      RejectedInput: ``missing_field``, or ``bad_field`` for another type.
+    """
+    found = value(body, *path)
+    if found is None:
+        raise RejectedInput("missing_field", ".".join(path))
+    return _mapping(found, path)
+
+
+def maybe(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """Return an object; an empty one where it is absent or null. Raises `RejectedInput` ``bad_field``."""
+    found = value(body, *path)
+    return _EMPTY if found is None else _mapping(found, path)
+
+
+def objects(body: Mapping[str, Any], *path: str, most: int) -> Sequence[Mapping[str, Any]]:
+    """Return a list of objects; an empty one where it is absent or null.
+
+    Raises:
+      RejectedInput: ``bad_field``, or ``too_many_runs`` for more than ``most``.
+    """
+    found = value(body, *path)
+    if found is None:
+        return ()
+    where = ".".join(path)
+    if type(found) is not list:
+        raise RejectedInput("bad_field", f"{where}: want a list, not {kind_of(found)}")
+    if len(found) > most:
+        raise RejectedInput("too_many_runs", f"{where}: {len(found)} entries, at most {most}")
+    return [_mapping(one, (*path[:-1], f"{path[-1]}[{index}]")) for index, one in enumerate(found)]
+
+
+def words(body: Mapping[str, Any], *path: str, most: int = 100) -> tuple[str, ...]:
+    """Return a list of texts without secrets; an empty one where it is absent or null.
+
+    Raises:
+      RejectedInput: ``bad_field``, for another type or for more than ``most``.
+    """
+    found = value(body, *path)
+    if found is None:
+        return ()
+    where = ".".join(path)
+    if type(found) is not list or len(found) > most:
+        raise RejectedInput("bad_field", f"{where}: want a list of at most {most} texts")
+    return tuple(text({"": one}, "", f"{where}[{index}]") for index, one in enumerate(found))
+
+
+def natural(body: Mapping[str, Any], *path: str) -> int:
+    """Return a needed whole number from 1.
+
+    Raises:
+      RejectedInput: ``missing_field``, or ``bad_field`` for anything else.
+    """
+    found = value(body, *path)
+    if found is None:
+        raise RejectedInput("missing_field", ".".join(path))
+    if type(found) is not int or not 1 <= found < 1 << 63:
+        raise RejectedInput("bad_field", f"{'.'.join(path)}: want a whole number from 1, not {kind_of(found)}")
+    return found
+
+
+def word(body: Mapping[str, Any], *path: str) -> str:
+    """Return a text or a whole number as text, without secrets; "" where it is absent or null.
+
+    Raises:
+      RejectedInput: ``bad_field``, for another type, an unprintable character or an excessive length.
+    """
+    return _text(body, path, MAX_TEXT_CHARACTERS)
+
+
+def needed(body: Mapping[str, Any], *path: str) -> str:
+    """Return a text as `word` does. Raises `RejectedInput` ``missing_field`` where it is absent or empty."""
+    found = word(body, *path)
+    if not found or found.isspace():
+        raise RejectedInput("missing_field", ".".join(path))
+    return found
+
+
+def branch_name(body: Mapping[str, Any], *path: str) -> str:
+    """Return the name of a branch, as `word` does; a digest of one that a fact cannot hold.
+
+    Anyone who may push chooses names. An unusual one must not make the event of a pull request a dead letter: the event
+    tells that pull request from others of the same commit.
+    """
+    try:
+        return word(body, *path)
+    except RejectedInput:
+        name = value(body, *path)
+        if type(name) is not str:
+            raise
+        return f"unusual-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:32]}"
+
+
+def address(body: Mapping[str, Any], *path: str) -> str:
+    """Return the address of a page, as `word` does, of up to `MAX_URL_CHARACTERS`. Addresses of logs hold secrets."""
+    return _text(body, path, MAX_URL_CHARACTERS)
+
+
+def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
+    """Return a time that a run may hold: ISO 8601 or epoch seconds; None where it is absent, null, "" or `_NO_TIME`.
+
+    ``2026-11-24 12:00:00 UTC`` and ``2026-11-24 12:00:00 +0100`` become ISO 8601.
+
+    Raises:
+      RejectedInput: ``bad_time``.
+    """
+    found = value(body, *path)
+    if found in ("", _NO_TIME):
+        return None
+    if type(found) is str and (spaced := _SPACED_TIME.fullmatch(found)):
+        day, clock, hours, minutes = spaced.groups()
+        found = f"{day}T{clock}{f'{hours}:{minutes}' if hours else 'Z'}"
+    time_us({path[-1]: found}, path[-1], "".join(f"{name}." for name in path[:-1]))
+    checked: str | float | None = found
+    return checked
+
+
+def epoch(found: Any) -> Any:
+    """Return epoch seconds that a sender wrote as a text, ``"1795521600.5"``, as a number; else the value itself."""
+    return float(found) if type(found) is str and _EPOCH.fullmatch(found) else found
+
+
+def differ(ours: str, theirs: str) -> str:
+    """Return the fact ``fork``: "yes" where two repositories differ, "no" where not, "" where one is unknown."""
+    if not ours or not theirs:
+        return ""
+    return "yes" if ours != theirs else "no"
+
+
+def joined(*parts: str) -> str:
+    """Return an identifier of several parts; "" where a part is unknown, or where it would hold a secret."""
+    try:
+        return identifier({"": "/".join(parts)}, "") if all(parts) else ""
+    except RejectedInput:
+        return ""
+
+
+def filled(**fields: Any) -> dict[str, Any]:
+    """Return the fields that hold something."""
+    return {name: found for name, found in fields.items() if found is not None and found != "" and found != ()}
+
+
+def change_subjects(project: str, number: str, patchset: str) -> tuple[str, ...]:
+    """Return the subjects of a change's runs: of its patch set, and of the change. None where a part is unknown.
+
+    The project is quoted, so that a project with a slash is never another project's change.
+    """
+    change = joined(f"change:{path_safe(project)}" if project else "", number)
+    patched = joined(change, patchset)
+    return (patched, change) if patched else ()
+
+
+def commit_subject(repository: str, sha: str) -> str:
+    """Return the subject of a commit of one repository, "" where a part is unknown.
+
+    What is merged in one repository is not merged in another that has the same commit.
+    """
+    return f"{COMMIT}{commit}" if (commit := joined(repository, sha)) else ""
+
+
+def known(*subjects: str) -> tuple[str, ...]:
+    """Return the subjects that are known."""
+    return tuple(subject for subject in subjects if subject)
+
+
+def event_kind(kind: str, where: str) -> str:
+    """Return the kind of an event, a word of small letters.
+
+    Raises:
+      RejectedInput: ``missing_field`` or ``unknown_type``.
+    """
+    if not kind:
+        raise RejectedInput("missing_field", where)
+    if not _KIND.fullmatch(kind):
+        raise RejectedInput("unknown_type", f"{where}: {shown(kind)}")
+    return kind
+
+
+def event_id(delivery: Delivery) -> str:
+    """Return the id of a delivery's event: its own, else a digest of the body."""
+    return delivery.id or body_id(delivery)
+
+
+def body_id(delivery: Delivery) -> str:
+    """Return a digest of a delivery's body, where the system's own ids may repeat."""
+    return hashlib.sha256(delivery.body).hexdigest()[:32]
+
+
+def _mapping(found: Any, path: Sequence[str]) -> Mapping[str, Any]:
+    if type(found) is not dict:
+        raise RejectedInput("bad_field", f"{'.'.join(path)}: want an object, not {kind_of(found)}")
+    return found
+
+
+def _text(body: Mapping[str, Any], path: Sequence[str], limit: int) -> str:
+    found = value(body, *path)
+    return text({path[-1]: found}, path[-1], "".join(f"{name}." for name in path[:-1]), limit)

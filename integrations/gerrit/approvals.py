@@ -1,0 +1,343 @@
+"""Changes as Gerrit's REST API describes them, as the events that its stream would have had (pure).
+
+A vote counts only as the API lists it, never as the text of a message says: anyone writes messages. Texts say only
+that a vote was taken back, which the API does not list.
+
+The changes of Gerrit's REST API that were updated since a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from ciml.errors import RejectedInput
+from ciml.events.redaction import shown
+from ciml.integrations.fields import maybe, objects, value, word
+from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES, MAX_REVIEWED_CHANGES
+
+_TIMEOUT_S = 60.0  # for a connection, for a part of an answer, and for an answer
+_MOST_SKIPPED = 10  # changes of a comparison
+_TIMES_S = (0.0, 4e9)  # of a server's clock
+_PREFIX = b")]}'"
+
+
+class RestError(Exception):
+    """The API does not answer, or refuses; the message says why."""
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class Rest:
+    """The API.
+
+    Args:
+      base: its address, without a path of the API.
+      user, password: of HTTP; "" for the anonymous user.
+      tls: settings.
+    """
+
+    def __init__(self, base: str, user: str, password: str, tls: ssl.SSLContext) -> None:
+        self._shown = base.rstrip("/")
+        self._base = f"{self._shown}/a" if password else self._shown
+        self._user = user
+        auth = httpx.BasicAuth(user, password) if password else None
+        # No redirect is followed: the password is of this host. Nothing is unpacked, so an answer has the size it has.
+        self._client = httpx.AsyncClient(
+            auth=auth, verify=tls, timeout=_TIMEOUT_S, trust_env=False, headers={"accept-encoding": "identity"}
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def now(self) -> float:
+        """Return the server's time, epoch seconds. Raises `RestError`."""
+        try:
+            _, now = await self._get("config/server/version", {}, 1 << 16)
+        except _TooLarge:
+            raise RestError(f"{self._shown} is no REST API of Gerrit: its version is too long") from None
+        return now
+
+    async def changes(self, after_s: float) -> AsyncIterator[Mapping[str, Any] | None]:
+        """Yield the changes that were updated since a time, the latest first; None for one that is too large.
+
+        A change that is updated meanwhile moves others behind the present place, so some come twice and none is missed.
+
+        Raises:
+          RestError: the API does not answer, or refuses.
+        """
+        when = datetime.fromtimestamp(after_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        start, count, skipped = 0, MAX_REVIEW_CHANGES, 0
+        while start < MAX_REVIEWED_CHANGES:
+            asked = {"q": f'after:"{when}"', "o": list(OPTIONS), "S": start, "n": count}
+            try:
+                body, _ = await self._get("changes/", asked, MAX_REVIEW_BYTES)
+                found = self._parsed(body)
+            except _TooLarge:
+                if count == 1:
+                    yield None
+                    start, skipped = start + 1, skipped + 1
+                if skipped > _MOST_SKIPPED:
+                    raise RestError(f"{self._shown}: more than {_MOST_SKIPPED} changes are too large") from None
+                count = max(1, count // 4)
+                continue
+            if len(found) > count:
+                raise RestError(f"{self._shown} answers {len(found)} changes, though {count} were asked for")
+            for each in found:
+                yield each
+            start, count = start + len(found), min(count * 2, MAX_REVIEW_CHANGES)
+            if not found or not found[-1].get("_more_changes"):
+                return
+        raise RestError(f"{self._shown} lists more than {MAX_REVIEWED_CHANGES} changes (MAX_REVIEWED_CHANGES)")
+
+    async def _get(self, path: str, asked: Mapping[str, Any], most: int) -> tuple[bytes, float]:
+        try:
+            async with (
+                asyncio.timeout(_TIMEOUT_S),
+                self._client.stream("GET", f"{self._base}/{path}", params=dict(asked)) as answer,
+            ):
+                if answer.status_code != 200:
+                    hint = (
+                        f"; check user {self._user} and its HTTP password" if answer.status_code in (401, 403) else ""
+                    )
+                    raise RestError(f"{self._shown} answers {answer.status_code} {answer.reason_phrase}{hint}")
+                body = bytearray()
+                async for part in answer.aiter_raw():
+                    body += part
+                    if len(body) > most:
+                        raise _TooLarge
+                return bytes(body), self._date(answer.headers.get("date", ""))
+        except TimeoutError:
+            raise RestError(f"{self._shown} does not answer within {_TIMEOUT_S:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            why = shown(str(error)) if str(error) else type(error).__name__
+            raise RestError(f"{self._shown} does not answer: {why}") from None
+
+    def _date(self, text: str) -> float:
+        """Return the server's time of an answer, and this machine's where it has none."""
+        try:
+            found = parsedate_to_datetime(text).timestamp()
+        except ValueError:
+            return datetime.now(UTC).timestamp()
+        if not _TIMES_S[0] <= found <= _TIMES_S[1]:
+            raise RestError(f"{self._shown}: its clock is wrong: {shown(text)}")
+        return found
+
+    def _parsed(self, body: bytes) -> list[dict[str, Any]]:
+        if sum(map(body.count, (b",", b"[", b"{"))) > MAX_REVIEW_VALUES:
+            raise _TooLarge  # values take up to a hundred times their text's memory
+        try:
+            found = json.loads(body.removeprefix(_PREFIX))
+        except (ValueError, RecursionError):
+            found = None
+        if type(found) is not list or not all(type(each) is dict for each in found):
+            raise RestError(f"{self._shown} is no REST API of Gerrit: it answers no list of changes")
+        return found
+
+
+#: What a query asks for, so that `events` finds it.
+OPTIONS = ("ALL_COMMITS", "ALL_REVISIONS", "DETAILED_ACCOUNTS", "DETAILED_LABELS", "MESSAGES")
+#: The types of events that a stream is asked for.
+TYPES = ("patchset-created", "comment-added", "vote-deleted", "change-merged", "ref-updated")
+
+_MOST = 10_000  # entries of a list
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
+_VOTED = re.compile(r"Patch Set (\d{1,9}):((?: [^\s:]+)+)")
+_GIVEN = re.compile(r"([A-Za-z][\w-]*)([+-]\d{1,2})")
+_REMOVED = re.compile(r"^(?:\* |Removed )([A-Za-z][\w-]*)([+-]\d{1,2}) by (.{1,200})$", re.MULTILINE)
+
+Event = dict[str, Any]
+
+
+def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
+    """Return the events of a change since a time, by their time.
+
+    Args:
+      change: a ``ChangeInfo`` with `OPTIONS`.
+      after_s: epoch seconds.
+
+    Raises:
+      RejectedInput: it is no ``ChangeInfo``.
+    """
+    common = _common(change)
+    revisions = {number: made for made in _revisions(change) if (number := made["number"])}
+    merged_s = seconds(word(change, "submitted"))
+    current = revisions.get(_current(change), {})
+    found = [
+        _event("patchset-created", common, made, made["createdOn"], uploader=made["uploader"])
+        for made in revisions.values()
+    ]
+    found += [
+        _event(
+            "comment-added",
+            common,
+            revisions[number],
+            when,
+            author=who,
+            approvals=[{"type": label, "value": str(vote), "oldValue": "0"}],
+        )
+        for label, vote, who, when, number in _votes(change)
+        if number in revisions
+    ]
+    found += [
+        _event(kind, common, revisions[number], when, **more)
+        for number, kind, when, more in _withdrawals(change)
+        if number in revisions
+    ]
+    messages = _commit_messages(change)
+    # A vote is of an open change, though the change may be closed by now.
+    for each in found:
+        open_then = merged_s is None or (each["eventCreatedOn"] or 0) <= merged_s
+        each["change"] = {**common, "status": "NEW" if open_then else common["status"]}
+    if common["status"] == "MERGED" and merged_s is not None and current:
+        found.append(_event("change-merged", common, current, merged_s, submitter=_account(change, "submitter")))
+    for each in found:
+        if message := messages.get(each["patchSet"]["number"]):
+            each["change"]["commitMessage"] = message
+    dated = [each for each in found if each["eventCreatedOn"] is not None]
+    # A review counts by the parents of its patch set, which may be older; a merge may be of the one before, too.
+    reviewed = {
+        each["patchSet"]["number"] - back for each in dated if each["eventCreatedOn"] >= after_s for back in (0, 1)
+    }
+    recent = [
+        each
+        for each in dated
+        if each["eventCreatedOn"] >= after_s
+        or (each["type"] == "patchset-created" and each["patchSet"]["number"] in reviewed)
+    ]
+    return sorted(recent, key=lambda each: each["eventCreatedOn"])
+
+
+def seconds(text: str) -> int | None:
+    """Return the epoch seconds of a time of the API, ``2026-11-26 18:00:00.000000000`` in UTC; None for no time."""
+    found = _TIME.match(text)
+    try:
+        return int(datetime.fromisoformat(found[0]).replace(tzinfo=UTC).timestamp()) if found else None
+    except ValueError:
+        return None
+
+
+def _event(kind: str, change: Mapping[str, Any], made: Mapping[str, Any], when: int | None, **more: Any) -> Event:
+    return {**more, "patchSet": dict(made), "change": dict(change), "project": change["project"], "type": kind,
+            "eventCreatedOn": when}  # fmt: skip
+
+
+def _common(change: Mapping[str, Any]) -> dict[str, Any]:
+    number = value(change, "_number")
+    if type(number) is not int or not word(change, "project"):
+        raise RejectedInput("missing_field", "_number or project")
+    return {
+        "project": word(change, "project"), "branch": word(change, "branch"), "id": word(change, "change_id"),
+        "number": number, "subject": word(change, "subject"), "owner": _account(change, "owner"),
+        "createdOn": seconds(word(change, "created")), "status": word(change, "status"),
+    }  # fmt: skip
+
+
+def _revisions(change: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    revisions = maybe(change, "revisions")
+    for name in list(revisions)[:_MOST]:
+        made = maybe(revisions, name)
+        commit = maybe(made, "commit")
+        yield {
+            "number": _number(made),
+            "revision": name,
+            "parents": [word(parent, "commit") for parent in objects(commit, "parents", most=_MOST)],
+            "ref": word(made, "ref"),
+            "uploader": _account(made, "uploader"),
+            "author": _account(commit, "author"),
+            "createdOn": seconds(word(made, "created")),
+            "kind": word(made, "kind"),
+        }
+
+
+def _commit_messages(change: Mapping[str, Any]) -> dict[int, str]:
+    """Return the commit message of each patch set, as far as it is known."""
+    revisions = maybe(change, "revisions")
+    messages = {
+        _number(maybe(revisions, name)): value(revisions, name, "commit", "message") for name in list(revisions)[:_MOST]
+    }
+    return {number: message for number, message in messages.items() if type(message) is str}
+
+
+def _current(change: Mapping[str, Any]) -> int:
+    return _number(maybe(maybe(change, "revisions"), word(change, "current_revision")))
+
+
+def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
+    """Return the number of a patch set, 0 where it is no whole number."""
+    found = value(revision, name)
+    return found if type(found) is int else 0
+
+
+def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None, int]]:
+    """Yield label, vote, voter, time and patch set of each vote that was given on a known patch set.
+
+    The API lists the votes on the newest patch set, and among them those that Gerrit copied from an earlier one, with
+    the time of the copy. A vote that was given has a message of the same person and time, which names it and its patch
+    set: a comment within the second of the copy does not name it.
+    """
+    given: dict[tuple[str, str, str], int] = {}
+    for message in objects(change, "messages", most=_MOST):
+        text, number = value(message, "message"), _number(message, "_revision_number")
+        for token in _tokens(text) if type(text) is str else ():
+            key = (word(message, "author", "_account_id"), word(message, "date"), token)
+            given[key] = min(number, given.get(key, number))
+    labels = maybe(change, "labels")
+    for label in list(labels)[:100]:
+        for vote in objects(labels, label, "all", most=_MOST):
+            cast, date = vote.get("value"), word(vote, "date")
+            if type(cast) is int and cast:
+                number = given.get((word(vote, "_account_id"), date, f"{label}{cast:+d}"), 0)
+                if number:
+                    yield label, cast, _person(vote), seconds(date), number
+
+
+def _tokens(text: str) -> list[str]:
+    """Return what Gerrit says of votes in the first line of a message, such as ``Code-Review+2``."""
+    match = _VOTED.match(text)
+    return match[2].split() if match else []
+
+
+def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | None, dict[str, Any]]]:
+    """Yield patch set, type, time and fields of each vote that was taken back or deleted."""
+    before: dict[tuple[Any, str], str] = {}
+    for message in objects(change, "messages", most=_MOST):
+        text, author, when = value(message, "message"), _account(message, "author"), seconds(word(message, "date"))
+        number = value(message, "_revision_number")
+        if type(text) is not str or type(number) is not int:
+            continue
+        account = word(message, "author", "_account_id")
+        if voted := _VOTED.match(text):
+            for token in voted[2].split():
+                if given := _GIVEN.fullmatch(token):
+                    before[account, given[1]] = given[2]
+                elif token.startswith("-") and (old := before.pop((account, token[1:]), None)):
+                    approvals = [{"type": token[1:], "value": "0", "oldValue": old.lstrip("+")}]
+                    yield number, "comment-added", when, {"author": author, "approvals": approvals}
+        elif text.startswith("Removed "):
+            for label, old, name in _REMOVED.findall(text):
+                approvals = [{"type": label, "value": "0", "oldValue": old.lstrip("+")}]
+                yield (
+                    number,
+                    "vote-deleted",
+                    when,
+                    {"reviewer": {"name": name.strip()}, "remover": author, "approvals": approvals},
+                )
+
+
+def _account(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return _person(maybe(body, name))
+
+
+def _person(account: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: found for key in ("name", "email", "username") if (found := word(account, key))}

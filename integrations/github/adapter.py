@@ -1,0 +1,381 @@
+"""GitHub's webhooks: a workflow job is a run; a workflow run, a merge or a review says something of such runs.
+
+The event of a job does not say whose branch it ran; that of its workflow run does, where two repositories are compared.
+Until then ``fork`` and ``branch`` of the run are unknown, because a fork may call its branch ``main``.
+
+A run of a pull request executes its head merged into its base, and no event names the pull request that started it:
+GitHub lists the open ones of the same head. So a review counts for runs of its own pull request and base alone, and
+only while the commit was never the head of another one within the repository, or of another base.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ciml.errors import RejectedInput
+from ciml.events.records import Phase
+from ciml.events.redaction import shown
+from ciml.events.updates import OWN
+from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
+from ciml.integrations.fields import (
+    address,
+    branch_name,
+    commit_subject,
+    differ,
+    event_id,
+    event_kind,
+    filled,
+    inner,
+    joined,
+    known,
+    maybe,
+    moment,
+    natural,
+    needed,
+    objects,
+    value,
+    word,
+    words,
+)
+from ciml.limits import MAX_EVENT_RUNS
+
+EVENT = "x-github-event"
+
+#: The phase of a job or check run by its ``status``.
+PHASES: Mapping[str, Phase] = {
+    "requested": "queued",
+    "queued": "queued",
+    "waiting": "queued",
+    "pending": "queued",
+    "in_progress": "started",
+    "completed": "finished",
+}
+#: Conclusions of a workflow run that ended before any job; no event of a job will report it.
+WITHOUT_JOBS = frozenset({"startup_failure", "action_required"})
+#: A job that never began may have a start after its end.
+_NEVER_BEGAN = frozenset({"skipped", "cancelled"})
+#: Events of a workflow run whose ``head_branch`` is the branch of a pull request, perhaps in a fork.
+_OF_PULL_REQUESTS = frozenset({
+    "pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment",
+})  # fmt: skip
+_QUEUE_BRANCH = re.compile(r"gh-readonly-queue/(.+)/pr-(\d{1,12})-[0-9a-f]{7,64}")
+#: Whose reviews count: anybody may approve a pull request of a public repository.
+_REVIEWERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
+_REVIEWS = frozenset({"approved", "changes_requested", "dismissed"})
+#: Actions of a pull request after which it may have another head or base.
+_MOVES = frozenset({"opened", "reopened", "synchronize", "closed"})
+#: Actions whose sender made the commits.
+_PUSHES = frozenset({"opened", "synchronize"})
+_HEADS, _TAGS = "refs/heads/", "refs/tags/"
+_NO_COMMIT = re.compile("0+")
+
+OTHER = "an event of another kind reports no run"
+ACTIONS_CHECK = "GitHub Actions reports its check runs as workflow jobs"
+CHECK_REQUEST = "a request to run a check reports no run"
+INSTANT_CHECK = "a check run that took no time ran no job"
+PUSH = "a push of a tag, or one that deletes a branch, says nothing of runs"
+SAME_PULL_REQUEST = "a pull request with the same head and base says nothing new of runs"
+OF_FORK = "a pull request of a fork says nothing of runs: no event names the base that they executed"
+COMMENT = "a review that only comments says nothing of runs"
+OUTSIDER = "a review by somebody who is no member or collaborator does not count"
+BOT = "a review by a bot or by an unknown account does not count"
+OPEN_GROUP = "a merge group that was not merged says nothing of its runs"
+#: Why an event of these kinds is ignored; every other kind by `OTHER`.
+RULES: Mapping[str, str] = {
+    "ping": "a ping only tests the webhook",
+    "check_suite": "a check suite only sums up its check runs",
+    "status": "a commit status has no times",
+}
+
+
+def read(delivery: Delivery) -> Reading | Ignored:
+    """Return what a webhook of GitHub says. Raises `RejectedInput`."""
+    event = event_kind(delivery.headers.get(EVENT, ""), f"header {EVENT}")
+    if delivery.body.startswith(b"payload="):
+        raise RejectedInput("broken_json", "a form; set the content type of the webhook to application/json")
+    reader = _READERS.get(event)
+    if reader is None:
+        return Ignored(event_id(delivery), event, RULES.get(event, OTHER))
+    body = delivery.json()
+    action = word(body, "action")
+    said = reader(body, action)
+    times = (moment(body, *path) for path in _TIMES.get(event, ()))
+    when = next((one for one in times if one), None)
+    return reading(event_id(delivery), f"{event}.{action}" if action else event, when, said)
+
+
+def _workflow_job(body: Mapping[str, Any], action: str) -> Said:
+    job = inner(body, "workflow_job")
+    phase = _phase(body, "workflow_job")
+    run = natural(body, "workflow_job", "run_id")
+    name = needed(body, "workflow_job", "name")
+    project, head = word(body, "repository", "full_name"), word(body, "workflow_job", "head_sha")
+    labels = words(body, "workflow_job", "labels")
+    api = address(body, "repository", "url")
+    fields = filled(
+        id=value(job, "id"),
+        attempt=value(job, "run_attempt"),
+        job=name,
+        result=word(body, "workflow_job", "conclusion"),
+        **_times(body, "workflow_job", phase),
+        pipeline=word(body, "workflow_job", "workflow_name"),
+        project=project,
+        patchset=head,
+        provider=_provider(labels, word(body, "workflow_job", "runner_group_name")),
+        head=head,
+        url=address(body, "workflow_job", "html_url"),
+        log_url=f"{api}/actions/runs/{run}/artifacts" if api else "",
+        attempt_of=joined(str(run), name),
+        subjects=known(
+            f"workflow_run:{run}",
+            _branch_subject(project, word(body, "workflow_job", "head_branch"), head),
+            commit_subject(project, head),
+        ),
+        labels=filled(
+            runner=word(body, "workflow_job", "runner_name"),
+            runner_group=word(body, "workflow_job", "runner_group_name"),
+            runner_labels=",".join(labels),
+            head_branch=word(body, "workflow_job", "head_branch"),
+        ),
+    )
+    return (Run(phase, fields),)
+
+
+def _workflow_run(body: Mapping[str, Any], action: str) -> Said:
+    run = natural(body, "workflow_run", "id")
+    subject = f"workflow_run:{run}"
+    facts = _facts(body)
+    said: tuple[Run | RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
+    if facts.get("event") in _OF_PULL_REQUESTS:
+        pulls = _pulls(body, "workflow_run", maybe(body, "workflow_run", "repository") or maybe(body, "repository"))
+        said += tuple(RunUpdate(subject, only=only) for pull in pulls if (only := _only(pull)))
+    conclusion = word(body, "workflow_run", "conclusion")
+    if word(body, "workflow_run", "status") != "completed" or conclusion not in WITHOUT_JOBS:
+        return said
+    fields = filled(
+        id=f"workflow_run/{run}",
+        attempt=value(body, "workflow_run", "run_attempt"),
+        job=facts.get("pipeline") or needed(body, "workflow_run", "path"),
+        result=conclusion,
+        start_time=moment(body, "workflow_run", "run_started_at") or moment(body, "workflow_run", "created_at"),
+        head=facts.get("patchset"),
+        url=address(body, "workflow_run", "html_url"),
+        subjects=(subject,),
+    )
+    return (Run("finished", {**facts, **fields}), *said)
+
+
+def _facts(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts of a workflow run, which its jobs share."""
+    repository = maybe(body, "workflow_run", "repository") or maybe(body, "repository")
+    project = word(repository, "full_name")
+    fork = differ(project, word(body, "workflow_run", "head_repository", "full_name"))
+    event, head = word(body, "workflow_run", "event"), word(body, "workflow_run", "head_sha")
+    head_branch = word(body, "workflow_run", "head_branch")
+    if event in _OF_PULL_REQUESTS:
+        branch, change = _target(body, "workflow_run", repository)
+    elif event == "merge_group" and (queued := _QUEUE_BRANCH.fullmatch(head_branch)):
+        branch, change = queued[1], queued[2]
+    else:
+        branch, change = (head_branch if fork == "no" else ""), head
+    return filled(
+        event=event,
+        pipeline=word(body, "workflow_run", "name"),
+        project=project,
+        branch=branch,
+        change=change,
+        patchset=head,
+        fork=fork,
+        owner=word(body, "workflow_run", "actor", "login"),
+        head_project=word(body, "workflow_run", "head_repository", "full_name"),
+    )
+
+
+def _pulls(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the listed pull requests within this repository.
+
+    GitHub lists pull requests of other repositories of the network too, and none that comes from a fork.
+    """
+    ours = value(repository, "id")
+    return [
+        pull
+        for pull in objects(body, kind, "pull_requests", most=MAX_EVENT_RUNS)
+        if ours is not None and value(pull, "base", "repo", "id") == value(pull, "head", "repo", "id") == ours
+    ]
+
+
+def _target(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> tuple[str, str]:
+    """Return target branch and number of the one listed pull request, where its head was tested; else "" for both."""
+    pulls = _pulls(body, kind, repository)
+    if len(pulls) != 1 or differ(word(body, kind, "head_sha"), word(pulls[0], "head", "sha")) != "no":
+        return "", ""
+    return branch_name(pulls[0], "base", "ref"), word(pulls[0], "number")
+
+
+def _only(pull: Mapping[str, Any]) -> dict[str, str]:
+    """Return the condition that a run executed a pull request: its number and base; empty where one is unknown."""
+    number, base = word(pull, "number"), branch_name(pull, "base", "ref")
+    return {"change": number, "branch": base} if number and base else {}
+
+
+def _check_run(body: Mapping[str, Any], action: str) -> Said:
+    if action not in ("created", "completed"):
+        return CHECK_REQUEST
+    check = inner(body, "check_run")
+    app = word(body, "check_run", "app", "slug") or word(body, "check_run", "app", "name")
+    page = address(body, "check_run", "details_url")
+    if app == "github-actions" or (not app and "/actions/runs/" in page):
+        return ACTIONS_CHECK
+    phase = _phase(body, "check_run")
+    times = _times(body, "check_run", phase)
+    if phase == "finished" and times.get("start_time") == times.get("end_time"):
+        return INSTANT_CHECK
+    name, suite = needed(body, "check_run", "name"), word(body, "check_run", "check_suite", "id")
+    project, head = word(body, "repository", "full_name"), word(body, "check_run", "head_sha")
+    branch, change = _target(body, "check_run", maybe(body, "repository"))
+    fields = filled(
+        id=value(check, "id"),
+        job=name,
+        result=word(body, "check_run", "conclusion"),
+        **times,
+        pipeline=app,
+        project=project,
+        branch=branch,
+        change=change,
+        patchset=head,
+        fork="no" if change else "",
+        head=head,
+        url=address(body, "check_run", "html_url"),
+        log_url=value(check, "details_url"),
+        attempt_of=joined(suite, name),
+        subjects=known(commit_subject(project, head)),
+    )
+    return (Run(phase, fields),)
+
+
+def _pull_request(body: Mapping[str, Any], action: str) -> Said:
+    before = branch_name(body, "changes", "base", "ref", "from")
+    if action not in _MOVES and not (action == "edited" and before):
+        return SAME_PULL_REQUEST
+    pull = inner(body, "pull_request")
+    if not _is_inside(body):
+        return OF_FORK
+    commit, only = _subject(body, needed(body, "pull_request", "head", "sha")), _needed_only(pull)
+    said = [RunUpdate(commit, only=only)]
+    if before:
+        said.append(RunUpdate(commit, only={**only, "branch": before}))
+    accounts = {word(pull, "user", "login"), word(body, "sender", "login") if action in _PUSHES else ""}
+    said += [RunUpdate(commit, {"review": OWN}, only, by) for by in sorted(accounts) if by]
+    # Who may push can merge anything into a branch of their own: that it was merged there proves no review.
+    is_default = differ(only["branch"], word(body, "repository", "default_branch")) == "no"
+    if action == "closed" and value(pull, "merged") is True and is_default:
+        said.append(RunUpdate(commit, {"review": "merged"}, only))
+    return tuple(said)
+
+
+def _review(body: Mapping[str, Any], action: str) -> Said:
+    state = word(body, "review", "state").lower()
+    if state not in _REVIEWS:
+        return COMMENT
+    if action != "dismissed" and word(body, "review", "author_association") not in _REVIEWERS:
+        return OUTSIDER
+    reviewer, author = word(body, "review", "user", "login"), word(body, "pull_request", "user", "login")
+    if not reviewer or not author or word(body, "review", "user", "type") == "Bot":
+        return BOT
+    if not _is_inside(body):
+        return OF_FORK
+    # Of the commit that was reviewed: the pull request may have another by now.
+    commit = _subject(body, needed(body, "review", "commit_id"))
+    only = _needed_only(inner(body, "pull_request"))
+    return (
+        RunUpdate(commit, {"review": OWN}, only, author),
+        RunUpdate(commit, {"review": state}, only, reviewer),
+    )
+
+
+def _is_inside(body: Mapping[str, Any]) -> bool:
+    """Return whether a pull request is within the repository. Another repository's runs cannot name their base."""
+    ours = word(body, "repository", "full_name")
+    sides = (word(body, "pull_request", side, "repo", "full_name") for side in ("base", "head"))
+    return all(differ(ours, name) == "no" for name in sides)
+
+
+def _needed_only(pull: Mapping[str, Any]) -> dict[str, str]:
+    only = _only(pull)
+    if not only:
+        raise RejectedInput("missing_field", "pull_request.number, pull_request.base.ref")
+    return only
+
+
+def _merge_group(body: Mapping[str, Any], action: str) -> Said:
+    if action != "destroyed" or word(body, "reason") != "merged":
+        return OPEN_GROUP
+    branch = needed(body, "merge_group", "base_ref").removeprefix(_HEADS)
+    only = {"event": "merge_group", "branch": branch}
+    return (RunUpdate(_subject(body, needed(body, "merge_group", "head_sha")), {"review": "merged"}, only),)
+
+
+def _push(body: Mapping[str, Any], action: str) -> Said:
+    ref, commit, by = branch_name(body, "ref"), word(body, "after"), word(body, "sender", "login")
+    if ref.startswith(_TAGS) or not commit or _NO_COMMIT.fullmatch(commit):
+        return PUSH
+    said = [RunUpdate(_subject(body, commit), {"review": OWN}, by=by)] if by else []
+    # GitHub reports a pushed tag like a branch of the same name: the push alone says which one it is.
+    branch = ref.removeprefix(_HEADS) if ref.startswith(_HEADS) else ""
+    if subject := _branch_subject(word(body, "repository", "full_name"), branch, commit):
+        said.append(RunUpdate(subject, {"review": "pushed"}))
+    return tuple(said)
+
+
+def _branch_subject(repository: str, branch: str, commit: str) -> str:
+    """Return the subject of the runs of a commit that was pushed to a branch; "" where a part is unknown."""
+    return joined(f"branch:{repository}" if repository else "", branch, commit)
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Said]] = {
+    "workflow_job": _workflow_job,
+    "workflow_run": _workflow_run,
+    "check_run": _check_run,
+    "pull_request": _pull_request,
+    "pull_request_review": _review,
+    "merge_group": _merge_group,
+    "push": _push,
+}
+#: Where an event that updates runs has its own time: the first that is there. A review that is dismissed keeps its
+#: ``submitted_at``.
+_TIMES = {
+    "workflow_run": (("workflow_run", "updated_at"),),
+    "pull_request": (("pull_request", "updated_at"),),
+    "pull_request_review": (("pull_request", "updated_at"), ("review", "submitted_at")),
+}
+
+
+def _phase(body: Mapping[str, Any], kind: str) -> Phase:
+    status = needed(body, kind, "status")
+    if status not in PHASES:
+        raise RejectedInput("bad_field", f"{kind}.status: unknown {shown(status)}; known are {', '.join(PHASES)}")
+    return PHASES[status]
+
+
+def _times(body: Mapping[str, Any], kind: str, phase: Phase) -> dict[str, Any]:
+    """Return start and end as far as they are facts: GitHub gives a queued job a start too."""
+    start, end = moment(body, kind, "started_at"), moment(body, kind, "completed_at")
+    if phase == "queued" or (end is not None and word(body, kind, "conclusion") in _NEVER_BEGAN):
+        start = None
+    return filled(start_time=start, end_time=end)
+
+
+def _provider(labels: tuple[str, ...], group: str) -> str:
+    """Return the value of RUNNER_ENVIRONMENT, which `ciml record` reports as the provider; "" where it is unknown."""
+    if "self-hosted" in labels:
+        return "self-hosted"
+    return "github-hosted" if group == "GitHub Actions" else ""
+
+
+def _subject(body: Mapping[str, Any], sha: str) -> str:
+    return commit_subject(needed(body, "repository", "full_name"), sha)
+
+
+ADAPTER = Adapter("github", (EVENT,), read, signature="github")

@@ -1,0 +1,1 @@
+"""GitLab: the adapter of its webhooks, the client of merge requests, the text of ``ciml connect``."""

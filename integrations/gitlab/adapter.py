@@ -1,0 +1,246 @@
+"""GitLab's webhooks: a job is a run; a pipeline or a merge request says something of such runs.
+
+A pipeline's event lists its jobs again. It reports no run, so that none counts twice: the events of the jobs do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ciml.errors import RejectedInput
+from ciml.events.records import OutcomeWord, Phase
+from ciml.events.redaction import shown
+from ciml.events.updates import OWN
+from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
+from ciml.integrations.fields import (
+    address,
+    body_id,
+    branch_name,
+    commit_subject,
+    differ,
+    event_kind,
+    filled,
+    joined,
+    known,
+    maybe,
+    moment,
+    natural,
+    needed,
+    value,
+    word,
+    words,
+)
+
+#: The phase of a job by its status.
+PHASES: Mapping[str, Phase] = {
+    "created": "queued",
+    "waiting_for_resource": "queued",
+    "waiting_for_callback": "queued",
+    "preparing": "queued",
+    "pending": "queued",
+    "manual": "queued",
+    "scheduled": "queued",
+    "running": "started",
+    "canceling": "started",
+    "success": "finished",
+    "failed": "finished",
+    "canceled": "finished",
+    "skipped": "finished",
+}
+#: What a failed job's ``build_failure_reason`` means, where it is not the failure of a script.
+OUTCOMES: Mapping[str, OutcomeWord] = {
+    "job_execution_timeout": "timeout",
+    **dict.fromkeys(
+        (
+            "api_failure", "stuck_or_timeout_failure", "runner_system_failure", "missing_dependency_failure",
+            "runner_unsupported", "stale_schedule", "archived_failure", "unmet_prerequisites", "scheduler_failure",
+            "data_integrity_failure", "forward_deployment_failure", "user_blocked", "project_deleted",
+            "ci_quota_exceeded", "pipeline_loop_detected", "no_matching_runner", "builds_disabled",
+            "environment_creation_failure", "deployment_rejected", "protected_environment_failure",
+            "failed_outdated_deployment_job", "insufficient_bridge_permissions", "downstream_bridge_project_not_found",
+            "invalid_bridge_trigger", "bridge_pipeline_is_child_pipeline", "downstream_pipeline_creation_failed",
+            "secrets_provider_not_found", "reached_max_descendant_pipelines_depth", "ip_restriction_failure",
+        ),
+        "error",
+    ),
+}  # fmt: skip
+#: Sources of pipelines of a branch or tag of the project itself, which only its members can push.
+_OWN = frozenset({"push", "web", "schedule", "api", "trigger", "chat", "pipeline"})
+_HOMEPAGE = re.compile(r"(https?://[^/?#]+)/([^?#]+)")
+_REVIEWS = {"merge": "merged", "approved": "approved", "unapproved": "dismissed"}
+
+OTHER = "an event of another kind reports no run"
+#: Why an event of these kinds is ignored; every other kind by `OTHER`.
+RULES: Mapping[str, str] = {
+    "push": "a push reports no run",
+    "tag_push": "a push reports no run",
+    "deployment": "a deployment's job reports itself",
+}
+
+
+def read(delivery: Delivery) -> Reading | Ignored:
+    """Return what a webhook of GitLab says. Raises `RejectedInput`.
+
+    The event's id is a digest: X-Gitlab-Event-UUID is the same for all events that one webhook's receiver caused.
+    """
+    body = delivery.json()
+    kind = event_kind(word(body, "object_kind") or word(body, "event_name"), "object_kind")
+    reader = _READERS.get(kind)
+    if reader is None:
+        return Ignored(body_id(delivery), kind, RULES.get(kind, OTHER))
+    state, when, said = reader(body)
+    return reading(body_id(delivery), f"{kind}.{state}" if state else kind, when, said)
+
+
+_Read = tuple[str, str | float | None, Said]  # state, time, what is said
+
+
+def _job(body: Mapping[str, Any]) -> _Read:
+    status = needed(body, "build_status")
+    if status not in PHASES:
+        raise RejectedInput("bad_field", f"build_status: unknown {shown(status)}; known are {', '.join(PHASES)}")
+    phase, number, name = PHASES[status], natural(body, "build_id"), needed(body, "build_name")
+    reason = word(body, "build_failure_reason") if status == "failed" else ""  # GitLab sets it on success too
+    pipeline = word(body, "pipeline_id") or word(body, "commit", "id")
+    project_id, sha = str(natural(body, "project_id")), word(body, "sha")
+    server, project, page = _project(body)
+    fields = filled(
+        id=number,
+        job=name,
+        result=status,
+        outcome=OUTCOMES.get(reason),
+        **_times(body, phase),
+        project=project,
+        patchset=sha,
+        owner=word(body, "user", "username"),
+        head=sha,
+        url=f"{page}/-/jobs/{number}" if page else "",
+        log_url=f"{server}/api/v4/projects/{project_id}/jobs/{number}/artifacts" if server else "",
+        attempt_of=joined(pipeline, name),
+        # Not of a merge request: the event has none, and anybody may call a tag or a branch refs/merge-requests/6/head.
+        subjects=known(f"pipeline:{pipeline}" if pipeline else "", commit_subject(project_id, sha)),
+        labels=_labels(body, reason),
+    )
+    return status, None, (Run(phase, fields),)
+
+
+def _times(body: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
+    start, end, created = (
+        moment(body, f"build_{name}_at_iso") or moment(body, f"build_{name}_at")
+        for name in ("started", "finished", "created")
+    )
+    if phase == "finished" and start is None and end is None:
+        end = created  # a skipped job
+    return filled(start_time=start, end_time=end)
+
+
+def _labels(body: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    return filled(
+        runner=word(body, "runner", "description"),
+        runner_type=word(body, "runner", "runner_type"),
+        runner_tags=",".join(words(body, "runner", "tags")),
+        failure_reason=reason,
+        allow_failure=value(body, "build_allow_failure"),
+        stage=word(body, "build_stage"),
+        retries=value(body, "retries_count"),
+        ref=word(body, "ref"),
+    )
+
+
+def _project(body: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the server's address, the project's path and its page; "" for what is unknown."""
+    path, page = word(body, "project", "path_with_namespace"), address(body, "project", "web_url")
+    if path and page.endswith(f"/{path}"):
+        return page.removesuffix(f"/{path}"), path, page
+    page = page or address(body, "repository", "homepage")
+    found = _HOMEPAGE.fullmatch(page)
+    return (found[1], path or found[2], page) if found else ("", path, "")
+
+
+def _pipeline(body: Mapping[str, Any]) -> _Read:
+    subject = f"pipeline:{natural(body, 'object_attributes', 'id')}"
+    source, sha = word(body, "object_attributes", "source"), word(body, "object_attributes", "sha")
+    if maybe(body, "merge_request"):
+        fork, branch = _fork(body, "merge_request"), branch_name(body, "merge_request", "target_branch")
+        change = word(body, "merge_request", "iid")
+    else:
+        fork = "no" if source in _OWN else ""
+        is_branch = value(body, "object_attributes", "tag") is False
+        branch = word(body, "object_attributes", "ref") if fork and is_branch else ""
+        change = sha if fork else ""
+    facts = filled(
+        event=source,
+        pipeline=source,
+        project=word(body, "project", "path_with_namespace"),
+        branch=branch,
+        change=change,
+        patchset=sha,
+        fork=fork,
+        owner=word(body, "user", "username"),
+    )
+    when = moment(body, "object_attributes", "finished_at") or moment(body, "object_attributes", "created_at")
+    said: tuple[RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
+    # A merge request may get another target while its pipeline runs: two targets contradict each other.
+    if maybe(body, "merge_request") and change and branch:
+        said += (RunUpdate(subject, only={"change": change, "branch": branch}),)
+    return word(body, "object_attributes", "status"), when, said
+
+
+def _merge_request(body: Mapping[str, Any]) -> _Read:
+    project_id = str(natural(body, "object_attributes", "target_project_id"))
+    number = natural(body, "object_attributes", "iid")
+    action = word(body, "object_attributes", "action")
+    branch = branch_name(body, "object_attributes", "target_branch")
+    facts = filled(fork=_fork(body, "object_attributes"), branch=branch, change=str(number))
+    said = [RunUpdate(f"merge_request:{project_id}/{number}", facts)]
+    # Of the commit alone: earlier ones of the merge request may never have been read.
+    commit = commit_subject(project_id, word(body, "object_attributes", "last_commit", "id"))
+    if commit and branch and facts.get("fork") == "no":
+        said += _of_commit(body, commit, action, {"change": str(number), "branch": branch})
+    return action, moment(body, "object_attributes", "updated_at"), tuple(said)
+
+
+def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[str, str]) -> list[RunUpdate]:
+    """Return the updates of a merge request within the project about its last commit.
+
+    A review counts for runs of the same merge request and target branch alone.
+    """
+    user, before = word(body, "user", "username"), branch_name(body, "changes", "target_branch", "previous")
+    said = [RunUpdate(commit, only=only)]
+    if before:
+        said.append(RunUpdate(commit, only={**only, "branch": before}))
+    if user and (action == "open" or word(body, "object_attributes", "oldrev")):  # who pushed
+        said.append(RunUpdate(commit, {"review": OWN}, only, user))
+    if review := _review(body, action, only["branch"]):
+        said.append(RunUpdate(commit, {"review": review}, only, user if review == "approved" else ""))
+    return said
+
+
+def _review(body: Mapping[str, Any], action: str, branch: str) -> str:
+    """Return what an action makes of the review; "" for nothing.
+
+    An approval by the author is none. Nor is a merge into another branch than the default one: a developer may merge
+    anything into a branch of their own.
+    """
+    if action == "merge" and differ(branch, word(body, "project", "default_branch")) != "no":
+        return ""
+    author, by = word(body, "object_attributes", "author_id"), word(body, "user", "id")
+    if action == "approved" and (differ(author, by) != "yes" or not word(body, "user", "username")):
+        return ""
+    return _REVIEWS.get(action, "")
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], _Read]] = {
+    "build": _job,
+    "pipeline": _pipeline,
+    "merge_request": _merge_request,
+}
+
+
+def _fork(body: Mapping[str, Any], name: str) -> str:
+    return differ(word(body, name, "target_project_id"), word(body, name, "source_project_id"))
+
+
+ADAPTER = Adapter("gitlab", (), read, signature="gitlab-token")

@@ -1,0 +1,207 @@
+"""Produces deliveries to Kafka: each is acknowledged by all in-sync replicas, or is an error within a time limit.
+
+Metrics of receivers, of the process that receives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+from prometheus_client import Counter, Gauge, Histogram
+
+from ciml.errors import CimlError, EngineError
+from ciml.kafka.connect import as_engine_error, make_client
+from ciml.kafka.options import KafkaOptions
+from ciml.limits import MAX_MESSAGE_BYTES, MAX_WAITING_DELIVERIES_BYTES
+from ciml.metrics import Metric
+
+_LINGER_MS = 5  # a batch of what comes within: 200 deliveries a second are few requests
+_POLL_S = 0.1
+_FRAME_BYTES = 4096  # of a message's own fields
+_log = logging.getLogger(__name__)
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class DeliveryProducer:
+    """A producer whose every message is awaited. Idempotent: its own retries store no message twice.
+
+    A message that was not acknowledged in time may be stored all the same; its sender sends it again, and ingest
+    recognises the repeat by the event's id. Use it as a context manager. Safe to use from threads.
+
+    Args:
+      kafka: connection to the broker.
+      topic: where deliveries go.
+      answer_s: time limit for an acknowledgement, seconds.
+    """
+
+    def __init__(self, kafka: KafkaOptions, topic: str, answer_s: float) -> None:
+        self._kafka, self._topic, self._answer_s = kafka, topic, answer_s
+        self._producer = self._make()
+        self._broken = False
+        self._closing = threading.Event()
+        self._failing_since: float | None = None
+        self._thread = threading.Thread(target=self._poll, name="deliveries", daemon=True)
+        self._thread.start()
+
+    def send(self, value: bytes, headers: Headers) -> Future[None]:
+        """Produce a message without waiting.
+
+        Returns:
+          A future that ends when the broker has acknowledged the message. Its exception is `EngineError` where the
+          broker does not answer, and another `CimlError` where it rejects the message as too large.
+        """
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # who waits may give up; the acknowledgement comes all the same
+        try:
+            self._producer.produce(
+                self._topic, value, headers=list(headers), on_delivery=partial(self._delivered, done)
+            )
+        except BufferError:
+            error = KafkaError(KafkaError._QUEUE_FULL)
+            self._delivered(done, error, None)
+        except KafkaException as error:
+            self._delivered(done, error.args[0], None)
+        return done
+
+    async def deliver(self, value: bytes, headers: Headers) -> None:
+        """Produce a message, and wait until the broker has acknowledged it, in an event loop.
+
+        Raises:
+          EngineError: the broker did not acknowledge it within ``answer_s``; it may have it all the same.
+          CimlError: the broker rejects it as too large.
+        """
+        try:
+            async with asyncio.timeout(self._answer_s + 1.0):  # librdkafka's own limit comes first
+                await asyncio.wrap_future(self.send(value, headers))
+        except TimeoutError:
+            raise self._error(KafkaError(KafkaError._MSG_TIMED_OUT)) from None
+
+    def close(self) -> None:
+        """Wait for messages that were sent, and end."""
+        self._closing.set()
+        self._thread.join()
+
+    def __enter__(self) -> DeliveryProducer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make(self) -> Producer:
+        settings: dict[str, Any] = {
+            "linger.ms": _LINGER_MS,
+            "compression.type": "lz4",
+            "queue.buffering.max.kbytes": MAX_WAITING_DELIVERIES_BYTES >> 10,
+            **self._kafka.common(),
+            "message.max.bytes": MAX_MESSAGE_BYTES + _FRAME_BYTES,
+            "message.timeout.ms": int(self._answer_s * 1000),
+            "acks": "all",
+            "enable.idempotence": True,
+        }
+        return make_client(Producer, self._kafka, settings)
+
+    def _poll(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(_POLL_S)
+            if self._broken:
+                self._renew()
+        self._producer.flush(self._answer_s + 1.0)
+
+    def _renew(self) -> None:
+        """Replace a producer after an error that it does not survive; its messages end with that error."""
+        old, self._producer, self._broken = self._producer, self._make(), False
+        old.purge()
+        old.flush(1.0)
+
+    def _delivered(self, done: Future[None], error: KafkaError | None, _: object) -> None:
+        if error is None:
+            self._note_success()
+            done.set_result(None)
+            return
+        self._broken |= error.fatal()
+        failure = self._error(error)
+        if isinstance(failure, EngineError):
+            self._note_failure(failure)
+        done.set_exception(failure)
+
+    def _error(self, error: KafkaError) -> CimlError:
+        code = error.code()
+        if code == KafkaError.MSG_SIZE_TOO_LARGE:
+            return CimlError(f"topic {self._topic} rejects a message as too large; raise its max.message.bytes")
+        if code == KafkaError._QUEUE_FULL:
+            return EngineError(
+                f"Kafka at {self._kafka.bootstrap}: more than {MAX_WAITING_DELIVERIES_BYTES} bytes wait for it "
+                "(MAX_WAITING_DELIVERIES_BYTES)"
+            )
+        if code in (KafkaError._MSG_TIMED_OUT, KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+            return EngineError(
+                f"Kafka at {self._kafka.bootstrap} did not acknowledge a message for {self._topic} within "
+                f"{self._answer_s:g} s"
+            )
+        return as_engine_error(self._kafka, self._topic, KafkaException(error))
+
+    def _note_failure(self, error: EngineError) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            _log.warning("%s; senders are asked to try again", error)
+
+    def _note_success(self) -> None:
+        if self._failing_since is not None:
+            _log.warning("Kafka acknowledges again after %.0f s", time.monotonic() - self._failing_since)
+            self._failing_since = None
+
+
+DELIVERIES = Metric(
+    "ciml_deliveries_total", "counter", "Deliveries of CI systems, by what became of them.",
+    ("receiver", "source", "outcome"),
+)  # fmt: skip
+SECONDS = Metric(
+    "ciml_delivery_seconds", "histogram", "Time from a delivery's header to its acknowledgement.",
+    ("receiver", "source"),
+    (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)  # fmt: skip
+CONNECTED = Metric(
+    "ciml_source_connected", "gauge", "Whether the receiver is connected to a source: 1 or 0.", ("receiver", "source")
+)
+
+METRICS = (DELIVERIES, SECONDS, CONNECTED)
+
+#: The source of deliveries that belong to none.
+UNKNOWN = "_unknown"
+
+
+class ReceiverMetrics:
+    """The metrics of a receiver. Sources are those of its configuration, and outcomes a closed set.
+
+    Attributes:
+      collectors: for the metrics endpoint of this process.
+    """
+
+    def __init__(self, receiver: str) -> None:
+        self._receiver = receiver
+        self._deliveries: Counter = DELIVERIES.counter()
+        self._seconds: Histogram = SECONDS.histogram()
+        self._connected: Gauge = CONNECTED.gauge()
+        self.collectors = (self._deliveries, self._seconds, self._connected)
+
+    def count(self, source: str, outcome: str) -> None:
+        """Count a delivery."""
+        self._deliveries.labels(self._receiver, source, outcome).inc()
+
+    def acknowledged(self, source: str, seconds: float) -> None:
+        """Count a delivery that Kafka has acknowledged, with its time."""
+        self.count(source, "accepted")
+        self._seconds.labels(self._receiver, source).observe(seconds)
+
+    def connected(self, source: str, is_so: bool) -> None:
+        """Set whether a source that the receiver connects to is connected."""
+        self._connected.labels(self._receiver, source).set(float(is_so))

@@ -1,0 +1,190 @@
+"""All adapters, ciml's own and installed ones; and the decoding of a message by the adapter that its headers name.
+
+The kinds of review systems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+
+from ciml.errors import CimlError, RejectedInput
+from ciml.events.cloudevents import Event, Rejection, decode_message, identity_alone
+from ciml.events.fields import identifier, is_proof, time_us
+from ciml.events.payloads import UNREADABLE_HEADERS, excess
+from ciml.events.records import Message, RunFacts
+from ciml.events.redaction import shown
+from ciml.events.run_facts import facts_from_run, run_identity, source_name
+from ciml.events.updates import fact_update
+from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
+from ciml.integrations.review import System
+from ciml.limits import MAX_EVENT_RUNS
+
+
+def kinds() -> Mapping[str, type[System]]:
+    """Return the class of each kind of review system, by the value of its key ``kind``."""
+    from ciml.integrations.gerrit.review import GerritSystem
+    from ciml.integrations.github.review import GitHubSystem
+    from ciml.integrations.gitlab.review import GitLabSystem
+
+    return {each.kind: each for each in (GitHubSystem, GerritSystem, GitLabSystem)}
+
+
+#: The entry point group of adapters in other packages.
+GROUP = "ciml.integrations"
+
+#: Headers of a message that a receiver produced. `HEADER` precedes the name of a header that the adapter needs.
+ADAPTER, SOURCE, AUTH, ID, HEADER = "ciml_adapter", "ciml_source", "ciml_auth", "ciml_id", "ciml_header_"
+
+
+@cache
+def adapters() -> Mapping[str, Adapter]:
+    """Return the adapters by name: ciml's own, then those of installed packages.
+
+    Raises:
+      CimlError: an installed adapter cannot be imported, is no adapter, or has another's name.
+    """
+    found = dict(_own())
+    for entry in metadata.entry_points(group=GROUP):
+        try:
+            adapter = entry.load()
+        except Exception as error:
+            raise CimlError(f"the adapter {entry.name} ({entry.value}) cannot be imported: {error}") from error
+        if not isinstance(adapter, Adapter):
+            raise CimlError(f"the adapter {entry.name}: {entry.value} is not an adapters.Adapter")
+        if adapter.name in found:
+            raise CimlError(f"two adapters have the name {adapter.name!r}; uninstall one")
+        found[adapter.name] = adapter
+    return found
+
+
+def _own() -> Mapping[str, Adapter]:
+    from ciml.integrations import cdevents, cloudevents, jenkins, tekton
+    from ciml.integrations.gerrit import adapter as gerrit
+    from ciml.integrations.github import adapter as github
+    from ciml.integrations.gitlab import adapter as gitlab
+    from ciml.integrations.zuul import adapter as zuul
+
+    modules = (cdevents, cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul)
+    return {module.ADAPTER.name: module.ADAPTER for module in modules}
+
+
+def find_adapter(name: str) -> Adapter:
+    """Return an adapter. Raises `CimlError` for an unknown name."""
+    if name not in adapters():
+        raise CimlError(f"there is no adapter {name!r:.80}; choose from {', '.join(sorted(adapters()))}")
+    return adapters()[name]
+
+
+def delivered(
+    adapter: Adapter, source: str, body: bytes, headers: Mapping[str, str], auth: str = "", delivery_id: str = ""
+) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Return the Kafka message (value, headers) of a delivery that a receiver verified.
+
+    Args:
+      adapter: reads the delivery later.
+      source: the configured name of the source, as in run ids.
+      body: the raw bytes, unchanged.
+      headers: of the request; only those that the adapter needs are passed on.
+      auth: how the sender was proved, such as ``hmac-sha256``; "" for not at all.
+      delivery_id: the delivery's id, "" for none.
+    """
+    named = {ADAPTER: adapter.name, SOURCE: source, AUTH: auth, ID: delivery_id}
+    kept = {f"{HEADER}{name}": value for name, value in headers.items() if name in adapter.headers}
+    return body, [(name, value.encode()) for name, value in (named | kept).items() if value]
+
+
+def read_event(message: Message, names: Mapping[str, str] | None = None) -> Event:
+    """Decode a message by the adapter that its headers name; without one it is a CloudEvent of ciml's own.
+
+    Args:
+      message: the message as it was read.
+      names: see `ciml.events.cloudevents.decode_message`; they apply to the configured sources of receivers too.
+
+    Raises:
+      RejectedInput: no run can be identified. A fault in a run that has an id goes into `Event.rejections` instead.
+    """
+    if not any(name == ADAPTER for name, _ in message.headers):
+        return decode_message(message, names)
+    if not message.value:
+        raise RejectedInput("tombstone", "the message has no value")
+    if fault := excess(message):
+        raise RejectedInput("too_large", fault)
+    headers = _texts(message)
+    name, auth = headers.get(ADAPTER, ""), headers.get(AUTH, "")
+    if name not in adapters():
+        raise RejectedInput("unknown_type", f"{ADAPTER}: no adapter {shown(name)} is installed")
+    if auth and not is_proof(auth):
+        raise RejectedInput("bad_field", f"{AUTH}: want the name of a proof, such as hmac-sha256")
+    source = source_name(headers.get(SOURCE, ""), names)
+    needed = {key.removeprefix(HEADER): value for key, value in headers.items() if key.startswith(HEADER)}
+    reading = _read(adapters()[name], Delivery(message.value, needed, headers.get(ID, "")))
+    return _event(reading, source, name, auth)
+
+
+def _read(adapter: Adapter, delivery: Delivery) -> Reading | Ignored:
+    try:
+        return adapter.read(delivery)
+    except RejectedInput:
+        raise
+    except (CimlError, OSError, ImportError) as error:
+        # Elsewhere such errors stop the batch, as no input causes them. An adapter is pure: here an input did.
+        raise RuntimeError(f"the adapter {adapter.name}: {type(error).__name__}: {error}") from error
+
+
+def _texts(message: Message) -> dict[str, str]:
+    if message.headers == UNREADABLE_HEADERS:
+        raise RejectedInput("not_an_event", "a header name is not UTF-8")
+    found: dict[str, str] = {}
+    for name, value in message.headers:
+        if not name.startswith("ciml_") or value is None:
+            continue
+        if name in found:
+            raise RejectedInput("not_an_event", f"header {shown(name)} appears twice")
+        try:
+            found[name] = value.decode()
+        except UnicodeDecodeError:
+            raise RejectedInput("bad_field", f"header {shown(name)} is not UTF-8") from None
+    return found
+
+
+def _event(reading: Reading | Ignored, source: str, adapter: str, auth: str) -> Event:
+    event_id = identifier({"id": reading.id}, "id")
+    if not event_id:
+        raise RejectedInput("missing_field", "id")
+    key = f"{source}+{auth} {event_id}" if auth else f"{source} {event_id}"
+    if isinstance(reading, Ignored):
+        return Event(key, source, event_id, reading.type, None, (), (), {}, {}, ignored=reading.rule)
+    if len(reading.runs) > MAX_EVENT_RUNS:
+        raise RejectedInput("too_many_runs", f"{len(reading.runs)} runs, at most {MAX_EVENT_RUNS}")
+    if len(reading.updates) > MAX_EVENT_RUNS:
+        raise RejectedInput("too_many_runs", f"{len(reading.updates)} updates, at most {MAX_EVENT_RUNS}")
+    facts: dict[str, RunFacts] = {}
+    rejections: list[Rejection] = []
+    addresses: dict[str, str] = {}
+    for run in reading.runs:
+        made = _run(run, source, addresses)
+        if isinstance(made, RunFacts):
+            facts.setdefault(made.run_id, made.replace(adapter=adapter, auth=auth))
+        else:
+            rejections.append(made)
+    when_us = time_us({"time": reading.time}, "time")
+    updates = tuple(
+        fact_update(source, update.subject, update.facts, auth, when_us, update.only, update.by)
+        for update in reading.updates
+    )
+    return Event(
+        key, source, event_id, reading.type, when_us, tuple(facts.values()), tuple(rejections), addresses, {}, updates
+    )
+
+
+def _run(run: Run, source: str, addresses: dict[str, str]) -> RunFacts | Rejection:
+    identity = run_identity(run.fields, source)
+    try:
+        facts, address = facts_from_run(run.fields, identity, run.phase)
+    except RejectedInput as rejected:
+        return identity_alone(identity, run.phase, rejected)
+    if address != facts.log_url:
+        addresses[facts.run_id] = address
+    return facts

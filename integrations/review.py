@@ -1,0 +1,337 @@
+"""What the outbox needs of a review system: one `ReviewClient` for each configured system.
+
+A client is blocking, keeps no state between calls, and decides nothing: policy, text and repetition are the outbox's.
+
+The tables ``[[system]]`` of a feedback configuration: the keys that all kinds of review systems share.
+
+A module of `ciml.integrations` has a subclass of `System` for its kind; its module `kinds` lists them.
+
+Makes hostile text inert (pure): in any markup of a review system it is only text, and no bot obeys it.
+
+Punctuation that means something in GitHub's, GitLab's or Gerrit's markup becomes its full-width form, which looks alike
+and means nothing: ``@all`` becomes U+FF20 and ``all``. So no escape has to be right in each of three parsers, and in
+the mails and bots that read the source of a message.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+from ciml.errors import CimlError, EngineError
+from ciml.events.run_facts import check_source_name
+from ciml.globs import glob_pattern
+from ciml.settings import Settings, checked
+
+#: The markup that a message is rendered for.
+Format = Literal["github", "gerrit", "gitlab"]
+
+#: Longest duration of a call of a client, seconds, from connecting to the last byte of the answer. The outbox settles a
+#: call of unknown outcome only after this time, so that no late request can follow its reading.
+CALL_S = 30.0
+
+#: Largest number of accounts in each field of `Reactions`.
+MAX_REACTIONS = 100
+
+
+class Busy(EngineError):
+    """The system asks to wait: 429, 503 with Retry-After, a rate limit. Nothing was changed.
+
+    Attributes:
+      retry_after_s: for how long no request may be sent, seconds.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Unsettled(EngineError):
+    """A request that changes something was sent, and its outcome is unknown: a timeout, a reset, a 5xx."""
+
+
+#: The reason of a `Refused` that concerns our credentials, not this request: it is tried again, until an operator has
+#: corrected them.
+UNAUTHORIZED = "unauthorized"
+
+
+class Refused(CimlError):
+    """The system rejects this request, and would reject it again: 400, 403, 404, 409, 422. Nothing was changed.
+
+    Attributes:
+      reason: a short word from a closed set: ``forbidden``, ``not_found``, ``conflict``, ``invalid``; `UNAUTHORIZED`
+        (401) for credentials.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRef:
+    """A patch set of a change, as the facts of a run name it. All fields are hostile text: encode them in addresses.
+
+    Attributes:
+      project: ``owner/name``, a Gerrit project, or the path of a GitLab project.
+      change: the number of the change or pull request; "" where the event had none (GitHub, forks).
+      patchset: the number of the patch set, or a commit; "" if unknown.
+      head: the commit that was tested; "" if unknown.
+      head_project, head_branch: the repository and branch of the commit; "" if unknown. Without a number, they tell
+        the change from another person's change with the same commit.
+    """
+
+    project: str
+    change: str
+    patchset: str = ""
+    head: str = ""
+    head_project: str = ""
+    head_branch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The present state of a change, read from the system.
+
+    Attributes:
+      state: ``missing`` where the system has no such change, or no open one contains the commit.
+      change: its number, found by the commit where the `ChangeRef` had none.
+      patchset: number of the present patch set; "" where the system has none.
+      head: its commit.
+      title: of the change; hostile text.
+      labels: of the change (hashtags and topic on Gerrit); hostile texts.
+    """
+
+    state: Literal["open", "merged", "abandoned", "missing"]
+    change: str = ""
+    patchset: str = ""
+    head: str = ""
+    title: str = ""
+    labels: tuple[str, ...] = ()
+
+    def is_at(self, change: ChangeRef) -> bool:
+        """Return whether the patch set of a reference is the present one. An unknown patch set is not."""
+        if change.head and self.head:
+            return change.head == self.head
+        return change.patchset != "" and change.patchset in (self.patchset, self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A message in the format of a client.
+
+    Attributes:
+      title: one line of plain, inert text: the title of a check run.
+      body: the whole message, its marker included; at most `ReviewClient.most_bytes` of UTF-8.
+      marker: part of ``body``; the same for all messages on a change. `ReviewClient.find` looks for it.
+      stamp: part of ``body``: the marker, patch set, verdict and a digest of the text. Equal stamps, equal messages.
+    """
+
+    title: str
+    body: str
+    marker: str
+    stamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """One of our messages in the system.
+
+    Attributes:
+      change: of the message; its ``change`` is the number that was found.
+      id: in the system; with ``change`` it is all that `ReviewClient.edit` and `ReviewClient.reactions` need.
+      url: of the message, for people; "" if unknown.
+      body: its present text as the system returns it.
+    """
+
+    change: ChangeRef
+    id: str
+    url: str = ""
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reactions:
+    """Accounts that reacted to a message, each once, without our own; at most `MAX_REACTIONS` in each field.
+
+    Attributes:
+      up, down: by 👍 or 👎.
+      not_helpful: by a reply of which a line is "not helpful", in any case, with or without a full stop.
+    """
+
+    up: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()
+    not_helpful: tuple[str, ...] = ()
+
+
+class ReviewClient(Protocol):
+    """A configured review system. Every call ends within `CALL_S`.
+
+    Attributes:
+      format: of its messages.
+      can_edit: whether `edit` changes a message in place.
+      can_react: whether reviewers can react to a message with an emoji.
+      most_bytes: largest `Rendered.body`, bytes of UTF-8.
+
+    Every method raises:
+      Busy: the system asks to wait.
+      Refused: it rejects the request for good.
+      EngineError: it was not reached, or its answer is no answer of such a system. Nothing was changed.
+    """
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def can_edit(self) -> bool: ...
+
+    @property
+    def can_react(self) -> bool: ...
+
+    @property
+    def most_bytes(self) -> int: ...
+
+    def head(self, change: ChangeRef) -> Head:
+        """Return the present state of a change."""
+
+    def find(self, change: ChangeRef, marker: str) -> Posted | None:
+        """Return our own message on a change: the latest whose text has the marker and whose author we are."""
+
+    def post(self, change: ChangeRef, message: Rendered) -> Posted:
+        """Create a message. Raises `Unsettled` also, if the outcome is unknown."""
+
+    def edit(self, posted: Posted, message: Rendered) -> Posted:
+        """Replace a message in place; where the system cannot, post it anew. Raises `Unsettled` also."""
+
+    def reactions(self, posted: Posted) -> Reactions:
+        """Return the reactions to a message."""
+
+    def close(self) -> None:
+        """Close connections."""
+
+
+class System(Settings, frozen=True, kw_only=True):
+    """A review system.
+
+    Attributes:
+      name: of the system: of its outbox, in metrics and messages.
+      sources: names of the sources, as in run ids, whose runs test its changes.
+      projects: globs of the projects whose changes are there; of several systems, the first that matches takes a run.
+      gap_s: least time between two requests that change something, seconds.
+      secret_file, secret_env: the file or the environment variable of its secret (token, password, or private key).
+    """
+
+    what: ClassVar[str] = "system"
+    #: The value of the key ``kind``.
+    kind: ClassVar[str]
+    lists: ClassVar[tuple[str, ...]] = ("sources", "projects", "secret_file", "secret_env")
+    name: str
+    sources: tuple[str, ...]
+    projects: tuple[str, ...] = ("*",)
+    gap_s: float = 1.0
+    secret_file: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checked("name: ", check_source_name, self.name)
+        if not self.sources:
+            raise ValueError("sources: name a source of runs, as in run ids")
+        for source in self.sources:
+            checked("sources: ", check_source_name, source)
+        if not 0.0 <= self.gap_s <= 600.0:  # nor NaN, which TOML has
+            raise ValueError(f"gap_s: {self.gap_s} is not between 0 and 600")
+
+    def takes(self, source: str, project: str) -> bool:
+        """Return whether runs of a source and project test changes of this system."""
+        return source in self.sources and glob_pattern(self.projects).fullmatch(project) is not None
+
+    @abstractmethod
+    def client(self, where: str, folder: Path) -> ReviewClient:
+        """Return a client. It sends nothing before its first call.
+
+        Args:
+          where: of the configuration, for messages: file and system.
+          folder: of the configuration; relative paths of files are below it.
+
+        Raises:
+          CimlError: a secret or a file is missing or invalid.
+        """
+
+
+_ELLIPSIS = "…"
+#: ASCII punctuation that stays: it means nothing where `_SPECIAL` leaves it.
+_PLAIN = frozenset(" -.,:/()%+=_?;'")
+_FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F) if not chr(code).isalnum() and chr(code) not in _PLAIN}
+#: Characters of `_PLAIN` where they mean something, and what they become there.
+_SPECIAL = (
+    (re.compile(r":(?=[\w+-]*:)"), "\uff1a"),  # ``:emoji:``, also after a digit: ``0:100:`` is one
+    (re.compile(r":(?!\s|$)(?!(?<=\d:)\d)"), "\uff1a"),  # ``http://``, ``key:value``; 12:30 stays
+    (re.compile(r"\.(?=[^\W\d_])"), "\u2024"),  # a host's name
+    (re.compile(r"(?<![^\W_])_|_(?![^\W_])"), "\uff3f"),  # emphasis
+    (re.compile(r"(?<!\d)(?<!\d )%|%(?=\w)"), "\uff05"),  # a milestone of GitLab
+    (re.compile(r"(?<![^\W_])/|/(?![^\W_])|//"), "\uff0f"),  # a command
+    (re.compile(r"(?<=[A-Z])-(?=\d)|(?<=\b[gG][hH])-(?=\d)"), "\u2011"),  # GH-1, and keys of Jira
+    (re.compile(r"(?<![^\W_])(?<![-+=])[-+=]+(?=\s|$)"), "\u2013"),  # a list, a rule
+)
+#: A commit or a Change-Id, which systems make links of, or a number: of one with a letter, six characters stay.
+_COMMIT = re.compile(r"(?<![^\W_])(I?[0-9a-fA-F]{6})[0-9a-fA-F]+(?![^\W_])")
+#: A number that could be one: its digits are grouped.
+_LONG_NUMBER = re.compile(r"(?<![^\W_])[0-9]{7,}(?![^\W_])")
+#: The beginning of a numbered list.
+_NUMBERED = re.compile(r"^([0-9]+)([.)])(?=\s|$)")
+_WWW = re.compile(r"(?i)\bwww(?=[.\u2024])")
+
+
+def inert(text: str, most_bytes: int) -> str:
+    """Return a text as one line that is only text, of at most ``most_bytes`` of UTF-8.
+
+    It has no control or format character, no link, mention, reference, emphasis, HTML or command. A text that is empty
+    after that is "?".
+    """
+    kept = "".join(_shown(character) for character in text[: 4 * most_bytes])
+    line = " ".join(kept.split())
+    line = _COMMIT.sub(lambda found: found[0] if found[0].isdecimal() else f"{found[1]}{_ELLIPSIS}", line)
+    line = _LONG_NUMBER.sub(_grouped, line)
+    line = _WWW.sub("ｗｗｗ", line)
+    line = line.translate(_FULL_WIDTH)
+    line = _NUMBERED.sub(lambda found: found[1] + ("\u2024" if found[2] == "." else "\uff09"), line)
+    for pattern, plain in _SPECIAL:
+        line = pattern.sub(plain, line)
+    return cut(line, most_bytes) or "?"
+
+
+def name(text: str, most_bytes: int = 120) -> str:
+    """Return a hostile name, quoted: it never begins a line or a sentence by itself."""
+    return f"“{inert(text, most_bytes)}”"
+
+
+def cut(text: str, most_bytes: int) -> str:
+    """Return the text, cut with an ellipsis between two characters if it has more bytes of UTF-8."""
+    data = text.encode()
+    if len(data) <= most_bytes:
+        return text
+    return data[: max(most_bytes - len(_ELLIPSIS.encode()), 0)].decode(errors="ignore").rstrip() + _ELLIPSIS
+
+
+def _grouped(number: re.Match[str]) -> str:
+    """Return a number with its digits in groups of three."""
+    digits = number[0]
+    first = len(digits) % 3
+    groups = [digits[:first], *(digits[at : at + 3] for at in range(first, len(digits), 3))]
+    return "\u202f".join(filter(None, groups))
+
+
+def _shown(character: str) -> str:
+    """Return a character; a space for a separator or control character, nothing for one that cannot be seen."""
+    if character.isascii():
+        return character if character.isprintable() else " "
+    kind = unicodedata.category(character)
+    if kind[0] == "Z":
+        return " "
+    if kind[0] == "C" or (kind == "Mn" and unicodedata.combining(character) == 0):
+        return ""
+    return character

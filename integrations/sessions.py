@@ -1,0 +1,175 @@
+"""Receivers that connect to their sources: a thread for each, which connects again after each loss."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from ciml.errors import CimlError, EngineError
+from ciml.events.redaction import shown
+from ciml.integrations.producer import DeliveryProducer, Headers, ReceiverMetrics
+
+_PAUSES_S = (1.0, 60.0)  # first and longest one before a source is connected again
+_STEADY_S = 60.0  # a connection of this age was no failure: the next pause is the first again
+_AGAIN_S = 1.0  # before a delivery is produced again
+_QUIET_S = 60.0  # between two warnings of a kind
+ANSWER_S = 8.0
+_log = logging.getLogger(__name__)
+
+
+class Lost(Exception):
+    """The connection to a source is lost, or was refused; the message says why."""
+
+
+class Session(ABC):
+    """The connection to a source.
+
+    Attributes:
+      name: of the source.
+      shown: where it connects, for people.
+      problem: why it does not receive at present; "" while it does.
+    """
+
+    def __init__(self, name: str, shown: str) -> None:
+        self.name, self.shown = name, shown
+        self.problem = "is not connected yet"
+        self._end_s: float | None = None
+
+    @abstractmethod
+    def serve(self, inbox: Inbox, stop: threading.Event) -> None:
+        """Connect, and receive until ``stop`` is set. Raises `Lost`."""
+
+    def may_end(self, inbox: Inbox, stop: threading.Event) -> bool:
+        """Return whether to end now: it is to stop, and nothing waits for Kafka, or Kafka does not answer in time."""
+        if not stop.is_set():
+            return False
+        if self._end_s is None:
+            self._end_s = time.monotonic() + ANSWER_S
+        return not inbox or time.monotonic() > self._end_s
+
+    def run(self, inbox: Inbox, stop: threading.Event) -> None:
+        """Serve, and connect again after each loss, until ``stop`` is set."""
+        pauses, said = 0, ""
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                self.serve(inbox, stop)
+            except Lost as error:
+                self.problem = str(error)
+            except Exception as error:  # noqa: BLE001 - what a source sends costs no other source
+                self.problem = f"{self.shown}: {type(error).__name__}: {shown(str(error))}"
+                if said != self.problem:
+                    _log.warning("source %s: an unexpected error", self.name, exc_info=True)
+            inbox.connected(False)
+            if stop.is_set():
+                return
+            if time.monotonic() - began > _STEADY_S:
+                pauses, said = 0, ""
+            if said != self.problem:
+                said = self.problem
+                _log.warning("source %s: %s; connecting again", self.name, said)
+            first, longest = _PAUSES_S
+            stop.wait(min(longest, first * 2.0**pauses) * random.uniform(0.5, 1.0))  # noqa: S311
+            pauses = min(pauses + 1, 16)
+
+
+@dataclass
+class _Waiting:
+    """A delivery that Kafka has not acknowledged."""
+
+    value: bytes
+    headers: Headers
+    settled: Callable[[], object]
+    began_s: float
+    sent: Future[None] | None = None
+    again_s: float = 0.0
+    rejected: bool = False
+
+
+@dataclass
+class Inbox:
+    """The deliveries of a source that Kafka has not acknowledged, in order. Of one thread.
+
+    Args:
+      source: its name.
+      producer: to the topic of deliveries.
+      metrics: of deliveries.
+      most: deliveries that may wait.
+    """
+
+    source: str
+    producer: DeliveryProducer
+    metrics: ReceiverMetrics
+    most: int
+    _waiting: deque[_Waiting] = field(default_factory=deque)
+    _warned_s: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further delivery may be put now."""
+        return len(self._waiting) >= self.most
+
+    def put(self, value: bytes, headers: Headers, settled: Callable[[], object]) -> None:
+        """Produce a delivery; ``settled`` is called by `settle`, in the order of puts, when Kafka has it."""
+        one = _Waiting(value, headers, settled, time.monotonic())
+        one.sent = self.producer.send(value, headers)
+        self._waiting.append(one)
+
+    def settle(self) -> None:
+        """Acknowledge what Kafka has, and produce again what it did not acknowledge in time."""
+        now = time.monotonic()
+        for one in self._waiting:
+            if one.sent is None:
+                if now >= one.again_s:
+                    one.sent = self.producer.send(one.value, one.headers)
+            elif one.sent.done() and isinstance(one.sent.exception(), EngineError):
+                self.metrics.count(self.source, "unavailable")
+                one.sent, one.again_s = None, now + _AGAIN_S
+        while self._waiting and (sent := self._waiting[0].sent) is not None and sent.done():
+            error = sent.exception()
+            if isinstance(error, EngineError):  # since the loop above
+                return
+            one = self._waiting.popleft()
+            if error is not None:
+                self._count("too_large", str(error))
+            elif not one.rejected:
+                self.metrics.acknowledged(self.source, now - one.began_s)
+            one.settled()
+
+    def reject(self, outcome: str, why: str, settled: Callable[[], object]) -> None:
+        """Count a delivery that is not produced; ``settled`` is called in the order of puts."""
+        self._count(outcome, why)
+        done: Future[None] = Future()
+        done.set_result(None)
+        self._waiting.append(_Waiting(b"", (), settled, 0.0, done, rejected=True))
+
+    def _count(self, outcome: str, why: str) -> None:
+        """Count a delivery that is not stored, and warn once a minute."""
+        self.metrics.count(self.source, outcome)
+        now = time.monotonic()
+        if now - self._warned_s.get(outcome, -_QUIET_S) >= _QUIET_S:
+            self._warned_s[outcome] = now
+            _log.warning("source %s: a delivery is not stored: %s", self.source, why)
+
+    def drop(self) -> None:
+        """Forget what waits: its sender sends it again."""
+        self._waiting.clear()
+
+    def connected(self, is_so: bool) -> None:
+        """Set the metric of the connection."""
+        self.metrics.connected(self.source, is_so)
+
+
+def invalid(where: str, key: str, error: Exception) -> CimlError:
+    """Return the error of a file that a source names."""
+    return CimlError(f"{where}: {key}: {getattr(error, 'strerror', None) or error}")

@@ -1,0 +1,114 @@
+"""Tekton: CloudEvents of TaskRuns. A PipelineRun is the sum of its TaskRuns and has no machine of its own.
+
+A TaskRun says where its telemetry is by the annotation `LOG`. Tekton passes the annotations of a PipelineRun on to its
+TaskRuns, so one address serves all of them: ``{namespace}``, ``{name}``, ``{uid}`` and ``{attempt}`` are replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ciml.errors import RejectedInput
+from ciml.events.fields import text
+from ciml.events.records import Phase
+from ciml.events.redaction import shown
+from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
+from ciml.integrations.cloudevents import HEADERS, opened
+from ciml.integrations.fields import filled, inner, joined, maybe, moment, needed, objects, value, word
+from ciml.limits import MAX_LABEL_NAME_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
+
+PIPELINE_RUN = "a PipelineRun is the sum of its TaskRuns"
+CUSTOM_RUN = "a CustomRun has no pod"
+TRIGGER = "an event of Tekton Triggers reports no run"
+
+#: The annotation that holds the address of the telemetry.
+LOG = "ciml.dev/log-url"
+
+_TYPE = re.compile(r"dev\.tekton\.event\.([a-z]+)\.([a-z]+)\.v1")
+_PART = re.compile(r"\{(?:namespace|name|uid|attempt)\}")
+_IGNORED = {"pipelinerun": PIPELINE_RUN, "customrun": CUSTOM_RUN, "run": CUSTOM_RUN, "triggers": TRIGGER}
+_PHASES: Mapping[str, Phase] = {
+    "queued": "queued",
+    "started": "started",
+    "running": "started",
+    "unknown": "started",
+    "successful": "finished",
+    "failed": "finished",
+}
+#: The status of the condition Succeeded in events that end a TaskRun.
+_STATUS = {"successful": "True", "failed": "False"}
+_MOST = 100  # attempts, conditions
+
+
+def read(delivery: Delivery) -> Reading | Ignored:
+    """Read a TaskRun's last attempt, and the ones before where the address of its telemetry names the attempt."""
+    attributes, data = opened(delivery)
+    event, kind = needed(attributes, "id"), needed(attributes, "type")
+    named = _TYPE.fullmatch(kind)
+    if named and named[1] in _IGNORED:
+        return Ignored(event, kind, _IGNORED[named[1]])
+    if not named or named[1] != "taskrun" or named[2] not in _PHASES:
+        raise RejectedInput("unknown_type", f"type: {shown(kind)}")
+    task_run, phase = inner(data, "taskRun"), _PHASES[named[2]]
+    status = maybe(task_run, "status")
+    if phase == "finished" and _condition(status).get("status") != _STATUS[named[2]]:
+        raise RejectedInput("bad_field", f"taskRun.status: its condition Succeeded is not {_STATUS[named[2]]}")
+    log = text(maybe(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS, secrets=True)
+    earlier = objects(task_run, "status", "retriesStatus", most=_MOST)
+    runs = [Run(phase, _attempt(task_run, status, phase, len(earlier) + 1, log))]
+    if "{attempt}" in log:
+        runs += [Run("finished", _attempt(task_run, each, "finished", n, log)) for n, each in enumerate(earlier, 1)]
+    return Reading(event, kind, moment(attributes, "time"), tuple(runs))
+
+
+def _attempt(
+    task_run: Mapping[str, Any], status: Mapping[str, Any], phase: Phase, attempt: int, log: str
+) -> dict[str, Any]:
+    namespace, name = word(task_run, "metadata", "namespace"), word(task_run, "metadata", "name")
+    labels = maybe(task_run, "metadata", "labels")
+    task = word(labels, "tekton.dev/pipelineTask") or word(task_run, "spec", "taskRef", "name") or name
+    pipeline_run = word(labels, "tekton.dev/pipelineRun") or name
+    uid = word(task_run, "metadata", "uid")
+    parts = {"{namespace}": namespace, "{name}": name, "{uid}": uid, "{attempt}": str(attempt)}
+    start, end = moment(status, "startTime"), moment(status, "completionTime")
+    condition = _condition(status)
+    finished = phase == "finished"
+    if finished and start is None and end is None:  # rejected before it started
+        end = moment(task_run, "metadata", "creationTimestamp")
+    return filled(
+        id=uid,
+        attempt=attempt,
+        job=task,
+        result=word(condition, "reason") if finished else "",
+        outcome="success" if finished and condition.get("status") == "True" else "",
+        start_time=start,
+        end_time=end if finished else None,
+        project=namespace,
+        log_url=_filled_in(log, parts),
+        attempt_of=joined(namespace, pipeline_run, task),
+        labels=_labels(labels),
+    )
+
+
+def _filled_in(log: str, parts: Mapping[str, str]) -> str:
+    """Return the address with its parts, each replaced once: a name may hold ``{uid}`` again."""
+    size = len(log) + sum(log.count(part) * (len(found) - len(part)) for part, found in parts.items())
+    if size > MAX_URL_CHARACTERS:
+        raise RejectedInput("bad_field", f"{LOG}: {size} characters, at most {MAX_URL_CHARACTERS}")
+    return _PART.sub(lambda part: parts[part[0]], log)
+
+
+def _condition(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    conditions = objects(status, "conditions", most=_MOST)
+    return next((each for each in conditions if value(each, "type") == "Succeeded"), {})
+
+
+def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return as many labels as a run may have. Kubernetes permits longer names."""
+    short = sorted(name for name in labels if name and len(name) <= MAX_LABEL_NAME_CHARACTERS)
+    return {name: labels[name] for name in short[:MAX_LABELS]}
+
+
+ADAPTER = Adapter("tekton", HEADERS, read)

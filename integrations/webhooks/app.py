@@ -1,0 +1,365 @@
+"""The application of the receiver: each answer, in the order of the checks.
+
+A request is checked from what costs least: path, method and headers before the body, the signature before anything
+reads the body, the source's rate for verified deliveries only. So nobody without a secret can use up a source's rate.
+
+Limits of a source's deliveries: one delivery is accepted once within a window, and so many in a second.
+
+Configured sources of webhooks as the server needs them: scheme, keys, adapter and rate.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ciml.errors import CimlError, EngineError
+from ciml.http.intake import Held, Intake, RequestError
+from ciml.integrations.adapter import Adapter
+from ciml.integrations.config import Receivers, WebhookSource
+from ciml.integrations.producer import UNKNOWN, DeliveryProducer, ReceiverMetrics
+from ciml.integrations.registry import delivered
+from ciml.integrations.webhooks.signatures import SCHEMES, UNSIGNED, Claim, Scheme, client_scheme
+from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_SIGNATURE_AGE_S
+from ciml.secrets import Secrets
+
+
+class Replays:
+    """The deliveries that were acknowledged lately.
+
+    A delivery that was not acknowledged is none of them, so that its sender may send it again. A restart forgets all:
+    exactness comes from the ids of events in ingest, and this only keeps copies out of the topic.
+
+    Args:
+      window_s: for which a delivery is remembered, seconds.
+      most: the most deliveries; one more forgets the oldest.
+    """
+
+    def __init__(self, window_s: float, most: int) -> None:
+        self._window_s, self._most = window_s, most
+        self._known: OrderedDict[bytes, float] = OrderedDict()
+
+    def has(self, key: bytes, now_s: float) -> bool:
+        """Return whether the delivery was acknowledged within the window."""
+        added_s = self._known.get(key)
+        return added_s is not None and added_s >= now_s - self._window_s
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, key: bytes, now_s: float) -> None:
+        """Remember an acknowledged delivery, and forget those before the window."""
+        self._known[key] = now_s
+        self._known.move_to_end(key)
+        while len(self._known) > self._most or self._known[next(iter(self._known))] < now_s - self._window_s:
+            self._known.popitem(last=False)
+
+
+class Bucket:
+    """A token bucket.
+
+    Args:
+      rate: tokens a second.
+      burst: the most tokens; it starts with them.
+    """
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens, self._seen_s = float(burst), 0.0  # full at any first time
+
+    def take(self, now_s: float) -> float:
+        """Take a token; return 0, or the seconds until there is one."""
+        self._tokens = min(self._burst, self._tokens + (now_s - self._seen_s) * self._rate)
+        self._seen_s = now_s
+        if self._tokens < 1.0:
+            return (1.0 - self._tokens) / self._rate
+        self._tokens -= 1.0
+        return 0.0
+
+
+_MTLS, _NONE = "mtls", "none"
+_OWN_PATHS = ("/healthz", "/readyz")
+
+Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A source that the server answers.
+
+    Attributes:
+      source: its configuration.
+      scheme: of its signatures.
+      secrets: with which it signs; none for ``mtls`` and ``none``.
+      adapter: reads its deliveries in ingest.
+      bucket: limits its verified deliveries.
+      proxies: whose requests may name a verified client; only for ``mtls``.
+    """
+
+    source: WebhookSource
+    scheme: Scheme
+    secrets: Secrets
+    adapter: Adapter
+    bucket: Bucket
+    proxies: Networks = ()
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def headers(self) -> frozenset[str]:
+        """Return the names of the headers that are read: none of them may appear twice."""
+        return frozenset((*self.scheme.headers, *self.scheme.ids, *self.adapter.headers))
+
+    def claim(self, headers: Mapping[str, str], address: str) -> Claim | None:
+        """Return what a request says about its sender; None if it cannot be true."""
+        if self.source.auth == _MTLS and not _is_within(address, self.proxies):
+            return None
+        return self.scheme.read(headers, time.time())
+
+    def is_proved(self, claim: Claim, body: bytes = b"") -> bool:
+        """Return whether the sender is the source."""
+        return claim.is_proved(body, self._keys())
+
+    def _keys(self) -> list[bytes]:
+        if self.scheme is UNSIGNED:
+            return [b""]
+        return [each.encode() for each in self.source.clients] or self.secrets.keys()
+
+
+def endpoints(receivers: Receivers) -> dict[str, Endpoint]:
+    """Return the endpoints by path.
+
+    Raises:
+      CimlError: one line that names the file, the source, the key and its value.
+    """
+    found: dict[str, Endpoint] = {}
+    for source in receivers.of(WebhookSource):
+        where = receivers.where(source)
+        if source.posted_to in (*found, *_OWN_PATHS):
+            raise CimlError(f"{where}: path: {source.posted_to} is in use already; choose another")
+        found[source.posted_to] = _endpoint(receivers, source, where)
+    return found
+
+
+def _endpoint(receivers: Receivers, source: WebhookSource, where: str) -> Endpoint:
+    adapter = source.found_adapter()
+    auth = source.auth or adapter.signature
+    if not auth:
+        raise CimlError(
+            f"{where}: auth is missing, and deliveries of {source.adapter} have no signature; choose {_MTLS}, bearer, "
+            f"or {_NONE} for deliveries that anyone can send"
+        )
+    scheme, proxies = _scheme(source, auth, where), receivers.webhooks.proxies
+    secrets = Secrets(where, source.secret_file, source.secret_env, scheme.key, receivers.file.parent)
+    if bool(secrets) != (auth not in (_MTLS, _NONE)):
+        problem = "has no use for secret_file and secret_env" if secrets else "needs secret_file or secret_env"
+        raise CimlError(f"{where}: auth {auth} {problem}")
+    if auth == _MTLS and not (source.client_header and source.clients and proxies):
+        raise CimlError(f"{where}: auth {_MTLS} needs client_header, clients, and proxies of [webhooks]")
+    if auth != _MTLS and (source.client_header or source.clients):
+        raise CimlError(f"{where}: client_header and clients are of auth {_MTLS}, not {auth}")
+    networks = tuple(map(ipaddress.ip_network, proxies)) if auth == _MTLS else ()
+    return Endpoint(source.replace(auth=auth), scheme, secrets, adapter, Bucket(source.rate, source.burst), networks)
+
+
+def _scheme(source: WebhookSource, auth: str, where: str) -> Scheme:
+    if auth == _MTLS:
+        return client_scheme(source.client_header.lower())
+    if auth == _NONE:
+        return UNSIGNED
+    if auth not in SCHEMES:
+        raise CimlError(f"{where}: auth: {auth!r:.80} is unknown; choose from {', '.join((*SCHEMES, _MTLS, _NONE))}")
+    return SCHEMES[auth]
+
+
+def _is_within(address: str, networks: Networks) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(found in network for network in networks)
+
+
+_LOG = logging.getLogger(__name__)
+#: Bodies of HTML forms, which no adapter reads: GitHub sends one where its webhook has that content type.
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_AGAIN_S = 5  # for a sender that is asked to try again
+_QUIET_S = 60.0  # between two warnings of a source
+#: The outcome of a delivery for metrics, by status.
+_OUTCOMES = {
+    400: "rejected", 401: "unauthorized", 404: "not_found", 405: "rejected", 408: "slow", 413: "too_large",
+    415: "rejected", 429: "rate_limited", 499: "disconnected", 500: "internal_error", 503: "unavailable",
+}  # fmt: skip
+
+
+class _Answer(Exception):
+    """An answer other than 202."""
+
+    def __init__(self, status: int, message: str, retry_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.status, self.message, self.retry_s = status, message, retry_s
+
+
+def make_app(
+    endpoints: Mapping[str, Endpoint],
+    producer: DeliveryProducer,
+    intake: Intake,
+    metrics: ReceiverMetrics,
+    unready: Callable[[], str],
+) -> Starlette:
+    """Build the ASGI application.
+
+    Args:
+      endpoints: the sources by path.
+      producer: to the topic of deliveries.
+      intake: reads the bodies.
+      metrics: of deliveries.
+      unready: why deliveries cannot be acknowledged at present; "" if they can.
+    """
+    app = _Application(producer, intake, metrics, unready)
+    routes = [Route(path, app.endpoint(one), methods=["POST"]) for path, one in endpoints.items()]
+    routes += [Route("/healthz", app.alive, methods=["GET"]), Route("/readyz", app.ready, methods=["GET"])]
+    made = Starlette(routes=routes, exception_handlers={HTTPException: app.unrouted})
+    made.router.redirect_slashes = False
+    return made
+
+
+class _Application:
+    def __init__(
+        self, producer: DeliveryProducer, intake: Intake, metrics: ReceiverMetrics, unready: Callable[[], str]
+    ) -> None:
+        self._producer, self._intake, self._metrics, self._unready = producer, intake, metrics, unready
+        self._replays = Replays(MAX_SIGNATURE_AGE_S, MAX_KNOWN_DELIVERIES)
+        self._warned: dict[str, float] = {}
+
+    def endpoint(self, one: Endpoint) -> Callable[[Request], Any]:
+        """Return what answers the deliveries of a source."""
+
+        async def answer(request: Request) -> Response:
+            began = time.perf_counter()
+            try:
+                with self._intake.hold(one.source.max_bytes) as held:
+                    outcome = await self._receive(request, one, held)
+            except (_Answer, RequestError) as error:
+                return self._reject(one, error)
+            except ClientDisconnect:
+                self._metrics.count(one.name, _OUTCOMES[499])
+                return Response(status_code=499)
+            except Exception:  # noqa: BLE001 - the sender gets an answer, the log the traceback
+                _LOG.exception("a delivery of %s failed", one.name)
+                self._metrics.count(one.name, _OUTCOMES[500])
+                return _error(500, "internal error; see the receiver's log", _AGAIN_S)
+            if outcome == "repeat":
+                self._metrics.count(one.name, outcome)
+            else:
+                self._metrics.acknowledged(one.name, time.perf_counter() - began)
+            return _json({"accepted": True}, 202)
+
+        return answer
+
+    async def _receive(self, request: Request, one: Endpoint, held: Held) -> str:
+        """Verify a delivery and produce it; return the outcome."""
+        headers = _read_headers(request, one)
+        _check_headers(headers)
+        self._intake.check_length(held, headers.get("content-length"))
+        claim = one.claim(headers, request.client.host if request.client else "")
+        if claim is None or not (one.scheme.needs_body or one.is_proved(claim)):
+            raise _Answer(401, "unauthorized")
+        body = await self._intake.read(held, request.stream())
+        if one.scheme.needs_body and not one.is_proved(claim, body):
+            raise _Answer(401, "unauthorized")
+        if not body:
+            raise _Answer(400, "the body is empty")
+        identity = claim.identity(body)
+        known = identity and one.name.encode() + identity
+        if known and self._replays.has(known, time.monotonic()):
+            return "repeat"
+        if wait_s := one.bucket.take(time.monotonic()):
+            raise _Answer(429, f"more than {one.source.rate:g} deliveries a second", wait_s)
+        value, message_headers = delivered(
+            one.adapter, one.name, body, headers, one.scheme.auth, one.scheme.delivery_id(headers)
+        )
+        await self._produce(value, message_headers)
+        if known:
+            self._replays.add(known, time.monotonic())
+        return "accepted"
+
+    async def _produce(self, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+        try:
+            await self._producer.deliver(value, headers)
+        except EngineError:
+            raise _Answer(503, "the broker did not acknowledge the delivery; send it again", _AGAIN_S) from None
+        except CimlError as error:
+            _LOG.warning("%s", error)
+            raise _Answer(413, "the broker rejects the delivery as too large") from None
+
+    def _reject(self, one: Endpoint, error: _Answer | RequestError) -> Response:
+        status, retry_s = (
+            (error.status, error.retry_s)
+            if isinstance(error, _Answer)
+            else (error.http_status, _AGAIN_S if error.http_status == 503 else 0.0)
+        )
+        self._metrics.count(one.name, _OUTCOMES.get(status, "rejected"))
+        now = time.monotonic()
+        if status != 503 and now - self._warned.get(one.name, -_QUIET_S) >= _QUIET_S:
+            self._warned[one.name] = now
+            _LOG.warning("source %s: answered %d: %s (no more of it for a minute)", one.name, status, error.message)
+        return _error(status, error.message, retry_s)
+
+    async def unrouted(self, request: Request, error: Exception) -> Response:
+        """Answer a path or a method that there is not. The body is not read."""
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        if status == 405:
+            answer = _error(status, "use POST for deliveries, GET for /healthz and /readyz")
+            answer.headers.update(getattr(error, "headers", None) or {})
+            return answer
+        self._metrics.count(UNKNOWN, _OUTCOMES.get(status, "rejected"))
+        return _error(status, "no source has this path")
+
+    async def alive(self, _: Request) -> Response:
+        return _json({"alive": True})
+
+    async def ready(self, _: Request) -> Response:
+        why = self._unready()
+        return _json({"ready": not why}, 503 if why else 200)
+
+
+def _read_headers(request: Request, one: Endpoint) -> dict[str, str]:
+    """Return the request's headers by lower-case name."""
+    found: dict[str, str] = {}
+    needed = one.headers()
+    for name, value in request.headers.items():
+        if name in found and name in needed:
+            raise _Answer(400, f"the header {name} appears twice")
+        found[name] = value
+    return found
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    if headers.get("content-type", "").partition(";")[0].strip().lower() in _FORMS:
+        raise _Answer(415, "want JSON as it is, not a form: choose the content type application/json at the sender")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise _Answer(415, "want a body without a content encoding")
+
+
+def _json(value: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(value), status, media_type="application/json")
+
+
+def _error(status: int, message: str, retry_s: float = 0.0) -> Response:
+    headers = {"retry-after": str(math.ceil(retry_s))} if retry_s else None
+    return Response(json.dumps({"error": message}), status, headers, media_type="application/json")

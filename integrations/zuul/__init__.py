@@ -1,0 +1,1 @@
+"""Zuul: the adapter of its messages, and the text of ``ciml connect zuul``."""

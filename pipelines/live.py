@@ -1,0 +1,496 @@
+"""Live windows: samples from Kafka to the windows and the growing example of each running job.
+
+samples ─► decode, by run ─► keep (state and timers of a run) ─► windows, live-examples, live-dead-letters
+
+An unbounded pipeline needs Flink, whose state holds the samples. A bounded one reads the runs again from their first
+samples and keeps nothing. docs/live.md explains why a run's windows are kept in its state, and not as Beam's.
+
+Live windows: samples from Kafka to the windows and examples of running jobs, with state for each run.
+
+Uses `ciml.transforms.live`. It stores nothing: windows go to topics.
+
+The state of a live run beside its older samples: its standing, and when its timer is due.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import struct
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import apache_beam as beam
+import orjson
+from apache_beam.coders import BytesCoder
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.utils.timestamp import Timestamp
+
+from ciml.digest import sha256_json
+from ciml.errors import CimlError, IntegrityError, RejectedInput
+from ciml.events.payloads import redact_bytes
+from ciml.events.records import Batch, Message, Origin
+from ciml.events.samples import End, Samples, decode
+from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.manifest.coverage import RangeSet
+from ciml.messages import Standing
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.produce import Send, ToSend
+from ciml.pipelines.kafka.source import ReadFromKafka
+from ciml.transforms.guard import INTERNAL, attempt, bisect
+from ciml.transforms.ingest.run_stages import keep_error
+from ciml.transforms.live.samples import NO_SAMPLES, Part, join_parts, pack, part_of, unpack, unseen
+from ciml.transforms.live.windows import (
+    LATE,
+    LiveDataset,
+    LivePolicy,
+    LiveRun,
+    columns_of,
+    example_message,
+    late_message,
+    pane_message,
+    rejected_message,
+)
+
+_LENGTH = struct.Struct("<I")
+_MOST_RANGES = 1000  # ranges of samples remembered of a closed run
+
+
+class Wake(Enum):
+    """The action that is due when a run's timer fires."""
+
+    ENDED = "close it after its grace"
+    SILENT = "close it after its silence"
+    FORGET = "forget it"
+
+
+class RunState:
+    """The head of a run's state. Times are epoch seconds of this machine's clock.
+
+    Attributes:
+      run_id: of the run.
+      columns: digest of the names of its samples' columns.
+      standing: whether it is running; else its samples are released.
+      token: identifies the samples; changes with them.
+      newer: its newest samples, as packed parts. They are read and written with the head, since each request to the
+        runner takes longer than anything that is done here.
+    """
+
+    def __init__(self, run_id: str, columns: str) -> None:
+        self.run_id, self.columns = run_id, columns
+        self.standing: Standing = "running"
+        self.token = ""
+        self.newer: list[bytes] = []
+        self._heard_s = self._ended_s = self._over_s = self._wake_s = 0.0
+        self._seen: dict[str, list[list[int]]] = {}
+
+    def received(self, now_s: float, ended: bool) -> None:
+        """Record that a message was received."""
+        self._heard_s = now_s
+        self.token = secrets.token_hex(8)
+        if ended and not self._ended_s:
+            self._ended_s = now_s
+
+    def is_over(self, standing: Standing, seen: Mapping[int, RangeSet], now_s: float) -> None:
+        """Close the run: release its samples, and remember their numbers."""
+        self.standing, self._over_s, self.newer = standing, now_s, []
+        ranges = {str(recorder): [list(each) for each in numbers] for recorder, numbers in seen.items()}
+        self._seen = ranges if sum(map(len, ranges.values())) <= _MOST_RANGES else {}
+
+    def unseen(self, part: Part) -> Part | None:
+        """Return the samples of a late part that the run did not have; None if it had all."""
+        seen = {int(recorder): RangeSet((start, end) for start, end in kept) for recorder, kept in self._seen.items()}
+        rows = unseen(part, seen)
+        return part.take(rows, ()) if rows.size else None
+
+    def _due_s(self, policy: LivePolicy) -> tuple[float, Wake]:
+        if self.standing != "running":
+            return self._over_s + policy.remember_s, Wake.FORGET
+        silent = self._heard_s + policy.silence_s
+        grace = self._ended_s + policy.grace_s if self._ended_s else math.inf
+        return (grace, Wake.ENDED) if grace <= silent else (silent, Wake.SILENT)
+
+    def due(self, now_s: float, policy: LivePolicy) -> Wake | None:
+        """Return the action that is due now, if any."""
+        at_s, what = self._due_s(policy)
+        return what if at_s <= now_s else None
+
+    def woken(self) -> None:
+        """Record that the timer has fired and none is set."""
+        self._wake_s = 0.0
+
+    def next_wake(self, policy: LivePolicy) -> float | None:
+        """Return the time to set the timer to, or None to keep it: an early timer is set again when it fires."""
+        at_s, _ = self._due_s(policy)
+        if self._wake_s and self._wake_s <= at_s:
+            return None  # setting it for every sample would cost time
+        self._wake_s = at_s
+        return at_s
+
+    def to_bytes(self) -> bytes:
+        """Return the state's encoding: a line of JSON, then the newer samples, each after its length."""
+        fields = {name: value for name, value in vars(self).items() if name != "newer"}
+        sized = (part for data in self.newer for part in (_LENGTH.pack(len(data)), data))
+        return b"".join((orjson.dumps(fields), b"\n", *sized))
+
+    @classmethod
+    def of(cls, data: bytes) -> RunState:
+        """Return the inverse of `to_bytes`."""
+        state, at = cls("", ""), data.index(b"\n") + 1
+        fields: dict[str, Any] = orjson.loads(data[:at])
+        vars(state).update(fields)
+        while at < len(data):
+            begin = at + _LENGTH.size
+            at = begin + _LENGTH.unpack_from(data, at)[0]
+            state.newer.append(data[begin:at])
+        return state
+
+
+#: The namespace of the pipeline's counters.
+METRICS = "ciml.live"
+#: Messages leave the source at the end of their bundle, so a read ends at the partition's end, and the next begins a
+#: second later. Each adds a name to the state of the source permanently: docs/kafka.md.
+READ = ReadOptions(rest_s=1.0, idle_s=4.0, pause_at_end=True)
+
+_FOLD = 64  # newer parts that are joined into an older one
+_MOST_KEPT = 5000  # runs cached in this process
+
+
+@dataclass(frozen=True)
+class LiveConfig:
+    """Configuration of live windows.
+
+    Attributes:
+      kafka: connection to the broker.
+      datasets: the data sets whose windows and examples are published.
+      topic: topic of the samples.
+      windows_topic, examples_topic: topics for windows and examples; "" for none.
+      dead_letters_topic: topic for dead letters of samples.
+      policy: when windows and examples are published, and how long a run is kept.
+      read: how partitions are read.
+    """
+
+    kafka: KafkaOptions
+    datasets: tuple[LiveDataset, ...]
+    topic: str = "samples"
+    windows_topic: str = "windows"
+    examples_topic: str = "live-examples"
+    dead_letters_topic: str = "live-dead-letters"
+    policy: LivePolicy = field(default_factory=LivePolicy)
+    read: ReadOptions = READ
+
+    def __post_init__(self) -> None:
+        names = [dataset.name for dataset in self.datasets]
+        if not names:
+            raise CimlError("live windows need a data set; name one with --dataset")
+        if len(set(names)) < len(names):
+            raise CimlError(f"the data set {next(name for name in names if names.count(name) > 1)} is named twice")
+
+
+class LiveMessages:
+    """Renders the messages of runs."""
+
+    def __init__(self, config: LiveConfig) -> None:
+        self._config = config
+
+    def due(self, run: LiveRun) -> Iterator[ToSend]:
+        """Yield the due messages of a running job."""
+        yield from self._panes(run, over=False)
+        if run.examples_due():
+            yield from self._examples(run, "running")
+
+    def over(self, run: LiveRun, standing: Standing) -> Iterator[ToSend]:
+        """Yield the last messages of an ended or abandoned run."""
+        yield from self._panes(run, over=True)
+        yield from self._examples(run, standing)
+
+    def _panes(self, run: LiveRun, over: bool) -> Iterator[ToSend]:
+        panes = run.panes(over=over)
+        if topic := self._config.windows_topic:
+            key = run.run_id.encode()
+            for pane in panes:
+                yield topic, key, pane_message(run.run_id, pane)
+
+    def _examples(self, run: LiveRun, standing: Standing) -> Iterator[ToSend]:
+        if topic := self._config.examples_topic:
+            for example in run.examples(over=standing != "running"):
+                yield topic, run.run_id.encode(), example_message(run.run_id, example, standing)
+
+    def late(self, run_id: str, part: Part, rejected: RejectedInput) -> ToSend:
+        """Return the dead letter of rejected samples of a run."""
+        Metrics.counter(METRICS, f"late.{rejected.reason}").inc(max(part.size, 1))
+        value = late_message(self._config.topic, run_id, part, rejected)
+        return self._config.dead_letters_topic, run_id.encode(), value
+
+
+class DecodeSamples(beam.DoFn):
+    """`Batch` of messages -> (run id, a part of the run's samples, packed), one for each run; and dead letters."""
+
+    DEAD_LETTERS = "letters"
+
+    def __init__(self, config: LiveConfig) -> None:
+        self._config, self._columns = config, columns_of(config.datasets)
+
+    def process(self, batch: Batch) -> Iterator[Any]:
+        topic, partition = self._config.topic, batch.covers.partition if batch.covers else -1
+        runs: dict[str, list[tuple[int, Samples | End]]] = {}
+        for message in batch.messages:
+            decoded = attempt("samples", decode, message.value)
+            if isinstance(decoded, RejectedInput):
+                yield self._rejected(partition, message, decoded)
+            else:
+                runs.setdefault(decoded.run_id, []).append((message.offset, decoded))
+        by_offset = {message.offset: message for message in batch.messages}
+        for run_id, messages in runs.items():
+            for some, packed in bisect("samples", messages, lambda some: pack(part_of(some, self._columns, partition))):
+                if isinstance(packed, RejectedInput):
+                    yield self._rejected(partition, by_offset[some[0][0]], packed)
+                else:
+                    yield run_id, packed
+        if batch.covers is not None:
+            _reached[topic, partition] = batch.covers.end
+
+    def _rejected(self, partition: int, message: Message, rejected: RejectedInput) -> Any:
+        """Return a message's dead letter, for the output `DEAD_LETTERS`."""
+        Metrics.counter(METRICS, f"refused.{rejected.reason}").inc()
+        value = rejected_message(Origin(self._config.topic, partition, message.offset), message, rejected)
+        return beam.pvalue.TaggedOutput(
+            self.DEAD_LETTERS, (self._config.dead_letters_topic, redact_bytes(message.key or b""), value)
+        )
+
+
+_reached: dict[tuple[str, int], int] = {}
+
+
+def reached(topic: str) -> dict[int, int]:
+    """Return the end of the decoded offsets by partition, if the pipeline's workers are threads of this process."""
+    return {partition: offset for (name, partition), offset in list(_reached.items()) if name == topic}
+
+
+def reset(topic: str) -> None:
+    """Clear this process's cached runs and decoded offsets of an ended job."""
+    _kept.clear()
+    for key in [key for key in _reached if key[0] == topic]:
+        del _reached[key]
+
+
+class KeptRuns:
+    """A cache of this process's runs, which saves reading a run's state for every message.
+
+    A cached run is valid for one state, identified by its token. After a failed bundle the state has its earlier token,
+    so the run is read from its state again.
+    """
+
+    def __init__(self, most: int = _MOST_KEPT) -> None:
+        self._most = most
+        self._runs: OrderedDict[tuple[str, str], tuple[str, LiveRun]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, job: str, run_id: str, token: str) -> LiveRun | None:
+        """Remove and return a run; None if it is not that of the state with this token."""
+        with self._lock:
+            found = self._runs.pop((job, run_id), None)
+        return found[1] if found and found[0] == token else None
+
+    def put(self, job: str, token: str, run: LiveRun) -> None:
+        """Cache a run, with the token of its state."""
+        with self._lock:
+            self._runs[job, run.run_id] = (token, run)
+            while len(self._runs) > self._most:
+                self._runs.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._runs.clear()
+
+
+_kept = KeptRuns()
+
+
+class KeepRun(beam.DoFn):
+    """(run id, packed part) -> messages. Keeps a run's samples in its state until it ends or is abandoned."""
+
+    _older = BagStateSpec("older", BytesCoder())
+    _head = ReadModifyWriteStateSpec("head", BytesCoder())
+    _wake = TimerSpec("wake", TimeDomain.REAL_TIME)
+
+    def __init__(self, config: LiveConfig, clock: Callable[[], float]) -> None:
+        self._config, self._clock = config, clock
+        self._messages = LiveMessages(config)
+        self._job = uuid.uuid4().hex
+        self._columns = sha256_json(columns_of(config.datasets))[:16]
+
+    def process(
+        self,
+        element: tuple[str, bytes],
+        older: Any = beam.DoFn.StateParam(_older),  # noqa: B008
+        head: Any = beam.DoFn.StateParam(_head),  # noqa: B008
+        wake: Any = beam.DoFn.TimerParam(_wake),  # noqa: B008
+    ) -> Iterator[ToSend]:
+        run_id, data = element
+        with keep_error():
+            part, state = unpack(data), self._load(run_id, head)
+            if state.standing == "failed":  # reported already
+                Metrics.counter(METRICS, f"late.{INTERNAL}").inc(max(part.size, 1))
+                return
+            if state.standing != "running":
+                if late := state.unseen(part):
+                    rejected = RejectedInput(LATE[state.standing], "received after the run's samples were released")
+                    yield self._messages.late(run_id, late, rejected)
+                return
+            now_s = self._clock()
+            outgoing = attempt("live", self._take, part, state, older, now_s)
+            yield from (
+                self._give_up(part, outgoing, state, older, now_s) if isinstance(outgoing, RejectedInput) else outgoing
+            )
+            self._save(state, head, wake)
+
+    def _take(self, part: Part, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+        """Add a part to a running job; return the messages to publish."""
+        outgoing: list[ToSend] = []
+        run = _kept.take(self._job, state.run_id, state.token) or self._restore(state, older)
+        try:
+            taken = run.add(part)
+        except RejectedInput as rejected:
+            taken = None
+            outgoing.append(self._messages.late(state.run_id, part, rejected))
+        if taken is None:
+            Metrics.counter(METRICS, "repeats").inc()
+        else:
+            Metrics.counter(METRICS, "samples").inc(taken.size)
+            state.newer.append(pack(taken))
+            if len(state.newer) >= _FOLD:
+                older.add(pack(join_parts([unpack(each) for each in state.newer])))
+                state.newer = []
+        outgoing += self._messages.due(run)
+        if run.complete:
+            outgoing += self._close(run, "ended", state, older, now_s)
+        state.received(now_s, run.ended)
+        if state.standing == "running":
+            _kept.put(self._job, state.token, run)
+        return outgoing
+
+    @on_timer(_wake)
+    def on_wake(
+        self,
+        older: Any = beam.DoFn.StateParam(_older),  # noqa: B008
+        head: Any = beam.DoFn.StateParam(_head),  # noqa: B008
+        wake: Any = beam.DoFn.TimerParam(_wake),  # noqa: B008
+    ) -> Iterator[ToSend]:
+        with keep_error():
+            if (data := head.read()) is None:
+                return
+            state = RunState.of(data)
+            state.woken()
+            now_s = self._clock()
+            due = state.due(now_s, self._config.policy)
+            if due == Wake.FORGET:
+                head.clear()
+                return
+            if due is not None:
+                outgoing = attempt("live", self._close_due, due, state, older, now_s)
+                if isinstance(outgoing, RejectedInput):
+                    last = [unpack(each) for each in (*older.read(), *state.newer)][-1:]
+                    outgoing = self._give_up(last[0] if last else NO_SAMPLES, outgoing, state, older, now_s)
+                yield from outgoing
+            self._save(state, head, wake)
+
+    def _close_due(self, due: Wake, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+        run = _kept.take(self._job, state.run_id, state.token) or self._restore(state, older)
+        return self._close(run, "ended" if due == Wake.ENDED else "silent", state, older, now_s)
+
+    def _load(self, run_id: str, head: Any) -> RunState:
+        data = head.read()
+        if data is None:
+            return RunState(run_id, self._columns)
+        state = RunState.of(data)
+        if state.columns != self._columns:
+            raise IntegrityError("the savepoint is of a job with other data sets; start without the savepoint")
+        return state
+
+    def _save(self, state: RunState, head: Any, wake: Any) -> None:
+        at_s = state.next_wake(self._config.policy)
+        if at_s is not None:
+            wake.set(Timestamp.of(at_s))
+        head.write(state.to_bytes())
+
+    def _restore(self, state: RunState, older: Any) -> LiveRun:
+        parts = [unpack(each) for each in (*older.read(), *state.newer)]
+        if parts:
+            Metrics.counter(METRICS, "runs_made_anew").inc()
+        return LiveRun.again(state.run_id, parts, self._config.datasets, self._config.policy)
+
+    def _close(self, run: LiveRun, standing: Standing, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+        """Release a run's samples; return its last messages."""
+        outgoing = list(self._messages.over(run, standing))
+        Metrics.counter(METRICS, f"runs.{standing}").inc()
+        older.clear()
+        state.is_over(standing, run.seen, now_s)
+        return outgoing
+
+    def _give_up(self, part: Part, rejected: RejectedInput, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+        """Abandon a run whose windows raise an exception; return its dead letter, which names the last part."""
+        Metrics.counter(METRICS, "runs.failed").inc()
+        older.clear()
+        state.is_over("failed", {}, now_s)
+        return [self._messages.late(state.run_id, part, rejected)]
+
+
+class RenderRun(beam.DoFn):
+    """(run id, all its packed parts) -> the last revision of each message that `KeepRun` would have published."""
+
+    def __init__(self, config: LiveConfig) -> None:
+        self._config, self._messages = config, LiveMessages(config)
+
+    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[ToSend]:
+        run_id, packed = element
+        with keep_error():
+            parts = sorted((unpack(data) for data in packed), key=lambda part: (part.partition, part.first))
+            outgoing = attempt("live", self._render, run_id, parts)
+            yield from (
+                [self._messages.late(run_id, parts[-1], outgoing)] if isinstance(outgoing, RejectedInput) else outgoing
+            )
+
+    def _render(self, run_id: str, parts: Sequence[Part]) -> list[ToSend]:
+        outgoing: list[ToSend] = []
+        run = LiveRun(run_id, self._config.datasets, self._config.policy)
+        for part in parts:
+            try:
+                run.add(part)
+            except RejectedInput as rejected:
+                outgoing.append(self._messages.late(run_id, part, rejected))
+        return outgoing + list(self._messages.over(run, "ended") if run.complete else self._messages.due(run))
+
+
+def build_live(
+    pipeline: beam.Pipeline, config: LiveConfig, reads: Sequence[PartitionRead], clock: Callable[[], float]
+) -> None:
+    """Wire live windows: bounded if the ``reads`` are, else unbounded.
+
+    Args:
+      pipeline: the pipeline to build in.
+      config: of live windows.
+      reads: the partitions and their first offsets.
+      clock: measures a run's silence, epoch seconds.
+    """
+    bounded = all(read.end is not None for read in reads)
+    decode_samples = beam.ParDo(DecodeSamples(config)).with_output_types(tuple[str, bytes], letters=ToSend)
+    decoded = (
+        pipeline
+        | "Samples" >> ReadFromKafka(config.kafka, reads, config.read)
+        | "Decode" >> decode_samples.with_outputs(DecodeSamples.DEAD_LETTERS, main="parts")
+    )
+    if bounded:
+        by_run = decoded.parts | beam.GroupByKey()
+        outgoing = by_run | "Render" >> beam.ParDo(RenderRun(config)).with_output_types(ToSend)
+    else:
+        outgoing = decoded.parts | "Keep" >> beam.ParDo(KeepRun(config, clock)).with_output_types(ToSend)
+    outgoing | "Send" >> beam.ParDo(Send(config.kafka))
+    decoded[DecodeSamples.DEAD_LETTERS] | "SendLetters" >> beam.ParDo(Send(config.kafka))

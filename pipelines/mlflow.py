@@ -1,0 +1,418 @@
+"""Exports trials, candidates and pushed versions to MLflow. Needs ``ciml[mlflow]``.
+
+Everything has an identity there: a run its tag `records.KEY`, a version the tag ``ciml.version``. What exists is not
+written again, so the same command repeats, resumes after a kill, and adds what is new. A run is finished last.
+
+Exports to the registries of others: MLflow.
+
+Uses `training` and `ciml.serving.registry`. ciml never reads what it exports: its own stores are the ledger.
+
+Trials and candidates as runs of MLflow (pure): parameters, metrics with their intervals, tags.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, EngineError
+from ciml.events.redaction import redact_text, redact_url
+from ciml.serving.contract import DEFINITION, read_definition
+from ciml.serving.model_files import check_digests, copy_model
+from ciml.serving.registry import Candidate, Registry, RegistryState, registered_models
+from ciml.storage.json_files import read_object
+from ciml.training.experiment import metrics_path
+from ciml.training.experiments.trials import RESULT, experiment_names, experiment_store, read_stored
+from ciml.version import __version__
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+#: The tag that identifies a run; no two runs have the same.
+KEY = "ciml.key"
+_FACTS = ("dataset", "snapshot", "definition", "refresh")
+_MOST_CHARACTERS = 5000
+_FORBIDDEN = re.compile(r"[^\w.\- /]")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run of MLflow.
+
+    Attributes:
+      key: of the trial or the candidate.
+      experiment: MLflow's experiment: the data set, whose runs can be compared.
+      name: for people.
+      time_ms: when it was stored, epoch milliseconds.
+      params: hyper-parameters.
+      metrics: figures of held-out runs; undefined ones are left out.
+      tags: digests and names.
+    """
+
+    key: str
+    experiment: str
+    name: str
+    time_ms: int
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+def trial_records(data: DataRoot) -> Iterator[RunRecord]:
+    """Yield all stored trials of all experiments, the oldest results of an experiment included."""
+    for name in experiment_names(data.experiments):
+        store = experiment_store(data.experiments, name)
+        for entry in sorted(store.entries("results")):
+            parts = entry.path.split("/")
+            if len(parts) != 4 or parts[3] != RESULT:
+                continue
+            result = read_stored(store, entry.path)
+            if result is not None:
+                yield _trial(data, name, parts[2], result, int(entry.modified_s * 1000))
+
+
+def _trial(data: DataRoot, name: str, trial: str, result: Mapping[str, Any], time_ms: int) -> RunRecord:
+    snapshot = result["snapshot"]
+    tags = {"ciml.kind": "trial", "ciml.trial": trial, "ciml.experiment": name, "ciml.dataset": result["dataset"]}
+    tags |= {"ciml.snapshot": snapshot["digest"], "ciml.spans": json.dumps(snapshot["spans"])}
+    return RunRecord(
+        key=f"{result['dataset']}/{name}/{trial}",
+        experiment=result["dataset"],
+        name=name,
+        time_ms=time_ms,
+        params=params_of(result["experiment"]),
+        metrics=figures(result["test"], result.get("baselines") or {}),
+        tags=_tags(data, tags),
+    )
+
+
+def candidate_record(data: DataRoot, model: str, state: RegistryState, candidate: Candidate) -> RunRecord:
+    """Return a candidate of the registry, with the gate's decision."""
+    facts, decision = candidate.facts, state.decisions.get(candidate.id)
+    metrics = _metrics(data, model, facts) or (dict(decision.metrics) if decision else {})
+    evaluation = metrics.get("evaluation") or {name: metrics.get(name) for name in ("accuracy", "base_rate")}
+    tags = {"ciml.kind": "candidate", "ciml.model": model, "ciml.candidate": candidate.id}
+    tags |= {"ciml.digest": candidate.digest}
+    tags |= {f"ciml.{name}": str(facts[name]) for name in _FACTS if name in facts}
+    if decision is not None:
+        tags |= {"ciml.blessed": json.dumps(decision.blessed), "ciml.reasons": "\n".join(decision.reasons)}
+    return RunRecord(
+        key=f"{model}/{candidate.id}",
+        experiment=str(facts.get("dataset", model)),
+        name=f"{model} {candidate.id}",
+        time_ms=candidate.time_us // 1000,
+        params=params_of(facts.get("experiment") or {}),
+        metrics=figures(evaluation, metrics.get("baselines") or {}),
+        tags=_tags(data, tags),
+    )
+
+
+def _metrics(data: DataRoot, model: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures that the trainer stored for a candidate; {} for one that was made by other means."""
+    if "refresh" not in facts:
+        return {}
+    path = metrics_path(facts["refresh"])
+    try:
+        stored = data.trainer(model).read(path)
+    except FileNotFoundError:
+        return {}
+    return read_object(stored, data.trainer(model).url(path))
+
+
+def _tags(data: DataRoot, tags: Mapping[str, str]) -> dict[str, str]:
+    every = {**tags, "ciml.data": data.url, "ciml.version": __version__}
+    return {name: value[:_MOST_CHARACTERS] for name, value in every.items()}
+
+
+def params_of(experiment: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters of an experiment: one a key, those of scikit-learn as ``parameters.C``."""
+    flat = {key: value for key, value in experiment.items() if key not in ("name", "parameters") and value is not None}
+    flat |= {f"parameters.{key}": value for key, value in (experiment.get("parameters") or {}).items()}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}
+    return {metric_name(key): value[:_MOST_CHARACTERS] for key, value in sorted(texts.items())}
+
+
+def figures(test: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, float]:
+    """Return figures of held-out runs by MLflow's names.
+
+    Args:
+      test: of `ciml.training.evaluation.metrics.evaluate` or `ciml.training.evaluation.scores.scores`.
+      baselines: the one-number baselines on the same runs, by name.
+
+    Returns:
+      ``accuracy``, ``accuracy.low`` and ``accuracy.high`` (95 %), ``base_rate``, ``macro_f1``, ``class/<class>/f1``, …
+    """
+    found: dict[str, Any] = {
+        "test_runs": test.get("runs"),
+        "trained_on": test.get("trained_on"),
+        "log_loss": test.get("log_loss"),
+        "calibration_error": (test.get("calibration") or {}).get("ece"),
+        **_interval("accuracy", test.get("accuracy")),
+        **_interval("base_rate", test.get("base_rate")),
+        **_interval("brier", test.get("brier")),
+    }
+    for name, value in (test.get("macro") or {}).items():
+        found |= _interval(f"macro_{name}", value)
+    for label, values in (test.get("classes") or {}).items():
+        for name, value in values.items():
+            found |= _interval(f"class/{label}/{name}", value)
+    for name, value in baselines.items():
+        found |= _interval(f"baseline/{name}/accuracy", value.get("accuracy") if isinstance(value, Mapping) else None)
+    return {metric_name(name): float(value) for name, value in found.items() if _is_number(value)}
+
+
+def _interval(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {name: value.get("value"), f"{name}.low": value.get("low"), f"{name}.high": value.get("high")}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def metric_name(name: str) -> str:
+    """Return a name that MLflow accepts: other characters than letters, digits, ``_-./`` and blanks become ``_``."""
+    return _FORBIDDEN.sub("_", name)[:250]
+
+
+_LOG = logging.getLogger(__name__)
+#: The folder of a model among the artifacts of its run, and the tag of a run that says that it is whole.
+_ARTIFACT, _LOGGED = "model", "ciml.model"
+_VERSION, _WITHDRAWN, _ALIASES = "ciml.version", "ciml.withdrawn", "ciml.aliases"
+#: MLflow sends no usage data and prints nothing. A server that does not answer is an error within minutes, not hours.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}  # fmt: skip
+#: MLflow's limit of parameters and tags in a request.
+_BATCH = 100
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Exported:
+    """What an export did.
+
+    Attributes:
+      runs, new_runs: number of runs, and of those that were not there.
+      versions, new_versions: number of versions of models, the same.
+      aliases: by model: alias -> ciml's version.
+    """
+
+    runs: int = 0
+    new_runs: int = 0
+    versions: int = 0
+    new_versions: int = 0
+    aliases: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("runs", "new_runs", "versions", "new_versions", "aliases")}
+
+
+def export_to_mlflow(data: DataRoot, tracking_uri: str, progress: Progress | None = None) -> Exported:
+    """Export all trials, candidates, pushed versions and labels of a data root.
+
+    Args:
+      data: the data root.
+      tracking_uri: of MLflow: an address of a server, or ``sqlite:///FILE``.
+      progress: called with a line for each new run or version.
+
+    Raises:
+      EngineError: MLflow rejects something, or does not answer.
+      IntegrityError: a stored file was altered.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    with _errors(tracking_uri):
+        export = _Export(data, MlflowClient(tracking_uri, tracking_uri), progress or (lambda _: None))
+        for record in trial_records(data):
+            export.run(record)
+        for model in registered_models(data):
+            export.model(model)
+    return export.done
+
+
+@contextmanager
+def _errors(tracking_uri: str) -> Iterator[None]:
+    """Raise what MLflow and its libraries raise as one line."""
+    from mlflow.exceptions import MlflowException
+
+    kinds: tuple[type[Exception], ...] = (MlflowException, OSError)
+    try:
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        pass
+    else:
+        kinds = (*kinds, SQLAlchemyError)
+    try:
+        yield
+    except CimlError:
+        raise
+    except kinds as error:
+        text = redact_text(" ".join(str(error).split()))[:500]
+        raise EngineError(f"MLflow at {redact_url(tracking_uri)}: {text}") from error
+
+
+class _Export:
+    """An export in progress."""
+
+    def __init__(self, data: DataRoot, client: MlflowClient, progress: Progress) -> None:
+        self._data, self._client, self._progress = data, client, progress
+        self._experiments: dict[str, str] = {}
+        self.done = Exported()
+
+    def run(self, record: RunRecord) -> str:
+        """Export a run; return MLflow's id of it."""
+        experiment, client = self._experiment(record.experiment), self._client
+        self.done.runs += 1
+        found = client.search_runs([experiment], f"tags.`{KEY}` = '{record.key}'", max_results=1)
+        if found and found[0].info.status == "FINISHED":
+            return str(found[0].info.run_id)
+        if found:  # an export that was killed
+            run_id = str(found[0].info.run_id)
+        else:
+            tags = {**record.tags, KEY: record.key}
+            run_id = str(client.create_run(experiment, record.time_ms, tags, record.name).info.run_id)
+        self._log(run_id, record)
+        client.set_terminated(run_id, "FINISHED", record.time_ms)
+        self.done.new_runs += 1
+        self._progress(f"run {record.key}")
+        return run_id
+
+    def _log(self, run_id: str, record: RunRecord) -> None:
+        """Log parameters and metrics. Their times follow from the record, so that a repetition changes nothing."""
+        from mlflow.entities import Metric, Param
+
+        params = [Param(name, value) for name, value in record.params.items()]
+        metrics = [Metric(name, value, record.time_ms, 0) for name, value in record.metrics.items()]
+        for at in range(0, max(len(params), len(metrics)), _BATCH):
+            self._client.log_batch(run_id, metrics[at : at + _BATCH], params[at : at + _BATCH])
+
+    def _experiment(self, name: str) -> str:
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            made = self._client.create_experiment(name) if found is None else found.experiment_id
+            self._experiments[name] = str(made)
+        return self._experiments[name]
+
+    def model(self, model: str) -> None:
+        """Export the candidates of a model, its pushed versions, and its labels."""
+        registry = Registry(self._data, model)
+        state = registry.state
+        runs = {
+            candidate.id: self.run(candidate_record(self._data, model, state, candidate))
+            for candidate in state.candidates.values()
+        }
+        if not state.pushed():
+            return
+        self._registered(model)
+        known = {
+            int(one.tags[_VERSION]): one
+            for one in self._client.search_model_versions(f"name = '{model}'", max_results=1000)
+            if _VERSION in one.tags
+        }
+        numbers = {}
+        for number in state.pushed():
+            self.done.versions += 1
+            withdrawn = json.dumps(state.versions[number].withdrawn)
+            if number in known:
+                numbers[number] = str(known[number].version)
+                if known[number].tags.get(_WITHDRAWN) != withdrawn:
+                    self._client.set_model_version_tag(model, numbers[number], _WITHDRAWN, withdrawn)
+            else:
+                numbers[number] = self._version(registry, number, runs[state.versions[number].candidate], withdrawn)
+        self._aliases(model, state.labels, numbers)
+
+    def _registered(self, model: str) -> None:
+        if not self._client.search_registered_models(f"name = '{model}'", max_results=1):
+            self._client.create_registered_model(model, {"ciml.data": self._data.url})
+
+    def _version(self, registry: Registry, number: int, run_id: str, withdrawn: str) -> str:
+        """Register a pushed version; return MLflow's number of it."""
+        candidate = registry.state.candidates[registry.state.versions[number].candidate]
+        run = self._client.get_run(run_id)
+        if run.data.tags.get(_LOGGED) != candidate.digest:
+            self._log_model(registry, number, run_id)
+            self._client.set_tag(run_id, _LOGGED, candidate.digest)
+        tags = {_VERSION: str(number), _WITHDRAWN: withdrawn, "ciml.digest": candidate.digest}
+        made = self._client.create_model_version(
+            registry.model, f"runs:/{run_id}/{_ARTIFACT}", run_id, tags,
+            description=f"ciml model {registry.model}, version {number}",
+        )  # fmt: skip
+        self.done.new_versions += 1
+        self._progress(f"model {registry.model} version {number}")
+        return str(made.version)
+
+    def _log_model(self, registry: Registry, number: int, run_id: str) -> None:
+        """Log the files of a version, verified, as a model that `ciml.serving.pyfunc` loads."""
+        work = Path(tempfile.mkdtemp(prefix="ciml-mlflow-"))
+        try:
+            copy, source = work / "saved_model", registry.folder(number)
+            try:
+                digests = copy_model(source, copy)
+            except FileNotFoundError:
+                digests = {}
+            check_digests(source.root, digests, registry.state.files(number))
+            save_pyfunc(copy, work / _ARTIFACT)
+            self._client.log_artifacts(run_id, str(work / _ARTIFACT), _ARTIFACT)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _aliases(self, model: str, labels: Mapping[str, int], numbers: Mapping[int, str]) -> None:
+        """Give each label of ciml to its version; take away those that an earlier export gave and ciml removed."""
+        there = self._client.get_registered_model(model)
+        for label, number in sorted(labels.items()):
+            if there.aliases.get(label) != numbers[number]:
+                self._client.set_registered_model_alias(model, label, numbers[number])
+        before = json.loads(there.tags.get(_ALIASES, "[]"))
+        for label in set(before) - set(labels):
+            self._client.delete_registered_model_alias(model, label)
+        if sorted(labels) != before:
+            self._client.set_registered_model_tag(model, _ALIASES, json.dumps(sorted(labels)))
+        self.done.aliases[model] = dict(sorted(labels.items()))
+
+
+def save_pyfunc(saved_model: Path, folder: Path) -> None:
+    """Write a SavedModel of ciml as a model of MLflow: the same files, beside a description with its signature.
+
+    Args:
+      saved_model: of a pushed version.
+      folder: to create.
+    """
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    path = saved_model / "assets" / DEFINITION
+    definition = read_definition(path.read_bytes(), str(path))
+    shape = (-1, definition.windows, len(definition.features))
+    signature = ModelSignature(
+        inputs=Schema([
+            TensorSpec(np.dtype("float32"), shape, "inputs"), TensorSpec(np.dtype("int32"), (-1,), "n_windows"),
+        ]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(definition.classes)), "probabilities")]),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input: the signature says it all
+        pyfunc.save_model(
+            str(folder), loader_module="ciml.serving.pyfunc", data_path=str(saved_model), signature=signature,
+            pip_requirements=[f"ciml[serve]=={__version__}"], metadata={"classes": list(definition.classes)},
+        )  # fmt: skip

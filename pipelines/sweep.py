@@ -1,0 +1,284 @@
+"""Runs a hyper-parameter sweep: each trial in a process, proposed from the outcomes of earlier trials.
+
+A trial is proposed and pruned only by the outcomes of trials at least ``lag`` before it, even if more are known. So a
+sweep's outcomes depend on its file and the data alone, not on the number of processes or on kills. The same command
+reads the stored outcomes and continues.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from ciml.data_root import DataRoot
+from ciml.datasets.definition import DatasetDefinition
+from ciml.digest import sha256_json
+from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.processes import process_pool, result_of
+from ciml.storage import Store
+from ciml.training.data.examples import read_dataset
+from ciml.training.estimators import ESTIMATORS
+from ciml.training.exclusions import Exclusions
+from ciml.training.runtime import keras, use_threads
+from ciml.training.sweeps.definition import Combination, Sweep, Value
+from ciml.training.sweeps.study import (
+    Judge,
+    Outcome,
+    Past,
+    begin_sweep,
+    check_normalisation,
+    keep_baseline,
+    keep_outcome,
+    propose,
+    read_baseline,
+    read_outcome,
+    sweep_store,
+)
+from ciml.training.sweeps.trial import one_number, score_trial
+from ciml.trust import TrustPolicy
+
+#: Called with (outcome of a trial, number of finished trials, number of all).
+Progress = Callable[[Outcome, int, int], None]
+
+_MOST_CHARACTERS = 300
+_result = partial(result_of, task="trains", remedy="; run the same command again with fewer --jobs")
+
+
+@dataclass(frozen=True)
+class SweepContext:
+    """The inputs of all trials of a sweep.
+
+    Attributes:
+      source: the data root of the raw store.
+      target: the data root of data sets and the sweep.
+      sweep: its definition.
+      policy: decides which runs are trusted for training.
+      exclusions: runs excluded from training, the same for all trials.
+    """
+
+    source: DataRoot
+    target: DataRoot
+    sweep: Sweep
+    policy: TrustPolicy
+    exclusions: Exclusions = field(default_factory=Exclusions)
+
+    @property
+    def store(self) -> Store:
+        """The sweep's folder."""
+        return sweep_store(self.target.sweeps, self.sweep.name)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The result of a sweep.
+
+    Attributes:
+      sweep: its definition.
+      outcomes: of all trials, by number.
+      baselines: of each question, the scores of single run statistics by name.
+      trained: number of trials trained by this call.
+    """
+
+    sweep: Sweep
+    outcomes: tuple[Outcome, ...]
+    baselines: tuple[Mapping[str, Any], ...]
+    trained: int
+
+
+def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = None) -> Swept:
+    """Run or resume a sweep.
+
+    Args:
+      context: the sweep and its data roots.
+      jobs: number of trials trained concurrently, each in a process with one thread.
+      progress: called after each trial, in the order of their numbers.
+
+    Raises:
+      CimlError: if another sweep has the name, or no trial completed.
+      EngineError: if the store does not answer, or a process was killed; the same call continues.
+    """
+    sweep, store, raw = context.sweep, context.store, ManifestLog(context.source.raw)
+    inputs = {"trust_policy": context.policy.digest, "exclusions": sha256_json(context.exclusions.to_json())}
+    version = begin_sweep(store, sweep, inputs, lambda: _end(raw))
+    total = len(sweep.grid) if sweep.trials is None else sweep.trials
+    with process_pool(jobs, "spawn", use_threads, 1) as pool:
+        trials = _Trials(context, version, pool)
+        for number in range(total):
+            trials.begin(number)
+            for outcome in trials.take(sweep.lag):
+                if progress is not None:
+                    progress(outcome, outcome.number + 1, total)
+        for outcome in trials.take(0):
+            if progress is not None:
+                progress(outcome, outcome.number + 1, total)
+        baselines = trials.baselines()
+    if not any(outcome.state == "complete" for outcome in trials.outcomes):
+        raise CimlError(f"sweep {sweep.name!r}: no trial completed; the first: {trials.outcomes[0].reason}")
+    return Swept(sweep, tuple(trials.outcomes), baselines, trials.trained)
+
+
+def _end(raw: ManifestLog) -> int:
+    version = raw.end()
+    if not version:
+        raise CimlError(
+            f"no raw store at {raw.store.url()}; fill it with ciml backfill LISTING --logs ROOT --data-path DATA"
+        )
+    return version
+
+
+class _Trials:
+    """The running trials of a sweep, and the outcomes of the others."""
+
+    def __init__(self, context: SweepContext, raw_version: int, pool: ProcessPoolExecutor) -> None:
+        self._context, self._sweep, self._store, self._pool = context, context.sweep, context.store, pool
+        self._raw_version = raw_version
+        self._built: dict[str, str] = {}
+        self._parameters: list[dict[str, Value]] = []
+        self._waiting: deque[Future[Outcome] | Outcome] = deque()
+        self.outcomes: list[Outcome] = []
+        self.trained = 0
+
+    def begin(self, number: int) -> None:
+        """Begin the next trial, or read its stored outcome."""
+        sweep = self._sweep
+        self._known = self.outcomes[: max(0, number - sweep.lag + 1)]
+        if sweep.trials is None:
+            parameters = sweep.grid[number]
+            question = sweep.question_of(parameters)
+        else:
+            question = number % len(sweep.questions)
+        past = self._past(question)
+        stored = read_outcome(self._store, number)
+        if stored is not None:
+            self._check(stored, question, parameters if sweep.trials is None else None)
+            parameters = stored.parameters
+        elif sweep.trials is not None:
+            parameters = propose(sweep, question, past)
+        self._parameters.append(parameters)
+        self._waiting.append(stored or self._train(number, question, parameters, past))
+
+    def take(self, most: int) -> Iterator[Outcome]:
+        """Yield the outcomes of the earliest trials, until fewer than ``most`` are running."""
+        while len(self._waiting) >= max(most, 1):
+            found = self._waiting.popleft()
+            outcome = found if isinstance(found, Outcome) else _result(found)
+            self.outcomes.append(outcome)
+            yield outcome
+
+    def baselines(self) -> tuple[Mapping[str, Any], ...]:
+        """Return the baselines of each question; empty if none of its trials completed."""
+        wanted = []
+        for question in range(len(self._sweep.questions)):
+            built = [each.dataset for each in self.outcomes if each.question == question and each.state == "complete"]
+            if built and read_baseline(self._store, question) is None:
+                wanted.append(self._pool.submit(_store_baseline, self._context, question, built[0]))
+        for future in wanted:
+            _result(future)
+        return tuple(read_baseline(self._store, question) or {} for question in range(len(self._sweep.questions)))
+
+    def _past(self, question: int) -> list[Past]:
+        """Return the earlier trials of a question; those less than ``lag`` before this one count as running."""
+        found = []
+        for number, parameters in enumerate(self._parameters):
+            if self._sweep.question_of(parameters) == question:
+                known = number < len(self._known)
+                found.append(Past.of(self._known[number]) if known else Past(parameters))
+        return found
+
+    def _check(self, stored: Outcome, question: int, parameters: Mapping[str, Value] | None) -> None:
+        """Raise `IntegrityError` if a stored outcome is not of this sweep. Another version's proposals are accepted."""
+        try:
+            right = self._sweep.effective(stored.parameters) == stored.parameters
+            right = right and stored.question == question == self._sweep.question_of(stored.parameters)
+        except (CimlError, KeyError, ValueError):
+            right = False
+        if not right or parameters not in (None, stored.parameters):
+            where = self._store.url(f"trials/{stored.number:06}.json")
+            raise IntegrityError(f"{where} has other parameters than trial {stored.number} of the sweep")
+
+    def _train(
+        self, number: int, question: int, parameters: dict[str, Value], past: list[Past]
+    ) -> Future[Outcome] | Outcome:
+        known = Outcome(number=number, question=question, parameters=parameters, state="failed")
+        for earlier in self._known:
+            if earlier.parameters == parameters:
+                same = {"number": number, "same_as": earlier.number, "seconds": 0.0}
+                return keep_outcome(self._store, earlier.replace(**same))
+        try:
+            combination = self._sweep.combine(parameters, self._raw_version)
+        except CimlError as error:
+            return keep_outcome(self._store, known.replace(reason=_line(error)))
+        check_normalisation(self._store, self._sweep.name)
+        if reason := self._build(combination.definition):
+            return keep_outcome(self._store, known.replace(reason=reason))
+        self.trained += 1
+        return self._pool.submit(_trial, self._context, known, combination, tuple(past))
+
+    def _build(self, definition: DatasetDefinition) -> str:
+        """Build a data set if it is missing. Return the reason if that is impossible, else ""."""
+        if definition.name not in self._built:
+            self._built[definition.name] = _result(self._pool.submit(_build, self._context, definition))
+        return self._built[definition.name]
+
+
+def _build(context: SweepContext, definition: DatasetDefinition) -> str:
+    try:
+        build_dataset(context.source, context.target, definition)
+    except (EngineError, IntegrityError):
+        raise
+    except CimlError as error:
+        return _line(error)
+    return ""
+
+
+def _trial(context: SweepContext, known: Outcome, combination: Combination, past: tuple[Past, ...]) -> Outcome:
+    """Train a trial, and store its outcome."""
+    name, experiment = combination.definition.name, combination.experiment
+    network = ESTIMATORS[experiment.estimator].network
+    result: dict[str, Any] = {"dataset": name, "experiment": experiment.to_json()}
+    try:
+        dataset = read_dataset(context.target.dataset(name), context.policy, context.exclusions)
+        judge = Judge(context.sweep, past)
+        if network:
+            keras()  # the import takes seconds, which do not count as the trial's
+        began = time.perf_counter()
+        found = score_trial(context.sweep, experiment, dataset, judge.hopeless)
+        result |= {
+            "state": "pruned" if found.pruned else "complete",
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "steps": tuple(found.steps),
+            "scores": found.scores,
+            "snapshot": dataset.snapshot.digest,
+            "trained_on": found.trained_on,
+            "held_out": found.held_out,
+            "attrs": judge.attrs,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+    except (EngineError, IntegrityError):
+        raise
+    except CimlError as error:
+        result |= {"reason": _line(error)}
+    except Exception as error:  # noqa: BLE001  # an error of a library fails the trial, not the sweep
+        result |= {"reason": _line(f"{type(error).__name__}: {error}")}
+    finally:
+        if network:
+            keras().utils.clear_session()  # else it keeps every network in memory
+    return keep_outcome(context.store, known.replace(**result))
+
+
+def _store_baseline(context: SweepContext, question: int, name: str) -> None:
+    found = one_number(context.sweep, read_dataset(context.target.dataset(name), context.policy, context.exclusions))
+    keep_baseline(context.store, question, found)
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:_MOST_CHARACTERS]

@@ -1,0 +1,343 @@
+"""Accounting of the raw store: each (event, run) has exactly one kind of outcome (`ciml.events.records.Kind`).
+
+`reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and
+`ciml.manifest.log.commit` calls it again whenever another writer came first. So a redelivered batch, a worker that
+resumes late and a second committer change nothing: covered offsets are dropped, and known events count as repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+from ciml.errors import IntegrityError
+from ciml.events.records import (
+    COMPLETES,
+    LISTS,
+    Batch,
+    FactUpdate,
+    Kind,
+    OffsetRange,
+    Origin,
+    Outcome,
+    RunFacts,
+    lists_of,
+)
+from ciml.events.updates import Said, joined, merged, parent_subjects, said_by
+from ciml.limits import MAX_SUBJECT_RUNS
+from ciml.manifest.coverage import NewCoverage
+from ciml.manifest.log import Delta
+from ciml.runs.known_ids import Event, KnownRun, ids_of_repeats, recorded_ids
+from ciml.runs.known_subjects import Subject, Subjects, source_of, subjects_of
+from ciml.runs.run_log import STANDINGS, UNPROVED, Judge, standing_of
+from ciml.runs.state import RawState
+
+#: A delta judges the runs of this many subjects with `MAX_SUBJECT_RUNS` again, or of more subjects with fewer: of each
+#: standing, so that runs which are believed less displace none that are believed more.
+_SUBJECTS_AT_ONCE = 10
+#: Reasons of ignored outcomes that describe how a run ended. For a stored run they are corrections.
+_FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
+
+
+def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Judge | None = None) -> Delta | None:
+    """Return the delta that ``batches`` add to ``state``, or None where they add nothing.
+
+    Args:
+      state: not changed. It must be the state after the last delta (`ciml.manifest.log.commit` ensures it).
+      batches: settled batches, in any order: with nothing but ``settled``. A batch without ``covers`` holds retries:
+        its outcomes settle open records of the same origin and run id; its other outcomes are dropped. Where an
+        undecodable message is open, all outcomes of its origin replace it together: the batch must hold them all.
+      time_us: the time of the commit.
+      judge: decides again on the trust of runs for which updates are known, by the joined facts. Updates of this delta
+        count after all its other records. None leaves the decisions as they are.
+
+    Raises:
+      IntegrityError: a batch that is not settled, outcomes outside its range, or a topic that was created again.
+    """
+    ordered = sorted(batches, key=_order)
+    settled = [outcome for batch in ordered for outcome in batch.settled]
+    state.index.prefetch(
+        events=[event for outcome in settled for event in _ids_of_repeats(outcome, UNPROVED)],
+        runs=[outcome.run_id for outcome in settled if outcome.run_id],
+        dead_letters=[
+            (outcome.origin, run_id)
+            for batch in ordered
+            if not batch.covers
+            for outcome in batch.settled
+            for run_id in (outcome.run_id, "")
+        ],
+    )
+    state.index.subjects.prefetch_runs(
+        [outcome.mention for outcome in settled if outcome.mention is not None],
+        *((update.source, update.subject) for outcome in settled for update in outcome.updates),
+    )
+    draft = _Draft(state, judge)
+    for batch in ordered:
+        if batch.messages or batch.pending_runs:
+            raise IntegrityError(f"{batch.covers}: cannot commit a batch with unsettled runs")
+        settled = sorted(batch.settled, key=_position)
+        if batch.covers is None:
+            for _, outcomes in groupby(settled, key=_position):
+                draft.settle_again(list(outcomes))
+        else:
+            draft.settle_range(batch.covers, settled)
+    return draft.delta(time_us)
+
+
+def _ids_of_repeats(outcome: Outcome, standing: int) -> list[Event]:
+    """Return the ids of which one is known if the outcome's event is a repeat; none for an event without a key."""
+    if not outcome.event_key:
+        return []
+    return ids_of_repeats(outcome.event_key, outcome.run_id, _facts_of(outcome), standing)
+
+
+def _facts_of(outcome: Outcome) -> dict[str, Any]:
+    return outcome.mention.to_json() if outcome.mention is not None else {}
+
+
+def _order(batch: Batch) -> tuple[bool, str, int, int]:
+    # Retries first: their events are older than all events read now.
+    covers = batch.covers
+    return (True, covers.topic, covers.partition, covers.start) if covers else (False, "", 0, 0)
+
+
+def _position(outcome: Outcome) -> tuple[str, int, int]:
+    # Stages settle rejected runs before others, but the outcome sent last decides about a run.
+    origin = outcome.origin
+    return origin.topic, origin.partition, origin.offset
+
+
+class _Draft:
+    """A delta under construction, on top of the state that it follows."""
+
+    def __init__(self, state: RawState, judge: Judge | None) -> None:
+        self._state, self._judge = state, judge
+        self._said: dict[Subject, dict[str, Said]] = {}  # of subjects of which updates say something new
+        self._offsets = NewCoverage(state)
+        self._events: set[tuple[str, str]] = set()
+        self._runs: dict[str, KnownRun] = {}
+        self._closes: dict[tuple[Origin, str], None] = {}
+        self._tried: set[tuple[Origin, str]] = set()
+        self._lists: dict[Kind, list[Outcome]] = {kind: [] for kind in LISTS}
+
+    def settle_range(self, covers: OffsetRange, settled: list[Outcome]) -> None:
+        fresh = self._offsets.add(covers)
+        generation = self._state.generation_of(covers.topic, covers.topic_id)
+        seen: set[tuple[Origin, str]] = set()
+        for outcome in settled:
+            origin, key = outcome.origin, (outcome.origin, outcome.run_id)
+            inside = covers.start <= origin.offset < covers.end
+            if not inside or (origin.topic, origin.partition) != (covers.topic, covers.partition):
+                raise IntegrityError(f"{origin} is outside the range of its batch, {covers}")
+            if origin.offset in fresh and key not in seen:  # the first outcome of a run that the event names twice
+                seen.add(key)
+                if generation != origin.topic:
+                    outcome = outcome.replace(origin=origin.replace(topic=generation))
+                self._settle(outcome)
+
+    def settle_again(self, outcomes: list[Outcome]) -> None:
+        """Settle the outcomes of retries of one origin."""
+        origin, undecoded = outcomes[0].origin, (outcomes[0].origin, "")
+        if undecoded in self._tried:
+            return
+        if self._state.index.dead_letter(undecoded) is None:
+            for outcome in outcomes:
+                self.settle_retry(outcome)
+        elif all(outcome.run_id or outcome.kind != "dead_letter" for outcome in outcomes):
+            # It is decoded now, into these runs and updates.
+            self._tried.add(undecoded)
+            self._closes[undecoded] = None
+            for outcome in {outcome.run_id: outcome for outcome in reversed(outcomes)}.values():
+                self._tried.add((origin, outcome.run_id))
+                self._settle(outcome)
+
+    def settle_retry(self, outcome: Outcome) -> None:
+        key = (outcome.origin, outcome.run_id)
+        if key in self._tried:
+            return
+        outcome = self._judged(outcome)
+        before = self._state.deferred.get(key)
+        if before is not None:
+            if outcome.kind == "deferred" and outcome.attempts <= before.attempts:
+                return  # a redelivery of an earlier try
+            outcome = outcome.replace(
+                payload=outcome.payload or before.payload,
+                first_seen_us=outcome.first_seen_us or before.first_seen_us,
+            )
+        elif self._state.index.dead_letter(key) is None:
+            return  # settled by another retry
+        elif outcome.kind in ("dead_letter", "deferred") and _is_first(outcome, self._run(outcome.run_id)):
+            return  # no progress; if the run has a raw row by now, it is a repeat
+        self._tried.add(key)
+        if self._settle(outcome, again=True) != "deferred":
+            self._closes[key] = None
+
+    def _settle(self, outcome: Outcome, *, again: bool = False) -> Kind:
+        run_id = outcome.run_id
+        run = self._run(run_id)
+        outcome = self._judged(outcome)
+        outcome = _classify(outcome, run, repeated=not again and self._is_repeat(outcome))
+        if outcome.event_key:
+            self._events.update(recorded_ids(outcome.event_key, run_id, _facts_of(outcome), standing(outcome)))
+        word = (outcome.mention.outcome or "") if outcome.mention else ""
+        if outcome.kind in ("run", "reclaim"):
+            outcome = self._row(outcome)
+        elif outcome.kind == "correction" and run is not None:
+            self._runs[run_id] = run._replace(outcome=word)
+        elif outcome.kind == "update":
+            self._say(outcome)
+        self._lists[outcome.kind].append(outcome)
+        return outcome.kind
+
+    def _is_repeat(self, outcome: Outcome) -> bool:
+        """Return whether an outcome's event was seen before. One with an update that says more was not."""
+        ids = _ids_of_repeats(outcome, standing(outcome))
+        seen = any(event in self._events or self._state.index.has_event(*event) for event in ids)
+        return seen and not any(self._says_more(update, outcome.event_key) for update in outcome.updates)
+
+    def _says_more(self, update: FactUpdate, event_key: str) -> bool:
+        before = self._said_of((update.source, update.subject))
+        return merged(before, said_by(update, event_key)) != before
+
+    def _said_of(self, subject: Subject) -> Mapping[str, Said]:
+        return self._said.get(subject) or self._subjects.said(subject)
+
+    def _row(self, outcome: Outcome) -> Outcome:
+        """Return the record of a raw row, with the facts that earlier updates changed."""
+        facts, file = outcome.mention, outcome.file
+        if facts is None or file is None:
+            raise IntegrityError(f"{outcome.origin} {outcome.run_id}: run without a raw object")
+        known = KnownRun(facts.outcome or "", file.digest, outcome.trust.trusted, bool(facts.auth))
+        self._runs[outcome.run_id] = known
+        changed = self._subjects.changes(facts)
+        return outcome.replace(joined=changed) if changed else outcome
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Judge an outcome again where updates of earlier deltas concern its run.
+
+        A retry was judged when it was deferred, perhaps by facts that a later update changed back.
+        """
+        facts = outcome.mention
+        if facts is None or self._judge is None or not self._subjects.concern(facts):
+            return outcome
+        return outcome.replace(trust=self._judge(self._subjects.join(facts)))
+
+    def _say(self, outcome: Outcome) -> None:
+        for update in outcome.updates:
+            subject = (update.source, update.subject)
+            before = self._said_of(subject)
+            after = merged(before, said_by(update, outcome.event_key))
+            if after != before:
+                self._said[subject] = after
+
+    def _trust_changes(self) -> list[dict[str, Any]]:
+        """Return the changes of trust by the updates of this delta, by run id."""
+        if self._judge is None or not self._said:
+            return []
+        changes = {}
+        for run_id, facts in self._updated_runs().items():
+            trust, known = self._judge(self._joined(facts)), self._run(run_id)
+            if known is not None and known.trusted != trust.trusted:
+                changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}
+        return [changes[run_id] for run_id in sorted(changes)]
+
+    def _joined(self, facts: RunFacts) -> RunFacts:
+        """Return a run's facts, joined with all updates up to this delta."""
+        source = source_of(facts)
+        said = (self._said_of(subject) for subject in subjects_of(facts))
+        return joined(facts, said, lambda subject: self._said_of((source, subject)))
+
+    def _updates(self, facts: RunFacts) -> bool:
+        """Return whether this delta says something new of a run's subjects or of its parents."""
+        source, subjects = source_of(facts), subjects_of(facts)
+        parents = [(source, parent) for one in subjects for parent in parent_subjects(facts, self._said_of(one))]
+        return not self._said.keys().isdisjoint((*subjects, *parents))
+
+    def _updated_runs(self) -> dict[str, RunFacts]:
+        """Return the own facts of the runs that updates here may change, those stored by this delta included."""
+        found: dict[str, RunFacts] = {}
+        for standing in reversed(STANDINGS):
+            room = _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS
+            for subject in self._said:
+                runs = self._subjects.runs(subject, min(MAX_SUBJECT_RUNS, room), standing)
+                found |= {facts.run_id: facts for facts in runs}
+                room -= len(runs)
+        for outcome in (*self._lists["run"], *self._lists["reclaim"]):
+            facts = outcome.mention
+            if facts is not None and (facts.run_id in found or self._updates(facts)):
+                found[facts.run_id] = facts
+        self._subjects.prefetch_runs(found.values())
+        self._state.index.prefetch(runs=found)
+        return found
+
+    @property
+    def _subjects(self) -> Subjects:
+        return self._state.index.subjects
+
+    def _run(self, run_id: str) -> KnownRun | None:
+        return (self._runs.get(run_id) or self._state.index.run(run_id)) if run_id else None
+
+    def delta(self, time_us: int) -> Delta | None:
+        offsets = self._offsets.to_json()
+        if not offsets and not any(self._lists.values()):
+            return None
+        dead_letters = [[key[0].to_json(), key[1]] for key in self._closes if key not in self._state.deferred]
+        trust_changes = self._trust_changes()
+        return {
+            "time_us": time_us,
+            "offsets": offsets,
+            **lists_of(self._lists),
+            "closes": [[origin.to_json(), run_id] for origin, run_id in self._closes],
+            **({"closed_letters": dead_letters} if dead_letters else {}),
+            **({"trust_changes": trust_changes} if trust_changes else {}),
+        }
+
+
+def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outcome:
+    """Classify an outcome, given its run's raw row (or None), and whether its event was seen before."""
+    if repeated:
+        return _plain(outcome, run).replace(kind="repeat", reason="event", updates=())
+    if run is None or _is_first(outcome, run) or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
+        if run is not None and outcome.kind == "run":
+            outcome = outcome.replace(kind="reclaim")
+        keeps = outcome.payload is None or outcome.kind in ("dead_letter", "deferred")
+        return outcome if keeps else outcome.replace(payload=None)
+    if _completes(outcome, run):
+        return outcome.replace(kind="reclaim")
+    plain = _plain(outcome, run)
+    word = outcome.mention.outcome if outcome.mention else None
+    if not word or word == run.outcome:
+        return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
+    if standing(outcome) < run.standing:
+        held = "trusted" if run.trusted else "proved"
+        return plain.replace(kind="ignored", reason="less_trusted", detail=f"a {held} event says {run.outcome}")
+    lowered = run.lowered and not outcome.trust.trusted
+    return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}", lowered=lowered)
+
+
+def standing(outcome: Outcome) -> int:
+    """Return how far an event is believed about a run, one of `ciml.runs.run_log.STANDINGS`."""
+    return standing_of(outcome.trust.trusted, outcome.mention is not None and bool(outcome.mention.auth))
+
+
+def _completes(outcome: Outcome, run: KnownRun) -> bool:
+    """Return whether an outcome completes the facts of a run's present row, and may: it has the row's standing."""
+    if outcome.kind != "run" or outcome.reason != COMPLETES or outcome.file is None:
+        return False
+    return outcome.file.digest == run.digest and standing(outcome) >= run.standing
+
+
+def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:
+    """Return whether an outcome is the first of its standing that names its run.
+
+    An event does not bind one of a higher standing, which brings its own row or waits for its log.
+    """
+    return run is None or standing(outcome) > run.standing
+
+
+def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:
+    """Remove the fields that only a raw row or a dead letter has; keep the file where it differs from the row's."""
+    file = outcome.file
+    other = file if file is not None and run is not None and file.digest != run.digest else None
+    return outcome.replace(detail="", file=other, payload=None, not_before_us=None)

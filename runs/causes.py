@@ -1,0 +1,225 @@
+"""The cause of failed runs, ``code`` or ``machine``, from reruns of the same code.
+
+A run that failed, and passed when its job ran again on the same code, was failed by its machine (or by a test that
+does not always pass); one that failed again was failed by its code. Attempts belong together where they share
+``attempt_of``, or source, project, pipeline, job and the tested commit (or change and patch set). The result follows
+from the raw manifest alone, up to the delta that was added last.
+
+Anybody can run a job on a commit that is under review. So attempts have a limit for each standing, and a run depends on
+attempts of its own standing and of higher ones alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple
+
+import msgspec
+
+from ciml.events.outcomes import CAUSE, CODE, FAILED, MACHINE
+from ciml.events.records import RunFacts
+from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS
+from ciml.runs.run_log import STANDINGS, RunDelta, StandingMap, standing_of
+
+#: A later rerun says little: what the job downloads has changed meanwhile. Seven days, in microseconds.
+RERUN_WITHIN_US = 7 * 86_400_000_000
+#: What `Causes.encode` depends on beside the deltas and the selection.
+CAUSES_KIND = f"causes 2, {MAX_CAUSE_ATTEMPTS} attempts, {MAX_CAUSE_RUNS} runs"
+
+
+class Attempt(NamedTuple):
+    """One execution of a job, as far as causes depend on it.
+
+    Attributes:
+      time_us: its start (its end where unknown), epoch microseconds.
+      outcome: as in `RunFacts`; "" without one.
+      trusted: whether it is trusted, by its event and the updates since.
+      proved: whether a receiver proved who sent its event.
+      series: keys of the series that it belongs to.
+      has_own: whether its event names the cause.
+    """
+
+    time_us: int
+    outcome: str
+    trusted: bool
+    proved: bool
+    series: tuple[bytes, ...]
+    has_own: bool
+
+    @property
+    def standing(self) -> int:
+        """How far it is believed, one of `ciml.runs.run_log.STANDINGS`."""
+        return standing_of(self.trusted, self.proved)
+
+
+def cause_of(attempt: Attempt, others: Iterable[Attempt]) -> str:
+    """Return the cause of a failed attempt by the others of the same code; "" where they do not decide.
+
+    Later attempts decide: if one passed, the machine; if none passed, the code, where any attempt failed too. A pass
+    before it contradicts the code, and is no proof of the machine. An attempt says nothing of one of a higher standing.
+    """
+    if attempt.outcome not in FAILED:
+        return ""
+    counted = [
+        other
+        for other in others
+        if other.standing >= attempt.standing and abs(other.time_us - attempt.time_us) <= RERUN_WITHIN_US
+    ]
+    passed = [other.time_us for other in counted if other.outcome == "success"]
+    if any(time_us > attempt.time_us for time_us in passed):
+        return MACHINE
+    return CODE if not passed and any(other.outcome in FAILED for other in counted) else ""
+
+
+def series_of(facts: RunFacts) -> tuple[bytes, ...]:
+    """Return the keys of the series of a run: none where the tested code is unknown."""
+    parts = []
+    if facts.attempt_of:
+        parts.append(("attempts", facts.source, facts.build_name, facts.attempt_of))
+    code = ("commit", facts.head) if facts.head else ("change", facts.change, facts.patchset)
+    if all(code):
+        parts.append((*code, facts.source, facts.project, facts.pipeline, facts.build_name))
+    return tuple(
+        hashlib.blake2b("\0".join(part).encode("utf-8", "surrogatepass"), digest_size=16).digest() for part in parts
+    )
+
+
+_Attempts = list[tuple[str, Attempt]]
+#: The attempts of each standing.
+_Lists = tuple[_Attempts, _Attempts, _Attempts]
+
+
+class Causes:
+    """The causes of runs by their reruns, for the deltas of a raw manifest that were added.
+
+    Args:
+      selects: whether a job's runs count.
+      given: causes that reviewers gave, by run id. They come before the run's own event and its reruns.
+
+    Example:
+      causes = Causes(definition.selects)
+      for _, delta in raw.since(0):
+          causes.add(delta)
+      causes.of(run_id)
+    """
+
+    def __init__(self, selects: Callable[[str], bool], given: Mapping[str, str] | None = None) -> None:
+        self._selects, self._given = selects, given or {}
+        self._attempts = StandingMap[str, Attempt](MAX_CAUSE_RUNS)
+        self._series: dict[tuple[bytes, int], dict[str, None]] = {}  # by series and standing, in the order of attempts
+
+    def add(self, delta: RunDelta) -> set[str]:
+        """Add the next delta; return the ids of the runs whose cause may have changed."""
+        changed: set[str] = set()
+        related: set[str] = set()  # to runs as they were before
+        for record in delta.rows:
+            facts = record.facts
+            related.update(self._depending(facts.run_id))  # a reclaim may leave its series
+            self._forget(facts.run_id)
+            if attempt := self._attempt(facts, record.trust.trusted):
+                self._put(facts.run_id, attempt)
+            changed.add(facts.run_id)
+        for correction in delta.corrections:
+            run_id = correction.mention.run_id
+            attempt = self._attempts.get(run_id)
+            if attempt is not None and (correction.binding or not attempt.trusted):
+                self._attempts.replace(run_id, attempt._replace(outcome=correction.mention.outcome or ""))
+                changed.add(run_id)
+        for change in delta.trust_changes:
+            if attempt := self._attempts.get(change.run_id):
+                related.update(self._depending(change.run_id))
+                self._forget(change.run_id)
+                self._put(change.run_id, attempt._replace(trusted=change.trust.trusted))
+                changed.add(change.run_id)
+        return changed.union(filter(self._counts, related), *map(self._depending, changed))
+
+    def of(self, run_id: str) -> str:
+        """Return the cause of a run that its own event does not name; "" where nothing says it."""
+        if given := self._given.get(run_id):
+            return given
+        attempt = self._attempts.get(run_id)
+        return "" if attempt is None or attempt.has_own else self.by_reruns(run_id)
+
+    def is_trusted(self, run_id: str) -> bool:
+        """Return whether a run is known and trusted."""
+        known = self._attempts.get(run_id)
+        return known is not None and known.trusted
+
+    def has_own(self, run_id: str) -> bool:
+        """Return whether a run's own event names its cause."""
+        attempt = self._attempts.get(run_id)
+        return attempt is not None and attempt.has_own
+
+    def by_reruns(self, run_id: str) -> str:
+        """Return the cause of a run by its reruns alone; "" where they do not say it."""
+        attempt = self._attempts.get(run_id)
+        if attempt is None:
+            return ""
+        others = {
+            other
+            for key in attempt.series
+            if run_id in self._last(key, attempt.standing)
+            for standing in STANDINGS[attempt.standing :]
+            for other in self._last(key, standing)
+        }
+        reruns = (self._attempts.get(other) for other in others - {run_id})
+        return cause_of(attempt, (rerun for rerun in reruns if rerun is not None))
+
+    def encode(self) -> bytes:
+        """Return the state by the deltas that were added, for `restore`."""
+        return msgspec.msgpack.encode(self._attempts.lists())
+
+    def restore(self, state: bytes) -> None:
+        """Continue after the deltas that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
+        lists = msgspec.msgpack.decode(state, type=_Lists)
+        self._attempts.restore(lists)
+        self._series = {}
+        for attempts in lists:
+            for run_id, attempt in attempts:
+                self._enter(run_id, attempt)
+
+    def _attempt(self, facts: RunFacts, trusted: bool) -> Attempt | None:
+        series = series_of(facts)
+        if not series or not self._selects(facts.build_name):
+            return None
+        time_us = facts.start_us or facts.end_us or 0
+        return Attempt(time_us, facts.outcome or "", trusted, bool(facts.auth), series, CAUSE in facts.labels)
+
+    def _last(self, series: bytes, standing: int) -> list[str]:
+        """Return the attempts of a series that count, the last ones of a standing."""
+        attempts = self._series.get((series, standing), {})
+        return list(islice(reversed(attempts), MAX_CAUSE_ATTEMPTS))
+
+    def _counts(self, run_id: str) -> bool:
+        attempt = self._attempts.get(run_id)
+        return attempt is not None and any(run_id in self._last(key, attempt.standing) for key in attempt.series)
+
+    def _depending(self, run_id: str) -> Iterator[str]:
+        """Yield the runs whose cause may depend on a run: those of its series that are not believed more."""
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            for key in attempt.series:
+                for standing in STANDINGS[: attempt.standing + 1]:
+                    yield from self._last(key, standing)
+
+    def _put(self, run_id: str, attempt: Attempt) -> None:
+        self._enter(run_id, attempt)
+        if displaced := self._attempts.put(run_id, attempt, attempt.standing):
+            self._leave(*displaced)
+
+    def _forget(self, run_id: str) -> None:
+        if attempt := self._attempts.pop(run_id):
+            self._leave(run_id, attempt)
+
+    def _enter(self, run_id: str, attempt: Attempt) -> None:
+        for key in attempt.series:
+            self._series.setdefault((key, attempt.standing), {})[run_id] = None
+
+    def _leave(self, run_id: str, attempt: Attempt) -> None:
+        for key in attempt.series:
+            place = key, attempt.standing
+            del self._series[place][run_id]
+            if not self._series[place]:
+                del self._series[place]

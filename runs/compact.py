@@ -1,0 +1,375 @@
+"""Packs the runs of one folder (a job and a day), and merges small packs.
+
+Compaction of the raw store: packs the runs of past days.
+
+Compaction may be killed at any line, and may run concurrently. A pack's name is derived from its bytes, and the
+folder's manifest references it. A run's own object is removed only after the grace, when the pack was read back.
+`CompactionCursor` stores only the progress.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from ciml.digest import telemetry_digest
+from ciml.errors import IntegrityError
+from ciml.events.records import RawFile
+from ciml.manifest.log import Delta, commit
+from ciml.runs.collect_garbage import (
+    Collected,
+    collect_packs,
+    collect_runs,
+    collect_swept,
+    load_cursor,
+    mark_compacted,
+    pack_folders,
+    save_cursor,
+    windows,
+)
+from ciml.runs.pack_index import PACKS, RUNS, SWEPT, Alone, NamedRun, PackFile, PackState, day_ends_s, pack_log
+from ciml.runs.packs import PACK_RUNS, OpenPack, PackWriter, columns_digest
+from ciml.runs.reader import FolderPacks, load_packs, read_run
+from ciml.storage import LocalStore, Store
+
+_THREADS = 16
+# Runs and rows read together: they are in memory besides the open packs.
+_BATCH_RUNS = 256
+_BATCH_ROWS = 200_000
+_OPEN_PACKS = 4
+# Small packs are merged if none is larger than this many times the smaller ones together. So a run is rewritten only
+# when its folder has grown by about this factor.
+_GROWTH = 2
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Packing:
+    """The result of packing.
+
+    Attributes:
+      runs, rows: packed runs and their rows.
+      packs, packs_bytes: written and committed packs.
+      merged: packs merged into larger ones.
+      alone: runs that are not packed because their folder has too few.
+      faults: runs that cannot be packed and the reason, a line each. They keep their objects.
+    """
+
+    runs: int = 0
+    rows: int = 0
+    packs: int = 0
+    packs_bytes: int = 0
+    merged: int = 0
+    alone: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def pack_folder(
+    raw: Store,
+    folder: str,
+    named: dict[str, NamedRun],
+    *,
+    min_runs: int,
+    pack_bytes: int,
+    clock: Clock,
+    done: Packing,
+) -> None:
+    """Pack the named runs that are not in a pack of the folder, and commit the packs.
+
+    Args:
+      raw: the raw store.
+      folder: ``job=…/date=…``.
+      named: the runs that the raw manifest names there, by file name.
+      min_runs: fewer runs are not packed.
+      pack_bytes: a pack ends with the run that brings it to this size.
+      clock: epoch seconds.
+      done: the counts, updated in place.
+    """
+    while True:
+        packs = load_packs(raw, folder)
+        state = packs.state
+        if packs.missing:
+            _restore_replaced(raw, folder, packs, clock)
+            continue
+        todo = {name: run for name, run in named.items() if name not in packs.runs and name not in state.alone}
+        if not todo:
+            return
+        for name, alone in state.alone.items():  # with the new runs they may be enough
+            todo[name] = NamedRun(folder, name, alone.digest, alone.rows)
+        writing = _Writing(raw, folder, pack_bytes)
+        if len(todo) < min_runs:
+            left = {name: Alone(run.digest, run.rows) for name, run in todo.items()}
+        else:
+            for run, table, why in _tables(raw, list(todo.values())):
+                if table is None:
+                    writing.faults[run.name] = Alone(run.digest, run.rows, why)
+                else:
+                    writing.add(run.name, run.digest, table)
+            left = writing.finish()
+        delta = _delta(clock, writing.packs, (), left)
+        if _append(raw, folder, state, delta):
+            break
+    done.runs += sum(pack.runs for pack in writing.packs)
+    done.rows += sum(pack.rows for pack in writing.packs)
+    done.packs += len(writing.packs)
+    done.packs_bytes += sum(pack.size for pack in writing.packs)
+    done.alone += sum(1 for alone in left.values() if not alone.why)
+    done.faults += [f"runs/{folder}/{name}: {alone.why}" for name, alone in left.items() if alone.why]
+
+
+def _delta(clock: Clock, packs: Sequence[PackFile], replaces: Sequence[str], alone: dict[str, Alone]) -> Delta:
+    return {
+        "time_us": int(clock() * 1e6),
+        "packs": [pack.to_json() for pack in packs],
+        "replaces": list(replaces),
+        "alone": {name: one.to_json() for name, one in sorted(alone.items())},
+    }
+
+
+def _restore_replaced(raw: Store, folder: str, packs: FolderPacks, clock: Clock) -> None:
+    """Remove missing packs from the manifest, and restore those that they replaced.
+
+    A pack is missing if its compactor was suspended for longer than the grace before the commit: another one has
+    collected it. Nothing is lost, since replaced packs are kept until their replacement has been read back.
+    """
+    old = [pack.file for pack in packs.packs if pack.file.path in packs.state.replaced]
+    _append(raw, folder, packs.state, _delta(clock, old, packs.missing, packs.state.alone))
+
+
+def _append(raw: Store, folder: str, planned_on: PackState, delta: Delta) -> bool:
+    """Commit a delta, unless another process has committed since it was planned."""
+    state, base = PackState(), planned_on.version
+    return commit(pack_log(raw, folder), state, lambda: delta if state.version == base else None) is not None
+
+
+class _Writing:
+    """Open packs, one for each set of columns; each is written to the store when it is full."""
+
+    def __init__(self, raw: Store, folder: str, pack_bytes: int) -> None:
+        self.packs: list[PackFile] = []
+        self.faults: dict[str, Alone] = {}
+        self._raw = raw
+        self._folder = folder
+        self._pack_bytes = pack_bytes
+        self._open: dict[str, PackWriter] = {}
+
+    def add(self, name: str, digest: str, table: pa.Table) -> None:
+        key = columns_digest(table.schema)
+        if key not in self._open:
+            if len(self._open) >= _OPEN_PACKS:  # bounds the memory; small packs are merged later
+                self._end(max(self._open, key=lambda each: self._open[each].size))
+            self._open[key] = PackWriter(self._folder, table.schema)
+        writer = self._open[key]
+        writer.add(name, digest, table)
+        if writer.size >= self._pack_bytes or writer.full:
+            self._end(key)
+
+    def finish(self) -> dict[str, Alone]:
+        """Write the open packs. Return the runs that cannot be packed."""
+        for key in list(self._open):
+            self._end(key)
+        return self.faults
+
+    def _end(self, key: str) -> None:
+        writer = self._open.pop(key)
+        try:
+            pack, data = writer.finish()
+        except IntegrityError as error:
+            self.faults.update({run.name: Alone(run.digest, run.rows, str(error)) for run in writer.runs})
+            return
+        self._raw.create(pack.path, data)  # an existing one has the same bytes, since the name is their digest
+        self.packs.append(pack)
+
+
+def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa.Table | None, str]]:
+    """Yield (run, its table, "") or (run, None, fault), read in batches; each table has the run's digest."""
+
+    def read(run: NamedRun) -> tuple[NamedRun, pa.Table | None, str]:
+        try:
+            table = read_run(raw, RawFile(run.path, run.digest, run.rows, 0))
+            found = telemetry_digest(run.run_id, table)
+        except (IntegrityError, TypeError) as error:
+            return run, None, str(error)
+        return (run, table, "") if found == run.digest else (run, None, f"has the digest {found}, not {run.digest}")
+
+    threads = 1 if isinstance(raw, LocalStore) else _THREADS
+    with ThreadPoolExecutor(threads) as pool:
+        batch: list[NamedRun] = []
+        rows = 0
+        for run in sorted(runs, key=lambda run: run.name):
+            batch.append(run)
+            rows += run.rows
+            if len(batch) >= _BATCH_RUNS or rows >= _BATCH_ROWS:
+                yield from pool.map(read, batch)
+                batch, rows = [], 0
+        yield from pool.map(read, batch)
+
+
+def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done: Packing, renew: bool = False) -> None:
+    """Merge small packs with the same columns; with ``renew`` also write those of older versions again."""
+    packs = load_packs(raw, folder)
+    chosen = _small(packs, pack_bytes)
+    if renew:
+        chosen += [pack for pack in packs.packs if pack.renewable and pack not in chosen]
+    if not chosen or packs.missing:
+        return
+    writing = _Writing(raw, folder, pack_bytes)
+    seen: set[str] = set()
+    for pack in chosen:
+        for numbers in _parts(pack):
+            try:
+                tables = pack.read(raw, numbers, None)
+            except FileNotFoundError:
+                return  # merged by another process
+            for number in numbers:
+                run = pack.runs[number]
+                if run.name not in seen:
+                    seen.add(run.name)
+                    writing.add(run.name, run.digest, tables[number])
+    if writing.finish():
+        return  # the packs are kept; a verification reports the faults
+    delta = _delta(clock, writing.packs, [pack.file.path for pack in chosen], packs.state.alone)
+    if _append(raw, folder, packs.state, delta):
+        done.merged += len(chosen)
+        done.packs += len(writing.packs)
+        done.packs_bytes += sum(pack.size for pack in writing.packs)
+
+
+def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
+    """Return the packs to merge: for each set of columns, the smallest ones within the growth factor."""
+    groups: dict[str, list[OpenPack]] = {}
+    for pack in packs.packs:
+        if pack.file.size < pack_bytes // 2 and pack.file.runs < PACK_RUNS // 2:
+            groups.setdefault(pack.file.columns, []).append(pack)
+    chosen: list[OpenPack] = []
+    for group in groups.values():
+        group.sort(key=lambda pack: (pack.file.size, pack.file.path))
+        total, taken = group[0].file.size, 1
+        while taken < len(group) and group[taken].file.size <= _GROWTH * total:
+            total += group[taken].file.size
+            taken += 1
+        if taken > 1:
+            chosen += group[:taken]
+    return chosen
+
+
+def _parts(pack: OpenPack) -> Iterator[list[int]]:
+    part: list[int] = []
+    rows = 0
+    for number, run in enumerate(pack.runs):
+        part.append(number)
+        rows += run.rows
+        if rows >= _BATCH_ROWS:
+            yield part
+            part, rows = [], 0
+    if part:
+        yield part
+
+
+DAY_S = 86_400.0
+#: Time for which unreferenced objects stay in ``swept/``: a commit cannot be later, since the broker has expired the
+#: offsets of an older savepoint.
+ASIDE_S = 30 * DAY_S
+PACK_BYTES = 32 << 20
+MIN_RUNS = 2
+_WINDOW_RUNS = 100_000
+
+#: Called with (activity, number done, total or None).
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(slots=True)
+class Compaction:
+    """The result of a compaction.
+
+    Attributes:
+      packing: written runs and packs.
+      swept: removed objects.
+      to_version: the raw manifest's version up to which all runs of past days were examined.
+      waiting: folders with runs that are too young.
+    """
+
+    packing: Packing = field(default_factory=Packing)
+    swept: Collected = field(default_factory=Collected)
+    to_version: int = 0
+    waiting: int = 0
+
+
+def compact(
+    raw: Store,
+    *,
+    older_than_s: float = DAY_S,
+    grace_s: float = DAY_S,
+    aside_s: float = ASIDE_S,
+    min_runs: int = MIN_RUNS,
+    pack_bytes: int = PACK_BYTES,
+    window_runs: int = _WINDOW_RUNS,
+    everything: bool = False,
+    clock: Callable[[], float] = time.time,
+    progress: Progress | None = None,
+) -> Compaction:
+    """Pack the runs of past days and collect garbage, from the end of the previous compaction.
+
+    Args:
+      raw: the raw store.
+      older_than_s: age of a folder to pack, from the end of its day (UTC), seconds.
+      grace_s: time for which objects are kept after they were written, packed or replaced, seconds.
+      aside_s: time for which unreferenced objects stay in ``swept/``, seconds.
+      min_runs: runs of a folder with fewer are not packed.
+      pack_bytes: approximate largest size of a pack.
+      window_runs: number of runs planned together.
+      everything: examine the packs of every folder, not only of changed ones, and renew those of older versions.
+      clock: epoch seconds.
+      progress: called with the progress.
+
+    Raises:
+      EngineError: if the store does not answer.
+      IntegrityError: if a manifest is inconsistent. The result lists broken runs.
+    """
+    result, now_s = Compaction(), clock()
+    report = progress or (lambda what, done, total: None)
+
+    def ripe(folder: str) -> bool:
+        return day_ends_s(folder) + older_than_s <= now_s
+
+    compaction = load_cursor(raw)
+    done = 0
+    for window in windows(raw, compaction, ripe, window_runs):
+        total = done + window.runs
+        for folder in sorted(window.named):
+            named = window.named[folder]
+            before = result.packing.packs
+            pack_folder(raw, folder, named, min_runs=min_runs, pack_bytes=pack_bytes, clock=clock, done=result.packing)
+            if result.packing.packs > before:
+                merge_packs(raw, folder, pack_bytes=pack_bytes, clock=clock, done=result.packing)
+            compaction.tidy[folder] = int(clock() * 1e6)
+            done += len(named)
+            report("packing runs", done, total)
+        mark_compacted(compaction, window, ripe)
+        save_cursor(raw, compaction)
+    for folder in pack_folders(raw) if everything else ():
+        before = result.packing.packs
+        merge_packs(raw, folder, pack_bytes=pack_bytes, clock=clock, done=result.packing, renew=True)
+        if result.packing.packs > before:
+            compaction.tidy[folder] = int(clock() * 1e6)
+    result.to_version, result.waiting = compaction.cursor, len(compaction.pending)
+    before_s, listed = clock() - grace_s, 0
+
+    def on_listed(count: int) -> None:
+        nonlocal listed
+        listed += count
+        report("collecting garbage", listed, None)
+
+    forgotten_s = clock() - max(aside_s, grace_s)
+    collect_swept(raw, compaction, before_s, result.swept, forgotten_s=forgotten_s)  # before anything is moved there
+    collect_runs(raw, compaction, ripe, before_s, result.swept, on_listed)
+    collect_packs(raw, compaction, before_s, result.swept, everything=everything)
+    for prefix in (RUNS, SWEPT, *([PACKS] if everything else [])):
+        raw.delete_leftovers(prefix, before_s)
+    save_cursor(raw, compaction)
+    return result

@@ -1,0 +1,295 @@
+"""What updates say of the subjects of runs, and which stored runs have a subject: in memory, or over tables on disk.
+
+Only runs that name a subject, or have a fact that examples do not hold, are here: without them nothing is stored.
+
+A recorder knows facts that its CI system does not report, such as the exit status. Its event may be believed less than
+that of the system, which reclaims the run or comes first. So what such events claim is kept apart from the run's row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ciml.events.records import FactUpdate, RunFacts
+from ciml.events.updates import Said, changes_of, counting, merged, parent_subjects, said_by
+from ciml.limits import MAX_SUBJECT_RUNS
+from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, standing_of
+
+#: (source, subject).
+Subject = tuple[str, str]
+
+#: What updates say of a subject, by fact (JSON). Id: source and subject.
+_SAID = TableKind({"said": "binary"})
+#: A run of a subject. Id: half of the id of the subject's runs of one standing, then half of the run's id, so that a
+#: subject's runs are adjacent, and runs that are believed less displace none that are believed more.
+_MEMBERS = TableKind({"run": "binary"})
+#: The facts by which a run is trusted, as its own event has them, and its subjects (JSON). Id: the run id. And what was
+#: claimed of a run (JSON). Id: the run id and a word.
+_OWN = TableKind({"facts": "binary"})
+#: The tables of `Subjects`.
+TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": _OWN}
+
+#: The facts that are stored of a run: all by which a policy may trust it, and all that conditions of reviews name.
+STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner", "adapter", "change")
+#: Of a fact that is not stored. Examples hold the change, and versions before 0.2.0 did not store it here.
+_NONE = dict.fromkeys(STORED[:-1], "")
+#: What a recorder reports of a run's machine and command, and a CI system may not: fields of `RunFacts`, and labels.
+CLAIMED_FACTS = ("provider", "region", "flavour")
+CLAIMED_LABELS = ("exit_code", "signal", "node", "runner")
+#: Facts of a run, besides its subjects, that examples do not hold.
+_MARKS = frozenset({"subjects", "fork", "auth", "owner", "adapter"})
+_HALF = 8
+
+_said_decoder = msgspec.json.Decoder(dict[str, Said])
+
+
+class Claim(NamedTuple):
+    """What an event says of one fact of `CLAIMED_FACTS` and `CLAIMED_LABELS`, other than the run's trusted row.
+
+    Attributes:
+      standing: of the event, one of `ciml.runs.run_log.STANDINGS`.
+      value: the fact.
+    """
+
+    standing: int
+    value: str
+
+
+_claims_decoder = msgspec.json.Decoder(dict[str, Claim])
+
+
+def subjects_of(facts: RunFacts) -> list[Subject]:
+    """Return the subjects of a run. Their source is that of its run id: no other source updates it."""
+    if not facts.subjects:
+        return []
+    source = source_of(facts)
+    return [(source, subject) for subject in dict.fromkeys(facts.subjects)]
+
+
+def source_of(facts: RunFacts) -> str:
+    """Return the source of a run, as in its run id."""
+    return facts.run_id.partition("~")[0]
+
+
+def is_marked(facts: Mapping[str, Any]) -> bool:
+    """Return whether a run (as JSON) is one of `Subjects`: it has subjects, or facts that examples do not hold."""
+    return not _MARKS.isdisjoint(facts)
+
+
+def claims_of(facts: Mapping[str, Any], standing: int) -> dict[str, Claim]:
+    """Return the claims of an event about a run.
+
+    Args:
+      facts: of the run, as in the raw manifest.
+      standing: of the event.
+    """
+    labels = facts.get("labels", {})
+    values = {name: facts[name] for name in CLAIMED_FACTS if facts.get(name)}
+    values |= {name: labels[name] for name in CLAIMED_LABELS if labels.get(name)}
+    return {name: Claim(standing, value) for name, value in values.items()}
+
+
+def with_claims(facts: RunFacts, claims: Mapping[str, Claim]) -> RunFacts:
+    """Return a run's facts, completed by claims where they are missing. They are for people; no model learns them."""
+    values = {name: claim.value for name, claim in claims.items()}
+    missing = {name: values[name] for name in CLAIMED_FACTS if name in values and not getattr(facts, name)}
+    labels = {name: values[name] for name in CLAIMED_LABELS if name in values}
+    return facts.replace(**missing, labels={**labels, **facts.labels})
+
+
+class Subjects:
+    """Subjects and their runs, and what was claimed of runs.
+
+    Args:
+      tables: those of `TABLES`, as of a checkpoint; without them everything is in memory.
+    """
+
+    def __init__(self, tables: Mapping[str, IdTable] | None = None) -> None:
+        self._tables = {name: tables[name] for name in TABLES} if tables is not None else {}
+        self._said: dict[Subject, dict[str, Said]] = {}
+        self._members: dict[bytes, dict[bytes, None]] = {}
+        self._own: dict[bytes, bytes] = {}
+        self._found: dict[Subject, dict[str, Said]] = {}  # cache of the last look-ups; tables never change
+
+    def __bool__(self) -> bool:
+        """Return whether anything is known of any run or subject."""
+        return bool(self._said or self._own or any(table.runs for table in self._tables.values()))
+
+    def prefetch(self, subjects: Iterable[Subject]) -> None:
+        """Look up subjects in one batch. Until the next call, `said` cannot fail for them."""
+        wanted = set(subjects) - self._said.keys()
+        before = self._found
+        asked = [subject for subject in wanted if subject not in before]
+        self._found = {subject: before[subject] for subject in wanted if subject in before} | self._look_up(asked)
+
+    def _look_up(self, subjects: Collection[Subject]) -> dict[Subject, dict[str, Said]]:
+        if not self._tables or not subjects:
+            return {subject: {} for subject in subjects}
+        rows = self._tables["said"].get([fingerprint(*subject) for subject in subjects])
+        return {
+            subject: counting(subject[1], _said_decoder.decode(row["said"])) if row is not None else {}
+            for subject, row in zip(subjects, rows, strict=True)
+        }
+
+    def said(self, subject: Subject) -> Mapping[str, Said]:
+        """Return what updates say of a subject, by fact."""
+        if (known := self._said.get(subject)) is not None:
+            return known
+        if subject not in self._found:
+            self._found.update(self._look_up([subject]))
+        return self._found[subject]
+
+    def say(self, update: FactUpdate, event_key: str) -> None:
+        """Add an update."""
+        subject = (update.source, update.subject)
+        self._said[subject] = merged(self.said(subject), said_by(update, event_key))
+        if "parents" in update.facts:
+            for standing in STANDINGS:
+                for facts in self.runs(subject, MAX_SUBJECT_RUNS, standing):
+                    self._add_members(facts, standing)
+
+    def add_run(self, facts: RunFacts, *, trusted: bool = False) -> None:
+        """Add a run that is marked, with its own facts; a later row of the run replaces them."""
+        self._own[fingerprint(facts.run_id)] = _encode(facts)
+        self._add_members(facts, standing_of(trusted, bool(facts.auth)))
+
+    def trust_run(self, run_id: str) -> None:
+        """Count a run among the trusted ones of its subjects, as an update has raised its trust."""
+        (data,) = self._encoded([fingerprint(run_id)])
+        if data is not None:
+            self._add_members(_decode(data), TRUSTED)
+
+    def _add_members(self, facts: RunFacts, standing: int) -> None:
+        run = fingerprint(facts.run_id)
+        for subject in (*subjects_of(facts), *self.parents_of(facts)):
+            self._members.setdefault(_members_id(subject, standing), {})[run] = None
+
+    def parents_of(self, facts: RunFacts) -> list[Subject]:
+        """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
+        source, said = source_of(facts), map(self.said, subjects_of(facts))
+        return [(source, parent) for each in said for parent in parent_subjects(facts, each) if parent]
+
+    def claim(self, run_id: str, claims: Mapping[str, Claim]) -> None:
+        """Add what an event claims of a run. Of each fact, the first claim of the highest standing counts."""
+        before = self.claims(run_id)
+        after = {**claims, **before}
+        after |= {name: claim for name, claim in claims.items() if claim.standing > after[name].standing}
+        if after != before:
+            self._own[_claims_id(run_id)] = msgspec.json.encode(after, order="sorted")
+
+    def claims(self, run_id: str) -> dict[str, Claim]:
+        """Return the claims of events about a run, other than its trusted row."""
+        (data,) = self._encoded([_claims_id(run_id)])
+        return _claims_decoder.decode(data) if data is not None else {}
+
+    def runs(self, subject: Subject, most: int, standing: int | None = None) -> list[RunFacts]:
+        """Return the own facts of runs of a subject, or with it as a parent, as far as trust needs them.
+
+        Args:
+          subject: the subject.
+          most: the most runs of each standing.
+          standing: that of the runs, the highest one that they had; None for all, the highest first.
+        """
+        standings = reversed(STANDINGS) if standing is None else (standing,)
+        runs = dict.fromkeys(run for each in standings for run in self._members_of(_members_id(subject, each), most))
+        facts = [_decode(data) for data in self._encoded(runs.keys()) if data is not None]
+        # A reclaim may have left the subject.
+        return [each for each in facts if subject in subjects_of(each) or subject in self.parents_of(each)]
+
+    def _members_of(self, identity: bytes, most: int) -> list[bytes]:
+        runs = list(self._members.get(identity, ()))[:most]
+        if self._tables:
+            found = self._tables["members"].starting(identity[:_HALF], most)
+            runs = list(dict.fromkeys([*runs, *(row["run"] for row in found)]))[:most]
+        return runs
+
+    def _encoded(self, runs: Collection[bytes]) -> list[bytes | None]:
+        found = {run: self._own.get(run) for run in runs}
+        asked = [run for run, data in found.items() if data is None]
+        if asked and self._tables:
+            rows = self._tables["facts"].get(asked)
+            found |= {run: row["facts"] if row is not None else None for run, row in zip(asked, rows, strict=True)}
+        return [found[run] for run in runs]
+
+    def joined(self, runs: Mapping[str, RunFacts]) -> dict[str, RunFacts]:
+        """Return the facts by which runs are trusted now: their own, joined with all updates.
+
+        Args:
+          runs: facts of stored runs by run id. Fork, proof, owner and subjects may be missing.
+        """
+        if not self:
+            return dict(runs)
+        encoded = self._encoded([fingerprint(run_id) for run_id in runs])
+        own = {
+            run_id: facts if data is None else facts.replace(**_changes(data))
+            for (run_id, facts), data in zip(runs.items(), encoded, strict=True)
+        }
+        self.prefetch_runs(own.values())
+        return {run_id: self.join(facts) for run_id, facts in own.items()}
+
+    def prefetch_runs(self, runs: Collection[RunFacts], *others: Subject) -> None:
+        """Look up all subjects by which runs are joined, and others, as `prefetch` does."""
+        subjects = [subject for facts in runs for subject in subjects_of(facts)]
+        self.prefetch((*subjects, *others))
+        parents = [parent for facts in runs for parent in self.parents_of(facts)]
+        if parents:
+            self.prefetch((*subjects, *others, *parents))
+
+    def join(self, facts: RunFacts) -> RunFacts:
+        """Return a run's facts, joined with all updates so far."""
+        changed = self.changes(facts)
+        return facts.replace(**changed) if changed else facts
+
+    def concern(self, facts: RunFacts) -> bool:
+        """Return whether updates say anything of a run's subjects."""
+        return any(self.said(subject) for subject in subjects_of(facts))
+
+    def changes(self, facts: RunFacts) -> dict[str, str]:
+        """Return the facts of a run that updates so far change."""
+        if not facts.subjects:
+            return {}
+        source = source_of(facts)
+        return changes_of(facts, map(self.said, subjects_of(facts)), lambda subject: self.said((source, subject)))
+
+    def recent(self) -> dict[str, Rows]:
+        """Return what was added since the checkpoint, as rows for the tables."""
+        members = [(subject, run) for subject, runs in self._members.items() for run in runs]
+        return {
+            "said": _SAID.rows(
+                [fingerprint(*subject) for subject in self._said],
+                {"said": [msgspec.json.encode(said, order="sorted") for said in self._said.values()]},
+            ),
+            "members": _MEMBERS.rows(
+                [subject[:_HALF] + run[:_HALF] for subject, run in members], {"run": [run for _, run in members]}
+            ),
+            "facts": _OWN.rows(list(self._own), {"facts": list(self._own.values())}),
+        }
+
+
+def _members_id(subject: Subject, standing: int) -> bytes:
+    """Return the id of a subject's runs of a standing. That of proved runs is the one of all runs in older tables."""
+    return fingerprint(*subject) if standing == PROVED else fingerprint(*subject, str(standing))
+
+
+def _claims_id(run_id: str) -> bytes:
+    return fingerprint(run_id, "claims")
+
+
+def _encode(facts: RunFacts) -> bytes:
+    stored: dict[str, Any] = {name: value for name in STORED if (value := getattr(facts, name))}
+    if facts.subjects:
+        stored["subjects"] = facts.subjects
+    return msgspec.json.encode({"run_id": facts.run_id, **stored}, order="sorted")
+
+
+def _changes(data: bytes) -> dict[str, Any]:
+    stored = msgspec.json.decode(data)
+    return {**_NONE, **stored, "subjects": tuple(stored.get("subjects", ()))}
+
+
+def _decode(data: bytes) -> RunFacts:
+    return RunFacts(build_uuid="", **_changes(data))

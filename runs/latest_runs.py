@@ -1,0 +1,197 @@
+"""The stored runs, each with its last row and its present outcome.
+
+All records of one run in a raw manifest, and the other attempts of its job: the manifest is searched as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ciml.events.records import RawFile, RunFacts, records_of, rows_of
+from ciml.manifest.log import Delta, ManifestLog
+from ciml.runs.state import RawState
+
+
+class StoredRun(NamedTuple):
+    """A stored run.
+
+    Attributes:
+      own: facts of the event that its row came from.
+      facts: the same, joined with all updates.
+      outcome: with corrections.
+      trust: the last stored decision, when it was ingested or by an update: ``trusted``, ``rule`` and ``policy``; empty
+        in rows of older versions.
+      file: its raw object.
+      version: the version of the raw manifest that committed the row.
+    """
+
+    own: RunFacts
+    facts: RunFacts
+    outcome: str
+    trust: Mapping[str, Any]
+    file: RawFile
+    version: int
+
+    def summary(self) -> dict[str, Any]:
+        """Return the run as a row of ``ciml runs list --json``."""
+        return {
+            "run_id": self.facts.run_id,
+            "build_name": self.facts.build_name,
+            "outcome": self.outcome,
+            "trusted": self.trust.get("trusted", False),
+            "rule": self.trust.get("rule", ""),
+            "rows": self.file.rows,
+            "path": self.file.path,
+            "digest": self.file.digest,
+            "version": self.version,
+        }
+
+
+class StoredRow(NamedTuple):
+    """A raw row: the run as it is with this row, the row's kind (run or reclaim), and whether no later row counts."""
+
+    run: StoredRun
+    kind: str
+    counts: bool
+
+
+def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
+    """Yield all runs up to the state, the last committed first. Reads the manifest lazily.
+
+    A run that was reclaimed appears once, with the row that counts.
+    """
+    return (row.run for row in latest_rows(log, state) if row.counts)
+
+
+def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
+    """Yield all raw rows up to the state, the last committed first, those that no longer count too."""
+    reclaimed: set[str] = set()
+    decisions: dict[str, Mapping[str, Any]] = {}  # of rows that are still to come
+    for version in range(state.version, 0, -1):
+        delta = log.read(version)
+        for change in delta.get("trust_changes", ()):
+            decisions.setdefault(change["run_id"], change["trust"])
+        records = rows_of(delta)
+        own = [RunFacts.from_json(record["mention"]) for record in records]
+        state.index.prefetch(runs=[facts.run_id for facts in own])
+        state.index.subjects.prefetch_runs(own)
+        for facts, record in zip(reversed(own), reversed(records), strict=True):
+            run_id, counts = facts.run_id, facts.run_id not in reclaimed
+            if record["kind"] == "reclaim":
+                reclaimed.add(run_id)
+            trust = decisions.pop(run_id, record.get("trust", {}))
+            known = state.index.run(run_id)
+            outcome = known.outcome if known else facts.outcome or ""
+            file = RawFile.from_json(record["file"])
+            run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, file, version)
+            yield StoredRow(run, record["kind"], counts)
+
+
+def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:
+    """Return the runs with rows up to a version to which later deltas gave another row, outcome, trust or other facts.
+
+    Args:
+      log: the raw manifest.
+      state: its present state; deltas after it are ignored.
+      since: the version.
+    """
+    changed: set[str] = set()
+    for version, delta in log.since(since):
+        if version > state.version:
+            break
+        for name in ("reclaims", "corrections"):
+            changed.update(record["mention"]["run_id"] for record in delta.get(name, ()))
+        changed.update(change["run_id"] for change in delta.get("trust_changes", ()))
+        for record in delta.get("updates", ()):
+            for update in record["updates"]:
+                runs = state.index.subjects.runs((update["source"], update["subject"]), sys.maxsize)
+                changed.update(facts.run_id for facts in runs)
+    return changed
+
+
+#: Called with (deltas done, deltas in all).
+Progress = Callable[[int, int], None]
+
+#: The kind of a change of trust among the records of a run; it is no `ciml.events.records.Kind`.
+TRUST_CHANGE = "trust_change"
+
+
+class RunEntry(NamedTuple):
+    """A record of a run: its version, its kind (or `TRUST_CHANGE`), and its JSON."""
+
+    version: int
+    kind: str
+    record: Mapping[str, Any]
+
+
+def entries_of(log: ManifestLog, until: int, run_id: str, progress: Progress | None = None) -> list[RunEntry]:
+    """Return all records of a run up to a version, in order."""
+    found = []
+    for version, delta in _deltas_with(log, until, run_id, progress):
+        for kind, record in records_of(delta):
+            if record.get("mention", {}).get("run_id") == run_id:
+                found.append(RunEntry(version, kind, record))
+        for change in delta.get("trust_changes", ()):
+            if change["run_id"] == run_id:
+                found.append(RunEntry(version, TRUST_CHANGE, change))
+    return found
+
+
+def row_of(entries: list[RunEntry]) -> RunEntry | None:
+    """Return the raw row that counts: the last; None for a run without a row."""
+    return next((entry for entry in reversed(entries) if entry.kind in ("run", "reclaim")), None)
+
+
+class Attempt(NamedTuple):
+    """An attempt of a job: run id, number, outcome with corrections, start (µs; None if unknown), kind of record."""
+
+    run_id: str
+    attempt: int
+    outcome: str
+    start_us: int | None
+    kind: str
+
+
+def attempts_of(
+    log: ManifestLog, state: RawState, entries: list[RunEntry], progress: Progress | None = None
+) -> list[Attempt]:
+    """Return all attempts of the job of a run, itself included, by number and start; none where they are not linked.
+
+    Args:
+      log: the raw manifest.
+      state: its present state.
+      entries: the records of the run, from `entries_of`.
+      progress: called while the manifest is searched.
+    """
+    mentions = [entry.record["mention"] for entry in entries if "mention" in entry.record]
+    linked = next((mention["attempt_of"] for mention in reversed(mentions) if mention.get("attempt_of")), "")
+    if not linked:
+        return []
+    source = mentions[0]["run_id"].partition("~")[0]
+    found: dict[str, Attempt] = {}
+    for _, delta in _deltas_with(log, state.version, linked, progress):
+        for kind, record in records_of(delta):
+            mention = record.get("mention", {})
+            run_id: str = mention.get("run_id", "")
+            if mention.get("attempt_of") != linked or run_id.partition("~")[0] != source:
+                continue
+            known = state.index.run(run_id)
+            outcome = known.outcome if known else mention.get("outcome", "")
+            kept = kind if run_id not in found or known is None else found[run_id].kind
+            number = int(run_id.rpartition("~")[2])
+            found[run_id] = Attempt(run_id, number, outcome, mention.get("start_us"), kept)
+    return sorted(found.values(), key=lambda each: (each.attempt, each.start_us or 0, each.run_id))
+
+
+def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress | None) -> Iterator[tuple[int, Delta]]:
+    needle = json.dumps(text, ensure_ascii=False).encode()  # as the manifest encodes it: most deltas are not parsed
+    for version, data in log.raw_since(0):
+        if version > until:
+            return
+        if progress is not None:
+            progress(version, until)
+        if needle in data:
+            yield version, log.parse(version, data)

@@ -1,0 +1,168 @@
+"""Packs: the runs of one job and day in one file, and the small manifest that lists the packs.
+
+A manifest's path of a run is its *name*: ``runs/<folder>/<file>``, where the folder is ``job=…/date=…``. The run is
+read from the object of that name, or from a pack of the same folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+
+from ciml.errors import IntegrityError
+from ciml.events.records import LISTS, Record
+from ciml.manifest.log import Delta, ManifestLog
+from ciml.storage import Store
+
+RUNS, PACKS = "runs", "packs"
+#: Folder of unnamed objects before their deletion: ``swept/runs/job=…``.
+SWEPT = "swept"
+
+
+def split_path(path: str) -> tuple[str, str] | None:
+    """Return (folder, file name) of a run's path; None for another path, which is never in a pack."""
+    prefix, _, name = path.rpartition("/")
+    folder = _folder(prefix)
+    return None if folder is None else (folder, name)
+
+
+def split_pack(path: str) -> tuple[str, str] | None:
+    """Return (folder, file name) of a pack's path; None for other paths, such as those of the table's log."""
+    if not path.startswith(f"{PACKS}/") or not path.endswith(".parquet"):
+        return None
+    return split_path(f"{RUNS}/{path.removeprefix(f'{PACKS}/')}")
+
+
+@lru_cache(maxsize=4096)
+def _folder(prefix: str) -> str | None:
+    parts = prefix.split("/")
+    if len(parts) != 3 or parts[0] != RUNS or not parts[1].startswith("job=") or not parts[2].startswith("date="):
+        return None
+    return f"{parts[1]}/{parts[2]}"
+
+
+def run_of(name: str) -> str:
+    """Return the run id in a file name ``<run id>.<digest>.parquet``."""
+    return name.rsplit(".", 2)[0]
+
+
+def day_ends_s(folder: str) -> float:
+    """Return the end of a folder's day, epoch seconds; infinity for a folder without a day."""
+    try:
+        day = date.fromisoformat(folder.rpartition("/date=")[2])
+        return (datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)).timestamp()
+    except (ValueError, OverflowError):
+        return float("inf")
+
+
+class NamedRun(Record, frozen=True, gc=False):
+    """A raw object in a raw manifest: of a run, or a different log of a known run."""
+
+    folder: str
+    name: str
+    digest: str
+    rows: int
+
+    @property
+    def path(self) -> str:
+        return f"{RUNS}/{self.folder}/{self.name}"
+
+    @property
+    def run_id(self) -> str:
+        return run_of(self.name)
+
+
+def named_runs(delta: Delta) -> Iterator[NamedRun]:
+    """Yield all raw objects in a delta of the raw manifest, of any kind of record."""
+    for list_name in LISTS.values():
+        for record in delta.get(list_name, ()):
+            file = record.get("file")
+            if file is not None and (parts := split_path(file["path"])) is not None:
+                yield NamedRun(*parts, file["digest"], file["rows"])
+
+
+class PackFile(Record, frozen=True, gc=False):
+    """One pack, as described in its folder's manifest.
+
+    Attributes:
+      path: below the raw store; the name is the head of the bytes' sha256.
+      size: of the object, bytes.
+      footer: size of Parquet's footer, bytes.
+      footer_digest: the head of the footer's sha256: a footer is used only when it is undamaged.
+      rows: number of rows of all runs.
+      runs: number of runs.
+      columns: digest of the names and types of the columns that all its runs share.
+    """
+
+    path: str
+    size: int
+    footer: int
+    footer_digest: str
+    rows: int
+    runs: int
+    columns: str
+
+
+class Alone(Record, frozen=True, array_like=True, gc=False):
+    """A run that stays an object of its own: ``why`` is its fault, or "" if there were too few runs."""
+
+    digest: str
+    rows: int
+    why: str = ""
+
+
+class PackState:
+    """The state of a folder's pack manifest.
+
+    Attributes:
+      version: that of the last delta applied, 0 for a folder without packs.
+      packs: the present packs by path, in the order in which they came.
+      replaced: packs replaced by others, by path. Their objects are removed after the grace.
+      since_us: commit or replacement time of each, epoch microseconds.
+      alone: runs that were examined and left as objects of their own, by name.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.packs: dict[str, PackFile] = {}
+        self.replaced: dict[str, PackFile] = {}
+        self.since_us: dict[str, int] = {}
+        self.alone: dict[str, Alone] = {}
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Apply the next delta.
+
+        Raises:
+          IntegrityError: it is not the next one.
+        """
+        if version != self.version + 1:
+            raise IntegrityError(f"pack manifest: version {version} after {self.version}")
+        for path in delta["replaces"]:
+            if path not in self.packs:
+                raise IntegrityError(f"pack manifest: version {version} replaces {path}, which does not exist")
+            self.replaced[path] = self.packs.pop(path)
+            self.since_us[path] = delta["time_us"]
+        for value in delta["packs"]:
+            pack = PackFile.from_json(value)
+            self.packs[pack.path] = pack
+            self.since_us[pack.path] = delta["time_us"]
+            self.replaced.pop(pack.path, None)
+        self.alone = {name: Alone(*value) for name, value in delta["alone"].items()}
+        self.version = version
+
+
+def pack_log(raw: Store, folder: str) -> ManifestLog:
+    """Return the manifest of the packs of a folder."""
+    return ManifestLog(raw, f"{PACKS}/{folder}/_manifest")
+
+
+def pack_state(raw: Store, folder: str) -> PackState:
+    """Return the packs of a folder at present.
+
+    Their manifest is short and never pruned: a listing and a few deltas take fewer requests than `catch_up`.
+    """
+    log, state = pack_log(raw, folder), PackState()
+    for version, data in log.follow_listed(raw.list(log.folder)):
+        state.apply(version, log.parse(version, data))
+    return state

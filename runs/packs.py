@@ -1,0 +1,448 @@
+"""Packs: many runs of one job and day in one Parquet file, written, opened and read.
+
+A pack has one schema, its runs follow one another, and a row group ends where a run ends. The names and positions of
+the runs are in the file's key-value metadata, as JSON under the key ``ciml.pack``. The last columns, ``run_id`` and
+``digest``, say for other programs whose samples a row holds; packs of older versions lack them. So any program reads a
+pack as one table, and ciml reads exactly the original tables of the runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.digest import canonical_json, sha256_json, telemetry_digest
+from ciml.errors import IntegrityError
+from ciml.events.records import Record
+from ciml.runs.arrow import empty_table, numbers, texts
+from ciml.runs.pack_index import PACKS, PackFile, run_of
+from ciml.runs.writer import damaged, unreadable
+from ciml.storage import LocalStore, Store
+from ciml.telemetry import TIME
+
+_KEY = b"ciml.pack"
+_CHECKSUMS = b"ciml.crc32"
+_MAGIC = b"PAR1"
+#: The last columns of a pack, which are no telemetry: of each row the run id, and the digest of the run's telemetry. A
+#: run may have two logs (`other_log`), which only the digest distinguishes.
+RUN_COLUMNS = ("run_id", "digest")
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+#: A row group ends with the run that reaches this size: it is read for one run, and held while writing.
+GROUP_ROWS = 32_768
+PACK_RUNS = 5_000
+# Ranges closer than this are read as one: about the bytes transferred in the time of one more request.
+_GAP = 64 << 10
+_GAP_REMOTE = 1 << 20
+
+Metadata = dict[bytes, bytes] | None
+
+
+def columns_digest(schema: pa.Schema) -> str:
+    """Return the digest that runs of one pack share: of the names, types and order of their columns."""
+    return sha256_json([[field.name, str(field.type), field.nullable] for field in schema])[:16]
+
+
+class PackedRun(Record, frozen=True, gc=False):
+    """The position of a run in a pack: ``rows`` rows from ``first`` on, and the metadata of its own table."""
+
+    name: str
+    digest: str
+    first: int
+    rows: int
+    metadata: Metadata
+
+
+class _Chunk(NamedTuple):
+    """A column chunk of a pack: bytes ``start`` to ``end``, and its number in the pack."""
+
+    start: int
+    end: int
+    number: int
+
+
+def _chunks(metadata: pq.FileMetaData, groups: Iterable[int], columns: Iterable[int]) -> Iterator[_Chunk]:
+    for group in groups:
+        described = metadata.row_group(group)
+        for column in columns:
+            chunk = described.column(column)
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            yield _Chunk(start, start + chunk.total_compressed_size, group * metadata.num_columns + column)
+
+
+def _checksums(metadata: pq.FileMetaData, data: bytes) -> list[int]:
+    """Return the CRC-32 of each column chunk, row group after row group."""
+    view = memoryview(data)
+    chunks = _chunks(metadata, range(metadata.num_row_groups), range(metadata.num_columns))
+    return [zlib.crc32(view[chunk.start : chunk.end]) for chunk in chunks]
+
+
+def _encode(checksums: Sequence[int]) -> bytes:
+    return _CHECKSUMS + b"=" + b"".join(b"%08x" % checksum for checksum in checksums)
+
+
+def _decode(value: bytes) -> list[int]:
+    digits = value[len(_CHECKSUMS) + 1 :]
+    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+
+
+def _with_checksums(data: bytes) -> bytes:
+    """Fill in the checksums of a pack's column chunks, which are known only after it is written."""
+    checksums = _encode(_checksums(pq.ParquetFile(pa.BufferReader(data)).metadata, data))
+    at = data.rindex(_CHECKSUMS + b"=")
+    return data[:at] + checksums + data[at + len(checksums) :]
+
+
+class PackWriter:
+    """A pack being written, in memory: its compressed bytes, and one uncompressed row group."""
+
+    def __init__(self, folder: str, schema: pa.Schema) -> None:
+        self.folder = folder
+        self.columns = columns_digest(schema)
+        self.runs: list[PackedRun] = []
+        self.rows = 0
+        self._schema = schema.remove_metadata()
+        # Telemetry columns have a colon in their names, but nothing else prevents these names.
+        self._added = () if set(RUN_COLUMNS) & set(schema.names) else RUN_COLUMNS
+        self._stored = self._schema
+        for name in self._added:
+            self._stored = self._stored.append(pa.field(name, _TEXT))
+        self._sink = io.BytesIO()
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._groups = 0
+        # Telemetry repeats from run to run, which zstd compresses and a dictionary hides. Statistics of a pack are
+        # never read, and the schema is not stored a second time in Arrow's own form.
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            self._stored,
+            compression="zstd",
+            use_dictionary=list(self._added) or False,
+            column_encoding={TIME: "DELTA_BINARY_PACKED"} if TIME in self._schema.names else None,
+            write_statistics=False,
+            store_schema=False,
+            write_page_checksum=True,
+            version="2.6",
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the row groups so far."""
+        return self._sink.tell()
+
+    @property
+    def full(self) -> bool:
+        return len(self.runs) >= PACK_RUNS
+
+    def add(self, name: str, digest: str, table: pa.Table) -> None:
+        """Append a run with the columns of the pack."""
+        self.runs.append(PackedRun(name, digest, self.rows, table.num_rows, table.schema.metadata))
+        self.rows += table.num_rows
+        self._waiting.append(table.replace_schema_metadata(None))
+        self._waiting_rows += table.num_rows
+        if self._waiting_rows >= GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting_rows:
+            rows = _with_runs(pa.concat_tables(self._waiting), self.runs[-len(self._waiting) :], self._added)
+            self._writer.write_table(rows, row_group_size=self._waiting_rows)
+            self._groups += 1
+        self._waiting, self._waiting_rows = [], 0
+
+    def finish(self) -> tuple[PackFile, bytes]:
+        """Finish the pack, and verify that every run reads back unchanged. Return the pack and its bytes.
+
+        Raises:
+          IntegrityError: a run does not read back unchanged.
+        """
+        self._flush()
+        noughts = _encode([0] * self._groups * len(self._stored))  # the last entry: see `_with_checksums`
+        described = _describe(self.folder, self.runs, self._added)
+        self._writer.add_key_value_metadata({_KEY: described, _CHECKSUMS: noughts})
+        self._writer.close()
+        data = _with_checksums(self._sink.getvalue())
+        footer = int.from_bytes(data[-8:-4], "little") + 8
+        path = f"{PACKS}/{self.folder}/{_head(data)}.parquet"
+        pack = PackFile(path, len(data), footer, _head(data[-footer:]), self.rows, len(self.runs), self.columns)
+        opened = OpenPack(pack, data[-footer:])
+        for run, table in opened.tables(data, range(len(opened.runs)), None):
+            same = table.schema.equals(self._schema) and telemetry_digest(run_of(run.name), table) == run.digest
+            if not same or run.metadata != self.runs[opened.number[run.name]].metadata:
+                raise IntegrityError(f"{path}: {run.name} does not read back from the pack unchanged")
+        return pack, data
+
+
+def _with_runs(rows: pa.Table, runs: Sequence[PackedRun], names: Sequence[str]) -> pa.Table:
+    """Append `RUN_COLUMNS` to the rows of these runs."""
+    at = numbers(np.repeat(np.arange(len(runs), dtype=np.int32), [run.rows for run in runs]))
+    values = {"run_id": [run_of(run.name) for run in runs], "digest": [run.digest for run in runs]}
+    for name in names:
+        rows = rows.append_column(pa.field(name, _TEXT), pa.DictionaryArray.from_arrays(at, texts(values[name])))
+    return rows
+
+
+def _describe(folder: str, runs: Iterable[PackedRun], added: Sequence[str]) -> bytes:
+    """Return the runs of a pack as JSON; shared metadata is stored once."""
+    different: dict[str, int] = {}
+    kinds: list[Any] = []
+    encoded = []
+    for run in runs:
+        text = None if run.metadata is None else [[_text(k), _text(v)] for k, v in run.metadata.items()]
+        key = json.dumps(text)
+        if key not in different:
+            different[key] = len(kinds)
+            kinds.append(text)
+        encoded.append([run.name, run.digest, run.first, run.rows, different[key]])
+    return canonical_json({"folder": folder, "metadata": kinds, "runs": encoded, "run_columns": list(added)})
+
+
+def _head(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _text(data: bytes) -> str:
+    return data.decode("latin-1")  # reversible for any bytes
+
+
+class OpenPack:
+    """The description of a pack: its row groups, and the runs in them. Small enough to cache.
+
+    Attributes:
+      file: the pack as described in the manifest.
+      runs: its runs, in order.
+      number: index of each run in ``runs``, by name.
+      schema, names: its columns of telemetry and their names, in order; without `RUN_COLUMNS`.
+      renewable: whether it lacks `RUN_COLUMNS`, because an older version wrote it, and could have them.
+      format: docs/compatibility.md; 3 names `RUN_COLUMNS`, 2 has checksums of its column chunks, 1 has none.
+    """
+
+    def __init__(self, file: PackFile, footer: bytes) -> None:
+        """Args:
+          file: the pack as described in the manifest.
+          footer: the file's last ``file.footer`` bytes.
+
+        Raises:
+          IntegrityError: the footer does not belong to the file.
+        """
+        self.file = file
+        if _head(footer) != file.footer_digest:  # Parquet's reader may crash on a damaged one
+            raise IntegrityError(f"{file.path} differs from the digest in its manifest; restore a backup")
+        try:
+            described_by = pq.ParquetFile(pa.BufferReader(_MAGIC + footer))
+            self.metadata = described_by.metadata
+            # Not by `metadata.schema`: the two form a cycle, which keeps the footer until a garbage collection.
+            schema: pa.Schema = described_by.schema_arrow.remove_metadata()
+            described = orjson.loads(self.metadata.metadata[_KEY])
+            added = len(described.get("run_columns", ()))  # the last ones
+            self.schema = pa.schema([schema.field(at) for at in range(len(schema) - added)])
+            self._checksums = _decode(self.metadata.metadata.get(_CHECKSUMS, b""))
+            self.format: Literal["1", "2", "3"] = (
+                "1" if not self._checksums else "3" if "run_columns" in described else "2"
+            )
+            kinds: list[Metadata] = [
+                None if kind is None else {k.encode("latin-1"): v.encode("latin-1") for k, v in kind}
+                for kind in described["metadata"]
+            ]
+            runs = [
+                PackedRun(name, digest, first, rows, kinds[kind])
+                for name, digest, first, rows, kind in described["runs"]
+            ]
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+            raise IntegrityError(f"{file.path} cannot be read as a pack: {error!s:.200}") from None
+        if self.metadata.num_rows != file.rows or len(runs) != file.runs:
+            raise IntegrityError(
+                f"{file.path} has {self.metadata.num_rows} rows in {len(runs)} runs, which differs from its manifest"
+            )
+        if self._checksums and len(self._checksums) != self.metadata.num_row_groups * self.metadata.num_columns:
+            raise IntegrityError(f"{file.path} lacks checksums for some column chunks")
+        self.runs = runs
+        self.number = {run.name: number for number, run in enumerate(runs)}
+        self.names: tuple[str, ...] = tuple(self.schema.names)
+        self.renewable = not added and set(RUN_COLUMNS).isdisjoint(self.names)
+        self._ends: list[int] = []
+        for group in range(self.metadata.num_row_groups):
+            self._ends.append((self._ends[-1] if self._ends else 0) + self.metadata.row_group(group).num_rows)
+
+    def read(self, store: Store, numbers: Sequence[int], columns: Sequence[str] | None) -> dict[int, pa.Table]:
+        """Read runs by their number in ``runs``, at once: only the row groups and columns that they need.
+
+        Raises:
+          FileNotFoundError: the pack does not exist (any more).
+          IntegrityError: it cannot be read.
+        """
+        groups = {group for number in numbers if (group := self._group(number)) is not None}
+        source = self._fetch(store, sorted(groups), columns)
+        try:
+            found = {self.number[run.name]: table for run, table in self.tables(source, numbers, columns)}
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(store.url(self.file.path), error) from None
+        return found
+
+    def read_joined(
+        self, store: Store, numbers: Sequence[int], columns: Sequence[str]
+    ) -> tuple[list[int], pa.Table, list[int]]:
+        """Read runs into one table: return their numbers in the table's order, the table, and their rows.
+
+        The table lacks the metadata of the runs' own tables. Raises as `read`.
+        """
+        ordered = sorted(numbers)
+        groups = sorted({group for number in ordered if (group := self._group(number)) is not None})
+        names = [name for name in columns if name in self.schema.names]
+        table = empty_table(self.schema).select(names)
+        if groups:
+            source = self._fetch(store, groups, columns)
+            try:
+                parquet = pq.ParquetFile(
+                    source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
+                )
+                table = parquet.read_row_groups(groups, columns=names, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable(store.url(self.file.path), error) from None
+        runs = [self.runs[number] for number in ordered]
+        rows = [run.rows for run in runs]
+        if sum(rows) < table.num_rows:
+            begins = dict(zip(groups, accumulate((self._size(group) for group in groups), initial=0), strict=False))
+            parts: list[tuple[int, int]] = []  # (begin, end) of adjacent runs
+            for number, run in zip(ordered, runs, strict=True):
+                if (group := self._group(number)) is not None:
+                    begin = begins[group] + run.first - self._begin(group)
+                    end = begin + run.rows
+                    parts.append((parts.pop()[0] if parts and parts[-1][1] == begin else begin, end))
+            slices = [table.slice(begin, end - begin) for begin, end in parts]
+            table = pa.concat_tables(slices) if slices else table.slice(0, 0)
+        return ordered, table.select(names), rows
+
+    def _size(self, group: int) -> int:
+        return self._ends[group] - self._begin(group)
+
+    def tables(
+        self, data: Any, numbers: Iterable[int], columns: Sequence[str] | None
+    ) -> Iterator[tuple[PackedRun, pa.Table]]:
+        """Yield (run, table) of runs, by row group, from the pack's bytes or a file with the needed parts."""
+        wanted: dict[int | None, list[PackedRun]] = {}
+        for number in numbers:
+            wanted.setdefault(self._group(number), []).append(self.runs[number])
+        source = pa.BufferReader(data) if isinstance(data, bytes) else data
+        parquet = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True)
+        names = self.schema.names
+        names = names if columns is None else [name for name in columns if name in names]
+        for group, runs in wanted.items():
+            if group is None:
+                rows, begins = self.schema.empty_table().select(names), 0
+            else:
+                rows, begins = parquet.read_row_group(group, columns=names, use_threads=False), self._begin(group)
+            # Slices keep the whole row group in memory, which is fine while most of it is requested.
+            sparse = rows.num_columns > 0 and 2 * sum(run.rows for run in runs) < rows.num_rows
+            for run in runs:
+                start = run.first - begins
+                if sparse:
+                    table = rows.take(pa.array(range(start, start + run.rows), pa.int64()))
+                else:
+                    table = rows.slice(start if group is not None else 0, run.rows)
+                yield run, table.replace_schema_metadata(run.metadata)
+
+    def _group(self, number: int) -> int | None:
+        run = self.runs[number]
+        return bisect_right(self._ends, run.first) if run.rows else None
+
+    def _begin(self, group: int) -> int:
+        return self._ends[group - 1] if group else 0
+
+    def _fetch(self, store: Store, groups: Sequence[int], columns: Sequence[str] | None) -> Any:
+        """Return a file for reading row groups, with only the needed parts of the pack.
+
+        Parquet's page checksums do not cover the pages' headers: each column chunk is checked as a whole.
+        """
+        gap = _GAP if isinstance(store, LocalStore) else _GAP_REMOTE
+        path, checksums = self.file.path, self._known_checksums(store)
+        ranges: list[list[_Chunk]] = []
+        for chunk in sorted(self._wanted(groups, columns)):
+            if ranges and chunk.start <= ranges[-1][-1].end + gap:
+                ranges[-1].append(chunk)
+            else:
+                ranges.append([chunk])
+        parts: list[tuple[int, bytes]] = []
+        for near in ranges:
+            begin = near[0].start
+            data = store.read_range(path, begin, near[-1].end - begin)
+            view = memoryview(data)
+            if any(zlib.crc32(view[start - begin : end - begin]) != checksums[number] for start, end, number in near):
+                raise damaged(store.url(path))
+            parts.append((begin, data))
+        return pa.PythonFile(_Parts(self.file.size, parts), "r")
+
+    def _known_checksums(self, store: Store) -> Sequence[int]:
+        """Return the pack's checksums; for a pack of an older version compute them, once its bytes match its name."""
+        if not self._checksums:
+            data = store.read(self.file.path)
+            if not _is_proved(self.file, data):
+                raise damaged(store.url(self.file.path))
+            self._checksums = _checksums(self.metadata, data)
+        return self._checksums
+
+    def _wanted(self, groups: Iterable[int], columns: Sequence[str] | None) -> Iterator[_Chunk]:
+        wanted: Iterable[int] = range(
+            self.metadata.num_columns
+        )  # `RUN_COLUMNS` too: what is read whole is checked whole
+        if columns is not None:
+            wanted = [at for at, name in enumerate(self.schema.names) if name in columns]
+        return _chunks(self.metadata, groups, wanted)
+
+
+class _Parts(io.RawIOBase):
+    """A file of which only some parts are loaded. Reading elsewhere is an error."""
+
+    def __init__(self, size: int, parts: list[tuple[int, bytes]]) -> None:
+        self._size = size
+        self._parts = parts
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        for start, data in self._parts:
+            if start <= self._at <= self._at + size <= start + len(data):
+                found = data[self._at - start : self._at - start + size]
+                self._at += size
+                return found
+        raise OSError(f"the {size} bytes from {self._at} on are not loaded")
+
+
+def open_pack(store: Store, file: PackFile) -> OpenPack:
+    """Read a pack's description. Raises `FileNotFoundError`, `IntegrityError`."""
+    return OpenPack(file, store.read_range(file.path, file.size - file.footer, file.footer))
+
+
+def prove_pack(store: Store, file: PackFile) -> str:
+    """Check a pack's bytes against its name: return "" if they match, else one line."""
+    try:
+        data = store.read(file.path)
+    except FileNotFoundError:
+        return f"{store.url(file.path)} is in its manifest but does not exist"
+    return "" if _is_proved(file, data) else f"{store.url(file.path)} differs from the digest in its name"
+
+
+def _is_proved(file: PackFile, data: bytes) -> bool:
+    return len(data) == file.size and _head(data) == file.path[-40:-8]

@@ -1,0 +1,462 @@
+"""Read runs from the raw store by name: each from its own object, or from a pack that holds it.
+
+A run may move between its own object and packs while it is read. The new copy exists and is in a manifest before the
+old one is removed. So a reader that does not find the run reads the manifest again, and finds the new copy.
+
+Read many runs pack by pack: the runs of a pack stay one table.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Literal, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.digest import telemetry_digest
+from ciml.errors import IntegrityError
+from ciml.events.records import RawFile
+from ciml.runs.pack_index import SWEPT, PackFile, PackState, pack_state, split_path
+from ciml.runs.packs import OpenPack, open_pack
+from ciml.runs.writer import SEAL, damaged, is_sealed, unreadable
+from ciml.storage import LocalStore, Store
+
+_THREADS = 16
+#: Number of runs whose positions in packs a process caches; about a kilobyte each.
+_KEPT_RUNS = 25_000
+_NAME = re.compile(r"(?P<run_id>.+)\.(?P<digest>[0-9a-f]{16})\.parquet")
+_TIMES = pa.timestamp("us", tz="UTC")
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class FolderPacks:
+    """The packs of one folder of runs at one time.
+
+    Attributes:
+      state: the state of their manifest.
+      packs: the present ones, opened. Where one is missing, also replaced ones that still exist.
+      runs: (pack, number in it) of a run, by the run's file name.
+      missing: packs in the manifest that do not exist.
+      broken: faults of packs that cannot be opened, one line each.
+    """
+
+    def __init__(
+        self, state: PackState, packs: Sequence[OpenPack], missing: Sequence[str] = (), broken: Sequence[str] = ()
+    ) -> None:
+        self.state = state
+        self.packs = packs
+        self.missing = missing
+        self.broken = broken
+        self.runs = {name: (pack, number) for pack in packs for name, number in pack.number.items()}
+
+    def find(self, name: str) -> tuple[OpenPack, int] | None:
+        """Return the pack that holds the run of this name, and the run's number in it."""
+        return self.runs.get(name)
+
+
+def load_packs(store: Store, folder: str) -> FolderPacks:
+    """Open the present packs of a folder.
+
+    A damaged or missing pack is left out: its runs may be elsewhere.
+    """
+    version = -1
+    while True:
+        state = pack_state(store, folder)
+        packs, missing, broken = _open(store, state.packs.values())
+        if not missing:
+            return FolderPacks(state, packs, missing, broken)
+        if state.version == version:  # else it may have been replaced since the manifest was read
+            return FolderPacks(state, packs + _open(store, state.replaced.values())[0], missing, broken)
+        version = state.version
+
+
+def _open(store: Store, files: Iterable[PackFile]) -> tuple[list[OpenPack], list[str], list[str]]:
+    packs: list[OpenPack] = []
+    missing: list[str] = []
+    broken: list[str] = []
+    for file in files:
+        try:
+            packs.append(open_pack(store, file))
+        except FileNotFoundError:
+            missing.append(file.path)
+        except IntegrityError as error:
+            broken.append(str(error))
+    return packs, missing, broken
+
+
+class _Shelf:
+    """A cache of folders' packs; the least recently used is dropped first. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._folders: OrderedDict[tuple[Store, str], FolderPacks] = OrderedDict()
+        self._runs = 0
+        self._lock = threading.Lock()
+
+    def get(self, store: Store, folder: str) -> FolderPacks | None:
+        with self._lock:
+            found = self._folders.get((store, folder))
+            if found is not None:
+                self._folders.move_to_end((store, folder))
+            return found
+
+    def load(self, store: Store, folder: str) -> FolderPacks:
+        """Read the manifest again."""
+        found = load_packs(store, folder)
+        with self._lock:
+            if (old := self._folders.pop((store, folder), None)) is not None:
+                self._runs -= len(old.runs) + 1
+            self._folders[store, folder] = found
+            self._runs += len(found.runs) + 1
+            while self._runs > _KEPT_RUNS and len(self._folders) > 1:
+                self._runs -= len(self._folders.popitem(last=False)[1].runs) + 1
+        return found
+
+
+_shelf = _Shelf()
+
+
+def packs_of(store: Store, folder: str) -> FolderPacks:
+    """Return the cached packs of a folder; read its manifest where none are cached."""
+    return _shelf.get(store, folder) or _shelf.load(store, folder)
+
+
+def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the telemetry of a run that has its own object.
+
+    A sealed object is checked before it is parsed. One of an older version is read as a whole, and its telemetry is
+    compared with the digest in its name, even for a few columns.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+      IntegrityError: it is damaged.
+    """
+    return decode_object(store.read(path), path, store.url(path), columns)[0]
+
+
+def decode_object(
+    data: bytes, path: str, url: str, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, Literal["1", "2"]]:
+    """Return the telemetry of an object as `read_object` does, and its format: 2 has a seal, 1 has none.
+
+    Args:
+      data: the object.
+      path: where it was read.
+      url: its full address, for errors.
+      columns: only these; all by default.
+    """
+    wanted = None if columns is None else list(columns)
+    old = not is_sealed(data, path, url)
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
+        table = parquet.read(columns=None if old else wanted, use_threads=False)
+        if old:
+            _check_telemetry(table, path, url)
+            if wanted is not None:
+                table = table.select([name for name in dict.fromkeys(wanted) if name in table.column_names])
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
+        raise unreadable(url, error) from None
+    facts = parquet.metadata.metadata or {}
+    kept = {key: value for key, value in facts.items() if key != SEAL}
+    return table.replace_schema_metadata(kept or None), "1" if old else "2"
+
+
+def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
+    """Compare telemetry with the digest in its object's name. Every name from `run_path` has one."""
+    if (named := _NAME.fullmatch(path.rpartition("/")[2])) is None:
+        return
+    # The digest does not cover the unit of times.
+    if any(pa.types.is_timestamp(kind) and kind != _TIMES for kind in table.schema.types):
+        raise damaged(url)
+    try:
+        found = telemetry_digest(named["run_id"], table)
+    except TypeError:  # columns of another type
+        raise damaged(url) from None
+    if found[:16] != named["digest"]:
+        raise IntegrityError(f"{url} has the digest {found}, which differs from its name; restore a backup")
+
+
+def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the telemetry of a run. Raises `IntegrityError` where it is missing, damaged or has other rows."""
+    path = file if isinstance(file, str) else file.path
+    table = _find(store, path, columns)
+    if isinstance(file, RawFile):
+        check_rows(store, file, table.num_rows)
+    return table
+
+
+def check_rows(store: Store, file: RawFile, rows: int) -> None:
+    """Raise `IntegrityError` where the number of rows differs from the manifest."""
+    if rows != file.rows:
+        raise IntegrityError(f"{store.url(file.path)} has {rows} rows, the manifest says {file.rows}; restore a backup")
+
+
+def threads_for(store: Store, threads: int | None) -> int:
+    """Return the number of reading threads: see `read_runs`."""
+    if threads is not None:
+        return threads
+    return 1 if isinstance(store, LocalStore) else _THREADS
+
+
+def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
+    parts = split_path(path)
+    missing = IntegrityError(f"{store.url(path)} is in the manifest but does not exist")
+    if parts is None:
+        with suppress(FileNotFoundError):
+            return read_object(store, path, columns)
+        raise missing
+    folder, name = parts
+    packs = _shelf.get(store, folder)
+    while True:
+        found = packs.find(name) if packs is not None else None
+        if found is not None:
+            with suppress(FileNotFoundError):  # replaced by another pack
+                return found[0].read(store, [found[1]], columns)[found[1]]
+        with suppress(FileNotFoundError):  # packed meanwhile
+            return read_object(store, path, columns)
+        packs = _shelf.load(store, folder)
+        now = packs.find(name)
+        if now is None or (found is not None and now[0].file == found[0].file):
+            break
+    for last in (f"{SWEPT}/{path}", path):  # committed long after it was written, and being moved back
+        with suppress(FileNotFoundError):
+            return read_object(store, last, columns)
+    if packs.broken:
+        raise IntegrityError(
+            f"{store.url(path)} does not exist, and a pack that may hold it is damaged: {packs.broken[0]}"
+        )
+    raise missing
+
+
+def read_runs(
+    store: Store, files: Iterable[RawFile | str], *, columns: Sequence[str] | None = None, threads: int | None = None
+) -> list[pa.Table]:
+    """Read the telemetry of many runs, in the order given. A pack is read once for all its runs.
+
+    Args:
+      store: the raw store.
+      files: files from manifests; or paths below the store, whose rows are not checked.
+      columns: only these, in this order; all by default. A name that a file lacks is left out.
+      threads: number of reading threads; by default 16 for S3, where opening a file waits, and 1 for a folder, where it
+        holds the interpreter.
+
+    Raises:
+      IntegrityError: a run is missing, damaged or has other rows.
+    """
+    wanted = list(files)
+    threads = threads_for(store, threads)
+    found: dict[int, pa.Table] = {}
+    folders: dict[str, list[tuple[int, str]]] = {}
+    for at, file in enumerate(wanted):
+        parts = split_path(file if isinstance(file, str) else file.path)
+        if parts is not None:
+            folders.setdefault(parts[0], []).append((at, parts[1]))
+    # For a single run of an uncached folder, its own object is more likely, and saves a request.
+    grouped = [item for item in folders.items() if len(item[1]) > 1 or _shelf.get(store, item[0]) is not None]
+    for part in _map(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
+        found.update(part)
+    rest = [at for at in range(len(wanted)) if at not in found]
+    for at, table in zip(
+        rest, _map(lambda at: read_run(store, wanted[at], columns=columns), rest, threads), strict=True
+    ):
+        found[at] = table
+    for at, file in enumerate(wanted):
+        if isinstance(file, RawFile):
+            check_rows(store, file, found[at].num_rows)
+    return [found[at] for at in range(len(wanted))]
+
+
+def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
+    """Return the column names of many runs, in the order given. For runs in packs no telemetry is read.
+
+    Raises:
+      IntegrityError: a run is missing or damaged.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    rest: list[int] = []
+    folders: dict[str, FolderPacks] = {}
+    for at, file in enumerate(files):
+        parts = split_path(file.path)
+        if parts is not None:
+            if (packs := folders.get(parts[0])) is None:
+                packs = folders[parts[0]] = packs_of(store, parts[0])
+            if (run := packs.find(parts[1])) is not None:
+                found[at] = run[0].names
+                continue
+        rest.append(at)
+    for at, table in zip(rest, read_runs(store, [files[at] for at in rest]), strict=True):
+        found[at] = tuple(table.column_names)
+    return [found[at] for at in range(len(files))]
+
+
+def _map(work: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
+    if len(items) <= 1 or threads <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(work, items))
+
+
+def _packed(
+    store: Store, folder: str, runs: Sequence[tuple[int, str]], columns: Sequence[str] | None
+) -> dict[int, pa.Table]:
+    """Return a folder's runs that are in packs, by their number in the request."""
+    packs = _shelf.get(store, folder)
+    if packs is None:
+        packs = _shelf.load(store, folder)
+    found: dict[int, pa.Table] = {}
+    wanted: dict[OpenPack, dict[int, list[int]]] = {}
+    for at, name in runs:
+        run = packs.find(name)
+        if run is not None:
+            wanted.setdefault(run[0], {}).setdefault(run[1], []).append(at)
+    missing = False
+    for pack, numbers in wanted.items():
+        try:
+            tables = pack.read(store, list(numbers), columns)
+        except FileNotFoundError:
+            missing = True
+            continue
+        for number, asked in numbers.items():
+            found.update((at, tables[number]) for at in asked)
+    if (
+        missing and _shelf.load(store, folder).state.version != packs.state.version
+    ):  # replaced: they are in another pack
+        found.update(_packed(store, folder, [run for run in runs if run[0] not in found], columns))
+    return found
+
+
+def verify_run(store: Store, run_id: str, file: RawFile) -> str:
+    """Check a run's telemetry (existence, rows, digest): return "" if it is valid, else one line."""
+    try:
+        table = read_run(store, file)
+        digest = telemetry_digest(run_id, table)
+    except (IntegrityError, TypeError) as error:
+        return str(error)
+    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, expected {file.digest}"
+
+
+def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = 200_000) -> Iterator[str]:
+    """Yield the result of `verify_run` for many runs, in order; about ``rows`` rows are read at a time."""
+    part: list[tuple[str, RawFile]] = []
+    waiting = 0
+    for run in runs:
+        part.append(run)
+        waiting += run[1].rows
+        if waiting >= rows:
+            yield from _verify_part(store, part)
+            part, waiting = [], 0
+    yield from _verify_part(store, part)
+
+
+def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[str]:
+    try:
+        tables = read_runs(store, [file for _, file in runs])
+        equal = [
+            telemetry_digest(run_id, table) == file.digest for (run_id, file), table in zip(runs, tables, strict=True)
+        ]
+    except (IntegrityError, TypeError):
+        equal = [False] * len(runs)  # at least one differs: check them one by one
+    for (run_id, file), is_equal in zip(runs, equal, strict=True):
+        yield "" if is_equal else verify_run(store, run_id, file)
+
+
+#: Number of objects per read.
+_OBJECTS = 500
+
+
+class Joined(NamedTuple):
+    """Runs of one pack in one table, one after the other.
+
+    Attributes:
+      at: indices of the runs among the requested files.
+      table: their telemetry.
+      rows: number of rows of each run.
+    """
+
+    at: list[int]
+    table: pa.Table
+    rows: list[int]
+
+
+def read_joined(
+    store: Store, files: Sequence[RawFile], *, columns: Sequence[str], threads: int | None = None
+) -> Iterator[Joined | list[tuple[int, pa.Table]]]:
+    """Yield the telemetry of many runs, pack by pack, in no order; the runs of a pack stay one table.
+
+    Args:
+      store: the raw store.
+      files: the files named by manifests.
+      columns: only these. A name that a file lacks is left out.
+      threads: see `read_runs`.
+
+    Yields:
+      The runs of a pack; or (number, table) of runs that are objects of their own, about a hundred at a time.
+
+    Raises:
+      IntegrityError: a run is missing, damaged or has other rows.
+    """
+    threads = threads_for(store, threads)
+    folders: dict[str, list[tuple[int, str]]] = {}
+    rest: list[int] = []
+    for at, file in enumerate(files):
+        parts = split_path(file.path)
+        if parts is None:
+            rest.append(at)
+        else:
+            folders.setdefault(parts[0], []).append((at, parts[1]))
+    for found, others in _ahead(lambda item: _join_folder(store, *item, files, columns), folders.items(), threads):
+        yield from found
+        rest += others
+    for start in range(0, len(rest), _OBJECTS):
+        part = rest[start : start + _OBJECTS]
+        tables = read_runs(store, [files[at] for at in part], columns=columns, threads=threads)
+        yield list(zip(part, tables, strict=True))
+
+
+def _join_folder(
+    store: Store, folder: str, runs: Sequence[tuple[int, str]], files: Sequence[RawFile], columns: Sequence[str]
+) -> tuple[list[Joined], list[int]]:
+    """Read the runs of a folder that are in its packs; also return the indices of the others."""
+    packs = packs_of(store, folder)
+    rest: list[int] = []
+    joined: list[Joined] = []
+    wanted: dict[OpenPack, dict[int, int]] = {}
+    for at, name in runs:
+        found = packs.find(name)
+        if found is None or found[1] in wanted.setdefault(found[0], {}):
+            rest.append(at)
+        else:
+            wanted[found[0]][found[1]] = at
+    for pack, numbers in wanted.items():
+        try:
+            ordered, table, rows = pack.read_joined(store, list(numbers), columns)
+        except FileNotFoundError:  # replaced meanwhile: `read_runs` finds them
+            rest.extend(numbers.values())
+            continue
+        at_of = [numbers[number] for number in ordered]
+        for at, count in zip(at_of, rows, strict=True):
+            check_rows(store, files[at], count)
+        joined.append(Joined(at_of, table, rows))
+    return joined, rest
+
+
+def _ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+    """Call ``work`` on items in order, with threads a few items ahead of the consumer, because results are large."""
+    if threads <= 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        under_way: deque[Future[U]] = deque()
+        for item in items:
+            under_way.append(pool.submit(work, item))
+            if len(under_way) == threads:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()

@@ -1,0 +1,281 @@
+"""The log of a Delta table: read its present state, and commit the next version.
+
+A commit is one object, created exclusively by `ciml.storage`, like a delta of a manifest. So it exists whole or not at
+all, is synced to disk, and the losing publisher of a race starts over (which deltalake calls no retries). deltalake's
+own writer cannot express these commits: where a folder keeps a file, it would add and remove the same file at once.
+
+The schema of a Delta table, from Arrow's: names and types of its columns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from ciml.digest import canonical_json, sha256_hex
+from ciml.errors import IntegrityError
+from ciml.storage import Store
+from ciml.storage.json_files import seal, seal_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: The types of a table's columns as Delta writes them, by name, in order.
+Fields = Mapping[str, Any]
+#: The key in a column's metadata that marks one that no trusted run has.
+_UNTRUSTED = "ciml.untrusted"
+
+
+def delta_fields(schema: pa.Schema) -> dict[str, Any]:
+    """Return the columns of an Arrow schema. Raises `TypeError` for a type that no stored file has."""
+    return {each.name: _type(each.type) for each in schema}
+
+
+def encode_fields(fields: Fields, untrusted: Container[str] = ()) -> str:
+    """Return the schema of a table as Delta writes it, JSON. Every column may hold nulls.
+
+    Args:
+      fields: the columns.
+      untrusted: those that no trusted run has. Their metadata says so.
+    """
+    listed = [
+        {"name": name, "type": kind, "nullable": True, "metadata": {_UNTRUSTED: True} if name in untrusted else {}}
+        for name, kind in fields.items()
+    ]
+    return canonical_json({"type": "struct", "fields": listed}).decode()
+
+
+def decode_fields(text: str) -> dict[str, Any]:
+    """Return the inverse of `encode_fields`."""
+    return {each["name"]: each["type"] for each in json.loads(text)["fields"]}
+
+
+def decode_untrusted(text: str) -> set[str]:
+    """Return the columns that `encode_fields` marked as untrusted."""
+    return {each["name"] for each in json.loads(text)["fields"] if (each.get("metadata") or {}).get(_UNTRUSTED)}
+
+
+def _type(kind: pa.DataType) -> Any:
+    import pyarrow as pa
+
+    names = {
+        pa.string(): "string",
+        pa.bool_(): "boolean",
+        pa.int32(): "integer",
+        pa.int64(): "long",
+        pa.float32(): "float",
+        pa.float64(): "double",
+        pa.date32(): "date",
+        pa.timestamp("us", tz="UTC"): "timestamp",
+    }
+    if kind in names:
+        return names[kind]
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
+        return {"type": "array", "elementType": _type(kind.value_type), "containsNull": kind.value_field.nullable}
+    if pa.types.is_map(kind):
+        values = {"valueType": _type(kind.item_type), "valueContainsNull": kind.item_field.nullable}
+        return {"type": "map", "keyType": _type(kind.key_type), **values}
+    raise TypeError(f"no Delta type for {kind}")
+
+
+def without_case_twins(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Divide names into those that differ in more than upper and lower case, and later twins of these.
+
+    Delta, Spark and DuckDB take such names for the same column.
+    """
+    kept: dict[str, str] = {}
+    twins = [name for name in names if kept.setdefault(name.lower(), name) != name]
+    return list(kept.values()), twins
+
+
+#: The folder of the log, in that of the table.
+FOLDER = "_delta_log"
+#: Application id of the transaction whose version is the position in the manifest that a table shows.
+CURSOR = "ciml"
+#: Application id of the transaction whose version is a digest of the manifest at that position.
+PROOF = "ciml-proof"
+
+_COMMIT = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
+_KINDS = ("metaData", "protocol", "add", "remove", "txn")
+_INFO = b'{"commitInfo":'
+_REMEDY = "delete this folder and publish again: all that it holds follows from ciml's own manifests"
+_SAFE = "/!$&'()*+,;=:@~"  # RFC 2396 allows them in a path
+
+Action = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A Parquet file of a table.
+
+    Attributes:
+      path: below the table's folder, as the store knows it.
+      size: in bytes.
+      modified_ms: its time in the storage, epoch milliseconds.
+      rows: number of rows.
+      partition: value of each partition column; None is null.
+    """
+
+    path: str
+    size: int
+    modified_ms: int
+    rows: int
+    partition: Mapping[str, str | None] = field(default_factory=dict)
+
+    def to_action(self) -> Action:
+        """Return the action that adds it."""
+        return {
+            "path": quote(self.path, safe=_SAFE),
+            "partitionValues": dict(self.partition),
+            "size": self.size,
+            "modificationTime": self.modified_ms,
+            "dataChange": True,
+            "stats": canonical_json({"numRecords": self.rows}).decode(),
+        }
+
+
+@dataclass(slots=True)
+class DeltaState:
+    """The state of a Delta table after its last commit.
+
+    Attributes:
+      version: of that commit; -1 for a table that does not exist.
+      files: the actions that added the present files, by path.
+      removed: the time at which each former file was removed, epoch milliseconds, by path.
+      metadata, protocol: the actions in force.
+      transactions: the last version by application id.
+    """
+
+    version: int = -1
+    files: dict[str, Action] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
+    metadata: Action | None = None
+    protocol: Action | None = None
+    transactions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the present files."""
+        return sum(json.loads(add.get("stats") or "{}").get("numRecords", 0) for add in self.files.values())
+
+    def apply(self, kind: str, value: Action) -> None:
+        """Apply an action of a commit or of a checkpoint."""
+        if kind == "add":
+            path = unquote(value["path"])
+            self.files[path] = value
+            self.removed.pop(path, None)
+        elif kind == "remove":
+            path = unquote(value["path"])
+            self.files.pop(path, None)
+            self.removed[path] = value.get("deletionTimestamp") or 0
+        elif kind == "txn":
+            self.transactions[value["appId"]] = value["version"]
+        elif kind == "metaData":
+            self.metadata = value
+        elif kind == "protocol":
+            self.protocol = value
+
+
+class DeltaLog:
+    """The log of the Delta table in a folder.
+
+    Args:
+      store: the folder of the table; its files are below it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def path(self, version: int) -> str:
+        """Return the path of a commit."""
+        return f"{FOLDER}/{version:020d}.json"
+
+    def exists(self) -> bool:
+        """Return whether anything was ever committed here."""
+        return next(iter(self.store.entries(FOLDER)), None) is not None
+
+    def read(self) -> DeltaState:
+        """Return the present state.
+
+        Raises:
+          IntegrityError: commits are missing or damaged. The log can be deleted and published again.
+        """
+        while True:
+            state, versions = DeltaState(), list[int]()
+            checkpoints = list[int]()
+            for path in self.store.list(FOLDER):
+                name = path.rpartition("/")[2]
+                if (found := _COMMIT.fullmatch(name)) is not None:
+                    versions.append(int(found[1]))
+                elif (found := _CHECKPOINT.fullmatch(name)) is not None:
+                    checkpoints.append(int(found[1]))
+            try:
+                if checkpoints:
+                    self._apply_checkpoint(state, max(checkpoints))
+                after = [version for version in versions if version > state.version]
+                self._apply_commits(state, after)
+            except FileNotFoundError:
+                continue  # cleaned up since it was listed: there is a newer checkpoint
+            return state
+
+    def _apply_commits(self, state: DeltaState, versions: list[int]) -> None:
+        if versions != list(range(state.version + 1, state.version + 1 + len(versions))):
+            raise self._broken(f"commit {state.version + 1} is missing")
+        found = self.store.read_while([self.path(version) for version in versions])
+        if len(found) < len(versions):
+            raise FileNotFoundError(self.path(versions[len(found)]))
+        for version, data in zip(versions, found, strict=True):
+            self._check(version, data)
+            try:
+                for line in data.splitlines():
+                    for kind, value in json.loads(line).items():
+                        state.apply(kind, value)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise self._broken(f"commit {version}: {error}") from None
+            state.version = version
+
+    def _apply_checkpoint(self, state: DeltaState, version: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        data = self.store.read(f"{FOLDER}/{version:020d}.checkpoint.parquet")
+        try:
+            for kind, value in _actions(pq.read_table(pa.BufferReader(data), columns=list(_KINDS))):
+                state.apply(kind, value)
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+            raise self._broken(f"checkpoint {version}: {' '.join(str(error).split()):.200}") from None
+        state.version = version
+
+    def _check(self, version: int, data: bytes) -> None:
+        """Compare a commit with its seal; one of another writer or of an older version has none."""
+        first, _, actions = data.partition(b"\n")
+        seal = seal_of(first[len(_INFO) : -1], self.store.url(self.path(version)), _REMEDY)
+        if seal is not None and (not first.startswith(_INFO) or seal.text != sha256_hex(actions)):
+            raise self._broken(f"commit {version} differs from its digest")
+
+    def _broken(self, what: str) -> IntegrityError:
+        return IntegrityError(f"{self.store.url(FOLDER)}: {what}; {_REMEDY}")
+
+    def try_commit(self, version: int, actions: Iterable[Action]) -> bool:
+        """Create a commit; return False where another publisher's exists.
+
+        Its first action, ``commitInfo``, has a seal (`ciml.storage.json_files`), with the digest of the other actions.
+        """
+        others = list(actions)
+        info = others.pop(0)["commitInfo"] if others and "commitInfo" in others[0] else {}
+        lines = b"".join(canonical_json(action) + b"\n" for action in others)
+        sealed = seal(canonical_json(info), sha256_hex(lines))
+        return self.store.create(self.path(version), _INFO + sealed + b"}\n" + lines)
+
+
+def _actions(table: Any) -> Iterator[tuple[str, Action]]:
+    """Yield the actions of a checkpoint."""
+    for row in table.to_pylist(maps_as_pydicts="strict"):
+        for kind, value in row.items():
+            if value is not None:
+                yield kind, {name: each for name, each in value.items() if each is not None}

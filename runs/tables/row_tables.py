@@ -1,0 +1,272 @@
+"""Tables that are made from the raw manifest, part by part: which parts to make, their files, and their garbage.
+
+Parts of tables that are made from a manifest's deltas: each part has the rows of a range of versions.
+
+A part ends with the segment that brings it to `PART_BYTES`; the last part ends with the last delta. Segments are
+permanent, so only the last part changes as the manifest grows, and an older one only where a later delta changes one of
+its rows.
+
+The table of dead letters: a row each, open or closed, without payload and without secrets.
+
+The table of stored runs: a row each, with corrections, updates and reclaims applied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.digest import sha256_hex
+from ciml.manifest.log import ManifestLog
+from ciml.runs.arrow import flags, numbers, run_table, texts, times
+from ciml.runs.dead_letters import DeadLetter, closed_keys, dead_letters_of, described, latest_dead_letters
+from ciml.runs.known_ids import DeadLetterKey
+from ciml.runs.latest_runs import StoredRun, changed_runs, latest_rows
+from ciml.runs.state import RawState
+from ciml.runs.tables.delta_log import CURSOR, PROOF, DataFile, DeltaState, delta_fields, encode_fields
+from ciml.runs.tables.publisher import Wanted, now_ms
+from ciml.storage import Store
+
+#: Compressed size of the segments of a part, bytes: about 20,000 runs.
+PART_BYTES = 4 << 20
+_PATH = re.compile(r"(\d{12})-(\d{12})\.[0-9a-f]{32}\.parquet")
+
+
+class Part(NamedTuple):
+    """The rows of deltas ``first`` to ``last``."""
+
+    first: int
+    last: int
+
+    def path(self, digest: str) -> str:
+        """Return the path of its file, whose content has the digest."""
+        return f"{self.first:012d}-{self.last:012d}.{digest[:32]}.parquet"
+
+
+def part_of(path: str) -> Part | None:
+    """Return the part in a file; None for other files."""
+    found = _PATH.fullmatch(path)
+    return Part(int(found[1]), int(found[2])) if found else None
+
+
+def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int = PART_BYTES) -> list[Part]:
+    """Return the parts of a manifest, in order.
+
+    Args:
+      segments: last version and size of each segment, in order.
+      version: the last delta.
+      part_bytes: a part ends with the segment that brings it to this size.
+
+    >>> parts_of([(10, 3), (20, 3), (25, 9)], 27, 5)
+    [Part(first=1, last=20), Part(first=21, last=25), Part(first=26, last=27)]
+    """
+    parts, first, size = [], 1, 0
+    for last, of_segment in segments:
+        if last > version:
+            break
+        size += of_segment
+        if size >= part_bytes:
+            parts.append(Part(first, last))
+            first, size = last + 1, 0
+    return [*parts, Part(first, version)] if first <= version else parts
+
+
+def manifest_parts(log: ManifestLog, version: int) -> list[Part]:
+    """Return the parts of a manifest up to a version."""
+    return parts_of(log.archive.sizes(), version)
+
+
+#: Time for which the files of earlier versions of a table stay, seconds.
+GRACE_S = 24 * 3600
+_GROUP_ROWS = 65_536
+
+
+class Due(NamedTuple):
+    """What to make.
+
+    Attributes:
+      parts: all parts of the manifest, in order.
+      missing: those of them that the table has no file for.
+      since: the version that the files of the other parts show, as far as no later delta changes them.
+    """
+
+    parts: Sequence[Part]
+    missing: frozenset[Part]
+    since: int
+
+
+#: Yields the due parts with their rows, those too that deltas after ``since`` change.
+Make = Callable[[Due], Iterator[tuple[Part, pa.Table]]]
+
+
+def wanted_parts(
+    name: str, store: Store, log: ManifestLog, version: int, schema: pa.Schema, make: Make, state: DeltaState
+) -> Wanted:
+    """Write the files that the table lacks, and return the content that it should have.
+
+    Args:
+      name: of the table.
+      store: the table's folder.
+      log: the raw manifest.
+      version: the version that the table is to show.
+      schema: of the rows.
+      make: makes the rows.
+      state: the table's present state.
+    """
+    fields = encode_fields(delta_fields(schema))
+    since = _since(log, version, fields, state)
+    parts = manifest_parts(log, version)
+    known = {part: path for path in state.files if since and (part := part_of(path)) is not None}
+    due = Due(parts, frozenset(parts) - known.keys(), since)
+    files: dict[str, DataFile | None] = {known[part]: None for part in parts if part in known}
+    for part, rows in make(due):
+        data = _encode(rows)
+        path = part.path(sha256_hex(data))
+        store.create(path, data)  # an existing one has the same bytes
+        files.pop(known.get(part, ""), None)
+        files[path] = None if path in state.files else DataFile(path, len(data), now_ms(), rows.num_rows)
+    retention = f"interval {GRACE_S // 3600} hours"
+    return Wanted(name, fields, (), files, version, _proof(log, version), retention)
+
+
+def _since(log: ManifestLog, version: int, fields: str, state: DeltaState) -> int:
+    """Return the version of the manifest that a table shows; 0 where it shows none, or that of another manifest."""
+    since = state.transactions.get(CURSOR, 0)
+    if since > version or state.metadata is None or state.metadata["schemaString"] != fields:
+        return 0
+    return since if since and state.transactions.get(PROOF) == _proof(log, since) else 0
+
+
+def _proof(log: ManifestLog, version: int) -> int:
+    """Return 63 bits of the digest of a delta. A manifest from a backup may have another delta there."""
+    return int.from_bytes(hashlib.sha256(log.read_raw(version)).digest()[:8]) >> 1 if version else 0
+
+
+def _encode(rows: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(
+        rows, sink, compression="zstd", row_group_size=_GROUP_ROWS, store_schema=False, write_page_checksum=True,
+        version="2.6",
+    )  # fmt: skip
+    return sink.getvalue()
+
+
+def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
+    """Return the files that may be deleted once another version of the table is committed.
+
+    Args:
+      store: the table's folder.
+      state: the table's state.
+      before_s: those that were removed from the table, or written and not added to it, before then; epoch seconds.
+    """
+    return [
+        entry.path
+        for entry in store.entries()
+        if part_of(entry.path) is not None
+        and entry.path not in state.files
+        and state.removed.get(entry.path, int(entry.modified_s * 1000)) < before_s * 1000
+    ]
+
+
+_TIME = pa.timestamp("us", tz="UTC")
+_TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
+
+
+def make_dead_letters(log: ManifestLog, version: int, due: Due) -> Iterator[tuple[Part, pa.Table]]:
+    """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest."""
+    missing, closed = set(due.missing), _closed(log, version, due.since) if due.since else set()
+    dead_letters = latest_dead_letters(log, version)
+    each = next(dead_letters, None)
+    for part in reversed(due.parts):
+        if not missing and not closed:
+            return
+        found: list[DeadLetter] = []
+        make = part in missing
+        while each is not None and each.version >= part.first:
+            if each.key in closed and each.version <= due.since:
+                make = True
+                closed.discard(each.key)  # an earlier one of this key was closed before
+            found.append(each)
+            each = next(dead_letters, None)
+        missing.discard(part)
+        if make:
+            yield part, dead_letter_table(found[::-1])
+
+
+def _closed(log: ManifestLog, version: int, since: int) -> set[DeadLetterKey]:
+    """Return the dead letters up to a version that later deltas closed."""
+    closed: set[DeadLetterKey] = set()
+    opened: set[DeadLetterKey] = set()
+    for number, delta in log.since(since):
+        if number > version:
+            break
+        closed.update(key for key in closed_keys(delta) if key not in opened)
+        opened.update(each.key for each in dead_letters_of(number, delta))
+    return closed
+
+
+def dead_letter_table(dead_letters: Sequence[DeadLetter]) -> pa.Table:
+    """Return a row for each dead letter, in order.
+
+    Returns:
+      ``run_id`` and ``build_name``, "" where the message could not be decoded; ``reason``, ``detail``; ``event_key``,
+      ``log_url``; ``topic``, ``partition`` and ``offset`` of its message; ``first_seen`` and ``time`` of its commit
+      (timestamp[us, UTC]); ``version`` of the raw manifest; ``open``; ``closed_version`` (null if open) and ``became``:
+      the outcomes of its event on closing, with commas between them.
+    """
+    values = [described(each.outcome.to_json()) for each in dead_letters]
+    origins = [each.outcome.origin for each in dead_letters]
+    columns = {
+        **{name: texts([value.get(name, "") for value in values]) for name in _TEXTS},
+        "topic": texts([origin.topic for origin in origins]),
+        "partition": numbers(np.array([origin.partition for origin in origins], np.int32)),
+        "offset": numbers(np.array([origin.offset for origin in origins], np.int64)),
+        "first_seen": times([value.get("first_seen_us") for value in values], _TIME),
+        "time": times([each.time_us for each in dead_letters], _TIME),
+        "version": numbers(np.array([each.version for each in dead_letters], np.int64)),
+        "open": flags([not each.closed for each in dead_letters]),
+        "closed_version": times([each.closed or None for each in dead_letters], pa.int64()),
+        "became": texts([", ".join(each.became) for each in dead_letters]),
+    }
+    return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+
+def make_runs(log: ManifestLog, state: RawState, due: Due) -> Iterator[tuple[Part, pa.Table]]:
+    """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest.
+
+    The manifest is read backwards, until all due parts are made and the first row of each changed run was found.
+    """
+    missing = set(due.missing)
+    changed = changed_runs(log, state, due.since) if due.since else set()
+    rows = latest_rows(log, state)
+    row = next(rows, None)
+    for part in reversed(due.parts):
+        if not missing and not changed:
+            return
+        found: list[StoredRun] = []
+        make = part in missing
+        while row is not None and row.run.version >= part.first:
+            run_id = row.run.facts.run_id
+            if run_id in changed:
+                make = True
+                if row.kind == "run":  # a run's first row
+                    changed.discard(run_id)
+            if row.counts:
+                found.append(row.run)
+            row = next(rows, None)
+        missing.discard(part)
+        if make:
+            yield part, stored_table(found[::-1])
+
+
+def stored_table(runs: list[StoredRun]) -> pa.Table:
+    """Return `run_table` and the column ``version``, of the delta that committed the row."""
+    versions = np.array([run.version for run in runs], np.int64)
+    return run_table(runs).append_column("version", numbers(versions))

@@ -1,0 +1,359 @@
+"""Verifies a raw store: every named run exists with its rows and digest, and there are no other objects."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from ciml.digest import telemetry_digest
+from ciml.errors import IntegrityError
+from ciml.events.records import RawFile, rows_of
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.verify import verify_log
+from ciml.runs.audit import Audit
+from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
+from ciml.runs.packs import OpenPack, open_pack, prove_pack
+from ciml.runs.reader import decode_object, verify_run
+from ciml.runs.state import RAW, RawState, open_raw
+from ciml.runs.tables.delta_log import FOLDER as DELTA_LOG
+from ciml.storage import Store
+
+#: Age of an unreferenced object that is a finding: compaction has had the time to remove it.
+GRACE_S = 3 * 86_400.0
+_MANY = 100
+_BATCH_ROWS = 200_000
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(slots=True)
+class Verification:
+    """The result of a verification.
+
+    Attributes:
+      version: the raw manifest's version up to which it was verified.
+      records, runs, objects: records of the manifest, those of runs, and the raw objects that they name.
+      read: raw objects and runs in packs whose digest was computed.
+      packs, packed, single: read packs, the runs in them, and read raw objects.
+      findings, number: the first hundred faults, a line each, and the number of all.
+      notes: oddities that are not faults, a line each.
+      older: number of checkpoints of an older version (`ciml.manifest.verify.Fault`).
+      broken: faults by the kind of object: ``delta``, ``segment``, ``checkpoint``, ``index``, ``run``, ``pack``,
+        ``pack delta``.
+      formats: undamaged raw objects and packs by kind and format (docs/compatibility.md).
+    """
+
+    version: int = 0
+    records: int = 0
+    runs: int = 0
+    objects: int = 0
+    read: int = 0
+    packs: int = 0
+    packed: int = 0
+    single: int = 0
+    findings: list[str] = field(default_factory=list)
+    number: int = 0
+    notes: list[str] = field(default_factory=list)
+    older: int = 0
+    broken: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, dict[str, int]] = field(default_factory=lambda: {"run": {}, "pack": {}})
+
+    def count(self, what: str, number: str) -> None:
+        """Count an undamaged object of a format."""
+        self.formats[what][number] = self.formats[what].get(number, 0) + 1
+
+    def find(self, text: str, what: str) -> None:
+        self.number += 1
+        self.broken[what] = self.broken.get(what, 0) + 1
+        if len(self.findings) < _MANY:
+            self.findings.append(text)
+
+
+def verify_raw(
+    raw: Store,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    grace_s: float = GRACE_S,
+    clock: Callable[[], float] = time.time,
+    progress: Progress | None = None,
+) -> Verification:
+    """Verify manifest, accounting and runs. Commits that are made meanwhile are left out.
+
+    Memory grows by 20 bytes for each raw object that the manifest names.
+
+    Args:
+      raw: the raw store.
+      sample: number of runs to read, chosen at random; None for all. The manifest is verified completely.
+      seed: of the choice.
+      grace_s: age from which an unreferenced object is a finding, seconds.
+      clock: epoch seconds.
+      progress: called with (activity, number done, total or None).
+
+    Raises:
+      EngineError: if the store does not answer.
+    """
+    found = Verification()
+    report = progress or (lambda what, done, total: None)
+    for fault in verify_log(ManifestLog(raw), RAW, lambda done, total: report("manifest", done, total)):
+        if fault.what == "older":
+            found.older += 1
+        elif fault.what == "unsealed":
+            found.notes.append(fault.text)
+        else:
+            found.find(fault.text, fault.what)
+    if found.older:
+        found.notes.append(
+            f"{found.older:,} checkpoints are of an older version, which stored no trust of runs in them; "
+            "ciml migrate --apply makes them again"
+        )
+    try:
+        names, chosen = _audit(raw, found, sample, seed, report)
+    except (IntegrityError, LookupError, TypeError, ValueError, AttributeError) as error:
+        # The manifest cannot be read to its end: a digest differs, or a delta of an older version has another form.
+        if not found.findings:
+            found.find(f"the manifest cannot be read: {error}", "delta")
+        return found
+    objects = _Objects(raw, found, names, clock() - grace_s, report)
+    if sample is None:
+        objects.packs()
+        objects.singles()
+        objects.missing()
+    else:
+        _verify_sample(raw, chosen, found, report)
+    objects.swept()
+    return found
+
+
+def _audit(
+    raw: Store, found: Verification, sample: int | None, seed: int, progress: Progress
+) -> tuple[_Names, list[NamedRun]]:
+    """Read the manifest once: check the accounting, and return the names and a sample of them."""
+    log, state = open_raw(raw)
+    audit, names, chosen = Audit(), _Names(), list[NamedRun]()
+    number, choose = 0, random.Random(seed)  # noqa: S311
+    superseded: dict[str, str] = {}
+    for version, delta in log.since(0):
+        if version > state.version:
+            break
+        audit.add(version, delta)
+        _compare_runs(state, delta, superseded, found)
+        for run in named_runs(delta):
+            names.add(run)
+            number += 1
+            if sample is not None and len(chosen) < sample:
+                chosen.append(run)
+            elif sample and (at := choose.randrange(number)) < sample:
+                chosen[at] = run
+        progress("accounting", version, state.version)
+    for run_id, digest in superseded.items():
+        known = state.index.run(run_id)
+        found.find(f"run {run_id}: its row has the digest {digest}, the index has {known}", "index")
+    audit.compare(state)
+    for finding in audit.findings:
+        found.find(finding, "delta")
+    found.number += audit.number - len(audit.findings)
+    for topic, partition, covered, recorded in audit.offsets():
+        if covered != recorded:
+            found.notes.append(
+                f"{topic}[{partition}]: {covered - recorded:,} of {covered:,} covered offsets hold no event of a run"
+            )
+    names.close()
+    found.version, found.records, found.runs, found.objects = audit.version, audit.records, audit.runs, len(names)
+    return names, chosen
+
+
+def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], found: Verification) -> None:
+    """Compare rows with the index. A later reclaim must follow a row with another digest, kept in ``superseded``."""
+    rows = [(record["mention"]["run_id"], record["file"]["digest"]) for record in rows_of(delta)]
+    state.index.prefetch(runs=[run_id for run_id, _ in rows])
+    for run_id, digest in rows:
+        known = state.index.run(run_id)
+        if known is None:
+            found.find(f"run {run_id}: its row has the digest {digest}, the index does not have the run", "index")
+        elif known.digest != digest:
+            superseded[run_id] = digest
+        else:
+            superseded.pop(run_id, None)
+
+
+class _Names:
+    """The raw objects that a manifest names: the hashes of path and digest, and the number of rows."""
+
+    def __init__(self) -> None:
+        self._made: tuple[array[int], array[int], array[int]] = (array("Q"), array("Q"), array("I"))
+
+    def add(self, run: NamedRun) -> None:
+        for column, value in zip(self._made, (_hash(run.path), _hash(run.digest), run.rows), strict=True):
+            column.append(value)
+
+    def close(self) -> None:
+        """Sort the names and remove duplicates."""
+        paths, first = np.unique(np.frombuffer(self._made[0], np.uint64), return_index=True)
+        self.paths = paths
+        self.digests = np.frombuffer(self._made[1], np.uint64)[first]
+        self.rows = np.frombuffer(self._made[2], np.uint32)[first]
+        del self._made
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def find(self, path: str) -> int | None:
+        """Return the index of a path; None for one that is not named."""
+        wanted = np.uint64(_hash(path))
+        at = int(np.searchsorted(self.paths, wanted))
+        return at if at < len(self.paths) and self.paths[at] == wanted else None
+
+
+def _hash(path: str) -> int:
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little")
+
+
+class _Objects:
+    """Reads all objects of the store, and compares them with the names."""
+
+    def __init__(self, raw: Store, found: Verification, names: _Names, before_s: float, progress: Progress) -> None:
+        self._raw = raw
+        self._found = found
+        self._names = names
+        self._before_s = before_s
+        self._progress = progress
+        self._young = 0
+        self._checked = np.zeros(len(names), bool)
+
+    def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
+        """Compare a run with the manifest's rows and digest for its path; ``what`` holds it."""
+        self._found.read += 1
+        at = self._names.find(path)
+        if at is None:
+            return
+        self._checked[at] = True
+        if rows != self._names.rows[at]:
+            self._found.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[at]}", what)
+        elif _hash(digest) != self._names.digests[at]:
+            self._found.find(f"{where}: {path} has the digest {digest}, the manifest has another", what)
+        self._progress("runs", int(self._found.read), len(self._names))
+
+    def _unnamed(self, path: str, modified_s: float, what: str) -> None:
+        if modified_s < self._before_s:
+            self._found.find(f"{self._raw.url(path)} is not named by any manifest", what)
+        else:
+            self._young += 1
+
+    def packs(self) -> None:
+        """Verify the bytes and the runs of every named pack."""
+        of_table = f"{PACKS}/{DELTA_LOG}/"
+        entries = (
+            entry
+            for entry in self._raw.entries(PACKS)
+            if not entry.path.startswith(of_table) and (entry.path.endswith(".parquet") or "/_manifest/" in entry.path)
+        )
+        for prefix, group in groupby(entries, lambda entry: _folder_of(entry.path)):
+            listed = {entry.path: entry for entry in group if entry.path.endswith(".parquet")}
+            folder = prefix.removeprefix(f"{PACKS}/")
+            try:
+                state = pack_state(self._raw, folder)
+            except IntegrityError as error:
+                self._found.find(f"{folder}: {error}", "pack delta")
+                continue
+            for path, file in state.packs.items():
+                if fault := prove_pack(self._raw, file):
+                    if path in pack_state(self._raw, folder).packs:  # not replaced meanwhile
+                        self._found.find(fault, "pack")
+                    continue
+                self._found.packs += 1
+                try:
+                    pack = open_pack(self._raw, file)
+                    self._pack(folder, pack)
+                    self._found.count("pack", pack.format)
+                except (FileNotFoundError, IntegrityError) as error:
+                    self._found.find(str(error), "pack")
+            for path, entry in listed.items():
+                if path not in state.packs and path not in state.replaced:
+                    self._unnamed(path, entry.modified_s, "pack")
+
+    def _pack(self, folder: str, pack: OpenPack) -> None:
+        part: list[int] = []
+        rows = 0
+        for number, run in enumerate(pack.runs):
+            part.append(number)
+            rows += run.rows
+            if rows >= _BATCH_ROWS or number == len(pack.runs) - 1:
+                for at, table in pack.read(self._raw, part, None).items():
+                    name = pack.runs[at].name
+                    path = f"{RUNS}/{folder}/{name}"
+                    self._found.packed += 1
+                    if self._names.find(path) is None:
+                        self._found.find(f"{pack.file.path} holds {name}, which the manifest does not name", "pack")
+                    digest = telemetry_digest(run_of(name), table)
+                    self._check(path, table.num_rows, digest, pack.file.path, "pack")
+                part, rows = [], 0
+
+    def singles(self) -> None:
+        """Verify every raw object that is not in a pack."""
+        for entry in self._raw.entries(RUNS):
+            parts = split_path(entry.path)
+            if parts is None or self._names.find(entry.path) is None:
+                self._unnamed(entry.path, entry.modified_s, "run")
+                continue
+            self._found.single += 1
+            try:
+                table, number = decode_object(self._raw.read(entry.path), entry.path, self._raw.url(entry.path))
+                digest = telemetry_digest(run_of(parts[1]), table)
+            except FileNotFoundError:
+                continue  # packed meanwhile
+            except (IntegrityError, TypeError) as error:
+                self._found.find(str(error), "run")
+                self._checked[self._names.find(entry.path)] = True
+                continue
+            self._found.count("run", number)
+            self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
+
+    def missing(self) -> None:
+        """Verify the named runs that were not found once more, since a compaction may have moved them."""
+        left = np.flatnonzero(~self._checked)
+        if not len(left):
+            return
+        hashes = set(self._names.paths[left].tolist())
+        for run in _named(self._raw, self._found.version):
+            if _hash(run.path) in hashes:
+                hashes.discard(_hash(run.path))
+                if fault := verify_run(self._raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
+                    self._found.find(fault, "run")
+
+    def swept(self) -> None:
+        """Note unreferenced objects."""
+        count = sum(1 for _ in self._raw.entries(SWEPT))
+        if count:
+            self._found.notes.append(f"{count:,} unreferenced objects are in {SWEPT}/; a later compaction removes them")
+        if self._young:
+            self._found.notes.append(f"{self._young:,} young objects are not named by any manifest yet")
+
+
+def _folder_of(path: str) -> str:
+    """Return the folder of a pack or of a delta of its manifest. Listings have these beside each other."""
+    return path.rpartition("/")[0].removesuffix("/_manifest")
+
+
+def _named(raw: Store, until: int) -> Iterator[NamedRun]:
+    for version, delta in ManifestLog(raw).since(0):
+        if version > until:
+            return
+        yield from named_runs(delta)
+
+
+def _verify_sample(raw: Store, chosen: list[NamedRun], found: Verification, progress: Progress) -> None:
+    chosen.sort(key=lambda run: run.path)
+    for number, run in enumerate(chosen, 1):
+        if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
+            found.find(fault, "run")
+        found.read += 1
+        progress("runs", number, len(chosen))

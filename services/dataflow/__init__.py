@@ -1,1 +1,0 @@
-"""Services as streaming jobs on Dataflow."""

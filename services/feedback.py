@@ -1,0 +1,348 @@
+"""The feedback service: verdicts of the topic `predictions` as messages on the changes of review systems.
+
+Messages without sending them: what the policy, the evidence and the text make of predictions.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+from ciml.data_root import DataRoot
+from ciml.events.records import OffsetRange
+from ciml.integrations.review import Format, Rendered, ReviewClient, System
+from ciml.kafka.options import KafkaOptions
+from ciml.manifest.checkpoints import Limits
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.replica import LogReplica
+from ciml.metrics import Family
+from ciml.pipelines.feedback import Judge, batches, heard, settled, take
+from ciml.pipelines.kafka.broker import Listing, make_topic
+from ciml.pipelines.kafka.plan import PartitionRead, bases
+from ciml.services.service import Progress, TopicService
+from ciml.settings import pairs
+from ciml.verdicts.feedback.config import Feedback, load_feedback
+from ciml.verdicts.feedback.corrections import add_corrections
+from ciml.verdicts.feedback.evidence import compare_run, find_evidence
+from ciml.verdicts.feedback.metrics import CALLS, feedback_families
+from ciml.verdicts.feedback.outbox import SETTLE_S, Outbox
+from ciml.verdicts.feedback.policy import Silence, judge
+from ciml.verdicts.feedback.reactions import Reader
+from ciml.verdicts.feedback.standing import Standings
+from ciml.verdicts.feedback.state import FEEDBACK, Entry, FeedbackState, entry_key
+from ciml.verdicts.feedback.truths import Truths
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+_log = logging.getLogger(__name__)
+
+#: Time that one work item spends on messages; the next one reads new verdicts first.
+_BUDGET_S = 10.0
+#: Time between two readings of the raw manifest and the corrections.
+_SETTLE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """Configuration of the service.
+
+    Attributes:
+      data: the data root.
+      kafka: connection to the broker.
+      feedback: policy and systems.
+      topic: of the predictions.
+      cycle_messages: most messages of a partition in a work item.
+      settle_s: see `Outbox`.
+    """
+
+    data: DataRoot
+    kafka: KafkaOptions
+    feedback: Feedback
+    topic: str = "predictions"
+    cycle_messages: int = 2000
+    settle_s: float = SETTLE_S
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work item: what to read, the systems that have something to do, and whether verdicts may be settled."""
+
+    reads: Sequence[PartitionRead] = ()
+    systems: Sequence[str] = ()
+    settles: bool = False
+
+
+@dataclass
+class _Desk:
+    """What one system's thread uses."""
+
+    outbox: Outbox
+    reader: Reader
+    client: ReviewClient | None = field(default=None)
+
+
+class FeedbackService(TopicService[FeedbackState]):
+    """Says verdicts on changes. One thread for each review system; each calls one thing at a time.
+
+    Args:
+      config: see there.
+      show: called with (entry, message) in a dry run; by default they are logged.
+      client_of: makes the client of a system; by default the system itself.
+    """
+
+    submits = False
+    poll_s = 0.5
+    retry_s = (0.5, 10.0)
+
+    def __init__(
+        self,
+        config: FeedbackConfig,
+        show: Callable[[Entry, Rendered], object] | None = None,
+        client_of: Callable[[System], ReviewClient] | None = None,
+    ) -> None:
+        super().__init__("ciml-feedback", config, config.topic, replica(config.data), config.cycle_messages)
+        self._show = show or _log_message
+        self._client_of = client_of or self._client
+        self._desks: dict[str, _Desk] = {}
+        policy = config.feedback.policy
+        self._truths = Truths(config.data, settle_untrusted=policy.settle_untrusted)
+        compare = partial(compare_run, config.data, policy)
+        self._judge = Judge(config.feedback, compare, self._truths.is_trusted, self._truths.is_known)
+        self._settle_at_s = 0.0
+        self._calls = CALLS.histogram()
+
+    @classmethod
+    def of(cls, **arguments: Any) -> Self:
+        return cls(make_config(**arguments))
+
+    def timings(self) -> Sequence[Collector]:
+        return (self._calls,)
+
+    def check(self) -> None:
+        feedback = self.config.feedback
+        if not feedback.policy.dry_run:
+            for system in feedback.systems:
+                self._client_of(system).close()  # which has read its secret
+
+    def open(self) -> None:
+        """Create the clients, whose secrets are read here, and the topic."""
+        feedback = self.config.feedback
+        for system in feedback.systems:
+            client = None if feedback.policy.dry_run else self._client_of(system)
+            self._desks[system.name] = self._desk(system, client)
+        super().open()
+
+    def _client(self, system: System) -> ReviewClient:
+        feedback: Feedback = self.config.feedback
+        return system.client(feedback.where(system), feedback.file.parent)
+
+    def _desk(self, system: System, client: ReviewClient | None) -> _Desk:
+        config: FeedbackConfig = self.config
+        policy = config.feedback.policy
+
+        def timed(call: str, seconds: float) -> None:
+            self._calls.labels(system.name, call).observe(seconds)
+
+        outbox = Outbox(
+            system.name, self.committing, policy, lambda item: find_evidence(config.data, item, policy.base_url),
+            client, system.gap_s, self._show, timed, config.settle_s, markup_of(system),
+        )  # fmt: skip
+        correct = partial(add_corrections, config.data)
+        return _Desk(outbox, Reader(system.name, self.committing, client, policy.reviewers, correct), client)
+
+    def _list(self) -> Listing:
+        if self._seen is None:  # with the settings of predict's publisher, which may start later
+            make_topic(self.config.kafka, self.topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
+        return super()._list()
+
+    def cover_bases(self, listing: Listing) -> None:
+        with self.committing.state() as state:
+            expired = [batch.covers for batch in bases(state, listing) if batch.covers]
+        for covers in expired:
+            self._commit(covers, [])
+
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Work | None:
+        with self.committing.state() as state:
+            reads = self.reads(state, ends)
+        due = [name for name, desk in self._desks.items() if desk.outbox.due() or desk.reader.due()]
+        settles = self._reads_truths()
+        return Work(reads, due, settles) if reads or due or settles else None
+
+    def _reads_truths(self) -> bool:
+        """Read what reruns and reviewers say, from time to time. Return whether there is anything new."""
+        now_s = time.monotonic()
+        if now_s < self._settle_at_s:
+            return False
+        self._settle_at_s = now_s + _SETTLE_EVERY_S
+        return self._truths.read()
+
+    def run(self, work: Work) -> None:
+        if work.reads:
+            self._truths.read()
+        for read in work.reads:
+            for covers, messages in batches(self.config.kafka, read):
+                self._commit(covers, messages)
+        if work.reads or work.settles:
+            self._settle()
+        if not self._desks:
+            return
+        with ThreadPoolExecutor(len(self._desks), "feedback") as pool:
+            for done in [pool.submit(_work, desk) for desk in self._desks.values()]:
+                done.result()
+
+    def _commit(self, covers: OffsetRange, messages: list[Any]) -> None:
+        take(self.committing, covers, messages, self._judge, int(time.time() * 1e6))
+
+    def _settle(self) -> None:
+        """Commit what settles recorded verdicts."""
+        now_us = int(time.time() * 1e6)
+        while self.committing.append(lambda state: settled(state, self._truths, now_us)) is not None:
+            pass
+
+    def progress(self, state: FeedbackState) -> Progress:
+        counts = {what: number for what, number in sorted(state.verdicts.items()) if what != "no_verdict"}
+        for (_, outcome), number in sorted(state.messages.items()):
+            name = f"messages {outcome}"
+            counts[name] = counts.get(name, 0) + number
+        facts = {"version": state.version, "last_commit_us": state.time_us or None, "counts": counts}
+        return Progress(state.version, facts=facts, waiting=bool(state.opened))
+
+    def families(self, state: FeedbackState) -> Iterable[Family]:
+        return feedback_families(state, [system.name for system in self.config.feedback.systems])
+
+    def publish(self) -> None:
+        """Do nothing: its commits are not published."""
+
+    def close(self) -> None:
+        super().close()
+        for desk in self._desks.values():
+            if desk.client is not None:
+                desk.client.close()
+
+
+def _work(desk: _Desk) -> None:
+    """Say what is due, then read reactions, until the budget is spent or the system asks to wait."""
+    until_s = time.monotonic() + _BUDGET_S
+    for key in desk.outbox.due():
+        if not desk.outbox.answer(key):
+            return
+        if time.monotonic() > until_s:
+            return
+    for key in desk.reader.due():
+        if not desk.reader.read(key) or time.monotonic() > until_s:
+            return
+
+
+def _log_message(entry: Entry, message: Rendered) -> None:
+    change = entry.change
+    _log.warning("dry run: on %s, %s %s:\n%s", entry.system, change.project, change.change or change.head, message.body)
+
+
+def markup_of(system: System) -> Format:
+    """Return the markup of a system's messages. A kind is named like its markup."""
+    return next((each for each in get_args(Format) if each == system.kind), "github")
+
+
+def replica(
+    data: DataRoot, clock: Callable[[], float] = time.time, limits: Limits | None = None
+) -> LogReplica[FeedbackState]:
+    """Return a replica of the manifest of feedback below a data root."""
+    return LogReplica(ManifestLog(data.feedback, clock=clock), FEEDBACK, limits)
+
+
+def make_config(
+    data_path: str,
+    kafka: str,
+    *,
+    config: str,
+    predictions_topic: str = "predictions",
+    kafka_options: tuple[str, ...] = (),
+    kafka_config: str | None = None,
+) -> FeedbackConfig:
+    """Return the configuration for the command's options.
+
+    Raises:
+      CimlError: for an option that is not a pair, an unknown URL scheme, or an invalid configuration.
+    """
+    connection = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
+    return FeedbackConfig(DataRoot.open(data_path), connection, load_feedback(config), predictions_topic)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A message, or the reason for silence.
+
+    Attributes:
+      runs: run ids.
+      reason: one of `ciml.verdicts.feedback.policy.SILENT`; "" for a message.
+      detail: of the reason, for people.
+      system, project, change: of the message.
+      message: its text; with the reason ``shadow`` or ``precision`` the one that is not sent; None else.
+    """
+
+    runs: tuple[str, ...]
+    reason: str = ""
+    detail: str = ""
+    system: str = ""
+    project: str = ""
+    change: str = ""
+    message: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value not in ("", None)}
+
+
+def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[str, Any]]) -> Iterator[Trial]:
+    """Yield the silent predictions in order, then one message for each patch set. Old predictions count as new.
+
+    Args:
+      data: with the runs, for their evidence, the history of verdicts, and the projects that were muted.
+      feedback: the configuration.
+      records: predictions as on the topic; of several of a job the last counts.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    committing, policy = replica(data), feedback.policy
+    with committing.state() as state:
+        muted = sorted(state.muted)
+        standings = Standings(list(state.history), policy, int(time.time() * 1e6))
+    compare = partial(compare_run, data, policy)
+    entries: dict[str, Entry] = {}
+    for record in records:
+        judgement = judge(record, feedback, muted, 0, compare)
+        item, silence = heard(judgement, standings)
+        if item is not None:
+            key = entry_key(item.system, item.ref)
+            entry = entries.setdefault(key, Entry(key, item.system, item.ref))
+            entry.items[item.job] = item
+            continue
+        reason, detail = silence or Silence("bad_record")
+        run_id = str(record.get("run_id", "?"))[:200]
+        withheld = judgement.item
+        if withheld is None:
+            yield Trial((run_id,), reason, detail)
+        else:
+            entry = Entry(entry_key(withheld.system, withheld.ref), withheld.system, withheld.ref)
+            entry.items[withheld.job] = withheld
+            yield replace(_message(data, feedback, committing, entry), reason=reason, detail=detail)
+    for entry in entries.values():
+        yield _message(data, feedback, committing, entry)
+
+
+def _message(data: DataRoot, feedback: Feedback, committing: LogReplica[FeedbackState], entry: Entry) -> Trial:
+    policy = feedback.policy
+    system = next(system for system in feedback.systems if system.name == entry.system)
+    outbox = Outbox(
+        system.name, committing, policy, lambda item: find_evidence(data, item, policy.base_url), None,
+        markup=markup_of(system), clock=time.time,
+    )  # fmt: skip
+    runs = tuple(item.run_id for item in entry.items.values())
+    change = entry.change.change or entry.change.head
+    return Trial(runs, "", "", system.name, entry.change.project, change, outbox.message(entry).body)

@@ -1,0 +1,194 @@
+"""The service of a receiver: it works between `open` and `close` instead of running planned work items.
+
+The service `mqtt`.
+
+The service `gerrit`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from ciml.errors import EngineError
+from ciml.integrations.config import GerritSource, MqttSource, Receivers, load_receivers
+from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
+from ciml.integrations.sessions import ANSWER_S, Inbox, Session
+from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.kafka.broker import topic_of
+from ciml.services.service import NotReadyError, Progress, Service
+from ciml.settings import pairs
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+_END_S = 20.0  # for all sources to end
+
+_log = logging.getLogger(__name__)
+_BROKER_S = 5.0
+
+
+class Receiver(Service):
+    """Receives deliveries in threads of its own. A receiver starts without its broker, and asks senders to try again.
+
+    Args:
+      receivers: the configuration.
+      kafka: connection to the broker.
+      topic: where deliveries go.
+
+    Raises:
+      CimlError: the configuration of a source is invalid.
+
+    Attributes:
+      receiver: its kind, as in `ciml.services.service.KINDS` and in the configuration.
+      metrics: of its deliveries.
+      broker_error: why the broker cannot be used at present; "" if it can.
+    """
+
+    receiver: ClassVar[str]
+    poll_s = 2.0
+    retry_s = (1.0, 5.0)
+
+    def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
+        super().__init__(f"ciml-{self.receiver}-{topic}")
+        self.receivers, self.topic = receivers, topic
+        self.kafka = replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S))
+        self.metrics = ReceiverMetrics(self.receiver)
+        self.broker_error = "it was not asked yet"
+
+    @classmethod
+    def of(cls, **arguments: Any) -> Self:
+        return cls(*configured(**arguments))
+
+    @abstractmethod
+    def open(self) -> None:
+        """Begin to receive. Raises `CimlError` where that is impossible."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what has been received, and end. Nothing is done before `open`, as in a supervisor."""
+
+    def timings(self) -> Sequence[Collector]:
+        return self.metrics.collectors
+
+    def check_alive(self) -> None:
+        """Raise the error that ended the threads."""
+
+    def observe(self) -> Progress:
+        """Check that it still receives, and that the broker has the topic."""
+        self.check_alive()
+        try:
+            topic_of(self.kafka, self.topic)
+        except EngineError as error:
+            self.broker_error = str(error)
+            raise
+        self.broker_error = ""
+        self.board.observed(())
+        return Progress(0)
+
+
+def configured(*, config: str, topic: str = "ci-events", **broker: Any) -> tuple[Receivers, KafkaOptions, str]:
+    """Return the arguments of a receiver for a command's options. Raises `CimlError` for invalid ones."""
+    return load_receivers(config), connection(**broker), topic
+
+
+def connection(*, kafka: str, kafka_options: tuple[str, ...] = (), kafka_config: str | None = None) -> KafkaOptions:
+    """Return the connection for a command's options. Raises `CimlError` for invalid ones."""
+    return KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
+
+
+class SessionReceiver(Receiver):
+    """Receives from sources that it connects to.
+
+    Args:
+      receivers, kafka, topic: see `Receiver`.
+
+    Attributes:
+      sessions: its sources, each with the number of deliveries that may wait for Kafka.
+    """
+
+    def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
+        super().__init__(receivers, kafka, topic)
+        self.sessions = self.connections()
+        self._producer: DeliveryProducer | None = None
+        self._threads: list[threading.Thread] = []
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+
+    @abstractmethod
+    def connections(self) -> Sequence[tuple[Session, int]]:
+        """Return a session for each of its sources, and how many deliveries of it may wait for Kafka."""
+
+    @property
+    def shown(self) -> str:
+        """The sources and where they are, for people."""
+        return ", ".join(f"{one.name} at {one.shown}" for one, _ in self.sessions)
+
+    def open(self) -> None:
+        self._producer = DeliveryProducer(self.kafka, self.topic, ANSWER_S)
+        for session, most in self.sessions:
+            inbox = Inbox(session.name, self._producer, self.metrics, most)
+            inbox.connected(False)
+            thread = threading.Thread(target=self._run, args=(session, inbox), name=session.name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        until_s = time.monotonic() + _END_S
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+            if thread.is_alive():  # a sender keeps it waiting, in a handshake for example; what it has, it sends again
+                _log.warning("source %s does not end within %.0f s", thread.name, _END_S)
+        if self._producer is not None:
+            self._producer.close()
+
+    def check_alive(self) -> None:
+        if self._failure is not None:
+            raise RuntimeError("a receiver's thread ended by itself") from self._failure
+
+    def observe(self) -> Progress:
+        seen = super().observe()
+        problems = [f"source {one.name}: {one.problem}" for one, _ in self.sessions if one.problem]
+        if self._threads and problems:
+            raise NotReadyError("; ".join(problems))
+        return seen
+
+    def _run(self, session: Session, inbox: Inbox) -> None:
+        try:
+            session.run(inbox, self._stop)
+        except BaseException as error:  # noqa: BLE001 - `check_alive`, in another thread, raises it
+            self._failure = error
+
+
+class MqttService(SessionReceiver):
+    """Receives MQTT messages."""
+
+    receiver = MqttSource.receiver
+
+    def connections(self) -> Sequence[tuple[Session, int]]:
+        from ciml.integrations.mqtt import MqttSession
+
+        # A broker of version 5 keeps to in_flight by itself; the rest is for messages of QoS 0. One of 3.1.1 does not
+        # know it: it is not read beyond, at the cost of a new connection if Kafka is away for keepalive_s.
+        return [
+            (MqttSession(self.receivers, each), each.in_flight * (2 if each.version == "5" else 1))
+            for each in self.receivers.of(MqttSource)
+        ]
+
+
+class GerritService(SessionReceiver):
+    """Receives Gerrit's events."""
+
+    receiver = GerritSource.receiver
+
+    def connections(self) -> Sequence[tuple[Session, int]]:
+        from ciml.integrations.gerrit.session import GerritSession
+
+        sources = self.receivers.of(GerritSource)
+        return [(GerritSession(self.receivers, each), each.in_flight) for each in sources]

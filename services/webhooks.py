@@ -1,0 +1,98 @@
+"""The service `webhooks`: an HTTP server in a thread of its own, and the check of the broker beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from concurrent.futures import Future
+
+from ciml.http.intake import Intake
+from ciml.http.server import Connections, HttpServer, check_open_files, listen
+from ciml.integrations.config import Receivers, WebhookSource
+from ciml.integrations.producer import DeliveryProducer
+from ciml.integrations.webhooks.app import endpoints, make_app
+from ciml.kafka.options import KafkaOptions
+from ciml.limits import MAX_DELIVERY_BYTES
+from ciml.services.receivers import Receiver
+
+_LAST_ANSWERS_S = 2.0  # at the end, beside the time for an acknowledgement
+
+
+class WebhooksService(Receiver):
+    """Receives webhooks.
+
+    Args:
+      receivers, kafka, topic: see `Receiver`.
+
+    Attributes:
+      port: that it listens on, once it is open.
+    """
+
+    receiver = WebhookSource.receiver
+
+    def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
+        super().__init__(receivers, kafka, topic)
+        self.settings, self.port = receivers.webhooks, receivers.webhooks.port
+        self._endpoints = endpoints(receivers)
+        self._producer: DeliveryProducer | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """The address that it listens on."""
+        host = self.settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def open(self) -> None:
+        check_open_files({"webhook": self.settings.connections}, "connections of [webhooks]")
+        listener = listen(self.settings.host, self.port)
+        self.port = listener.getsockname()[1]
+        self._producer = DeliveryProducer(self.kafka, self.topic, self.settings.answer_s)
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(listener, started), name="webhooks", daemon=True)
+        self._thread.start()
+        started.result()
+
+    def check_alive(self) -> None:
+        if self._thread is not None and not self._thread.is_alive():
+            raise RuntimeError("the server of webhooks ended by itself") from self._failure
+
+    def close(self) -> None:
+        if self._loop is not None and self._thread is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        if self._producer is not None:
+            self._producer.close()
+
+    def _run(self, listener: socket.socket, started: Future[None]) -> None:
+        try:
+            asyncio.run(self._serve(listener, started))
+        except BaseException as error:  # noqa: BLE001 - `open` or `check_alive`, in another thread, raises it
+            if started.done():
+                self._failure = error
+            else:
+                started.set_exception(error)
+
+    async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
+        settings, producer = self.settings, self._producer
+        assert producer is not None
+        self._loop = asyncio.get_running_loop()
+        connections = Connections(
+            settings.connections, settings.header_s, settings.body_s, settings.answer_s, "MAX_HOOK_CONNECTIONS"
+        )
+        intake = Intake(
+            body_s=settings.body_s, max_bytes=MAX_DELIVERY_BYTES, max_reading=settings.connections,
+            limit="MAX_DELIVERY_BYTES",
+        )  # fmt: skip
+        app = make_app(self._endpoints, producer, intake, self.metrics, lambda: self.broker_error)
+        server = HttpServer(app, listener, connections, round(settings.answer_s + _LAST_ANSWERS_S))
+        await server.start()
+        started.set_result(None)
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({stop, server.done}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        await server.stop()

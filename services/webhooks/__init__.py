@@ -1,4 +1,0 @@
-"""The receiver of webhooks: an HTTP server that verifies signatures and answers when Kafka has the delivery.
-
-Uses starlette, uvicorn and `ciml.services.receivers`. It parses no body: adapters do, in ingest.
-"""

@@ -1,0 +1,353 @@
+"""Trust: the first rule that matches decides; nothing else makes a run trusted."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
+from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identity
+from ciml.runs.known_subjects import STORED
+from ciml.runs.trust_review import Mismatch, trace
+from ciml.trust import FACTS as FACTS_IN_ORDER
+from ciml.trust import NO_RULE, PATH_GLOBS, POLICY_VARIABLE, TrustPolicy, evaluate, former_policy, judge
+
+ROOT = Path(__file__).parents[2]
+SAMPLES, EXAMPLES = ROOT / "integrations", ROOT / "examples"
+BUILT_IN = ROOT / "ciml" / "trust_default.toml"
+FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
+
+
+#: A run of Zuul's adapter, in a branch of the policy, whose report a user of the broker sent.
+ZUULS = {"adapter": "zuul", "auth": "mqtt-user", "branch": "main"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "rule"),
+    [
+        ({"pipeline": "gate"}, "gated"),
+        ({"pipeline": "promote"}, "gated"),
+        ({"pipeline": "post"}, "merged"),
+        ({"pipeline": "periodic"}, "merged"),
+        ({"pipeline": "periodic-weekly"}, "merged"),
+        ({"pipeline": "release"}, "released"),
+        ({"pipeline": "release", "branch": ""}, "released"),
+        ({"pipeline": "check", "review": "approved"}, "reviewed"),
+        ({"review": "merged"}, "reviewed"),
+        ({"review": "merged", "auth": "mqtt-certificate"}, "reviewed"),
+        ({"pipeline": "gate", "source": "zuul-example-org"}, "gated"),
+        ({"pipeline": "gate", "branch": "stable/1"}, "gated"),
+        ({"pipeline": "post", "adapter": ""}, "merged"),  # stored by an earlier version
+        ({"source": "backfill", "event": "listing"}, "listing"),
+        ({"source": "backfill", "event": "listing", "pipeline": "check"}, "listing"),
+        ({}, NO_RULE),
+        ({"pipeline": "check"}, NO_RULE),
+        ({"pipeline": "Gate"}, NO_RULE),
+        ({"pipeline": "gate-not"}, NO_RULE),
+        ({"pipeline": "xperiodic"}, NO_RULE),
+        ({"pipeline": "check\ngate"}, NO_RULE),
+        ({"pipeline": "*"}, NO_RULE),
+        ({"pipeline": "gate", "branch": "mine"}, NO_RULE),
+        ({"pipeline": "gate", "branch": "stable/1/mine"}, NO_RULE),
+        ({"pipeline": "gate", "branch": ""}, NO_RULE),
+        ({"review": "merged", "branch": "mine"}, NO_RULE),
+        ({"review": "partly_approved"}, NO_RULE),
+        ({"review": "rejected"}, NO_RULE),
+        ({"review": "approved by me"}, NO_RULE),
+        ({"source": "backfill"}, NO_RULE),  # a message that calls itself so is no listing
+        ({"source": "backfill", "event": "push"}, NO_RULE),
+        ({"source": "other", "event": "listing"}, NO_RULE),
+        ({"project": "gate", "branch": "release"}, NO_RULE),
+        ({"source": "github", "pipeline": "gate"}, NO_RULE),  # the author of a workflow chooses its name
+        ({"source": "gitlab", "pipeline": "post"}, NO_RULE),
+        ({"source": "github", "review": "approved"}, NO_RULE),
+        ({"source": "notzuul", "pipeline": "gate"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "", "auth": "hmac-sha256"}, NO_RULE),  # perhaps stored of GitHub
+        ({"pipeline": "gate", "adapter": "", "auth": "mtls"}, NO_RULE),
+        ({"pipeline": "gate", "auth": "hmac-sha256"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "github", "auth": "hmac-sha256"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "github"}, NO_RULE),
+        ({"review": "approved", "adapter": "gitlab", "auth": "token"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "cloudevents", "auth": "mtls"}, NO_RULE),
+        ({"pipeline": "gate", "adapter": "buildkite", "auth": "hmac-sha256"}, NO_RULE),
+    ],
+)
+def test_default_policy(facts: dict[str, Any], rule: str) -> None:
+    policy = TrustPolicy.load(BUILT_IN)
+    trust = evaluate(policy, FACTS.replace(**ZUULS | facts))
+    assert trust == Trust(rule in {known.name for known in policy.rules}, rule, policy.digest)
+    assert len(policy.digest) == 16
+
+
+@pytest.mark.parametrize("adapter", ["", "zuul", "github", "cloudevents", "buildkite"])
+@pytest.mark.parametrize("facts", [{"pipeline": "gate"}, {"pipeline": "post"}, {"review": "merged"}])
+def test_an_event_without_proof_is_untrusted_by_default(adapter: str, facts: dict[str, Any]) -> None:
+    policy = TrustPolicy.load(BUILT_IN)
+    unproved = FACTS.replace(source="zuul-example-org", branch="main", adapter=adapter, **facts)
+    assert evaluate(policy, unproved) == Trust(False, "unproved", policy.digest)
+
+
+def test_the_policy_for_trials_trusts_own_events_and_no_unproved_delivery() -> None:
+    policy = TrustPolicy.load(EXAMPLES / "trust.toml")
+    gate = FACTS.replace(pipeline="gate")
+    assert [evaluate(policy, gate.replace(adapter=adapter)).trusted for adapter in ("", "zuul", "github")] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_the_environment_names_the_policy_where_no_other_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = tmp_path / "trust.toml"
+    named.write_text(POLICY)
+    monkeypatch.setenv(POLICY_VARIABLE, str(named))
+    assert TrustPolicy.load() == TrustPolicy.parse(POLICY)
+    assert TrustPolicy.load(BUILT_IN) != TrustPolicy.load()
+    monkeypatch.setenv(POLICY_VARIABLE, "")
+    assert TrustPolicy.load() == TrustPolicy.load(BUILT_IN)
+    monkeypatch.delenv(POLICY_VARIABLE)
+    assert TrustPolicy.load() == TrustPolicy.load(BUILT_IN)
+    monkeypatch.setenv(POLICY_VARIABLE, str(tmp_path / "nothing.toml"))
+    with pytest.raises(CimlError, match=r"nothing\.toml"):
+        TrustPolicy.load()
+
+
+def test_no_payload_names_its_adapter() -> None:
+    run = {"id": "1", "job": "j", "result": "SUCCESS", "end_time": 1795522800, "adapter": "zuul", "auth": "mqtt-user"}
+    facts, _ = facts_from_run(run, run_identity(run, "zuul"), "finished")
+    assert (facts.adapter, facts.auth) == ("", "")
+
+
+def test_digests_of_policies_outlive_new_facts() -> None:
+    assert former_policy().digest == "62b027be1fb946d2"
+    assert TrustPolicy.parse(POLICY).digest == "6e1eb2dc9bc98a55"
+    assert FACTS_IN_ORDER[:6] == ("source", "pipeline", "project", "branch", "event", "review")
+
+
+@pytest.mark.parametrize("fact", FACTS_IN_ORDER)
+def test_a_rule_may_match_any_fact_and_all_of_them_are_stored(fact: str) -> None:
+    policy = TrustPolicy.parse(f'[[rule]]\nname = "it"\ntrusted = true\n{fact} = ["this"]')
+    assert evaluate(policy, FACTS.replace(**{fact: "this"})).trusted
+    assert not evaluate(policy, FACTS).trusted
+    assert fact in STORED  # of a run that an update concerns: it is judged by these
+
+
+PROVED = {
+    "zuul": FACTS.replace(auth="mqtt-user"),
+    "github": FACTS.replace(source="github", auth="hmac-sha256", fork="no"),
+    "gitlab": FACTS.replace(source="gitlab", auth="token", fork="no"),
+}
+PULL = {"github": "pull_request", "gitlab": "merge_request_event"}
+
+
+@pytest.mark.parametrize(
+    ("system", "facts", "rule"),
+    [
+        ("zuul", {"pipeline": "gate", "branch": "main"}, "gated"),
+        ("zuul", {"pipeline": "gate", "branch": "mine"}, None),
+        ("zuul", {"pipeline": "gate"}, None),
+        ("zuul", {"pipeline": "post", "branch": "stable/1"}, "merged"),
+        ("zuul", {"pipeline": "post", "branch": "stable/1/mine"}, None),
+        ("zuul", {"pipeline": "release"}, "released"),
+        ("zuul", {"pipeline": "check", "branch": "main"}, None),
+        ("zuul", {"pipeline": "check", "branch": "main", "review": "merged"}, "reviewed"),
+        ("zuul", {"pipeline": "check", "branch": "mine", "review": "merged"}, None),
+        ("zuul", {"pipeline": "check", "branch": "main", "review": "partly_approved"}, None),
+        ("zuul", {"pipeline": "gate", "auth": ""}, "unproved"),
+        ("zuul", {"pipeline": "gate", "auth": "hmac-sha256"}, None),
+        ("github", {"event": "push", "branch": "main"}, None),  # it may be a tag
+        ("github", {"event": "merge_group", "branch": "main"}, "queue and schedule"),
+        ("github", {"event": "schedule", "branch": "main"}, "queue and schedule"),
+        ("github", {"event": "pull_request", "branch": "main", "review": "approved"}, None),  # perhaps by a reader
+        ("gitlab", {"event": "push", "branch": "main"}, "main branches"),
+        ("gitlab", {"event": "merge_request_event", "branch": "main", "review": "approved"}, "reviewed"),
+        *(
+            (system, facts, rule)
+            for system in ("github", "gitlab")
+            for facts, rule in [
+                ({"event": "push", "branch": "main", "review": "pushed"}, "main branches"),
+                ({"event": "push", "branch": "wip", "review": "pushed"}, None),
+                ({"event": "push", "branch": "main", "fork": "yes"}, "forks"),
+                ({"event": "push", "branch": "main", "fork": ""}, "forks"),
+                ({"event": "push", "branch": "main", "auth": ""}, None),
+                ({"event": PULL[system], "branch": "main"}, None),
+                ({"event": PULL[system], "branch": "main", "review": "merged"}, "reviewed"),
+                ({"event": PULL[system], "branch": "mine", "review": "merged"}, None),
+                ({"event": PULL[system], "branch": "", "review": "merged"}, None),
+                ({"event": PULL[system], "review": "approved", "fork": "yes"}, "forks"),
+                ({"pipeline": "gate", "review": "merged"}, None),
+            ]
+        ),
+    ],
+)
+def test_sample_policies(system: str, facts: dict[str, str], rule: str | None) -> None:
+    policy = TrustPolicy.load(SAMPLES / f"trust_{system}.toml")
+    trust = evaluate(policy, PROVED[system].replace(**facts))
+    assert trust.rule == (rule or NO_RULE)
+    assert trust.trusted == (rule not in (None, "forks", "unproved"))
+    for other in PROVED.keys() - {system}:
+        assert not evaluate(policy, PROVED[other].replace(pipeline="gate", review="merged")).trusted
+
+
+def test_a_listing_is_trusted_as_its_source_is_named() -> None:
+    line = {
+        "build_uuid": "a",
+        "build_name": "j",
+        "result": "SUCCESS",
+        "end_time": "2020-11-19T12:42:17Z",
+        "log_path": "a",
+    }
+    policy = TrustPolicy.load()
+    assert evaluate(policy, facts_from_listing(line)).trusted
+    assert not evaluate(policy, facts_from_listing(line, "found-somewhere")).trusted
+
+
+POLICY = """
+[[rule]]
+name = "no forks"
+trusted = false
+project = ["*-fork", "tmp/*"]
+
+[[rule]]
+name = "main"
+trusted = true
+source = "zuul"
+branch = ["main", "stable/*"]
+project = ["acme/*"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"project": "acme/a", "branch": "main"}, (True, "main")),
+        ({"project": "acme/a", "branch": "stable/1"}, (True, "main")),
+        ({"project": "acme/a-fork", "branch": "main"}, (False, "no forks")),
+        ({"project": "acme/a", "branch": "mainly"}, (False, NO_RULE)),
+        ({"project": "acme/a", "branch": "main", "source": "zuul2"}, (False, NO_RULE)),
+    ],
+)
+def test_first_match_decides(facts: dict[str, Any], expected: tuple[bool, str]) -> None:
+    trust = evaluate(TrustPolicy.parse(POLICY), FACTS.replace(**facts))
+    assert (trust.trusted, trust.rule) == expected
+
+
+def test_digest_is_of_the_rules_and_their_order() -> None:
+    policy = TrustPolicy.parse(POLICY)
+    assert TrustPolicy.parse("# a word\n" + POLICY.replace('"zuul"', '[ "zuul" ]')).digest == policy.digest
+    assert TrustPolicy.of(policy.rules[::-1]).digest != policy.digest
+    assert TrustPolicy.parse(POLICY.replace("main", "MAIN", 1)).digest != policy.digest
+    assert pickle.loads(pickle.dumps(policy)) == policy
+    assert evaluate(TrustPolicy.parse(""), FACTS) == Trust(False, NO_RULE, TrustPolicy.parse("").digest)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rule = 3", "write rules as"),
+        ("[rule]\nname='a'", "write rules as"),
+        ("rules = []", "unknown key 'rules'"),
+        ("[[rule]]\nname='a'\ntrusted=true\npipelines=['gate']", "rule 1: unknown key 'pipelines'; choose from name"),
+        ("[[rule]]\ntrusted=true\npipeline=['gate']", "rule 1: want a name other than 'no rule'"),
+        ("[[rule]]\nname='no rule'\ntrusted=true\npipeline=['gate']", "rule 1: want a name other than 'no rule'"),
+        ("[[rule]]\nname='a'\npipeline=['gate']", "set trusted = true"),
+        ("[[rule]]\nname='a'\ntrusted='yes'\npipeline=['gate']", "set trusted = true"),
+        ("[[rule]]\nname='a'\ntrusted=true\npipeline=[]", "pipeline must be a glob or a list"),
+        ("[[rule]]\nname='a'\ntrusted=true\npipeline=[3]", "pipeline must be a glob or a list"),
+        ("[[rule]]\nname='a'\ntrusted=true", "it would trust everything"),
+        ("[[rule]]\nname='a'\ntrusted=false\n[[rule]]\nname='a'\ntrusted=false", "two rules have the name 'a'"),
+        ("= 3", "Invalid"),
+    ],
+)
+def test_mistakes_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "trust.toml"
+    path.write_text(text)
+    with pytest.raises(CimlError) as caught:
+        TrustPolicy.load(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CimlError, match=r"none\.toml: No such file"):
+        TrustPolicy.load(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b"# \xe9")
+    with pytest.raises(CimlError, match="UTF-8"):
+        TrustPolicy.load(tmp_path / "latin.toml")
+
+
+def test_judge_fills_in_a_batch() -> None:
+    pending_runs = [
+        PendingRun(Origin("t", 0, i), "k", FACTS.replace(pipeline=name)) for i, name in enumerate(["gate", "check"] * 3)
+    ]
+    policy = TrustPolicy.load()
+    judged = judge(Batch(None, [], pending_runs), policy)
+    assert [pending.trust for pending in judged.pending_runs] == [
+        Trust(True, "gated", policy.digest), Trust(False, NO_RULE, policy.digest),
+    ] * 3  # fmt: skip
+
+
+def test_what_is_remembered_stays_bounded() -> None:
+    policy = TrustPolicy.load()
+    for number in range(20_500):
+        assert not evaluate(policy, FACTS.replace(branch=str(number))).trusted
+    assert len(policy._decided) <= 10_000
+
+
+RELEASES = """
+[[rule]]
+name = "releases"
+trusted = true
+source = ["zuul-*"]
+branch = ["main", "release/*"]
+project = ["octo/**", "w[!x]"]
+"""
+
+
+def releases(branch: str, project: str = "octo/widget") -> RunFacts:
+    return RunFacts("zuul-a~u~1", "u", "unit", source="zuul-a", branch=branch, project=project)
+
+
+def test_a_policy_without_globs_keeps_its_meaning_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    policy = TrustPolicy.parse(RELEASES, "trust.toml")
+    assert policy.digest == TrustPolicy.of(policy.rules).digest == "b5cee73d5852ac37"
+    assert [evaluate(policy, releases(branch)).trusted for branch in ("release/1", "release/1/PR-5")] == [True, True]
+    assert [record.getMessage() for record in caplog.records] == [
+        "trust.toml: globs match names with further '/', too: rule 'releases': project 'w[!x]', rule 'releases': "
+        "branch 'release/*'; set globs = 2 above the first rule: then * ends at '/', and ** does not"
+    ]
+    assert "'release/*'" in str(trace(policy, releases("other", "w/"))[0].mismatches)
+
+
+def test_with_globs_2_a_star_ends_at_a_slash(caplog: pytest.LogCaptureFixture) -> None:
+    policy = TrustPolicy.parse(f"globs = 2\n{RELEASES}")
+    branches = ["main", "release/1", "release/", "release/1/PR-5", "release/1/2", "Main"]
+    assert [branch for branch in branches if evaluate(policy, releases(branch)).trusted] == branches[:3]
+    assert [evaluate(policy, releases("main", name)).trusted for name in ("octo/a/b", "wy", "w/")] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert caplog.records == []
+    assert [found.mismatches for found in trace(policy, releases("release/1/2"))] == [
+        (Mismatch("branch", "release/1/2", ("main", "release/*")),)
+    ]
+    former = TrustPolicy.parse(f"globs = 1\n{RELEASES}")
+    assert former.digest == TrustPolicy.parse(RELEASES).digest != policy.digest
+
+
+@pytest.mark.parametrize("globs", ["3", "0", "true", "2.0", '"2"', "[]"])
+def test_an_unknown_meaning_of_globs_is_an_error(globs: str) -> None:
+    with pytest.raises(CimlError, match="the trust policy: globs must be 1 or 2, not"):
+        TrustPolicy.parse(f"globs = {globs}")
+
+
+@pytest.mark.parametrize("policy", [None, *sorted(SAMPLES.glob("trust_*.toml"))])
+def test_in_policies_of_ciml_a_star_ends_at_a_slash(policy: Path | None, caplog: pytest.LogCaptureFixture) -> None:
+    assert TrustPolicy.load(policy).globs == PATH_GLOBS
+    assert caplog.records == []

@@ -1,0 +1,167 @@
+"""What is said of the first events of a source: what the adapter makes of them, and what ingest commits."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from ciml.data_root import DataRoot
+from ciml.events.records import Message, Origin, Outcome, RawFile, RunFacts, Trust
+from ciml.integrations.registry import delivered, find_adapter
+from ciml.kafka.options import KafkaOptions
+from ciml.manifest.log import ManifestLog
+from ciml.pipelines.kafka.broker import make_topic
+from ciml.services.arrivals import REMEDIES, Became, arrival, arrivals, became, committed, remedy
+
+DOCS = Path(__file__).parents[3] / "docs"
+FACTS = RunFacts("zuul~u~1", "u", "unit", source="zuul", outcome="failure", phase="finished")
+
+
+def message(adapter: str, body: Any, headers: Mapping[str, str] = {}, source: str = "") -> Message:
+    value, named = delivered(find_adapter(adapter), source or adapter, json.dumps(body).encode(), headers, "token")
+    return Message(7, value, tuple(named))
+
+
+def report(result: str = "SUCCESS", log_url: str | None = "https://logs.example.org/a/") -> dict[str, Any]:
+    """A message of Zuul about one build."""
+    build = {"uuid": "u", "job_name": "unit", "result": result, "log_url": log_url, "voting": True}
+    times = {"start_time": 1795661004.4, "end_time": 1795661016.2}
+    return {"action": "success", "timestamp": 1795661017.1, "buildset": {"uuid": "s", "builds": [build | times]}}
+
+
+def parts(found: Message) -> tuple[Became, ...]:
+    return arrival("ci-events", 2, found).became
+
+
+def test_a_run_is_said_with_the_address_of_its_log() -> None:
+    (run,) = parts(message("zuul", report()))
+    assert (run.pending, run.final, run.rejected) == ("zuul~u~1", True, False)
+    assert run.text == "run zuul~u~1: unit, success; its log is fetched from https://logs.example.org/a/"
+
+
+def test_a_ping_is_no_end() -> None:
+    (ping,) = parts(message("github", {"zen": "x", "hook_id": 1}, {"x-github-event": "ping"}))
+    assert (ping.final, ping.rejected) == (False, False)
+    assert ping.text == "the event is ignored, no_run: a ping only tests the webhook"
+
+
+def test_a_dead_letter_says_what_to_do() -> None:
+    (letter,) = parts(message("zuul", report(log_url=None)))
+    assert (letter.final, letter.rejected) == (True, True)
+    assert letter.text.splitlines() == [
+        "run zuul~u~1 (unit, success) is a dead letter, missing_field: log_url", f"    {remedy('missing_field')}"
+    ]  # fmt: skip
+    (letter,) = parts(Message(7, b"{", message("zuul", {}).headers))
+    assert letter.text.startswith("the event is a dead letter, broken_json")
+
+
+def test_an_update_names_its_subject() -> None:
+    change: dict[str, Any] = {"project": "demo", "number": 7, "owner": {"username": "dev"}, "branch": "master"}
+    change["commitMessage"] = "A change"
+    patchset = {"number": 2, "revision": "a" * 40}
+    body = {"type": "change-merged", "change": change, "patchSet": patchset, "eventCreatedOn": 1795661017}
+    (update,) = parts(message("gerrit", body, source="zuul"))
+    assert (update.final, update.updates) == (False, True)
+    assert update.text == (
+        "update of the runs of change:demo/7/2: review merged, target master; "
+        f"merged:demo/master/{'a' * 40}: review merged"
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [
+        ({"kind": "run", "trust": Trust(True, "gated", "p")}, "is stored, trusted by the rule 'gated'"),
+        ({"kind": "run", "trust": Trust(False, "no rule", "p")}, "is stored, not trusted: 'no rule'"),
+        ({"kind": "ignored", "reason": "skipped"}, "is ignored, skipped"),
+        ({"kind": "repeat"}, "repeat"),
+    ],
+)
+def test_what_ingest_committed(outcome: dict[str, Any], text: str) -> None:
+    said = became(Outcome(origin=Origin("t", 0, 1), mention=FACTS, **outcome)).text
+    assert said.startswith("run zuul~u~1 (unit, failure)")
+    assert said.endswith(text)
+
+
+def test_a_deferred_run_is_tried_again_and_needs_no_replay() -> None:
+    said = became(Outcome("deferred", Origin("t", 0, 1), mention=FACTS, reason="log_not_found", detail="404"))
+    assert (said.final, said.pending) == (False, "zuul~u~1")
+    assert "ingest tries again" in said.text
+    assert "replay" not in said.text
+    assert remedy("log_not_found").endswith("; then: ciml dead-letters replay")
+
+
+def test_remedies_are_for_reasons_that_exist() -> None:
+    documented = set(re.findall(r"`(\w+)`", "".join(path.read_text() for path in DOCS.rglob("*.md"))))
+    assert REMEDIES.keys() <= documented
+    assert "docs/dead-letters.md" in remedy("unheard_of")
+
+
+def _delta(version: int, origin: Origin, **lists: list[Outcome]) -> dict[str, Any]:
+    empty: dict[str, Any] = {
+        name: [] for name in ("runs", "repeats", "corrections", "ignored", "dead_letters", "deferred")
+    }
+    filled = {name: [one.to_json() for one in outcomes] for name, outcomes in lists.items()}
+    offsets = {origin.topic: {"id": "", "partitions": {str(origin.partition): [[origin.offset, origin.offset + 1]]}}}
+    return {
+        "version": version,
+        "time_us": 1,
+        "closes": [],
+        **empty,
+        **filled,
+        "offsets": offsets if version == 1 else {},
+    }
+
+
+def test_commits_are_followed_until_each_run_is_settled(tmp_path: Path) -> None:
+    origin, other = Origin("ci-events", 0, 5), Origin("ci-events", 0, 55)
+    log = ManifestLog(DataRoot.open(str(tmp_path)).raw)
+    waits = Outcome("deferred", origin, "e", FACTS, "log_not_found", attempts=1, first_seen_us=1, not_before_us=2)
+    stranger = Outcome("ignored", other, "f", FACTS.replace(run_id="zuul~v~1"), "skipped")
+    assert log.try_append(1, _delta(1, origin, deferred=[waits], ignored=[stranger]))
+    found: list[Became] = []
+
+    def settle() -> None:
+        time.sleep(1.5)
+        file = RawFile("runs/x.parquet", "0" * 64, 1, 1)
+        run = Outcome("run", origin, "e", FACTS, trust=Trust(True, "gated", "p"), file=file, attempts=2)
+        assert log.try_append(2, _delta(2, origin, runs=[run]))
+
+    thread = threading.Thread(target=settle)
+    thread.start()
+    found.extend(committed(str(tmp_path), origin, time.monotonic() + 20))
+    thread.join()
+    assert [each.final for each in found] == [False, True]
+    assert "is stored, trusted" in found[1].text
+
+
+def test_nothing_is_committed_before_the_time_is_over(tmp_path: Path) -> None:
+    assert list(committed(str(tmp_path / "new"), Origin("ci-events", 0, 5), time.monotonic() + 0.1)) == []
+
+
+@pytest.mark.engines
+def test_only_events_of_the_source_and_its_adapter_arrive(kafka: str) -> None:
+    options = KafkaOptions.of(kafka)
+    topic = f"arrivals-{time.time_ns()}"
+    make_topic(options, topic, 2)
+    producer = Producer({"bootstrap.servers": kafka})
+
+    def send(found: Message, partition: int) -> None:
+        producer.produce(topic, found.value, headers=list(found.headers), partition=partition)
+        assert producer.flush(20) == 0
+
+    old = time.time()
+    send(message("zuul", report(), source="other"), 0)
+    send(message("gerrit", {"type": "ref-updated"}, source="zuul"), 0)
+    send(message("zuul", report("FAILURE")), 1)
+    found = next(arrivals(options, topic, "zuul", "zuul", old - 60, time.monotonic() + 30))
+    assert (found.origin.partition, found.became[0].pending) == (1, "zuul~u~1")
+    assert list(arrivals(options, topic, "zuul", "zuul", time.time() + 60, time.monotonic() + 1)) == []

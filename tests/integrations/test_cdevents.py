@@ -1,0 +1,174 @@
+"""CDEvents of every version: runs, and changes that are joined to runs by their chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ciml.errors import RejectedInput
+from ciml.integrations import cdevents
+from ciml.integrations.adapter import Delivery
+from tests.integrations.deliveries import event_of
+from tests.integrations.reading import runs_of, updates_of
+from tests.integrations.samples import cdevent, cloudevent, delivery
+
+LOG = {"ciml": {"log_url": "https://logs.example/7.csv", "labels": {"node": "n1"}, "branch": "main"}}
+
+
+def finished(kind: str = "taskrun", version: str = "0.5.1", **parts: Any) -> dict[str, Any]:
+    content = {"taskName": "build", "outcome": "failure", "uri" if version >= "0.5" else "url": "https://ci.example/7"}
+    content |= parts.pop("content", {})
+    return cdevent(f"dev.cdevents.{kind}.finished.0.3.0", content, version, **parts)
+
+
+def one(event: Any) -> Any:
+    (run,) = runs_of("cdevents", event if isinstance(event, Delivery) else delivery(event)).values()
+    return run
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.4.1", "0.5.1", "0.6.0-draft"])
+@pytest.mark.parametrize("mode", ["binary", "structured", "bare"])
+def test_every_fact_of_a_task_run(version: str, mode: str) -> None:
+    event = finished(version=version, context={"chainId": "c1"}, customData=LOG)
+    sent = delivery(event) if mode == "bare" else cloudevent(event["context"]["type"], event, mode)
+    found = event_of("cdevents", sent)
+    expected = ("ci+token d1", "dev.cdevents.taskrun.finished.0.3.0", 1795521660000000)
+    assert (found.key, found.type, found.time_us) == expected
+    (run,) = found.run_facts
+    assert run.to_json() == {
+        "run_id": "ci~ci%2Ftekton%2Fbuild-7~1", "build_uuid": "ci/tekton/build-7", "build_name": "build",
+        "phase": "finished", "outcome": "failure", "result": "failure", "source": "ci", "branch": "main",
+        "log_url": "https://logs.example/7.csv", "end_us": 1795521660000000, "labels": {"node": "n1"}, "auth": "token",
+        "adapter": "cdevents",
+        "url": "https://ci.example/7", "subjects": ("chain:c1",),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "outcome"),
+    [("success", "success"), ("failure", "failure"), ("cancel", "cancellation"), ("error", "error"),
+     ("pass", "success"), ("fail", "failure")],
+)  # fmt: skip
+def test_the_outcomes_of_all_versions(word: str, outcome: str) -> None:
+    content = {"testSuite": {"id": "9", "name": "unit"}, "outcome": word}
+    run = one(finished("testsuiterun", content=content, customData=LOG))
+    assert (run.outcome, run.result, run.build_name) == (outcome, word, "unit")
+
+
+def test_a_test_suite_without_a_name_has_its_id() -> None:
+    assert one(finished("testsuiterun", content={"testSuite": {"id": "9"}})).build_name == "9"
+
+
+@pytest.mark.parametrize(
+    ("predicate", "phase", "start"), [("queued", "queued", None), ("started", "started", 1795521660000000)]
+)
+def test_a_pipeline_on_its_way(predicate: str, phase: str, start: int | None) -> None:
+    kind = f"dev.cdevents.pipelinerun.{predicate}.0.3.0-draft"
+    run = one(cdevent(kind, {"pipelineName": "nightly", "uri": "https://ci.example/1"}))
+    assert (run.phase, run.start_us, run.end_us, run.build_name, run.pipeline) == (
+        phase,
+        start,
+        None,
+        "nightly",
+        "nightly",
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "native"),
+    [
+        ({}, "ci/tekton/build-7"),
+        ({"subject": {"source": "https://jenkins.example/job/app/", "id": "13"}}, "https://jenkins.example/job/app/13"),
+        ({"subject": {"source": "https://jenkins.example/job/lib/", "id": "13"}}, "https://jenkins.example/job/lib/13"),
+        ({"context": {"source": ""}}, "build-7"),
+    ],
+)
+def test_an_id_is_unique_within_its_source_alone(parts: dict[str, Any], native: str) -> None:
+    assert one(finished(customData=LOG, **parts)).build_uuid == native
+
+
+def test_a_long_id_becomes_a_digest() -> None:
+    first, second = (one(finished(subject={"id": "x" * 300 + end})).build_uuid for end in "ab")
+    assert len(first) == len(second) == 64
+    assert first != second
+
+
+@pytest.mark.parametrize("custom", [None, "YWJj", ["x"], {"other": 1}, {"ciml": {}}])
+def test_other_custom_data_is_not_ciml_s(custom: Any) -> None:
+    assert one(finished(customData=custom)).log_url == ""
+
+
+def test_custom_data_cannot_say_how_the_sender_was_proved_or_which_run_it_is() -> None:
+    run = one(finished(customData={"ciml": {"auth": "mtls", "id": "other", "outcome": "success", "result": "success"}}))
+    assert (run.auth, run.build_uuid, run.outcome) == ("token", "ci/tekton/build-7", "failure")
+
+
+def change(predicate: str, **parts: Any) -> Any:
+    kind = f"dev.cdevents.change.{predicate}.0.3.0"
+    return cdevent(
+        kind, {"repository": {"id": "demo/app", "source": "https://git.example"}}, subject={"id": "42"}, **parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("predicate", "review"),
+    [("created", {}), ("updated", {}), ("reviewed", {"review": "reviewed"}), ("merged", {"review": "partly_approved"})],
+)
+def test_a_change_is_joined_to_the_runs_of_its_chain(predicate: str, review: dict[str, str]) -> None:
+    found = updates_of("cdevents", delivery(change(predicate, context={"chainId": "c1"})))
+    assert found == {"chain:c1": {"change": "42", "project": "demo/app", **review}}
+
+
+@pytest.mark.parametrize(
+    ("event", "rule"),
+    [
+        (change("merged"), cdevents.NO_CHAIN),
+        (change("abandoned", context={"chainId": "c1"}), cdevents.ABANDONED),
+        (cdevent("dev.cdevents.build.finished.0.3.0", {}), cdevents.NO_RUN),
+        (cdevent("dev.cdevents.artifact.published.0.2.0", {}), cdevents.NO_RUN),
+        (cdevent("dev.cdevents.service.deployed.0.3.0", {}), cdevents.NO_RUN),
+        (cdevent("dev.cdevents.incident.detected.0.3.0", {}), cdevents.NO_RUN),
+        (cdevent("dev.cdevents.testcaserun.finished.0.3.0", {"outcome": "success"}), cdevents.TEST_CASE),
+        (
+            cdevent("dev.cdevents.testoutput.published.0.3.0", {"outputType": "log", "uri": "https://l"}),
+            cdevents.OUTPUT,
+        ),
+        (cdevent("dev.cdeventsx.tool-thing.created.0.1.0", {}), cdevents.CUSTOM),
+    ],
+)
+def test_what_says_nothing_of_a_run_is_ignored(event: Any, rule: str) -> None:
+    found = event_of("cdevents", delivery(event))
+    assert (found.id, found.type, found.ignored) == ("d1", event["context"]["type"], rule)
+
+
+@pytest.mark.parametrize(
+    ("event", "reason", "where"),
+    [
+        ({"context": None, "subject": {}}, "missing_field", "context.id"),
+        ({"context": [], "subject": {}}, "bad_field", "context"),
+        ({"subject": {}}, "not_an_event", "specversion"),
+        (cdevent("dev.cdevents.taskrun.resumed.0.3.0", {}), "unknown_type", "context.type"),
+        (cdevent("dev.cdevents.change.split.0.3.0", {}), "unknown_type", "context.type"),
+        (cdevent("dev.cdevents.taskrun.finished", {}), "unknown_type", "context.type"),
+        (cdevent("org.example.taskrun.finished.0.3.0", {}), "unknown_type", "context.type"),
+        (finished(context={"timestamp": "noon"}), "bad_time", "context.timestamp"),
+        (finished(subject={"id": ""}), "missing_field", "subject.id"),
+        (finished(subject={"content": "x"}), "bad_field", "subject.content"),
+        (finished(content={"taskName": {}}), "bad_field", "taskName"),
+        (finished(customData={"ciml": "x"}), "bad_field", "ciml"),
+    ],
+)
+def test_a_damaged_event_is_rejected(event: Any, reason: str, where: str) -> None:
+    with pytest.raises(RejectedInput) as caught:
+        event_of("cdevents", delivery(event))
+    assert (caught.value.reason, caught.value.detail.partition(":")[0]) == (reason, where)
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [({"outcome": None}, "result"), ({"outcome": "neither"}, "result"), ({"taskName": None}, "job")],
+)
+def test_a_finished_run_needs_its_outcome_and_its_job(content: dict[str, Any], where: str) -> None:
+    ((facts, fault),) = event_of("cdevents", delivery(finished(content=content))).rejections
+    assert (facts.build_uuid, fault.detail.partition(":")[0]) == ("ci/tekton/build-7", where)

@@ -1,0 +1,99 @@
+"""No run is trusted unless everything that it executed was reviewed: scenarios of all adapters, in several orders."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ciml.events.records import Batch, Message, OffsetRange, Outcome, PendingRun, RawFile, RunFacts
+from ciml.integrations.adapter import Delivery
+from ciml.integrations.registry import delivered, find_adapter, read_event
+from ciml.runs.accounting import reconcile
+from ciml.runs.state import RawState
+from ciml.transforms.ingest.decode import decode
+from ciml.trust import TrustPolicy, evaluate, judge
+from tests.integrations import executed
+from tests.integrations.executed import Scenario, Sent
+
+POLICIES = Path(__file__).parents[2]
+SCENARIOS: list[Scenario] = [
+    scenario
+    for module in pkgutil.iter_modules(executed.__path__)
+    for scenario in importlib.import_module(f"tests.integrations.executed.{module.name}").SCENARIOS
+]
+
+
+def policy_of(scenario: Scenario) -> TrustPolicy:
+    if "\n" in scenario.policy:
+        return TrustPolicy.parse(scenario.policy)
+    return TrustPolicy.load(POLICIES / scenario.policy)
+
+
+def message(scenario: Scenario, sent: Delivery | Sent, offset: int) -> Message:
+    sent = sent if isinstance(sent, Sent) else Sent(sent)
+    auth = scenario.auth if sent.auth is None else sent.auth
+    adapter, given = find_adapter(sent.adapter or scenario.adapter), sent.delivery
+    value, headers = delivered(adapter, scenario.source, given.body, given.headers, auth, f"{given.id}-{offset}")
+    return Message(offset, value, tuple(headers))
+
+
+def stored(pending: PendingRun) -> Outcome:
+    digest = pending.mention.run_id
+    file = RawFile(f"runs/{digest}", digest, 1, 1)
+    return Outcome("run", pending.origin, pending.event_key, pending.mention, trust=pending.trust, file=file)
+
+
+def ingest(messages: Sequence[Message], policy: TrustPolicy, at_once: int) -> tuple[RawState, dict[str, RunFacts]]:
+    """Return the state of the manifest after all messages, and the runs' own facts."""
+    state, runs = RawState(), dict[str, RunFacts]()
+    for start in range(0, len(messages), at_once):
+        batch = Batch(OffsetRange("t", "T", 0, start, start + at_once))
+        for place, one in enumerate(messages[start : start + at_once]):
+            covers = OffsetRange("t", "T", 0, start + place, start + place + 1)
+            decoded = decode(Batch(covers, [one._replace(offset=start + place)]), read_event=read_event)
+            batch.pending_runs += decoded.pending_runs
+            batch.settled += decoded.settled
+        batch = judge(batch, policy)
+        runs |= {pending.mention.run_id: pending.mention for pending in batch.pending_runs}
+        batch.settled += [stored(pending) for pending in batch.pending_runs]
+        delta = reconcile(state, [Batch(batch.covers, settled=batch.settled)], 1, lambda facts: evaluate(policy, facts))
+        assert delta is not None
+        state.apply(state.version + 1, delta)
+    return state, runs
+
+
+def orders(scenario: Scenario) -> list[tuple[str, list[Message]]]:
+    """Return the messages as they were sent, in reverse, repeated, and shuffled. Times and ids stay the same."""
+    messages = [message(scenario, sent, offset) for offset, sent in enumerate(scenario.sent)]
+    shuffled = messages * 2
+    random.Random(scenario.name).shuffle(shuffled)
+    return [("as sent", messages), ("reversed", messages[::-1]), ("repeated and shuffled", shuffled)]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: f"{scenario.adapter}: {scenario.name}")
+def test_only_what_was_reviewed_is_trusted(scenario: Scenario) -> None:
+    policy = policy_of(scenario)
+    for order, messages in orders(scenario):
+        for at_once in (1, len(messages)):
+            state, runs = ingest(messages, policy, at_once)
+            named = [run_id for run_id, facts in runs.items() if scenario.run in ("", facts.build_uuid)]
+            assert len(named) == 1, (order, sorted(runs))
+            (run_id,) = named
+            known = state.index.run(run_id)
+            assert known is not None
+            # As the snapshot of a training decides: examples hold no fork, proof, owner and subjects.
+            facts = runs[run_id].replace(fork="", auth="", owner="", subjects=())
+            (joined,) = state.index.subjects.joined({run_id: facts}).values()
+            decision = evaluate(policy, joined)
+            where = (order, at_once, decision.rule, joined)
+            assert (known.trusted, decision.trusted) == (scenario.trusted, scenario.trusted), where
+
+
+def test_the_names_of_scenarios_differ() -> None:
+    names = [(scenario.adapter, scenario.name) for scenario in SCENARIOS]
+    assert len(set(names)) == len(names)

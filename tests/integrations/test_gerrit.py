@@ -1,0 +1,331 @@
+"""Gerrit: reviews and merges are facts of another system's runs, found by change and patch set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ciml.errors import RejectedInput
+from ciml.events.updates import PARTLY_APPROVED
+from ciml.integrations.gerrit import adapter
+from tests.integrations import samples
+from tests.integrations.deliveries import event_of
+from tests.integrations.reading import runs_of, updates_of
+from tests.integrations.samples import PARENT, SHA, account, delivery, ref_update, vote, zuul_build, zuul_message
+
+CHANGE = "change:demo%2Fapp/7"
+PATCHSET, BEFORE = f"{CHANGE}/2", f"{CHANGE}/1"
+MERGED = f"merged:demo%2Fapp/main/{SHA}"
+
+
+def read(kind: str, **fields: Any) -> Any:
+    """Return the facts of the event's patch set, or the rule by which it is ignored."""
+    event = event_of("gerrit", delivery(samples.gerrit(kind, **fields)))
+    assert event.run_facts == ()
+    return event.ignored or updates_of("gerrit", delivery(samples.gerrit(kind, **fields)))
+
+
+def review(value: str) -> dict[str, str]:
+    """Return the facts of a review for the branch main."""
+    return {"review": value, "target": "main"}
+
+
+def comment(*votes: dict[str, str], by: str = "cleo", **fields: Any) -> Any:
+    return read("comment-added", author=account(by), approvals=list(votes), comment="Patch Set 2:", **fields)
+
+
+def test_an_approval_reaches_the_runs_of_the_patch_set() -> None:
+    build = zuul_build(change={"project": "demo/app", "change": 7, "patchset": "2"})
+    (run,) = runs_of("zuul", delivery(zuul_message(build))).values()
+    (subject,) = comment(vote("Code-Review", "2", "1"))
+    assert subject == PATCHSET
+    assert subject in run.subjects
+
+
+@pytest.mark.parametrize(
+    ("votes", "value"),
+    [
+        ([vote("Code-Review", "2", "0")], PARTLY_APPROVED),
+        ([vote("Code-Review", "+2", "1"), vote("Verified", "0")], PARTLY_APPROVED),
+        ([vote("Code-Review", "1", "0"), vote("Workflow", "1", "0")], PARTLY_APPROVED),
+        ([vote("Code-Review", "1", "2")], "dismissed"),
+        ([vote("Workflow", "-1", "1"), vote("Code-Review", "2")], "dismissed"),
+    ],
+)
+def test_the_votes_of_a_reviewer(votes: list[dict[str, str]], value: str) -> None:
+    assert comment(*votes) == {PATCHSET: review(value)}
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [[vote("Code-Review", "-2", "2")], [vote("Code-Review", "-2", "0"), vote("Workflow", "1", "0")]],
+)
+def test_a_veto_is_of_all_patch_sets(votes: list[dict[str, str]]) -> None:
+    assert comment(*votes) == {CHANGE: {"review": "vetoed"}, PATCHSET: review("changes_requested")}
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [
+        [],
+        [vote("Code-Review", "1", "0")],
+        [vote("Code-Review", "-1", "0"), vote("Workflow", "-1", "0")],
+        [vote("Verified", "2", "0")],  # by the CI system
+        [vote("Verified", "-2", "2")],
+        [vote("Anything", "2", "0")],
+        [vote("Code-Review", "2"), vote("Workflow", "1")],  # given before: perhaps on another patch set, and copied
+    ],
+)
+def test_other_votes_say_nothing_of_the_review(votes: list[dict[str, str]]) -> None:
+    assert comment(*votes) == adapter.NO_VOTE
+
+
+@pytest.mark.parametrize("who", ["ada", "bob", "eve"])
+def test_owner_uploader_and_author_do_not_review_themselves(who: str) -> None:
+    assert comment(vote("Code-Review", "2", "0"), by=who) == adapter.OWN_VOTE
+    assert comment(vote("Code-Review", "0", "2"), by=who) == {PATCHSET: review("dismissed")}
+
+
+@pytest.mark.parametrize(
+    ("voter", "author", "same"),
+    [
+        ({"username": "eve"}, {"username": "eve", "email": "eve@example.org"}, True),
+        ({"username": "eve", "email": "Eve@example.org"}, {"username": "", "email": "eve@example.org"}, True),
+        ({"username": "eve2", "email": "eve@example.org"}, {"username": "eve", "email": "eve@example.org"}, True),
+        ({"username": "eve", "name": "Eve"}, {"name": "Eve", "email": "eve@home.example"}, True),
+        ({"username": "cleo", "name": "J. Smith"}, {"username": "eve", "name": "J. Smith"}, False),
+        ({"username": "cleo"}, {}, False),
+    ],
+)
+def test_an_author_is_known_by_user_name_address_or_name(
+    voter: dict[str, str], author: dict[str, str], same: bool
+) -> None:
+    patchset = {**samples.gerrit("")["patchSet"], "author": author}
+    found = read("comment-added", author=voter, approvals=[vote("Code-Review", "2", "0")], patchSet=patchset)
+    assert (found == adapter.OWN_VOTE) == same
+
+
+def test_a_vote_of_an_unknown_person_is_no_review() -> None:
+    assert read("comment-added", approvals=[vote("Code-Review", "2", "0")]) == adapter.UNKNOWN_VOTER
+    assert read("comment-added", author={}, approvals=[vote("Code-Review", "2", "0")]) == adapter.UNKNOWN_VOTER
+
+
+@pytest.mark.parametrize("status", ["MERGED", "ABANDONED"])
+def test_a_vote_after_the_end_of_a_change_takes_nothing_back(status: str) -> None:
+    change = {**samples.gerrit("")["change"], "status": status}
+    assert comment(vote("Code-Review", "2", "0"), change=change) == adapter.CLOSED
+
+
+def test_a_deleted_vote_is_dismissed() -> None:
+    found = read(
+        "vote-deleted", reviewer=account("cleo"), remover=account("eve"), approvals=[vote("Workflow", "0", "1")]
+    )
+    assert found == {PATCHSET: review("dismissed")}
+
+
+def submitted(**patchset: Any) -> Any:
+    """Return the facts of a merge whose patch set Gerrit made when cleo submitted the change."""
+    made = {"kind": "TRIVIAL_REBASE", "uploader": account("cleo"), "createdOn": 1795521600, "author": account("ada")}
+    return read("change-merged", patchSet=samples.gerrit("")["patchSet"] | made | patchset, submitter=account("cleo"))
+
+
+@pytest.mark.parametrize(
+    "kind", ["NO_CHANGE", "NO_CODE_CHANGE", "TRIVIAL_REBASE", "TRIVIAL_REBASE_WITH_MESSAGE_UPDATE"]
+)
+def test_a_merge_is_also_of_the_patch_set_before_where_gerrit_made_the_last_one(kind: str) -> None:
+    assert submitted(kind=kind) == {
+        PATCHSET: review("merged"),
+        BEFORE: review(PARTLY_APPROVED),
+        MERGED: {"review": "merged"},
+    }
+    assert list(submitted(kind=kind, number="2")) == [PATCHSET, BEFORE, MERGED]
+
+
+@pytest.mark.parametrize(
+    "patchset",
+    [
+        {"kind": "REWORK"},
+        {"kind": None},
+        {"kind": "MERGE_FIRST_PARENT_UPDATE"},
+        {"uploader": account("bob")},
+        {"uploader": None},
+        {"createdOn": 1795521589},
+        {"createdOn": 1795521601},
+        {"createdOn": None},
+        {"createdOn": "1795521600"},
+    ],
+)
+def test_a_merge_says_nothing_of_the_patch_set_before_where_a_person_may_have_made_the_last(
+    patchset: dict[str, Any],
+) -> None:
+    assert submitted(**patchset) == {PATCHSET: review("merged"), MERGED: {"review": "merged"}}
+
+
+def test_a_first_patch_set_has_none_before() -> None:
+    assert list(submitted(number=1)) == [BEFORE, MERGED]
+
+
+def test_a_merge_and_a_branch_s_update_name_the_commits_of_the_branch() -> None:
+    tip = "c" * 40
+    assert list(read("change-merged", newRev=tip)) == [PATCHSET, MERGED, f"merged:demo%2Fapp/main/{tip}"]
+    before = f"merged:demo%2Fapp/stable%2F1/{PARENT}"
+    assert read("ref-updated", refUpdate=ref_update("refs/heads/stable/1", tip)) == {
+        before: {"review": "merged"},
+        f"merged:demo%2Fapp/stable%2F1/{tip}": {"review": "merged"},
+    }
+    created = ref_update("refs/heads/stable/1", tip, "0" * 40)
+    assert list(read("ref-updated", refUpdate=created)) == [f"merged:demo%2Fapp/stable%2F1/{tip}"]
+
+
+@pytest.mark.parametrize("name", ["refs/changes/07/7/2", "refs/changes/07/7/meta", "refs/tags/v1", "main", ""])
+def test_an_update_of_a_ref_that_is_no_branch_says_nothing(name: str) -> None:
+    assert read("ref-updated", refUpdate=ref_update(name)) == adapter.NO_FACT
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        "A change\n\nDepends-On: https://review.example/c/demo/+/9\n",
+        "A change\n\ndepends-on:I0123456789012345678901234567890123456789",
+        "A change\n\t DEPENDS-ON : https://review.example/9",
+        "Depends-On: https://review.example/9",
+    ],
+)
+def test_neither_a_merge_nor_a_patch_set_covers_what_a_message_depends_on(message: str | None) -> None:
+    change = {**samples.gerrit("")["change"], "commitMessage": message}
+    partly = {**review(PARTLY_APPROVED), "parents": "depends-on"}
+    assert read("change-merged", change=change) == {PATCHSET: partly, MERGED: {"review": "merged"}}
+    assert read("patchset-created", change=change) == {PATCHSET: {"owner": "ada", "parents": "depends-on"}}
+
+
+def test_a_message_may_speak_of_dependencies() -> None:
+    change = {**samples.gerrit("")["change"], "commitMessage": "Explain Depends-On: and more\n\nNo-Depends-On: 9\n"}
+    assert read("change-merged", change=change)[PATCHSET] == review("merged")
+
+
+@pytest.mark.parametrize(
+    ("parents", "named"),
+    [
+        ([PARENT], PARENT),
+        ([PARENT, SHA], f"{PARENT} {SHA}"),
+        (["d" * 64], "d" * 64),
+        ([], None),
+        (None, None),
+        (["main"], None),
+        ([PARENT, ""], None),
+        ([f"{n:040x}" for n in range(9)], None),
+    ],
+)
+def test_a_patch_set_names_its_parents(parents: Any, named: str | None) -> None:
+    patchset = {**samples.gerrit("")["patchSet"], "parents": parents}
+    assert read("patchset-created", patchSet=patchset)[PATCHSET].get("parents") == named
+
+
+def test_an_approval_is_of_the_patch_set_that_was_read_alone() -> None:
+    rebased = {"number": 2, "kind": "TRIVIAL_REBASE", "uploader": account("bob")}
+    assert comment(vote("Code-Review", "2", "0"), patchSet=rebased) == {PATCHSET: review(PARTLY_APPROVED)}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (account("ada"), "ada"),
+        ({"email": "a@example.org", "name": "Ada"}, "a@example.org"),
+        ({"name": "Ada L."}, "Ada L."),
+    ],
+)
+def test_a_patch_set_has_the_change_s_owner(owner: dict[str, str], name: str) -> None:
+    change = {**samples.gerrit("")["change"], "owner": owner}
+    assert read("patchset-created", change=change) == {PATCHSET: {"owner": name, "parents": PARENT}}
+
+
+def test_a_patch_set_without_an_owner_and_parents_is_ignored() -> None:
+    change = {**samples.gerrit("")["change"], "owner": None}
+    patchset = {**samples.gerrit("")["patchSet"], "parents": None}
+    assert read("patchset-created", change=change) == {PATCHSET: {"parents": PARENT}}
+    assert read("patchset-created", change=change, patchSet=patchset) == adapter.NO_OWNER
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"change": {"branch": "main", "project": "demo/app", "number": "7"}},
+        {"change": {"branch": "main", "number": 7}, "project": "demo/app"},
+        {"change": {"branch": "main", "number": 7}, "project": {"name": "demo/app"}},
+        {"change": {"branch": "refs/heads/main", "number": 7, "project": {"name": "demo/app"}}, "project": None},
+    ],
+)
+def test_every_form_of_project_and_number(fields: dict[str, Any]) -> None:
+    assert list(read("change-merged", **fields)) == [PATCHSET, MERGED]
+
+
+def test_a_project_with_a_slash_is_never_another_s_change() -> None:
+    ours = read("change-merged", change={"project": "nova/7", "number": 3, "branch": "main"})
+    theirs = read("change-merged", change={"project": "nova", "number": 7, "branch": "main"}, patchSet={"number": 3})
+    assert not {*ours} & {*theirs, "change:nova/7", "change:nova/7/3"}
+
+
+@pytest.mark.parametrize("kind", ["change-abandoned", "project-created", "topic-changed", "dropped-output"])
+def test_other_types_are_ignored(kind: str) -> None:
+    assert read(kind) == adapter.NO_FACT
+
+
+def test_the_same_event_has_the_same_id_and_its_own_time() -> None:
+    first, second = (event_of("gerrit", delivery(samples.gerrit("change-merged"))) for _ in range(2))
+    assert (first.key, first.type, first.time_us) == (second.key, "change-merged", 1795521600000000)
+    assert event_of("gerrit", delivery(samples.gerrit("topic-changed"), delivery_id="d1")).id == "d1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "where"),
+    [
+        ({"type": None}, "missing_field", "type"),
+        ({"change": None}, "missing_field", "change.number"),
+        ({"change": []}, "bad_field", "change"),
+        ({"change": {"number": 7}, "project": {}}, "missing_field", "change.project"),
+        ({"change": {"number": "7/2", "project": "p"}}, "bad_field", "change.number"),
+        ({"change": {"number": -7, "project": "p"}}, "bad_field", "change.number"),
+        ({"patchSet": None}, "missing_field", "patchSet.number"),
+        ({"patchSet": {"number": 2.5}}, "bad_field", "patchSet.number"),
+        ({"change": {"number": 7, "project": "p"}}, "missing_field", "change.branch"),
+        ({"eventCreatedOn": "yesterday"}, "bad_time", "eventCreatedOn"),
+    ],
+)
+def test_what_cannot_be_joined_is_rejected(fields: dict[str, Any], reason: str, where: str) -> None:
+    with pytest.raises(RejectedInput) as caught:
+        event_of("gerrit", delivery({**samples.gerrit("change-merged"), **fields}))
+    assert (caught.value.reason, caught.value.detail.partition(":")[0]) == (reason, where)
+
+
+@pytest.mark.parametrize("approvals", [{}, [7], [{"type": "Code-Review", "value": "two"}], [{"type": []}], [{}] * 101])
+def test_strange_votes_are_rejected(approvals: Any) -> None:
+    with pytest.raises(RejectedInput, match=r"approvals|type"):
+        read("comment-added", author=account("cleo"), approvals=approvals)
+
+
+def _id(kind: str, **fields: Any) -> str:
+    return event_of("gerrit", delivery(samples.gerrit(kind, **fields))).id
+
+
+def test_an_event_has_the_same_id_over_every_way() -> None:
+    """The stream, the webhooks plugin and the REST API write the same event with different fields."""
+    change = samples.gerrit("")["change"]
+    for kind in ("patchset-created", "change-merged"):
+        assert _id(kind) == _id(kind, eventCreatedOn=1795521601, change={**change, "subject": "another"}, refName="x")
+        assert _id(kind) != _id(kind, patchSet={"number": 1})
+        assert _id(kind) != _id(kind, change={**change, "project": "other"})
+        assert _id(kind) != _id(kind, change={**change, "number": 8})
+    assert _id("patchset-created") != _id("change-merged")
+
+
+def test_a_vote_that_is_given_again_is_another_event() -> None:
+    first = {"author": account("cleo"), "approvals": [vote("Code-Review", "2", "0")], "eventCreatedOn": 1795657180}
+    change = {**samples.gerrit("")["change"], "subject": "another"}
+    assert _id("comment-added", **first) == _id("comment-added", **first, change=change)
+    for other in (
+        {"eventCreatedOn": 1795657181}, {"author": account("eve")}, {"approvals": [vote("Code-Review", "1", "0")]},
+        {"comment": "Patch Set 2: Code-Review+2"},
+    ):  # fmt: skip
+        assert _id("comment-added", **first) != _id("comment-added", **{**first, **other})

@@ -1,0 +1,278 @@
+"""GitLab's webhooks: what becomes a run, what updates runs, and what is ignored or rejected for which reason."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ciml.errors import RejectedInput
+from ciml.events.records import RunFacts
+from ciml.integrations.adapter import NOTHING, Delivery
+from ciml.integrations.gitlab import adapter
+from tests.integrations.deliveries import event_of
+from tests.integrations.gitlab_samples import FROM_FORK, PROJECT, SHA, delivery, job, merge_request, pipeline
+from tests.integrations.reading import settled_of
+
+COMMIT = f"sha:44/{SHA}"
+
+
+def run_of(given: Delivery) -> RunFacts:
+    event = event_of("gitlab", given)
+    assert event.rejections == ()
+    (facts,) = event.run_facts
+    return facts
+
+
+def updates_of(given: Delivery) -> dict[str, dict[str, str]]:
+    event = event_of("gitlab", given)
+    assert (event.run_facts, event.rejections) == ((), ())
+    return {update.subject: dict(update.facts) for update in event.updates if not update.only}
+
+
+def of_commit(given: Delivery) -> list[tuple[dict[str, str], dict[str, str], str]]:
+    """Return what a delivery says of the commit: facts, condition and reviewer."""
+    updates = [update for update in event_of("gitlab", given).updates if update.subject == COMMIT]
+    return [(dict(update.facts), dict(update.only), update.by) for update in updates]
+
+
+def settled(given: Delivery) -> list[tuple[str, str, str]]:
+    return settled_of("gitlab", given)
+
+
+def test_a_finished_job_is_a_run() -> None:
+    assert run_of(job()) == RunFacts(
+        run_id="ci~9001~1",
+        build_uuid="9001",
+        build_name="unit 3.11",
+        phase="finished",
+        outcome="success",
+        result="success",
+        source="ci",
+        project="tools/widget",
+        patchset=SHA,
+        log_url="https://gitlab.example/api/v4/projects/44/jobs/9001/artifacts",
+        start_us=1795521600000000,
+        end_us=1795522800000000,
+        labels={
+            "runner": "runner-4",
+            "runner_type": "instance_type",
+            "runner_tags": "linux,docker",
+            "allow_failure": "false",
+            "stage": "test",
+            "retries": "1",
+            "ref": "main",
+        },
+        auth="token",
+        adapter="gitlab",
+        owner="ada",
+        head=SHA,
+        url="https://gitlab.example/tools/widget/-/jobs/9001",
+        attempt_of="501/unit 3.11",
+        subjects=("pipeline:501", COMMIT),
+    )
+
+
+def test_a_job_does_not_know_whose_branch_it_ran() -> None:
+    facts = run_of(job(ref="main"))
+    assert (facts.branch, facts.fork, facts.event, facts.review) == ("", "", "", "")
+
+
+def test_a_retried_job_is_another_run_of_the_same_attempts() -> None:
+    first, second = run_of(job()), run_of(job(build_id=9100))
+    assert (first.run_id, second.run_id) == ("ci~9001~1", "ci~9100~1")
+    assert first.attempt_of == second.attempt_of
+
+
+@pytest.mark.parametrize("tag", [True, False])
+@pytest.mark.parametrize("name", ["head", "merge", "train"])
+def test_a_job_knows_no_merge_request_by_the_name_of_its_ref(name: str, tag: bool) -> None:
+    """Anybody who may push can call a tag or a branch so."""
+    facts = run_of(job(ref=f"refs/merge-requests/6/{name}", tag=tag))
+    assert (facts.change, facts.branch, facts.subjects) == ("", "", ("pipeline:501", COMMIT))
+
+
+def test_an_older_server_is_understood() -> None:
+    facts = run_of(job(project=..., pipeline_id=...))
+    assert (facts.project, facts.log_url, facts.subjects[0]) == (
+        "tools/widget",
+        "https://gitlab.example/api/v4/projects/44/jobs/9001/artifacts",
+        "pipeline:501",
+    )
+
+
+def test_a_server_below_a_path_is_found() -> None:
+    below = {**PROJECT, "web_url": "https://example.org/gitlab/tools/widget"}
+    facts = run_of(job(project=below))
+    assert (facts.log_url, facts.url) == (
+        "https://example.org/gitlab/api/v4/projects/44/jobs/9001/artifacts",
+        "https://example.org/gitlab/tools/widget/-/jobs/9001",
+    )
+
+
+def test_times_of_either_form_are_read() -> None:
+    facts = run_of(job(build_started_at_iso="2026-11-24T12:00:30.500Z", build_finished_at="2026-11-24 12:20:00 +0000"))
+    assert (facts.start_us, facts.end_us) == (1795521630500000, 1795522800000000)
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"),
+    [
+        ("script_failure", "failure"),
+        ("unknown_failure", "failure"),
+        ("a_new_reason", "failure"),
+        ("job_execution_timeout", "timeout"),
+        ("runner_system_failure", "error"),
+        ("stuck_or_timeout_failure", "error"),
+    ],
+)
+def test_the_machine_is_told_from_the_script(reason: str, outcome: str) -> None:
+    facts = run_of(job(build_status="failed", build_failure_reason=reason))
+    assert (facts.outcome, facts.result, facts.labels["failure_reason"]) == (outcome, "failed", reason)
+
+
+@pytest.mark.parametrize("status", [status for status, phase in adapter.PHASES.items() if phase != "finished"])
+def test_a_job_that_has_not_ended_is_not_finished(status: str) -> None:
+    assert settled(job(build_status=status, build_finished_at=None)) == [("ignored", "not_finished", "")]
+
+
+def test_a_skipped_job_has_the_time_of_its_creation() -> None:
+    given = job(build_status="skipped", build_started_at=None, build_finished_at=None)
+    assert (run_of(given).start_us, run_of(given).end_us) == (None, 1795521540000000)
+    assert settled(given) == [("ignored", "skipped", "")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"build_status": "finished"}, "bad_field", "build_status: unknown 'finished'"),
+        ({"build_status": None}, "missing_field", "build_status"),
+        ({"build_id": "9001"}, "bad_field", "build_id: want a whole number from 1, not a text"),
+        ({"project_id": "1/../2"}, "bad_field", "project_id"),
+        ({"build_name": ""}, "missing_field", "build_name"),
+        ({"build_finished_at": "yesterday"}, "bad_time", "build_finished_at"),
+        (
+            {"build_started_at": None, "build_finished_at": None, "build_created_at": None},
+            "missing_field",
+            "start_time",
+        ),
+        ({"runner": []}, "bad_field", "runner: want an object, not a list"),
+        ({"runner": {"tags": "linux"}}, "bad_field", "runner.tags: want a list of at most 100 texts"),
+    ],
+)
+def test_a_job_that_cannot_be_understood_is_a_dead_letter(changes: dict[str, Any], reason: str, detail: str) -> None:
+    ((kind, found, text),) = settled(job(**changes))
+    assert (kind, found) == ("dead_letter", reason)
+    assert detail in text
+
+
+def test_a_pipeline_updates_its_jobs_and_reports_none_of_them() -> None:
+    assert updates_of(pipeline()) == {
+        "pipeline:501": {
+            "event": "push", "pipeline": "push", "project": "tools/widget", "branch": "main", "change": SHA,
+            "patchset": SHA, "fork": "no", "owner": "ada",
+        }
+    }  # fmt: skip
+
+
+def test_the_main_branch_of_a_fork_is_no_branch_of_the_project() -> None:
+    facts = updates_of(pipeline(FROM_FORK, source="merge_request_event", ref="main"))["pipeline:501"]
+    assert (facts["fork"], facts["branch"], facts["change"]) == ("yes", "next", "6")
+    unknown = updates_of(pipeline(source="merge_request_event", ref="main"))["pipeline:501"]
+    assert not unknown.keys() & {"fork", "branch", "change"}
+
+
+def test_the_branch_of_a_merge_request_is_its_target() -> None:
+    inside = FROM_FORK | {"source_project_id": 44, "source_branch": "fix", "target_branch": "release-2"}
+    facts = updates_of(pipeline(inside, source="merge_request_event", ref="fix"))["pipeline:501"]
+    assert (facts["fork"], facts["branch"]) == ("no", "release-2")
+
+
+def test_a_tag_is_no_branch() -> None:
+    facts = updates_of(pipeline(tag=True, ref="main"))["pipeline:501"]
+    assert (facts.get("branch"), facts["fork"]) == (None, "no")
+
+
+OF_6 = {"change": "6", "branch": "main"}
+
+
+def test_a_merge_says_so_of_the_last_commit_in_its_merge_request_alone() -> None:
+    given = merge_request(target_branch="main")
+    assert updates_of(given) == {"merge_request:44/6": {"fork": "no", "branch": "main", "change": "6"}}
+    assert of_commit(given) == [({}, OF_6, ""), ({"review": "merged"}, OF_6, "")]
+
+
+def test_a_merge_request_of_a_fork_says_nothing_of_its_commit() -> None:
+    for action in ("merge", "approved", "open", "update"):
+        given = merge_request(99, action=action, target_branch="main", oldrev=SHA)
+        assert updates_of(given) == {"merge_request:44/6": {"fork": "yes", "branch": "main", "change": "6"}}
+        assert of_commit(given) == []
+
+
+def test_a_merge_into_another_branch_is_no_review() -> None:
+    unnamed = delivery(json.loads(merge_request(target_branch="main").body) | {"project": {}})
+    for given in (merge_request(), unnamed):
+        assert {"review": "merged"} not in [facts for facts, _, _ in of_commit(given)]
+
+
+def test_a_push_and_a_new_target_are_said_of_the_commit() -> None:
+    moved = json.loads(merge_request(action="update", target_branch="main", oldrev="0" * 40).body)
+    changes = {"changes": {"target_branch": {"previous": "mine", "current": "main"}}}
+    assert of_commit(delivery(moved | changes)) == [
+        ({}, OF_6, ""),
+        ({}, {"change": "6", "branch": "mine"}, ""),
+        ({"review": "own"}, OF_6, "ada"),
+    ]
+
+
+@pytest.mark.parametrize("author", [3, "3", None])
+def test_an_approval_by_the_author_or_of_an_unknown_one_is_none(author: object) -> None:
+    found = of_commit(merge_request(action="approved", target_branch="main", author_id=author))
+    assert found == [({}, OF_6, "")]
+    withdrawn = of_commit(merge_request(action="unapproved", target_branch="main", author_id=author))
+    assert withdrawn[1:] == [({"review": "dismissed"}, OF_6, "")]
+
+
+@pytest.mark.parametrize(
+    ("action", "review"),
+    [
+        ("approved", [({"review": "approved"}, OF_6, "ada")]),
+        ("unapproved", [({"review": "dismissed"}, OF_6, "")]),
+        *((action, []) for action in ("approval", "unapproval", "update", "close")),
+    ],
+)
+def test_only_a_full_approval_approves(action: str, review: list[object]) -> None:
+    found = of_commit(merge_request(action=action, target_branch="main"))
+    assert (found[0], found[1:]) == (({}, OF_6, ""), review)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        (delivery({"object_kind": "push"}), "a push reports no run"),
+        (delivery({"object_kind": "tag_push"}), "a push reports no run"),
+        (delivery({"object_kind": "deployment"}), "a deployment's job reports itself"),
+        (delivery({"object_kind": "note"}), adapter.OTHER),
+        (delivery({"event_name": "project_create"}), adapter.OTHER),
+        (delivery({"object_kind": "pipeline", "object_attributes": {"id": 1}}), NOTHING),
+    ],
+)
+def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule: str) -> None:
+    assert settled(given) == [("ignored", "no_run", rule)]
+
+
+def test_an_event_is_known_by_its_body() -> None:
+    """The events that one receiver of webhooks causes share one X-Gitlab-Event-UUID."""
+    assert event_of("gitlab", job()).key != event_of("gitlab", job(build_id=9100)).key
+    assert event_of("gitlab", job()).key == event_of("gitlab", job()._replace(id="other")).key
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [({}, "missing_field"), ({"object_kind": "Push Hook"}, "unknown_type"), ({"object_kind": []}, "bad_field")],
+)
+def test_what_is_no_webhook_of_gitlab_is_rejected(body: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RejectedInput) as caught:
+        event_of("gitlab", delivery(body))
+    assert caught.value.reason == reason

@@ -1,0 +1,120 @@
+"""Deliveries with retries, while the receiver and its broker are killed at random; then the topic and ingest."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ciml.data_root import DataRoot
+from ciml.engines.processes import lasting_ports, python_environment
+from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.ingest.committer import IngestConfig
+from ciml.services.driver import drive
+from ciml.services.ingest import IngestService
+from ciml.transforms.fetch.policy import FetchPolicy
+from tests.faults.children import Program
+from tests.integrations.webhooks.hooking import SOURCE, delivery, write_config
+from tests.integrations.webhooks.test_signatures import github
+from tests.messages import published
+from tests.pipelines.ingest.ingesting import account
+from tests.pipelines.ingest.scenario import corpus_facts
+
+
+@dataclass
+class Killed:
+    """A receiver in a process of its own, which may be killed and started again on its port."""
+
+    folder: Path
+    kafka: str
+    topic: str
+    probe: Path
+    port: int = field(default_factory=lambda: lasting_ports(1)[0])
+
+    def __post_init__(self) -> None:
+        text = f"[webhooks]\nport = {self.port}\nanswer_s = 5\n{SOURCE}rate = 100000\nburst = 100000\n"
+        self._config = write_config(self.folder, text)
+        self.start()
+
+    def start(self) -> None:
+        environment = python_environment()
+        environment["PYTHONPATH"] = os.pathsep.join([str(self.probe), environment.get("PYTHONPATH", "")])
+        self.program = Program(
+            [sys.executable, "-m", "ciml.cli.main", "receive", "webhooks", "--config", str(self._config), "--kafka",
+             self.kafka, "--topic", self.topic],
+            self.folder / "receiver.log", environment,
+        )  # fmt: skip
+
+
+def send_until_accepted(port: int, body: bytes, patience_s: float) -> bool:
+    """Send a delivery as a CI system with retries does, until it is acknowledged."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        one = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
+        try:
+            one.request("POST", "/hooks/hub", body, {**github(body), "Content-Type": "application/json"})
+            if one.getresponse().status == 202:
+                return True
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            one.close()
+        time.sleep(0.05)
+    return False
+
+
+def deliver_and_ingest(
+    receiver: Killed, data: Path, number: int, kills: int, kill: Callable[[random.Random], None], seed: int
+) -> Counter[tuple[str, str]]:
+    """Send deliveries during kills; compare acknowledged ones, topic and raw store; return the outcomes of ingest."""
+    chance, accepted = random.Random(seed), list[None]()
+    bodies = run_bodies(number)
+
+    def send(body: bytes) -> bool:
+        if done := send_until_accepted(receiver.port, body, 240.0):
+            accepted.append(None)
+        return done
+
+    with ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(send, body) for body in bodies]
+        for threshold in sorted(chance.sample(range(1, number - 20), kills)):
+            while len(accepted) < threshold:
+                time.sleep(0.001)
+            kill(chance)  # in this thread, with which the kernel ends what it has started
+        assert [each.result() for each in waiting] == [True] * number
+    return ingest_and_compare(receiver.kafka, receiver.topic, data, number, "hub")
+
+
+def run_bodies(number: int) -> list[bytes]:
+    """The deliveries of runs ``r-0`` and so on, which are the events ``e-0`` and so on."""
+    ((facts, log),) = corpus_facts(1)
+    assert facts.start_us
+    assert facts.end_us
+    times = {"start_time": facts.start_us / 1e6, "end_time": facts.end_us / 1e6}
+    return [delivery(each, result="SUCCESS", log_url=log.as_uri(), **times) for each in range(number)]
+
+
+def ingest_and_compare(kafka: str, topic: str, data: Path, number: int, source: str) -> Counter[tuple[str, str]]:
+    """Compare what was acknowledged (all of `run_bodies`) with the topic, and with the raw store after ingest."""
+    stored = Counter(json.loads(each.value or b"")["id"] for each in published(kafka, topic, "ci-events"))
+    assert set(stored) == {f"e-{each}" for each in range(number)}
+    ((_, log),) = corpus_facts(1)
+    config = IngestConfig(
+        DataRoot.open(str(data)).raw, KafkaOptions(kafka), topic, f"{topic}-runs",
+        fetch=FetchPolicy(file_roots=(str(log.parent),)),
+    )  # fmt: skip
+    drive(IngestService(config), until="end")
+    state, deltas = account(config.raw)
+    rows = [each["mention"]["run_id"] for delta in deltas for each in delta["runs"]]
+    assert Counter(rows) == Counter(f"{source}~r-{each}~1" for each in range(number))
+    counts = Counter(state.counts)
+    assert counts == Counter({("run", ""): number}) + Counter({("repeat", "event"): stored.total() - number})
+    return counts

@@ -1,0 +1,35 @@
+"""Arrow arrays of plain values are those that pyarrow makes itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ciml.runs.arrow import numbers, plain, text_maps, texts, times
+
+WORDS = [[], [""], ["", "", ""], ["same", "same"], ["ü", "ü", "ü"], ["a", "", "bc"], ["ä", "b", "日本"], ["one"]]
+
+
+@pytest.mark.parametrize("values", WORDS)
+def test_texts(values: list[str]) -> None:
+    made = texts(values)
+    made.validate(full=True)
+    assert made.equals(pa.array(values, pa.string()))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "i4", "i8"])
+def test_numbers_and_back(dtype: str) -> None:
+    values = np.arange(5, dtype=dtype)
+    assert numbers(values).to_pylist() == values.tolist()
+    assert plain(pa.chunked_array([numbers(values)])).tolist() == values.tolist()
+
+
+def test_times_and_maps() -> None:
+    kind = pa.timestamp("us", tz="UTC")
+    assert times([1, None, 3], kind).equals(pa.array([1, None, 3], kind))
+    assert times([1, 2], kind).equals(pa.array([1, 2], kind))
+    maps = [{"b": "1", "a": "2"}, {}, {"a": "ö"}]
+    made = text_maps(maps)
+    made.validate(full=True)
+    assert made.to_pylist() == [sorted(each.items()) for each in maps]

@@ -1,0 +1,89 @@
+"""A served model that learned from excluded runs is named; the data root is one that an older version wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.training.data.snapshot import make_snapshot, read_snapshot
+from ciml.training.exclusions import Exclusion, add, revert
+from ciml.training.trainer import learned_excluded
+from ciml.trust import TrustPolicy
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "data_root" / "data"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataRoot:
+    shutil.copytree(GOLDEN, tmp_path / "data")
+    return DataRoot.open(tmp_path / "data")
+
+
+def runs(data: DataRoot, *roles: str) -> list[str]:
+    (path,) = Path(data.url, "trainer/provider/snapshots").glob("*.json")
+    return [run.run_id for run in read_snapshot(data.trainer("provider"), path.stem).runs(*roles)]  # type: ignore[arg-type]
+
+
+def test_nothing_is_read_or_said_without_exclusions(data: DataRoot) -> None:
+    shutil.rmtree(Path(data.url, "trainer"))  # an older data root may lack it
+    assert learned_excluded(data) == []
+    shutil.rmtree(Path(data.url, "datasets"))
+    assert learned_excluded(data) == []
+
+
+def test_without_exclusions_the_snapshot_is_that_of_the_older_version(data: DataRoot) -> None:
+    (path,) = Path(data.url, "trainer/provider/snapshots").glob("*.json")
+    before = read_snapshot(data.trainer("provider"), path.stem)
+    made = make_snapshot(data.dataset("provider"), TrustPolicy.load())
+    assert replace(made, policy=before.policy) == before  # the built-in rules have changed since
+
+
+def test_a_training_run_is_named_and_a_test_run_is_not_learned(data: DataRoot) -> None:
+    (kept,) = add(data.exclusions, [Exclusion("why", runs(data, "test")[0])])
+    assert learned_excluded(data) == []
+    learned = runs(data, "train", "dev")
+    add(data.exclusions, [Exclusion("why", run_id) for run_id in learned[:5]])
+    (found,) = learned_excluded(data)
+    assert (found.model, found.version, found.labels, found.runs) == ("provider", 1, ("stable",), tuple(learned[:5]))
+    assert str(found) == (
+        f"model provider version 1 (stable) learned 5 excluded runs ({', '.join(learned[:3])} and 2 more) and is still "
+        "served; replace it by ciml refresh, or roll back"
+    )
+    assert learned_excluded(data, ["provider"]) == [found]
+    assert learned_excluded(data, []) == []
+    revert(data.exclusions, [kept.id, 2, 3, 4, 5, 6])
+    assert learned_excluded(data) == []
+
+
+def test_jobs_sources_and_times_are_matched_too(data: DataRoot) -> None:
+    learned = runs(data, "train", "dev")
+    facts = {}
+    for path in Path(data.url, "raw/_manifest").glob("*.json"):
+        for row in json.loads(path.read_text())["runs"]:
+            facts[row["mention"]["run_id"]] = row["mention"]
+    middle = sorted(facts[run_id]["end_us"] for run_id in learned)[len(learned) // 2]
+    want = tuple(run_id for run_id in learned if facts[run_id]["end_us"] >= middle)
+    assert 0 < len(want) < len(learned)
+    for exclusion, expected in (
+        (Exclusion("why", since_us=middle), want),
+        (Exclusion("why", job=f"{facts[learned[0]]['build_name'][:-1]}?"), tuple(learned)),
+        (Exclusion("why", source=learned[0].partition("~")[0]), tuple(learned)),
+        (Exclusion("why", source="elsewhere"), ()),
+    ):
+        (kept,) = add(data.exclusions, [exclusion])
+        assert tuple(run for found in learned_excluded(data) for run in found.runs) == expected
+        revert(data.exclusions, [kept.id])
+
+
+def test_what_cannot_be_determined_is_said(data: DataRoot) -> None:
+    add(data.exclusions, [Exclusion("why", job="other")])
+    shutil.rmtree(Path(data.url, "trainer"))
+    (found,) = learned_excluded(data)
+    assert str(found).startswith(
+        "model provider version 1 (stable): cannot determine whether it learned excluded runs: no snapshot "
+    )

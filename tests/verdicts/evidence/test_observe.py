@@ -1,0 +1,301 @@
+"""What is said of a run, word for word; and that each sentence follows when it is computed a second time."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciml.transforms.profiles import Profile
+from ciml.verdicts.evidence.check import follows
+from ciml.verdicts.evidence.observe import Subject, observations
+from tests.growth import assert_linear
+from tests.tier import tries
+from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
+from tests.verdicts.evidence.subjects import (  # fmt: skip
+    AVAILABLE,
+    DISK_FREE,
+    DISK_USED,
+    GB,
+    IDLE,
+    LOAD,
+    MB,
+    RECEIVED,
+    RUNNABLE,
+    USUAL,
+    WRITTEN,
+    run_of,
+    subject_of,
+)
+
+EARLY = "Its telemetry ends 41 s before the run did; that of passing runs 0.1 to 1.8 s."
+AS_USUAL = "CPU, load, memory, disk and network were as in 20 passing runs of this job."
+
+
+def said(subject: Subject) -> list[str]:
+    texts = [one.text for one in observations(subject)]
+    assert [text for text in texts if not follows(text, subject)] == []
+    return texts
+
+
+def test_a_run_as_usual_says_so_with_the_number_of_runs() -> None:
+    assert said(subject_of(outcome="failure", exit_status=1)) == [AS_USUAL]
+
+
+def test_a_series_that_is_outside_within_noise_is_not_named_as_usual() -> None:
+    assert said(run_of({USR: [64.0] * 60})) == [
+        "Load, memory, disk and network were as in 20 passing runs of this job."
+    ]
+    assert said(run_of({USR: [64.0] * 60, LOAD: [2.5] * 60, USED: [2.2 * GB] * 60, WRITTEN: [5 * MB] * 60})) == [
+        "Network was as in 20 passing runs of this job."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "facts", "text"),
+    [
+        (20, {"outcome": "failure"}, "It ended after 19 s; passing runs take 54 to 64 s."),
+        (150, {"outcome": "failure"}, "It took 149 s; passing runs take 54 to 64 s."),
+        (900, {"outcome": "failure"}, "It took 15 min; passing runs take 54 to 64 s."),
+        (61, {"outcome": "timeout"}, "It reached its time limit after 60 s; passing runs take 54 to 64 s."),
+        (61, {"exit_status": 137},
+         "It was ended by SIGKILL (exit status 137) after 60 s; passing runs take 54 to 64 s."),
+        (61, {"exit_status": -11},
+         "It was ended by SIGSEGV (exit status -11) after 60 s; passing runs take 54 to 64 s."),
+        (150, {"outcome": "timeout", "exit_status": -9}, "It reached its time limit after 149 s; "
+         "passing runs take 54 to 64 s."),
+    ],
+)  # fmt: skip
+def test_how_it_ended_comes_first(rows: int, facts: dict, text: str) -> None:
+    assert said(subject_of(rows, **facts)) == [text, AS_USUAL]
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, -1, 127, 128, 129, 255, None])
+def test_other_exit_statuses_are_no_signals(status: int | None) -> None:
+    assert said(subject_of(exit_status=status)) == [AS_USUAL]
+
+
+def test_the_recorders_signal_ended_it() -> None:
+    run, facts = run_of({}), facts_of(outcome="failure").replace(labels={"signal": "SIGKILL"})
+    assert said(Subject.of(facts, run.table, run.profile))[0].startswith("It was ended by SIGKILL (exit status 137) ")
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "text"),
+    [
+        ({STEAL: [0.0] * 20 + [41.3] * 40}, 60, "From second 20, steal was 41 %; passing runs have 0 %."),
+        ({STEAL: [0.0] * 180 + [41.3] * 120}, 300, "From minute 3, steal was 41 %; passing runs have 0 %."),
+        ({STEAL: [0.0] * 180 + [41.3] * 60 + [0.0] * 60}, 300,
+         "From minute 3 to 4, steal was 41 %; passing runs have 0 %."),
+        ({LOAD: [9.44] * 60}, 60, "Throughout, load was 9.4; passing runs have 1.9 to 2.1."),
+        ({RUNNABLE: [12.2] * 30 + [2.0] * 30}, 60,
+         "Until second 30, the number of runnable processes was 12; passing runs have 1.9 to 2.1."),
+        ({USED: [2 * GB] * 10 + [7.26 * GB] * 50}, 60,
+         "From second 10, memory used was 7.3 GB; passing runs have 1.9 to 2.1 GB."),
+        ({WRITTEN: [3 * MB] * 10 + [812.4 * MB] * 20 + [0.0] * 30}, 60,
+         "From second 10 to 30, disk write rate was 812 MB/s; passing runs have 2.9 to 3.1 MB/s."),
+        ({RECEIVED: [40 * MB] * 60}, 60,
+         "Throughout, network receive rate was 40 MB/s; passing runs have 95 to 104 kB/s."),
+        ({DISK_FREE: [2.5 * GB] * 60}, 60, "Throughout, free disk was 2.5 GB; passing runs have 29 to 31 GB."),
+        ({USR: [1.0] * 60}, 60, "Throughout, user CPU was 1 %; passing runs have 57 to 62 %."),
+    ],
+)  # fmt: skip
+def test_what_left_the_passing_range_and_since_when(columns: dict, rows: int, text: str) -> None:
+    assert said(run_of(columns, usual=rows)) == [text]
+
+
+def test_less_of_most_series_says_nothing() -> None:
+    assert said(run_of({WRITTEN: [0.0] * 60, LOAD: [0.0] * 60, USED: [0.5 * GB] * 60})) == [
+        "Its telemetry says nothing."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (0.0, "It was nearly idle and wrote nothing to disk for its last 45 s: idle CPU was 98 %; "
+         "passing runs have 29 to 31 %."),
+        (3 * MB, "It was nearly idle for its last 45 s: idle CPU was 98 %; passing runs have 29 to 31 %."),
+    ],
+)  # fmt: skip
+def test_a_hang_is_said_once(written: float, text: str) -> None:
+    columns = {
+        USR: [60.0] * 15 + [0.5] * 46,
+        IDLE: [30.0] * 15 + [98.4] * 46,
+        WRITTEN: [3 * MB] * 15 + [written] * 46,
+    }
+    assert said(run_of(columns, outcome="timeout")) == [
+        "It reached its time limit after 60 s; passing runs take 54 to 64 s.",
+        text,
+    ]
+
+
+def test_a_hang_of_a_long_run_is_said_in_minutes() -> None:
+    columns = {USR: [60.0] * 600 + [0.5] * 3000, IDLE: [30.0] * 600 + [98.4] * 3000, WRITTEN: [0.0] * 3600}
+    assert said(run_of(columns, usual=3600)) == [
+        "It was nearly idle and wrote nothing to disk for its last 50 min: idle CPU was 98 %; "
+        "passing runs have 29 to 31 %."
+    ]
+
+
+def test_memory_and_disk_that_ran_out() -> None:
+    left = [14 * GB] * 50 + [0.12 * GB] + [9 * GB] * 9
+    found = said(run_of({AVAILABLE: left, USED: [16 * GB - each for each in left]}))
+    assert found[0] == "Memory available fell to 120 MB of 16 GB in second 50."
+    full = [30 * GB] * 200 + [0.0] * 40
+    found = said(run_of({DISK_FREE: full, DISK_USED: [40 * GB - each for each in full]}, usual=240))
+    assert found[0] == "Free disk fell to 0 kB of 40 GB in minute 3."
+
+
+def test_memory_that_is_as_little_in_passing_runs_did_not_run_out() -> None:
+    low, table = {AVAILABLE: (0.1 * GB, 0.2 * GB, 1 * GB)}, run_of({AVAILABLE: [0.2 * GB] * 60, USED: [15.8 * GB] * 60})
+    assert "Memory available fell to 200 MB of 16 GB in second 0." in said(table)
+    profile = Profile("unit", 20, (54.0, 59.0, 64.0), low, low)
+    assert said(Subject(table.table, profile)) == ["Its telemetry says nothing."]
+
+
+def test_a_gap_between_samples_and_telemetry_that_ends_early() -> None:
+    times = [START_US + 1_000_000 * (at if at < 30 else at + 35) for at in range(60)]
+    assert said(run_of({USR: [60.0] * 60}, usual=100, times=times))[0] == "No sample was taken for 36 s from second 29."
+    end_us = START_US + 100_000_000
+    assert said(subject_of(end_us=end_us)) == [EARLY, AS_USUAL]
+    assert said(subject_of(end_us=START_US + 3_600_000_000)) == [AS_USUAL]  # another clock
+    one = subject_of(end_us=end_us)
+    stored_slowly, unknown = (msgspec.structs.replace(one.profile, tail_s=each) for each in ((20.0, 30.0, 40.0), None))
+    assert said(replace(one, profile=stored_slowly)) == [AS_USUAL]  # a CI system that always takes half a minute
+    assert said(replace(one, profile=unknown)) == [AS_USUAL]
+    for shown, wrong in (("41 s", "40 s"), ("1.8 s", "3 s"), ("runs", "runs of all jobs")):
+        assert not follows(EARLY.replace(shown, wrong), one)
+    assert said(subject_of(end_us=START_US + 62_000_000)) == [AS_USUAL]
+
+
+def test_without_enough_passing_runs_nothing_is_compared() -> None:
+    few = Profile("unit", 4, (1.0, 1.0, 1.0), dict.fromkeys(USUAL, (0.0, 0.0, 0.0)))
+    table = table_of({USR: [99.0] * 60, STEAL: [50.0] * 60})
+    assert said(Subject(table, few)) == ["Too few passing runs are known to compare it with."]
+    assert said(Subject(table, few, "timeout")) == ["It reached its time limit after 59 s."]
+
+
+def test_the_pooled_profile_is_named() -> None:
+    assert said(run_of({STEAL: [40.0] * 60}, job="other")) == [
+        "Throughout, steal was 40 %; passing runs of all jobs have 0 %."
+    ]
+    assert said(subject_of(job="other")) == [AS_USUAL.replace("this job", "all jobs")]
+
+
+def test_a_run_of_a_few_seconds_is_not_compared() -> None:
+    assert said(run_of({STEAL: [90.0] * 4}, usual=60)) == ["It ended after 3 s; passing runs take 54 to 64 s."]
+    assert said(subject_of(rows=5, usual=5)) == [
+        "Its telemetry of 4 s is too short to compare with that of passing runs."
+    ]
+
+
+def test_unknown_columns_are_never_named() -> None:
+    for name in ("<script>alert(1)</script>:x", "@all:recheck", "total cpu usage:usr\n:y"):
+        assert said(run_of({name: [1e9] * 60})) == [AS_USUAL]
+
+
+_CELL = st.one_of(
+    st.none(), st.floats(), st.sampled_from([0.0, 0.04, 0.5, 1.0, 9.96, 41.3, 99.5, 100.0, 1e3, 1e6, 1.5e9, 17e9])
+)
+_STRETCH = st.tuples(_CELL, st.integers(1, 60))
+
+
+@st.composite
+def subjects(draw: st.DrawFn) -> Subject:
+    rows = draw(st.sampled_from([1, 2, 12, 60, 175, 200, 400]))
+    columns = {}
+    for name in draw(st.lists(st.sampled_from(sorted(USUAL)), max_size=6, unique=True)):
+        values = [value for value, count in draw(st.lists(_STRETCH, min_size=1, max_size=8)) for _ in range(count)]
+        columns[name] = (values * (rows // len(values) + 1))[:rows]
+    every_s = draw(st.sampled_from([1.0, 0.7, 5.0]))
+    end_us = draw(st.one_of(st.none(), st.integers(START_US, START_US + 10**9)))
+    run = run_of(
+        columns or {USR: [60.0] * rows},
+        usual=draw(st.sampled_from([20, 60, 400])),
+        every_s=every_s,
+        outcome=draw(st.sampled_from(["failure", "timeout", ""])),
+        exit_status=draw(st.sampled_from([None, 1, -9, 139])),
+        end_us=end_us,
+    )
+    dropped = draw(st.lists(st.sampled_from(sorted(USUAL)), max_size=11, unique=True))
+    return Subject(run.table.drop_columns(dropped), run.profile, run.outcome, run.exit_status, run.end_us)
+
+
+@settings(max_examples=tries(150))
+@given(subjects())
+def test_every_sentence_follows_and_no_number_of_it_may_differ(subject: Subject) -> None:
+    for text in said(subject):
+        assert len(text) <= 160
+        for match in re.finditer(r"(?<![A-Za-z])-?[0-9]+(?:\.[0-9]+)?", text):
+            for other in (float(match[0]) * 2 + 3, float(match[0]) / 3 - 2):
+                wrong = text[: match.start()] + f"{other:.0f}" + text[match.end() :]
+                assert wrong == text or not follows(wrong, subject), wrong
+
+
+@settings(max_examples=tries(150))
+@given(subjects())
+def test_the_mean_of_a_sentence_is_that_of_plain_python(subject: Subject) -> None:
+    """A third computation, without numpy and Arrow's functions, of the sentences on CPU and load."""
+    words = {"user CPU": USR, "idle CPU": IDLE, "steal": STEAL, "load": LOAD}
+    for text in said(subject):
+        match = re.match(
+            r"(Throughout|From|Until)(?: (second|minute) (\d+))?(?: to (\d+))?, ([a-zCPU ]+) was ([\d.]+)", text
+        )
+        if match is None or match[5] not in words:
+            continue
+        step = 60 if match[2] == "minute" else 1
+        first = int(match[3]) * step if match[1] == "From" else 0
+        last = int(match[4] or match[3]) * step if match[4] or match[1] == "Until" else math.inf
+        times = [each.timestamp() for each in subject.table.column("time").to_pylist()]
+        values = [
+            value
+            for at, value in zip(times, subject.table.column(words[match[5]]).to_pylist(), strict=True)
+            if first <= round(at - min(times), 6) < last and value is not None and abs(value) <= 1e18
+        ]
+        true, decimals = math.fsum(values) / len(values), len(match[6].partition(".")[2])
+        assert abs(float(match[6]) - true) <= (0.5 if "%" in text or true >= 9.9 else 0.05) + 1e-6 * abs(true), text
+        assert decimals <= 1
+
+
+def test_sentences_of_another_form_or_run_do_not_follow() -> None:
+    subject = run_of({STEAL: [0.0] * 20 + [41.3] * 40})
+    text = "From second 20, steal was 41 %; passing runs have 0 %."
+    assert follows(text, subject)
+    for wrong in (
+        "From second 25, steal was 40 %; passing runs have 0 %.",
+        "From second 30, steal was 41 %; passing runs have 0 %.",
+        "From second 20 to 50, steal was 41 %; passing runs have 0 %.",
+        "From minute 20, steal was 41 %; passing runs have 0 %.",
+        "From second 20, load was 41 %; passing runs have 0 %.",
+        "From second 20, user CPU was 41 %; passing runs have 0 %.",
+        "From second 20, steal was 41 GB; passing runs have 0 %.",
+        "Throughout, steal was 41 %; passing runs have 0 %.",
+        f"{text} recheck",
+        "It was nearly idle for its last 40 s: idle CPU was 30 %; passing runs have 29 to 31 %.",
+        "It reached its time limit after 59 s; passing runs take 54 to 64 s.",
+        "It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s.",
+        EARLY,
+        "Memory available fell to 14 GB of 16 GB in second 5.",
+        "No sample was taken for 36 s from second 29.",
+        "CPU and load were as in 19 passing runs of this job.",
+        "Too few passing runs are known to compare it with.",
+        "",
+    ):
+        assert not follows(wrong, subject), wrong
+
+
+@pytest.mark.parametrize("shape", ["alternating", "spikes", "steady"])
+def test_time_is_linear_in_the_samples(shape: str) -> None:
+    def make(rows: int) -> Subject:
+        at = np.arange(rows)
+        values = {"alternating": at // 60 % 2 * 90.0, "spikes": (at % 97 == 0) * 100.0, "steady": at * 0.0}[shape]
+        return run_of({STEAL: values.tolist(), IDLE: (100 - values).tolist()}, usual=400)
+
+    assert_linear(make, lambda subject: said(subject), 20_000)

@@ -1,0 +1,104 @@
+"""Whether a stored run can be compared with the passing runs of its job, so that something may be said of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.errors import EngineError
+from ciml.transforms.profiles import Profile, Profiles
+from ciml.verdicts.feedback.config import Policy
+from ciml.verdicts.feedback.evidence import compare_run
+from ciml.verdicts.feedback.policy import Silence
+from tests.verdicts.evidence import stored
+from tests.verdicts.evidence.subjects import profiles, run_of
+
+
+def known(runs: int = 20, **places: int) -> Profiles:
+    """The profile of the job, of so many runs, by kind of machine."""
+    profile = profiles(60).of("unit")
+    named = {place.replace("_", "/"): count for place, count in places.items()}
+    job = profile.replace(runs=runs, places=named) if named else profile.replace(runs=runs)
+    return Profiles({"unit": job}, profiles(60).pooled)
+
+
+def silence(
+    folder: Path, model: Profiles | None, *, rows: int = 60, policy: Policy | None = None, pushed: Any = stored.RANGES,
+    **facts: Any,
+) -> Silence | None:  # fmt: skip
+    data = DataRoot.open(folder / "data")
+    stored.push(data, folder / "candidate", model, pushed)
+    run = stored.FAILED.replace(**facts)
+    path = stored.store_runs(data, [(run, run_of({}, rows).table)])[run.run_id]
+    return compare_run(data, policy or Policy(), stored.prediction(run, path))
+
+
+def test_a_run_is_compared_with_passing_runs_of_its_job_on_such_machines(tmp_path: Path) -> None:
+    assert silence(tmp_path, known()) is None  # neither names its machine
+
+
+@pytest.mark.parametrize(
+    ("model", "facts", "policy", "detail"),
+    [
+        (known(), {"build_name": "other"}, {}, "0 passing runs of this job; 5 are needed"),
+        (known(4), {}, {}, "0 passing runs of this job; 5 are needed"),  # the pooled profile is that of other jobs
+        (known(20), {}, {"min_passing_runs": 21}, "20 passing runs of this job; 21 are needed"),
+        (None, {}, {}, "0 passing runs of this job; 5 are needed"),
+        (known(20, cloud_eu_big=16, cloud_us_big=4), {"provider": "cloud", "region": "us", "flavour": "big"}, {},
+         "4 passing runs of this job on such machines; 5 are needed"),
+        (known(20, cloud_eu_big=20), {"provider": "cloud", "region": "eu", "flavour": "small"}, {},
+         "0 passing runs of this job on such machines; 5 are needed"),
+        (known(20, cloud_eu_big=20), {}, {}, "0 passing runs of this job on such machines; 5 are needed"),
+        (known(), {"provider": "cloud"}, {}, "0 passing runs of this job on such machines; 5 are needed"),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_be_compared_has_no_message(
+    tmp_path: Path, model: Profiles | None, facts: dict[str, Any], policy: dict[str, Any], detail: str
+) -> None:
+    assert silence(tmp_path, model, policy=Policy(**policy), **facts) == Silence("not_comparable", detail)
+
+
+def test_a_run_too_short_to_compare_has_no_message(tmp_path: Path) -> None:
+    assert silence(tmp_path, known(), rows=4) == Silence("not_comparable", "3 s of telemetry; 10 s are needed")
+
+
+def test_machines_are_not_compared_where_the_policy_says_so(tmp_path: Path) -> None:
+    anywhere = Policy(same_place=False)
+    assert silence(tmp_path, known(20, cloud_eu_big=20), policy=anywhere) is None
+
+
+def test_profiles_of_earlier_versions_do_not_name_machines(tmp_path: Path) -> None:
+    job = known().of("unit")
+    earlier = Profile(job.job, job.runs, job.length_s, job.columns, job.short, job.tail_s)
+    model = Profiles.from_json(Profiles({"unit": earlier}, profiles(60).pooled).to_json())
+    found = silence(tmp_path, model)
+    assert found is not None
+    assert found.reason == "not_comparable"
+    assert "same_place = false" in found.detail
+
+
+def test_a_model_that_does_not_know_what_it_learned_says_nothing(tmp_path: Path) -> None:
+    found = silence(tmp_path, known(), pushed=None)
+    assert found is not None
+    assert found.reason == "outside"
+
+
+def test_a_run_or_model_that_cannot_be_read_has_no_message_and_a_store_that_is_away_delays_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, record = stored.made(tmp_path)
+    assert compare_run(data, Policy(), record) is None
+    gone = compare_run(data, Policy(), {**record, "path": "runs/job=unit/date=2026-01-01/none.parquet"})
+    assert gone is not None
+    assert gone.reason == "no_evidence"
+    assert compare_run(data, Policy(min_passing_runs=0), {**record, "version": 9}) is None
+
+    def away(*arguments: Any) -> Any:
+        raise EngineError("the store does not answer")
+
+    monkeypatch.setattr("ciml.verdicts.evidence.evidence_of", away)
+    with pytest.raises(EngineError):
+        compare_run(data, Policy(), record)

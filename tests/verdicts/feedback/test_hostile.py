@@ -1,0 +1,371 @@
+"""A hostile review system costs at most an error with a reason: no other exception, no memory, no time, no secret."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError, EngineError
+from ciml.integrations import http
+from ciml.integrations.gerrit.review import GerritSystem
+from ciml.integrations.github.review import GitHubSystem
+from ciml.integrations.gitlab.review import GitLabSystem
+from ciml.integrations.review import UNAUTHORIZED, ChangeRef, Posted, Refused, ReviewClient, System, Unsettled
+from ciml.limits import MIB
+from tests.transforms.fetch.certificates import make_certificate
+from tests.verdicts.feedback.reviewing import (
+    MARKER,
+    SHA,
+    gerrit_client,
+    github_client,
+    gitlab_client,
+    message,
+    opened,
+    secret_file,
+)
+from tests.verdicts.feedback.stub import Answer, Asked, Fault, ReviewServer, says, serving
+
+OPEN: dict[str, Callable[..., ReviewClient]] = {
+    "github": github_client, "gerrit": gerrit_client, "gitlab": gitlab_client,
+}  # fmt: skip
+CHANGE = ChangeRef("group/widget", "7", "1", SHA)
+SECRET = "a-secret-that-is-in-no-error"
+CALLS: dict[str, Callable[[ReviewClient], Any]] = {
+    "head": lambda client: client.head(CHANGE),
+    "head_of_commit": lambda client: client.head(ChangeRef("group/widget", "", "", SHA, "group/widget", "fix")),
+    "find": lambda client: client.find(CHANGE, MARKER),
+    "post": lambda client: client.post(CHANGE, message()),
+    "edit": lambda client: client.edit(Posted(CHANGE, "1"), message()),
+    "reactions": lambda client: client.reactions(Posted(CHANGE, "1")),
+}
+
+
+class Canned(ReviewServer):
+    """Answers every request with the same."""
+
+    def __init__(self, body: Any = None, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self.canned = Answer(status, body, headers or {})
+
+    def answer(self, asked: Asked) -> Answer:
+        return self.canned
+
+
+BODIES: dict[str, bytes] = {
+    "nothing": b"",
+    "a page": b"<html><title>Log in</title></html>",
+    "null": b"null",
+    "true": b"true",
+    "a number": b"17",
+    "not a number": b"NaN",
+    "a text": b'"text"',
+    "an empty list": b"[]",
+    "an empty object": b"{}",
+    "a list of nulls": b"[null,null]",
+    "a cut object": b'{"id": 1, "body": "x',
+    "no UTF-8": b'{"id": 1, "body": "\xff\xfe"}',
+    "half a character": rb'{"id": 1, "created_at": "", "body": "\ud800", "title": "\ud800", "message": "\udc00"}',
+    "a large number": b'{"id": ' + b"9" * 100_000 + b"}",
+    "a large number that is skipped": b'{"x": ' + b"9" * 1_000_000 + b"}",
+    "a large exponent": b'{"id": 1e999999999}',
+    "nested lists": b"[" * 200_000,
+    "nested lists that end": b"[" * 200_000 + b"]" * 200_000,
+    "nested objects": b'{"x":' * 200_000,
+    "nested in a known key": b'{"id": 1, "user": ' + b'{"user":' * 200_000,
+    "wrong types": b'{"id": "1", "iid": {}, "number": [], "body": 7, "state": null, "title": {}, "user": "x"}',
+    "a list of wrong types": b'[{"id": "1", "body": [], "user": {"id": "x"}, "message": 5, "author": []}]',
+    "a text for a list": b'{"labels": "abc", "hashtags": "abc", "revisions": []}',
+    "twice the same key": b'{"id": 1, "id": "x"}',
+    "a million objects": b"[" + b"{}," * 1_000_000 + b"{}]",
+}
+
+
+def outcome(call: Callable[[ReviewClient], Any], client: ReviewClient) -> Any:
+    """What a call returns, or its error; no other exception."""
+    try:
+        return call(client)
+    except CimlError as error:
+        return error
+
+
+@pytest.mark.parametrize("kind", OPEN)
+@pytest.mark.parametrize("body", BODIES)
+def test_an_answer_of_any_content_is_an_error_with_a_reason(kind: str, body: str, tmp_path: Path) -> None:
+    with serving(Canned(BODIES[body])) as server:
+        client = OPEN[kind](server.url, tmp_path, SECRET)
+        for name, call in CALLS.items():
+            began = time.process_time()
+            found = outcome(call, client)
+            if isinstance(found, CimlError):
+                assert 10 < len(str(found)) < 1000, (name, found)
+                assert SECRET not in str(found)
+            else:
+                assert found is None or type(found).__module__ == "ciml.integrations.review", name
+                assert repr(found).encode()
+            assert time.process_time() - began < 10.0, name
+        client.close()
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_a_gigabyte_takes_no_memory(kind: str, tmp_path: Path) -> None:
+    with serving(Canned([])) as server:
+        client = OPEN[kind](server.url, tmp_path, SECRET)
+        server.plan = lambda _: Fault("huge")
+        tracemalloc.start()
+        try:
+            with pytest.raises(EngineError, match=r"more than 8388608 bytes \(MAX_ANSWER_BYTES\)"):
+                client.head(CHANGE)
+            for body in (b'{"message": [' + b"[]," * MIB + b"[]]}", b"[" + b"[]," * MIB + b"[]]"):
+                server.plan = lambda _, body=body: Fault("answer", answer=Answer(422, body))  # type: ignore[misc]
+                with pytest.raises(Refused, match="answers 422"):
+                    client.head(CHANGE)
+            assert tracemalloc.get_traced_memory()[1] < 24 * MIB
+        finally:
+            tracemalloc.stop()
+        server.plan = lambda _: Fault("answer", answer=Answer(200, b"x", {"Content-Encoding": "gzip"}))
+        with pytest.raises(EngineError, match="content encoding 'gzip', which was not asked for"):
+            client.head(CHANGE)
+
+
+@contextmanager
+def speaking(say: Callable[[socket.socket], object]) -> Iterator[str]:
+    """A server that reads a request's first bytes, and then does what it likes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    try:
+                        connection.recv(1 << 16)
+                        say(connection)
+                    except OSError:
+                        continue
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def endless(first: bytes, again: bytes) -> Callable[[socket.socket], object]:
+    def say(connection: socket.socket) -> None:
+        connection.sendall(first)
+        for _ in range(20_000):
+            connection.sendall(again)
+
+    return say
+
+
+SPOKEN: dict[str, Callable[[socket.socket], object]] = {
+    "endless headers": endless(b"HTTP/1.1 200 OK\r\n", b"X-More: " + b"x" * 1000 + b"\r\n"),
+    "an endless header": endless(b"HTTP/1.1 200 OK\r\nX-More: ", b"x" * 1000),
+    "an endless status": endless(b"HTTP/1.1 200 ", b"x" * 1000),
+    "endless tiny chunks": endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 500),
+    "endless interim answers": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+    "another protocol": lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
+    "a line that is no header": lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\n\x00: \x01\r\n\r\n"),
+    "a length that is none": lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
+    "two lengths": lambda c: c.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx"),
+    "a huge length": lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n"),
+    "nothing": lambda connection: None,
+}
+
+
+@pytest.mark.parametrize("spoken", SPOKEN)
+def test_an_answer_of_any_form_is_an_error_within_the_time_of_a_call(
+    spoken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "CALL_S", 2.0)
+    with speaking(SPOKEN[spoken]) as url:
+        client = gitlab_client(url, tmp_path, SECRET)
+        tracemalloc.start()
+        try:
+            began = time.monotonic()
+            with pytest.raises(EngineError):
+                client.head(CHANGE)
+            with pytest.raises(Unsettled):
+                client.post(CHANGE, message())
+            assert time.monotonic() - began < 30.0
+            assert tracemalloc.get_traced_memory()[1] < 24 * MIB
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", OPEN)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed_and_no_secret_goes_elsewhere(kind: str, status: int, tmp_path: Path) -> None:
+    with serving(Canned({})) as other:
+        for place in (f"{other.url}/x", "//127.0.0.1/x", "/api/v4/user", "file:///etc/passwd"):
+            with serving(Canned({}, status, {"Location": place})) as server:
+                client = OPEN[kind](server.url, tmp_path, SECRET)
+                for call in (CALLS["find"], CALLS["post"]):
+                    with pytest.raises(Refused, match=f"answers {status}, a redirect, which is not followed"):
+                        call(client)
+        assert other.asked == []
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_a_next_page_is_asked_at_the_same_address(kind: str, tmp_path: Path) -> None:
+    with serving(Canned([])) as other:
+        link = {"Link": f'<{other.url}/steal>; rel="next"'}
+        with serving(Canned(b'{"id": 1, "_account_id": 1}', 200, link)) as server:
+            server.plan = lambda asked: (
+                None if asked.parts[-1] in ("user", "self") else Fault("answer", answer=Answer(200, [], link))
+            )
+            client = OPEN[kind](server.url, tmp_path, SECRET)
+            if kind == "gerrit":
+                assert client.find(CHANGE, MARKER) is None  # it has no pages
+            else:
+                with pytest.raises(Refused, match="has more than 50 pages"):
+                    client.find(CHANGE, MARKER)
+                assert [one.query["page"] for one in server.asked if "page" in one.query] == [*map(str, range(1, 51))]
+        assert other.asked == []
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_no_environment_and_no_cookie_leads_elsewhere(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(Canned({})) as proxy, serving(Canned({}, headers={"Set-Cookie": "a=b; Path=/"})) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        client = OPEN[kind](server.url, tmp_path, SECRET)
+        for _ in range(2):
+            with pytest.raises(EngineError):
+                client.head(CHANGE)
+        assert (proxy.asked, len(server.asked)) == ([], 2)
+        assert "cookie" not in server.asked[1].headers
+
+
+def test_an_address_of_a_message_is_one_of_the_system(tmp_path: Path) -> None:
+    for url, shown in (("https://evil.example.org/x", ""), ("javascript:alert(1)", ""), ("x" * 9000, ""), ("", "")):
+        body = {"id": 1, "created_at": "", "body": "b", "html_url": url}
+        with serving(Canned(body)) as server:
+            assert github_client(server.url, tmp_path, SECRET).post(CHANGE, message()).url == shown
+            server.canned = Answer(200, body | {"html_url": f"{server.url}/pull/7"})
+            assert github_client(server.url, tmp_path, SECRET).post(CHANGE, message()).url == f"{server.url}/pull/7"
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_a_server_that_repeats_what_it_was_sent_shows_no_secret(kind: str, tmp_path: Path) -> None:
+    with serving(Canned({})) as server:
+        client = OPEN[kind](server.url, tmp_path, SECRET)
+        for status in (400, 403, 404, 409, 422, 500, 503):
+            said: list[str] = []
+
+            def repeat(asked: Asked, status: int = status, said: list[str] = said) -> Fault:
+                sent = asked.headers.get("authorization", asked.headers.get("private-token", "")).split()[-1]
+                said.append(sent)
+                return says(status, f"who are you, {sent} or {SECRET} or {SECRET[::-1]}?")
+
+            server.plan = repeat
+            for call in (CALLS["find"], CALLS["post"]):
+                with pytest.raises(CimlError) as caught:
+                    call(client)
+                assert said
+                assert not [each for each in (*said, SECRET, "who are you") if each in str(caught.value)]
+        server.plan = lambda _: says(422, "the body is blank")
+        with pytest.raises(Refused, match="answers 422: the body is blank"):
+            client.find(CHANGE, MARKER)
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_what_a_server_says_of_itself_is_short_and_printable(kind: str, tmp_path: Path) -> None:
+    said = "\x1b[31mred\x1b[0m\n\r\x00\u202e" + "long " * 100_000
+    with serving(Canned({})) as server:
+        client = OPEN[kind](server.url, tmp_path, SECRET)
+        for body in ({"message": said}, {"error": said}, said.encode(), {"message": {"deep": [said]}}):
+            server.plan = lambda _, body=body: Fault("answer", answer=Answer(422, body))  # type: ignore[misc]
+            with pytest.raises(Refused) as caught:
+                client.find(CHANGE, MARKER)
+            assert str(caught.value).isprintable()
+            assert len(str(caught.value)) < 400
+
+
+def test_tls_is_verified_by_the_given_certificates(tmp_path: Path) -> None:
+    import ssl
+
+    path = make_certificate(tmp_path, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    server = Canned({"iid": 7, "state": "opened", "title": "t"})
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with serving(server):
+        url = f"https://localhost:{server.server_port}"
+        with pytest.raises(EngineError, match=r"is not reached: .*certificate verify failed"):
+            gitlab_client(url, tmp_path, SECRET).post(CHANGE, message())
+        trusting = opened(GitLabSystem, tmp_path, SECRET, server=url, ca_file=Path(path).name)
+        assert trusting.head(CHANGE).state == "open"
+        with pytest.raises(EngineError, match="is not reached"):  # the certificate is of another name
+            opened(GitLabSystem, tmp_path, SECRET, server=url.replace("localhost", "127.0.0.1"), ca_file=path).head(
+                CHANGE
+            )
+    assert len(server.asked) == 1
+
+
+BASE = {"name": "reviews", "sources": "ci", "secret_file": "secret"}
+WRONG: list[tuple[type[System], dict[str, Any], str]] = [
+    (GitHubSystem, {"api": "http://api.example.org"}, "api: 'http://api.example.org' would get the secret unencrypted"),
+    (GitHubSystem, {"api": "https://user@api.example.org"}, "api: .* is not an address such as https://api.github.com"),
+    (GitHubSystem, {"api": "api.example.org"}, "api: 'api.example.org' is not an address"),
+    (GitHubSystem, {"report": "check"}, "report: only an App may write check runs"),
+    (GitHubSystem, {"report": "mail"}, "report: 'mail' is unknown; choose from , check, comment"),
+    (GitHubSystem, {"app": -1}, "app: -1 is no id of an App"),
+    (GitHubSystem, {"check": ""}, "check: '' is no name"),
+    (GitHubSystem, {"tokens": "x"}, "tokens: unknown key"),
+    (GerritSystem, {"url": "https://r.example.org?x=1", "user": "ci"}, "url: .* is not an address"),
+    (GerritSystem, {"url": "https://r.example.org", "user": "a:b"}, "user: 'a:b' is no name"),
+    (GerritSystem, {"url": "https://r.example.org"}, "user: is missing"),
+    (GerritSystem, {"url": "http://10.0.0.1", "user": "ci"}, "url: .* unencrypted; want https://"),
+    (GitLabSystem, {"server": "ftp://gitlab.example.org"}, "server: .* is not an address"),
+]
+
+
+@pytest.mark.parametrize(("system", "keys", "problem"), WRONG)
+def test_a_wrong_key_is_named(system: type[System], keys: dict[str, Any], problem: str) -> None:
+    with pytest.raises(CimlError, match=rf"^feedback.toml, system reviews: {problem}"):
+        system.from_json(BASE | keys, "feedback.toml, system reviews")
+
+
+SECRETS: list[tuple[dict[str, Any], str, str]] = [
+    ({"secret_file": []}, "x", "secret_file: name one file, or one variable in secret_env, with a token"),
+    ({"secret_file": ["secret", "secret"]}, "x", "secret_file: name one file"),
+    ({"secret_file": "nowhere"}, "x", "secret_file .*nowhere: No such file"),
+    ({}, "", "secret_file .*secret is empty"),
+    ({}, f"{SECRET} and more", "secret_file .*secret: is no token of printable ASCII without blanks"),
+    ({}, f"{SECRET}\nX-Header: y", "is no token"),
+    ({"app": 7}, SECRET, "secret_file .*secret: is no RSA private key in PEM"),
+    ({"secret_file": [], "secret_env": "CIML_NO_SUCH"}, "x", "the environment variable CIML_NO_SUCH is not set"),
+]
+
+
+@pytest.mark.parametrize(("keys", "content", "problem"), SECRETS)
+def test_a_wrong_secret_is_named_and_not_shown(
+    keys: dict[str, Any], content: str, problem: str, tmp_path: Path
+) -> None:
+    secret_file(tmp_path, content)
+    system = GitHubSystem.from_json(BASE | keys, "feedback.toml")
+    with pytest.raises(CimlError, match=problem) as caught:
+        system.client("feedback.toml, system reviews", tmp_path)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_server_that_rejects_the_credentials_is_told_apart(tmp_path: Path) -> None:
+    for kind, who in (("github", "the token"), ("gerrit", "user ci"), ("gitlab", "the token")):
+        with serving(Canned()) as server:
+            server.plan = lambda _: says(401, SECRET)
+            with pytest.raises(Refused, match=f"rejects the credentials: check {who}") as caught:
+                OPEN[kind](server.url, tmp_path, SECRET).post(CHANGE, message())
+            assert (caught.value.reason, SECRET in str(caught.value)) == (UNAUTHORIZED, False)

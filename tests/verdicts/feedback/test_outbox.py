@@ -1,0 +1,391 @@
+"""The outbox: one message a patch set, whatever fails in between, and none where the change wants none."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import EngineError
+from ciml.integrations.review import UNAUTHORIZED, ChangeRef, Head, Refused
+from ciml.verdicts.feedback.config import Feedback
+from ciml.verdicts.feedback.outbox import SETTLE_S, silence
+from tests.tier import tries
+from tests.verdicts.feedback.reviews import NOW_S, Killed, Review, feedback, prediction
+from tests.verdicts.feedback.worlds import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "data", feedback())
+
+
+def test_a_verdict_becomes_one_message(world: World) -> None:
+    world.take(prediction())
+    world.work()
+    assert len(world.bodies) == 1
+    assert "“unit” failed, probably because of the machine" in world.bodies[0]
+    assert "- From minute 3 steal was 41 %." in world.bodies[0]
+    assert world.review.calls == ["head", "find", "post"]
+    assert world.outcomes == {"posted": 1}
+    (entry,) = world.entries()
+    assert (entry.posted is not None, entry.causes, entry.is_open) == (True, "machine", False)
+    world.work()
+    assert world.review.calls == ["head", "find", "post"]
+
+
+def test_several_jobs_of_a_patch_set_become_one_message(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(settle_s=30.0, settle_most_s=100.0))
+    for number in range(3):
+        world.take(prediction(number, build_name=f"job-{number}"))
+        world.work()
+        world.now_s += 20.0
+    assert world.bodies == []
+    world.now_s += 10.0
+    world.work()
+    assert len(world.bodies) == 1
+    assert "3 jobs failed: 3 probably because of the machine" in world.bodies[0]
+
+
+def test_a_patch_set_is_not_settled_for_ever(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(settle_s=30.0, settle_most_s=100.0))
+    for number in range(6):
+        world.take(prediction(number, build_name=f"job-{number}"))
+        world.work()
+        world.now_s += 20.0
+    world.work()
+    assert len(world.bodies) == 1
+
+
+def test_a_later_job_is_added_to_the_message(world: World) -> None:
+    world.take(prediction(1))
+    world.work()
+    world.take(prediction(2, build_name="lint", verdict={"cause": "code"}))
+    world.work()
+    (message,) = world.review.messages
+    assert [text.count("“lint”") for text in message.texts] == [0, 1]
+    assert world.outcomes == {"posted": 1, "edited": 1}
+
+
+def test_an_older_patch_set_gets_no_message_and_the_next_one_edits_it_in_place(world: World) -> None:
+    world.take(prediction(1))
+    world.work()
+    world.review.heads["org/project", "12"] = Head("open", "12", "4", "b2" * 20)
+    world.take(prediction(2, build_name="late"), prediction(3, patchset="4", head="b2" * 20))
+    world.work()
+    (message,) = world.review.messages
+    assert "patch set 3" in message.texts[0]
+    assert "patch set 4" in message.texts[1]
+    assert len(message.texts) == 2
+    assert world.outcomes == {"posted": 1, "outdated": 1, "edited": 1}
+
+
+def test_where_no_edit_is_possible_a_new_message_comes_only_with_another_verdict(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(), Review("gerrit", can_edit=False))
+    world.take(prediction(1))
+    world.work()
+    world.take(prediction(2, build_name="other"))
+    world.work()
+    assert len(world.bodies) == 1
+    world.take(prediction(3, build_name="lint", verdict={"cause": "code"}))
+    world.work()
+    assert ["code+machine" in body for body in world.bodies] == [False, True]
+    assert world.outcomes == {"posted": 2, "said": 1}
+
+
+@pytest.mark.parametrize(
+    ("head", "outcome"),
+    [
+        (Head("merged", "12", "3", "a1" * 20), "merged"),
+        (Head("abandoned", "12", "3", "a1" * 20), "abandoned"),
+        (Head("missing"), "missing"),
+        (Head("open", "12", "3", "a1" * 20, "Fix it [CIML-quiet]"), "muted"),
+        (Head("open", "12", "3", "a1" * 20, "Fix it", ("wip", " ciml-quiet")), "muted"),
+        (Head("open", "12", "4", "b2" * 20), "outdated"),
+        (Head("open", "12", "4"), "outdated"),
+    ],
+)
+def test_a_change_that_wants_no_message_gets_none(world: World, head: Head, outcome: str) -> None:
+    world.review.heads["org/project", "12"] = head
+    world.take(prediction())
+    world.work()
+    assert (world.bodies, world.review.calls, world.outcomes) == ([], ["head"], {outcome: 1})
+
+
+def test_a_patch_set_is_compared_by_commit_where_both_are_known() -> None:
+    at = Head("open", "12", "3", "a1" * 20)
+    assert silence(ChangeRef("p", "12", "3", "a1" * 20), at, "ciml-quiet") is None
+    assert silence(ChangeRef("p", "12", "3"), at, "ciml-quiet") is None
+    assert silence(ChangeRef("p", "12", "a1" * 20), at, "ciml-quiet") is None
+    assert silence(ChangeRef("p", "12", "3", "b2" * 20), at, "ciml-quiet") == "outdated"
+    assert silence(ChangeRef("p", "12", "2"), at, "ciml-quiet") == "outdated"
+    assert silence(ChangeRef("p", "12", "", "a1" * 20), Head("open", "12", "3"), "ciml-quiet") == "outdated"
+
+
+def test_a_change_without_number_is_found_by_its_commit_and_has_one_message(world: World) -> None:
+    world.review.by_commit["a1" * 20] = "12"
+    world.take(prediction(1, change=""), prediction(2, build_name="lint"), prediction(3, build_name="doc", change=""))
+    world.settle()
+    (message,) = world.review.messages
+    assert message.change == "12"
+    assert [message.texts[-1].count(f"“{job}”") for job in ("unit", "lint", "doc")] == [1, 1, 1]
+    world.take(prediction(4, build_name="late", change=""))
+    world.settle()
+    assert "“late”" in world.review.messages[0].texts[-1]
+    assert len(world.review.messages) == 1
+
+
+def test_a_commit_without_change_gets_no_message(world: World) -> None:
+    world.take(prediction(change=""))
+    world.settle()
+    assert world.outcomes == {"missing": 1}
+
+
+def test_the_same_prediction_twice_is_one(world: World) -> None:
+    world.take(prediction(), prediction())
+    world.work()
+    world.take(prediction())
+    world.work()
+    assert world.review.calls == ["head", "find", "post"]
+    with world.committing.state() as state:
+        assert state.verdicts == {"taken": 1, "repeat": 2}
+
+
+def test_an_older_run_of_a_job_does_not_replace_a_newer_one(world: World) -> None:
+    world.take(prediction(1), prediction(2, end_us=int((NOW_S - 3000) * 1e6)))
+    with world.committing.state() as state:
+        assert state.verdicts == {"taken": 1, "superseded": 1}
+        assert [entry.items["unit"].run_id for entry in state.entries.values()] == ["zuul~1~1"]
+
+
+def test_a_lost_answer_is_settled_by_our_marker_and_nothing_is_sent_twice(world: World) -> None:
+    world.review.script = ["", "", "lost"]
+    world.take(prediction())
+    world.work()
+    world.now_s += SETTLE_S - 1
+    world.work()
+    assert world.review.calls == ["head", "find", "post"]  # a late request could still arrive
+    world.now_s += 1
+    world.work()
+    assert world.review.calls == ["head", "find", "post", "find"]
+    assert (len(world.bodies), world.outcomes) == (1, {"posted": 1})
+
+
+def test_a_request_that_was_lost_is_sent_again_after_the_marker_was_not_found(world: World) -> None:
+    world.review.script = ["", "", "vanished"]
+    world.take(prediction())
+    world.settle()
+    assert world.review.calls == ["head", "find", "post", "find", "head", "find", "post"]
+    assert (len(world.bodies), world.outcomes) == (1, {"not_found": 1, "posted": 1})
+
+
+@pytest.mark.parametrize("fault", ["killed", "killed after"])
+def test_a_kill_around_the_call_sends_nothing_twice(world: World, fault: str) -> None:
+    world.review.script = ["", "", fault]
+    world.take(prediction())
+    with pytest.raises(Killed):
+        world.work()
+    world.restart()
+    world.work()
+    assert world.review.calls == ["head", "find", "post"]
+    world.settle()
+    assert len(world.bodies) == 1
+
+
+def test_a_system_that_asks_to_wait_is_not_called_meanwhile_not_even_after_a_restart(world: World) -> None:
+    world.review.script = ["busy"]
+    world.take(prediction())
+    world.work()
+    world.restart()
+    world.now_s += 6.0
+    world.work()
+    assert world.review.calls == ["head"]
+    world.now_s += 1.1
+    world.work()
+    assert len(world.bodies) == 1
+
+
+def test_a_busy_answer_to_a_message_closes_its_intent(world: World) -> None:
+    world.review.script = ["", "", "busy"]
+    world.take(prediction())
+    world.settle()
+    assert world.review.calls == ["head", "find", "post", "head", "find", "post"]
+    assert world.outcomes == {"not_sent": 1, "posted": 1}
+
+
+def test_what_is_refused_is_not_tried_again(world: World) -> None:
+    world.review.script = ["", "", "refused"]
+    world.take(prediction())
+    world.work()
+    world.now_s += 1000.0
+    world.work()
+    assert world.review.calls == ["head", "find", "post"]
+    assert world.outcomes == {"refused": 1}
+    assert world.entries()[0].detail == "invalid: 422"
+
+
+def test_rejected_credentials_lose_no_message(world: World) -> None:
+    class Expired(Review):
+        def head(self, change: Any) -> Head:
+            self.calls.append("head")
+            raise Refused(UNAUTHORIZED, "401")
+
+    fine, world.review = world.review, Expired()
+    world.restart()
+    world.take(prediction())
+    world.work()
+    world.work()
+    assert (world.review.calls, world.outcomes) == (["head"], {})
+    world.review = fine
+    world.restart()
+    world.settle()
+    assert world.outcomes == {"posted": 1}
+
+
+def test_an_unreachable_system_is_asked_less_and_less_often(world: World) -> None:
+    world.review.script = ["away"] * 1000
+    world.take(prediction())
+    for _ in range(600):
+        world.work()
+        world.now_s += 1.0
+    assert 5 <= len(world.review.calls) <= 10
+    assert world.outcomes == {}
+
+
+def test_a_verdict_that_could_not_be_said_for_long_is_not_said(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(max_age_s=600.0))
+    world.review.script = ["away"] * 1000
+    world.take(prediction())
+    for _ in range(100):
+        world.work()
+        world.now_s += 10.0
+    assert (world.bodies, world.outcomes) == ([], {"late": 1})
+
+
+def test_between_two_messages_is_the_least_gap(tmp_path: Path) -> None:
+    config = feedback()
+    config = Feedback(config.file, config.policy, (config.systems[0].replace(gap_s=3.0),))
+    world = World(tmp_path, config)
+    world.take(prediction(1, change="1"), prediction(2, change="2"), prediction(3, change="3"))
+    world.work()
+    assert len(world.bodies) == 3
+    assert world.slept == pytest.approx([3.0, 3.0, 3.0], abs=0.1)  # an earlier process may just have written
+
+
+def test_a_dry_run_shows_the_message_and_calls_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(dry_run=True))
+    world.take(prediction())
+    world.work()
+    assert ["“unit” failed" in body for body in world.shown] == [True]
+    assert (world.review.calls, world.outcomes) == ([], {"dry_run": 1})
+    loud = World(tmp_path, feedback())
+    loud.offset = world.offset
+    loud.work()
+    assert loud.review.calls == []
+
+
+def test_a_message_that_waits_is_not_sent_to_a_project_that_was_muted_meanwhile(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback(settle_s=30.0, settle_most_s=30.0))
+    world.take(prediction())
+    world.committing.append(lambda state: {"time_us": int(world.now_s * 1e6), "muted": ["org/*"]})
+    world.now_s += 30.0
+    world.work()
+    assert (world.review.calls, world.outcomes) == ([], {"muted": 1})
+
+
+def test_evidence_that_is_away_delays_a_message(world: World) -> None:
+    world.take(prediction())
+    world.away = True
+    with pytest.raises(EngineError, match="the store does not answer"):
+        world.work()
+    world.away = False
+    world.now_s += 10.0
+    world.work()
+    assert len(world.bodies) == 1
+
+
+def test_a_client_that_fails_costs_only_its_own_message(world: World) -> None:
+    class Broken(Review):
+        def head(self, change: Any) -> Head:
+            if change.change == "1":
+                raise KeyError("a field is missing")
+            return super().head(change)
+
+    world.review = Broken()
+    world.restart()
+    world.take(prediction(1, change="1"), prediction(2, change="2"))
+    world.work()
+    assert [each.change for each in world.review.messages] == ["2"]
+
+
+def test_a_process_that_was_suspended_before_its_call_does_not_send_it(world: World) -> None:
+    world.take(prediction())
+    append, outbox = world.committing.append, world.outbox
+
+    def slow(build: Any) -> Any:
+        done = append(build)
+        world.now_s += SETTLE_S / 3 + 1
+        return done
+
+    outbox.committing = type("Slow", (), {"append": staticmethod(slow), "state": world.committing.state})()  # type: ignore[assignment]
+    outbox.answer(outbox.due()[0])
+    assert world.review.calls == ["head", "find"]
+
+
+def test_two_processes_send_one_message(tmp_path: Path) -> None:
+    first = World(tmp_path, feedback())
+    first.take(prediction())
+    second = World(tmp_path, feedback(), first.review, offset=first.offset)
+    key = first.outbox.due()[0]
+    second_post = first.review.post
+
+    def post(change: Any, message: Any) -> Any:
+        second.outbox.answer(key)  # while the first one waits for its answer
+        first.review.post = second_post  # type: ignore[method-assign]
+        return second_post(change, message)
+
+    first.review.post = post  # type: ignore[method-assign]
+    first.outbox.answer(key)
+    assert len(first.bodies) == 1
+
+
+@pytest.mark.parametrize("markup", ["github", "gerrit"])
+@pytest.mark.parametrize("seed", range(tries(3)))
+def test_a_thousand_verdicts_on_a_hundred_changes_are_a_hundred_messages(
+    tmp_path: Path, seed: int, markup: Any
+) -> None:
+    """Through kills, timeouts after and before acceptance, rate limits and outages at any call."""
+    chance = random.Random(seed)
+    review = Review(markup, can_edit=markup == "github", chance=chance, rate=0.3)
+    world = World(tmp_path, feedback(max_age_s=10 * 86400.0, max_jobs=20, max_bytes=10_000), review)
+    todo = [
+        prediction(change * 10 + job, change=str(change), head=f"{change:040x}", build_name=f"job-{job}")
+        for change in range(100)
+        for job in range(10)
+    ]
+    chance.shuffle(todo)
+    while todo:
+        some = [todo.pop() for _ in range(min(chance.randrange(1, 60), len(todo)))]
+        world.take(*some)
+        try:
+            world.work()
+        except Killed:
+            world.restart()
+        world.now_s += chance.uniform(0.0, 120.0)
+    world.settle(3000)
+    counts = Counter(each.change for each in review.messages)
+    assert counts == {str(change): 1 for change in range(100)}
+    assert review.calls.count("post") > 100
+    if markup == "github":
+        for message in review.messages:
+            assert all(f"“job-{job}”" in message.texts[-1] for job in range(10)), message.texts[-1]
+    with world.committing.state() as state:
+        assert state.verdicts == {"taken": 1000}
+        assert state.version > 100
+    before = len(review.calls)
+    world.restart()
+    world.work()
+    assert len(review.calls) == before

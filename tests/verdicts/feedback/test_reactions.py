@@ -1,0 +1,141 @@
+"""Reactions: when they are read, what is counted, and whose correct a label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.errors import EngineError
+from ciml.integrations.review import Busy, Head, Reactions
+from ciml.verdicts.feedback.corrections import Correction, add_corrections, corrections_of
+from ciml.verdicts.feedback.reactions import Reader, next_reading_s
+from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
+from tests.verdicts.feedback.worlds import World
+
+
+class Said(World):
+    """A world with a message, and a reader of its reactions."""
+
+    def restart(self) -> None:
+        super().restart()
+        data = DataRoot.open(self.folder)
+        self.reader = Reader(
+            "review", self.committing, self.review, ["review:alice", "review:bob"],
+            lambda corrections: add_corrections(data, corrections), lambda: self.now_s,
+        )  # fmt: skip
+
+    def read(self) -> None:
+        for key in self.reader.due():
+            if not self.reader.read(key):
+                return
+
+    def reacts(self, message: int = 1, **reactions: tuple[str, ...]) -> None:
+        self.review.reacted[str(message)] = Reactions(**reactions)
+
+    @property
+    def counted(self) -> dict[str, int]:
+        with self.committing.state() as state:
+            return {kind: number for (_, kind), number in sorted(state.reacted.items()) if number}
+
+    @property
+    def corrected(self) -> dict[str, Correction]:
+        return corrections_of(DataRoot.open(self.folder))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Said:
+    one = Said(tmp_path / "data", feedback())
+    one.take(prediction(1), prediction(2, build_name="lint"))
+    one.work()
+    return one
+
+
+def test_reactions_are_read_after_five_minutes_then_at_double_ages() -> None:
+    times, read_s = [], None
+    for _ in range(6):
+        read_s = next_reading_s(1000.0, read_s)
+        times.append(read_s - 1000.0)
+    assert times == [300.0, 600.0, 1200.0, 2400.0, 4800.0, 9600.0]
+    assert next_reading_s(1000.0, 900.0) == 1300.0  # it was edited after the last reading
+
+
+def test_reactions_of_all_are_counted_once_and_those_of_reviewers_correct_labels(world: Said) -> None:
+    world.reacts(up=("mallory", "alice"), not_helpful=("eve",))
+    world.read()
+    assert (world.counted, world.corrected) == ({}, {})  # too early
+    world.now_s += 300.0
+    world.read()
+    assert world.counted == {"not_helpful": 1, "up": 2}
+    assert {run: (one.cause, one.by) for run, one in world.corrected.items()} == {
+        "zuul~1~1": ("machine", "review:alice"), "zuul~2~1": ("machine", "review:alice"),
+    }  # fmt: skip
+    world.now_s += 10_000.0
+    world.read()
+    assert world.counted == {"not_helpful": 1, "up": 2}
+
+
+def test_a_thumb_down_names_the_other_cause(world: Said) -> None:
+    world.reacts(down=("bob",))
+    world.now_s += 300.0
+    world.read()
+    assert {one.cause for one in world.corrected.values()} == {"code"}
+
+
+def test_an_account_with_both_thumbs_corrects_nothing(world: Said) -> None:
+    world.reacts(up=("bob",), down=("bob",))
+    world.now_s += 300.0
+    world.read()
+    assert (world.counted, world.corrected) == ({"down": 1, "up": 1}, {})
+
+
+def test_a_message_with_both_causes_corrects_nothing(tmp_path: Path) -> None:
+    world = Said(tmp_path / "data", feedback())
+    world.take(prediction(1), prediction(2, build_name="lint", verdict={"cause": "code"}))
+    world.work()
+    world.reacts(down=("bob",))
+    world.now_s += 300.0
+    world.read()
+    assert (world.counted, world.corrected) == ({"down": 1}, {})
+
+
+def test_what_was_said_of_an_earlier_patch_set_says_nothing_of_the_next(world: Said) -> None:
+    world.reacts(down=("bob",))
+    world.now_s += 300.0
+    world.read()
+    world.review.heads["org/project", "12"] = Head("open", "12", "4", "b2" * 20)
+    world.take(prediction(3, patchset="4", head="b2" * 20))
+    world.work()
+    world.reacts(down=("bob", "alice"))
+    world.now_s += 300.0
+    world.read()
+    assert world.counted == {"down": 2}
+    assert world.corrected["zuul~3~1"].by == "review:alice"
+
+
+@pytest.mark.parametrize(("error", "wait_s"), [(EngineError("away"), 60.0), (Busy("429", 90.0), 90.0)])
+def test_a_system_that_fails_is_read_later(world: Said, error: Exception, wait_s: float) -> None:
+    def fails(posted: Any) -> Reactions:
+        raise error
+
+    reads, world.review.reactions = world.review.reactions, fails  # type: ignore[method-assign]
+    world.reacts(up=("alice",))
+    world.now_s += 300.0
+    world.read()
+    world.review.reactions = reads  # type: ignore[method-assign]
+    world.now_s += wait_s - 1
+    world.read()
+    assert world.counted == {}
+    world.now_s += 1
+    world.read()
+    assert world.counted == {"up": 1}
+
+
+def test_after_a_restart_old_messages_are_not_all_read_at_once(world: Said) -> None:
+    world.now_s += 40_000.0
+    world.restart()
+    assert world.reader.due() == []
+    world.now_s = NOW_S + 80_100.0
+    assert len(world.reader.due()) == 1

@@ -1,0 +1,197 @@
+"""Messages: what they say, how long they are, and that hostile text in them is only text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciml.events.records import RunFacts
+from ciml.integrations.review import ChangeRef, Format, cut, inert
+from ciml.verdicts.feedback.policy import Item, judge
+from ciml.verdicts.feedback.text import Finding, Style, marker_of, render, stamped
+from tests.tier import tries
+from tests.verdicts.feedback.hostile import CORPUS, faults, rendered
+from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
+
+FORMATS: tuple[Format, ...] = ("github", "gerrit", "gitlab")
+PICTURE = "https://ci.example.org/p/evidence/a%20b.svg"
+CHANGE = ChangeRef("org/project", "12", "3", "a1" * 20)
+SEEN = ("From minute 3 to 9 steal was 41 %; passing runs have 0 to 2 %.", "It was killed in minute 9.")
+
+
+def item(record: dict[str, Any] | None = None, **run: Any) -> Item:
+    judgement = judge(record or prediction(**run), feedback(), (), int(NOW_S * 1e6))
+    assert judgement.item is not None, judgement.silence
+    return judgement.item.replace(right=34, settled=40, passed=26, reruns=31)
+
+
+def message(*findings: Finding, markup: Format = "github", most_bytes: int = 4000, jobs: int = 5) -> str:
+    style = Style(markup, most_bytes, jobs, "ciml-quiet", markup != "gerrit")
+    return render(findings, marker_of("review", "org/project", "12"), CHANGE, style).body
+
+
+def test_one_verdict_is_said_in_one_line_with_evidence_and_advice() -> None:
+    assert message(Finding(item(), SEEN, PICTURE)) == (
+        "**“unit” failed, probably because of the machine**.\n"
+        "\n"
+        "The model's probability is 91 %; base rate 37 % of 214 failed runs of this job. "
+        "Checked by reruns or reviewers: 34 of the last 40 such verdicts were right.\n"
+        "\n"
+        "- From minute 3 to 9 steal was 41 %; passing runs have 0 to 2 %.\n"
+        "- It was killed in minute 9.\n"
+        f"- [Picture of its telemetry]({PICTURE})\n"
+        "\n"
+        "Runs that ciml put down to the machine: 31 ran again unchanged, and 26 of these passed.\n"
+        "\n"
+        "ciml estimated this from the telemetry of the runs of patch set 3. Wrong: react with 👎, or reply "
+        "“not helpful”. No messages on this change: put “ciml-quiet” into its title.\n"
+        "\n"
+        "<!-- ciml:fb48c4c559d99fad:e20513f4:machine:cd28a39def27 -->"
+    )  # fmt: skip
+
+
+def test_several_verdicts_are_one_message_with_a_line_each() -> None:
+    code = {"cause": "code", "probability": 1.0, "retry": "no", "group": ""}
+    lint = item(prediction(2, verdict=code, build_name="lint")).replace(right=1, settled=1, passed=2, reruns=12)
+    body = message(Finding(item(), SEEN), Finding(lint), markup="gerrit").split("\n")
+    assert body[:8] == [
+        "2 jobs failed: 1 probably because of this change, 1 probably because of the machine.",
+        "",
+        "- “lint”: this change (99 %; base rate 63 % of 214 failed runs). Checked by reruns or reviewers: 1 of the "
+        "last 1 such verdicts were right.",
+        "- “unit”: the machine (91 %; base rate 37 % of 214 failed runs of this job). Checked by reruns or "
+        f"reviewers: 34 of the last 40 such verdicts were right. {SEEN[0]}",
+        "",
+        "Runs that ciml put down to this change: 12 ran again unchanged, and 2 of these passed.",
+        "Runs that ciml put down to the machine: 31 ran again unchanged, and 26 of these passed.",
+        "",
+    ]
+
+
+def test_nothing_is_said_of_a_retry_before_enough_runs_ran_again() -> None:
+    few = item().replace(passed=9, reruns=9)
+    for text in (message(Finding(few)), message(Finding(item().replace(settled=0, right=0, passed=0, reruns=0)))):
+        assert "retry" not in text
+        assert "again" not in text
+    assert "No rerun or reviewer has checked such a verdict yet." in text
+    assert "9 of these passed" in message(Finding(few.replace(passed=9, reruns=10)))
+
+
+def test_the_order_of_findings_does_not_change_a_byte() -> None:
+    three = [Finding(item(prediction(number, build_name=f"job-{number}"))) for number in range(3)]
+    assert message(*three) == message(*reversed(three))
+
+
+def test_the_stamp_names_patch_set_and_verdicts() -> None:
+    marker = marker_of("review", "org/project", "12")
+    body = message(Finding(item()))
+    assert stamped(body, marker) == ("e20513f4", "machine")
+    assert stamped(body, marker_of("review", "org/project", "13")) is None
+    assert stamped("thanks", marker) is None
+
+
+@pytest.mark.parametrize("markup", FORMATS)
+@pytest.mark.parametrize("most_bytes", [1000, 1500, 4000])
+def test_a_message_that_is_too_long_loses_whole_lines(markup: Format, most_bytes: int) -> None:
+    long = "é" * 2000
+    findings = [Finding(item(prediction(number, build_name=f"{number} {long}")), (long,) * 3) for number in range(40)]
+    body = message(*findings, markup=markup, most_bytes=most_bytes, jobs=40)
+    assert len(body.encode()) <= most_bytes
+    assert body.startswith(("**40 jobs failed: ", "40 jobs failed: "))
+    assert "more\n" in body
+    assert not list(faults(body, markup))
+
+
+FIELDS = list(RunFacts.__struct_fields__)
+TEXTS = [name for name in FIELDS if name not in ("start_us", "end_us", "labels", "subjects", "phase", "outcome")]
+
+
+def everywhere(text: str) -> list[Finding]:
+    """Findings with a text in each field in turn: of the facts, the prediction, its verdict, its evidence."""
+    plain = prediction()
+    found = []
+    for field in TEXTS:
+        if field not in ("source",):  # names the system; it is one of the configuration's
+            found.append({**plain, "run": {**plain["run"], field: text}})
+    found += [{**plain, "run": {**plain["run"], "labels": {text: text, "size": text}}}]
+    found += [{**plain, field: text} for field in ("model", "class", "run_id", "id")]
+    found.append({**plain, "probabilities": {text: 1.0}})
+    for field in ("group", "retry"):
+        found.append({**plain, "verdict": {**plain["verdict"], field: text}})
+    for field in ("base_rate", "probabilities"):
+        found.append({**plain, "verdict": {**plain["verdict"], field: {text: 0.5, "machine": 0.5}}})
+    found.append({**plain, "verdict": {**plain["verdict"], "set": [text]}})
+    judged = [judge(record, feedback(), (), int(NOW_S * 1e6)).item for record in found]
+    return [Finding(one, (f"From minute 3 {text} was 41 %.", text, text), PICTURE) for one in judged if one is not None]
+
+
+@pytest.mark.parametrize("markup", FORMATS)
+@pytest.mark.parametrize("number", range(len(CORPUS)))
+def test_hostile_text_in_any_field_is_only_text(number: int, markup: Format) -> None:
+    findings = everywhere(CORPUS[number])
+    assert len(findings) >= 20 or not CORPUS[number]
+    for one in findings:
+        style = Style(markup, 4000, 5, "ciml-quiet", markup != "gerrit")
+        made = render([one], marker_of("review", one.item.project, one.item.change), one.item.ref, style)
+        assert not list(faults(made.body, markup, (PICTURE,))), made.body
+        assert len(made.body.encode()) <= 4000
+        assert "\n" not in made.title
+        assert len(made.title.encode()) <= 200
+        several = render([one, Finding(item(), SEEN)], marker_of("a", "b", "c"), one.item.ref, style)
+        assert not list(faults(several.body, markup, (PICTURE,))), several.body
+
+
+@given(st.text(max_size=60), st.integers(4, 90))
+@settings(max_examples=tries(300))
+def test_any_text_is_one_inert_line_of_bounded_size(text: str, most: int) -> None:
+    line = inert(text, most)
+    assert 0 < len(line.encode()) <= most
+    assert line.replace("\u202f", "").isprintable()
+    assert not list(faults(message(Finding(item(build_name=text or "x"), (text, text))), "github"))
+
+
+@given(st.text(max_size=30))
+def test_what_is_inert_stays_as_it_is(text: str) -> None:
+    once = inert(text, 1000)
+    assert inert(once, 1000) == once
+
+
+def test_plain_names_and_sentences_are_not_changed() -> None:
+    for text in (
+        "unit-tests",
+        "org/project",
+        "tox py3.11 (x86_64)",
+        SEEN[0],
+        "load was 12.5, passing runs have 0 to 3",
+        "ünïcode",
+    ):
+        assert inert(text, 200) == text
+
+
+def test_a_cut_is_between_characters() -> None:
+    assert cut("ééé", 6) == "ééé"
+    assert cut("éééé", 6) == "é…"
+    assert cut("ab", 1) == "…"[:1]
+
+
+def test_the_judge_finds_what_it_should() -> None:
+    """The corpus' own oracle is red for text that is not inert."""
+    good = message(Finding(item()))
+    assert not list(faults(good, "github"))
+    for bad in (
+        "http://evil.example", "@all", "#1", "<b>x</b>", "deadbeef", "[x](http://evil.example)", ":tada:", "\n/close",
+        "\nrecheck", "`x`", "\u202e", "GH-1", "evil.example", "&#64;all",
+    ):  # fmt: skip
+        assert list(faults(good.replace("unit", bad), "github")), bad
+    assert rendered("see www.evil.example").links == ["http://www.evil.example"]
+
+
+@pytest.mark.parametrize("can_react", [True, False])
+def test_it_asks_for_a_reaction_only_where_one_is_possible(can_react: bool) -> None:
+    one = everywhere("unit")[0]
+    body = render([one], "ciml:0", one.item.ref, Style("github", 4000, 5, "ciml-quiet", can_react)).body
+    assert ("👎" in body) == can_react
+    assert "not helpful" in body

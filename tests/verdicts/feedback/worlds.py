@@ -1,0 +1,99 @@
+"""A manifest, a review system in memory and a clock: what tests of the outbox are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ciml.data_root import DataRoot
+from ciml.errors import EngineError
+from ciml.events.records import Message, OffsetRange
+from ciml.manifest.checkpoints import Limits
+from ciml.pipelines.feedback import Judge, take
+from ciml.services.feedback import replica
+from ciml.verdicts.feedback.config import Feedback
+from ciml.verdicts.feedback.outbox import Outbox
+from ciml.verdicts.feedback.policy import Item
+from ciml.verdicts.feedback.state import Entry
+from ciml.verdicts.feedback.text import Finding
+from tests.verdicts.feedback.reviews import NOW_S, Killed, Review
+
+_LIMITS = Limits(deltas=100, records=500)
+
+
+@dataclass
+class World:
+    """A manifest, a review system, and a clock that only the test moves. `restart` is a new process."""
+
+    folder: Path
+    config: Feedback
+    review: Review = field(default_factory=Review)
+    now_s: float = NOW_S
+    offset: int = 0
+    shown: list[str] = field(default_factory=list)
+    slept: list[float] = field(default_factory=list)
+    evidence: tuple[str, ...] = ("From minute 3 steal was 41 %.",)
+    away: bool = False
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.committing = replica(DataRoot.open(self.folder), lambda: self.now_s, _LIMITS)
+        policy = self.config.policy
+        self.outbox = Outbox(
+            "review", self.committing, policy, self._evidence, None if policy.dry_run else self.review,
+            self.config.systems[0].gap_s, lambda entry, message: self.shown.append(message.body),
+            clock=lambda: self.now_s, sleep=self._sleep,
+        )  # fmt: skip
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+
+    def _evidence(self, item: Item) -> Finding:
+        if self.away:
+            raise EngineError("the store does not answer")
+        return Finding(item, self.evidence)
+
+    def take(self, *records: dict[str, Any]) -> None:
+        """Read predictions from the topic."""
+        covers = OffsetRange("predictions", "", 0, self.offset, self.offset + len(records))
+        messages = [Message(self.offset + number, orjson.dumps(one)) for number, one in enumerate(records)]
+        self.offset += len(records)
+        take(self.committing, covers, messages, Judge(self.config), int(self.now_s * 1e6))
+
+    def work(self) -> None:
+        """Say what is due until the system asks to wait."""
+        for key in self.outbox.due():
+            if not self.outbox.answer(key):
+                return
+
+    def settle(self, most: int = 40) -> None:
+        """Work until nothing is left, restarted after each kill."""
+        for _ in range(most):
+            try:
+                self.work()
+            except Killed:
+                self.restart()
+            with self.committing.state() as state:
+                if not state.opened:
+                    return
+            self.now_s += 20.0
+        raise AssertionError(f"not settled: {self.review.calls[-10:]}")
+
+    @property
+    def bodies(self) -> list[str]:
+        return [each.texts[-1] for each in self.review.messages]
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        with self.committing.state() as state:
+            return {outcome: number for (_, outcome), number in sorted(state.messages.items())}
+
+    def entries(self) -> list[Entry]:
+        with self.committing.state() as state:
+            return list(state.entries.values())

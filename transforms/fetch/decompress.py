@@ -1,0 +1,341 @@
+"""Zip archives: the log among their members, found and unpacked within limits; no other member is unpacked.
+
+Python's zipfile makes an object of each entry before anything can be checked. It accepts files that overlap, data
+around the archive, and headers that contradict the directory. A job writes its archives, so they may be hostile. This
+module reads the plain form that CI systems write: one directory at the end, which agrees with the header of the log;
+not encrypted, no zip64.
+
+Decompression with limits: nested gzip, several members, bombs; memory stays within the limit.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BytesIO
+from typing import IO, NamedTuple
+from zlib import crc32
+
+from zlib_ng import zlib_ng as zlib  # takes half the time of the standard library's
+
+from ciml.errors import RejectedInput
+from ciml.limits import (
+    MAX_ARCHIVE_BYTES,
+    MAX_ARCHIVE_DIRECTORY_BYTES,
+    MAX_ARCHIVE_ENTRIES,
+    MAX_ARCHIVE_RATIO,
+    MAX_GZIP_LAYERS,
+    MAX_GZIP_MEMBERS,
+)
+from ciml.transforms.fetch.policy import LogUnavailableError
+
+_PIECE = 1 << 18
+#: Bytes per call: zlib copies the rest after each member, so calls must be small. Each costs about 10 µs.
+_SLICE = 1 << 16
+_MAGIC = b"\x1f\x8b"
+
+
+class _Layer:
+    """Passes bytes on, unchanged or, where they start as gzip, unpacked."""
+
+    def __init__(self, limit: int, layers_left: int, sink: Callable[[bytes], None]) -> None:
+        self._limit = limit
+        self._layers_left = layers_left
+        self._sink = sink
+        self._start = b""  # the first bytes, until the format is known
+        self._known = False
+        self._inflate: zlib._Decompress | None = None
+        self._next: _Layer | None = None
+        self._passed = 0
+        self._members = 0
+
+    def feed(self, data: bytes) -> None:
+        if not self._known:
+            data = self._start + data
+            if len(data) < len(_MAGIC):
+                self._start = data
+                return
+            self._begin(data)
+        for at in range(0, len(data), _SLICE):
+            self._take(data[at : at + _SLICE])
+
+    def close(self) -> None:
+        if not self._known:
+            self._begin(self._start)
+            self._take(self._start)
+        if self._inflate is not None and not self._inflate.eof:
+            raise RejectedInput("corrupt_gzip", "the gzip data is cut short")
+        if self._next is not None:
+            self._next.close()
+
+    def _begin(self, data: bytes) -> None:
+        self._known = True
+        if not data.startswith(_MAGIC):
+            return
+        if not self._layers_left:
+            raise RejectedInput("corrupt_gzip", f"more than {MAX_GZIP_LAYERS} layers of gzip")
+        self._inflate = self._member()
+        self._next = _Layer(self._limit, self._layers_left - 1, self._sink)
+
+    def _take(self, data: bytes) -> None:
+        if self._inflate is None or self._next is None:
+            self._count(data)
+            self._sink(data)
+            return
+        while data:
+            if self._inflate.eof:  # another member, or zeros as padding
+                data = data.lstrip(b"\0")
+                if not data:
+                    return
+                self._inflate = self._member()
+            try:
+                out = self._inflate.decompress(data, _PIECE)
+            except zlib.error as error:  # type: ignore[misc]  # its stub does not declare it as an exception
+                raise RejectedInput("corrupt_gzip", str(error)) from None
+            # Each layer must be within the limit: a large one may unpack to a small one, at any cost of time.
+            self._count(out)
+            self._next.feed(out)
+            data = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
+
+    def _member(self) -> zlib._Decompress:
+        self._members += 1
+        if self._members > MAX_GZIP_MEMBERS:
+            raise RejectedInput("corrupt_gzip", f"more than {MAX_GZIP_MEMBERS} members")
+        return zlib.decompressobj(wbits=31)
+
+    def _count(self, data: bytes) -> None:
+        self._passed += len(data)
+        if self._passed > self._limit:
+            raise RejectedInput("log_too_large", f"more than {self._limit} bytes unpacked")
+
+
+def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | None = None) -> bytes:
+    """Join chunks and unpack gzip (detected by the first bytes, never by a name), at most twice.
+
+    Args:
+      chunks: bytes in their order, of any sizes.
+      limit: limit in bytes of the result, and of each layer.
+      grow: called with each number of bytes that the result grows by, and with their negative sum on failure. An
+        exception from it ends the work.
+
+    Raises:
+      RejectedInput: ``log_too_large`` above the limit; ``corrupt_gzip`` where gzip is cut short or damaged.
+    """
+    output = BytesIO()  # returns its bytes without a copy
+
+    def sink(data: bytes) -> None:
+        if grow is not None:
+            grow(len(data))
+        output.write(data)
+
+    layer = _Layer(limit, MAX_GZIP_LAYERS, sink)
+    try:
+        for chunk in chunks:
+            layer.feed(chunk)
+        layer.close()
+    except BaseException:
+        if grow is not None:
+            grow(-output.tell())
+        raise
+    return output.getvalue()
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """Unpack a log in memory; return it unchanged, not a copy, where it is not gzip. Raises as `gunzip`."""
+    if data.startswith(_MAGIC):
+        return gunzip((data,), limit)
+    if len(data) > limit:
+        raise RejectedInput("log_too_large", f"more than {limit} bytes unpacked")
+    return data
+
+
+_END = struct.Struct("<4s4H2LH")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_HEADER = struct.Struct("<4s5H3L2H")
+_STORED, _DEFLATED = 0, 8
+_ENCRYPTED = 0x1 | 0x40 | 0x2000
+_PATCHED = 0x20
+_LATER = 0x8  # sizes follow the data
+
+
+class Member(NamedTuple):
+    """A file in an archive, as the directory describes it.
+
+    Attributes:
+      name: its path, of any bytes; it is compared and never used.
+      start, end: where its header starts, and where the next one, or the directory, does.
+      packed, size: bytes in the archive, and unpacked.
+    """
+
+    name: bytes
+    flags: int
+    method: int
+    crc: int
+    packed: int
+    size: int
+    start: int
+    end: int
+
+
+def is_archive(file: IO[bytes]) -> bool:
+    """Return whether a file starts as an archive does, also an empty one."""
+    file.seek(0)
+    return file.read(4) in (b"PK\3\4", b"PK\5\6")
+
+
+def unzip(file: IO[bytes], paths: Sequence[str]) -> Iterator[bytes]:
+    """Yield the bytes of the log in an archive, unpacked.
+
+    Args:
+      file: the archive.
+      paths: `FetchPolicy.log_paths`.
+
+    Raises:
+      RejectedInput: ``corrupt_archive``; ``log_too_large`` for too many entries, or too many bytes unpacked.
+      LogUnavailableError: ``log_not_found``.
+    """
+    found = _chosen(_members(file), paths)
+    if found is None:
+        raise LogUnavailableError("log_not_found", "no file in the archive has the name of a log")
+    yield from _unpacked(file, found)
+
+
+def _chosen(members: list[Member], paths: Sequence[str]) -> Member | None:
+    """Return the member with the first of the paths, else with the first of their last names; None without one."""
+    exact = {path.encode(): at for at, path in reversed(list(enumerate(paths)))}
+    last = {path.rpartition(b"/")[2]: at for path, at in exact.items()}
+
+    def rank(member: Member) -> tuple[int, int, bytes] | None:
+        name = member.name.removeprefix(b"./")
+        if name in exact:
+            return exact[name], 0, name
+        at = last.get(name.rpartition(b"/")[2])
+        return None if at is None else (len(paths) + at, name.count(b"/"), name)
+
+    ranked = [(order, member) for member in members if (order := rank(member)) is not None]
+    return min(ranked)[1] if ranked else None
+
+
+def _members(file: IO[bytes]) -> list[Member]:
+    end = file.seek(0, 2) - _END.size
+    if end < 0:
+        raise _corrupt("it is cut short")
+    file.seek(end)
+    mark, disk, first, here, count, size, start, comment = _END.unpack(file.read(_END.size))
+    if mark != b"PK\5\6" or comment:
+        raise _corrupt("it does not end with its directory")
+    if max(count, here) > MAX_ARCHIVE_ENTRIES:
+        raise RejectedInput("log_too_large", f"an archive of {max(count, here)} files, at most {MAX_ARCHIVE_ENTRIES}")
+    if disk or first or here != count or start + size != end:
+        raise _corrupt("its directory is elsewhere: it is split, zip64, or has other data around it")
+    if size > MAX_ARCHIVE_DIRECTORY_BYTES:
+        raise RejectedInput(
+            "log_too_large", f"an archive with {size} bytes of directory, at most {MAX_ARCHIVE_DIRECTORY_BYTES}"
+        )
+    file.seek(start)
+    members = _directory(file.read(size), count, start)
+    unpacked = sum(member.size for member in members)
+    if unpacked > MAX_ARCHIVE_BYTES:
+        raise RejectedInput("log_too_large", f"an archive of {unpacked} bytes unpacked, at most {MAX_ARCHIVE_BYTES}")
+    return members
+
+
+def _directory(data: bytes, count: int, start: int) -> list[Member]:
+    found: list[Member] = []
+    at = 0
+    for _ in range(count):
+        if at + _ENTRY.size > len(data):
+            raise _corrupt("its directory is cut short")
+        fields = _ENTRY.unpack_from(data, at)
+        mark, flags, method, crc, packed, size = fields[0], fields[3], fields[4], *fields[7:10]
+        lengths, header = fields[10:13], fields[16]
+        name = data[at + _ENTRY.size : at + _ENTRY.size + lengths[0]]
+        at += _ENTRY.size + sum(lengths)
+        if mark != b"PK\1\2" or at > len(data):
+            raise _corrupt("its directory is damaged")
+        if size > MAX_ARCHIVE_RATIO * packed:
+            raise _corrupt("a file has more bytes than any that is packed so small")
+        found.append(Member(name, flags, method, crc, packed, size, header, start))
+    if at != len(data):
+        raise _corrupt("its directory is longer than its entries")
+    return _apart(found, start)
+
+
+def _apart(members: list[Member], directory: int) -> list[Member]:
+    """Return members with their ends, if none overlaps another: overlapping ones unpack to any size."""
+    ordered = sorted(members, key=lambda member: member.start)
+    ends = [*(member.start for member in ordered), directory][1:]
+    apart: list[Member] = []
+    for member, end in zip(ordered, ends, strict=True):
+        if member.start + _HEADER.size + len(member.name) + member.packed > end:
+            raise _corrupt("its files overlap")
+        apart.append(member._replace(end=end))
+    return apart
+
+
+def _unpacked(file: IO[bytes], member: Member) -> Iterator[bytes]:
+    at = _data(file, member)
+    size = crc = 0
+    for piece in _stored(file, at, member) if member.method == _STORED else _inflated(file, at, member):
+        size += len(piece)
+        if size > member.size:
+            break
+        crc = crc32(piece, crc)
+        yield piece
+    if size != member.size or crc != member.crc:
+        raise _corrupt("the log is not what its directory says")
+
+
+def _data(file: IO[bytes], member: Member) -> int:
+    """Return where the data of a member starts; its header must agree with the directory."""
+    if member.flags & _ENCRYPTED:
+        raise _corrupt("the log is encrypted")
+    if member.flags & _PATCHED or member.method not in (_STORED, _DEFLATED):
+        raise _corrupt(f"the log is packed by method {member.method}, want deflate")
+    file.seek(member.start)
+    header = file.read(_HEADER.size)
+    if len(header) != _HEADER.size:
+        raise _corrupt("it is cut short")
+    mark, _, flags, method, _, _, *sizes, name, extra = _HEADER.unpack(header)
+    start: int = member.start + _HEADER.size + name + extra
+    agree = (mark, flags, method) == (b"PK\3\4", member.flags, member.method) and file.read(name) == member.name
+    if not flags & _LATER:
+        agree = agree and sizes == [member.crc, member.packed, member.size]
+    if not agree or start + member.packed > member.end:
+        raise _corrupt("a header does not agree with the directory")
+    return start
+
+
+def _stored(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
+    end = at + member.packed
+    while at < end:
+        file.seek(at)
+        piece = file.read(min(_PIECE, end - at))
+        if not piece:
+            return
+        at += len(piece)
+        yield piece
+
+
+def _inflated(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(wbits=-15)
+    end, data = at + member.packed, b""
+    while not inflate.eof:
+        if not data:
+            file.seek(at)
+            data = file.read(min(_SLICE, end - at))
+            at += len(data)
+        try:
+            piece = inflate.decompress(data, _PIECE)
+        except zlib.error as error:  # type: ignore[misc]  # its stub does not declare it as an exception
+            raise _corrupt(str(error)) from None
+        if not piece and not data:
+            raise _corrupt("the log is cut short")
+        data = inflate.unconsumed_tail
+        yield piece
+    if inflate.unused_data or at < end:
+        raise _corrupt("data follow the log")
+
+
+def _corrupt(detail: str) -> RejectedInput:
+    return RejectedInput("corrupt_archive", detail)

@@ -1,0 +1,362 @@
+"""Rows and columns of a table, and which column is which field of a listing: by the user's word, name or content.
+
+Suggestions of a mapping: columns that became labels, but look like a field that no column was found for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from ciml.errors import CimlError, RejectedInput
+from ciml.limits import MAX_COLUMN_NAME_CHARACTERS, MAX_ID_CHARACTERS, MAX_RESULTS_COLUMNS
+from ciml.transforms.results.values import is_log_path, is_missing, is_result_word, parse_time
+
+#: Similarity of names, 0 to 1, from which a column is suggested: one letter of five may differ.
+_SIMILAR = 0.8
+_TIMES = ("start_time", "end_time")
+
+
+class Suggestion(NamedTuple):
+    """A mapping that the user may mean: ``--map COLUMN=FIELD``.
+
+    Attributes:
+      ours: the field of a listing, which no column was found for.
+      theirs: the table's column.
+      why: what the column has in common with the field.
+    """
+
+    ours: str
+    theirs: str
+    why: str
+
+    @property
+    def option(self) -> str:
+        """The option of ``ciml load``."""
+        mapping = f"{self.theirs}={self.ours}"
+        return f'--map "{mapping}"' if " " in mapping else f"--map {mapping}"
+
+
+def suggest(columns: Columns, sample: Sequence[Mapping[str, Any]]) -> tuple[Suggestion, ...]:
+    """Return suggestions for the fields without a column, one at most for each, and for each column.
+
+    Times are suggested by their values: a column of times that is before the end, or after the start. Other fields are
+    suggested by names that are spelled alike.
+
+    Args:
+      columns: the meaning of the table's columns.
+      sample: some of its rows, by column.
+    """
+    found: list[Suggestion] = []
+    free = list(columns.labels)
+    for ours in columns.not_found:
+        names = _time_columns(ours, free, columns, sample) if ours in _TIMES else free
+        near = _most_similar(ours, names)
+        if near is None and ours in _TIMES and len(names) == 1:
+            found.append(Suggestion(ours, names[0], "holds times"))
+        elif near is not None:
+            why = "holds times" if ours in _TIMES else f"is spelled like {near[1]}"
+            found.append(Suggestion(ours, near[0], why))
+        else:
+            continue
+        free.remove(found[-1].theirs)
+    return tuple(found)
+
+
+def _time_columns(ours: str, free: Sequence[str], columns: Columns, sample: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns whose values are times that may be the start, or the end, of the runs."""
+    start, end = (columns.theirs(name) for name in _TIMES)
+    found = []
+    for name in free:
+        cells = [cell for row in sample if not is_missing(cell := row.get(name))]
+        if not cells or not are_times(cells):
+            continue
+        first, second = (name, end) if ours == "start_time" else (start, name)
+        if are_ordered(sample, first, second):
+            found.append(name)
+    return found
+
+
+def _most_similar(ours: str, names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the column whose name is most like a name of the field, and that name; None where none is alike."""
+    normal = {normal_name(name)[:200]: name for name in reversed(names)}
+    matches = [
+        (difflib.SequenceMatcher(None, name, match[0]).ratio(), match[0], name)
+        for name in SYNONYMS[ours]
+        if (match := difflib.get_close_matches(name, normal, n=1, cutoff=_SIMILAR))
+    ]
+    if not matches:
+        return None
+    _, column, synonym = max(matches)
+    return normal[column], synonym
+
+
+#: The fields of a listing, and the names under which tables have them, the likeliest first.
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "build_uuid": ("build_uuid", "uuid", "run_id", "build_id", "run_uuid", "id", "run", "build", "job_id"),
+    "attempt": ("attempt", "run_attempt", "attempt_number", "try"),
+    "build_name": ("build_name", "job_name", "job", "workflow_name", "workflow", "task", "suite", "test_suite", "name"),
+    "result": (
+        "result", "conclusion", "outcome", "build_result", "verdict", "status", "state", "success", "succeeded",
+        "passed", "pass", "ok", "is_success", "failed", "failure", "fail", "is_failure", "exit_code", "exit_status",
+        "return_code", "returncode", "rc",
+    ),
+    "start_time": (
+        "start_time", "started_at", "run_started_at", "start", "started", "begin_time", "begin", "start_date",
+        "start_ts", "start_timestamp", "timestamp", "time", "date", "created_at",
+    ),
+    "end_time": (
+        "end_time", "ended_at", "completed_at", "finished_at", "finish_time", "end", "ended", "finished", "stop_time",
+        "stopped_at", "stop", "end_date", "end_ts", "end_timestamp", "updated_at",
+    ),
+    "log_path": (
+        "log_path", "log_file", "logfile", "log", "path", "file_path", "filepath", "file_name", "filename", "file",
+        "telemetry", "dstat", "log_url",
+    ),
+    "node_provider": ("node_provider", "provider", "cloud_provider", "cloud"),
+    "node_region": ("node_region", "region"),
+    "node_flavor": ("node_flavor", "node_flavour", "flavor", "flavour", "instance_type", "machine_type"),
+    "pipeline": ("pipeline",),
+    "project": ("project", "repository", "repo"),
+    "branch": ("branch", "head_branch"),
+    "change": ("change", "change_id", "change_number", "pull_request", "merge_request", "pr", "mr"),
+    "patchset": ("patchset", "patch_set", "commit_sha", "head_sha", "commit", "sha", "revision"),
+    "review": ("review",),
+}  # fmt: skip
+#: What a person calls a field in a message.
+MEANINGS = {"build_uuid": "run id", "build_name": "job", "result": "result", "log_path": "path of the log"}
+#: In a mapping: leave the column out.
+LEAVE_OUT = "-"
+_ALIASES = {"run_id": "build_uuid", "job": "build_name", "provider": "node_provider", "region": "node_region",
+            "flavor": "node_flavor", "flavour": "node_flavor", "outcome": "result", "log_url": "log_path"}  # fmt: skip
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_OTHER = re.compile(r"[^a-z0-9]+")
+_UNIT = re.compile(r"_(?:utc|ms|us|ns|s)$")
+_INDEX = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__)?")
+
+How = Literal["given", "name", "content"]
+
+
+class Row(NamedTuple):
+    """A row: its number from 1 (a header is no row), and its cells by column, or why they cannot be read."""
+
+    number: int
+    cells: Mapping[str, Any]
+    fault: str = ""
+
+
+class ResultsTable(Protocol):
+    """A table that can be read repeatedly, in bounded memory.
+
+    Attributes:
+      name: for messages.
+      form: its format, such as ``text with semicolons``.
+      columns: the names of its columns.
+    """
+
+    name: str
+    form: str
+    columns: tuple[str, ...]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows in order, from the first. Blank lines are no rows."""
+        ...
+
+
+def checked_columns(table: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return a table's column names. Several may have none, as the index that pandas writes.
+
+    Raises:
+      CimlError: too many columns, a name that is too long, or one that appears twice.
+    """
+    columns = tuple(names)
+    if len(columns) > MAX_RESULTS_COLUMNS:
+        raise CimlError(f"{table} has {len(columns):,} columns, at most {MAX_RESULTS_COLUMNS:,}; leave some out")
+    seen = set[str]()
+    for name in columns:
+        if len(name) > MAX_COLUMN_NAME_CHARACTERS:
+            raise CimlError(f"{table}: the column {name!r:.60} has a name that is too long; shorten it")
+        if name and name in seen:
+            raise CimlError(f"{table}: the column {name!r} appears twice; rename one")
+        seen.add(name)
+    return columns
+
+
+class Guess(NamedTuple):
+    """A field of the listing, the table's column for it, and how it was found."""
+
+    ours: str
+    theirs: str
+    how: How
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The meaning of a table's columns.
+
+    Attributes:
+      guesses: in the order of `SYNONYMS`.
+      labels: columns that become labels of the run.
+      left_out: columns that are not read: nameless ones (an index), and those that the user leaves out.
+    """
+
+    guesses: tuple[Guess, ...]
+    labels: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def not_found(self) -> tuple[str, ...]:
+        """The fields that no column was found for, in the order of `SYNONYMS`."""
+        found = {guess.ours for guess in self.guesses}
+        return tuple(ours for ours in SYNONYMS if ours not in found)
+
+    def theirs(self, ours: str) -> str:
+        """Return the table's column for a field, or ""."""
+        return next((guess.theirs for guess in self.guesses if guess.ours == ours), "")
+
+
+def normal_name(name: str) -> str:
+    """Return a column's name in snake case: ``startTime``, ``Start Time`` and ``start_time`` are one."""
+    return _OTHER.sub("_", _HUMP.sub("_", name).lower()).strip("_")
+
+
+def find_columns(
+    columns: Sequence[str], sample: Sequence[Mapping[str, Any]], mapping: Mapping[str, str], table: str
+) -> Columns:
+    """Find which of a table's columns is which field.
+
+    Args:
+      columns: the names of the table's columns.
+      sample: some of its rows, by column.
+      mapping: the user's word, their column → our field, or → `LEAVE_OUT`. It precedes every guess.
+      table: the table's name, for messages.
+
+    Raises:
+      CimlError: the mapping names no such column or field; a field that every run needs is not found.
+    """
+    given = _given(columns, mapping, table)
+    left_out = [name for name in columns if _INDEX.fullmatch(name) and name not in given]
+    left_out += [name for name, ours in given.items() if ours == LEAVE_OUT]
+    found = {ours: Guess(ours, theirs, "given") for theirs, ours in given.items() if ours != LEAVE_OUT}
+    free = [name for name in columns if name not in left_out and name not in given]
+    by_name: dict[str, str] = {}
+    for name in free:
+        by_name.setdefault(normal_name(name), name)
+        by_name.setdefault(_UNIT.sub("", normal_name(name)), name)
+    for ours, names in SYNONYMS.items():
+        theirs = next((by_name[each] for each in names if by_name.get(each, "") in free), None)
+        if ours not in found and theirs is not None:
+            found[ours] = Guess(ours, theirs, "name")
+            free.remove(theirs)
+    for ours, theirs in _by_content(free, sample, found.keys()):
+        found[ours] = Guess(ours, theirs, "content")
+        free.remove(theirs)
+    _check_needed(columns, found.keys(), table)
+    return Columns(tuple(found[ours] for ours in SYNONYMS if ours in found), tuple(free), tuple(left_out))
+
+
+def _given(columns: Sequence[str], mapping: Mapping[str, str], table: str) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for theirs, name in mapping.items():
+        if theirs not in columns:
+            near = difflib.get_close_matches(theirs[:200], columns, n=1)
+            hint = f"did you mean {near[0]!r:.80}?" if near else f"it has {_listed(columns)}"
+            raise CimlError(f"{table}: no column {theirs!r:.80}; {hint}")
+        ours = _ALIASES.get(name, name)
+        if ours not in SYNONYMS and ours != LEAVE_OUT:
+            raise CimlError(f"unknown field {name!r:.80}; choose from {', '.join(SYNONYMS)}, or {LEAVE_OUT} for none")
+        if ours != LEAVE_OUT and ours in given.values():
+            raise CimlError(f"{ours} has two columns, {theirs!r:.80} is the second; give one")
+        given[theirs] = ours
+    return given
+
+
+def _by_content(
+    free: Sequence[str], sample: Sequence[Mapping[str, Any]], found: Sequence[str] | Any
+) -> list[tuple[str, str]]:
+    """Return (field, column) for needed fields without a column, where the values leave exactly one choice."""
+    values = {name: [value for row in sample if not is_missing(value := row.get(name))] for name in free}
+    guesses: list[tuple[str, str]] = []
+
+    def only(fits: Callable[[list[Any]], bool]) -> list[str]:
+        taken = {theirs for _, theirs in guesses}
+        return [name for name in free if name not in taken and values[name] and fits(values[name])]
+
+    if "start_time" not in found and "end_time" not in found:
+        times = only(are_times)
+        if len(times) == 2 and are_ordered(sample, *times[::-1]):
+            times.reverse()
+        if len(times) == 1 or (len(times) == 2 and are_ordered(sample, *times)):
+            guesses += zip(("start_time", "end_time"), times, strict=False)
+    for ours, fits in _FITS.items():
+        if ours not in found and len(names := only(fits)) == 1:
+            guesses.append((ours, names[0]))
+    return guesses
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        parse_time(value, "UTC")
+    except RejectedInput:
+        return False
+    return True
+
+
+def are_times(cells: Sequence[Any]) -> bool:
+    """Return whether all cells are times, in any zone."""
+    return all(map(_is_time, cells))
+
+
+def are_ordered(sample: Sequence[Mapping[str, Any]], first: str, second: str) -> bool:
+    """Return whether no time in one column is after that in another, as far as both are known and times."""
+    pairs = [(row.get(first), row.get(second)) for row in sample]
+    known = [(one, two) for one, two in pairs if not is_missing(one) and not is_missing(two)]
+    times = ((one, two) for one, two in known if _is_time(one) and _is_time(two))
+    return all(parse_time(one, "UTC") <= parse_time(two, "UTC") for one, two in times)
+
+
+def _is_id(cells: list[Any]) -> bool:
+    texts = {str(cell) for cell in cells if type(cell) in (str, int)}
+    return len(texts) == len(cells) > 1 and not any(" " in text or len(text) > MAX_ID_CHARACTERS for text in texts)
+
+
+#: What the values of a column have to be for a field, in the order of trying: a path is an id, too.
+_FITS: Mapping[str, Callable[[list[Any]], bool]] = {
+    "result": lambda cells: all(map(is_result_word, cells)),
+    "log_path": lambda cells: all(map(is_log_path, cells)),
+    "build_uuid": _is_id,
+}
+
+
+def _check_needed(columns: Sequence[str], found: Any, table: str) -> None:
+    missing = {ours: meaning for ours, meaning in MEANINGS.items() if ours not in found}
+    if "start_time" not in found and "end_time" not in found:
+        missing["start_time"] = "start or end time"
+    if missing:
+        *others, last = [f"the {meaning}" for meaning in missing.values()]
+        wanted = f"no column is {', '.join(others)} or {last}" if others else f"no column is {last}"
+        options = " ".join(f"--map COLUMN={ours}" for ours in missing)
+        pronoun = "them" if others else "it"
+        raise CimlError(
+            f"{table}: {wanted}; name {pronoun} by {options}, or add {pronoun}{_header_hint(columns)}; columns: "
+            f"{_listed(columns)}"
+        )
+
+
+def _header_hint(columns: Sequence[str]) -> str:
+    """Return what is wrong where the first row does not look like names of columns."""
+    if len(columns) == 1:
+        return "; only commas, semicolons, tabs or vertical bars separate columns"
+    known = {name for names in SYNONYMS.values() for name in names}
+    named = any(normal_name(name) in known for name in columns if not is_result_word(name))
+    if not named and any(is_log_path(name) or (not name.isdigit() and _is_time(name)) for name in columns):
+        return "; the first row looks like a run, but must have the names of the columns"
+    return ""
+
+
+def _listed(columns: Sequence[str], most: int = 30) -> str:
+    more = f" and {len(columns) - most} more" if len(columns) > most else ""
+    return ", ".join(f"{name:.60}" if name else "(no name)" for name in columns[:most]) + more

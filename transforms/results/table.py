@@ -1,0 +1,349 @@
+"""Tables of text, read line by line within limits: CSV and its kin with any of four delimiters, and JSON lines.
+
+Open a table of results by its content: CSV, Parquet, JSON lines, or an Arrow table in memory.
+
+Tables of Arrow: in memory, or in a Parquet file; a few hundred rows at a time become cells.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from datetime import UTC
+from io import BufferedReader
+from itertools import islice
+from typing import IO, TYPE_CHECKING, Any
+
+from ciml.errors import CimlError, RejectedInput
+from ciml.events.fields import parse_json
+from ciml.events.listing import open_unpacked
+from ciml.limits import MAX_RESULTS_BYTES, MAX_RESULTS_CELL_CHARACTERS, MAX_RESULTS_ROW_BYTES, MAX_RESULTS_ROWS
+from ciml.transforms.results.columns import ResultsTable, Row, checked_columns
+from ciml.transforms.results.values import NO_VALUE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_HEAD_BYTES = 4096
+_BOM = b"\xef\xbb\xbf"
+#: First bytes of files that are no table of ours, and what to do.
+_OTHERS = {
+    b"PK\x03\x04": "a zip file or an Excel workbook; save it as CSV",
+    b"\xff\xfe": "text in UTF-16; save it in UTF-8",
+    b"\xfe\xff": "text in UTF-16; save it in UTF-8",
+    b"SQLite format 3": "an SQLite database; export the table as CSV",
+    b"ARROW1": "an Arrow file; write Parquet",
+}
+
+
+def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
+    """Open a table of results: CSV, Parquet or JSON lines, gzip or not, or an Arrow table in memory.
+
+    Args:
+      results: a local path, an ``s3://`` object, or the table.
+
+    Raises:
+      CimlError: it does not exist, is none of these formats, or exceeds a limit.
+      EngineError: the storage does not answer.
+    """
+    if not isinstance(results, str | os.PathLike):
+        return ArrowTable("the table", results)
+    url = os.fspath(results)
+    name = url.rpartition("/")[2]
+    raw = open_unpacked(url, "table", "a file of CSV, Parquet or JSON lines", MAX_RESULTS_BYTES)
+    file = BufferedReader(raw)  # type: ignore[type-var]
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_RESULTS_BYTES:
+        raise CimlError(f"{name} has {size >> 20:,} MiB, at most {MAX_RESULTS_BYTES >> 20:,}; split it")
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    text = head.removeprefix(_BOM).lstrip()
+    other = next((what for begin, what in _OTHERS.items() if head.startswith(begin)), None)
+    if other is not None:
+        raise CimlError(f"{name} is {other}")
+    if not text and size <= _HEAD_BYTES:
+        raise CimlError(f"{name} is empty; give a table with a row a run")
+    if head.startswith(b"PAR1"):
+        return ArrowTable(name, file)
+    if text.startswith(b"["):
+        raise CimlError(
+            f"{name} is a JSON array; write JSON lines, an object a run, as pandas does by to_json(lines=True)"
+        )
+    return JsonLinesTable(name, file) if text.startswith(b"{") else DelimitedTable(name, file)
+
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_SNIFFED_LINES = 20
+
+
+class DelimitedTable:
+    """A table of delimited text in UTF-8, with a header.
+
+    Args:
+      name: for messages.
+      file: binary and seekable; it is read anew by each `rows`.
+
+    Raises:
+      CimlError: the header is too long, has too many columns, or names one twice.
+    """
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name, self._file = name, file
+        lines = _Lines(file)
+        head = list(islice(lines, _SNIFFED_LINES))
+        if not head:
+            raise CimlError(f"{name}: its first line has more than {MAX_RESULTS_ROW_BYTES:,} bytes; is it a table?")
+        self._delimiter = _sniff(head)
+        self.form = f"text with {DELIMITERS[self._delimiter]}"
+        try:
+            header = next(filter(None, csv.reader(head, delimiter=self._delimiter)), None)
+        except csv.Error as error:
+            raise CimlError(f"{name}: cannot read the header: {error}") from None
+        if header is None:
+            raise CimlError(f"{name}: its first {len(head)} lines are blank; begin with the names of the columns")
+        self.columns = checked_columns(name, (column.strip() for column in header))
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows. A row with another number of cells than the header, or beyond a limit, has a fault."""
+        lines, number = _Lines(self._file), -1
+        reader = csv.reader(lines, delimiter=self._delimiter)
+        while True:
+            lines.begin_row()
+            cells, fault = [], ""
+            try:
+                cells = next(reader)
+            except StopIteration:
+                if not lines.too_long:
+                    return
+            except csv.Error as error:
+                fault = str(error)
+            if lines.too_long:  # the reader saw an end there
+                fault = f"more than {MAX_RESULTS_ROW_BYTES:,} bytes"
+                reader = csv.reader(lines, delimiter=self._delimiter)
+            if not cells and not fault:
+                continue  # a blank line
+            number += 1
+            if number:  # the first is the header
+                fault = fault or self._fault_of(cells)
+                yield Row(number, {} if fault else dict(zip(self.columns, map(_value, cells), strict=True)), fault)
+
+    def _fault_of(self, cells: list[str]) -> str:
+        if len(cells) != len(self.columns):
+            return f"{len(cells):,} cells, but the header has {len(self.columns):,}"
+        if max(map(len, cells)) > MAX_RESULTS_CELL_CHARACTERS:
+            return f"a cell has more than {MAX_RESULTS_CELL_CHARACTERS:,} characters"
+        return ""
+
+
+class JsonLinesTable:
+    """A table of JSON lines: an object a line; its columns are all keys.
+
+    Args:
+      name: for messages.
+      file: binary and seekable; it is read anew by each `rows`.
+
+    Raises:
+      CimlError: no line is an object, or there are too many keys.
+    """
+
+    form = "JSON lines"
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name, self._file = name, file
+        keys: dict[str, None] = {}
+        for row in self.rows():
+            if not row.cells.keys() <= keys.keys():
+                keys.update(dict.fromkeys(row.cells))
+                checked_columns(name, keys)
+        if not keys:
+            raise CimlError(f"{name} holds no line that is a JSON object; write JSON lines, an object a run")
+        self.columns = tuple(keys)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows; a line that is no object has a fault."""
+        number = 0
+        self._file.seek(0)
+        while line := self._file.readline(MAX_RESULTS_ROW_BYTES + 1):
+            too_long = len(line) > MAX_RESULTS_ROW_BYTES
+            rest = line
+            while too_long and rest and not rest.endswith(b"\n"):
+                rest = self._file.readline(MAX_RESULTS_ROW_BYTES)
+            line = line.removeprefix(_BOM).strip()
+            if line:
+                number += 1
+                yield Row(number, {}, f"more than {MAX_RESULTS_ROW_BYTES:,} bytes") if too_long else _row(number, line)
+
+
+class _Lines:
+    """The lines of a file as texts. It ends early where a row is too long; the next call goes on after that line.
+
+    Bytes that are not UTF-8 become lone surrogates, which no field of a listing may hold.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._left = MAX_RESULTS_ROW_BYTES
+        self.too_long = False
+        file.seek(0)
+        if file.read(len(_BOM)) != _BOM:
+            file.seek(0)
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(self._left + 1)
+        if not line:
+            raise StopIteration
+        self._left -= len(line)
+        if self._left < 0:
+            while line and not line.endswith(b"\n"):
+                line = self._file.readline(MAX_RESULTS_ROW_BYTES)
+            self.too_long = True
+            raise StopIteration
+        return line.decode("utf-8", "surrogateescape")
+
+    def begin_row(self) -> None:
+        """Give the next row its own limit. The lines of a quoted cell count together."""
+        self._left, self.too_long = MAX_RESULTS_ROW_BYTES, False
+
+
+def _sniff(head: list[str]) -> str:
+    """Return the delimiter by which the header has several cells, and the most lines as many as the header."""
+
+    def agreement(delimiter: str) -> tuple[float, int]:
+        try:
+            widths = [len(cells) for cells in csv.reader(head, delimiter=delimiter) if cells]
+        except csv.Error:
+            return (0.0, 0)
+        if not widths or widths[0] == 1:
+            return (0.0, 0)
+        return (sum(width == widths[0] for width in widths) / len(widths), widths[0])
+
+    return max(DELIMITERS, key=agreement)
+
+
+def _value(cell: str) -> str | None:
+    return None if cell in NO_VALUE else cell
+
+
+def _row(number: int, line: bytes) -> Row:
+    try:
+        cells: Any = parse_json(line)
+    except RejectedInput as rejected:
+        return Row(number, {}, rejected.detail)
+    return Row(number, cells) if type(cells) is dict else Row(number, {}, "not an object")
+
+
+_BATCH_ROWS = 512
+
+
+class ArrowTable:
+    """The rows of an Arrow table, or of a Parquet file.
+
+    Lists, structs and bytes are no cells: a run's field is a text, a number, a time, true or false.
+
+    Args:
+      name: for messages.
+      source: a `pyarrow.Table`, or a binary, seekable file of Parquet.
+
+    Raises:
+      CimlError: it is not Parquet, or exceeds a limit.
+    """
+
+    def __init__(self, name: str, source: pa.Table | IO[bytes]) -> None:
+        import pyarrow as pa
+
+        self.name, self._source = name, source
+        self.form = "Arrow table" if isinstance(source, pa.Table) else "Parquet"
+        try:
+            schema = source.schema if isinstance(source, pa.Table) else _open(source).schema_arrow
+        except (pa.ArrowException, OSError) as error:
+            raise CimlError(f"{name} is broken Parquet: {error!s:.200}") from None
+        self._schema = pa.schema([field for field in schema if not _is_nested(field.type)])
+        self.columns = checked_columns(name, self._schema.names)
+        if isinstance(source, pa.Table):
+            rows, size = source.num_rows, 0
+        else:
+            metadata = _open(source).metadata
+            rows = metadata.num_rows
+            size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+        if rows > MAX_RESULTS_ROWS or size > MAX_RESULTS_BYTES:
+            raise CimlError(
+                f"{name} has {rows:,} rows and {size >> 20:,} MiB unpacked, at most {MAX_RESULTS_ROWS:,} and "
+                f"{MAX_RESULTS_BYTES >> 20:,}; split it, or write a listing for ciml backfill"
+            )
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows; a row with a cell beyond the limit has a fault."""
+        import pyarrow as pa
+
+        number = 0
+        try:
+            for batch in self._batches():
+                columns = [_cells(batch.column(name)) for name in self.columns]
+                for cells in zip(*columns, strict=True):
+                    number += 1
+                    too_long = any(isinstance(cell, str) and len(cell) > MAX_RESULTS_CELL_CHARACTERS for cell in cells)
+                    fault = f"a cell has more than {MAX_RESULTS_CELL_CHARACTERS:,} characters" if too_long else ""
+                    yield Row(number, {} if fault else dict(zip(self.columns, cells, strict=True)), fault)
+        except (pa.ArrowException, OSError) as error:
+            raise CimlError(f"{self.name} is broken Parquet: {error!s:.200}") from None
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        if isinstance(self._source, pa.Table):
+            yield from self._source.select(self.columns).to_batches(max_chunksize=_BATCH_ROWS)
+            return
+        # As dictionaries, texts that repeat are held once: else a small file could become any number of bytes.
+        texts = [name for name, kind in zip(self.columns, self._schema.types, strict=True) if _is_text(kind)]
+        yield from _open(self._source, texts).iter_batches(_BATCH_ROWS, columns=list(self.columns), use_threads=False)
+
+
+def _open(file: IO[bytes], dictionaries: list[str] | None = None) -> Any:
+    import pyarrow.parquet as pq
+
+    file.seek(0)
+    return pq.ParquetFile(file, read_dictionary=dictionaries)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_nested(kind.value_type)
+    return bool(
+        types.is_nested(kind)
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
+        or types.is_duration(kind)
+        or types.is_interval(kind)
+        or isinstance(kind, pa.BaseExtensionType)
+    )
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    """Return Python values; times with a zone as aware ones of UTC."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        values = _cells(column.dictionary)
+        return [None if index is None else values[index] for index in column.indices.to_pylist()]
+    if pa.types.is_timestamp(kind):
+        # Nanoseconds would import pandas.
+        naive = column.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.int64()).cast(pa.timestamp("us"))
+        zone = UTC if kind.tz is not None else None
+        return [None if moment is None else moment.replace(tzinfo=zone) for moment in naive.to_pylist()]
+    return list(column.to_pylist())

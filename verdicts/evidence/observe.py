@@ -1,0 +1,349 @@
+"""Observations on a failed run: how it ended, whether it hung, what ran out, what left the passing range.
+
+Numbers, times and ranges as people read them: their units, and no digit that a reader would not use.
+
+The run that evidence is about: its telemetry, the profile to compare with, and how it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.events.records import RunFacts
+from ciml.transforms.profiles import (
+    MIN_RUNS,
+    MINUTE_S,
+    SERIES,
+    SHORT_RUN_S,
+    Departure,
+    Profile,
+    Range,
+    Unit,
+    departures,
+    elapsed_s,
+    length_s,
+    margin,
+    place_of,
+    tail_s,
+    values_of,
+    window_means,
+    window_of,
+)
+from ciml.verdict_rules import exit_status_of, signal_of
+
+_HOUR_S = 3600
+#: The least seconds that are said in hours.
+_HOURS_FROM_S = 2 * _HOUR_S
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (0.0, "kB"))
+_SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
+def span(seconds: float) -> str:
+    """Return a length of time.
+
+    Example:
+      >>> span(75.2), span(840), span(9000)
+      ('75 s', '14 min', '2.5 h')
+    """
+    scale, unit = _time_unit(seconds)
+    return f"{number(seconds / scale)} {unit}"
+
+
+def span_range(low: float, high: float) -> str:
+    """Return a range of lengths, in one unit."""
+    scale, unit = _time_unit(high)
+    return f"{_range(number(low / scale), number(high / scale))} {unit}"
+
+
+def _time_unit(seconds: float) -> tuple[float, str]:
+    if seconds < SHORT_RUN_S:
+        return 1, "s"
+    return (_HOUR_S, "h") if seconds >= _HOURS_FROM_S else (MINUTE_S, "min")
+
+
+def moment(seconds: float, length: float) -> str:
+    """Return a moment of a run of this length: ``second 12``, or ``minute 3`` from three minutes on."""
+    return f"second {int(seconds)}" if length < SHORT_RUN_S else f"minute {int(seconds // MINUTE_S)}"
+
+
+def quantity(value: float, unit: Unit) -> str:
+    """Return a value with its unit.
+
+    Example:
+      >>> quantity(41.3, "%"), quantity(12_340_000_000, "B"), quantity(9.41, "")
+      ('41 %', '12 GB', '9.4')
+    """
+    scale, name = _unit(value, unit)
+    return f"{_digits(value / scale, unit)}{name}"
+
+
+def quantity_range(low: float, high: float, unit: Unit) -> str:
+    """Return a range of values, in one unit."""
+    scale, name = _unit(max(abs(low), abs(high)), unit)
+    return f"{_range(_digits(low / scale, unit), _digits(high / scale, unit))}{name}"
+
+
+def number(value: float) -> str:
+    """Return a number with one decimal below 10, none from there on."""
+    rounded = round(value, 1) if abs(round(value, 1)) < 10 else float(round(value))
+    return f"{rounded + 0.0:.1f}".removesuffix(".0")  # 0.0 is added to minus zero
+
+
+def _digits(value: float, unit: Unit) -> str:
+    return number(value) if unit != "%" else number(round(value))
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def _unit(value: float, unit: Unit) -> tuple[float, str]:
+    if unit not in ("B", "B/s"):
+        return 1.0, {"%": " %", "": "", "/s": "/s"}[unit]
+    name = next(name for least, name in _BYTES if abs(value) >= least)
+    return _SIZES[name], f" {name}{unit[1:]}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A run.
+
+    Attributes:
+      table: its telemetry as stored, with at least one sample.
+      profile: of the passing runs of its job.
+      outcome: such as ``failure`` or ``timeout``; "" where it is not known.
+      exit_status: of its job, by `ciml.verdict_rules`; None where it is not known.
+      claimed: whether only an event that is believed less than the run's own reports the exit status.
+      end_us: when the CI system says that it ended, epoch microseconds; None where it is not known.
+      place: its kind of machine, by `ciml.transforms.profiles.place_of`.
+    """
+
+    table: pa.Table
+    profile: Profile
+    outcome: str = ""
+    exit_status: int | None = None
+    end_us: int | None = None
+    claimed: bool = False
+    place: str = ""
+
+    @classmethod
+    def of(cls, facts: RunFacts, table: pa.Table, profile: Profile, claimed: RunFacts | None = None) -> Subject:
+        """Return the subject of a run.
+
+        Args:
+          facts: of the run.
+          table: its telemetry.
+          profile: of the passing runs of its job.
+          claimed: its facts, completed by what events claim that are believed less; None without such events.
+        """
+        status = exit_status_of(facts.labels)
+        is_claimed = False
+        if status is None and claimed is not None:
+            status = exit_status_of(claimed.labels)
+            is_claimed = status is not None
+        return cls(table, profile, facts.outcome or "", status, facts.end_us, is_claimed, place_of(facts))
+
+
+IDLE, USER, WRITTEN = "total cpu usage:idl", "total cpu usage:usr", "dsk/total:writ"
+USED, AVAILABLE = "memory usage:used", "memory usage:avai"
+DISK_USED, DISK_FREE = "/:used", "/:free"
+
+#: Signals that end a job that does not handle them.
+SIGNALS: Mapping[int, str] = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM", 24: "SIGXCPU"}
+#: Series of which less than usual says something, too: less of another only says that the run did less.
+_LOW_COUNTS = frozenset({USER, DISK_FREE})
+#: A machine with so much idle CPU does nothing, in per cent; and for how long, in seconds and as a share of the run.
+_NEARLY_IDLE = 85.0
+_IDLE_S, _IDLE_SHARE = 15, 0.2
+#: Bytes a second below which nothing is written, but by the system itself.
+NOTHING_WRITTEN = 20e3
+#: The share of memory or disk below which it has run out.
+RUN_OUT = 0.03
+#: Seconds without a sample, and in usual intervals, from which a machine stood still.
+_GAP_S, _GAP_INTERVALS = 15, 10
+#: Seconds that telemetry may end before the run does; more, as a share of it.
+_EARLY_S, _EARLY_SHARE = 15, 0.05
+#: Lengths differ without a reason by so many seconds, or this share of the usual one.
+_LENGTH_S, _LENGTH_SHARE = 3, 0.1
+#: What a run that is as usual was compared by: words, and the column that shows it.
+COMPARED = {
+    "CPU": USER,
+    "load": "load avg:1m",
+    "memory": USED,
+    "disk": WRITTEN,
+    "network": "net/total:recv",
+}
+MIN_COMPARED_S = 10
+
+
+class Observation(NamedTuple):
+    """A sentence, and the column that a picture of it shows ("" where it is about none)."""
+
+    text: str
+    column: str = ""
+
+
+def observations(subject: Subject) -> list[Observation]:
+    """Return what is to be said of a run, the most telling first. Linear in its samples."""
+    length = length_s(subject.table)
+    found = [*_end(subject, length)]
+    idle = list(_idle_end(subject, length))
+    found += idle
+    found += _run_out(subject, length)
+    found += _gaps(subject.table, length)
+    left = departures(subject.table, subject.profile)
+    said = {SERIES[one.column].group for one in idle}
+    found += [_departure(one, subject, length) for one in _first_of_group(left, said)]
+    found += _early_end(subject)
+    if not any(one.column for one in found):
+        found += _as_usual(subject, left, length)
+    return found or [_nothing(subject, length)]
+
+
+def passing(subject: Subject) -> str:
+    """Return what the profile's runs are called."""
+    return "passing runs" if subject.profile.job else "passing runs of all jobs"
+
+
+def _comparable(subject: Subject) -> bool:
+    return subject.profile.runs >= MIN_RUNS
+
+
+def _end(subject: Subject, length: float) -> Iterator[Observation]:
+    low, middle, high = subject.profile.length_s
+    usual = f"; {passing(subject)} take {span_range(low, high)}." if _comparable(subject) else "."
+    beyond = max(_LENGTH_S, _LENGTH_SHARE * middle, (high - low) / 2)
+    if subject.outcome == "timeout":
+        yield Observation(f"It reached its time limit after {span(length)}{usual}")
+    elif (name := signal_name(subject.exit_status)) is not None:
+        whose = ", as its recorder reports" if subject.claimed else ""
+        status = f"(exit status {subject.exit_status}{whose})"
+        yield Observation(f"It was ended by {name} {status} after {span(length)}{usual}")
+    elif _comparable(subject) and length > high + beyond:
+        yield Observation(f"It took {span(length)}{usual}")
+    elif _comparable(subject) and length < low - min(beyond, low / 3):
+        yield Observation(f"It ended after {span(length)}{usual}")
+
+
+def signal_name(status: int | None) -> str | None:
+    """Return the name of the signal that an exit status means: -9 and 137 are SIGKILL; None for any other status."""
+    return SIGNALS.get(signal_of(status) or 0)
+
+
+def _idle_end(subject: Subject, length: float) -> Iterator[Observation]:
+    seconds = window_of(length)
+    usual = subject.profile.ranges(seconds).get(IDLE)
+    if usual is None or not _comparable(subject) or IDLE not in subject.table.column_names:
+        return
+    windows = window_means(subject.table, [IDLE, WRITTEN], seconds)
+    busy = np.flatnonzero(~(windows.means[IDLE] >= max(_NEARLY_IDLE, usual[2] + margin(IDLE, usual))))
+    first = int(busy[-1]) + 1 if busy.size else 0
+    if first == windows.seconds.size or length - windows.seconds[first] < max(_IDLE_S, _IDLE_SHARE * length):
+        return
+    last = windows.seconds.size - 1
+    idle = quantity(windows.mean(IDLE, first, last), "%")
+    wrote = WRITTEN in windows.means and windows.counts[WRITTEN][first:].all()
+    nothing = " and wrote nothing to disk" if wrote and windows.mean(WRITTEN, first, last) < NOTHING_WRITTEN else ""
+    yield Observation(
+        f"It was nearly idle{nothing} for its last {span(length - windows.seconds[first])}: idle CPU was {idle}; "
+        f"{passing(subject)} have {quantity_range(usual[0], usual[2], '%')}.",
+        IDLE,
+    )
+
+
+def _run_out(subject: Subject, length: float) -> Iterator[Observation]:
+    for words, used, free in (("Memory available", USED, AVAILABLE), ("Free disk", DISK_USED, DISK_FREE)):
+        if not {used, free} <= set(subject.table.column_names):
+            continue
+        left, whole = values_of(subject.table, free), values_of(subject.table, used)
+        whole += left
+        shares = np.divide(left, whole, out=np.full(left.size, np.inf), where=(whole > 0) & (left >= 0))
+        at, usual = int(np.argmin(shares)), subject.profile.ranges(window_of(length)).get(free)
+        is_usual = usual is not None and _comparable(subject) and left[at] >= usual[0]
+        if shares[at] < RUN_OUT and not is_usual:
+            when = moment(elapsed_s(subject.table)[at], length)
+            yield Observation(
+                f"{words} fell to {quantity(left[at], 'B')} of {quantity(whole[at], 'B')} in {when}.",
+                used if used == USED else free,
+            )
+
+
+def _gaps(table: pa.Table, length: float) -> Iterator[Observation]:
+    times = np.sort(elapsed_s(table))
+    steps = np.diff(times)
+    if not steps.size:
+        return
+    at = int(np.argmax(steps))
+    if steps[at] > max(_GAP_S, _GAP_INTERVALS * float(np.median(steps))):
+        yield Observation(f"No sample was taken for {span(steps[at])} from {moment(times[at], length)}.")
+
+
+def _first_of_group(left: Iterable[Departure], said: set[str]) -> Iterator[Departure]:
+    for one in left:
+        group = SERIES[one.column].group if one.column in SERIES else ""
+        if not group or group in said or (one.mean < one.low and one.column not in _LOW_COUNTS):
+            continue
+        said.add(group)
+        yield one
+
+
+def _departure(one: Departure, subject: Subject, length: float) -> Observation:
+    series = SERIES[one.column]
+    whole = one.until_s > length
+    start, end = moment(one.from_s, length), moment(one.until_s, length)
+    if one.from_s == 0:
+        when = "Throughout" if whole else f"Until {end}"
+    else:
+        when = f"From {start}" if whole else f"From {start} to {end.split()[1]}"
+    usual = quantity_range(one.low, one.high, series.unit)
+    text = f"{when}, {series.words} was {quantity(one.mean, series.unit)}; {passing(subject)} have {usual}."
+    return Observation(text, one.column)
+
+
+def _early_end(subject: Subject) -> Iterator[Observation]:
+    """Say that telemetry ends earlier before the run did than that of passing runs, whose logs are stored then."""
+    early, usual, length = tail_s(subject.table, subject.end_us), subject.profile.tail_s, length_s(subject.table)
+    if early is None or usual is None or not _comparable(subject):
+        return
+    low, _, high = usual
+    # More than the telemetry's own length: the clocks of recorder and CI system differ.
+    if max(_EARLY_S, _EARLY_SHARE * length) < early - high and low >= 0 and early < max(length, 4 * _EARLY_S) + high:
+        ends = f"that of {passing(subject)} {span_range(low, high)}"
+        yield Observation(f"Its telemetry ends {span(early)} before the run did; {ends}.")
+
+
+def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Iterator[Observation]:
+    grouped = any(one.column in SERIES and SERIES[one.column].group for one in left)
+    if not _comparable(subject) or length < MIN_COMPARED_S or grouped:
+        return
+    usual = subject.profile.ranges(window_of(length))
+    words = [word for word, name in COMPARED.items() if name in usual and _is_usual(subject.table, name, usual[name])]
+    if words:
+        whose = "of this job" if subject.profile.job else "of all jobs"
+        listed, be = _enumerated(words), "were" if words[1:] else "was"
+        text = f"{listed[0].upper()}{listed[1:]} {be} as in {subject.profile.runs} passing runs {whose}."
+        yield Observation(text)
+
+
+def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
+    """Return whether the mean of all values is in the passing range: also one that is outside within noise is not."""
+    values = values_of(table, column) if column in table.column_names else np.zeros(0)
+    known = values[np.isfinite(values)]
+    return bool(known.size) and usual[0] <= known.mean() <= usual[2]
+
+
+def _nothing(subject: Subject, length: float) -> Observation:
+    if not _comparable(subject):
+        return Observation("Too few passing runs are known to compare it with.")
+    if length < MIN_COMPARED_S:
+        return Observation(f"Its telemetry of {span(length)} is too short to compare with that of passing runs.")
+    return Observation("Its telemetry says nothing.")
+
+
+def _enumerated(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,175 @@
+"""The configuration of feedback: the policy, and one table ``[[system]]`` for each review system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from ciml.errors import CimlError
+from ciml.events.redaction import shown
+from ciml.globs import glob_pattern
+from ciml.integrations.registry import kinds
+from ciml.integrations.review import System, inert
+from ciml.settings import Settings, class_of, pop_tables, read_toml
+from ciml.verdicts.feedback.corrections import CAUSES, Cause
+
+
+class Policy(Settings, frozen=True, kw_only=True):
+    """What is said, and when. The defaults say little, and to nobody.
+
+    Attributes:
+      dry_run: whether messages are only printed. No system is called, and no secret is read.
+      models: globs of the models whose verdicts count.
+      causes: verdicts that are said; ``unknown`` never is.
+      min_probability: least probability of a verdict that is said. It must be above the base rate of its cause, too.
+      min_passing_runs: passing runs of the same job with which a run is compared; 0 for messages without a comparison.
+      same_place: whether so many of them must be of the run's provider, region and flavour.
+      min_settled: settled verdicts of a cause before which its model is in shadow.
+      min_precision: share of the settled verdicts that must be right.
+      settled_window: settled verdicts that count, the last ones.
+      settled_days: age up to which they count, days.
+      settle_untrusted: whether reruns of untrusted runs settle a verdict. Everybody who may propose a change can send
+        some.
+      min_reruns: verdicts settled by reruns before which a message says nothing of a retry.
+      active_models: globs of models that need no settled verdicts.
+      shadow_models: globs of models that stay in shadow.
+      projects, branches, pipelines, jobs: globs of the runs that are answered.
+      muted_projects: globs of projects that are not; ``ciml feedback mute`` adds more at run time.
+      mute_word: a change whose title contains it, or one of whose labels is it, gets no message; in any case of
+        letters.
+      settle_s: pause after the last verdict on a patch set before its message, so that several become one, seconds.
+      settle_most_s: longest such pause after the first verdict.
+      max_age_s: age of a run's end after which its verdict is not said any more.
+      max_jobs: jobs with a line of their own in a message.
+      max_bytes: of a message.
+      base_url: public address of the data root's folder of predictions, for links to pictures; "" for no links.
+      reviewers: accounts, ``SYSTEM:ACCOUNT``, whose reactions correct labels. Reactions of others are only counted.
+    """
+
+    what: ClassVar[str] = "feedback"
+    lists: ClassVar[tuple[str, ...]] = (
+        "models", "causes", "projects", "muted_projects", "branches", "pipelines", "jobs", "reviewers", "active_models",
+        "shadow_models",
+    )  # fmt: skip
+    dry_run: bool = True
+    models: tuple[str, ...] = ("*",)
+    causes: tuple[Cause, ...] = CAUSES
+    min_probability: float = 0.5
+    min_passing_runs: int = 5
+    same_place: bool = True
+    min_settled: int = 20
+    min_precision: float = 0.7
+    settled_window: int = 100
+    settled_days: int = 90
+    settle_untrusted: bool = False
+    min_reruns: int = 10
+    active_models: tuple[str, ...] = ()
+    shadow_models: tuple[str, ...] = ()
+    projects: tuple[str, ...] = ("*",)
+    muted_projects: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ("*",)
+    pipelines: tuple[str, ...] = ("*",)
+    jobs: tuple[str, ...] = ("*",)
+    mute_word: str = "ciml-quiet"
+    settle_s: float = 30.0
+    settle_most_s: float = 300.0
+    max_age_s: float = 6 * 3600.0
+    max_jobs: int = 5
+    max_bytes: int = 4000
+    base_url: str = ""
+    reviewers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_range("min_probability", self.min_probability, 0.0, 1.0)
+        _check_range("min_passing_runs", self.min_passing_runs, 0, 1000)
+        _check_range("min_settled", self.min_settled, 1, 1000)
+        _check_range("min_precision", self.min_precision, 0.0, 1.0)
+        _check_range("settled_window", self.settled_window, self.min_settled, 1000)
+        _check_range("settled_days", self.settled_days, 1, 3650)
+        _check_range("min_reruns", self.min_reruns, 1, 1000)
+        _check_range("settle_s", self.settle_s, 0.0, 3600.0)
+        _check_range("settle_most_s", self.settle_most_s, self.settle_s, 86400.0)
+        _check_range("max_age_s", self.max_age_s, 60.0, 30 * 86400.0)
+        _check_range("max_jobs", self.max_jobs, 1, 50)
+        _check_range("max_bytes", self.max_bytes, 1000, 16_000)
+        if not 3 <= len(self.mute_word) <= 60 or inert(self.mute_word, 60) != self.mute_word:
+            raise ValueError(f"mute_word: {self.mute_word!r:.120} is not a word such as ciml-quiet")  # to be copied
+        if self.base_url:
+            found = urlsplit(self.base_url)
+            extra = (found.query, found.fragment, found.username, found.password)
+            if (
+                found.scheme not in ("https", "http")
+                or not found.hostname
+                or any(extra)
+                or not _is_plain(self.base_url)
+            ):
+                raise ValueError(f"base_url: {shown(self.base_url)} is not an address such as https://ci.example.org/p")
+        for one in self.reviewers:
+            if not all(one.partition(":")[::2]):
+                raise ValueError(f"reviewers: {one!r:.120} is not SYSTEM:ACCOUNT")
+
+    def answers(self, model: str, project: str, branch: str, pipeline: str, job: str) -> bool:
+        """Return whether the globs select a run and the model of its verdict."""
+        pairs = (
+            (self.models, model), (self.projects, project), (self.branches, branch), (self.pipelines, pipeline),
+            (self.jobs, job),
+        )  # fmt: skip
+        return all(globs == ("*",) or glob_pattern(globs).fullmatch(text) is not None for globs, text in pairs)
+
+
+def _is_plain(url: str) -> bool:
+    """Return whether an address cannot end a link of any markup."""
+    return url.isascii() and url.isprintable() and not set(url) & set(" <>()[]\"'`\\|*")
+
+
+def _check_range(key: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # nor NaN, which TOML has
+        raise ValueError(f"{key}: {value} is not between {least} and {most}")
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A configuration.
+
+    Attributes:
+      file: its path.
+      policy: of all systems.
+      systems: the review systems, in order: a run belongs to the first that takes it.
+    """
+
+    file: Path
+    policy: Policy
+    systems: tuple[System, ...]
+
+    def system_of(self, source: str, project: str) -> System | None:
+        """Return the system that reviews the changes of a source's project."""
+        return next((each for each in self.systems if each.takes(source, project)), None)
+
+    def where(self, system: System) -> str:
+        """Return the place of a system for messages."""
+        return f"{self.file}, system {system.name}"
+
+
+def load_feedback(path: str | Path) -> Feedback:
+    """Load a configuration.
+
+    Raises:
+      CimlError: one line that names the file, the system, the key and its value.
+    """
+    value = read_toml(path)
+    listed = pop_tables(value, "system", path)
+    policy = Policy.from_json(value, str(path))
+    systems = tuple(_system(path, number, each) for number, each in enumerate(listed, 1))
+    if not systems:
+        raise CimlError(f"{path}: no [[system]]; add one (docs/feedback.md)")
+    for position, system in enumerate(systems):
+        if any(system.name == other.name for other in systems[:position]):
+            raise CimlError(f"{path}: two systems have the name {system.name}; rename one")
+    return Feedback(Path(path), policy, systems)
+
+
+def _system(path: str | Path, number: int, value: dict[str, Any]) -> System:
+    kind, where = class_of(value, "kind", kinds(), f"{path}, system", number)
+    return kind.from_json(value, where)

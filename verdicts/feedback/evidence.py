@@ -1,0 +1,104 @@
+"""The evidence of a verdict: whether the run can be compared with passing runs, and what a message shows of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ciml.data_root import DataRoot
+from ciml.errors import EngineError
+from ciml.verdicts.feedback.config import Policy
+from ciml.verdicts.feedback.policy import Item, Silence
+from ciml.verdicts.feedback.text import Finding
+
+if TYPE_CHECKING:
+    from ciml.verdicts.evidence import Evidence
+
+_log = logging.getLogger(__name__)
+
+
+def compare_run(data: DataRoot, policy: Policy, record: Mapping[str, Any]) -> Silence | None:
+    """Return why the run of a prediction cannot be compared with passing runs of its job; None where it can.
+
+    Args:
+      data: of the run, its prediction and the model.
+      policy: the conditions.
+      record: the prediction.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    from ciml.verdicts.evidence import evidence_of
+
+    if not policy.min_passing_runs:
+        return None
+    try:
+        evidence = evidence_of(data, record)
+        knows_ranges = _knows_ranges(data, record)
+    except EngineError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a run that was removed, a damaged object
+        _log.warning("run %.200s: no evidence: %s", record.get("run_id"), error)
+        return Silence("no_evidence", "the stored run or the model's profiles cannot be read")
+    if not knows_ranges:
+        return Silence("outside", "the model does not know the ranges of the runs that it learned; refresh it")
+    return compare_profile(evidence, policy)
+
+
+def compare_profile(evidence: Evidence, policy: Policy) -> Silence | None:
+    """Return why evidence compares too little; None where it is enough.
+
+    Args:
+      evidence: of the run.
+      policy: the conditions.
+    """
+    from ciml.verdicts.evidence.observe import MIN_COMPARED_S
+
+    if evidence.length_s < MIN_COMPARED_S:
+        return Silence("not_comparable", f"{evidence.length_s:.0f} s of telemetry; {MIN_COMPARED_S} s are needed")
+    least = policy.min_passing_runs
+    runs = evidence.runs if evidence.job else 0
+    if runs < least:
+        return Silence("not_comparable", f"{runs} passing runs of this job; {least} are needed")
+    if not policy.same_place:
+        return None
+    if evidence.same_place is None:
+        why = "the model's profiles do not name machines; create the data set again, or set same_place = false"
+        return Silence("not_comparable", why)
+    if evidence.same_place < least:
+        runs = evidence.same_place
+        return Silence("not_comparable", f"{runs} passing runs of this job on such machines; {least} are needed")
+    return None
+
+
+def _knows_ranges(data: DataRoot, record: Mapping[str, Any]) -> bool:
+    """Return whether the model of a prediction knows the ranges of the runs that it learned."""
+    from ciml.serving.predict.answers import knows_ranges
+
+    return knows_ranges(data, str(record["model"]), int(record["version"]))
+
+
+def find_evidence(data: DataRoot, item: Item, base_url: str) -> Finding:
+    """Return a verdict with its evidence. Evidence that cannot be computed is left out.
+
+    Args:
+      data: of the run and its prediction.
+      item: the verdict.
+      base_url: public address of the data root's folder of predictions; "" for no link.
+
+    Raises:
+      EngineError: the store does not answer; the message is written later.
+    """
+    from ciml.verdicts.evidence import evidence_of
+
+    try:
+        evidence = evidence_of(data, item.prediction)
+    except EngineError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a run that was removed, a damaged object
+        _log.warning("run %s: no evidence: %s", item.run_id, error)
+        return Finding(item)
+    picture = f"{base_url.rstrip('/')}/{quote(evidence.picture)}" if base_url and evidence.picture else ""
+    return Finding(item, evidence.observations, picture)

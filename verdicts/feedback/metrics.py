@@ -1,0 +1,82 @@
+"""Metrics of feedback: totals of its manifest, and the time of calls in this process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from ciml.metrics import Family, Metric
+from ciml.runs.metrics import manifest_families
+from ciml.verdicts.feedback.state import REACTIONS as KINDS
+from ciml.verdicts.feedback.state import SECONDS, FeedbackState
+
+VERDICTS = Metric("ciml_feedback_verdicts_total", "counter", "Predictions, by what became of them.", ("outcome",))
+MESSAGES = Metric(
+    "ciml_feedback_messages_total", "counter", "Messages on patch sets, by what became of them.", ("system", "outcome")
+)
+SETTLED = Metric(
+    "ciml_feedback_recorded_verdicts", "gauge", "Verdicts that were or would have been said, by what settled them.",
+    ("model", "cause", "state"),
+)  # fmt: skip
+WAITING = Metric("ciml_feedback_waiting", "gauge", "Patch sets whose message is due, or settles.", ("system",))
+UNSETTLED = Metric("ciml_feedback_unsettled", "gauge", "Calls whose outcome is unknown.", ("system",))
+OLDEST = Metric(
+    "ciml_feedback_oldest_timestamp_seconds", "gauge", "Time of the verdict that waits longest, epoch seconds.",
+    ("system",),
+)  # fmt: skip
+PAUSED = Metric(
+    "ciml_feedback_paused_until_timestamp_seconds", "gauge", "Until when a system asked to wait, epoch seconds.",
+    ("system",),
+)  # fmt: skip
+REACTIONS = Metric("ciml_feedback_reactions_total", "counter", "Reactions to messages.", ("system", "kind"))
+DELAY = Metric(
+    "ciml_feedback_seconds", "histogram", "Time from the end of a patch set's last failed run to its message.",
+    ("system",), SECONDS,
+)  # fmt: skip
+CALLS = Metric(
+    "ciml_feedback_call_seconds", "histogram", "Time of a call of a review system.", ("system", "call"),
+    (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)  # fmt: skip
+
+METRICS = (VERDICTS, SETTLED, MESSAGES, WAITING, UNSETTLED, OLDEST, PAUSED, REACTIONS, DELAY, CALLS)
+
+
+def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[Family]:
+    """Yield the metric families of a state. Systems are those of the configuration, and those the manifest knows.
+
+    Reactions begin at 0: Prometheus does not count the first value of a new series as an increase.
+    """
+    systems = tuple(systems)
+    reacted = {(system, kind): 0 for system in systems for kind in KINDS}
+    waiting: Counter[tuple[str]] = Counter({(system,): 0 for system in systems})
+    unsettled, oldest = Counter(waiting), dict[tuple[str], float]()
+    for key in state.opened:
+        entry = state.entries[key]
+        waiting[entry.system,] += 1
+        unsettled[entry.system,] += entry.intent is not None
+        oldest[entry.system,] = min(oldest.get((entry.system,), float("inf")), entry.since_us / 1e6)
+    yield VERDICTS.of({(outcome,): number for outcome, number in state.verdicts.items()})
+    yield SETTLED.of(_recorded(state))
+    yield MESSAGES.of(state.messages)
+    yield WAITING.of(waiting)
+    yield UNSETTLED.of(unsettled)
+    yield OLDEST.of(oldest)
+    yield PAUSED.of({(system,): until_us / 1e6 for system, until_us in state.paused.items()})
+    yield REACTIONS.of(reacted | state.reacted)
+    yield DELAY.distribution(
+        {
+            (system,): ([state.seconds[system, bucket] for bucket in range(len(SECONDS) + 1)], total_us / 1e6)
+            for system, total_us in state.seconds_us.items()
+        }
+    )
+    yield from manifest_families("feedback", state.version, state.time_us, state.restored)
+
+
+def _recorded(state: FeedbackState) -> Counter[tuple[str, str, str]]:
+    """Return the number of claims by model, cause, and whether they were right, wrong, or are still open."""
+    found = Counter[tuple[str, str, str]]()
+    for verdict in state.history:
+        if verdict.claim:
+            held = "right" if verdict.settled == verdict.cause else "wrong"
+            found[verdict.model, verdict.cause, held if verdict.settled else "open"] += 1
+    return found

@@ -1,0 +1,327 @@
+"""The outbox of one review system: says what is due on each patch set, at most once, whatever happens in between.
+
+For each entry, in this order: settle the call whose outcome is unknown; read the change; write the text; read our own
+message; store the intent; call; store the outcome. A process that is killed in between leaves an intent, and the next
+one reads our marker before anything is sent again. One outbox calls one thing at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+from ciml.errors import CimlError, EngineError
+from ciml.integrations.review import (
+    CALL_S,
+    UNAUTHORIZED,
+    Busy,
+    ChangeRef,
+    Format,
+    Head,
+    Posted,
+    Refused,
+    Rendered,
+    ReviewClient,
+    Unsettled,
+)
+from ciml.limits import MAX_RETRY_AFTER_S
+from ciml.manifest.log import Delta
+from ciml.manifest.replica import LogReplica
+from ciml.verdicts.feedback.config import Policy
+from ciml.verdicts.feedback.policy import is_muted
+from ciml.verdicts.feedback.state import Entry, FeedbackState, Intent
+from ciml.verdicts.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+#: A call of unknown outcome is settled after this time. A third of it is room for what lies between the intent and the
+#: call, and for the server's own queues; the rest is the longest call.
+SETTLE_S = 1.5 * CALL_S
+_PAUSES_S = (2.0, 300.0)  # after an error of the system, or of one entry; doubled each time
+_DETAIL_CHARACTERS = 300
+
+#: Returns the evidence for an item.
+Evidence = Callable[[Any], Finding]
+
+
+@dataclass
+class Pause:
+    """Pauses that double with each failure in succession."""
+
+    failures: int = 0
+    until_s: float = 0.0
+
+    def failed(self, now_s: float) -> None:
+        self.until_s = now_s + min(_PAUSES_S[0] * 2.0 ** min(self.failures, 30), _PAUSES_S[1])
+        self.failures += 1
+
+
+@dataclass
+class Outbox:
+    """Says what is due on the changes of one system.
+
+    Args:
+      name: of the system.
+      committing: the manifest.
+      policy: when and what is said.
+      evidence: see `Evidence`; raises `EngineError` while the store does not answer.
+      client: of the system; None for a dry run.
+      gap_s: least time between two calls that change something.
+      show: called with (entry, message) in a dry run.
+      timed: called with a call's name and duration.
+      settle_s: age from which an intent without outcome is settled.
+      markup: of a dry run.
+      clock, sleep: epoch seconds, and a pause.
+    """
+
+    name: str
+    committing: LogReplica[FeedbackState]
+    policy: Policy
+    evidence: Evidence
+    client: ReviewClient | None
+    gap_s: float = 1.0
+    show: Callable[[Entry, Rendered], object] = lambda entry, message: None
+    timed: Callable[[str, float], object] = lambda call, seconds: None
+    settle_s: float = SETTLE_S
+    markup: Format = "github"
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], object] = time.sleep
+    _system: Pause = field(default_factory=Pause)
+    _entries: dict[str, Pause] = field(default_factory=dict)
+    _written_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._written_s = self.clock()  # of an earlier process, perhaps
+
+    def due(self) -> list[str]:
+        """Return the keys of the entries that are due, the one that waits longest first."""
+        now_s = self.clock()
+        with self.committing.state() as state:
+            if max(self._system.until_s, state.paused.get(self.name, 0) / 1e6) > now_s:
+                return []
+            found = [
+                (entry.since_us, key)
+                for key, entry in ((key, state.entries[key]) for key in state.opened)
+                if entry.system == self.name and self._is_due(entry, now_s)
+            ]
+            self._entries = {key: pause for key, pause in self._entries.items() if key in state.opened}
+        return [key for _, key in sorted(found)]
+
+    def _is_due(self, entry: Entry, now_s: float) -> bool:
+        if (pause := self._entries.get(entry.key)) is not None and pause.until_s > now_s:
+            return False
+        if entry.intent is not None:
+            return now_s >= entry.intent.time_us / 1e6 + self.settle_s
+        settled_s = min(entry.last_us / 1e6 + self.policy.settle_s, entry.since_us / 1e6 + self.policy.settle_most_s)
+        return now_s >= settled_s
+
+    def answer(self, key: str) -> bool:
+        """Say what is due on a patch set. Return whether the system may be called again now.
+
+        Raises:
+          EngineError: the manifest's store, or that of the evidence, does not answer.
+          IntegrityError: the manifest contradicts itself.
+        """
+        with self.committing.state() as state:
+            entry = state.entries.get(key)
+            if entry is None or not entry.is_open:
+                return True
+            entry = Entry.from_json(entry.to_json())  # the manifest goes on meanwhile
+            muted = is_muted(entry.change.project, (*self.policy.muted_projects, *state.muted))
+        try:
+            self._answer(entry, muted)
+        except Busy as busy:
+            wait_s = min(max(busy.retry_after_s, 1.0), MAX_RETRY_AFTER_S)
+            self._commit({"paused": {self.name: int((self.clock() + wait_s) * 1e6)}})
+            _log.warning("%s: %s; no call for %.0f s", self.name, busy, wait_s)
+            return False
+        except Refused as refused:
+            if refused.reason == UNAUTHORIZED:
+                return self._failed(entry, refused)
+            self._close(entry, "refused", f"{refused.reason}: {refused}")
+        except Unsettled as error:
+            _log.warning("%s: %s; it is settled by reading our own message", self.name, error)
+        except _NotReachedError as error:
+            return self._failed(entry, error)
+        except CimlError:
+            raise
+        except Exception:  # noqa: BLE001  # a client or a text that fails costs only its own message
+            _log.exception("%s: the message on %s failed; the others go on", self.name, entry.change)
+            self._entries.setdefault(entry.key, Pause()).failed(self.clock())
+        else:
+            self._entries.pop(entry.key, None)
+        self._system = Pause()
+        return True
+
+    def _failed(self, entry: Entry, error: Exception) -> bool:
+        """Pause system and entry after an error of the system; return False."""
+        self._system.failed(self.clock())
+        self._entries.setdefault(entry.key, Pause()).failed(self.clock())
+        _log.warning("%s: %s; retrying", self.name, error)
+        return False
+
+    def _answer(self, entry: Entry, muted: bool) -> None:
+        if entry.intent is not None:
+            self._settle(entry, entry.intent)
+            return
+        if muted:
+            self._close(entry, "muted")
+            return
+        if self.clock() - entry.since_us / 1e6 > self.policy.max_age_s:
+            self._close(entry, "late")
+            return
+        if self.client is None:
+            self._show(entry)
+            return
+        head = self._head(self.client, entry.change)
+        if (outcome := silence(entry.change, head, self.policy.mute_word)) is not None:
+            self._close(entry, outcome)
+            return
+        if not entry.change.change:
+            self._move(entry, replace(entry.change, change=head.change))
+            return
+        self._say(self.client, entry)
+
+    def _say(self, client: ReviewClient, entry: Entry) -> None:
+        message = self.message(entry, client)
+        found = self._find(client, entry.change, message.marker)
+        if found is not None and message.stamp in found.body:
+            self._close(entry, "unchanged", posted=found)
+            return
+        causes = causes_of(entry.items.values())
+        if found is not None and not client.can_edit:
+            if stamped(found.body, message.marker) == (patchset_key(entry.change), causes):
+                self._close(entry, "said", posted=found)
+                return
+            found = None
+        self._call(client, entry, message, found)
+
+    def _call(self, client: ReviewClient, entry: Entry, message: Rendered, found: Posted | None) -> None:
+        """Store the intent, call, and store the outcome."""
+        self._wait()
+        intent = Intent(
+            entry.number + 1, "edit" if found else "post", message.stamp, message.marker, entry.change.change,
+            entry.changes, causes_of(entry.items.values()), 0,
+        )  # fmt: skip
+        record = {"entry": entry.key, **{key: value for key, value in asdict(intent).items() if key != "time_us"}}
+        began_s = self.clock()
+        if not self._commit({"intents": [record]}, lambda state: _is_same(state, entry)):
+            return  # another process was first
+        if self.clock() - began_s > self.settle_s / 3:
+            return  # this process was suspended: another one may be settling the intent
+        entry.intent = intent
+        try:
+            posted = self._timed("edit" if found else "post", lambda: self._send(client, entry, message, found))
+        except (Busy, Refused, _NotReachedError) as error:
+            if isinstance(error, Refused) and error.reason != UNAUTHORIZED:
+                raise  # which closes the entry
+            self._close(entry, "not_sent", str(error))
+            raise
+        finally:
+            self._written_s = self.clock()
+        self._close(entry, "edited" if found else "posted", posted=posted)
+
+    def _send(self, client: ReviewClient, entry: Entry, message: Rendered, found: Posted | None) -> Posted:
+        return client.edit(found, message) if found is not None else client.post(entry.change, message)
+
+    def _settle(self, entry: Entry, intent: Intent) -> None:
+        """Find out what became of a call: our own message has its stamp, or it does not."""
+        if self.client is None:
+            return  # a dry run calls nothing, also not to settle what an earlier run has sent
+        change = replace(entry.change, change=intent.change)
+        found = self._find(self.client, change, intent.marker)
+        if found is not None and intent.stamp in found.body:
+            self._close(entry, "edited" if intent.action == "edit" else "posted", "settled", posted=found)
+        else:
+            self._close(entry, "not_found", "the call of unknown outcome has changed nothing")
+
+    def message(self, entry: Entry, client: ReviewClient | None = None) -> Rendered:
+        """Write the message on a patch set."""
+        form, most = (client.format, client.most_bytes) if client else (self.markup, self.policy.max_bytes)
+        policy = self.policy
+        can_react = client.can_react if client else self.markup != "gerrit"
+        most_bytes = min(most, policy.max_bytes)
+        style = Style(form, most_bytes, policy.max_jobs, policy.mute_word, can_react, policy.min_reruns)
+        marker = marker_of(self.name, entry.change.project, entry.change.change)
+        return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
+
+    def _show(self, entry: Entry) -> None:
+        self.show(entry, self.message(entry))
+        self._close(entry, "dry_run")
+
+    def _close(self, entry: Entry, outcome: str, detail: str = "", posted: Posted | None = None) -> None:
+        """Store an outcome. What another process has stored meanwhile is not contradicted."""
+        intent = entry.intent
+        record: dict[str, Any] = {
+            "entry": entry.key, "number": intent.number if intent else 0, "outcome": outcome,
+            "changes": intent.changes if intent else entry.changes,
+        }  # fmt: skip
+        if detail:
+            record["detail"] = detail[:_DETAIL_CHARACTERS]
+        if posted is not None:
+            record["posted"] = asdict(replace(posted, body=""))
+            record["causes"] = intent.causes if intent else causes_of(entry.items.values())
+        number = intent.number if intent else None
+        self._commit({"outcomes": [record]}, lambda state: _has(state, entry.key, number))
+
+    def _move(self, entry: Entry, change: ChangeRef) -> None:
+        record = {"entry": entry.key, "change": asdict(change)}
+        self._commit({"moves": [record]}, lambda state: _has(state, entry.key, None))
+
+    def _commit(self, delta: Delta, holds: Callable[[FeedbackState], bool] = lambda state: True) -> bool:
+        full = {**delta, "time_us": int(self.clock() * 1e6)}
+        return self.committing.append(lambda state: full if holds(state) else None) is not None
+
+    def _wait(self) -> None:
+        left_s = self._written_s + self.gap_s - self.clock()
+        if left_s > 0:
+            self.sleep(min(left_s, self.gap_s))
+
+    def _head(self, client: ReviewClient, change: ChangeRef) -> Head:
+        return self._timed("head", lambda: client.head(change))
+
+    def _find(self, client: ReviewClient, change: ChangeRef, marker: str) -> Posted | None:
+        return self._timed("find", lambda: client.find(change, marker))
+
+    def _timed(self, call: str, function: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        try:
+            return function()
+        except (Busy, Unsettled, Refused):
+            raise
+        except EngineError as error:
+            raise _NotReachedError(str(error)) from None
+        finally:
+            self.timed(call, time.perf_counter() - began)
+
+
+class _NotReachedError(Exception):
+    """The system was not reached; nothing was changed."""
+
+
+def silence(change: ChangeRef, head: Head, mute_word: str) -> str | None:
+    """Return why a change gets no message, one of `ciml.verdicts.feedback.state.FINAL`; None if it gets one."""
+    if head.state != "open":
+        return head.state
+    if not head.is_at(change):
+        return "outdated"
+    word = mute_word.casefold()
+    if word in head.title.casefold() or any(label.strip().casefold() == word for label in head.labels):
+        return "muted"
+    return None
+
+
+def _is_same(state: FeedbackState, entry: Entry) -> bool:
+    """Return whether an entry is as it was read, so that an intent may follow."""
+    now = state.entries.get(entry.key)
+    return now is not None and now.intent is None and (now.number, now.done) == (entry.number, entry.done)
+
+
+def _has(state: FeedbackState, key: str, number: int | None) -> bool:
+    """Return whether an entry is there, with this intent, or with none."""
+    now = state.entries.get(key)
+    return now is not None and (now.intent.number if now.intent else None) == number

@@ -1,0 +1,263 @@
+"""Decides which verdicts could be said (pure): a prediction becomes a verdict on a patch set, or a reason.
+
+The history of the model comes after that: `ciml.verdicts.feedback`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ciml.events.records import Record
+from ciml.globs import glob_pattern
+from ciml.integrations.review import ChangeRef
+from ciml.intervals import wilson
+from ciml.serving.predict.log import prediction_id
+from ciml.verdicts.feedback.config import Feedback, Policy
+from ciml.verdicts.feedback.standing import RecordedVerdict
+
+#: Reasons for silence, a closed set: labels of a metric.
+SILENT = (
+    "no_verdict", "bad_record", "not_failed", "not_selected",
+    # the verdict
+    "unknown", "outside", "unlikely", "base_rate",
+    # its evidence
+    "no_evidence", "not_comparable",
+    # the change
+    "muted_project", "no_change", "no_system", "late",
+    # the model
+    "shadow", "precision",
+)  # fmt: skip
+_FAILED = frozenset({"failure", "timeout"})
+#: Fields of a prediction that its evidence and its text do not need.
+_LEFT_OUT = frozenset({"prepare_ms", "server_ms", "batch", "latency_ms", "n_windows", "offset"})
+_MAX_RECORD_BYTES = 30 << 10
+_ID_CHARACTERS = 64
+_DAY_US = 86_400_000_000
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    """What a message says of a verdict; the types are checked, since a topic may hold anything."""
+
+    cause: str
+    probability: float
+    set: tuple[str, ...] = ()
+    coverage: float = 0.0
+    group: str = ""
+    runs: int = 0
+    base_rate: dict[str, float] = {}  # msgspec copies it
+    retry: str = "unsure"
+    outside: dict[str, Any] | None = None
+
+
+class _Run(msgspec.Struct, frozen=True):
+    source: str
+    build_name: str
+    outcome: str | None = None
+    result: str = ""
+    project: str = ""
+    branch: str = ""
+    pipeline: str = ""
+    change: str = ""
+    patchset: str = ""
+    head: str = ""
+    head_project: str = ""
+    labels: dict[str, str] = {}
+    provider: str = ""
+    start_us: int | None = None
+    end_us: int | None = None
+
+
+class _Prediction(msgspec.Struct, frozen=True):
+    run_id: str
+    model: str
+    version: int
+    run: _Run
+    verdict: _Verdict
+    id: str = ""
+    time_us: int = 0
+
+
+class Item(Record, frozen=True, gc=False):
+    """A verdict that is to be said, with its prediction's record. All texts in it are hostile.
+
+    Attributes:
+      system: name of the review system.
+      project, change, patchset, head, head_project, head_branch: of the change; see `ChangeRef`.
+      job, run_id: of the run.
+      cause, probability, retry: the verdict.
+      end_us: the run's end, or the time of its prediction, epoch microseconds.
+      prediction: the record on the topic, without measurements.
+      right, settled: of the last settled verdicts of this cause, those that were right, and their number.
+      passed, reruns: of those that reruns settled, the runs that passed, and their number.
+    """
+
+    system: str
+    project: str
+    change: str
+    patchset: str
+    head: str
+    job: str
+    run_id: str
+    cause: str
+    probability: float
+    retry: str
+    end_us: int
+    prediction: dict[str, Any]
+    right: int = 0
+    settled: int = 0
+    passed: int = 0
+    reruns: int = 0
+    head_project: str = ""
+    head_branch: str = ""
+
+    @property
+    def ref(self) -> ChangeRef:
+        """The patch set."""
+        return ChangeRef(self.project, self.change, self.patchset, self.head, self.head_project, self.head_branch)
+
+    @property
+    def verdict(self) -> _Verdict:
+        """The verdict, its types checked."""
+        return msgspec.convert(self.prediction["verdict"], _Verdict)
+
+
+class Silence(NamedTuple):
+    """Why nothing is said.
+
+    Attributes:
+      reason: one of `SILENT`.
+      detail: for people; "" where the reason says it.
+    """
+
+    reason: str
+    detail: str = ""
+
+
+class Judgement(NamedTuple):
+    """What becomes of a prediction, before the history of its model counts.
+
+    Attributes:
+      item: what is to be said; None for silence.
+      silence: the reason; None with an item.
+      verdict: what the history records; None where it records nothing.
+      is_recorded: whether the history records the verdict; not of a run whose cause is known already.
+    """
+
+    item: Item | None
+    silence: Silence | None = None
+    verdict: RecordedVerdict | None = None
+    is_recorded: bool = True
+
+
+#: Returns why the evidence of a prediction's record is not enough; None where it is.
+Compare = Callable[[Mapping[str, Any]], Silence | None]
+
+
+def judge(
+    record: Mapping[str, Any],
+    feedback: Feedback,
+    muted: Iterable[str],
+    now_us: int,
+    compare: Compare = lambda record: None,
+) -> Judgement:
+    """Judge a prediction by the verdict, its evidence and the change. The history of the model comes after that.
+
+    Args:
+      record: a prediction, as on the topic.
+      feedback: the configuration.
+      muted: globs of projects that were muted at run time.
+      now_us: the present, epoch microseconds.
+      compare: see `Compare`; called for verdicts that could be said, or could have been.
+    """
+    if not isinstance(record.get("verdict"), dict) or not isinstance(record.get("run"), dict):
+        return Judgement(None, Silence("no_verdict"))
+    try:
+        found = msgspec.convert(record, _Prediction)
+    except msgspec.ValidationError:
+        return Judgement(None, Silence("bad_record"))
+    run, verdict, policy = found.run, found.verdict, feedback.policy
+    rates = (verdict.probability, verdict.coverage, *verdict.base_rate.values())
+    if not all(0.0 <= rate <= 1.0 for rate in rates) or verdict.runs < 0:  # nor NaN
+        return Judgement(None, Silence("bad_record"))
+    if len(msgspec.json.encode(record)) > _MAX_RECORD_BYTES:
+        return Judgement(None, Silence("bad_record"))
+    if run.outcome not in _FAILED:
+        return Judgement(None, Silence("not_failed"))
+    if not policy.answers(found.model, run.project, run.branch, run.pipeline, run.build_name):
+        return Judgement(None, Silence("not_selected"))
+    end_us = run.end_us or run.start_us or found.time_us
+    age_us = now_us - end_us
+    if age_us > policy.settled_days * _DAY_US:
+        return Judgement(None, Silence("late"))
+    doubt = _doubt(verdict, policy) or compare(record)
+    recorded = _recorded(found, now_us, claim=doubt is None)
+    if doubt is not None:
+        return Judgement(None, doubt, recorded)
+    system = feedback.system_of(run.source, run.project)
+    if is_muted(run.project, (*policy.muted_projects, *muted)):
+        return Judgement(None, Silence("muted_project"), recorded)
+    if not run.project or not (run.change or run.head) or not (run.patchset or run.head):
+        return Judgement(None, Silence("no_change"), recorded)
+    if system is None:
+        return Judgement(None, Silence("no_system"), recorded)
+    if age_us > policy.max_age_s * 1e6:
+        return Judgement(None, Silence("late"), recorded)
+    item = Item(
+        system.name, run.project, run.change, run.patchset, run.head, run.build_name, found.run_id, verdict.cause,
+        verdict.probability, verdict.retry, end_us,
+        {key: value for key, value in record.items() if key not in _LEFT_OUT},
+        head_project=run.head_project, head_branch=run.labels.get("head_branch", ""),
+    )  # fmt: skip
+    return Judgement(item, None, recorded)
+
+
+def _doubt(verdict: _Verdict, policy: Policy) -> Silence | None:
+    if verdict.outside is not None:
+        return Silence("outside", "the run is unlike those that the model learned")
+    return doubt_of(verdict.cause, verdict.probability, verdict.base_rate, verdict.runs, policy)
+
+
+def doubt_of(
+    cause: str, probability: float, base_rates: Mapping[str, float], runs: int, policy: Policy
+) -> Silence | None:
+    """Return why a verdict alone is not certain enough; None where it is.
+
+    The probability was calibrated on some runs, so it is known as well as a share of so many: the lower end of Wilson's
+    interval of that share must be above the base rate.
+
+    Args:
+      cause: the verdict.
+      probability: of the cause.
+      base_rates: the share of each cause among the calibration runs.
+      runs: number of the calibration runs.
+      policy: the conditions.
+    """
+    if cause not in policy.causes:
+        return Silence("unknown")
+    if probability < policy.min_probability:
+        return Silence("unlikely", f"probability {probability:.2f}; {policy.min_probability:g} is needed")
+    base_rate = base_rates.get(cause)
+    low, _ = wilson(probability * runs, runs)
+    if base_rate is None or low <= base_rate:
+        base = "unknown" if base_rate is None else f"{base_rate:.2f}"
+        detail = f"probability {probability:.2f} (at least {low:.2f} by {runs} runs); base rate {base}"
+        return Silence("base_rate", detail)
+    return None
+
+
+def _recorded(found: _Prediction, now_us: int, *, claim: bool) -> RecordedVerdict:
+    run, verdict = found.run, found.verdict
+    seconds = None if run.start_us is None or run.end_us is None else (run.end_us - run.start_us) / 1e6
+    return RecordedVerdict(
+        (found.id or prediction_id(found.run_id, found.model, found.version))[:_ID_CHARACTERS], found.run_id,
+        found.model, found.version, run.project, run.change or run.head, run.build_name, verdict.cause, claim,
+        verdict.probability, seconds, now_us,
+    )  # fmt: skip
+
+
+def is_muted(project: str, globs: Iterable[str]) -> bool:
+    """Return whether a project gets no messages."""
+    return any(glob_pattern((glob,)).fullmatch(project) for glob in globs)

@@ -1,0 +1,269 @@
+"""Whether a model may speak (pure): by its recently settled verdicts, for each verdict and project.
+
+Recorded verdicts, said or not, in memories of bounded size. Trusted runs and others have memories of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from ciml.events.records import Record
+from ciml.globs import glob_pattern
+from ciml.intervals import wilson
+from ciml.limits import MAX_FEEDBACK_VERDICTS
+from ciml.verdicts.feedback.config import Policy
+
+#: What settles a verdict.
+RERUNS, REVIEWER = "reruns", "reviewer"
+
+
+class RecordedVerdict(Record, frozen=True, omit_defaults=True, gc=False):
+    """A verdict on a failed run, and what settled it. All texts but ``settled`` and ``by`` are hostile.
+
+    Attributes:
+      id: of the prediction.
+      run_id: of the run.
+      model, version: that gave it.
+      project, change, job: of the run.
+      cause: the verdict, ``unknown`` included.
+      claim: whether all conditions of a message hold but those on the model's history and on the change.
+      probability: of the cause.
+      seconds: duration of the run; None where it is unknown.
+      time_us: when it was recorded, epoch microseconds.
+      trusted: whether the run is trusted.
+      settled: the cause by reruns or a reviewer; "" while it is open.
+      by: what settled it: `RERUNS` or `REVIEWER`.
+      settled_us: when it was settled, epoch microseconds.
+    """
+
+    id: str
+    run_id: str
+    model: str
+    version: int
+    project: str
+    change: str
+    job: str
+    cause: str
+    claim: bool
+    probability: float
+    seconds: float | None = None
+    time_us: int = 0
+    trusted: bool = False
+    settled: str = ""
+    by: str = ""
+    settled_us: int = 0
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """What runs that are alike share: their change; of a run without a change, the run."""
+        return self.project, self.change or self.run_id
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RecordedVerdict:
+        return cls(**value)
+
+
+class Records:
+    """The recorded verdicts by prediction id: settled ones, open ones of trusted runs, and open ones of other runs.
+
+    Each of the three has at most `MAX_FEEDBACK_VERDICTS`, and forgets the oldest: untrusted runs displace no others.
+    """
+
+    def __init__(self, verdicts: Iterable[RecordedVerdict] = ()) -> None:
+        self.settled: dict[str, RecordedVerdict] = {}
+        self._open: dict[bool, dict[str, RecordedVerdict]] = {True: {}, False: {}}
+        for verdict in verdicts:
+            self.put(verdict)
+
+    def put(self, verdict: RecordedVerdict) -> None:
+        """Add a verdict, or replace the one with its id."""
+        for memory in (self.settled, *self._open.values()):
+            memory.pop(verdict.id, None)
+        memory = self.settled if verdict.settled else self._open[verdict.trusted]
+        memory[verdict.id] = verdict
+        if len(memory) > MAX_FEEDBACK_VERDICTS:
+            del memory[next(iter(memory))]
+
+    def find(self, identity: str) -> RecordedVerdict | None:
+        """Return the verdict of a prediction."""
+        memories = (self.settled, *self._open.values())
+        return next((memory[identity] for memory in memories if identity in memory), None)
+
+    def __iter__(self) -> Iterator[RecordedVerdict]:
+        """Yield all verdicts, the settled ones first."""
+        yield from self.settled.values()
+        for memory in self._open.values():
+            yield from memory.values()
+
+    def __len__(self) -> int:
+        return sum(len(memory) for memory in (self.settled, *self._open.values()))
+
+
+_DAY_US = 86_400_000_000
+
+Mode = Literal["active", "shadow", "precision"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many runs of some have a property.
+
+    Attributes:
+      right: that have it.
+      runs: of all.
+    """
+
+    right: int
+    runs: int
+
+    @property
+    def value(self) -> float | None:
+        """The share; None of no runs."""
+        return self.right / self.runs if self.runs else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval."""
+        return wilson(self.right, self.runs)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Whether a model may say a verdict in a project.
+
+    Attributes:
+      mode: ``active``; ``shadow`` with too few settled verdicts; ``precision`` where these do not hold up.
+      detail: the reason, for people; "" where it is active.
+      precision: of the settled verdicts that count.
+      base_rate: how often the settled failed runs have this cause, whatever their verdict.
+      reruns: of the verdicts that reruns settled, those whose rerun passed.
+    """
+
+    mode: Mode
+    detail: str
+    precision: Share
+    base_rate: Share
+    reruns: Share
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """The recently settled verdicts of a model.
+
+    Args:
+      settled: in the order of their settlement.
+    """
+
+    settled: tuple[RecordedVerdict, ...]
+
+    def claims(self, cause: str, project: str | None, window: int) -> list[RecordedVerdict]:
+        """Return the last claims of a cause, at most one of each change; ``project``: None for all."""
+        last: dict[tuple[str, str], RecordedVerdict] = {}
+        for verdict in self._of(project):
+            if verdict.claim and verdict.cause == cause:
+                last.pop(verdict.subject, None)
+                last[verdict.subject] = verdict
+        return list(last.values())[-window:]
+
+    def base_rate(self, cause: str, project: str | None) -> Share:
+        """Return how often settled failed runs have a cause; runs of one change with the same cause count once."""
+        subjects = {(verdict.subject, verdict.settled) for verdict in self._of(project)}
+        return Share(sum(settled == cause for _, settled in subjects), len(subjects))
+
+    def _of(self, project: str | None) -> Iterable[RecordedVerdict]:
+        return self._by_project.get(project, ()) if project is not None else self.settled
+
+    @cached_property
+    def _by_project(self) -> dict[str, list[RecordedVerdict]]:
+        found: dict[str, list[RecordedVerdict]] = {}
+        for verdict in self.settled:
+            found.setdefault(verdict.project, []).append(verdict)
+        return found
+
+
+class Standings:
+    """The standings of all models at a time.
+
+    Args:
+      verdicts: recorded verdicts; open ones do not count.
+      policy: the conditions.
+      now_us: the present, epoch microseconds.
+    """
+
+    def __init__(self, verdicts: Iterable[RecordedVerdict], policy: Policy, now_us: int) -> None:
+        self._policy = policy
+        since_us = now_us - policy.settled_days * _DAY_US
+        recent = [verdict for verdict in verdicts if verdict.settled and verdict.settled_us >= since_us]
+        by_model: dict[str, list[RecordedVerdict]] = {}
+        for verdict in sorted(recent, key=lambda verdict: (verdict.settled_us, verdict.id)):
+            by_model.setdefault(verdict.model, []).append(verdict)
+        self._histories = {model: History(tuple(settled)) for model, settled in by_model.items()}
+        self._known: dict[tuple[str, str, str], Standing] = {}
+
+    def history(self, model: str) -> History:
+        """Return the settled verdicts of a model."""
+        return self._histories.get(model, History(()))
+
+    def of(self, model: str, project: str, cause: str) -> Standing:
+        """Return the standing of a model's verdict in a project.
+
+        The settled verdicts of the project count if they are enough, else those of all projects.
+        """
+        key = model, project, cause
+        if key not in self._known:
+            self._known[key] = self._standing(model, project, cause)
+        return self._known[key]
+
+    def _standing(self, model: str, project: str, cause: str) -> Standing:
+        policy, history = self._policy, self.history(model)
+        own = history.claims(cause, project, policy.settled_window)
+        in_project = len(own) >= policy.min_settled
+        claims = own if in_project else history.claims(cause, None, policy.settled_window)
+        precision, base_rate = _precision(claims), history.base_rate(cause, project if in_project else None)
+        rerun = [verdict for verdict in claims if verdict.by == RERUNS]
+        reruns = Share(sum(verdict.settled == "machine" for verdict in rerun), len(rerun))
+
+        def standing(mode: Mode, detail: str = "") -> Standing:
+            return Standing(mode, detail, precision, base_rate, reruns)
+
+        if _matches(policy.shadow_models, model):
+            return standing("shadow", f"the policy keeps model {model!r:.60} in shadow")
+        if _matches(policy.active_models, model):
+            return standing("active")
+        if precision.runs < policy.min_settled:
+            return standing("shadow", f"{precision.runs} of at least {policy.min_settled} verdicts {cause} are settled")
+        if (reason := _doubt(precision, base_rate, policy)) or (
+            reason := "" if in_project else _doubt_of_project(_precision(own), policy)
+        ):
+            return standing("precision", reason)
+        return standing("active")
+
+
+def _precision(claims: Iterable[RecordedVerdict]) -> Share:
+    held = [verdict.settled == verdict.cause for verdict in claims]
+    return Share(sum(held), len(held))
+
+
+def _doubt(precision: Share, base_rate: Share, policy: Policy) -> str:
+    """Return why settled verdicts do not hold up; "" where they do."""
+    low, _ = precision.interval
+    share, base = precision.value or 0.0, base_rate.value or 0.0
+    text = f"{precision.right} of {precision.runs} settled verdicts were right ({share:.2f}, at least {low:.2f})"
+    if low <= base:
+        return f"{text}; the base rate is {base:.2f}"
+    return f"{text}; {policy.min_precision:g} are needed" if share < policy.min_precision else ""
+
+
+def _doubt_of_project(own: Share, policy: Policy) -> str:
+    """Return why the few settled verdicts of a project contradict those of all; "" where they do not."""
+    _, high = own.interval
+    if high >= policy.min_precision:
+        return ""
+    return f"{own.right} of {own.runs} settled verdicts of this project were right; {policy.min_precision:g} are needed"
+
+
+def _matches(globs: tuple[str, ...], model: str) -> bool:
+    return bool(globs) and glob_pattern(globs).fullmatch(model) is not None

@@ -1,0 +1,432 @@
+"""The manifest of feedback: covered predictions, what is to be said on each patch set, and what became of it.
+
+An `Entry` is the outbox of a patch set. A call that changes something is stored as an intent before it is sent, and
+closed by its outcome; an intent without outcome is settled by reading our marker (`ciml.verdicts.feedback.outbox`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from ciml.digest import sha256_json
+from ciml.errors import IntegrityError
+from ciml.integrations.review import ChangeRef, Posted
+from ciml.limits import MAX_FEEDBACK_ENTRIES, MAX_FEEDBACK_JOBS
+from ciml.manifest.checkpoints import Checkpointed
+from ciml.manifest.coverage import TopicState
+from ciml.manifest.id_index import IdTable, Rows
+from ciml.manifest.log import Delta
+from ciml.serving.predict.log import prediction_id
+from ciml.verdicts.feedback.policy import Item
+from ciml.verdicts.feedback.standing import RecordedVerdict, Records
+
+#: For how long an entry is kept after its last event: later verdicts on its patch set begin a new one.
+KEEP_US = 3 * 86_400_000_000
+#: Bounds of the histogram from a run's end to its message, seconds. Checkpoints store counts by them.
+SECONDS = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0)
+
+Action = Literal["post", "edit"]
+#: What becomes of a message: closed sets, labels of a metric. Only these leave an entry with nothing to say.
+FINAL = frozenset(
+    {"posted", "edited", "unchanged", "said", "dry_run", "outdated", "merged", "abandoned", "missing", "muted", "late",
+     "refused"}
+)  # fmt: skip
+#: Of an intent that changed nothing: the message is tried again.
+AGAIN = frozenset({"not_sent", "not_found"})
+_OF_MESSAGES = frozenset({"posted", "edited"})
+REACTIONS = ("up", "down", "not_helpful")
+
+
+@dataclass(slots=True)
+class Intent:
+    """A call that is about to be sent, or was.
+
+    Attributes:
+      number: of the entry's intents, from 1.
+      action: what is called.
+      stamp, marker: of the message, to settle the call.
+      change: the number of the change, as the system has it.
+      changes: `Entry.changes` that the message is about.
+      causes: its verdicts.
+      time_us: when it was stored, epoch microseconds.
+    """
+
+    number: int
+    action: Action
+    stamp: str
+    marker: str
+    change: str
+    changes: int
+    causes: str
+    time_us: int
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is to be said, and was said, on a patch set.
+
+    Attributes:
+      key: see `entry_key`.
+      system: name of the review system.
+      change: the patch set.
+      items: the last verdict of each job.
+      changes: number of changes of ``items``; ``done`` of them are said, or will not be.
+      since_us, last_us: time of the first and the last verdict after ``done``.
+      number: of its intents.
+      intent: the one whose outcome is unknown.
+      outcome: the last final one; "" before it.
+      detail: of the outcome, for people.
+      causes: verdicts of the message that was posted.
+      posted: our message.
+      posted_us: when it was posted or last edited.
+      reactions: accounts by `REACTIONS`.
+      touched_us: time of its last event.
+    """
+
+    key: str
+    system: str
+    change: ChangeRef
+    items: dict[str, Item] = field(default_factory=dict)
+    changes: int = 0
+    done: int = 0
+    since_us: int = 0
+    last_us: int = 0
+    number: int = 0
+    intent: Intent | None = None
+    outcome: str = ""
+    detail: str = ""
+    causes: str = ""
+    posted: Posted | None = None
+    posted_us: int = 0
+    reactions: dict[str, list[str]] = field(default_factory=dict)
+    touched_us: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to say, or to settle."""
+        return self.changes > self.done or self.intent is not None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **{each.name: getattr(self, each.name) for each in fields(self)},
+            "change": asdict(self.change),
+            "items": [item.to_json() for item in self.items.values()],
+            "intent": asdict(self.intent) if self.intent else None,
+            "posted": asdict(self.posted) if self.posted else None,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Entry:
+        items = {one["job"]: Item.from_json(one) for one in value["items"]}
+        change = ChangeRef(**value["change"])
+        intent = Intent(**value["intent"]) if value["intent"] else None
+        return cls(**{**value, "items": items, "change": change, "intent": intent, "posted": _posted(value["posted"])})
+
+
+def entry_key(system: str, change: ChangeRef) -> str:
+    """Return the key of a patch set's entry. Without a number, the commit and its branch stand for the change."""
+    of = change.change or f"@{change.head or change.patchset}"
+    parts = [system, change.project, of, change.head or change.patchset]
+    if not change.change and change.head_project:
+        parts += [change.head_project, change.head_branch]
+    return sha256_json(parts)[:32]
+
+
+def _is_proved(item: Item) -> bool:
+    """Return whether a receiver proved who sent the event of the item's run."""
+    return bool(item.prediction["run"].get("auth"))
+
+
+def _precedence(item: Item) -> tuple[bool, int]:
+    """Return the order of the runs of a job: anybody may claim a run of a change, so a proof counts before the end."""
+    return _is_proved(item), item.end_us
+
+
+def _make_room(entry: Entry, item: Item) -> bool:
+    """Remove a verdict on a run without a proof, for one with a proof; return whether there was one."""
+    weaker = next((job for job, other in entry.items.items() if not _is_proved(other)), None)
+    if weaker is None or not _is_proved(item):
+        return False
+    del entry.items[weaker]
+    return True
+
+
+class FeedbackState(TopicState):
+    """The state of the manifest after its deltas.
+
+    Attributes:
+      entries: by key, the one touched last at the end.
+      opened: keys of those that are open (`Entry.is_open`).
+      moved: keys of entries whose change was found by its commit, and their present keys.
+      verdicts: predictions by what became of them: ``taken``, ``repeat``, ``superseded``, ``too_many``, or a reason of
+        `ciml.verdicts.feedback.policy.SILENT`.
+      messages: by (system, outcome).
+      reacted: reactions by (system, kind).
+      paused: until when a system may not be called, epoch microseconds.
+      muted: globs of projects that get no messages.
+      history: recorded verdicts, said or not, and what settled them.
+      seconds, seconds_us: histogram of `SECONDS` by (system, bucket), and the sum by system, microseconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: dict[str, Entry] = {}
+        self.opened: dict[str, None] = {}
+        self.moved: dict[str, str] = {}
+        self.verdicts: Counter[str] = Counter()
+        self.messages: Counter[tuple[str, str]] = Counter()
+        self.reacted: Counter[tuple[str, str]] = Counter()
+        self.paused: dict[str, int] = {}
+        self.muted: set[str] = set()
+        self.history = Records()
+        self.seconds: Counter[tuple[str, int]] = Counter()
+        self.seconds_us: Counter[str] = Counter()
+
+    def find(self, system: str, change: ChangeRef) -> Entry | None:
+        """Return the entry of a patch set."""
+        key = entry_key(system, change)
+        return self.entries.get(self.moved.get(key, key))
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Apply the next delta. Raises `IntegrityError` if it is not the next, or contradicts earlier ones."""
+        if version != self.version + 1:
+            raise IntegrityError(f"feedback manifest: version {version} follows {self.version}")
+        self.torn = True
+        now_us = delta["time_us"]
+        self.cover(delta.get("offsets", {}))
+        self.verdicts.update(delta.get("silent", {}))
+        for record in delta.get("verdicts", ()):
+            self.verdicts[self._take(Item.from_json(record), now_us)] += 1
+        for value in self._recorded_of(delta):
+            self.history.put(value)
+        for record in delta.get("settled", ()):
+            self._settle_verdict(record, now_us)
+        for record in delta.get("moves", ()):
+            self._move(version, record, now_us)
+        for record in delta.get("intents", ()):
+            self._intend(version, record, now_us)
+        for record in delta.get("outcomes", ()):
+            self._settle(version, record, now_us)
+        for record in delta.get("reactions", ()):
+            self._react(record)
+        self.paused.update(delta.get("paused", {}))
+        self.muted |= set(delta.get("muted", ()))
+        self.muted -= set(delta.get("unmuted", ()))
+        self._prune(now_us)
+        self.records += sum(len(value) for value in delta.values() if isinstance(value, list)) + 1
+        self.torn = False
+        self.version, self.time_us = version, now_us
+
+    def _recorded_of(self, delta: Delta) -> Iterable[RecordedVerdict]:
+        """Return the verdicts that a delta records. Those of earlier versions recorded only what was to be said."""
+        if "recorded" not in delta:
+            return [_earlier(Item.from_json(record), delta["time_us"]) for record in delta.get("verdicts", ())]
+        return map(RecordedVerdict.from_json, delta["recorded"])
+
+    def _settle_verdict(self, record: Mapping[str, Any], now_us: int) -> None:
+        verdict = self.history.find(record["id"])
+        if verdict is not None:
+            settled_us = now_us if record["cause"] else 0
+            self.history.put(
+                verdict.replace(
+                    settled=record["cause"], by=record["by"], settled_us=settled_us, trusted=record["trusted"]
+                )
+            )
+
+    def _touch(self, entry: Entry, now_us: int) -> None:
+        entry.touched_us = now_us
+        self._drop(entry.key)
+        self.entries[entry.key] = entry
+        if entry.is_open:
+            self.opened[entry.key] = None
+
+    def _drop(self, key: str) -> None:
+        self.entries.pop(key, None)
+        self.opened.pop(key, None)
+
+    def _take(self, item: Item, now_us: int) -> str:
+        entry = self.find(item.system, item.ref)
+        if entry is None:
+            key = entry_key(item.system, item.ref)
+            entry = Entry(key, item.system, item.ref)
+        known = entry.items.get(item.job)
+        if known is not None and known.prediction.get("id") == item.prediction.get("id"):
+            return "repeat"
+        if known is not None and _precedence(known) > _precedence(item):
+            return "superseded"
+        if known is None and len(entry.items) >= MAX_FEEDBACK_JOBS and not _make_room(entry, item):
+            return "too_many"
+        entry.items[item.job] = item
+        if entry.changes == entry.done:
+            entry.since_us = now_us
+        entry.changes, entry.last_us = entry.changes + 1, now_us
+        self._touch(entry, now_us)
+        return "taken"
+
+    def _move(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
+        """Give an entry the number of its change; one that is there already takes its verdicts."""
+        entry = self._entry(version, record["entry"])
+        self._drop(entry.key)
+        entry.change = ChangeRef(**record["change"])
+        key = entry_key(entry.system, entry.change)
+        self.moved[entry.key] = key
+        other = self.entries.get(key)
+        if other is None:
+            entry.key = key
+            self._touch(entry, now_us)
+            return
+        for job, item in entry.items.items():
+            if job not in other.items or _precedence(other.items[job]) < _precedence(item):
+                other.items[job] = item
+        if other.changes == other.done:
+            other.since_us = entry.since_us
+        other.changes, other.last_us = other.changes + 1, max(other.last_us, entry.last_us)
+        self._touch(other, now_us)
+
+    def _intend(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
+        entry = self._entry(version, record["entry"])
+        values = {name: value for name, value in record.items() if name != "entry"}
+        intent = Intent(**values, time_us=now_us)
+        if entry.intent is not None or intent.number != entry.number + 1:
+            raise IntegrityError(f"feedback manifest: version {version}: {entry.key} has an intent that is not settled")
+        entry.number, entry.intent = intent.number, intent
+        self._touch(entry, now_us)
+
+    def _settle(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
+        entry, outcome, intent = self._entry(version, record["entry"]), record["outcome"], None
+        if record["number"]:
+            intent = entry.intent
+            if intent is None or intent.number != record["number"]:
+                raise IntegrityError(
+                    f"feedback manifest: version {version}: {entry.key} has no intent {record['number']}"
+                )
+            entry.intent = None
+        self.messages[entry.system, outcome] += 1
+        entry.detail = record.get("detail", "")
+        if outcome in FINAL:
+            entry.outcome, entry.done = outcome, max(entry.done, record["changes"])
+            if entry.changes > entry.done:
+                entry.since_us = now_us
+        if record.get("posted"):
+            entry.posted = _posted(record["posted"])
+            entry.causes, entry.posted_us = record["causes"], now_us
+        if outcome in _OF_MESSAGES:
+            self._measure(entry, now_us)
+        self._touch(entry, now_us)
+
+    def _measure(self, entry: Entry, now_us: int) -> None:
+        took_us = max(now_us - max(item.end_us for item in entry.items.values()), 0)
+        self.seconds[entry.system, bisect_left(SECONDS, took_us / 1e6)] += 1
+        self.seconds_us[entry.system] += took_us
+
+    def _react(self, record: Mapping[str, Any]) -> None:
+        entry = self.entries.get(record["entry"])
+        if entry is None:
+            return
+        for kind in REACTIONS:
+            known = entry.reactions.get(kind, [])
+            new = [account for account in record[kind] if account not in known]
+            self.reacted[entry.system, kind] += len(new)
+            entry.reactions[kind] = [*known, *new]
+
+    def _entry(self, version: int, key: str) -> Entry:
+        if key not in self.entries:
+            raise IntegrityError(f"feedback manifest: version {version}: there is no entry {key}")
+        return self.entries[key]
+
+    def _prune(self, now_us: int) -> None:
+        """Forget entries that have nothing to say and were not touched for long.
+
+        Beyond the limit, forget the oldest, those of runs without a proof first.
+        """
+        old = []
+        for entry in self.entries.values():  # the one touched longest ago first
+            if now_us - entry.touched_us <= KEEP_US:
+                break
+            if not entry.is_open:
+                old.append(entry)
+        too_many = len(self.entries) - len(old) - MAX_FEEDBACK_ENTRIES
+        if too_many > 0:
+            others = [entry for entry in self.entries.values() if entry.intent is None and entry not in old]
+            others.sort(key=lambda entry: any(map(_is_proved, entry.items.values())))
+            old += others[:too_many]
+        for entry in old:
+            self._drop(entry.key)
+            if entry.is_open:
+                self.messages[entry.system, "overflow"] += 1
+        if old or len(self.moved) > MAX_FEEDBACK_ENTRIES:
+            self.moved = {key: to for key, to in self.moved.items() if to in self.entries}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as JSON."""
+        return {
+            "time_us": self.time_us,
+            **self.coverage(),
+            "entries": [entry.to_json() for entry in self.entries.values()],
+            "moved": dict(sorted(self.moved.items())),
+            "verdicts": dict(sorted(self.verdicts.items())),
+            "messages": [[*key, number] for key, number in sorted(self.messages.items())],
+            "reacted": [[*key, number] for key, number in sorted(self.reacted.items())],
+            "paused": dict(sorted(self.paused.items())),
+            "muted": sorted(self.muted),
+            "recorded": [verdict.to_json() for verdict in self.history],
+            "seconds": [[*key, number] for key, number in sorted(self.seconds.items())],
+            "seconds_us": dict(sorted(self.seconds_us.items())),
+        }
+
+    @classmethod
+    def restored_from(cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable]) -> FeedbackState:
+        """Return the state at a checkpoint; see `ciml.manifest.checkpoints.Checkpointed`."""
+        state = cls()
+        state.version = state.restored = version
+        state.time_us = value.get("time_us", 0)
+        state.restore_coverage(value)
+        state.entries = {one["key"]: Entry.from_json(one) for one in value.get("entries", ())}
+        state.opened = {key: None for key, entry in state.entries.items() if entry.is_open}
+        state.moved = dict(value.get("moved", {}))
+        state.verdicts = Counter(value.get("verdicts", {}))
+        state.messages = _counter(value.get("messages", ()))
+        state.reacted = _counter(value.get("reacted", ()))
+        state.paused = dict(value.get("paused", {}))
+        state.muted = set(value.get("muted", ()))
+        if "recorded" in value:
+            state.history = Records(map(RecordedVerdict.from_json, value["recorded"]))
+        else:  # of an earlier version: its messages of the last three days
+            items = [item for entry in state.entries.values() for item in entry.items.values()]
+            state.history = Records(_earlier(item, state.time_us) for item in items)
+        state.seconds = _counter(value.get("seconds", ()))
+        state.seconds_us = Counter(value.get("seconds_us", {}))
+        return state
+
+    def recent(self) -> dict[str, Rows]:
+        """Return nothing: it has no table of ids."""
+        return {}
+
+
+def _earlier(item: Item, now_us: int) -> RecordedVerdict:
+    """Return the recorded form of a verdict that an earlier version was to say."""
+    prediction = item.prediction
+    run = prediction.get("run", {})
+    begin_us, end_us = run.get("start_us"), run.get("end_us")
+    seconds = None if begin_us is None or end_us is None else (end_us - begin_us) / 1e6
+    model, version = str(prediction.get("model", "")), int(prediction.get("version", 0))
+    return RecordedVerdict(
+        prediction.get("id") or prediction_id(item.run_id, model, version), item.run_id, model, version, item.project,
+        item.change or item.head, item.job, item.cause, True, item.probability, seconds, now_us,
+    )  # fmt: skip
+
+
+def _counter(listed: Iterable[list[Any]]) -> Counter[tuple[Any, Any]]:
+    return Counter({(first, second): number for first, second, number in listed})
+
+
+def _posted(value: Mapping[str, Any] | None) -> Posted | None:
+    return Posted(**{**value, "change": ChangeRef(**value["change"])}) if value else None
+
+
+#: Checkpoint format of a feedback manifest.
+FEEDBACK = Checkpointed({}, FeedbackState.restored_from)

@@ -1,0 +1,217 @@
+"""Renders messages (pure): the verdict, what supports it, evidence, measured reruns, and how to object."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ciml.digest import sha256_json
+from ciml.integrations.review import ChangeRef, Format, Rendered, cut, inert, name
+from ciml.verdicts.feedback.policy import Item
+
+_NAME_BYTES = 120
+_SENTENCE_BYTES = 400
+_TITLE_BYTES = 200
+#: Most observations of the only run of a message, and of each of several runs.
+_MOST_OBSERVATIONS = 3
+_MOST_OBSERVATIONS_OF_SEVERAL = 1
+_CAUSE_WORDS = {"code": "this change", "machine": "the machine"}
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_NUMBER = re.compile(r"[0-9]{1,6}")
+_STAMP = re.compile(r"ciml:[0-9a-f]{16}:(?P<patchset>[0-9a-f]{8}):(?P<causes>[a-z+]{1,20}):[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict with its evidence.
+
+    Attributes:
+      item: the verdict.
+      observations: checked sentences, the strongest first; they may hold hostile names.
+      picture: address of the picture below our own base URL; "" for none.
+    """
+
+    item: Item
+    observations: tuple[str, ...] = ()
+    picture: str = ""
+
+
+@dataclass(frozen=True)
+class Style:
+    """The form of a message.
+
+    Attributes:
+      format: markup of the system.
+      most_bytes: most bytes of a message.
+      most_jobs: most jobs with a line of their own.
+      mute_word: word in the title of a change that gets no messages.
+      can_react: whether reviewers can react to the message with an emoji.
+      min_reruns: runs that ran again before a message reports how many passed.
+    """
+
+    format: Format
+    most_bytes: int
+    most_jobs: int
+    mute_word: str
+    can_react: bool
+    min_reruns: int = 10
+
+
+def marker_of(system: str, project: str, change: str) -> str:
+    """Return the marker in all our messages on a change. The change is its number, as the system has it."""
+    return f"ciml:{sha256_json([system, project, change])[:16]}"
+
+
+def patchset_key(change: ChangeRef) -> str:
+    """Return the part of the stamp that stands for a patch set."""
+    return sha256_json(change.head or change.patchset)[:8]
+
+
+def causes_of(items: Iterable[Item]) -> str:
+    """Return the verdicts of a message in a word: ``code``, ``machine`` or ``code+machine``."""
+    return "+".join(sorted({item.cause for item in items}))
+
+
+def stamped(body: str, marker: str) -> tuple[str, str] | None:
+    """Return patch set key and verdicts of a message of ours by its stamp; None without a stamp."""
+    for match in _STAMP.finditer(body):
+        if match[0].startswith(f"{marker}:"):
+            return match["patchset"], match["causes"]
+    return None
+
+
+def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: Style) -> Rendered:
+    """Render the message on a patch set.
+
+    The same findings give the same bytes. A message longer than `Style.most_bytes` loses whole lines: observations
+    first, then jobs. The first line and the marker always stay.
+
+    Args:
+      findings: at least one, in any order.
+      marker: from `marker_of`.
+      change: the patch set.
+      style: form and limits.
+    """
+    ordered = sorted(findings, key=_order)
+    title = _title(ordered)
+    prefix = f"{marker}:{patchset_key(change)}:{causes_of(finding.item for finding in ordered)}:"
+    jobs = min(len(ordered), style.most_jobs)
+    observations = _MOST_OBSERVATIONS if len(ordered) == 1 else _MOST_OBSERVATIONS_OF_SEVERAL
+    while True:
+        if len(ordered) == 1:
+            details = _single(ordered[0], observations, style)
+        else:
+            details = _several(ordered, jobs, observations, style)
+        blocks = [f"{_bold(title, style.format)}.", *details, *_rerun_lines(ordered, style), _footer(change, style)]
+        text = "\n\n".join(blocks)
+        stamp = prefix + hashlib.sha256(text.encode()).hexdigest()[:12]
+        body = f"{text}\n\n{stamp if style.format == 'gerrit' else f'<!-- {stamp} -->'}"
+        if len(body.encode()) <= style.most_bytes or not (jobs or observations):
+            return Rendered(cut(title, _TITLE_BYTES), body, marker, stamp)
+        if observations:
+            observations -= 1
+        else:
+            jobs -= 1
+
+
+def _order(finding: Finding) -> tuple[str, float, str, str]:
+    item = finding.item
+    return item.cause, -item.probability, item.job, item.run_id
+
+
+def _title(ordered: Sequence[Finding]) -> str:
+    """Return the first line without its full stop."""
+    if len(ordered) == 1:
+        item = ordered[0].item
+        return f"{name(item.job, _NAME_BYTES)} failed, probably because of {_CAUSE_WORDS[item.cause]}"
+    parts = []
+    for cause, words in _CAUSE_WORDS.items():
+        count = sum(finding.item.cause == cause for finding in ordered)
+        if count:
+            parts.append(f"{count} probably because of {words}")
+    return f"{len(ordered)} jobs failed: {', '.join(parts)}"
+
+
+def _single(finding: Finding, observations: int, style: Style) -> list[str]:
+    """Return the blocks of the only run: what supports its verdict, then a list of evidence."""
+    item = finding.item
+    lines = [f"- {inert(text, _SENTENCE_BYTES)}" for text in finding.observations[:observations]]
+    if finding.picture and observations:
+        lines.append(f"- {_link('Picture of its telemetry', finding.picture, style.format)}")
+    support = f"The model's probability is {_rates(item)}. {_record(item)}"
+    return [support, "\n".join(lines)] if lines else [support]
+
+
+def _several(ordered: Sequence[Finding], jobs: int, observations: int, style: Style) -> list[str]:
+    """Return one block: a line for each job, and one for the others."""
+    lines = []
+    for finding in ordered[:jobs]:
+        item = finding.item
+        job = name(item.job, _NAME_BYTES)
+        sentences = [inert(text, _SENTENCE_BYTES) for text in finding.observations[:observations]]
+        lines.append(" ".join([f"- {job}: {_CAUSE_WORDS[item.cause]} ({_rates(item)}).", _record(item), *sentences]))
+        if finding.picture and observations:
+            lines.append(f"- {_link('Picture', finding.picture, style.format)} of {job}")
+    if len(ordered) > jobs:
+        lines.append(f"- and {len(ordered) - jobs} more")
+    return ["\n".join(lines)]
+
+
+def _rates(item: Item) -> str:
+    """Return probability and base rate: ``91 %; base rate 63 % of 214 failed runs``. It is never 100 %."""
+    verdict = item.verdict
+    base_rate = verdict.base_rate.get(item.cause)
+    if base_rate is None or not verdict.runs:
+        return _percent(item.probability)
+    whose = " of this job" if verdict.group and verdict.group == item.job else ""
+    return f"{_percent(item.probability)}; base rate {_percent(base_rate)} of {verdict.runs} failed runs{whose}"
+
+
+def _record(item: Item) -> str:
+    """Return how often such verdicts were right."""
+    if not item.settled:
+        return "No rerun or reviewer has checked such a verdict yet."
+    return f"Checked by reruns or reviewers: {item.right} of the last {item.settled} such verdicts were right."
+
+
+def _percent(share: float) -> str:
+    return "under 1 %" if share < 0.01 else f"{min(round(100 * share), 99)} %"
+
+
+def _rerun_lines(ordered: Sequence[Finding], style: Style) -> list[str]:
+    """Return how many runs with each verdict passed when they ran again; nothing where too few did."""
+    lines = []
+    for cause, words in _CAUSE_WORDS.items():
+        item = next((finding.item for finding in ordered if finding.item.cause == cause), None)
+        if item is None or item.reruns < style.min_reruns:
+            continue
+        lines.append(
+            f"Runs that ciml put down to {words}: {item.reruns} ran again unchanged, and {item.passed} of these passed."
+        )
+    return ["\n".join(lines)] if lines else []
+
+
+def _footer(change: ChangeRef, style: Style) -> str:
+    objection = "react with 👎, or reply “not helpful”" if style.can_react else "reply “not helpful”"
+    return (
+        f"ciml estimated this from the telemetry of the runs of {_patchset(change)}. Wrong: {objection}. "
+        f"No messages on this change: put {name(style.mute_word)} into its title."
+    )
+
+
+def _patchset(change: ChangeRef) -> str:
+    # six characters of a commit are no link
+    if change.patchset and _NUMBER.fullmatch(change.patchset):
+        return f"patch set {change.patchset}"
+    commit = change.head or change.patchset
+    return f"commit {commit[:6]}" if _COMMIT.fullmatch(commit) else "this patch set"
+
+
+def _bold(line: str, markup: Format) -> str:
+    return line if markup == "gerrit" else f"**{line}**"
+
+
+def _link(words: str, url: str, markup: Format) -> str:
+    return f"{words}: {url}" if markup == "gerrit" else f"[{words}]({url})"

@@ -1,0 +1,240 @@
+"""The report of recorded verdicts: precision by model, project and cause, beside the base rate and the duration.
+
+The causes of failed runs by reruns and reviewers: the raw manifest and the corrections, read as they grow.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from ciml.data_root import DataRoot
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.replica import Bookmarks
+from ciml.runs.causes import CAUSES_KIND, Causes
+from ciml.runs.run_log import StoredRunLog
+from ciml.transforms.examples.plan import digest_of
+from ciml.trust import evaluate, former_policy
+from ciml.verdicts.feedback.config import Policy
+from ciml.verdicts.feedback.corrections import CAUSES, corrections_log, corrections_of
+from ciml.verdicts.feedback.standing import RERUNS, REVIEWER, Mode, RecordedVerdict, Share, Standings
+
+_log = logging.getLogger(__name__)
+#: The bookmark, beside the manifest of feedback.
+BOOKMARK = "_causes"
+#: After so many runs the bookmark is replaced; to read as many again takes half a second.
+_BOOKMARK_RUNS = 10_000
+
+
+class Truth(NamedTuple):
+    """The cause of a failed run.
+
+    Attributes:
+      cause: ``code`` or ``machine``; "" where nothing settles it.
+      by: `RERUNS` or `REVIEWER`; "" where nothing settles it.
+    """
+
+    cause: str
+    by: str
+
+
+OPEN = Truth("", "")
+
+
+class Truths:
+    """The causes of failed runs by reruns and reviewers.
+
+    Args:
+      data: the data root.
+      settle_untrusted: whether reruns of untrusted runs count. Everybody who may propose a change can send some.
+    """
+
+    def __init__(self, data: DataRoot, *, settle_untrusted: bool = False) -> None:
+        self._data, self._settle_untrusted = data, settle_untrusted
+        self._manifest = ManifestLog(data.raw)
+        self._log = StoredRunLog(self._manifest, partial(evaluate, former_policy()))
+        self._bookmarks = Bookmarks(data.feedback, BOOKMARK, CAUSES_KIND, partial(digest_of, self._log))
+        self._reviewed: dict[str, str] = {}
+        self._causes: Causes | None = None
+        self._version = self._corrections = self._unsaved = 0
+
+    def read(self) -> bool:
+        """Read what is new. Return whether there was anything.
+
+        Raises:
+          EngineError: the store does not answer.
+          IntegrityError: a manifest is damaged.
+        """
+        causes = self._causes = self._causes or self._resumed()
+        before = self._version, self._corrections
+        for version, delta in self._log.since(self._version):
+            causes.add(delta)
+            self._version = version
+            self._unsaved += len(delta.rows)
+        if self._unsaved >= _BOOKMARK_RUNS:
+            self._bookmarks.save(self._version, causes.encode())
+            self._unsaved = 0
+        end = corrections_log(self._data).end(self._corrections)
+        if end != self._corrections:
+            self._reviewed = {run_id: found.cause for run_id, found in corrections_of(self._data).items()}
+            self._corrections = end
+        return (self._version, self._corrections) != before
+
+    def of(self, run_id: str) -> Truth:
+        """Return what settles the cause of a run, by what was read last; a reviewer counts more than reruns."""
+        if cause := self._reviewed.get(run_id):
+            return Truth(cause, REVIEWER)
+        if self._causes is None or not (self._settle_untrusted or self.is_trusted(run_id)):
+            return OPEN
+        cause = self._causes.by_reruns(run_id)
+        return Truth(cause, RERUNS) if cause else OPEN
+
+    def is_known(self, run_id: str) -> bool:
+        """Return whether anything says the cause of a run, trusted or not: a model may have learned from it."""
+        if run_id in self._reviewed or self._causes is None:
+            return run_id in self._reviewed
+        return self._causes.has_own(run_id) or bool(self._causes.by_reruns(run_id))
+
+    def is_trusted(self, run_id: str) -> bool:
+        """Return whether a run is known and trusted."""
+        return self._causes is not None and self._causes.is_trusted(run_id)
+
+    def _resumed(self) -> Causes:
+        causes = Causes(lambda job: True)
+        if (found := self._bookmarks.load()) is not None:
+            try:
+                causes.restore(found.state)
+                self._version = found.version
+            except msgspec.DecodeError as error:
+                _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
+                return Causes(lambda job: True)
+        return causes
+
+
+_FOLDS = 5
+#: Settled runs with a known duration before their duration is tried as a baseline.
+_MIN_BASELINE_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """The verdicts of a model and cause in a project, or in all projects.
+
+    Attributes:
+      model: name of the model.
+      project: name of the project; "" for all.
+      cause: the verdict.
+      mode: whether the model may say it there.
+      detail: the reason why it may not.
+      open: verdicts that nothing has settled yet.
+      precision: of the settled verdicts that count.
+      base_rate: how often the settled failed runs have this cause.
+      duration: precision of the same verdict by the duration of the run alone, on the same settled runs, each predicted
+        from the runs of other changes; of 0 runs where it cannot be computed.
+      reruns: of the verdicts that reruns settled, those whose rerun passed.
+    """
+
+    model: str
+    project: str
+    cause: str
+    mode: Mode
+    detail: str
+    open: int
+    precision: Share
+    base_rate: Share
+    duration: Share
+    reruns: Share
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON; shares have ``right``, ``runs``, ``value``, ``low`` and ``high``."""
+        shares = {
+            "precision": self.precision, "base_rate": self.base_rate, "duration": self.duration, "reruns": self.reruns,
+        }  # fmt: skip
+        return {
+            "model": self.model, "project": self.project, "cause": self.cause, "mode": self.mode,
+            "detail": self.detail, "settled": self.precision.runs, "open": self.open,
+            **{name: _share_json(share) for name, share in shares.items()},
+        }  # fmt: skip
+
+
+def _share_json(share: Share) -> dict[str, float | int | None]:
+    low, high = share.interval
+    return {"right": share.right, "runs": share.runs, "value": share.value, "low": low, "high": high}
+
+
+def report(verdicts: Iterable[RecordedVerdict], policy: Policy, now_us: int) -> list[Row]:
+    """Return the rows of all models: all projects first, then each project.
+
+    Args:
+      verdicts: recorded verdicts.
+      policy: the conditions of a message.
+      now_us: the present, epoch microseconds.
+    """
+    recorded = list(verdicts)
+    standings = Standings(recorded, policy, now_us)
+    rows = []
+    for model in sorted({verdict.model for verdict in recorded}):
+        mine = [verdict for verdict in recorded if verdict.model == model]
+        by_duration = _answers_by_duration(standings.history(model).settled)
+        for project in ("", *sorted({verdict.project for verdict in mine if verdict.claim} - {""})):
+            for cause in CAUSES:
+                rows.append(_row(standings, policy, model, project, cause, mine, by_duration))
+    return rows
+
+
+def _row(
+    standings: Standings,
+    policy: Policy,
+    model: str,
+    project: str,
+    cause: str,
+    verdicts: Sequence[RecordedVerdict],
+    by_duration: dict[str, str],
+) -> Row:
+    history, scope = standings.history(model), project or None
+    standing = standings.of(model, project, cause)
+    claims = history.claims(cause, scope, policy.settled_window)
+    precision = Share(sum(verdict.settled == cause for verdict in claims), len(claims))
+    rerun = [verdict for verdict in claims if verdict.by == "reruns"]
+    answers = [
+        verdict.settled == cause
+        for verdict in history.settled
+        if by_duration.get(verdict.id) == cause and scope in (None, verdict.project)
+    ]
+    waiting = {
+        verdict.subject
+        for verdict in verdicts
+        if verdict.claim and not verdict.settled and verdict.cause == cause and scope in (None, verdict.project)
+    }
+    return Row(
+        model, project, cause, standing.mode, standing.detail, len(waiting), precision,
+        history.base_rate(cause, scope), Share(sum(answers), len(answers)),
+        Share(sum(verdict.settled == "machine" for verdict in rerun), len(rerun)),
+    )  # fmt: skip
+
+
+def _answers_by_duration(settled: Sequence[RecordedVerdict]) -> dict[str, str]:
+    """Return the cause of each settled run by its duration, from runs of other changes; {} where these are too few."""
+    runs = [verdict for verdict in settled if verdict.seconds is not None and verdict.settled in CAUSES]
+    if len(runs) < _MIN_BASELINE_RUNS or len({verdict.settled for verdict in runs}) < 2:
+        return {}
+    from ciml.training.evaluation.baselines import predict_by
+
+    seconds = np.array([verdict.seconds for verdict in runs], np.float64)
+    labels = np.array([CAUSES.index(verdict.settled) for verdict in runs], np.int64)
+    subjects = {subject: number for number, subject in enumerate(sorted({verdict.subject for verdict in runs}))}
+    folds = np.array([subjects[verdict.subject] % _FOLDS for verdict in runs])
+    answers: dict[str, str] = {}
+    for fold in range(_FOLDS):
+        held = np.flatnonzero(folds == fold)
+        rest = np.flatnonzero(folds != fold)
+        if held.size and rest.size:
+            likely = predict_by("duration", seconds[rest], labels[rest], seconds[held], len(CAUSES)).argmax(axis=1)
+            answers |= {runs[place].id: CAUSES[cause] for place, cause in zip(held, likely, strict=True)}
+    return answers
