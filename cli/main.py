@@ -58,7 +58,7 @@ COMMANDS: Table = {
     },
     "Operate": {
         "up": ("ciml.cli.commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),
-        "down": ("ciml.cli.commands.operate.down:command", "Stop local engines."),
+        "down": ("ciml.cli.commands.operate.up:down", "Stop local engines."),
         "connect": ("ciml.cli.commands.operate.connect:command", "Connect a CI system."),
         "record": ("ciml.cli.commands.operate.record:command", "Run a command and record its machine's telemetry."),
         "receive": ("ciml.cli.commands.operate.receive:command", "Receive deliveries of CI systems."),

@@ -40,7 +40,7 @@ def cache_data() -> NoReturn:
 
 def setup_experiment() -> NoReturn:
     """Run ``ciml-setup-experiment``: ``ciml experiment define`` with the options of the talk."""
-    from ciml.cli.commands.learn.experiment.define import setup
+    from ciml.cli.commands.learn.experiment import setup
 
     main(setup)
 

@@ -9,7 +9,7 @@ from inspect import cleandoc
 import click
 import pytest
 
-from ciml.cli.commands.learn.experiment.define import setup
+from ciml.cli.commands.learn.experiment import setup
 from ciml.cli.main import cli
 
 #: Words that help does not use, as a pattern.

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 
-from ciml.cli.commands.learn.experiment.report import default_folder
+from ciml.cli.commands.learn.experiment import default_folder
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.reports.experiments.comparison import comparison_page

@@ -18,16 +18,16 @@ from ciml.errors import CimlError
 if TYPE_CHECKING:
     from ciml.services.files import ServiceFiles
 
-#: By kind of service: the module of its command, which has the service's options, and options for an example.
+#: By kind of service: its command (module:attribute), which has the service's options, and options for an example.
 KINDS = {
-    "ingest": ("ciml.cli.commands.operate.ingest.run", "--data-path data --allow-host logs.example.org"),
-    "predict": ("ciml.cli.commands.learn.predict.stream", "--data-path data --model provider"),
-    "live": ("ciml.cli.commands.operate.live", "--data-path data --dataset provider"),
-    "trainer": ("ciml.cli.commands.learn.refresh", "--data-path data --dataset provider"),
-    "webhooks": ("ciml.cli.commands.operate.receive.webhooks", "--config receivers.toml"),
-    "mqtt": ("ciml.cli.commands.operate.receive.mqtt", "--config receivers.toml"),
-    "gerrit": ("ciml.cli.commands.operate.receive.gerrit", "--config receivers.toml"),
-    "feedback": ("ciml.cli.commands.serve.feedback.stream", "--config feedback.toml --data-path data"),
+    "ingest": ("ciml.cli.commands.operate.ingest:run", "--data-path data --allow-host logs.example.org"),
+    "predict": ("ciml.cli.commands.learn.predict:stream", "--data-path data --model provider"),
+    "live": ("ciml.cli.commands.operate.live:command", "--data-path data --dataset provider"),
+    "trainer": ("ciml.cli.commands.learn.refresh:command", "--data-path data --dataset provider"),
+    "webhooks": ("ciml.cli.commands.operate.receive:webhooks", "--config receivers.toml"),
+    "mqtt": ("ciml.cli.commands.operate.receive:mqtt", "--config receivers.toml"),
+    "gerrit": ("ciml.cli.commands.operate.receive:gerrit", "--config receivers.toml"),
+    "feedback": ("ciml.cli.commands.serve.feedback:stream", "--config feedback.toml --data-path data"),
 }
 _PARALLELISM = "Parallelism of the Flink job; at most one for each partition is used."
 _WAIT = click.option(
@@ -58,8 +58,9 @@ class _Kinds(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in KINDS:
             return None
-        module, example = KINDS[cmd_name]
-        own: click.Command = importlib.import_module(module).command
+        place, example = KINDS[cmd_name]
+        module, _, attribute = place.partition(":")
+        own: click.Command = getattr(importlib.import_module(module), attribute)
         verb = "run" if self.foreground else "start"
         made = click.Command(
             cmd_name,

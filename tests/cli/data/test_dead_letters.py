@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.commands.data.dead_letters import command
-from ciml.cli.commands.data.dead_letters.show import _age, _literal
+from ciml.cli.commands.data.dead_letters import _age, _literal, command
 from ciml.data_root import DataRoot
 from ciml.events.listing import open_listing
 from ciml.pipelines.backfill.backfill import backfill

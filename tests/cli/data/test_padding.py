@@ -10,8 +10,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.cli.commands.data.dataset.build import as_in_the_talk
-from ciml.cli.commands.data.dataset.padding import halved
+from ciml.cli.commands.data.dataset.build import as_in_the_talk, halved
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from tests.pipelines.datasets.test_auto_windows import run_of

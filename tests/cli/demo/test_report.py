@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from ciml.cli.commands.operate.demo.report import command
+from ciml.cli.commands.operate.demo import report
 from ciml.cli.demo.report.page import last_versions, render
 from ciml.cli.demo.report.plots import draw
 from ciml.cli.demo.report.result import AccountingLine, Check, DemoResult
@@ -82,15 +82,15 @@ def test_the_last_version_is_the_pushed_one() -> None:
 def test_a_report_is_rendered_from_the_result(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "result.json").write_bytes(msgspec.json.encode(demo_result()))
-    done = CliRunner().invoke(command, ["--data-path", str(tmp_path)])
+    done = CliRunner().invoke(report, ["--data-path", str(tmp_path)])
     assert (done.exit_code, done.output) == (0, f"{tmp_path}/demo/report.html\n")
     assert (tmp_path / "demo" / "report.html").read_text() == render(demo_result())
     other = tmp_path / "other.html"
-    assert CliRunner().invoke(command, ["--data-path", str(tmp_path), "--output", str(other)]).exit_code == 0
+    assert CliRunner().invoke(report, ["--data-path", str(tmp_path), "--output", str(other)]).exit_code == 0
     assert other.read_text() == render(demo_result())
 
 
 def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:
-    done = CliRunner().invoke(command, ["--data-path", str(tmp_path)])
+    done = CliRunner().invoke(report, ["--data-path", str(tmp_path)])
     assert isinstance(done.exception, CimlError)
     assert "run ciml demo" in str(done.exception)

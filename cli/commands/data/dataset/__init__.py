@@ -1,12 +1,386 @@
-"""``ciml dataset``: data sets, their spans and files."""
+"""``ciml dataset create``, ``update``, ``show`` and ``records``.
+
+``ciml dataset spans`` and ``ciml dataset verify``.
+
+``ciml dataset``: data sets, their spans and files.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from ciml.cli.commands.data.dataset.build import command as build
-from ciml.cli.commands.data.dataset.manage import create, records, show, update
-from ciml.cli.commands.data.dataset.spans import spans, verify
+from ciml.cli.batch_options import DATAFLOW, DataflowJob, as_s3, collecting_rarely, dataflow_options, runner_option
+from ciml.cli.commands.data.dataset.build import build, launch_update, padding_text, warn_of_padding
+from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.options import beam_option, data_path_option, trust_policy_option
+from ciml.cli.progress import progress_bar
+from ciml.cli.tables import print_table
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError
+
+if TYPE_CHECKING:
+    from ciml.data_root import StoredDataset
+    from ciml.datasets.state import DatasetState, SpanVersion
+
+_SPLITS = ("train", "dev", "test")
+
+
+@click.command("spans")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@data_path_option()
+@click.option("--files", is_flag=True, help="List the files of each version.")
+@click.option("--latest", is_flag=True, help="List only the latest version of each span.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each version of a span.")
+def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_json: bool) -> None:
+    """List spans and versions of data sets.
+
+    Without NAME it lists all data sets. It shows rows by split and class, exclusions and, with --files, files.
+
+    \b
+    Example:
+      ciml dataset spans --data-path data
+      ciml dataset spans cpu-load --files --data-path data
+      ciml dataset spans --latest --json --data-path data
+    """
+    for dataset in _chosen(data_path, names):
+        name, state = dataset.name, dataset.state()
+        versions = [
+            (span, span.version == max(by_version))
+            for _, by_version in sorted(state.spans.items())
+            for _, span in sorted(by_version.items())
+        ]
+        shown = [(span, is_last) for span, is_last in versions if is_last or not latest]
+        if as_json:
+            for span, is_last in shown:
+                click.echo(json.dumps({"data_set": name, "latest": is_last, **describe(span)}))
+            continue
+        print_spans(name, shown)
+        if files:
+            for span, _last in shown:
+                for split, held in span.files.items():
+                    for file in held:
+                        click.echo(f"{dataset.store.url(file.path)}  {split}  {file.rows:,} rows")
+
+
+@click.command("verify")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@data_path_option()
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
+    """Verify all counts and digests of data sets.
+
+    Without NAME it verifies all data sets: each file in a manifest exists with its rows and digests, each selected run
+    is in exactly one span, and no file is unreferenced. The exit code is 4 with findings.
+
+    \b
+    Example:
+      ciml dataset verify --data-path data
+      ciml dataset verify cpu-load --json --data-path data
+    """
+    from ciml.cli.progress import bars
+    from ciml.errors import IntegrityError
+    from ciml.pipelines.datasets.update import verify_dataset
+
+    found: dict[str, dict[str, Any]] = {}
+    with bars() as progress:
+        for dataset in _chosen(data_path, names):
+            name = dataset.name
+            try:
+                # a manifest that contradicts itself is a finding of this data set; the others are verified too
+                state = dataset.state()
+                wrong = verify_dataset(dataset, progress=partial(progress, name))
+            except IntegrityError as error:
+                found[name] = {"examples": None, "spans": None, "findings": [str(error)]}
+                continue
+            examples = sum(state.counts().values())
+            found[name] = {"examples": examples, "spans": len(state.spans), "findings": wrong}
+    broken = sum(len(each["findings"]) for each in found.values())
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return 4 if broken else 0
+    for name, each in found.items():
+        for line in each["findings"]:
+            click.echo(f"BROKEN {name}: {line}")
+        if not each["findings"]:
+            click.echo(f"{name}: {each['examples']:,} examples, spans {each['spans']:,}, all as committed")
+    return 4 if broken else 0
+
+
+def _chosen(data_path: str, names: tuple[str, ...]) -> list[StoredDataset]:
+    from ciml.data_root import DataRoot
+
+    data = DataRoot.open(data_path)
+    known = data.dataset_names()
+    for name in names:
+        if name not in known:
+            raise CimlError(f"no data set {name!r} in {data.datasets.url()}; choose from {', '.join(known) or 'none'}")
+    if not known:
+        click.echo(f"no data sets in {data.datasets.url()}", err=True)
+    return [data.dataset(name) for name in dict.fromkeys(names or known)]
+
+
+def describe(span: SpanVersion) -> dict[str, Any]:
+    """Return a version of a span as JSON: examples by split and class, exclusions by reason, files."""
+    by_split: dict[str, Counter[str]] = {}
+    for run in span.runs:
+        by_split.setdefault(run.split, Counter())[run.label_name] += 1
+    return {
+        "span": span.span,
+        "version": span.version,
+        "examples": len(span.runs),
+        "splits": {split: dict(sorted(by_split[split].items())) for split in _SPLITS if split in by_split},
+        "excluded": dict(sorted(Counter(each["reason"] for each in span.excluded).items())),
+        "files": {split: [file.to_json() for file in files] for split, files in span.files.items()},
+    }
+
+
+def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
+    """Print a table of span versions, each with whether it is the latest of its span."""
+    spans = list(spans)
+    classes = list(
+        dict.fromkeys(run.label_name for span, _ in spans for run in sorted(span.runs, key=lambda r: r.label))
+    )
+    rows = []
+    for span, is_last in spans:
+        by_class = Counter(run.label_name for run in span.runs)
+        by_split = Counter(run.split for run in span.runs)
+        numbers: list[int] = [
+            len(span.runs),
+            *(by_class[each] for each in classes),
+            *(by_split[each] for each in _SPLITS),
+        ]
+        numbers.append(len(span.excluded))
+        version = f"{span.version}" if is_last else f"{span.version} old"
+        rows.append([str(span.span), version, *(f"{number:,}" for number in numbers)])
+    headings = ["span", "version", "examples", *classes, *_SPLITS, "excluded"]
+    print_table(headings, rows, title=title, right=headings)
+
+
+@click.command("create")
+@click.argument("name")
+@click.option(
+    "--definition",
+    "definition_file",
+    required=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="TOML file of the definition; docs/datasets.md lists the keys.",
+)
+@data_path_option(creates=True)
+def create(name: str, definition_file: str, data_path: str) -> None:
+    """Create a data set from a definition.
+
+    NAME is the new data set. The same definition again changes nothing; a different one under NAME is an error. Without
+    max_windows, the length of examples is auto: the first span's runs decide.
+
+    \b
+    Example:
+      ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
+    """
+    from ciml.datasets.definition import AUTO, DatasetDefinition
+    from ciml.pipelines.datasets.update import create_dataset, with_default_windows
+    from ciml.settings import read_toml
+
+    data, keys = DataRoot.open(data_path), {**read_toml(definition_file), "name": name}
+    DatasetDefinition.from_json(keys, definition_file)
+    definition = DatasetDefinition.from_json(with_default_windows(data.dataset(name), keys), definition_file)
+    state = create_dataset(data, definition)
+    length = f"{definition.most_windows}"
+    if definition.max_windows == AUTO:
+        length = f"auto, at most {length}," if state.resolved is None else f"{state.resolved.windows}, auto,"
+    click.echo(
+        f"{name}: {definition.class_label} of {', '.join(definition.build_name)}, L = {length} at "
+        f"{definition.sample_interval}; next: ciml dataset update {name} --data-path {data_path}"
+    )
+    if padding := padding_text(state):
+        click.echo(f"  padding   {padding}")
+    warn_of_padding(state)
+
+
+@click.command("update")
+@click.argument("name")
+@runner_option
+@dataflow_options()
+@beam_option
+@click.option("--seal", is_flag=True, help="Seal the last span even if it has too few runs.")
+@data_path_option()
+def update(
+    name: str,
+    runner: tuple[str | None, str],
+    job: DataflowJob,
+    beam_options: tuple[str, ...],
+    seal: bool,
+    data_path: str,
+) -> None:
+    """Seal the spans that have enough runs.
+
+    Concurrent updates of a data set are safe.
+
+    \b
+    Example:
+      ciml dataset update cpu-load --data-path DATA
+      ciml dataset update cpu-load --seal --runner fnapi --data-path DATA
+    """
+    if runner[0] == DATAFLOW:
+        as_s3((data_path, "--data-path"))
+        launch_update(DataRoot.open(data_path), name, job.settings(), job, beam_options, seal=seal)
+        return
+    job.check_unused(beam_options)
+    from ciml.pipelines.datasets.update import update_dataset
+
+    data = DataRoot.open(data_path)
+    with collecting_rarely(), progress_bar("making examples") as progress:
+        result = update_dataset(
+            data.dataset(name),
+            runner=runner[0],
+            job_endpoint=runner[1],
+            seal=seal,
+            progress=progress,
+        )
+    if result.sealed:
+        print_spans(f"sealed in {name}", ((span, True) for span in result.sealed))
+    made = sum(len(span.runs) for span in result.sealed)
+    wanted = result.state.definition.span_runs if result.state.definition else 0
+    click.echo(
+        f"{name}: {made} examples in {_spans(len(result.sealed))} sealed; {result.waiting} of {wanted} runs wait for "
+        "the next span"
+    )
+    if result.sealed and (padding := padding_text(result.state)):
+        click.echo(f"  padding   {padding}")
+        warn_of_padding(result.state)
+    if result.sealed:
+        update_tables(data, (f"datasets/{name}",))
+
+
+@click.command("show")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="JSON output: definition, columns, classes, spans and counts.")
+@data_path_option()
+def show(name: str | None, as_json: bool, data_path: str) -> None:
+    """Show a data set, or the names of all.
+
+    \b
+    Example:
+      ciml dataset show cpu-load --data-path DATA
+      ciml dataset show --data-path DATA
+    """
+    data = DataRoot.open(data_path)
+    if name is None:
+        names = data.dataset_names()
+        click.echo(_json(names) if as_json else "\n".join(names) or f"no data sets in {data.datasets.url()}")
+        return
+    state = data.dataset(name).state()
+    if as_json:
+        click.echo(_json(_describe(state)))
+        return
+    for key, value in _summary(state):
+        click.echo(f"{key:<10} {value}")
+    if state.spans:
+        print_spans(name, ((span, True) for span in state.latest()))
+    warn_of_padding(state)
+
+
+@click.command("records")
+@click.argument("name")
+@click.option(
+    "--to",
+    "folder",
+    required=True,
+    metavar="FOLDER",
+    help="Local output folder; an existing folder of records is replaced.",
+)
+@trust_policy_option
+@data_path_option()
+def records(name: str, folder: str, trust_policy: str | None, data_path: str) -> None:
+    """Write normalised examples as TFRecord files.
+
+    They are the trusted examples of the data set NAME, normalised by its training runs. FOLDER/records/train, dev and
+    test hold tf.Example; tf.Transform's TFTransformOutput reads FOLDER/transform. Analyses of spans are cached.
+
+    \b
+    Example:
+      ciml dataset records cpu-load --to cpu-load-records --data-path DATA
+    """
+    from pathlib import Path
+
+    from ciml.training.data.analysis_cache import AnalysisCache
+    from ciml.training.data.materialise import is_materialised, materialise
+    from ciml.training.data.snapshot import make_snapshot
+    from ciml.trust import TrustPolicy
+
+    to, dataset = Path(folder), DataRoot.open(data_path).dataset(name)
+    if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):
+        raise CimlError(f"--to {folder}: is not a folder of records; name a new or empty folder")
+    with collecting_rarely():
+        snapshot = make_snapshot(dataset, TrustPolicy.load(trust_policy))
+        made = materialise(dataset.store, snapshot, to, cache=AnalysisCache(dataset.store.child("_analyses")))
+    counts = ", ".join(f"{role} {count:,}" for role, count in made.counts.items())
+    click.echo(f"{name}: {counts}; {made.analysed} of {made.analysed + made.cached} spans analysed: {to}")
+
+
+def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
+    definition, resolved = state.definition, state.resolved
+    if definition is None:
+        return
+    yield "data set", f"{definition.name}, definition version {definition.version}"
+    yield "jobs", ", ".join(definition.build_name)
+    what = ", ".join(definition.aggregation_functions) or "windows"
+    length = f"{definition.most_windows if resolved is None else resolved.windows} {what}"
+    if definition.max_windows == "auto":
+        length = f"at most {length}, not resolved yet," if resolved is None else f"{length} (auto)"
+    yield "examples", f"{length} of {definition.sample_statistic} at {definition.sample_interval}"
+    if resolved is None:
+        yield "features", f"not resolved yet; pattern {definition.features_regex!r}"
+        yield "classes", f"not resolved yet; label {definition.class_label}"
+        return
+    yield "features", ", ".join(resolved.features)
+    yield "classes", ", ".join(f"{label} {name}" for label, name in enumerate(resolved.classes))
+    splits = Counter[str]()
+    for (split, _), count in state.counts().items():
+        splits[split] += count
+    yield "splits", ", ".join(f"{split} {splits[split]}" for split in ("train", "dev", "test"))
+    if padding := padding_text(state):
+        yield "padding", padding
+    if excluded := state.excluded():
+        yield "excluded", ", ".join(f"{reason} {count}" for reason, count in sorted(excluded.items()))
+
+
+def _describe(state: DatasetState) -> dict[str, Any]:
+    return {
+        "definition": state.definition.to_json() if state.definition else None,
+        "resolved": state.resolved.to_json() if state.resolved else None,
+        "manifest_version": state.version,
+        "cursor": list(state.cursor),
+        "spans": [
+            {
+                "span": span.span,
+                "version": span.version,
+                "examples": len(span.runs),
+                "excluded": dict(Counter(each["reason"] for each in span.excluded)),
+                "classes": dict(Counter(run.label_name for run in span.runs)),
+                "splits": dict(Counter(run.split for run in span.runs)),
+            }
+            for span in state.latest()
+        ],
+        "padding": state.padding(),
+        "excluded": dict(state.excluded()),
+    }
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=2, sort_keys=True)
+
+
+def _spans(count: int) -> str:
+    return f"{count} span" if count == 1 else f"{count} spans"
 
 
 @click.group("dataset", commands=[build, create, update, show, spans, verify, records])

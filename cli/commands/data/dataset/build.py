@@ -1,9 +1,15 @@
-"""``ciml dataset build``, in the talk ``ciml-build-dataset``: a data set from options, in one command."""
+"""``ciml dataset build``, in the talk ``ciml-build-dataset``: a data set from options, in one command.
+
+The share of padding in a data set's examples, and what to set where it is large.
+
+Builds and updates of data sets as jobs on Dataflow.
+"""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -17,11 +23,10 @@ from ciml.cli.batch_options import (
     collecting_rarely,
     dataflow_options,
     logs_option,
+    print_launched,
     processors,
     runner_option,
 )
-from ciml.cli.commands.data.dataset.on_dataflow import launch_build
-from ciml.cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.options import beam_option, data_path_option, require_data, s3_options, s3_place, target_data_path_option
 from ciml.cli.param_types import Windows
@@ -31,8 +36,122 @@ from ciml.errors import CimlError
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset
     from ciml.datasets.definition import DatasetDefinition
+    from ciml.datasets.state import DatasetState
+    from ciml.pipelines.dataflow.settings import DataflowSettings
+    from ciml.pipelines.datasets.build import PlannedUpdate
     from ciml.pipelines.datasets.run_source import ListedRuns
     from ciml.pipelines.datasets.update import Update
+
+#: The share from which a warning says what to set.
+LARGE = 0.5
+
+
+def padding_text(state: DatasetState) -> str:
+    """Return the share of padding as text; "" without examples, or with aggregations."""
+    share = state.padding()
+    return "" if share is None or state.resolved is None else f"{share:.1%} of {state.resolved.windows} windows"
+
+
+def warn_of_padding(state: DatasetState) -> None:
+    """Print a warning on standard error where more than half of the windows are padding."""
+    share, resolved = state.padding(), state.resolved
+    if share is None or resolved is None or share <= LARGE:
+        return
+    from ciml.datasets.definition import AUTO, auto_windows
+
+    lengths = [run.n_windows for span in state.latest() for run in span.runs]
+    usual = auto_windows(resolved.definition, lengths)
+    if resolved.definition.max_windows != AUTO and usual < resolved.windows:
+        advice = (
+            f"99 % of the runs have at most {usual} of {resolved.windows} windows; define it under another name with "
+            f'max_windows = "auto", or {usual}'
+        )
+    else:
+        length, left, cut = halved(lengths, resolved.windows)
+        advice = (
+            f"the runs differ in length; max_windows = {length} leaves {left:.1%} and cuts {cut:.1%} of the runs, "
+            "aggregation_functions need no padding"
+        )
+    click.echo(f"warning: {share:.1%} of the examples is padding: {advice}", err=True)
+
+
+def halved(lengths: Sequence[int], windows: int) -> tuple[int, float, float]:
+    """Return the longest length of examples of which at most half is padding.
+
+    Args:
+      lengths: number of windows of each run, 1 to ``windows``.
+      windows: the present length.
+
+    Returns:
+      (the length, the share of padding then, the share of runs that it cuts).
+    """
+    import numpy as np
+
+    counts = np.bincount(np.asarray(lengths, np.int64), minlength=windows + 1)
+    filled = len(lengths) - np.cumsum(counts)[:-1]  # runs with more than 0, 1, … windows
+    kept = np.cumsum(filled)  # windows of all runs that are no padding, for the lengths 1, 2, …
+    slots = len(lengths) * np.arange(1, windows + 1)
+    length = int(np.flatnonzero(2 * kept >= slots)[-1]) + 1
+    cut = 0.0 if length == windows else float(filled[length]) / len(lengths)
+    return length, 1 - float(kept[length - 1] / slots[length - 1]), cut
+
+
+def launch_build(
+    source: DataRoot,
+    target: DataRoot,
+    definition: DatasetDefinition,
+    settings: DataflowSettings,
+    job: DataflowJob,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Create the data set, and write or submit the job that builds it."""
+    from ciml.pipelines.datasets.build import plan_build
+
+    with collecting_rarely():
+        planned = plan_build(source, target, definition)
+    _launch(planned, definition.name, target, settings, job, beam_options)
+
+
+def launch_update(
+    data: DataRoot,
+    name: str,
+    settings: DataflowSettings,
+    job: DataflowJob,
+    beam_options: tuple[str, ...],
+    *,
+    seal: bool,
+) -> None:
+    """Write or submit the job that seals the spans which have enough runs."""
+    from ciml.pipelines.datasets.build import plan_update
+
+    with collecting_rarely():
+        planned = plan_update(data.dataset(name), seal=seal)
+    _launch(planned, name, data, settings, job, beam_options)
+
+
+def _launch(
+    planned: PlannedUpdate,
+    dataset: str,
+    target: DataRoot,
+    settings: DataflowSettings,
+    job: DataflowJob,
+    beam_options: tuple[str, ...],
+) -> None:
+    name = job.name_or(f"ciml-dataset-{dataset}")
+    if not planned.steps:
+        click.echo(f"{dataset}: nothing to build; {planned.waiting:,} runs wait for the next span")
+        return
+    from ciml.pipelines.dataflow.job import launch
+    from ciml.pipelines.dataflow.settings import secrets_here
+
+    launched = launch(
+        planned.build, settings, name, streaming=False, template=job.template, extra=beam_options, hidden=secrets_here()
+    )
+    spans = sum(len(step.spans) for step in planned.steps)
+    click.echo(f"{dataset}: {planned.runs:,} runs for {spans:,} {'span' if spans == 1 else 'spans'}")
+    show = shlex.join(["ciml", "dataset", "show", dataset, "--data-path", target.url])
+    print_launched(launched, settings, streaming=False, then=show)
+
 
 #: The folder of the plots in the folder of the data set; readers of examples skip it.
 PLOTS = "_plots"
@@ -135,7 +254,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @dataflow_options()
 @beam_option
 @s3_options
-def command(
+def build(
     dataset: str | None,
     definition_file: str | None,
     force: bool,
@@ -195,7 +314,7 @@ def command(
         update = build_dataset(
             listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
         )
-    for line in _summary(update, target.dataset(definition.name).store.url()):
+    for line in _update_lines(update, target.dataset(definition.name).store.url()):
         click.echo(line)
     if listed is not None and (left_out := listed.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
@@ -210,12 +329,12 @@ def command(
 
 def as_in_the_talk() -> click.Command:
     """Return the command with the default length of the talk."""
-    params = [copy(each) for each in command.params]
+    params = [copy(each) for each in build.params]
     for each in params:
         if isinstance(each, click.Option) and each.name == "max_windows":
             each.default = OF_THE_TALK
             each.help = "Windows of an example, or auto; runs are cut or padded.  [default: 5500 s of windows]"
-    talk = copy(command)
+    talk = copy(build)
     talk.params = params
     return talk
 
@@ -280,7 +399,7 @@ def _definition(target: DataRoot, name: str | None, file: str | None, options: d
     )
 
 
-def _summary(update: Update, where: str) -> Iterator[str]:
+def _update_lines(update: Update, where: str) -> Iterator[str]:
     state = update.state
     definition, resolved = state.definition, state.resolved
     if definition is None or resolved is None:

@@ -1,15 +1,22 @@
-"""``ciml predict FILE…``: predictions for logs, by a model in this process."""
+"""``ciml predict FILE…``: predictions for logs, by a model in this process.
+
+``ciml predict stream``: predictions for finished runs, in the foreground.
+
+``ciml predict``: predictions for files, and the stream of finished runs.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.options import data_path_option
+from ciml.cli.default_group import DefaultGroup
+from ciml.cli.foreground import Running, running_options, topic_options
+from ciml.cli.options import data_path_option, home_of
 from ciml.cli.progress import progress_bar
 from ciml.cli.tables import print_table
 from ciml.events.outcomes import OUTCOMES
@@ -17,6 +24,7 @@ from ciml.events.outcomes import OUTCOMES
 if TYPE_CHECKING:
     from ciml.api.model import Prediction
     from ciml.events.records import OutcomeWord
+    from ciml.services.service import Progress
     from ciml.verdict_rules import Verdict
 
 #: Exit code where a file cannot be used; the others are predicted.
@@ -106,3 +114,91 @@ def _verdict(verdict: Verdict) -> tuple[str, str, str]:
     cause = verdict.cause if verdict.cause in verdict.set else f"{verdict.cause} ({possible})"
     likely = max(verdict.probabilities, key=lambda name: verdict.probabilities[name])
     return cause, f"{likely} {verdict.base_rate[likely]:.2f} of {verdict.runs:,} runs", verdict.retry
+
+
+def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value or ctx.resilient_parsing:
+        return value
+    from ciml.engines import state
+    from ciml.errors import CimlError
+
+    one = state.read(home_of(ctx)).get("models")
+    if one is None:
+        raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
+    return one.urls["grpc"]
+
+
+@click.command("stream")
+@topic_options()
+@click.option("--model", required=True, metavar="NAME", help="Model to query.")
+@click.option("--label", default="stable", help="Version label to query.")
+@click.option(
+    "--server",
+    metavar="HOST:PORT",
+    envvar="CIML_MODEL_SERVER",
+    show_envvar=True,
+    callback=_server,
+    help="gRPC address of the model server.  [default: the model server of ciml up]",
+)
+@click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of announced runs.")
+@click.option("--predictions-topic", default="predictions", metavar="TOPIC", help="Topic of predictions; '' for none.")
+@running_options()
+def stream(running: Running, **arguments: Any) -> None:
+    """Predict for finished runs as they arrive.
+
+    Ingest announces the runs, trusted or not. Each run is prepared by the definition of the served version, predicted
+    once by it, committed to DATA/predictions with its offset, and published. Without a served version nothing is read.
+    An interrupted stream continues from the last commit. To keep it at work under a supervisor: ciml service start
+    predict.
+
+    \b
+    Example:
+      ciml predict stream --model provider --data-path data
+      ciml predict stream --model provider --data-path data --once --engine micro-batches
+    """
+    from ciml.cli.progress import Counts
+    from ciml.services.driver import PATIENCE_S
+    from ciml.services.predict import PredictService
+
+    if running.launch(PredictService, arguments):
+        return
+    service = PredictService.of(**arguments)
+    with Counts(f"{service.topic} by {running.engine}") as counts:
+
+        def report(progress: Progress, word: str) -> None:
+            done = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
+            counts.update(f"{done or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
+
+        running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)
+
+
+class _Group(DefaultGroup):
+    """Names the stream where its options are given to `files`, which had its name in earlier versions."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands:
+            own = {name for param in files.params for name in param.opts}
+            moved = {name for param in stream.params for name in param.opts} - own
+            for each in args:
+                if (name := each.partition("=")[0]) in moved:
+                    raise click.UsageError(
+                        f"{name}: is an option of the stream; use ciml predict stream, or ciml service start predict",
+                        ctx,
+                    )
+        return super().parse_args(ctx, args)
+
+
+@click.group("predict", cls=_Group, default="files", commands=[files, stream])
+def command() -> None:
+    """Predict for logs, or for a stream of runs.
+
+    FILE… are logs, plain or gzip. A pushed version of the model is loaded in this process, without a broker or a model
+    server; its files are verified. Logs are prepared by the functions of the stream. One that cannot be used is a row
+    with its reason, and the exit code is 2.
+
+    \b
+    Example:
+      ciml predict dstat.csv.gz --model provider --data-path data
+      ciml predict logs/*.gz --model provider --json --data-path data
+      ciml predict stream --model provider --data-path data
+    """

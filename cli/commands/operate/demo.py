@@ -1,4 +1,9 @@
-"""``ciml demo run``, the default of ``ciml demo``: the whole chain on the sample runs."""
+"""``ciml demo run``, the default of ``ciml demo``: the whole chain on the sample runs.
+
+``ciml demo report``: the HTML report of a finished demo, from its stored result.
+
+``ciml demo``: the whole chain on the sample runs, and its report.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from typing import Any
 
 import click
 
+from ciml.cli.default_group import DefaultGroup
 from ciml.cli.param_types import DataPathOption
 
 
@@ -41,7 +47,7 @@ from ciml.cli.param_types import DataPathOption
 @click.option("--span-runs", type=click.IntRange(min=20), default=60, metavar="N", help="Number of runs of a span.")
 @click.option("--keep", is_flag=True, help="Leave engines, ingest and predict running.")
 @click.pass_context
-def command(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen: Any) -> None:
+def run(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen: Any) -> None:
     """Run the whole chain on sample runs.
 
     It goes from CI events to a served model and predictions, with one event in sixteen broken on purpose. At the end it
@@ -74,3 +80,63 @@ def command(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen:
     result = demo(options, Console(stderr=True), out)
     if not result.passed:
         ctx.exit(4)
+
+
+@click.command("report")
+@click.option(
+    "--data-path",
+    cls=DataPathOption,
+    metavar="DATA",
+    default="demo",
+    help="Data root of the demo: a folder or an s3:// prefix.",
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False), help="Output file.  [default: demo/report.html below --data-path]"
+)
+def report(data_path: str, output: str | None) -> None:
+    """Write the HTML report of a finished demo.
+
+    It renders demo/result.json below DATA.
+
+    \b
+    Example:
+      ciml demo report --data-path demo --output report.html
+    """
+    from pathlib import Path
+
+    import msgspec
+
+    from ciml.cli.demo.report.page import render
+    from ciml.cli.demo.report.result import DemoResult
+    from ciml.data_root import DataRoot
+    from ciml.errors import CimlError
+
+    store = DataRoot.open(data_path).demo
+    try:
+        result = msgspec.json.decode(store.read("result.json"), type=DemoResult)
+    except FileNotFoundError:
+        raise CimlError(f"no demo/result.json in {data_path}; run ciml demo --data-path {data_path} first") from None
+    except msgspec.MsgspecError as error:
+        raise CimlError(f"{data_path}: demo/result.json is of another version: {error}; run ciml demo again") from None
+    page = render(result).encode()
+    if output:
+        Path(output).write_bytes(page)
+        click.echo(output)
+    else:
+        store.replace("report.html", page)
+        click.echo(store.url("report.html"))
+
+
+@click.group("demo", cls=DefaultGroup, default="run", commands=[run, report])
+def command() -> None:
+    """Run the whole chain on sample runs.
+
+    It goes from CI events to a served model and predictions, recounts all numbers from the stored data, and writes
+    demo/report.html below the folder. The exit code is 4 if a number differs.
+
+    \b
+    Example:
+      ciml demo
+      ciml demo --keep --data-path /tmp/demo
+      ciml demo report --data-path /tmp/demo
+    """

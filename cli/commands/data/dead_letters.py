@@ -1,0 +1,400 @@
+"""``ciml dead-letters list``, ``count`` and ``show``.
+
+The filters of all ``ciml dead-letters`` commands.
+
+``ciml dead-letters replay``.
+
+``ciml dead-letters``: list, count, show and replay dead letters.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.cli.foreground import stop_on_signals
+from ciml.cli.options import (
+    Option,
+    data_path_option,
+    fetch_options,
+    s3_place,
+    sources_option,
+    stacked,
+    trust_policy_option,
+)
+from ciml.cli.param_types import Duration
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError
+from ciml.events.listing import TOPIC, is_listing
+from ciml.events.records import reasons_of, totals_of
+from ciml.settings import pairs
+
+if TYPE_CHECKING:
+    from ciml.pipelines.ingest.replay import Preview, ReplayConfig, Replayed
+    from ciml.runs.dead_letters import Choice, DeadLetter
+    from ciml.storage import Store
+
+#: The filters' names.
+FILTERS = ("reasons", "jobs", "topics", "runs", "since", "until")
+
+
+def _glob(option: str, name: str, what: str) -> Option:
+    return click.option(option, name, multiple=True, metavar="GLOB", help=f"{what}; may be repeated.  [default: all]")
+
+
+#: The filters, as ``reasons, jobs, topics, runs, since, until``.
+choice_options = stacked(
+    _glob("--reason", "reasons", "Reason of the dead letters"),
+    _glob("--job", "jobs", "Job of the dead letters, '' for an unknown one"),
+    _glob("--topic", "topics", "Topic of the dead letters, 'listing:*' for listings"),
+    _glob("--run", "runs", "Run id of the dead letters, '' for an undecoded one"),
+    click.option("--since", type=Duration(), metavar="TIME", help="Maximum age, such as 7d.  [default: none]"),
+    click.option("--until", type=Duration(), metavar="TIME", help="Minimum age, such as 7d.  [default: none]"),
+)
+
+
+def choice_of(
+    reasons: tuple[str, ...],
+    jobs: tuple[str, ...],
+    topics: tuple[str, ...],
+    runs: tuple[str, ...],
+    since: float | None,
+    until: float | None,
+) -> Choice:
+    """Return the choice of the filters."""
+    from ciml.runs.dead_letters import Choice
+
+    now_us = time.time_ns() // 1000
+    return Choice(
+        reasons or ("*",),
+        jobs or ("*",),
+        topics or ("*",),
+        runs or ("*",),
+        None if since is None else now_us - round(since * 1e6),
+        None if until is None else now_us - round(until * 1e6),
+    )
+
+
+_SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
+
+
+def _selected(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLetter]:
+    """Yield the open dead letters of the filters, or all of them, the oldest first."""
+    from ciml.runs.dead_letters import all_dead_letters, open_dead_letters, open_keys
+    from ciml.runs.state import open_raw
+
+    choice = choice_of(**filters)
+    log, state = open_raw(DataRoot.open(data_path).raw)
+    return all_dead_letters(log, choice) if everything else open_dead_letters(log, open_keys(state, choice), choice)
+
+
+@click.command("list")
+@data_path_option()
+@choice_options
+@click.option("--all", "everything", is_flag=True, help="Include closed dead letters and their outcomes.")
+@click.option("--last", default=20, type=click.IntRange(1), help="Maximum number of dead letters.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output of all, one object a line.")
+def list_command(data_path: str, everything: bool, last: int, as_json: bool, **filters: Any) -> None:
+    """List open dead letters, the latest last.
+
+    \b
+    Example:
+      ciml dead-letters list --data-path data
+      ciml dead-letters list --reason log_not_found --since 1d --json --data-path data
+    """
+    dead_letters = _selected(data_path, everything, **filters)
+    now_us = time.time_ns() // 1000
+    if as_json:
+        for dead_letter in dead_letters:
+            click.echo(json.dumps(dead_letter.to_json(now_us)))
+        return
+    count = 0
+
+    def counted() -> Iterator[DeadLetter]:
+        nonlocal count
+        for dead_letter in dead_letters:
+            count += 1
+            yield dead_letter
+
+    shown = deque(counted(), maxlen=last)
+    if not shown:
+        click.echo("No dead letters." if everything else "No open dead letters.")
+        return
+    _print_rows(shown, now_us, everything)
+    if count > len(shown):
+        click.echo(f"{count - len(shown):,} older ones are not shown; show them by --last {count} or --json.")
+
+
+def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
+    """Print one line each, in columns."""
+    rows = []
+    for one in dead_letters:
+        facts = one.to_json(now_us)
+        row = [_age(facts["age_s"]), facts["reason"], _origin(one), facts["run_id"] or "-", facts["build_name"] or "-"]
+        if everything:
+            row.append(", ".join(one.became) if one.closed else "open")
+        rows.append([*row, facts["detail"]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _origin(dead_letter: DeadLetter) -> str:
+    origin = dead_letter.key[0]
+    topic = origin.topic[:_SHORT] if is_listing(origin.topic) else origin.topic
+    return f"{topic}:{origin.partition}:{origin.offset}"
+
+
+def _age(seconds: int) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{max(seconds, 0)} s"
+
+
+@click.command("count")
+@data_path_option()
+@choice_options
+@click.option("--by-job", is_flag=True, help="Count by reason and job.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
+    """Count open dead letters by reason.
+
+    \b
+    Example:
+      ciml dead-letters count --data-path data
+      ciml dead-letters count --by-job --since 7d --data-path data
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    if by_job or any(filters.values()):
+        for one in _selected(data_path, False, **filters):
+            counts[one.outcome.reason, one.job if by_job else ""] += 1
+    else:  # the manifest's own sums
+        from ciml.runs.state import open_raw
+
+        _, state = open_raw(DataRoot.open(data_path).raw)
+        counts.update({(reason, ""): n for (kind, reason), n in state.counts.items() if kind == "dead_letter"})
+    rows = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    if as_json:
+        listed = [{"reason": reason, **({"job": job} if by_job else {}), "letters": n} for (reason, job), n in rows]
+        click.echo(json.dumps({"letters": counts.total(), "by": listed}, indent=2))
+        return
+    for (reason, job), number in rows:
+        click.echo(f"{number:>10,} {reason}{f'  {job}' if by_job else ''}")
+    click.echo(f"{counts.total():>10,} open dead letters")
+
+
+@click.command("show")
+@click.argument("origin", metavar="TOPIC:PARTITION:OFFSET")
+@click.argument("run_id", metavar="[RUN]", default="*")
+@data_path_option()
+def show(origin: str, run_id: str, data_path: str) -> None:
+    """Show the open dead letters of an origin.
+
+    It shows their reasons and the message, from which secrets were removed.
+
+    \b
+    Example:
+      ciml dead-letters show ci-events:0:1234 --data-path data
+    """
+    from ciml.pipelines.ingest.replay import chosen
+    from ciml.runs.dead_letters import Choice
+
+    topic, partition, offset = _parsed_origin(origin)
+    raw = DataRoot.open(data_path).raw
+    choice = Choice(topics=(_literal(topic) + ("*" if is_listing(topic) else ""),), runs=(run_id,))
+    now_us = time.time_ns() // 1000
+    found = [one for one in chosen(raw, choice) if one.key[0].partition == partition and one.key[0].offset == offset]
+    if not found:
+        raise CimlError(f"no open dead letter of {origin}; list them by ciml dead-letters list")
+    for one in found:
+        value = one.to_json(now_us)
+        value["time"] = datetime.fromtimestamp(one.time_us / 1e6, UTC).isoformat(timespec="seconds")
+        click.echo(json.dumps({**value, "message": _message(raw, one)}, indent=2, ensure_ascii=True))
+
+
+def _parsed_origin(text: str) -> tuple[str, int, int]:
+    topic, _, rest = text.rpartition(":")
+    topic, _, partition = topic.rpartition(":")
+    if not topic or not partition.isdecimal() or not rest.isdecimal():
+        raise click.UsageError(f"invalid origin {text!r}; give TOPIC:PARTITION:OFFSET as in ciml dead-letters list")
+    return topic, int(partition), int(rest)
+
+
+def _literal(text: str) -> str:
+    """Return a glob that matches only a text."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
+
+
+def _message(raw: Store, dead_letter: DeadLetter) -> Any:
+    """Return the stored message, readable."""
+    from ciml.events.payloads import message_of, read_payload
+
+    payload = dead_letter.outcome.payload
+    whole = read_payload(raw, payload) if payload else None
+    if whole is None or "value" not in whole:
+        return dict(whole) if whole else None
+    message = message_of(whole, dead_letter.key[0].offset)
+    return {
+        "value": None if message.value is None else message.value.decode("utf-8", "backslashreplace"),
+        "headers": [
+            [name, None if value is None else value.decode("utf-8", "backslashreplace")]
+            for name, value in message.headers
+        ],
+        "timestamp_ms": message.timestamp_ms,
+    }
+
+
+_INTERRUPTED, _SOME_LEFT = 130, 5
+_REMEDIES = {
+    "address_not_allowed": "allow it by --allow-root or --allow-host; for a listing by --logs",
+    "log_not_found": "for a listing, name the present folder of the logs by --logs",
+}
+
+
+@click.command("replay")
+@data_path_option()
+@choice_options
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Maximum number of dead letters, the oldest first.  [default: all]",
+)
+@click.option("--dry-run", is_flag=True, help="Count the dead letters; replay nothing.")
+@click.option(
+    "--logs",
+    metavar="ROOT",
+    callback=s3_place,
+    help="Present folder or s3:// prefix of a listing's logs; it becomes an allowed root.",
+)
+@sources_option
+@click.option(
+    "--select",
+    "selection",
+    multiple=True,
+    metavar="GLOB",
+    help="Jobs of ciml ingest (--job there); others are ignored.  [default: all]",
+)
+@fetch_options
+@trust_policy_option
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+    """Replay open dead letters.
+
+    It applies the present policies and program. The commit of a result closes its dead letter; a dead letter that fails
+    again stays open. Interrupted and concurrent replays are safe.
+
+    \b
+    Example:
+      ciml dead-letters replay --reason address_not_allowed --allow-host logs.example.org --data-path data
+      ciml dead-letters replay --topic 'listing:*' --logs /srv/logs --data-path data
+
+    Exit codes: 0 all closed, 5 some stay open, 130 interrupted, 2 wrong use, 3 a store does not answer.
+    """
+    from ciml.cli.progress import Bar
+    from ciml.pipelines.ingest.replay import preview, replay
+
+    config = make_config(data_path, choice_of(**{name: options.pop(name) for name in FILTERS}), **options)
+    if dry_run:
+        _print_preview(preview(config), as_json)
+        return 0
+    stop = stop_on_signals()
+    with Bar("replay", "dead letters") as bar:
+        found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, totals_of(each.became)))
+    _print_replayed(found, as_json)
+    return _INTERRUPTED if not found.complete else _SOME_LEFT if found.still else 0
+
+
+def make_config(
+    data_path: str,
+    choice: Choice,
+    *,
+    limit: int | None = None,
+    logs: str | None = None,
+    sources: tuple[str, ...] = (),
+    selection: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
+    roots: tuple[str, ...] = (),
+    fetch_policy: str | None = None,
+    trust_policy: str | None = None,
+) -> ReplayConfig:
+    """Return the configuration of the options.
+
+    Raises:
+      CimlError: an unreadable policy, an option that is not a pair, a missing folder of logs, an unknown scheme.
+    """
+    from ciml.data_root import DataRoot
+    from ciml.events.run_facts import source_names
+    from ciml.pipelines.backfill.plan import logs_root
+    from ciml.pipelines.ingest.replay import ReplayConfig
+    from ciml.transforms.fetch.policy import FetchPolicy
+    from ciml.transforms.ingest.decode import ALL_JOBS
+    from ciml.trust import TrustPolicy
+
+    root = logs_root(logs) if logs else ""
+    roots = (*roots, root) if root else roots
+    fetch = FetchPolicy.load(fetch_policy).check().allowing(hosts=hosts, roots=roots)
+    return ReplayConfig(
+        DataRoot.open(data_path).raw,
+        choice,
+        limit=limit,
+        selection=selection or ALL_JOBS,
+        names=source_names(pairs("--source", sources)),
+        trust=TrustPolicy.load(trust_policy),
+        fetch=fetch,
+        logs=root,
+    )
+
+
+def _print_replayed(found: Replayed, as_json: bool) -> None:
+    if as_json:
+        value = {
+            "tried": found.tried, "closed": found.closed, "became": reasons_of(found.became),
+            "still_open": dict(found.still), "closed_by_others": found.elsewhere, "whole": found.complete,
+        }  # fmt: skip
+        click.echo(json.dumps(value, indent=2))
+        return
+    from ciml.cli.progress import counts_text
+
+    counts = counts_text(totals_of(found.became))
+    click.echo(f"{found.tried:,} dead letters replayed: {found.closed:,} closed{f' ({counts})' if counts else ''}")
+    if found.elsewhere:
+        click.echo(f"{found.elsewhere:,} were closed by a concurrent replay")
+    for reason, number in sorted(found.still.items(), key=lambda entry: (-entry[1], entry[0])):
+        detail = found.details.get(reason, "")
+        click.echo(f"{number:>10,} stay open: {reason}{f' ({detail})' if detail else ''}")
+        if reason in _REMEDIES:
+            click.echo(f"{'':>11}{_REMEDIES[reason]}")
+
+
+def _print_preview(found: Preview, as_json: bool) -> None:
+    if as_json:
+        value = {"letters": found.total, "reasons": dict(found.reasons), "untried": dict(found.untried)}
+        click.echo(json.dumps(value, indent=2))
+        return
+    for reason, number in sorted(found.reasons.items(), key=lambda entry: (-entry[1], entry[0])):
+        click.echo(f"{number:>10,} {reason}")
+    click.echo(f"{found.total:>10,} dead letters would be replayed")
+    for reason, number in found.untried.items():
+        click.echo(f"{number:>10,} of them cannot be replayed: {reason}")
+
+
+@click.group("dead-letters", commands=[list_command, count, show, replay_command])
+def command() -> None:
+    """List, count, show and replay dead letters.
+
+    A dead letter is an input that could not be used: an event, one run of an event, or a line of a listing. The raw
+    manifest keeps it with its reason and all data for a replay.
+
+    \b
+    Example:
+      ciml dead-letters count --data-path data
+      ciml dead-letters replay --reason 'log_*' --allow-host logs.example.org --data-path data
+    """  # fmt: skip

@@ -1,0 +1,427 @@
+"""``ciml runs list`` and ``ciml runs show``: single runs.
+
+``ciml runs verify`` and ``ciml runs compact``: maintenance of the raw store.
+
+``ciml runs summary``, the default of ``ciml runs``: the accounting and the latest runs.
+
+``ciml runs``: the accounting of events and runs, and maintenance of the raw store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.default_group import DefaultGroup
+from ciml.cli.options import data_path_option, jobs_option
+from ciml.cli.param_types import Duration
+from ciml.cli.tables import print_table
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError
+
+if TYPE_CHECKING:
+    from ciml.manifest.log import ManifestLog
+    from ciml.runs.state import RawState
+    from ciml.storage import Store
+
+
+@click.command("list")
+@data_path_option()
+@jobs_option("Jobs of the runs")
+@click.option(
+    "--outcome",
+    "outcomes",
+    multiple=True,
+    metavar="WORD",
+    help="Outcome of the runs, such as failure; may be repeated.  [default: all]",
+)
+@click.option("--date", metavar="YYYY-MM-DD", help="Start day (UTC) or month (2026-11) of the runs.  [default: all]")
+@click.option("--trusted/--untrusted", default=None, help="Trust of the runs, as last decided.  [default: both]")
+@click.option("--last", default=50, type=click.IntRange(1), help="Maximum number of runs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
+def list_runs(
+    data_path: str,
+    jobs: tuple[str, ...],
+    outcomes: tuple[str, ...],
+    date: str | None,
+    trusted: bool | None,
+    last: int,
+    as_json: bool,
+) -> None:
+    """List runs, the latest first.
+
+    The order is that of the commits to DATA/raw; the outcome includes corrections.
+
+    \b
+    Example:
+      ciml runs list --data-path data
+      ciml runs list --job 'tempest-*' --outcome failure --date 2026-11-24 --data-path data
+      ciml runs list --last 100000 --json --data-path data > runs.jsonl
+    """
+    from itertools import islice
+
+    from ciml.globs import glob_pattern
+    from ciml.runs.latest_runs import latest_runs
+    from ciml.runs.state import open_raw
+
+    log, state = open_raw(DataRoot.open(data_path).raw)
+    wanted = glob_pattern(jobs or ("all",)).fullmatch
+
+    def selected(run: dict[str, Any]) -> bool:
+        return (
+            wanted(run["build_name"]) is not None
+            and (not outcomes or run["outcome"] in outcomes)
+            and (date is None or f"/date={date}" in run["path"])
+            and (trusted is None or run["trusted"] is trusted)
+        )
+
+    found = islice((run for one in latest_runs(log, state) if selected(run := one.summary())), last)
+    if as_json:
+        for run in found:
+            click.echo(json.dumps(run))
+    else:
+        print_runs(list(found), "")
+
+
+def print_runs(runs: list[dict[str, Any]], title: str) -> None:
+    """Print a table of runs."""
+    rows = [
+        (run["run_id"], run["build_name"], run["outcome"], "yes" if run["trusted"] else "no", f"{run['rows']:,}")
+        for run in runs
+    ]
+    print_table(("run", "job", "outcome", "trusted", "samples"), rows, title=title)
+
+
+@click.command("show")
+@click.argument("run_id")
+@data_path_option()
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def show(run_id: str, data_path: str, as_json: bool) -> int:
+    """Show a run and its records in the manifest.
+
+    It shows the run's object, columns and metadata, the other attempts of its job, and each record with its RUN_ID. The
+    exit code is 4 if the stored telemetry is not as committed.
+
+    \b
+    Example:
+      ciml runs show zuul~5f0c~1 --data-path data
+    """
+    from functools import partial
+
+    from ciml.cli.progress import bars
+    from ciml.runs.latest_runs import attempts_of, entries_of, row_of
+    from ciml.runs.state import open_raw
+
+    raw = DataRoot.open(data_path).raw
+    log, state = open_raw(raw)
+    with bars() as progress:
+        search = partial(progress, "searching the manifest")
+        records = entries_of(log, state.version, run_id, search)
+        attempts = attempts_of(log, state, records, search)
+    if not records:
+        raise CimlError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
+    known = state.index.run(run_id)
+    found: dict[str, Any] = {"run_id": run_id, "outcome": known.outcome if known else None}
+    if stored := row_of(records):
+        found |= _object(raw, run_id, stored.record["file"])
+    if attempts:
+        found["attempts"] = [attempt._asdict() for attempt in attempts]
+    found["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print_run(found)
+    return 4 if found.get("fault") else 0
+
+
+def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
+    """Return the object or pack of a run, its columns and its fault, if any."""
+    from ciml.errors import IntegrityError
+    from ciml.events.records import RawFile
+    from ciml.runs.pack_index import split_path
+    from ciml.runs.reader import load_packs, read_run, verify_run
+
+    named = RawFile.from_json(file)
+    parts = split_path(named.path)
+    pack = load_packs(raw, parts[0]).find(parts[1]) if parts is not None else None
+    found: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
+    found |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
+    try:
+        table = read_run(raw, named)
+    except IntegrityError:
+        return found
+    found["columns"] = table.column_names
+    found["metadata"] = {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in (table.schema.metadata or {}).items()
+    }
+    return found
+
+
+def _print_run(found: dict[str, Any]) -> None:
+    from ciml.events.fields import iso_time
+    from ciml.events.records import KIND_WORDS
+    from ciml.runs.latest_runs import TRUST_CHANGE
+
+    for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
+        if found.get(key) is not None:
+            click.echo(f"{key:<10} {found[key]}")
+    if "columns" in found:
+        click.echo(f"{'columns':<10} {', '.join(found['columns'])}")
+        click.echo(f"{'recorded':<10} {', '.join(f'{key}={value}' for key, value in found['metadata'].items())}")
+    if "fault" in found:
+        click.echo(f"{'telemetry':<10} {found['fault'] or 'as it was committed'}")
+    for attempt in found.get("attempts", ()):
+        this = " (this run)" if attempt["run_id"] == found["run_id"] else ""
+        started = "" if attempt["start_us"] is None else f", started {iso_time(attempt['start_us'])}"
+        what = attempt["outcome"] or KIND_WORDS[attempt["kind"]]
+        click.echo(f"{'attempt':<10} {attempt['attempt']} {attempt['run_id']} {what}{started}{this}")
+    for record in found["records"]:
+        if record["kind"] == TRUST_CHANGE:
+            trusted = "trusted" if record["trust"]["trusted"] else "not trusted"
+            click.echo(f"{'trust':<16} version {record['version']}, {trusted} by an update: {record['trust']['rule']}")
+            continue
+        topic, partition, offset = record["origin"]
+        reason = f" ({record['reason']})" if record.get("reason") else ""
+        click.echo(
+            f"{KIND_WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}"
+        )
+
+
+@click.command("verify")
+@data_path_option()
+@click.option(
+    "--sample", type=click.IntRange(0), metavar="N", help="Number of runs to read, chosen at random.  [default: all]"
+)
+@click.option("--seed", default=0, help="Random seed of --sample.")
+@click.option("--grace", default="3d", type=Duration(), help="Age from which an unreferenced object is a finding.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json: bool) -> int:
+    """Verify all counts and digests of the raw store.
+
+    It replays the manifest from the first delta, compares it with segments, checkpoints and index, and recounts the
+    accounting. It reads each run, alone or in a pack, and reports unreferenced objects. It can run beside ingest and
+    compaction. The exit code is 4 with findings.
+
+    \b
+    Example:
+      ciml runs verify --data-path data
+      ciml runs verify --sample 1000 --json --data-path s3://bucket/data
+    """
+    from ciml.cli.progress import bars
+    from ciml.runs.verify import verify_raw
+
+    with bars() as progress:
+        found = verify_raw(DataRoot.open(data_path).raw, sample=sample, seed=seed, grace_s=grace, progress=progress)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return 4 if found.number else 0
+    for line in found.findings:
+        click.echo(f"BROKEN {line}")
+    if found.number > len(found.findings):
+        click.echo(f"BROKEN and {found.number - len(found.findings):,} more")
+    for line in found.notes:
+        click.echo(f"note: {line}")
+    counted = f"{found.records:,} records of {found.runs:,} runs in {found.version:,} versions"
+    read = (
+        f"{found.read:,} of {found.objects:,} raw objects read"
+        if sample is not None
+        else (f"{found.packed:,} runs in {found.packs:,} packs and {found.single:,} objects read")
+    )
+    click.echo(f"{counted}; {read}: {f'{found.number:,} findings' if found.number else 'all as committed'}.")
+    return 4 if found.number else 0
+
+
+@click.command("compact")
+@data_path_option()
+@click.option(
+    "--older-than",
+    default="1d",
+    type=Duration(),
+    help="Age after a day's end (UTC) from which it is packed.",
+)
+@click.option("--grace", default="1d", type=Duration(), help="Time for which unneeded objects are kept.")
+@click.option("--min-runs", default=2, type=click.IntRange(1), help="Minimum runs of a job and day to pack.")
+@click.option(
+    "--pack-size",
+    default=32,
+    type=click.IntRange(1, 1024),
+    metavar="MIB",
+    help="Approximate maximum size of a pack, in MiB.",
+)
+@click.option(
+    "--everything",
+    is_flag=True,
+    help="Collect garbage in all folders, and renew packs of older versions.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+def compact(
+    data_path: str, older_than: float, grace: float, min_runs: int, pack_size: int, everything: bool, as_json: bool
+) -> int:
+    """Pack runs of past days and collect garbage.
+
+    Each job and day becomes a pack, and unneeded objects are removed. Interrupted and concurrent compactions are safe;
+    runs stay readable throughout. The exit code is 4 if runs or packs are broken; those are left in place.
+
+    \b
+    Example:
+      ciml runs compact --data-path data
+      ciml runs compact --older-than 7d --grace 2d --json --data-path s3://bucket/data
+    """
+    from ciml.cli.progress import bars
+    from ciml.runs.compact import compact as run
+
+    data = DataRoot.open(data_path)
+    with bars() as progress:
+        done = run(
+            data.raw,
+            older_than_s=older_than,
+            grace_s=grace,
+            min_runs=min_runs,
+            pack_bytes=pack_size << 20,
+            everything=everything,
+            progress=progress,
+        )
+    update_tables(data, ("raw", "runs", "dead_letters"))
+    faults = [*done.packing.faults, *done.swept.faults]
+    if as_json:
+        click.echo(json.dumps(asdict(done), indent=2))
+        return 4 if faults else 0
+    for line in faults:
+        click.echo(f"BROKEN {line}")
+    packing, swept = done.packing, done.swept
+    click.echo(
+        f"{packing.runs:,} runs packed into {packing.packs:,} packs ({packing.packs_bytes:,} bytes), "
+        f"{packing.merged:,} packs merged, {packing.alone:,} runs left alone; up to version {done.to_version:,}, "
+        f"{done.waiting:,} folders of days that are not over"
+    )
+    click.echo(
+        f"removed: {swept.objects:,} objects of packed runs ({swept.objects_bytes:,} bytes), {swept.packs:,} packs, "
+        f"{swept.gone:,} unnamed objects; {swept.unnamed:,} more moved aside"
+    )
+    if swept.held:
+        click.echo(f"kept: {swept.held:,} replaced packs for readers of the table raw")
+    return 4 if faults else 0
+
+
+@click.command("summary")
+@data_path_option()
+@click.option("--count", is_flag=True, help="Print only the number of raw runs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+@click.option("--last", default=10, type=click.IntRange(0), help="Number of latest runs to show.")
+@click.option("--verify", is_flag=True, help="Verify rows and digest of each raw object; exit code 4 on a difference.")
+def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool) -> int:
+    """Show the accounting and the latest runs.
+
+    It counts the events and runs of DATA/raw by class and reason. It is the default of ciml runs.
+
+    \b
+    Example:
+      ciml runs --data-path data
+      ciml runs --data-path data --verify
+    """
+    from itertools import islice
+
+    from ciml.data_root import DataRoot
+    from ciml.runs.latest_runs import latest_runs
+    from ciml.runs.state import open_raw
+
+    raw = DataRoot.open(data_path).raw
+    log, state = open_raw(raw)
+    if count:
+        click.echo(state.index.run_count())
+        return 0
+    latest = [run.summary() for run in islice(latest_runs(log, state), last)]
+    faults = verify_all(raw, log, state.version, state.index.run_count()) if verify else []
+    if as_json:
+        click.echo(json.dumps({**as_dict(state), "latest": latest, **({"faults": faults} if verify else {})}, indent=2))
+    else:
+        _print_summary(state, latest)
+        for fault in faults:
+            click.echo(f"BROKEN {fault}", err=True)
+        if verify and not faults:
+            click.echo(f"Verified {state.index.run_count():,} raw objects: rows and digests are as committed.")
+    return 4 if faults else 0
+
+
+def as_dict(state: RawState) -> dict[str, Any]:
+    """Return the accounting as JSON: totals by kind, counts by kind and reason, covered ranges of offsets."""
+    from ciml.events.records import reasons_of
+
+    return {
+        "version": state.version,
+        "runs": state.index.run_count(),
+        "totals": state.totals(),
+        "reasons": reasons_of(state.counts),
+        "trust": [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust.items())],
+        "trust_changes": [
+            {"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust_changes.items())
+        ],
+        "covered": {
+            f"{topic}[{partition}]": [list(part) for part in ranges] for topic, partition, ranges in state.partitions()
+        },
+    }
+
+
+def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
+    """Return the faults of the runs in the manifest up to ``version``, one line each."""
+    from ciml.cli.progress import bars
+    from ciml.events.records import RawFile, rows_of
+    from ciml.runs.reader import verify_runs
+
+    def named() -> Iterator[tuple[str, RawFile]]:
+        for number, delta in log.since(0):
+            if number > version:
+                return
+            for record in rows_of(delta):
+                yield record["mention"]["run_id"], RawFile.from_json(record["file"])
+
+    faults: list[str] = []
+    with bars() as progress:
+        for done, fault in enumerate(verify_runs(raw, named()), 1):
+            progress("verifying", done, total)
+            if fault:
+                faults.append(fault)
+    return faults
+
+
+def _print_summary(state: RawState, latest: list[dict[str, Any]]) -> None:
+    from ciml.events.records import KIND_WORDS
+
+    if not state.version:
+        click.echo("Nothing has been committed yet.")
+        return
+    rows = [
+        (word, reason, f"{number:,}")
+        for kind, word in KIND_WORDS.items()
+        for (found, reason), number in sorted(state.counts.items())
+        if found == kind
+    ]
+    for (trusted, rule), number in sorted(state.trust.items(), reverse=True):
+        rows.append(("  of the runs", f"{'trusted' if trusted else 'not trusted'}: {rule}", f"{number:,}"))
+    for (trusted, rule), number in sorted(state.trust_changes.items(), reverse=True):
+        rows.append(("  later", f"{'trusted' if trusted else 'not trusted'}: {rule}", f"{number:,}"))
+    numbers = "events x runs"
+    print_table(("class", "reason", numbers), rows, title=f"Raw manifest, version {state.version}", right=[numbers])
+    if latest:
+        print_runs(latest, "Latest runs")
+
+
+@click.group("runs", cls=DefaultGroup, default="summary", commands=[summary, list_runs, show, verify, compact])
+def command() -> None:
+    """Show, verify and compact stored runs.
+
+    Without a COMMAND it shows the accounting of DATA/raw by class and reason, and the latest runs.
+
+    \b
+    Example:
+      ciml runs --data-path data
+      ciml runs list --job 'tempest-*' --last 20 --data-path data
+      ciml runs verify --sample 1000 --data-path data
+      ciml runs compact --data-path data
+    """

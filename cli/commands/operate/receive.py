@@ -1,0 +1,135 @@
+"""What the commands of receivers share.
+
+``ciml receive webhooks``: the receiver of webhooks in the foreground.
+
+``ciml receive mqtt``: the receiver of MQTT messages in the foreground.
+
+``ciml receive gerrit``: the receiver of Gerrit's events in the foreground.
+
+``ciml receive``: the receivers of CI systems' deliveries, in the foreground.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.cli.foreground import Running
+from ciml.cli.options import engines_home_option, kafka_options, metrics_options, stacked
+
+if TYPE_CHECKING:
+    from ciml.services.receivers import SessionReceiver
+    from ciml.services.service import Progress
+
+#: ``--config``, as ``config``: an absolute path; `kafka_options`; and ``--topic``. ``--home`` passes no argument.
+receiver_options = stacked(
+    click.option(
+        "--config",
+        required=True,
+        metavar="FILE",
+        envvar="CIML_RECEIVERS",
+        show_envvar=True,
+        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+        help="TOML file of the receivers and their sources.",
+    ),
+    engines_home_option,
+    kafka_options(),
+    click.option("--topic", default="ci-events", metavar="TOPIC", help="Topic that ciml ingest reads."),
+)
+
+
+def run_sessions(service: SessionReceiver, metrics_port: int | None, metrics_address: str) -> None:
+    """Run a receiver that connects to its sources, and print when all are connected, and why one is not."""
+    shown = ""
+
+    def report(progress: Progress, word: str) -> None:
+        nonlocal shown
+        line = word if word.startswith("waits: ") else f"receiving {service.receiver}: {service.shown}"
+        if line != shown:
+            shown = line
+            click.echo(line, err=True)
+
+    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
+    running.run(service, report, patience_s=None)
+
+
+@click.command("webhooks")
+@receiver_options
+@metrics_options
+def webhooks(metrics_port: int | None, metrics_address: str, **arguments: Any) -> None:
+    """Receive webhooks over HTTP.
+
+    It verifies the signature of each delivery over its raw bytes, and answers 202 when Kafka has acknowledged it. It
+    speaks HTTP on 127.0.0.1:8470 by default, behind a proxy that speaks TLS. It runs until a signal, and finishes what
+    it has read.
+
+    \b
+    Example:
+      ciml receive webhooks --config receivers.toml
+      ciml receive webhooks --config receivers.toml --topic ci-events --metrics-port 9468
+    """
+    from ciml.services.webhooks import WebhooksService
+
+    service, shown = WebhooksService.of(**arguments), False
+
+    def report(progress: Progress, word: str) -> None:
+        nonlocal shown
+        if not shown:
+            shown = True
+            click.echo(f"receiving webhooks at {service.url}", err=True)
+
+    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
+    running.run(service, report, patience_s=None)
+
+
+@click.command("mqtt")
+@receiver_options
+@metrics_options
+def mqtt(metrics_port: int | None, metrics_address: str, **arguments: Any) -> None:
+    """Receive messages from MQTT brokers.
+
+    The broker keeps messages for it while it is away. It acknowledges each message when Kafka has acknowledged it, and
+    connects again after a loss. It runs until a signal.
+
+    \b
+    Example:
+      ciml receive mqtt --config receivers.toml
+      ciml receive mqtt --config receivers.toml --topic ci-events --metrics-port 9469
+    """
+    from ciml.services.receivers import MqttService
+
+    run_sessions(MqttService.of(**arguments), metrics_port, metrics_address)
+
+
+@click.command("gerrit")
+@receiver_options
+@metrics_options
+def gerrit(metrics_port: int | None, metrics_address: str, **arguments: Any) -> None:
+    """Receive events of Gerrit over SSH.
+
+    It reads stream-events, and asks the REST API for what happened while it was away. It connects again after a loss,
+    and runs until a signal.
+
+    \b
+    Example:
+      ciml receive gerrit --config receivers.toml
+      ciml receive gerrit --config receivers.toml --topic ci-events --metrics-port 9470
+    """
+    from ciml.services.receivers import GerritService
+
+    run_sessions(GerritService.of(**arguments), metrics_port, metrics_address)
+
+
+@click.group("receive", commands=[webhooks, mqtt, gerrit])
+def command() -> None:
+    """Receive deliveries of CI systems.
+
+    A receiver verifies who sent a delivery and produces it to a topic. ciml ingest reads it there, by the adapter that
+    its source names. One configuration file holds the sources of all receivers.
+
+    \b
+    Example:
+      ciml receive webhooks --config receivers.toml
+      ciml receive mqtt --config receivers.toml
+    """
