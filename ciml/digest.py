@@ -69,11 +69,14 @@ def telemetry_digest(run_id: str, table: pa.Table) -> str:
         array = column.combine_chunks()
         null: float
         if pa.types.is_timestamp(array.type):
-            array, null = array.cast(pa.int64()), np.iinfo(np.int64).min
+            array = array.cast(pa.int64())
+            null = np.iinfo(np.int64).min
         elif pa.types.is_floating(array.type):
-            array, null = array.cast(pa.float64()), float("nan")
+            array = array.cast(pa.float64())
+            null = float("nan")
         elif pa.types.is_boolean(array.type):
-            array, null = array.cast(pa.uint8()), 0
+            array = array.cast(pa.uint8())
+            null = 0
         else:
             raise TypeError(f"telemetry columns must be times, floats or booleans, got {array.type}")
         if array.null_count:

@@ -32,9 +32,11 @@ MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
 DAY = 24 * HOUR
-EARLIEST, LATEST = limits.EARLIEST_US, limits.LATEST_US
+EARLIEST = limits.EARLIEST_US
+LATEST = limits.LATEST_US
 #: Times without a zone that may be instants of `EARLIEST` to `LATEST`. No other is ever converted.
-FIRST_LOCAL, END_LOCAL = EARLIEST - DAY, LATEST + DAY
+FIRST_LOCAL = EARLIEST - DAY
+END_LOCAL = LATEST + DAY
 #: A number as the recorders write them, excluding other forms that some parser accepts (1_000, 0x10, ٣). The pattern is
 #: unambiguous, so nothing is tried again.
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
@@ -87,7 +89,8 @@ _HEADER = re.compile(
 )
 _PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
 _BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
-_CMDLINE, _DATE_CELL = b'"Cmdline:","', b'"Date:"'
+_CMDLINE = b'"Cmdline:","'
+_DATE_CELL = b'"Date:"'
 _DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: ([^"\n]{0,40}))?"')
 
 #: Options of the recorders with a value, so that the value is not mistaken for the delay.
@@ -175,7 +178,9 @@ def split_segments(text: bytes) -> list[Segment]:
     ]
     segments: list[Segment] = []
     near_us: int | None = None
-    recorder, zone, cmdline = "", "", b""
+    recorder = ""
+    zone = ""
+    cmdline = b""
     for index, (group_start, body_start, group_row, column_row) in enumerate(found):
         preamble = text[preambles[index] : group_start]
         if banner := _BANNER.search(preamble):
@@ -189,7 +194,8 @@ def split_segments(text: bytes) -> list[Segment]:
                 date_us = None  # it only determines the year of rows, which are then out of range, and no zone
         last = index + 1 == len(found)
         end = len(text) if last else preambles[index + 1]
-        body, torn = text[body_start:end], 0
+        body = text[body_start:end]
+        torn = 0
         if not body.endswith(b"\n"):
             cut = body.rfind(b"\n") + 1
             torn = int(bool(body[cut:].strip()))
@@ -247,13 +253,16 @@ def read_columns(group_row: bytes, column_row: bytes) -> Columns:
     """
     if max(len(group_row), len(column_row)) > MAX_HEADER_ROW_BYTES:
         raise RejectedInput("log_too_wide", f"header row of {max(len(group_row), len(column_row))} bytes")
-    groups, columns = _cells(group_row), _cells(column_row)
+    groups = _cells(group_row)
+    columns = _cells(column_row)
     if columns[-1] == "":
         columns.pop()  # a trailing comma
     if len(columns) > MAX_LOG_COLUMNS + 2:  # the time cells
         raise RejectedInput("log_too_wide", f"header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
     time = epoch = None
-    group, full, text = "", [], []
+    group = ""
+    full = []
+    text = []
     for index, name in enumerate(columns):
         if index < len(groups) and groups[index]:
             group = groups[index]

@@ -119,7 +119,8 @@ class BoundedFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
         shown = logging.makeLogRecord(record.__dict__)
-        shown.msg, shown.args = _cut(record.getMessage()), None
+        shown.msg = _cut(record.getMessage())
+        shown.args = None
         if error is not None and is_client_error(record.name, error):
             shown.msg = _cut(
                 f"{shown.msg.splitlines()[0] if shown.msg else ''}: {type(error).__name__}: {error!s:.200}"

@@ -345,7 +345,8 @@ class LateSamples(TypedDict):
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_FACTS, _ORIGIN = (RunFacts,), (Origin,)
+_FACTS = (RunFacts,)
+_ORIGIN = (Origin,)
 _REQUIRED_ONE = (
     [{"required": ["result"]}, {"required": ["outcome"]}],
     [{"required": ["start_time"]}, {"required": ["end_time"]}],

@@ -96,7 +96,8 @@ class Secrets:
     ) -> None:
         if len(files) + len(variables) > MAX_SECRETS:
             raise CimlError(f"{where}: {len(files) + len(variables)} secrets, at most {MAX_SECRETS} (MAX_SECRETS)")
-        self._where, self._key = where, key
+        self._where = where
+        self._key = key
         self._variables = tuple(self._checked(f"secret_env {name}", _variable(where, name)) for name in variables)
         self._files = {folder / name: self._read(folder / name) for name in files}
         for path in self._files:

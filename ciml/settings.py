@@ -189,9 +189,11 @@ def _line(error: msgspec.ValidationError, kind: type) -> str:
     message, location = (found["message"], found["path"]) if found else (str(error), "")
     path = re.findall(r"[A-Za-z0-9_]+", location)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
-        path, message = [*path, " ".join(match[1].split())[:80]], "unknown key"
+        path = [*path, " ".join(match[1].split())[:80]]
+        message = "unknown key"
     elif match := re.fullmatch(r"Object missing required field `(.*)`", message):
-        path, message = [*path, match[1]], "is missing"
+        path = [*path, match[1]]
+        message = "is missing"
     elif match := re.fullmatch(r"Invalid enum value (.*)", message, re.DOTALL):
         message = f"{match[1]:.80} is unknown; choose from {', '.join(_choices(kind, path))}"
     elif error.__cause__ is None:

@@ -20,7 +20,8 @@ from ciml.settings import parse_toml, read_toml
 FACTS = ("source", "pipeline", "project", "branch", "event", "review", "fork", "auth", "owner", "adapter")
 
 #: The meaning of globs: ``*`` also matches a ``/`` (`glob_pattern`), or does not (`PathGlobs`).
-FORMER_GLOBS, PATH_GLOBS = 1, 2
+FORMER_GLOBS = 1
+PATH_GLOBS = 2
 
 #: `Trust.rule` of a run that no rule matches: it is untrusted.
 NO_RULE = "no rule"

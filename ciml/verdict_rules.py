@@ -58,13 +58,15 @@ __all__ = [
 
 
 #: The labels of a run with the exit status of its command, and with the signal that ended it.
-EXIT_LABEL, SIGNAL_LABEL = "exit_code", "signal"
+EXIT_LABEL = "exit_code"
+SIGNAL_LABEL = "signal"
 
 _STATUS = re.compile("-?[0-9]{1,3}")
 _NUMBER = re.compile("[0-9]{1,2}")
 #: A shell adds it to the signal that ended a command.
 _SHELL = 128
-_MAX_STATUS, _MAX_SIGNAL = 255, 64
+_MAX_STATUS = 255
+_MAX_SIGNAL = 64
 _UNKNOWN = -1
 
 

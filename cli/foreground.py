@@ -131,7 +131,8 @@ class Running:
         problems = service.problems()
         if problems:
             raise CimlError("; ".join(problems.values()))
-        stop, endpoint = stop_on_signals(), self.engine.job_endpoint
+        stop = stop_on_signals()
+        endpoint = self.engine.job_endpoint
         registry = registry_of(service.board, *service.timings())
         with serve_metrics(registry, self.metrics_port, self.metrics_address) as url:
             if url:

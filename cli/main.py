@@ -118,7 +118,8 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, names = args[0] if args else "", self.list_commands(ctx)
+        name = args[0] if args else ""
+        names = self.list_commands(ctx)
         if name in self.renamed:
             raise Failure(f"no command {name!r} any more; use {self.renamed[name]}", _WRONG_USE)
         if args and not name.startswith("-") and name not in names:

@@ -101,7 +101,8 @@ class Counts:
 
             self._status.update(escape(line))
         elif time.monotonic() - self._printed_at > _EVERY_S:
-            self._printed_at, self._printed = time.monotonic(), line
+            self._printed_at = time.monotonic()
+            self._printed = line
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -114,7 +115,8 @@ class Bar:
 
     def __init__(self, what: str, unit: str = "lines") -> None:
         self._console = error_console()
-        self._what, self._unit = what, unit
+        self._what = what
+        self._unit = unit
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._begun = self._printed_at = time.monotonic()
@@ -154,7 +156,8 @@ class Bar:
             status = f"{rate:,.0f}/s{', ' * bool(counts)}{counts}"
             self._bar.update(self._task, completed=done, total=total, status=status)
         elif done != self._done and time.monotonic() - self._printed_at > _EVERY_S:
-            self._printed_at, self._done = time.monotonic(), done
+            self._printed_at = time.monotonic()
+            self._done = done
             left = f", {(total - done) / rate:,.0f} s to go" if rate else ""
             line = f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s{left}: {counts}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -74,7 +74,8 @@ class ModelServer(Engine):
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         if settings.models_config is None:
             raise CimlError("the model server needs its configuration: --models-config FILE")
-        grpc_port, rest_port = ports["models-grpc"], ports["models-rest"]
+        grpc_port = ports["models-grpc"]
+        rest_port = ports["models-rest"]
         state = EngineState(
             name=self.name,
             kind=REAL,

@@ -215,7 +215,9 @@ class _Recorded:
     """The recorded states of a home, for several threads."""
 
     def __init__(self, home: Path, states: dict[str, EngineState]) -> None:
-        self._home, self._lock, self.states = home, threading.Lock(), dict(states)
+        self._home = home
+        self._lock = threading.Lock()
+        self.states = dict(states)
 
     def put(self, name: str, one: EngineState | None) -> None:
         with self._lock:
@@ -229,7 +231,10 @@ class _Start:
     """Starts one engine in a thread. After a crash it reuses the previous ports."""
 
     def __init__(self, engine: Engine, home: Path, settings: Settings, recorded: _Recorded) -> None:
-        self._engine, self._home, self._settings, self._recorded = engine, home, settings, recorded
+        self._engine = engine
+        self._home = home
+        self._settings = settings
+        self._recorded = recorded
         self.name = engine.name
         self._before = recorded.states.get(engine.name)
         self.seconds = 0.0
@@ -275,11 +280,13 @@ class _Start:
                     raise EngineError(str(error)) from None
 
     def _note_other_port(self, fixed: Mapping[str, int]) -> None:
-        before, now = self._before, self._recorded.states[self.name]
+        before = self._before
+        now = self._recorded.states[self.name]
         if before is None or before.light or now.light:
             return
         for use in before.ports.keys() & now.ports.keys() - fixed.keys():
-            was, at = before.ports[use], now.ports[use]
+            was = before.ports[use]
+            at = now.ports[use]
             if was != at and str(was) in before.address:  # an address known to clients
                 self.notes.append(
                     f"{self.name}: port {was}, used before, is in use by another program; it listens at {now.address}. "

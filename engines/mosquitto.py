@@ -33,7 +33,8 @@ class Mosquitto(Engine):
         program = find_mosquitto()
         folder = home / "mosquitto"
         folder.mkdir(parents=True, exist_ok=True)
-        config, port = folder / "mosquitto.conf", ports["mosquitto"]
+        config = folder / "mosquitto.conf"
+        port = ports["mosquitto"]
         me = os.environ.get("USER", "root")  # else it would change to a user who may not write here
         config.write_text(_CONFIG.format(port=port, host=HOST, folder=folder, me=me))
         address = f"mqtt://{HOST}:{port}"

@@ -70,7 +70,8 @@ def read(home: Path) -> dict[str, EngineState]:
     Raises:
       EngineError: if the file is unreadable.
     """
-    path, remedy = state_file(home), "stop the engines manually, then remove it"
+    path = state_file(home)
+    remedy = "stop the engines manually, then remove it"
     content = read_json(path, remedy, EngineError) or {}
     try:
         return {name: EngineState(name=name, **fields) for name, fields in content.items()}

@@ -50,7 +50,8 @@ _MOST_ID = 120  # characters in a path; longer ids are digests
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read a run, or what an event says of the runs of a change's chain."""
     body = _event(delivery)
-    event, kind = needed(body, "context", "id"), needed(body, "context", "type")
+    event = needed(body, "context", "id")
+    kind = needed(body, "context", "type")
     if _CUSTOM_TYPE.fullmatch(kind):
         return Ignored(event, kind, CUSTOM)
     named = _TYPE.fullmatch(kind)

@@ -201,7 +201,8 @@ def _address(
     choice = " or ".join(f"{scheme}://{'USER@' if user else ''}HOST:{port}" for scheme, (port, _) in schemes.items())
     try:
         found = urlsplit(url)
-        host, port = found.hostname, found.port
+        host = found.hostname
+        port = found.port
     except ValueError:
         host = port = None
     rest = (found.path.strip("/"), found.query, found.fragment, found.password, None if user else found.username)

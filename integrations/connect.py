@@ -242,7 +242,9 @@ def feedback_of_gerrit(connection: Connection, rest: str, password_file: str = "
       password_file: the HTTP password of the user of SSH.
     """
     address = urlsplit(str(connection.source["ssh"]))
-    user, host, port = address.username or "", address.hostname or "", str(address.port or 29418)
+    user = address.username or ""
+    host = address.hostname or ""
+    port = str(address.port or 29418)
     secret = password_file or f"secrets/{connection.name}-gerrit-http"
     text = filled_in(_GERRIT_ACCOUNT, secret=secret, host=host, port=port, user=user)
     needed = NeededFile(secret, f"the HTTP password of the user {user}; the command below makes it")

@@ -117,7 +117,10 @@ def _on_top(text: str, line: str) -> str:
     return f"{text[:at]}{line}{text[at:]}"
 
 
-RECEIVERS, FETCH, TRUST, FEEDBACK = "receivers.toml", "fetch.toml", "trust.toml", "feedback.toml"
+RECEIVERS = "receivers.toml"
+FETCH = "fetch.toml"
+TRUST = "trust.toml"
+FEEDBACK = "feedback.toml"
 _SECRET_BYTES = 32
 _COMMENT: Mapping[str, str] = {
     RECEIVERS: "# Sources of CI systems' deliveries, written by ciml connect. See docs/webhooks.md.\n",

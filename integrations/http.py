@@ -59,7 +59,9 @@ class Rest:
 
     def __init__(self, base: str, ca_file: str, secret: Callable[[], bytes], rights: str, prefix: bytes = b"") -> None:
         self._address: Address = parse_address(base.rstrip("/"))
-        self._secret, self._rights, self._prefix = secret, rights, prefix
+        self._secret = secret
+        self._rights = rights
+        self._prefix = prefix
         self._limits = OneLog()
         rule = HostRule(self._address.scheme, self._address.host, self._address.port, private=True)
         self._pool = httpcore.ConnectionPool(
@@ -168,7 +170,8 @@ class Rest:
     def _failed(
         self, response: httpcore.Response, content: bytes | _Unreadable, auth: Mapping[str, str], changes: bool
     ) -> CimlError:
-        status, said = response.status, self._said(content, auth)
+        status = response.status
+        said = self._said(content, auth)
         wait_s = retry_after_s(response)
         limited = status == 429 or (status == 403 and (wait_s > 0 or "rate limit" in said.lower()))
         if limited or (status == 503 and wait_s > 0 and not changes):

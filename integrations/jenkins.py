@@ -47,7 +47,8 @@ _PHASES: Mapping[str, Phase] = {
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read the build of an event. Each of ``completed`` and ``finalized`` reports the finished build."""
     attributes, data = opened(delivery)
-    event, kind = needed(attributes, "id"), needed(attributes, "type")
+    event = needed(attributes, "id")
+    kind = needed(attributes, "type")
     named = _TYPE.fullmatch(kind)
     if not named:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
@@ -69,7 +70,8 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     full = [*names, configuration] if configuration else names
     page = address(data, "build", "fullUrl")
     source = maybe(data, "build", "scmState")
-    commit, repository = word(source, "commit"), _REPOSITORY.search(word(source, "url"))
+    commit = word(source, "commit")
+    repository = _REPOSITORY.search(word(source, "url"))
     subject = commit_subject(repository[1], commit) if repository else ""
     start, end = _times(data, phase)
     return filled(
@@ -121,7 +123,8 @@ def _names(data: Mapping[str, Any]) -> tuple[list[str], str]:
 
 def _times(data: Mapping[str, Any], phase: Phase) -> tuple[float | None, float | None]:
     """Return start and end. ``timestamp`` is the time of the event, ``duration`` that of the build, in milliseconds."""
-    at, duration = _seconds(data, "timestamp"), _seconds(data, "duration")
+    at = _seconds(data, "timestamp")
+    duration = _seconds(data, "duration")
     if phase == "started" or at is None:
         return at, None
     return at - duration if duration else None, at

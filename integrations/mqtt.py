@@ -50,8 +50,12 @@ class Frames:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self.oversized = most, False
-        self._left, self._length, self._shift = 0, 0, -1  # shift: of the next byte of a length; -1 before a frame
+        self._most = most
+        self.oversized = False
+        # shift: of the next byte of a length; -1 before a frame
+        self._left = 0
+        self._length = 0
+        self._shift = -1
 
     def see(self, data: bytes) -> None:
         """Follow further bytes.
@@ -62,11 +66,15 @@ class Frames:
         while data:
             if self._left:
                 taken = min(self._left, len(data))
-                self._left, data = self._left - taken, data[taken:]
+                self._left = self._left - taken
+                data = data[taken:]
                 continue
-            first, data = data[0], data[1:]
+            first = data[0]
+            data = data[1:]
             if self._shift < 0:
-                self._kind, self._length, self._shift = first, 0, 0
+                self._kind = first
+                self._length = 0
+                self._shift = 0
                 continue
             self._length |= (first & 0x7F) << self._shift
             self._shift += 7
@@ -75,7 +83,8 @@ class Frames:
             self._begin()
 
     def _begin(self) -> None:
-        self._left, self._shift = self._length, -1
+        self._left = self._length
+        self._shift = -1
         self.oversized = self._length > self._most
         is_message = self._kind >> 4 == 3
         if is_message and self._kind & 0x04:
@@ -114,8 +123,11 @@ class BoundedClient(mqtt.Client):
         return data
 
 
-_BUSY_S, _IDLE_S = 0.01, 0.5  # longest wait for a message, while others wait for Kafka and else
-_DRAIN_S, _QUIET_S = 2.0, 0.1
+# longest wait for a message, while others wait for Kafka and else
+_BUSY_S = 0.01
+_IDLE_S = 0.5
+_DRAIN_S = 2.0
+_QUIET_S = 0.1
 _FRAME_BYTES = 66 << 10  # of a message's topic and properties
 _CONNECT_S = 10.0
 _log = logging.getLogger(__name__)
@@ -134,7 +146,9 @@ class MqttSession(Session):
 
     def __init__(self, receivers: Receivers, source: MqttSource) -> None:
         super().__init__(source.name, source.broker)
-        self._source, self._adapter, self._where = source, source.found_adapter(), receivers.where(source)
+        self._source = source
+        self._adapter = source.found_adapter()
+        self._where = receivers.where(source)
         self._secrets = Secrets(
             self._where, source.secret_file, source.secret_env, key=_utf8, folder=receivers.file.parent
         )
@@ -235,18 +249,23 @@ class MqttSession(Session):
 
     def receive(self, inbox: Inbox, message: mqtt.MQTTMessage, client: BoundedClient) -> None:
         """Produce a message; it is acknowledged when Kafka has it, or at once where it is no delivery."""
-        mid, qos, body = message.mid, message.qos, bytes(message.payload)
+        mid = message.mid
+        qos = message.qos
+        body = bytes(message.payload)
         try:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
         outcome = why = ""
         if message.retain and self._source.retained == "ignore":
-            outcome, why = "retained", "the broker had retained it"
+            outcome = "retained"
+            why = "the broker had retained it"
         elif not body or not topic:
-            outcome, why = "rejected", "it is empty, or its topic is not UTF-8"
+            outcome = "rejected"
+            why = "it is empty, or its topic is not UTF-8"
         elif client.oversized or len(body) > self._source.max_bytes:
-            outcome, why = "too_large", f"it has more than {self._source.max_bytes} bytes (max_bytes)"
+            outcome = "too_large"
+            why = f"it has more than {self._source.max_bytes} bytes (max_bytes)"
         if outcome:
             inbox.reject(outcome, why, partial(client.ack, mid, qos))
             return
@@ -267,9 +286,11 @@ class _Link:
     """
 
     def __init__(self, session: MqttSession, inbox: Inbox) -> None:
-        self._session, self._inbox = session, inbox
+        self._session = session
+        self._inbox = inbox
         self.drops = self._began = False
-        self._dropped, self._why = 0, ""
+        self._dropped = 0
+        self._why = ""
         self._client = client = session.made_client()
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed

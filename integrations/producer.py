@@ -44,7 +44,9 @@ class DeliveryProducer:
     """
 
     def __init__(self, kafka: KafkaOptions, topic: str, answer_s: float) -> None:
-        self._kafka, self._topic, self._answer_s = kafka, topic, answer_s
+        self._kafka = kafka
+        self._topic = topic
+        self._answer_s = answer_s
         self._producer = self._make()
         self._broken = False
         self._closing = threading.Event()
@@ -118,7 +120,9 @@ class DeliveryProducer:
 
     def _renew(self) -> None:
         """Replace a producer after an error that it does not survive; its messages end with that error."""
-        old, self._producer, self._broken = self._producer, self._make(), False
+        old = self._producer
+        self._producer = self._make()
+        self._broken = False
         old.purge()
         old.flush(1.0)
 

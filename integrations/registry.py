@@ -35,7 +35,11 @@ def kinds() -> Mapping[str, type[System]]:
 GROUP = "ciml.integrations"
 
 #: Headers of a message that a receiver produced. `HEADER` precedes the name of a header that the adapter needs.
-ADAPTER, SOURCE, AUTH, ID, HEADER = "ciml_adapter", "ciml_source", "ciml_auth", "ciml_id", "ciml_header_"
+ADAPTER = "ciml_adapter"
+SOURCE = "ciml_source"
+AUTH = "ciml_auth"
+ID = "ciml_id"
+HEADER = "ciml_header_"
 
 
 @cache
@@ -112,7 +116,8 @@ def read_event(message: Message, names: Mapping[str, str] | None = None) -> Even
     if fault := excess(message):
         raise RejectedInput("too_large", fault)
     headers = _texts(message)
-    name, auth = headers.get(ADAPTER, ""), headers.get(AUTH, "")
+    name = headers.get(ADAPTER, "")
+    auth = headers.get(AUTH, "")
     if name not in adapters():
         raise RejectedInput("unknown_type", f"{ADAPTER}: no adapter {shown(name)} is installed")
     if auth and not is_proof(auth):

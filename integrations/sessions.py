@@ -38,7 +38,8 @@ class Session(ABC):
     """
 
     def __init__(self, name: str, shown: str) -> None:
-        self.name, self.shown = name, shown
+        self.name = name
+        self.shown = shown
         self.problem = "is not connected yet"
         self._end_s: float | None = None
 
@@ -56,7 +57,8 @@ class Session(ABC):
 
     def run(self, inbox: Inbox, stop: threading.Event) -> None:
         """Serve, and connect again after each loss, until ``stop`` is set."""
-        pauses, said = 0, ""
+        pauses = 0
+        said = ""
         while not stop.is_set():
             began = time.monotonic()
             try:
@@ -71,7 +73,8 @@ class Session(ABC):
             if stop.is_set():
                 return
             if time.monotonic() - began > _STEADY_S:
-                pauses, said = 0, ""
+                pauses = 0
+                said = ""
             if said != self.problem:
                 said = self.problem
                 _log.warning("source %s: %s; connecting again", self.name, said)
@@ -134,7 +137,8 @@ class Inbox:
                     one.sent = self.producer.send(one.value, one.headers)
             elif one.sent.done() and isinstance(one.sent.exception(), EngineError):
                 self.metrics.count(self.source, "unavailable")
-                one.sent, one.again_s = None, now + _AGAIN_S
+                one.sent = None
+                one.again_s = now + _AGAIN_S
         while self._waiting and (sent := self._waiting[0].sent) is not None and sent.done():
             error = sent.exception()
             if isinstance(error, EngineError):  # since the loop above

@@ -45,13 +45,15 @@ _MOST = 100  # attempts, conditions
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read a TaskRun's last attempt, and the ones before where the address of its telemetry names the attempt."""
     attributes, data = opened(delivery)
-    event, kind = needed(attributes, "id"), needed(attributes, "type")
+    event = needed(attributes, "id")
+    kind = needed(attributes, "type")
     named = _TYPE.fullmatch(kind)
     if named and named[1] in _IGNORED:
         return Ignored(event, kind, _IGNORED[named[1]])
     if not named or named[1] != "taskrun" or named[2] not in _PHASES:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
-    task_run, phase = inner(data, "taskRun"), _PHASES[named[2]]
+    task_run = inner(data, "taskRun")
+    phase = _PHASES[named[2]]
     status = maybe(task_run, "status")
     if phase == "finished" and _condition(status).get("status") != _STATUS[named[2]]:
         raise RejectedInput("bad_field", f"taskRun.status: its condition Succeeded is not {_STATUS[named[2]]}")
@@ -66,13 +68,15 @@ def read(delivery: Delivery) -> Reading | Ignored:
 def _attempt(
     task_run: Mapping[str, Any], status: Mapping[str, Any], phase: Phase, attempt: int, log: str
 ) -> dict[str, Any]:
-    namespace, name = word(task_run, "metadata", "namespace"), word(task_run, "metadata", "name")
+    namespace = word(task_run, "metadata", "namespace")
+    name = word(task_run, "metadata", "name")
     labels = maybe(task_run, "metadata", "labels")
     task = word(labels, "tekton.dev/pipelineTask") or word(task_run, "spec", "taskRef", "name") or name
     pipeline_run = word(labels, "tekton.dev/pipelineRun") or name
     uid = word(task_run, "metadata", "uid")
     parts = {"{namespace}": namespace, "{name}": name, "{uid}": uid, "{attempt}": str(attempt)}
-    start, end = moment(status, "startTime"), moment(status, "completionTime")
+    start = moment(status, "startTime")
+    end = moment(status, "completionTime")
     condition = _condition(status)
     finished = phase == "finished"
     if finished and start is None and end is None:  # rejected before it started

@@ -115,7 +115,9 @@ def taken(
     if not fresh:
         return None
     standings = Standings(state.history, policy, now_us)
-    items, silent, recorded = [], Counter[str](), []
+    items = []
+    silent = Counter[str]()
+    recorded = []
     for offset, judgement in judged:
         if offset not in fresh:
             continue
@@ -134,13 +136,15 @@ def taken(
 
 def heard(judgement: Judgement, standings: Standings) -> tuple[Item | None, Silence | None]:
     """Return what is to be said of a judged prediction, with the history of its verdict; or the reason for silence."""
-    item, verdict = judgement.item, judgement.verdict
+    item = judgement.item
+    verdict = judgement.verdict
     if item is None or verdict is None:
         return None, judgement.silence
     standing = standings.of(verdict.model, verdict.project, verdict.cause)
     if standing.mode != "active":
         return None, Silence(standing.mode, standing.detail)
-    precision, reruns = standing.precision, standing.reruns
+    precision = standing.precision
+    reruns = standing.reruns
     told = item.replace(right=precision.right, settled=precision.runs, passed=reruns.right, reruns=reruns.runs)
     return told, None
 

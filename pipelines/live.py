@@ -84,7 +84,8 @@ class RunState:
     """
 
     def __init__(self, run_id: str, columns: str) -> None:
-        self.run_id, self.columns = run_id, columns
+        self.run_id = run_id
+        self.columns = columns
         self.standing: Standing = "running"
         self.token = ""
         self.newer: list[bytes] = []
@@ -100,7 +101,9 @@ class RunState:
 
     def is_over(self, standing: Standing, seen: Mapping[int, RangeSet], now_s: float) -> None:
         """Close the run: release its samples, and remember their numbers."""
-        self.standing, self._over_s, self.newer = standing, now_s, []
+        self.standing = standing
+        self._over_s = now_s
+        self.newer = []
         ranges = {str(recorder): [list(each) for each in numbers] for recorder, numbers in seen.items()}
         self._seen = ranges if sum(map(len, ranges.values())) <= _MOST_RANGES else {}
 
@@ -143,7 +146,8 @@ class RunState:
     @classmethod
     def of(cls, data: bytes) -> RunState:
         """Return the inverse of `to_bytes`."""
-        state, at = cls("", ""), data.index(b"\n") + 1
+        state = cls("", "")
+        at = data.index(b"\n") + 1
         fields: dict[str, Any] = orjson.loads(data[:at])
         vars(state).update(fields)
         while at < len(data):
@@ -236,10 +240,12 @@ class DecodeSamples(beam.DoFn):
     DEAD_LETTERS = "letters"
 
     def __init__(self, config: LiveConfig) -> None:
-        self._config, self._columns = config, columns_of(config.datasets)
+        self._config = config
+        self._columns = columns_of(config.datasets)
 
     def process(self, batch: Batch) -> Iterator[Any]:
-        topic, partition = self._config.topic, batch.covers.partition if batch.covers else -1
+        topic = self._config.topic
+        partition = batch.covers.partition if batch.covers else -1
         runs: dict[str, list[tuple[int, Samples | End]]] = {}
         for message in batch.messages:
             decoded = attempt("samples", decode, message.value)
@@ -322,7 +328,8 @@ class KeepRun(beam.DoFn):
     _wake = TimerSpec("wake", TimeDomain.REAL_TIME)
 
     def __init__(self, config: LiveConfig, clock: Callable[[], float]) -> None:
-        self._config, self._clock = config, clock
+        self._config = config
+        self._clock = clock
         self._messages = LiveMessages(config)
         self._job = uuid.uuid4().hex
         self._columns = sha256_json(columns_of(config.datasets))[:16]
@@ -336,7 +343,8 @@ class KeepRun(beam.DoFn):
     ) -> Iterator[ToSend]:
         run_id, data = element
         with keep_error():
-            part, state = unpack(data), self._load(run_id, head)
+            part = unpack(data)
+            state = self._load(run_id, head)
             if state.standing == "failed":  # reported already
                 Metrics.counter(METRICS, f"late.{INTERNAL}").inc(max(part.size, 1))
                 return
@@ -447,7 +455,8 @@ class RenderRun(beam.DoFn):
     """(run id, all its packed parts) -> the last revision of each message that `KeepRun` would have published."""
 
     def __init__(self, config: LiveConfig) -> None:
-        self._config, self._messages = config, LiveMessages(config)
+        self._config = config
+        self._messages = LiveMessages(config)
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[ToSend]:
         run_id, packed = element

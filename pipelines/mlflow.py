@@ -101,7 +101,8 @@ def _trial(data: DataRoot, name: str, trial: str, result: Mapping[str, Any], tim
 
 def candidate_record(data: DataRoot, model: str, state: RegistryState, candidate: Candidate) -> RunRecord:
     """Return a candidate of the registry, with the gate's decision."""
-    facts, decision = candidate.facts, state.decisions.get(candidate.id)
+    facts = candidate.facts
+    decision = state.decisions.get(candidate.id)
     metrics = _metrics(data, model, facts) or (dict(decision.metrics) if decision else {})
     evaluation = metrics.get("evaluation") or {name: metrics.get(name) for name in ("accuracy", "base_rate")}
     tags = {"ciml.kind": "candidate", "ciml.model": model, "ciml.candidate": candidate.id}
@@ -191,8 +192,11 @@ def metric_name(name: str) -> str:
 
 _LOG = logging.getLogger(__name__)
 #: The folder of a model among the artifacts of its run, and the tag of a run that says that it is whole.
-_ARTIFACT, _LOGGED = "model", "ciml.model"
-_VERSION, _WITHDRAWN, _ALIASES = "ciml.version", "ciml.withdrawn", "ciml.aliases"
+_ARTIFACT = "model"
+_LOGGED = "ciml.model"
+_VERSION = "ciml.version"
+_WITHDRAWN = "ciml.withdrawn"
+_ALIASES = "ciml.aliases"
 #: MLflow sends no usage data and prints nothing. A server that does not answer is an error within minutes, not hours.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -274,13 +278,16 @@ class _Export:
     """An export in progress."""
 
     def __init__(self, data: DataRoot, client: MlflowClient, progress: Progress) -> None:
-        self._data, self._client, self._progress = data, client, progress
+        self._data = data
+        self._client = client
+        self._progress = progress
         self._experiments: dict[str, str] = {}
         self.done = Exported()
 
     def run(self, record: RunRecord) -> str:
         """Export a run; return MLflow's id of it."""
-        experiment, client = self._experiment(record.experiment), self._client
+        experiment = self._experiment(record.experiment)
+        client = self._client
         self.done.runs += 1
         found = client.search_runs([experiment], f"tags.`{KEY}` = '{record.key}'", max_results=1)
         if found and found[0].info.status == "FINISHED":
@@ -364,7 +371,8 @@ class _Export:
         """Log the files of a version, verified, as a model that `ciml.serving.pyfunc` loads."""
         work = Path(tempfile.mkdtemp(prefix="ciml-mlflow-"))
         try:
-            copy, source = work / "saved_model", registry.folder(number)
+            copy = work / "saved_model"
+            source = registry.folder(number)
             try:
                 digests = copy_model(source, copy)
             except FileNotFoundError:

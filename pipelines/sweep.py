@@ -104,7 +104,9 @@ def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = N
       CimlError: if another sweep has the name, or no trial completed.
       EngineError: if the store does not answer, or a process was killed; the same call continues.
     """
-    sweep, store, raw = context.sweep, context.store, ManifestLog(context.source.raw)
+    sweep = context.sweep
+    store = context.store
+    raw = ManifestLog(context.source.raw)
     inputs = {"trust_policy": context.policy.digest, "exclusions": sha256_json(context.exclusions.to_json())}
     version = begin_sweep(store, sweep, inputs, lambda: _end(raw))
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
@@ -137,7 +139,10 @@ class _Trials:
     """The running trials of a sweep, and the outcomes of the others."""
 
     def __init__(self, context: SweepContext, raw_version: int, pool: ProcessPoolExecutor) -> None:
-        self._context, self._sweep, self._store, self._pool = context, context.sweep, context.store, pool
+        self._context = context
+        self._sweep = context.sweep
+        self._store = context.store
+        self._pool = pool
         self._raw_version = raw_version
         self._built: dict[str, str] = {}
         self._parameters: list[dict[str, Value]] = []
@@ -240,7 +245,8 @@ def _build(context: SweepContext, definition: DatasetDefinition) -> str:
 
 def _trial(context: SweepContext, known: Outcome, combination: Combination, past: tuple[Past, ...]) -> Outcome:
     """Train a trial, and store its outcome."""
-    name, experiment = combination.definition.name, combination.experiment
+    name = combination.definition.name
+    experiment = combination.experiment
     network = ESTIMATORS[experiment.estimator].network
     result: dict[str, Any] = {"dataset": name, "experiment": experiment.to_json()}
     try:

@@ -138,11 +138,13 @@ def _zuul(env: Environment) -> Known | None:
 
 def _jenkins(env: Environment) -> Known | None:
     """Read Jenkins' variables. ``BUILD_TAG`` has dashes for slashes, so ``a-b/c`` and ``a/b-c`` share it."""
-    name, number = env.get("JOB_NAME", ""), env.get("BUILD_NUMBER")
+    name = env.get("JOB_NAME", "")
+    number = env.get("BUILD_NUMBER")
     run = f"jenkins-{name}-{number}" if name and number else env.get("BUILD_TAG")
     if not env.get("JENKINS_URL") or not run:
         return None
-    project, job = name, env.get("JOB_BASE_NAME") or name
+    project = name
+    job = env.get("JOB_BASE_NAME") or name
     # The address of a job ends with job/NAME/, that of a matrix' configuration with job/NAME/AXIS=VALUE/.
     if env.get("JOB_URL", "").rstrip("/").split("/")[-2:-1] not in ([], ["job"]) and name.endswith(f"/{job}"):
         project = name.removesuffix(f"/{job}")

@@ -195,7 +195,8 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)  # not reaped yet, so the pid is still its own
 
 
-NOT_EXECUTABLE, NOT_FOUND = 126, 127
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
 #: All signals that can be blocked. They wait for `signal.sigwaitinfo`, so no handler ever runs.
 EVERY_SIGNAL = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 

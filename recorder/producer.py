@@ -199,9 +199,11 @@ class Tail:
 
     def _take(self, data: bytes) -> Piece | None:
         """Parse lines up to the next header after samples, and move the mark there."""
-        mark, offset = self.mark, self.mark.offset
+        mark = self.mark
+        offset = self.mark.offset
         recorder_us = self._starts[mark.start].recorder_us
-        header, boot = mark.header, mark.boot
+        header = mark.header
+        boot = mark.boot
         columns = read_columns(*header) if len(header) == 2 else None
         piece = Piece(recorder_us, mark.sequence, _named(columns.names) if columns else ())
         for line in data.splitlines(keepends=True):

@@ -36,7 +36,8 @@ GROUPS = (
 #: Partitions and mapped devices: their disk already counts their activity.
 _PARTS = re.compile(r"([hsv]d[a-z]+\d+|cciss/c\d+d\d+p\d+|dm-\d+|md\d+|mmcblk\d+p\d0|VxVM\d+|nvme\d+n\d+p\d+)")
 _NO_NETWORK = re.compile(r"lo|bond\d+|face|.+\.\d+")
-_SECTOR, _PAGE = 512, os.sysconf("SC_PAGESIZE")
+_SECTOR = 512
+_PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def header(moment: float) -> str:
@@ -67,7 +68,8 @@ class Sampler:
         Raises:
           OSError: /proc cannot be read.
         """
-        epoch, at = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        epoch = time.time()
+        at = time.clock_gettime(time.CLOCK_BOOTTIME)
         stat = _named("/proc/stat")
         memory = {name: int(value[0]) * 1024 for name, value in _named("/proc/meminfo", ":").items()}
         paging = _named("/proc/vmstat")
@@ -84,7 +86,8 @@ class Sampler:
         steps = [now - then for now, then in zip(counters, before, strict=True)]
         before_at = self._at
         elapsed = max(at - before_at, 1e-3)
-        self._before, self._at = counters, at
+        self._before = counters
+        self._at = at
 
         ticks = sum(steps[:5])
         rates = [step / elapsed for step in steps[5:]]
@@ -141,7 +144,8 @@ def _network() -> tuple[int, int]:
             name, colon, rest = line.partition(":")
             cells = rest.split()
             if colon and len(cells) >= 16 and not _NO_NETWORK.fullmatch(name.strip()):
-                received, sent = received + int(cells[0]), sent + int(cells[8])
+                received = received + int(cells[0])
+                sent = sent + int(cells[8])
     return received, sent
 
 
@@ -221,7 +225,8 @@ class Recorder:
             self._program = None
             self._sample()
         elif size != self._size:
-            self._size, self._grew_at = size, time.monotonic()
+            self._size = size
+            self._grew_at = time.monotonic()
         elif time.monotonic() - self._grew_at > _SILENT_S:
             report("dool writes nothing; reading /proc instead")
             self._stop_dool()

@@ -94,7 +94,8 @@ class Plot:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        svg, png = io.StringIO(), io.BytesIO()
+        svg = io.StringIO()
+        png = io.BytesIO()
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of scripts that DejaVu lacks
             figure = Figure(figsize=self.size, layout="constrained", dpi=_DOTS_AN_INCH)
@@ -138,7 +139,8 @@ def _differing_parts(names: Sequence[str], most: int) -> list[str]:
     tail = _common_prefix([name[head:][::-1] for name in names])
     longest = max(len(name) for name in names) - head - tail
     around = max(0, (most - 2 - longest) // 2)
-    begin, end = max(0, head - around), max(0, tail - around)
+    begin = max(0, head - around)
+    end = max(0, tail - around)
     return [shown(f"{'…' if begin else ''}{name[begin : len(name) - end]}{'…' if end else ''}", most) for name in names]
 
 

@@ -112,7 +112,8 @@ class _Draft:
     """A delta under construction, on top of the state that it follows."""
 
     def __init__(self, state: RawState, judge: Judge | None) -> None:
-        self._state, self._judge = state, judge
+        self._state = state
+        self._judge = judge
         self._said: dict[Subject, dict[str, Said]] = {}  # of subjects of which updates say something new
         self._offsets = NewCoverage(state)
         self._events: set[tuple[str, str]] = set()
@@ -126,7 +127,8 @@ class _Draft:
         generation = self._state.generation_of(covers.topic, covers.topic_id)
         seen: set[tuple[Origin, str]] = set()
         for outcome in settled:
-            origin, key = outcome.origin, (outcome.origin, outcome.run_id)
+            origin = outcome.origin
+            key = (outcome.origin, outcome.run_id)
             inside = covers.start <= origin.offset < covers.end
             if not inside or (origin.topic, origin.partition) != (covers.topic, covers.partition):
                 raise IntegrityError(f"{origin} is outside the range of its batch, {covers}")
@@ -138,7 +140,8 @@ class _Draft:
 
     def settle_again(self, outcomes: list[Outcome]) -> None:
         """Settle the outcomes of retries of one origin."""
-        origin, undecoded = outcomes[0].origin, (outcomes[0].origin, "")
+        origin = outcomes[0].origin
+        undecoded = (outcomes[0].origin, "")
         if undecoded in self._tried:
             return
         if self._state.index.dead_letter(undecoded) is None:
@@ -205,7 +208,8 @@ class _Draft:
 
     def _row(self, outcome: Outcome) -> Outcome:
         """Return the record of a raw row, with the facts that earlier updates changed."""
-        facts, file = outcome.mention, outcome.file
+        facts = outcome.mention
+        file = outcome.file
         if facts is None or file is None:
             raise IntegrityError(f"{outcome.origin} {outcome.run_id}: run without a raw object")
         known = KnownRun(facts.outcome or "", file.digest, outcome.trust.trusted, bool(facts.auth))
@@ -237,7 +241,8 @@ class _Draft:
             return []
         changes = {}
         for run_id, facts in self._updated_runs().items():
-            trust, known = self._judge(self._joined(facts)), self._run(run_id)
+            trust = self._judge(self._joined(facts))
+            known = self._run(run_id)
             if known is not None and known.trusted != trust.trusted:
                 changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}
         return [changes[run_id] for run_id in sorted(changes)]
@@ -250,7 +255,8 @@ class _Draft:
 
     def _updates(self, facts: RunFacts) -> bool:
         """Return whether this delta says something new of a run's subjects or of its parents."""
-        source, subjects = source_of(facts), subjects_of(facts)
+        source = source_of(facts)
+        subjects = subjects_of(facts)
         parents = [(source, parent) for one in subjects for parent in parent_subjects(facts, self._said_of(one))]
         return not self._said.keys().isdisjoint((*subjects, *parents))
 

@@ -89,7 +89,9 @@ class Audit:
     ) -> None:
         topic, partition, offset = record["origin"]
         run_id = record.get("mention", {}).get("run_id", "")
-        source, key, reason = (topic, partition), _key(record["origin"], run_id), record.get("reason", "")
+        source = (topic, partition)
+        key = _key(record["origin"], run_id)
+        reason = record.get("reason", "")
         what = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
         self.records += 1
         if key in seen:

@@ -106,7 +106,8 @@ class Causes:
     """
 
     def __init__(self, selects: Callable[[str], bool], given: Mapping[str, str] | None = None) -> None:
-        self._selects, self._given = selects, given or {}
+        self._selects = selects
+        self._given = given or {}
         self._attempts = StandingMap[str, Attempt](MAX_CAUSE_RUNS)
         self._series: dict[tuple[bytes, int], dict[str, None]] = {}  # by series and standing, in the order of attempts
 

@@ -110,8 +110,10 @@ def windows(raw: Store, compaction: CompactionCursor, ripe: Callable[[str], bool
       ripe: returns whether a folder is to be packed now.
       size: number of runs; a window ends with the delta that reaches it.
     """
-    cursor, due = compaction.cursor, {folder: version for folder, version in compaction.pending.items() if ripe(folder)}
-    window, delta = Window(), Delta()
+    cursor = compaction.cursor
+    due = {folder: version for folder, version in compaction.pending.items() if ripe(folder)}
+    window = Window()
+    delta = Delta()
     known: dict[str, bool] = {}
     for version, delta in ManifestLog(raw).since(min([cursor + 1, *due.values()]) - 1):
         for run in named_runs(delta):
@@ -142,7 +144,8 @@ def mark_compacted(compaction: CompactionCursor, window: Window, ripe: Callable[
         else:
             compaction.pending[folder] = max(compaction.pending[folder], window.to_version + 1)
     if window.to_version > compaction.cursor:
-        compaction.cursor, compaction.digest = window.to_version, window.digest
+        compaction.cursor = window.to_version
+        compaction.digest = window.digest
     for folder, version in window.waiting.items():
         compaction.pending.setdefault(folder, version)
 
@@ -209,7 +212,8 @@ class _Names:
         found = self._packs[folder].find(name)
         if found is None:
             return False
-        file, state = found[0].file, self._packs[folder].state
+        file = found[0].file
+        state = self._packs[folder].state
         if file.path not in state.packs or state.since_us[file.path] > self._before_us:
             return False
         if file.path not in self._proved:

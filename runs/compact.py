@@ -143,7 +143,8 @@ def _restore_replaced(raw: Store, folder: str, packs: FolderPacks, clock: Clock)
 
 def _append(raw: Store, folder: str, planned_on: PackState, delta: Delta) -> bool:
     """Commit a delta, unless another process has committed since it was planned."""
-    state, base = PackState(), planned_on.version
+    state = PackState()
+    base = planned_on.version
     return commit(pack_log(raw, folder), state, lambda: delta if state.version == base else None) is not None
 
 
@@ -206,7 +207,8 @@ def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa
             rows += run.rows
             if len(batch) >= _BATCH_RUNS or rows >= _BATCH_ROWS:
                 yield from pool.map(read, batch)
-                batch, rows = [], 0
+                batch = []
+                rows = 0
         yield from pool.map(read, batch)
 
 
@@ -249,7 +251,8 @@ def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
     chosen: list[OpenPack] = []
     for group in groups.values():
         group.sort(key=lambda pack: (pack.file.size, pack.file.path))
-        total, taken = group[0].file.size, 1
+        total = group[0].file.size
+        taken = 1
         while taken < len(group) and group[taken].file.size <= _GROWTH * total:
             total += group[taken].file.size
             taken += 1
@@ -266,7 +269,8 @@ def _parts(pack: OpenPack) -> Iterator[list[int]]:
         rows += run.rows
         if rows >= _BATCH_ROWS:
             yield part
-            part, rows = [], 0
+            part = []
+            rows = 0
     if part:
         yield part
 
@@ -331,7 +335,8 @@ def compact(
       EngineError: if the store does not answer.
       IntegrityError: if a manifest is inconsistent. The result lists broken runs.
     """
-    result, now_s = Compaction(), clock()
+    result = Compaction()
+    now_s = clock()
     report = progress or (lambda what, done, total: None)
 
     def ripe(folder: str) -> bool:
@@ -357,8 +362,10 @@ def compact(
         merge_packs(raw, folder, pack_bytes=pack_bytes, clock=clock, done=result.packing, renew=True)
         if result.packing.packs > before:
             compaction.tidy[folder] = int(clock() * 1e6)
-    result.to_version, result.waiting = compaction.cursor, len(compaction.pending)
-    before_s, listed = clock() - grace_s, 0
+    result.to_version = compaction.cursor
+    result.waiting = len(compaction.pending)
+    before_s = clock() - grace_s
+    listed = 0
 
     def on_listed(count: int) -> None:
         nonlocal listed

@@ -168,7 +168,8 @@ TABLES: Mapping[str, TableKind] = {
     **SUBJECT_TABLES,
 }
 _UNTRUSTED = 0x80  # older versions did not store it: such runs count as trusted
-_PROVED, _LOWERED = 0x40, 0x20
+_PROVED = 0x40
+_LOWERED = 0x20
 _OUTCOMES = ("", "success", "failure", "error", "timeout", "cancellation", "skip")
 
 
@@ -194,7 +195,8 @@ class LayeredIndex:
         self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
         self._events.prefetch(fingerprint(*event) for event in events)
-        wanted, before = set(runs) - self._runs.keys(), self._found_runs
+        wanted = set(runs) - self._runs.keys()
+        before = self._found_runs
         found = self._find_runs([run_id for run_id in wanted if run_id not in before])
         self._found_runs = {run_id: before[run_id] for run_id in wanted if run_id in before} | found
         self._found_dead_letters = self._find_dead_letters(set(dead_letters) - self._dead_letters.keys())
@@ -251,7 +253,8 @@ class LayeredIndex:
 
     def recent(self) -> dict[str, Rows]:
         """Return the ids since the checkpoint, as rows for its tables."""
-        runs, dead_letters = self._runs, self._dead_letters
+        runs = self._runs
+        dead_letters = self._dead_letters
         return {
             **self.subjects.recent(),
             "events": self._events.recent(),

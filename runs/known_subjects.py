@@ -170,7 +170,8 @@ class Subjects:
 
     def parents_of(self, facts: RunFacts) -> list[Subject]:
         """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
-        source, said = source_of(facts), map(self.said, subjects_of(facts))
+        source = source_of(facts)
+        said = map(self.said, subjects_of(facts))
         return [(source, parent) for each in said for parent in parent_subjects(facts, each) if parent]
 
     def claim(self, run_id: str, claims: Mapping[str, Claim]) -> None:

@@ -79,7 +79,8 @@ def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
         state.index.prefetch(runs=[facts.run_id for facts in own])
         state.index.subjects.prefetch_runs(own)
         for facts, record in zip(reversed(own), reversed(records), strict=True):
-            run_id, counts = facts.run_id, facts.run_id not in reclaimed
+            run_id = facts.run_id
+            counts = facts.run_id not in reclaimed
             if record["kind"] == "reclaim":
                 reclaimed.add(run_id)
             trust = decisions.pop(run_id, record.get("trust", {}))

@@ -78,14 +78,16 @@ class NearbyRuns:
             self._move(change.run_id, change.trust.trusted)
 
     def _move(self, run_id: str, trusted: bool) -> None:
-        near, standing = self._near.get(run_id), self._near.standing(run_id)
+        near = self._near.get(run_id)
+        standing = self._near.standing(run_id)
         if near is not None and trusted != (standing == TRUSTED):
             # Where it was trusted once, runs without proof do not displace it.
             self._near.put(run_id, near, TRUSTED if trusted else PROVED)
 
     def _add_row(self, record: RunRecord, *, is_reclaim: bool) -> None:
         facts = record.facts
-        place, end_us = place_of(facts), facts.end_us
+        place = place_of(facts)
+        end_us = facts.end_us
         if not place or end_us is None or facts.outcome not in _COUNTED:
             return
         ended = self._ended.get(place, ())

@@ -15,7 +15,8 @@ from ciml.events.records import LISTS, Record
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.storage import Store
 
-RUNS, PACKS = "runs", "packs"
+RUNS = "runs"
+PACKS = "packs"
 #: Folder of unnamed objects before their deletion: ``swept/runs/job=…``.
 SWEPT = "swept"
 
@@ -162,7 +163,8 @@ def pack_state(raw: Store, folder: str) -> PackState:
 
     Their manifest is short and never pruned: a listing and a few deltas take fewer requests than `catch_up`.
     """
-    log, state = pack_log(raw, folder), PackState()
+    log = pack_log(raw, folder)
+    state = PackState()
     for version, data in log.follow_listed(raw.list(log.folder)):
         state.apply(version, log.parse(version, data))
     return state

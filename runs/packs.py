@@ -158,7 +158,8 @@ class PackWriter:
             rows = _with_runs(pa.concat_tables(self._waiting), self.runs[-len(self._waiting) :], self._added)
             self._writer.write_table(rows, row_group_size=self._waiting_rows)
             self._groups += 1
-        self._waiting, self._waiting_rows = [], 0
+        self._waiting = []
+        self._waiting_rows = 0
 
     def finish(self) -> tuple[PackFile, bytes]:
         """Finish the pack, and verify that every run reads back unchanged. Return the pack and its bytes.
@@ -339,9 +340,11 @@ class OpenPack:
         names = names if columns is None else [name for name in columns if name in names]
         for group, runs in wanted.items():
             if group is None:
-                rows, begins = self.schema.empty_table().select(names), 0
+                rows = self.schema.empty_table().select(names)
+                begins = 0
             else:
-                rows, begins = parquet.read_row_group(group, columns=names, use_threads=False), self._begin(group)
+                rows = parquet.read_row_group(group, columns=names, use_threads=False)
+                begins = self._begin(group)
             # Slices keep the whole row group in memory, which is fine while most of it is requested.
             sparse = rows.num_columns > 0 and 2 * sum(run.rows for run in runs) < rows.num_rows
             for run in runs:
@@ -365,7 +368,8 @@ class OpenPack:
         Parquet's page checksums do not cover the pages' headers: each column chunk is checked as a whole.
         """
         gap = _GAP if isinstance(store, LocalStore) else _GAP_REMOTE
-        path, checksums = self.file.path, self._known_checksums(store)
+        path = self.file.path
+        checksums = self._known_checksums(store)
         ranges: list[list[_Chunk]] = []
         for chunk in sorted(self._wanted(groups, columns)):
             if ranges and chunk.start <= ranges[-1][-1].end + gap:

@@ -351,7 +351,8 @@ def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int 
         waiting += run[1].rows
         if waiting >= rows:
             yield from _verify_part(store, part)
-            part, waiting = [], 0
+            part = []
+            waiting = 0
     yield from _verify_part(store, part)
 
 

@@ -224,7 +224,8 @@ def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
 
     The manifest is read once for all runs; only ids and files are decoded.
     """
-    wanted, decoder = set(run_ids), msgspec.json.Decoder(_Rows)
+    wanted = set(run_ids)
+    decoder = msgspec.json.Decoder(_Rows)
     found: dict[str, RawFile] = {}
     for version, data in log.raw_since(0):
         delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
@@ -249,7 +250,8 @@ class _FactRows(msgspec.Struct, frozen=True, gc=False):
 
 def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, StoredFacts]:
     """Return the last rows of those runs that are stored, by run id."""
-    wanted, decoder = set(run_ids), msgspec.json.Decoder(_FactRows)
+    wanted = set(run_ids)
+    decoder = msgspec.json.Decoder(_FactRows)
     found: dict[str, StoredFacts] = {}
     for version, data in log.raw_since(0):
         delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)

@@ -29,7 +29,8 @@ from ciml.storage import Store
 #: Number of sources that are counted separately, the first ones: events name their source freely.
 MOST_SOURCES = 50
 #: Name under which other sources, and messages without a run, are counted. No source can have this name.
-OTHER_SOURCES, NO_SOURCE = "_other", "_unknown"
+OTHER_SOURCES = "_other"
+NO_SOURCE = "_unknown"
 
 #: The entry of a snapshot whose ids are all by standing (`ciml.runs.run_log`).
 BY_STANDING = "by_standing"
@@ -144,7 +145,8 @@ class RawState(TopicState):
             if (self.index.run(run_id) is not None) != (kind == "reclaim"):
                 what = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
                 raise IntegrityError(f"raw manifest: version {version} {what.format(run_id)}")
-            digest, proved = record["file"]["digest"], bool(facts.get("auth"))
+            digest = record["file"]["digest"]
+            proved = bool(facts.get("auth"))
             self.index.put_run(run_id, KnownRun(facts.get("outcome", ""), digest, trusted, proved))
             if kind == "reclaim" or is_marked(facts):
                 self.index.subjects.add_run(RunFacts.from_json(facts), trusted=trusted)
@@ -169,7 +171,8 @@ class RawState(TopicState):
             self.recorded[self._source(source), kind] += 1
 
     def _change_trust(self, version: int, change: Mapping[str, Any]) -> None:
-        run_id, trusted = change["run_id"], change["trust"]["trusted"]
+        run_id = change["run_id"]
+        trusted = change["trust"]["trusted"]
         known = self.index.run(run_id)
         if known is None:
             raise IntegrityError(f"raw manifest: version {version} changes the trust of the unknown run {run_id}")
@@ -191,9 +194,11 @@ class RawState(TopicState):
     def _close(self, key: tuple[Origin, str]) -> None:
         kind: Kind
         if key in self.deferred:
-            kind, reason = "deferred", self.deferred.pop(key).reason
+            kind = "deferred"
+            reason = self.deferred.pop(key).reason
         elif (dead_letter := self.index.dead_letter(key)) is not None:
-            kind, reason = "dead_letter", dead_letter.reason
+            kind = "dead_letter"
+            reason = dead_letter.reason
             self.index.put_dead_letter(key, None)
             self.closed[reason] += 1
         else:

@@ -138,8 +138,11 @@ def _audit(
 ) -> tuple[_Names, list[NamedRun]]:
     """Read the manifest once: check the accounting, and return the names and a sample of them."""
     log, state = open_raw(raw)
-    audit, names, chosen = Audit(), _Names(), list[NamedRun]()
-    number, choose = 0, random.Random(seed)  # noqa: S311
+    audit = Audit()
+    names = _Names()
+    chosen = list[NamedRun]()
+    number = 0
+    choose = random.Random(seed)  # noqa: S311
     superseded: dict[str, str] = {}
     for version, delta in log.since(0):
         if version > state.version:
@@ -167,7 +170,10 @@ def _audit(
                 f"{topic}[{partition}]: {covered - recorded:,} of {covered:,} covered offsets hold no event of a run"
             )
     names.close()
-    found.version, found.records, found.runs, found.objects = audit.version, audit.records, audit.runs, len(names)
+    found.version = audit.version
+    found.records = audit.records
+    found.runs = audit.runs
+    found.objects = len(names)
     return names, chosen
 
 
@@ -295,7 +301,8 @@ class _Objects:
                         self._found.find(f"{pack.file.path} holds {name}, which the manifest does not name", "pack")
                     digest = telemetry_digest(run_of(name), table)
                     self._check(path, table.num_rows, digest, pack.file.path, "pack")
-                part, rows = [], 0
+                part = []
+                rows = 0
 
     def singles(self) -> None:
         """Verify every raw object that is not in a pack."""

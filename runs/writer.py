@@ -124,7 +124,8 @@ def store(batch: Batch, raw: Store) -> Batch:
 
 
 def _encode(pending: PendingRun) -> tuple[RawFile, bytes]:
-    facts, table = pending.mention, pending.telemetry
+    facts = pending.mention
+    table = pending.telemetry
     if table is None:
         raise IntegrityError(f"{pending.origin} {facts.run_id}: cannot store a run before it is parsed")
     digest = telemetry_digest(facts.run_id, table)

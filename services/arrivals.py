@@ -175,7 +175,9 @@ def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became
     Raises:
       CimlError, IntegrityError: the data root cannot be read.
     """
-    data, seen, read = DataRoot.open(data_path), False, -1
+    data = DataRoot.open(data_path)
+    seen = False
+    read = -1
     waits: set[str] = set()
     runs: set[str] = set()
     needle = json.dumps(origin.to_json(), separators=(",", ":")).encode()

@@ -193,7 +193,8 @@ def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
     command = processes.python_command("ciml.services.process", "supervisor", str(files.home), files.name)
     pid, started = processes.spawn(command, files.log("supervisor"), processes.python_environment(), Path(options.cwd))
     began = time.monotonic()
-    deadline, why = began + wait_s, "its supervisor has not started yet"
+    deadline = began + wait_s
+    why = "its supervisor has not started yet"
     while time.monotonic() < deadline:
         seen = files.status()
         mine = (seen.get("supervisor") or {}).get("pid") == pid

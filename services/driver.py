@@ -56,7 +56,8 @@ def drive(
     """
     if service.needs_flink and endpoint is None and until != "end":
         raise CimlError(service.needs_flink)
-    stop, report = stop or threading.Event(), report or (lambda progress, word: None)
+    stop = stop or threading.Event()
+    report = report or (lambda progress, word: None)
     try:
         service.open()
         if endpoint is None:
@@ -70,7 +71,9 @@ def drive(
 def _drive_here(
     service: Service, until: Until, stop: threading.Event, report: Report, patience_s: float | None
 ) -> None:
-    idle, outage, seen = Idle(until), Outage(patience_s, *service.retry_s), Progress(0)
+    idle = Idle(until)
+    outage = Outage(patience_s, *service.retry_s)
+    seen = Progress(0)
     pause_s = service.poll_s if until is None or until == "end" else min(service.poll_s, max(until, 0.05))
     while not stop.is_set():
         try:
@@ -111,7 +114,9 @@ def _drive_on_flink(
 ) -> None:
     if until is not None:
         service.ready()
-    idle, job, ends = Idle(until), _JobHere(service, endpoint, extra), threading.Event()
+    idle = Idle(until)
+    job = _JobHere(service, endpoint, extra)
+    ends = threading.Event()
 
     def wanted() -> Wanted:
         seen = watchdog.progress
@@ -121,7 +126,8 @@ def _drive_on_flink(
 
     def on_status(status: dict[str, Any]) -> None:
         if watchdog.progress is not None:
-            waits, state = status["health"] == "waiting", status["job"]["state"]
+            waits = status["health"] == "waiting"
+            state = status["job"]["state"]
             word = "done" if ends.is_set() and state == "missing" else state
             report(watchdog.progress, f"waits: {status['why']}" if waits else word)
 
@@ -146,7 +152,9 @@ class _JobHere:
     """
 
     def __init__(self, service: Service, endpoint: str, extra: tuple[str, ...]) -> None:
-        self._service, self._endpoint, self._extra = service, endpoint, extra
+        self._service = service
+        self._endpoint = endpoint
+        self._extra = extra
         self._job: FlinkJob | None = None
         self.error: CimlError | None = None
 
@@ -170,7 +178,8 @@ class _JobHere:
             self.error = error
 
     def cancel(self) -> None:
-        job, self._job = self._job, None
+        job = self._job
+        self._job = None
         if job is not None:
             job.cancel()
 
@@ -228,14 +237,17 @@ class Outage:
     """
 
     def __init__(self, limit_s: float | None, pause_s: float = 1.0, longest_pause_s: float = 1.0) -> None:
-        self._limit_s, self._first_s, self._longest_s = limit_s, pause_s, longest_pause_s
+        self._limit_s = limit_s
+        self._first_s = pause_s
+        self._longest_s = longest_pause_s
         self._pause_s = pause_s
         self._since: float | None = None
 
     def is_over(self) -> None:
         if self._since is not None:
             _log.warning("answers again after %.0f s", time.monotonic() - self._since)
-        self._since, self._pause_s = None, self._first_s
+        self._since = None
+        self._pause_s = self._first_s
 
     def pause_after(self, error: EngineError) -> float:
         """Return the pause before the next try, seconds. Raise the error after the limit."""
@@ -245,7 +257,8 @@ class Outage:
             _log.warning("%s; retrying", error)
         if self._limit_s is not None and now - self._since >= self._limit_s:
             raise error
-        pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, self._longest_s)
+        pause_s = self._pause_s
+        self._pause_s = min(self._pause_s * 2, self._longest_s)
         return pause_s
 
 
@@ -271,7 +284,8 @@ class Idle:
             return all(seen.positions.get(part, end) >= end for part, end in self.ends.items())
         now = self.clock()
         if seen.behind or seen.version != self._version:
-            self._version, self._since_s = seen.version, now
+            self._version = seen.version
+            self._since_s = now
         if self.until is None or seen.behind or seen.waiting:
             return False
         return now - self._since_s >= self.until

@@ -309,7 +309,8 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
     Raises:
       EngineError: the store does not answer.
     """
-    committing, policy = replica(data), feedback.policy
+    committing = replica(data)
+    policy = feedback.policy
     with committing.state() as state:
         muted = sorted(state.muted)
         standings = Standings(list(state.history), policy, int(time.time() * 1e6))

@@ -94,11 +94,13 @@ class Options:
 def located(home: Path, options: Options) -> Options:
     """Return the options with the present addresses of the home's own engines; without one the last is kept."""
     known = state.read(home)
-    kafka, flink = known.get("kafka"), known.get("cluster") or known.get("flink")
+    kafka = known.get("kafka")
+    flink = known.get("cluster") or known.get("flink")
     if options.local_kafka and kafka is not None:
         options = replace(options, arguments={**options.arguments, "kafka": kafka.address})
     if options.local_flink and flink is not None and not flink.light:
-        rest, workers = flink.urls.get("rest", ""), flink.urls.get("workers", "")
+        rest = flink.urls.get("rest", "")
+        workers = flink.urls.get("workers", "")
         options = replace(options, jobs=flink.address, rest=rest, workers=workers)
     s3 = known.get("s3")
     models = known.get("models")
@@ -165,7 +167,8 @@ class ServiceFiles:
     def __init__(self, home: Path, name: str) -> None:
         if not _NAME.fullmatch(name):
             raise CimlError(f"invalid service name {name!r}: use at most 64 letters, digits, '.', '_' and '-'")
-        self.home, self.name = home, name
+        self.home = home
+        self.name = name
         new, old = (home / folder for folder in _FOLDERS)
         self._earlier = not (new / name / "options.json").exists() and (old / name / "options.json").exists()
         folder = old if self._earlier else new

@@ -53,7 +53,8 @@ class Worker:
     """
 
     def __init__(self, files: ServiceFiles, cwd: Path) -> None:
-        self._files, self._cwd = files, cwd
+        self._files = files
+        self._cwd = cwd
         self._child: tuple[int, float] | None = None  # until it has recorded itself
         self._launch: str | None = None
 
@@ -166,11 +167,16 @@ class OnFlink:
     """
 
     def __init__(self, worker: Worker, options: Options, prefix: str, savepoints: Path) -> None:
-        self._worker, self._options, self._prefix, self._savepoints = worker, options, prefix, savepoints
+        self._worker = worker
+        self._options = options
+        self._prefix = prefix
+        self._savepoints = savepoints
         self._seen_live: set[str] = set()  # names of the jobs that this object saw running
 
     def status(self) -> JobStatus:
-        report, runs, mine = self._worker.report(), self._worker.runs, self._mine()
+        report = self._worker.report()
+        runs = self._worker.runs
+        mine = self._mine()
         if not self._options.workers:  # other jobs have lost their workers; the next submission ends them
             mine = [one for one in mine if one.name == report.get("job")]
         live = [one for one in mine if not one.over]
@@ -232,9 +238,13 @@ class OnFlink:
         return path
 
     def _live(self, job: RestJob) -> JobStatus:
-        point, again, how, fault = None, None, "", ""
+        point = None
+        again = None
+        how = ""
+        fault = ""
         with contextlib.suppress(EngineError):  # a new job has neither
-            point, again = jobs.last_checkpoint(job), jobs.restarts(job)
+            point = jobs.last_checkpoint(job)
+            again = jobs.restarts(job)
         if not job.all_run:
             how, fault = self._failure(job)
         return JobStatus(

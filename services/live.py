@@ -46,7 +46,9 @@ class LiveService(Service):
 
     def __init__(self, config: LiveConfig, since_s: float | None, renew_s: float = 3600.0) -> None:
         super().__init__(f"ciml-live-{config.topic}")
-        self.config, self._since_s, self.renew_s = config, since_s, renew_s
+        self.config = config
+        self._since_s = since_s
+        self.renew_s = renew_s
         self._listing: Listing | None = None
         self._begun: dict[int, int] = {}
         self._read = 0
@@ -61,7 +63,8 @@ class LiveService(Service):
 
     def observe(self) -> Progress:
         """Return the progress of this process's job; of another process's job, only the topic's ends."""
-        topic, kafka = self.config.topic, self.config.kafka
+        topic = self.config.topic
+        kafka = self.config.kafka
         self._listing = list_again(kafka, self._listing) if self._listing else make_topics(self.config)
         done = reached(topic)
         at = {partition: max(start, done.get(partition, start)) for partition, start in self._begun.items()}
@@ -92,7 +95,8 @@ class LiveService(Service):
         from ciml.pipelines.flink.submit import run_here
 
         run_here(partial(self.build, work=work))
-        self._read, self._done = sum((read.end or 0) - read.start for read in work), True
+        self._read = sum((read.end or 0) - read.start for read in work)
+        self._done = True
 
     def close(self) -> None:
         close_readers()
@@ -166,7 +170,8 @@ def make_topics(config: LiveConfig) -> Listing:
 
 
 def _resolved(dataset: StoredDataset) -> LiveDataset:
-    name, resolved = dataset.name, dataset.state().resolved
+    name = dataset.name
+    resolved = dataset.state().resolved
     if resolved is None:
         raise CimlError(
             f"data set {name!r} has no columns before its first span is sealed: run ciml dataset update {name} --seal"

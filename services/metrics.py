@@ -55,7 +55,8 @@ METRICS = (
 
 def topic_families(state: TopicState, listing: Listing) -> Iterable[Family]:
     """Yield the metrics of a topic whose offsets a manifest covers."""
-    lag, topic = lag_by_partition(state, listing), listing.topic
+    lag = lag_by_partition(state, listing)
+    topic = listing.topic
     yield from lag_families(topic, lag)
     yield COVERED.of({(topic, str(partition)): state.covered(topic, partition).count() for partition in lag})
 
@@ -75,7 +76,8 @@ def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
         if kind == "live":  # only its worker knows the position
             yield from lag_families(status["topic"], status.get("lag") or {})
         return
-    job, point = status.get("job") or {}, status.get("checkpoint") or {}
+    job = status.get("job") or {}
+    point = status.get("checkpoint") or {}
     yield HEALTH.of({(health,): health == status.get("health") for health in get_args(Health)})
     yield RESUBMISSIONS.alone(status.get("resubmitted", 0))
     yield RESTARTS.alone(job.get("restarts"))

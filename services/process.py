@@ -50,7 +50,8 @@ _KEPT = ("savepoint", "resubmitted", "resubmissions", "last_failure")  # of an e
 def supervisor_main(home: Path, name: str) -> int:
     """Supervise a service until it is stopped or has failed; return the exit code."""
     configure_logging()
-    files, leave = ServiceFiles(home, name), threading.Event()
+    files = ServiceFiles(home, name)
+    leave = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # the service keeps running: only `ciml service stop` stops it
         signal.signal(number, lambda *_: leave.set())
     with files.exclusive("supervisor", timeout_s=10.0) as held:
@@ -100,14 +101,17 @@ class _Supervision:
     """The supervision of a service while the addresses that it connects to stay the same."""
 
     def __init__(self, files: ServiceFiles, options: Options) -> None:
-        self._files, self._options = files, options
+        self._files = files
+        self._options = options
         self._service = watched(options)
         self._ages = StatusAges(options.kind)
         self._endpoint = Endpoint(files, options, (self._service.board, self._ages))
         self._bounded_s = time.monotonic()
 
     def run(self, leave: threading.Event) -> Health:
-        files, options, given = self._files, self._options, self._options.arguments
+        files = self._files
+        options = self._options
+        given = self._options.arguments
         status: dict[str, Any] = {
             "name": files.name, "kind": options.kind, "engine": options.engine, "data": given.get("data_path", ""),
             "topic": options.topic, "kafka": given.get("kafka", ""), "parallelism": options.parallelism,
@@ -243,7 +247,8 @@ class _Worker:
     """Runs the service and reports its state. Before `_end_gracefully` a signal ends it at once, without a loss."""
 
     def __init__(self, files: ServiceFiles, options: Options, launch: str) -> None:
-        self._files, self._options = files, options
+        self._files = files
+        self._options = options
         self._stop = threading.Event()
         self._reported: dict[str, Any] = {"pid": os.getpid(), "launch": launch}
         stop_with(options.tied, lambda: os.kill(os.getpid(), signal.SIGTERM))

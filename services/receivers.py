@@ -56,7 +56,8 @@ class Receiver(Service):
 
     def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
         super().__init__(f"ciml-{self.receiver}-{topic}")
-        self.receivers, self.topic = receivers, topic
+        self.receivers = receivers
+        self.topic = topic
         self.kafka = replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S))
         self.metrics = ReceiverMetrics(self.receiver)
         self.broker_error = "it was not asked yet"

@@ -108,7 +108,8 @@ class Service(ABC):
     renew_s: float = float("inf")
 
     def __init__(self, name: str) -> None:
-        self.name, self.board = name, Board()
+        self.name = name
+        self.board = Board()
 
     @classmethod
     @abstractmethod
@@ -194,7 +195,10 @@ class TopicService(Service, Generic[S]):
 
     def __init__(self, name: str, config: Any, topic: str, committing: LogReplica[S], most: int) -> None:
         super().__init__(name)
-        self.config, self.topic, self.committing, self._most = config, topic, committing, most
+        self.config = config
+        self.topic = topic
+        self.committing = committing
+        self._most = most
         self._opened: Listing | None = None
         self._seen: Listing | None = None
         self._publisher: Projection | Projections | None = None

@@ -58,7 +58,8 @@ def gather(files: ServiceFiles) -> dict[str, Any]:
 
 def remedy(files: ServiceFiles, status: dict[str, Any]) -> str | None:
     """Return the command that continues the service after the cause is repaired; None if it continues by itself."""
-    health, why = status["health"], status["why"]
+    health = status["health"]
+    why = status["why"]
     resume = f"ciml service resume {_named(files)}"
     if health == "failed" and OTHER_TOPIC in why:
         return f"{OTHER_TOPIC} --service {_named(files)} && {resume}"
@@ -79,7 +80,8 @@ def _mark_stale(status: dict[str, Any], *, supervised: bool) -> None:
     times = read_times(status) if supervised else status.get("read_us", {})
     ages = {figures: max(0, (now - time_us) // 1_000_000) for figures, time_us in times.items()}
     stale = sorted(figures for figures, age_s in ages.items() if age_s > _STALE_S)
-    status["ages_s"], status["stale"] = ages, stale
+    status["ages_s"] = ages
+    status["stale"] = stale
     status["last_known"] = None
     if "lag" in stale:
         status["last_known"] = {name: status.get(name) for name in ("behind", "lag", "rate")}
@@ -175,14 +177,16 @@ def show(status: dict[str, Any]) -> None:
 
 
 def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
-    job, kept = status.get("job") or {}, status.get("savepoint") or {}
+    job = status.get("job") or {}
+    kept = status.get("savepoint") or {}
     lag = status.get("lag")
     behind = _lag(status)
     if lag and status["behind"]:
         behind += " (" + ", ".join(f"[{part}] {number:,}" for part, number in lag.items()) + ")"
     failure = status.get("last_failure")
     rate = status.get("rate")
-    point, counts = status.get("checkpoint"), status.get("counts") or {}
+    point = status.get("checkpoint")
+    counts = status.get("counts") or {}
     again = status.get("resubmissions") or []
     made = [
         ("runs", f"{counts['run']:,}" if "run" in counts else "–"),

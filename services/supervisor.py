@@ -138,7 +138,8 @@ class Supervisor:
             self._was_read("job")
         except EngineError as error:
             away.append(str(error))
-        covered, unready = None, False
+        covered = None
+        unready = False
         try:
             covered = self.progress = self._observe_service()
             self.service.ready()
@@ -148,11 +149,13 @@ class Supervisor:
                 unready = True
         except EngineError as error:
             away.append(str(error))
-            unready, covered = isinstance(error, NotReadyError) and len(away) == 1, None
+            unready = isinstance(error, NotReadyError) and len(away) == 1
+            covered = None
         except IntegrityError as error:
             self._faults += 1
             if self._faults >= _FAULTS:
-                self.error, self._fault = error, str(error)
+                self.error = error
+                self._fault = str(error)
         if job is not None and job.fault:
             self.status["exit_code"] = job.exit_code
         now = self.clock()
@@ -201,18 +204,21 @@ class Supervisor:
             self.status.update(job.progress)
             if job.progress.get("lag") is not None and job.progress_us is not None:
                 self._was_read("lag", job.progress_us)
-        size, at = job.checkpoint_bytes, job.checkpoint_s
+        size = job.checkpoint_bytes
+        at = job.checkpoint_s
         self.status["checkpoint"] = None if size is None else {"bytes": size, "time_us": int((at or 0) * 1e6)}
         kept = self.status["savepoint"]
         if self._from_savepoint and kept:
             if seen.committed or (seen.running_s is not None and not seen.behind):
-                self._from_savepoint, kept["use"] = False, "resumed"
+                self._from_savepoint = False
+                kept["use"] = "resumed"
             elif job.state in ("missing", "over"):
                 self._reject_savepoint(job.how or "the job ended")
 
     def _reject_savepoint(self, why: str) -> None:
         kept = self.status["savepoint"]
-        kept["use"], kept["why"] = "refused", why
+        kept["use"] = "refused"
+        kept["why"] = why
         self._from_savepoint = False
         _log.warning("savepoint %s rejected (%s); continuing from the manifest", kept["path"], why)
 
@@ -237,7 +243,8 @@ class Supervisor:
             self.status["resubmitted"] += 1
             again = [*self.status["resubmissions"], {"time_us": now_us(), "why": action.why}]
             self.status["resubmissions"] = again[-_KEPT:]
-        self._submitted, self._from_savepoint = True, bool(path)
+        self._submitted = True
+        self._from_savepoint = bool(path)
         self._tracker.submitted(self.clock())
         self.status["job"] = {"state": "starting", "submitted_us": now_us()}
         self.jobs.submit(path)

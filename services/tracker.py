@@ -70,7 +70,10 @@ class Tracker:
         """Record that a job was submitted or taken over now."""
         self.failures = 0 if self._first or not self.brought_nothing(now_s) else self.failures + 1
         self._first = False
-        self.submitted_s, self.running_s, self.committed, self.ended_s = now_s, None, False, None
+        self.submitted_s = now_s
+        self.running_s = None
+        self.committed = False
+        self.ended_s = None
 
     def brought_nothing(self, now_s: float) -> bool:
         """Return whether the present job would be fruitless if it ended now; see `Limits`."""
@@ -83,7 +86,8 @@ class Tracker:
         """Return the offsets covered a second over the last minute; None before two observations."""
         if len(self._speed) < 2:
             return None
-        (first_s, first), (last_s, last) = self._speed[0], self._speed[-1]
+        (first_s, first) = self._speed[0]
+        (last_s, last) = self._speed[-1]
         return (last - first) / (last_s - first_s) if last_s > first_s else None
 
     def observe(
@@ -109,7 +113,8 @@ class Tracker:
           unready: whether ``away`` only means that the service is not ready yet.
         """
         if wanted != self._wanted:
-            self._wanted, self._wanted_s = wanted, now_s
+            self._wanted = wanted
+            self._wanted_s = now_s
         if covered is not None:
             self._take(now_s, covered)
         self._was_away = covered is None

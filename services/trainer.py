@@ -43,7 +43,9 @@ class TrainerService(Service):
         progress: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(f"ciml-trainer-{config.model}")
-        self.config, self._report, self._progress = config, report, progress
+        self.config = config
+        self._report = report
+        self._progress = progress
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)
         self._excluded = ManifestLog(config.data.exclusions)

@@ -33,7 +33,8 @@ class WebhooksService(Receiver):
 
     def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
         super().__init__(receivers, kafka, topic)
-        self.settings, self.port = receivers.webhooks, receivers.webhooks.port
+        self.settings = receivers.webhooks
+        self.port = receivers.webhooks.port
         self._endpoints = endpoints(receivers)
         self._producer: DeliveryProducer | None = None
         self._thread: threading.Thread | None = None
@@ -78,7 +79,8 @@ class WebhooksService(Receiver):
                 started.set_exception(error)
 
     async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
-        settings, producer = self.settings, self._producer
+        settings = self.settings
+        producer = self._producer
         assert producer is not None
         self._loop = asyncio.get_running_loop()
         connections = Connections(

@@ -182,7 +182,8 @@ class ModelClient:
     """
 
     def __init__(self, address: str, model: str, policy: ClientPolicy | None = None) -> None:
-        self.address, self.model = address, model
+        self.address = address
+        self.model = model
         self._policy = policy or ClientPolicy()
         self._channel = grpc.insecure_channel(
             address,
@@ -290,7 +291,8 @@ class ModelClient:
 
     def _retried(self, call: Callable[[], Any], slow_tries: int | None = None) -> tuple[Any, float]:
         """Return the answer and its duration. ``slow_tries`` limits the attempts that end by their deadline."""
-        policy, slow = self._policy, 0
+        policy = self._policy
+        slow = 0
 
         def is_transient(error: BaseException) -> bool:
             nonlocal slow
@@ -313,7 +315,8 @@ class ModelClient:
         try:
             answer: tuple[Any, float] = retrying(timed)
         except grpc.RpcError as error:
-            code, details = error.code(), error.details() or ""
+            code = error.code()
+            details = error.details() or ""
             if code is grpc.StatusCode.NOT_FOUND or "Unrecognized servable version label" in details:
                 raise NotServedError(f"{self.address}: {details}") from None
             kind = FailedCallError if code in _FAILED else EngineError

@@ -65,7 +65,10 @@ def check_candidate(folder: Store) -> ResolvedDefinition:
 
 
 def _check_signatures(model: LoadedModel, definition: ResolvedDefinition, where: str) -> None:
-    rows, windows, features, classes = -1, definition.windows, len(definition.features), len(definition.classes)
+    rows = -1
+    windows = definition.windows
+    features = len(definition.features)
+    classes = len(definition.classes)
     wanted: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         DEFAULT_SIGNATURE: (
             {"inputs": ("float32", (rows, windows, features)), "n_windows": ("int32", (rows,))},
@@ -84,7 +87,8 @@ def _check_signatures(model: LoadedModel, definition: ResolvedDefinition, where:
 
 
 def _query(model: LoadedModel, definition: ResolvedDefinition, where: str) -> None:
-    windows, features = definition.windows, len(definition.features)
+    windows = definition.windows
+    features = len(definition.features)
     random = np.random.default_rng(0)
     inputs = np.concatenate([np.zeros((1, windows, features)), random.gamma(2.0, 50.0, (3, windows, features))]).astype(
         np.float32

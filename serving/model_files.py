@@ -172,7 +172,8 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
       FileNotFoundError: if there is no such folder.
       IntegrityError: for a file that is not part of a SavedModel, an irregular file, or a limit exceeded.
     """
-    total, count = 0, 0
+    total = 0
+    count = 0
     local = isinstance(folder, LocalStore)
     for path in _local_paths(Path(folder.root)) if local else folder.list():
         if not _ALLOWED.fullmatch(path):

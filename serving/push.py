@@ -244,7 +244,8 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
         version = state.predecessor(present)
         if version is None:
             raise CimlError(f"model {model}: version {present} has no predecessor; nothing to roll back to")
-    target, files = version, state.files(version)
+    target = version
+    files = state.files(version)
     folder = registry.folder(target)
     try:
         check_digests(folder.root, file_digests(folder), files)

@@ -16,7 +16,8 @@ from ciml.http.intake import RequestError
 from ciml.serving.predict.answers import MAX_CALL_ROWS
 
 #: The inputs of a model, by name.
-INPUTS, N_WINDOWS = "inputs", "n_windows"
+INPUTS = "inputs"
+N_WINDOWS = "n_windows"
 _KINDS = {INPUTS: np.float32, N_WINDOWS: np.int32}
 
 

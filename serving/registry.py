@@ -94,7 +94,8 @@ class RegistryState:
         """Apply the next delta. Raises `IntegrityError` if it contradicts the earlier ones."""
         if version != self.version + 1:
             raise IntegrityError(f"registry: version {version} follows {self.version}")
-        kind, time_us = delta["kind"], delta["time_us"]
+        kind = delta["kind"]
+        time_us = delta["time_us"]
         if kind == "candidate":
             one = delta["candidate"]
             self.candidates[one["id"]] = Candidate(**one, time_us=time_us)

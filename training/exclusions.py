@@ -203,7 +203,8 @@ class ExclusionState:
         """Apply the next delta. Raises `IntegrityError` if it contradicts the earlier ones."""
         if version != self.version + 1:
             raise IntegrityError(f"exclusions: version {version} follows {self.version}")
-        kind, time_us = delta["kind"], delta["time_us"]
+        kind = delta["kind"]
+        time_us = delta["time_us"]
         if kind == "exclude":
             for one in delta["exclusions"]:
                 number = len(self.kept) + 1
@@ -290,7 +291,8 @@ def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> li
     Raises:
       CimlError: an id is unknown, or was reverted before; then none is reverted.
     """
-    state, found = ExclusionState(), list[Kept]()
+    state = ExclusionState()
+    found = list[Kept]()
 
     def build() -> Delta | None:
         found.clear()

@@ -22,7 +22,8 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.training.calibration.calibrators import Calibrator
 from ciml.training.runtime import tensorflow
 
-SERVING, EXAMPLES = "serving_default", "examples"
+SERVING = "serving_default"
+EXAMPLES = "examples"
 DEFINITION_ASSET = "assets/definition.json"
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 _WARMUP_ROWS = (1, 32)
@@ -64,7 +65,8 @@ def export(
     shutil.rmtree(staging, ignore_errors=True)
     signatures = {SERVING: module.serve, EXAMPLES: module.serve_examples}
     tf.saved_model.save(module, str(staging), signatures=signatures)
-    asset, warmup = staging / DEFINITION_ASSET, staging / WARMUP
+    asset = staging / DEFINITION_ASSET
+    warmup = staging / WARMUP
     asset.parent.mkdir(parents=True, exist_ok=True)
     asset.write_bytes(dumps(resolved))
     for each, content in (assets or {}).items():
@@ -81,7 +83,8 @@ def _module(
     tf = tensorflow()
     import tensorflow_transform as tft
 
-    windows, features = resolved.windows, len(resolved.features)
+    windows = resolved.windows
+    features = len(resolved.features)
     transform = tft.TFTransformOutput(str(transform_folder))
     spec: dict[str, Any] = {feature: tf.io.FixedLenFeature([windows], tf.float32) for feature in resolved.features}
     spec["n_windows"] = tf.io.FixedLenFeature([], tf.int64)

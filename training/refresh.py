@@ -209,7 +209,8 @@ def refresh(
       IntegrityError: if the stored data are inconsistent.
     """
     steps = _Steps(progress)
-    trainer, stored = data.trainer(model), data.dataset(dataset)
+    trainer = data.trainer(model)
+    stored = data.dataset(dataset)
     with steps("snapshot"), lineage.step(f"snapshot.{model}", partial(snapshot_inputs, stored)) as step:
         snapshot = make_snapshot(stored, policy or TrustPolicy.load())
         step.describe(partial(snapshot_made, stored, snapshot, model))

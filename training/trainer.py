@@ -74,7 +74,9 @@ class Refreshes:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._steps, self._refreshed, self._errors = STEPS.summary(), REFRESHED.gauge(), ERRORS.counter()
+        self._steps = STEPS.summary()
+        self._refreshed = REFRESHED.gauge()
+        self._errors = ERRORS.counter()
         self.collectors = self._steps, self._refreshed, self._errors
         for kind in ("engine", "data"):
             self._errors.labels(model, kind)
@@ -326,7 +328,8 @@ def _push(
     began = time.perf_counter()
     decision = made.decision
     facts = {**made.facts(), "champion": champion}
-    version, reasons = None, decision.reasons
+    version = None
+    reasons = decision.reasons
     folder = open_store(made.folder)
     try:
         version = push(
@@ -391,7 +394,8 @@ def _champion(registry: Registry, version: int | None, folder: Path) -> Champion
     """Return a checked copy of the served version. Raises `IntegrityError` if it was altered."""
     if version is None:
         return None
-    source, copy = registry.folder(version), folder / "model"
+    source = registry.folder(version)
+    copy = folder / "model"
     try:
         digests = copy_model(source, copy)
     except FileNotFoundError:

@@ -136,7 +136,8 @@ def guarded_messages(stage: str, function: Callable[[Batch], Batch], batch: Batc
       function: returns its batch without messages.
       batch: with its range of offsets, where it has messages.
     """
-    covers, messages = batch.covers, batch.messages
+    covers = batch.covers
+    messages = batch.messages
     if covers is None or not messages:
         return function(batch)
 

@@ -108,7 +108,8 @@ def window_means(table: pa.Table, columns: Iterable[str], seconds: int) -> Windo
       seconds: length of a window.
     """
     starts, window = np.unique((elapsed_s(table) // seconds).astype(np.int64), return_inverse=True)
-    means, counts = {}, {}
+    means = {}
+    counts = {}
     for column in columns:
         if column not in table.column_names:
             continue
@@ -278,7 +279,8 @@ def make_profiles(runs: Iterable[tuple[RunFacts, pa.Table]], columns: Iterable[s
 
 
 def _summary(facts: RunFacts, table: pa.Table, names: tuple[str, ...]) -> _Summary:
-    minutes, short = _quantiles(table, names, MINUTE_S), _quantiles(table, names, SHORT_WINDOW_S)
+    minutes = _quantiles(table, names, MINUTE_S)
+    short = _quantiles(table, names, SHORT_WINDOW_S)
     return _Summary(length_s(table), tail_s(table, facts.end_us), place_of(facts), minutes, short)
 
 
@@ -294,7 +296,8 @@ def _quantiles(table: pa.Table, names: tuple[str, ...], seconds: int) -> dict[st
 
 def _profile(job: str, kept: list[_Summary]) -> Profile:
     lengths = np.array([each.length_s for each in kept])
-    minutes, short = _ranges([each.columns for each in kept]), _ranges([each.short for each in kept])
+    minutes = _ranges([each.columns for each in kept])
+    short = _ranges([each.short for each in kept])
     tails = np.array([each.tail_s for each in kept if each.tail_s is not None])
     tail = _range(tails) if tails.size else None
     places = dict(sorted(Counter(each.place for each in kept).items()))
@@ -406,5 +409,6 @@ def _stretches(outside: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np
     indices = np.flatnonzero(outside)
     inside = np.cumsum(~(outside | missing))
     breaks = np.flatnonzero(np.diff(inside[indices]) > 0)
-    starts, ends = np.append(0, breaks + 1), np.append(breaks, indices.size - 1)
+    starts = np.append(0, breaks + 1)
+    ends = np.append(breaks, indices.size - 1)
     return (indices[starts], indices[ends]) if indices.size else (indices, indices)

@@ -36,7 +36,8 @@ class Dataset:
         from ciml.training.data.examples import read_snapshot_facts
         from ciml.trust import TrustPolicy
 
-        self._stored, self.name = stored, stored.name
+        self._stored = stored
+        self.name = stored.name
         state = stored.state()
         self._snapshot: Snapshot
         self._snapshot, _ = read_snapshot_facts(stored, state, TrustPolicy.load(trust_policy))

@@ -96,7 +96,8 @@ class Model:
         tensorflow()  # with the settings of training, which cannot be changed later
         self._data = data
         self._local = LocalModel(data, name, version, label)
-        self.name, self.version = name, self._local.version
+        self.name = name
+        self.version = self._local.version
         self.classes: tuple[str, ...] = self._local.definition.classes
         self.features: tuple[str, ...] = self._local.definition.features
 
@@ -244,7 +245,8 @@ class Model:
         from ciml.runs.run_log import find_files
         from ciml.telemetry import OWN_COLUMNS
 
-        raw, columns = self._data.raw, [*OWN_COLUMNS, *self._local.definition.columns]
+        raw = self._data.raw
+        columns = [*OWN_COLUMNS, *self._local.definition.columns]
         files = find_files(ManifestLog(raw), run_ids)
         for start in range(0, len(run_ids), _MOST_RUNS):
             part = run_ids[start : start + _MOST_RUNS]
@@ -291,7 +293,8 @@ def _parts(tables: Iterator[pa.Table | RejectedInput]) -> Iterator[list[pa.Table
         size += 0 if isinstance(table, RejectedInput) else table.nbytes
         if len(part) >= _MOST_RUNS or size >= _MOST_BYTES:
             yield part
-            part, size = [], 0
+            part = []
+            size = 0
     if part:
         yield part
 

@@ -104,7 +104,8 @@ def _names(kind: Context, features: Sequence[str]) -> Iterator[str]:
 #: Default length of a run that is used, as in the original.
 NORMAL_LENGTH_S = 5500
 #: The value of ``max_windows`` that follows from the runs, and the percentage of them that it does not cut.
-AUTO, NOT_CUT = "auto", 99
+AUTO = "auto"
+NOT_CUT = 99
 #: Upper limit of windows: an example of 14 columns would take 5.6 MB.
 MAX_WINDOWS = 100_000
 #: One salt for all data sets, so that a run is in the same split everywhere.

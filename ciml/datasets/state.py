@@ -177,14 +177,16 @@ class DatasetState:
             raise IntegrityError(f"data set manifest: version {version} after {self.version}")
         if version == 1:
             self.definition = DatasetDefinition.from_json(delta["definition"], "data set manifest: version 1")
-            self.source, self.listing = delta.get("source"), delta.get("listing")
+            self.source = delta.get("source")
+            self.listing = delta.get("listing")
         if "resolved" in delta:
             self.resolved = ResolvedDefinition.from_json(delta["resolved"], f"data set manifest: version {version}")
         if "cursor" in delta:
             cursor: Position = (delta["cursor"][0], delta["cursor"][1])
             if cursor < self.cursor:
                 raise IntegrityError(f"data set manifest: version {version} goes back from {self.cursor} to {cursor}")
-            self.cursor, self.corrections_to = cursor, delta["corrections_to"]
+            self.cursor = cursor
+            self.corrections_to = delta["corrections_to"]
         for each in delta.get("spans", ()):
             self._apply_span(version, SpanVersion.from_json(each))
         for each in delta.get("corrections", ()):

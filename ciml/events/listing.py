@@ -234,7 +234,10 @@ class _Scan:
             long = self._long.hexdigest() if self._long is not None else ""
             self._blocks.append(Block(self._first, self._line, self._at, self._size, _block_digest(data), long))
         self._at += self._size
-        self._first, self._size, self._parts, self._long = self._line, 0, [], None
+        self._first = self._line
+        self._size = 0
+        self._parts = []
+        self._long = None
 
 
 def _block_digest(data: bytes) -> bytes:
@@ -312,7 +315,8 @@ class _Pieces(RawIOBase):
     """Chunks of bytes as a file that can only be read forwards."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._rest = pieces, b""
+        self._pieces = pieces
+        self._rest = b""
 
     def readable(self) -> bool:
         return True

@@ -182,7 +182,8 @@ def _offloaded(raw: Store, records: Iterable[dict[str, Any]]) -> Iterator[dict[s
     for record in records:
         payload = record.get("payload")
         if payload and payload != last:  # the runs of a message follow each other, and have equal payloads
-            last, reference = payload, _stored(raw, payload)
+            last = payload
+            reference = _stored(raw, payload)
         yield {**record, "payload": reference} if payload else record
 
 

@@ -93,9 +93,15 @@ _HEXADECIMAL = re.compile(r"(?:[A-Z]|0x|3A)?(?:[0-9a-f]+|[0-9A-F]+)")
 #: The start of a digest, and of GitHub's identifiers of objects, as PR_kwDO….
 _ID = re.compile(r"(?:sha\d{1,3}|md5|blake\w{1,4})[-_.:]|[A-Z]{1,5}_[A-Za-z]")
 #: Letters and digits of a token without and with a prefix, the least shares of changes of class, and what is examined.
-_RANDOM, _RANDOM_WITH_PREFIX, _EXAMINED = 24, 12, 64
-_LETTERS_OF_WORD, _WORDS, _WORDS_OF_LETTERS = 3, 0.4, 0.5
-_CHANGES, _CHANGES_OF_LETTERS, _CHANGES_OF_CAPITALS = 0.42, 0.32, 0.25
+_RANDOM = 24
+_RANDOM_WITH_PREFIX = 12
+_EXAMINED = 64
+_LETTERS_OF_WORD = 3
+_WORDS = 0.4
+_WORDS_OF_LETTERS = 0.5
+_CHANGES = 0.42
+_CHANGES_OF_LETTERS = 0.32
+_CHANGES_OF_CAPITALS = 0.25
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 _ENTITY = re.compile(r"&(?:#[xX]([0-9A-Fa-f]{1,6})|#([0-9]{1,7})|(amp|quot|apos|equals|commat|sol|colon|percnt|num));?")
 _ENTITIES = {

@@ -257,7 +257,8 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     address = _address(line, "log_path") or _address(line, "log_url")
     if logs and address:
         address = log_address(logs, address)
-    more, further = labels(line.get("labels")), dict[str, str]()
+    more = labels(line.get("labels"))
+    further = dict[str, str]()
     for name, value in line.items():
         if name in _LISTING_TAKEN or value is None or type(value) in (list, dict):
             continue

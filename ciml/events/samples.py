@@ -180,7 +180,8 @@ def decode(value: bytes | None) -> Samples | End:
         raise RejectedInput("bad_field", f"columns: want a list, not {kind_of(columns)}")
     sequence, times, boot, values = _rows(_needed(fields, "samples"), len(columns))
     arrays = _arrays(sequence, times, boot, values)
-    recorder_us, first_us = _needed(fields, "recorder_us"), _needed(fields, "first_us")
+    recorder_us = _needed(fields, "recorder_us")
+    first_us = _needed(fields, "first_us")
     _check(run_id, recorder_us, first_us, columns, sequence, times)
     return Samples(run_id, recorder_us, first_us, tuple(columns), *arrays)
 

@@ -160,7 +160,8 @@ def fact_update(
 def said_by(update: FactUpdate, event_key: str) -> dict[str, Said]:
     """Return the entries of an update by fact, condition and reviewer."""
     when = -1 if update.time_us is None else update.time_us
-    proved, only = bool(update.auth), tuple(sorted(update.only.items()))
+    proved = bool(update.auth)
+    only = tuple(sorted(update.only.items()))
     said = {
         _Scope(name, update.by, only).key: Said(proved, (name, value) in _LASTING, when, event_key, value)
         for name, value in update.facts.items()
@@ -317,7 +318,8 @@ def _changes(facts: RunFacts, found: Mapping[str, Said]) -> dict[str, str]:
 
 def _covering(review: Said, facts: RunFacts, found: Mapping[str, Said], look_up: LookUp) -> Said:
     """Return the review of a run as far as it covers everything that the run executed, by what qualifies it."""
-    target, parents = found.get("target"), found.get("parents")
+    target = found.get("target")
+    parents = found.get("parents")
     if target is not None and (target.value != facts.branch or target.proved < review.proved):
         is_approval = review.value in (PARTLY_APPROVED, "merged")
         return review._replace(lasting=False, value=PARTLY_APPROVED) if is_approval else review
@@ -339,7 +341,8 @@ def _review(facts: RunFacts, plain: Said | None, scoped: Iterable[tuple[_Scope, 
       plain: the review that has neither condition nor reviewer.
       scoped: what was said under conditions, or by reviewers.
     """
-    decisive, many = plain, False
+    decisive = plain
+    many = False
     reviews: dict[str, Said] = {}
     scoped = list(scoped)
     applies = all(getattr(facts, name) == value for scope, _ in scoped for name, value in scope.only)

@@ -71,7 +71,8 @@ class Held:
     """A request whose bytes are in memory, at most ``max_bytes``."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.size, self.max_bytes = 0, max_bytes
+        self.size = 0
+        self.max_bytes = max_bytes
         self.timeout: asyncio.Timeout | None = None
         self.rejection: RequestError | None = None
 
@@ -92,7 +93,10 @@ class Intake:
     """
 
     def __init__(self, *, body_s: float, max_bytes: int, max_reading: int, limit: str = "MAX_REQUEST_BYTES") -> None:
-        self._body_s, self._max_bytes, self._max_reading, self._limit = body_s, max_bytes, max_reading, limit
+        self._body_s = body_s
+        self._max_bytes = max_bytes
+        self._max_reading = max_reading
+        self._limit = limit
         self._reading: dict[Held, None] = {}
         self._counted = 0
 

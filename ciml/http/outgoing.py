@@ -42,7 +42,8 @@ class OneLog(threading.local):
         if self.at != float("inf"):
             yield
             return
-        self.at, self.requests = time.monotonic() + total_s, MAX_LOG_REQUESTS
+        self.at = time.monotonic() + total_s
+        self.requests = MAX_LOG_REQUESTS
         try:
             yield
         finally:

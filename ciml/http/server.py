@@ -61,7 +61,8 @@ class Connections:
     """
 
     def __init__(self, most: int, header_s: float, body_s: float, work_s: float, limit: str) -> None:
-        self.most, self.header_s = most, header_s
+        self.most = most
+        self.header_s = header_s
         self.request_s = body_s + work_s + header_s
         self._message = f"more than {most} connections ({limit})"
         self._open = 0

@@ -39,7 +39,8 @@ class Emitter:
     """
 
     def __init__(self, data: DataRoot, close_s: float = CLOSE_S) -> None:
-        self._data, self._close_s = data, close_s
+        self._data = data
+        self._close_s = close_s
         self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MOST_WAITING)
         self._given_up = threading.Event()
         # A daemon: a request that never ends must not keep the process.

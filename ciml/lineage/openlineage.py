@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 PRODUCER = f"urn:ciml:{__version__}"
 #: Bounds of what an event holds: a definition may have thousands of features, an exception any text.
-MOST_COLUMNS, MOST_ERROR_CHARACTERS = 1000, 1000
+MOST_COLUMNS = 1000
+MOST_ERROR_CHARACTERS = 1000
 
 
 class _Client(OpenLineageClient):

@@ -154,7 +154,9 @@ class Checkpoints(Generic[S]):
     def __init__(
         self, log: ManifestLog, kind: Checkpointed[S], limits: Limits | None = None, cache: Path | None = None
     ) -> None:
-        self.log, self.kind, self.limits = log, kind, limits or Limits()
+        self.log = log
+        self.kind = kind
+        self.limits = limits or Limits()
         self.files = PartFiles(log.store, f"{log.folder}/index", cache)
         self._work: Generator[None, None, None] | None = None
         self._collected_s: float | None = None
@@ -226,7 +228,9 @@ class Checkpoints(Generic[S]):
             if not due and not collects:
                 return False
             self._work = self._steps(collects)
-        work, self._work = self._work, None  # a failed step is not continued
+        # a failed step is not continued
+        work = self._work
+        self._work = None
         for _ in work:
             if not 0 <= self.log.clock() - started < budget_s:
                 self._work = work
@@ -286,7 +290,10 @@ class Checkpoints(Generic[S]):
     def _make(self, base: Checkpoint | None) -> Generator[None, None, bool]:
         """Make the checkpoint after ``base``; return False where none is due."""
         log = self.log
-        state, lines, size, done = self.restore(base), [], 0, 0
+        state = self.restore(base)
+        lines = []
+        size = 0
+        done = 0
         for version, data in log.raw_since(state.version):
             state.apply(version, log.parse(version, data))
             lines.append(data.replace(b"\n", b" "))
@@ -327,7 +334,8 @@ class Checkpoints(Generic[S]):
 
     def _prune(self) -> Generator[None, None, None]:
         """Remove objects that were replaced longer ago than the grace."""
-        log, store = self.log, self.log.store
+        log = self.log
+        store = self.log.store
         deltas = _numbered(log.folder, self._single_deltas())
         checkpoints = _numbered(f"{log.folder}/checkpoints", store.entries(f"{log.folder}/checkpoints"))
         if not checkpoints:

@@ -90,7 +90,9 @@ class Rows:
     __slots__ = ("__weakref__", "high", "low", "values")
 
     def __init__(self, high: np.ndarray, low: np.ndarray, values: dict[str, pa.Array]) -> None:
-        self.high, self.low, self.values = high, low, values
+        self.high = high
+        self.low = low
+        self.values = values
 
     def __len__(self) -> int:
         return len(self.high)
@@ -197,7 +199,9 @@ class IdTable:
     """
 
     def __init__(self, kind: TableKind, runs: Sequence[Run], files: Files) -> None:
-        self.kind, self.runs, self.files = kind, tuple(runs), files
+        self.kind = kind
+        self.runs = tuple(runs)
+        self.files = files
 
     def contains(self, ids: Sequence[bytes]) -> list[bool]:
         """Return whether each id is in the table."""
@@ -227,11 +231,13 @@ class IdTable:
             found: list[np.ndarray] = []
             keys = high[asked]
             firsts, lasts = run.bounds
-            starts, ends = np.searchsorted(keys, firsts), np.searchsorted(keys, lasts, side="right")
+            starts = np.searchsorted(keys, firsts)
+            ends = np.searchsorted(keys, lasts, side="right")
             for part, start, end in zip(run.parts, starts.tolist(), ends.tolist(), strict=True):
                 if start == end:
                     continue
-                rows, mine = self.files.open(part), asked[start:end]
+                rows = self.files.open(part)
+                mine = asked[start:end]
                 # Most look-ups are for new ids, so most parts have no match: this must be fast.
                 positions = np.searchsorted(rows.high, keys[start:end])  # in range: no key exceeds the part's last
                 if not (rows.high[positions] == keys[start:end]).any():
@@ -279,7 +285,8 @@ class IdTable:
         """Merge runs until few are left; yield after each part that is written, return the table."""
         runs = list(self.runs)
         while len(runs) >= TIER and len({run.level for run in runs[-TIER:]}) == 1:
-            old, runs = runs[-TIER:], runs[:-TIER]
+            old = runs[-TIER:]
+            runs = runs[:-TIER]
             parts: list[Part] = []
             for rows in _merge(self.kind, old, self.files, drop=not runs):
                 if len(rows):
@@ -315,7 +322,8 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) ->
 
     pieces = max(1, -(-sum(run.rows for run in runs) // PART_ROWS))
     for piece in range(pieces):
-        first, last = piece * _SPAN // pieces, (piece + 1) * _SPAN // pieces - 1
+        first = piece * _SPAN // pieces
+        last = (piece + 1) * _SPAN // pieces - 1
         found: list[Rows] = []
         for run in runs:
             for part in run.parts:
@@ -340,11 +348,14 @@ def _newest(kind: TableKind, found: Iterable[Rows], *, drop: bool) -> Rows:
     low = np.concatenate([each.low for each in rows])
     values = {name: pa.concat_arrays([each.values[name] for each in rows]) for name in kind.columns}
     order = np.argsort(high, kind="stable")  # merges sorted chunks; the older stays before the newer
-    high, low = high[order], low[order]
+    high = high[order]
+    low = low[order]
     same = high[1:] == high[:-1]
     if (low[1:] != low[:-1])[same].any():  # two ids with the same first half: practically never
         again = np.lexsort((low, high))
-        order, high, low = order[again], high[again], low[again]
+        order = order[again]
+        high = high[again]
+        low = low[again]
         same = high[1:] == high[:-1]
     keep = np.append(~(same & (low[1:] == low[:-1])), True)
     if drop and kind.is_removed is not None:

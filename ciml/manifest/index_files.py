@@ -38,7 +38,9 @@ class PartFiles:
     """
 
     def __init__(self, store: Store, folder: str, cache: Path | None = None) -> None:
-        self._store, self._folder, self._cache = store, folder, cache
+        self._store = store
+        self._folder = folder
+        self._cache = cache
         self._open: dict[str, Rows] = {}
 
     def write(self, rows: Rows) -> Part:

@@ -114,7 +114,8 @@ D = TypeVar("D")
 #: Retention of a delta after its segment, and of a checkpoint after the next one, seconds.
 GRACE_S = 24 * 3600.0
 #: Number of deltas read at once, and their limit of memory, estimated from the last ones.
-_READ_AHEAD, _READ_AHEAD_BYTES = 32, 16 << 20
+_READ_AHEAD = 32
+_READ_AHEAD_BYTES = 16 << 20
 
 
 class State(Protocol):
@@ -347,7 +348,8 @@ class ManifestLog:
           IntegrityError: a delta is damaged.
         """
         version = self._reload().archived
-        link, sealed = self._link_at(version), 0
+        link = self._link_at(version)
+        sealed = 0
         while True:
             path = self.path(version + 1)
             try:
@@ -361,7 +363,8 @@ class ManifestLog:
                 self.parse(version, data)
                 data = seal(data, link.text())
                 self.store.replace(path, data)
-                link, sealed = link.after(data, self.store.url(path)), sealed + 1
+                link = link.after(data, self.store.url(path))
+                sealed = sealed + 1
 
     def try_append(self, version: int, delta: Delta) -> bool:
         """Create delta ``version``; return False where another writer's delta exists.

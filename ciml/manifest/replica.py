@@ -51,7 +51,10 @@ class Bookmarks:
     """
 
     def __init__(self, store: Store, path: str, kind: str, digest_of: Callable[[int], str]) -> None:
-        self._store, self._path, self._kind, self._digest_of = store, path, kind, digest_of
+        self._store = store
+        self._path = path
+        self._kind = kind
+        self._digest_of = digest_of
 
     def load(self) -> Bookmark | None:
         """Return the stored bookmark; None without a valid one.
@@ -184,7 +187,9 @@ class LogReplica(Generic[S]):
                 self._held = None
                 state = self._checkpoints.open()
                 self._catch_up(state)
-                self._reloaded_at, self._reloaded_s, self._held = state.version, self._caught_up_s, state
+                self._reloaded_at = state.version
+                self._reloaded_s = self._caught_up_s
+                self._held = state
             try:
                 yield state
             except IndexFileMissingError:

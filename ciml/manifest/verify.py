@@ -105,7 +105,8 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fa
                 continue
             if version in singles and _single(log, version) not in (None, segment.line(version)):
                 yield Fault("delta", f"{log.store.url(log.path(version))} differs from its segment")
-        found.last, previous = segment.last, segment.digest
+        found.last = segment.last
+        previous = segment.digest
         if not found.broken:
             found.link = Link(last - 1, is_known=False).after(segment.line(last), where)
         found.digests[last] = previous
@@ -203,7 +204,8 @@ class _Replay(Generic[S]):
 
 
 def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Replay[S]) -> Iterator[Fault]:
-    kind, facts = checkpoints.kind, replay.state.snapshot()
+    kind = checkpoints.kind
+    facts = replay.state.snapshot()
     is_unmarked = bool(kind.marker) and kind.marker not in checkpoint.state
     if is_unmarked:
         facts.pop(kind.marker, None)
@@ -218,7 +220,8 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Repla
     tables = checkpoints.tables(checkpoint)
     for name, table in replay.tables.items():
         try:
-            stored, replayed = _digest(tables[name]), _digest(table)
+            stored = _digest(tables[name])
+            replayed = _digest(table)
         except (IndexFileMissingError, IntegrityError):
             continue  # reported above
         differing = {column for column, digest in replayed.items() if stored[column] != digest}

@@ -109,7 +109,8 @@ class S3Store(Store):
         bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
         if not bucket:
             raise CimlError(f"{root!r} has no bucket; give s3://bucket or s3://bucket/prefix")
-        self._bucket, self._prefix = bucket, prefix
+        self._bucket = bucket
+        self._prefix = prefix
         self._timeouts = _timeouts.get()
 
     @property
@@ -125,7 +126,8 @@ class S3Store(Store):
         """
         import boto3
 
-        about, credentials = self._client.meta, boto3.session.Session().get_credentials()
+        about = self._client.meta
+        credentials = boto3.session.Session().get_credentials()
         known = credentials.get_frozen_credentials() if credentials is not None else None
         found = {
             "aws_endpoint": about.endpoint_url,
@@ -175,7 +177,8 @@ class S3Store(Store):
             raise EngineError(f"{self.root}: {verb} failed: {error}") from error
 
     def create(self, path: str, data: bytes) -> bool:
-        key, write = self._key(path), secrets.token_hex(16)
+        key = self._key(path)
+        write = secrets.token_hex(16)
         for attempt in range(1, _S3_ATTEMPTS + 1):
             try:
                 self._call("put_object", Key=key, Body=data, IfNoneMatch="*", Metadata={_WRITE: write})

@@ -69,7 +69,8 @@ def check_raw(produced: Iterable[Produced], runs: Sequence[Outcome]) -> Check:
 def check_dataset(state: DatasetState, runs: Iterable[str]) -> Check:
     """Check that each raw row is exactly one example of the data set, or one exclusion with a reason."""
     name = state.definition.name if state.definition else "?"
-    examples, excluded = Counter[str](), Counter[str]()
+    examples = Counter[str]()
+    excluded = Counter[str]()
     wrong: list[str] = []
     for span in state.latest():
         examples.update(run.run_id for run in span.runs)
@@ -146,7 +147,8 @@ def check_probabilities(differences: Mapping[str, tuple[int, float]], limit: flo
 
 def span_lines(states: Iterable[DatasetState]) -> tuple[list[SpanLine], list[ExclusionLine]]:
     """Return rows by split and by class of each span, and the exclusions of each data set."""
-    spans, exclusions = [], []
+    spans = []
+    exclusions = []
     for state in states:
         name = state.definition.name if state.definition else "?"
         for span in state.latest():

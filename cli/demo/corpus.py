@@ -104,7 +104,8 @@ def _order(sample: Sample) -> tuple[bytes, int, str]:
 
 
 def _sample(line: dict[str, Any]) -> Sample:
-    log_path, rows = str(line["log_path"]), int(line["rows"])
+    log_path = str(line["log_path"])
+    rows = int(line["rows"])
     facts = facts_from_listing({**line, "log_path": ""}, SOURCE)
     # As a CI system reports them: it knows nothing of patches and trouble, and each attempt has an id of its own. It
     # knows the exit status, and people may have judged the cause of a failure.

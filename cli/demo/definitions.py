@@ -10,7 +10,9 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.settings import read_toml
 from ciml.verdicts.feedback.corrections import CAUSES
 
-STATUS, POOL, CAUSE = "status", "pool", "cause"
+STATUS = "status"
+POOL = "pool"
+CAUSE = "cause"
 #: In the order of the tables.
 MODELS = (STATUS, POOL)
 #: Half of the runs are held out: of some hundred runs, fewer would say too little for the gate.

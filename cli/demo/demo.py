@@ -68,7 +68,8 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
 
 def balance(demo: Demo, progress: Any = lambda _: None) -> DemoResult:
     """Recount all numbers from the stored data, and make the checks."""
-    produced, accounts = demo.sender.produced, demo.accounts
+    produced = demo.sender.produced
+    accounts = demo.accounts
     runs = accounts.runs()
     checks = [
         accounting.check_accounting(produced, accounts),
@@ -131,7 +132,8 @@ def with_answers(result: DemoResult, answers: list[AnswerLine], review: Review) 
     """Return the result with the last act: its lines and their check, or a note that says why there is none."""
     if not answers:
         return msgspec.structs.replace(result, notes=[*result.notes, f"no changes were answered: {review.missing}"])
-    notes, checks = list(result.notes), [*result.checks, check_messages(answers)]
+    notes = list(result.notes)
+    checks = [*result.checks, check_messages(answers)]
     notes.append(
         f"model {CAUSE} speaks at once by active_models; a new model is in shadow until its verdicts are settled"
     )

@@ -92,7 +92,8 @@ def check_examples(examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str
       resolved: the data set's `ciml.datasets.definition.ResolvedDefinition`.
     """
     definition = resolved.definition
-    worst, wrong = 0.0, []
+    worst = 0.0
+    wrong = []
     for run_id, row in examples.items():
         direct, n_windows = direct_example(
             texts[run_id],

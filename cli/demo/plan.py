@@ -120,7 +120,8 @@ class _Planner:
         changes = {change: number for number, change in enumerate(dict.fromkeys(_change(each) for each in samples))}
         for index, sample in enumerate(samples):
             wave = sum(index >= end for end in ends)
-            position, turn = index % SPOIL_EVERY, index // SPOIL_EVERY
+            position = index % SPOIL_EVERY
+            turn = index // SPOIL_EVERY
             facts = self._with_log(sample)
             if group and (wave != self._wave or change_of(group[0]) != change_of(facts)):
                 self._send(group)

@@ -89,7 +89,8 @@ def check_predictions(runs: Mapping[str, bool], records: Iterable[Mapping[str, A
 
 def check_topic(name: str, found: Iterable[str], wanted: Iterable[str]) -> Check:
     """Check that a topic holds each record of a manifest exactly once."""
-    counted, expected = Counter(found), Counter(wanted)
+    counted = Counter(found)
+    expected = Counter(wanted)
     wrong = [
         f"{key}: {counted[key]} times, not {expected[key]}"
         for key in {**expected, **counted}

@@ -61,7 +61,8 @@ class LogRoot:
 
     def _put(self, plan: Plan, path: str) -> None:
         sample, change = plan.logs[path]
-        source, target = self.corpus / sample.log_path, self.folder / path
+        source = self.corpus / sample.log_path
+        target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if change is not None:
             target.write_bytes(change(source.read_bytes()))
@@ -83,7 +84,9 @@ class Sender:
     """The producer of the demo's CI."""
 
     def __init__(self, bootstrap: str, topic: str, timeout_s: float = 60.0) -> None:
-        self.bootstrap, self.topic, self.timeout_s = bootstrap, topic, timeout_s
+        self.bootstrap = bootstrap
+        self.topic = topic
+        self.timeout_s = timeout_s
         self.produced: list[Produced] = []
 
     def send(self, messages: Sequence[Planned]) -> list[Produced]:

@@ -29,7 +29,9 @@ from ciml.serving.model_files import CONFIG_NAME
 from ciml.serving.registry import Registry
 from ciml.storage import Store
 
-EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
+EVENTS = "ci-events"
+RUNS = "runs"
+PREDICTIONS = "predictions"
 PARTITIONS = 3
 #: Delays of further fetches of a log, s. Late logs are written as soon as their runs are deferred.
 RETRIES_S = (3, 6)

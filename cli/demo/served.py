@@ -33,7 +33,8 @@ def check_answers(demo: Demo) -> list[Check]:
             continue  # every version was rejected, with a reason
         stable[model] = champion
         dataset = data.dataset(model, trust_policy=trust_policy())
-        inputs, n_windows = dataset.to_numpy("test")[0], dataset.n_windows("test")
+        inputs = dataset.to_numpy("test")[0]
+        n_windows = dataset.n_windows("test")
         loaded = data.model(model)
         predictions = loaded.predict(dataset.facts("test").column("run_id").to_pylist())
         wanted = [[one.probabilities[name] for name in loaded.classes] for one in predictions]

@@ -124,8 +124,10 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
     Raises:
       NoJava: without Java, or without jars and Maven.
     """
-    java, class_path = jars.find_java(), jars.class_path("cluster", settings.notify)
-    conf, at = write_configuration(home, ports, settings), Addresses.of(ports)
+    java = jars.find_java()
+    class_path = jars.class_path("cluster", settings.notify)
+    conf = write_configuration(home, ports, settings)
+    at = Addresses.of(ports)
     environment = {"FLINK_PLUGINS_DIR": str(_plugins(home, settings))}
 
     def scratch(name: str) -> Path:

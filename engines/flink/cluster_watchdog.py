@@ -48,7 +48,8 @@ class ClusterWatchdog:
     """Watches the parts of one home."""
 
     def __init__(self, home: Path, folder: Path) -> None:
-        self._home, self._folder = home, folder
+        self._home = home
+        self._folder = folder
         parts, self._settings = read_plan(folder)
         known = read_states(folder)
         self._parts = [_WatchedPart(part, known.get(part.name, PartState(part.name)), home) for part in parts]
@@ -64,7 +65,8 @@ class ClusterWatchdog:
 
     def run(self) -> None:
         """Watch the parts until this process is killed."""
-        last_asked, next_sweep = 0.0, time.monotonic() + _SWEEP_S
+        last_asked = 0.0
+        next_sweep = time.monotonic() + _SWEEP_S
         with ThreadPoolExecutor(max_workers=len(self._parts) + 1) as pool:
             while True:
                 changed = [self._steady(one.check) for one in self._parts]
@@ -102,7 +104,9 @@ class _WatchedPart:
     """A part and its observed state."""
 
     def __init__(self, part: Part, state: PartState, home: Path) -> None:
-        self.part, self.state, self._home = part, state, home
+        self.part = part
+        self.state = state
+        self._home = home
         self._pause_s = _FIRST_PAUSE_S
         self._start_at = self._born = self._answered = time.monotonic()
         self._asking: Future[str] | None = None
@@ -128,12 +132,14 @@ class _WatchedPart:
         if self.state.pid is None:
             self._asking = None
             return False
-        changed, now = False, time.monotonic()
+        changed = False
+        now = time.monotonic()
         if self._asking is not None and self._asking.done():
             answer = self._asking.result()
             self._asking = None
             if answer == "yes" and not self.state.answered:
-                self.state, changed = replace(self.state, answered=True), True
+                self.state = replace(self.state, answered=True)
+                changed = True
             if answer != "no":
                 self._answered = now
         if self._asking is None:
@@ -157,7 +163,8 @@ class _WatchedPart:
         self._asking = None
 
     def _start(self) -> None:
-        scratch, log = Path(self.part.scratch), Path(self.part.log)
+        scratch = Path(self.part.scratch)
+        log = Path(self.part.log)
         shutil.rmtree(scratch, ignore_errors=True)  # a killed Flink leaves 30 MB there
         with contextlib.suppress(FileNotFoundError):
             if log.stat().st_size > _LOG_BYTES:

@@ -274,7 +274,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def marked(home: Path) -> list[psutil.Process]:
     """Return every process of this user that belongs to the cluster of ``home``, recorded or not."""
-    wanted, me, found = str(home), os.getuid(), []
+    wanted = str(home)
+    me = os.getuid()
+    found = []
     for one in psutil.process_iter():
         try:
             if one.uids().real == me and one.status() != psutil.STATUS_ZOMBIE and one.environ().get(MARK) == wanted:

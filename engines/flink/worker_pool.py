@@ -87,12 +87,14 @@ class Pool:
                     self._end(worker_id)
             self._workers = {name: one for name, one in self._workers.items() if one.check()}
             if self._spare is not None and self._spare.poll() is not None:
-                self._spare, self._spare_at = None, time.monotonic() + _SPARE_AFTER_S
+                self._spare = None
+                self._spare_at = time.monotonic() + _SPARE_AFTER_S
             if self._spare is None and time.monotonic() > self._spare_at:
                 self._spare = _spawn()
 
     def _take(self) -> subprocess.Popen[bytes]:
-        spare, self._spare = self._spare, None
+        spare = self._spare
+        self._spare = None
         self._spare_at = time.monotonic() + _SPARE_AFTER_S
         return spare if spare is not None and spare.poll() is None else _spawn()
 
@@ -107,7 +109,8 @@ class Pool:
 class _Worker:
     def __init__(self, process: subprocess.Popen[bytes], control: str, worker_id: str) -> None:
         self.id = worker_id
-        self._process, self._control = process, control
+        self._process = process
+        self._control = control
         self._reached = self._checked = time.monotonic()
         self._end_at: float | None = None
         with contextlib.suppress(OSError):  # it just died; Flink requests another

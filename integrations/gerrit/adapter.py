@@ -80,7 +80,8 @@ def _change_merged(body: Mapping[str, Any]) -> Said:
 
     Where Gerrit made the patch set when it submitted the change, the one before has the same code, on its own parents.
     """
-    subject, target = _subject(body), _target(body)
+    subject = _subject(body)
+    target = _target(body)
     covered = (
         {"review": PARTLY_APPROVED, "parents": _OTHER_CHANGES} if _has_dependencies(body) else {"review": "merged"}
     )
@@ -111,7 +112,8 @@ def _merged(project: str, branch: str, commits: Iterable[str]) -> tuple[RunUpdat
 
 def _made_by_submit(body: Mapping[str, Any]) -> bool:
     """Return whether Gerrit made the patch set when it submitted the change, with the code of the one before."""
-    uploader, submitter = _account(body, "patchSet", "uploader"), _account(body, "submitter")
+    uploader = _account(body, "patchSet", "uploader")
+    submitter = _account(body, "submitter")
     created, submitted = (value(body, *path) for path in (("patchSet", "createdOn"), ("eventCreatedOn",)))
     return (
         _number(body, "patchSet", "number") > 1
@@ -156,7 +158,8 @@ def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
     patchset = [kind, _project(body), _number(body, "change", "number"), _number(body, "patchSet", "number")]
     if kind in ("patchset-created", "change-merged"):
         return patchset
-    created, comment = body.get("eventCreatedOn"), body.get("comment")
+    created = body.get("eventCreatedOn")
+    comment = body.get("comment")
     if kind not in ("comment-added", "vote-deleted") or type(created) not in (int, float):
         return None
     who = _account(body, "author" if kind == "comment-added" else "reviewer")
@@ -179,7 +182,9 @@ def _voted(body: Mapping[str, Any], voter: str) -> Said:
     """Return what the votes of a person make of the review, or the rule by which they make nothing of it."""
     approved = withdrawn = rejected = False
     for approval in objects(body, "approvals", most=_MOST_LABELS):
-        label, vote, before = word(approval, "type"), _vote(approval, "value"), _vote(approval, "oldValue")
+        label = word(approval, "type")
+        vote = _vote(approval, "value")
+        before = _vote(approval, "oldValue")
         least = _APPROVES.get(label)
         if least is not None:
             # Gerrit lists all votes of who comments. Only one that has an old value was given by this event: another

@@ -77,7 +77,9 @@ class Rest:
           RestError: the API does not answer, or refuses.
         """
         when = datetime.fromtimestamp(after_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        start, count, skipped = 0, MAX_REVIEW_CHANGES, 0
+        start = 0
+        count = MAX_REVIEW_CHANGES
+        skipped = 0
         while start < MAX_REVIEWED_CHANGES:
             asked = {"q": f'after:"{when}"', "o": list(OPTIONS), "S": start, "n": count}
             try:
@@ -86,7 +88,8 @@ class Rest:
             except _TooLarge:
                 if count == 1:
                     yield None
-                    start, skipped = start + 1, skipped + 1
+                    start = start + 1
+                    skipped = skipped + 1
                 if skipped > _MOST_SKIPPED:
                     raise RestError(f"{self._shown}: more than {_MOST_SKIPPED} changes are too large") from None
                 count = max(1, count // 4)
@@ -95,7 +98,8 @@ class Rest:
                 raise RestError(f"{self._shown} answers {len(found)} changes, though {count} were asked for")
             for each in found:
                 yield each
-            start, count = start + len(found), min(count * 2, MAX_REVIEW_CHANGES)
+            start = start + len(found)
+            count = min(count * 2, MAX_REVIEW_CHANGES)
             if not found or not found[-1].get("_more_changes"):
                 return
         raise RestError(f"{self._shown} lists more than {MAX_REVIEWED_CHANGES} changes (MAX_REVIEWED_CHANGES)")
@@ -288,14 +292,16 @@ def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]
     """
     given: dict[tuple[str, str, str], int] = {}
     for message in objects(change, "messages", most=_MOST):
-        text, number = value(message, "message"), _number(message, "_revision_number")
+        text = value(message, "message")
+        number = _number(message, "_revision_number")
         for token in _tokens(text) if type(text) is str else ():
             key = (word(message, "author", "_account_id"), word(message, "date"), token)
             given[key] = min(number, given.get(key, number))
     labels = maybe(change, "labels")
     for label in list(labels)[:100]:
         for vote in objects(labels, label, "all", most=_MOST):
-            cast, date = vote.get("value"), word(vote, "date")
+            cast = vote.get("value")
+            date = word(vote, "date")
             if type(cast) is int and cast:
                 number = given.get((word(vote, "_account_id"), date, f"{label}{cast:+d}"), 0)
                 if number:
@@ -312,7 +318,9 @@ def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | No
     """Yield patch set, type, time and fields of each vote that was taken back or deleted."""
     before: dict[tuple[Any, str], str] = {}
     for message in objects(change, "messages", most=_MOST):
-        text, author, when = value(message, "message"), _account(message, "author"), seconds(word(message, "date"))
+        text = value(message, "message")
+        author = _account(message, "author")
+        when = seconds(word(message, "date"))
         number = value(message, "_revision_number")
         if type(text) is not str or type(number) is not int:
             continue

@@ -44,7 +44,9 @@ class Lines:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._parts, self._size = most, list[bytes](), 0
+        self._most = most
+        self._parts = list[bytes]()
+        self._size = 0
 
     def feed(self, chunk: bytes) -> list[bytes | None]:
         """Return the lines that the chunk ends, without their ends and without empty ones; None for one too long."""
@@ -55,7 +57,8 @@ class Lines:
             line = b"".join(self._parts).strip() if self._size <= self._most else None
             if line != b"":
                 found.append(line)
-            self._parts, self._size = [], 0
+            self._parts = []
+            self._size = 0
         self._add(rest)
         return found
 
@@ -74,7 +77,8 @@ _SETTLE_S = 2.0  # until a new stream surely has what happens, before the first 
 _SLACK_S = 60.0  # by which a comparison begins earlier: the server's index is late
 _LATER_S = 60.0  # by which the stream's time of a vote may be later than the vote's own
 _AGAIN_S = 15.0  # before the API is asked again after an error
-_LOGIN_S, _ALIVE_S = 20.0, 20.0
+_LOGIN_S = 20.0
+_ALIVE_S = 20.0
 _SAID_BYTES = 1000  # of what the server writes to standard error
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _log = logging.getLogger(__name__)
@@ -94,7 +98,9 @@ class GerritSession(Session):
 
     def __init__(self, receivers: Receivers, source: GerritSource) -> None:
         super().__init__(source.name, source.ssh)
-        self._source, self._adapter, where = source, source.found_adapter(), receivers.where(source)
+        self._source = source
+        self._adapter = source.found_adapter()
+        where = receivers.where(source)
         self._key = _loaded(where, "key_file", receivers, source.key_file, asyncssh.read_private_key)
         self._hosts = _loaded(where, "known_hosts_file", receivers, source.known_hosts_file, asyncssh.read_known_hosts)
         self._secrets = Secrets(where, source.secret_file, source.secret_env, folder=receivers.file.parent)
@@ -202,7 +208,8 @@ class GerritSession(Session):
                 await self._compare(rest, inbox)
                 self.problem = self._unchecked = ""
             except RestError as error:
-                tries, pause_s = tries + 1, min(pause_s, _AGAIN_S)
+                tries = tries + 1
+                pause_s = min(pause_s, _AGAIN_S)
                 if self._unchecked != str(error):
                     _log.warning("source %s: %s; the stream goes on", self.name, error)
                 self.problem = self._unchecked = str(error)
@@ -219,7 +226,8 @@ class GerritSession(Session):
         """Produce what the stream has not had, and move the position when Kafka has it."""
         now_s = await rest.now()
         if self._compared is not None:
-            after_s, waiting = self._compared.begin(now_s), list[None]()
+            after_s = self._compared.begin(now_s)
+            waiting = list[None]()
             async for change in rest.changes(after_s):
                 for event in self._missed(change, after_s, inbox):
                     await _room(inbox)
@@ -311,7 +319,9 @@ class _Had:
 def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Return what the event says: a key for each vote, else one."""
     try:
-        change, made, kind = event["change"], event["patchSet"], event["type"]
+        change = event["change"]
+        made = event["patchSet"]
+        kind = event["type"]
         about = (kind, str(change["project"]), str(change["number"]), str(made["number"]))
         if kind not in ("comment-added", "vote-deleted"):
             return [about]

@@ -68,7 +68,8 @@ _REVIEWS = frozenset({"approved", "changes_requested", "dismissed"})
 _MOVES = frozenset({"opened", "reopened", "synchronize", "closed"})
 #: Actions whose sender made the commits.
 _PUSHES = frozenset({"opened", "synchronize"})
-_HEADS, _TAGS = "refs/heads/", "refs/tags/"
+_HEADS = "refs/heads/"
+_TAGS = "refs/tags/"
 _NO_COMMIT = re.compile("0+")
 
 OTHER = "an event of another kind reports no run"
@@ -111,7 +112,8 @@ def _workflow_job(body: Mapping[str, Any], action: str) -> Said:
     phase = _phase(body, "workflow_job")
     run = natural(body, "workflow_job", "run_id")
     name = needed(body, "workflow_job", "name")
-    project, head = word(body, "repository", "full_name"), word(body, "workflow_job", "head_sha")
+    project = word(body, "repository", "full_name")
+    head = word(body, "workflow_job", "head_sha")
     labels = words(body, "workflow_job", "labels")
     api = address(body, "repository", "url")
     fields = filled(
@@ -172,14 +174,17 @@ def _facts(body: Mapping[str, Any]) -> dict[str, str]:
     repository = maybe(body, "workflow_run", "repository") or maybe(body, "repository")
     project = word(repository, "full_name")
     fork = differ(project, word(body, "workflow_run", "head_repository", "full_name"))
-    event, head = word(body, "workflow_run", "event"), word(body, "workflow_run", "head_sha")
+    event = word(body, "workflow_run", "event")
+    head = word(body, "workflow_run", "head_sha")
     head_branch = word(body, "workflow_run", "head_branch")
     if event in _OF_PULL_REQUESTS:
         branch, change = _target(body, "workflow_run", repository)
     elif event == "merge_group" and (queued := _QUEUE_BRANCH.fullmatch(head_branch)):
-        branch, change = queued[1], queued[2]
+        branch = queued[1]
+        change = queued[2]
     else:
-        branch, change = (head_branch if fork == "no" else ""), head
+        branch = head_branch if fork == "no" else ""
+        change = head
     return filled(
         event=event,
         pipeline=word(body, "workflow_run", "name"),
@@ -216,7 +221,8 @@ def _target(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -
 
 def _only(pull: Mapping[str, Any]) -> dict[str, str]:
     """Return the condition that a run executed a pull request: its number and base; empty where one is unknown."""
-    number, base = word(pull, "number"), branch_name(pull, "base", "ref")
+    number = word(pull, "number")
+    base = branch_name(pull, "base", "ref")
     return {"change": number, "branch": base} if number and base else {}
 
 
@@ -232,8 +238,10 @@ def _check_run(body: Mapping[str, Any], action: str) -> Said:
     times = _times(body, "check_run", phase)
     if phase == "finished" and times.get("start_time") == times.get("end_time"):
         return INSTANT_CHECK
-    name, suite = needed(body, "check_run", "name"), word(body, "check_run", "check_suite", "id")
-    project, head = word(body, "repository", "full_name"), word(body, "check_run", "head_sha")
+    name = needed(body, "check_run", "name")
+    suite = word(body, "check_run", "check_suite", "id")
+    project = word(body, "repository", "full_name")
+    head = word(body, "check_run", "head_sha")
     branch, change = _target(body, "check_run", maybe(body, "repository"))
     fields = filled(
         id=value(check, "id"),
@@ -262,7 +270,8 @@ def _pull_request(body: Mapping[str, Any], action: str) -> Said:
     pull = inner(body, "pull_request")
     if not _is_inside(body):
         return OF_FORK
-    commit, only = _subject(body, needed(body, "pull_request", "head", "sha")), _needed_only(pull)
+    commit = _subject(body, needed(body, "pull_request", "head", "sha"))
+    only = _needed_only(pull)
     said = [RunUpdate(commit, only=only)]
     if before:
         said.append(RunUpdate(commit, only={**only, "branch": before}))
@@ -281,7 +290,8 @@ def _review(body: Mapping[str, Any], action: str) -> Said:
         return COMMENT
     if action != "dismissed" and word(body, "review", "author_association") not in _REVIEWERS:
         return OUTSIDER
-    reviewer, author = word(body, "review", "user", "login"), word(body, "pull_request", "user", "login")
+    reviewer = word(body, "review", "user", "login")
+    author = word(body, "pull_request", "user", "login")
     if not reviewer or not author or word(body, "review", "user", "type") == "Bot":
         return BOT
     if not _is_inside(body):
@@ -318,7 +328,9 @@ def _merge_group(body: Mapping[str, Any], action: str) -> Said:
 
 
 def _push(body: Mapping[str, Any], action: str) -> Said:
-    ref, commit, by = branch_name(body, "ref"), word(body, "after"), word(body, "sender", "login")
+    ref = branch_name(body, "ref")
+    commit = word(body, "after")
+    by = word(body, "sender", "login")
     if ref.startswith(_TAGS) or not commit or _NO_COMMIT.fullmatch(commit):
         return PUSH
     said = [RunUpdate(_subject(body, commit), {"review": OWN}, by=by)] if by else []
@@ -361,7 +373,8 @@ def _phase(body: Mapping[str, Any], kind: str) -> Phase:
 
 def _times(body: Mapping[str, Any], kind: str, phase: Phase) -> dict[str, Any]:
     """Return start and end as far as they are facts: GitHub gives a queued job a start too."""
-    start, end = moment(body, kind, "started_at"), moment(body, kind, "completed_at")
+    start = moment(body, kind, "started_at")
+    end = moment(body, kind, "completed_at")
     if phase == "queued" or (end is not None and word(body, kind, "conclusion") in _NEVER_BEGAN):
         start = None
     return filled(start_time=start, end_time=end)

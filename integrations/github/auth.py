@@ -126,7 +126,8 @@ class GitHubApp:
             raise Refused(
                 "forbidden", f"the App {self.id} is not installed on {repository}: install it there"
             ) from None
-        path, body = f"/app/installations/{installation}/access_tokens", {"permissions": dict(self.rights)}
+        path = f"/app/installations/{installation}/access_tokens"
+        body = {"permissions": dict(self.rights)}
         found = self.rest.send("POST", path, _Token, signed, body, changes=False)
         made = token(found.token.encode()).decode()
         self._installations[repository] = installation

@@ -66,7 +66,9 @@ def connect(name: str, url: str, api: str = API, *, internal: bool = False, ca_f
       CimlError: an address is malformed.
     """
     host = parts_of(api, "--api", f"the address of the REST API, such as {API}", ("https",))
-    own, secret, token = api.rstrip("/") != API, f"secrets/{name}", f"secrets/{name}-token"
+    own = api.rstrip("/") != API
+    secret = f"secrets/{name}"
+    token = f"secrets/{name}-token"
     # GitHub Enterprise Server does not tell a job its id: a recorder that sends would report another run.
     workflow = filled_in(
         _WORKFLOW,

@@ -37,7 +37,8 @@ MOST_BYTES = 65_535
 _PAGE = 100
 #: Pull requests whose heads are compared with a commit of a fork, the latest updated first: pages and their size. A
 #: page of GitHub has up to 100 KB a pull request.
-_RECENT_PAGES, _RECENT = 3, 50
+_RECENT_PAGES = 3
+_RECENT = 50
 #: A suite has at most 1,000 check runs of one name.
 _CHECK_PAGES = 10
 
@@ -163,7 +164,8 @@ class GitHub:
     of_commit: ClassVar[bool]
 
     def __init__(self, rest: Rest, identity: Identity) -> None:
-        self.rest, self.identity = rest, identity
+        self.rest = rest
+        self.identity = identity
 
     def close(self) -> None:
         """Close connections."""
@@ -283,7 +285,8 @@ class GitHub:
 class Comments(GitHub):
     """One comment on the pull request, which is edited in place."""
 
-    of_commit, can_react = False, True
+    of_commit = False
+    can_react = True
 
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
         with self.rest.call():
@@ -303,7 +306,8 @@ class Comments(GitHub):
 
     def reactions(self, posted: Posted) -> Reactions:
         with self.rest.call():
-            path, change = f"/issues/comments/{number(posted.id)}", posted.change
+            path = f"/issues/comments/{number(posted.id)}"
+            change = posted.change
             found = self.get(change, f"{path}/reactions", list[_Reaction], {"per_page": _PAGE})
             ours = self.get(change, path, _Comment)
             users = [(one.content, one.user) for one in found if one.user and not self.identity.is_own(one.user, None)]
@@ -323,11 +327,14 @@ class CheckRuns(GitHub):
     Nobody can react to it; a comment on the pull request can say "not helpful".
     """
 
-    of_commit, can_react = True, False  # nobody can react to a check run
+    # nobody can react to a check run
+    of_commit = True
+    can_react = False
 
     def __init__(self, rest: Rest, identity: Identity, name: str, app: int) -> None:
         super().__init__(rest, identity)
-        self._name, self._app = name, app
+        self._name = name
+        self._app = app
 
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
         with self.rest.call():

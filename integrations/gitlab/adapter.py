@@ -101,10 +101,13 @@ def _job(body: Mapping[str, Any]) -> _Read:
     status = needed(body, "build_status")
     if status not in PHASES:
         raise RejectedInput("bad_field", f"build_status: unknown {shown(status)}; known are {', '.join(PHASES)}")
-    phase, number, name = PHASES[status], natural(body, "build_id"), needed(body, "build_name")
+    phase = PHASES[status]
+    number = natural(body, "build_id")
+    name = needed(body, "build_name")
     reason = word(body, "build_failure_reason") if status == "failed" else ""  # GitLab sets it on success too
     pipeline = word(body, "pipeline_id") or word(body, "commit", "id")
-    project_id, sha = str(natural(body, "project_id")), word(body, "sha")
+    project_id = str(natural(body, "project_id"))
+    sha = word(body, "sha")
     server, project, page = _project(body)
     fields = filled(
         id=number,
@@ -151,7 +154,8 @@ def _labels(body: Mapping[str, Any], reason: str) -> dict[str, Any]:
 
 def _project(body: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the server's address, the project's path and its page; "" for what is unknown."""
-    path, page = word(body, "project", "path_with_namespace"), address(body, "project", "web_url")
+    path = word(body, "project", "path_with_namespace")
+    page = address(body, "project", "web_url")
     if path and page.endswith(f"/{path}"):
         return page.removesuffix(f"/{path}"), path, page
     page = page or address(body, "repository", "homepage")
@@ -161,9 +165,11 @@ def _project(body: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _pipeline(body: Mapping[str, Any]) -> _Read:
     subject = f"pipeline:{natural(body, 'object_attributes', 'id')}"
-    source, sha = word(body, "object_attributes", "source"), word(body, "object_attributes", "sha")
+    source = word(body, "object_attributes", "source")
+    sha = word(body, "object_attributes", "sha")
     if maybe(body, "merge_request"):
-        fork, branch = _fork(body, "merge_request"), branch_name(body, "merge_request", "target_branch")
+        fork = _fork(body, "merge_request")
+        branch = branch_name(body, "merge_request", "target_branch")
         change = word(body, "merge_request", "iid")
     else:
         fork = "no" if source in _OWN else ""
@@ -207,7 +213,8 @@ def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[
 
     A review counts for runs of the same merge request and target branch alone.
     """
-    user, before = word(body, "user", "username"), branch_name(body, "changes", "target_branch", "previous")
+    user = word(body, "user", "username")
+    before = branch_name(body, "changes", "target_branch", "previous")
     said = [RunUpdate(commit, only=only)]
     if before:
         said.append(RunUpdate(commit, only={**only, "branch": before}))
@@ -226,7 +233,8 @@ def _review(body: Mapping[str, Any], action: str, branch: str) -> str:
     """
     if action == "merge" and differ(branch, word(body, "project", "default_branch")) != "no":
         return ""
-    author, by = word(body, "object_attributes", "author_id"), word(body, "user", "id")
+    author = word(body, "object_attributes", "author_id")
+    by = word(body, "user", "id")
     if action == "approved" and (differ(author, by) != "yes" or not word(body, "user", "username")):
         return ""
     return _REVIEWS.get(action, "")

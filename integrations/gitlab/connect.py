@@ -58,7 +58,8 @@ def connect(
     host = parts_of(server, "--server", want, ("https",))
     if host.path.strip("/"):
         raise CimlError(f"--server {server!r:.120}: give {want}")
-    secret, token = f"secrets/{name}", f"secrets/{name}-token"
+    secret = f"secrets/{name}"
+    token = f"secrets/{name}-token"
     field = "Signing token    " if signed else "Secret token     "
     return Connection(
         source={

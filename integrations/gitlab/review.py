@@ -118,7 +118,9 @@ class GitLab:
     most_bytes = MOST_BYTES
 
     def __init__(self, rest: Rest, secret: Callable[[], bytes], server: str) -> None:
-        self._rest, self._secret, self._server = rest, secret, server
+        self._rest = rest
+        self._secret = secret
+        self._server = server
         self._own = (b"", 0)
 
     def close(self) -> None:
@@ -167,7 +169,8 @@ class GitLab:
 
     def reactions(self, posted: Posted) -> Reactions:
         with self._rest.call():
-            ours, own = int(number(posted.id)), self._own_id()
+            ours = int(number(posted.id))
+            own = self._own_id()
             path = f"{_path(posted.change)}/notes/{ours}/award_emoji"
             awards = self._rest.get(path, list[_Award], self._auth(), {"per_page": _PAGE})
             by = [(one.name, one.user.username) for one in awards if one.user and one.user.id != own]

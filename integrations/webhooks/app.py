@@ -49,7 +49,8 @@ class Replays:
     """
 
     def __init__(self, window_s: float, most: int) -> None:
-        self._window_s, self._most = window_s, most
+        self._window_s = window_s
+        self._most = most
         self._known: OrderedDict[bytes, float] = OrderedDict()
 
     def has(self, key: bytes, now_s: float) -> bool:
@@ -77,8 +78,11 @@ class Bucket:
     """
 
     def __init__(self, rate: float, burst: int) -> None:
-        self._rate, self._burst = rate, burst
-        self._tokens, self._seen_s = float(burst), 0.0  # full at any first time
+        self._rate = rate
+        self._burst = burst
+        # full at any first time
+        self._tokens = float(burst)
+        self._seen_s = 0.0
 
     def take(self, now_s: float) -> float:
         """Take a token; return 0, or the seconds until there is one."""
@@ -90,7 +94,8 @@ class Bucket:
         return 0.0
 
 
-_MTLS, _NONE = "mtls", "none"
+_MTLS = "mtls"
+_NONE = "none"
 _OWN_PATHS = ("/healthz", "/readyz")
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
@@ -163,7 +168,8 @@ def _endpoint(receivers: Receivers, source: WebhookSource, where: str) -> Endpoi
             f"{where}: auth is missing, and deliveries of {source.adapter} have no signature; choose {_MTLS}, bearer, "
             f"or {_NONE} for deliveries that anyone can send"
         )
-    scheme, proxies = _scheme(source, auth, where), receivers.webhooks.proxies
+    scheme = _scheme(source, auth, where)
+    proxies = receivers.webhooks.proxies
     secrets = Secrets(where, source.secret_file, source.secret_env, scheme.key, receivers.file.parent)
     if bool(secrets) != (auth not in (_MTLS, _NONE)):
         problem = "has no use for secret_file and secret_env" if secrets else "needs secret_file or secret_env"
@@ -211,7 +217,9 @@ class _Answer(Exception):
 
     def __init__(self, status: int, message: str, retry_s: float = 0.0) -> None:
         super().__init__(message)
-        self.status, self.message, self.retry_s = status, message, retry_s
+        self.status = status
+        self.message = message
+        self.retry_s = retry_s
 
 
 def make_app(
@@ -242,7 +250,10 @@ class _Application:
     def __init__(
         self, producer: DeliveryProducer, intake: Intake, metrics: ReceiverMetrics, unready: Callable[[], str]
     ) -> None:
-        self._producer, self._intake, self._metrics, self._unready = producer, intake, metrics, unready
+        self._producer = producer
+        self._intake = intake
+        self._metrics = metrics
+        self._unready = unready
         self._replays = Replays(MAX_SIGNATURE_AGE_S, MAX_KNOWN_DELIVERIES)
         self._warned: dict[str, float] = {}
 

@@ -114,7 +114,8 @@ def _buildkite(headers: Mapping[str, str], now_s: float) -> Claim | None:
 
 
 def _standard(headers: Mapping[str, str], now_s: float) -> Claim | None:
-    message, stamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
+    message = headers.get("webhook-id", "")
+    stamp = headers.get("webhook-timestamp", "")
     parts = headers.get("webhook-signature", "").split(" ", _MOST)
     if not _SIGNED_ID.fullmatch(message) or not _is_recent(stamp, now_s) or len(parts) > _MOST:
         return None

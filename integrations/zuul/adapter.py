@@ -73,8 +73,10 @@ def _has_id(build: Mapping[str, Any]) -> bool:
 
 
 def _run(build: Mapping[str, Any], item: _Item, outcome: str | None) -> Run:
-    body, result = item.body, build.get("result")
-    start, end = epoch(build.get("start_time")), epoch(build.get("end_time"))
+    body = item.body
+    result = build.get("result")
+    start = epoch(build.get("start_time"))
+    end = epoch(build.get("end_time"))
     phase: Phase = "finished"
     if result is None or result == "":
         phase = "queued" if start is None else "started"

@@ -28,7 +28,9 @@ class Settle(beam.DoFn):
     """Settles and commits work items. Each process opens the listing, which must be the same everywhere."""
 
     def __init__(self, config: BackfillConfig, url: str, digest: str) -> None:
-        self._config, self._url, self._digest = config, url, digest
+        self._config = config
+        self._url = url
+        self._digest = digest
         self._committer: OrderedCommitter | None = None
 
     def start_bundle(self) -> None:

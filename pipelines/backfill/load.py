@@ -144,7 +144,8 @@ def _completing(config: BackfillConfig, listing: Listing, report: LoadReport) ->
     log, state = open_raw(config.raw)
     settled = RangeSet(state.covered(listing.topic, 0))
     completions = find_completions(log, listing, config.reading, settled)
-    report.completed, report.differing = completions.completed, completions.differing
+    report.completed = completions.completed
+    report.differing = completions.differing
     if settled:
         report.earlier = outcomes_of(log, listing.topic)
         report.dead_letters.update(
@@ -158,7 +159,9 @@ def _count(report: LoadReport, found: Survey, rows: array[int]) -> None:
     column = report.columns.theirs("log_path")
     for missing in found.missing:
         report.add(BadRow(rows[missing.line], missing.reason, column, missing.where, ""), report.missing)
-    report.before, report.not_selected, report.known = found.settled, found.others, found.known
+    report.before = found.settled
+    report.not_selected = found.others
+    report.known = found.known
     report.good = found.lines - found.settled - found.others - len(found.missing)
     report.untrusted = sum(count for (trusted, _), count in found.trust.items() if not trusted)
     report.untrusted += report.earlier.untrusted
@@ -271,7 +274,8 @@ def _compare(stored: RunFacts, line: RunFacts, found: Completions) -> dict[str, 
     """Return the facts of a line that a stored run lacks; count them, and those that differ."""
     changes: dict[str, Any] = {}
     for name, attribute in COMPLETABLE.items():
-        before, now = getattr(stored, attribute), getattr(line, attribute)
+        before = getattr(stored, attribute)
+        now = getattr(line, attribute)
         if not now or now == before:
             continue
         if before or _ends_before_start(stored.replace(**{attribute: now})):

@@ -184,7 +184,8 @@ class RejectedTableError(CimlError):
     """
 
     def __init__(self, summary: str, report: LoadReport) -> None:
-        self.summary, self.report = summary, report
+        self.summary = summary
+        self.report = report
         super().__init__("\n".join([summary, *map(_reason_line, report.reasons())]))
 
 

@@ -148,7 +148,8 @@ class BackfillProgress:
 
     def __init__(self, raw: Store, listing: Listing, report: Report | None = None) -> None:
         self.committing: Committer = committer(raw)
-        self._topic, self._report = listing.topic, report
+        self._topic = listing.topic
+        self._report = report
         self._reported_s = 0.0
         with self.committing.state() as state:
             self._version = state.version
@@ -192,7 +193,9 @@ def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, s
             return
         parts = tuple(progress.covered.missing(block.start, block.end))
         if parts and selective:
-            missing, wanted, runs = RangeSet(parts), RangeSet(), {}
+            missing = RangeSet(parts)
+            wanted = RangeSet()
+            runs = {}
             for line in listing.read(block):
                 if line.number not in missing or left == 0:
                     continue
@@ -250,7 +253,8 @@ _AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
 
 def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:
     """Return the settled batches of a work item, one for each of its ranges."""
-    lines, completed = listing.read(work.block), dict(work.completed)
+    lines = listing.read(work.block)
+    completed = dict(work.completed)
     batches = [
         decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known, completed)
         for start, end in work.parts
@@ -268,11 +272,14 @@ class OrderedCommitter:
     """
 
     def __init__(self, config: BackfillConfig, listing: Listing, committed: Callable[[], None] = lambda: None) -> None:
-        self._config, self._listing, self._committed = config, listing, committed
+        self._config = config
+        self._listing = listing
+        self._committed = committed
         self._pool = ThreadPoolExecutor(_AHEAD, "backfill")
         self._in_progress: deque[tuple[Work, Future[list[Batch]]]] = deque()
         self._settled: list[Batch] = []
-        self._lines, self._since = 0, time.monotonic()
+        self._lines = 0
+        self._since = time.monotonic()
 
     def put(self, work: Work) -> int:
         """Add a work item; block while enough are in progress. Return the number of lines settled meanwhile."""
@@ -305,7 +312,9 @@ class OrderedCommitter:
         return lines
 
     def _commit(self) -> None:
-        settled, self._settled, self._lines = self._settled, [], 0
+        settled = self._settled
+        self._settled = []
+        self._lines = 0
         if settled:
             committer(self._config.raw).commit(settled, partial(evaluate, self._config.trust))
             self._committed()

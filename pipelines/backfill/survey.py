@@ -107,7 +107,8 @@ def survey(
             for outcome in batch.settled:
                 _count(found, outcome)
             for pending in batch.pending_runs:
-                facts, trust = pending.mention, pending.trust
+                facts = pending.mention
+                trust = pending.trust
                 found.take[facts.build_name, facts.result] += 1
                 if trust is not None:
                     found.trust[trust.trusted, trust.rule] += 1
@@ -134,7 +135,8 @@ def missing_logs(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> lis
 
 
 def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
-    where, reason = pending.mention.log_url, ""
+    where = pending.mention.log_url
+    reason = ""
     try:
         address = parse_address(pending.address or where)
         if address.scheme != "s3":

@@ -110,7 +110,8 @@ def launch(
     import google.auth
 
     check_beam_options(extra)
-    place, local = template, bool(template) and not template.startswith("gs://")
+    place = template
+    local = bool(template) and not template.startswith("gs://")
     if local:  # Beam writes in place; the file is renamed when it is complete
         place = f"{os.path.abspath(template)}.{secrets.token_hex(4)}.tmp"
     flags = [*job_flags(settings, name, streaming=streaming), *extra]

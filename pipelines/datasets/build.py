@@ -117,7 +117,8 @@ def begin(
     source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
 ) -> Begun:
     """Compare a data set with its definition and its runs, before anything is created; arguments as `build_dataset`."""
-    dataset, state = target.dataset(definition.name), DatasetState()
+    dataset = target.dataset(definition.name)
+    state = DatasetState()
     runs, origin = _runs(source, target)
     catch_up(dataset.log, state)
     pin = None
@@ -130,7 +131,9 @@ def begin(
         definition = pinned(definition, pin)
     create = None
     if state.definition is None:
-        state.definition, state.version = definition, 1  # as after the commit
+        # as after the commit
+        state.definition = definition
+        state.version = 1
         create = partial(create_dataset, target, definition, origin=origin, now_us=now_us)
     else:
         check_same(state.definition, definition)
@@ -153,7 +156,8 @@ def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, M
 
 def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
     """Raise `CimlError` if the data set came from another source; the location of a listing does not count."""
-    before, now = state.listing, origin.get("listing")
+    before = state.listing
+    now = origin.get("listing")
     if (before is None) != (now is None) or (before and now and before["digest"] != now["digest"]):
         name = state.definition.name if state.definition is not None else ""
         made = "from a raw store" if before is None else f"straight from the logs of {before['url']}"
@@ -174,7 +178,8 @@ def is_another(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
 
 def remove_dataset(dataset: StoredDataset) -> None:
     """Remove a data set and its examples. After a kill, a data set of fewer spans remains."""
-    root, manifest = dataset.store, dataset.log.folder
+    root = dataset.store
+    manifest = dataset.log.folder
     for path in sorted(root.list(manifest), reverse=True):
         root.delete(path)
     for path in reversed(root.list()):  # of the log of its table the newest first: what a kill leaves is a table

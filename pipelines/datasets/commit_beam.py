@@ -31,7 +31,8 @@ class CommitSpans(beam.PTransform):
 
     def __init__(self, root: Store, steps: Sequence[Step], results: str) -> None:
         super().__init__()
-        self._root, self._results = root, results
+        self._root = root
+        self._results = results
         # The runs are in the records of the written spans.
         self._steps = [replace(step, spans=tuple(replace(plan, runs=()) for plan in step.spans)) for step in steps]
 
@@ -46,7 +47,9 @@ class CommitSpans(beam.PTransform):
 
 class _Commit(beam.DoFn):
     def __init__(self, root: Store, steps: Sequence[Step], results: str) -> None:
-        self._root, self._steps, self._results = root, steps, results
+        self._root = root
+        self._steps = steps
+        self._results = results
 
     def process(self, element: tuple[str, Iterable[str]]) -> Iterator[int]:
         with keep_error():
@@ -65,7 +68,8 @@ def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
       CimlError: another updater has sealed other spans meanwhile; nothing is lost, and a new plan continues.
       IntegrityError: a result is missing.
     """
-    state, committed = DatasetState(), 0
+    state = DatasetState()
+    committed = 0
     catch_up(ManifestLog(root), state)
     for step in steps:
         if _is_committed(state, step):

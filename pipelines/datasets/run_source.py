@@ -180,7 +180,9 @@ class ListedLog:
     version = 1
 
     def __init__(self, listing: Listing, reading: Reading, trust: TrustPolicy) -> None:
-        self._listing, self._reading, self._trust = listing, reading, trust
+        self._listing = listing
+        self._reading = reading
+        self._trust = trust
         self.addresses: dict[str, str] = {}
         self.left_out = Counter[tuple[str, str]]()
 
@@ -213,7 +215,8 @@ class ListedLog:
         return msgspec.convert(delta, RunDelta)
 
     def _settled(self, decoded: Batch) -> Batch:
-        runs, batch = [], guarded_runs("trust", lambda part: judge(part, self._trust), decoded)
+        runs = []
+        batch = guarded_runs("trust", lambda part: judge(part, self._trust), decoded)
         for each in batch.pending_runs:
             runs.append(Outcome("run", each.origin, mention=each.mention, trust=each.trust, file=_NO_FILE))
             if each.address:

@@ -66,7 +66,8 @@ def create_dataset(
     """
     if definition.slicer is not None and definition.raw_version is None:
         raise CimlError(f"data set {definition.name!r}: a slicer needs raw_version; ciml dataset build sets it")
-    log, state = data.dataset(definition.name).log, DatasetState()
+    log = data.dataset(definition.name).log
+    state = DatasetState()
 
     def build() -> Delta | None:
         if state.definition is None:
@@ -105,7 +106,8 @@ def update_dataset(
     pin = None
     if state.definition is not None and state.definition.slicer is not None:
         pin = Pin(StoredRuns(raw).log, state.definition)
-    produce, given = producer(runner, job_endpoint), given_causes(dataset.root, state.definition)
+    produce = producer(runner, job_endpoint)
+    given = given_causes(dataset.root, state.definition)
     return fill(
         StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, given=given, progress=progress, now_us=now_us
     )
@@ -126,7 +128,8 @@ def producer(runner: str | None, job_endpoint: str = "") -> Produce:
 def check_same(old: DatasetDefinition, new: DatasetDefinition) -> None:
     """Raise `CimlError`, naming the keys, if two definitions differ."""
     if old != new:
-        before, after = old.to_json(), new.to_json()
+        before = old.to_json()
+        after = new.to_json()
         keys = ", ".join(key for key in {**before, **after} if before.get(key) != after.get(key))
         raise CimlError(f"data set {new.name!r} exists with another {keys}; choose another name")
 
@@ -158,7 +161,8 @@ def fill(
       now_us: the time of the commits; the present by default.
       given: causes that reviewers gave, by run id; a definition with a slicer does not use them.
     """
-    log, sealed = ManifestLog(root), list[SpanVersion]()
+    log = ManifestLog(root)
+    sealed = list[SpanVersion]()
     while True:
         if create is None:
             catch_up(log, state)
@@ -167,7 +171,8 @@ def fill(
         for step, spans in produce(source, root, plan.steps(seal=seal), progress):
             if create is not None:
                 create()
-                state.version, create = 0, None
+                state.version = 0
+                create = None
             if not commit_step(root, state, step, spans, now_us=now_us):
                 lost = True  # to another updater: plan the remaining spans again
                 break
@@ -254,7 +259,8 @@ def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[
     """Return the profiles of the passing runs, as JSON. Only the runs that count are read."""
     from ciml.transforms.profiles import make_profiles
 
-    jobs, counted = Counter[str](), []
+    jobs = Counter[str]()
+    counted = []
     for run in runs:
         if run.mention.outcome == "success" and jobs[run.mention.build_name] < MAX_PROFILE_RUNS:
             jobs[run.mention.build_name] += 1
@@ -374,9 +380,11 @@ def verify_dataset(
     Checks that every named file exists with its rows and digests, that every selected run before the cursor is in
     exactly one span, and that there are no other files. ``formats`` is that of `verify_span`.
     """
-    state, root = dataset.state(), dataset.store
+    state = dataset.state()
+    root = dataset.store
     wrong: list[str] = []
-    definition, resolved = state.definition, state.resolved
+    definition = state.definition
+    resolved = state.resolved
     if definition is None or resolved is None:
         return wrong
     versions = [span for by_version in state.spans.values() for span in by_version.values()]

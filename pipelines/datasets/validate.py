@@ -148,7 +148,8 @@ class _Raw:
         wanted = set(span.run_ids())
         found: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
         for positions in _parts(span.selected, _RUNS):
-            facts, files = list[RunFacts](), []
+            facts = list[RunFacts]()
+            files = []
             for version, index in positions:
                 try:
                     record = self._records(version)[index]
@@ -233,30 +234,36 @@ def validate_dataset(
             raise CimlError(f"data set {name!r} has no span that model {model!r} was not trained on")
         pieces = [Piece(s.span, s.version, s.files, tuple(run.run_id for run in s.runs)) for s in snapshot.spans]
         older = [span for span in spans if span.span in known]
-        reference, label = snapshot.resolved, f"training runs of {model}"
+        reference = snapshot.resolved
+        label = f"training runs of {model}"
     elif against is not None:
         base = data.dataset(against)
         other = base.state()
-        newest, older = spans[-(last or 1) :], other.latest()
+        newest = spans[-(last or 1) :]
+        older = other.latest()
         pieces = [_piece(span) for span in older]
-        reference, label = _resolved(against, other), against
+        reference = _resolved(against, other)
+        label = against
         _check_alike(name, resolved, against, reference)
     else:
         last = last or 1
-        newest, older = spans[-last:], spans[:-last]
+        newest = spans[-last:]
+        older = spans[:-last]
         if not older:
             raise CimlError(
                 f"data set {name!r} has {_count(spans)}, none before the last {last}; add runs, "
                 "or name another data set with --against"
             )
         pieces = [_piece(span) for span in older]
-        reference, label = resolved, f"{name}, {_spans(older)}"
+        reference = resolved
+        label = f"{name}, {_spans(older)}"
     total = len(pieces) + len(newest)
     before = _side(base, reference, label, pieces, older, progress, 0, total)
     now = f"{name}, {_spans(newest)}"
     after = _side(dataset, resolved, now, [_piece(span) for span in newest], newest, progress, len(pieces), total)
     if before.columns is None or after.columns is None:
-        before, after = replace(before, columns=None), replace(after, columns=None)
+        before = replace(before, columns=None)
+        after = replace(after, columns=None)
     return compare(before, after, policy)
 
 
@@ -269,7 +276,8 @@ def _resolved(name: str, state: DatasetState) -> ResolvedDefinition:
 def _check_alike(name: str, one: ResolvedDefinition, against: str, other: ResolvedDefinition) -> None:
     """Raise `CimlError` if the features of two data sets are not comparable."""
     for key in ("sample_interval", "sample_statistic", "aggregation_functions", "count_first_sample"):
-        mine, its = getattr(one.definition, key), getattr(other.definition, key)
+        mine = getattr(one.definition, key)
+        its = getattr(other.definition, key)
         if mine != its:
             raise CimlError(
                 f"{name!r} and {against!r} cannot be compared: {key} is {mine!r} in one, {its!r} in the other"
@@ -277,7 +285,8 @@ def _check_alike(name: str, one: ResolvedDefinition, against: str, other: Resolv
 
 
 def _spans(spans: Sequence[SpanVersion]) -> str:
-    first, last = spans[0].span, spans[-1].span
+    first = spans[0].span
+    last = spans[-1].span
     return f"span {first}" if first == last else f"spans {first} to {last}"
 
 

@@ -27,7 +27,8 @@ from ciml.errors import CimlError, EngineError
 from ciml.pipelines.flink.jobs import cancel_job, cancel_orphans
 from ciml.transforms.ingest.run_stages import kept_error
 
-_PRIMITIVES, _COMBINES = common_urns.primitives, common_urns.combine_components
+_PRIMITIVES = common_urns.primitives
+_COMBINES = common_urns.combine_components
 #: Transforms that engines execute themselves; Python workers execute all others.
 _OF_ENGINES = {
     _PRIMITIVES.IMPULSE.urn: "Impulse",
@@ -66,10 +67,12 @@ def foreign(proto: api.Pipeline) -> list[str]:
     A stage expanded by another language runs in that language's environment, so an engine would need its containers; a
     stage that only some runners know (a Java source by its URN) would not run on the others.
     """
-    parts, found = proto.components, []
+    parts = proto.components
+    found = []
     python = {name for name, one in parts.environments.items() if any(c.startswith(_PYTHON) for c in one.capabilities)}
     for each in parts.transforms.values():
-        urn, stage = each.spec.urn, each.unique_name or "pipeline"
+        urn = each.spec.urn
+        stage = each.unique_name or "pipeline"
         if each.environment_id and each.environment_id not in python:
             found.append(f"{stage}: its environment {each.environment_id} is not Python's")
         if any(word in urn for word in _ELSEWHERE):

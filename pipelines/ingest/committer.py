@@ -96,7 +96,8 @@ def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool 
       IntegrityError: if the topic was recreated, which is not a loss but another topic.
       EngineError: if the broker or the store does not answer.
     """
-    committing, listing = committer(raw), list_topic(kafka, topic)
+    committing = committer(raw)
+    listing = list_topic(kafka, topic)
     with committing.state() as state:
         lost = losses(state, listing)
     if lost and not dry_run:

@@ -96,7 +96,8 @@ class _PollDue(beam.DoFn):
             return
         now_s = time.time()
         with keep_error(), committer(element).state() as state:
-            due, next_us = state.due(int(now_s * 1e6)), state.next_due_us()
+            due = state.due(int(now_s * 1e6))
+            next_us = state.next_due_us()
         fresh = _in_progress.setdefault(element.root, RetriesInProgress()).fresh(due, now_s)
         for at in range(0, len(fresh), _MOST):
             yield TimestampedValue(Batch(None, pending_runs=fresh[at : at + _MOST]), Timestamp.of(now_s))
@@ -174,7 +175,8 @@ def settle_known(batch: Batch, index: Index) -> Batch:
       batch: new pending runs; deferred ones are known and must stay.
       index: of the committed state.
     """
-    kept, settled = [], list(batch.settled)
+    kept = []
+    settled = list(batch.settled)
     for each in batch.pending_runs:
         if each.event_key and _is_known(each, index):
             settled.append(Outcome("repeat", each.origin, each.event_key, each.mention, "event", trust=each.trust))
@@ -233,7 +235,8 @@ class Gather(beam.DoFn):
     _end = TimerSpec("end", TimeDomain.WATERMARK)
 
     def __init__(self, most_s: float, most: int) -> None:
-        self._most_s, self._most = most_s, most
+        self._most_s = most_s
+        self._most = most
 
     def process(
         self,
@@ -291,7 +294,8 @@ class CommitRaw(beam.DoFn):
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
         with keep_error():
-            committing, batches = committer(self._config.raw), [unseal(data) for data in element[1]]
+            committing = committer(self._config.raw)
+            batches = [unseal(data) for data in element[1]]
             for topic, topic_id in sorted({(b.covers.topic, b.covers.topic_id) for b in batches if b.covers}):
                 check_still_that_topic(self._config.kafka, topic, topic_id)
             with COMMIT.timed("raw"):

@@ -159,7 +159,8 @@ def _closed_by(
     delta = committer(config.raw).log.read(version)
     closed = {(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]} & keys
     for kind, record in records_of(delta):
-        origin, run_id = Origin.from_json(record["origin"]), record.get("mention", {}).get("run_id", "")
+        origin = Origin.from_json(record["origin"])
+        run_id = record.get("mention", {}).get("run_id", "")
         if (origin, run_id) in closed or (origin, "") in closed:
             found.became[kind, record.get("reason", "")] += 1
     return closed

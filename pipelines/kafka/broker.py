@@ -179,7 +179,9 @@ def is_mock(options: KafkaOptions) -> bool:
 
 def _cluster_id(options: KafkaOptions) -> str:
     """Return the cluster's id, the first query to a broker. Fails fast if the broker rejects the connection."""
-    client, wait_s, left_s = admin(options), 1.0, options.timeout_s
+    client = admin(options)
+    wait_s = 1.0
+    left_s = options.timeout_s
     while True:
         try:
             return str(client.list_topics(timeout=min(wait_s, left_s)).cluster_id)

@@ -48,7 +48,8 @@ class Send(beam.DoFn):
             if self._producer is None:
                 return
             left = self._producer.flush(_FLUSH_S)
-            failure, self._failure = self._failure, None
+            failure = self._failure
+            self._failure = None
             if failure is not None:
                 self._fail(*failure)
             if left:

@@ -25,7 +25,8 @@ from ciml.pipelines.kafka.reader import Reader
 from ciml.runs.dead_letters import described
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
-VERSION, LOG = "manifest", "log"
+VERSION = "manifest"
+LOG = "log"
 
 Headers = Sequence[tuple[str, bytes]]
 Announcement = tuple[bytes, bytes, Headers]
@@ -74,7 +75,11 @@ class Projection:
         self, log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions, share: Share | None = None
     ) -> None:
         self.exactly_once = True
-        self._log, self._topic, self._render, self._kafka, self._share = log, topic, render, kafka, share
+        self._log = log
+        self._topic = topic
+        self._render = render
+        self._kafka = kafka
+        self._share = share
         self._producer: Producer | None = None
         self._announced = 0
         self._identity = self._topic_id = ""
@@ -128,7 +133,8 @@ class Projection:
             waiting += [(version, each) for each in self._render(delta)]
             if len(waiting) >= _MOST:
                 self._send(waiting)
-                waiting, self._announced = [], version
+                waiting = []
+                self._announced = version
         self._send(waiting)
         self._announced = version
         return version
@@ -181,7 +187,8 @@ class Projection:
         It is read from the end, in growing steps. The messages of other shares may be many: a share that is new to a
         topic reads all of it, once.
         """
-        back, found = 32, 0
+        back = 32
+        found = 0
         reader = Reader(self._kafka, self._topic, partition)
         try:
             while end > first:
@@ -193,7 +200,9 @@ class Projection:
                     found = max(found, version or 0)
                 if own:
                     break
-                back, end = 16 * back, start  # only transaction markers, or messages of others, so far
+                # only transaction markers, or messages of others, so far
+                back = 16 * back
+                end = start
         finally:
             reader.close()
         return found
@@ -205,7 +214,8 @@ class Projection:
           IntegrityError: it is of another manifest.
         """
         headers = dict(message.headers)
-        version, log = headers.get(VERSION), headers.get(LOG)
+        version = headers.get(VERSION)
+        log = headers.get(LOG)
         if not version or not version.isdigit():
             return None if self._share else 0
         if log != self._identity.encode():
@@ -259,7 +269,8 @@ class Projection:
 def render_runs(delta: Delta) -> Iterable[Announcement]:
     """Yield the announcements of a raw delta: a reference to each new row, reclaims included, and its run's facts."""
     for record in rows_of(delta):
-        facts, file = facts_of_row(record), record["file"]
+        facts = facts_of_row(record)
+        file = record["file"]
         value: RunAnnouncement = {
             "run_id": facts.run_id,
             "build_name": facts.build_name,

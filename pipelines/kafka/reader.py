@@ -73,7 +73,8 @@ class Reader:
 
     def __init__(self, options: KafkaOptions, topic: str, partition: int) -> None:
         self._where = f"{topic}[{partition}]"
-        self._topic, self._partition = topic, partition
+        self._topic = topic
+        self._partition = partition
         self._options = options
         self._connection_error: KafkaError | None = None
         self._consumer = make_client(Consumer, options, options.consumer(), self._on_error)
@@ -84,7 +85,8 @@ class Reader:
         """Move to ``position``; prefetched messages are kept if it is the present one."""
         if position != self.position:
             self._consumer.assign([TopicPartition(self._topic, self._partition, position)])
-            self.position, self.idle = position, 0
+            self.position = position
+            self.idle = 0
 
     def read(self, most: int, timeout_s: float) -> list[Message]:
         """Return up to ``most`` messages from `position` on, and advance it.

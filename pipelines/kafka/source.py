@@ -124,7 +124,8 @@ class OffsetTracker(RestrictionTracker):
     """
 
     def __init__(self, restriction: Restriction) -> None:
-        self._start, self._stop = restriction.start, restriction.stop
+        self._start = restriction.start
+        self._stop = restriction.stop
         self._claimed = restriction.start
         self._reaches = restriction.start
         self._rejected = False
@@ -203,7 +204,8 @@ def is_drained(tracker: Any) -> bool:
     times in a row is being drained. The count is stored in the restriction: neither a restart nor a second job affects
     it, and a clock that is set back counts once.
     """
-    now, restriction = time.time(), tracker.current_restriction()
+    now = time.time()
+    restriction = tracker.current_restriction()
     early = restriction.early + 1 if now < restriction.not_before_s else 0
     if early >= _DRAINED:
         tracker.try_claim(Claim(FOREVER, FOREVER))
@@ -238,7 +240,8 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
     """
 
     def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
-        self._kafka, self._options = kafka, options
+        self._kafka = kafka
+        self._options = options
 
     def initial_restriction(self, element: KnownTopic) -> Restriction:
         return Restriction(element.partitions, FOREVER)
@@ -289,7 +292,8 @@ class _Read(beam.DoFn, RestrictionProvider):
     """The common part of the bounded and the unbounded reader, each of which provides its own restrictions."""
 
     def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
-        self._kafka, self._options = kafka, options
+        self._kafka = kafka
+        self._options = options
 
     def initial_restriction(self, element: PartitionRead) -> Restriction:
         return Restriction(element.start, FOREVER if element.end is None else element.end)
@@ -359,7 +363,8 @@ class ReadUnbounded(_Read):
     def _read(self, element: PartitionRead, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
         if is_drained(tracker):
             return
-        options, covered = self._options, RangeSet(element.covered)
+        options = self._options
+        covered = RangeSet(element.covered)
         position = tracker.current_restriction().start
         until = time.monotonic() + options.slice_s
         with borrow(self._kafka, element.topic, element.partition) as reader:
@@ -411,7 +416,9 @@ class ReadFromKafka(beam.PTransform):
 
     def __init__(self, kafka: KafkaOptions, reads: Iterable[PartitionRead], options: ReadOptions | None = None) -> None:
         super().__init__()
-        self._kafka, self._reads, self._options = kafka, list(reads), options or ReadOptions()
+        self._kafka = kafka
+        self._reads = list(reads)
+        self._options = options or ReadOptions()
         if not self._reads:
             raise EngineError("no partition to read")
         self._bounded = all(read.end is not None for read in self._reads)

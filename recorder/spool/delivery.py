@@ -51,7 +51,9 @@ class Delivery:
         self, recording: Recording, sender: Sender | None, end: End | None = None, *, announce: bool = True
     ) -> None:
         self.failure = ""
-        self._recording, self._sender, self._end = recording, sender, end
+        self._recording = recording
+        self._sender = sender
+        self._end = end
         self._plan = recording.plan
         self._key = self._plan.mention.run_id.encode()
         self._tail = Tail(recording.read_log, recording.starts())

@@ -143,7 +143,9 @@ class Leftovers:
     """
 
     def __init__(self, own: Recording, settings: Settings, sender: Sender | None) -> None:
-        self._own, self._settings, self._sender = own.plan, settings, sender
+        self._own = own.plan
+        self._settings = settings
+        self._sender = sender
         self._waiting: list[str] = []
         self._current: tuple[Recording, Delivery] | None = None
         self._reported = 0
@@ -305,7 +307,8 @@ def _send(
             if sender is not None:
                 sender.poll(0.05)
             if (now := delivery.progress) != progress:
-                progress, deadline = now, time.monotonic() + settings.flush_s
+                progress = now
+                deadline = time.monotonic() + settings.flush_s
             if time.monotonic() > deadline or (delivery.failure and sender is None):
                 silent = f"Kafka at {recording.plan.kafka} does not answer"
                 why = delivery.failure or (sender.connection_error if sender else "") or silent

@@ -26,7 +26,8 @@ class Folder:
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self.path, self.descriptor = path, descriptor
+        self.path = path
+        self.descriptor = descriptor
 
     def close(self) -> None:
         """Close the folder."""

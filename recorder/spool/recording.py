@@ -43,7 +43,10 @@ from ciml.recorder.spool.folder import Folder, open_private
 from ciml.storage.json_files import seal, seal_of, without_seal
 
 LOG = "dstat-csv_log.txt"
-RUN, END, STARTS, SEAL = "run.json", "end.json", "starts", "seal.json"
+RUN = "run.json"
+END = "end.json"
+STARTS = "starts"
+SEAL = "seal.json"
 _LOCK = "lock"
 _FILES = (LOG, RUN, END, STARTS, SEAL, _LOCK, *(f"{name}.new" for name in (RUN, END, SEAL)), "run.new", "end.new")
 _NAME = re.compile(r"[0-9]{1,20}-[0-9]{1,10}")
@@ -108,7 +111,9 @@ class Recording:
     """
 
     def __init__(self, folder: Folder, plan: Plan, lock: int) -> None:
-        self.folder, self.plan, self.lock = folder, plan, lock
+        self.folder = folder
+        self.plan = plan
+        self.lock = lock
 
     @property
     def log(self) -> Path:
@@ -409,7 +414,8 @@ def is_sealed(recording: Recording, secrets: bytes) -> bool:
         return False
     try:
         content = json.loads(recording.folder.read(SEAL, MAX_RECORDING_FILE_BYTES))
-        salt, mac = bytes.fromhex(content["salt"]), content["mac"]
+        salt = bytes.fromhex(content["salt"])
+        mac = content["mac"]
         return hmac.compare_digest(mac.encode(), _mac(recording, secrets, salt).encode())
     except (CimlError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False

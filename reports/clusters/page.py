@@ -197,7 +197,9 @@ MOST_COURSES = 6
 
 def cluster_page(found: Clustering) -> Page:
     """Return the page: number of clusters, agreement with labels, then the clusters themselves."""
-    wanted, runs, chosen = found.wanted, found.runs, found.chosen
+    wanted = found.wanted
+    runs = found.runs
+    chosen = found.chosen
     name = next(iter(found.known))
     agreed = found.agreements[chosen.k][name]
     what = f"only {wanted.only}" if wanted.only else "of all classes"
@@ -246,7 +248,8 @@ def cluster_page(found: Clustering) -> Page:
 
 def distinctive_features(found: Clustering) -> list[int]:
     """Return the positions of the features in which the clusters' mean normalised examples differ most, at most six."""
-    runs, of = found.runs, found.chosen.of
+    runs = found.runs
+    of = found.chosen.of
     normal = runs.normalisation.apply(runs.inputs)
     means = np.stack([normal[of == cluster].mean(axis=0) for cluster in range(int(of.max()) + 1)])
     spread = means.var(axis=0).sum(axis=0)
@@ -285,7 +288,8 @@ def _shares(table: Shares, fact: str) -> Table:
     for cluster in range(len(table.counts)):
         for at in np.argsort(-table.counts[cluster], kind="stable")[:8]:
             if table.counts[cluster, at]:
-                of_class, of_cluster = table.of_class[cluster, at], table.of_cluster[cluster, at]
+                of_class = table.of_class[cluster, at]
+                of_cluster = table.of_cluster[cluster, at]
                 best |= {(len(rows), 3)} if of_class > 0.5 else set()
                 best |= {(len(rows), 4)} if of_cluster > 0.5 else set()
                 count = f"{table.counts[cluster, at]:,}"

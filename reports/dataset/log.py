@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Columns that are drawn unless a pattern chooses others, and lines of one plot.
-MOST_COLUMNS, MOST_LINES = 30, 7
+MOST_COLUMNS = 30
+MOST_LINES = 7
 #: Points of a line; a longer course has the means of neighbouring samples.
 MOST_POINTS = 1000
 _CAPTION = "A gap is a sample without a value."

@@ -85,8 +85,10 @@ def lengths_plot(runs: Runs, groups: Groups) -> Plot:
     title = f"The median run takes {seconds(float(np.median(runs.n_windows)) * runs.interval_s)}"
     spread = sorted(zip(middle, groups.names, strict=False))
     if spread[0][0] < spread[-1][0]:
-        (low, first), (high, last) = spread[0], spread[-1]
-        low_s, high_s = seconds(low * runs.interval_s), seconds(high * runs.interval_s)
+        (low, first) = spread[0]
+        (high, last) = spread[-1]
+        low_s = seconds(low * runs.interval_s)
+        high_s = seconds(high * runs.interval_s)
         title += f", from {low_s} ({shown(first)}) to {high_s} ({shown(last)})"
 
     def paint(figure: Figure) -> None:
@@ -241,7 +243,8 @@ AGGREGATES_CAPTION = "Point: mean of the class. Bar: the middle half of its runs
 def _panels(figure: Figure, groups: Groups, course: Course, unit: str, rows: int) -> None:
     columns = -(-len(groups.names) // rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    colors, names = colors_of(groups.names), distinct(groups.names, 20)
+    colors = colors_of(groups.names)
+    names = distinct(groups.names, 20)
     for group, axes in enumerate(grid.flat):
         if group >= len(groups.names):
             axes.set_visible(False)
@@ -293,7 +296,8 @@ def _finding(runs: Runs, groups: Groups, course: Course, unit: str) -> str:
     if groups.named < 2 or not together.any():
         return "course by class"
     means = mean[:, together].mean(axis=1)
-    high, low = int(means.argmax()), int(means.argmin())
+    high = int(means.argmax())
+    low = int(means.argmin())
     if np.isclose(means[high], means[low], rtol=0.05):
         return "hardly any difference"
     first, last = (f"{shown(groups.names[at], 20)} ({quantity(means[at], unit)})" for at in (high, low))

@@ -103,7 +103,8 @@ def read_runs(
       CimlError: when there is no such data set or class, or no matching example.
       IntegrityError: when a file differs from the manifest.
     """
-    state, name = dataset.state(), dataset.name
+    state = dataset.state()
+    name = dataset.name
     resolved = state.resolved
     if resolved is None:
         raise CimlError(f"data set {name!r} has no sealed span yet: ciml dataset update {name} --seal")
@@ -122,7 +123,8 @@ def read_runs(
         raise CimlError(f"data set {name!r} has no example{what}{long} in {', '.join(splits)}")
     files = _files(state)
     chosen = _chosen(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
-    scale, position = _Scale(), 0
+    scale = _Scale()
+    position = 0
     known: list[pa.Table] = []
     values_by_fact: dict[str, list[str]] = {fact: [] for fact in facts}
     inputs: list[np.ndarray] = []
@@ -145,7 +147,8 @@ def read_runs(
         rows = chosen[(chosen >= position) & (chosen < position + len(arrays))] - position
         inputs.append(arrays if len(rows) == len(arrays) else arrays[rows])
         position += len(arrays)
-    table, held = pa.concat_tables(known), np.concatenate(inputs)
+    table = pa.concat_tables(known)
+    held = np.concatenate(inputs)
     return Runs(
         dataset=name,
         resolved=resolved,
@@ -199,7 +202,9 @@ class _Scale:
 
     def __init__(self) -> None:
         self.runs = 0
-        self._total, self._low, self._high = np.zeros(()), np.full((), np.inf), np.full((), -np.inf)
+        self._total = np.zeros(())
+        self._low = np.full((), np.inf)
+        self._high = np.full((), -np.inf)
 
     def add(self, inputs: np.ndarray) -> None:
         """Add inputs float32 [n, L, F], n at least 1."""

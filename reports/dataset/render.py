@@ -55,7 +55,8 @@ def plot_dataset(
 def dataset_page(runs: Runs, features: list[int]) -> Page:
     """Return the page of a data set. ``features``: indices of the features whose courses are drawn."""
     groups = grouped(runs.class_name)
-    definition, resolved = runs.resolved.definition, runs.resolved
+    definition = runs.resolved.definition
+    resolved = runs.resolved
     first = [plots.classes_plot(runs, groups)]
     if not runs.aggregated:
         first.append(plots.lengths_plot(runs, groups))
@@ -65,7 +66,8 @@ def dataset_page(runs: Runs, features: list[int]) -> Page:
     by_job = grouped(runs.build_name, MOST_JOBS)
     if jobs := calendar(runs, by_job):
         dated.append(plots.jobs_plot(jobs, unsuccessful(runs, by_job)))
-    chosen, every = len(features), len(resolved.features)
+    chosen = len(features)
+    every = len(resolved.features)
     drawn = f" {chosen} of {every} features {'is' if chosen == 1 else 'are'} drawn." if chosen < every else ""
     sections = [
         Section("Classes", tables=_excluded(runs), plots=tuple(first)),
@@ -117,10 +119,12 @@ def _excluded(runs: Runs) -> tuple[Table, ...]:
 def _columns(runs: Runs) -> Section:
     """Return minimum, mean and maximum of each column over the windows of the sampled runs, without padding."""
     inside = np.arange(runs.resolved.windows)[None, :] < runs.n_windows[runs.drawn][:, None]
-    rows, constant = [], []
+    rows = []
+    constant = []
     for index, (name, column) in enumerate(zip(runs.resolved.telemetry_features, runs.resolved.columns, strict=True)):
         values = runs.inputs[:, :, index][inside].astype(np.float64)
-        least, most = values.min(), values.max()
+        least = values.min()
+        most = values.max()
         rows.append((name, column, unit_of(column), *(f"{number:,.4g}" for number in (least, values.mean(), most))))
         constant += [name] if least == most else []
     text = f"Constant in all runs: {', '.join(constant)}." if constant else ""

@@ -17,7 +17,8 @@ FEW_RUNS = 5
 #: Points of a course; longer courses are thinned to every second window, third, and so on.
 MOST_POINTS = 400
 #: Rows and columns of an image of examples.
-MOST_ROWS, MOST_COLUMNS = 400, 2400
+MOST_ROWS = 400
+MOST_COLUMNS = 2400
 #: Bars of a plot over time; beyond that, days become weeks, then months.
 MOST_BARS = 75
 
@@ -115,7 +116,8 @@ class Course:
 
 def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]:
     """Return the courses of features (indices into the definition's) by group, from the sampled runs."""
-    n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
+    n_windows = runs.n_windows[runs.drawn]
+    of = groups.of[runs.drawn]
     windows = _thinned(int(n_windows.max()))
     shape = (len(groups.names), len(windows), len(features))
     mean, low, high = (np.full(shape, np.nan) for _ in range(3))
@@ -131,7 +133,8 @@ def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]
                 mean[group, at] = values.mean(axis=0)
                 low[group, at], high[group, at] = np.quantile(values, (0.25, 0.75), axis=0)
     times_s = windows * (1.0 if runs.aggregated else runs.interval_s)
-    names, columns = runs.resolved.telemetry_features, runs.resolved.columns
+    names = runs.resolved.telemetry_features
+    columns = runs.resolved.columns
     return [
         Course(names[feature], columns[feature], times_s, mean[..., at], low[..., at], high[..., at], left)
         for at, feature in enumerate(features)
@@ -146,7 +149,8 @@ def _thinned(windows: int) -> np.ndarray:
 def typical(runs: Runs, groups: Groups) -> list[int]:
     """Return for each group one or two runs of nearly median length, as indices into ``drawn``."""
     each = 2 if len(groups.names) <= 4 else 1
-    n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
+    n_windows = runs.n_windows[runs.drawn]
+    of = groups.of[runs.drawn]
     found: list[int] = []
     for group in range(len(groups.names)):
         rows = np.flatnonzero(of == group)
@@ -181,14 +185,16 @@ class Image:
 
 def image(runs: Runs, groups: Groups) -> Image:
     """Return the sampled runs as an image of at most `MOST_ROWS`. Each group keeps its share, and at least one row."""
-    n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
+    n_windows = runs.n_windows[runs.drawn]
+    of = groups.of[runs.drawn]
     order = np.lexsort((-n_windows, of))
     counts = np.bincount(of, minlength=len(groups.names))
     keep = counts if len(of) <= MOST_ROWS else np.minimum(counts, np.maximum(1, counts * MOST_ROWS // len(of)))
     begins = np.cumsum(counts) - counts
     chosen = [begins[group] + np.linspace(0, counts[group] - 1, keep[group]).round() for group in range(len(counts))]
     indices = order[np.concatenate(chosen).astype(np.int64)]
-    windows, features = runs.resolved.windows, len(runs.resolved.features)
+    windows = runs.resolved.windows
+    features = len(runs.resolved.features)
     stride = max(1, -(-windows * features // MOST_COLUMNS))
     edges = np.arange(0, windows, stride)
     normal = runs.normalisation.apply(runs.inputs[indices])
@@ -222,12 +228,17 @@ def calendar(runs: Runs, groups: Groups) -> Calendar | None:
     if not dated.any():
         return None
     days = runs.day[dated]
-    unit, binned = "day", days
+    unit = "day"
+    binned = days
     if _span(days, "D") > MOST_BARS:
-        unit, binned = "week", days - (days.astype(np.int64) - 4) % 7  # 1970-01-05 was a Monday
+        # 1970-01-05 was a Monday
+        unit = "week"
+        binned = days - (days.astype(np.int64) - 4) % 7
         if _span(binned, "W") > MOST_BARS:
-            unit, binned = "month", days.astype("datetime64[M]").astype("datetime64[D]")
-    first, last = binned.min(), binned.max()
+            unit = "month"
+            binned = days.astype("datetime64[M]").astype("datetime64[D]")
+    first = binned.min()
+    last = binned.max()
     if unit == "month":
         begins = np.arange(first.astype("datetime64[M]"), last.astype("datetime64[M]") + 1).astype("datetime64[D]")
     else:

@@ -336,7 +336,8 @@ def _called(one: Compared) -> str:
 
 def _tables(found: Sequence[Compared], links: Mapping[tuple[str, str], str]) -> tuple[Table, Table]:
     numbers = list(dict.fromkeys(name for one in found for name in one.result["baselines"]))
-    accuracies, others = [], []
+    accuracies = []
+    others = []
     for rank, one in enumerate(found):
         test = one.result["test"]
         beside = [one.result["baselines"].get(name) for name in numbers]
@@ -393,9 +394,12 @@ def _validated(trials: Sequence[Stored]) -> list[Section]:
 
 
 def _validation(number: int, group: Validated) -> Section:
-    rows, bars = [], []
+    rows = []
+    bars = []
     for name, each in group.means:
-        accuracy, f1, pooled = each["mean"]["accuracy"], each["mean"]["f1"], each["pooled"]
+        accuracy = each["mean"]["accuracy"]
+        f1 = each["mean"]["f1"]
+        pooled = each["pooled"]
         base = pooled["base_rate"]["value"]
         bars.append(
             Bar(name, accuracy["value"], accuracy["low"], accuracy["high"], pooled["runs"], {"base rate": base})

@@ -47,7 +47,8 @@ def confusion_plot(confusion: Figures) -> Plot:
                 cell = f"{counts[at]:,}" if small else f"{counts[at]:,}\n{100 * shares[at]:.0f} %"
                 color = "white" if shares[at] > 0.5 else "black"
                 axes.annotate(cell, at[::-1], ha="center", va="center", color=color, fontsize=7 if small else 8)
-        ticks, long = np.arange(len(names)), len(names) > 4
+        ticks = np.arange(len(names))
+        long = len(names) > 4
         rotation, ha = (40, "right") if long else (0, "center")
         axes.set_xticks(ticks, labels, rotation=rotation, ha=ha, rotation_mode="anchor")
         axes.set_yticks(ticks, [f"{name} ({total:,})" for name, total in zip(labels, totals, strict=True)])
@@ -291,7 +292,8 @@ def slices_plot(number: int, fact: str, bars: Sequence[Bar]) -> Plot:
 
 def folds_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
     """Plot the accuracy of each fold. ``bars``: from `fold_bars`."""
-    mean, folds = bars[-1], [bar.value for bar in bars[:-1] if bar.value is not None]
+    mean = bars[-1]
+    folds = [bar.value for bar in bars[:-1] if bar.value is not None]
     spread = f", folds from {percent(min(folds))} to {percent(max(folds))}" if folds else ""
     title = f"Held out by {shown(by)}: mean accuracy {percent(mean.value or 0)} ({_interval(mean)}){spread}"
     caption = "Each fold by a model of all others; test runs are not used. The interval of the mean is Student's."

@@ -45,7 +45,8 @@ def result_page(trial: Stored, found: Predictions | None) -> Page:
     if result is None:
         lead = "Cross-validated only: not yet trained on all training runs and not yet tested."
         return Page(title, lead, _fold_tiles(trial.folds[0]), tuple(folds))
-    test, baselines = result["test"], result["baselines"]
+    test = result["test"]
+    baselines = result["baselines"]
     lead = (
         f"{_settings(result['experiment'])}, trained on {runs_of(test['trained_on'])} and tested on "
         f"{runs_of(test['runs'])} that were held out. Intervals are 95 %."
@@ -90,7 +91,8 @@ def _settings(experiment: Mapping[str, Any]) -> str:
 
 def _tiles(result: Figures, guess: Figures) -> tuple[Tile, ...]:
     test = result["test"]
-    base, macro = test["base_rate"], test["macro"]["f1"]
+    base = test["base_rate"]
+    macro = test["macro"]["f1"]
     return (
         Tile("accuracy", figure(test["accuracy"]["value"]), interval(test["accuracy"])),
         Tile("base rate", figure(base["value"]), f"always {shown(base['class'])}"),
@@ -186,7 +188,8 @@ def _folded(number: int, folds: Figures) -> Section:
 
 
 def _fold_tiles(folds: Figures) -> tuple[Tile, ...]:
-    mean, base = folds["mean"], folds["pooled"]["base_rate"]
+    mean = folds["mean"]
+    base = folds["pooled"]["base_rate"]
     return (
         Tile("mean accuracy of the folds", figure(mean["accuracy"]["value"]), interval(mean["accuracy"])),
         Tile("base rate", figure(base["value"]), f"always {shown(base['class'])}"),
@@ -197,7 +200,8 @@ def _fold_tiles(folds: Figures) -> tuple[Tile, ...]:
 def _made(trial: Stored) -> Section:
     """Return how the model was trained, so that the training can be repeated."""
     result = trial.result or {}
-    snapshot, experiment = result["snapshot"], result["experiment"]
+    snapshot = result["snapshot"]
+    experiment = result["experiment"]
     known = ESTIMATORS.get(experiment["estimator"])
     settings = [
         (key.replace("_", " "), _plain(value))

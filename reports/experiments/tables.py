@@ -61,7 +61,8 @@ def _of(figures: Figures, *path: str) -> str:
 
 def class_tables(test: Figures, guess: Figures, baselines: Figures) -> tuple[Table, Table]:
     """Return the metrics of answers by class, and the metrics of probabilities by class."""
-    answered, separated = [], []
+    answered = []
+    separated = []
     ordered = sorted(test["classes"].items(), key=lambda item: (-item[1]["runs"], item[0]))
     for name, one in ordered[:MOST_ROWS]:
         answered.append(
@@ -101,7 +102,8 @@ def _first(drawn: int, of: int, what: str) -> str:
 
 def verdict_tables(found: Figures) -> tuple[Table, Table]:
     """Return coverage and abstentions, and precision and recall of the verdicts by cause."""
-    coverage, sizes = found["coverage"], found["set_sizes"]
+    coverage = found["coverage"]
+    sizes = found["set_sizes"]
     rows = [("all runs", f"{found['runs']:,}", figure(coverage["value"]), interval(coverage))]
     rows += [
         (shown(name, 80), f"{one['runs']:,}", figure(one["value"]), interval(one))
@@ -150,7 +152,8 @@ def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
     """Return the same model on other data sets."""
     rows = []
     for each in elsewhere:
-        test, left = each["test"], each["left_out"]
+        test = each["test"]
+        left = each["left_out"]
         numbers = [f"{name} {_of(one, 'accuracy')}" for name, one in each["baselines"].items()]
         rows.append(
             (
@@ -173,7 +176,8 @@ def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
 
 def folds_table(folds: Figures) -> Table:
     """Return each fold of a cross-validation, and the mean."""
-    mean, pooled = folds["mean"], folds["pooled"]
+    mean = folds["mean"]
+    pooled = folds["pooled"]
     grouped = any(fold["held_out"] for fold in folds["folds"])
     rows = [
         (

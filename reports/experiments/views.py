@@ -85,7 +85,8 @@ def curves(found: Predictions, most: int | None = None) -> list[Curves]:
     clean, _ = answers(found.probabilities)
     out = []
     for label in curved(found)[:most]:
-        own, given = found.labels == label, clean[:, label]
+        own = found.labels == label
+        given = clean[:, label]
         precision, recall, _ = precision_recall_curve(own, given, drop_intermediate=True)
         false_positive, true_positive, _ = roc_curve(own, given)
         recall, precision = _thinned(recall[::-1], precision[::-1])
@@ -127,7 +128,8 @@ def folded_confusion(confusion: Figures, most: int = MOST_BARS) -> tuple[list[st
 
     If there are more than ``most`` classes, those with the fewest runs are merged.
     """
-    names, counts = list(confusion["classes"]), np.array(confusion["rows_are_labels"], np.int64)
+    names = list(confusion["classes"])
+    counts = np.array(confusion["rows_are_labels"], np.int64)
     if len(names) <= most:
         return names, counts
     order = np.lexsort((-counts.sum(axis=0), -counts.sum(axis=1)))

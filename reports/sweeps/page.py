@@ -29,7 +29,8 @@ def sweep_page(swept: Swept) -> Page:
     """Return the page: the metric by axis, by question and by two axes, and all trials."""
     sweep = swept.sweep
     states = [each.state for each in swept.outcomes]
-    metric, order = METRICS[sweep.metric], questions(sweep)
+    metric = METRICS[sweep.metric]
+    order = questions(sweep)
     best = [
         Tile(
             f"best {metric}",
@@ -67,8 +68,10 @@ def sweep_page(swept: Swept) -> Page:
 
 def trials_table(swept: Swept, question: int) -> Table:
     """Return all trials of a question, best first, beside base rate and one-number baselines."""
-    axes, rows = plain_axes(swept.sweep), []
-    numbers, base = baselines_of(swept, question), base_rate(swept, question)
+    axes = plain_axes(swept.sweep)
+    rows = []
+    numbers = baselines_of(swept, question)
+    base = base_rate(swept, question)
     for each in ranked(swept, question):
         values = [shown(value_text(each.parameters.get(axis.key)), _WIDTH) for axis in axes]
         interval = f"{each.low:.3f}–{each.high:.3f}" if each.low is not None and each.high is not None else ""

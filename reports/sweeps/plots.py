@@ -48,7 +48,8 @@ def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
     def paint(figure: Figure) -> None:
         names = _names(by)
         for axes, question in _panels(figure, swept):
-            found, early = complete(swept, question), ended_early(swept, question)
+            found = complete(swept, question)
+            early = ended_early(swept, question)
             for color, dash, name, shift in zip(colors_of(names), DASHES, names, _shifts(axis, names), strict=False):
                 of = [each for each in found if by is None or each.parameters.get(by.key) == name]
                 _one_line(axes, axis, of, shift, color=color, linestyle=dash, label=shown(name))
@@ -130,7 +131,8 @@ def _heat_plot(swept: Swept, across: Axis, down: Axis, number: int) -> Plot:
             axes.grid(False)
             if np.isnan(cells).all():
                 continue
-            low, high = np.nanmin(cells), np.nanmax(cells)
+            low = np.nanmin(cells)
+            high = np.nanmax(cells)
             colors = "viridis" if swept.sweep.maximise else "viridis_r"
             axes.imshow(cells, cmap=colors, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
             middle = (low + high) / 2
@@ -221,14 +223,16 @@ def _shifts(axis: Axis, names: Sequence[str]) -> list[float]:
 
 def _one_line(axes: Any, axis: Axis, of: Sequence[Outcome], shift: float, **style: Any) -> None:
     dots = [each for each in of if axis.key in each.parameters]
-    color, label = style["color"], style["label"]
+    color = style["color"]
+    label = style["label"]
     x = [_x(axis, each.parameters[axis.key], shift) for each in dots]
     alone = not axis.values
     axes.scatter(x, _values(dots), 14 if axis.values else 18, color=color, alpha=0.45 if axis.values else 0.8,
                  linewidths=0, label=label if alone else None)  # fmt: skip
     if alone or not dots:
         return
-    best, names = best_at(dots, axis), _sorted(axis)
+    best = best_at(dots, axis)
+    names = _sorted(axis)
     chosen = [best[name,] for name in names if (name,) in best]
     x = [_x(axis, each.parameters[axis.key], shift) for each in chosen]
     axes.errorbar(x, _values(chosen), _bars(chosen), fmt="o", markersize=4, capsize=2.5, color=color, label=label)
@@ -270,7 +274,8 @@ def _axis_ticks(axes: Any, axis: Axis) -> None:
 
 def _seconds_ticks(axes: Any, values: Sequence[float]) -> None:
     """Put ticks at round durations, since a range below a decade may contain no power of ten."""
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     ticks = [tick for tick in _TICKS_S if low / 1.5 <= tick <= high * 1.5]
     axes.set_xticks(ticks, [seconds(tick) for tick in ticks])
     axes.minorticks_off()
@@ -323,7 +328,8 @@ def _legend(figure: Figure) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        handles, labels = list(found.values()), list(found)
+        handles = list(found.values())
+        labels = list(found)
         figure.legend(handles, labels, loc="outside lower left", ncols=min(5, len(labels)), fontsize=8.5)
 
 

@@ -124,7 +124,8 @@ def baselines_of(swept: Swept, question: int) -> dict[str, Mapping[str, Any]]:
 
 def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
     """Return the commands that define a trial as an experiment, and train and test it once."""
-    name, defaults = f"{swept.sweep.name}-{outcome.number}", Experiment().to_json()
+    name = f"{swept.sweep.name}-{outcome.number}"
+    defaults = Experiment().to_json()
     words = ["ciml", "experiment", "define", name, "--estimator", outcome.experiment["estimator"]]
     for key, value in outcome.experiment.items():
         if key in ("name", "estimator") or value == defaults[key]:

@@ -206,7 +206,8 @@ class DeltaLog:
           IntegrityError: commits are missing or damaged. The log can be deleted and published again.
         """
         while True:
-            state, versions = DeltaState(), list[int]()
+            state = DeltaState()
+            versions = list[int]()
             checkpoints = list[int]()
             for path in self.store.list(FOLDER):
                 name = path.rpartition("/")[2]

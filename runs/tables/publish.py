@@ -97,12 +97,11 @@ def _publish_made(data: DataRoot, name: str, store: Store) -> Published:
 def _wanted_made(data: DataRoot, name: str, store: Store, state: DeltaState) -> Wanted:
     log, raw = open_raw(data.raw)
     if name == RUNS:
-        schema, make = row_tables.stored_table([]).schema, partial(row_tables.make_runs, log, raw)
+        schema = row_tables.stored_table([]).schema
+        make = partial(row_tables.make_runs, log, raw)
     else:
-        schema, make = (
-            row_tables.dead_letter_table([]).schema,
-            partial(row_tables.make_dead_letters, log, raw.version),
-        )
+        schema = row_tables.dead_letter_table([]).schema
+        make = partial(row_tables.make_dead_letters, log, raw.version)
     return wanted_parts(name, store, log, raw.version, schema, make, state)
 
 

@@ -19,7 +19,9 @@ from ciml.runs.tables.delta_log import CURSOR, FOLDER, PROOF, Action, DataFile, 
 from ciml.storage import LocalStore, S3Store, Store
 from ciml.version import __version__
 
-RAW, RUNS, DEAD_LETTERS = "raw", "runs", "dead_letters"
+RAW = "raw"
+RUNS = "runs"
+DEAD_LETTERS = "dead_letters"
 #: Tables of a data root besides those of its data sets.
 NAMES = (RAW, RUNS, DEAD_LETTERS)
 #: What the name of a data set's table begins with.

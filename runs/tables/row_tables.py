@@ -67,14 +67,17 @@ def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int 
     >>> parts_of([(10, 3), (20, 3), (25, 9)], 27, 5)
     [Part(first=1, last=20), Part(first=21, last=25), Part(first=26, last=27)]
     """
-    parts, first, size = [], 1, 0
+    parts = []
+    first = 1
+    size = 0
     for last, of_segment in segments:
         if last > version:
             break
         size += of_segment
         if size >= part_bytes:
             parts.append(Part(first, last))
-            first, size = last + 1, 0
+            first = last + 1
+            size = 0
     return [*parts, Part(first, version)] if first <= version else parts
 
 
@@ -181,7 +184,8 @@ _TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
 
 def make_dead_letters(log: ManifestLog, version: int, due: Due) -> Iterator[tuple[Part, pa.Table]]:
     """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest."""
-    missing, closed = set(due.missing), _closed(log, version, due.since) if due.since else set()
+    missing = set(due.missing)
+    closed = _closed(log, version, due.since) if due.since else set()
     dead_letters = latest_dead_letters(log, version)
     each = next(dead_letters, None)
     for part in reversed(due.parts):

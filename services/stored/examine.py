@@ -149,11 +149,13 @@ _FORMAT = 1
 
 def check_experiments(data: DataRoot, found: Findings, progress: Progress) -> None:
     """Read each experiment and result; compare predictions with the digest in their name."""
-    store, complete = data.experiments, set[str]()
+    store = data.experiments
+    complete = set[str]()
     found.read |= {"experiments", "results", "result predictions"}
     for number, entry in enumerate(store.entries(), 1):
         progress("experiments", number, None)
-        kind, (name, _, path) = kind_of(f"experiments/{entry.path}"), entry.path.partition("/")
+        kind = kind_of(f"experiments/{entry.path}")
+        (name, _, path) = entry.path.partition("/")
         with found.guard(kind, f"experiment {name}"):
             if kind == "experiments" and (stored := load_experiment(store, name).name) != name:
                 raise IntegrityError(f"{store.url(entry.path)} is of experiment {stored!r:.100}")
@@ -199,7 +201,8 @@ def check_sweeps(data: DataRoot, found: Findings, progress: Progress) -> None:
 
 
 def _check_sweep(store: Store) -> None:
-    value, where = _json(store, "sweep.json"), store.url("sweep.json")
+    value = _json(store, "sweep.json")
+    where = store.url("sweep.json")
     if value.get("format") != _FORMAT:
         raise IntegrityError(f"{where} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
     if not isinstance(value.get("raw_version"), int) or not isinstance(value.get("sweep"), dict):
@@ -218,7 +221,8 @@ def check_trainers(data: DataRoot, found: Findings, progress: Progress) -> None:
     found.read |= {"snapshots", "analyses", "training metrics"}
     for number, (model, kind, path) in enumerate(_trainer_files(data), 1):
         progress("trainers", number, None)
-        trainer, name = data.trainer(model), path.rpartition("/")[2].removesuffix(".json")
+        trainer = data.trainer(model)
+        name = path.rpartition("/")[2].removesuffix(".json")
         with found.guard(kind, f"trainer of {model}"):
             if kind == "snapshots":
                 read_snapshot(trainer, name)
@@ -249,7 +253,8 @@ def _json(store: Store, path: str) -> dict[str, Any]:
 def check_models(data: DataRoot, found: Findings, progress: Progress) -> None:
     """Compare the files of each version with its registry, as `ciml models verify` does."""
     found.read |= {"registry deltas", "models"}
-    names, entries = registered_models(data), []
+    names = registered_models(data)
+    entries = []
     for number, name in enumerate(names, 1):
         progress("models", number, len(names))
         with found.guard("registry deltas", f"model {name}"):
@@ -319,7 +324,8 @@ def examine(data: DataRoot, progress: Progress | None = None) -> Findings:
     Raises:
       EngineError: the store does not answer.
     """
-    found, report = Findings(), progress or (lambda what, done, total: None)
+    found = Findings()
+    report = progress or (lambda what, done, total: None)
     for number, entry in enumerate(data.store.entries(), 1):
         found.objects[kind := kind_of(entry.path)] += 1
         if kind == "other" and found.objects["other"] <= 10:

@@ -195,7 +195,8 @@ class Predictor:
     ) -> None:
         self._raw = data.raw
         self._registry = Registry(data, policy.model)
-        self._policy, self._clock = policy, clock
+        self._policy = policy
+        self._clock = clock
         self.client = ModelClient(address, policy.model, policy.client)
         self._served: dict[int, Served] = {}
         self._near = StoredNeighbours(data, keep=True)
@@ -253,10 +254,12 @@ class Predictor:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Call `_predict` guarded: a run that raises becomes unpredictable, alone (`ciml.transforms.guard`)."""
         served = self.served(version)  # outside of the guard: an error here is not a run's
-        predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
+        predictions = list[dict[str, Any]]()
+        unpredictable = list[dict[str, Any]]()
         for some, made in bisect("predict", runs, lambda some: self._predict(some, version, served)):
             if isinstance(made, RejectedInput):
-                run, model = some[0], self._policy.model
+                run = some[0]
+                model = self._policy.model
                 unpredictable.append(_unpredictable(run.offset, run.run_id, made.reason, made.detail, model, version))
             else:
                 predictions += made[0]
@@ -266,7 +269,8 @@ class Predictor:
     def _predict(
         self, runs: Sequence[Announcement], version: int, served: Served
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        definition, unpredictable = served.definition, list[dict[str, Any]]()
+        definition = served.definition
+        unpredictable = list[dict[str, Any]]()
 
         def reject(run: Announcement, reason: str, detail: str = "") -> None:
             unpredictable.append(_unpredictable(run.offset, run.run_id, reason, detail, self._policy.model, version))
@@ -322,7 +326,8 @@ class Predictor:
         Raises:
           FailedCallError: if the model also fails for zeros, which every pushed model answers.
         """
-        inputs, counts = prepared.inputs, prepared.n_windows
+        inputs = prepared.inputs
+        counts = prepared.n_windows
         until = 0.0
         pending = prepared.calls(self._policy.rows)[::-1]
         while pending:
@@ -372,7 +377,8 @@ class Predictor:
             return runs, read_runs(self._raw, [run.path for run in runs], columns=columns)
         except IntegrityError:
             pass  # a run failed: read them one by one
-        kept, tables = [], []
+        kept = []
+        tables = []
         for run in runs:
             try:
                 tables.append(read_run(self._raw, run.path, columns=columns))

@@ -39,8 +39,11 @@ class GrpcConnection:
 
     def __init__(self, table: Connections, peer: Peer, descriptor: int, inode: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self.peer, self.address = peer, peer[0]
-        self._table, self._descriptor, self._inode = table, descriptor, inode
+        self.peer = peer
+        self.address = peer[0]
+        self._table = table
+        self._descriptor = descriptor
+        self._inode = inode
         self.counted = True
 
     def reject(self, status: int, message: str) -> None:

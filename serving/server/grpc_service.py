@@ -137,9 +137,12 @@ class _Api:
         workers: Workers,
         connections: GrpcConnections,
     ) -> None:
-        self._manager, self._metrics, self._reload = manager, metrics, reload
+        self._manager = manager
+        self._metrics = metrics
+        self._reload = reload
         self._connections = connections
-        self._intake, self._workers = intake, workers
+        self._intake = intake
+        self._workers = workers
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         services = {

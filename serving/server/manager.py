@@ -223,10 +223,12 @@ class ModelManager:
     def close(self) -> None:
         """Unload everything. A load that has not ended unloads its own version later."""
         with self._lock:
-            self._wanted, self._closed = (), True
+            self._wanted = ()
+            self._closed = True
         self._join(_CLOSE_S)
         with self._lock:
-            models, self._models = self._models, {}
+            models = self._models
+            self._models = {}
         for model in models.values():
             _unload_all(model)
 
@@ -255,7 +257,9 @@ class ModelManager:
         except (CimlError, OSError, ValueError) as error:  # ValueError: an impossible path
             self._postpone(name, model, error)
             return
-        model.fault, model.retry, model.listed = "", (0.0, _RETRY_S[0]), True
+        model.fault = ""
+        model.retry = (0.0, _RETRY_S[0])
+        model.listed = True
         for version in wanted - set(model.loaded) - set(model.statuses):
             model.statuses[version] = VersionStatus(version, "START")
         # The highest first: it most likely has a label.
@@ -285,7 +289,8 @@ class ModelManager:
 
     def _postpone(self, name: str, model: _Model, error: Exception) -> None:
         """Record that a model's folder cannot be listed. Its loaded versions and other models keep serving."""
-        fault, code = str(error), "UNAVAILABLE" if isinstance(error, EngineError | OSError) else "INVALID_ARGUMENT"
+        fault = str(error)
+        code = "UNAVAILABLE" if isinstance(error, EngineError | OSError) else "INVALID_ARGUMENT"
         if fault != model.fault:
             _LOG.error("model %s: %s", name, fault)
         delay = model.retry[1]

@@ -57,7 +57,8 @@ class Metrics:
         """Measure the block. An exception is counted by its status and raised again."""
         served = self._manager.names() if self._manager else ()
         known = model if model in served else "unknown"  # client input as a label would be unbounded
-        began, code = time.perf_counter(), "OK"
+        began = time.perf_counter()
+        code = "OK"
         try:
             yield
         except RequestError as error:

@@ -278,7 +278,10 @@ def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
 
 class _Api:
     def __init__(self, manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> None:
-        self._manager, self._metrics, self._intake, self._workers = manager, metrics, intake, workers
+        self._manager = manager
+        self._metrics = metrics
+        self._intake = intake
+        self._workers = workers
 
     async def handle(self, request: Request) -> Response:
         path = request.url.path

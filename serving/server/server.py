@@ -137,7 +137,8 @@ class ModelServer:
         from ciml.serving.server.metrics import Metrics
         from ciml.serving.server.model.loader import load_model
 
-        options, metrics = self.options, Metrics()
+        options = self.options
+        metrics = Metrics()
         self.metrics = metrics
         self.manager = ModelManager(
             RegistryVerifier(root) if root is not None else None,
@@ -176,7 +177,8 @@ class ModelServer:
         from ciml.serving.server.rest import rest_app
 
         options = self.options
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
         self._workers = workers = Workers(options.threads)
         intakes = [
             Intake(body_s=options.body_s, max_bytes=options.max_bytes, max_reading=most)

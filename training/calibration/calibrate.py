@@ -120,7 +120,8 @@ def calibrate_on_dev(
       probabilities: float [n, C] that the model gave to the dev runs, in the snapshot's order.
     """
     facts = read_facts(root, snapshot)
-    dev, others = list(snapshot.runs("dev")), snapshot.runs("train", "test")
+    dev = list(snapshot.runs("dev"))
+    others = snapshot.runs("train", "test")
     labels = np.array([run.label for run in dev], np.int64)
     return calibrate(
         experiment,
@@ -135,8 +136,10 @@ def calibrate_on_dev(
 
 def _ranges(root: Store, snapshot: Snapshot, facts: Mapping[str, RunFacts]) -> LearnedRanges | None:
     """Return the ranges of the runs that a calibrated model learned, and of those that calibrate it; file by file."""
-    resolved, runs = snapshot.resolved, list(snapshot.runs())
-    means, found = [], list[RunFacts]()
+    resolved = snapshot.resolved
+    runs = list(snapshot.runs())
+    means = []
+    found = list[RunFacts]()
     for task in file_tasks(snapshot, "train", "dev"):
         rows = read_rows(root, task, resolved)
         means.append(run_means(rows.inputs, rows.n_windows))
@@ -153,9 +156,11 @@ def _check_apart(runs: Sequence[RunFacts], used: Iterable[RunFacts]) -> None:
 
 
 #: An isotonic calibrator fits any rising line, and so fits the noise of fewer runs, or of fewer of one class.
-ISOTONIC_RUNS, ISOTONIC_CLASS_RUNS = 1000, 100
+ISOTONIC_RUNS = 1000
+ISOTONIC_CLASS_RUNS = 100
 #: Temperatures that are tried.
-_COLDEST, _HOTTEST = 0.05, 20.0
+_COLDEST = 0.05
+_HOTTEST = 20.0
 
 
 def fit_calibrator(
@@ -217,8 +222,10 @@ def _isotonic(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) 
     for label in range(probabilities.shape[1]):
         fitted = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
         fitted.fit(np.maximum(probabilities[:, label].astype(np.float64), LEAST), (labels == label).astype(np.float64))
-        x, y = fitted.X_thresholds_, fitted.y_thresholds_
+        x = fitted.X_thresholds_
+        y = fitted.y_thresholds_
         if len(x) == 1:
-            x, y = np.array([x[0], x[0] + 1.0]), np.repeat(y, 2)
+            x = np.array([x[0], x[0] + 1.0])
+            y = np.repeat(y, 2)
         lines.append(np.stack([x, y], axis=1).astype(np.float64))
     return Isotonic(tuple(lines))

@@ -75,7 +75,8 @@ CLASS_RUNS = 50
 
 def job_groups(jobs: Sequence[str]) -> set[str]:
     """Return the jobs that are compared with their own runs only. All others together keep `GROUP_RUNS` runs too."""
-    left, own = len(jobs), set[str]()
+    left = len(jobs)
+    own = set[str]()
     for job, runs in sorted(Counter(jobs).items(), key=lambda each: (-each[1], each[0])):
         if runs >= GROUP_RUNS and left - runs >= GROUP_RUNS:
             own.add(job)
@@ -135,7 +136,8 @@ def sets_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs
     """
     from crepes import ConformalClassifier
 
-    scores, found = _scores(probabilities), np.zeros(probabilities.shape, bool)
+    scores = _scores(probabilities)
+    found = np.zeros(probabilities.shape, bool)
     for name, group in rules.groups.items():
         rows = np.flatnonzero([rules.group_of(job) == name for job in jobs])
         for label, kind in enumerate(rules.classes):
@@ -265,7 +267,8 @@ class Isotonic:
             x, y = (tf.constant(each, tf.float64) for each in line.T)
             values = given[:, number]
             at = tf.clip_by_value(tf.searchsorted(x, values, side="right") - 1, 0, len(line) - 2)
-            x_at, y_at = tf.gather(x, at), tf.gather(y, at)
+            x_at = tf.gather(x, at)
+            y_at = tf.gather(y, at)
             share = tf.clip_by_value((values - x_at) / (tf.gather(x, at + 1) - x_at), 0.0, 1.0)
             columns.append(y_at + (tf.gather(y, at + 1) - y_at) * share)
         mapped = tf.stack(columns, axis=1)

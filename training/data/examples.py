@@ -242,7 +242,8 @@ def read_snapshot_facts(
       CimlError: if the data set has no sealed span.
       IntegrityError: if files and manifest disagree.
     """
-    spans, root = [span for span in state.latest() if span.files], dataset.store
+    spans = [span for span in state.latest() if span.files]
+    root = dataset.store
     known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
     if exclusions is None:
         exclusions = stored_exclusions(dataset, state)
@@ -255,7 +256,8 @@ def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclus
 
     Raises `CimlError` if the data set does not exist; arguments and other errors: see `read_snapshot_facts`.
     """
-    state, root = dataset.state(), dataset.store
+    state = dataset.state()
+    root = dataset.store
     snapshot, known = read_snapshot_facts(dataset, state, policy, exclusions)
     runs, examples = read_snapshot_examples(root, snapshot)
     return InMemoryDataset(

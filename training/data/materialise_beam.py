@@ -76,7 +76,8 @@ def _as_outside_of_ipython() -> Iterator[None]:
     """
     module = beam.pipeline
     before = module.alter_label_if_ipython, module.is_in_ipython
-    module.alter_label_if_ipython, module.is_in_ipython = (lambda transform, value: None), (lambda: False)
+    module.alter_label_if_ipython = lambda transform, value: None
+    module.is_in_ipython = lambda: False
     try:
         yield
     finally:
@@ -189,7 +190,9 @@ class ReadRows(beam.DoFn):
 
     def __init__(self, root: Store, resolved: ResolvedDefinition, folder: str) -> None:
         super().__init__()
-        self._root, self._resolved, self._folder = root, resolved, folder
+        self._root = root
+        self._resolved = resolved
+        self._folder = folder
 
     def process(self, at: int) -> Iterator[pa.RecordBatch]:
         with keep_error():

@@ -104,7 +104,8 @@ def check_use(experiment: Experiment, dataset: ResolvedDefinition, *, served: bo
     Raises:
       CimlError: with the remedy.
     """
-    estimator, definition = estimator_of(experiment), dataset.definition
+    estimator = estimator_of(experiment)
+    definition = dataset.definition
     if served and not estimator.network:
         raise CimlError(f"estimator {experiment.estimator!r} is not a network; only networks can be served")
     if served and definition.class_label == CAUSE and not experiment.calibration:

@@ -113,7 +113,9 @@ class _Column:
     """
 
     def __init__(self, values: np.ndarray, own: np.ndarray, counts: np.ndarray):
-        self.values, self.own, self.counts = np.where(own, values, 0.0), own, counts
+        self.values = np.where(own, values, 0.0)
+        self.own = own
+        self.counts = counts
         self.ordered = np.sort(np.where(own, values, np.inf), axis=1)
         self.stepped = own[:, 1:]
         self.steps = np.where(self.stepped, np.diff(self.values, axis=1), 0.0)
@@ -169,8 +171,10 @@ def _shapes(column: _Column) -> Iterator[np.ndarray]:
     Skewness and kurtosis; autocorrelations; shares of rises, mean crossings and deviations above two; position of the
     maximum; the mean of each quarter; bands of the spectrum; the first windows and steps.
     """
-    centred, counts = column.centred, column.counts
-    windows, deviation = centred.shape[1], np.maximum(column.deviation, 1e-9)
+    centred = column.centred
+    counts = column.counts
+    windows = centred.shape[1]
+    deviation = np.maximum(column.deviation, 1e-9)
     yield (centred**3).sum(axis=1) / counts / deviation**3
     yield (centred**4).sum(axis=1) / counts / deviation**4
     for lag in _LAGS:
@@ -260,7 +264,10 @@ class BoostedViews:
     """
 
     def __init__(self, members: dict[View, int], columns: float, parameters: dict[str, Any], seed: int):
-        self.members, self.columns, self.parameters, self.seed = members, columns, parameters, seed
+        self.members = members
+        self.columns = columns
+        self.parameters = parameters
+        self.seed = seed
         self.classes_ = np.zeros(0, np.int64)
         self._fitted: list[tuple[View, np.ndarray, Any]] = []
 

@@ -99,7 +99,9 @@ class Resident:
     """`Batches` of rows in memory."""
 
     def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
         self.counts = np.bincount(rows.labels)
 
     def order(self, epoch: int) -> np.ndarray:
@@ -139,7 +141,9 @@ class Streamed:
     """
 
     def __init__(self, rows: Any, counts: np.ndarray, batch_size: int) -> None:
-        self.batches, self.counts, self.batch_size = rows.batch(batch_size).prefetch(2), counts, batch_size
+        self.batches = rows.batch(batch_size).prefetch(2)
+        self.counts = counts
+        self.batch_size = batch_size
 
     def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
         tf = tensorflow()
@@ -200,7 +204,10 @@ def fit_network(
     write_events = _event_files(tensorboard) if tensorboard is not None else None
 
     history: dict[str, list[float]] = {}
-    done, best, best_loss, best_weights = 0, 0, math.inf, None
+    done = 0
+    best = 0
+    best_loss = math.inf
+    best_weights = None
     epochs = math.ceil(steps / per_epoch)
     for number in range(epochs):
         now = min(per_epoch, steps - done)
@@ -225,7 +232,9 @@ def fit_network(
         if evaluate_dev is None:
             best = number
         elif figures["val_loss"] < best_loss:
-            best, best_loss, best_weights = number, figures["val_loss"], model.get_weights()
+            best = number
+            best_loss = figures["val_loss"]
+            best_weights = model.get_weights()
         elif experiment.early_stopping is not None and number - best >= experiment.early_stopping:
             break
     if best_weights is not None:
@@ -261,7 +270,8 @@ def _dev_evaluation(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
 
     @tf.function(autograph=False)
     def run() -> Any:
-        loss, right = tf.constant(0.0), tf.constant(0.0)
+        loss = tf.constant(0.0)
+        right = tf.constant(0.0)
         for at in range(0, len(dev), _DEV_BATCH):
             rows = slice(at, at + _DEV_BATCH)
             answers = model({"inputs": inputs[rows], "n_windows": n_windows[rows]}, training=False)

@@ -104,7 +104,8 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.nda
     from sklearn.tree import DecisionTreeClassifier
 
     answers = np.full((len(asked), classes), np.nan)
-    known, answerable = np.isfinite(train), np.isfinite(asked)
+    known = np.isfinite(train)
+    answerable = np.isfinite(asked)
     if not known.any() or not answerable.any():
         return answers
     nearest = number == "memory"

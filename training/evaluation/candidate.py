@@ -80,7 +80,8 @@ def right_answers(
     model = load_exported(champion.folder)
     try:
         if model.definition == resolved:
-            answers, given = model.predict(examples.inputs, examples.n_windows), np.ones(len(runs), bool)
+            answers = model.predict(examples.inputs, examples.n_windows)
+            given = np.ones(len(runs), bool)
         else:
             answers, given = _prepared(raw, model, runs)
     except tensorflow().errors.OpError as error:
@@ -97,10 +98,12 @@ def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple
     from ciml.telemetry import OWN_COLUMNS
     from ciml.transforms.examples.prepare import prepare_many
 
-    log, run_ids = ManifestLog(raw), [run.run_id for run in runs]
+    log = ManifestLog(raw)
+    run_ids = [run.run_id for run in runs]
     files = files_of(log, run_ids)
     facts = find_facts(log, run_ids) if model.definition.definition.context else None
-    answers, given = [], []
+    answers = []
+    given = []
     for start in range(0, len(runs), _BATCH):
         some = [files[run.run_id] for run in runs[start : start + _BATCH]]
         tables = read_runs(raw, some, columns=[*OWN_COLUMNS, *model.definition.columns])
@@ -210,7 +213,8 @@ def assess(
     in_memory = uncalibrated if calibrated is None else calibrated.calibrator.apply(uncalibrated)
     learned = list(snapshot.runs(*trained_roles(experiment, dev_from_train=snapshot.dev_from_train)))
     train_labels = np.array([run.label for run in learned], np.int64)
-    counts, slices = Counter(run.label for run in learned), {"job": [run.build_name for run in runs]}
+    counts = Counter(run.label for run in learned)
+    slices = {"job": [run.build_name for run in runs]}
     right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
     figures: dict[str, Any] = {
         "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices),

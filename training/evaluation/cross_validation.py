@@ -87,8 +87,11 @@ def cross_validate(
       CimlError: for too few runs or groups.
     """
     split = divide(dataset, folds=folds, hold_out=hold_out, seed=experiment.seed)
-    rows, classes = dataset.rows.take(split.positions), dataset.snapshot.resolved.classes
-    fold_scores, answers, parts = [], np.zeros((len(rows), len(classes))), [held for _, held in split.parts]
+    rows = dataset.rows.take(split.positions)
+    classes = dataset.snapshot.resolved.classes
+    fold_scores = []
+    answers = np.zeros((len(rows), len(classes)))
+    parts = [held for _, held in split.parts]
     for number, (learned, held) in enumerate(split.parts):
         answers[held] = held_out(experiment, dataset, split, number)
         found = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
@@ -127,7 +130,8 @@ def by_one_number(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tuple[st
       Name of each baseline number that any run has, and float64 [n, C]: NaN for a run without the number, or one that
       is never held out.
     """
-    labels, resolved = dataset.rows.labels[split.positions], dataset.snapshot.resolved
+    labels = dataset.rows.labels[split.positions]
+    resolved = dataset.snapshot.resolved
     runs = [dataset.facts[position] for position in split.positions]
     for name in numbers_for(resolved.definition):
         values = number_of(dataset.raw, name, runs)
@@ -179,9 +183,11 @@ def held_out(
       number: the fold's number.
       on_epoch: called after each epoch of a network; an exception from it ends the training.
     """
-    rows, (learned, held) = dataset.rows.take(split.positions), split.parts[number]
+    rows = dataset.rows.take(split.positions)
+    (learned, held) = split.parts[number]
     normal = inputs_for(experiment, Normalisation.of(rows.inputs[learned]), rows)
-    dev, asked = None, normal.take(held)
+    dev = None
+    asked = normal.take(held)
     is_dev = dataset.roles[split.positions][learned] == "dev"
     apart = learned[is_dev]  # for the calibration
     if experiment.calibration is not None:
@@ -194,7 +200,8 @@ def held_out(
         if split.dev:
             dev = asked
         elif is_dev.any():
-            dev, learned = normal.take(learned[is_dev]), learned[~is_dev]
+            dev = normal.take(learned[is_dev])
+            learned = learned[~is_dev]
         else:
             raise CimlError("cross-validation: early stopping needs dev runs in each fold; use fewer folds")
     classes = len(dataset.snapshot.resolved.classes)
@@ -219,6 +226,7 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
     """
     from scipy.stats import sem, t
 
-    mean, error = float(np.mean(values)), float(sem(values))
+    mean = float(np.mean(values))
+    error = float(sem(values))
     half = error * float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}

@@ -110,7 +110,8 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
     if "verdicts" in candidate:
         figures["verdicts"] = candidate["verdicts"]
         _check_decided(candidate["verdicts"], policy, check)
-    disagreement, latency = candidate.get("disagreement"), candidate.get("latency_ms")
+    disagreement = candidate.get("disagreement")
+    latency = candidate.get("latency_ms")
     check(
         _number(disagreement) and disagreement <= policy.max_disagreement,
         f"the exported model differs from the trained one by {_show(disagreement)}, "
@@ -142,8 +143,10 @@ def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], pol
 
 
 def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy, check: Any) -> None:
-    accuracy, base = evaluation.get("accuracy") or {}, evaluation.get("base_rate") or {}
-    low, rate = accuracy.get("low"), base.get("value")
+    accuracy = evaluation.get("accuracy") or {}
+    base = evaluation.get("base_rate") or {}
+    low = accuracy.get("low")
+    rate = base.get("value")
     if not (_number(low) and _number(rate) and _number(accuracy.get("value"))):
         check(False, "the accuracy or the base rate is missing")
         return
@@ -162,12 +165,14 @@ def _check_baselines(baselines: Any, policy: GatePolicy, check: Any) -> None:
     for number, baseline in baselines.items():
         comparison = baseline.get("comparison") if isinstance(baseline, Mapping) else None
         figures = comparison if isinstance(comparison, Mapping) else {}
-        difference, low = figures.get("difference"), figures.get("low")
+        difference = figures.get("difference")
+        low = figures.get("low")
         _, high = figures.get("interval") or (None, None)
         if not (_number(difference) and _number(low) and _number(high) and _number(baseline.get("value"))):
             check(False, f"the comparison with the {number} alone lacks figures")
             continue
-        runs, share = figures.get("runs"), baseline["value"]
+        runs = figures.get("runs")
+        share = baseline["value"]
         text = (
             f"{difference:+.3f} against the {number} alone ({share:.3f}) on the same {runs} runs (at least {low:+.3f})"
         )
@@ -184,7 +189,8 @@ def _check_baselines(baselines: Any, policy: GatePolicy, check: Any) -> None:
 
 def _check_decided(verdicts: Any, policy: GatePolicy, check: Any) -> None:
     abstained = (verdicts or {}).get("abstained") or {}
-    share, runs = abstained.get("value"), abstained.get("runs")
+    share = abstained.get("value")
+    runs = abstained.get("runs")
     if not _number(share) or not _number(runs):
         check(False, "the share of abstentions is missing")
         return
@@ -196,7 +202,8 @@ def _check_champion(comparison: Mapping[str, Any] | None, policy: GatePolicy, ch
     if comparison is None:
         check(False, "the champion could not be evaluated on the same runs, so no comparison is possible")
         return
-    low, difference = comparison.get("low"), comparison.get("difference")
+    low = comparison.get("low")
+    difference = comparison.get("difference")
     if not _number(low) or not _number(difference):
         check(False, "the comparison with the champion lacks figures")
         return
@@ -237,7 +244,8 @@ def compare(
             "mcnemar": None,
         }
     steps = candidate_right.astype(np.int64) - champion_right.astype(np.int64)
-    better, worse = int((steps > 0).sum()), int((steps < 0).sum())
+    better = int((steps > 0).sum())
+    worse = int((steps < 0).sum())
     # the mean of a resample depends only on how often -1, 0 and 1 are drawn
     drawn = np.random.default_rng(0).multinomial(n, [worse / n, 1 - (better + worse) / n, better / n], size=samples)
     low = float(np.quantile((drawn[:, 2] - drawn[:, 0]) / n, 1 - confidence))
@@ -254,7 +262,8 @@ def compare(
 
 def _mcnemar(better: int, worse: int) -> float:
     """Return the exact two-sided p-value of McNemar's test."""
-    total, less = better + worse, min(better, worse)
+    total = better + worse
+    less = min(better, worse)
     tail = sum(math.comb(total, k) for k in range(less + 1)) / 2**total
     return min(1.0, float(2 * tail))
 
@@ -273,7 +282,8 @@ Figures = Mapping[str, Any]
 def figure_lines(metrics: Figures) -> list[str]:
     """Return the lines of a candidate's metrics (see `assess`); none without a training."""
     evaluation = metrics.get("evaluation") or {}
-    accuracy, base = evaluation.get("accuracy"), evaluation.get("base_rate")
+    accuracy = evaluation.get("accuracy")
+    base = evaluation.get("base_rate")
     if not accuracy or not base:
         return []
     lines = [f"accuracy {within(accuracy)} on {accuracy['runs']} held-out runs; base rate {within(base)}"]

@@ -27,11 +27,14 @@ def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: floa
     n = len(right)
     if n == 0:
         return -1.0, 1.0
-    both, first = int(np.sum(right & other_right)), int(np.sum(right))
+    both = int(np.sum(right & other_right))
+    first = int(np.sum(right))
     second = int(np.sum(other_right))
     neither = n - first - second + both
-    (low, high), (other_low, other_high) = wilson(first, n, confidence), wilson(second, n, confidence)
-    share, other = first / n, second / n
+    (low, high) = wilson(first, n, confidence)
+    (other_low, other_high) = wilson(second, n, confidence)
+    share = first / n
+    other = second / n
     margins = math.sqrt(float(first * (n - first)) * float(second * (n - second)))
     covariance = float(both * neither - (first - both) * (second - both))
     if covariance > 0:  # Newcombe's correction: a positive correlation narrows the interval, so take it cautiously
@@ -50,7 +53,8 @@ def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: floa
 
 def accuracy(right: Sequence[bool] | np.ndarray) -> dict[str, Any]:
     """Return the accuracy with its interval: ``value``, ``low``, ``high``, ``right``, ``runs``."""
-    total, count = len(right), int(np.sum(right))
+    total = len(right)
+    count = int(np.sum(right))
     low, high = wilson(count, total)
     return {"value": count / total if total else None, "low": low, "high": high, "right": count, "runs": total}
 
@@ -74,7 +78,8 @@ def evaluate(
     Raises:
       ValueError: if shapes do not match.
     """
-    n, count = len(labels), len(classes)
+    n = len(labels)
+    count = len(classes)
     if probabilities.shape != (n, count):
         raise ValueError(f"probabilities of shape {probabilities.shape} for {n} runs and {count} classes")
     finite = bool(np.isfinite(probabilities).all())
@@ -139,11 +144,13 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
         return {"ece": None, "bins": []}
     confidence = probabilities.max(axis=1)
     bin_of = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
-    bins, error = [], 0.0
+    bins = []
+    error = 0.0
     for index in range(_BINS):
         inside = bin_of == index
         if runs := int(inside.sum()):
-            mean, share = float(confidence[inside].mean()), float(right[inside].mean())
+            mean = float(confidence[inside].mean())
+            share = float(right[inside].mean())
             error += runs / len(right) * abs(mean - share)
             bins.append({"low": index / _BINS, "runs": runs, "confidence": mean, "accuracy": share})
     return {"ece": error, "bins": bins}

@@ -46,8 +46,11 @@ def weighted_figures(
       float64 [R] by ``<label> <name>``, ``macro <name>`` and ``brier``; nan where a figure is undefined.
     """
     classes = np.arange(probabilities.shape[1])
-    actual, guessed = labels[:, None] == classes, predicted[:, None] == classes
-    own, answered, right = weights @ actual, weights @ guessed, weights @ (actual & guessed)
+    actual = labels[:, None] == classes
+    guessed = predicted[:, None] == classes
+    own = weights @ actual
+    answered = weights @ guessed
+    right = weights @ (actual & guessed)
     total = weights.sum(axis=1)
     by_class = {
         "precision": _share(right, np.maximum(answered, 1)),
@@ -79,8 +82,10 @@ def _areas(scores: np.ndarray, own: np.ndarray, weights: np.ndarray) -> tuple[np
     starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
     found = np.add.reduceat(weights[:, order] * own[order], starts, axis=1)  # of the class, at each threshold
     others = np.add.reduceat(weights[:, order] * ~own[order], starts, axis=1)
-    hits, misses = found.cumsum(axis=1), others.cumsum(axis=1)
-    positive, negative = hits[:, -1], misses[:, -1]
+    hits = found.cumsum(axis=1)
+    misses = others.cumsum(axis=1)
+    positive = hits[:, -1]
+    negative = misses[:, -1]
     behind = negative[:, None] - misses + others / 2
     both = (positive > 0) & (negative > 0)
     roc = _share((found * behind).sum(axis=1), np.where(both, positive * negative, 0))

@@ -79,7 +79,8 @@ def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:
 
     if len(points) > MOST_SILHOUETTE:
         rows = np.random.default_rng(seed).choice(len(points), MOST_SILHOUETTE, replace=False)
-        points, of = points[rows], of[rows]
+        points = points[rows]
+        of = of[rows]
     clusters = len(np.unique(of))
     return float(silhouette_score(points, of)) if 1 < clusters < len(points) else None
 

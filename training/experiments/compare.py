@@ -53,7 +53,8 @@ class Compared:
 
     def record(self) -> dict[str, str | int | float | None]:
         """Return its figures as one flat row; an unknown figure is None."""
-        test, baseline = self.result["test"], best_baseline(self.result)
+        test = self.result["test"]
+        baseline = best_baseline(self.result)
         f1_of = FAILED if FAILED in test["classes"] else "macro"
         f1 = test["classes"][FAILED]["f1"] if f1_of == FAILED else test["macro"]["f1"]
         against = self.against or {}

@@ -75,7 +75,8 @@ class Stored:
         """
         if self.result is None:
             return None
-        name, classes = str(self.result["predictions"]), tuple(self.result["test"]["confusion"]["classes"])
+        name = str(self.result["predictions"])
+        classes = tuple(self.result["test"]["confusion"]["classes"])
         digest = _PREDICTIONS.fullmatch(name)
         if digest is None:
             raise IntegrityError(f"{self.store.url(RESULT)}: predictions: invalid file name {name!r:.100}")

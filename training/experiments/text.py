@@ -47,7 +47,8 @@ def verdict_lines(found: Figures) -> list[str]:
     """Return the lines of `ciml.training.evaluation.candidate.verdict_figures`."""
     if not found["runs"]:
         return []
-    coverage, unknown = found["coverage"], found["abstained"]
+    coverage = found["coverage"]
+    unknown = found["abstained"]
     lines = [f"    verdicts: coverage {within(coverage)}, stated {coverage['stated']:g}; unknown {within(unknown)}"]
     if (found.get("outside") or {}).get("value"):  # earlier results have none
         lines.append(f"    unlike the learned runs, and so unknown: {within(found['outside'])}")
@@ -76,7 +77,8 @@ def fold_lines(result: Figures) -> list[str]:
     lines.append(f"  mean    accuracy {within(mean['accuracy'])}; macro F1 {within(mean['f1'])}")
     lines += score_lines("pooled", result["pooled"])
     for name, found in result.get("baselines", {}).items():
-        by_folds, pooled = found["mean"]["accuracy"], found["pooled"]["macro"]["f1"]
+        by_folds = found["mean"]["accuracy"]
+        pooled = found["pooled"]["macro"]["f1"]
         lines.append(f"  {name} alone: mean accuracy {within(by_folds)}; pooled macro F1 {within(pooled)}")
     return lines
 
@@ -91,7 +93,9 @@ def training_text(training: Figures) -> str:
 
 def score_lines(what: str, found: Figures) -> list[str]:
     """Return the lines of the figures of some runs."""
-    accuracy, base, macro = found["accuracy"], found["base_rate"], found["macro"]
+    accuracy = found["accuracy"]
+    base = found["base_rate"]
+    macro = found["macro"]
     if not found["runs"]:
         return [f"  {what}: no runs"]
     lines = [

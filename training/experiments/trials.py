@@ -63,7 +63,8 @@ def create_experiment(experiments: Store, experiment: Experiment) -> bool:
     if store.create("experiment.json", seal(canonical_json(experiment.to_json()))):
         return True
     there = load_experiment(experiments, experiment.name)
-    old, new = there.to_json(), experiment.to_json()
+    old = there.to_json()
+    new = experiment.to_json()
     differ = [f"{key} is {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     if differ:
         raise CimlError(
@@ -185,7 +186,8 @@ class Trial:
         """The calibration, fitted on the dev runs on first use; None for an experiment without."""
         if self.experiment.calibration is None:
             return None
-        dev, facts = self.watched, self.dataset.facts
+        dev = self.watched
+        facts = self.dataset.facts
         rows = self.normal(dev)
         return calibrate(
             self.experiment,
@@ -200,7 +202,8 @@ class Trial:
     def _ranges(self) -> LearnedRanges | None:
         """Return the ranges of the runs that the model learned, and of those that calibrate it."""
         known = np.concatenate([self.learned, self.watched])
-        rows, facts = self.dataset.rows.take(known), [self.dataset.facts[position] for position in known]
+        rows = self.dataset.rows.take(known)
+        facts = [self.dataset.facts[position] for position in known]
         return learned_ranges(run_means(rows.inputs, rows.n_windows), facts, self.dataset.snapshot.resolved.features)
 
     def _apply(self, answers: np.ndarray) -> np.ndarray:
@@ -218,7 +221,9 @@ class Trial:
         """
         if (stored := read_stored(self.store, RESULT)) is not None:
             return stored, False
-        snapshot, watched, test = self.dataset.snapshot, self.watched, self.dataset.of("test")
+        snapshot = self.dataset.snapshot
+        watched = self.watched
+        test = self.dataset.of("test")
         asked = np.concatenate([watched, test])
         rows = self.normal(asked)
         uncalibrated = self.fitted.predict(rows.inputs, rows.n_windows)
@@ -226,7 +231,8 @@ class Trial:
         table = _predictions(self.dataset, asked, answers)
         predictions = f"predictions-{hashlib.sha256(table).hexdigest()[:16]}.parquet"
         self.store.create(predictions, table)
-        on_dev, on_test = answers[: len(watched)], answers[len(watched) :]
+        on_dev = answers[: len(watched)]
+        on_test = answers[len(watched) :]
         result = {
             "format": _FORMAT,
             "experiment": self.experiment.to_json(),
@@ -251,7 +257,8 @@ class Trial:
         Raises:
           CimlError: if the examples of that data set have other features or another length.
         """
-        own, its = self.dataset.snapshot.resolved, other.snapshot.resolved
+        own = self.dataset.snapshot.resolved
+        its = other.snapshot.resolved
         _check_alike(self.dataset, other)
         name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
         if (stored := read_stored(self.store, name)) is not None:
@@ -307,7 +314,9 @@ class Trial:
           calibrated: float [n, C], the same calibrated.
           test: positions of the n test runs.
         """
-        found, classes, labels = self.calibrated, self.dataset.snapshot.resolved.classes, self.dataset.rows.labels
+        found = self.calibrated
+        classes = self.dataset.snapshot.resolved.classes
+        labels = self.dataset.rows.labels
         if found is None:
             return {}
         before = evaluate(answers, labels[test], classes, labels[self.learned])
@@ -320,14 +329,16 @@ class Trial:
         return figures
 
     def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
-        labels, classes = self.dataset.rows.labels, self.dataset.snapshot.resolved.classes
+        labels = self.dataset.rows.labels
+        classes = self.dataset.snapshot.resolved.classes
         return scores(answers, labels[positions], classes, labels[self.learned], self.dataset.slices(positions))
 
     def _baselines(
         self, positions: np.ndarray, other: InMemoryDataset | None = None, labels: np.ndarray | None = None
     ) -> dict[str, Any]:
         """Return the one-number baselines on the same runs, by name."""
-        asked, resolved = other or self.dataset, self.dataset.snapshot.resolved
+        asked = other or self.dataset
+        resolved = self.dataset.snapshot.resolved
         learned = self.dataset.rows.labels[self.learned]
         baselines: dict[str, Any] = {}
         for name in numbers_for(resolved.definition):
@@ -345,7 +356,8 @@ class Trial:
 
 
 def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
-    own, its = _shape(one), _shape(other)
+    own = _shape(one)
+    its = _shape(other)
     for key, value in own.items():
         if its[key] != value:
             raise CimlError(
@@ -383,7 +395,8 @@ def _predictions(dataset: InMemoryDataset, positions: np.ndarray, answers: np.nd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    classes, runs = dataset.snapshot.resolved.classes, [dataset.facts[position] for position in positions]
+    classes = dataset.snapshot.resolved.classes
+    runs = [dataset.facts[position] for position in positions]
     predicted = answers.argmax(axis=1) if len(answers) else np.zeros(0, np.int64)
     table = pa.table(
         {

@@ -108,7 +108,9 @@ def _axis(part: Part, key: str, value: Any) -> Axis:
 
 
 def _range(place: str, part: Part, key: str, value: Mapping[str, Any]) -> Axis:
-    low, high, log = value["low"], value["high"], value.get("log", False)
+    low = value["low"]
+    high = value["high"]
+    log = value.get("log", False)
     if not _number(high) or not low < high:
         raise ValueError(f"{place}: expected a range from a lower to a higher number")
     if not isinstance(log, bool):
@@ -116,7 +118,8 @@ def _range(place: str, part: Part, key: str, value: Mapping[str, Any]) -> Axis:
     if log and low <= 0:
         raise ValueError(f"{place}: a log range must begin above 0")
     if not (isinstance(low, int) and isinstance(high, int)):
-        low, high = float(low), float(high)
+        low = float(low)
+        high = float(high)
     return Axis(part, key, {}, low, high, log)
 
 
@@ -386,7 +389,8 @@ def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefi
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
     """Yield the dotted keys in which two JSON objects differ."""
     for key in {**old, **new}:
-        one, other = old.get(key), new.get(key)
+        one = old.get(key)
+        other = new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             yield from differences(one, other, f"{path}{key}.")
         elif one != other:

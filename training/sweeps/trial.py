@@ -83,8 +83,11 @@ def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, 
     check_experiment(experiment)
     check_use(experiment, dataset.snapshot.resolved)
     split = cv_split(sweep, dataset)
-    labels, classes = dataset.rows.labels[split.positions], dataset.snapshot.resolved.classes
-    answers, seen, out = np.zeros((len(labels), len(classes))), np.zeros(len(labels), bool), Scored()
+    labels = dataset.rows.labels[split.positions]
+    classes = dataset.snapshot.resolved.classes
+    answers = np.zeros((len(labels), len(classes)))
+    seen = np.zeros(len(labels), bool)
+    out = Scored()
     last = len(split.parts) if sweep.on == "folds" else experiment.epochs
 
     def record(step: int, given: np.ndarray, of: np.ndarray) -> None:
@@ -94,7 +97,8 @@ def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, 
             raise _Pruned
 
     for number, (learned, held) in enumerate(split.parts):
-        out.trained_on, on_epoch = len(learned), None
+        out.trained_on = len(learned)
+        on_epoch = None
         if sweep.on == "dev":
 
             def on_epoch(epoch: int, ask: Callable[[], np.ndarray], held: np.ndarray = held) -> None:
@@ -107,7 +111,8 @@ def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, 
             if sweep.on == "folds":
                 record(number + 1, answers[seen], seen)
         except _Pruned:
-            out.pruned, out.held_out = True, int(np.count_nonzero(seen)) or len(held)
+            out.pruned = True
+            out.held_out = int(np.count_nonzero(seen)) or len(held)
             return out
     train_labels = labels if sweep.on == "folds" else labels[split.parts[0][0]]
     return _finished(out, answers[seen], labels[seen], classes, train_labels, sweep.metric)
@@ -115,8 +120,10 @@ def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, 
 
 def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
     """Return the one-number baselines on the same splits: ``value``, ``low`` and ``high`` by name; may be empty."""
-    split, baselines = cv_split(sweep, dataset), {}
-    labels, classes = dataset.rows.labels[split.positions], dataset.snapshot.resolved.classes
+    split = cv_split(sweep, dataset)
+    baselines = {}
+    labels = dataset.rows.labels[split.positions]
+    classes = dataset.snapshot.resolved.classes
     seen = np.sort(np.concatenate([held for _, held in split.parts]))
     for name, answers in by_one_number(dataset, split):
         found = scores(answers[seen], labels[seen], classes, labels, resamples=_resamples(sweep.metric))
@@ -131,7 +138,9 @@ def _finished(
     figure = _figure(found, metric)
     if figure["value"] is None:
         raise CimlError(f"{metric} is undefined: only one class was held out")
-    out.value, out.low, out.high = figure["value"], figure["low"], figure["high"]
+    out.value = figure["value"]
+    out.low = figure["low"]
+    out.high = figure["high"]
     out.scores = {
         "accuracy": found["accuracy"]["value"],
         "f1": found["macro"]["f1"]["value"],

@@ -43,8 +43,11 @@ class _Comparison:
     """One comparison. Tests are counted first, because their thresholds depend on their number."""
 
     def __init__(self, before: Side, after: Side, policy: DriftPolicy) -> None:
-        self.before, self.after, self.policy = before, after, policy
-        old, new = before.statistics, after.statistics
+        self.before = before
+        self.after = after
+        self.policy = policy
+        old = before.statistics
+        new = after.statistics
         self.sides = Sides.of(old, new)
         self.parts, self.few = parts_of(self.sides, policy.min_runs)
         names = [name for name in old.series if name in new.series]
@@ -83,10 +86,14 @@ class _Comparison:
                 self.mixes[name] = mix
 
     def report(self) -> Report:
-        columns, counted = list(self._columns()), list(self._counts())
-        measures, features, pooled = {}, [], []
+        columns = list(self._columns())
+        counted = list(self._counts())
+        measures = {}
+        features = []
+        pooled = []
         for name, pair in self.pairs.items():
-            whole, slices = measure_pooled(pair, self.sides), measure_slices(pair, self.sides, self.parts)
+            whole = measure_pooled(pair, self.sides)
+            slices = measure_slices(pair, self.sides, self.parts)
             measures[name] = whole, tuple((part.slice, each) for part, each in zip(self.parts, slices, strict=True))
             found = list(self._feature(name, pair)) if any(map(self._drifted, slices)) else []
             features += found
@@ -139,7 +146,8 @@ class _Comparison:
                 yield self._finding("shift", name, drifted, "constant in all runs now" if stuck else f"{size} drift")
 
     def _columns(self) -> Iterator[Finding]:
-        old, new = self.before.statistics.series, self.after.statistics.series
+        old = self.before.statistics.series
+        new = self.after.statistics.series
         for name in [*(name for name in old if name not in new), *(name for name in new if name not in old)]:
             part = Part(
                 Slice(), np.zeros(0, bool), *(int(side.sum()) for side in (self.sides.before, self.sides.after))
@@ -166,7 +174,8 @@ class _Comparison:
         return measure.ks >= self.policy.share and self._p(measure.p) <= self.policy.alpha
 
     def _counts(self) -> Iterator[Finding]:
-        n, m = int(self.sides.before.sum()), int(self.sides.after.sum())
+        n = int(self.sides.before.sum())
+        m = int(self.sides.after.sum())
         for dimension, group in self.groups:
             if self._p(group.p) > self.policy.alpha:
                 continue
@@ -186,7 +195,8 @@ class _Comparison:
                 )  # fmt: skip
 
     def _finding(self, kind: Kind, what: str, drifted: DriftedSlice, verdict: str) -> Finding:
-        part, measure = drifted.part, drifted.measure
+        part = drifted.part
+        measure = drifted.measure
         psi = None if math.isnan(measure.psi) else measure.psi
         return Finding(
             kind, what, *part.slice, drifted.rest, measure.before, measure.after, psi, measure.ks, self._p(measure.p),

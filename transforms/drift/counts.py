@@ -68,7 +68,8 @@ class Presence:
 
     def varies(self, name: str, part: Part) -> bool:
         """Return whether in some cell of a slice only some runs have the column: else it cannot have drifted."""
-        have, runs = np.add(*self.columns[name]), self.sides.before + self.sides.after
+        have = np.add(*self.columns[name])
+        runs = self.sides.before + self.sides.after
         return bool(((have > 0) & (have < runs) & part.cells).any())
 
     def measure(self, name: str, parts: Sequence[Part]) -> list[Measure]:
@@ -77,7 +78,8 @@ class Presence:
         p is exact: the probability of this many in ``after`` if runs with the column are drawn at random in each cell.
         """
         had, has = self.columns[name]
-        sides, found = self.sides, []
+        sides = self.sides
+        found = []
         for part in parts:
             weights = np.where(part.cells, sides.weights, 0.0)
             total = max(float(weights.sum()), np.finfo(float).tiny)
@@ -98,8 +100,10 @@ def exact_p(before: np.ndarray, after: np.ndarray, had: np.ndarray, has: np.ndar
     """
     from scipy.stats import hypergeom
 
-    pmf, low = np.ones(1), 0
-    have, runs = had + has, before + after
+    pmf = np.ones(1)
+    low = 0
+    have = had + has
+    runs = before + after
     open_ones = (have > 0) & (have < runs)
     for n, m, k in zip(before[open_ones].tolist(), after[open_ones].tolist(), have[open_ones].tolist(), strict=True):
         least = max(0, k - n)
@@ -156,10 +160,13 @@ def one_sided(before: Mapping[str, int], after: Mapping[str, int]) -> list[Group
     """Return the categories that only one side has."""
     from scipy.stats import hypergeom
 
-    n, m = sum(before.values()), sum(after.values())
+    n = sum(before.values())
+    m = sum(after.values())
     found = []
     for name in sorted(before.keys() ^ after.keys()):
-        had, has = before.get(name, 0), after.get(name, 0)
-        runs, side = had + has, m if has else n
+        had = before.get(name, 0)
+        has = after.get(name, 0)
+        runs = had + has
+        side = m if has else n
         found.append(Group(name, had, has, float(hypergeom.pmf(runs, n + m, runs, side))))
     return found

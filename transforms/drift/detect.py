@@ -237,7 +237,8 @@ def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
     slices += [Slice(provider=name) for name in sorted({cell.provider for cell in known})]
     slices += [Slice(*names) for names in sorted({cell[:2] for cell in known})]
     seen: set[bytes] = set()
-    parts, few = [], []
+    parts = []
+    few = []
     for one in slices:
         cells = shared.copy()
         if one.build_name is not None:
@@ -257,7 +258,8 @@ def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
 
 def measure_slices(pair: Pair, sides: Sides, parts: Sequence[Part]) -> list[Measure]:
     """Compare the ranks of one series in each of some slices, cells equally weighted on both sides."""
-    rows, means = [], []
+    rows = []
+    means = []
     for part in parts:
         before, after = distributions(pair.ranked, sides, part)
         rows.append((before, after, part.runs_before, part.runs_after, float(sides.weights[part.cells].sum())))
@@ -277,7 +279,8 @@ def distributions(pair: Pair, sides: Sides, part: Part) -> tuple[np.ndarray, np.
 
 def measure_pooled(pair: Pair, sides: Sides) -> Measure:
     """Compare one series of all runs unweighted, including the effect of the mix."""
-    n, m = int(sides.before.sum()), int(sides.after.sum())
+    n = int(sides.before.sum())
+    m = int(sides.after.sum())
     before = _distribution(pair, pair.before, np.full(len(sides.cells), 1 / max(n, 1)))
     after = _distribution(pair, pair.after, np.full(len(sides.cells), 1 / max(m, 1)))
     means = [float(before @ pair.values), float(after @ pair.values)]

@@ -195,7 +195,8 @@ def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
     some = np.maximum(count, 1)
     mean = np.bincount(owner, parts.count * parts.mean, cells) / some
     spread = np.bincount(owner, parts.count * (parts.std**2 + (parts.mean - mean[owner]) ** 2), cells) / some
-    low, high = np.full(cells, np.inf), np.full(cells, -np.inf)
+    low = np.full(cells, np.inf)
+    high = np.full(cells, -np.inf)
     np.minimum.at(low, owner, parts.minimum)
     np.maximum.at(high, owner, parts.maximum)
     keys, inverse = np.unique(parts.cell * _SPAN + parts.bucket + _SPAN // 2, return_inverse=True)

@@ -24,7 +24,8 @@ class MakeExamples(beam.PTransform):
 
     def __init__(self, raw: Store, resolved: ResolvedDefinition) -> None:
         super().__init__()
-        self._raw, self._resolved = raw, resolved
+        self._raw = raw
+        self._resolved = resolved
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
         return (
@@ -44,7 +45,9 @@ class WriteSpans(beam.PTransform):
 
     def __init__(self, root: Store, plans: Sequence[SpanPlan], resolved: ResolvedDefinition, results: str) -> None:
         super().__init__()
-        self._root, self._resolved, self._results = root, resolved, results
+        self._root = root
+        self._resolved = resolved
+        self._results = results
         self._plans = {_key(plan): plan for plan in plans}
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:

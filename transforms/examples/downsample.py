@@ -79,12 +79,14 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
     runs = np.repeat(np.arange(rows.size), rows)
     if isinstance(part, RejectedInput):
         rejected = dict.fromkeys(range(rows.size), part)
-        part, runs = empty_table(_schema(resolved)), runs[:0]
+        part = empty_table(_schema(resolved))
+        runs = runs[:0]
     elif part.column(0).null_count:
         timeless = np.zeros(rows.size, bool)
         timeless[runs[plain(part.column(0).is_null().cast(pa.uint8())) == 1]] = True
         rejected = {int(run): _no_time() for run in np.flatnonzero(timeless)}
-        part, runs = part.filter(pa.array((~timeless[runs]).tolist(), pa.bool_())), runs[~timeless[runs]]
+        part = part.filter(pa.array((~timeless[runs]).tolist(), pa.bool_()))
+        runs = runs[~timeless[runs]]
     return _windows(part, runs, rows.size, resolved, rejected)
 
 
@@ -99,13 +101,17 @@ def _windows(
         columns, run = _aggregate(columns, run, definition.aggregation_functions)
     position = np.arange(run.size) - _starts(run)[1]
     if (cut := position >= resolved.windows).any():
-        columns, run, position = [column[~cut] for column in columns], run[~cut], position[~cut]
+        columns = [column[~cut] for column in columns]
+        run = run[~cut]
+        position = position[~cut]
     values = as_stored(columns)
     if not (finite := np.isfinite(values).all(axis=1)).all():
         for index in np.unique(run[~finite]).tolist():
             rejected[index] = RejectedInput("out_of_range", "a value exceeds the range of float32")
         finite_runs = ~np.isin(run, run[~finite])
-        values, run, position = values[finite_runs], run[finite_runs], position[finite_runs]
+        values = values[finite_runs]
+        run = run[finite_runs]
+        position = position[finite_runs]
     n_windows = np.bincount(run, minlength=n).astype(np.int32)
     for index in np.flatnonzero(n_windows == 0).tolist():
         rejected.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
@@ -116,7 +122,9 @@ def _join(
     tables: Sequence[pa.Table], resolved: ResolvedDefinition, rejected: dict[int, RejectedInput]
 ) -> tuple[pa.Table, np.ndarray]:
     """Return one table of the needed columns of all runs, and the run of each row, int64 [S]."""
-    parts, index, rows = [], [], []
+    parts = []
+    index = []
+    rows = []
     schema = _schema(resolved)
     for number, table in enumerate(tables):
         part = _needed(table, schema)
@@ -171,13 +179,16 @@ def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) ->
     order: np.ndarray | None = None
     if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
         order = np.lexsort((time, run))  # stable, so a sorted run is unchanged
-        time, columns = time[order], [column[order] for column in columns]
+        time = time[order]
+        columns = [column[order] for column in columns]
     first = time[_starts(run)[1]]
     origin = first - first % DAY_US
     if not resolved.definition.count_first_sample:  # it still counts for the first day
         counts = _filled(joined.column("boot").cast(pa.uint8()), 0) == 0
         counts = counts if order is None else counts[order]
-        run, time, origin = run[counts], time[counts], origin[counts]
+        run = run[counts]
+        time = time[counts]
+        origin = origin[counts]
         columns = [column[counts] for column in columns]
     return _Samples(run, time, columns), origin
 
@@ -332,6 +343,7 @@ def _function(
         return counts.astype(np.float64)
     if name == "median":
         ascending = column[np.lexsort((column, run))]
-        low, high = ascending[begins + (counts - 1) // 2], ascending[begins + counts // 2]
+        low = ascending[begins + (counts - 1) // 2]
+        high = ascending[begins + counts // 2]
         return np.asarray(np.where(low == high, low, (low + high) / 2))
     raise ValueError(f"unknown aggregation {name!r}")

@@ -40,7 +40,8 @@ class LogReader:
     """
 
     def __init__(self, fetch: FetchPolicy, kept_bytes: int = KEPT_BYTES) -> None:
-        self._fetch, self._left = fetch, kept_bytes
+        self._fetch = fetch
+        self._left = kept_bytes
         self._kept: dict[str, pa.Table] = {}
 
     def columns(self, logs: Sequence[LogOf]) -> list[tuple[str, ...]]:
@@ -143,6 +144,7 @@ def _windows_of(
     """Return (their indices int64 [m], their windows)."""
     indices = sorted(tables)
     chosen = [tables[at] for at in indices]
-    facts, near = [logs[at].facts for at in indices], [logs[at].near for at in indices]
+    facts = [logs[at].facts for at in indices]
+    near = [logs[at].near for at in indices]
     windows = with_context(downsample(chosen, resolved), facts, chosen, resolved, near)
     return np.array(indices, np.int64), windows

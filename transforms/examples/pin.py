@@ -43,14 +43,16 @@ class Pin:
         # A run as JSON takes a third of the memory of its objects, and all are held until the slice.
         found: list[_Found] = []
         reclaimed: dict[str, _Found | None] = {}
-        last, encode = definition.raw_version, msgspec.json.Encoder().encode
+        last = definition.raw_version
+        encode = msgspec.json.Encoder().encode
         for version, delta in raw.since(0):
             if last is not None and version > last:
                 break
             self.version = version
             self._history.add(delta)
             for index, record in enumerate(delta.rows):
-                facts, row = record.mention, None
+                facts = record.mention
+                row = None
                 if definition.selects(job := facts.build_name):
                     row = (facts.end_us or facts.start_us or 0, facts.run_id, (version, index), encode(record))
                 else:
@@ -116,9 +118,14 @@ class PinnedPlan:
     def __init__(self, state: DatasetState, pin: Pin, resolver: Resolver, raw: RunLog) -> None:
         if state.definition is None:
             raise IntegrityError("data set manifest: no definition")
-        self._state, self._pin, self._resolver, self._raw = state, pin, resolver, raw
+        self._state = state
+        self._pin = pin
+        self._resolver = resolver
+        self._raw = raw
         self._definition = state.definition
-        self._base, self._cursor, self._changes_to = state.version, state.cursor, state.corrections_to
+        self._base = state.version
+        self._cursor = state.cursor
+        self._changes_to = state.corrections_to
         self.waiting = 0
         self.other_jobs = pin.other_jobs
 
@@ -128,7 +135,9 @@ class PinnedPlan:
         Raises:
           IntegrityError: a sealed span holds other runs than the raw manifest.
         """
-        pin, size, done = self._pin, self._definition.span_runs, len(self._state.spans)
+        pin = self._pin
+        size = self._definition.span_runs
+        done = len(self._state.spans)
         for span, versions in self._state.spans.items():
             sealed = sorted(versions[1].run_ids())
             if sealed != sorted(pin.run_ids[(span - 1) * size : span * size]):
@@ -158,7 +167,8 @@ def pinned(definition: DatasetDefinition, pin: Pin) -> DatasetDefinition:
       CimlError: no run is left.
     """
     if not len(pin):
-        wanted, slicer = ", ".join(definition.build_name), definition.slicer
+        wanted = ", ".join(definition.build_name)
+        slicer = definition.slicer
         jobs = sorted(pin.other_jobs)[:20]
         if pin.selected:
             raise CimlError(f"slicer {slicer!r}: selects none of the {pin.selected:,} runs of {wanted}")

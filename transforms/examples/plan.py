@@ -58,7 +58,8 @@ class History:
         self._near = NearbyRuns(definition.selects) if "neighbours" in (definition.context or ()) else None
         self.is_needed = self._causes is not None or self._near is not None
         self.given: Mapping[str, str] = (given or {}) if self._causes is not None else {}
-        self._bookmarks, self._runs = bookmarks, 0
+        self._bookmarks = bookmarks
+        self._runs = 0
 
     def add(self, delta: RunDelta) -> set[str]:
         """Add the next delta; return the ids of the runs whose cause may have changed."""
@@ -206,9 +207,14 @@ class Plan:
     def __init__(self, state: DatasetState, raw: RunLog, resolver: Resolver, history: History | None = None) -> None:
         if state.definition is None:
             raise IntegrityError("data set manifest: no definition")
-        self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition
+        self._state = state
+        self._raw = raw
+        self._resolver = resolver
+        self._definition = state.definition
         self._resolved = state.resolved
-        self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
+        self._base = state.version
+        self._cursor = state.cursor
+        self._corrections_to = state.corrections_to
         self._pending: dict[str, SelectedRun] = {}  # with corrections applied
         self._late: dict[str, list[Change]] = {}  # of sealed runs
         self._history = history or History(self._definition)
@@ -319,7 +325,9 @@ class Plan:
         for plan in spans:
             self._planned[plan.span] = plan.version, tuple(run.position for run in plan.runs)
         self._fixed.update(step.corrections)
-        self._base, self._cursor, self._corrections_to = self._base + 1, cursor, corrections_to
+        self._base = self._base + 1
+        self._cursor = cursor
+        self._corrections_to = corrections_to
         return step
 
     def _new_versions(self) -> list[SpanPlan]:
@@ -327,12 +335,14 @@ class Plan:
 
         Their corrections and causes are kept for the step that holds them.
         """
-        late, self._late = self._late, {}
+        late = self._late
+        self._late = {}
         out = []
         causes = ChainMap(self._caused, self._state.caused)
         for span in sorted({self._span_of(run_id) or 0 for run_id in late}):
             version, runs = self._last_version(span)
-            after, before = [], [run.caused(causes.get(run.run_id, "")) for run in runs]
+            after = []
+            before = [run.caused(causes.get(run.run_id, "")) for run in runs]
             for run, old in zip(runs, before, strict=True):
                 new = old
                 if (changes := late.get(run.run_id)) is not None:

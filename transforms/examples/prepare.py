@@ -74,7 +74,8 @@ def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[i
 
 
 #: Departures are counted up to this many margins, and lengths up to so many doublings.
-_MOST_MARGINS, _MOST_DOUBLINGS = 10.0, 5.0
+_MOST_MARGINS = 10.0
+_MOST_DOUBLINGS = 5.0
 
 
 def with_context(
@@ -139,9 +140,11 @@ def _profile(table: pa.Table, columns: Sequence[str], profile: Profile) -> Itera
     doublings = np.log2((length + 1.0) / (profile.length_s[1] + 1.0))
     yield float(np.clip(doublings, -_MOST_DOUBLINGS, _MOST_DOUBLINGS))
     seconds = window_of(length)
-    ranges, means = profile.ranges(seconds), window_means(table, columns, seconds).means
+    ranges = profile.ranges(seconds)
+    means = window_means(table, columns, seconds).means
     for column in columns:
-        values, usual = means.get(column, np.zeros(0)), ranges.get(column)
+        values = means.get(column, np.zeros(0))
+        usual = ranges.get(column)
         values = values[np.isfinite(values)]
         if usual is None or not values.size:
             yield from (0.0, 0.0, 0.0)
@@ -244,7 +247,8 @@ def examples_from(
     for at in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < wanted)).tolist():
         detail = f"{windows.n_windows[at]} of {wanted} windows"
         reasons[taken[at]] = Excluded(runs[taken[at]].run_id, "too_short", detail)
-    weights, salt = resolved.definition.tdt_split, resolved.definition.salt
+    weights = resolved.definition.tdt_split
+    salt = resolved.definition.salt
     splits = {
         at: split_of(run.project, run.change, run.run_id, salt, weights)
         for at, run in ((at, runs[taken[at]]) for at in np.flatnonzero(windows.n_windows >= wanted).tolist())
@@ -319,7 +323,9 @@ def run_facts(examples: pa.Table) -> list[RunFacts]:
         plain = plain.set_column(at, name, plain.column(name).cast(pa.int64()))
     out = []
     for row in plain.to_pylist():
-        start, end, labels = row.pop("start_time"), row.pop("end_time"), dict(row.pop("labels"))
+        start = row.pop("start_time")
+        end = row.pop("end_time")
+        labels = dict(row.pop("labels"))
         row["outcome"] = row["outcome"] or None
         out.append(RunFacts(**row, start_us=start, end_us=end, labels=labels))
     return out
@@ -368,12 +374,17 @@ def _table(
     L = resolved.windows
     row_of = np.full(windows.n_windows.size, -1)
     row_of[kept] = np.arange(kept.size)
-    row, position, values = row_of[windows.run], windows.position, windows.values
+    row = row_of[windows.run]
+    position = windows.position
+    values = windows.values
     if (left_out := row < 0).any():
-        row, position, values = row[~left_out], position[~left_out], values[~left_out]
+        row = row[~left_out]
+        position = position[~left_out]
+        values = values[~left_out]
     unrolled = np.zeros((len(resolved.features), kept.size, L), np.float32)
     unrolled[:, row, position] = values.T
-    n_windows, run_ids = windows.n_windows[kept], [run.run_id for run in runs]
+    n_windows = windows.n_windows[kept]
+    run_ids = [run.run_id for run in runs]
     columns: dict[str, pa.Array] = {
         "run_id": texts(run_ids),
         "build_uuid": texts([run.build_uuid for run in runs]),

@@ -65,7 +65,8 @@ def lengths_of(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedDefini
     counts: list[np.ndarray] = []
     start = 0
     while start < len(runs):
-        end, size = start, 0
+        end = start
+        size = 0
         while end < len(runs) and (end == start or size < _BATCH_BYTES):
             size += 8 * runs[end].file.rows * (1 + len(resolved.columns))
             end += 1
@@ -78,12 +79,15 @@ def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedD
     parts = []
     for found in read_joined(raw, [run.file for run in runs], columns=[*OWN_COLUMNS, *resolved.columns]):
         if isinstance(found, Joined):
-            indices, tables = found.at, list(_divided(found)) if resolved.definition.context else []
+            indices = found.at
+            tables = list(_divided(found)) if resolved.definition.context else []
             windows = downsample_joined(found.table, np.array(found.rows), resolved)
         else:
-            indices, tables = [at for at, _ in found], [each for _, each in found]
+            indices = [at for at, _ in found]
+            tables = [each for _, each in found]
             windows = downsample(tables, resolved)
-        facts, near = [runs[at].mention for at in indices], [runs[at].near for at in indices]
+        facts = [runs[at].mention for at in indices]
+        near = [runs[at].near for at in indices]
         parts.append((np.array(indices), with_context(windows, facts, tables, resolved, near)))
     return merge_windows(parts, len(runs)) if parts else with_context(downsample([], resolved), [], [], resolved)
 

@@ -98,7 +98,8 @@ def _no_list(detail: str) -> LogUnavailableError:
 def _artifact(entry: Any) -> Artifact | None:
     if not isinstance(entry, dict):
         return None
-    number, name = entry.get("id"), entry.get("name")
+    number = entry.get("id")
+    name = entry.get("name")
     if type(number) is not int or not 0 < number < 1 << 63 or type(name) is not str or len(name) > _MAX_NAME:
         return None
     return Artifact(number, name, _time_us(entry), entry.get("expired") is True)

@@ -152,7 +152,8 @@ def inflate(data: bytes, limit: int) -> bytes:
 _END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _HEADER = struct.Struct("<4s5H3L2H")
-_STORED, _DEFLATED = 0, 8
+_STORED = 0
+_DEFLATED = 8
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _PATCHED = 0x20
 _LATER = 0x8  # sizes follow the data
@@ -248,7 +249,8 @@ def _directory(data: bytes, count: int, start: int) -> list[Member]:
             raise _corrupt("its directory is cut short")
         fields = _ENTRY.unpack_from(data, at)
         mark, flags, method, crc, packed, size = fields[0], fields[3], fields[4], *fields[7:10]
-        lengths, header = fields[10:13], fields[16]
+        lengths = fields[10:13]
+        header = fields[16]
         name = data[at + _ENTRY.size : at + _ENTRY.size + lengths[0]]
         at += _ENTRY.size + sum(lengths)
         if mark != b"PK\1\2" or at > len(data):
@@ -319,7 +321,8 @@ def _stored(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
 
 def _inflated(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
     inflate = zlib.decompressobj(wbits=-15)
-    end, data = at + member.packed, b""
+    end = at + member.packed
+    data = b""
     while not inflate.eof:
         if not data:
             file.seek(at)

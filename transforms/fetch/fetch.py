@@ -135,7 +135,8 @@ class _Budget:
     """
 
     def __init__(self, size: int, enough: int) -> None:
-        self._size, self._enough = size, enough
+        self._size = size
+        self._enough = enough
         self._held = 0
         self.is_full = False
         self._lock = threading.Lock()
@@ -144,7 +145,8 @@ class _Budget:
         """Release all bytes of a job."""
         with self._lock:
             self._held -= job.held
-            job.held, job.dropped = 0, True
+            job.held = 0
+            job.dropped = True
 
     def grow(self, job: _Job, size: int) -> None:
         """Reserve bytes for a job, or release them where the size is negative."""
@@ -154,7 +156,8 @@ class _Budget:
             self.is_full |= self._held + size >= min(self._enough, self._size)
             if self._held + size > self._size:
                 self._held -= job.held
-                job.held, job.dropped = 0, True
+                job.held = 0
+                job.dropped = True
                 raise LogUnavailableError("batch_full", _TOO_LARGE)
             self._held += size
             job.held += size
@@ -375,8 +378,10 @@ def fetch_in_parts(
       Batches without ``covers`` and messages. Each pending run is in one of them, as a copy or settled. Only the caller
       holds its log.
     """
-    fetcher, end = _fetcher(policy), time.monotonic() + policy.batch_s
-    waiting, threads = batch.pending_runs, policy.threads
+    fetcher = _fetcher(policy)
+    end = time.monotonic() + policy.batch_s
+    waiting = batch.pending_runs
+    threads = policy.threads
     while waiting:
         copies = Batch(None, pending_runs=[replace(each) for each in waiting])
         part = fetcher.fetch_part(copies, now_us, seconds, threads, end - time.monotonic(), PART_BYTES)
@@ -394,7 +399,8 @@ def fetch_in_parts(
 
 def _split(part: Batch) -> Iterator[Batch]:
     """Split a part to bound the bytes to parse: many events may have the same log, and each gets its own table."""
-    rest, settled = part.pending_runs[::-1], part.settled
+    rest = part.pending_runs[::-1]
+    settled = part.settled
     part.pending_runs = []
     while rest or settled:
         group = [rest.pop()] if rest else []

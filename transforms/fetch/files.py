@@ -137,7 +137,8 @@ class _Walk:
         self._at = ""
 
     def open(self, path: str) -> int:
-        todo, links = _reversed(path), 0
+        todo = _reversed(path)
+        links = 0
         while todo:
             name = todo.pop()
             if name == "..":

@@ -36,8 +36,11 @@ class HttpLogs:
     """
 
     def __init__(self, policy: FetchPolicy, resolve: Resolve = system_resolve) -> None:
-        self._policy, self._limits = policy, OneLog()
-        connect_s, read_s, total_s = policy.connect_s, policy.read_s, policy.total_s
+        self._policy = policy
+        self._limits = OneLog()
+        connect_s = policy.connect_s
+        read_s = policy.read_s
+        total_s = policy.total_s
         rules = policy.redirect_rules
         self._extensions = {"timeout": {"connect": connect_s, "read": read_s, "write": read_s, "pool": total_s}}
         self._pool = httpcore.ConnectionPool(
@@ -119,7 +122,8 @@ class HttpLogs:
     def _follow(
         self, address: Address, read: Callable[[httpcore.Response], T], headers: list[tuple[bytes, bytes]]
     ) -> T:
-        secret, rules = self._credential(address), self._policy.rules
+        secret = self._credential(address)
+        rules = self._policy.rules
         for _ in range(MAX_REDIRECTS + 1):
             _check(address, rules)
             self._limits.count_request()
@@ -133,7 +137,8 @@ class HttpLogs:
             if target.origin != address.origin:
                 # For good: another host must not choose what is asked with a credential, by a redirect back.
                 secret = []
-            address, rules = target, self._policy.redirect_rules
+            address = target
+            rules = self._policy.redirect_rules
         raise RejectedInput("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
 
     def _credential(self, address: Address) -> list[tuple[bytes, bytes]]:

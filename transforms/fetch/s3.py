@@ -71,7 +71,9 @@ class S3Logs:
         from urllib3.exceptions import HTTPError, TimeoutError
 
         answer = self._ask(address, end)
-        body, size, announced = answer["Body"], 0, int(answer["ContentLength"])
+        body = answer["Body"]
+        size = 0
+        announced = int(answer["ContentLength"])
         try:
             if announced > self._policy.max_wire_bytes:
                 raise RejectedInput(

@@ -112,7 +112,10 @@ beam.coders.registry.register_coder(Batch, BatchCoder)
 
 class _Call(beam.DoFn):
     def __init__(self, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> None:
-        self._guard, self._stage, self._function, self._arguments = guard, stage, function, arguments
+        self._guard = guard
+        self._stage = stage
+        self._function = function
+        self._arguments = arguments
 
     def process(self, batch: Batch) -> Iterator[Batch]:
         with keep_error():
@@ -151,7 +154,9 @@ class Judge(_Stage):
 
 class _Take(beam.DoFn):
     def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float]) -> None:
-        self._policy, self._raw, self._clock = policy, raw, clock
+        self._policy = policy
+        self._raw = raw
+        self._clock = clock
 
     def process(self, batch: Batch) -> Iterator[Batch]:
         seconds: list[float] = []

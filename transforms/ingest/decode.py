@@ -57,7 +57,8 @@ def decode(
         if batch.messages:
             raise CimlError("a batch of messages needs its range of offsets")
         return batch
-    topic, partition = batch.covers.topic, batch.covers.partition
+    topic = batch.covers.topic
+    partition = batch.covers.partition
     selected = glob_pattern(selection).fullmatch
     pending_runs = list(batch.pending_runs)
     settled = list(batch.settled)
@@ -260,7 +261,9 @@ def _decoded(covers: OffsetRange, message: Message, decoding: Decoding) -> Batch
 
 
 def _place_of(dead_letter: Outcome) -> OffsetRange:
-    topic, partition, offset = dead_letter.origin.topic, dead_letter.origin.partition, dead_letter.origin.offset
+    topic = dead_letter.origin.topic
+    partition = dead_letter.origin.partition
+    offset = dead_letter.origin.offset
     return OffsetRange(topic, "", partition, offset, offset + 1)
 
 
@@ -270,7 +273,8 @@ def _runs(batch: Batch) -> set[str]:
 
 def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
     """Reduce the batch to the dead letter's run, where that is known."""
-    pending_runs, settled = batch.pending_runs, batch.settled
+    pending_runs = batch.pending_runs
+    settled = batch.settled
     if dead_letter.run_id:
         pending_runs = [each for each in pending_runs if each.mention.run_id == dead_letter.run_id]
         settled = [each for each in settled if each.run_id == dead_letter.run_id]

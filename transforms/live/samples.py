@@ -148,7 +148,8 @@ def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     One sort for all: a hostile part may have as many starts as samples.
     """
     order = np.lexsort((part.sequence, part.recorder))  # stable: of equal ones the first stays the first
-    recorder, sequence = part.recorder[order], part.sequence[order]
+    recorder = part.recorder[order]
+    sequence = part.sequence[order]
     another = np.ones(order.size, bool)
     another[1:] = (np.diff(recorder) != 0) | (np.diff(sequence) != 0)
     order = order[another]

@@ -151,7 +151,8 @@ class LiveRun:
     """
 
     def __init__(self, run_id: str, datasets: Sequence[LiveDataset], policy: LivePolicy) -> None:
-        self.run_id, self.policy = run_id, policy
+        self.run_id = run_id
+        self.policy = policy
         self.columns = columns_of(datasets)
         self.size = self.published = 0
         self.seen: dict[int, RangeSet] = {}
@@ -242,11 +243,14 @@ class LiveRun:
         if not self.size:
             return []
         first = min(self._first_us, int(self._time[0]))
-        new, self._new = self._new, []
+        new = self._new
+        self._new = []
         if first - first % DAY_US != self._day_us:  # the run began on an earlier day than known: recompute all
-            self._day_us, new = first - first % DAY_US, [self._time[: self.size]]
+            self._day_us = first - first % DAY_US
+            new = [self._time[: self.size]]
             for published in self._published:
-                published.open, published.below = {}, -_EVER
+                published.open = {}
+                published.below = -_EVER
         times = np.concatenate(new) if new else _NONE
         return [pane for published in self._published for pane in self._panes(published, times, over)]
 
@@ -254,7 +258,8 @@ class LiveRun:
         resolved = published.dataset.resolved
         interval = resolved.definition.interval_us
         passed = int(self._time[self.size - 1]) - round(self.policy.slack_s * 1e6) - self._day_us
-        before, published.below = published.below, _EVER if over else max(published.below, passed // interval)
+        before = published.below
+        published.below = _EVER if over else max(published.below, passed // interval)
         closing = [number for number in published.open if number < published.below]
         numbers = np.unique(np.concatenate([(times - self._day_us) // interval, np.array(closing, np.int64)]))
         starts = self._day_us + numbers * interval
@@ -262,12 +267,16 @@ class LiveRun:
         counts = np.searchsorted(self._time[: self.size], starts + interval) - begins
         due = np.ones(numbers.size, bool)
         for index in np.flatnonzero(numbers >= published.below).tolist():
-            number, count = int(numbers[index]), int(counts[index])
+            number = int(numbers[index])
+            count = int(counts[index])
             due[index] = count >= published.open.get(number, 0) * (1 + self.policy.window_growth)
             published.open[number] = count if due[index] else published.open[number]
         for number in closing:
             del published.open[number]
-        numbers, starts, begins, counts = numbers[due], starts[due], begins[due], counts[due]
+        numbers = numbers[due]
+        starts = starts[due]
+        begins = begins[due]
+        counts = counts[due]
         values, kept = self._values_of(published, begins, counts)
         kinds: list[PaneKind] = [
             "late" if n < before else "final" if n < published.below else "early" for n in numbers.tolist()
@@ -293,8 +302,10 @@ class LiveRun:
         window = np.repeat(np.arange(begins.size), counts)
         rows = np.arange(window.size) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
         if not definition.count_first_sample:
-            window, rows = window[~self._boot[rows]], rows[~self._boot[rows]]
-        values, kept = np.zeros((begins.size, len(published.indices)), np.float32), np.zeros(begins.size, bool)
+            window = window[~self._boot[rows]]
+            rows = rows[~self._boot[rows]]
+        values = np.zeros((begins.size, len(published.indices)), np.float32)
+        kept = np.zeros(begins.size, bool)
         if not rows.size:
             return values, kept
         groups, first = np.unique(window, return_index=True)
@@ -329,7 +340,8 @@ class LiveRun:
 
     def table(self) -> pa.Table:
         """Return the telemetry that the data sets need, as stored, in order of time."""
-        size, there = self.size, np.flatnonzero(self._present)
+        size = self.size
+        there = np.flatnonzero(self._present)
         names = [self.columns[at] for at in there.tolist()]
         return telemetry_table(names, self._time[:size], self._boot[:size], self._values[:size, there])
 
@@ -386,7 +398,8 @@ def example_message(run_id: str, example: ExampleSoFar, standing: Standing) -> b
         if example.rejected is not None:
             fields["excluded"] = {"reason": example.rejected.reason, "detail": example.rejected.detail}
         return _dumps(fields)
-    fields["n_windows"], fields["features"] = len(example.values), example.dataset.resolved.features
+    fields["n_windows"] = len(example.values)
+    fields["features"] = example.dataset.resolved.features
     if standing != "running":
         fields["digest"] = example.digest
     value = _dumps({**fields, "values": example.values})

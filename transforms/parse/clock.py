@@ -203,7 +203,8 @@ def _changes(place: str, year: int) -> tuple[_Piece, ...] | None:
         high = min(low + _STEP, end)
         if _piece(zone, high)[1:] == found[-1][1:]:
             continue
-        before, change = low, high
+        before = low
+        change = high
         while change - before > SECOND:
             middle = (before + change) // 2 // SECOND * SECOND
             if _piece(zone, middle)[1:] == found[-1][1:]:
@@ -235,7 +236,8 @@ def may_change(zone: str, local: Int64, date_us: int | None) -> bool:
     """
     if not zone.startswith(("+", "-")):
         return False
-    first, last = int(local.min()), int(local.max())
+    first = int(local.min())
+    last = int(local.max())
     anchor = first if date_us is None else date_us
     return last - first <= _MAX_SPAN and any(
         clock.offsets != (fixed_offset(zone),) for clock, _ in numbered_clocks(zone, anchor, first, last)
@@ -264,7 +266,8 @@ def to_utc(
     Raises:
       RejectedInput: ``ambiguous_time``.
     """
-    first, last = int(local.min()), int(local.max())
+    first = int(local.min())
+    last = int(local.max())
     if last - first > _MAX_SPAN:
         raise RejectedInput("ambiguous_time", "the samples span more than a year")
     readings: dict[int | bytes, tuple[str, _Reading]] = {}
@@ -299,9 +302,11 @@ def _times(local: Int64, reading: _Reading) -> Int64:
 
 def _within(first: int, last: int, reading: _Reading, start_us: int | None, end_us: int | None) -> bool:
     if isinstance(reading, int):
-        first, last = first - reading, last - reading
+        first = first - reading
+        last = last - reading
     else:
-        first, last = int(reading.min()), int(reading.max())
+        first = int(reading.min())
+        last = int(reading.max())
     if start_us is not None and end_us is not None:
         return start_us - SLACK <= first and last <= end_us + SLACK
     # With only one of them the log must begin or end there, or every zone to one side of it would fit.
@@ -327,7 +332,8 @@ def _readings(local: Int64, clock: Clock, date_utc: int | None) -> Iterator[_Rea
     first = np.where(any_shown, shown.argmax(axis=1), 0)
     last = np.where(any_shown, len(offsets) - 1 - shown[:, ::-1].argmax(axis=1), 0)
     rows = np.arange(len(local))
-    early, late = instants[rows, first], instants[rows, last]
+    early = instants[rows, first]
+    late = instants[rows, last]
     twice = early != late
     if not twice.any():
         ahead = local - early

@@ -124,14 +124,16 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
         size += len(text)
         if size >= limits.batch_bytes:
             _parse_batch(logs, batch, results)
-            batch, size = {}, 0
+            batch = {}
+            size = 0
     _parse_batch(logs, batch, results)
     return results
 
 
 def _with_possible_times(log: Log) -> Log:
     """Return the log without start and end times that are outside the valid range."""
-    start, end = log.start_us, log.end_us
+    start = log.start_us
+    end = log.end_us
     if (start is None or EARLIEST <= start < LATEST) and (end is None or EARLIEST <= end < LATEST):
         return log
     start, end = (us if us is not None and EARLIEST <= us < LATEST else None for us in (start, end))
@@ -163,9 +165,11 @@ def _of_run(table: pa.Table, log: Log) -> pa.Table:
     if log.start_us is None and log.end_us is None:
         return table
     span = pc.min_max(table.column(TIME).cast(pa.int64()))
-    first, last = span["min"].as_py(), span["max"].as_py()
+    first = span["min"].as_py()
+    last = span["max"].as_py()
     skew = MAX_CLOCK_SKEW_S * SECOND
-    start, end = log.start_us, log.end_us
+    start = log.start_us
+    end = log.end_us
     earliest = start if start is not None else end
     latest = end if end is not None else start
     if earliest is not None and latest is not None and last >= earliest - skew and first <= latest + skew:
@@ -237,7 +241,8 @@ def _times(
     ok &= (local >= FIRST_LOCAL) & (local < END_LOCAL)  # before a zone is applied: a bad row affects only itself
     utc = np.where(cells.absolute, cells.instant, local)
     for part, where in zip(parts, slices, strict=True):
-        log, segment = logs[part.log], part.segment
+        log = logs[part.log]
+        segment = part.segment
         here = ok[where]
         if not here.any():
             continue
@@ -268,7 +273,8 @@ def _spaced_times(logs: Sequence[Log], parts: list[_Part], rows: Rows, slices: l
     """Return times for logs without a time column: from the recorder's start, at its configured interval."""
     utc = np.zeros(sum(rows.counts), np.int64)
     for part, where in zip(parts, slices, strict=True):
-        log, segment = logs[part.log], part.segment
+        log = logs[part.log]
+        segment = part.segment
         start = None
         if segment.date_us is not None:
             try:
@@ -340,7 +346,8 @@ def parse_files(
         size += 0 if isinstance(data, RejectedInput) else len(data)
         if size >= PART_BYTES:
             yield from _parsed(read)
-            read, size = [], 0
+            read = []
+            size = 0
     yield from _parsed(read)
 
 

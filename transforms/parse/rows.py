@@ -23,7 +23,10 @@ from ciml.dstat import NUMBER, Columns
 from ciml.limits import MAX_LOG_ROW_BYTES
 
 _BLOCK = 1 << 22
-_BLANK, _LINE_FEED, _QUOTE, _COMMA = 32, 10, 34, 44
+_BLANK = 32
+_LINE_FEED = 10
+_QUOTE = 34
+_COMMA = 44
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -79,11 +82,13 @@ class _Lines:
     """The non-blank lines of a block, which ends in a line feed."""
 
     def __init__(self, buffer: Bytes, cells: int) -> None:
-        self.buffer, self.cells = buffer, cells
+        self.buffer = buffer
+        self.cells = cells
         ends = np.flatnonzero(buffer == _LINE_FEED)
         starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
         filled = ends > starts
-        self.starts, self.ends = starts[filled], ends[filled]
+        self.starts = starts[filled]
+        self.ends = ends[filled]
         self.quoted_last = buffer[self.ends - 1] == _QUOTE
         if (buffer == _QUOTE).any():
             self._unquote(starts, ends)
@@ -122,7 +127,8 @@ class _Lines:
             self._count()
         rows = np.flatnonzero(self.surplus > 0)
         if words is not None and len(rows):
-            head, tail = words[0], self.cells - 1 - words[1]
+            head = words[0]
+            tail = self.cells - 1 - words[1]
             begin = self.starts[rows] if head == 0 else self.commas[self.first[rows] + head - 1] + 1
             end = self.ends[rows] if tail == 0 else self.commas[self.last[rows] - tail]
             self._fill(begin, end)
@@ -168,7 +174,8 @@ def _may_be_number(value: bytes) -> bool:
 
 _NUMERIC_BYTES = b"0123456789. :-\n" + bytes(sorted(set(b"JanFebMarAprMayJunJulAugSepOctNovDec")))
 # pa.scalar() and pa.array() of a Python value would import pandas.
-_NO_TEXT, _NO_NUMBER = pa.nulls(1, pa.string())[0], pa.nulls(1, pa.float64())[0]
+_NO_TEXT = pa.nulls(1, pa.string())[0]
+_NO_NUMBER = pa.nulls(1, pa.float64())[0]
 
 
 @dataclass(slots=True)

@@ -198,7 +198,8 @@ def _read_matrix(matrix: npt.NDArray[np.uint8], rows: Int64, out: Cells) -> None
             _store(fields, ok, form, rows, out)
             if ok.all():
                 return
-            matrix, rows = matrix[~ok], rows[~ok]
+            matrix = matrix[~ok]
+            rows = rows[~ok]
 
 
 def _forms(width: int) -> list[str]:

@@ -91,7 +91,8 @@ class Conversion:
     ) -> None:
         if zone is not None:
             zone_of(zone)
-        self._table, self._reading = table, reading
+        self._table = table
+        self._reading = reading
         sample = [row.cells for row in islice(table.rows(), _SAMPLE_ROWS)]
         if not sample:
             raise CimlError(f"{table.name} has no row; give a table with a row a run")

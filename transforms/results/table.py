@@ -89,7 +89,8 @@ class DelimitedTable:
     """
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
-        self.name, self._file = name, file
+        self.name = name
+        self._file = file
         lines = _Lines(file)
         head = list(islice(lines, _SNIFFED_LINES))
         if not head:
@@ -106,11 +107,13 @@ class DelimitedTable:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows. A row with another number of cells than the header, or beyond a limit, has a fault."""
-        lines, number = _Lines(self._file), -1
+        lines = _Lines(self._file)
+        number = -1
         reader = csv.reader(lines, delimiter=self._delimiter)
         while True:
             lines.begin_row()
-            cells, fault = [], ""
+            cells = []
+            fault = ""
             try:
                 cells = next(reader)
             except StopIteration:
@@ -150,7 +153,8 @@ class JsonLinesTable:
     form = "JSON lines"
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
-        self.name, self._file = name, file
+        self.name = name
+        self._file = file
         keys: dict[str, None] = {}
         for row in self.rows():
             if not row.cells.keys() <= keys.keys():
@@ -206,7 +210,8 @@ class _Lines:
 
     def begin_row(self) -> None:
         """Give the next row its own limit. The lines of a quoted cell count together."""
-        self._left, self.too_long = MAX_RESULTS_ROW_BYTES, False
+        self._left = MAX_RESULTS_ROW_BYTES
+        self.too_long = False
 
 
 def _sniff(head: list[str]) -> str:
@@ -255,7 +260,8 @@ class ArrowTable:
     def __init__(self, name: str, source: pa.Table | IO[bytes]) -> None:
         import pyarrow as pa
 
-        self.name, self._source = name, source
+        self.name = name
+        self._source = source
         self.form = "Arrow table" if isinstance(source, pa.Table) else "Parquet"
         try:
             schema = source.schema if isinstance(source, pa.Table) else _open(source).schema_arrow
@@ -264,7 +270,8 @@ class ArrowTable:
         self._schema = pa.schema([field for field in schema if not _is_nested(field.type)])
         self.columns = checked_columns(name, self._schema.names)
         if isinstance(source, pa.Table):
-            rows, size = source.num_rows, 0
+            rows = source.num_rows
+            size = 0
         else:
             metadata = _open(source).metadata
             rows = metadata.num_rows

@@ -20,14 +20,17 @@ _UNITS = {
     "s": 1, "min": 60, "h": 3600, "%": 1, "": 1, "/s": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
     "kB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12,
 }  # fmt: skip
-_NUMBER, _UNIT = r"-?[0-9]+(?:\.[0-9])?", r"(?: ?(?:%|s|min|h|/s|[kMGT]B(?:/s)?))?"
+_NUMBER = r"-?[0-9]+(?:\.[0-9])?"
+_UNIT = r"(?: ?(?:%|s|min|h|/s|[kMGT]B(?:/s)?))?"
 _VALUE = rf"({_NUMBER}{_UNIT})"
 _RANGE = rf"({_NUMBER}(?: to {_NUMBER})?{_UNIT})"
 _WHEN = r"(?:(?:second|minute) [0-9]+)"
 _OTHERS = r"passing runs(?: of all jobs)?"
 _WORDS = "|".join(re.escape(series.words) for series in SERIES.values())
 _COLUMNS = {series.words: name for name, series in SERIES.items()}
-_LARGEST, _INFINITE, _NEVER = 1e18, float("inf"), float("nan")
+_LARGEST = 1e18
+_INFINITE = float("inf")
+_NEVER = float("nan")
 
 
 class _Said(NamedTuple):
@@ -106,7 +109,8 @@ def _window(
     subject: Subject, column: str, before_s: float = _INFINITE, from_s: float = 0
 ) -> tuple[float, float] | None:
     """Return start and mean of the first window with values from ``from_s``, or of the last before ``before_s``."""
-    seconds, step = _seconds(subject.table), _step(subject)
+    seconds = _seconds(subject.table)
+    step = _step(subject)
     chosen = pc.and_(pc.less(seconds, before_s), pc.greater_equal(seconds, from_s))
     found = seconds.filter(pc.fill_null(pc.and_(chosen, pc.is_valid(_valid(subject, column))), False))
     at = (pc.min(found) if before_s == _INFINITE else pc.max(found)).as_py()
@@ -176,8 +180,10 @@ def _signal(status: int) -> str:
 
 def _check_idle(parts: tuple[Any, ...], subject: Subject) -> bool:
     nothing, lasting, idle, usual = parts
-    column, said = "total cpu usage:idl", _said(lasting)
-    step, known = _step(subject), _usual(subject, column)
+    column = "total cpu usage:idl"
+    said = _said(lasting)
+    step = _step(subject)
+    known = _usual(subject, column)
     if known is None or not _is_usual(usual, known, subject):
         return False
     least = max(85.0, known[1] + _beyond(column, known))
@@ -188,7 +194,8 @@ def _check_idle(parts: tuple[Any, ...], subject: Subject) -> bool:
     means = pairs.column("idle_mean")
     busy = pairs.filter(pc.fill_null(pc.less(means, least), True)).column("window")
     begin = 0 if not len(busy) else (pc.max(busy).as_py() + 1) * step
-    mean, written = _mean(subject, column, begin), _mean(subject, "dsk/total:writ", begin)
+    mean = _mean(subject, column, begin)
+    written = _mean(subject, "dsk/total:writ", begin)
     quiet = nothing is None or (written is not None and written < 20_000)
     return quiet and mean is not None and said.fits(_length(subject) - begin) and _said(idle).fits(mean)
 
@@ -199,7 +206,8 @@ def _check_run_out(parts: tuple[Any, ...], subject: Subject) -> bool:
     table = subject.table
     if "boot" in table.column_names:
         table = table.filter(pc.invert(pc.fill_null(table.column("boot"), False)))
-    free_values, used_values = table.column(f"{group}:{free}"), table.column(f"{group}:used")
+    free_values = table.column(f"{group}:{free}")
+    used_values = table.column(f"{group}:used")
     both = pc.add(free_values, used_values)
     known = pc.and_(pc.greater_equal(free_values, 0), pc.less_equal(pc.abs(both), 2 * _LARGEST))
     shares = pc.if_else(pc.fill_null(pc.and_(known, pc.greater(both, 0)), False), pc.divide(free_values, both), 1.0)
@@ -209,14 +217,16 @@ def _check_run_out(parts: tuple[Any, ...], subject: Subject) -> bool:
     at = pc.index(shares, lowest).as_py()
     times = table.column("time").cast(pa.int64())
     second = (times[at].as_py() - pc.min(subject.table.column("time").cast(pa.int64())).as_py()) / 1e6
-    start, step = _moment(when, subject), 1 if _short(subject) else 60
+    start = _moment(when, subject)
+    step = 1 if _short(subject) else 60
     fits = _said(left).fits(free_values[at].as_py()) and _said(whole).fits(both[at].as_py())
     return fits and start <= second < start + step
 
 
 def _check_gap(parts: tuple[Any, ...], subject: Subject) -> bool:
     lasting, when = parts
-    start, step = _moment(when, subject), 1 if _short(subject) else 60
+    start = _moment(when, subject)
+    step = 1 if _short(subject) else 60
     seconds = sorted(value for value in _seconds(subject.table).to_pylist() if value is not None)
     before = [value for value in seconds if start <= value < start + step]
     after = [value for value in seconds if before and value > before[-1]]
@@ -260,7 +270,8 @@ def _are_edges(
 
 def _check_early_end(parts: tuple[Any, ...], subject: Subject) -> bool:
     early, whose, usual = parts
-    last, known = pc.max(subject.table.column("time").cast(pa.int64())).as_py(), subject.profile.tail_s
+    last = pc.max(subject.table.column("time").cast(pa.int64())).as_py()
+    known = subject.profile.tail_s
     if subject.end_us is None or last is None or known is None or bool(whose) == bool(subject.profile.job):
         return False
     tail = (subject.end_us - last) / 1e6
@@ -276,7 +287,8 @@ def _check_as_usual(parts: tuple[Any, ...], subject: Subject) -> bool:
         "network": "net/total:recv",
     }  # fmt: skip
     for word in re.split(", | and ", words.lower()):
-        mean, known = _mean(subject, columns[word], 0.0), _usual(subject, columns[word])
+        mean = _mean(subject, columns[word], 0.0)
+        known = _usual(subject, columns[word])
         if mean is None or known is None or not known[0] <= mean <= known[1]:
             return False
     return True

@@ -93,7 +93,8 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
     """
     try:
         facts = RunFacts.from_json(prediction["run"])
-        model, version = str(prediction["model"]), int(prediction["version"])
+        model = str(prediction["model"])
+        version = int(prediction["version"])
         path = prediction.get("path") or _path_of(data, facts.run_id)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"a prediction cannot be read for its evidence: {error!r:.200}") from None
@@ -167,11 +168,19 @@ def profiles_of_version(data: DataRoot, model: str, version: int) -> Profiles:
 #: Series of a picture where no others are asked for.
 _USUAL = ("total cpu usage:usr", "load avg:1m", "memory usage:used")
 MAX_PANELS = 3
-_WIDTH, _LEFT, _RIGHT = 640, 70, 14
-_TOP, _TITLE, _PLOT, _AXIS = 26, 20, 78, 44
+_WIDTH = 640
+_LEFT = 70
+_RIGHT = 14
+_TOP = 26
+_TITLE = 20
+_PLOT = 78
+_AXIS = 44
 #: Points of a line: with three panels and two lines each, a picture has 12 kB at most.
 _POINTS = 150
-_INK, _PALE, _BAND, _MARK = "#1f2933", "#9aa5b1", "#cfe3f5", "#f5c6bc"
+_INK = "#1f2933"
+_PALE = "#9aa5b1"
+_BAND = "#cfe3f5"
+_MARK = "#f5c6bc"
 
 
 def draw(subject: Subject, columns: Iterable[str] = ()) -> str:
@@ -184,7 +193,8 @@ def draw(subject: Subject, columns: Iterable[str] = ()) -> str:
     Returns:
       The document; "" where the run has none of these series.
     """
-    length, found = length_s(subject.table), list[str]()
+    length = length_s(subject.table)
+    found = list[str]()
     for column in dict.fromkeys([*columns, *_USUAL]):
         if column in SERIES and column in subject.table.column_names and len(found) < MAX_PANELS:
             values = window_means(subject.table, [column], window_of(length)).means[column]
@@ -230,7 +240,8 @@ def _legend(subject: Subject, comparable: bool) -> list[str]:
 
 
 def _panel(subject: Subject, column: str, top: int, end: float, left: Sequence[Departure]) -> list[str]:
-    series, length = SERIES[column], length_s(subject.table)
+    series = SERIES[column]
+    length = length_s(subject.table)
     seconds = window_of(length)
     usual = subject.profile.ranges(seconds).get(column) if subject.profile.runs >= MIN_RUNS else None
     fine = window_means(subject.table, [column], max(1, int(np.ceil(length / _POINTS))))
@@ -240,7 +251,8 @@ def _panel(subject: Subject, column: str, top: int, end: float, left: Sequence[D
     # A moment above twice of all else is cut off, so that the rest stays visible.
     peak = min(float(np.nanmax(fine.means[column])), 2 * max(shown)) if max(shown) > 0 else 0.0
     most = 100.0 if series.unit == "%" and max(shown) > 50 else _round_up(max(*shown, peak, series.noise))
-    base, scale = top + _TITLE + _PLOT - 6, (_PLOT - 8) / most
+    base = top + _TITLE + _PLOT - 6
+    scale = (_PLOT - 8) / most
 
     def y(value: float) -> float:
         return base - min(max(value, 0.0), most) * scale
@@ -249,7 +261,8 @@ def _panel(subject: Subject, column: str, top: int, end: float, left: Sequence[D
     words = series.words.removeprefix("the ")
     parts = [_text(_LEFT, top + 14, words[:1].upper() + words[1:])]
     for one in left:
-        start, stop = one.from_s / end * width, min(one.until_s, length) / end * width
+        start = one.from_s / end * width
+        stop = min(one.until_s, length) / end * width
         parts.append(_rect(_LEFT + start, y(most), max(stop - start, 1.0), base - y(most), _MARK))
     if usual is not None:
         parts.append(_rect(_LEFT, y(usual[2]) - 0.5, width, y(usual[0]) - y(usual[2]) + 1, _BAND))
@@ -288,7 +301,8 @@ def _axis(top: int, end: float, length: float, lengths: tuple[float, float, floa
     if length < 0.85 * end:
         parts.append(_text(at, top + 12, f"ended: {span(length)}", "start" if length < end / 2 else "end"))
     if lengths is not None:
-        low, high = _LEFT + lengths[0] / end * width, _LEFT + lengths[2] / end * width
+        low = _LEFT + lengths[0] / end * width
+        high = _LEFT + lengths[2] / end * width
         parts.append(_rect(low, top + 20, max(high - low, 2.0), 6, _BAND))
         middle = min(max((low + high) / 2, _LEFT + 60), _WIDTH - _RIGHT - 60)
         parts.append(_text(middle, top + 38, "passing runs end", "middle"))

@@ -149,9 +149,13 @@ class Subject:
         return cls(table, profile, facts.outcome or "", status, facts.end_us, is_claimed, place_of(facts))
 
 
-IDLE, USER, WRITTEN = "total cpu usage:idl", "total cpu usage:usr", "dsk/total:writ"
-USED, AVAILABLE = "memory usage:used", "memory usage:avai"
-DISK_USED, DISK_FREE = "/:used", "/:free"
+IDLE = "total cpu usage:idl"
+USER = "total cpu usage:usr"
+WRITTEN = "dsk/total:writ"
+USED = "memory usage:used"
+AVAILABLE = "memory usage:avai"
+DISK_USED = "/:used"
+DISK_FREE = "/:free"
 
 #: Signals that end a job that does not handle them.
 SIGNALS: Mapping[int, str] = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM", 24: "SIGXCPU"}
@@ -159,17 +163,21 @@ SIGNALS: Mapping[int, str] = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGS
 _LOW_COUNTS = frozenset({USER, DISK_FREE})
 #: A machine with so much idle CPU does nothing, in per cent; and for how long, in seconds and as a share of the run.
 _NEARLY_IDLE = 85.0
-_IDLE_S, _IDLE_SHARE = 15, 0.2
+_IDLE_S = 15
+_IDLE_SHARE = 0.2
 #: Bytes a second below which nothing is written, but by the system itself.
 NOTHING_WRITTEN = 20e3
 #: The share of memory or disk below which it has run out.
 RUN_OUT = 0.03
 #: Seconds without a sample, and in usual intervals, from which a machine stood still.
-_GAP_S, _GAP_INTERVALS = 15, 10
+_GAP_S = 15
+_GAP_INTERVALS = 10
 #: Seconds that telemetry may end before the run does; more, as a share of it.
-_EARLY_S, _EARLY_SHARE = 15, 0.05
+_EARLY_S = 15
+_EARLY_SHARE = 0.05
 #: Lengths differ without a reason by so many seconds, or this share of the usual one.
-_LENGTH_S, _LENGTH_SHARE = 3, 0.1
+_LENGTH_S = 3
+_LENGTH_SHARE = 0.1
 #: What a run that is as usual was compared by: words, and the column that shows it.
 COMPARED = {
     "CPU": USER,
@@ -260,10 +268,12 @@ def _run_out(subject: Subject, length: float) -> Iterator[Observation]:
     for words, used, free in (("Memory available", USED, AVAILABLE), ("Free disk", DISK_USED, DISK_FREE)):
         if not {used, free} <= set(subject.table.column_names):
             continue
-        left, whole = values_of(subject.table, free), values_of(subject.table, used)
+        left = values_of(subject.table, free)
+        whole = values_of(subject.table, used)
         whole += left
         shares = np.divide(left, whole, out=np.full(left.size, np.inf), where=(whole > 0) & (left >= 0))
-        at, usual = int(np.argmin(shares)), subject.profile.ranges(window_of(length)).get(free)
+        at = int(np.argmin(shares))
+        usual = subject.profile.ranges(window_of(length)).get(free)
         is_usual = usual is not None and _comparable(subject) and left[at] >= usual[0]
         if shares[at] < RUN_OUT and not is_usual:
             when = moment(elapsed_s(subject.table)[at], length)
@@ -295,7 +305,8 @@ def _first_of_group(left: Iterable[Departure], said: set[str]) -> Iterator[Depar
 def _departure(one: Departure, subject: Subject, length: float) -> Observation:
     series = SERIES[one.column]
     whole = one.until_s > length
-    start, end = moment(one.from_s, length), moment(one.until_s, length)
+    start = moment(one.from_s, length)
+    end = moment(one.until_s, length)
     if one.from_s == 0:
         when = "Throughout" if whole else f"Until {end}"
     else:
@@ -307,7 +318,9 @@ def _departure(one: Departure, subject: Subject, length: float) -> Observation:
 
 def _early_end(subject: Subject) -> Iterator[Observation]:
     """Say that telemetry ends earlier before the run did than that of passing runs, whose logs are stored then."""
-    early, usual, length = tail_s(subject.table, subject.end_us), subject.profile.tail_s, length_s(subject.table)
+    early = tail_s(subject.table, subject.end_us)
+    usual = subject.profile.tail_s
+    length = length_s(subject.table)
     if early is None or usual is None or not _comparable(subject):
         return
     low, _, high = usual
@@ -325,7 +338,8 @@ def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Ite
     words = [word for word, name in COMPARED.items() if name in usual and _is_usual(subject.table, name, usual[name])]
     if words:
         whose = "of this job" if subject.profile.job else "of all jobs"
-        listed, be = _enumerated(words), "were" if words[1:] else "was"
+        listed = _enumerated(words)
+        be = "were" if words[1:] else "was"
         text = f"{listed[0].upper()}{listed[1:]} {be} as in {subject.profile.runs} passing runs {whose}."
         yield Observation(text)
 

@@ -70,8 +70,10 @@ def corrections_of(data: DataRoot) -> dict[str, Correction]:
 
 def add_corrections(data: DataRoot, corrections: Iterable[Correction]) -> int:
     """Store those that say something new; return their number. A repeat after a crash stores nothing twice."""
-    asked, stored = list(corrections), 0
-    log, state = corrections_log(data), CorrectionState()
+    asked = list(corrections)
+    stored = 0
+    log = corrections_log(data)
+    state = CorrectionState()
 
     def build() -> Delta | None:
         nonlocal stored

@@ -49,7 +49,8 @@ def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[
     systems = tuple(systems)
     reacted = {(system, kind): 0 for system in systems for kind in KINDS}
     waiting: Counter[tuple[str]] = Counter({(system,): 0 for system in systems})
-    unsettled, oldest = Counter(waiting), dict[tuple[str], float]()
+    unsettled = Counter(waiting)
+    oldest = dict[tuple[str], float]()
     for key in state.opened:
         entry = state.entries[key]
         waiting[entry.system,] += 1

@@ -178,7 +178,9 @@ def judge(
         found = msgspec.convert(record, _Prediction)
     except msgspec.ValidationError:
         return Judgement(None, Silence("bad_record"))
-    run, verdict, policy = found.run, found.verdict, feedback.policy
+    run = found.run
+    verdict = found.verdict
+    policy = feedback.policy
     rates = (verdict.probability, verdict.coverage, *verdict.base_rate.values())
     if not all(0.0 <= rate <= 1.0 for rate in rates) or verdict.runs < 0:  # nor NaN
         return Judgement(None, Silence("bad_record"))
@@ -249,7 +251,8 @@ def doubt_of(
 
 
 def _recorded(found: _Prediction, now_us: int, *, claim: bool) -> RecordedVerdict:
-    run, verdict = found.run, found.verdict
+    run = found.run
+    verdict = found.verdict
     seconds = None if run.start_us is None or run.end_us is None else (run.end_us - run.start_us) / 1e6
     return RecordedVerdict(
         (found.id or prediction_id(found.run_id, found.model, found.version))[:_ID_CHARACTERS], found.run_id,

@@ -63,7 +63,8 @@ def corrections(entry: Entry, new: dict[str, list[str]], reviewers: Iterable[str
       reviewers: accounts, ``SYSTEM:ACCOUNT``, that may correct labels.
       now_us: the present, epoch microseconds.
     """
-    cause, trusted = entry.causes, set(reviewers)
+    cause = entry.causes
+    trusted = set(reviewers)
     if cause not in _OTHER:
         return []
     said: Cause = "code" if cause == "code" else "machine"
@@ -134,7 +135,8 @@ class Reader:
             entry = state.entries.get(key)
             if self.client is None or entry is None or entry.posted is None:
                 return True
-            posted, known = entry.posted, _of_others(state, entry, entry.posted)
+            posted = entry.posted
+            known = _of_others(state, entry, entry.posted)
             entry = Entry.from_json(entry.to_json())
         try:
             seen = self.client.reactions(posted)

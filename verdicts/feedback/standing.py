@@ -17,7 +17,8 @@ from ciml.limits import MAX_FEEDBACK_VERDICTS
 from ciml.verdicts.feedback.config import Policy
 
 #: What settles a verdict.
-RERUNS, REVIEWER = "reruns", "reviewer"
+RERUNS = "reruns"
+REVIEWER = "reviewer"
 
 
 class RecordedVerdict(Record, frozen=True, omit_defaults=True, gc=False):
@@ -218,11 +219,13 @@ class Standings:
         return self._known[key]
 
     def _standing(self, model: str, project: str, cause: str) -> Standing:
-        policy, history = self._policy, self.history(model)
+        policy = self._policy
+        history = self.history(model)
         own = history.claims(cause, project, policy.settled_window)
         in_project = len(own) >= policy.min_settled
         claims = own if in_project else history.claims(cause, None, policy.settled_window)
-        precision, base_rate = _precision(claims), history.base_rate(cause, project if in_project else None)
+        precision = _precision(claims)
+        base_rate = history.base_rate(cause, project if in_project else None)
         rerun = [verdict for verdict in claims if verdict.by == RERUNS]
         reruns = Share(sum(verdict.settled == "machine" for verdict in rerun), len(rerun))
 
@@ -250,7 +253,8 @@ def _precision(claims: Iterable[RecordedVerdict]) -> Share:
 def _doubt(precision: Share, base_rate: Share, policy: Policy) -> str:
     """Return why settled verdicts do not hold up; "" where they do."""
     low, _ = precision.interval
-    share, base = precision.value or 0.0, base_rate.value or 0.0
+    share = precision.value or 0.0
+    base = base_rate.value or 0.0
     text = f"{precision.right} of {precision.runs} settled verdicts were right ({share:.2f}, at least {low:.2f})"
     if low <= base:
         return f"{text}; the base rate is {base:.2f}"

@@ -219,7 +219,8 @@ class FeedbackState(TopicState):
         self._prune(now_us)
         self.records += sum(len(value) for value in delta.values() if isinstance(value, list)) + 1
         self.torn = False
-        self.version, self.time_us = version, now_us
+        self.version = version
+        self.time_us = now_us
 
     def _recorded_of(self, delta: Delta) -> Iterable[RecordedVerdict]:
         """Return the verdicts that a delta records. Those of earlier versions recorded only what was to be said."""
@@ -263,7 +264,8 @@ class FeedbackState(TopicState):
         entry.items[item.job] = item
         if entry.changes == entry.done:
             entry.since_us = now_us
-        entry.changes, entry.last_us = entry.changes + 1, now_us
+        entry.changes = entry.changes + 1
+        entry.last_us = now_us
         self._touch(entry, now_us)
         return "taken"
 
@@ -284,7 +286,8 @@ class FeedbackState(TopicState):
                 other.items[job] = item
         if other.changes == other.done:
             other.since_us = entry.since_us
-        other.changes, other.last_us = other.changes + 1, max(other.last_us, entry.last_us)
+        other.changes = other.changes + 1
+        other.last_us = max(other.last_us, entry.last_us)
         self._touch(other, now_us)
 
     def _intend(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
@@ -293,11 +296,14 @@ class FeedbackState(TopicState):
         intent = Intent(**values, time_us=now_us)
         if entry.intent is not None or intent.number != entry.number + 1:
             raise IntegrityError(f"feedback manifest: version {version}: {entry.key} has an intent that is not settled")
-        entry.number, entry.intent = intent.number, intent
+        entry.number = intent.number
+        entry.intent = intent
         self._touch(entry, now_us)
 
     def _settle(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
-        entry, outcome, intent = self._entry(version, record["entry"]), record["outcome"], None
+        entry = self._entry(version, record["entry"])
+        outcome = record["outcome"]
+        intent = None
         if record["number"]:
             intent = entry.intent
             if intent is None or intent.number != record["number"]:
@@ -308,12 +314,14 @@ class FeedbackState(TopicState):
         self.messages[entry.system, outcome] += 1
         entry.detail = record.get("detail", "")
         if outcome in FINAL:
-            entry.outcome, entry.done = outcome, max(entry.done, record["changes"])
+            entry.outcome = outcome
+            entry.done = max(entry.done, record["changes"])
             if entry.changes > entry.done:
                 entry.since_us = now_us
         if record.get("posted"):
             entry.posted = _posted(record["posted"])
-            entry.causes, entry.posted_us = record["causes"], now_us
+            entry.causes = record["causes"]
+            entry.posted_us = now_us
         if outcome in _OF_MESSAGES:
             self._measure(entry, now_us)
         self._touch(entry, now_us)
@@ -411,9 +419,11 @@ def _earlier(item: Item, now_us: int) -> RecordedVerdict:
     """Return the recorded form of a verdict that an earlier version was to say."""
     prediction = item.prediction
     run = prediction.get("run", {})
-    begin_us, end_us = run.get("start_us"), run.get("end_us")
+    begin_us = run.get("start_us")
+    end_us = run.get("end_us")
     seconds = None if begin_us is None or end_us is None else (end_us - begin_us) / 1e6
-    model, version = str(prediction.get("model", "")), int(prediction.get("version", 0))
+    model = str(prediction.get("model", ""))
+    version = int(prediction.get("version", 0))
     return RecordedVerdict(
         prediction.get("id") or prediction_id(item.run_id, model, version), item.run_id, model, version, item.project,
         item.change or item.head, item.job, item.cause, True, item.probability, seconds, now_us,

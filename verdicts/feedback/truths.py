@@ -56,7 +56,8 @@ class Truths:
     """
 
     def __init__(self, data: DataRoot, *, settle_untrusted: bool = False) -> None:
-        self._data, self._settle_untrusted = data, settle_untrusted
+        self._data = data
+        self._settle_untrusted = settle_untrusted
         self._manifest = ManifestLog(data.raw)
         self._log = StoredRunLog(self._manifest, partial(evaluate, former_policy()))
         self._bookmarks = Bookmarks(data.feedback, BOOKMARK, CAUSES_KIND, partial(digest_of, self._log))
@@ -197,7 +198,8 @@ def _row(
     verdicts: Sequence[RecordedVerdict],
     by_duration: dict[str, str],
 ) -> Row:
-    history, scope = standings.history(model), project or None
+    history = standings.history(model)
+    scope = project or None
     standing = standings.of(model, project, cause)
     claims = history.claims(cause, scope, policy.settled_window)
     precision = Share(sum(verdict.settled == cause for verdict in claims), len(claims))

@@ -97,7 +97,8 @@ def command(
 def _show(found: Clustering) -> None:
     from ciml.reports.drawing import shown
 
-    fact, rows = next(iter(found.known)), []
+    fact = next(iter(found.known))
+    rows = []
     for each in found.tried:
         agreed = found.agreements[each.k][fact]
         numbers: list[Any] = [each.distortion, each.silhouette, found.lengths[each.k]]
@@ -110,7 +111,8 @@ def _show(found: Clustering) -> None:
     title = f"{len(found.runs):,} runs; agreement with {shown(fact)}"
     print_table(headings, rows, title=title, right=headings)
     for fact, table in found.tables().items():
-        headings, rows = ["cluster", *map(shown, table.names[:6])], []
+        headings = ["cluster", *map(shown, table.names[:6])]
+        rows = []
         for cluster, counts in enumerate(table.counts):
             cells = [
                 f"{count:,}  {100 * of_class:.0f} %  {100 * of_cluster:.0f} %" if count else "–"

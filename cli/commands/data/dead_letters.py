@@ -251,7 +251,8 @@ def _message(raw: Store, dead_letter: DeadLetter) -> Any:
     }
 
 
-_INTERRUPTED, _SOME_LEFT = 130, 5
+_INTERRUPTED = 130
+_SOME_LEFT = 5
 _REMEDIES = {
     "address_not_allowed": "allow it by --allow-root or --allow-host; for a listing by --logs",
     "log_not_found": "for a listing, name the present folder of the logs by --logs",

@@ -98,7 +98,8 @@ def command(
 
 
 def _print(report: Report) -> None:
-    before, after = report.before, report.after
+    before = report.before
+    after = report.after
     runs = [f"{int(side.statistics.runs.sum()):,} runs" for side in (before, after)]
     title = f"{before.name} ({runs[0]}) → {after.name} ({runs[1]})"
     if report.findings:

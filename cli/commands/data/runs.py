@@ -294,7 +294,8 @@ def compact(
         return 4 if faults else 0
     for line in faults:
         click.echo(f"BROKEN {line}")
-    packing, swept = done.packing, done.swept
+    packing = done.packing
+    swept = done.swept
     click.echo(
         f"{packing.runs:,} runs packed into {packing.packs:,} packs ({packing.packs_bytes:,} bytes), "
         f"{packing.merged:,} packs merged, {packing.alone:,} runs left alone; up to version {done.to_version:,}, "

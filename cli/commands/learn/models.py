@@ -179,7 +179,9 @@ def mirror_models(folder: Path, data_path: str, watch: bool, poll_seconds: float
     """
     from ciml.serving.mirror import mirror
 
-    data, stop, reported = DataRoot.open(data_path), stop_on_signals(), set[str]()
+    data = DataRoot.open(data_path)
+    stop = stop_on_signals()
+    reported = set[str]()
     while True:
         faults = set[str]()
         try:

@@ -57,7 +57,8 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
     record = next((one for one in reversed(records) if "verdict" in one), None)
     if record is None:
         raise CimlError(_missing(run_id, data_path, model, predicted=bool(records)))
-    evidence, fault = None, ""
+    evidence = None
+    fault = ""
     try:
         evidence = evidence_of(data, record)
     except IntegrityError as error:
@@ -94,7 +95,8 @@ def _json(record: Mapping[str, Any], evidence: Evidence | None, picture: str, fa
 
 
 def _print(record: Mapping[str, Any], evidence: Evidence | None, picture: str, fault: str) -> None:
-    verdict, run = record["verdict"], record["run"]
+    verdict = record["verdict"]
+    run = record["run"]
     of = f"of {verdict['group']}" if verdict["group"] else "of all jobs"
     lines = [
         ("run", record["run_id"]),
@@ -121,7 +123,8 @@ def _shares(by_cause: Mapping[str, float]) -> str:
 
 def _possible(verdict: Mapping[str, Any]) -> str:
     """Return the causes that the run may have, and how often the true one is among them."""
-    causes, unlike = " and ".join(verdict["set"]), verdict.get("outside")
+    causes = " and ".join(verdict["set"])
+    unlike = verdict.get("outside")
     if unlike:
         return f"{causes}: it is unlike the runs that the model learned, {_outside(unlike)}"
     if not causes:

@@ -125,7 +125,8 @@ def command(
 def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], **options: Any) -> None:
     """Write or submit the backfill as one job on Dataflow."""
     as_s3((options["data_path"], "--data-path"), (options["logs"], "--logs"), (listing, "LISTING"))
-    settings, name = job.settings(), job.name_or(f"ciml-backfill-{Path(listing).name.partition('.')[0]}")
+    settings = job.settings()
+    name = job.name_or(f"ciml-backfill-{Path(listing).name.partition('.')[0]}")
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import plan_backfill
     from ciml.pipelines.dataflow.job import launch
@@ -185,7 +186,8 @@ def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> s
     """Return the result as a few lines; ``hint`` is the command that lists dead letters."""
     from ciml.cli.progress import counts_text
 
-    name, totals = Path(listing.url).name, tally.totals()
+    name = Path(listing.url).name
+    totals = tally.totals()
     new = tally.settled - tally.before
     left = tally.lines - tally.settled
     if not left and not new:

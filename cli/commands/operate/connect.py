@@ -80,7 +80,8 @@ def asked(value: str | None, option: str, what: str, example: str) -> str:
 
 #: Events of the last minutes count too: the job may have ended before the command began to wait.
 _BACK_S = 600.0
-_NOTHING, _REJECTED = 1, 2
+_NOTHING = 1
+_REJECTED = 2
 _DEFAULT_TOPIC = "ci-events"
 
 
@@ -154,7 +155,8 @@ def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: 
     from ciml.services.arrivals import arrivals, committed
 
     click.echo(f"\nWaiting for an event of {connection.name} in {topic} for {wait_s:g} s …")
-    until_s, since_s = time.monotonic() + wait_s, time.time() - _BACK_S
+    until_s = time.monotonic() + wait_s
+    since_s = time.time() - _BACK_S
     for found in arrivals(options, topic, connection.name, str(connection.source["adapter"]), since_s, until_s):
         click.echo(f"event at {found.origin}")
         parts = list(found.became)
@@ -307,7 +309,8 @@ def zuul(
 
     address = asked(broker, "--broker", "address of the MQTT broker", "mqtts://mqtt.example.org:8883")
     places = logs or (asked(None, "--logs", "host of build logs", "https://logs.example.org"),)
-    prefix, internal = rest.pop("prefix"), rest.pop("internal")
+    prefix = rest.pop("prefix")
+    internal = rest.pop("internal")
     made = system.connect_zuul(
         name, address, places, user=user, password_file=password_file or "", ca_file=ca_file or "",
         pipelines=pipelines or system.PIPELINES, prefix=prefix, internal=internal,

@@ -42,7 +42,8 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
     root = data or data_path
     if root is None:
         raise click.UsageError("give a data root: ciml migrate DATA")
-    place, made = DataRoot.open(root), None
+    place = DataRoot.open(root)
+    made = None
     if apply and (sealed := seal_older(place)):
         click.echo(f"{sealed:,} deltas of an older version have a digest now.", err=as_json)
     with bars() as progress:
@@ -79,7 +80,8 @@ def as_dict(found: Findings) -> dict[str, Any]:
 def _print(found: Findings, made: int | None) -> None:
     rows = []
     for kind in found.present():
-        formats, verified = found.formats_of(kind), found.verified(kind)
+        formats = found.formats_of(kind)
+        verified = found.verified(kind)
         shown = ", ".join(formats if len(formats) < 2 else (f"{key}: {number:,}" for key, number in formats.items()))
         numbers = ["not read" if verified is None else f"{verified:,}", f"{found.broken[kind]:,}"]
         numbers.append(f"{found.rewritten[kind]:,}")

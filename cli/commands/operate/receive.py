@@ -71,7 +71,8 @@ def webhooks(metrics_port: int | None, metrics_address: str, **arguments: Any) -
     """
     from ciml.services.webhooks import WebhooksService
 
-    service, shown = WebhooksService.of(**arguments), False
+    service = WebhooksService.of(**arguments)
+    shown = False
 
     def report(progress: Progress, word: str) -> None:
         nonlocal shown

@@ -297,7 +297,8 @@ def trial(predictions: Path | None, run_id: str | None, config: str, data_path: 
 
     if (predictions is None) == (run_id is None):
         raise click.UsageError("give either a file of PREDICTIONS or --run")
-    data, feedback = DataRoot.open(data_path), load_feedback(config)
+    data = DataRoot.open(data_path)
+    feedback = load_feedback(config)
     records = _stored(data_path, run_id) if run_id is not None else _lines(predictions or Path())
     for trial in try_messages(data, feedback, records):
         _print(trial, as_json)

@@ -64,7 +64,8 @@ def _show(seen: list[dict[str, Any]]) -> None:
             no_wrap=title in ("pid", "address", "health"),
         )
     for one in [row for each in seen for row in (each, *_parts(each))]:
-        used, cap = one["memory_used_mb"], one["memory_mb"]
+        used = one["memory_used_mb"]
+        cap = one["memory_mb"]
         memory = "–" if used is None else f"{used} MiB" + (f" (cap {cap})" if cap else "")
         colour = "green" if one["health"] == "ok" else "red"
         pid = "–" if one["pid"] is None else str(one["pid"])

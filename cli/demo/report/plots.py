@@ -190,7 +190,8 @@ def latency(lines: Sequence[PredictionLine]) -> str:
 
     def paint(axes: Axes) -> None:
         values = [value for line in lines for value in line.latencies_ms if value > 0]
-        low, high = min(values), max(values) * 1.01
+        low = min(values)
+        high = max(values) * 1.01
         edges = [low * (high / low) ** (step / 40) for step in range(41)] if high > low else [low * 0.9, low * 1.1]
         for color, line in zip(PALETTE, lines, strict=False):
             if line.latencies_ms:

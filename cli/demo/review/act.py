@@ -39,7 +39,8 @@ _LONG_S = 12.0
 MOST = 6
 WAIT_S = 120.0
 #: The times of dool's logs: of a sample (epoch seconds, or without a year), and of the header.
-_SAMPLED, _WRITTEN = "%b-%d %H:%M:%S", "%d %b %Y %H:%M:%S"
+_SAMPLED = "%b-%d %H:%M:%S"
+_WRITTEN = "%d %b %Y %H:%M:%S"
 _TIME = re.compile(
     r"^(?P<epoch>\d{10}(?:\.\d+)?)(?=,)"
     r"|^(?P<sampled>[A-Z][a-z]{2}-\d\d \d\d:\d\d:\d\d)(?=,)"
@@ -230,7 +231,8 @@ def answer_changes(demo: Demo, review: Review) -> list[AnswerLine]:
 def start_commands(demo: Demo, running: engines.Engines) -> Path:
     """Start the receiver and feedback; let predict ask the model of causes. Return the configuration of feedback."""
     receivers, feedback = configure(Path(demo.data.demo.url("review")), running)
-    kafka, place = ("--kafka", demo.engines.kafka), ("--data-path", demo.data.url)
+    kafka = ("--kafka", demo.engines.kafka)
+    place = ("--data-path", demo.data.url)
     demo.children.end("predict")
     children = {
         "receive": ("receive", "mqtt", "--config", str(receivers), *kafka),

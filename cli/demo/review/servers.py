@@ -19,7 +19,9 @@ from ciml.errors import EngineError
 NAMES = ("mosquitto", "gerrit")
 #: The CI system that tests the changes.
 SOURCE = "ci-review"
-PROJECT, ACCOUNT, PASSWORD = "demo", "ciml", "ciml-http-password"
+PROJECT = "demo"
+ACCOUNT = "ciml"
+PASSWORD = "ciml-http-password"  # noqa: S105 - of a server of the demo on this machine alone
 #: Pause of feedback before it posts, s: here, each change has one job.
 SETTLE_S = 2
 #: The tag of the messages of `ciml.verdicts.feedback`.
@@ -133,7 +135,9 @@ class Gerrit:
 def configure(folder: Path, running: engines.Engines) -> tuple[Path, Path]:
     """Write the configurations of receiver and feedback; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    receivers, feedback, password = folder / "receivers.toml", folder / "feedback.toml", folder / "gerrit-password"
+    receivers = folder / "receivers.toml"
+    feedback = folder / "feedback.toml"
+    password = folder / "gerrit-password"
     password.touch(mode=0o600)
     password.write_text(PASSWORD)
     receivers.write_text(_RECEIVERS.format(broker=running.mosquitto, source=SOURCE))

@@ -62,7 +62,8 @@ class Signature:
 
     def check_names(self, sent: Collection[str]) -> None:
         """Raise `RequestError` unless ``sent`` are exactly the inputs' names."""
-        extra, missing = sorted(set(sent) - set(self.inputs)), sorted(set(self.inputs) - set(sent))
+        extra = sorted(set(sent) - set(self.inputs))
+        missing = sorted(set(self.inputs) - set(sent))
         if extra or missing:
             raise invalid(
                 f"input size does not match signature: {len(sent)}!={len(self.inputs)}. Expected: "

@@ -96,7 +96,8 @@ def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Ite
         if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
             raise IntegrityError(f"record {number}: checksum of the data does not match")
         yield record
-        at, number = end + _FOOT.size, number + 1
+        at = end + _FOOT.size
+        number = number + 1
 
 
 def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:

@@ -108,7 +108,8 @@ def _fork(descriptors: Sequence[int]) -> tuple[_Forker, int]:
             try:
                 return forker, forker.ask(FORK, 0, descriptors)
             except OSError as error:
-                failure, _forker = error, None
+                failure = error
+                _forker = None
     raise EngineError(f"cannot start the process of a model: {failure}") from failure
 
 
@@ -124,7 +125,8 @@ class ModelProcess:
     """
 
     def __init__(self, call_s: float, load_s: float) -> None:
-        self._call_s, self._load_s = call_s, load_s
+        self._call_s = call_s
+        self._load_s = load_s
         self._silent_s = call_s + grace_s(call_s)
         pairs = [socket.socketpair() for _ in range(CONNECTIONS)]
         try:
@@ -158,7 +160,8 @@ class ModelProcess:
         Raises:
           IntegrityError: it cannot be loaded, or not in time.
         """
-        first, connection = self._sockets[0], self._connection_of_first()
+        first = self._sockets[0]
+        connection = self._connection_of_first()
         self._limit_silence(first, self._load_s)
         try:
             send(connection, Load(str(folder), where, self._call_s))

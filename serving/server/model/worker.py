@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 #: Connections of a process: calls that run at once.
 CONNECTIONS = 4
-FORK, END = b"F", b"E"
+FORK = b"F"
+END = b"E"
 #: A command and a process id; the answer is a process id or a wait status.
 COMMAND = struct.Struct("<cq")
 ANSWER = struct.Struct("<q")

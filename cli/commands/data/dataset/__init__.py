@@ -49,7 +49,8 @@ def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_
       ciml dataset spans --latest --json --data-path data
     """
     for dataset in _chosen(data_path, names):
-        name, state = dataset.name, dataset.state()
+        name = dataset.name
+        state = dataset.state()
         versions = [
             (span, span.version == max(by_version))
             for _, by_version in sorted(state.spans.items())
@@ -187,7 +188,8 @@ def create(name: str, definition_file: str, data_path: str) -> None:
     from ciml.pipelines.datasets.update import create_dataset, with_default_windows
     from ciml.settings import read_toml
 
-    data, keys = DataRoot.open(data_path), {**read_toml(definition_file), "name": name}
+    data = DataRoot.open(data_path)
+    keys = {**read_toml(definition_file), "name": name}
     DatasetDefinition.from_json(keys, definition_file)
     definition = DatasetDefinition.from_json(with_default_windows(data.dataset(name), keys), definition_file)
     state = create_dataset(data, definition)
@@ -314,7 +316,8 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     from ciml.training.data.snapshot import make_snapshot
     from ciml.trust import TrustPolicy
 
-    to, dataset = Path(folder), DataRoot.open(data_path).dataset(name)
+    to = Path(folder)
+    dataset = DataRoot.open(data_path).dataset(name)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):
         raise CimlError(f"--to {folder}: is not a folder of records; name a new or empty folder")
     with collecting_rarely():
@@ -325,7 +328,8 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
 
 
 def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
-    definition, resolved = state.definition, state.resolved
+    definition = state.definition
+    resolved = state.resolved
     if definition is None:
         return
     yield "data set", f"{definition.name}, definition version {definition.version}"

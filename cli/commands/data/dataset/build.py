@@ -54,7 +54,8 @@ def padding_text(state: DatasetState) -> str:
 
 def warn_of_padding(state: DatasetState) -> None:
     """Print a warning on standard error where more than half of the windows are padding."""
-    share, resolved = state.padding(), state.resolved
+    share = state.padding()
+    resolved = state.resolved
     if share is None or resolved is None or share <= LARGE:
         return
     from ciml.datasets.definition import AUTO, auto_windows
@@ -401,11 +402,14 @@ def _definition(target: DataRoot, name: str | None, file: str | None, options: d
 
 def _update_lines(update: Update, where: str) -> Iterator[str]:
     state = update.state
-    definition, resolved = state.definition, state.resolved
+    definition = state.definition
+    resolved = state.resolved
     if definition is None or resolved is None:
         return
-    counts, excluded = state.counts(), state.excluded()
-    made, total = sum(len(span.runs) for span in update.sealed), sum(counts.values())
+    counts = state.counts()
+    excluded = state.excluded()
+    made = sum(len(span.runs) for span in update.sealed)
+    total = sum(counts.values())
     new = "all were there" if not update.sealed else f"{made:,} of them new"
     yield f"{definition.name}: {total:,} examples of {resolved.windows} x {len(resolved.features)}, {new}: {where}"
     yield f"  features  {', '.join(resolved.features)}"

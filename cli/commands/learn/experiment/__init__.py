@@ -183,7 +183,8 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
         names = experiment_names(stored)
         click.echo(json.dumps(names) if as_json else "\n".join(names) or f"no experiments in {stored.url()}")
         return
-    experiment, results = load_experiment(stored, name), results_of(stored, name)
+    experiment = load_experiment(stored, name)
+    results = results_of(stored, name)
     if as_json:
         click.echo(json.dumps({"experiment": experiment.to_json(), "results": results}, sort_keys=True))
         return

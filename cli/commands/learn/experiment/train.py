@@ -107,7 +107,8 @@ def train(
     from ciml.training.experiments.trials import Trial, create_experiment, experiment_of, load_experiment
     from ciml.trust import TrustPolicy
 
-    data, policy = DataRoot.open(data_path), TrustPolicy.load(trust_policy)
+    data = DataRoot.open(data_path)
+    policy = TrustPolicy.load(trust_policy)
     chosen = [load_experiment(data.experiments, experiment)] if experiment else [*map(experiment_of, estimators)]
     add(data.exclusions, read_lines(exclude))
     material = read_dataset(data.dataset(dataset), policy)
