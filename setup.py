@@ -44,9 +44,14 @@ class Sdist(sdist):
         write_commit(Path(base_dir) / "ciml")
 
     def make_archive(
-        self, base_name: str, format: str, root_dir: str | None = None, base_dir: str | None = None,
-        owner: str | None = None, group: str | None = None,
-    ) -> str:  # fmt: skip
+        self,
+        base_name: str,
+        format: str,
+        root_dir: str | None = None,
+        base_dir: str | None = None,
+        owner: str | None = None,
+        group: str | None = None,
+    ) -> str:
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         if epoch is None or format != "gztar" or base_dir is None:
             return super().make_archive(base_name, format, root_dir, base_dir, owner, group)

@@ -388,20 +388,14 @@ _SCHEMAS: Mapping[str, _Described] = {
     "samples": _Described("Samples of a running job, or its end.", (SamplesMessage, EndMessage)),
     "runs": _Described("A run that was stored.", (RunAnnouncement,), _FACTS),
     "runs-headers": _Described("Headers of a message of the topic runs.", (ProjectionHeaders,)),
-    "dead-letters": _Described(
-        "A dead letter that was opened or closed.", (OpenDeadLetter, ClosedDeadLetter), _ORIGIN
-    ),
+    "dead-letters": _Described("A dead letter that was opened or closed.", (OpenDeadLetter, ClosedDeadLetter), _ORIGIN),
     "dead-letters-headers": _Described("Headers of a message of the topic dead-letters.", (ProjectionHeaders,)),
-    "predictions": _Described(
-        "A prediction, with a verdict where the run failed.", (Prediction,), (*_FACTS, Verdict)
-    ),
+    "predictions": _Described("A prediction, with a verdict where the run failed.", (Prediction,), (*_FACTS, Verdict)),
     "predictions-headers": _Described("Headers of a message of the topic predictions.", (PredictionHeaders,)),
     "windows": _Described("A window of a running job.", (Window,)),
     "live-examples": _Described("The example of a running job so far.", (LiveExample,)),
-    "live-dead-letters": _Described(
-        "Samples that could not be used.", (RejectedSamples, LateSamples), _ORIGIN
-    ),
-}  # fmt: skip
+    "live-dead-letters": _Described("Samples that could not be used.", (RejectedSamples, LateSamples), _ORIGIN),
+}
 
 
 def schema_names() -> dict[str, str]:

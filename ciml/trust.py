@@ -189,9 +189,17 @@ def _rule(item: dict[str, Any], where: str) -> Rule:
 def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
     """Return the policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
     values = (
-        facts.source, facts.pipeline, facts.project, facts.branch, facts.event, facts.review, facts.fork, facts.auth,
-        facts.owner, facts.adapter,
-    )  # fmt: skip
+        facts.source,
+        facts.pipeline,
+        facts.project,
+        facts.branch,
+        facts.event,
+        facts.review,
+        facts.fork,
+        facts.auth,
+        facts.owner,
+        facts.adapter,
+    )
     decided = policy._decided
     trust = decided.get(values)
     if trust is None:

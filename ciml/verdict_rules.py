@@ -299,9 +299,17 @@ def make_verdict(
     likely = max(rules.classes, key=lambda each: probabilities[each])  # of equal ones the first, as `class_of`
     cause = likely if possible == (likely,) else UNKNOWN
     return Verdict(
-        cause, probabilities[likely], {each: probabilities[each] for each in rules.classes}, possible, rules.coverage,
-        name, group.runs, group.base_rate, _RETRY.get(cause, "unsure"), outside,
-    )  # fmt: skip
+        cause,
+        probabilities[likely],
+        {each: probabilities[each] for each in rules.classes},
+        possible,
+        rules.coverage,
+        name,
+        group.runs,
+        group.base_rate,
+        _RETRY.get(cause, "unsure"),
+        outside,
+    )
 
 
 def read_rules(data: bytes, classes: Sequence[str], features: Sequence[str], where: str) -> VerdictRules:

@@ -111,9 +111,12 @@ class DataflowJob:
         The file of settings may be given: it comes from a variable of the environment.
         """
         given = {
-            "--template": self.template, "--job-name": self.job_name, "--submit": self.submit, "--update": self.update,
+            "--template": self.template,
+            "--job-name": self.job_name,
+            "--submit": self.submit,
+            "--update": self.update,
             "--beam-option": beam_options,
-        }  # fmt: skip
+        }
         for option, value in given.items():
             if value:
                 raise CimlError(f"{option}: only with --runner dataflow")
@@ -161,13 +164,23 @@ def dataflow_options(updates: bool = False) -> Option:
             type=click.Path(exists=True, dir_okay=False),
             help="TOML file of Dataflow: project, region, image and others. Keys: docs/dataflow.md.",
         ),
-        click.option("--template", default="", show_default="none", metavar="FILE|gs://OBJECT",
-                     help="File of the Dataflow job description."),
-        click.option("--job-name", default="", show_default="by command and data", metavar="NAME",
-                     help="Name of the Dataflow job."),
+        click.option(
+            "--template",
+            default="",
+            show_default="none",
+            metavar="FILE|gs://OBJECT",
+            help="File of the Dataflow job description.",
+        ),
+        click.option(
+            "--job-name",
+            default="",
+            show_default="by command and data",
+            metavar="NAME",
+            help="Name of the Dataflow job.",
+        ),
         click.option("--submit", is_flag=True, help="Submit the Dataflow job."),
         *([update] if updates else []),
-    )  # fmt: skip
+    )
 
     def apply(command: Callable[..., Any]) -> Any:
         @wraps(command)
@@ -236,11 +249,16 @@ def print_launched(launched: Launched, settings: DataflowSettings, *, streaming:
 def _run_command(launched: Launched, settings: DataflowSettings, place: str) -> str:
     """Return gcloud's command that starts a job from a template, with the settings of its workers."""
     flags = {
-        "gcs-location": place, "project": settings.project, "region": settings.region,
-        "staging-location": settings.temp_location, "worker-machine-type": settings.machine_type,
-        "max-workers": settings.max_workers, "service-account-email": settings.service_account,
-        "network": settings.network, "subnetwork": settings.subnetwork,
-    }  # fmt: skip
+        "gcs-location": place,
+        "project": settings.project,
+        "region": settings.region,
+        "staging-location": settings.temp_location,
+        "worker-machine-type": settings.machine_type,
+        "max-workers": settings.max_workers,
+        "service-account-email": settings.service_account,
+        "network": settings.network,
+        "subnetwork": settings.subnetwork,
+    }
     words = [f"--{key}={value}" for key, value in flags.items() if value not in ("", None)]
     words += ["--disable-public-ips"] * (not settings.public_addresses)
     return shlex.join(["gcloud", "dataflow", "jobs", "run", launched.name, *words])

@@ -109,9 +109,13 @@ class Running:
         check_kind(kind)
         service = kind.of(**arguments)
         launched = launch_service(
-            service, settings, self.job.name_or(service.name), template=self.job.template, update=self.job.update,
+            service,
+            settings,
+            self.job.name_or(service.name),
+            template=self.job.template,
+            update=self.job.update,
             extra=self.beam_options,
-        )  # fmt: skip
+        )
         print_launched(launched, settings, streaming=True)
         return True
 

@@ -20,11 +20,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTS = (
-    "networkx.classes", "networkx.generators", "networkx.algorithms.flow", "networkx.algorithms.centrality",
-    "networkx.algorithms.isomorphism", "networkx.algorithms.shortest_paths", "networkx.algorithms.approximation",
-    "sympy.ntheory", "sympy.sets", "sympy.logic", "sympy.combinatorics", "sympy.functions.combinatorial",
-    "sympy.geometry", "sympy.vector",
-)  # fmt: skip
+    "networkx.classes",
+    "networkx.generators",
+    "networkx.algorithms.flow",
+    "networkx.algorithms.centrality",
+    "networkx.algorithms.isomorphism",
+    "networkx.algorithms.shortest_paths",
+    "networkx.algorithms.approximation",
+    "sympy.ntheory",
+    "sympy.sets",
+    "sympy.logic",
+    "sympy.combinatorics",
+    "sympy.functions.combinatorial",
+    "sympy.geometry",
+    "sympy.vector",
+)
 #: What befalls a job, in turn: most are sound. A broken patch is one line that the whole suite would not survive.
 FAULTS = ("none", "patch", "none", "starved", "none", "memory", "none", "patch", "starved")
 PATCHES = {
@@ -86,10 +96,27 @@ def main() -> None:
         began = time.monotonic()
         with neighbours(4 if fault == "starved" else 0):
             done = subprocess.run(
-                [sys.executable, "-m", "ciml.cli.main", "record", "--log-dir", options.log_dir, "--job", part, *labels,
-                 "--timeout", "5min", "--flush", "20s", *options.record, "--", *command_of(python, part, fault)],
-                stdout=subprocess.DEVNULL, check=False,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "ciml.cli.main",
+                    "record",
+                    "--log-dir",
+                    options.log_dir,
+                    "--job",
+                    part,
+                    *labels,
+                    "--timeout",
+                    "5min",
+                    "--flush",
+                    "20s",
+                    *options.record,
+                    "--",
+                    *command_of(python, part, fault),
+                ],
+                stdout=subprocess.DEVNULL,
+                check=False,
+            )
         print(f"{part}, {fault}: exit status {done.returncode} after {time.monotonic() - began:.1f} s", flush=True)
 
 

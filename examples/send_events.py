@@ -50,9 +50,12 @@ def main() -> None:
             facts = facts.replace(event="gate", pipeline="gate")
             value, headers = finished_event(facts, event_id=facts.build_uuid, time_us=facts.end_us)
             producer.produce(
-                options.topic, value, key=facts.run_id, headers=headers,
+                options.topic,
+                value,
+                key=facts.run_id,
+                headers=headers,
                 on_delivery=lambda error, _: failed.append(str(error)) if error else None,
-            )  # fmt: skip
+            )
             producer.poll(0)
             sent += 1
     producer.flush(30)

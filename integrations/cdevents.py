@@ -41,9 +41,25 @@ _IGNORED = {"testcaserun": TEST_CASE, "testoutput": OUTPUT}
 _REVIEWS = {"created": "", "updated": "", "reviewed": "reviewed", "merged": PARTLY_APPROVED}
 #: The fields of a run that ``customData.ciml`` may hold.
 _FURTHER = (
-    "job", "attempt", "log_url", "provider", "region", "flavour", "labels", "event", "pipeline", "project", "branch",
-    "change", "patchset", "review", "fork", "owner", "head", "attempt_of",
-)  # fmt: skip
+    "job",
+    "attempt",
+    "log_url",
+    "provider",
+    "region",
+    "flavour",
+    "labels",
+    "event",
+    "pipeline",
+    "project",
+    "branch",
+    "change",
+    "patchset",
+    "review",
+    "fork",
+    "owner",
+    "head",
+    "attempt_of",
+)
 _MOST_ID = 120  # characters in a path; longer ids are digests
 
 

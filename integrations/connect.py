@@ -252,9 +252,12 @@ def feedback_of_gerrit(connection: Connection, rest: str, password_file: str = "
         f"The user {user} comments without a vote: it must be able to read the changes, and needs no right to a label.",
     )
     return _with(
-        replace(connection, also=(*connection.also, *also)), "gerrit", {"url": rest, "user": user}, needed,
+        replace(connection, also=(*connection.also, *also)),
+        "gerrit",
+        {"url": rest, "user": user},
+        needed,
         *(() if password_file else (Paste("Gerrit, an HTTP password for the account", text, "shell"),)),
-    )  # fmt: skip
+    )
 
 
 def _with(connection: Connection, kind: str, keys: Mapping[str, Any], needed: NeededFile, *pastes: Paste) -> Connection:

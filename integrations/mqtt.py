@@ -232,8 +232,11 @@ class MqttSession(Session):
             self._short = True
             _log.warning(
                 "source %s: %s keeps messages for %d s, not session_s = %d: a longer absence loses messages",
-                self.name, self._source.broker, kept_s, self._source.session_s,
-            )  # fmt: skip
+                self.name,
+                self._source.broker,
+                kept_s,
+                self._source.session_s,
+            )
 
     def subscribed(self, reasons: list[ReasonCode]) -> str:
         """Return why a subscription is of no use; "" if each is."""

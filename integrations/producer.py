@@ -165,14 +165,18 @@ class DeliveryProducer:
 
 
 DELIVERIES = Metric(
-    "ciml_deliveries_total", "counter", "Deliveries of CI systems, by what became of them.",
+    "ciml_deliveries_total",
+    "counter",
+    "Deliveries of CI systems, by what became of them.",
     ("receiver", "source", "outcome"),
-)  # fmt: skip
+)
 SECONDS = Metric(
-    "ciml_delivery_seconds", "histogram", "Time from a delivery's header to its acknowledgement.",
+    "ciml_delivery_seconds",
+    "histogram",
+    "Time from a delivery's header to its acknowledgement.",
     ("receiver", "source"),
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)  # fmt: skip
+)
 CONNECTED = Metric(
     "ciml_source_connected", "gauge", "Whether the receiver is connected to a source: 1 or 0.", ("receiver", "source")
 )

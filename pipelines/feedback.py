@@ -129,9 +129,12 @@ def taken(
         if judgement.verdict is not None and judgement.is_recorded:
             recorded.append(judgement.verdict.to_json())
     return {
-        "time_us": now_us, "offsets": offsets.to_json(), "verdicts": items, "silent": dict(sorted(silent.items())),
+        "time_us": now_us,
+        "offsets": offsets.to_json(),
+        "verdicts": items,
+        "silent": dict(sorted(silent.items())),
         "recorded": recorded,
-    }  # fmt: skip
+    }
 
 
 def heard(judgement: Judgement, standings: Standings) -> tuple[Item | None, Silence | None]:

@@ -199,9 +199,11 @@ _WITHDRAWN = "ciml.withdrawn"
 _ALIASES = "ciml.aliases"
 #: MLflow sends no usage data and prints nothing. A server that does not answer is an error within minutes, not hours.
 _ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}  # fmt: skip
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 #: MLflow's limit of parameters and tags in a request.
 _BATCH = 100
 
@@ -360,9 +362,12 @@ class _Export:
             self._client.set_tag(run_id, _LOGGED, candidate.digest)
         tags = {_VERSION: str(number), _WITHDRAWN: withdrawn, "ciml.digest": candidate.digest}
         made = self._client.create_model_version(
-            registry.model, f"runs:/{run_id}/{_ARTIFACT}", run_id, tags,
+            registry.model,
+            f"runs:/{run_id}/{_ARTIFACT}",
+            run_id,
+            tags,
             description=f"ciml model {registry.model}, version {number}",
-        )  # fmt: skip
+        )
         self.done.new_versions += 1
         self._progress(f"model {registry.model} version {number}")
         return str(made.version)
@@ -413,14 +418,21 @@ def save_pyfunc(saved_model: Path, folder: Path) -> None:
     definition = read_definition(path.read_bytes(), str(path))
     shape = (-1, definition.windows, len(definition.features))
     signature = ModelSignature(
-        inputs=Schema([
-            TensorSpec(np.dtype("float32"), shape, "inputs"), TensorSpec(np.dtype("int32"), (-1,), "n_windows"),
-        ]),
+        inputs=Schema(
+            [
+                TensorSpec(np.dtype("float32"), shape, "inputs"),
+                TensorSpec(np.dtype("int32"), (-1,), "n_windows"),
+            ]
+        ),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(definition.classes)), "probabilities")]),
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input: the signature says it all
         pyfunc.save_model(
-            str(folder), loader_module="ciml.serving.pyfunc", data_path=str(saved_model), signature=signature,
-            pip_requirements=[f"ciml[serve]=={__version__}"], metadata={"classes": list(definition.classes)},
-        )  # fmt: skip
+            str(folder),
+            loader_module="ciml.serving.pyfunc",
+            data_path=str(saved_model),
+            signature=signature,
+            pip_requirements=[f"ciml[serve]=={__version__}"],
+            metadata={"classes": list(definition.classes)},
+        )

@@ -13,8 +13,17 @@ from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_TEXT_CHARACTERS
 
 #: Facts of an event that ``CIML_…`` variables and ``--label`` may set.
 FACTS = (
-    "pipeline", "project", "branch", "change", "patchset", "event", "review", "provider", "region", "flavour",
-)  # fmt: skip
+    "pipeline",
+    "project",
+    "branch",
+    "change",
+    "patchset",
+    "event",
+    "review",
+    "provider",
+    "region",
+    "flavour",
+)
 _NO_SLUG = re.compile(r"[^a-z0-9]+")
 
 
@@ -50,8 +59,14 @@ def known_run(environment: Environment) -> Known:
     found = next((known for read in _SYSTEMS if (known := read(environment))), None)
     if found is None:
         found = Known("record", str(uuid.uuid4()))
-    facts = {**found.facts, **{name: environment.get(f"CIML_{name.upper()}", "") for name in FACTS if
-                               environment.get(f"CIML_{name.upper()}")}}  # fmt: skip
+    facts = {
+        **found.facts,
+        **{
+            name: environment.get(f"CIML_{name.upper()}", "")
+            for name in FACTS
+            if environment.get(f"CIML_{name.upper()}")
+        },
+    }
     attempt = environment.get("CIML_ATTEMPT", "")
     return Known(
         source=_NO_SLUG.sub("-", environment.get("CIML_SOURCE", "").lower())[:63].strip("-") or found.source,
@@ -90,7 +105,10 @@ def _github(env: Environment) -> Known | None:
     one = env.get("RUNNER_TRACKING_ID", "").removeprefix("github_") or str(uuid.uuid4())
     change = re.fullmatch(r"refs/pull/(\d+)/\w+", env.get("GITHUB_REF", ""))
     return Known(
-        "github", f"{run}/{job}/{one}", job, _attempt(env.get("GITHUB_RUN_ATTEMPT", "")),
+        "github",
+        f"{run}/{job}/{one}",
+        job,
+        _attempt(env.get("GITHUB_RUN_ATTEMPT", "")),
         {
             "pipeline": env.get("GITHUB_WORKFLOW", ""),
             "event": env.get("GITHUB_EVENT_NAME", ""),
@@ -102,7 +120,7 @@ def _github(env: Environment) -> Known | None:
             "flavour": "-".join(filter(None, [env.get("RUNNER_OS"), env.get("RUNNER_ARCH")])),
         },
         {"runner": env.get("RUNNER_NAME", "")},
-    )  # fmt: skip
+    )
 
 
 def _gitlab(env: Environment) -> Known | None:
@@ -111,7 +129,10 @@ def _gitlab(env: Environment) -> Known | None:
     if env.get("GITLAB_CI") != "true" or not run:
         return None
     return Known(
-        "gitlab", run, env.get("CI_JOB_NAME", ""), 1,
+        "gitlab",
+        run,
+        env.get("CI_JOB_NAME", ""),
+        1,
         {
             "pipeline": env.get("CI_PIPELINE_SOURCE", ""),
             "event": env.get("CI_PIPELINE_SOURCE", ""),
@@ -121,7 +142,7 @@ def _gitlab(env: Environment) -> Known | None:
             "patchset": env.get("CI_COMMIT_SHA", ""),
         },
         {"runner": env.get("CI_RUNNER_DESCRIPTION", "")},
-    )  # fmt: skip
+    )
 
 
 def _zuul(env: Environment) -> Known | None:
@@ -130,10 +151,12 @@ def _zuul(env: Environment) -> Known | None:
     if not run:
         return None
     return Known(
-        "zuul", run, env.get("ZUUL_JOB") or env.get("JOB_NAME", ""), 1,
-        {name: env.get(f"ZUUL_{name.upper()}", "") for name in
-         ("pipeline", "project", "branch", "change", "patchset")},
-    )  # fmt: skip
+        "zuul",
+        run,
+        env.get("ZUUL_JOB") or env.get("JOB_NAME", ""),
+        1,
+        {name: env.get(f"ZUUL_{name.upper()}", "") for name in ("pipeline", "project", "branch", "change", "patchset")},
+    )
 
 
 def _jenkins(env: Environment) -> Known | None:
@@ -150,7 +173,10 @@ def _jenkins(env: Environment) -> Known | None:
         project = name.removesuffix(f"/{job}")
         job = f"{project.rpartition('/')[2]}/{job}"
     return Known(
-        "jenkins", run, job, 1,
+        "jenkins",
+        run,
+        job,
+        1,
         {
             "project": project,
             "branch": env.get("CHANGE_TARGET") or env.get("BRANCH_NAME", ""),
@@ -158,7 +184,7 @@ def _jenkins(env: Environment) -> Known | None:
             "patchset": env.get("GIT_COMMIT", ""),
         },
         {"runner": env.get("NODE_NAME", "")},
-    )  # fmt: skip
+    )
 
 
 _SYSTEMS: tuple[Callable[[Environment], Known | None], ...] = (_zuul, _github, _gitlab, _jenkins)

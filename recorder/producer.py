@@ -41,9 +41,13 @@ class Sender:
         self._producer: Producer | None = None
 
     def send(
-        self, topic: str, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] | None,
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: Sequence[tuple[str, bytes]] | None,
         done: Callable[[str], None],
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Queue a message; `poll` calls ``done`` with "" after delivery, else with the error.
 
         Returns:

@@ -77,11 +77,18 @@ class Sampler:
         counters = [
             float(each)
             for each in (
-                cpu[0] + cpu[1] + cpu[5] + cpu[6], *cpu[2:5], cpu[7], *_disks(), *_network(),
-                int(paging["pswpin"][0]) * _PAGE, int(paging["pswpout"][0]) * _PAGE, int(stat["intr"][0]),
-                int(stat["ctxt"][0]), int(stat["processes"][0]),
+                cpu[0] + cpu[1] + cpu[5] + cpu[6],
+                *cpu[2:5],
+                cpu[7],
+                *_disks(),
+                *_network(),
+                int(paging["pswpin"][0]) * _PAGE,
+                int(paging["pswpout"][0]) * _PAGE,
+                int(stat["intr"][0]),
+                int(stat["ctxt"][0]),
+                int(stat["processes"][0]),
             )
-        ]  # fmt: skip
+        ]
         before = self._before or [0.0] * len(counters)
         steps = [now - then for now, then in zip(counters, before, strict=True)]
         before_at = self._at
@@ -100,10 +107,15 @@ class Sampler:
             epoch,
             *(100 * step / ticks if ticks > 0 else 0.0 for step in steps[:5]),
             *load,
-            memory["MemTotal"] - used, memory["MemFree"], memory["Cached"], memory.get("MemAvailable", 0),
+            memory["MemTotal"] - used,
+            memory["MemFree"],
+            memory["Cached"],
+            memory.get("MemAvailable", 0),
             *rates[:10],
-            int(stat["procs_running"][0]) - 1, int(stat["procs_blocked"][0]), rates[10],
-        ]  # fmt: skip
+            int(stat["procs_running"][0]) - 1,
+            int(stat["procs_blocked"][0]),
+            rates[10],
+        ]
         return ",".join(_number(value) for value in values) + "\n"
 
 
@@ -204,9 +216,13 @@ class Recorder:
         arguments = [*(f"--{name}" for name in _PLUGINS), "--bytes", "--noheaders", "--nocolor", "--noupdate"]
         return subprocess.Popen(
             [dool, *arguments, "--output", str(self._log), "1"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "DOOL_OPTS": "", "DOOL_TIMEFMT": ""}, cwd="/", preexec_fn=set_death_signal,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "DOOL_OPTS": "", "DOOL_TIMEFMT": ""},
+            cwd="/",
+            preexec_fn=set_death_signal,
+        )
 
     def tick(self) -> None:
         """Take a sample, or check that dool does; call it once a second."""

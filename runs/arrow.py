@@ -87,8 +87,18 @@ def _offsets(values: Sequence[Sequence[object] | bytes]) -> np.ndarray:
 _TIME = pa.timestamp("us", tz="UTC")
 _BEFORE = ("run_id", "build_uuid", "build_name")
 _FACTS = (
-    "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
-)  # fmt: skip
+    "source",
+    "event",
+    "pipeline",
+    "project",
+    "branch",
+    "change",
+    "patchset",
+    "review",
+    "provider",
+    "region",
+    "flavour",
+)
 
 
 def run_table(runs: Sequence[StoredRun]) -> pa.Table:

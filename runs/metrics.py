@@ -32,9 +32,18 @@ SINCE_CHECKPOINT = Metric(
 )
 
 METRICS = (
-    EVENTS, RUNS, TRUST_CHANGES, IGNORED, DEAD_LETTERS, OPEN_DEAD_LETTERS, DEFERRED, NEXT_TRY, VERSION, COMMITTED,
+    EVENTS,
+    RUNS,
+    TRUST_CHANGES,
+    IGNORED,
+    DEAD_LETTERS,
+    OPEN_DEAD_LETTERS,
+    DEFERRED,
+    NEXT_TRY,
+    VERSION,
+    COMMITTED,
     SINCE_CHECKPOINT,
-)  # fmt: skip
+)
 
 
 def raw_families(state: RawState) -> Iterator[Family]:

@@ -115,11 +115,17 @@ def store(batch: Batch, raw: Store) -> Batch:
             pass
     settled = [
         Outcome(
-            "run", each.origin, each.event_key, each.mention, trust=each.trust, file=file,
-            attempts=each.attempts, first_seen_us=each.first_seen_us,
+            "run",
+            each.origin,
+            each.event_key,
+            each.mention,
+            trust=each.trust,
+            file=file,
+            attempts=each.attempts,
+            first_seen_us=each.first_seen_us,
         )
         for each, (file, _) in zip(batch.pending_runs, encoded, strict=True)
-    ]  # fmt: skip
+    ]
     return Batch(batch.covers, batch.messages, [], batch.settled + settled)
 
 

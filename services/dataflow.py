@@ -66,9 +66,15 @@ def launch_service(
         # Planned with this process's connection; the job has the workers'.
         service.config = replace(config, kafka=kafka, maintains=True)
         return launch(
-            partial(service.build, work=work), settings, name, streaming=True, template=template, update=update,
-            extra=extra, hidden=secrets_here(config.kafka, fetch),
-        )  # fmt: skip
+            partial(service.build, work=work),
+            settings,
+            name,
+            streaming=True,
+            template=template,
+            update=update,
+            extra=extra,
+            hidden=secrets_here(config.kafka, fetch),
+        )
     finally:
         service.config = config
         service.close()

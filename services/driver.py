@@ -132,10 +132,17 @@ def _drive_on_flink(
             report(watchdog.progress, f"waits: {status['why']}" if waits else word)
 
     limits = Limits(
-        fresh_s=service.stall_s, steady_s=service.stall_s, longest_s=service.stall_s, starting_s=service.stall_s,
-        pause_s=0.0, renew_s=service.renew_s, checkpoint_bytes=2**62, stopping_s=0.0, patience_s=patience_s,
+        fresh_s=service.stall_s,
+        steady_s=service.stall_s,
+        longest_s=service.stall_s,
+        starting_s=service.stall_s,
+        pause_s=0.0,
+        renew_s=service.renew_s,
+        checkpoint_bytes=2**62,
+        stopping_s=0.0,
+        patience_s=patience_s,
         most_stalls=_STALLS,
-    )  # fmt: skip
+    )
     watchdog = Supervisor(service, job, wanted, on_status, limits=limits, pause_s=service.poll_s, level=logging.INFO)
     try:
         if watchdog.run() == "failed":

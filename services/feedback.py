@@ -150,9 +150,17 @@ class FeedbackService(TopicService[FeedbackState]):
             self._calls.labels(system.name, call).observe(seconds)
 
         outbox = Outbox(
-            system.name, self.committing, policy, lambda item: find_evidence(config.data, item, policy.base_url),
-            client, system.gap_s, self._show, timed, config.settle_s, markup_of(system),
-        )  # fmt: skip
+            system.name,
+            self.committing,
+            policy,
+            lambda item: find_evidence(config.data, item, policy.base_url),
+            client,
+            system.gap_s,
+            self._show,
+            timed,
+            config.settle_s,
+            markup_of(system),
+        )
         correct = partial(add_corrections, config.data)
         return _Desk(outbox, Reader(system.name, self.committing, client, policy.reviewers, correct), client)
 
@@ -341,9 +349,14 @@ def _message(data: DataRoot, feedback: Feedback, committing: LogReplica[Feedback
     policy = feedback.policy
     system = next(system for system in feedback.systems if system.name == entry.system)
     outbox = Outbox(
-        system.name, committing, policy, lambda item: find_evidence(data, item, policy.base_url), None,
-        markup=markup_of(system), clock=time.time,
-    )  # fmt: skip
+        system.name,
+        committing,
+        policy,
+        lambda item: find_evidence(data, item, policy.base_url),
+        None,
+        markup=markup_of(system),
+        clock=time.time,
+    )
     runs = tuple(item.run_id for item in entry.items.values())
     change = entry.change.change or entry.change.head
     return Trial(runs, "", "", system.name, entry.change.project, change, outbox.message(entry).body)

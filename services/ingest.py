@@ -74,9 +74,11 @@ class IngestService(TopicService[RawState]):
     def progress(self, state: RawState) -> Progress:
         due = state.next_due_us()
         facts = {
-            "version": state.version, "last_commit_us": state.time_us or None, "counts": state.totals(),
+            "version": state.version,
+            "last_commit_us": state.time_us or None,
+            "counts": state.totals(),
             "deferred": len(state.deferred),
-        }  # fmt: skip
+        }
         overdue_us = due if due is not None and due < now_us() - _OVERDUE_US else None
         return Progress(state.version, overdue_us=overdue_us, waiting=bool(state.deferred), facts=facts)
 

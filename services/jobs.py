@@ -104,9 +104,11 @@ class Worker:
         shutil.rmtree(self._files.timings, ignore_errors=True)
         self._files.timings.mkdir(parents=True, exist_ok=True)
         environment = {
-            **processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1",
+            **processes.python_environment(),
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "PYTHONUNBUFFERED": "1",
             "PROMETHEUS_MULTIPROC_DIR": str(self._files.timings),
-        }  # fmt: skip
+        }
         self._child = processes.spawn([*command, savepoint], self._files.log("worker"), environment, self._cwd)
 
     def end(self) -> None:

@@ -15,9 +15,11 @@ from ciml.services.decide import Health
 
 LAG = Metric("ciml_lag_messages", "gauge", "Uncovered offsets.", ("topic", "partition"))
 COVERED = Metric(
-    "ciml_covered_messages_total", "counter", "Covered offsets; the rate is the throughput.",
+    "ciml_covered_messages_total",
+    "counter",
+    "Covered offsets; the rate is the throughput.",
     ("topic", "partition"),
-)  # fmt: skip
+)
 HEALTH = Metric("ciml_ingest_health", "gauge", "1 for the health that ciml service status reports.", ("health",))
 RESUBMISSIONS = Metric(
     "ciml_ingest_resubmissions_total", "counter", "Jobs that the supervisor submitted as replacements."
@@ -31,26 +33,41 @@ CHECKPOINT_TIME = Metric(
     "ciml_ingest_checkpoint_timestamp_seconds", "gauge", "Time of the job's last completed checkpoint, epoch seconds."
 )
 SERVICE_HEALTH = Metric(
-    "ciml_service_health", "gauge", "1 for the health that ciml service status reports of another kind than ingest.",
+    "ciml_service_health",
+    "gauge",
+    "1 for the health that ciml service status reports of another kind than ingest.",
     ("kind", "health"),
-)  # fmt: skip
+)
 SERVICE_RESUBMISSIONS = Metric(
-    "ciml_service_resubmissions_total", "counter", "Jobs or workers that a supervisor started as replacements.",
+    "ciml_service_resubmissions_total",
+    "counter",
+    "Jobs or workers that a supervisor started as replacements.",
     ("kind",),
-)  # fmt: skip
+)
 STATUS_AGE = Metric(
-    "ciml_status_age_seconds", "gauge",
+    "ciml_status_age_seconds",
+    "gauge",
     "Age of the figures of ciml service status: the supervisor's report (status), manifest, lag, and job.",
     ("kind", "figures"),
-)  # fmt: skip
+)
 PROBLEMS = Metric(
     "ciml_service_problems", "gauge", "Number of credentials and certificates that cannot be used now.", ("kind",)
-)  # fmt: skip
+)
 
 METRICS = (
-    LAG, COVERED, HEALTH, RESUBMISSIONS, RESTARTS, JOB_STARTED, CHECKPOINT_BYTES, CHECKPOINT_TIME, SERVICE_HEALTH,
-    SERVICE_RESUBMISSIONS, STATUS_AGE, PROBLEMS,
-)  # fmt: skip
+    LAG,
+    COVERED,
+    HEALTH,
+    RESUBMISSIONS,
+    RESTARTS,
+    JOB_STARTED,
+    CHECKPOINT_BYTES,
+    CHECKPOINT_TIME,
+    SERVICE_HEALTH,
+    SERVICE_RESUBMISSIONS,
+    STATUS_AGE,
+    PROBLEMS,
+)
 
 
 def topic_families(state: TopicState, listing: Listing) -> Iterable[Family]:

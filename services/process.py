@@ -113,10 +113,15 @@ class _Supervision:
         options = self._options
         given = self._options.arguments
         status: dict[str, Any] = {
-            "name": files.name, "kind": options.kind, "engine": options.engine, "data": given.get("data_path", ""),
-            "topic": options.topic, "kafka": given.get("kafka", ""), "parallelism": options.parallelism,
+            "name": files.name,
+            "kind": options.kind,
+            "engine": options.engine,
+            "data": given.get("data_path", ""),
+            "topic": options.topic,
+            "kafka": given.get("kafka", ""),
+            "parallelism": options.parallelism,
             **{key: value for key, value in files.status().items() if key in _KEPT},
-        }  # fmt: skip
+        }
         jobs = jobs_of(files, options)
         supervisor = Supervisor(
             self._service, jobs, files.wanted, self._on_status, status, maintains=submits(options), moved=self._moved
@@ -288,16 +293,25 @@ class _Worker:
         if not submits(options):
             self._end_gracefully()
             drive(
-                service, options.jobs if options.engine == "flink" else None, stop=self._stop, report=self._on_progress,
-                patience_s=None, extra=options.beam,
-            )  # fmt: skip
+                service,
+                options.jobs if options.engine == "flink" else None,
+                stop=self._stop,
+                report=self._on_progress,
+                patience_s=None,
+                extra=options.beam,
+            )
             return
         service.open()
         job = submit(
-            service, options.jobs, job_name(self._files, options), workers=options.workers or None,
-            savepoint=savepoint or None, changes={"parallelism": options.parallelism}, extra=options.beam,
+            service,
+            options.jobs,
+            job_name(self._files, options),
+            workers=options.workers or None,
+            savepoint=savepoint or None,
+            changes={"parallelism": options.parallelism},
+            extra=options.beam,
             chosen=lambda name: self._report(state="submitting", job=name),
-        )  # fmt: skip
+        )
         self._report(beam_id=job.id)
         if not options.workers:
             self._end_gracefully()

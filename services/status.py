@@ -213,9 +213,11 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         *(("problem", problem) for problem in (status.get("problems") or {}).values()),
         *([("last failure", f"{_age(_since(failure['time_us']))} ago: {failure['why']}")] if failure else []),
         *([("to continue", status["remedy"])] if status["remedy"] else []),
-    ]  # fmt: skip
-    return rows + [("" if number else "resubmitted", f"{_time(one['time_us'])} {one['why']}") for number, one in
-                   enumerate(again[-5:])]  # fmt: skip
+    ]
+    return rows + [
+        ("" if number else "resubmitted", f"{_time(one['time_us'])} {one['why']}")
+        for number, one in enumerate(again[-5:])
+    ]
 
 
 def _lag(status: dict[str, Any]) -> str:

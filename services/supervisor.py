@@ -197,9 +197,13 @@ class Supervisor:
         before = self.status.get("job") or {}
         since = before.get("submitted_us") if job.began_s is None else int(job.began_s * 1e6)
         self.status["job"] = {
-            "state": job.state, "id": job.id, "name": job.name, "how": job.how, "submitted_us": since,
+            "state": job.state,
+            "id": job.id,
+            "name": job.name,
+            "how": job.how,
+            "submitted_us": since,
             "restarts": job.restarts,
-        }  # fmt: skip
+        }
         if self.status.get("lag") is None:  # only its worker knows the position
             self.status.update(job.progress)
             if job.progress.get("lag") is not None and job.progress_us is not None:
@@ -259,8 +263,11 @@ class Supervisor:
         self.status["savepoint_failed"] = ""
         if path:
             self.status["savepoint"] = {
-                "path": path, "time_us": now_us(), "version": self.status.get("version"), "use": "",
-            }  # fmt: skip
+                "path": path,
+                "time_us": now_us(),
+                "version": self.status.get("version"),
+                "use": "",
+            }
 
     def _publish(self) -> None:
         """Publish commits of a job that ended before their publication."""

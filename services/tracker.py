@@ -130,10 +130,24 @@ class Tracker:
         lag = self._covered.lag if self._covered else {}
         stuck = [since for partition, (_, since) in self._moved.items() if partition == _DUE or lag.get(partition)]
         return Observation(
-            now_s, wanted, self._wanted_s, fault or (job.fault if job else ""), away, self._away_s, job is None, state,
-            job.how if job else "", self.submitted_s, self.running_s, self.committed, self._behind(),
-            min(stuck, default=None), self.failures, self.ended_s, job.checkpoint_bytes if job else None,
-        )  # fmt: skip
+            now_s,
+            wanted,
+            self._wanted_s,
+            fault or (job.fault if job else ""),
+            away,
+            self._away_s,
+            job is None,
+            state,
+            job.how if job else "",
+            self.submitted_s,
+            self.running_s,
+            self.committed,
+            self._behind(),
+            min(stuck, default=None),
+            self.failures,
+            self.ended_s,
+            job.checkpoint_bytes if job else None,
+        )
 
     def _behind(self) -> int:
         return sum(self._covered.lag.values()) + (self._covered.overdue_us is not None) if self._covered else 0

@@ -87,9 +87,11 @@ class WebhooksService(Receiver):
             settings.connections, settings.header_s, settings.body_s, settings.answer_s, "MAX_HOOK_CONNECTIONS"
         )
         intake = Intake(
-            body_s=settings.body_s, max_bytes=MAX_DELIVERY_BYTES, max_reading=settings.connections,
+            body_s=settings.body_s,
+            max_bytes=MAX_DELIVERY_BYTES,
+            max_reading=settings.connections,
             limit="MAX_DELIVERY_BYTES",
-        )  # fmt: skip
+        )
         app = make_app(self._endpoints, producer, intake, self.metrics, lambda: self.broker_error)
         server = HttpServer(app, listener, connections, round(settings.answer_s + _LAST_ANSWERS_S))
         await server.start()

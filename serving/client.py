@@ -46,13 +46,18 @@ _KINDS = {
 _MESSAGES = {
     "Int64Value": [("value", 1, "int64")],
     "ModelSpec": [
-        ("name", 1, "string"), ("version", 2, "Int64Value"),
-        ("signature_name", 3, "string"), ("version_label", 4, "string"),
+        ("name", 1, "string"),
+        ("version", 2, "Int64Value"),
+        ("signature_name", 3, "string"),
+        ("version_label", 4, "string"),
     ],
     "Dim": [("size", 1, "int64")],
     "Shape": [("dim", 2, "*Dim")],
     "Tensor": [
-        ("dtype", 1, "int32"), ("tensor_shape", 2, "Shape"), ("tensor_content", 4, "bytes"), ("float_val", 5, "*float"),
+        ("dtype", 1, "int32"),
+        ("tensor_shape", 2, "Shape"),
+        ("tensor_content", 4, "bytes"),
+        ("float_val", 5, "*float"),
     ],
     "Named": [("key", 1, "string"), ("value", 2, "Tensor")],
     "PredictRequest": [("model_spec", 1, "ModelSpec"), ("inputs", 2, "*Named"), ("output_filter", 3, "*string")],
@@ -65,7 +70,7 @@ _MESSAGES = {
     "RequestHead": [("model_spec", 1, "bytes"), ("inputs", 2, "*bytes"), ("output_filter", 3, "*bytes")],
     "RequestInput": [("key", 1, "string"), ("value", 2, "bytes")],
     "TensorHead": [("tensor_shape", 2, "bytes"), ("resource_handle_val", 14, "*bytes"), ("variant_val", 15, "*bytes")],
-}  # fmt: skip
+}
 
 
 def _classes() -> dict[str, Any]:
@@ -125,10 +130,16 @@ _TRANSIENT = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 )
 #: The server answered with an error about this request: a retry fails too.
-_FAILED = frozenset({
-    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED,
-})  # fmt: skip
+_FAILED = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.ABORTED,
+    }
+)
 
 
 class NotServedError(EngineError):

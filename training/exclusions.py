@@ -94,10 +94,13 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
         """Return what it excludes, in a few words: ``job tempest-*, since 2026-11-01T00:00:00Z``."""
         times = {"since": self.since_us, "until": self.until_us}
         parts = [
-            *(f"{what} {value}" for what, value in
-              (("run", self.run_id), ("job", self.job), ("source", self.source)) if value),
+            *(
+                f"{what} {value}"
+                for what, value in (("run", self.run_id), ("job", self.job), ("source", self.source))
+                if value
+            ),
             *(f"{what} {iso_time(value)}" for what, value in times.items() if value is not None),
-        ]  # fmt: skip
+        ]
         return ", ".join(parts)
 
 

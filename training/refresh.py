@@ -224,9 +224,16 @@ def refresh(
     learned = partial(training_inputs, stored, snapshot, model, champion)
     with _locked(folder, model), lineage.step(f"train.{model}", learned) as step:
         candidate = _make(
-            stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
-            gate or GatePolicy(), folder / key, steps,
-        )  # fmt: skip
+            stored,
+            AnalysisCache(trainer.child("analyses")),
+            snapshot,
+            experiment,
+            model,
+            champion,
+            gate or GatePolicy(),
+            folder / key,
+            steps,
+        )
         write_metrics(trainer, key, candidate.metrics)
         made = Data(data.candidates(model), key)
         figures = candidate.metrics, candidate.decision, candidate.timings
@@ -269,9 +276,14 @@ def _make(
             calibrated = calibrate_on_dev(dataset.store, snapshot, experiment, dev)
     with steps("export"):
         saved = export(
-            trained.model, made.transform_folder, resolved, folder / "model", name=model,
-            calibrator=None if calibrated is None else calibrated.calibrator, assets=_assets(resolved, calibrated),
-        )  # fmt: skip
+            trained.model,
+            made.transform_folder,
+            resolved,
+            folder / "model",
+            name=model,
+            calibrator=None if calibrated is None else calibrated.calibrator,
+            assets=_assets(resolved, calibrated),
+        )
         exported = load_exported(saved)
     with steps("evaluate"):
         figures = assess(dataset, snapshot, made, trained.model, exported, experiment, champion, gate, calibrated)

@@ -54,13 +54,17 @@ CHAMPION_TIME = Metric(
 )
 STEPS = Metric("ciml_training_step_seconds", "summary", "Time of the steps of refreshes.", ("model", "step"))
 REFRESHED = Metric(
-    "ciml_training_refresh_timestamp_seconds", "gauge",
-    "When the model was last up to date with its data set, epoch seconds.", ("model",),
-)  # fmt: skip
+    "ciml_training_refresh_timestamp_seconds",
+    "gauge",
+    "When the model was last up to date with its data set, epoch seconds.",
+    ("model",),
+)
 ERRORS = Metric(
-    "ciml_training_errors_total", "counter", "Failed refreshes: engine error or too little data.",
+    "ciml_training_errors_total",
+    "counter",
+    "Failed refreshes: engine error or too little data.",
     ("model", "kind"),
-)  # fmt: skip
+)
 
 METRICS = (CANDIDATES, REJECTED, PUSHES, CHAMPION, CHAMPION_TIME, STEPS, REFRESHED, ERRORS)
 

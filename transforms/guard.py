@@ -173,14 +173,25 @@ def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
     """Return the dead letter of a pending run or of its outcome."""
     if isinstance(item, Outcome):
         return item.replace(
-            kind="dead_letter", reason=rejected.reason, detail=rejected.detail, file=None, updates=(),
+            kind="dead_letter",
+            reason=rejected.reason,
+            detail=rejected.detail,
+            file=None,
+            updates=(),
             not_before_us=None,
-        )  # fmt: skip
+        )
     return Outcome(
-        "dead_letter", item.origin, item.event_key, item.mention, rejected.reason, rejected.detail,
-        item.trust, payload=kept_payload(item.message) if item.message else None,
-        attempts=item.attempts, first_seen_us=item.first_seen_us,
-    )  # fmt: skip
+        "dead_letter",
+        item.origin,
+        item.event_key,
+        item.mention,
+        rejected.reason,
+        rejected.detail,
+        item.trust,
+        payload=kept_payload(item.message) if item.message else None,
+        attempts=item.attempts,
+        first_seen_us=item.first_seen_us,
+    )
 
 
 def unread_dead_letter(origin: Origin, message: Message, rejected: RejectedInput) -> Outcome:

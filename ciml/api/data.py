@@ -114,10 +114,18 @@ class Data:
 
             results = pa.Table.from_pandas(results, preserve_index=False)
         return load(
-            self._root, os.fspath(logs), results, mapping=mapping, zone=zone, max_bad=max_bad, source=source, jobs=jobs,
-            trust=TrustPolicy.load(trust_policy), dry_run=dry_run,
+            self._root,
+            os.fspath(logs),
+            results,
+            mapping=mapping,
+            zone=zone,
+            max_bad=max_bad,
+            source=source,
+            jobs=jobs,
+            trust=TrustPolicy.load(trust_policy),
+            dry_run=dry_run,
             progress=progress or (lambda what, done, total: None),
-        )  # fmt: skip
+        )
 
     def runs(self) -> pa.Table:
         """Return the stored runs, the earliest committed first: a row a run.
@@ -375,10 +383,15 @@ class Data:
         name = check_model_name(model or _dataset_name(dataset))
         # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.
         config = TrainConfig(
-            self._root, _dataset_name(dataset), name, experiment_of(estimator, parameters, "dnn"),
+            self._root,
+            _dataset_name(dataset),
+            name,
+            experiment_of(estimator, parameters, "dnn"),
             TrustPolicy.load(trust_policy),
-            GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided), label, lineage,
-        )  # fmt: skip
+            GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided),
+            label,
+            lineage,
+        )
         return RefreshResult.of(name, run_once(config, progress=progress))
 
     def models(self) -> list[str]:

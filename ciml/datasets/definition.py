@@ -116,10 +116,31 @@ Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "firs
 
 #: Columns of an example that are not features. A feature with such a name uses its full name.
 METADATA_COLUMNS = (
-    "run_id", "build_uuid", "build_name", "label", "label_name", "split", "n_windows", "digest",
-    "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
-    "outcome", "result", "start_time", "end_time", "labels",
-)  # fmt: skip
+    "run_id",
+    "build_uuid",
+    "build_name",
+    "label",
+    "label_name",
+    "split",
+    "n_windows",
+    "digest",
+    "source",
+    "event",
+    "pipeline",
+    "project",
+    "branch",
+    "change",
+    "patchset",
+    "review",
+    "provider",
+    "region",
+    "flavour",
+    "outcome",
+    "result",
+    "start_time",
+    "end_time",
+    "labels",
+)
 
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")

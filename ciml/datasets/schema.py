@@ -10,9 +10,20 @@ from ciml.datasets.definition import ResolvedDefinition
 
 _TIME = pa.timestamp("us", tz="UTC")
 _FACTS = (
-    "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
-    "outcome", "result",
-)  # fmt: skip
+    "source",
+    "event",
+    "pipeline",
+    "project",
+    "branch",
+    "change",
+    "patchset",
+    "review",
+    "provider",
+    "region",
+    "flavour",
+    "outcome",
+    "result",
+)
 
 
 def schema_of(resolved: ResolvedDefinition) -> pa.Schema:

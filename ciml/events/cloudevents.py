@@ -102,10 +102,20 @@ QUEUED = "dev.ciml.run.queued.v1"
 PHASES: dict[str, Phase] = {FINISHED: "finished", STARTED: "started", QUEUED: "queued"}
 
 #: Why `decode_message` rejects a message: a closed set.
-REASONS = frozenset({
-    "broken_json", "not_an_event", "tombstone", "unknown_type", "missing_field", "bad_field", "bad_time", "bad_run_id",
-    "too_large", "too_many_runs",
-})  # fmt: skip
+REASONS = frozenset(
+    {
+        "broken_json",
+        "not_an_event",
+        "tombstone",
+        "unknown_type",
+        "missing_field",
+        "bad_field",
+        "bad_time",
+        "bad_run_id",
+        "too_large",
+        "too_many_runs",
+    }
+)
 
 
 _plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources

@@ -54,10 +54,20 @@ _WORDS: dict[str, OutcomeWord] = {
 
 #: Reasons of Tekton's TaskRuns whose pod did not run, in Tekton's spelling.
 _NO_POD = (
-    "CouldntGetTask", "CreateContainerConfigError", "ExceededNodeResources", "ExceededResourceQuota",
-    "InvalidParamValue", "PodAdmissionFailed", "PodCreationFailed", "PullImageFailed", "ResourceVerificationFailed",
-    "TaskRunImagePullFailed", "TaskRunResolutionFailed", "TaskRunValidationFailed", "TaskValidationFailed",
-)  # fmt: skip
+    "CouldntGetTask",
+    "CreateContainerConfigError",
+    "ExceededNodeResources",
+    "ExceededResourceQuota",
+    "InvalidParamValue",
+    "PodAdmissionFailed",
+    "PodCreationFailed",
+    "PullImageFailed",
+    "ResourceVerificationFailed",
+    "TaskRunImagePullFailed",
+    "TaskRunResolutionFailed",
+    "TaskRunValidationFailed",
+    "TaskValidationFailed",
+)
 #: Results of runs that never began and have no telemetry: the reason why each is ignored.
 NEVER_RAN: dict[str, str] = {
     "NODE_FAILURE": "node_lost",

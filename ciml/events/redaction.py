@@ -105,9 +105,16 @@ _CHANGES_OF_CAPITALS = 0.25
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 _ENTITY = re.compile(r"&(?:#[xX]([0-9A-Fa-f]{1,6})|#([0-9]{1,7})|(amp|quot|apos|equals|commat|sol|colon|percnt|num));?")
 _ENTITIES = {
-    "amp": "&", "quot": '"', "apos": "'", "equals": "=", "commat": "@", "sol": "/", "colon": ":", "percnt": "%",
+    "amp": "&",
+    "quot": '"',
+    "apos": "'",
+    "equals": "=",
+    "commat": "@",
+    "sol": "/",
+    "colon": ":",
+    "percnt": "%",
     "num": "#",
-}  # fmt: skip
+}
 
 
 def _may_name_secret(text: str) -> bool:

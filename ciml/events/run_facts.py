@@ -26,9 +26,19 @@ _TEXTS = ("pipeline", "project", "branch", "change", "patchset", "review", "prov
 _FURTHER = frozenset({"fork", "owner", "head", "url", "attempt_of", "subjects"})
 _LISTING_NAMES = {"provider": "node_provider", "region": "node_region", "flavour": "node_flavor"}
 _LISTING_TAKEN = {
-    "build_uuid", "build_name", "attempt", "outcome", "result", "start_time", "end_time", "log_path", "log_url",
-    "labels", *_TEXTS, *_LISTING_NAMES.values(),
-}  # fmt: skip
+    "build_uuid",
+    "build_name",
+    "attempt",
+    "outcome",
+    "result",
+    "start_time",
+    "end_time",
+    "log_path",
+    "log_url",
+    "labels",
+    *_TEXTS,
+    *_LISTING_NAMES.values(),
+}
 
 
 #: In a mapping of source names: any CloudEvent source without an entry of its own.

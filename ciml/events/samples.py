@@ -36,9 +36,18 @@ if TYPE_CHECKING:
 Row = tuple[int, int, bool, Sequence[float]]
 
 #: Why `decode` rejects a message: a closed set.
-REASONS = frozenset({
-    "tombstone", "too_large", "broken_json", "not_samples", "missing_field", "bad_field", "bad_time", "bad_run_id",
-})  # fmt: skip
+REASONS = frozenset(
+    {
+        "tombstone",
+        "too_large",
+        "broken_json",
+        "not_samples",
+        "missing_field",
+        "bad_field",
+        "bad_time",
+        "bad_run_id",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,8 +135,11 @@ def encode(message: Samples | End) -> bytes:
         return encode_rows(message.run_id, message.recorder_us, message.first_us, message.columns, rows)
     _check_end(message)
     end: EndMessage = {
-        "run_id": message.run_id, "recorder_us": message.recorder_us, "end": True, "samples": message.samples,
-    }  # fmt: skip
+        "run_id": message.run_id,
+        "recorder_us": message.recorder_us,
+        "end": True,
+        "samples": message.samples,
+    }
     return orjson.dumps(end)
 
 
@@ -147,8 +159,12 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
     if any(map(math.isinf, chain.from_iterable(row[3] for row in rows))):
         raise RejectedInput("bad_field", "samples: a value is infinite")
     message: SamplesMessage = {
-        "run_id": run_id, "recorder_us": recorder_us, "first_us": first_us, "columns": columns, "samples": rows,
-    }  # fmt: skip
+        "run_id": run_id,
+        "recorder_us": recorder_us,
+        "first_us": first_us,
+        "columns": columns,
+        "samples": rows,
+    }
     value = orjson.dumps(message)  # which writes NaN as null
     if len(value) > MAX_SAMPLES_BYTES:
         raise RejectedInput("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
@@ -264,9 +280,11 @@ def _arrays(
 
     try:
         return (
-            np.array(sequence, np.int64), np.array(times, np.int64), np.array(boot, bool),
+            np.array(sequence, np.int64),
+            np.array(times, np.int64),
+            np.array(boot, bool),
             np.array(values, np.float64).reshape(len(values), len(values[0])),  # null becomes NaN
-        )  # fmt: skip
+        )
     except OverflowError:
         raise RejectedInput("bad_field", "samples: a whole number beyond 64 bits") from None
 

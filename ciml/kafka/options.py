@@ -13,9 +13,15 @@ from ciml.secrets import read_secret
 
 #: Properties that decide which messages are read: reserved for ciml.
 OWN = (
-    "allow.auto.create.topics", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit",
-    "enable.auto.offset.store", "enable.partition.eof", "isolation.level", "transactional.id",
-)  # fmt: skip
+    "allow.auto.create.topics",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.partition.eof",
+    "isolation.level",
+    "transactional.id",
+)
 _SECRET = re.compile(r"password|secret|token|jaas|\.pem$|\.key$|oauthbearer\.config")
 #: Properties whose value, or whose file's content, is a credential; `_SECRET` hides more.
 _CREDENTIAL = re.compile(r"(password|passphrase|secret|key\.pem|oauthbearer\.config)$")

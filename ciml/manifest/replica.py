@@ -79,9 +79,12 @@ class Bookmarks:
     def save(self, version: int, state: bytes) -> None:
         """Replace the bookmark. Where the store rejects it, a warning is logged: the next reader has more to read."""
         head = {
-            "format": _FORMAT, "kind": self._kind, "version": version, "delta": self._digest_of(version),
+            "format": _FORMAT,
+            "kind": self._kind,
+            "version": version,
+            "delta": self._digest_of(version),
             "sha256": sha256_hex(state),
-        }  # fmt: skip
+        }
         try:
             self._store.replace(self._path, canonical_json(head) + b"\n" + state)
         except EngineError as error:

@@ -203,11 +203,16 @@ class _Planner:
         known = {sample.facts.run_id: sample.rows for sample in self.plan.samples} if len(runs) > 1 else {}
         expected = [
             Expected(
-                facts.run_id, f"{SOURCE} {event_id}", kind, reason, trusted if row else None, deferred,
+                facts.run_id,
+                f"{SOURCE} {event_id}",
+                kind,
+                reason,
+                trusted if row else None,
+                deferred,
                 (rows if rows is not None else known.get(facts.run_id)) if row else None,
             )
             for facts in runs
-        ]  # fmt: skip
+        ]
         # keyed by change, so that the events of a run stay in order
         self._add(change_of(runs[0]), value, headers, expected)
         return event_id

@@ -238,15 +238,19 @@ def learn(
             sample_interval=sample_interval,
             data_path=data_path,
         ).after(loaded),
-        "1", "1Gi", "2Gi",
-    )  # fmt: skip
+        "1",
+        "1Gi",
+        "2Gi",
+    )
     with dsl.ParallelFor(items=experiments, name="side by side") as name:
         # By name: the SDK's local runner replaces outputs of other steps by the item of the loop.
         trained = step(train(dataset=dataset, experiment=name, data_path=data_path).after(built), "1", "2Gi", "4Gi")
     compared = step(
         evaluate(dataset=dataset, experiments=dsl.Collected(trained.outputs["trained"]), data_path=data_path),
-        "500m", "1Gi", "2Gi",
-    )  # fmt: skip
+        "500m",
+        "1Gi",
+        "2Gi",
+    )
     pushed = step(
         push(
             dataset=dataset,
@@ -255,8 +259,10 @@ def learn(
             accept_baseline=accept_baseline,
             data_path=data_path,
         ).after(compared),
-        "1", "2Gi", "4Gi",
-    )  # fmt: skip
+        "1",
+        "2Gi",
+        "4Gi",
+    )
     return Learned(
         compared.outputs["best"], compared.outputs["accuracy"], pushed.outputs["outcome"], pushed.outputs["version"]
     )

@@ -23,10 +23,27 @@ from typing import Any, NamedTuple
 
 #: The fields of a line, in order. Those that a recording lacks are left out.
 FIELDS = (
-    "build_uuid", "build_name", "node_provider", "node_flavor", "result", "exit_code", "project", "change", "patchset",
-    "attempt", "pipeline", "start_time", "end_time", "elapsed_s", "rows", "log_path", "patch", "trouble", "trouble_s",
+    "build_uuid",
+    "build_name",
+    "node_provider",
+    "node_flavor",
+    "result",
+    "exit_code",
+    "project",
+    "change",
+    "patchset",
+    "attempt",
+    "pipeline",
+    "start_time",
+    "end_time",
+    "elapsed_s",
+    "rows",
+    "log_path",
+    "patch",
+    "trouble",
+    "trouble_s",
     "cause",
-)  # fmt: skip
+)
 #: The folder of the log in the recorder's command line: it says nothing about the run.
 _OUTPUT = re.compile(rb"--output [^\s\"]+/")
 _BEGIN, _END = "<!-- counts: written by collect.py -->\n", "<!-- end of counts -->\n"

@@ -232,8 +232,14 @@ def seconds(text: str) -> int | None:
 
 
 def _event(kind: str, change: Mapping[str, Any], made: Mapping[str, Any], when: int | None, **more: Any) -> Event:
-    return {**more, "patchSet": dict(made), "change": dict(change), "project": change["project"], "type": kind,
-            "eventCreatedOn": when}  # fmt: skip
+    return {
+        **more,
+        "patchSet": dict(made),
+        "change": dict(change),
+        "project": change["project"],
+        "type": kind,
+        "eventCreatedOn": when,
+    }
 
 
 def _common(change: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,10 +247,15 @@ def _common(change: Mapping[str, Any]) -> dict[str, Any]:
     if type(number) is not int or not word(change, "project"):
         raise RejectedInput("missing_field", "_number or project")
     return {
-        "project": word(change, "project"), "branch": word(change, "branch"), "id": word(change, "change_id"),
-        "number": number, "subject": word(change, "subject"), "owner": _account(change, "owner"),
-        "createdOn": seconds(word(change, "created")), "status": word(change, "status"),
-    }  # fmt: skip
+        "project": word(change, "project"),
+        "branch": word(change, "branch"),
+        "id": word(change, "change_id"),
+        "number": number,
+        "subject": word(change, "subject"),
+        "owner": _account(change, "owner"),
+        "createdOn": seconds(word(change, "created")),
+        "status": word(change, "status"),
+    }
 
 
 def _revisions(change: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

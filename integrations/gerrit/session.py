@@ -126,10 +126,19 @@ class GerritSession(Session):
         user, host, port = self._source.address
         try:
             connecting = asyncssh.connect(
-                host, port, username=user, client_keys=[self._key], known_hosts=self._hosts, config=None,
-                agent_path=None, preferred_auth=["publickey"], connect_timeout=_LOGIN_S, login_timeout=_LOGIN_S,
-                keepalive_interval=_ALIVE_S, keepalive_count_max=3,
-            )  # fmt: skip
+                host,
+                port,
+                username=user,
+                client_keys=[self._key],
+                known_hosts=self._hosts,
+                config=None,
+                agent_path=None,
+                preferred_auth=["publickey"],
+                connect_timeout=_LOGIN_S,
+                login_timeout=_LOGIN_S,
+                keepalive_interval=_ALIVE_S,
+                keepalive_count_max=3,
+            )
             async with (
                 connecting as connection,
                 connection.create_process(_COMMAND, encoding=None, stdin=asyncssh.DEVNULL) as process,

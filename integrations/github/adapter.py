@@ -57,9 +57,14 @@ WITHOUT_JOBS = frozenset({"startup_failure", "action_required"})
 #: A job that never began may have a start after its end.
 _NEVER_BEGAN = frozenset({"skipped", "cancelled"})
 #: Events of a workflow run whose ``head_branch`` is the branch of a pull request, perhaps in a fork.
-_OF_PULL_REQUESTS = frozenset({
-    "pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment",
-})  # fmt: skip
+_OF_PULL_REQUESTS = frozenset(
+    {
+        "pull_request",
+        "pull_request_target",
+        "pull_request_review",
+        "pull_request_review_comment",
+    }
+)
 _QUEUE_BRANCH = re.compile(r"gh-readonly-queue/(.+)/pr-(\d{1,12})-[0-9a-f]{7,64}")
 #: Whose reviews count: anybody may approve a pull request of a public repository.
 _REVIEWERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})

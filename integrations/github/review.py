@@ -262,9 +262,10 @@ class GitHub:
         """Return the people whose comments since a time, and with a later id, say "not helpful"."""
         found = (one for one in self.comments(change, since) if one.created_at >= since and one.id > after)
         names = [
-            one.user.login for one in found
+            one.user.login
+            for one in found
             if one.user and one.user.type != "Bot" and says_not_helpful(one.body) and not self._is_own(one)
-        ]  # fmt: skip
+        ]
         return accounts(names, MAX_REACTIONS)
 
     def _is_own(self, comment: _Comment) -> bool:
@@ -340,9 +341,10 @@ class CheckRuns(GitHub):
         with self.rest.call():
             where = self.located(change)
             found = [
-                one for one in self._runs(where)
+                one
+                for one in self._runs(where)
                 if marker in (one.output.summary or "") and self.identity.is_own(None, one.app)
-            ]  # fmt: skip
+            ]
             return self._posted(where, max(found, key=lambda one: one.id)) if found else None
 
     def post(self, change: ChangeRef, message: Rendered) -> Posted:
@@ -378,5 +380,7 @@ class CheckRuns(GitHub):
 def _finished(message: Rendered) -> dict[str, object]:
     """Return what says that a check run has ended. Neutral: whether the change may be merged is not ciml's to say."""
     return {
-        "status": "completed", "conclusion": "neutral", "output": {"title": message.title, "summary": message.body},
-    }  # fmt: skip
+        "status": "completed",
+        "conclusion": "neutral",
+        "output": {"title": message.title, "summary": message.body},
+    }

@@ -37,9 +37,15 @@ _RIGHTS = "a project or group access token with the scope read_api and the role 
 
 
 def connect(
-    name: str, url: str, server: str, *, signed: bool = False, redirects: tuple[str, ...] = (), internal: bool = False,
+    name: str,
+    url: str,
+    server: str,
+    *,
+    signed: bool = False,
+    redirects: tuple[str, ...] = (),
+    internal: bool = False,
     ca_file: str = "",
-) -> Connection:  # fmt: skip
+) -> Connection:
     """Return the connection of GitLab.
 
     Args:
@@ -63,8 +69,11 @@ def connect(
     field = "Signing token    " if signed else "Secret token     "
     return Connection(
         source={
-            "receiver": "webhooks", "name": name, "adapter": "gitlab",
-            "auth": "standard-webhooks" if signed else "gitlab-token", "secret_file": secret,
+            "receiver": "webhooks",
+            "name": name,
+            "adapter": "gitlab",
+            "auth": "standard-webhooks" if signed else "gitlab-token",
+            "secret_file": secret,
         },
         trust="gitlab",
         allowed={"private_hosts" if internal else "hosts": (host.netloc,)}
@@ -81,4 +90,4 @@ def connect(
             BEHIND_PROXY,
             *((f"If GitLab generates the signing token, store that one in {secret}.",) if signed else ()),
         ),
-    )  # fmt: skip
+    )

@@ -207,9 +207,18 @@ _AGAIN_S = 5  # for a sender that is asked to try again
 _QUIET_S = 60.0  # between two warnings of a source
 #: The outcome of a delivery for metrics, by status.
 _OUTCOMES = {
-    400: "rejected", 401: "unauthorized", 404: "not_found", 405: "rejected", 408: "slow", 413: "too_large",
-    415: "rejected", 429: "rate_limited", 499: "disconnected", 500: "internal_error", 503: "unavailable",
-}  # fmt: skip
+    400: "rejected",
+    401: "unauthorized",
+    404: "not_found",
+    405: "rejected",
+    408: "slow",
+    413: "too_large",
+    415: "rejected",
+    429: "rate_limited",
+    499: "disconnected",
+    500: "internal_error",
+    503: "unavailable",
+}
 
 
 class _Answer(Exception):

@@ -169,17 +169,18 @@ def _sha256(data: bytes) -> bytes:
 #: Schemes by their name in a configuration and in `adapters.Adapter.signature`.
 SCHEMES: Mapping[str, Scheme] = {
     "github": Scheme("hmac-sha256", ("x-hub-signature-256",), _github),
-    "gitlab-token": Scheme(
-        "token", ("x-gitlab-token",), _gitlab, ("webhook-id", "idempotency-key"), needs_body=False
-    ),
+    "gitlab-token": Scheme("token", ("x-gitlab-token",), _gitlab, ("webhook-id", "idempotency-key"), needs_body=False),
     "standard-webhooks": Scheme(
-        "standard-webhooks", ("webhook-id", "webhook-timestamp", "webhook-signature"), _standard, ("webhook-id",),
+        "standard-webhooks",
+        ("webhook-id", "webhook-timestamp", "webhook-signature"),
+        _standard,
+        ("webhook-id",),
         key=_standard_key,
     ),
     "buildkite": Scheme("hmac-sha256", ("x-buildkite-signature",), _buildkite),
     "circleci": Scheme("hmac-sha256", ("circleci-signature",), _circleci),
     "bearer": Scheme("token", ("authorization",), _bearer, needs_body=False),
-}  # fmt: skip
+}
 
 
 def client_scheme(header: str) -> Scheme:

@@ -154,9 +154,14 @@ def connect_zuul(
     tls = address.scheme == "mqtts"
     secret = password_file or f"secrets/{name}"
     source = {
-        "receiver": "mqtt", "name": name, "adapter": "zuul", "broker": broker, "topics": [f"{prefix}/#"], "user": user,
+        "receiver": "mqtt",
+        "name": name,
+        "adapter": "zuul",
+        "broker": broker,
+        "topics": [f"{prefix}/#"],
+        "user": user,
         "secret_file": secret,
-    } | ({"ca_file": ca_file} if ca_file else {})  # fmt: skip
+    } | ({"ca_file": ca_file} if ca_file else {})
     port = str(address.port or (8883 if tls else 1883))
     conf = filled_in(_CONF, host=str(address.hostname), port=port)
     conf += f"ca_certs={ca_file or '/etc/ssl/certs/ca-certificates.crt'}\n" if tls else ""
@@ -174,13 +179,16 @@ def connect_zuul(
             *(() if password_file else (password,)),
             Paste("zuul.conf of schedulers; restart them", conf, "ini"),
             Paste("Zuul, the pipelines: add these reporters to those that are there", reporters, "yaml"),
-            Paste("Zuul, playbooks/ciml/pre.yaml of a config project; dool is installed on the nodes",
-                  filled_in(_PRE, dool=DOOL), "yaml"),
+            Paste(
+                "Zuul, playbooks/ciml/pre.yaml of a config project; dool is installed on the nodes",
+                filled_in(_PRE, dool=DOOL),
+                "yaml",
+            ),
             Paste("Zuul, playbooks/ciml/post.yaml", filled_in(_POST), "yaml"),
             Paste("Zuul, the base job: post.yaml before the playbook that uploads logs", filled_in(_JOB), "yaml"),
         ),
         also=("Connect its Gerrit too, under the same name, so that reviews and merges count: ciml connect gerrit.",),
-    )  # fmt: skip
+    )
 
 
 def connect_gerrit(
@@ -204,16 +212,29 @@ def connect_gerrit(
         parts_of(rest, "--rest", "the address of Gerrit, such as https://review.example.org", ("https", "http"))
     key = key_file or f"secrets/{name}-gerrit"
     known = known_hosts_file or f"secrets/{name}-gerrit-hosts"
-    source = {
-        "receiver": "gerrit", "name": name, "adapter": "gerrit", "ssh": ssh, "key_file": key,
-        "known_hosts_file": known,
-    } | ({"rest": rest} if rest else {}) | ({"secret_file": password_file} if password_file else {})  # fmt: skip
+    source = (
+        {
+            "receiver": "gerrit",
+            "name": name,
+            "adapter": "gerrit",
+            "ssh": ssh,
+            "key_file": key,
+            "known_hosts_file": known,
+        }
+        | ({"rest": rest} if rest else {})
+        | ({"secret_file": password_file} if password_file else {})
+    )
     commands = ("" if key_file else _KEY) + ("" if known_hosts_file else _HOSTS) + _ACCOUNT
     port = str(address.port or 29418)
     account = filled_in(
-        commands, key=shlex.quote(key), public=shlex.quote(f"{key}.pub"), known=shlex.quote(known),
-        host=str(address.hostname), port=port, user=user,
-    )  # fmt: skip
+        commands,
+        key=shlex.quote(key),
+        public=shlex.quote(f"{key}.pub"),
+        known=shlex.quote(known),
+        host=str(address.hostname),
+        port=port,
+        user=user,
+    )
     return Connection(
         source=source,
         trust="zuul",

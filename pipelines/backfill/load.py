@@ -103,18 +103,23 @@ def load(
         listing = Listing(opened.name, file)
         config = _completing(config, listing, report)
         found = survey(
-            config, listing, check_logs=True, stop=stop,
+            config,
+            listing,
+            check_logs=True,
+            stop=stop,
             report=lambda done: progress("looking for logs", done, listing.lines),
-        )  # fmt: skip
+        )
         if stop is not None and stop.is_set():
             return report
         _count(report, found, rows)
         _check(report, max_bad, root)
         if not dry_run:
             tally = backfill(
-                config, listing, stop=stop,
+                config,
+                listing,
+                stop=stop,
                 report=lambda tally: progress("loading runs", tally.passed, tally.lines - tally.before),
-            )  # fmt: skip
+            )
             _settle(report, tally)
     return report
 

@@ -76,9 +76,17 @@ def build_dataset(
     """
     begun = begin(source, target, definition, now_us)
     update = fill(
-        begun.runs, begun.root, begun.state, producer(runner, job_endpoint), begun.pin, create=begun.create, seal=True,
-        given=begun.given, progress=progress, now_us=now_us,
-    )  # fmt: skip
+        begun.runs,
+        begun.root,
+        begun.state,
+        producer(runner, job_endpoint),
+        begun.pin,
+        create=begun.create,
+        seal=True,
+        given=begun.given,
+        progress=progress,
+        now_us=now_us,
+    )
     if update.sealed:
         begun.write_definition()
     else:

@@ -312,9 +312,15 @@ def champions_snapshot(data: DataRoot, model: str) -> Snapshot:
 
 
 def _side(
-    dataset: StoredDataset, resolved: ResolvedDefinition, label: str, pieces: Sequence[Piece],
-    spans: Sequence[SpanVersion], progress: Progress | None, done: int, total: int,
-) -> Side:  # fmt: skip
+    dataset: StoredDataset,
+    resolved: ResolvedDefinition,
+    label: str,
+    pieces: Sequence[Piece],
+    spans: Sequence[SpanVersion],
+    progress: Progress | None,
+    done: int,
+    total: int,
+) -> Side:
     def counted(found: Iterable[Statistics]) -> Iterator[Statistics]:
         for number, each in enumerate(found, done + 1):
             yield each

@@ -92,10 +92,14 @@ def overview(base: str, timeout_s: float = _REST_TIMEOUT_S) -> list[RestJob]:
         tasks = {"total": 0, "running": 0, "finished": 0, **job.get("tasks", {})}
         found.append(
             RestJob(
-                base, job["jid"], job["name"], job["state"], job["start-time"] / 1000,
+                base,
+                job["jid"],
+                job["name"],
+                job["state"],
+                job["start-time"] / 1000,
                 job["state"] == "RUNNING" and tasks["total"] == tasks["running"] + tasks["finished"],
             )
-        )  # fmt: skip
+        )
     return found
 
 

@@ -38,11 +38,16 @@ _OF_ENGINES = {
 _OF_WORKERS = {
     _PRIMITIVES.PAR_DO.urn: "ParDo",
     _PRIMITIVES.ASSIGN_WINDOWS.urn: "Window",
-    **{one.urn: "Combine" for one in (
-        _COMBINES.COMBINE_PER_KEY_PRECOMBINE, _COMBINES.COMBINE_PER_KEY_MERGE_ACCUMULATORS,
-        _COMBINES.COMBINE_PER_KEY_EXTRACT_OUTPUTS, _COMBINES.COMBINE_GROUPED_VALUES,
-    )},
-}  # fmt: skip
+    **{
+        one.urn: "Combine"
+        for one in (
+            _COMBINES.COMBINE_PER_KEY_PRECOMBINE,
+            _COMBINES.COMBINE_PER_KEY_MERGE_ACCUMULATORS,
+            _COMBINES.COMBINE_PER_KEY_EXTRACT_OUTPUTS,
+            _COMBINES.COMBINE_GROUPED_VALUES,
+        )
+    },
+}
 _PYTHON_FUNCTIONS = (python_urns.PICKLED_DOFN_INFO, python_urns.KEY_WITH_NONE_DOFN)
 _PYTHON = "beam:version:sdk_base:apache/beam_python"
 _ELSEWHERE = ("external", "xlang", "schematransform", "org.apache.beam", "javasdk", "go:")

@@ -35,9 +35,13 @@ Render = Callable[[Delta], Iterable[Announcement]]
 _MOST = 2000  # messages in a transaction
 _WAIT_S = 30.0
 _ATTEMPTS = 3
-_UNSUPPORTED = frozenset({
-    KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION, KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
-})  # fmt: skip
+_UNSUPPORTED = frozenset(
+    {
+        KafkaError._UNSUPPORTED_FEATURE,
+        KafkaError.UNSUPPORTED_VERSION,
+        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+    }
+)
 
 
 class Share(NamedTuple):
@@ -288,8 +292,11 @@ def render_dead_letters(delta: Delta) -> Iterable[Announcement]:
     """Yield the dead letters that a raw delta closes, then those that it opens, without their payloads."""
     for origin, run_id in delta.get("closed_letters", ()):
         closed: ClosedDeadLetter = {
-            "state": "closed", "origin": origin, "run_id": run_id, "raw_version": delta["version"],
-        }  # fmt: skip
+            "state": "closed",
+            "origin": origin,
+            "run_id": run_id,
+            "raw_version": delta["version"],
+        }
         yield _dead_letter_key(origin, run_id), canonical_json(closed), ()
     for record in delta["dead_letters"]:
         opened = cast(

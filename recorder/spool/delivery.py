@@ -186,9 +186,12 @@ class Delivery:
         facts = self._plan.mention
         labels = {**end.labels, **facts.labels, **end.labels}  # those of the end first: an event holds a limited number
         return facts.replace(
-            phase="finished", result=end.result, end_us=max(end.end_us, facts.start_us or 0),
-            log_url=self._log_at or "", labels=dict(islice(labels.items(), MAX_LABELS)),
-        )  # fmt: skip
+            phase="finished",
+            result=end.result,
+            end_us=max(end.end_us, facts.start_us or 0),
+            log_url=self._log_at or "",
+            labels=dict(islice(labels.items(), MAX_LABELS)),
+        )
 
     def _put_log(self) -> bool:
         """Upload the compressed log once to its folder. Without such a folder the samples are only in the topic."""
@@ -252,7 +255,10 @@ def _listing_line(facts: RunFacts, log_path: str) -> bytes:
     for name in ("log_url", "id", "job", "event"):
         run.pop(name, None)
     line = {
-        "build_uuid": identity.native_id, "build_name": facts.build_name, **run, "log_path": log_path,
+        "build_uuid": identity.native_id,
+        "build_name": facts.build_name,
+        **run,
+        "log_path": log_path,
         "labels": labels,
-    }  # fmt: skip
+    }
     return json.dumps(line).encode() + b"\n"

@@ -101,8 +101,10 @@ def by_command(recording: Recording, settings: Settings, destination: Destinatio
         )
     if secrets and not sealed:  # its own destination is not trusted with them
         if plan.log_dir and not destination.log_dir:
-            raise CimlError(f"the place of its log is not sealed with these credentials; confirm it by "
-                            f"{_option('log-dir', plan.log_dir)}")  # fmt: skip
+            raise CimlError(
+                f"the place of its log is not sealed with these credentials; confirm it by "
+                f"{_option('log-dir', plan.log_dir)}"
+            )
         plan = replace(plan, **asdict(destination))
     elif not plan.log_dir:  # it was recorded without a place for its log
         plan = replace(plan, log_dir=destination.log_dir, log_url=destination.log_url)

@@ -150,9 +150,13 @@ def jobs_plot(found: Calendar, unsuccessful: np.ndarray) -> Plot:
             for row, column in zip(*np.nonzero(found.counts), strict=True):
                 count = int(found.counts[row, column])
                 axes.annotate(
-                    f"{count}", (column, row), ha="center", va="center", fontsize=7,
+                    f"{count}",
+                    (column, row),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
                     color="white" if count > half else "black",
-                )  # fmt: skip
+                )
         axes.set_yticks(
             np.arange(len(names)),
             [
@@ -209,9 +213,13 @@ def course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot
                 )
             for group, (color, name) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
                 axes.plot(
-                    course.times_s, course.mean[group], color=color, linestyle=DASHES[group], linewidth=1.8,
+                    course.times_s,
+                    course.mean[group],
+                    color=color,
+                    linestyle=DASHES[group],
+                    linewidth=1.8,
                     label=f"{name} ({course.runs[group, 0]:,})",
-                )  # fmt: skip
+                )
             _time_axes(axes, course, unit)
             axes.set_xlabel("seconds from the first sample")
             axes.set_ylabel(unit or "value")

@@ -182,9 +182,14 @@ def curves_plot(standing: Sequence[Compared]) -> Plot:
             for name, short, color, dash in zip(names, distinct(names), COLORS, DASHES, strict=False):
                 if (each := by_name[name].get(label)) is not None:
                     axes.plot(
-                        each.recall, each.precision, drawstyle="steps-pre", color=color, linestyle=dash, linewidth=1.4,
+                        each.recall,
+                        each.precision,
+                        drawstyle="steps-pre",
+                        color=color,
+                        linestyle=dash,
+                        linewidth=1.4,
                         label=short,
-                    )  # fmt: skip
+                    )
                     axes.axhline(each.share, color="#888888", linestyle=":", linewidth=1)
             axes.set_title(f"{title} ({by_name[names[0]][label].runs:,})")
             axes.set_xlim(-0.02, 1.02)
@@ -212,9 +217,13 @@ def learning_plot(learned: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]])
             for name, short, color in zip(names, distinct(names), COLORS, strict=False):
                 for split, values in learned[name].get(what, {}).items():
                     axes.plot(
-                        np.arange(1, len(values) + 1), values, "-" if split == "train" else "--", color=color,
-                        linewidth=1.5, label=short if split == "train" else None,
-                    )  # fmt: skip
+                        np.arange(1, len(values) + 1),
+                        values,
+                        "-" if split == "train" else "--",
+                        color=color,
+                        linewidth=1.5,
+                        label=short if split == "train" else None,
+                    )
             axes.set_title(what)
             axes.set_xlabel("passes over the training runs")
             axes.set_ylim(*((0, 1.02) if what == "accuracy" else (0, None)))
@@ -406,10 +415,15 @@ def _validation(number: int, group: Validated) -> Section:
         )
         rows.append(
             (
-                name, f"{pooled['runs']:,}", figure(accuracy["value"]), interval(accuracy), figure(base),
-                figure(f1["value"]), interval(f1),
+                name,
+                f"{pooled['runs']:,}",
+                figure(accuracy["value"]),
+                interval(accuracy),
+                figure(base),
+                figure(f1["value"]),
+                interval(f1),
             )
-        )  # fmt: skip
+        )
     headings = ("experiment", "runs", "mean accuracy", "95 %", "base rate", "mean macro F1", "95 %")
     return Section(
         f"cross-validation, {group.folds} folds by {group.by}",

@@ -127,9 +127,15 @@ def _bars(axes: Axes, bars: Sequence[Bar]) -> None:
     if defined:
         value, below, above = np.array([bar.percent for _, bar in defined]).T
         axes.errorbar(
-            value, [y for y, _ in defined], xerr=[below, above], fmt="o", color=COLORS[0], capsize=3,
-            linewidth=1.5, label="experiment, 95 % interval",
-        )  # fmt: skip
+            value,
+            [y for y, _ in defined],
+            xerr=[below, above],
+            fmt="o",
+            color=COLORS[0],
+            capsize=3,
+            linewidth=1.5,
+            label="experiment, 95 % interval",
+        )
     for y, bar in enumerate(bars):
         if bar.value is None:
             axes.annotate("undefined", (2, y), va="center", color="#666666", fontsize=8)
@@ -153,9 +159,14 @@ def curves_plot(found: Sequence[Curves], of: int) -> Plot:
         for color, dash, name, each in zip(colors_of(names), DASHES, distinct(names, 20), found, strict=False):
             label = f"{name}: PR {each.pr_auc:.2f}, ROC {each.roc_auc:.2f}"
             left.plot(
-                each.recall, each.precision, drawstyle="steps-pre", color=color, linestyle=dash, linewidth=1.5,
+                each.recall,
+                each.precision,
+                drawstyle="steps-pre",
+                color=color,
+                linestyle=dash,
+                linewidth=1.5,
                 label=label,
-            )  # fmt: skip
+            )
             left.axhline(each.share, color=color, linestyle=":", linewidth=0.9)
             right.plot(each.false_positive, each.true_positive, color=color, linestyle=dash, linewidth=1.5)
         left.set_xlabel("recall")
@@ -197,14 +208,24 @@ def calibration_plot(calibration: Figures, before: Figures | None = None) -> Plo
         upper.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1, label="perfect calibration")
         value, below, above = np.array([bar.percent for _, bar in bins]).T
         upper.errorbar(
-            [100 * sure for sure, _ in bins], value, yerr=[below, above], fmt="o-", color=COLORS[0], capsize=3,
+            [100 * sure for sure, _ in bins],
+            value,
+            yerr=[below, above],
+            fmt="o-",
+            color=COLORS[0],
+            capsize=3,
             label="right answers, 95 % interval",
-        )  # fmt: skip
+        )
         if uncalibrated:
             upper.plot(
-                [100 * sure for sure, _ in uncalibrated], [bar.percent[0] for _, bar in uncalibrated], "s--",
-                color=COLORS[1], markersize=4, linewidth=1.2, label="without calibration",
-            )  # fmt: skip
+                [100 * sure for sure, _ in uncalibrated],
+                [bar.percent[0] for _, bar in uncalibrated],
+                "s--",
+                color=COLORS[1],
+                markersize=4,
+                linewidth=1.2,
+                label="without calibration",
+            )
         upper.set_ylabel("right answers (%)")
         upper.set_ylim(-2, 102)
         lower.bar(

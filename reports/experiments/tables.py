@@ -168,9 +168,15 @@ def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
             )
         )
     headings = (
-        "data set", "runs", "accuracy", "95 %", "base rate", "one number alone", "macro F1",
+        "data set",
+        "runs",
+        "accuracy",
+        "95 %",
+        "base rate",
+        "one number alone",
+        "macro F1",
         "left out: trained on · unknown class",
-    )  # fmt: skip
+    )
     return Table(headings, tuple(rows))
 
 

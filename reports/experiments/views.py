@@ -192,11 +192,15 @@ def slice_bars(slices: Figures) -> list[Bar]:
     alone = all(one["majority"] in (1.0, None) for one in slices.values())
     bars = [
         Bar(
-            name, one["value"], one["low"], one["high"], one["runs"],
+            name,
+            one["value"],
+            one["low"],
+            one["high"],
+            one["runs"],
             {} if alone else {"its most frequent class": one["majority"]},
         )
         for name, one in slices.items()
-    ]  # fmt: skip
+    ]
     return sorted(bars, key=lambda bar: (-(bar.runs or 0), bar.name))
 
 

@@ -139,9 +139,13 @@ def _heat_plot(swept: Swept, across: Axis, down: Axis, number: int) -> Plot:
             for row, column in zip(*np.nonzero(np.isfinite(cells)), strict=True):
                 dark = (cells[row, column] < middle) == swept.sweep.maximise
                 axes.annotate(
-                    f"{cells[row, column]:.3f}", (column, row), ha="center", va="center", fontsize=8,
+                    f"{cells[row, column]:.3f}",
+                    (column, row),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
                     color="white" if dark else "black",
-                )  # fmt: skip
+                )
             for (column, row), one in early.items():
                 if (column, row) not in found:
                     cell = (across.names.index(str(column)), down.names.index(str(row)))
@@ -227,8 +231,15 @@ def _one_line(axes: Any, axis: Axis, of: Sequence[Outcome], shift: float, **styl
     label = style["label"]
     x = [_x(axis, each.parameters[axis.key], shift) for each in dots]
     alone = not axis.values
-    axes.scatter(x, _values(dots), 14 if axis.values else 18, color=color, alpha=0.45 if axis.values else 0.8,
-                 linewidths=0, label=label if alone else None)  # fmt: skip
+    axes.scatter(
+        x,
+        _values(dots),
+        14 if axis.values else 18,
+        color=color,
+        alpha=0.45 if axis.values else 0.8,
+        linewidths=0,
+        label=label if alone else None,
+    )
     if alone or not dots:
         return
     best = best_at(dots, axis)

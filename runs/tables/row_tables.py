@@ -155,9 +155,14 @@ def _proof(log: ManifestLog, version: int) -> int:
 def _encode(rows: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(
-        rows, sink, compression="zstd", row_group_size=_GROUP_ROWS, store_schema=False, write_page_checksum=True,
+        rows,
+        sink,
+        compression="zstd",
+        row_group_size=_GROUP_ROWS,
+        store_schema=False,
+        write_page_checksum=True,
         version="2.6",
-    )  # fmt: skip
+    )
     return sink.getvalue()
 
 

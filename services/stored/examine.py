@@ -42,9 +42,14 @@ from ciml.verdicts.feedback.corrections import corrections_of
 from ciml.verdicts.feedback.state import FEEDBACK
 
 _RAW: Mapping[str, Kind] = {
-    "delta": "raw deltas", "segment": "segments", "checkpoint": "checkpoints", "index": "id index", "run": "runs",
-    "pack": "packs", "pack delta": "pack deltas",
-}  # fmt: skip
+    "delta": "raw deltas",
+    "segment": "segments",
+    "checkpoint": "checkpoints",
+    "index": "id index",
+    "run": "runs",
+    "pack": "packs",
+    "pack delta": "pack deltas",
+}
 
 
 def check_raw(data: DataRoot, found: Findings, progress: Progress) -> None:
@@ -131,9 +136,12 @@ def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findin
       deltas: the kind of its deltas.
     """
     kinds: dict[What, Kind] = {
-        "delta": deltas, "segment": "segments", "checkpoint": "checkpoints", "index": "id index",
+        "delta": deltas,
+        "segment": "segments",
+        "checkpoint": "checkpoints",
+        "index": "id index",
         "older": "checkpoints",
-    }  # fmt: skip
+    }
     for fault in verify_log(ManifestLog(store), kind, partial(progress, deltas)):
         if fault.what == "unsealed":
             found.notes.append(f"{store.url()}: {fault.text}")

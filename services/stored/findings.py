@@ -16,11 +16,34 @@ from typing import Literal
 from ciml.errors import CimlError, EngineError
 
 Kind = Literal[
-    "raw deltas", "segments", "checkpoints", "id index", "runs", "packs", "pack deltas", "dead letters",
-    "data set deltas", "examples", "experiments", "results", "result predictions", "sweeps", "exclusions", "snapshots",
-    "analyses", "training metrics", "registry deltas", "models", "predictions deltas", "feedback deltas", "corrections",
-    "derived", "unreferenced", "scratch", "other",
-]  # fmt: skip
+    "raw deltas",
+    "segments",
+    "checkpoints",
+    "id index",
+    "runs",
+    "packs",
+    "pack deltas",
+    "dead letters",
+    "data set deltas",
+    "examples",
+    "experiments",
+    "results",
+    "result predictions",
+    "sweeps",
+    "exclusions",
+    "snapshots",
+    "analyses",
+    "training metrics",
+    "registry deltas",
+    "models",
+    "predictions deltas",
+    "feedback deltas",
+    "corrections",
+    "derived",
+    "unreferenced",
+    "scratch",
+    "other",
+]
 
 _DELTA_PATH = r"_manifest/[0-9]{12}\.json"
 _LOGS = r"(raw|predictions|feedback)/_manifest"

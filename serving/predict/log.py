@@ -296,14 +296,18 @@ REPEATS = Metric(
 )
 
 VERDICTS = Metric(
-    "ciml_verdicts_total", "counter", "Committed verdicts on failed runs, by cause; unknown among them.",
+    "ciml_verdicts_total",
+    "counter",
+    "Committed verdicts on failed runs, by cause; unknown among them.",
     ("model", "cause"),
-)  # fmt: skip
+)
 
 OUTSIDE = Metric(
-    "ciml_verdicts_outside_total", "counter", "Committed verdicts on runs unlike those that the model learned.",
+    "ciml_verdicts_outside_total",
+    "counter",
+    "Committed verdicts on runs unlike those that the model learned.",
     ("model",),
-)  # fmt: skip
+)
 
 METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS, OUTSIDE)
 

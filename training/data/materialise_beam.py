@@ -128,11 +128,13 @@ def build_materialise(
     wanted = {span: {span} for span in fresh} if cache is not None else {0: set(fresh)}
     analysed = {
         part: _read(
-            pipeline, f"span {part}",
-            [at for at, task in enumerate(tasks) if task.span in spans and task.split == "train"], read,
+            pipeline,
+            f"span {part}",
+            [at for at, task in enumerate(tasks) if task.span in spans and task.split == "train"],
+            read,
         )
         for part, spans in wanted.items()
-    }  # fmt: skip
+    }
     transform_fn, caches = (
         {_dataset_key(part): analysed.get(part) for part in analysed.keys() | known.keys()},
         {_dataset_key(span): _cached(pipeline, span, found) for span, found in known.items()},

@@ -240,9 +240,14 @@ def _ticks(column: _Column) -> Iterator[np.ndarray]:
 
 #: Default parameters: the number of members over each view; the rest is scikit-learn's.
 DEFAULTS = {
-    "levels": 2, "shapes": 2, "columns": 1.0,
-    "max_iter": 100, "learning_rate": 0.1, "max_leaf_nodes": 15, "max_features": 0.3,
-}  # fmt: skip
+    "levels": 2,
+    "shapes": 2,
+    "columns": 1.0,
+    "max_iter": 100,
+    "learning_rate": 0.1,
+    "max_leaf_nodes": 15,
+    "max_features": 0.3,
+}
 
 
 class Windows(NamedTuple):

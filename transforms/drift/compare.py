@@ -183,25 +183,56 @@ class _Comparison:
             kind: Kind = "new_group" if group.after else "lost_group"
             change = "appeared" if group.after else "disappeared"
             yield Finding(
-                kind, dimension, *where, False, group.before / max(n, 1), group.after / max(m, 1), None, None,
-                self._p(group.p), group.before, group.after, f"{dimension} {group.name or '(none)'} {change}",
-            )  # fmt: skip
+                kind,
+                dimension,
+                *where,
+                False,
+                group.before / max(n, 1),
+                group.after / max(m, 1),
+                None,
+                None,
+                self._p(group.p),
+                group.before,
+                group.after,
+                f"{dimension} {group.name or '(none)'} {change}",
+            )
         for dimension, mix in self.mixes.items():
             if mix.psi >= self.policy.psi and self._p(mix.p) <= self.policy.alpha:
                 verdict = f"another mix: {mix.grown or '(none)'} {mix.before:.1%} → {mix.after:.1%}"
                 yield Finding(
-                    "mix", dimension, None, None, False, mix.before, mix.after, mix.psi, None, self._p(mix.p), n, m,
+                    "mix",
+                    dimension,
+                    None,
+                    None,
+                    False,
+                    mix.before,
+                    mix.after,
+                    mix.psi,
+                    None,
+                    self._p(mix.p),
+                    n,
+                    m,
                     verdict,
-                )  # fmt: skip
+                )
 
     def _finding(self, kind: Kind, what: str, drifted: DriftedSlice, verdict: str) -> Finding:
         part = drifted.part
         measure = drifted.measure
         psi = None if math.isnan(measure.psi) else measure.psi
         return Finding(
-            kind, what, *part.slice, drifted.rest, measure.before, measure.after, psi, measure.ks, self._p(measure.p),
-            part.runs_before, part.runs_after, verdict,
-        )  # fmt: skip
+            kind,
+            what,
+            *part.slice,
+            drifted.rest,
+            measure.before,
+            measure.after,
+            psi,
+            measure.ks,
+            self._p(measure.p),
+            part.runs_before,
+            part.runs_after,
+            verdict,
+        )
 
 
 Kind = Literal["lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix"]

@@ -26,9 +26,16 @@ from ciml.transforms.drift.statistics import Cell, Series, Statistics, middles
 
 #: Factors between units, and their names. Those of 1000 and 1024 are too close to be distinguished.
 _FACTORS = {
-    8.0: "8", 60.0: "60", 100.0: "100", 512.0: "512", 1e3 * math.sqrt(1.024): "1000 or 1024",
-    3600.0: "3600", 4096.0: "4096", 1e6 * 1.024: "1000² or 1024²", 1e9 * math.sqrt(1.024**3): "1000³ or 1024³",
-}  # fmt: skip
+    8.0: "8",
+    60.0: "60",
+    100.0: "100",
+    512.0: "512",
+    1e3 * math.sqrt(1.024): "1000 or 1024",
+    3600.0: "3600",
+    4096.0: "4096",
+    1e6 * 1.024: "1000² or 1024²",
+    1e9 * math.sqrt(1.024**3): "1000³ or 1024³",
+}
 _SLACK = 0.05  # relative difference within which values are equal: covers the named factors and a bucket
 _BETTER = 3.0  # so many times closer than before
 _ALPHA = 0.01

@@ -105,9 +105,12 @@ class LogReader:
             del part, tables
         merged = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
         return Windows(
-            merged.values, merged.run, merged.position, merged.n_windows,
+            merged.values,
+            merged.run,
+            merged.position,
+            merged.n_windows,
             tuple(sorted((*merged.rejected, *rejected), key=lambda each: each[0])),
-        )  # fmt: skip
+        )
 
     def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | RejectedInput]]:
         """Yield the results of the logs at some indices, by index, part by part."""

@@ -256,9 +256,13 @@ def examples_from(
     kept = [at for split in SPLITS for at, its in splits.items() if its == split]  # so that files are slices
     rows = [taken[at] for at in kept]
     table = _table(
-        [runs[index] for index in rows], [labels[index] for index in rows], [splits[at] for at in kept],
-        windows, np.array(kept, np.int64), resolved,
-    )  # fmt: skip
+        [runs[index] for index in rows],
+        [labels[index] for index in rows],
+        [splits[at] for at in kept],
+        windows,
+        np.array(kept, np.int64),
+        resolved,
+    )
     return Examples(table, tuple(reasons[index] for index in sorted(reasons)))
 
 
@@ -346,10 +350,13 @@ def row_digests(
         return
     shape = f"<f4({L},)".encode()
     heads = [
-        struct.pack("<q", len(name := feature.encode())) + name + struct.pack("<q", len(shape)) + shape
+        struct.pack("<q", len(name := feature.encode()))
+        + name
+        + struct.pack("<q", len(shape))
+        + shape
         + struct.pack("<q", width)
         for feature in features
-    ]  # fmt: skip
+    ]
     values = [memoryview(unrolled[feature].reshape(-1)).cast("B") for feature in range(F)]
     ends = {count: struct.pack("<qq", 8, count) for count in set(n_windows)}
     # One list for all rows: the run's own parts are inserted between the headers.

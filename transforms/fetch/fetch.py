@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 
 #: Why a log makes a run a dead letter at once: a closed set.
 REJECTED = (
-    "bad_address", "address_not_allowed", "too_many_redirects", "log_too_large", "log_encoding", "corrupt_gzip",
+    "bad_address",
+    "address_not_allowed",
+    "too_many_redirects",
+    "log_too_large",
+    "log_encoding",
+    "corrupt_gzip",
     "corrupt_archive",
-)  # fmt: skip
+)
 #: Why a log is deferred; also the reason of a dead letter whose last try failed. ``batch_full`` is never one.
 DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", "log_cut", "batch_full")
 

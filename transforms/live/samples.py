@@ -161,16 +161,20 @@ def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
 
 def pack(part: Part) -> bytes:
     """Encode a part reproducibly as bytes: little-endian, a header of fixed size, then the arrays."""
-    return b"".join((
-        _HEAD.pack(part.present.size, part.size, len(part.ends), part.first_us, part.partition, part.first, part.last),
-        *(_END.pack(*end) for end in part.ends),
-        part.present.tobytes(),
-        part.recorder.astype("<i8", copy=False).tobytes(),
-        part.sequence.astype("<i8", copy=False).tobytes(),
-        part.time_us.astype("<i8", copy=False).tobytes(),
-        part.boot.tobytes(),
-        part.values.astype("<f8", copy=False).tobytes(),
-    ))  # fmt: skip
+    return b"".join(
+        (
+            _HEAD.pack(
+                part.present.size, part.size, len(part.ends), part.first_us, part.partition, part.first, part.last
+            ),
+            *(_END.pack(*end) for end in part.ends),
+            part.present.tobytes(),
+            part.recorder.astype("<i8", copy=False).tobytes(),
+            part.sequence.astype("<i8", copy=False).tobytes(),
+            part.time_us.astype("<i8", copy=False).tobytes(),
+            part.boot.tobytes(),
+            part.values.astype("<f8", copy=False).tobytes(),
+        )
+    )
 
 
 def unpack(data: bytes) -> Part:

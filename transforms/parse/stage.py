@@ -32,7 +32,14 @@ def parse(batch: Batch) -> Batch:
 
 def _dead_letter(pending: PendingRun, rejected: RejectedInput) -> Outcome:
     return Outcome(
-        "dead_letter", pending.origin, pending.event_key, pending.mention, rejected.reason, rejected.detail,
-        pending.trust, payload=payload_of(pending.message) if pending.message else None,
-        attempts=pending.attempts, first_seen_us=pending.first_seen_us,
-    )  # fmt: skip
+        "dead_letter",
+        pending.origin,
+        pending.event_key,
+        pending.mention,
+        rejected.reason,
+        rejected.detail,
+        pending.trust,
+        payload=payload_of(pending.message) if pending.message else None,
+        attempts=pending.attempts,
+        first_seen_us=pending.first_seen_us,
+    )

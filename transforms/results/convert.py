@@ -41,7 +41,7 @@ REASONS: Mapping[str, str] = {
     "bad_run_id": "name the column of the run id by --map COLUMN=build_uuid, of the attempt by --map COLUMN=attempt",
     "bad_field": "save the table in UTF-8, correct the text, or leave a column out by --map COLUMN=-",
     "duplicate_id": "name the column of the attempt by --map COLUMN=attempt, or leave the row out",
-}  # fmt: skip
+}
 _SAMPLE_ROWS = 1000
 
 

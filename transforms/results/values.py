@@ -37,9 +37,7 @@ _LOG_NAME = re.compile(r"\.(?:csv|log|txt|dstat|dool)(?:\.gz)?$", re.IGNORECASE)
 _MAX_EXIT_CODE = 255
 
 #: Further words of results, beside those of `ciml.events.outcomes`.
-_MORE_WORDS: dict[str, OutcomeWord] = {
-    "PASS": "success", "OK": "success", "FAIL": "failure", "UNSTABLE": "failure"
-}  # fmt: skip
+_MORE_WORDS: dict[str, OutcomeWord] = {"PASS": "success", "OK": "success", "FAIL": "failure", "UNSTABLE": "failure"}
 #: Names of columns, in snake case, whose 1 means that the run passed; elsewhere numbers are exit codes.
 _PASSED = frozenset({"success", "succeeded", "passed", "pass", "ok", "is_success"})
 #: Names of columns whose true means that the run failed.

@@ -17,9 +17,21 @@ from ciml.transforms.profiles import MIN_RUNS, SERIES
 from ciml.verdicts.evidence.observe import Subject
 
 _UNITS = {
-    "s": 1, "min": 60, "h": 3600, "%": 1, "": 1, "/s": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
-    "kB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12,
-}  # fmt: skip
+    "s": 1,
+    "min": 60,
+    "h": 3600,
+    "%": 1,
+    "": 1,
+    "/s": 1,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "kB/s": 1e3,
+    "MB/s": 1e6,
+    "GB/s": 1e9,
+    "TB/s": 1e12,
+}
 _NUMBER = r"-?[0-9]+(?:\.[0-9])?"
 _UNIT = r"(?: ?(?:%|s|min|h|/s|[kMGT]B(?:/s)?))?"
 _VALUE = rf"({_NUMBER}{_UNIT})"
@@ -283,9 +295,12 @@ def _check_as_usual(parts: tuple[Any, ...], subject: Subject) -> bool:
     if int(runs) != subject.profile.runs or (whose == "this job") != bool(subject.profile.job):
         return False
     columns = {
-        "cpu": "total cpu usage:usr", "load": "load avg:1m", "memory": "memory usage:used", "disk": "dsk/total:writ",
+        "cpu": "total cpu usage:usr",
+        "load": "load avg:1m",
+        "memory": "memory usage:used",
+        "disk": "dsk/total:writ",
         "network": "net/total:recv",
-    }  # fmt: skip
+    }
     for word in re.split(", | and ", words.lower()):
         mean = _mean(subject, columns[word], 0.0)
         known = _usual(subject, columns[word])

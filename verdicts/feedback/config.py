@@ -50,9 +50,17 @@ class Policy(Settings, frozen=True, kw_only=True):
 
     what: ClassVar[str] = "feedback"
     lists: ClassVar[tuple[str, ...]] = (
-        "models", "causes", "projects", "muted_projects", "branches", "pipelines", "jobs", "reviewers", "active_models",
+        "models",
+        "causes",
+        "projects",
+        "muted_projects",
+        "branches",
+        "pipelines",
+        "jobs",
+        "reviewers",
+        "active_models",
         "shadow_models",
-    )  # fmt: skip
+    )
     dry_run: bool = True
     models: tuple[str, ...] = ("*",)
     causes: tuple[Cause, ...] = CAUSES
@@ -113,9 +121,12 @@ class Policy(Settings, frozen=True, kw_only=True):
     def answers(self, model: str, project: str, branch: str, pipeline: str, job: str) -> bool:
         """Return whether the globs select a run and the model of its verdict."""
         pairs = (
-            (self.models, model), (self.projects, project), (self.branches, branch), (self.pipelines, pipeline),
+            (self.models, model),
+            (self.projects, project),
+            (self.branches, branch),
+            (self.pipelines, pipeline),
             (self.jobs, job),
-        )  # fmt: skip
+        )
         return all(globs == ("*",) or glob_pattern(globs).fullmatch(text) is not None for globs, text in pairs)
 
 

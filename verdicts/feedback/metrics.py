@@ -15,28 +15,40 @@ MESSAGES = Metric(
     "ciml_feedback_messages_total", "counter", "Messages on patch sets, by what became of them.", ("system", "outcome")
 )
 SETTLED = Metric(
-    "ciml_feedback_recorded_verdicts", "gauge", "Verdicts that were or would have been said, by what settled them.",
+    "ciml_feedback_recorded_verdicts",
+    "gauge",
+    "Verdicts that were or would have been said, by what settled them.",
     ("model", "cause", "state"),
-)  # fmt: skip
+)
 WAITING = Metric("ciml_feedback_waiting", "gauge", "Patch sets whose message is due, or settles.", ("system",))
 UNSETTLED = Metric("ciml_feedback_unsettled", "gauge", "Calls whose outcome is unknown.", ("system",))
 OLDEST = Metric(
-    "ciml_feedback_oldest_timestamp_seconds", "gauge", "Time of the verdict that waits longest, epoch seconds.",
+    "ciml_feedback_oldest_timestamp_seconds",
+    "gauge",
+    "Time of the verdict that waits longest, epoch seconds.",
     ("system",),
-)  # fmt: skip
+)
 PAUSED = Metric(
-    "ciml_feedback_paused_until_timestamp_seconds", "gauge", "Until when a system asked to wait, epoch seconds.",
+    "ciml_feedback_paused_until_timestamp_seconds",
+    "gauge",
+    "Until when a system asked to wait, epoch seconds.",
     ("system",),
-)  # fmt: skip
+)
 REACTIONS = Metric("ciml_feedback_reactions_total", "counter", "Reactions to messages.", ("system", "kind"))
 DELAY = Metric(
-    "ciml_feedback_seconds", "histogram", "Time from the end of a patch set's last failed run to its message.",
-    ("system",), SECONDS,
-)  # fmt: skip
+    "ciml_feedback_seconds",
+    "histogram",
+    "Time from the end of a patch set's last failed run to its message.",
+    ("system",),
+    SECONDS,
+)
 CALLS = Metric(
-    "ciml_feedback_call_seconds", "histogram", "Time of a call of a review system.", ("system", "call"),
+    "ciml_feedback_call_seconds",
+    "histogram",
+    "Time of a call of a review system.",
+    ("system", "call"),
     (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
-)  # fmt: skip
+)
 
 METRICS = (VERDICTS, SETTLED, MESSAGES, WAITING, UNSETTLED, OLDEST, PAUSED, REACTIONS, DELAY, CALLS)
 

@@ -204,9 +204,15 @@ class Outbox:
         """Store the intent, call, and store the outcome."""
         self._wait()
         intent = Intent(
-            entry.number + 1, "edit" if found else "post", message.stamp, message.marker, entry.change.change,
-            entry.changes, causes_of(entry.items.values()), 0,
-        )  # fmt: skip
+            entry.number + 1,
+            "edit" if found else "post",
+            message.stamp,
+            message.marker,
+            entry.change.change,
+            entry.changes,
+            causes_of(entry.items.values()),
+            0,
+        )
         record = {"entry": entry.key, **{key: value for key, value in asdict(intent).items() if key != "time_us"}}
         began_s = self.clock()
         if not self._commit({"intents": [record]}, lambda state: _is_same(state, entry)):
@@ -257,9 +263,11 @@ class Outbox:
         """Store an outcome. What another process has stored meanwhile is not contradicted."""
         intent = entry.intent
         record: dict[str, Any] = {
-            "entry": entry.key, "number": intent.number if intent else 0, "outcome": outcome,
+            "entry": entry.key,
+            "number": intent.number if intent else 0,
+            "outcome": outcome,
             "changes": intent.changes if intent else entry.changes,
-        }  # fmt: skip
+        }
         if detail:
             record["detail"] = detail[:_DETAIL_CHARACTERS]
         if posted is not None:

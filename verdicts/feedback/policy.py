@@ -20,16 +20,27 @@ from ciml.verdicts.feedback.standing import RecordedVerdict
 
 #: Reasons for silence, a closed set: labels of a metric.
 SILENT = (
-    "no_verdict", "bad_record", "not_failed", "not_selected",
+    "no_verdict",
+    "bad_record",
+    "not_failed",
+    "not_selected",
     # the verdict
-    "unknown", "outside", "unlikely", "base_rate",
+    "unknown",
+    "outside",
+    "unlikely",
+    "base_rate",
     # its evidence
-    "no_evidence", "not_comparable",
+    "no_evidence",
+    "not_comparable",
     # the change
-    "muted_project", "no_change", "no_system", "late",
+    "muted_project",
+    "no_change",
+    "no_system",
+    "late",
     # the model
-    "shadow", "precision",
-)  # fmt: skip
+    "shadow",
+    "precision",
+)
 _FAILED = frozenset({"failure", "timeout"})
 #: Fields of a prediction that its evidence and its text do not need.
 _LEFT_OUT = frozenset({"prepare_ms", "server_ms", "batch", "latency_ms", "n_windows", "offset"})
@@ -208,11 +219,21 @@ def judge(
     if age_us > policy.max_age_s * 1e6:
         return Judgement(None, Silence("late"), recorded)
     item = Item(
-        system.name, run.project, run.change, run.patchset, run.head, run.build_name, found.run_id, verdict.cause,
-        verdict.probability, verdict.retry, end_us,
+        system.name,
+        run.project,
+        run.change,
+        run.patchset,
+        run.head,
+        run.build_name,
+        found.run_id,
+        verdict.cause,
+        verdict.probability,
+        verdict.retry,
+        end_us,
         {key: value for key, value in record.items() if key not in _LEFT_OUT},
-        head_project=run.head_project, head_branch=run.labels.get("head_branch", ""),
-    )  # fmt: skip
+        head_project=run.head_project,
+        head_branch=run.labels.get("head_branch", ""),
+    )
     return Judgement(item, None, recorded)
 
 
@@ -255,10 +276,19 @@ def _recorded(found: _Prediction, now_us: int, *, claim: bool) -> RecordedVerdic
     verdict = found.verdict
     seconds = None if run.start_us is None or run.end_us is None else (run.end_us - run.start_us) / 1e6
     return RecordedVerdict(
-        (found.id or prediction_id(found.run_id, found.model, found.version))[:_ID_CHARACTERS], found.run_id,
-        found.model, found.version, run.project, run.change or run.head, run.build_name, verdict.cause, claim,
-        verdict.probability, seconds, now_us,
-    )  # fmt: skip
+        (found.id or prediction_id(found.run_id, found.model, found.version))[:_ID_CHARACTERS],
+        found.run_id,
+        found.model,
+        found.version,
+        run.project,
+        run.change or run.head,
+        run.build_name,
+        verdict.cause,
+        claim,
+        verdict.probability,
+        seconds,
+        now_us,
+    )
 
 
 def is_muted(project: str, globs: Iterable[str]) -> bool:

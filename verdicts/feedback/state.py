@@ -32,9 +32,21 @@ SECONDS = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0)
 Action = Literal["post", "edit"]
 #: What becomes of a message: closed sets, labels of a metric. Only these leave an entry with nothing to say.
 FINAL = frozenset(
-    {"posted", "edited", "unchanged", "said", "dry_run", "outdated", "merged", "abandoned", "missing", "muted", "late",
-     "refused"}
-)  # fmt: skip
+    {
+        "posted",
+        "edited",
+        "unchanged",
+        "said",
+        "dry_run",
+        "outdated",
+        "merged",
+        "abandoned",
+        "missing",
+        "muted",
+        "late",
+        "refused",
+    }
+)
 #: Of an intent that changed nothing: the message is tried again.
 AGAIN = frozenset({"not_sent", "not_found"})
 _OF_MESSAGES = frozenset({"posted", "edited"})
@@ -425,9 +437,19 @@ def _earlier(item: Item, now_us: int) -> RecordedVerdict:
     model = str(prediction.get("model", ""))
     version = int(prediction.get("version", 0))
     return RecordedVerdict(
-        prediction.get("id") or prediction_id(item.run_id, model, version), item.run_id, model, version, item.project,
-        item.change or item.head, item.job, item.cause, True, item.probability, seconds, now_us,
-    )  # fmt: skip
+        prediction.get("id") or prediction_id(item.run_id, model, version),
+        item.run_id,
+        model,
+        version,
+        item.project,
+        item.change or item.head,
+        item.job,
+        item.cause,
+        True,
+        item.probability,
+        seconds,
+        now_us,
+    )
 
 
 def _counter(listed: Iterable[list[Any]]) -> Counter[tuple[Any, Any]]:

@@ -155,13 +155,21 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON; shares have ``right``, ``runs``, ``value``, ``low`` and ``high``."""
         shares = {
-            "precision": self.precision, "base_rate": self.base_rate, "duration": self.duration, "reruns": self.reruns,
-        }  # fmt: skip
+            "precision": self.precision,
+            "base_rate": self.base_rate,
+            "duration": self.duration,
+            "reruns": self.reruns,
+        }
         return {
-            "model": self.model, "project": self.project, "cause": self.cause, "mode": self.mode,
-            "detail": self.detail, "settled": self.precision.runs, "open": self.open,
+            "model": self.model,
+            "project": self.project,
+            "cause": self.cause,
+            "mode": self.mode,
+            "detail": self.detail,
+            "settled": self.precision.runs,
+            "open": self.open,
             **{name: _share_json(share) for name, share in shares.items()},
-        }  # fmt: skip
+        }
 
 
 def _share_json(share: Share) -> dict[str, float | int | None]:
@@ -215,10 +223,17 @@ def _row(
         if verdict.claim and not verdict.settled and verdict.cause == cause and scope in (None, verdict.project)
     }
     return Row(
-        model, project, cause, standing.mode, standing.detail, len(waiting), precision,
-        history.base_rate(cause, scope), Share(sum(answers), len(answers)),
+        model,
+        project,
+        cause,
+        standing.mode,
+        standing.detail,
+        len(waiting),
+        precision,
+        history.base_rate(cause, scope),
+        Share(sum(answers), len(answers)),
         Share(sum(verdict.settled == "machine" for verdict in rerun), len(rerun)),
-    )  # fmt: skip
+    )
 
 
 def _answers_by_duration(settled: Sequence[RecordedVerdict]) -> dict[str, str]:

@@ -357,9 +357,13 @@ def make_config(
 def _print_replayed(found: Replayed, as_json: bool) -> None:
     if as_json:
         value = {
-            "tried": found.tried, "closed": found.closed, "became": reasons_of(found.became),
-            "still_open": dict(found.still), "closed_by_others": found.elsewhere, "whole": found.complete,
-        }  # fmt: skip
+            "tried": found.tried,
+            "closed": found.closed,
+            "became": reasons_of(found.became),
+            "still_open": dict(found.still),
+            "closed_by_others": found.elsewhere,
+            "whole": found.complete,
+        }
         click.echo(json.dumps(value, indent=2))
         return
     from ciml.cli.progress import counts_text
@@ -398,4 +402,4 @@ def command() -> None:
     Example:
       ciml dead-letters count --data-path data
       ciml dead-letters replay --reason 'log_*' --allow-host logs.example.org --data-path data
-    """  # fmt: skip
+    """

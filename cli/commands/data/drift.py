@@ -34,13 +34,17 @@ _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 @click.option("--against", metavar="NAME", help="Data set to compare with.  [default: the earlier spans]")
 @click.option("--model", metavar="MODEL", help="Model whose champion's training runs to compare with.")
 @click.option(
-    "--psi", type=click.FloatRange(min=0, min_open=True), default=0.1,
+    "--psi",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.1,
     help="PSI from which a distribution has drifted; from 2.5 times this the drift is large.",
-)  # fmt: skip
+)
 @click.option(
-    "--min-runs", type=click.IntRange(min=2), default=30,
+    "--min-runs",
+    type=click.IntRange(min=2),
+    default=30,
     help="Minimum runs on each side to test a job or provider.",
-)  # fmt: skip
+)
 @click.option(
     "--allow",
     multiple=True,
@@ -75,7 +79,7 @@ def command(
 
     Exit codes: 0 no drift or too few runs; 5 drift; 2 wrong use or nothing to compare with; 3 a store does not answer;
     4 stored data is inconsistent.
-    """  # fmt: skip
+    """
     from ciml.cli.progress import progress_bar
     from ciml.data_root import DataRoot
     from ciml.pipelines.datasets.validate import validate_dataset

@@ -75,7 +75,7 @@ def command(
       ciml load logs --results results.csv --map ci_job=build_name --zone Europe/Berlin --data-path data --dry-run
 
     Exit codes: 0 loaded, 130 interrupted, 2 wrong use or too many bad rows, 3 a store does not answer.
-    """  # fmt: skip
+    """
     from ciml.cli.progress import bars
     from ciml.data_root import DataRoot
     from ciml.pipelines.backfill.load import load
@@ -86,9 +86,15 @@ def command(
     try:
         with bars() as progress:
             report = load(
-                DataRoot.open(data_path), logs, results, trust=TrustPolicy.load(trust_policy), dry_run=dry_run,
-                stop=stop, progress=progress, **options,
-            )  # fmt: skip
+                DataRoot.open(data_path),
+                logs,
+                results,
+                trust=TrustPolicy.load(trust_policy),
+                dry_run=dry_run,
+                stop=stop,
+                progress=progress,
+                **options,
+            )
     except RejectedTableError as rejected:
         _print_json(rejected.report) if as_json else _print(rejected.report)
         raise CimlError(rejected.summary) from None

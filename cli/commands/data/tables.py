@@ -90,10 +90,16 @@ def list_tables(names: tuple[str, ...], data_path: str, as_json: bool) -> None:
             click.echo(json.dumps(asdict(each)))
         return
     rows = [
-        (each.name, "none" if each.version is None else f"{each.version}", f"{each.rows:,}", f"{each.files:,}",
-         f"{each.behind:,}", each.url)
+        (
+            each.name,
+            "none" if each.version is None else f"{each.version}",
+            f"{each.rows:,}",
+            f"{each.files:,}",
+            f"{each.behind:,}",
+            each.url,
+        )
         for each in found
-    ]  # fmt: skip
+    ]
     numbers = ("version", "rows", "files", "behind")
     print_table(("table", *numbers, "place"), rows, right=numbers)
 

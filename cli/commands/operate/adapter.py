@@ -67,9 +67,13 @@ def _headers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
 @click.argument("system")
 @click.argument("file", type=click.File("rb"))
 @click.option(
-    "--header", "headers", multiple=True, metavar="NAME=VALUE", callback=_headers,
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_headers,
     help="Header of the delivery, or the topic of an MQTT message; may be repeated.",
-)  # fmt: skip
+)
 @click.option("--source", metavar="NAME", help="Configured name of the source.  [default: SYSTEM]")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def try_command(system: str, file: BinaryIO, headers: Mapping[str, str], source: str | None, as_json: bool) -> int:

@@ -86,7 +86,7 @@ def command(
 
     Exit codes: 0 all selected lines are settled, 130 interrupted, 2 wrong use or no such listing or logs, 3 a store or
     Flink does not answer, 4 stored data is inconsistent.
-    """  # fmt: skip
+    """
     from ciml.cli.progress import Bar
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import backfill
@@ -141,9 +141,14 @@ def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], **opt
         click.echo(f"{opened.url}: all selected lines are settled already")
         return
     launched = launch(
-        planned.build, settings, name, streaming=False, template=job.template, extra=beam_options,
+        planned.build,
+        settings,
+        name,
+        streaming=False,
+        template=job.template,
+        extra=beam_options,
         hidden=secrets_here(fetch=config.fetch),
-    )  # fmt: skip
+    )
     click.echo(f"{opened.url}: {planned.lines:,} of {opened.lines:,} lines to settle")
     check = shlex.join(["ciml", "backfill", listing, "--logs", options["logs"], "--data-path", options["data_path"]])
     print_launched(launched, settings, streaming=False, then=f"{check} --dry-run")

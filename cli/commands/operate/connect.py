@@ -186,11 +186,17 @@ def _checks(connection: Connection) -> tuple[str, ...]:
     """Return what to check where no event came."""
     works = f"the receiver works: ciml service status {connection.receiver}"
     if connection.receiver == "webhooks":
-        return (works, "the sender's list of deliveries shows the status 202; docs/webhooks.md has the others",
-                "a job has ended since")  # fmt: skip
+        return (
+            works,
+            "the sender's list of deliveries shows the status 202; docs/webhooks.md has the others",
+            "a job has ended since",
+        )
     if connection.receiver == "mqtt":
-        return (works, "the broker's log shows the user of ciml, and its access list lets it read the topics",
-                "a pipeline with the reporters has reported since")  # fmt: skip
+        return (
+            works,
+            "the broker's log shows the user of ciml, and its access list lets it read the topics",
+            "a pipeline with the reporters has reported since",
+        )
     return (works, "ssh -p 29418 USER@HOST gerrit stream-events prints events", "a change was reviewed since")
 
 
@@ -214,13 +220,21 @@ _ca_option = click.option(
 @_ca_option
 @feedback_option
 @click.option(
-    "--app", type=click.IntRange(1), metavar="ID",
+    "--app",
+    type=click.IntRange(1),
+    metavar="ID",
     help="App that writes check runs; with --feedback.  [default: a token writes comments]",
-)  # fmt: skip
+)
 def github(
-    name: str, url: str | None, api: str | None, internal: bool, ca_file: str | None, feedback: bool, app: int | None,
+    name: str,
+    url: str | None,
+    api: str | None,
+    internal: bool,
+    ca_file: str | None,
+    feedback: bool,
+    app: int | None,
     **rest: Any,
-) -> int:  # fmt: skip
+) -> int:
     """Connect GitHub.
 
     \b
@@ -247,16 +261,26 @@ def github(
 @click.option("--server", metavar="URL", default="https://gitlab.com", help="Address of GitLab.")
 @click.option("--signed", is_flag=True, help="GitLab signs its webhooks, instead of sending a secret token.")
 @click.option(
-    "--redirect-host", "redirects", multiple=True, metavar="HOST",
+    "--redirect-host",
+    "redirects",
+    multiple=True,
+    metavar="HOST",
     help="Object store of artifacts that GitLab redirects to; may be repeated.",
-)  # fmt: skip
+)
 @internal_option
 @_ca_option
 @feedback_option
 def gitlab(
-    name: str, url: str | None, server: str, signed: bool, redirects: tuple[str, ...], internal: bool,
-    ca_file: str | None, feedback: bool, **rest: Any,
-) -> int:  # fmt: skip
+    name: str,
+    url: str | None,
+    server: str,
+    signed: bool,
+    redirects: tuple[str, ...],
+    internal: bool,
+    ca_file: str | None,
+    feedback: bool,
+    **rest: Any,
+) -> int:
     """Connect GitLab.
 
     \b
@@ -280,9 +304,11 @@ def gitlab(
 @connect_options("zuul")
 @click.option("--broker", metavar="URL", help="MQTT broker: mqtts://HOST:PORT, or mqtt://HOST:PORT without TLS.")
 @click.option(
-    "--logs", multiple=True, metavar="URL",
+    "--logs",
+    multiple=True,
+    metavar="URL",
     help="Host of build logs: https://HOST or http://HOST:PORT; may be repeated.",
-)  # fmt: skip
+)
 @internal_option
 @click.option("--user", default="ciml", metavar="USER", help="User of ciml at the broker.")
 @click.option("--password-file", type=_FILE, metavar="FILE", help="Its password.  [default: a new one]")
@@ -290,14 +316,23 @@ def gitlab(
     "--ca-file", type=_FILE, metavar="FILE", help="Certificates that sign the broker's.  [default: the system's]"
 )
 @click.option(
-    "--pipeline", "pipelines", multiple=True, metavar="NAME",
+    "--pipeline",
+    "pipelines",
+    multiple=True,
+    metavar="NAME",
     help="Pipeline that ciml learns from; may be repeated.  [default: check, gate, post]",
-)  # fmt: skip
+)
 @click.option("--prefix", default="zuul", metavar="TEXT", help="First level of the MQTT topics.")
 def zuul(
-    name: str, broker: str | None, logs: tuple[str, ...], user: str, password_file: str | None, ca_file: str | None,
-    pipelines: tuple[str, ...], **rest: Any,
-) -> int:  # fmt: skip
+    name: str,
+    broker: str | None,
+    logs: tuple[str, ...],
+    user: str,
+    password_file: str | None,
+    ca_file: str | None,
+    pipelines: tuple[str, ...],
+    **rest: Any,
+) -> int:
     """Connect Zuul.
 
     \b
@@ -312,9 +347,16 @@ def zuul(
     prefix = rest.pop("prefix")
     internal = rest.pop("internal")
     made = system.connect_zuul(
-        name, address, places, user=user, password_file=password_file or "", ca_file=ca_file or "",
-        pipelines=pipelines or system.PIPELINES, prefix=prefix, internal=internal,
-    )  # fmt: skip
+        name,
+        address,
+        places,
+        user=user,
+        password_file=password_file or "",
+        ca_file=ca_file or "",
+        pipelines=pipelines or system.PIPELINES,
+        prefix=prefix,
+        internal=internal,
+    )
     return finish(made, **rest)
 
 
@@ -326,15 +368,23 @@ def zuul(
 )
 @click.option("--key-file", type=_FILE, metavar="FILE", help="Private key.  [default: secrets/NAME-gerrit]")
 @click.option(
-    "--known-hosts-file", type=_FILE, metavar="FILE",
+    "--known-hosts-file",
+    type=_FILE,
+    metavar="FILE",
     help="Host keys of the server.  [default: secrets/NAME-gerrit-hosts]",
-)  # fmt: skip
+)
 @click.option("--password-file", type=_FILE, metavar="FILE", help="HTTP password for --rest.  [default: anonymous]")
 @feedback_option
 def gerrit(
-    name: str, ssh: str | None, rest_url: str | None, key_file: str | None, known_hosts_file: str | None,
-    password_file: str | None, feedback: bool, **rest: Any,
-) -> int:  # fmt: skip
+    name: str,
+    ssh: str | None,
+    rest_url: str | None,
+    key_file: str | None,
+    known_hosts_file: str | None,
+    password_file: str | None,
+    feedback: bool,
+    **rest: Any,
+) -> int:
     """Connect the Gerrit of a CI system.
 
     Its events say who owns, reviewed and merged the changes that the CI system tests, so NAME is that of the CI system.
@@ -349,9 +399,13 @@ def gerrit(
 
     address = asked(ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
     made = system.connect_gerrit(
-        name, address, rest=rest_url or "", key_file=key_file or "", known_hosts_file=known_hosts_file or "",
+        name,
+        address,
+        rest=rest_url or "",
+        key_file=key_file or "",
+        known_hosts_file=known_hosts_file or "",
         password_file=password_file or "",
-    )  # fmt: skip
+    )
     if feedback:
         url = asked(rest_url, "--rest", "address of Gerrit's REST API", "https://review.example.org")
         made = feedback_of_gerrit(made, url, password_file or "")

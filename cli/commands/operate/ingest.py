@@ -104,9 +104,11 @@ def accept_loss(
 
 #: Commands of earlier versions, and the present ones.
 _RENAMED = {
-    "start": "ciml service start ingest", "stop": "ciml service stop", "resume": "ciml service resume",
+    "start": "ciml service start ingest",
+    "stop": "ciml service stop",
+    "resume": "ciml service resume",
     "status": "ciml service status",
-}  # fmt: skip
+}
 
 
 class _Group(DefaultGroup):

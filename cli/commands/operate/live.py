@@ -46,12 +46,27 @@ if TYPE_CHECKING:
     metavar="TIME",
     help="Age from which samples are read; longer than any run.",
 )
-@click.option("--slack", type=Duration(), default="60s", metavar="TIME",
-              help="Time after its end, by the run's clock, for which a window waits for late samples.")  # fmt: skip
-@click.option("--grace", type=Duration(), default="60s", metavar="TIME",
-              help="Time for which a finished run waits for missing samples.")  # fmt: skip
-@click.option("--silence", type=Duration(), default="30min", metavar="TIME",
-              help="Time without samples after which a run is abandoned.")  # fmt: skip
+@click.option(
+    "--slack",
+    type=Duration(),
+    default="60s",
+    metavar="TIME",
+    help="Time after its end, by the run's clock, for which a window waits for late samples.",
+)
+@click.option(
+    "--grace",
+    type=Duration(),
+    default="60s",
+    metavar="TIME",
+    help="Time for which a finished run waits for missing samples.",
+)
+@click.option(
+    "--silence",
+    type=Duration(),
+    default="30min",
+    metavar="TIME",
+    help="Time without samples after which a run is abandoned.",
+)
 @running_options("Make one pass to the present end of the topic, in this process, without Flink.")
 def command(running: Running, **arguments: Any) -> None:
     """Stream windows of running jobs.

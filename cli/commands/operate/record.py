@@ -114,8 +114,9 @@ def command(
     from ciml.recorder.spool.recording import Destination, Plan, default_spool
 
     if bool(argv) == send:
-        raise click.UsageError("no command; give one, such as: ciml record -- make test" if not send else
-                               "--send takes no command")  # fmt: skip
+        raise click.UsageError(
+            "no command; give one, such as: ciml record -- make test" if not send else "--send takes no command"
+        )
     if log_url and not log_dir:
         raise click.UsageError("--log-url needs --log-dir")
     if log_dir and log_dir.startswith("s3://"):

@@ -88,13 +88,19 @@ def _shown(entry: Any) -> dict[str, Any]:
     change = entry.change
     state = "unsettled" if entry.intent else "waiting" if entry.is_open else entry.outcome
     return {
-        "system": entry.system, "project": change.project, "change": change.change,
-        "patchset": change.patchset or change.head, "jobs": sorted(entry.items),
+        "system": entry.system,
+        "project": change.project,
+        "change": change.change,
+        "patchset": change.patchset or change.head,
+        "jobs": sorted(entry.items),
         "runs": sorted(item.run_id for item in entry.items.values()),
-        "causes": sorted({item.cause for item in entry.items.values()}), "state": state, "detail": entry.detail,
-        "url": entry.posted.url if entry.posted else "", "time_us": entry.touched_us,
+        "causes": sorted({item.cause for item in entry.items.values()}),
+        "state": state,
+        "detail": entry.detail,
+        "url": entry.posted.url if entry.posted else "",
+        "time_us": entry.touched_us,
         "reactions": {kind: len(accounts) for kind, accounts in entry.reactions.items()},
-    }  # fmt: skip
+    }
 
 
 def _row(one: dict[str, Any]) -> list[str]:
@@ -105,10 +111,17 @@ def _row(one: dict[str, Any]) -> list[str]:
     jobs = one["jobs"][0] if len(one["jobs"]) == 1 else f"{len(one['jobs'])} jobs"
     age_min = max(int(time.time() - one["time_us"] / 1e6) // 60, 0)
     return [
-        one["system"], visible(one["project"]), visible(one["change"] or "–"), visible(one["patchset"], 12),
-        visible(jobs), "+".join(one["causes"]), one["state"], f"{age_min} min", reactions or "–",
+        one["system"],
+        visible(one["project"]),
+        visible(one["change"] or "–"),
+        visible(one["patchset"], 12),
+        visible(jobs),
+        "+".join(one["causes"]),
+        one["state"],
+        f"{age_min} min",
+        reactions or "–",
         visible(one["url"] or one["detail"] or "–", 200),
-    ]  # fmt: skip
+    ]
 
 
 _GLOB = click.argument("project", metavar="PROJECT")
@@ -207,9 +220,17 @@ def report(config: str, data_path: str, as_json: bool) -> None:
 
 def _cells(row: Row) -> list[Any]:
     return [
-        row.model, _visible(row.project) or "all", row.cause, row.mode, f"{row.precision.runs:,}", f"{row.open:,}",
-        _share(row.precision), _share(row.base_rate), _share(row.duration), _share(row.reruns),
-    ]  # fmt: skip
+        row.model,
+        _visible(row.project) or "all",
+        row.cause,
+        row.mode,
+        f"{row.precision.runs:,}",
+        f"{row.open:,}",
+        _share(row.precision),
+        _share(row.base_rate),
+        _share(row.duration),
+        _share(row.reruns),
+    ]
 
 
 def _share(share: Share) -> str:

@@ -76,9 +76,18 @@ def ending_now(sample: Sample, change: Mapping[str, str], now: datetime) -> RunF
     native = uuid.uuid4().hex
     labels = {name: text for name, text in sample.facts.labels.items() if name != "cause"}
     return sample.facts.replace(
-        run_id=RunId(SOURCE, native).encode(), build_uuid=native, start_us=start_us, end_us=end_us, source=SOURCE,
-        labels=labels, pipeline="check", project=PROJECT, branch="master", patchset="1", **change,
-    )  # fmt: skip
+        run_id=RunId(SOURCE, native).encode(),
+        build_uuid=native,
+        start_us=start_us,
+        end_us=end_us,
+        source=SOURCE,
+        labels=labels,
+        pipeline="check",
+        project=PROJECT,
+        branch="master",
+        patchset="1",
+        **change,
+    )
 
 
 def _times(facts: RunFacts) -> tuple[datetime, datetime]:
@@ -138,11 +147,16 @@ class Asked:
         """Return the line of the report, with the run's prediction."""
         verdict = record.get("verdict", {})
         return AnswerLine(
-            change=self.facts.change, job=self.sample.facts.build_name, outcome=self.sample.facts.outcome or "",
-            cause=self.cause, verdict=verdict.get("cause", ""), probability=verdict.get("probability"),
+            change=self.facts.change,
+            job=self.sample.facts.build_name,
+            outcome=self.sample.facts.outcome or "",
+            cause=self.cause,
+            verdict=verdict.get("cause", ""),
+            probability=verdict.get("probability"),
             silent=self.silent or "",
-            took_s=None if self.took_s is None else round(self.took_s, 1), messages=self.said,
-        )  # fmt: skip
+            took_s=None if self.took_s is None else round(self.took_s, 1),
+            messages=self.said,
+        )
 
 
 def ask(demo: Demo, running: engines.Engines, sample: Sample, cause: str) -> Asked:
@@ -236,10 +250,20 @@ def start_commands(demo: Demo, running: engines.Engines) -> Path:
     demo.children.end("predict")
     children = {
         "receive": ("receive", "mqtt", "--config", str(receivers), *kafka),
-        "predict": ("predict", "stream", *place, *kafka, "--engine", "micro-batches", "--model", CAUSE,
-                    "--server", demo.engines.models["grpc"]),
+        "predict": (
+            "predict",
+            "stream",
+            *place,
+            *kafka,
+            "--engine",
+            "micro-batches",
+            "--model",
+            CAUSE,
+            "--server",
+            demo.engines.models["grpc"],
+        ),
         "feedback": ("feedback", "stream", "--config", str(feedback), *place, *kafka),
-    }  # fmt: skip
+    }
     for name, arguments in children.items():
         demo.children.start(name, *arguments)
     # The broker keeps messages for a receiver from its first connection on.

@@ -349,9 +349,12 @@ def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
 
     root = logs_root(logs)
     return ListedRuns(
-        open_listing(listing), Reading(logs=root), TrustPolicy.load(None), FetchPolicy().allowing(roots=(root,)),
+        open_listing(listing),
+        Reading(logs=root),
+        TrustPolicy.load(None),
+        FetchPolicy().allowing(roots=(root,)),
         jobs=jobs or processors(),
-    )  # fmt: skip
+    )
 
 
 def _visualize(dataset: StoredDataset) -> str:
