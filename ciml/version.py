@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 #: The file with the commit, which setup.py adds to wheels and sdists. A checkout does not have it.
 COMMIT_FILE = "commit.txt"
@@ -73,7 +73,7 @@ def checkout_commit(root: Path) -> str | None:
 
 
 def describe(version: str, known: str | None) -> str:
-    """Return version and commit for people: ``0.2.0 (e582e046d150)``; the version alone without a commit."""
+    """Return version and commit for people: ``0.3.0 (e582e046d150)``; the version alone without a commit."""
     if known is None:
         return version
     digits, _, dirty = known.partition("-")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kfp import compiler, dsl, kubernetes
 
-IMAGE = "registry.example.org/ciml/worker:0.2.0"
+IMAGE = "registry.example.org/ciml/worker:0.3.0"
 #: Where none are named: estimators with their defaults, of seconds each.
 EXPERIMENTS = ["random_forest", "svm"]
 #: Of the secret; those that are missing are left out.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 BUCKET = "ci-dataflow"
-IMAGE = "registry.example.org/ciml/dataflow:0.2.0"
+IMAGE = "registry.example.org/ciml/dataflow:0.3.0"
 SETTINGS = f"""\
 project = "ci-project"
 region = "europe-west1"
