@@ -4,12 +4,6 @@ samples ─► decode, by run ─► keep (state and timers of a run) ─► win
 
 An unbounded pipeline needs Flink, whose state holds the samples. A bounded one reads the runs again from their first
 samples and keeps nothing. docs/live.md explains why a run's windows are kept in its state, and not as Beam's.
-
-Live windows: samples from Kafka to the windows and examples of running jobs, with state for each run.
-
-Uses `ciml.transforms.live`. It stores nothing: windows go to topics.
-
-The state of a live run beside its older samples: its standing, and when its timer is due.
 """
 
 from __future__ import annotations
