@@ -17,13 +17,7 @@ from ciml.errors import CimlError
 from ciml.events.run_facts import check_source_name
 from ciml.integrations.adapter import Adapter
 from ciml.integrations.registry import find_adapter
-from ciml.limits import (
-    MAX_BODY_S,
-    MAX_DELIVERY_BYTES,
-    MAX_HEADER_S,
-    MAX_HOOK_CONNECTIONS,
-    MAX_IN_FLIGHT,
-)
+from ciml.limits import MAX_BODY_S, MAX_DELIVERY_BYTES, MAX_HEADER_S, MAX_HOOK_CONNECTIONS, MAX_IN_FLIGHT
 from ciml.settings import Settings, checked, class_of, pop_tables, read_toml
 
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")

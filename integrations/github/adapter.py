@@ -58,12 +58,7 @@ WITHOUT_JOBS = frozenset({"startup_failure", "action_required"})
 _NEVER_BEGAN = frozenset({"skipped", "cancelled"})
 #: Events of a workflow run whose ``head_branch`` is the branch of a pull request, perhaps in a fork.
 _OF_PULL_REQUESTS = frozenset(
-    {
-        "pull_request",
-        "pull_request_target",
-        "pull_request_review",
-        "pull_request_review_comment",
-    }
+    {"pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment"}
 )
 _QUEUE_BRANCH = re.compile(r"gh-readonly-queue/(.+)/pr-(\d{1,12})-[0-9a-f]{7,64}")
 #: Whose reviews count: anybody may approve a pull request of a public repository.
@@ -304,10 +299,7 @@ def _review(body: Mapping[str, Any], action: str) -> Said:
     # Of the commit that was reviewed: the pull request may have another by now.
     commit = _subject(body, needed(body, "review", "commit_id"))
     only = _needed_only(inner(body, "pull_request"))
-    return (
-        RunUpdate(commit, {"review": OWN}, only, author),
-        RunUpdate(commit, {"review": state}, only, reviewer),
-    )
+    return (RunUpdate(commit, {"review": OWN}, only, author), RunUpdate(commit, {"review": state}, only, reviewer))
 
 
 def _is_inside(body: Mapping[str, Any]) -> bool:

@@ -379,8 +379,4 @@ class CheckRuns(GitHub):
 
 def _finished(message: Rendered) -> dict[str, object]:
     """Return what says that a check run has ended. Neutral: whether the change may be merged is not ciml's to say."""
-    return {
-        "status": "completed",
-        "conclusion": "neutral",
-        "output": {"title": message.title, "summary": message.body},
-    }
+    return {"status": "completed", "conclusion": "neutral", "output": {"title": message.title, "summary": message.body}}

@@ -166,5 +166,5 @@ SAMPLES = {
         merge_group(),
         pull_request(head={"ref": "fix", "sha": SHA, "repo": REPOSITORY}),
         push(),
-    ],
+    ]
 }

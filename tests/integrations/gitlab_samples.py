@@ -93,12 +93,7 @@ def merge_request(source: int = 44, **changes: Any) -> Delivery:
         "last_commit": {"id": SHA},
     }
     return delivery(
-        {
-            "object_kind": "merge_request",
-            "object_attributes": attributes | changes,
-            "project": PROJECT,
-            "user": USER,
-        }
+        {"object_kind": "merge_request", "object_attributes": attributes | changes, "project": PROJECT, "user": USER}
     )
 
 
@@ -122,5 +117,5 @@ SAMPLES = {
         merge_request(),
         merge_request(99, action="approved", state="opened"),
         delivery({"object_kind": "push", "ref": "refs/heads/main", "project": PROJECT}),
-    ],
+    ]
 }

@@ -58,8 +58,7 @@ def test_the_votes_of_a_reviewer(votes: list[dict[str, str]], value: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "votes",
-    [[vote("Code-Review", "-2", "2")], [vote("Code-Review", "-2", "0"), vote("Workflow", "1", "0")]],
+    "votes", [[vote("Code-Review", "-2", "2")], [vote("Code-Review", "-2", "0"), vote("Workflow", "1", "0")]]
 )
 def test_a_veto_is_of_all_patch_sets(votes: list[dict[str, str]]) -> None:
     assert comment(*votes) == {CHANGE: {"review": "vetoed"}, PATCHSET: review("changes_requested")}

@@ -363,10 +363,7 @@ def test_a_dismissal_is_later_than_the_review_that_it_dismisses() -> None:
     ],
 )
 def test_a_review_is_of_the_commit_that_was_read(given: Delivery, word: str) -> None:
-    assert said_of(given) == [
-        (COMMIT, {"review": "own"}, OF_12, "ada"),
-        (COMMIT, {"review": word}, OF_12, "grace"),
-    ]
+    assert said_of(given) == [(COMMIT, {"review": "own"}, OF_12, "ada"), (COMMIT, {"review": word}, OF_12, "grace")]
 
 
 def test_an_event_has_the_id_of_its_delivery() -> None:

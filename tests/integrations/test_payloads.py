@@ -42,12 +42,7 @@ def test_a_folder_is_tried_file_by_file(tmp_path: Path) -> None:
         ping,
         Result("azure/g.json", "", "no adapter"),
         Result("github/a.json", "github", "run", "finished failure"),
-        Result(
-            "github/b.json",
-            "github",
-            "update",
-            facts,
-        ),
+        Result("github/b.json", "github", "update", facts),
         Result("github/c.json", "github", "dead letter", "missing_field: header x-github-event"),
         Result("github/d.json", "github", "ignored", PUSH),
         Result("gitlab_captured/e.json", "gitlab", "dead letter", found[7].detail),

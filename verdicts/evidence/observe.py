@@ -179,13 +179,7 @@ _EARLY_SHARE = 0.05
 _LENGTH_S = 3
 _LENGTH_SHARE = 0.1
 #: What a run that is as usual was compared by: words, and the column that shows it.
-COMPARED = {
-    "CPU": USER,
-    "load": "load avg:1m",
-    "memory": USED,
-    "disk": WRITTEN,
-    "network": "net/total:recv",
-}
+COMPARED = {"CPU": USER, "load": "load avg:1m", "memory": USED, "disk": WRITTEN, "network": "net/total:recv"}
 MIN_COMPARED_S = 10
 
 

@@ -45,10 +45,7 @@ def item(*changes: dict[str, str], pipeline: str = "check", auth: str = "mqtt-us
 def retried(*changes: dict[str, str]) -> Sent:
     """Return the report of a build that Zuul retried: it names no change of its own."""
     message = zuul_message(
-        pipeline="check",
-        changes=list(changes),
-        **changes[0],
-        buildset={"retry_builds": [zuul_build(result="RETRY")]},
+        pipeline="check", changes=list(changes), **changes[0], buildset={"retry_builds": [zuul_build(result="RETRY")]}
     )
     return Sent(delivery(message), "zuul", "mqtt-user")
 
@@ -113,11 +110,7 @@ SCENARIOS = [
     ),
     story("an item of one change that is listed twice", False, "change 7", CLEO, [*APPROVED, item(FIRST, FIRST)]),
     story(
-        "a retried build of an item of two changes",
-        False,
-        "changes 7 and 9",
-        CLEO,
-        [*APPROVED, retried(FIRST, SECOND)],
+        "a retried build of an item of two changes", False, "changes 7 and 9", CLEO, [*APPROVED, retried(FIRST, SECOND)]
     ),
     story("a retried build of an approved change", True, "change 7", CLEO, [*APPROVED, retried(FIRST)]),
     story("a list of one change", True, "change 7", CLEO, [*APPROVED, item(FIRST)]),
@@ -193,22 +186,14 @@ SCENARIOS = [
         True,
         "change 7",
         CLEO,
-        [
-            *(Sent(sent, auth="token") for sent in APPROVED),
-            check(),
-        ],
+        [*(Sent(sent, auth="token") for sent in APPROVED), check()],
     ),
     story(
         "an approval by an account that shares the owner's name alone",
         True,
         "change 7",
         CLEO,
-        [
-            updated(),
-            created(),
-            voted(author={**account("cleo"), "name": account("ada")["name"]}),
-            check(),
-        ],
+        [updated(), created(), voted(author={**account("cleo"), "name": account("ada")["name"]}), check()],
     ),
     story(
         "a vote that is given together with a comment on another label",

@@ -64,10 +64,7 @@ def test_stream_and_api_say_the_same(kafka: str, topic: Callable[..., str], tmp_
         wait(lambda: len(events_in(kafka, name, away)) >= 4, f"{events_in(kafka, name, away)}")
         wait(lambda: "change-merged" in str(events_in(kafka, name, away)), "the merge is missing")
     # The API shows a vote that stands and one that was taken back, not the first of two equal ones.
-    assert [each for each in events_in(kafka, name, away) if each[0] != "comment-added"] == [
-        by_stream[0],
-        by_stream[4],
-    ]
+    assert [each for each in events_in(kafka, name, away) if each[0] != "comment-added"] == [by_stream[0], by_stream[4]]
     assert sorted(facts[0]["review"] for kind, _, facts in events_in(kafka, name, away) if kind == "comment-added") == [
         "dismissed", "partly_approved"
     ]  # fmt: skip

@@ -125,11 +125,7 @@ def test_less_of_most_series_says_nothing() -> None:
     ],
 )  # fmt: skip
 def test_a_hang_is_said_once(written: float, text: str) -> None:
-    columns = {
-        USR: [60.0] * 15 + [0.5] * 46,
-        IDLE: [30.0] * 15 + [98.4] * 46,
-        WRITTEN: [3 * MB] * 15 + [written] * 46,
-    }
+    columns = {USR: [60.0] * 15 + [0.5] * 46, IDLE: [30.0] * 15 + [98.4] * 46, WRITTEN: [3 * MB] * 15 + [written] * 46}
     assert said(run_of(columns, outcome="timeout")) == [
         "It reached its time limit after 60 s; passing runs take 54 to 64 s.",
         text,
