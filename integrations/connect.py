@@ -1,19 +1,23 @@
-"""What connects a CI system: keys of ciml's own files, secrets, and texts for the other side.
+"""The connection of a CI system: keys of ciml's own files, secrets, and texts for the other side.
 
-Feedback of a CI system that is connected: its review system, and what the other side needs for it.
+Each CI system has a function ``connect`` that returns its `Connection`; ``feedback`` adds the review system to it. The
+texts are in ``connect_texts.toml``.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from ciml.errors import CimlError
 
-#: Of an address and of a name in a text for another program: no shell, YAML, INI or nginx reads anything into them.
+#: An address, a host and a name that are plain text for a shell, YAML, INI and nginx.
 _ADDRESS = re.compile(r"[a-z0-9]+://[A-Za-z0-9\[][A-Za-z0-9._~:/\[\]%+=@-]*")
 _HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:_-]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,255}")
@@ -31,8 +35,8 @@ class Paste:
     """A text for the other side.
 
     Attributes:
-      where: the file or page that it belongs to, for people.
-      text: what is pasted, or entered.
+      where: the file or page to paste it into, for people.
+      text: what to paste or enter.
       form: its format; ``text`` is for people.
     """
 
@@ -43,11 +47,11 @@ class Paste:
 
 @dataclass(frozen=True)
 class SecretFile:
-    """A file of a secret that ciml can make itself.
+    """A secret file that ciml can create.
 
     Attributes:
-      path: below the folder of the configuration.
-      prefix: begins the secret, such as ``whsec_``.
+      path: relative to the folder of the configuration.
+      prefix: first characters of the secret, such as ``whsec_``.
     """
 
     path: str
@@ -56,7 +60,7 @@ class SecretFile:
 
 @dataclass(frozen=True)
 class NeededFile:
-    """A file that only the operator can provide: a path below the folder of the configuration, and how it is made."""
+    """A file that only the operator can provide: its path in the folder of the configuration, and how to create it."""
 
     path: str
     how: str
@@ -69,15 +73,15 @@ class Connection:
     Attributes:
       source: the table of the receivers' configuration.
       trust: the name of the sample policy, ``trust_NAME.toml`` of `ciml.integrations`.
-      allowed: lists of the fetch policy, by key: ``hosts``, ``private_hosts``, ``redirect_hosts`` and others.
-      ca_file: certificates that sign the log host's, "" for those of the system.
-      credential: the table of the log host's credential; paths are below the folder of the configuration.
+      allowed: lists of the fetch policy by key, such as ``hosts``, ``private_hosts`` or ``redirect_hosts``.
+      ca_file: CA certificates of the log host; "" for those of the system.
+      credential: the table of the log host's credential; its paths are relative to the folder of the configuration.
       webhooks: keys of the receivers' table ``[webhooks]``.
-      secret: that ciml makes, unless its file is there.
-      feedback: the table of its review system in the configuration of feedback; empty for no feedback.
-      needed: files that ciml cannot make.
-      pastes: for the other side, in order.
-      also: what else to know, a sentence each.
+      secret: the secret that ciml creates unless its file exists.
+      feedback: the table of its review system in the feedback configuration; empty without feedback.
+      needed: files that ciml cannot create.
+      pastes: texts for the other side, in order.
+      also: further advice, one sentence each.
     """
 
     source: Mapping[str, Any]
@@ -104,8 +108,20 @@ class Connection:
 
 
 def filled_in(text: str, **values: str) -> str:
-    """Replace ``@NAME@`` by the value of ``name``. Raises `KeyError` for an unknown name."""
-    return _PLACE.sub(lambda found: values[found[1].lower()], text).lstrip("\n")
+    """Replace ``@NAME@`` with the value of ``name``. Raises `KeyError` for an unknown name."""
+    return _PLACE.sub(lambda match: values[match[1].lower()], text)
+
+
+@cache
+def _texts() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    return tomllib.loads(files("ciml.integrations").joinpath("connect_texts.toml").read_text(encoding="utf-8"))
+
+
+def paste(name: str, /, **values: str) -> Paste:
+    """Return a text of ``connect_texts.toml``, such as ``github.webhook``, with its values filled in."""
+    system, _, text = name.partition(".")
+    entry = _texts()[system][text]
+    return Paste(entry["where"], filled_in(entry["text"], **values), entry.get("form", "text"))
 
 
 def parts_of(url: str, option: str, want: str, schemes: tuple[str, ...], *, user: bool = False) -> SplitResult:
@@ -113,25 +129,25 @@ def parts_of(url: str, option: str, want: str, schemes: tuple[str, ...], *, user
 
     Args:
       url: the value of an option.
-      option, want: the option, and a valid address, for the message.
-      schemes: those that are possible.
-      user: whether it may name one.
+      option, want: the option and a valid address, for the error message.
+      schemes: the allowed schemes.
+      user: whether the address may name a user.
 
     Raises:
-      CimlError: it is malformed, or holds a character that a text for another program would have to quote.
+      CimlError: it is malformed, or has a character that a text for another program would have to quote.
     """
     try:
-        found = urlsplit(url)
-        fits = found.port != 0 and found.scheme in schemes and bool(_HOST.fullmatch(found.hostname or ""))
-    except ValueError:  # of the host in brackets, or of the port
+        parts = urlsplit(url)
+        fits = parts.port != 0 and parts.scheme in schemes and bool(_HOST.fullmatch(parts.hostname or ""))
+    except ValueError:  # a malformed port or IPv6 host
         fits = False
-    if not fits or not _ADDRESS.fullmatch(url) or found.password is not None or (found.username and not user):
+    if not fits or not _ADDRESS.fullmatch(url) or parts.password is not None or (parts.username and not user):
         raise CimlError(f"{option} {url!r:.120}: give {want}")
-    return found
+    return parts
 
 
 def plain(text: str, option: str) -> str:
-    """Return a name for a text for another program. Raises `CimlError` for one that would have to be quoted there."""
+    """Return a name for a text for another program. Raises `CimlError` if it would have to be quoted there."""
     if not _NAME.fullmatch(text):
         raise CimlError(
             f"{option} {text!r:.120}: use letters, digits and ._@+- alone, and begin with a letter or digit"
@@ -140,14 +156,14 @@ def plain(text: str, option: str) -> str:
 
 
 def posted_to(url: str, name: str) -> str:
-    """Return the address to which a sender posts: the receiver's public address, with the path of the source.
+    """Return the address that a sender posts to: the receiver's public address with the path of the source.
 
     Raises:
       CimlError: it is not an address of https or http.
     """
     want = "the public address of the receiver, such as https://ci.example.org"
-    found = parts_of(url, "--url", want, ("https", "http"))
-    return f"{url.rstrip('/')}/hooks/{name}" if found.path.strip("/") == "" else url
+    parts = parts_of(url, "--url", want, ("https", "http"))
+    return url if parts.path.strip("/") else f"{url.rstrip('/')}/hooks/{name}"
 
 
 def places(logs: tuple[str, ...], internal: bool = False) -> dict[str, tuple[str, ...]]:
@@ -155,113 +171,43 @@ def places(logs: tuple[str, ...], internal: bool = False) -> dict[str, tuple[str
 
     Args:
       logs: addresses, hosts, ``s3://`` prefixes or folders.
-      internal: whether the names of hosts have private addresses.
+      internal: whether the host names resolve to private addresses.
 
     Raises:
-      CimlError: one is none of these.
+      CimlError: an entry is none of these.
     """
-    found: dict[str, list[str]] = {}
-    for one in logs:
-        if one.startswith("/"):
-            found.setdefault("file_roots", []).append(one)
+    lists: dict[str, list[str]] = {}
+    for place in logs:
+        if place.startswith("/"):
+            lists.setdefault("file_roots", []).append(place)
             continue
         want = "https://HOST, http://HOST:PORT, s3://BUCKET/PREFIX or a folder"
-        address = parts_of(one if "//" in one else f"https://{one}", "--logs", want, ("https", "http", "s3"))
+        address = parts_of(place if "//" in place else f"https://{place}", "--logs", want, ("https", "http", "s3"))
         if address.scheme == "s3":
-            found.setdefault("s3_prefixes", []).append(one.rstrip("/"))
+            lists.setdefault("s3_prefixes", []).append(place.rstrip("/"))
         else:
             host = address.netloc if address.scheme == "https" else f"http://{address.netloc}"
-            found.setdefault("private_hosts" if internal else "hosts", []).append(host)
-    return {key: tuple(dict.fromkeys(items)) for key, items in found.items()}
+            lists.setdefault("private_hosts" if internal else "hosts", []).append(host)
+    return {key: tuple(dict.fromkeys(items)) for key, items in lists.items()}
 
 
-_APP = """
-Organisation or account: Settings > Developer settings > GitHub Apps, the App @APP@
-  Webhook                 not active
-  Repository permissions  Checks: Read and write
-                          Pull requests: Read-only
-  Private keys            generate one, and store it in @SECRET@ (mode 0600)
-  Install App             on the repositories whose runs ciml answers
-"""
-
-_GITHUB_ACCOUNT = """
-An account of its own for ciml: Settings > Developer settings > Fine-grained tokens
-  Repository access       those whose runs ciml answers
-  Repository permissions  Pull requests: Read and write
-  Token                   store it in @SECRET@ (mode 0600)
-"""
-
-_GITLAB_ACCOUNT = """
-Project or group: Settings > Access tokens > Add new token
-  Role                    Reporter
-  Scopes                  api
-  Token                   store it in @SECRET@ (mode 0600)
-"""
-
-_GERRIT_ACCOUNT = """
-# prints a new HTTP password; store it in @SECRET@ (mode 0600)
-ssh -p @PORT@ ADMIN@@HOST@ gerrit set-account --generate-http-password @USER@
-"""
-
-
-def feedback_of_github(connection: Connection, api: str, app: int = 0, ca_file: str = "") -> Connection:
-    """Return the connection with feedback on its pull requests.
+def with_feedback(
+    connection: Connection, kind: str, keys: Mapping[str, Any], needed: NeededFile, *pastes: Paste
+) -> Connection:
+    """Return the connection with feedback to a review system.
 
     Args:
-      connection: of GitHub.
-      api: the address of the REST API, "" for that of github.com.
-      app: id of the App that writes check runs; 0 for a token that writes comments.
-      ca_file: certificates that sign the server's.
+      connection: the connection of the CI system.
+      kind: kind of the review system.
+      keys: further keys of its table; empty values are left out.
+      needed: the file of its secret.
+      pastes: further texts for the other side.
     """
-    secret = f"secrets/{connection.name}-feedback"
-    keys = ({"api": api} if api else {}) | ({"app": app} if app else {}) | ({"ca_file": ca_file} if ca_file else {})
-    if app:
-        needed = NeededFile(secret, f"the private key that GitHub makes for the App {app}")
-        paste = Paste("GitHub, the App that writes check runs", filled_in(_APP, app=str(app), secret=secret))
-    else:
-        needed = NeededFile(secret, "a fine-grained token with the permission Pull requests: write")
-        paste = Paste("GitHub, the token that writes comments", filled_in(_GITHUB_ACCOUNT, secret=secret))
-    return _with(connection, "github", keys, needed, paste)
-
-
-def feedback_of_gitlab(connection: Connection, server: str, ca_file: str = "") -> Connection:
-    """Return the connection with feedback on its merge requests; ``server`` is the address of GitLab."""
-    secret = f"secrets/{connection.name}-feedback"
-    needed = NeededFile(secret, "a project or group access token with the scope api and the role Reporter")
-    paste = Paste("GitLab, the token that writes notes", filled_in(_GITLAB_ACCOUNT, secret=secret))
-    keys = {"server": server} | ({"ca_file": ca_file} if ca_file else {})
-    return _with(connection, "gitlab", keys, needed, paste)
-
-
-def feedback_of_gerrit(connection: Connection, rest: str, password_file: str = "") -> Connection:
-    """Return the connection with feedback on the changes of its Gerrit.
-
-    Args:
-      connection: of Gerrit.
-      rest: the address of Gerrit.
-      password_file: the HTTP password of the user of SSH.
-    """
-    address = urlsplit(str(connection.source["ssh"]))
-    user = address.username or ""
-    host = address.hostname or ""
-    port = str(address.port or 29418)
-    secret = password_file or f"secrets/{connection.name}-gerrit-http"
-    text = filled_in(_GERRIT_ACCOUNT, secret=secret, host=host, port=port, user=user)
-    needed = NeededFile(secret, f"the HTTP password of the user {user}; the command below makes it")
-    also = (
-        f"The user {user} comments without a vote: it must be able to read the changes, and needs no right to a label.",
-    )
-    return _with(
-        replace(connection, also=(*connection.also, *also)),
-        "gerrit",
-        {"url": rest, "user": user},
-        needed,
-        *(() if password_file else (Paste("Gerrit, an HTTP password for the account", text, "shell"),)),
-    )
-
-
-def _with(connection: Connection, kind: str, keys: Mapping[str, Any], needed: NeededFile, *pastes: Paste) -> Connection:
-    system = {"kind": kind, "name": connection.name, "sources": [connection.name], **keys, "secret_file": needed.path}
+    table = {"kind": kind, "name": connection.name, "sources": [connection.name]}
+    table |= {key: value for key, value in keys.items() if value}
     return replace(
-        connection, feedback=system, needed=(*connection.needed, needed), pastes=(*connection.pastes, *pastes)
+        connection,
+        feedback={**table, "secret_file": needed.path},
+        needed=(*connection.needed, needed),
+        pastes=(*connection.pastes, *pastes),
     )

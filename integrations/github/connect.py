@@ -1,4 +1,4 @@
-"""GitHub: a webhook of workflow jobs and what concerns them, and a workflow that keeps its telemetry."""
+"""Connect GitHub: a webhook of workflow jobs and their reviews, a workflow that keeps telemetry, and feedback."""
 
 from __future__ import annotations
 
@@ -6,49 +6,18 @@ from ciml.integrations.connect import (
     BEHIND_PROXY,
     Connection,
     NeededFile,
-    Paste,
     SecretFile,
-    filled_in,
     parts_of,
+    paste,
     posted_to,
+    with_feedback,
 )
 
 API = "https://api.github.com"
-
-_HOOK = """
-Repository, organisation or app: Settings > Webhooks > Add webhook
-  Payload URL       @URL@
-  Content type      application/json
-  Secret            the content of @SECRET@
-  SSL verification  enabled
-  Events            Let me select individual events:
-                    Workflow jobs, Workflow runs, Pushes, Pull requests, Pull request
-                    reviews, and Merge groups for a merge queue
-Repository: Settings > Rules, for the branches that the trust policy names
-  Require a pull request, with approval of the most recent reviewable push;
-  dismiss stale approvals; restrict who may create tags of the same names
-"""
-
-_WORKFLOW = """
-jobs:
-  test:
-    runs-on: ubuntu-latest
-    steps:
-      - uses: actions/checkout@v4
-      # ciml[record] is installed in the runner's image, or here
-      - run: ciml record @SENDS@--log-dir telemetry -- make test
-@ENVIRONMENT@      - uses: actions/upload-artifact@v4
-        if: always()
-        with:
-          name: @ARTIFACT@
-          path: telemetry
-"""
-
-# A recorder that has a broker reports the run of the webhook, too.
+#: A recorder that has a broker also reports the run of the webhook.
 _ENVIRONMENT = """        env:
           CIML_RUN_ID: ${{ job.check_run_id }}
 """
-
 _RIGHTS = "a fine-grained token with the permission Actions: read, of the repositories that send events"
 
 
@@ -56,42 +25,59 @@ def connect(name: str, url: str, api: str = API, *, internal: bool = False, ca_f
     """Return the connection of GitHub.
 
     Args:
-      name: of the source.
-      url: the public address of the receiver.
-      api: the address of the REST API; a GitHub Enterprise Server has ``https://HOST/api/v3``.
-      internal: whether its name has a private address.
-      ca_file: certificates that sign the server's.
+      name: name of the source.
+      url: public address of the receiver.
+      api: address of the REST API; a GitHub Enterprise Server has ``https://HOST/api/v3``.
+      internal: whether its host name resolves to a private address.
+      ca_file: CA certificates of the server.
 
     Raises:
       CimlError: an address is malformed.
     """
-    host = parts_of(api, "--api", f"the address of the REST API, such as {API}", ("https",))
-    own = api.rstrip("/") != API
+    host = parts_of(api, "--api", f"the address of the REST API, such as {API}", ("https",)).netloc
+    is_enterprise = api.rstrip("/") != API
     secret = f"secrets/{name}"
     token = f"secrets/{name}-token"
-    # GitHub Enterprise Server does not tell a job its id: a recorder that sends would report another run.
-    workflow = filled_in(
-        _WORKFLOW,
-        artifact="ciml-${{ github.job }}" if own else "ciml-${{ job.check_run_id }}",
-        sends="--kafka '' " if own else "",
-        environment="" if own else _ENVIRONMENT,
+    # A GitHub Enterprise Server does not tell a job its id, so a recorder that sends would report another run.
+    workflow = paste(
+        "github.workflow",
+        artifact="ciml-${{ github.job }}" if is_enterprise else "ciml-${{ job.check_run_id }}",
+        sends="--kafka '' " if is_enterprise else "",
+        environment="" if is_enterprise else _ENVIRONMENT,
     )
+    redirects = {} if is_enterprise else {"redirect_hosts": ("*.blob.core.windows.net",)}
+    matrix = ("Name the values of a matrix in the artifact: ciml-JOB (VALUE, VALUE).",) if is_enterprise else ()
     return Connection(
         source={"receiver": "webhooks", "name": name, "adapter": "github", "secret_file": secret},
         trust="github",
-        allowed={"private_hosts" if internal else "hosts": (host.netloc,)}
-        | ({} if own else {"redirect_hosts": ("*.blob.core.windows.net",)}),
+        allowed={"private_hosts" if internal else "hosts": (host,), **redirects},
         ca_file=ca_file,
-        credential={"host": host.netloc, "token_file": token},
+        credential={"host": host, "token_file": token},
         secret=SecretFile(secret),
         needed=(NeededFile(token, _RIGHTS),),
-        pastes=(
-            Paste("GitHub, the webhook", filled_in(_HOOK, url=posted_to(url, name), secret=secret)),
-            Paste("GitHub, each workflow (.github/workflows)", workflow, "yaml"),
-        ),
+        pastes=(paste("github.webhook", url=posted_to(url, name), secret=secret), workflow),
         also=(
             BEHIND_PROXY,
             "GitHub does not send a failed delivery again: docs/webhooks.md has the commands that do.",
-            *(("Name the values of a matrix in the artifact: ciml-JOB (VALUE, VALUE).",) if own else ()),
+            *matrix,
         ),
     )
+
+
+def feedback(connection: Connection, api: str, app: int = 0, ca_file: str = "") -> Connection:
+    """Return the connection with feedback on pull requests.
+
+    Args:
+      connection: a connection of GitHub.
+      api: address of the REST API; "" for that of github.com.
+      app: id of the App that writes check runs; 0 for a token that writes comments.
+      ca_file: CA certificates of the server.
+    """
+    secret = f"secrets/{connection.name}-feedback"
+    if app:
+        needed = NeededFile(secret, f"the private key that GitHub makes for the App {app}")
+        text = paste("github.app", app=str(app), secret=secret)
+    else:
+        needed = NeededFile(secret, "a fine-grained token with the permission Pull requests: write")
+        text = paste("github.token", secret=secret)
+    return with_feedback(connection, "github", {"api": api, "app": app, "ca_file": ca_file}, needed, text)

@@ -1,4 +1,4 @@
-"""GitLab: a webhook of jobs, pipelines and merge requests, and a job that keeps its telemetry."""
+"""Connect GitLab: a webhook of jobs, pipelines and merge requests, a job that keeps its telemetry, and feedback."""
 
 from __future__ import annotations
 
@@ -7,33 +7,12 @@ from ciml.integrations.connect import (
     BEHIND_PROXY,
     Connection,
     NeededFile,
-    Paste,
     SecretFile,
-    filled_in,
     parts_of,
+    paste,
     posted_to,
+    with_feedback,
 )
-
-_HOOK = """
-Project or group: Settings > Webhooks > Add new webhook
-  URL               @URL@
-  @FIELD@ the content of @SECRET@
-  Trigger           Job events, Pipeline events, Merge request events; clear Push events
-  SSL verification  enabled
-"""
-
-_JOB = """
-test:
-  script:
-    # ciml[record] is installed in the job's image
-    - ciml record --log-dir telemetry -- make test
-  artifacts:
-    when: always
-    paths: [telemetry/]
-    expire_in: 1 week
-"""
-
-_RIGHTS = "a project or group access token with the scope read_api and the role Reporter"
 
 
 def connect(
@@ -49,13 +28,13 @@ def connect(
     """Return the connection of GitLab.
 
     Args:
-      name: of the source.
-      url: the public address of the receiver.
-      server: the address of GitLab.
-      signed: whether GitLab signs its webhooks; else it sends a secret token.
-      redirects: hosts of the object store to which GitLab redirects downloads.
-      internal: whether its name has a private address.
-      ca_file: certificates that sign the server's.
+      name: name of the source.
+      url: public address of the receiver.
+      server: address of GitLab.
+      signed: whether GitLab signs its webhooks; otherwise it sends a secret token.
+      redirects: hosts of the object store that GitLab redirects downloads to.
+      internal: whether the host name of GitLab resolves to a private address.
+      ca_file: CA certificates of the server.
 
     Raises:
       CimlError: an address is malformed.
@@ -65,8 +44,11 @@ def connect(
     if host.path.strip("/"):
         raise CimlError(f"--server {server!r:.120}: give {want}")
     secret = f"secrets/{name}"
-    token = f"secrets/{name}-token"
+    token = NeededFile(
+        f"secrets/{name}-token", "a project or group access token with the scope read_api and the role Reporter"
+    )
     field = "Signing token    " if signed else "Secret token     "
+    generated = (f"If GitLab generates the signing token, store that one in {secret}.",) if signed else ()
     return Connection(
         source={
             "receiver": "webhooks",
@@ -79,15 +61,20 @@ def connect(
         allowed={"private_hosts" if internal else "hosts": (host.netloc,)}
         | ({"redirect_hosts": redirects} if redirects else {}),
         ca_file=ca_file,
-        credential={"host": host.netloc, "header": "PRIVATE-TOKEN", "token_file": token},
+        credential={"host": host.netloc, "header": "PRIVATE-TOKEN", "token_file": token.path},
         secret=SecretFile(secret, "whsec_" if signed else ""),
-        needed=(NeededFile(token, _RIGHTS),),
+        needed=(token,),
         pastes=(
-            Paste("GitLab, the webhook", filled_in(_HOOK, url=posted_to(url, name), field=field, secret=secret)),
-            Paste("GitLab, each job (.gitlab-ci.yml)", filled_in(_JOB), "yaml"),
+            paste("gitlab.webhook", url=posted_to(url, name), field=field, secret=secret),
+            paste("gitlab.job"),
         ),
-        also=(
-            BEHIND_PROXY,
-            *((f"If GitLab generates the signing token, store that one in {secret}.",) if signed else ()),
-        ),
+        also=(BEHIND_PROXY, *generated),
     )
+
+
+def feedback(connection: Connection, server: str, ca_file: str = "") -> Connection:
+    """Return the connection with feedback on merge requests; ``server`` is the address of GitLab."""
+    secret = f"secrets/{connection.name}-feedback"
+    needed = NeededFile(secret, "a project or group access token with the scope api and the role Reporter")
+    keys = {"server": server, "ca_file": ca_file}
+    return with_feedback(connection, "gitlab", keys, needed, paste("gitlab.token", secret=secret))

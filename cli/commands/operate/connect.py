@@ -243,7 +243,6 @@ def github(
       ciml connect github --url https://ci.example.org --wait --data-path data
       ciml connect github --url https://ci.example.org --feedback --app 12345
     """
-    from ciml.integrations.connect import feedback_of_github
     from ciml.integrations.github import connect as system
 
     if app and not feedback:
@@ -251,7 +250,7 @@ def github(
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
     made = system.connect(name, address, api or system.API, internal=internal, ca_file=ca_file or "")
     if feedback:
-        made = feedback_of_github(made, api or "", app or 0, ca_file or "")
+        made = system.feedback(made, api or "", app or 0, ca_file or "")
     return finish(made, **rest)
 
 
@@ -288,7 +287,6 @@ def gitlab(
       ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org
       ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org --feedback
     """
-    from ciml.integrations.connect import feedback_of_gitlab
     from ciml.integrations.gitlab import connect as system
 
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
@@ -296,7 +294,7 @@ def gitlab(
         name, address, server, signed=signed, redirects=redirects, internal=internal, ca_file=ca_file or ""
     )
     if feedback:
-        made = feedback_of_gitlab(made, server, ca_file or "")
+        made = system.feedback(made, server, ca_file or "")
     return finish(made, **rest)
 
 
@@ -346,7 +344,7 @@ def zuul(
     places = logs or (asked(None, "--logs", "host of build logs", "https://logs.example.org"),)
     prefix = rest.pop("prefix")
     internal = rest.pop("internal")
-    made = system.connect_zuul(
+    made = system.connect(
         name,
         address,
         places,
@@ -394,11 +392,10 @@ def gerrit(
       ciml connect gerrit --name zuul --ssh ssh://ciml@review.example.org --rest https://review.example.org
       ciml connect gerrit --ssh ssh://ciml@review.example.org --rest https://review.example.org --feedback
     """
-    from ciml.integrations.connect import feedback_of_gerrit
-    from ciml.integrations.zuul import connect as system
+    from ciml.integrations.gerrit import connect as system
 
     address = asked(ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
-    made = system.connect_gerrit(
+    made = system.connect(
         name,
         address,
         rest=rest_url or "",
@@ -408,7 +405,7 @@ def gerrit(
     )
     if feedback:
         url = asked(rest_url, "--rest", "address of Gerrit's REST API", "https://review.example.org")
-        made = feedback_of_gerrit(made, url, password_file or "")
+        made = system.feedback(made, url, password_file or "")
     return finish(made, **rest)
 
 
@@ -431,11 +428,11 @@ def tekton(name: str, url: str | None, logs: str | None, client: str, **rest: An
     Example:
       ciml connect tekton --url https://ci.example.org --logs s3://cilogs/tekton --client CN=tekton-events
     """
-    from ciml.integrations import connect_cloudevents as system
+    from ciml.integrations import tekton as system
 
     address = asked(url, "--url", "address of the receiver or its proxy", "https://ci.example.org")
     prefix = asked(logs, "--logs", "prefix at which steps store their telemetry", "s3://cilogs/tekton")
-    return finish(system.connect_tekton(name, address, prefix, client), **rest)
+    return finish(system.connect(name, address, prefix, client), **rest)
 
 
 @click.command("jenkins")
@@ -453,11 +450,11 @@ def jenkins(name: str, url: str | None, server: str | None, internal: bool, clie
     Example:
       ciml connect jenkins --url https://ci.example.org --server https://jenkins.example.org --client CN=jenkins
     """
-    from ciml.integrations import connect_cloudevents as system
+    from ciml.integrations import jenkins as system
 
     address = asked(url, "--url", "address of the receiver or its proxy", "https://ci.example.org")
     host = asked(server, "--server", "address of Jenkins", "https://jenkins.example.org")
-    return finish(system.connect_jenkins(name, address, host, client, internal=internal), **rest)
+    return finish(system.connect(name, address, host, client, internal=internal), **rest)
 
 
 @click.group("connect", commands=[github, gitlab, zuul, gerrit, tekton, jenkins])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ciml.integrations import connect as feedback
-from ciml.integrations import connect_cloudevents
+from ciml.integrations import jenkins, tekton
 from ciml.integrations.connect import Connection
+from ciml.integrations.gerrit import connect as gerrit
 from ciml.integrations.github import connect as github
 from ciml.integrations.gitlab import connect as gitlab
 from ciml.integrations.zuul import connect as zuul
@@ -17,23 +17,23 @@ ALL: Mapping[str, Connection] = {
     "github-server": github.connect("ghes", URL, "https://git.example.org/api/v3"),
     "gitlab": gitlab.connect("gitlab", URL, "https://gitlab.example.org"),
     "gitlab-signed": gitlab.connect("gitlab", URL, "https://gl.example.org", signed=True, redirects=("s3.ex.org",)),
-    "zuul": zuul.connect_zuul("zuul", "mqtts://mqtt.example.org", ("https://logs.example.org",)),
-    "zuul-plain": zuul.connect_zuul(
+    "zuul": zuul.connect("zuul", "mqtts://mqtt.example.org", ("https://logs.example.org",)),
+    "zuul-plain": zuul.connect(
         "zuul-two", "mqtt://10.0.0.1:1884", ("http://10.0.0.2:8080",), password_file="/run/password", pipelines=("own",)
     ),
-    "gerrit": zuul.connect_gerrit("zuul", "ssh://ciml@review.example.org", rest="https://review.example.org"),
-    "tekton": connect_cloudevents.connect_tekton("tekton", URL, "s3://cilogs/tekton", "CN=tekton"),
-    "tekton-unproved": connect_cloudevents.connect_tekton("tekton", URL, "s3://cilogs/tekton"),
-    "jenkins": connect_cloudevents.connect_jenkins("jenkins", URL, "https://jenkins.example.org", "CN=jenkins"),
-    "github-feedback": feedback.feedback_of_github(github.connect("github", URL), ""),
-    "github-app": feedback.feedback_of_github(
+    "gerrit": gerrit.connect("zuul", "ssh://ciml@review.example.org", rest="https://review.example.org"),
+    "tekton": tekton.connect("tekton", URL, "s3://cilogs/tekton", "CN=tekton"),
+    "tekton-unproved": tekton.connect("tekton", URL, "s3://cilogs/tekton"),
+    "jenkins": jenkins.connect("jenkins", URL, "https://jenkins.example.org", "CN=jenkins"),
+    "github-feedback": github.feedback(github.connect("github", URL), ""),
+    "github-app": github.feedback(
         github.connect("ghes", URL, "https://git.example.org/api/v3"), "https://git.example.org/api/v3", 12345
     ),
-    "gitlab-feedback": feedback.feedback_of_gitlab(
+    "gitlab-feedback": gitlab.feedback(
         gitlab.connect("gitlab", URL, "https://gitlab.example.org"), "https://gitlab.example.org"
     ),
-    "gerrit-feedback": feedback.feedback_of_gerrit(
-        zuul.connect_gerrit("zuul", "ssh://ciml@review.example.org:29419", rest="https://review.example.org"),
+    "gerrit-feedback": gerrit.feedback(
+        gerrit.connect("zuul", "ssh://ciml@review.example.org:29419", rest="https://review.example.org"),
         "https://review.example.org",
     ),
 }  # fmt: skip

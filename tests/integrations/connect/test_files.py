@@ -13,7 +13,6 @@ from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from ciml.integrations import connect_files as written_files
 from ciml.integrations.config import load_receivers
-from ciml.integrations.connect import feedback_of_github
 from ciml.integrations.connect_files import FEEDBACK, FETCH, RECEIVERS, TRUST, with_items, without_blocks, write
 from ciml.integrations.github import connect as github
 from ciml.integrations.github.review import GitHubSystem
@@ -111,7 +110,7 @@ def test_feedback_is_added_once_and_to_an_own_configuration(name: str, tmp_path:
 def test_another_review_system_of_the_name_needs_force(tmp_path: Path) -> None:
     write(tmp_path, ALL["github-feedback"])
     before = snapshot(tmp_path)
-    other = feedback_of_github(github.connect("github", URL), "", 7)
+    other = github.feedback(github.connect("github", URL), "", 7)
     with pytest.raises(CimlError, match="system github is there with other values of app; give --force"):
         write(tmp_path, other)
     assert snapshot(tmp_path) == before
@@ -167,7 +166,7 @@ def test_rules_are_added_to_a_policy_whose_own_rules_keep_their_meaning(tmp_path
 def test_another_source_of_the_name_needs_force(tmp_path: Path) -> None:
     write(tmp_path, ALL["zuul"])
     write(tmp_path, ALL["gerrit"])
-    other = zuul.connect_zuul("zuul", "mqtts://other.example.org", ("https://logs.example.org",))
+    other = zuul.connect("zuul", "mqtts://other.example.org", ("https://logs.example.org",))
     before = snapshot(tmp_path)
     with pytest.raises(CimlError, match="source zuul is there with other values of broker; give --force"):
         write(tmp_path, other)
