@@ -40,10 +40,10 @@ class Delivery(NamedTuple):
         Raises:
           RejectedInput: ``broken_json``, or ``bad_field`` where it is no object.
         """
-        found = parse_json(self.body)
-        if type(found) is not dict:
-            raise RejectedInput("bad_field", f"want an object, not {kind_of(found)}")
-        return found
+        value = parse_json(self.body)
+        if type(value) is not dict:
+            raise RejectedInput("bad_field", f"want an object, not {kind_of(value)}")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,10 @@ def reading(event_id: str, kind: str, time: str | float | None, said: Said) -> R
         return Ignored(event_id, kind, said)
     if not said:
         return Ignored(event_id, kind, NOTHING)
-    runs = tuple(one for one in said if isinstance(one, Run))
-    return Reading(event_id, kind, time, runs, tuple(one for one in said if isinstance(one, RunUpdate)))
+    runs = tuple(statement for statement in said if isinstance(statement, Run))
+    return Reading(
+        event_id, kind, time, runs, tuple(statement for statement in said if isinstance(statement, RunUpdate))
+    )
 
 
 @dataclass(frozen=True, slots=True)

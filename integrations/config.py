@@ -312,7 +312,7 @@ def load_receivers(path: str | Path) -> Receivers:
     }
     if value:
         raise CimlError(f"{path}: {next(iter(value))!r:.80}: unknown key; choose from source, {', '.join(TABLES)}")
-    sources = tuple(_source(path, number, each) for number, each in enumerate(listed, 1))
+    sources = tuple(_source(path, number, table) for number, table in enumerate(listed, 1))
     _check_different(path, sources)
     return Receivers(Path(path), sources, **tables)
 

@@ -56,17 +56,17 @@ def with_table(text: str, header: str, keys: Mapping[str, Any]) -> str:
 def without_blocks(text: str, header: str, keys: Mapping[str, Any]) -> str:
     """Return the text without the tables ``header`` that have these keys and values."""
     blocks = re.split(r"(?m)^(?=\[)", text)
-    kept = [block for block in blocks if not (block.startswith(header) and _has(block, keys))]
-    return "".join(kept)
+    remaining = [block for block in blocks if not (block.startswith(header) and _has(block, keys))]
+    return "".join(remaining)
 
 
 def _has(block: str, keys: Mapping[str, Any]) -> bool:
     try:
-        (found,) = tomllib.loads(block).values()
+        (table,) = tomllib.loads(block).values()
     except ValueError:
         return False
-    found = found[0] if isinstance(found, list) else found
-    return all(found.get(key) == value for key, value in keys.items())
+    table = table[0] if isinstance(table, list) else table
+    return all(table.get(key) == value for key, value in keys.items())
 
 
 def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
@@ -86,19 +86,19 @@ def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
     new = [item for item in items if item not in present]
     if not new:
         return text
-    listed = ", ".join(_value(key, item) for item in new)
+    added = ", ".join(_value(key, item) for item in new)
     if key in before:
         changed = re.sub(
-            rf"(?m)^({key}\s*=\s*\[)", lambda found: f"{found[1]}{listed}{', ' if present else ''}", text, count=1
+            rf"(?m)^({key}\s*=\s*\[)", lambda found: f"{found[1]}{added}{', ' if present else ''}", text, count=1
         )
     else:
-        changed = _on_top(text, f"{key} = [{listed}]\n")
+        changed = _on_top(text, f"{key} = [{added}]\n")
     try:
         same = tomllib.loads(changed) == {**before, key: [*new, *present]}
     except ValueError:
         same = False
     if not same:
-        raise CimlError(f"{where}: {key}: cannot be extended by ciml; add {listed} by hand")
+        raise CimlError(f"{where}: {key}: cannot be extended by ciml; add {added} by hand")
     return changed
 
 
@@ -113,8 +113,8 @@ def with_key(text: str, key: str, value: str | int, where: str) -> str:
 def _on_top(text: str, line: str) -> str:
     """Return the text with a line after its first comment: before all tables, so it is a key of the top level."""
     comment = re.match(r"(?:#.*\n|\n)*", text)
-    at = comment.end() if comment else 0
-    return f"{text[:at]}{line}{text[at:]}"
+    position = comment.end() if comment else 0
+    return f"{text[:position]}{line}{text[position:]}"
 
 
 RECEIVERS = "receivers.toml"
@@ -164,15 +164,15 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
     }
     if texts[RECEIVERS] is not None:
         load_receivers(folder / RECEIVERS)  # a fault that was there before is named in its own file
-    done = [_secret(folder, connection.secret)] if connection.secret else []
+    changes = [_secret(folder, connection.secret)] if connection.secret else []
     for name, text in new.items():
         if text == (texts[name] or ""):
             concerned = text and (name != FEEDBACK or connection.feedback)
-            done += [Written(folder / name, "unchanged")] if concerned else []
+            changes += [Written(folder / name, "unchanged")] if concerned else []
             continue
         _replace(folder / name, text.encode(), _mode(folder / name))
-        done.append(Written(folder / name, "made" if texts[name] is None else "extended"))
-    return done
+        changes.append(Written(folder / name, "made" if texts[name] is None else "extended"))
+    return changes
 
 
 def receivers_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
@@ -182,17 +182,17 @@ def receivers_text(text: str, connection: Connection, where: str, *, force: bool
     if connection.receiver not in SOURCES:
         raise CimlError(f"there is no receiver {connection.receiver!r}; choose from {', '.join(SOURCES)}")
     SOURCES[connection.receiver].from_json(keys, f"source {connection.name}")
-    found = parse_toml(text, where)
+    document = parse_toml(text, where)
     same = {"receiver": source["receiver"], "name": source["name"]}
-    listed = [each for each in found.get("source", []) if same.items() <= each.items()]
-    if source in listed:
+    same_name = [table for table in document.get("source", []) if same.items() <= table.items()]
+    if source in same_name:
         return text
-    text = _without_other(text or _COMMENT[RECEIVERS], "source", source, same, listed, where, force)
+    text = _without_other(text or _COMMENT[RECEIVERS], "source", source, same, same_name, where, force)
     for name, needed in (("webhooks", connection.webhooks),):
-        if needed and name not in found:
+        if needed and name not in document:
             TABLES[name].from_json(needed, f"[{name}]")
             text = with_table(text, f"[{name}]", needed)
-        elif needed and not needed.items() <= found[name].items():
+        elif needed and not needed.items() <= document[name].items():
             missing = ", ".join(f"{key} = {value}" for key, value in needed.items())
             raise CimlError(f"{where}: [{name}]: set {missing}, the addresses of your proxies, and connect again")
     return with_table(text, "[[source]]", source)
@@ -206,11 +206,11 @@ def feedback_text(text: str, connection: Connection, where: str, *, force: bool 
         return text
     system = dict(connection.feedback)
     kinds()[system["kind"]].from_json(_without_kind(system), f"system {connection.name}")
-    listed = [each for each in parse_toml(text, where).get("system", []) if each.get("name") == system["name"]]
-    if system in listed:
+    same_name = [table for table in parse_toml(text, where).get("system", []) if table.get("name") == system["name"]]
+    if system in same_name:
         return text
     same = {"name": system["name"]}
-    text = _without_other(text or _COMMENT[FEEDBACK], "system", system, same, listed, where, force)
+    text = _without_other(text or _COMMENT[FEEDBACK], "system", system, same, same_name, where, force)
     return with_table(text, "[[system]]", system)
 
 
@@ -237,14 +237,14 @@ def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> s
     """Return the fetch policy with the places of a connection's logs. Raises as `write`."""
     if not connection.allowed and not connection.credential:
         return text
-    found = parse_toml(text, where)
+    document = parse_toml(text, where)
     text = text or _COMMENT[FETCH]
     for key, items in connection.allowed.items():
         text = with_items(text, key, items, where)
     if connection.ca_file:
         text = with_key(text, "ca_file", connection.ca_file, where)
     credential: dict[str, Any] = dict(connection.credential)
-    if credential and not any(each.get("host") == credential["host"] for each in found.get("credentials", [])):
+    if credential and not any(table.get("host") == credential["host"] for table in document.get("credentials", [])):
         credential["token_file"] = str(folder / credential["token_file"])
         text = with_table(text, "[[credentials]]", credential)
     return text
@@ -252,8 +252,8 @@ def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> s
 
 def trust_text(text: str, connection: Connection, where: str) -> str:
     """Return the trust policy with sample rules for a source, unless it has rules for it. Raises as `write`."""
-    found = parse_toml(text, where).get("rule", [])
-    if any(connection.name in _globs(each) for each in found):
+    rules = parse_toml(text, where).get("rule", [])
+    if any(connection.name in _globs(own_rule) for own_rule in rules):
         return text
     sample = files("ciml.integrations").joinpath(f"trust_{connection.trust}.toml").read_text()
     sample = re.sub(r'(?m)^source = \["(?!backfill")[a-z]+"\]', f'source = ["{connection.name}"]', sample)
@@ -262,7 +262,7 @@ def trust_text(text: str, connection: Connection, where: str) -> str:
     if not text:
         return sample
     text = _with_path_globs(text, where)
-    names = {each.get("name") for each in found}
+    names = {own_rule.get("name") for own_rule in rules}
     for block in re.split(r"(?m)^(?=\[\[rule\]\])", sample)[1:]:
         (rule,) = parse_toml(block, where)["rule"]
         if rule["name"] == "listing" and "listing" in names:
@@ -324,8 +324,8 @@ def _secret(folder: Path, secret: SecretFile) -> Written:
         return Written(path, "unchanged", todo)
     value = secrets.token_bytes(_SECRET_BYTES)
     text = secret.prefix + (base64.b64encode(value).decode() if secret.prefix else value.hex())
-    made = _replace(path, text.encode() + b"\n", 0o600, exclusively=True)
-    return Written(path, "made" if made else "unchanged")
+    is_new = _replace(path, text.encode() + b"\n", 0o600, exclusively=True)
+    return Written(path, "made" if is_new else "unchanged")
 
 
 def _replace(path: Path, content: bytes, mode: int, *, exclusively: bool = False) -> bool:

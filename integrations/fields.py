@@ -32,14 +32,14 @@ def value(body: Mapping[str, Any], *path: str) -> Any:
     Raises:
       RejectedInput: ``bad_field``, where something on its way is no object.
     """
-    found: Any = body
+    current: Any = body
     for depth, name in enumerate(path):
-        if found is None:
+        if current is None:
             return None
-        if type(found) is not dict:
-            raise RejectedInput("bad_field", f"{'.'.join(path[:depth])}: want an object, not {kind_of(found)}")
-        found = found.get(name)
-    return found
+        if type(current) is not dict:
+            raise RejectedInput("bad_field", f"{'.'.join(path[:depth])}: want an object, not {kind_of(current)}")
+        current = current.get(name)
+    return current
 
 
 def inner(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
@@ -48,16 +48,16 @@ def inner(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
     Raises:
       RejectedInput: ``missing_field``, or ``bad_field`` for another type.
     """
-    found = value(body, *path)
-    if found is None:
+    content = value(body, *path)
+    if content is None:
         raise RejectedInput("missing_field", ".".join(path))
-    return _mapping(found, path)
+    return _mapping(content, path)
 
 
 def maybe(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
     """Return an object; an empty one where it is absent or null. Raises `RejectedInput` ``bad_field``."""
-    found = value(body, *path)
-    return _EMPTY if found is None else _mapping(found, path)
+    content = value(body, *path)
+    return _EMPTY if content is None else _mapping(content, path)
 
 
 def objects(body: Mapping[str, Any], *path: str, most: int) -> Sequence[Mapping[str, Any]]:
@@ -66,15 +66,15 @@ def objects(body: Mapping[str, Any], *path: str, most: int) -> Sequence[Mapping[
     Raises:
       RejectedInput: ``bad_field``, or ``too_many_runs`` for more than ``most``.
     """
-    found = value(body, *path)
-    if found is None:
+    entries = value(body, *path)
+    if entries is None:
         return ()
     where = ".".join(path)
-    if type(found) is not list:
-        raise RejectedInput("bad_field", f"{where}: want a list, not {kind_of(found)}")
-    if len(found) > most:
-        raise RejectedInput("too_many_runs", f"{where}: {len(found)} entries, at most {most}")
-    return [_mapping(one, (*path[:-1], f"{path[-1]}[{index}]")) for index, one in enumerate(found)]
+    if type(entries) is not list:
+        raise RejectedInput("bad_field", f"{where}: want a list, not {kind_of(entries)}")
+    if len(entries) > most:
+        raise RejectedInput("too_many_runs", f"{where}: {len(entries)} entries, at most {most}")
+    return [_mapping(entry, (*path[:-1], f"{path[-1]}[{index}]")) for index, entry in enumerate(entries)]
 
 
 def words(body: Mapping[str, Any], *path: str, most: int = 100) -> tuple[str, ...]:
@@ -83,13 +83,13 @@ def words(body: Mapping[str, Any], *path: str, most: int = 100) -> tuple[str, ..
     Raises:
       RejectedInput: ``bad_field``, for another type or for more than ``most``.
     """
-    found = value(body, *path)
-    if found is None:
+    entries = value(body, *path)
+    if entries is None:
         return ()
     where = ".".join(path)
-    if type(found) is not list or len(found) > most:
+    if type(entries) is not list or len(entries) > most:
         raise RejectedInput("bad_field", f"{where}: want a list of at most {most} texts")
-    return tuple(text({"": one}, "", f"{where}[{index}]") for index, one in enumerate(found))
+    return tuple(text({"": entry}, "", f"{where}[{index}]") for index, entry in enumerate(entries))
 
 
 def natural(body: Mapping[str, Any], *path: str) -> int:
@@ -98,12 +98,12 @@ def natural(body: Mapping[str, Any], *path: str) -> int:
     Raises:
       RejectedInput: ``missing_field``, or ``bad_field`` for anything else.
     """
-    found = value(body, *path)
-    if found is None:
+    number = value(body, *path)
+    if number is None:
         raise RejectedInput("missing_field", ".".join(path))
-    if type(found) is not int or not 1 <= found < 1 << 63:
-        raise RejectedInput("bad_field", f"{'.'.join(path)}: want a whole number from 1, not {kind_of(found)}")
-    return found
+    if type(number) is not int or not 1 <= number < 1 << 63:
+        raise RejectedInput("bad_field", f"{'.'.join(path)}: want a whole number from 1, not {kind_of(number)}")
+    return number
 
 
 def word(body: Mapping[str, Any], *path: str) -> str:
@@ -117,10 +117,10 @@ def word(body: Mapping[str, Any], *path: str) -> str:
 
 def needed(body: Mapping[str, Any], *path: str) -> str:
     """Return a text as `word` does. Raises `RejectedInput` ``missing_field`` where it is absent or empty."""
-    found = word(body, *path)
-    if not found or found.isspace():
+    content = word(body, *path)
+    if not content or content.isspace():
         raise RejectedInput("missing_field", ".".join(path))
-    return found
+    return content
 
 
 def branch_name(body: Mapping[str, Any], *path: str) -> str:
@@ -151,14 +151,14 @@ def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
     Raises:
       RejectedInput: ``bad_time``.
     """
-    found = value(body, *path)
-    if found in ("", _NO_TIME):
+    time = value(body, *path)
+    if time in ("", _NO_TIME):
         return None
-    if type(found) is str and (spaced := _SPACED_TIME.fullmatch(found)):
+    if type(time) is str and (spaced := _SPACED_TIME.fullmatch(time)):
         day, clock, hours, minutes = spaced.groups()
-        found = f"{day}T{clock}{f'{hours}:{minutes}' if hours else 'Z'}"
-    time_us({path[-1]: found}, path[-1], "".join(f"{name}." for name in path[:-1]))
-    checked: str | float | None = found
+        time = f"{day}T{clock}{f'{hours}:{minutes}' if hours else 'Z'}"
+    time_us({path[-1]: time}, path[-1], "".join(f"{name}." for name in path[:-1]))
+    checked: str | float | None = time
     return checked
 
 
@@ -184,7 +184,9 @@ def joined(*parts: str) -> str:
 
 def filled(**fields: Any) -> dict[str, Any]:
     """Return the fields that hold something."""
-    return {name: found for name, found in fields.items() if found is not None and found != "" and found != ()}
+    return {
+        name: content for name, content in fields.items() if content is not None and content != "" and content != ()
+    }
 
 
 def change_subjects(project: str, number: str, patchset: str) -> tuple[str, ...]:
@@ -240,5 +242,5 @@ def _mapping(found: Any, path: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _text(body: Mapping[str, Any], path: Sequence[str], limit: int) -> str:
-    found = value(body, *path)
-    return text({path[-1]: found}, path[-1], "".join(f"{name}." for name in path[:-1]), limit)
+    content = value(body, *path)
+    return text({path[-1]: content}, path[-1], "".join(f"{name}." for name in path[:-1]), limit)

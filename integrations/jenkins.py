@@ -124,20 +124,20 @@ def _names(data: Mapping[str, Any]) -> tuple[list[str], str]:
 
 def _times(data: Mapping[str, Any], phase: Phase) -> tuple[float | None, float | None]:
     """Return start and end. ``timestamp`` is the time of the event, ``duration`` that of the build, in milliseconds."""
-    at = _seconds(data, "timestamp")
+    event_s = _seconds(data, "timestamp")
     duration = _seconds(data, "duration")
-    if phase == "started" or at is None:
-        return at, None
-    return at - duration if duration else None, at
+    if phase == "started" or event_s is None:
+        return event_s, None
+    return event_s - duration if duration else None, event_s
 
 
 def _seconds(data: Mapping[str, Any], name: str) -> float | None:
-    found = value(data, "build", name)
-    if found is None:
+    milliseconds = value(data, "build", name)
+    if milliseconds is None:
         return None
-    if type(found) is not int or not 0 <= found < 1 << 53:
-        raise RejectedInput("bad_field", f"build.{name}: want milliseconds, not {kind_of(found)}")
-    return found / 1000
+    if type(milliseconds) is not int or not 0 <= milliseconds < 1 << 53:
+        raise RejectedInput("bad_field", f"build.{name}: want milliseconds, not {kind_of(milliseconds)}")
+    return milliseconds / 1000
 
 
 ADAPTER = Adapter("jenkins", HEADERS, read)

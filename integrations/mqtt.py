@@ -65,9 +65,9 @@ class Frames:
         """
         while data:
             if self._left:
-                taken = min(self._left, len(data))
-                self._left = self._left - taken
-                data = data[taken:]
+                size = min(self._left, len(data))
+                self._left = self._left - size
+                data = data[size:]
                 continue
             first = data[0]
             data = data[1:]
@@ -175,7 +175,7 @@ class MqttSession(Session):
         """Return a client that is not connected."""
         source = self._source
         old = source.version == "3.1.1"
-        made = BoundedClient(
+        client = BoundedClient(
             source.max_bytes + _FRAME_BYTES,
             CallbackAPIVersion.VERSION2,
             source.client_id or f"ciml-{source.name}",
@@ -184,13 +184,13 @@ class MqttSession(Session):
             reconnect_on_failure=False,
             manual_ack=True,
         )
-        made.connect_timeout = _CONNECT_S
+        client.connect_timeout = _CONNECT_S
         if self._tls is not None:
-            made.tls_set_context(self._tls)
+            client.tls_set_context(self._tls)
         if source.user:
             keys = self._secrets.keys()  # while a password is replaced: the other one after a refusal
-            made.username_pw_set(source.user, keys[self._refusals % len(keys)].decode())
-        return made
+            client.username_pw_set(source.user, keys[self._refusals % len(keys)].decode())
+        return client
 
     def connect(self, client: mqtt.Client) -> None:
         """Connect, and go on with the session."""

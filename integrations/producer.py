@@ -61,18 +61,18 @@ class DeliveryProducer:
           A future that ends when the broker has acknowledged the message. Its exception is `EngineError` where the
           broker does not answer, and another `CimlError` where it rejects the message as too large.
         """
-        done: Future[None] = Future()
-        done.set_running_or_notify_cancel()  # who waits may give up; the acknowledgement comes all the same
+        acknowledged: Future[None] = Future()
+        acknowledged.set_running_or_notify_cancel()  # who waits may give up; the acknowledgement comes all the same
         try:
             self._producer.produce(
-                self._topic, value, headers=list(headers), on_delivery=partial(self._delivered, done)
+                self._topic, value, headers=list(headers), on_delivery=partial(self._delivered, acknowledged)
             )
         except BufferError:
             error = KafkaError(KafkaError._QUEUE_FULL)
-            self._delivered(done, error, None)
+            self._delivered(acknowledged, error, None)
         except KafkaException as error:
-            self._delivered(done, error.args[0], None)
-        return done
+            self._delivered(acknowledged, error.args[0], None)
+        return acknowledged
 
     async def deliver(self, value: bytes, headers: Headers) -> None:
         """Produce a message, and wait until the broker has acknowledged it, in an event loop.

@@ -28,7 +28,7 @@ def kinds() -> Mapping[str, type[System]]:
     from ciml.integrations.github.review import GitHubSystem
     from ciml.integrations.gitlab.review import GitLabSystem
 
-    return {each.kind: each for each in (GitHubSystem, GerritSystem, GitLabSystem)}
+    return {system.kind: system for system in (GitHubSystem, GerritSystem, GitLabSystem)}
 
 
 #: The entry point group of adapters in other packages.
@@ -49,7 +49,7 @@ def adapters() -> Mapping[str, Adapter]:
     Raises:
       CimlError: an installed adapter cannot be imported, is no adapter, or has another's name.
     """
-    found = dict(_own())
+    by_name = dict(_own())
     for entry in metadata.entry_points(group=GROUP):
         try:
             adapter = entry.load()
@@ -57,10 +57,10 @@ def adapters() -> Mapping[str, Adapter]:
             raise CimlError(f"the adapter {entry.name} ({entry.value}) cannot be imported: {error}") from error
         if not isinstance(adapter, Adapter):
             raise CimlError(f"the adapter {entry.name}: {entry.value} is not an adapters.Adapter")
-        if adapter.name in found:
+        if adapter.name in by_name:
             raise CimlError(f"two adapters have the name {adapter.name!r}; uninstall one")
-        found[adapter.name] = adapter
-    return found
+        by_name[adapter.name] = adapter
+    return by_name
 
 
 def _own() -> Mapping[str, Adapter]:
@@ -95,8 +95,8 @@ def delivered(
       delivery_id: the delivery's id, "" for none.
     """
     named = {ADAPTER: adapter.name, SOURCE: source, AUTH: auth, ID: delivery_id}
-    kept = {f"{HEADER}{name}": value for name, value in headers.items() if name in adapter.headers}
-    return body, [(name, value.encode()) for name, value in (named | kept).items() if value]
+    passed_on = {f"{HEADER}{name}": value for name, value in headers.items() if name in adapter.headers}
+    return body, [(name, value.encode()) for name, value in (named | passed_on).items() if value]
 
 
 def read_event(message: Message, names: Mapping[str, str] | None = None) -> Event:
@@ -141,17 +141,17 @@ def _read(adapter: Adapter, delivery: Delivery) -> Reading | Ignored:
 def _texts(message: Message) -> dict[str, str]:
     if message.headers == UNREADABLE_HEADERS:
         raise RejectedInput("not_an_event", "a header name is not UTF-8")
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name, value in message.headers:
         if not name.startswith("ciml_") or value is None:
             continue
-        if name in found:
+        if name in texts:
             raise RejectedInput("not_an_event", f"header {shown(name)} appears twice")
         try:
-            found[name] = value.decode()
+            texts[name] = value.decode()
         except UnicodeDecodeError:
             raise RejectedInput("bad_field", f"header {shown(name)} is not UTF-8") from None
-    return found
+    return texts
 
 
 def _event(reading: Reading | Ignored, source: str, adapter: str, auth: str) -> Event:
@@ -169,11 +169,11 @@ def _event(reading: Reading | Ignored, source: str, adapter: str, auth: str) -> 
     rejections: list[Rejection] = []
     addresses: dict[str, str] = {}
     for run in reading.runs:
-        made = _run(run, source, addresses)
-        if isinstance(made, RunFacts):
-            facts.setdefault(made.run_id, made.replace(adapter=adapter, auth=auth))
+        result = _run(run, source, addresses)
+        if isinstance(result, RunFacts):
+            facts.setdefault(result.run_id, result.replace(adapter=adapter, auth=auth))
         else:
-            rejections.append(made)
+            rejections.append(result)
     when_us = time_us({"time": reading.time}, "time")
     updates = tuple(
         fact_update(source, update.subject, update.facts, auth, when_us, update.only, update.by)

@@ -292,8 +292,8 @@ def inert(text: str, most_bytes: int) -> str:
     It has no control or format character, no link, mention, reference, emphasis, HTML or command. A text that is empty
     after that is "?".
     """
-    kept = "".join(_shown(character) for character in text[: 4 * most_bytes])
-    line = " ".join(kept.split())
+    visible = "".join(_shown(character) for character in text[: 4 * most_bytes])
+    line = " ".join(visible.split())
     line = _COMMIT.sub(lambda found: found[0] if found[0].isdecimal() else f"{found[1]}{_ELLIPSIS}", line)
     line = _LONG_NUMBER.sub(_grouped, line)
     line = _WWW.sub("ｗｗｗ", line)
@@ -321,7 +321,7 @@ def _grouped(number: re.Match[str]) -> str:
     """Return a number with its digits in groups of three."""
     digits = number[0]
     first = len(digits) % 3
-    groups = [digits[:first], *(digits[at : at + 3] for at in range(first, len(digits), 3))]
+    groups = [digits[:first], *(digits[start : start + 3] for start in range(first, len(digits), 3))]
     return "\u202f".join(filter(None, groups))
 
 

@@ -58,26 +58,26 @@ class Session(ABC):
     def run(self, inbox: Inbox, stop: threading.Event) -> None:
         """Serve, and connect again after each loss, until ``stop`` is set."""
         pauses = 0
-        said = ""
+        reported = ""
         while not stop.is_set():
-            began = time.monotonic()
+            began_s = time.monotonic()
             try:
                 self.serve(inbox, stop)
             except Lost as error:
                 self.problem = str(error)
             except Exception as error:  # noqa: BLE001 - what a source sends costs no other source
                 self.problem = f"{self.shown}: {type(error).__name__}: {shown(str(error))}"
-                if said != self.problem:
+                if reported != self.problem:
                     _log.warning("source %s: an unexpected error", self.name, exc_info=True)
             inbox.connected(False)
             if stop.is_set():
                 return
-            if time.monotonic() - began > _STEADY_S:
+            if time.monotonic() - began_s > _STEADY_S:
                 pauses = 0
-                said = ""
-            if said != self.problem:
-                said = self.problem
-                _log.warning("source %s: %s; connecting again", self.name, said)
+                reported = ""
+            if reported != self.problem:
+                reported = self.problem
+                _log.warning("source %s: %s; connecting again", self.name, reported)
             first, longest = _PAUSES_S
             stop.wait(min(longest, first * 2.0**pauses) * random.uniform(0.5, 1.0))  # noqa: S311
             pauses = min(pauses + 1, 16)
@@ -124,38 +124,38 @@ class Inbox:
 
     def put(self, value: bytes, headers: Headers, settled: Callable[[], object]) -> None:
         """Produce a delivery; ``settled`` is called by `settle`, in the order of puts, when Kafka has it."""
-        one = _Waiting(value, headers, settled, time.monotonic())
-        one.sent = self.producer.send(value, headers)
-        self._waiting.append(one)
+        delivery = _Waiting(value, headers, settled, time.monotonic())
+        delivery.sent = self.producer.send(value, headers)
+        self._waiting.append(delivery)
 
     def settle(self) -> None:
         """Acknowledge what Kafka has, and produce again what it did not acknowledge in time."""
         now = time.monotonic()
-        for one in self._waiting:
-            if one.sent is None:
-                if now >= one.again_s:
-                    one.sent = self.producer.send(one.value, one.headers)
-            elif one.sent.done() and isinstance(one.sent.exception(), EngineError):
+        for delivery in self._waiting:
+            if delivery.sent is None:
+                if now >= delivery.again_s:
+                    delivery.sent = self.producer.send(delivery.value, delivery.headers)
+            elif delivery.sent.done() and isinstance(delivery.sent.exception(), EngineError):
                 self.metrics.count(self.source, "unavailable")
-                one.sent = None
-                one.again_s = now + _AGAIN_S
+                delivery.sent = None
+                delivery.again_s = now + _AGAIN_S
         while self._waiting and (sent := self._waiting[0].sent) is not None and sent.done():
             error = sent.exception()
             if isinstance(error, EngineError):  # since the loop above
                 return
-            one = self._waiting.popleft()
+            delivery = self._waiting.popleft()
             if error is not None:
                 self._count("too_large", str(error))
-            elif not one.rejected:
-                self.metrics.acknowledged(self.source, now - one.began_s)
-            one.settled()
+            elif not delivery.rejected:
+                self.metrics.acknowledged(self.source, now - delivery.began_s)
+            delivery.settled()
 
     def reject(self, outcome: str, why: str, settled: Callable[[], object]) -> None:
         """Count a delivery that is not produced; ``settled`` is called in the order of puts."""
         self._count(outcome, why)
-        done: Future[None] = Future()
-        done.set_result(None)
-        self._waiting.append(_Waiting(b"", (), settled, 0.0, done, rejected=True))
+        settled_already: Future[None] = Future()
+        settled_already.set_result(None)
+        self._waiting.append(_Waiting(b"", (), settled, 0.0, settled_already, rejected=True))
 
     def _count(self, outcome: str, why: str) -> None:
         """Count a delivery that is not stored, and warn once a minute."""

@@ -62,7 +62,10 @@ def read(delivery: Delivery) -> Reading | Ignored:
     earlier = objects(task_run, "status", "retriesStatus", most=_MOST)
     runs = [Run(phase, _attempt(task_run, status, phase, len(earlier) + 1, log))]
     if "{attempt}" in log:
-        runs += [Run("finished", _attempt(task_run, each, "finished", n, log)) for n, each in enumerate(earlier, 1)]
+        runs += [
+            Run("finished", _attempt(task_run, attempt_status, "finished", n, log))
+            for n, attempt_status in enumerate(earlier, 1)
+        ]
     return Reading(event, kind, moment(attributes, "time"), tuple(runs))
 
 
@@ -99,7 +102,7 @@ def _attempt(
 
 def _filled_in(log: str, parts: Mapping[str, str]) -> str:
     """Return the address with its parts, each replaced once: a name may hold ``{uid}`` again."""
-    size = len(log) + sum(log.count(part) * (len(found) - len(part)) for part, found in parts.items())
+    size = len(log) + sum(log.count(part) * (len(replacement) - len(part)) for part, replacement in parts.items())
     if size > MAX_URL_CHARACTERS:
         raise RejectedInput("bad_field", f"{LOG}: {size} characters, at most {MAX_URL_CHARACTERS}")
     return _PART.sub(lambda part: parts[part[0]], log)
@@ -107,7 +110,7 @@ def _filled_in(log: str, parts: Mapping[str, str]) -> str:
 
 def _condition(status: Mapping[str, Any]) -> Mapping[str, Any]:
     conditions = objects(status, "conditions", most=_MOST)
-    return next((each for each in conditions if value(each, "type") == "Succeeded"), {})
+    return next((condition for condition in conditions if value(condition, "type") == "Succeeded"), {})
 
 
 def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,9 +63,9 @@ def read(delivery: Delivery) -> Reading | Ignored:
     kind = needed(body, "type")
     event = _event_id(delivery, body, kind)
     reader = _READERS.get(kind)
-    said = NO_FACT if reader is None else reader(body)
+    statements = NO_FACT if reader is None else reader(body)
     when = moment({"eventCreatedOn": epoch(body.get("eventCreatedOn"))}, "eventCreatedOn")
-    return reading(event, kind, when, said)
+    return reading(event, kind, when, statements)
 
 
 def _patchset_created(body: Mapping[str, Any]) -> Said:
@@ -85,12 +85,12 @@ def _change_merged(body: Mapping[str, Any]) -> Said:
     covered = (
         {"review": PARTLY_APPROVED, "parents": _OTHER_CHANGES} if _has_dependencies(body) else {"review": "merged"}
     )
-    said = [RunUpdate(subject, covered | target)]
+    updates = [RunUpdate(subject, covered | target)]
     if _made_by_submit(body):
         before = _number(body, "patchSet", "number") - 1
-        said.append(RunUpdate(_subject(body, before), {"review": PARTLY_APPROVED} | target))
+        updates.append(RunUpdate(_subject(body, before), {"review": PARTLY_APPROVED} | target))
     commits = (word(body, "patchSet", "revision"), word(body, "newRev"))
-    return (*said, *_merged(_project(body), target["target"], commits))
+    return (*updates, *_merged(_project(body), target["target"], commits))
 
 
 def _ref_updated(body: Mapping[str, Any]) -> Said:
@@ -147,10 +147,10 @@ def _commits(body: Mapping[str, Any], *path: str) -> tuple[str, ...]:
 def _event_id(delivery: Delivery, body: Mapping[str, Any], kind: str) -> str:
     """Return the same id for the same event, whether it comes from the stream, a webhook or the REST API."""
     try:
-        what = _identity(body, kind)
+        identity = _identity(body, kind)
     except RejectedInput:
-        what = None
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32] if what else event_id(delivery)
+        identity = None
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32] if identity else event_id(delivery)
 
 
 def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
@@ -164,8 +164,8 @@ def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
         return None
     who = _account(body, "author" if kind == "comment-added" else "reviewer")
     votes = sorted(
-        [word(each, "type"), _vote(each, "value"), _vote(each, "oldValue")]
-        for each in objects(body, "approvals", most=_MOST_LABELS)
+        [word(approval, "type"), _vote(approval, "value"), _vote(approval, "oldValue")]
+        for approval in objects(body, "approvals", most=_MOST_LABELS)
     )
     return [*patchset, who, votes, created, comment if type(comment) is str else ""]
 
@@ -229,8 +229,8 @@ def _subjects(body: Mapping[str, Any], patchset: int) -> tuple[str, ...]:
 
 def _project(body: Mapping[str, Any]) -> str:
     for path in (("change", "project"), ("project",)):
-        found = value(body, *path)
-        name = word(body, *path, "name") if type(found) is dict else word(body, *path)
+        project = value(body, *path)
+        name = word(body, *path, "name") if type(project) is dict else word(body, *path)
         if name:
             return name
     raise RejectedInput("missing_field", "change.project")

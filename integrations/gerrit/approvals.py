@@ -174,14 +174,14 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
       RejectedInput: it is no ``ChangeInfo``.
     """
     common = _common(change)
-    revisions = {number: made for made in _revisions(change) if (number := made["number"])}
+    revisions = {number: revision for revision in _revisions(change) if (number := revision["number"])}
     merged_s = seconds(word(change, "submitted"))
     current = revisions.get(_current(change), {})
-    found = [
-        _event("patchset-created", common, made, made["createdOn"], uploader=made["uploader"])
-        for made in revisions.values()
+    events_of_change = [
+        _event("patchset-created", common, revision, revision["createdOn"], uploader=revision["uploader"])
+        for revision in revisions.values()
     ]
-    found += [
+    events_of_change += [
         _event(
             "comment-added",
             common,
@@ -193,40 +193,42 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
         for label, vote, who, when, number in _votes(change)
         if number in revisions
     ]
-    found += [
+    events_of_change += [
         _event(kind, common, revisions[number], when, **more)
         for number, kind, when, more in _withdrawals(change)
         if number in revisions
     ]
     messages = _commit_messages(change)
     # A vote is of an open change, though the change may be closed by now.
-    for each in found:
-        open_then = merged_s is None or (each["eventCreatedOn"] or 0) <= merged_s
-        each["change"] = {**common, "status": "NEW" if open_then else common["status"]}
+    for event in events_of_change:
+        open_then = merged_s is None or (event["eventCreatedOn"] or 0) <= merged_s
+        event["change"] = {**common, "status": "NEW" if open_then else common["status"]}
     if common["status"] == "MERGED" and merged_s is not None and current:
-        found.append(_event("change-merged", common, current, merged_s, submitter=_account(change, "submitter")))
-    for each in found:
-        if message := messages.get(each["patchSet"]["number"]):
-            each["change"]["commitMessage"] = message
-    dated = [each for each in found if each["eventCreatedOn"] is not None]
+        events_of_change.append(
+            _event("change-merged", common, current, merged_s, submitter=_account(change, "submitter"))
+        )
+    for event in events_of_change:
+        if message := messages.get(event["patchSet"]["number"]):
+            event["change"]["commitMessage"] = message
+    dated = [event for event in events_of_change if event["eventCreatedOn"] is not None]
     # A review counts by the parents of its patch set, which may be older; a merge may be of the one before, too.
     reviewed = {
-        each["patchSet"]["number"] - back for each in dated if each["eventCreatedOn"] >= after_s for back in (0, 1)
+        event["patchSet"]["number"] - back for event in dated if event["eventCreatedOn"] >= after_s for back in (0, 1)
     }
     recent = [
-        each
-        for each in dated
-        if each["eventCreatedOn"] >= after_s
-        or (each["type"] == "patchset-created" and each["patchSet"]["number"] in reviewed)
+        event
+        for event in dated
+        if event["eventCreatedOn"] >= after_s
+        or (event["type"] == "patchset-created" and event["patchSet"]["number"] in reviewed)
     ]
-    return sorted(recent, key=lambda each: each["eventCreatedOn"])
+    return sorted(recent, key=lambda event: event["eventCreatedOn"])
 
 
 def seconds(text: str) -> int | None:
     """Return the epoch seconds of a time of the API, ``2026-11-26 18:00:00.000000000`` in UTC; None for no time."""
-    found = _TIME.match(text)
+    match = _TIME.match(text)
     try:
-        return int(datetime.fromisoformat(found[0]).replace(tzinfo=UTC).timestamp()) if found else None
+        return int(datetime.fromisoformat(match[0]).replace(tzinfo=UTC).timestamp()) if match else None
     except ValueError:
         return None
 
@@ -261,17 +263,17 @@ def _common(change: Mapping[str, Any]) -> dict[str, Any]:
 def _revisions(change: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     revisions = maybe(change, "revisions")
     for name in list(revisions)[:_MOST]:
-        made = maybe(revisions, name)
-        commit = maybe(made, "commit")
+        revision = maybe(revisions, name)
+        commit = maybe(revision, "commit")
         yield {
-            "number": _number(made),
+            "number": _number(revision),
             "revision": name,
             "parents": [word(parent, "commit") for parent in objects(commit, "parents", most=_MOST)],
-            "ref": word(made, "ref"),
-            "uploader": _account(made, "uploader"),
+            "ref": word(revision, "ref"),
+            "uploader": _account(revision, "uploader"),
             "author": _account(commit, "author"),
-            "createdOn": seconds(word(made, "created")),
-            "kind": word(made, "kind"),
+            "createdOn": seconds(word(revision, "created")),
+            "kind": word(revision, "kind"),
         }
 
 
@@ -290,8 +292,8 @@ def _current(change: Mapping[str, Any]) -> int:
 
 def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
     """Return the number of a patch set, 0 where it is no whole number."""
-    found = value(revision, name)
-    return found if type(found) is int else 0
+    number = value(revision, name)
+    return number if type(number) is int else 0
 
 
 def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None, int]]:
@@ -301,20 +303,20 @@ def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]
     the time of the copy. A vote that was given has a message of the same person and time, which names it and its patch
     set: a comment within the second of the copy does not name it.
     """
-    given: dict[tuple[str, str, str], int] = {}
+    patchsets: dict[tuple[str, str, str], int] = {}
     for message in objects(change, "messages", most=_MOST):
         text = value(message, "message")
         number = _number(message, "_revision_number")
         for token in _tokens(text) if type(text) is str else ():
             key = (word(message, "author", "_account_id"), word(message, "date"), token)
-            given[key] = min(number, given.get(key, number))
+            patchsets[key] = min(number, patchsets.get(key, number))
     labels = maybe(change, "labels")
     for label in list(labels)[:100]:
         for vote in objects(labels, label, "all", most=_MOST):
             cast = vote.get("value")
             date = word(vote, "date")
             if type(cast) is int and cast:
-                number = given.get((word(vote, "_account_id"), date, f"{label}{cast:+d}"), 0)
+                number = patchsets.get((word(vote, "_account_id"), date, f"{label}{cast:+d}"), 0)
                 if number:
                     yield label, cast, _person(vote), seconds(date), number
 
@@ -338,8 +340,8 @@ def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | No
         account = word(message, "author", "_account_id")
         if voted := _VOTED.match(text):
             for token in voted[2].split():
-                if given := _GIVEN.fullmatch(token):
-                    before[account, given[1]] = given[2]
+                if vote := _GIVEN.fullmatch(token):
+                    before[account, vote[1]] = vote[2]
                 elif token.startswith("-") and (old := before.pop((account, token[1:]), None)):
                     approvals = [{"type": token[1:], "value": "0", "oldValue": old.lstrip("+")}]
                     yield number, "comment-added", when, {"author": author, "approvals": approvals}
@@ -359,4 +361,4 @@ def _account(body: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _person(account: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: found for key in ("name", "email", "username") if (found := word(account, key))}
+    return {key: text for key in ("name", "email", "username") if (text := word(account, key))}

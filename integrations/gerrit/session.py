@@ -50,17 +50,17 @@ class Lines:
 
     def feed(self, chunk: bytes) -> list[bytes | None]:
         """Return the lines that the chunk ends, without their ends and without empty ones; None for one too long."""
-        found: list[bytes | None] = []
-        *ended, rest = chunk.split(b"\n")
+        lines: list[bytes | None] = []
+        *ended, unfinished = chunk.split(b"\n")
         for part in ended:
             self._add(part)
             line = b"".join(self._parts).strip() if self._size <= self._most else None
             if line != b"":
-                found.append(line)
+                lines.append(line)
             self._parts = []
             self._size = 0
-        self._add(rest)
-        return found
+        self._add(unfinished)
+        return lines
 
     def _add(self, part: bytes) -> None:
         self._size += len(part)
@@ -110,8 +110,8 @@ class GerritSession(Session):
         self._position = receivers.path(receivers.gerrit.state) / f"gerrit-{source.name}.json"
         self._had = _Had()
         # Who is between may write answers of plain HTTP.
-        rest = urlsplit(source.rest)
-        self._rest_auth = "ssh" if rest.scheme == "https" or rest.hostname in _LOCAL else ""
+        api = urlsplit(source.rest)
+        self._rest_auth = "ssh" if api.scheme == "https" or api.hostname in _LOCAL else ""
         self._unchecked = ""
         try:
             self._compared = _Compared.of(read_json(self._position))
@@ -153,9 +153,9 @@ class GerritSession(Session):
     async def _work(self, process: asyncssh.SSHClientProcess[bytes], inbox: Inbox, stop: threading.Event) -> None:
         hole = asyncio.Event()
         hole.set()
-        said = deque[int](maxlen=_SAID_BYTES)
-        errors = asyncio.create_task(_drained(process, said))
-        tasks = [asyncio.create_task(self._read(process, inbox, hole, errors, said))]
+        stderr = deque[int](maxlen=_SAID_BYTES)
+        errors = asyncio.create_task(_drained(process, stderr))
+        tasks = [asyncio.create_task(self._read(process, inbox, hole, errors, stderr))]
         if self._source.rest:
             tasks.append(asyncio.create_task(self._check(inbox, hole)))
         self.problem = self._unchecked
@@ -210,11 +210,11 @@ class GerritSession(Session):
         while True:
             keys = self._secrets.keys()  # while a password is replaced: the other one after an error
             password = keys[tries % len(keys)].decode(errors="replace") if keys else ""
-            rest = Rest(self._source.rest, self._source.user or self._source.address[0], password, self._tls)
+            api = Rest(self._source.rest, self._source.user or self._source.address[0], password, self._tls)
             pause_s = self._source.check_s
             hole.clear()
             try:
-                await self._compare(rest, inbox)
+                await self._compare(api, inbox)
                 self.problem = self._unchecked = ""
             except RestError as error:
                 tries = tries + 1
@@ -223,7 +223,7 @@ class GerritSession(Session):
                     _log.warning("source %s: %s; the stream goes on", self.name, error)
                 self.problem = self._unchecked = str(error)
             finally:
-                await rest.close()
+                await api.close()
             try:
                 async with asyncio.timeout(pause_s):
                     await hole.wait()
@@ -294,8 +294,8 @@ class _Compared:
     @classmethod
     def of(cls, found: Mapping[str, Any] | None) -> _Compared | None:
         """Return the stored one; None where there is none, or it holds no time."""
-        after, at = (_time(found or {}, name) for name in ("after", "at"))
-        return None if after is None else cls(after, math.inf if at is None else at)
+        after_s, compared_s = (_time(found or {}, name) for name in ("after", "at"))
+        return None if after_s is None else cls(after_s, math.inf if compared_s is None else compared_s)
 
     def begin(self, now_s: float) -> float:
         """Return where the next comparison begins, by the server's clock: it may have jumped, ahead or back."""
@@ -329,9 +329,9 @@ def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Return what the event says: a key for each vote, else one."""
     try:
         change = event["change"]
-        made = event["patchSet"]
+        patchset = event["patchSet"]
         kind = event["type"]
-        about = (kind, str(change["project"]), str(change["number"]), str(made["number"]))
+        about = (kind, str(change["project"]), str(change["number"]), str(patchset["number"]))
         if kind not in ("comment-added", "vote-deleted"):
             return [about]
         who = event["author" if kind == "comment-added" else "reviewer"]
@@ -366,10 +366,10 @@ def _time(found: Mapping[str, Any], name: str) -> float | None:
 def _parsed(line: bytes) -> Mapping[str, Any]:
     """Return the event of a line; an empty one where it is none, which the adapter rejects."""
     try:
-        found = json.loads(line)
+        event = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return found if type(found) is dict else {}
+    return event if type(event) is dict else {}
 
 
 async def _room(inbox: Inbox) -> None:

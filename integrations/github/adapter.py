@@ -101,10 +101,10 @@ def read(delivery: Delivery) -> Reading | Ignored:
         return Ignored(event_id(delivery), event, RULES.get(event, OTHER))
     body = delivery.json()
     action = word(body, "action")
-    said = reader(body, action)
+    statements = reader(body, action)
     times = (moment(body, *path) for path in _TIMES.get(event, ()))
-    when = next((one for one in times if one), None)
-    return reading(event_id(delivery), f"{event}.{action}" if action else event, when, said)
+    when = next((time for time in times if time), None)
+    return reading(event_id(delivery), f"{event}.{action}" if action else event, when, statements)
 
 
 def _workflow_job(body: Mapping[str, Any], action: str) -> Said:
@@ -149,13 +149,13 @@ def _workflow_run(body: Mapping[str, Any], action: str) -> Said:
     run = natural(body, "workflow_run", "id")
     subject = f"workflow_run:{run}"
     facts = _facts(body)
-    said: tuple[Run | RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
+    updates: tuple[Run | RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
     if facts.get("event") in _OF_PULL_REQUESTS:
         pulls = _pulls(body, "workflow_run", maybe(body, "workflow_run", "repository") or maybe(body, "repository"))
-        said += tuple(RunUpdate(subject, only=only) for pull in pulls if (only := _only(pull)))
+        updates += tuple(RunUpdate(subject, only=only) for pull in pulls if (only := _only(pull)))
     conclusion = word(body, "workflow_run", "conclusion")
     if word(body, "workflow_run", "status") != "completed" or conclusion not in WITHOUT_JOBS:
-        return said
+        return updates
     fields = filled(
         id=f"workflow_run/{run}",
         attempt=value(body, "workflow_run", "run_attempt"),
@@ -166,7 +166,7 @@ def _workflow_run(body: Mapping[str, Any], action: str) -> Said:
         url=address(body, "workflow_run", "html_url"),
         subjects=(subject,),
     )
-    return (Run("finished", {**facts, **fields}), *said)
+    return (Run("finished", {**facts, **fields}), *updates)
 
 
 def _facts(body: Mapping[str, Any]) -> dict[str, str]:
@@ -272,16 +272,16 @@ def _pull_request(body: Mapping[str, Any], action: str) -> Said:
         return OF_FORK
     commit = _subject(body, needed(body, "pull_request", "head", "sha"))
     only = _needed_only(pull)
-    said = [RunUpdate(commit, only=only)]
+    updates = [RunUpdate(commit, only=only)]
     if before:
-        said.append(RunUpdate(commit, only={**only, "branch": before}))
+        updates.append(RunUpdate(commit, only={**only, "branch": before}))
     accounts = {word(pull, "user", "login"), word(body, "sender", "login") if action in _PUSHES else ""}
-    said += [RunUpdate(commit, {"review": OWN}, only, by) for by in sorted(accounts) if by]
+    updates += [RunUpdate(commit, {"review": OWN}, only, by) for by in sorted(accounts) if by]
     # Who may push can merge anything into a branch of their own: that it was merged there proves no review.
     is_default = differ(only["branch"], word(body, "repository", "default_branch")) == "no"
     if action == "closed" and value(pull, "merged") is True and is_default:
-        said.append(RunUpdate(commit, {"review": "merged"}, only))
-    return tuple(said)
+        updates.append(RunUpdate(commit, {"review": "merged"}, only))
+    return tuple(updates)
 
 
 def _review(body: Mapping[str, Any], action: str) -> Said:
@@ -330,12 +330,12 @@ def _push(body: Mapping[str, Any], action: str) -> Said:
     by = word(body, "sender", "login")
     if ref.startswith(_TAGS) or not commit or _NO_COMMIT.fullmatch(commit):
         return PUSH
-    said = [RunUpdate(_subject(body, commit), {"review": OWN}, by=by)] if by else []
+    updates = [RunUpdate(_subject(body, commit), {"review": OWN}, by=by)] if by else []
     # GitHub reports a pushed tag like a branch of the same name: the push alone says which one it is.
     branch = ref.removeprefix(_HEADS) if ref.startswith(_HEADS) else ""
     if subject := _branch_subject(word(body, "repository", "full_name"), branch, commit):
-        said.append(RunUpdate(subject, {"review": "pushed"}))
-    return tuple(said)
+        updates.append(RunUpdate(subject, {"review": "pushed"}))
+    return tuple(updates)
 
 
 def _branch_subject(repository: str, branch: str, commit: str) -> str:

@@ -102,11 +102,11 @@ class GitHubApp:
     def headers(self, repository: str) -> Mapping[str, str]:
         if len(self._installations) > _MOST:
             self.forget()
-        known = self._installations.get(repository)
-        kept, until_s = self._tokens.get(known, ("", 0.0)) if known is not None else ("", 0.0)
+        installation = self._installations.get(repository)
+        access_token, until_s = self._tokens.get(installation, ("", 0.0)) if installation is not None else ("", 0.0)
         if self.now() > until_s - _SPARE_S:
-            kept = self._renewed(repository)
-        return {**ACCEPT, "Authorization": f"Bearer {kept}"}
+            access_token = self._renewed(repository)
+        return {**ACCEPT, "Authorization": f"Bearer {access_token}"}
 
     def forget(self) -> None:
         self._installations.clear()
@@ -128,11 +128,11 @@ class GitHubApp:
             ) from None
         path = f"/app/installations/{installation}/access_tokens"
         body = {"permissions": dict(self.rights)}
-        found = self.rest.send("POST", path, _Token, signed, body, changes=False)
-        made = token(found.token.encode()).decode()
+        answer = self.rest.send("POST", path, _Token, signed, body, changes=False)
+        access_token = token(answer.token.encode()).decode()
         self._installations[repository] = installation
-        self._tokens[installation] = (made, datetime.fromisoformat(found.expires_at).timestamp())
-        return made
+        self._tokens[installation] = (access_token, datetime.fromisoformat(answer.expires_at).timestamp())
+        return access_token
 
     def _signed(self) -> Mapping[str, str]:
         import jwt
@@ -148,10 +148,10 @@ def private_key(secret: bytes) -> bytes:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        found = load_pem_private_key(secret, None)
+        key = load_pem_private_key(secret, None)
     except (ValueError, TypeError):
-        found = None
-    if not isinstance(found, RSAPrivateKey):
+        key = None
+    if not isinstance(key, RSAPrivateKey):
         raise ValueError("is no RSA private key in PEM, as GitHub makes for an App")
     return secret
 

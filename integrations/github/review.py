@@ -77,15 +77,13 @@ class GitHubSystem(System, frozen=True, kw_only=True):
     def client(self, where: str, folder: Path) -> ReviewClient:
         checks = bool(self.app) and self.report != "comment"
         ca_file = str(folder / self.ca_file) if self.ca_file else ""
-        what, check = ("the private key of the App", private_key) if self.app else ("a token", token)
-        secret = secret_of(self, where, folder, what, check)
+        content, check = ("the private key of the App", private_key) if self.app else ("a token", token)
+        secret = secret_of(self, where, folder, content, check)
         right = "Checks: write and Pull requests: read" if checks else "Pull requests: write"
-        rest = Rest(
-            self.api, ca_file, secret, f"check {'the App' if self.app else 'the token'} and its rights: {right}"
-        )
+        api = Rest(self.api, ca_file, secret, f"check {'the App' if self.app else 'the token'} and its rights: {right}")
         rights = {"checks": "write", "pull_requests": "read"} if checks else {"pull_requests": "write"}
-        identity = GitHubApp(rest, self.app, secret, rights) if self.app else TokenOwner(rest, secret)
-        return CheckRuns(rest, identity, self.check, self.app) if checks else Comments(rest, identity)
+        identity = GitHubApp(api, self.app, secret, rights) if self.app else TokenOwner(api, secret)
+        return CheckRuns(api, identity, self.check, self.app) if checks else Comments(api, identity)
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -118,7 +116,7 @@ class _Pull(msgspec.Struct, frozen=True):
 
     def to_head(self) -> Head:
         state: Any = "open" if self.state == "open" else "merged" if self.merged_at else "abandoned"
-        labels = tuple(each.name for each in self.labels if each.name)
+        labels = tuple(label.name for label in self.labels if label.name)
         return Head(state, str(self.number), head=self.head.sha, title=self.title, labels=labels)
 
 
@@ -206,12 +204,14 @@ class GitHub:
                 raise
             pulls = []
         # GitHub lists pull requests of other repositories of the network too, and none whose commit is in a fork alone.
-        own = [pull for pull in pulls if pull.base.repo and pull.base.repo.full_name.lower() == change.project.lower()]
-        yield from own
-        if any(pull.is_from(change, sha) for pull in own):
+        own_pulls = [
+            pull for pull in pulls if pull.base.repo and pull.base.repo.full_name.lower() == change.project.lower()
+        ]
+        yield from own_pulls
+        if any(pull.is_from(change, sha) for pull in own_pulls):
             return
-        asked: Mapping[str, str | int] = {"state": "open", "sort": "updated", "direction": "desc", "per_page": _RECENT}
-        for pulls in islice(self.pages(change, "/pulls", list[_Pull], asked, _RECENT_PAGES + 1), _RECENT_PAGES):
+        query: Mapping[str, str | int] = {"state": "open", "sort": "updated", "direction": "desc", "per_page": _RECENT}
+        for pulls in islice(self.pages(change, "/pulls", list[_Pull], query, _RECENT_PAGES + 1), _RECENT_PAGES):
             yield from pulls
             if any(pull.is_from(change, sha) for pull in pulls):
                 return
@@ -229,10 +229,10 @@ class GitHub:
         sha = commit(change.head, change.patchset)
         if change.change and (sha or not self.of_commit):
             return ChangeRef(change.project, change.change, change.patchset, sha)
-        found = self.head(change)
-        if found.state == "missing":
+        head = self.head(change)
+        if head.state == "missing":
             raise Refused("not_found", f"{change.project}: no pull request has the number or commit of the run")
-        return ChangeRef(change.project, found.change, change.patchset, sha or found.head)
+        return ChangeRef(change.project, head.change, change.patchset, sha or head.head)
 
     def get(self, change: ChangeRef, path: str, kind: type[T], query: Mapping[str, str | int] | None = None) -> T:
         """Return an answer about the repository of a change."""
@@ -253,18 +253,23 @@ class GitHub:
 
     def comments(self, change: ChangeRef, since: str = "") -> Iterator[_Comment]:
         """Yield the comments on a pull request, all or those since a time; `Refused` if they are too many."""
-        asked: dict[str, str | int] = {"per_page": _PAGE} | ({"since": since} if since else {})
+        query: dict[str, str | int] = {"per_page": _PAGE} | ({"since": since} if since else {})
         path = f"/issues/{number(change.change)}/comments"
-        for found in self.pages(change, path, list[_Comment], asked, MAX_COMMENT_PAGES):
-            yield from found
+        for page in self.pages(change, path, list[_Comment], query, MAX_COMMENT_PAGES):
+            yield from page
 
     def not_helpful(self, change: ChangeRef, since: str, after: int = 0) -> tuple[str, ...]:
         """Return the people whose comments since a time, and with a later id, say "not helpful"."""
-        found = (one for one in self.comments(change, since) if one.created_at >= since and one.id > after)
+        later = (
+            comment for comment in self.comments(change, since) if comment.created_at >= since and comment.id > after
+        )
         names = [
-            one.user.login
-            for one in found
-            if one.user and one.user.type != "Bot" and says_not_helpful(one.body) and not self._is_own(one)
+            comment.user.login
+            for comment in later
+            if comment.user
+            and comment.user.type != "Bot"
+            and says_not_helpful(comment.body)
+            and not self._is_own(comment)
         ]
         return accounts(names, MAX_REACTIONS)
 
@@ -292,8 +297,10 @@ class Comments(GitHub):
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
         with self.rest.call():
             where = self.located(change)
-            found = [one for one in self.comments(where) if marker in one.body and self._is_own(one)]
-            return self._posted(where, max(found, key=lambda one: one.id)) if found else None
+            own_comments = [
+                comment for comment in self.comments(where) if marker in comment.body and self._is_own(comment)
+            ]
+            return self._posted(where, max(own_comments, key=lambda comment: comment.id)) if own_comments else None
 
     def post(self, change: ChangeRef, message: Rendered) -> Posted:
         with self.rest.call():
@@ -309,9 +316,13 @@ class Comments(GitHub):
         with self.rest.call():
             path = f"/issues/comments/{number(posted.id)}"
             change = posted.change
-            found = self.get(change, f"{path}/reactions", list[_Reaction], {"per_page": _PAGE})
+            emojis = self.get(change, f"{path}/reactions", list[_Reaction], {"per_page": _PAGE})
             ours = self.get(change, path, _Comment)
-            users = [(one.content, one.user) for one in found if one.user and not self.identity.is_own(one.user, None)]
+            users = [
+                (emoji.content, emoji.user)
+                for emoji in emojis
+                if emoji.user and not self.identity.is_own(emoji.user, None)
+            ]
             return Reactions(
                 up=accounts([user.login for content, user in users if content == "+1"], MAX_REACTIONS),
                 down=accounts([user.login for content, user in users if content == "-1"], MAX_REACTIONS),
@@ -340,12 +351,12 @@ class CheckRuns(GitHub):
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
         with self.rest.call():
             where = self.located(change)
-            found = [
-                one
-                for one in self._runs(where)
-                if marker in (one.output.summary or "") and self.identity.is_own(None, one.app)
+            own_runs = [
+                run
+                for run in self._runs(where)
+                if marker in (run.output.summary or "") and self.identity.is_own(None, run.app)
             ]
-            return self._posted(where, max(found, key=lambda one: one.id)) if found else None
+            return self._posted(where, max(own_runs, key=lambda run: run.id)) if own_runs else None
 
     def post(self, change: ChangeRef, message: Rendered) -> Posted:
         with self.rest.call():
@@ -363,15 +374,15 @@ class CheckRuns(GitHub):
             return Reactions(not_helpful=self.not_helpful(posted.change, run.completed_at or ""))
 
     def _runs(self, change: ChangeRef) -> Iterator[_CheckRun]:
-        asked: Mapping[str, str | int] = {
+        query: Mapping[str, str | int] = {
             "check_name": self._name,
             "app_id": self._app,
             "filter": "all",
             "per_page": _PAGE,
         }
         path = f"/commits/{change.head}/check-runs"
-        for found in self.pages(change, path, _CheckRunPage, asked, _CHECK_PAGES):
-            yield from found.check_runs
+        for page in self.pages(change, path, _CheckRunPage, query, _CHECK_PAGES):
+            yield from page.check_runs
 
     def _posted(self, change: ChangeRef, run: _CheckRun) -> Posted:
         return Posted(change, str(run.id), self.rest.own_url(run.html_url or ""), run.output.summary or "")

@@ -111,8 +111,8 @@ def read(delivery: Delivery) -> Reading | Ignored:
     reader = _READERS.get(kind)
     if reader is None:
         return Ignored(body_id(delivery), kind, RULES.get(kind, OTHER))
-    state, when, said = reader(body)
-    return reading(body_id(delivery), f"{kind}.{state}" if state else kind, when, said)
+    state, when, statements = reader(body)
+    return reading(body_id(delivery), f"{kind}.{state}" if state else kind, when, statements)
 
 
 _Read = tuple[str, str | float | None, Said]  # state, time, what is said
@@ -180,8 +180,8 @@ def _project(body: Mapping[str, Any]) -> tuple[str, str, str]:
     if path and page.endswith(f"/{path}"):
         return page.removesuffix(f"/{path}"), path, page
     page = page or address(body, "repository", "homepage")
-    found = _HOMEPAGE.fullmatch(page)
-    return (found[1], path or found[2], page) if found else ("", path, "")
+    match = _HOMEPAGE.fullmatch(page)
+    return (match[1], path or match[2], page) if match else ("", path, "")
 
 
 def _pipeline(body: Mapping[str, Any]) -> _Read:
@@ -208,11 +208,11 @@ def _pipeline(body: Mapping[str, Any]) -> _Read:
         owner=word(body, "user", "username"),
     )
     when = moment(body, "object_attributes", "finished_at") or moment(body, "object_attributes", "created_at")
-    said: tuple[RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
+    updates: tuple[RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
     # A merge request may get another target while its pipeline runs: two targets contradict each other.
     if maybe(body, "merge_request") and change and branch:
-        said += (RunUpdate(subject, only={"change": change, "branch": branch}),)
-    return word(body, "object_attributes", "status"), when, said
+        updates += (RunUpdate(subject, only={"change": change, "branch": branch}),)
+    return word(body, "object_attributes", "status"), when, updates
 
 
 def _merge_request(body: Mapping[str, Any]) -> _Read:
@@ -221,12 +221,12 @@ def _merge_request(body: Mapping[str, Any]) -> _Read:
     action = word(body, "object_attributes", "action")
     branch = branch_name(body, "object_attributes", "target_branch")
     facts = filled(fork=_fork(body, "object_attributes"), branch=branch, change=str(number))
-    said = [RunUpdate(f"merge_request:{project_id}/{number}", facts)]
+    updates = [RunUpdate(f"merge_request:{project_id}/{number}", facts)]
     # Of the commit alone: earlier ones of the merge request may never have been read.
     commit = commit_subject(project_id, word(body, "object_attributes", "last_commit", "id"))
     if commit and branch and facts.get("fork") == "no":
-        said += _of_commit(body, commit, action, {"change": str(number), "branch": branch})
-    return action, moment(body, "object_attributes", "updated_at"), tuple(said)
+        updates += _of_commit(body, commit, action, {"change": str(number), "branch": branch})
+    return action, moment(body, "object_attributes", "updated_at"), tuple(updates)
 
 
 def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[str, str]) -> list[RunUpdate]:
@@ -236,14 +236,14 @@ def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[
     """
     user = word(body, "user", "username")
     before = branch_name(body, "changes", "target_branch", "previous")
-    said = [RunUpdate(commit, only=only)]
+    updates = [RunUpdate(commit, only=only)]
     if before:
-        said.append(RunUpdate(commit, only={**only, "branch": before}))
+        updates.append(RunUpdate(commit, only={**only, "branch": before}))
     if user and (action == "open" or word(body, "object_attributes", "oldrev")):  # who pushed
-        said.append(RunUpdate(commit, {"review": OWN}, only, user))
+        updates.append(RunUpdate(commit, {"review": OWN}, only, user))
     if review := _review(body, action, only["branch"]):
-        said.append(RunUpdate(commit, {"review": review}, only, user if review == "approved" else ""))
-    return said
+        updates.append(RunUpdate(commit, {"review": review}, only, user if review == "approved" else ""))
+    return updates
 
 
 def _review(body: Mapping[str, Any], action: str, branch: str) -> str:

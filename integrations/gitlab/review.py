@@ -87,8 +87,8 @@ class _MergeRequest(msgspec.Struct, frozen=True):
 
     def to_head(self) -> Head:
         # "locked" is a merge that is under way.
-        known = {"opened": "open", "merged": "merged", "locked": "merged", "closed": "abandoned"}
-        state: Any = known.get(self.state, "missing")
+        states = {"opened": "open", "merged": "merged", "locked": "merged", "closed": "abandoned"}
+        state: Any = states.get(self.state, "missing")
         return Head(state, str(self.iid), head=self.sha or "", title=self.title, labels=tuple(self.labels))
 
 
@@ -139,21 +139,23 @@ class GitLab:
             if not sha:
                 return Head("missing")
             path = f"/projects/{_project(change)}/repository/commits/{sha}/merge_requests"
-            found = self._rest.get(path, list[_MergeRequest], self._auth(), {"state": "opened", "per_page": _PAGE})
+            requests = self._rest.get(path, list[_MergeRequest], self._auth(), {"state": "opened", "per_page": _PAGE})
         except Refused as refused:
             if refused.reason == "not_found":
                 return Head("missing")
             raise
         # Anybody may open a merge request of the same commit from a fork; its pipelines are of another project.
-        inside = [one for one in found if one.state == "opened" and one.sha == sha and one.is_inside]
+        inside = [
+            request for request in requests if request.state == "opened" and request.sha == sha and request.is_inside
+        ]
         return inside[0].to_head() if len(inside) == 1 else Head("missing")
 
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
         with self._rest.call():
             where = self._located(change)
-            own = self._own_id()
-            found = (one for one in self._notes(where) if marker in one.body and _by(one) == own)
-            latest = next(found, None)
+            own_id = self._own_id()
+            own_notes = (note for note in self._notes(where) if marker in note.body and _by(note) == own_id)
+            latest = next(own_notes, None)
             return self._posted(where, latest) if latest else None
 
     def post(self, change: ChangeRef, message: Rendered) -> Posted:
@@ -170,19 +172,19 @@ class GitLab:
     def reactions(self, posted: Posted) -> Reactions:
         with self._rest.call():
             ours = int(number(posted.id))
-            own = self._own_id()
+            own_id = self._own_id()
             path = f"{_path(posted.change)}/notes/{ours}/award_emoji"
             awards = self._rest.get(path, list[_Award], self._auth(), {"per_page": _PAGE})
-            by = [(one.name, one.user.username) for one in awards if one.user and one.user.id != own]
+            emojis = [(emoji.name, emoji.user.username) for emoji in awards if emoji.user and emoji.user.id != own_id]
             names = []
             for note in self._notes(posted.change):
                 if note.id <= ours:
                     break  # the latest come first
-                if note.author and note.author.id != own and says_not_helpful(note.body):
+                if note.author and note.author.id != own_id and says_not_helpful(note.body):
                     names.append(note.author.username)
             return Reactions(
-                up=accounts([name for award, name in by if award.startswith("thumbsup")], MAX_REACTIONS),
-                down=accounts([name for award, name in by if award.startswith("thumbsdown")], MAX_REACTIONS),
+                up=accounts([name for award, name in emojis if award.startswith("thumbsup")], MAX_REACTIONS),
+                down=accounts([name for award, name in emojis if award.startswith("thumbsdown")], MAX_REACTIONS),
                 not_helpful=accounts(names, MAX_REACTIONS),
             )
 
@@ -198,15 +200,15 @@ class GitLab:
     def _located(self, change: ChangeRef) -> ChangeRef:
         if change.change:
             return change
-        found = self.head(change)
-        if found.state == "missing":
+        head = self.head(change)
+        if head.state == "missing":
             raise Refused("not_found", f"{change.project}: no open merge request has the commit of the run")
-        return ChangeRef(change.project, found.change, change.patchset, change.head)
+        return ChangeRef(change.project, head.change, change.patchset, change.head)
 
     def _notes(self, change: ChangeRef) -> Iterator[_Note]:
         """Yield the notes of people on a merge request, the latest first. Raises `Refused` if they are too many."""
-        asked: Mapping[str, str | int] = {"sort": "desc", "order_by": "created_at", "per_page": _PAGE}
-        for page in self._rest.pages(f"{_path(change)}/notes", list[_Note], self._auth(), asked, MAX_COMMENT_PAGES):
+        query: Mapping[str, str | int] = {"sort": "desc", "order_by": "created_at", "per_page": _PAGE}
+        for page in self._rest.pages(f"{_path(change)}/notes", list[_Note], self._auth(), query, MAX_COMMENT_PAGES):
             yield from (note for note in page if not note.system)
 
     def _posted(self, change: ChangeRef, note: _Note) -> Posted:

@@ -142,7 +142,7 @@ class Endpoint:
     def _keys(self) -> list[bytes]:
         if self.scheme is UNSIGNED:
             return [b""]
-        return [each.encode() for each in self.source.clients] or self.secrets.keys()
+        return [client.encode() for client in self.source.clients] or self.secrets.keys()
 
 
 def endpoints(receivers: Receivers) -> dict[str, Endpoint]:
@@ -151,13 +151,13 @@ def endpoints(receivers: Receivers) -> dict[str, Endpoint]:
     Raises:
       CimlError: one line that names the file, the source, the key and its value.
     """
-    found: dict[str, Endpoint] = {}
+    by_path: dict[str, Endpoint] = {}
     for source in receivers.of(WebhookSource):
         where = receivers.where(source)
-        if source.posted_to in (*found, *_OWN_PATHS):
+        if source.posted_to in (*by_path, *_OWN_PATHS):
             raise CimlError(f"{where}: path: {source.posted_to} is in use already; choose another")
-        found[source.posted_to] = _endpoint(receivers, source, where)
-    return found
+        by_path[source.posted_to] = _endpoint(receivers, source, where)
+    return by_path
 
 
 def _endpoint(receivers: Receivers, source: WebhookSource, where: str) -> Endpoint:
@@ -194,10 +194,10 @@ def _scheme(source: WebhookSource, auth: str, where: str) -> Scheme:
 
 def _is_within(address: str, networks: Networks) -> bool:
     try:
-        found = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return any(found in network for network in networks)
+    return any(ip in network for network in networks)
 
 
 _LOG = logging.getLogger(__name__)
@@ -248,11 +248,11 @@ def make_app(
       unready: why deliveries cannot be acknowledged at present; "" if they can.
     """
     app = _Application(producer, intake, metrics, unready)
-    routes = [Route(path, app.endpoint(one), methods=["POST"]) for path, one in endpoints.items()]
+    routes = [Route(path, app.endpoint(endpoint), methods=["POST"]) for path, endpoint in endpoints.items()]
     routes += [Route("/healthz", app.alive, methods=["GET"]), Route("/readyz", app.ready, methods=["GET"])]
-    made = Starlette(routes=routes, exception_handlers={HTTPException: app.unrouted})
-    made.router.redirect_slashes = False
-    return made
+    starlette = Starlette(routes=routes, exception_handlers={HTTPException: app.unrouted})
+    starlette.router.redirect_slashes = False
+    return starlette
 
 
 class _Application:
@@ -270,7 +270,7 @@ class _Application:
         """Return what answers the deliveries of a source."""
 
         async def answer(request: Request) -> Response:
-            began = time.perf_counter()
+            began_s = time.perf_counter()
             try:
                 with self._intake.hold(one.source.max_bytes) as held:
                     outcome = await self._receive(request, one, held)
@@ -286,7 +286,7 @@ class _Application:
             if outcome == "repeat":
                 self._metrics.count(one.name, outcome)
             else:
-                self._metrics.acknowledged(one.name, time.perf_counter() - began)
+                self._metrics.acknowledged(one.name, time.perf_counter() - began_s)
             return _json({"accepted": True}, 202)
 
         return answer
@@ -305,8 +305,8 @@ class _Application:
         if not body:
             raise _Answer(400, "the body is empty")
         identity = claim.identity(body)
-        known = identity and one.name.encode() + identity
-        if known and self._replays.has(known, time.monotonic()):
+        key = identity and one.name.encode() + identity
+        if key and self._replays.has(key, time.monotonic()):
             return "repeat"
         if wait_s := one.bucket.take(time.monotonic()):
             raise _Answer(429, f"more than {one.source.rate:g} deliveries a second", wait_s)
@@ -314,8 +314,8 @@ class _Application:
             one.adapter, one.name, body, headers, one.scheme.auth, one.scheme.delivery_id(headers)
         )
         await self._produce(value, message_headers)
-        if known:
-            self._replays.add(known, time.monotonic())
+        if key:
+            self._replays.add(key, time.monotonic())
         return "accepted"
 
     async def _produce(self, value: bytes, headers: list[tuple[str, bytes]]) -> None:
@@ -360,13 +360,13 @@ class _Application:
 
 def _read_headers(request: Request, one: Endpoint) -> dict[str, str]:
     """Return the request's headers by lower-case name."""
-    found: dict[str, str] = {}
+    headers: dict[str, str] = {}
     needed = one.headers()
     for name, value in request.headers.items():
-        if name in found and name in needed:
+        if name in headers and name in needed:
             raise _Answer(400, f"the header {name} appears twice")
-        found[name] = value
-    return found
+        headers[name] = value
+    return headers
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:

@@ -48,17 +48,17 @@ class Claim:
 
     def is_proved(self, body: bytes, keys: Sequence[bytes]) -> bool:
         """Return whether one of the keys proves the claim, in a time that does not depend on which."""
-        found = False
+        proved = False
         for key in keys:
             if self.token is not None:
                 # Digests have one length: comparing them does not show that of the key.
-                found |= hmac.compare_digest(_sha256(self.token), _sha256(key))
+                proved |= hmac.compare_digest(_sha256(self.token), _sha256(key))
                 continue
             signed = hmac.new(key, self.prefix, hashlib.sha256)
             signed.update(body)
             for digest in self.digests:
-                found |= hmac.compare_digest(signed.digest(), digest)
-        return found
+                proved |= hmac.compare_digest(signed.digest(), digest)
+        return proved
 
     def identity(self, body: bytes) -> bytes:
         """Return what identifies the delivery of a proved claim; b"" for a token, whose holder can send anything.
@@ -91,26 +91,26 @@ class Scheme:
 
     def delivery_id(self, headers: Mapping[str, str]) -> str:
         """Return the delivery's id; "" without a valid one."""
-        found = next((headers[name] for name in self.ids if name in headers), "")
-        return found if _ID.fullmatch(found) else ""
+        delivery_id = next((headers[name] for name in self.ids if name in headers), "")
+        return delivery_id if _ID.fullmatch(delivery_id) else ""
 
 
 def _github(headers: Mapping[str, str], now_s: float) -> Claim | None:
-    found = _SHA256.fullmatch(headers.get("x-hub-signature-256", ""))
-    return _signed(found[1]) if found else None
+    match = _SHA256.fullmatch(headers.get("x-hub-signature-256", ""))
+    return _signed(match[1]) if match else None
 
 
 def _circleci(headers: Mapping[str, str], now_s: float) -> Claim | None:
     parts = [part.partition("=") for part in headers.get("circleci-signature", "").split(",", _MOST)]
-    found = [digest for version, _, digest in parts if version == "v1" and _HEX.fullmatch(digest)]
-    return _signed(*found) if found and len(parts) <= _MOST else None
+    digests = [digest for version, _, digest in parts if version == "v1" and _HEX.fullmatch(digest)]
+    return _signed(*digests) if digests and len(parts) <= _MOST else None
 
 
 def _buildkite(headers: Mapping[str, str], now_s: float) -> Claim | None:
-    found = _STAMPED.fullmatch(headers.get("x-buildkite-signature", ""))
-    if found is None or not _is_recent(found[1], now_s):
+    match = _STAMPED.fullmatch(headers.get("x-buildkite-signature", ""))
+    if match is None or not _is_recent(match[1], now_s):
         return None
-    return _signed(found[2], prefix=f"{found[1]}.".encode())
+    return _signed(match[2], prefix=f"{match[1]}.".encode())
 
 
 def _standard(headers: Mapping[str, str], now_s: float) -> Claim | None:
@@ -131,8 +131,8 @@ def _gitlab(headers: Mapping[str, str], now_s: float) -> Claim | None:
 
 
 def _bearer(headers: Mapping[str, str], now_s: float) -> Claim | None:
-    found = _BEARER.fullmatch(headers.get("authorization", ""))
-    return Claim(token=found[1].encode()) if found else None
+    match = _BEARER.fullmatch(headers.get("authorization", ""))
+    return Claim(token=match[1].encode()) if match else None
 
 
 def _signed(*digests: str, prefix: bytes = b"") -> Claim:

@@ -82,7 +82,7 @@ def _run(build: Mapping[str, Any], item: _Item, outcome: str | None) -> Run:
         phase = "queued" if start is None else "started"
     elif start is None and end is None:  # never started: the time at which Zuul decided so
         times = (build.get("execute_time"), *(body.get(name) for name in _ITEM_TIMES))
-        end = next((epoch(found) for found in times if found is not None), None)
+        end = next((epoch(time) for time in times if time is not None), None)
     change = _change(build, item)
     project, number, patchset = (_field(change, name) for name in ("project", "change", "patchset"))
     fields = filled(
@@ -125,8 +125,8 @@ def _change(build: Mapping[str, Any], item: _Item) -> Any:
     """Return the change that a build tests: its own field decides; in a message of one change, the message's."""
     if "change" in build:
         return build["change"]
-    own = item.own_changes.get(_job(build))
-    return own if own is not None else {} if item.several else item.body
+    own_change = item.own_changes.get(_job(build))
+    return own_change if own_change is not None else {} if item.several else item.body
 
 
 def _job(build: Mapping[str, Any]) -> str:

@@ -124,10 +124,10 @@ def _window(
     seconds = _seconds(subject.table)
     step = _step(subject)
     chosen = pc.and_(pc.less(seconds, before_s), pc.greater_equal(seconds, from_s))
-    found = seconds.filter(pc.fill_null(pc.and_(chosen, pc.is_valid(_valid(subject, column))), False))
-    at = (pc.min(found) if before_s == _INFINITE else pc.max(found)).as_py()
-    mean = None if at is None else _mean(subject, column, at // step * step, (at // step + 1) * step)
-    return None if mean is None else (at // step * step, mean)
+    candidates = seconds.filter(pc.fill_null(pc.and_(chosen, pc.is_valid(_valid(subject, column))), False))
+    sample_s = (pc.min(candidates) if before_s == _INFINITE else pc.max(candidates)).as_py()
+    mean = None if sample_s is None else _mean(subject, column, sample_s // step * step, (sample_s // step + 1) * step)
+    return None if mean is None else (sample_s // step * step, mean)
 
 
 def _beyond(column: str, usual: tuple[float, float]) -> float:
@@ -146,8 +146,8 @@ def _short(subject: Subject) -> bool:
 
 
 def _usual(subject: Subject, column: str) -> tuple[float, float] | None:
-    known = (subject.profile.short if _short(subject) else subject.profile.columns).get(column)
-    return None if known is None else (known[0], known[2])
+    usual = (subject.profile.short if _short(subject) else subject.profile.columns).get(column)
+    return None if usual is None else (usual[0], usual[2])
 
 
 def _is_usual(text: str | None, usual: tuple[float, float] | None, subject: Subject) -> bool:
@@ -169,7 +169,7 @@ def _moment(text: str | None, subject: Subject) -> float:
 
 
 def _check_end(parts: tuple[Any, ...], subject: Subject) -> bool:
-    how, status, claimed, after, usual = parts
+    verb, status, claimed, after, usual = parts
     low, _, high = subject.profile.length_s
     length = _length(subject)
     if not _said(after).fits(length) or not _is_usual(usual, (low, high), subject):
@@ -177,12 +177,12 @@ def _check_end(parts: tuple[Any, ...], subject: Subject) -> bool:
     if status is not None:
         number = subject.exit_status
         is_whose = (claimed is not None) == subject.claimed
-        return is_whose and number == int(status) and how in (f"was ended by {_signal(number)} ",)
+        return is_whose and number == int(status) and verb in (f"was ended by {_signal(number)} ",)
     return {
         "reached its time limit ": subject.outcome == "timeout",
         "took ": length > high and usual is not None,
         "ended ": length < low and usual is not None,
-    }[how]
+    }[verb]
 
 
 def _signal(status: int) -> str:
@@ -193,12 +193,12 @@ def _signal(status: int) -> str:
 def _check_idle(parts: tuple[Any, ...], subject: Subject) -> bool:
     nothing, lasting, idle, usual = parts
     column = "total cpu usage:idl"
-    said = _said(lasting)
+    duration = _said(lasting)
     step = _step(subject)
-    known = _usual(subject, column)
-    if known is None or not _is_usual(usual, known, subject):
+    usual_idle = _usual(subject, column)
+    if usual_idle is None or not _is_usual(usual, usual_idle, subject):
         return False
-    least = max(85.0, known[1] + _beyond(column, known))
+    least = max(85.0, usual_idle[1] + _beyond(column, usual_idle))
     windows = pc.cast(pc.floor(pc.divide(_seconds(subject.table), float(step))), pa.int64())
     pairs = (
         pa.table({"window": windows, "idle": _valid(subject, column)}).group_by("window").aggregate([("idle", "mean")])
@@ -209,29 +209,29 @@ def _check_idle(parts: tuple[Any, ...], subject: Subject) -> bool:
     mean = _mean(subject, column, begin)
     written = _mean(subject, "dsk/total:writ", begin)
     quiet = nothing is None or (written is not None and written < 20_000)
-    return quiet and mean is not None and said.fits(_length(subject) - begin) and _said(idle).fits(mean)
+    return quiet and mean is not None and duration.fits(_length(subject) - begin) and _said(idle).fits(mean)
 
 
 def _check_run_out(parts: tuple[Any, ...], subject: Subject) -> bool:
-    words, left, whole, when = parts
-    group, free = ("memory usage", "avai") if words == "Memory available" else ("/", "free")
+    words, free_text, total_text, when = parts
+    group, free_column = ("memory usage", "avai") if words == "Memory available" else ("/", "free")
     table = subject.table
     if "boot" in table.column_names:
         table = table.filter(pc.invert(pc.fill_null(table.column("boot"), False)))
-    free_values = table.column(f"{group}:{free}")
+    free_values = table.column(f"{group}:{free_column}")
     used_values = table.column(f"{group}:used")
     both = pc.add(free_values, used_values)
-    known = pc.and_(pc.greater_equal(free_values, 0), pc.less_equal(pc.abs(both), 2 * _LARGEST))
-    shares = pc.if_else(pc.fill_null(pc.and_(known, pc.greater(both, 0)), False), pc.divide(free_values, both), 1.0)
+    valid = pc.and_(pc.greater_equal(free_values, 0), pc.less_equal(pc.abs(both), 2 * _LARGEST))
+    shares = pc.if_else(pc.fill_null(pc.and_(valid, pc.greater(both, 0)), False), pc.divide(free_values, both), 1.0)
     lowest = pc.min(shares).as_py()
     if lowest is None or lowest >= 0.03:
         return False
-    at = pc.index(shares, lowest).as_py()
+    row = pc.index(shares, lowest).as_py()
     times = table.column("time").cast(pa.int64())
-    second = (times[at].as_py() - pc.min(subject.table.column("time").cast(pa.int64())).as_py()) / 1e6
+    second = (times[row].as_py() - pc.min(subject.table.column("time").cast(pa.int64())).as_py()) / 1e6
     start = _moment(when, subject)
     step = 1 if _short(subject) else 60
-    fits = _said(left).fits(free_values[at].as_py()) and _said(whole).fits(both[at].as_py())
+    fits = _said(free_text).fits(free_values[row].as_py()) and _said(total_text).fits(both[row].as_py())
     return fits and start <= second < start + step
 
 
@@ -248,19 +248,19 @@ def _check_gap(parts: tuple[Any, ...], subject: Subject) -> bool:
 def _check_series(parts: tuple[Any, ...], subject: Subject) -> bool:
     start, end, until, words, value, usual = parts
     column = _COLUMNS[words]
-    known = _usual(subject, column)
+    passing = _usual(subject, column)
     if end is not None:
         end = f"{(start or '').split(' ')[0]} {end}"
     begin = 0.0 if start is None else _moment(start, subject) or _NEVER  # the first window is called otherwise
     last = end if end is not None else until
     stop = _INFINITE if last is None else _moment(last, subject)
     mean = _mean(subject, column, begin, stop)
-    if mean is None or known is None or known[0] <= mean <= known[1]:
+    if mean is None or passing is None or passing[0] <= mean <= passing[1]:
         return False
     return (
         _said(value).fits(mean)
-        and _is_usual(usual, known, subject)
-        and _are_edges(begin, stop, subject, column, known, mean > known[1])
+        and _is_usual(usual, passing, subject)
+        and _are_edges(begin, stop, subject, column, passing, mean > passing[1])
     )
 
 
@@ -283,11 +283,11 @@ def _are_edges(
 def _check_early_end(parts: tuple[Any, ...], subject: Subject) -> bool:
     early, whose, usual = parts
     last = pc.max(subject.table.column("time").cast(pa.int64())).as_py()
-    known = subject.profile.tail_s
-    if subject.end_us is None or last is None or known is None or bool(whose) == bool(subject.profile.job):
+    passing = subject.profile.tail_s
+    if subject.end_us is None or last is None or passing is None or bool(whose) == bool(subject.profile.job):
         return False
     tail = (subject.end_us - last) / 1e6
-    return _said(early).fits(tail) and tail > known[2] and _is_usual(usual, (known[0], known[2]), subject)
+    return _said(early).fits(tail) and tail > passing[2] and _is_usual(usual, (passing[0], passing[2]), subject)
 
 
 def _check_as_usual(parts: tuple[Any, ...], subject: Subject) -> bool:
@@ -303,8 +303,8 @@ def _check_as_usual(parts: tuple[Any, ...], subject: Subject) -> bool:
     }
     for word in re.split(", | and ", words.lower()):
         mean = _mean(subject, columns[word], 0.0)
-        known = _usual(subject, columns[word])
-        if mean is None or known is None or not known[0] <= mean <= known[1]:
+        passing = _usual(subject, columns[word])
+        if mean is None or passing is None or not passing[0] <= mean <= passing[1]:
             return False
     return True
 

@@ -103,30 +103,36 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
         raise IntegrityError(f"run {facts.run_id} has no samples")
     profile = profiles_of_version(data, model, version).of(facts.build_name)
     subject = Subject.of(facts, table, profile, _claimed(data, facts))
-    found, picture = evidence_for(subject)
+    evidence, picture = evidence_for(subject)
     if not picture:
-        return found
+        return evidence
     name = prediction.get("id", "")
     if not _ID.fullmatch(name):
         name = prediction_id(facts.run_id, model, version)
     data.evidence.replace(f"{name[:2]}/{name}.svg", picture.encode())
-    return replace(found, picture=f"evidence/{name[:2]}/{name}.svg")
+    return replace(evidence, picture=f"evidence/{name[:2]}/{name}.svg")
 
 
 def evidence_for(subject: Subject) -> tuple[Evidence, str]:
     """Return the evidence of a run without a stored picture, and the picture as SVG ("" for none)."""
-    made = observations(subject)
-    held = [one for one in made if follows(one.text, subject)]
-    dropped = tuple(one.text for one in made if one not in held)
+    candidates = observations(subject)
+    confirmed = [observation for observation in candidates if follows(observation.text, subject)]
+    dropped = tuple(observation.text for observation in candidates if observation not in confirmed)
     if dropped:
         _log.warning("evidence that does not follow from its run was dropped: %s", "; ".join(dropped))
-    said = held[:MAX_OBSERVATIONS]
-    picture = draw(subject, [one.column for one in said if one.column])
+    chosen = confirmed[:MAX_OBSERVATIONS]
+    picture = draw(subject, [observation.column for observation in chosen if observation.column])
     profile = subject.profile
     places = profile.places
     same_place = None if places is None else places.get(subject.place, 0)
     evidence = Evidence(
-        tuple(one.text for one in said), "", profile.job, profile.runs, dropped, length_s(subject.table), same_place
+        tuple(observation.text for observation in chosen),
+        "",
+        profile.job,
+        profile.runs,
+        dropped,
+        length_s(subject.table),
+        same_place,
     )
     return evidence, picture
 
@@ -194,18 +200,18 @@ def draw(subject: Subject, columns: Iterable[str] = ()) -> str:
       The document; "" where the run has none of these series.
     """
     length = length_s(subject.table)
-    found = list[str]()
+    panels = list[str]()
     for column in dict.fromkeys([*columns, *_USUAL]):
-        if column in SERIES and column in subject.table.column_names and len(found) < MAX_PANELS:
+        if column in SERIES and column in subject.table.column_names and len(panels) < MAX_PANELS:
             values = window_means(subject.table, [column], window_of(length)).means[column]
             if np.isfinite(values).any():
-                found.append(column)
-    if not found:
+                panels.append(column)
+    if not panels:
         return ""
     comparable = subject.profile.runs >= MIN_RUNS
     end = max(length, subject.profile.length_s[2] if comparable else 0.0, 1.0)
-    left = departures(subject.table, subject.profile)
-    height = _TOP + len(found) * (_TITLE + _PLOT) + _AXIS
+    deviations = departures(subject.table, subject.profile)
+    height = _TOP + len(panels) * (_TITLE + _PLOT) + _AXIS
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         'font-family="sans-serif" font-size="11" role="img">',
@@ -213,9 +219,11 @@ def draw(subject: Subject, columns: Iterable[str] = ()) -> str:
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         *_legend(subject, comparable),
     ]
-    for number, column in enumerate(found):
+    for number, column in enumerate(panels):
         top = _TOP + number * (_TITLE + _PLOT)
-        parts += _panel(subject, column, top, end, [one for one in left if one.column == column])
+        parts += _panel(
+            subject, column, top, end, [deviation for deviation in deviations if deviation.column == column]
+        )
     parts += _axis(height - _AXIS, end, length, subject.profile.length_s if comparable else None)
     return "\n".join([*parts, "</svg>", ""])
 
@@ -250,20 +258,20 @@ def _panel(subject: Subject, column: str, top: int, end: float, left: Sequence[D
     shown = [float(np.nanmax(coarse.means[column])), *([usual[2]] if usual else [])]
     # A moment above twice of all else is cut off, so that the rest stays visible.
     peak = min(float(np.nanmax(fine.means[column])), 2 * max(shown)) if max(shown) > 0 else 0.0
-    most = 100.0 if series.unit == "%" and max(shown) > 50 else _round_up(max(*shown, peak, series.noise))
+    largest = 100.0 if series.unit == "%" and max(shown) > 50 else _round_up(max(*shown, peak, series.noise))
     base = top + _TITLE + _PLOT - 6
-    scale = (_PLOT - 8) / most
+    scale = (_PLOT - 8) / largest
 
     def y(value: float) -> float:
-        return base - min(max(value, 0.0), most) * scale
+        return base - min(max(value, 0.0), largest) * scale
 
     width = _WIDTH - _LEFT - _RIGHT
     words = series.words.removeprefix("the ")
     parts = [_text(_LEFT, top + 14, words[:1].upper() + words[1:])]
-    for one in left:
-        start = one.from_s / end * width
-        stop = min(one.until_s, length) / end * width
-        parts.append(_rect(_LEFT + start, y(most), max(stop - start, 1.0), base - y(most), _MARK))
+    for departure in left:
+        start = departure.from_s / end * width
+        stop = min(departure.until_s, length) / end * width
+        parts.append(_rect(_LEFT + start, y(largest), max(stop - start, 1.0), base - y(largest), _MARK))
     if usual is not None:
         parts.append(_rect(_LEFT, y(usual[2]) - 0.5, width, y(usual[0]) - y(usual[2]) + 1, _BAND))
     parts.append(f'<path d="M{_LEFT} {base}H{_WIDTH - _RIGHT}" stroke="{_PALE}"/>')
@@ -272,14 +280,14 @@ def _panel(subject: Subject, column: str, top: int, end: float, left: Sequence[D
         (coarse, coarse_s, _INK, 1.8),
     ):
         steps = [
-            (_LEFT + at / end * width, _LEFT + min(at + step, max(length, 1.0)) / end * width, y(value))
-            for at, value in zip(values.seconds.tolist(), values.means[column].tolist(), strict=True)
+            (_LEFT + start_s / end * width, _LEFT + min(start_s + step, max(length, 1.0)) / end * width, y(value))
+            for start_s, value in zip(values.seconds.tolist(), values.means[column].tolist(), strict=True)
             if np.isfinite(value)
         ]
         path = "".join(f"{'M' if not number else 'L'}{a:.0f} {c:.0f}H{b:.0f}" for number, (a, b, c) in enumerate(steps))
         parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{stroke}"/>')
     parts += [
-        _text(_LEFT - 6, y(most) + 9, quantity(most, series.unit), "end"),
+        _text(_LEFT - 6, y(largest) + 9, quantity(largest, series.unit), "end"),
         _text(_LEFT - 6, base + 3, quantity(0.0, series.unit) if series.unit == "%" else "0", "end"),
     ]
     return parts
@@ -296,10 +304,10 @@ def _round_up(value: float) -> float:
 def _axis(top: int, end: float, length: float, lengths: tuple[float, float, float] | None) -> list[str]:
     width = _WIDTH - _LEFT - _RIGHT
     parts = [_text(_LEFT, top + 12, "0"), _text(_WIDTH - _RIGHT, top + 12, span(end), "end")]
-    at = _LEFT + length / end * width
-    parts.append(f'<path d="M{at:.0f} {_TOP}V{top}" stroke="{_INK}" stroke-dasharray="3 3"/>')
+    end_x = _LEFT + length / end * width
+    parts.append(f'<path d="M{end_x:.0f} {_TOP}V{top}" stroke="{_INK}" stroke-dasharray="3 3"/>')
     if length < 0.85 * end:
-        parts.append(_text(at, top + 12, f"ended: {span(length)}", "start" if length < end / 2 else "end"))
+        parts.append(_text(end_x, top + 12, f"ended: {span(length)}", "start" if length < end / 2 else "end"))
     if lengths is not None:
         low = _LEFT + lengths[0] / end * width
         high = _LEFT + lengths[2] / end * width

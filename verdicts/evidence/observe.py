@@ -193,18 +193,18 @@ class Observation(NamedTuple):
 def observations(subject: Subject) -> list[Observation]:
     """Return what is to be said of a run, the most telling first. Linear in its samples."""
     length = length_s(subject.table)
-    found = [*_end(subject, length)]
+    sentences = [*_end(subject, length)]
     idle = list(_idle_end(subject, length))
-    found += idle
-    found += _run_out(subject, length)
-    found += _gaps(subject.table, length)
-    left = departures(subject.table, subject.profile)
-    said = {SERIES[one.column].group for one in idle}
-    found += [_departure(one, subject, length) for one in _first_of_group(left, said)]
-    found += _early_end(subject)
-    if not any(one.column for one in found):
-        found += _as_usual(subject, left, length)
-    return found or [_nothing(subject, length)]
+    sentences += idle
+    sentences += _run_out(subject, length)
+    sentences += _gaps(subject.table, length)
+    outside = departures(subject.table, subject.profile)
+    groups = {SERIES[observation.column].group for observation in idle}
+    sentences += [_departure(observation, subject, length) for observation in _first_of_group(outside, groups)]
+    sentences += _early_end(subject)
+    if not any(observation.column for observation in sentences):
+        sentences += _as_usual(subject, outside, length)
+    return sentences or [_nothing(subject, length)]
 
 
 def passing(subject: Subject) -> str:
@@ -259,21 +259,21 @@ def _idle_end(subject: Subject, length: float) -> Iterator[Observation]:
 
 
 def _run_out(subject: Subject, length: float) -> Iterator[Observation]:
-    for words, used, free in (("Memory available", USED, AVAILABLE), ("Free disk", DISK_USED, DISK_FREE)):
-        if not {used, free} <= set(subject.table.column_names):
+    for words, used, free_column in (("Memory available", USED, AVAILABLE), ("Free disk", DISK_USED, DISK_FREE)):
+        if not {used, free_column} <= set(subject.table.column_names):
             continue
-        left = values_of(subject.table, free)
-        whole = values_of(subject.table, used)
-        whole += left
-        shares = np.divide(left, whole, out=np.full(left.size, np.inf), where=(whole > 0) & (left >= 0))
-        at = int(np.argmin(shares))
-        usual = subject.profile.ranges(window_of(length)).get(free)
-        is_usual = usual is not None and _comparable(subject) and left[at] >= usual[0]
-        if shares[at] < RUN_OUT and not is_usual:
-            when = moment(elapsed_s(subject.table)[at], length)
+        remaining = values_of(subject.table, free_column)
+        total = values_of(subject.table, used)
+        total += remaining
+        shares = np.divide(remaining, total, out=np.full(remaining.size, np.inf), where=(total > 0) & (remaining >= 0))
+        lowest = int(np.argmin(shares))
+        usual = subject.profile.ranges(window_of(length)).get(free_column)
+        is_usual = usual is not None and _comparable(subject) and remaining[lowest] >= usual[0]
+        if shares[lowest] < RUN_OUT and not is_usual:
+            when = moment(elapsed_s(subject.table)[lowest], length)
             yield Observation(
-                f"{words} fell to {quantity(left[at], 'B')} of {quantity(whole[at], 'B')} in {when}.",
-                used if used == USED else free,
+                f"{words} fell to {quantity(remaining[lowest], 'B')} of {quantity(total[lowest], 'B')} in {when}.",
+                used if used == USED else free_column,
             )
 
 
@@ -282,29 +282,29 @@ def _gaps(table: pa.Table, length: float) -> Iterator[Observation]:
     steps = np.diff(times)
     if not steps.size:
         return
-    at = int(np.argmax(steps))
-    if steps[at] > max(_GAP_S, _GAP_INTERVALS * float(np.median(steps))):
-        yield Observation(f"No sample was taken for {span(steps[at])} from {moment(times[at], length)}.")
+    longest = int(np.argmax(steps))
+    if steps[longest] > max(_GAP_S, _GAP_INTERVALS * float(np.median(steps))):
+        yield Observation(f"No sample was taken for {span(steps[longest])} from {moment(times[longest], length)}.")
 
 
 def _first_of_group(left: Iterable[Departure], said: set[str]) -> Iterator[Departure]:
-    for one in left:
-        group = SERIES[one.column].group if one.column in SERIES else ""
-        if not group or group in said or (one.mean < one.low and one.column not in _LOW_COUNTS):
+    for departure in left:
+        group = SERIES[departure.column].group if departure.column in SERIES else ""
+        if not group or group in said or (departure.mean < departure.low and departure.column not in _LOW_COUNTS):
             continue
         said.add(group)
-        yield one
+        yield departure
 
 
 def _departure(one: Departure, subject: Subject, length: float) -> Observation:
     series = SERIES[one.column]
-    whole = one.until_s > length
+    to_end = one.until_s > length
     start = moment(one.from_s, length)
     end = moment(one.until_s, length)
     if one.from_s == 0:
-        when = "Throughout" if whole else f"Until {end}"
+        when = "Throughout" if to_end else f"Until {end}"
     else:
-        when = f"From {start}" if whole else f"From {start} to {end.split()[1]}"
+        when = f"From {start}" if to_end else f"From {start} to {end.split()[1]}"
     usual = quantity_range(one.low, one.high, series.unit)
     text = f"{when}, {series.words} was {quantity(one.mean, series.unit)}; {passing(subject)} have {usual}."
     return Observation(text, one.column)
@@ -325,24 +325,24 @@ def _early_end(subject: Subject) -> Iterator[Observation]:
 
 
 def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Iterator[Observation]:
-    grouped = any(one.column in SERIES and SERIES[one.column].group for one in left)
+    grouped = any(departure.column in SERIES and SERIES[departure.column].group for departure in left)
     if not _comparable(subject) or length < MIN_COMPARED_S or grouped:
         return
     usual = subject.profile.ranges(window_of(length))
     words = [word for word, name in COMPARED.items() if name in usual and _is_usual(subject.table, name, usual[name])]
     if words:
         whose = "of this job" if subject.profile.job else "of all jobs"
-        listed = _enumerated(words)
+        enumeration = _enumerated(words)
         be = "were" if words[1:] else "was"
-        text = f"{listed[0].upper()}{listed[1:]} {be} as in {subject.profile.runs} passing runs {whose}."
+        text = f"{enumeration[0].upper()}{enumeration[1:]} {be} as in {subject.profile.runs} passing runs {whose}."
         yield Observation(text)
 
 
 def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
     """Return whether the mean of all values is in the passing range: also one that is outside within noise is not."""
     values = values_of(table, column) if column in table.column_names else np.zeros(0)
-    known = values[np.isfinite(values)]
-    return bool(known.size) and usual[0] <= known.mean() <= usual[2]
+    finite = values[np.isfinite(values)]
+    return bool(finite.size) and usual[0] <= finite.mean() <= usual[2]
 
 
 def _nothing(subject: Subject, length: float) -> Observation:

@@ -105,18 +105,18 @@ class Policy(Settings, frozen=True, kw_only=True):
         if not 3 <= len(self.mute_word) <= 60 or inert(self.mute_word, 60) != self.mute_word:
             raise ValueError(f"mute_word: {self.mute_word!r:.120} is not a word such as ciml-quiet")  # to be copied
         if self.base_url:
-            found = urlsplit(self.base_url)
-            extra = (found.query, found.fragment, found.username, found.password)
+            parts = urlsplit(self.base_url)
+            extra = (parts.query, parts.fragment, parts.username, parts.password)
             if (
-                found.scheme not in ("https", "http")
-                or not found.hostname
+                parts.scheme not in ("https", "http")
+                or not parts.hostname
                 or any(extra)
                 or not _is_plain(self.base_url)
             ):
                 raise ValueError(f"base_url: {shown(self.base_url)} is not an address such as https://ci.example.org/p")
-        for one in self.reviewers:
-            if not all(one.partition(":")[::2]):
-                raise ValueError(f"reviewers: {one!r:.120} is not SYSTEM:ACCOUNT")
+        for reviewer in self.reviewers:
+            if not all(reviewer.partition(":")[::2]):
+                raise ValueError(f"reviewers: {reviewer!r:.120} is not SYSTEM:ACCOUNT")
 
     def answers(self, model: str, project: str, branch: str, pipeline: str, job: str) -> bool:
         """Return whether the globs select a run and the model of its verdict."""
@@ -156,7 +156,7 @@ class Feedback:
 
     def system_of(self, source: str, project: str) -> System | None:
         """Return the system that reviews the changes of a source's project."""
-        return next((each for each in self.systems if each.takes(source, project)), None)
+        return next((system for system in self.systems if system.takes(source, project)), None)
 
     def where(self, system: System) -> str:
         """Return the place of a system for messages."""
@@ -170,13 +170,13 @@ def load_feedback(path: str | Path) -> Feedback:
       CimlError: one line that names the file, the system, the key and its value.
     """
     value = read_toml(path)
-    listed = pop_tables(value, "system", path)
+    tables = pop_tables(value, "system", path)
     policy = Policy.from_json(value, str(path))
-    systems = tuple(_system(path, number, each) for number, each in enumerate(listed, 1))
+    systems = tuple(_system(path, number, table) for number, table in enumerate(tables, 1))
     if not systems:
         raise CimlError(f"{path}: no [[system]]; add one (docs/feedback.md)")
     for position, system in enumerate(systems):
-        if any(system.name == other.name for other in systems[:position]):
+        if any(system.name == earlier.name for earlier in systems[:position]):
             raise CimlError(f"{path}: two systems have the name {system.name}; rename one")
     return Feedback(Path(path), policy, systems)
 

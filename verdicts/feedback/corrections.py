@@ -46,8 +46,8 @@ class CorrectionState:
         if version != self.version + 1:
             raise IntegrityError(f"corrections: version {version} follows {self.version}")
         for record in delta["corrections"]:
-            one = _read(version, record)
-            self.found.setdefault(one.run_id, {})[one.by] = one
+            correction = _read(version, record)
+            self.found.setdefault(correction.run_id, {})[correction.by] = correction
         self.version = version
 
 
@@ -65,21 +65,28 @@ def corrections_of(data: DataRoot) -> dict[str, Correction]:
     state = CorrectionState()
     for version, delta in corrections_log(data).since(0):
         state.apply(version, delta)
-    return {run_id: max(found.values(), key=lambda one: one.time_us) for run_id, found in state.found.items()}
+    return {
+        run_id: max(by_reviewer.values(), key=lambda correction: correction.time_us)
+        for run_id, by_reviewer in state.found.items()
+    }
 
 
 def add_corrections(data: DataRoot, corrections: Iterable[Correction]) -> int:
     """Store those that say something new; return their number. A repeat after a crash stores nothing twice."""
-    asked = list(corrections)
+    candidates = list(corrections)
     stored = 0
     log = corrections_log(data)
     state = CorrectionState()
 
     def build() -> Delta | None:
         nonlocal stored
-        new = [one for one in asked if _differs(state.found.get(one.run_id, {}).get(one.by), one)]
+        new = [
+            correction
+            for correction in candidates
+            if _differs(state.found.get(correction.run_id, {}).get(correction.by), correction)
+        ]
         stored = len(new)
-        return {"corrections": [one._asdict() for one in new]} if new else None
+        return {"corrections": [correction._asdict() for correction in new]} if new else None
 
     try:
         commit(log, state, build)
@@ -95,14 +102,14 @@ def _differs(known: Correction | None, one: Correction) -> bool:
 
 def _read(version: int, record: Mapping[str, Any]) -> Correction:
     try:
-        one = Correction(**record)
+        correction = Correction(**record)
     except TypeError as error:
         raise IntegrityError(f"corrections: version {version}: {error}") from None
     if (
-        one.cause not in CAUSES
-        or type(one.run_id) is not str
-        or type(one.by) is not str
-        or type(one.time_us) is not int
+        correction.cause not in CAUSES
+        or type(correction.run_id) is not str
+        or type(correction.by) is not str
+        or type(correction.time_us) is not int
     ):
-        raise IntegrityError(f"corrections: version {version}: malformed record of run {one.run_id!r:.80}")
-    return one
+        raise IntegrityError(f"corrections: version {version}: malformed record of run {correction.run_id!r:.80}")
+    return correction

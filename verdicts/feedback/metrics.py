@@ -87,9 +87,9 @@ def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[
 
 def _recorded(state: FeedbackState) -> Counter[tuple[str, str, str]]:
     """Return the number of claims by model, cause, and whether they were right, wrong, or are still open."""
-    found = Counter[tuple[str, str, str]]()
+    counts = Counter[tuple[str, str, str]]()
     for verdict in state.history:
         if verdict.claim:
             held = "right" if verdict.settled == verdict.cause else "wrong"
-            found[verdict.model, verdict.cause, held if verdict.settled else "open"] += 1
-    return found
+            counts[verdict.model, verdict.cause, held if verdict.settled else "open"] += 1
+    return counts

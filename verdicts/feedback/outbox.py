@@ -103,13 +103,13 @@ class Outbox:
         with self.committing.state() as state:
             if max(self._system.until_s, state.paused.get(self.name, 0) / 1e6) > now_s:
                 return []
-            found = [
+            due = [
                 (entry.since_us, key)
                 for key, entry in ((key, state.entries[key]) for key in state.opened)
                 if entry.system == self.name and self._is_due(entry, now_s)
             ]
             self._entries = {key: pause for key, pause in self._entries.items() if key in state.opened}
-        return [key for _, key in sorted(found)]
+        return [key for _, key in sorted(due)]
 
     def _is_due(self, entry: Entry, now_s: float) -> bool:
         if (pause := self._entries.get(entry.key)) is not None and pause.until_s > now_s:
@@ -188,17 +188,17 @@ class Outbox:
 
     def _say(self, client: ReviewClient, entry: Entry) -> None:
         message = self.message(entry, client)
-        found = self._find(client, entry.change, message.marker)
-        if found is not None and message.stamp in found.body:
-            self._close(entry, "unchanged", posted=found)
+        previous = self._find(client, entry.change, message.marker)
+        if previous is not None and message.stamp in previous.body:
+            self._close(entry, "unchanged", posted=previous)
             return
         causes = causes_of(entry.items.values())
-        if found is not None and not client.can_edit:
-            if stamped(found.body, message.marker) == (patchset_key(entry.change), causes):
-                self._close(entry, "said", posted=found)
+        if previous is not None and not client.can_edit:
+            if stamped(previous.body, message.marker) == (patchset_key(entry.change), causes):
+                self._close(entry, "said", posted=previous)
                 return
-            found = None
-        self._call(client, entry, message, found)
+            previous = None
+        self._call(client, entry, message, previous)
 
     def _call(self, client: ReviewClient, entry: Entry, message: Rendered, found: Posted | None) -> None:
         """Store the intent, call, and store the outcome."""
@@ -239,18 +239,18 @@ class Outbox:
         if self.client is None:
             return  # a dry run calls nothing, also not to settle what an earlier run has sent
         change = replace(entry.change, change=intent.change)
-        found = self._find(self.client, change, intent.marker)
-        if found is not None and intent.stamp in found.body:
-            self._close(entry, "edited" if intent.action == "edit" else "posted", "settled", posted=found)
+        own_message = self._find(self.client, change, intent.marker)
+        if own_message is not None and intent.stamp in own_message.body:
+            self._close(entry, "edited" if intent.action == "edit" else "posted", "settled", posted=own_message)
         else:
             self._close(entry, "not_found", "the call of unknown outcome has changed nothing")
 
     def message(self, entry: Entry, client: ReviewClient | None = None) -> Rendered:
         """Write the message on a patch set."""
-        form, most = (client.format, client.most_bytes) if client else (self.markup, self.policy.max_bytes)
+        form, limit = (client.format, client.most_bytes) if client else (self.markup, self.policy.max_bytes)
         policy = self.policy
         can_react = client.can_react if client else self.markup != "gerrit"
-        most_bytes = min(most, policy.max_bytes)
+        most_bytes = min(limit, policy.max_bytes)
         style = Style(form, most_bytes, policy.max_jobs, policy.mute_word, can_react, policy.min_reruns)
         marker = marker_of(self.name, entry.change.project, entry.change.change)
         return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
@@ -296,7 +296,7 @@ class Outbox:
         return self._timed("find", lambda: client.find(change, marker))
 
     def _timed(self, call: str, function: Callable[[], T]) -> T:
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         try:
             return function()
         except (Busy, Unsettled, Refused):
@@ -304,7 +304,7 @@ class Outbox:
         except EngineError as error:
             raise _NotReachedError(str(error)) from None
         finally:
-            self.timed(call, time.perf_counter() - began)
+            self.timed(call, time.perf_counter() - began_s)
 
 
 class _NotReachedError(Exception):

@@ -186,11 +186,11 @@ def judge(
     if not isinstance(record.get("verdict"), dict) or not isinstance(record.get("run"), dict):
         return Judgement(None, Silence("no_verdict"))
     try:
-        found = msgspec.convert(record, _Prediction)
+        prediction = msgspec.convert(record, _Prediction)
     except msgspec.ValidationError:
         return Judgement(None, Silence("bad_record"))
-    run = found.run
-    verdict = found.verdict
+    run = prediction.run
+    verdict = prediction.verdict
     policy = feedback.policy
     rates = (verdict.probability, verdict.coverage, *verdict.base_rate.values())
     if not all(0.0 <= rate <= 1.0 for rate in rates) or verdict.runs < 0:  # nor NaN
@@ -199,14 +199,14 @@ def judge(
         return Judgement(None, Silence("bad_record"))
     if run.outcome not in _FAILED:
         return Judgement(None, Silence("not_failed"))
-    if not policy.answers(found.model, run.project, run.branch, run.pipeline, run.build_name):
+    if not policy.answers(prediction.model, run.project, run.branch, run.pipeline, run.build_name):
         return Judgement(None, Silence("not_selected"))
-    end_us = run.end_us or run.start_us or found.time_us
+    end_us = run.end_us or run.start_us or prediction.time_us
     age_us = now_us - end_us
     if age_us > policy.settled_days * _DAY_US:
         return Judgement(None, Silence("late"))
     doubt = _doubt(verdict, policy) or compare(record)
-    recorded = _recorded(found, now_us, claim=doubt is None)
+    recorded = _recorded(prediction, now_us, claim=doubt is None)
     if doubt is not None:
         return Judgement(None, doubt, recorded)
     system = feedback.system_of(run.source, run.project)
@@ -225,7 +225,7 @@ def judge(
         run.patchset,
         run.head,
         run.build_name,
-        found.run_id,
+        prediction.run_id,
         verdict.cause,
         verdict.probability,
         verdict.retry,

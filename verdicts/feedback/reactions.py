@@ -45,9 +45,9 @@ def news(entry: Entry, seen: Reactions, known: Iterable[str]) -> dict[str, list[
     """
     before = set(known)
     named = {kind: [account[:_ACCOUNT_CHARACTERS] for account in getattr(seen, kind)] for kind in REACTIONS}
-    found = {kind: [account for account in accounts if account not in before] for kind, accounts in named.items()}
-    new = any(account not in entry.reactions.get(kind, ()) for kind, accounts in found.items() for account in accounts)
-    return found if new else {}
+    fresh = {kind: [account for account in accounts if account not in before] for kind, accounts in named.items()}
+    new = any(account not in entry.reactions.get(kind, ()) for kind, accounts in fresh.items() for account in accounts)
+    return fresh if new else {}
 
 
 def corrections(entry: Entry, new: dict[str, list[str]], reviewers: Iterable[str], now_us: int) -> list[Correction]:
@@ -67,15 +67,15 @@ def corrections(entry: Entry, new: dict[str, list[str]], reviewers: Iterable[str
     trusted = set(reviewers)
     if cause not in _OTHER:
         return []
-    said: Cause = "code" if cause == "code" else "machine"
+    confirmed: Cause = "code" if cause == "code" else "machine"
     both = set(new.get("up", ())) & set(new.get("down", ()))
-    found = []
-    for kind, meant in (("up", said), ("down", _OTHER[cause])):
+    corrections_found = []
+    for kind, meant in (("up", confirmed), ("down", _OTHER[cause])):
         for account in new.get(kind, ()):
             by = f"{entry.system}:{account}"
             if by in trusted and account not in both:
-                found += [Correction(item.run_id, meant, by, now_us) for item in entry.items.values()]
-    return found
+                corrections_found += [Correction(item.run_id, meant, by, now_us) for item in entry.items.values()]
+    return corrections_found
 
 
 @dataclass
@@ -112,13 +112,13 @@ class Reader:
         with self.committing.state() as state:
             if state.paused.get(self.name, 0) / 1e6 > now_s:
                 return []
-            said = [
+            posted = [
                 (entry.posted_us, key)
                 for key, entry in state.entries.items()
                 if entry.posted and entry.system == self.name
             ]
             self._read_s = {key: at_s for key, at_s in self._read_s.items() if key in state.entries}
-        return [key for at_us, key in reversed(said) if self._next_s(key, at_us / 1e6) <= now_s]
+        return [key for at_us, key in reversed(posted) if self._next_s(key, at_us / 1e6) <= now_s]
 
     def _next_s(self, key: str, posted_s: float) -> float:
         # An earlier process has read the older ones, perhaps just now: they are not all read again at once.
@@ -136,10 +136,10 @@ class Reader:
             if self.client is None or entry is None or entry.posted is None:
                 return True
             posted = entry.posted
-            known = _of_others(state, entry, entry.posted)
+            counted = _of_others(state, entry, entry.posted)
             entry = Entry.from_json(entry.to_json())
         try:
-            seen = self.client.reactions(posted)
+            reactions = self.client.reactions(posted)
         except Refused:  # the message was deleted, perhaps
             self._read_s[key] = self.clock()
             return True
@@ -149,7 +149,7 @@ class Reader:
             _log.info("%s: reactions are read in %.0f s: %s", self.name, wait_s, error)
             return False
         now_us = int(self.clock() * 1e6)
-        if new := news(entry, seen, known):
+        if new := news(entry, reactions, counted):
             # corrections first: they are stored once, also if this is repeated after a crash
             self.correct(corrections(entry, new, self.reviewers, now_us))
             record = {"entry": key, **new}
@@ -162,8 +162,11 @@ def _of_others(state: FeedbackState, entry: Entry, posted: Posted) -> set[str]:
     """Return the accounts that reacted to the same message when it was about another patch set."""
     return {
         account
-        for other in state.entries.values()
-        if other.key != entry.key and other.posted and other.system == entry.system and other.posted.id == posted.id
-        for accounts in other.reactions.values()
+        for other_entry in state.entries.values()
+        if other_entry.key != entry.key
+        and other_entry.posted
+        and other_entry.system == entry.system
+        and other_entry.posted.id == posted.id
+        for accounts in other_entry.reactions.values()
         for account in accounts
     }

@@ -179,10 +179,10 @@ class History:
 
     @cached_property
     def _by_project(self) -> dict[str, list[RecordedVerdict]]:
-        found: dict[str, list[RecordedVerdict]] = {}
+        by_project: dict[str, list[RecordedVerdict]] = {}
         for verdict in self.settled:
-            found.setdefault(verdict.project, []).append(verdict)
-        return found
+            by_project.setdefault(verdict.project, []).append(verdict)
+        return by_project
 
 
 class Standings:
@@ -221,9 +221,9 @@ class Standings:
     def _standing(self, model: str, project: str, cause: str) -> Standing:
         policy = self._policy
         history = self.history(model)
-        own = history.claims(cause, project, policy.settled_window)
-        in_project = len(own) >= policy.min_settled
-        claims = own if in_project else history.claims(cause, None, policy.settled_window)
+        own_claims = history.claims(cause, project, policy.settled_window)
+        in_project = len(own_claims) >= policy.min_settled
+        claims = own_claims if in_project else history.claims(cause, None, policy.settled_window)
         precision = _precision(claims)
         base_rate = history.base_rate(cause, project if in_project else None)
         rerun = [verdict for verdict in claims if verdict.by == RERUNS]
@@ -239,7 +239,7 @@ class Standings:
         if precision.runs < policy.min_settled:
             return standing("shadow", f"{precision.runs} of at least {policy.min_settled} verdicts {cause} are settled")
         if (reason := _doubt(precision, base_rate, policy)) or (
-            reason := "" if in_project else _doubt_of_project(_precision(own), policy)
+            reason := "" if in_project else _doubt_of_project(_precision(own_claims), policy)
         ):
             return standing("precision", reason)
         return standing("active")

@@ -133,7 +133,7 @@ class Entry:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Entry:
-        items = {one["job"]: Item.from_json(one) for one in value["items"]}
+        items = {item["job"]: Item.from_json(item) for item in value["items"]}
         change = ChangeRef(**value["change"])
         intent = Intent(**value["intent"]) if value["intent"] else None
         return cls(**{**value, "items": items, "change": change, "intent": intent, "posted": _posted(value["posted"])})
@@ -141,8 +141,8 @@ class Entry:
 
 def entry_key(system: str, change: ChangeRef) -> str:
     """Return the key of a patch set's entry. Without a number, the commit and its branch stand for the change."""
-    of = change.change or f"@{change.head or change.patchset}"
-    parts = [system, change.project, of, change.head or change.patchset]
+    identity = change.change or f"@{change.head or change.patchset}"
+    parts = [system, change.project, identity, change.head or change.patchset]
     if not change.change and change.head_project:
         parts += [change.head_project, change.head_branch]
     return sha256_json(parts)[:32]
@@ -160,7 +160,7 @@ def _precedence(item: Item) -> tuple[bool, int]:
 
 def _make_room(entry: Entry, item: Item) -> bool:
     """Remove a verdict on a run without a proof, for one with a proof; return whether there was one."""
-    weaker = next((job for job, other in entry.items.items() if not _is_proved(other)), None)
+    weaker = next((job for job, rival in entry.items.items() if not _is_proved(rival)), None)
     if weaker is None or not _is_proved(item):
         return False
     del entry.items[weaker]
@@ -266,12 +266,12 @@ class FeedbackState(TopicState):
         if entry is None:
             key = entry_key(item.system, item.ref)
             entry = Entry(key, item.system, item.ref)
-        known = entry.items.get(item.job)
-        if known is not None and known.prediction.get("id") == item.prediction.get("id"):
+        previous = entry.items.get(item.job)
+        if previous is not None and previous.prediction.get("id") == item.prediction.get("id"):
             return "repeat"
-        if known is not None and _precedence(known) > _precedence(item):
+        if previous is not None and _precedence(previous) > _precedence(item):
             return "superseded"
-        if known is None and len(entry.items) >= MAX_FEEDBACK_JOBS and not _make_room(entry, item):
+        if previous is None and len(entry.items) >= MAX_FEEDBACK_JOBS and not _make_room(entry, item):
             return "too_many"
         entry.items[item.job] = item
         if entry.changes == entry.done:
@@ -288,19 +288,19 @@ class FeedbackState(TopicState):
         entry.change = ChangeRef(**record["change"])
         key = entry_key(entry.system, entry.change)
         self.moved[entry.key] = key
-        other = self.entries.get(key)
-        if other is None:
+        target = self.entries.get(key)
+        if target is None:
             entry.key = key
             self._touch(entry, now_us)
             return
         for job, item in entry.items.items():
-            if job not in other.items or _precedence(other.items[job]) < _precedence(item):
-                other.items[job] = item
-        if other.changes == other.done:
-            other.since_us = entry.since_us
-        other.changes = other.changes + 1
-        other.last_us = max(other.last_us, entry.last_us)
-        self._touch(other, now_us)
+            if job not in target.items or _precedence(target.items[job]) < _precedence(item):
+                target.items[job] = item
+        if target.changes == target.done:
+            target.since_us = entry.since_us
+        target.changes = target.changes + 1
+        target.last_us = max(target.last_us, entry.last_us)
+        self._touch(target, now_us)
 
     def _intend(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
         entry = self._entry(version, record["entry"])
@@ -348,10 +348,10 @@ class FeedbackState(TopicState):
         if entry is None:
             return
         for kind in REACTIONS:
-            known = entry.reactions.get(kind, [])
-            new = [account for account in record[kind] if account not in known]
+            accounts = entry.reactions.get(kind, [])
+            new = [account for account in record[kind] if account not in accounts]
             self.reacted[entry.system, kind] += len(new)
-            entry.reactions[kind] = [*known, *new]
+            entry.reactions[kind] = [*accounts, *new]
 
     def _entry(self, version: int, key: str) -> Entry:
         if key not in self.entries:
@@ -371,9 +371,9 @@ class FeedbackState(TopicState):
                 old.append(entry)
         too_many = len(self.entries) - len(old) - MAX_FEEDBACK_ENTRIES
         if too_many > 0:
-            others = [entry for entry in self.entries.values() if entry.intent is None and entry not in old]
-            others.sort(key=lambda entry: any(map(_is_proved, entry.items.values())))
-            old += others[:too_many]
+            candidates = [entry for entry in self.entries.values() if entry.intent is None and entry not in old]
+            candidates.sort(key=lambda entry: any(map(_is_proved, entry.items.values())))
+            old += candidates[:too_many]
         for entry in old:
             self._drop(entry.key)
             if entry.is_open:
@@ -405,7 +405,7 @@ class FeedbackState(TopicState):
         state.version = state.restored = version
         state.time_us = value.get("time_us", 0)
         state.restore_coverage(value)
-        state.entries = {one["key"]: Entry.from_json(one) for one in value.get("entries", ())}
+        state.entries = {entry_value["key"]: Entry.from_json(entry_value) for entry_value in value.get("entries", ())}
         state.opened = {key: None for key, entry in state.entries.items() if entry.is_open}
         state.moved = dict(value.get("moved", {}))
         state.verdicts = Counter(value.get("verdicts", {}))

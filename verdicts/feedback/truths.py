@@ -83,7 +83,7 @@ class Truths:
             self._unsaved = 0
         end = corrections_log(self._data).end(self._corrections)
         if end != self._corrections:
-            self._reviewed = {run_id: found.cause for run_id, found in corrections_of(self._data).items()}
+            self._reviewed = {run_id: correction.cause for run_id, correction in corrections_of(self._data).items()}
             self._corrections = end
         return (self._version, self._corrections) != before
 
@@ -108,10 +108,10 @@ class Truths:
 
     def _resumed(self) -> Causes:
         causes = Causes(lambda job: True)
-        if (found := self._bookmarks.load()) is not None:
+        if (bookmark := self._bookmarks.load()) is not None:
             try:
-                causes.restore(found.state)
-                self._version = found.version
+                causes.restore(bookmark.state)
+                self._version = bookmark.version
             except msgspec.DecodeError as error:
                 _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
                 return Causes(lambda job: True)
@@ -189,11 +189,11 @@ def report(verdicts: Iterable[RecordedVerdict], policy: Policy, now_us: int) -> 
     standings = Standings(recorded, policy, now_us)
     rows = []
     for model in sorted({verdict.model for verdict in recorded}):
-        mine = [verdict for verdict in recorded if verdict.model == model]
+        of_model = [verdict for verdict in recorded if verdict.model == model]
         by_duration = _answers_by_duration(standings.history(model).settled)
-        for project in ("", *sorted({verdict.project for verdict in mine if verdict.claim} - {""})):
+        for project in ("", *sorted({verdict.project for verdict in of_model if verdict.claim} - {""})):
             for cause in CAUSES:
-                rows.append(_row(standings, policy, model, project, cause, mine, by_duration))
+                rows.append(_row(standings, policy, model, project, cause, of_model, by_duration))
     return rows
 
 
@@ -250,8 +250,10 @@ def _answers_by_duration(settled: Sequence[RecordedVerdict]) -> dict[str, str]:
     answers: dict[str, str] = {}
     for fold in range(_FOLDS):
         held = np.flatnonzero(folds == fold)
-        rest = np.flatnonzero(folds != fold)
-        if held.size and rest.size:
-            likely = predict_by("duration", seconds[rest], labels[rest], seconds[held], len(CAUSES)).argmax(axis=1)
+        others_places = np.flatnonzero(folds != fold)
+        if held.size and others_places.size:
+            likely = predict_by(
+                "duration", seconds[others_places], labels[others_places], seconds[held], len(CAUSES)
+            ).argmax(axis=1)
             answers |= {runs[place].id: CAUSES[cause] for place, cause in zip(held, likely, strict=True)}
     return answers
