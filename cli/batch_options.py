@@ -10,16 +10,15 @@ from __future__ import annotations
 import gc
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.options import Option, running_engines, s3_place, stacked
+from ciml.cli.options import Option, gathered, running_engines, s3_place, stacked
 from ciml.errors import CimlError
 
 if TYPE_CHECKING:
@@ -182,17 +181,7 @@ def dataflow_options(updates: bool = False) -> Option:
         *([update] if updates else []),
     )
 
-    def apply(command: Callable[..., Any]) -> Any:
-        @wraps(command)
-        def with_job(**values: Any) -> Any:
-            job = DataflowJob(
-                **{each.name: values.pop(each.name) for each in fields(DataflowJob) if each.name in values}
-            )
-            return command(job=job, **values)
-
-        return options(with_job)
-
-    return apply
+    return stacked(options, gathered("job", [field.name for field in fields(DataflowJob)], DataflowJob))
 
 
 def as_s3(*places: tuple[str | None, str]) -> None:

@@ -1,17 +1,12 @@
-"""Services in the foreground: the options of all, and the call that runs one.
-
-Signals to a long-running command.
-"""
+"""Services in the foreground: the options of all services, the call that runs one, and the signals that stop it."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import wraps
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -23,16 +18,21 @@ from ciml.cli.options import (
     beam_option,
     data_path_option,
     engine_option,
+    gathered,
     kafka_options,
     metrics_options,
     stacked,
 )
 from ciml.cli.param_types import Duration
 from ciml.errors import CimlError
+from ciml.services.options import BrokerOptions, ServiceOptions
 
 if TYPE_CHECKING:
     from ciml.services.driver import Report
-    from ciml.services.service import Service, Until
+    from ciml.services.service import Service, TopicService, Until
+
+#: Longest outage of a broker or a store in the foreground, seconds.
+PATIENCE_S = 300.0
 
 
 def stop_on_signals() -> threading.Event:
@@ -83,12 +83,11 @@ class Running:
         """When it ends, for `ciml.services.driver.drive`."""
         return "end" if self.once else self.until_idle
 
-    def launch(self, kind: type[Service], arguments: Mapping[str, Any]) -> bool:
+    def launch(self, options: ServiceOptions) -> bool:
         """Write or submit the service's job, if it is to run on Dataflow; return whether it is.
 
         Args:
-          kind: the class of the service.
-          arguments: of its `Service.of`.
+          options: of the service.
         """
         if self.runner != DATAFLOW:
             self.job.check_unused()
@@ -102,12 +101,12 @@ class Running:
                 raise CimlError(
                     f"{option}: not with --runner dataflow, whose job runs until it is drained; leave it out"
                 )
-        as_s3((arguments["data_path"], "--data-path"))
+        as_s3((options.data, "--data-path"))
         settings = self.job.settings()
         from ciml.services.dataflow import check_kind, launch_service
 
-        check_kind(kind)
-        service = kind.of(**arguments)
+        check_kind(options)
+        service = cast("TopicService[Any]", options.service())
         launched = launch_service(
             service,
             settings,
@@ -119,13 +118,12 @@ class Running:
         print_launched(launched, settings, streaming=True)
         return True
 
-    def run(self, service: Service, report: Report | None, **options: Any) -> None:
+    def run(self, service: Service, report: Report | None, *, patience_s: float | None = PATIENCE_S) -> None:
         """Run a service until it ends or a signal arrives, and serve its metrics.
 
         Args:
           service: the service.
-          report: see `ciml.services.driver.drive`.
-          options: further arguments of `ciml.services.driver.drive`.
+          report, patience_s: see `ciml.services.driver.drive`.
         """
         from ciml.metrics import registry_of, serve_metrics
         from ciml.services.driver import drive
@@ -141,7 +139,15 @@ class Running:
         with serve_metrics(registry, self.metrics_port, self.metrics_address) as url:
             if url:
                 click.echo(f"metrics: {url}", err=True)
-            drive(service, endpoint, until=self.until, stop=stop, report=report, extra=self.beam_options, **options)
+            drive(
+                service,
+                endpoint,
+                until=self.until,
+                stop=stop,
+                report=report,
+                patience_s=patience_s,
+                extra=self.beam_options,
+            )
 
 
 def topic_options(creates: bool = False) -> Option:
@@ -178,12 +184,13 @@ def running_options(once: str = "Stop at the present end of the topic.") -> Opti
         dataflow_options(updates=True),
     )
 
-    def apply(command: Callable[..., Any]) -> Any:
-        @wraps(command)
-        def with_running(**values: Any) -> Any:
-            running = Running(**{each.name: values.pop(each.name) for each in fields(Running)})
-            return command(running=running, **values)
+    return stacked(options, gathered("running", [field.name for field in fields(Running)], Running))
 
-        return options(with_running)
 
-    return apply
+#: The command gets `kafka_options` as one argument ``broker``. It stands last.
+broker_options = gathered("broker", [field.name for field in fields(BrokerOptions)], BrokerOptions)
+
+
+def service_options(kind: type[ServiceOptions]) -> Option:
+    """Return a decorator: the command gets the options of a service as one argument ``options``. It stands last."""
+    return gathered("options", kind.names(), lambda **values: kind.from_json(values))

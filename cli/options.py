@@ -6,9 +6,9 @@ Options of policies: trust, fetch, and runs excluded from training.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import reduce, wraps
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,6 +51,26 @@ HERE = EngineChoice(MICRO_BATCHES)
 def stacked(*options: Option) -> Option:
     """Return one decorator that adds all these options, in this order of ``--help``."""
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def gathered(parameter: str, names: Iterable[str], make: Callable[..., object]) -> Option:
+    """Return a decorator: the command gets the values of several options as one object, the argument ``parameter``.
+
+    Args:
+      parameter: name of the argument.
+      names: of the options' values; those that the command does not have are left out.
+      make: returns the object for the values as keyword arguments.
+    """
+
+    def apply(command: Callable[..., Any]) -> Any:
+        @wraps(command)
+        def with_object(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in names if name in values}
+            return command(**{parameter: make(**given)}, **values)
+
+        return with_object
+
+    return apply
 
 
 def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:

@@ -27,6 +27,7 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
+from ciml.data_root import StoredDataset
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.payloads import redact_bytes
@@ -190,6 +191,19 @@ class LiveConfig:
             raise CimlError("live windows need a data set; name one with --dataset")
         if len(set(names)) < len(names):
             raise CimlError(f"the data set {next(name for name in names if names.count(name) > 1)} is named twice")
+
+
+def live_dataset(dataset: StoredDataset) -> LiveDataset:
+    """Return a data set whose windows can be published. Raises `CimlError` for one without columns or with context."""
+    name = dataset.name
+    resolved = dataset.state().resolved
+    if resolved is None:
+        raise CimlError(
+            f"data set {name!r} has no columns before its first span is sealed: run ciml dataset update {name} --seal"
+        )
+    if resolved.definition.context:
+        raise CimlError(f"data set {name!r} has context, which is known when a run has ended; use one without context")
+    return LiveDataset(name, resolved)
 
 
 class LiveMessages:

@@ -6,13 +6,13 @@ import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ciml.engines import processes
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.services.files import Options, ServiceFiles, check_secret_variables, in_place
+from ciml.services.files import ServiceFiles, StartOptions, check_secret_variables, in_place
 from ciml.services.jobs import jobs_of, submits
 
 Report = Callable[[str], object]
@@ -21,7 +21,9 @@ _POLL_S = 0.2
 _AT_WORK = ("starting", "running", "restarting")
 
 
-def start(files: ServiceFiles, options: Options, wait_s: float, report: Report, *, foreground: bool = False) -> int:
+def start(
+    files: ServiceFiles, options: StartOptions, wait_s: float, report: Report, *, foreground: bool = False
+) -> int:
     """Start a service from its manifest; in the foreground, supervise it here. Return the exit code.
 
     A start in the foreground with the same options, as by a container or systemd, continues like `resume`.
@@ -37,7 +39,7 @@ def start(files: ServiceFiles, options: Options, wait_s: float, report: Report, 
                 f"a service named {files.name} is already running (pid {files.recorded('supervisor')[0]}): stop it "
                 "(ciml service stop), or choose another --name"
             )
-        again = foreground and files.known and _comparable(files.options()) == _comparable(options)
+        again = foreground and files.known and _are_same(files.options(), options)
         # In the foreground a missing credential fails the worker, which the supervisor's metrics report.
         check(options, report if again else None, worker=not foreground)
         _end_failed(files)
@@ -106,7 +108,7 @@ def stop(files: ServiceFiles, wait_s: float, report: Report, *, savepoint: bool 
         _report_stopped(files, options, before, report, savepoint=savepoint)
 
 
-def check(options: Options, report: Report | None = None, *, worker: bool = True) -> None:
+def check(options: StartOptions, report: Report | None = None, *, worker: bool = True) -> None:
     """Check options, credentials, broker, topic, store and engine. Raises as `start` does.
 
     Args:
@@ -154,7 +156,7 @@ def _commanding(files: ServiceFiles) -> Iterator[None]:
             ) from error
 
 
-def _at_work(files: ServiceFiles, options: Options) -> bool:
+def _at_work(files: ServiceFiles, options: StartOptions) -> bool:
     """Return whether its job runs; False if the engine does not answer."""
     try:
         return jobs_of(files, options).status().state in _AT_WORK
@@ -173,17 +175,17 @@ def _end_failed(files: ServiceFiles) -> None:
         processes.end(*files.recorded("supervisor"))
 
 
-def _end_different(files: ServiceFiles, options: Options, report: Report) -> None:
+def _end_different(files: ServiceFiles, options: StartOptions, report: Report) -> None:
     """End the job of an earlier start with other options. A job with the same options is taken over."""
     before = files.options()
-    if _comparable(before) == _comparable(options) or not _at_work(files, before):
+    if _are_same(before, options) or not _at_work(files, before):
         return
     report(f"Ending the job of an earlier start of {files.name}: its options differ.")
     jobs_of(files, before).cancel()
 
 
-def _comparable(options: Options) -> dict[str, Any]:
-    return asdict(replace(options, tied=None))
+def _are_same(before: StartOptions, options: StartOptions) -> bool:
+    return replace(before, tied=None) == replace(options, tied=None)
 
 
 def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
@@ -221,7 +223,7 @@ def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
     report(f"The supervisor of {files.name} has started (pid {pid}).")
 
 
-def _stop_here(files: ServiceFiles, options: Options, wait_s: float) -> None:
+def _stop_here(files: ServiceFiles, options: StartOptions, wait_s: float) -> None:
     import threading
 
     from ciml.services.process import supervise
@@ -240,7 +242,7 @@ def _stop_here(files: ServiceFiles, options: Options, wait_s: float) -> None:
 
 
 def _report_stopped(
-    files: ServiceFiles, options: Options, before: dict[str, Any], report: Report, *, savepoint: bool
+    files: ServiceFiles, options: StartOptions, before: dict[str, Any], report: Report, *, savepoint: bool
 ) -> None:
     status = files.status()
     kept = status.get("savepoint") or {}

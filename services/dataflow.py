@@ -1,26 +1,24 @@
-"""Services as streaming jobs on Dataflow, which restarts their workers itself; no supervisor of ciml watches them.
-
-Services as streaming jobs on Dataflow.
-"""
+"""Services as streaming jobs on Dataflow, which restarts their workers itself: no supervisor of ciml watches them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError
 from ciml.pipelines.dataflow.settings import DataflowSettings, check_fetch, kafka_of_workers, secrets_here
-from ciml.services.service import Service, TopicService
+from ciml.services.options import ServiceOptions
+from ciml.services.service import TopicService
 
 if TYPE_CHECKING:
     from ciml.pipelines.dataflow.job import Launched
 
 
-def check_kind(kind: type[Service]) -> None:
+def check_kind(options: ServiceOptions) -> None:
     """Raise `CimlError` for a kind of service that does not run on Dataflow."""
-    if not issubclass(kind, TopicService) or not kind.submits:
+    if not options.submits:
         raise CimlError(
             "--runner dataflow: this service keeps its state in Flink or in its process, and no manifest covers it; "
             "leave --runner out"
@@ -28,7 +26,7 @@ def check_kind(kind: type[Service]) -> None:
 
 
 def launch_service(
-    service: Service,
+    service: TopicService[Any],
     settings: DataflowSettings,
     name: str,
     *,
@@ -45,12 +43,10 @@ def launch_service(
       template, update, extra: see `ciml.pipelines.dataflow.job.launch`.
 
     Raises:
-      CimlError: the service does not run there, or its job would refer to this machine or hold a secret.
+      CimlError: the job would refer to this machine or hold a secret.
       EngineError: the broker, the store or Google Cloud does not answer.
       IntegrityError: if continuing would lose or mix data.
     """
-    check_kind(type(service))
-    service = cast(TopicService[Any], service)
     config = service.config
     fetch = getattr(config, "fetch", None)
     if fetch is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ciml.data_root import DataRoot
 from ciml.events.records import OffsetRange
@@ -25,8 +25,7 @@ from ciml.pipelines.feedback import Judge, batches, heard, settled, take
 from ciml.pipelines.kafka.broker import Listing, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, bases
 from ciml.services.service import Progress, TopicService
-from ciml.settings import pairs
-from ciml.verdicts.feedback.config import Feedback, load_feedback
+from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.corrections import add_corrections
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence
 from ciml.verdicts.feedback.metrics import CALLS, feedback_families
@@ -96,7 +95,6 @@ class FeedbackService(TopicService[FeedbackState]):
       client_of: makes the client of a system; by default the system itself.
     """
 
-    submits = False
     poll_s = 0.5
     retry_s = (0.5, 10.0)
 
@@ -116,10 +114,6 @@ class FeedbackService(TopicService[FeedbackState]):
         self._judge = Judge(config.feedback, compare, self._truths.is_trusted, self._truths.is_known)
         self._settle_at_s = 0.0
         self._calls = CALLS.histogram()
-
-    @classmethod
-    def of(cls, **arguments: Any) -> Self:
-        return cls(make_config(**arguments))
 
     def timings(self) -> Sequence[Collector]:
         return (self._calls,)
@@ -262,24 +256,6 @@ def replica(
 ) -> LogReplica[FeedbackState]:
     """Return a replica of the manifest of feedback below a data root."""
     return LogReplica(ManifestLog(data.feedback, clock=clock), FEEDBACK, limits)
-
-
-def make_config(
-    data_path: str,
-    kafka: str,
-    *,
-    config: str,
-    predictions_topic: str = "predictions",
-    kafka_options: tuple[str, ...] = (),
-    kafka_config: str | None = None,
-) -> FeedbackConfig:
-    """Return the configuration for the command's options.
-
-    Raises:
-      CimlError: for an option that is not a pair, an unknown URL scheme, or an invalid configuration.
-    """
-    connection = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
-    return FeedbackConfig(DataRoot.open(data_path), connection, load_feedback(config), predictions_topic)
 
 
 @dataclass(frozen=True)

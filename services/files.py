@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,20 @@ from ciml.engines.local_s3 import use_local_s3
 from ciml.engines.processes import using
 from ciml.errors import CimlError
 from ciml.services.decide import Wanted
+from ciml.services.options import IngestOptions, ServiceOptions, options_of
 from ciml.storage.json_files import read_json, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_LOG_BYTES = 5 * 2**20
-_TOPICS = ("topic", "samples_topic", "runs_topic", "predictions_topic")
 _FOLDERS = ("services", "ingest")  # earlier versions supervised only an ingest, in the second
 
 
 @dataclass(frozen=True)
-class Options:
+class StartOptions:
     """The record of a service's start. Written with mode 0600, since Kafka's properties may hold a password.
 
     Attributes:
-      kind: of `ciml.services.service.KINDS`.
-      arguments: of its command, as `ciml.services.service.Service.of` takes them.
+      service: the options of the service.
       engine: ``flink`` or ``micro-batches``; "" for a kind that runs no pipeline.
       jobs: Beam's job server, ``host:port``; "" for micro-batches.
       rest: the URL of Flink's REST API; "" for a Flink inside the job server.
@@ -50,8 +49,7 @@ class Options:
       tied: the process (pid, start time) whose end stops the service; for tests.
     """
 
-    kind: str
-    arguments: dict[str, Any]
+    service: ServiceOptions
     engine: str
     jobs: str = ""
     rest: str = ""
@@ -70,34 +68,34 @@ class Options:
     metrics_address: str = "127.0.0.1"
 
     @property
-    def topic(self) -> str:
-        """The topic that it reads, or ""."""
-        return str(next((self.arguments[key] for key in _TOPICS if key in self.arguments), ""))
+    def kind(self) -> str:
+        """The kind of the service."""
+        return self.service.kind
+
+    def to_json(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "service"}
+        return {"kind": self.kind, "arguments": self.service.to_json(), **values}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Options:
+    def from_json(cls, value: dict[str, Any]) -> StartOptions:
         # Before there were other kinds of services, "ingest" held the arguments.
-        given = value.pop("ingest", None) or value["arguments"]
-        tied = value.get("tied")
+        arguments = value.pop("ingest", None) or value.pop("arguments")
+        service = options_of(value.pop("kind", "ingest")).from_json(arguments)
+        tied = value.pop("tied", None)
         return cls(
-            **{
-                "kind": "ingest",
-                **value,
-                "arguments": {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()},
-                "beam": tuple(value["beam"]),
-                "secret_variables": tuple(value.get("secret_variables", ())),
-                "tied": (int(tied[0]), float(tied[1])) if tied else None,
-            }
+            service=service,
+            beam=tuple(value.pop("beam")),
+            secret_variables=tuple(value.pop("secret_variables", ())),
+            tied=(int(tied[0]), float(tied[1])) if tied else None,
+            **value,
         )
 
 
-def located(home: Path, options: Options) -> Options:
+def located(home: Path, options: StartOptions) -> StartOptions:
     """Return the options with the present addresses of the home's own engines; without one the last is kept."""
     known = state.read(home)
     kafka = known.get("kafka")
     flink = known.get("cluster") or known.get("flink")
-    if options.local_kafka and kafka is not None:
-        options = replace(options, arguments={**options.arguments, "kafka": kafka.address})
     if options.local_flink and flink is not None and not flink.light:
         rest = flink.urls.get("rest", "")
         workers = flink.urls.get("workers", "")
@@ -108,19 +106,22 @@ def located(home: Path, options: Options) -> Options:
         from ciml.engines.http import s3_environment
 
         options = replace(options, environment={**(options.environment or {}), **s3_environment(s3.address)})
-    if options.local_models and models is not None:
-        options = replace(options, arguments={**options.arguments, "server": models.urls["grpc"]})
-    return options
+    service = options.service.with_addresses(
+        kafka.address if options.local_kafka and kafka is not None else None,
+        models.urls["grpc"] if options.local_models and models is not None else None,
+    )
+    return replace(options, service=service)
 
 
 @contextmanager
-def in_place(home: Path, options: Options) -> Iterator[None]:
+def in_place(home: Path, options: StartOptions) -> Iterator[None]:
     """Use the working folder and the environment of a service's start in this process, within the context."""
     with ExitStack() as stack:
         stack.enter_context(_folder(options.cwd))
         if options.environment is None:
             stack.enter_context(using({}, os.environ.keys()))
-            urls = (options.arguments.get("data_path", ""), *options.arguments.get("roots", ()))
+            service = options.service
+            urls = (service.data, *(service.roots if isinstance(service, IngestOptions) else ()))
             if any(url.startswith("s3://") for url in urls):
                 use_local_s3(state.read(home).get("s3"))
         else:
@@ -147,7 +148,7 @@ def _folder(path: str) -> Iterator[None]:
         os.close(before)
 
 
-def check_secret_variables(options: Options) -> None:
+def check_secret_variables(options: StartOptions) -> None:
     """Raise `CimlError` if a variable with a secret that the start used is not set."""
     missing = [name for name in options.secret_variables if not os.environ.get(name)]
     if missing:
@@ -195,7 +196,7 @@ class ServiceFiles:
         """Whether it was ever started."""
         return (self.folder / "options.json").exists()
 
-    def options(self) -> Options:
+    def options(self) -> StartOptions:
         """Return its start options, with the present addresses of the home's own engines.
 
         Raises:
@@ -204,10 +205,10 @@ class ServiceFiles:
         value = read_json(self.folder / "options.json")
         if value is None:
             raise CimlError(f"no service named {self.name} was started in {self.home}; start one: ciml service start")
-        return located(self.home, Options.from_json(value))
+        return located(self.home, StartOptions.from_json(value))
 
-    def put_options(self, options: Options) -> None:
-        write_json(self.folder / "options.json", asdict(options), mode=0o600)
+    def put_options(self, options: StartOptions) -> None:
+        write_json(self.folder / "options.json", options.to_json(), mode=0o600)
 
     def wanted(self) -> Wanted:
         """Return the operator's last request."""

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
-from ciml.data_root import DataRoot
 from ciml.events.records import PendingRun
-from ciml.events.run_facts import source_names
-from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
 from ciml.pipelines.ingest.committer import IngestConfig, committer
 from ciml.pipelines.kafka.broker import Listing
 from ciml.pipelines.kafka.plan import PartitionRead, bases
 from ciml.runs.metrics import raw_families
 from ciml.runs.state import RawState
-from ciml.services.files import now_us
 from ciml.services.service import Progress, TopicService
-from ciml.settings import pairs
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.ingest.decode import ALL_JOBS
-from ciml.trust import TrustPolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -44,13 +38,9 @@ class IngestService(TopicService[RawState]):
         name = f"ciml-ingest-{config.topic}"
         super().__init__(name, config, config.topic, committer(config.raw), config.cycle_messages)
 
-    @classmethod
-    def of(cls, **arguments: Any) -> Self:
-        return cls(make_config(**arguments))
-
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Work | None:
         with self.committing.state() as state:
-            work = _Work(self.reads(state, ends, bounded=bounded), state.due(now_us()) if bounded else ())
+            work = _Work(self.reads(state, ends, bounded=bounded), state.due(_now_us()) if bounded else ())
         return work if work.reads or work.due else None
 
     def build(self, pipeline: beam.Pipeline, work: _Work) -> object:
@@ -79,46 +69,12 @@ class IngestService(TopicService[RawState]):
             "counts": state.totals(),
             "deferred": len(state.deferred),
         }
-        overdue_us = due if due is not None and due < now_us() - _OVERDUE_US else None
+        overdue_us = due if due is not None and due < _now_us() - _OVERDUE_US else None
         return Progress(state.version, overdue_us=overdue_us, waiting=bool(state.deferred), facts=facts)
 
     def families(self, state: RawState) -> Iterable[Family]:
         return raw_families(state)
 
 
-def make_config(
-    data_path: str,
-    kafka: str,
-    *,
-    topic: str = "ci-events",
-    runs_topic: str = "runs",
-    dead_letters_topic: str = "",
-    jobs: tuple[str, ...] = (),
-    sources: tuple[str, ...] = (),
-    hosts: tuple[str, ...] = (),
-    roots: tuple[str, ...] = (),
-    fetch_policy: str | None = None,
-    delays: tuple[float, ...] = (),
-    trust_policy: str | None = None,
-    kafka_options: tuple[str, ...] = (),
-    kafka_config: str | None = None,
-) -> IngestConfig:
-    """Return the configuration for the command's options.
-
-    Raises:
-      CimlError: for an unreadable policy, an option that is not a pair, or an unknown URL scheme.
-    """
-    fetch = FetchPolicy.load(fetch_policy, **({"delays_s": delays} if delays else {})).allowing(
-        hosts=hosts, roots=roots
-    )
-    return IngestConfig(
-        DataRoot.open(data_path).raw,
-        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
-        topic=topic,
-        runs_topic=runs_topic,
-        dead_letters_topic=dead_letters_topic,
-        selection=tuple(jobs) or ALL_JOBS,
-        names=source_names(pairs("--source", sources)),
-        trust=TrustPolicy.load(trust_policy),
-        fetch=fetch,
-    )
+def _now_us() -> int:
+    return int(time.time() * 1e6)

@@ -17,8 +17,7 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.pipelines.flink import jobs
 from ciml.pipelines.flink.jobs import RestJob
 from ciml.services.decide import JobState
-from ciml.services.files import Options, ServiceFiles
-from ciml.services.service import class_of
+from ciml.services.files import ServiceFiles, StartOptions
 from ciml.services.supervisor import Jobs
 from ciml.services.tracker import JobStatus
 
@@ -26,7 +25,7 @@ _GRACE_S = 30.0  # time to finish the present batch
 _CANCEL_S = 60.0
 
 
-def jobs_of(files: ServiceFiles, options: Options) -> Jobs:
+def jobs_of(files: ServiceFiles, options: StartOptions) -> Jobs:
     """Return the jobs of a service, by its engine."""
     worker = Worker(files, Path(options.cwd))
     if not submits(options):
@@ -34,14 +33,14 @@ def jobs_of(files: ServiceFiles, options: Options) -> Jobs:
     return OnFlink(worker, options, f"{job_name(files, options)}-", files.home / "flink" / "savepoints")
 
 
-def submits(options: Options) -> bool:
+def submits(options: StartOptions) -> bool:
     """Return whether its job is submitted to Flink and watched there; else a worker process runs the service."""
-    return options.engine == "flink" and class_of(options.kind).submits
+    return options.engine == "flink" and options.service.submits
 
 
-def job_name(files: ServiceFiles, options: Options) -> str:
+def job_name(files: ServiceFiles, options: StartOptions) -> str:
     """Return the prefix of its jobs' names, which differs from other homes' on the same cluster."""
-    identity = sha256_json([DataRoot.open(options.arguments["data_path"]).url, options.topic])[:8]
+    identity = sha256_json([DataRoot.open(options.service.data).url, options.service.subject])[:8]
     return f"ciml-{options.kind}-{files.name}-{identity}"
 
 
@@ -168,7 +167,7 @@ class OnFlink:
       savepoints: the folder of savepoints if Flink has none configured.
     """
 
-    def __init__(self, worker: Worker, options: Options, prefix: str, savepoints: Path) -> None:
+    def __init__(self, worker: Worker, options: StartOptions, prefix: str, savepoints: Path) -> None:
         self._worker = worker
         self._options = options
         self._prefix = prefix

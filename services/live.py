@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from confluent_kafka.admin import OffsetSpec
 
-from ciml.data_root import DataRoot, StoredDataset
-from ciml.errors import CimlError
-from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic, offsets_of
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.produce import MAX_MESSAGE_BYTES
@@ -19,8 +16,6 @@ from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.live import LiveConfig, build_live, reached, reset
 from ciml.services.metrics import lag_families
 from ciml.services.service import Progress, Service
-from ciml.settings import pairs
-from ciml.transforms.live.windows import LiveDataset, LivePolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -53,10 +48,6 @@ class LiveService(Service):
         self._begun: dict[int, int] = {}
         self._read = 0
         self._done = False
-
-    @classmethod
-    def of(cls, *, since: float | None = 10_800.0, **arguments: Any) -> Self:
-        return cls(make_config(**arguments), since)
 
     def open(self) -> None:
         self._listing = make_topics(self.config)
@@ -106,40 +97,6 @@ class LiveService(Service):
         return self
 
 
-def make_config(
-    *,
-    data_path: str,
-    kafka: str,
-    datasets: tuple[str, ...],
-    samples_topic: str = "samples",
-    windows_topic: str = "windows",
-    examples_topic: str = "live-examples",
-    dead_letters_topic: str = "live-dead-letters",
-    slack: float = 60.0,
-    grace: float = 60.0,
-    silence: float = 1800.0,
-    kafka_options: tuple[str, ...] = (),
-    kafka_config: str | None = None,
-) -> LiveConfig:
-    """Return the configuration for the command's options.
-
-    Raises:
-      CimlError: for a data set without columns, an option that is not a pair, or an unknown URL scheme.
-    """
-    if not dead_letters_topic:
-        raise CimlError("--dead-letters-topic: must not be empty")
-    data = DataRoot.open(data_path)
-    return LiveConfig(
-        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
-        tuple(_resolved(data.dataset(name)) for name in datasets),
-        samples_topic,
-        windows_topic,
-        examples_topic,
-        dead_letters_topic,
-        LivePolicy(slack_s=slack, grace_s=grace, silence_s=silence),
-    )
-
-
 def plan_live(config: LiveConfig, listing: Listing, since_s: float | None, *, bounded: bool) -> list[PartitionRead]:
     """Return the reads: each partition from its first message of the last ``since_s`` seconds; None for all messages.
 
@@ -167,15 +124,3 @@ def make_topics(config: LiveConfig) -> Listing:
         if topic:
             make_topic(config.kafka, topic, len(listing.bounds), {"max.message.bytes": str(MAX_MESSAGE_BYTES)})
     return listing
-
-
-def _resolved(dataset: StoredDataset) -> LiveDataset:
-    name = dataset.name
-    resolved = dataset.state().resolved
-    if resolved is None:
-        raise CimlError(
-            f"data set {name!r} has no columns before its first span is sealed: run ciml dataset update {name} --seal"
-        )
-    if resolved.definition.context:
-        raise CimlError(f"data set {name!r} has context, which is known when a run has ended; use one without context")
-    return LiveDataset(name, resolved)

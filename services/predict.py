@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
-from ciml.data_root import DataRoot
 from ciml.errors import EngineError
-from ciml.kafka.options import KafkaOptions
 from ciml.metrics import Family
 from ciml.pipelines.kafka.broker import Listing, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, bases
@@ -15,8 +13,6 @@ from ciml.pipelines.predict import PredictConfig, build_predict, committer, pred
 from ciml.services.service import NotReadyError, Progress, TopicService
 from ciml.serving.client import NotServedError
 from ciml.serving.predict.log import Predicted, PredictionState, prediction_families
-from ciml.serving.predict.predictor import PredictPolicy
-from ciml.settings import pairs
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -33,10 +29,6 @@ class PredictService(TopicService[PredictionState]):
         model = config.policy.model
         committing = committer(config.data.predictions, model)
         super().__init__(f"ciml-predict-{model}", config, config.runs_topic, committing, config.cycle_messages)
-
-    @classmethod
-    def of(cls, **arguments: Any) -> Self:
-        return cls(make_config(**arguments))
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Sequence[PartitionRead] | None:
         with self.committing.state() as state:
@@ -83,25 +75,3 @@ class PredictService(TopicService[PredictionState]):
 
     def families(self, state: PredictionState) -> Iterable[Family]:
         return prediction_families(state)
-
-
-def make_config(
-    data_path: str,
-    kafka: str,
-    *,
-    model: str,
-    server: str,
-    label: str = "stable",
-    runs_topic: str = "runs",
-    predictions_topic: str = "predictions",
-    kafka_options: tuple[str, ...] = (),
-    kafka_config: str | None = None,
-) -> PredictConfig:
-    """Return the configuration for the command's options.
-
-    Raises:
-      CimlError: for an option that is not a pair, or an unknown URL scheme.
-    """
-    connection = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
-    policy = PredictPolicy(model, label)
-    return PredictConfig(DataRoot.open(data_path), connection, server, policy, runs_topic, predictions_topic)

@@ -28,10 +28,10 @@ from ciml.engines.stop_with_parent import stop_with
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
 from ciml.services.decide import Health
-from ciml.services.files import Options, ServiceFiles, bound, in_place, now_us
+from ciml.services.files import ServiceFiles, StartOptions, bound, in_place, now_us
 from ciml.services.jobs import job_name, jobs_of, submits
 from ciml.services.metrics import StatusAges, status_families
-from ciml.services.service import Progress, Service, class_of
+from ciml.services.service import Progress, Service
 from ciml.services.supervisor import Supervisor
 from ciml.storage.s3 import impatient
 
@@ -77,7 +77,7 @@ def supervisor_main(home: Path, name: str) -> int:
         return 0 if health == "stopped" or leave.is_set() else 4
 
 
-def supervise(files: ServiceFiles, options: Options, leave: threading.Event | None = None) -> Health:
+def supervise(files: ServiceFiles, options: StartOptions, leave: threading.Event | None = None) -> Health:
     """Supervise a service in this process.
 
     Args:
@@ -100,7 +100,7 @@ def supervise(files: ServiceFiles, options: Options, leave: threading.Event | No
 class _Supervision:
     """The supervision of a service while the addresses that it connects to stay the same."""
 
-    def __init__(self, files: ServiceFiles, options: Options) -> None:
+    def __init__(self, files: ServiceFiles, options: StartOptions) -> None:
         self._files = files
         self._options = options
         self._service = watched(options)
@@ -111,14 +111,13 @@ class _Supervision:
     def run(self, leave: threading.Event) -> Health:
         files = self._files
         options = self._options
-        given = self._options.arguments
         status: dict[str, Any] = {
             "name": files.name,
             "kind": options.kind,
             "engine": options.engine,
-            "data": given.get("data_path", ""),
-            "topic": options.topic,
-            "kafka": given.get("kafka", ""),
+            "data": options.service.data,
+            "topic": options.service.subject,
+            "kafka": options.service.bootstrap,
             "parallelism": options.parallelism,
             **{key: value for key, value in files.status().items() if key in _KEPT},
         }
@@ -165,10 +164,10 @@ def _stay_failed(files: ServiceFiles, leave: threading.Event) -> None:
             files.put_status({**files.status(), "updated_us": now_us()})
 
 
-def watched(options: Options) -> Service:
+def watched(options: StartOptions) -> Service:
     """Return the service with short timeouts, so that the supervisor notices a stop in time."""
     with impatient():
-        return class_of(options.kind).of(**options.arguments).impatient()
+        return options.service.service().impatient()
 
 
 class Endpoint:
@@ -179,7 +178,7 @@ class Endpoint:
       collectors: the metrics, beside those of the worker.
     """
 
-    def __init__(self, files: ServiceFiles, options: Options, collectors: Sequence[Collector]) -> None:
+    def __init__(self, files: ServiceFiles, options: StartOptions, collectors: Sequence[Collector]) -> None:
         from ciml.metrics import registry_of
 
         self._options = options
@@ -251,7 +250,7 @@ def worker_main(home: Path, name: str, launch: str = "", savepoint: str = "") ->
 class _Worker:
     """Runs the service and reports its state. Before `_end_gracefully` a signal ends it at once, without a loss."""
 
-    def __init__(self, files: ServiceFiles, options: Options, launch: str) -> None:
+    def __init__(self, files: ServiceFiles, options: StartOptions, launch: str) -> None:
         self._files = files
         self._options = options
         self._stop = threading.Event()
@@ -289,7 +288,7 @@ class _Worker:
         from ciml.services.driver import drive, submit
 
         options = self._options
-        service = class_of(options.kind).of(**options.arguments)
+        service = options.service.service()
         if not submits(options):
             self._end_gracefully()
             drive(

@@ -13,16 +13,15 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from ciml.errors import EngineError
-from ciml.integrations.config import GerritSource, MqttSource, Receivers, load_receivers
+from ciml.integrations.config import GerritSource, MqttSource, Receivers
 from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import topic_of
 from ciml.services.service import NotReadyError, Progress, Service
-from ciml.settings import pairs
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -45,7 +44,7 @@ class Receiver(Service):
       CimlError: the configuration of a source is invalid.
 
     Attributes:
-      receiver: its kind, as in `ciml.services.service.KINDS` and in the configuration.
+      receiver: its kind, as in `ciml.services.options.KINDS` and in the configuration.
       metrics: of its deliveries.
       broker_error: why the broker cannot be used at present; "" if it can.
     """
@@ -61,10 +60,6 @@ class Receiver(Service):
         self.kafka = replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S))
         self.metrics = ReceiverMetrics(self.receiver)
         self.broker_error = "it was not asked yet"
-
-    @classmethod
-    def of(cls, **arguments: Any) -> Self:
-        return cls(*configured(**arguments))
 
     @abstractmethod
     def open(self) -> None:
@@ -91,16 +86,6 @@ class Receiver(Service):
         self.broker_error = ""
         self.board.observed(())
         return Progress(0)
-
-
-def configured(*, config: str, topic: str = "ci-events", **broker: Any) -> tuple[Receivers, KafkaOptions, str]:
-    """Return the arguments of a receiver for a command's options. Raises `CimlError` for invalid ones."""
-    return load_receivers(config), connection(**broker), topic
-
-
-def connection(*, kafka: str, kafka_options: tuple[str, ...] = (), kafka_config: str | None = None) -> KafkaOptions:
-    """Return the connection for a command's options. Raises `CimlError` for invalid ones."""
-    return KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
 
 
 class SessionReceiver(Receiver):

@@ -3,14 +3,13 @@
 A receiver (`ciml.services.receivers`) plans none: it works in threads of its own until it is closed.
 
 `ciml.services.driver.drive` runs one in the foreground, `ciml.services.supervisor.Supervisor` watches one. A new kind
-of service is a module with a subclass of `Service` (of `TopicService` if a manifest covers a topic) and a line in
-`KINDS`.
+of service is a module with a subclass of `Service` (of `TopicService` if a manifest covers a topic), and its options in
+`ciml.services.options`.
 """
 
 # ruff: noqa: B027  # optional hooks
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,18 +32,6 @@ if TYPE_CHECKING:
 
 #: When to end: never, at the present end of the input, or after this many seconds without new input and deferred work.
 Until = None | Literal["end"] | float
-
-#: Each kind of service and its class, imported when it is used.
-KINDS = {
-    "ingest": "ciml.services.ingest:IngestService",
-    "predict": "ciml.services.predict:PredictService",
-    "live": "ciml.services.live:LiveService",
-    "trainer": "ciml.services.trainer:TrainerService",
-    "webhooks": "ciml.services.webhooks:WebhooksService",
-    "mqtt": "ciml.services.receivers:MqttService",
-    "gerrit": "ciml.services.receivers:GerritService",
-    "feedback": "ciml.services.feedback:FeedbackService",
-}
 
 
 class NotReadyError(EngineError):
@@ -88,7 +75,6 @@ class Service(ABC):
     """A long-running process. Methods raise `EngineError` if a broker, a store or a server does not answer.
 
     Attributes:
-      submits: whether its supervisor submits its job to Flink itself; else a worker process runs the service.
       needs_flink: why it cannot run unbounded without Flink; "" if it can.
       flink: options of its job on Flink; see `ciml.pipelines.flink.submit.flink_options`.
       poll_s: pause while there is nothing to do.
@@ -99,7 +85,6 @@ class Service(ABC):
       board: its metrics.
     """
 
-    submits: ClassVar[bool] = False
     needs_flink: ClassVar[str] = ""
     flink: ClassVar[Mapping[str, Any]] = {}
     poll_s: float = 1.0
@@ -110,11 +95,6 @@ class Service(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.board = Board()
-
-    @classmethod
-    @abstractmethod
-    def of(cls, **arguments: Any) -> Self:
-        """Return the service for its command's arguments. Raises `CimlError` for invalid ones."""
 
     @abstractmethod
     def observe(self) -> Progress:
@@ -190,8 +170,6 @@ class TopicService(Service, Generic[S]):
       committing: its manifest.
       most: largest number of messages of a partition in a bounded work item.
     """
-
-    submits = True
 
     def __init__(self, name: str, config: Any, topic: str, committing: LogReplica[S], most: int) -> None:
         super().__init__(name)
@@ -285,12 +263,3 @@ class TopicService(Service, Generic[S]):
         if self._seen is None or is_older(self._seen, state):
             self._seen = self._list()
         return self._seen
-
-
-def class_of(kind: str) -> type[Service]:
-    """Return the class of a kind. Raises `CimlError` for an unknown one."""
-    if kind not in KINDS:
-        raise CimlError(f"unknown kind of service {kind!r}; choose from {', '.join(KINDS)}")
-    module, _, name = KINDS[kind].partition(":")
-    found: type[Service] = getattr(importlib.import_module(module), name)
-    return found

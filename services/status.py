@@ -13,7 +13,7 @@ from typing import Any
 from ciml.engines.state import default_home
 from ciml.errors import CimlError
 from ciml.manifest.coverage import OTHER_TOPIC
-from ciml.services.files import Options, ServiceFiles, in_place, now_us
+from ciml.services.files import ServiceFiles, StartOptions, in_place, now_us
 from ciml.services.metrics import read_times
 from ciml.services.service import Service
 
@@ -129,7 +129,7 @@ def _query(files: ServiceFiles, status: dict[str, Any]) -> None:
         status["why"] = f"its supervisor died{left}"
 
 
-def _query_in_place(files: ServiceFiles, options: Options, status: dict[str, Any]) -> None:
+def _query_in_place(files: ServiceFiles, options: StartOptions, status: dict[str, Any]) -> None:
     from ciml.services.jobs import jobs_of
     from ciml.services.process import watched
 

@@ -7,21 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
 
 from prometheus_client.registry import Collector
 
-from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.services.service import Progress, Service
-from ciml.serving.model_files import check_model_name
 from ciml.serving.registry import Registry
-from ciml.training.evaluation.gate import GatePolicy
-from ciml.training.exclusions import add, read_lines
-from ciml.training.experiment import Experiment, load_experiment
 from ciml.training.trainer import Refreshes, TrainConfig, TrainResult, registry_families, run_once
-from ciml.trust import TrustPolicy
 
 
 class TrainerService(Service):
@@ -52,10 +45,6 @@ class TrainerService(Service):
         self._refreshes = Refreshes(config.model)
         self._seen = -1, -1
         self._is_current = False
-
-    @classmethod
-    def of(cls, **arguments: Any) -> Self:
-        return cls(make_config(**arguments))
 
     def timings(self) -> Sequence[Collector]:
         return self._refreshes.collectors
@@ -108,37 +97,3 @@ class TrainerService(Service):
                 self._progress(f"waits: {error}")
             self._refreshes.failed(error)
             raise
-
-
-def make_config(
-    data_path: str,
-    dataset: str,
-    model: str | None = None,
-    experiment: str | None = None,
-    *,
-    trust_policy: str | None = None,
-    exclude: str | None = None,
-    label: str = "stable",
-    min_test_runs: int | None = None,
-    tolerance: float | None = None,
-    accept_baselines: tuple[str, ...] = (),
-    min_decided: float | None = None,
-    lineage: bool = False,
-) -> TrainConfig:
-    """Return the configuration for the command's options, and store the exclusions of the file ``exclude``.
-
-    Raises:
-      CimlError: a file cannot be read, or a number is unknown.
-    """
-    config = TrainConfig(
-        DataRoot.open(data_path),
-        dataset,
-        check_model_name(model or dataset),
-        load_experiment(experiment) if experiment else Experiment(),
-        TrustPolicy.load(trust_policy),
-        GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided),
-        label,
-        lineage,
-    )
-    add(config.data.exclusions, read_lines(exclude))
-    return config

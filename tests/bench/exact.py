@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ciml.cli.commands.operate.backfill import make_config
+from ciml.cli.commands.operate.backfill import BackfillOptions
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
@@ -108,7 +108,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="exact-") as folder:
         data = DataRoot.open(given.data_path or Path(folder, "data"))
         if given.data_path is None:
-            backfill(make_config(data.url, str(given.logs)), open_listing(str(given.listing)))
+            backfill(BackfillOptions(data.url, str(given.logs)).open(), open_listing(str(given.listing)))
         for number, said in enumerate(given.sets):
             interval, _, pattern = said.partition(":")
             target = DataRoot.open(Path(folder, str(number)))

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from ciml.cli.main import cli
 from ciml.events.samples import End, Samples
 from ciml.extras import EXTRAS, missing_extra
-from ciml.services.service import KINDS
+from ciml.services.options import KINDS
 from ciml.storage import open_store
 from tests.bench.many_runs import fill_store
 from tests.ciml.api.made import write_log
@@ -247,9 +247,9 @@ def test_a_receiver_of_webhooks_needs_its_extra_alone(environments: Callable[[st
     code = """
 import pathlib, urllib.request
 from tests.integrations.receivers.probe import installed
-from ciml.services.webhooks import WebhooksService
+from ciml.services.options import BrokerOptions, WebhooksOptions
 with installed(pathlib.Path("probe")):
-    service = WebhooksService.of(config="receivers.toml", kafka="127.0.0.1:1")
+    service = WebhooksOptions(config="receivers.toml", broker=BrokerOptions("127.0.0.1:1")).service()
     service.open()
     print(urllib.request.urlopen(service.url + "/healthz").read().decode())
     service.close()

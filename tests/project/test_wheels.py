@@ -133,8 +133,8 @@ def _connect(ciml: Path, python: Path, folder: Path) -> None:
         file.write("\n[webhooks]\nport = 0\n")
     code = """
 import urllib.request
-from ciml.services.webhooks import WebhooksService
-service = WebhooksService.of(config="config/receivers.toml", kafka="127.0.0.1:1")
+from ciml.services.options import BrokerOptions, WebhooksOptions
+service = WebhooksOptions(config="config/receivers.toml", broker=BrokerOptions("127.0.0.1:1")).service()
 service.open()
 print(urllib.request.urlopen(service.url + "/healthz").read().decode())
 service.close()

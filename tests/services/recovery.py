@@ -35,7 +35,7 @@ class Kind:
     """A kind of service in the trials.
 
     Attributes:
-      name: of `ciml.services.service.KINDS`.
+      name: of `ciml.services.options.KINDS`.
       words: further arguments of its start.
       credential, config: files that it reads.
       broken: the content of an invalid configuration.

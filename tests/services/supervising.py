@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from ciml.cli.commands.serve.service import command
 from ciml.data_root import DataRoot
 from ciml.services.files import ServiceFiles
+from ciml.services.options import ServiceOptions, options_of
 from tests.pipelines.ingest.ingesting import account, check
 from tests.pipelines.ingest.scenario import Scenario
 
@@ -142,3 +143,13 @@ def both(first: Scenario, second: Scenario) -> Scenario:
         second.broker, second.topic, second.logs, first.sent + second.sent, first.runs | second.runs,
         first.untrusted | second.untrusted, {**first.late, **second.late},
     )  # fmt: skip
+
+
+def options_for(kind: str, **values: Any) -> ServiceOptions:
+    """Return options of a kind of service: these values that it has, and examples of the others that it needs."""
+    options = options_of(kind)
+    examples = {
+        "data_path": "data", "kafka": "127.0.0.1:1", "model": "m", "server": "s:1", "datasets": ["d"], "dataset": "d",
+        "config": "none",
+    }  # fmt: skip
+    return options.from_json({name: value for name, value in {**examples, **values}.items() if name in options.names()})

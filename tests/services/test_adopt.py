@@ -21,7 +21,7 @@ from ciml.services.adopt import Adopted, adopt
 from ciml.services.driver import drive
 from ciml.services.feedback import FeedbackConfig, FeedbackService
 from ciml.services.ingest import IngestService
-from ciml.services.live import LiveService
+from ciml.services.options import BrokerOptions, LiveOptions
 from ciml.services.predict import PredictService
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.predict.predictor import PredictPolicy
@@ -164,16 +164,16 @@ def test_live_reads_the_new_topic_of_samples_without_a_manifest(
 ) -> None:
     need_real(kafka)
     samples = topic(1, "samples")
-    arguments: dict[str, Any] = {
-        "data_path": data.url, "kafka": kafka, "datasets": ("providers",), "samples_topic": samples,
-    }  # fmt: skip
-    live = LiveService.of(**arguments)
+    options = LiveOptions(
+        data_path=data.url, broker=BrokerOptions(kafka), datasets=("providers",), samples_topic=samples
+    )
+    live = options.service()
     live.open()
     recreate(kafka, samples)
     with pytest.raises(IntegrityError, match=f"ciml topics adopt {samples} --data-path DATA$"):
         live.observe()
     assert "nothing to adopt" in run(samples, "--data-path", data.url, "--kafka", kafka)
-    LiveService.of(**arguments).observe()
+    options.service().observe()
 
 
 def test_a_topic_that_is_shorter_than_what_was_read_is_adopted(

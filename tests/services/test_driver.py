@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 import pytest
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.services.driver import Idle, Outage, drive
-from ciml.services.service import KINDS, NotReadyError, Progress, Service, class_of
+from ciml.services.options import KINDS, options_of
+from ciml.services.service import NotReadyError, Progress, Service
+from tests.services.supervising import options_for
 
 
 class Listed(Service):
@@ -24,10 +26,6 @@ class Listed(Service):
         super().__init__("listed")
         self.end, self.done, self.raised = numbers, 0, raised or []
         self.calls: list[str] = []
-
-    @classmethod
-    def of(cls, **arguments: Any) -> Self:
-        return cls(**arguments)
 
     def _raise(self) -> None:
         if self.raised and (error := self.raised.pop(0)) is not None:
@@ -147,7 +145,17 @@ def test_idle_is_without_commits_lag_and_waiting() -> None:
     assert not Idle(None, clock=lambda: now).see(Progress(2))
 
 
-def test_each_kind_has_its_class() -> None:
-    assert {kind: issubclass(class_of(kind), Service) for kind in KINDS} == dict.fromkeys(KINDS, True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_of_each_kind_survive_their_json(kind: str) -> None:
+    options = options_for(kind, data_path="d", kafka="k:1", kafka_options=["a=b"])
+    assert (options.kind, type(options).from_json(json.loads(json.dumps(options.to_json())))) == (kind, options)
+    assert set(options.to_json()) == set(options.names())
+
+
+def test_wrong_options_are_named() -> None:
     with pytest.raises(CimlError, match="unknown kind of service 'x'; choose from ingest, predict"):
-        class_of("x")
+        options_of("x")
+    with pytest.raises(CimlError, match="service ingest: unknown option 'colour'; choose from kafka, "):
+        options_of("ingest").from_json({"data_path": "d", "kafka": "k:1", "colour": "red"})
+    with pytest.raises(CimlError, match="service trainer: Object missing required field `dataset`"):
+        options_of("trainer").from_json({"data_path": "d"})

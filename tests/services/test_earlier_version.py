@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from click.testing import CliRunner
 
 from ciml.cli.commands.serve.service import command
 from ciml.engines import processes
-from ciml.services.files import Options, ServiceFiles
+from ciml.services.files import ServiceFiles, StartOptions
 from ciml.services.jobs import job_name
+from ciml.services.options import BrokerOptions, IngestOptions, options_of
 from tests.pipelines.ingest.scenario import send
 from tests.services.supervising import ingest
 
@@ -28,12 +30,11 @@ def home(tmp_path: Path) -> Path:
 
 def test_its_files_are_read_where_they_are(home: Path) -> None:
     [files] = ServiceFiles.all(home)
-    arguments = {
-        "topic": "events", "runs_topic": "runs", "dead_letters_topic": "", "jobs": (), "sources": (), "hosts": (),
-        "roots": ("logs",), "fetch_policy": None, "delays": (0.5, 0.5, 4.0), "trust_policy": None, "data_path": "data",
-        "kafka_config": None, "kafka": "127.0.0.1:9092", "kafka_options": ("client.id=secret",),
-    }  # fmt: skip
-    assert files.options() == Options("ingest", arguments, "micro-batches", cwd="/srv/ciml", metrics_port=0)
+    broker = BrokerOptions("127.0.0.1:9092", ("client.id=secret",))
+    service = IngestOptions(
+        data_path="data", broker=broker, topic="events", roots=("logs",), delays=(0.5, 0.5, 4.0)
+    )  # fmt: skip
+    assert files.options() == StartOptions(service, "micro-batches", cwd="/srv/ciml", metrics_port=0)
     assert (files.name, files.wanted(), files.status()["resubmitted"]) == ("one", "stop", 1)
     assert (files.recorded("worker"), files.report("worker")["state"]) == ((4002, 1001.5), "ended")
     assert files.log("worker") == home / "logs" / "ingest-one-worker.log"
@@ -48,8 +49,8 @@ def test_its_jobs_on_flink_keep_their_name(home: Path) -> None:
     """So a running job is found and taken over; the digest is of the data root and the topic."""
     files = ServiceFiles(home, "one")
     options = files.options()
-    options.arguments["data_path"] = "s3://ci/data"
-    assert job_name(files, options) == "ciml-ingest-one-6063b034"
+    service = options_of("ingest").from_json({**options.service.to_json(), "data_path": "s3://ci/data"})
+    assert job_name(files, replace(options, service=service)) == "ciml-ingest-one-6063b034"
 
 
 def test_its_status_is_shown(home: Path) -> None:

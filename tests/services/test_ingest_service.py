@@ -18,11 +18,11 @@ from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.connect import admin
 from ciml.kafka.options import KafkaOptions
-from ciml.services.files import Options, ServiceFiles, bound
+from ciml.services.files import ServiceFiles, StartOptions, bound
 from tests.pipelines.ingest.ingesting import account, need_real
 from tests.pipelines.ingest.scenario import send
 from tests.scraping import scrape
-from tests.services.supervising import Ingest, ingest, shell
+from tests.services.supervising import Ingest, ingest, options_for, shell
 
 
 @pytest.fixture
@@ -166,8 +166,8 @@ def test_names_are_file_names(tmp_path: Path) -> None:
 
 def test_options_survive_a_round_trip(tmp_path: Path) -> None:
     files = ServiceFiles(tmp_path, "one")
-    ingest = {"data_path": "d", "kafka": "k:1", "topic": "t", "hosts": ("a", "b"), "delays": (1.0,), "roots": ()}
-    options = Options("ingest", ingest, "flink", "j:1", "http://r", "w:1", 3, ("--x=1",), tied=(7, 1.5))
+    ingest = options_for("ingest", kafka="k:1", topic="t", hosts=("a", "b"), delays=(1.0,), roots=())
+    options = StartOptions(ingest, "flink", "j:1", "http://r", "w:1", 3, ("--x=1",), tied=(7, 1.5))
     files.put_options(options)
     assert files.options() == options
     assert ServiceFiles.all(tmp_path)[0].name == "one"
@@ -175,16 +175,16 @@ def test_options_survive_a_round_trip(tmp_path: Path) -> None:
 
 def test_the_homes_own_engines_have_their_present_addresses(tmp_path: Path) -> None:
     files = ServiceFiles(tmp_path, "one")
-    options = Options("ingest", {"kafka": "old:1"}, "flink", "old:2", local_kafka=True, local_flink=True)
+    options = StartOptions(options_for("ingest", kafka="old:1"), "flink", "old:2", local_kafka=True, local_flink=True)
     files.put_options(options)
-    assert files.options().arguments["kafka"] == "old:1"
+    assert files.options().service.bootstrap == "old:1"
     from ciml.engines import state
 
     urls = {"rest": "http://new:3", "workers": "new:4"}
     cluster = engines.EngineState("cluster", "real", "", "new:2", urls=urls)
     state.write(tmp_path, {"kafka": engines.EngineState("kafka", "real", "", "new:1"), "cluster": cluster})
     found = files.options()
-    assert found.arguments["kafka"] == "new:1"
+    assert found.service.bootstrap == "new:1"
     assert (found.jobs, found.rest, found.workers) == ("new:2", "http://new:3", "new:4")
 
 

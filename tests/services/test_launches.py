@@ -13,10 +13,11 @@ from ciml import engines
 from ciml.engines import processes, state
 from ciml.engines.processes import recorded, using
 from ciml.errors import CimlError
-from ciml.services.files import Options, ServiceFiles, check_secret_variables, in_place
+from ciml.services.files import ServiceFiles, StartOptions, check_secret_variables, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
-from ciml.services.service import KINDS
+from ciml.services.options import KINDS
 from ciml.services.status import gather, remedy
+from tests.services.supervising import options_for
 
 FAILED = {"pid": 4711, "state": "ended", "error": "token: no such file", "fault": True, "exit_code": 2}
 
@@ -24,7 +25,7 @@ FAILED = {"pid": 4711, "state": "ended", "error": "token: no such file", "fault"
 def files_of(home: Path, kind: str = "ingest", **changes: Any) -> ServiceFiles:
     files = ServiceFiles(home, "one")
     arguments = {"data_path": str(home / "data"), "kafka": "127.0.0.1:1", **changes.pop("arguments", {})}
-    files.put_options(Options(kind, arguments, "micro-batches", cwd=str(home), **changes))
+    files.put_options(StartOptions(options_for(kind, **arguments), "micro-batches", cwd=str(home), **changes))
     return files
 
 
@@ -75,7 +76,7 @@ def test_a_running_worker_is_taken_over_with_its_report(home: Path) -> None:
 def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(home: Path) -> None:
     from ciml.pipelines.flink.jobs import RestJob
 
-    options = Options("ingest", {"data_path": "d"}, "flink", "j:1", "http://r", "w:1", cwd=str(home))
+    options = StartOptions(options_for("ingest", data_path="d"), "flink", "j:1", "http://r", "w:1", cwd=str(home))
     files = ServiceFiles(home, "one")
     files.put_options(options)
     jobs = OnFlink(Worker(files, home), options, "ciml-ingest-one-", home)
@@ -157,7 +158,7 @@ def test_a_service_uses_the_settings_of_its_start_and_no_others(monkeypatch: pyt
 
 
 def test_a_secret_that_the_start_used_must_be_there_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options("ingest", {}, "", cwd=str(home), secret_variables=("AWS_SECRET_ACCESS_KEY",))
+    options = StartOptions(options_for("ingest"), "", cwd=str(home), secret_variables=("AWS_SECRET_ACCESS_KEY",))
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
     with pytest.raises(CimlError, match="was started with AWS_SECRET_ACCESS_KEY, which is not set now"):
         check_secret_variables(options)
@@ -177,7 +178,7 @@ def test_the_homes_own_s3_and_model_server_have_their_present_addresses(
     models = engines.EngineState("models", "real", "", "new:1", urls={"grpc": "new:1"})
     state.write(home, {"s3": engines.EngineState("s3", "real", "", "http://new:2"), "models": models})
     options = files.options()
-    assert options.arguments["server"] == "new:1"
+    assert options.service.to_json()["server"] == "new:1"
     with in_place(home, options):
         assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://new:2"
         assert os.environ["AWS_ACCESS_KEY_ID"] == "local"
@@ -186,6 +187,6 @@ def test_the_homes_own_s3_and_model_server_have_their_present_addresses(
 
 
 def test_a_folder_that_is_gone_is_named(home: Path) -> None:
-    options = Options("ingest", {}, "", cwd=str(home / "gone"))
+    options = StartOptions(options_for("ingest"), "", cwd=str(home / "gone"))
     with pytest.raises(CimlError, match=r"was started in .*gone, which cannot be used now"), in_place(home, options):
         pass

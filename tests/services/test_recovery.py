@@ -17,7 +17,7 @@ import pytest
 
 from ciml import engines
 from ciml.engines.processes import lasting_ports
-from ciml.services.service import KINDS
+from ciml.services.options import KINDS
 from tests.integrations.gerrit.server import FakeGerrit
 from tests.integrations.gerrit.test_gerrit import source as gerrit_source
 from tests.integrations.mqtt.conftest import certificates, mosquitto

@@ -1,11 +1,4 @@
-"""``ciml dead-letters list``, ``count`` and ``show``.
-
-The filters of all ``ciml dead-letters`` commands.
-
-``ciml dead-letters replay``.
-
-``ciml dead-letters``: list, count, show and replay dead letters.
-"""
+"""``ciml dead-letters``: list, count, show and replay dead letters."""
 
 from __future__ import annotations
 
@@ -13,6 +6,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +17,7 @@ from ciml.cli.options import (
     Option,
     data_path_option,
     fetch_options,
+    gathered,
     s3_place,
     sources_option,
     stacked,
@@ -40,15 +35,38 @@ if TYPE_CHECKING:
     from ciml.runs.dead_letters import Choice, DeadLetter
     from ciml.storage import Store
 
-#: The filters' names.
-FILTERS = ("reasons", "jobs", "topics", "runs", "since", "until")
-
 
 def _glob(option: str, name: str, what: str) -> Option:
     return click.option(option, name, multiple=True, metavar="GLOB", help=f"{what}; may be repeated.  [default: all]")
 
 
-#: The filters, as ``reasons, jobs, topics, runs, since, until``.
+@dataclass(frozen=True)
+class Filters:
+    """The filters of all commands; see their help. Times are ages in seconds."""
+
+    reasons: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+
+    def choice(self) -> Choice:
+        """Return the choice of the filters at the present time."""
+        from ciml.runs.dead_letters import Choice
+
+        now_us = time.time_ns() // 1000
+        return Choice(
+            self.reasons or ("*",),
+            self.jobs or ("*",),
+            self.topics or ("*",),
+            self.runs or ("*",),
+            None if self.since is None else now_us - round(self.since * 1e6),
+            None if self.until is None else now_us - round(self.until * 1e6),
+        )
+
+
+#: The filters, which the command gets as one argument ``filters``.
 choice_options = stacked(
     _glob("--reason", "reasons", "Reason of the dead letters"),
     _glob("--job", "jobs", "Job of the dead letters, '' for an unknown one"),
@@ -56,40 +74,19 @@ choice_options = stacked(
     _glob("--run", "runs", "Run id of the dead letters, '' for an undecoded one"),
     click.option("--since", type=Duration(), metavar="TIME", help="Maximum age, such as 7d.  [default: none]"),
     click.option("--until", type=Duration(), metavar="TIME", help="Minimum age, such as 7d.  [default: none]"),
+    gathered("filters", [field.name for field in fields(Filters)], Filters),
 )
-
-
-def choice_of(
-    reasons: tuple[str, ...],
-    jobs: tuple[str, ...],
-    topics: tuple[str, ...],
-    runs: tuple[str, ...],
-    since: float | None,
-    until: float | None,
-) -> Choice:
-    """Return the choice of the filters."""
-    from ciml.runs.dead_letters import Choice
-
-    now_us = time.time_ns() // 1000
-    return Choice(
-        reasons or ("*",),
-        jobs or ("*",),
-        topics or ("*",),
-        runs or ("*",),
-        None if since is None else now_us - round(since * 1e6),
-        None if until is None else now_us - round(until * 1e6),
-    )
 
 
 _SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
 
 
-def _selected(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLetter]:
+def _selected(data_path: str, everything: bool, filters: Filters) -> Iterator[DeadLetter]:
     """Yield the open dead letters of the filters, or all of them, the oldest first."""
     from ciml.runs.dead_letters import all_dead_letters, open_dead_letters, open_keys
     from ciml.runs.state import open_raw
 
-    choice = choice_of(**filters)
+    choice = filters.choice()
     log, state = open_raw(DataRoot.open(data_path).raw)
     return all_dead_letters(log, choice) if everything else open_dead_letters(log, open_keys(state, choice), choice)
 
@@ -100,7 +97,7 @@ def _selected(data_path: str, everything: bool, **filters: Any) -> Iterator[Dead
 @click.option("--all", "everything", is_flag=True, help="Include closed dead letters and their outcomes.")
 @click.option("--last", default=20, type=click.IntRange(1), help="Maximum number of dead letters.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output of all, one object a line.")
-def list_command(data_path: str, everything: bool, last: int, as_json: bool, **filters: Any) -> None:
+def list_command(data_path: str, everything: bool, last: int, as_json: bool, filters: Filters) -> None:
     """List open dead letters, the latest last.
 
     \b
@@ -108,7 +105,7 @@ def list_command(data_path: str, everything: bool, last: int, as_json: bool, **f
       ciml dead-letters list --data-path data
       ciml dead-letters list --reason log_not_found --since 1d --json --data-path data
     """
-    dead_letters = _selected(data_path, everything, **filters)
+    dead_letters = _selected(data_path, everything, filters)
     now_us = time.time_ns() // 1000
     if as_json:
         for dead_letter in dead_letters:
@@ -163,7 +160,7 @@ def _age(seconds: int) -> str:
 @choice_options
 @click.option("--by-job", is_flag=True, help="Count by reason and job.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
+def count(data_path: str, by_job: bool, as_json: bool, filters: Filters) -> None:
     """Count open dead letters by reason.
 
     \b
@@ -172,8 +169,8 @@ def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
       ciml dead-letters count --by-job --since 7d --data-path data
     """
     counts: Counter[tuple[str, str]] = Counter()
-    if by_job or any(filters.values()):
-        for one in _selected(data_path, False, **filters):
+    if by_job or filters != Filters():
+        for one in _selected(data_path, False, filters):
             counts[one.outcome.reason, one.job if by_job else ""] += 1
     else:  # the manifest's own sums
         from ciml.runs.state import open_raw
@@ -259,6 +256,47 @@ _REMEDIES = {
 }
 
 
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Options of the command that configure the replay; see ``ciml dead-letters replay --help``."""
+
+    data_path: str
+    limit: int | None = None
+    logs: str | None = None
+    sources: tuple[str, ...] = ()
+    selection: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    fetch_policy: str | None = None
+    trust_policy: str | None = None
+
+    def open(self, choice: Choice) -> ReplayConfig:
+        """Open what the options name.
+
+        Raises:
+          CimlError: an unreadable policy, an option that is not a pair, a missing folder of logs, an unknown scheme.
+        """
+        from ciml.events.run_facts import source_names
+        from ciml.pipelines.backfill.plan import logs_root
+        from ciml.pipelines.ingest.replay import ReplayConfig
+        from ciml.transforms.fetch.policy import FetchPolicy
+        from ciml.transforms.ingest.decode import ALL_JOBS
+        from ciml.trust import TrustPolicy
+
+        root = logs_root(self.logs) if self.logs else ""
+        roots = (*self.roots, root) if root else self.roots
+        return ReplayConfig(
+            DataRoot.open(self.data_path).raw,
+            choice,
+            limit=self.limit,
+            selection=self.selection or ALL_JOBS,
+            names=source_names(pairs("--source", self.sources)),
+            trust=TrustPolicy.load(self.trust_policy),
+            fetch=FetchPolicy.load(self.fetch_policy).check().allowing(hosts=self.hosts, roots=roots),
+            logs=root,
+        )
+
+
 @click.command("replay")
 @data_path_option()
 @choice_options
@@ -286,7 +324,8 @@ _REMEDIES = {
 @fetch_options
 @trust_policy_option
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+@gathered("options", [field.name for field in fields(ReplayOptions)], ReplayOptions)
+def replay_command(dry_run: bool, as_json: bool, filters: Filters, options: ReplayOptions) -> int:
     """Replay open dead letters.
 
     It applies the present policies and program. The commit of a result closes its dead letter; a dead letter that fails
@@ -302,7 +341,7 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
     from ciml.cli.progress import Bar
     from ciml.pipelines.ingest.replay import preview, replay
 
-    config = make_config(data_path, choice_of(**{name: options.pop(name) for name in FILTERS}), **options)
+    config = options.open(filters.choice())
     if dry_run:
         _print_preview(preview(config), as_json)
         return 0
@@ -311,47 +350,6 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
         found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, totals_of(each.became)))
     _print_replayed(found, as_json)
     return _INTERRUPTED if not found.complete else _SOME_LEFT if found.still else 0
-
-
-def make_config(
-    data_path: str,
-    choice: Choice,
-    *,
-    limit: int | None = None,
-    logs: str | None = None,
-    sources: tuple[str, ...] = (),
-    selection: tuple[str, ...] = (),
-    hosts: tuple[str, ...] = (),
-    roots: tuple[str, ...] = (),
-    fetch_policy: str | None = None,
-    trust_policy: str | None = None,
-) -> ReplayConfig:
-    """Return the configuration of the options.
-
-    Raises:
-      CimlError: an unreadable policy, an option that is not a pair, a missing folder of logs, an unknown scheme.
-    """
-    from ciml.data_root import DataRoot
-    from ciml.events.run_facts import source_names
-    from ciml.pipelines.backfill.plan import logs_root
-    from ciml.pipelines.ingest.replay import ReplayConfig
-    from ciml.transforms.fetch.policy import FetchPolicy
-    from ciml.transforms.ingest.decode import ALL_JOBS
-    from ciml.trust import TrustPolicy
-
-    root = logs_root(logs) if logs else ""
-    roots = (*roots, root) if root else roots
-    fetch = FetchPolicy.load(fetch_policy).check().allowing(hosts=hosts, roots=roots)
-    return ReplayConfig(
-        DataRoot.open(data_path).raw,
-        choice,
-        limit=limit,
-        selection=selection or ALL_JOBS,
-        names=source_names(pairs("--source", sources)),
-        trust=TrustPolicy.load(trust_policy),
-        fetch=fetch,
-        logs=root,
-    )
 
 
 def _print_replayed(found: Replayed, as_json: bool) -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ciml.cli.default_group import DefaultGroup
-from ciml.cli.foreground import Running, running_options, topic_options
+from ciml.cli.foreground import PATIENCE_S, Running, running_options, service_options, topic_options
 from ciml.cli.options import data_path_option, home_of
 from ciml.cli.progress import progress_bar
 from ciml.cli.tables import print_table
 from ciml.events.outcomes import OUTCOMES
+from ciml.services.options import PredictOptions
 
 if TYPE_CHECKING:
     from ciml.api.model import Prediction
@@ -143,7 +144,8 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of announced runs.")
 @click.option("--predictions-topic", default="predictions", metavar="TOPIC", help="Topic of predictions; '' for none.")
 @running_options()
-def stream(running: Running, **arguments: Any) -> None:
+@service_options(PredictOptions)
+def stream(running: Running, options: PredictOptions) -> None:
     """Predict for finished runs as they arrive.
 
     Ingest announces the runs, trusted or not. Each run is prepared by the definition of the served version, predicted
@@ -157,12 +159,10 @@ def stream(running: Running, **arguments: Any) -> None:
       ciml predict stream --model provider --data-path data --once --engine micro-batches
     """
     from ciml.cli.progress import Counts
-    from ciml.services.driver import PATIENCE_S
-    from ciml.services.predict import PredictService
 
-    if running.launch(PredictService, arguments):
+    if running.launch(options):
         return
-    service = PredictService.of(**arguments)
+    service = options.service()
     with Counts(f"{service.topic} by {running.engine}") as counts:
 
         def report(progress: Progress, word: str) -> None:

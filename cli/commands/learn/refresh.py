@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.foreground import Running
+from ciml.cli.foreground import Running, service_options
 from ciml.cli.options import data_path_option, learn_from_options, metrics_options
+from ciml.services.options import TrainerOptions
 
 if TYPE_CHECKING:
     from ciml.training.trainer import TrainResult
@@ -55,7 +56,8 @@ REJECTED = 5
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each refresh.")
 @metrics_options
-def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_address: str, **arguments: Any) -> int:
+@service_options(TrainerOptions)
+def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_address: str, options: TrainerOptions) -> int:
     """Train, evaluate and push a model.
 
     It trains a candidate on a data set's trusted runs and compares it with the champion on held-out ones. A candidate
@@ -67,10 +69,9 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
       ciml refresh --dataset provider --data-path data
       ciml refresh --dataset provider --model provider --watch --data-path data
     """
-    from ciml.services.trainer import TrainerService, make_config
     from ciml.training.trainer import run_once
 
-    config = make_config(**arguments)
+    config = options.open()
 
     def step(name: str) -> None:
         click.echo(f"{config.model}: {name}", err=True)
@@ -87,6 +88,8 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
         result = run_once(config, progress=step)
         show(result)
         return REJECTED if result.outcome == "refused" else 0
+    from ciml.services.trainer import TrainerService
+
     running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
     running.run(TrainerService(config, show, step), None, patience_s=None)
     return 0

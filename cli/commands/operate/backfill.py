@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from ciml.cli.options import (
     beam_option,
     data_path_option,
     fetch_policy_option,
+    gathered,
     jobs_option,
     s3_options,
     s3_place,
@@ -37,6 +39,46 @@ if TYPE_CHECKING:
     from ciml.pipelines.backfill.survey import Survey
 
 _INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class BackfillOptions:
+    """Options of the command that configure the backfill; see ``ciml backfill --help``."""
+
+    data_path: str
+    logs: str
+    source: str = "backfill"
+    runs_of: str | None = None
+    jobs: tuple[str, ...] = ()
+    trust_policy: str | None = None
+    fetch_policy: str | None = None
+    limit: int | None = None
+    skip_known: bool = False
+    take_missing: bool = False
+
+    def open(self) -> BackfillConfig:
+        """Open what the options name.
+
+        Raises:
+          CimlError: an unreadable policy, an invalid source, a missing folder of logs, an unknown scheme.
+        """
+        from ciml.data_root import DataRoot
+        from ciml.events.listing import Reading
+        from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below, logs_root
+        from ciml.transforms.ingest.decode import ALL_JOBS
+        from ciml.trust import TrustPolicy
+
+        logs = logs_root(self.logs)
+        return BackfillConfig(
+            DataRoot.open(self.data_path).raw,
+            Reading(self.source, self.runs_of or self.source, logs),
+            selection=self.jobs or ALL_JOBS,
+            trust=TrustPolicy.load(self.trust_policy),
+            fetch=fetch_below(logs, self.fetch_policy),
+            limit=self.limit,
+            skip_known=self.skip_known,
+            take_missing=self.take_missing,
+        )
 
 
 @click.command("backfill")
@@ -62,6 +104,7 @@ _INTERRUPTED = 130
 @beam_option
 @s3_options
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
+@gathered("options", [field.name for field in fields(BackfillOptions)], BackfillOptions)
 def command(
     listing: str,
     runner: tuple[str | None, str],
@@ -69,7 +112,7 @@ def command(
     dry_run: bool,
     beam_options: tuple[str, ...],
     as_json: bool,
-    **options: Any,
+    options: BackfillOptions,
 ) -> int:
     """Load historical logs into the raw store.
 
@@ -93,10 +136,10 @@ def command(
     from ciml.pipelines.backfill.survey import survey
 
     if runner[0] == DATAFLOW and not dry_run:
-        _launch(listing, job, beam_options, **options)
+        _launch(listing, job, beam_options, options)
         return 0
     job.check_unused()
-    config = make_config(**options)
+    config = options.open()
     opened = open_listing(listing)
     if dry_run:
         found = survey(config, opened)
@@ -116,15 +159,13 @@ def command(
     if as_json:
         _print_json({**tally.to_json(), "seconds": round(bar.seconds, 3)})
     else:
-        click.echo(
-            summary(opened, tally, bar.seconds, hint=f"ciml dead-letters list --data-path {options['data_path']}")
-        )
+        click.echo(summary(opened, tally, bar.seconds, hint=f"ciml dead-letters list --data-path {options.data_path}"))
     return 0 if tally.complete else _INTERRUPTED
 
 
-def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], **options: Any) -> None:
+def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], options: BackfillOptions) -> None:
     """Write or submit the backfill as one job on Dataflow."""
-    as_s3((options["data_path"], "--data-path"), (options["logs"], "--logs"), (listing, "LISTING"))
+    as_s3((options.data_path, "--data-path"), (options.logs, "--logs"), (listing, "LISTING"))
     settings = job.settings()
     name = job.name_or(f"ciml-backfill-{Path(listing).name.partition('.')[0]}")
     from ciml.events.listing import open_listing
@@ -132,7 +173,7 @@ def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], **opt
     from ciml.pipelines.dataflow.job import launch
     from ciml.pipelines.dataflow.settings import check_fetch, secrets_here
 
-    config = make_config(**options)
+    config = options.open()
     check_fetch(config.fetch)
     opened = open_listing(listing)
     with collecting_rarely():
@@ -150,41 +191,8 @@ def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], **opt
         hidden=secrets_here(fetch=config.fetch),
     )
     click.echo(f"{opened.url}: {planned.lines:,} of {opened.lines:,} lines to settle")
-    check = shlex.join(["ciml", "backfill", listing, "--logs", options["logs"], "--data-path", options["data_path"]])
+    check = shlex.join(["ciml", "backfill", listing, "--logs", options.logs, "--data-path", options.data_path])
     print_launched(launched, settings, streaming=False, then=f"{check} --dry-run")
-
-
-def make_config(
-    data_path: str,
-    logs: str,
-    *,
-    source: str = "backfill",
-    runs_of: str | None = None,
-    jobs: tuple[str, ...] = (),
-    trust_policy: str | None = None,
-    fetch_policy: str | None = None,
-    **others: Any,
-) -> BackfillConfig:
-    """Return the configuration of the options; ``others`` are its fields.
-
-    Raises:
-      CimlError: an unreadable policy, an invalid source, a missing folder of logs, an unknown scheme.
-    """
-    from ciml.data_root import DataRoot
-    from ciml.events.listing import Reading
-    from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below, logs_root
-    from ciml.transforms.ingest.decode import ALL_JOBS
-    from ciml.trust import TrustPolicy
-
-    logs = logs_root(logs)
-    return BackfillConfig(
-        DataRoot.open(data_path).raw,
-        Reading(source, runs_of or source, logs),
-        selection=jobs or ALL_JOBS,
-        trust=TrustPolicy.load(trust_policy),
-        fetch=fetch_below(logs, fetch_policy),
-        **others,
-    )
 
 
 def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> str:

@@ -98,7 +98,7 @@ def finish(
     topic: str,
 ) -> int:
     """Finish a command. Return its exit code: 1 if no event came, 2 if the first one became a dead letter."""
-    from ciml.services.receivers import connection as kafka_connection
+    from ciml.services.options import BrokerOptions
 
     if wait_s is not None and kafka is None:
         raise CimlError("--wait: no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
@@ -107,8 +107,8 @@ def finish(
     _print_services(connection, folder, data_path, topic)
     if wait_s is None or kafka is None:
         return 0
-    options = kafka_connection(kafka=kafka, kafka_options=kafka_options, kafka_config=kafka_config)
-    return _wait(connection, options, topic, data_path, wait_s)
+    broker = BrokerOptions(kafka, kafka_options, kafka_config)
+    return _wait(connection, broker.connection(), topic, data_path, wait_s)
 
 
 def _write(connection: Connection, folder: Path, force: bool) -> None:

@@ -1,21 +1,17 @@
-"""``ciml ingest run``: in the foreground.
-
-``ciml ingest accept-loss``: continue after a topic lost unread messages.
-
-``ciml ingest``: CI events into the raw store, in the foreground.
-"""
+"""``ciml ingest``: ingest CI events into the raw store in the foreground; accept the loss of unread messages."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ciml.cli.default_group import DefaultGroup
-from ciml.cli.foreground import Running, running_options, topic_options
+from ciml.cli.foreground import Running, broker_options, running_options, service_options, topic_options
 from ciml.cli.options import fetch_options, jobs_option, sources_option, trust_policy_option
 from ciml.cli.param_types import Duration
 from ciml.errors import CimlError
+from ciml.services.options import BrokerOptions, IngestOptions
 
 if TYPE_CHECKING:
     from ciml.services.service import Progress
@@ -40,7 +36,8 @@ if TYPE_CHECKING:
 )
 @trust_policy_option
 @running_options()
-def run(running: Running, **arguments: Any) -> None:
+@service_options(IngestOptions)
+def run(running: Running, options: IngestOptions) -> None:
     """Ingest in the foreground.
 
     \b
@@ -51,11 +48,10 @@ def run(running: Running, **arguments: Any) -> None:
         --runner dataflow --dataflow dataflow.toml --submit
     """
     from ciml.cli.progress import Counts
-    from ciml.services.ingest import IngestService
 
-    if running.launch(IngestService, arguments):
+    if running.launch(options):
         return
-    service = IngestService.of(**arguments)
+    service = options.service()
     with Counts(f"{service.topic} by {running.engine}") as counts:
 
         def report(progress: Progress, word: str) -> None:
@@ -68,14 +64,8 @@ def run(running: Running, **arguments: Any) -> None:
 @topic_options(creates=True)
 @click.option("--topic", default="ci-events", help="Topic of CI events.")
 @click.option("--dry-run", is_flag=True, help="List the lost offsets; accept nothing.")
-def accept_loss(
-    data_path: str,
-    kafka: str,
-    kafka_config: str | None,
-    kafka_options: tuple[str, ...],
-    topic: str,
-    dry_run: bool,
-) -> None:
+@broker_options
+def accept_loss(data_path: str, broker: BrokerOptions, topic: str, dry_run: bool) -> None:
     """Accept the loss of unread messages.
 
     An ingest stops when the broker's retention deletes messages that it has not read. This records their ranges of
@@ -87,12 +77,9 @@ def accept_loss(
       ciml ingest accept-loss --data-path data
     """
     from ciml.data_root import DataRoot
-    from ciml.kafka.options import KafkaOptions
     from ciml.pipelines.ingest.committer import accept_losses
-    from ciml.settings import pairs
 
-    options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
-    lost = accept_losses(DataRoot.open(data_path).raw, options, topic, dry_run=dry_run)
+    lost = accept_losses(DataRoot.open(data_path).raw, broker.connection(), topic, dry_run=dry_run)
     said = "lost" if dry_run else "accepted as lost"
     for each in lost:
         click.echo(

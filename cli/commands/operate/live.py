@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.foreground import Running, running_options, topic_options
+from ciml.cli.foreground import Running, running_options, service_options, topic_options
 from ciml.cli.options import HERE
 from ciml.cli.param_types import Duration
+from ciml.services.options import LiveOptions
 
 if TYPE_CHECKING:
     from ciml.services.service import Progress
@@ -68,7 +69,8 @@ if TYPE_CHECKING:
     help="Time without samples after which a run is abandoned.",
 )
 @running_options("Make one pass to the present end of the topic, in this process, without Flink.")
-def command(running: Running, **arguments: Any) -> None:
+@service_options(LiveOptions)
+def command(running: Running, options: LiveOptions) -> None:
     """Stream windows of running jobs.
 
     It reads samples from a topic and publishes each window of a data set early, when it is final, and after late
@@ -81,11 +83,10 @@ def command(running: Running, **arguments: Any) -> None:
       ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
     """
     from ciml.cli.progress import Counts
-    from ciml.services.live import LiveService
 
-    if running.launch(LiveService, arguments):
+    if running.launch(options):
         return
-    service = LiveService.of(**arguments)
+    service = options.service()
     if running.once:
         running = replace(running, engine=HERE)
     with Counts(f"{service.config.topic} by {'this process' if running.once else running.engine}") as counts:

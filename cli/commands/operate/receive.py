@@ -1,22 +1,14 @@
-"""What the commands of receivers share.
-
-``ciml receive webhooks``: the receiver of webhooks in the foreground.
-
-``ciml receive mqtt``: the receiver of MQTT messages in the foreground.
-
-``ciml receive gerrit``: the receiver of Gerrit's events in the foreground.
-
-``ciml receive``: the receivers of CI systems' deliveries, in the foreground.
-"""
+"""``ciml receive``: receive deliveries of CI systems by webhooks, MQTT or Gerrit's SSH, in the foreground."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.foreground import Running
+from ciml.cli.foreground import Running, service_options
 from ciml.cli.options import engines_home_option, kafka_options, metrics_options, stacked
+from ciml.services.options import GerritOptions, MqttOptions, WebhooksOptions
 
 if TYPE_CHECKING:
     from ciml.services.receivers import SessionReceiver
@@ -57,7 +49,8 @@ def run_sessions(service: SessionReceiver, metrics_port: int | None, metrics_add
 @click.command("webhooks")
 @receiver_options
 @metrics_options
-def webhooks(metrics_port: int | None, metrics_address: str, **arguments: Any) -> None:
+@service_options(WebhooksOptions)
+def webhooks(metrics_port: int | None, metrics_address: str, options: WebhooksOptions) -> None:
     """Receive webhooks over HTTP.
 
     It verifies the signature of each delivery over its raw bytes, and answers 202 when Kafka has acknowledged it. It
@@ -69,9 +62,7 @@ def webhooks(metrics_port: int | None, metrics_address: str, **arguments: Any) -
       ciml receive webhooks --config receivers.toml
       ciml receive webhooks --config receivers.toml --topic ci-events --metrics-port 9468
     """
-    from ciml.services.webhooks import WebhooksService
-
-    service = WebhooksService.of(**arguments)
+    service = options.service()
     shown = False
 
     def report(progress: Progress, word: str) -> None:
@@ -87,7 +78,8 @@ def webhooks(metrics_port: int | None, metrics_address: str, **arguments: Any) -
 @click.command("mqtt")
 @receiver_options
 @metrics_options
-def mqtt(metrics_port: int | None, metrics_address: str, **arguments: Any) -> None:
+@service_options(MqttOptions)
+def mqtt(metrics_port: int | None, metrics_address: str, options: MqttOptions) -> None:
     """Receive messages from MQTT brokers.
 
     The broker keeps messages for it while it is away. It acknowledges each message when Kafka has acknowledged it, and
@@ -98,15 +90,14 @@ def mqtt(metrics_port: int | None, metrics_address: str, **arguments: Any) -> No
       ciml receive mqtt --config receivers.toml
       ciml receive mqtt --config receivers.toml --topic ci-events --metrics-port 9469
     """
-    from ciml.services.receivers import MqttService
-
-    run_sessions(MqttService.of(**arguments), metrics_port, metrics_address)
+    run_sessions(options.service(), metrics_port, metrics_address)
 
 
 @click.command("gerrit")
 @receiver_options
 @metrics_options
-def gerrit(metrics_port: int | None, metrics_address: str, **arguments: Any) -> None:
+@service_options(GerritOptions)
+def gerrit(metrics_port: int | None, metrics_address: str, options: GerritOptions) -> None:
     """Receive events of Gerrit over SSH.
 
     It reads stream-events, and asks the REST API for what happened while it was away. It connects again after a loss,
@@ -117,9 +108,7 @@ def gerrit(metrics_port: int | None, metrics_address: str, **arguments: Any) -> 
       ciml receive gerrit --config receivers.toml
       ciml receive gerrit --config receivers.toml --topic ci-events --metrics-port 9470
     """
-    from ciml.services.receivers import GerritService
-
-    run_sessions(GerritService.of(**arguments), metrics_port, metrics_address)
+    run_sessions(options.service(), metrics_port, metrics_address)
 
 
 @click.group("receive", commands=[webhooks, mqtt, gerrit])

@@ -56,6 +56,7 @@ def adopt(
     """
     from ciml.kafka.options import KafkaOptions
     from ciml.services.files import ServiceFiles, in_place
+    from ciml.services.options import TopicOptions
     from ciml.settings import pairs
 
     if service is None:
@@ -66,12 +67,11 @@ def adopt(
         _adopt(topic, data_path, KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config), dry_run)
         return
     options = ServiceFiles(home, service).options()
-    given = options.arguments
-    if not options.topic or "data_path" not in given:
+    of_service = options.service
+    if not isinstance(of_service, TopicOptions):
         raise CimlError(f"the service {service} reads no topic into a data root; nothing to adopt")
-    broker = KafkaOptions.of(given["kafka"], pairs("-X", given["kafka_options"]), given["kafka_config"])
     with in_place(home, options):
-        _adopt(topic or options.topic, given["data_path"], broker, dry_run)
+        _adopt(topic or of_service.subject, of_service.data_path, of_service.broker.connection(), dry_run)
 
 
 def _adopt(topic: str, data_path: str, kafka: KafkaOptions, dry_run: bool) -> None:

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.foreground import Running, topic_options
+from ciml.cli.foreground import PATIENCE_S, Running, service_options, topic_options
 from ciml.cli.options import data_path_option, metrics_options
 from ciml.cli.param_types import Duration
 from ciml.cli.tables import print_table
 from ciml.errors import CimlError
+from ciml.services.options import FeedbackOptions
 
 if TYPE_CHECKING:
     from ciml.integrations.review import Rendered
@@ -256,8 +257,13 @@ def _visible(text: str) -> str:
     help="Time without new verdicts and waiting messages after which it stops.  [default: never]",
 )
 @metrics_options
+@service_options(FeedbackOptions)
 def stream(
-    once: bool, until_idle: float | None, metrics_port: int | None, metrics_address: str, **arguments: Any
+    once: bool,
+    until_idle: float | None,
+    metrics_port: int | None,
+    metrics_address: str,
+    options: FeedbackOptions,
 ) -> None:
     """Answer failed runs as their verdicts arrive.
 
@@ -270,8 +276,7 @@ def stream(
       ciml feedback stream --config feedback.toml --data-path data
       ciml feedback stream --config feedback.toml --data-path data --until-idle 1min
     """
-    from ciml.services.driver import PATIENCE_S
-    from ciml.services.feedback import FeedbackService, make_config
+    from ciml.services.feedback import FeedbackService
 
     shown = ""
 
@@ -290,7 +295,7 @@ def stream(
             click.echo(line, err=True)
 
     running = Running(once=once, until_idle=until_idle, metrics_port=metrics_port, metrics_address=metrics_address)
-    service = FeedbackService(make_config(**arguments), show)
+    service = FeedbackService(options.open(), show)
     running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)
 
 

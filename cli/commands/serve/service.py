@@ -14,6 +14,7 @@ from ciml.cli.foreground import ELSEWHERE, ENDINGS
 from ciml.cli.options import EngineChoice, home_of, home_option
 from ciml.cli.param_types import Duration
 from ciml.errors import CimlError
+from ciml.services.options import options_of
 
 if TYPE_CHECKING:
     from ciml.services.files import ServiceFiles
@@ -138,7 +139,7 @@ def _start(
     from ciml.engines import processes, state
     from ciml.engines.processes import recorded
     from ciml.services import control
-    from ciml.services.files import Options, ServiceFiles, located
+    from ciml.services.files import ServiceFiles, StartOptions, located
 
     ctx = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
@@ -149,9 +150,8 @@ def _start(
     if local_s3:  # whose credentials are no secrets
         secret_variables = ()
     named = bool(flink_rest or workers or (engine is not None and engine.named))
-    options = Options(
-        kind,
-        arguments,
+    options = StartOptions(
+        options_of(kind).from_json(arguments),
         engine.name if engine is not None else "",
         jobs=(engine.job_endpoint if engine is not None else "") or "",
         rest=(flink_rest or "").rstrip("/"),

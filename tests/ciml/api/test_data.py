@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import ciml
 from ciml.cli.main import cli
-from ciml.services.trainer import make_config
+from ciml.services.options import TrainerOptions
 from ciml.training.evaluation import scores as scoring
 from ciml.training.experiments.trials import experiment_of
 from tests.ciml.api.conftest import SMALL
@@ -130,7 +130,7 @@ def test_a_refresh_in_python_is_that_of_the_command(folder: Path) -> None:
     assert by_command.splitlines()[-2] == "status: nothing to do"
     again = ciml.open(folder / "data").refresh("status", **SMALL)
     assert (again.outcome, repr(again)) == ("nothing_new", "\n".join(by_command.splitlines()[-2:]))
-    default = make_config(str(folder / "data"), "status").experiment
+    default = TrainerOptions(data_path=str(folder / "data"), dataset="status").open().experiment
     assert experiment_of("dnn", {}, "dnn") == default  # as `refresh` without parameters
 
 

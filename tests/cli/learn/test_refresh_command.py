@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from ciml.cli.commands.learn.refresh import REJECTED
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.services.trainer import make_config
+from ciml.services.options import TrainerOptions
 from ciml.training import trainer
 from ciml.training.exclusions import read_state
 from ciml.training.trainer import TrainConfig, TrainResult
@@ -93,7 +93,7 @@ def test_an_unknown_number_is_named() -> None:
 
 
 def test_defaults_and_names() -> None:
-    assert make_config("data", "d").model == "d"
+    assert TrainerOptions(data_path="data", dataset="d").open().model == "d"
     assert TrainResult("refused", ("why",)).lines("m") == ["m: not pushed", "  why"]
     done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
     assert done.exit_code == 2

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ciml.cli.commands.operate.backfill import make_config, summary
+from ciml.cli.commands.operate.backfill import BackfillOptions, summary
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.pipelines.backfill.plan import Tally
@@ -163,15 +163,15 @@ def test_the_final_summary() -> None:
 def test_what_the_options_mean(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "logs")
-    config = make_config(str(tmp_path / "data"), str(tmp_path / "link"), source="old", runs_of="zuul")
+    config = BackfillOptions(str(tmp_path / "data"), str(tmp_path / "link"), source="old", runs_of="zuul").open()
     assert (config.reading.source, config.reading.runs_of) == ("old", "zuul")
     with pytest.raises(CimlError, match=r"'https://zuul\.example\.org' is not a source name"):
-        make_config("d", "s3://b/x", runs_of="https://zuul.example.org")
+        BackfillOptions("d", "s3://b/x", runs_of="https://zuul.example.org").open()
     assert config.fetch.file_roots == (config.reading.logs,) == (str(tmp_path / "logs"),)
-    assert make_config("d", "s3://b/x").fetch.s3_prefixes == ("s3://b/x",)
-    assert make_config("d", "s3://b/x").reading.runs_of == "backfill"
+    assert BackfillOptions("d", "s3://b/x").open().fetch.s3_prefixes == ("s3://b/x",)
+    assert BackfillOptions("d", "s3://b/x").open().reading.runs_of == "backfill"
     with pytest.raises(CimlError):
-        make_config("ftp://x", "s3://b/x")
+        BackfillOptions("ftp://x", "s3://b/x").open()
 
 
 def test_it_is_light_without_a_runner(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import LISTS
 from ciml.pipelines.ingest.committer import Committer
-from ciml.services.ingest import make_config
+from ciml.services.options import BrokerOptions, IngestOptions
 from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import one_batch
 from tests.pipelines.ingest.scenario import send
@@ -56,11 +56,11 @@ def test_what_is_no_time(text: str) -> None:
 
 
 def test_options_become_a_configuration(tmp_path: Path) -> None:
-    made = make_config(
-        str(tmp_path), "host:1", topic="t", runs_topic="", jobs=("a*",), sources=("https://zuul.example/x?a=b=zuul",),
+    broker = BrokerOptions("host:1", ("security.protocol=SSL", "sasl.password=a=b"))
+    made = IngestOptions(
+        data_path=str(tmp_path), broker=broker, topic="t", runs_topic="", jobs=("a*",), sources=("https://zuul.example/x?a=b=zuul",),
         hosts=("logs.example.org",), roots=(str(tmp_path), "s3://bucket/logs"), delays=(1.0, 2.0),
-        kafka_options=("security.protocol=SSL", "sasl.password=a=b"),
-    )  # fmt: skip
+    ).open()  # fmt: skip
     assert made.raw == DataRoot.open(tmp_path).raw
     assert (made.topic, made.runs_topic, made.selection) == ("t", "", ("a*",))
     assert made.names == (("https://zuul.example/x?a=b", "zuul"),)
@@ -72,7 +72,7 @@ def test_options_become_a_configuration(tmp_path: Path) -> None:
 
 
 def test_by_default_no_place_is_allowed_and_every_job_is_taken(tmp_path: Path) -> None:
-    made = make_config(str(tmp_path), "host:1")
+    made = IngestOptions(data_path=str(tmp_path), broker=BrokerOptions("host:1")).open()
     assert (made.fetch.hosts, made.fetch.file_roots, made.fetch.s3_prefixes) == ((), (), ())
     assert made.selection == ("*",)
     assert len(made.fetch.delays_s) == 5
@@ -99,7 +99,7 @@ def test_commands_that_moved_name_the_new_one(name: str, new: str) -> None:
 
 def test_ciml_keeps_its_own_kafka_properties(tmp_path: Path) -> None:
     with pytest.raises(CimlError, match=r"enable\.auto\.commit"):
-        make_config(str(tmp_path), "host:1", kafka_options=("enable.auto.commit=true",))
+        BrokerOptions("host:1", ("enable.auto.commit=true",)).connection()
 
 
 def committed(data: Path) -> None:

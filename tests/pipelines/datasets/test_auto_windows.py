@@ -156,10 +156,10 @@ def test_a_listing_gives_the_same_length_and_files(tmp_path: Path, jobs: int) ->
         listing = open_listing(str(tmp_path / "builds.jsonl"))
         return ListedRuns(listing, Reading(logs=str(logs)), TrustPolicy.load(None), fetch, jobs=jobs)
 
-    from ciml.cli.commands.operate.backfill import make_config
+    from ciml.cli.commands.operate.backfill import BackfillOptions
     from ciml.pipelines.backfill.backfill import backfill
 
-    backfill(make_config(stored.url, str(logs)), open_listing(str(tmp_path / "builds.jsonl")))
+    backfill(BackfillOptions(stored.url, str(logs)).open(), open_listing(str(tmp_path / "builds.jsonl")))
     with listed() as source:
         straight = build_dataset(source, DataRoot.open(tmp_path / "straight"), defined()).state
     by_store = build_dataset(stored, stored, defined()).state

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ciml.cli.commands.operate.backfill import make_config
+from ciml.cli.commands.operate.backfill import BackfillOptions
 from ciml.events.listing import Listing, open_listing
 from ciml.events.records import Batch
 from ciml.limits import MAX_LOG_BYTES, MAX_LOG_CELLS
@@ -154,7 +154,7 @@ def backfill(folder: Path) -> Counter[str]:
 
 
 def _configured(folder: Path) -> tuple[BackfillConfig, Listing]:
-    return make_config(str(folder / "data"), str(folder)), open_listing(str(folder / "listing.jsonl"))
+    return BackfillOptions(str(folder / "data"), str(folder)).open(), open_listing(str(folder / "listing.jsonl"))
 
 
 if __name__ == "__main__":
