@@ -35,19 +35,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name on its first use."""
-    found: Any
-    if name == "sklearn":
-        import ciml.sklearn
-
-        found = ciml.sklearn
-    elif name in __all__:
-        import ciml.api
-
-        found = getattr(ciml.api, name)
-    else:
+    if name not in __all__:
         raise AttributeError(f"module 'ciml' has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    from importlib import import_module
+
+    value = import_module("ciml.sklearn") if name == "sklearn" else getattr(import_module("ciml.api"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -164,24 +164,24 @@ def split_segments(text: bytes) -> list[Segment]:
     if first is None:
         raise RejectedInput("not_telemetry", "no header of dstat, dool or pcp-dstat (quoted group and column rows)")
     # Positions in ``head`` are one higher than in ``text``.
-    found = [(first.start(), first.end() - 1, first.group(1), first.group(2))]
+    headers = [(first.start(), first.end() - 1, first.group(1), first.group(2))]
     position = text.find(b'\n"', first.end() - 2)
     if position >= 0:
         for match in _HEADER.finditer(text, position):
-            found.append((match.start() + 1, match.end(), match.group(1), match.group(2)))
-            if len(found) > MAX_LOG_STARTS:
+            headers.append((match.start() + 1, match.end(), match.group(1), match.group(2)))
+            if len(headers) > MAX_LOG_STARTS:
                 raise RejectedInput("too_many_restarts", f"more than {MAX_LOG_STARTS} starts of the recorder")
 
     preambles = [0] + [
         _preamble_start(text, body_start, group_start)
-        for (_, body_start, _, _), (group_start, _, _, _) in pairwise(found)
+        for (_, body_start, _, _), (group_start, _, _, _) in pairwise(headers)
     ]
     segments: list[Segment] = []
     near_us: int | None = None
     recorder = ""
     zone = ""
     cmdline = b""
-    for index, (group_start, body_start, group_row, column_row) in enumerate(found):
+    for index, (group_start, body_start, group_row, column_row) in enumerate(headers):
         preamble = text[preambles[index] : group_start]
         if banner := _BANNER.search(preamble):
             recorder = _text(banner.group(1))
@@ -192,7 +192,7 @@ def split_segments(text: bytes) -> list[Segment]:
             near_us = near_us if date_us is None else date_us
             if date_us is not None and not FIRST_LOCAL <= date_us < END_LOCAL:
                 date_us = None  # it only determines the year of rows, which are then out of range, and no zone
-        last = index + 1 == len(found)
+        last = index + 1 == len(headers)
         end = len(text) if last else preambles[index + 1]
         body = text[body_start:end]
         torn = 0

@@ -32,11 +32,11 @@ def glob_pattern(globs: Iterable[str]) -> re.Pattern[str]:
     Raises:
       CimlError: a glob is not a text.
     """
-    listed = tuple(globs)
+    texts = tuple(globs)
     try:
-        return _compiled(listed)
+        return _compiled(texts)
     except TypeError:
-        raise CimlError(f"globs must be texts, got {listed!r:.120}") from None
+        raise CimlError(f"globs must be texts, got {texts!r:.120}") from None
 
 
 class _Part(NamedTuple):

@@ -345,8 +345,6 @@ class LateSamples(TypedDict):
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_FACTS = (RunFacts,)
-_ORIGIN = (Origin,)
 _REQUIRED_ONE = (
     [{"required": ["result"]}, {"required": ["outcome"]}],
     [{"required": ["start_time"]}, {"required": ["end_time"]}],
@@ -360,8 +358,8 @@ _RULES: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class _Described:
-    """What a schema describes.
+class _Schema:
+    """The types that a schema describes.
 
     Attributes:
       title: in one line.
@@ -375,32 +373,32 @@ class _Described:
 
 
 #: By name: a topic's usual name is the schema of its values; with ``-headers``, that of its headers.
-_SCHEMAS: Mapping[str, _Described] = {
-    "ci-events": _Described(
+_SCHEMAS: Mapping[str, _Schema] = {
+    "ci-events": _Schema(
         "An event of ciml's own on the topic ci-events; a delivery of a CI system has the system's own format.",
         (FinishedEvent, UnfinishedEvent),
         (EventRun, EventRuns, FinishedRun, FinishedRuns),
     ),
-    "ci-events-headers": _Described(
+    "ci-events-headers": _Schema(
         "Headers of a message of the topic ci-events.",
         (DeliveryHeaders, StructuredHeaders, BinaryHeaders, NoHeaders),
     ),
-    "samples": _Described("Samples of a running job, or its end.", (SamplesMessage, EndMessage)),
-    "runs": _Described("A run that was stored.", (RunAnnouncement,), _FACTS),
-    "runs-headers": _Described("Headers of a message of the topic runs.", (ProjectionHeaders,)),
-    "dead-letters": _Described("A dead letter that was opened or closed.", (OpenDeadLetter, ClosedDeadLetter), _ORIGIN),
-    "dead-letters-headers": _Described("Headers of a message of the topic dead-letters.", (ProjectionHeaders,)),
-    "predictions": _Described("A prediction, with a verdict where the run failed.", (Prediction,), (*_FACTS, Verdict)),
-    "predictions-headers": _Described("Headers of a message of the topic predictions.", (PredictionHeaders,)),
-    "windows": _Described("A window of a running job.", (Window,)),
-    "live-examples": _Described("The example of a running job so far.", (LiveExample,)),
-    "live-dead-letters": _Described("Samples that could not be used.", (RejectedSamples, LateSamples), _ORIGIN),
+    "samples": _Schema("Samples of a running job, or its end.", (SamplesMessage, EndMessage)),
+    "runs": _Schema("A run that was stored.", (RunAnnouncement,), (RunFacts,)),
+    "runs-headers": _Schema("Headers of a message of the topic runs.", (ProjectionHeaders,)),
+    "dead-letters": _Schema("A dead letter that was opened or closed.", (OpenDeadLetter, ClosedDeadLetter), (Origin,)),
+    "dead-letters-headers": _Schema("Headers of a message of the topic dead-letters.", (ProjectionHeaders,)),
+    "predictions": _Schema("A prediction, with a verdict where the run failed.", (Prediction,), (RunFacts, Verdict)),
+    "predictions-headers": _Schema("Headers of a message of the topic predictions.", (PredictionHeaders,)),
+    "windows": _Schema("A window of a running job.", (Window,)),
+    "live-examples": _Schema("The example of a running job so far.", (LiveExample,)),
+    "live-dead-letters": _Schema("Samples that could not be used.", (RejectedSamples, LateSamples), (Origin,)),
 }
 
 
 def schema_names() -> dict[str, str]:
     """Return the titles of all schemas by name."""
-    return {name: one.title for name, one in _SCHEMAS.items()}
+    return {name: description.title for name, description in _SCHEMAS.items()}
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -418,20 +416,22 @@ def schema(name: str) -> dict[str, Any]:
     """
     if name not in _SCHEMAS:
         raise CimlError(f"no schema {name!r:.80}; choose from {', '.join(_SCHEMAS)}")
-    one = _SCHEMAS[name]
-    refs, found = msgspec.json.schema_components((*one.forms, *one.more), ref_template="#/$defs/{name}")
-    forms = list(refs)[: len(one.forms)]
-    for key, each in found.items():
-        each |= _RULES.get(key, {})
-        each["description"] = cleandoc(each["description"])
-    made = {
+    description = _SCHEMAS[name]
+    refs, definitions = msgspec.json.schema_components(
+        (*description.forms, *description.more), ref_template="#/$defs/{name}"
+    )
+    forms = list(refs)[: len(description.forms)]
+    for key, definition in definitions.items():
+        definition |= _RULES.get(key, {})
+        definition["description"] = cleandoc(definition["description"])
+    document = {
         "$schema": DIALECT,
         "$id": f"urn:ciml:schema:{name}",
-        "title": one.title,
+        "title": description.title,
         **({"anyOf": forms} if len(forms) > 1 else forms[0]),
-        "$defs": dict(sorted(found.items())),
+        "$defs": dict(sorted(definitions.items())),
     }
-    as_json: dict[str, Any] = json.loads(json.dumps(made))  # a default may be a tuple
+    as_json: dict[str, Any] = json.loads(json.dumps(document))  # a default may be a tuple
     return as_json
 
 

@@ -117,9 +117,9 @@ class Board(Collector):
 
     def put(self, part: str, families: Iterable[Family]) -> None:
         """Replace a part."""
-        made = tuple(families)
+        collected = tuple(families)
         with self._lock:
-            self._parts[part] = made
+            self._parts[part] = collected
 
     def observed(self, families: Iterable[Family]) -> None:
         """Replace the values read from manifest and topic, and set the time of the read."""

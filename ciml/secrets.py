@@ -111,8 +111,8 @@ class Secrets:
 
     def keys(self) -> list[bytes]:
         """Return the keys. A file that has become unreadable keeps its last one."""
-        for path, (seen, _) in self._files.items():
-            if _version(path) not in (seen, None):
+        for path, (version, _) in self._files.items():
+            if _version(path) not in (version, None):
                 try:
                     self._files[path] = self._read(path)
                     _log.warning("%s: secret_file %s was read again", self._where, path)
@@ -122,13 +122,13 @@ class Secrets:
         return [*(key for _, key in self._files.values()), *self._variables]
 
     def _read(self, path: Path) -> tuple[object, bytes]:
-        seen = _version(path)
+        version = _version(path)
         try:
             with path.open("rb") as file:
-                found = file.read(MAX_SECRET_BYTES + 1)
+                content = file.read(MAX_SECRET_BYTES + 1)
         except OSError as error:
             raise CimlError(f"{self._where}: secret_file {path}: {error.strerror}") from None
-        return seen, self._checked(f"secret_file {path}", found.rstrip(b"\r\n"))
+        return version, self._checked(f"secret_file {path}", content.rstrip(b"\r\n"))
 
     def _checked(self, what: str, secret: bytes) -> bytes:
         if not secret.strip():
@@ -158,7 +158,7 @@ def _variable(where: str, name: str) -> bytes:
 def _version(path: Path) -> object:
     """Return what differs where a file was changed or replaced; None where it is not there."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino

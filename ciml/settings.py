@@ -27,13 +27,13 @@ def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     Raises:
       CimlError: a text is not NAME=VALUE.
     """
-    found = []
+    parsed = []
     for text in texts:
         name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
         if not sign or not name:
             raise CimlError(f"{option} {name or text}: want NAME=VALUE")
-        found.append((name, value))
-    return found
+        parsed.append((name, value))
+    return parsed
 
 
 Kind = TypeVar("Kind")
@@ -77,12 +77,12 @@ def pop_tables(value: dict[str, Any], key: str, where: str | os.PathLike[str]) -
     Raises:
       CimlError: it is no list of tables, or has more than `MAX_SOURCES`.
     """
-    listed = value.pop(key, [])
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+    tables = value.pop(key, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise CimlError(f"{os.fspath(where)}: {key}: expected tables, [[{key}]]")
-    if len(listed) > MAX_SOURCES:
-        raise CimlError(f"{os.fspath(where)}: {len(listed)} {key}s, at most {MAX_SOURCES} (MAX_SOURCES)")
-    return listed
+    if len(tables) > MAX_SOURCES:
+        raise CimlError(f"{os.fspath(where)}: {len(tables)} {key}s, at most {MAX_SOURCES} (MAX_SOURCES)")
+    return tables
 
 
 def class_of(value: dict[str, Any], key: str, kinds: Mapping[str, Kind], what: str, number: int) -> tuple[Kind, str]:
@@ -170,7 +170,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     # TOML's basic strings equal JSON's, except for escaped surrogates and an unescaped DEL.
@@ -179,14 +179,14 @@ def _toml(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _line(error: msgspec.ValidationError, kind: type) -> str:
     """Format a validation error for people: ``hidden_layers.1: expected int, got str``."""
-    found = _KEY_PATH.fullmatch(str(error))
-    message, location = (found["message"], found["path"]) if found else (str(error), "")
+    location_match = _KEY_PATH.fullmatch(str(error))
+    message, location = (location_match["message"], location_match["path"]) if location_match else (str(error), "")
     path = re.findall(r"[A-Za-z0-9_]+", location)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
         path = [*path, " ".join(match[1].split())[:80]]
@@ -206,5 +206,5 @@ def _choices(kind: Any, path: list[str]) -> list[str]:
     for part in path:
         kind = get_type_hints(kind)[part] if isinstance(kind, type) and issubclass(kind, Settings) else kind
     while kind is not None and get_origin(kind) is not Literal:
-        kind = next((each for each in get_args(kind) if get_args(each)), None)
+        kind = next((argument for argument in get_args(kind) if get_args(argument)), None)
     return [str(value) for value in get_args(kind)]

@@ -35,16 +35,16 @@ def telemetry_columns(names: Iterable[str]) -> tuple[str, ...]:
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
     """Append ``#2``, ``#3``, … to names that repeat an earlier one. Empty names are unchanged."""
-    taken = {name for name in names if name}
-    seen: dict[str, int] = {}
+    reserved = {name for name in names if name}
+    counts: dict[str, int] = {}
     out: list[str] = []
     for name in names:
-        count = seen.get(name, 0) + 1 if name else 1
+        count = counts.get(name, 0) + 1 if name else 1
         unique = name
-        while count > 1 and (unique := f"{name}#{count}") in taken:
+        while count > 1 and (unique := f"{name}#{count}") in reserved:
             count += 1
-        seen[name] = count
-        taken.add(unique)
+        counts[name] = count
+        reserved.add(unique)
         out.append(unique)
     return tuple(out)
 
@@ -56,12 +56,12 @@ def short_names(columns: Iterable[str]) -> dict[str, str]:
     their full name. ``time`` and ``boot`` are left out.
     """
     short: dict[str, str] = {}
-    taken: set[str] = set()
+    reserved: set[str] = set()
     for full in telemetry_columns(columns):
         _, _, name = full.rpartition(":")
-        if not name or name in taken or name in OWN_COLUMNS or _REPEATED.search(name):
+        if not name or name in reserved or name in OWN_COLUMNS or _REPEATED.search(name):
             name = full
-        taken.add(name)
+        reserved.add(name)
         short[full] = name
     return short
 
@@ -91,7 +91,7 @@ def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ..
         name = full if full_names else short
         head, colon, tail = name.rpartition(":")
         names = [name] if tail not in _ALIASES else [name, f"{head}{colon}{_ALIASES[tail]}"]
-        if any(pattern.search(each) for each in names):
+        if any(pattern.search(alias) for alias in names):
             selected.append(full)
     return tuple(selected)
 

@@ -40,7 +40,7 @@ def muted() -> Iterator[None]:
     """Close standard error meanwhile: libraries report a missing GPU there before logging is configured."""
     sys.stderr.flush()
     try:
-        kept = os.dup(2)
+        stderr = os.dup(2)
     except OSError:  # closed
         yield
         return
@@ -50,5 +50,5 @@ def muted() -> Iterator[None]:
         os.close(nowhere)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)

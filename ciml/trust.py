@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any
 
 from ciml.digest import sha256_json
@@ -36,6 +37,7 @@ _FORMER: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
     ("merged", (("pipeline", ("post", "periodic", "periodic-*", "release")),)),
     ("reviewed", (("review", ("approved", "merged")),)),
 )
+_values = attrgetter(*FACTS)
 _MAX_REMEMBERED = 10_000
 #: Facts whose values never hold a ``/``.
 _WITHOUT_SLASH = frozenset({"source", "fork", "auth"})
@@ -79,8 +81,8 @@ class TrustPolicy:
     @classmethod
     def of(cls, rules: tuple[Rule, ...], globs: int = FORMER_GLOBS) -> TrustPolicy:
         """Return the policy of these rules."""
-        listed: Any = [[rule.name, rule.trusted, rule.facts] for rule in rules]
-        digest = sha256_json(listed if globs == FORMER_GLOBS else {"globs": globs, "rules": listed})[:16]
+        content: Any = [[rule.name, rule.trusted, rule.facts] for rule in rules]
+        digest = sha256_json(content if globs == FORMER_GLOBS else {"globs": globs, "rules": content})[:16]
         tests = tuple(
             (
                 tuple((FACTS.index(fact), _matcher(of_fact, globs)) for fact, of_fact in rule.facts),
@@ -123,10 +125,10 @@ class TrustPolicy:
         globs = document.get("globs", FORMER_GLOBS)
         if type(globs) is not int or globs not in (FORMER_GLOBS, PATH_GLOBS):
             raise CimlError(f"{where}: globs must be {FORMER_GLOBS} or {PATH_GLOBS}, not {globs!r:.80}")
-        listed = document.get("rule", [])
-        if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        items = document.get("rule", [])
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise CimlError(f"{where}: write rules as [[rule]]")
-        rules = tuple(_rule(item, f"{where}: rule {number}") for number, item in enumerate(listed, 1))
+        rules = tuple(_rule(item, f"{where}: rule {number}") for number, item in enumerate(items, 1))
         names = [rule.name for rule in rules]
         for name in names:
             if names.count(name) > 1:
@@ -188,18 +190,7 @@ def _rule(item: dict[str, Any], where: str) -> Rule:
 
 def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
     """Return the policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
-    values = (
-        facts.source,
-        facts.pipeline,
-        facts.project,
-        facts.branch,
-        facts.event,
-        facts.review,
-        facts.fork,
-        facts.auth,
-        facts.owner,
-        facts.adapter,
-    )
+    values = _values(facts)
     decided = policy._decided
     trust = decided.get(values)
     if trust is None:

@@ -36,27 +36,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "EXIT_LABEL",
-    "MAX_SCORES",
-    "POOLED",
-    "PROFILES",
-    "SIGNAL_LABEL",
-    "UNKNOWN",
-    "VERDICTS",
-    "Group",
-    "LearnedRanges",
-    "Outside",
-    "Verdict",
-    "VerdictRules",
-    "exit_status_of",
-    "make_verdict",
-    "parts_outside",
-    "read_rules",
-    "signal_of",
-]
-
-
 #: The labels of a run with the exit status of its command, and with the signal that ended it.
 EXIT_LABEL = "exit_code"
 SIGNAL_LABEL = "signal"
@@ -146,7 +125,7 @@ class LearnedRanges(Record, frozen=True, gc=False):
         worst = int(parts.argmax())
         if not parts[worst] > self.limit:
             return None
-        value, low, high = (float(f"{each:.6g}") for each in (means[worst], self.low[worst], self.high[worst]))
+        value, low, high = (float(f"{number:.6g}") for number in (means[worst], self.low[worst], self.high[worst]))
         return Outside(self.features[worst], value, low, high)
 
 
@@ -296,12 +275,14 @@ def make_verdict(
     outside = None if rules.ranges is None or means is None else rules.ranges.outside(means)
     group = rules.groups[name]
     possible = rules.set_of(job, probabilities) if outside is None else rules.classes
-    likely = max(rules.classes, key=lambda each: probabilities[each])  # of equal ones the first, as `class_of`
+    likely = max(
+        rules.classes, key=lambda class_name: probabilities[class_name]
+    )  # of equal ones the first, as `class_of`
     cause = likely if possible == (likely,) else UNKNOWN
     return Verdict(
         cause,
         probabilities[likely],
-        {each: probabilities[each] for each in rules.classes},
+        {class_name: probabilities[class_name] for class_name in rules.classes},
         possible,
         rules.coverage,
         name,

@@ -64,12 +64,12 @@ def checkout_commit(root: Path) -> str | None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     words = ["git", "-C", str(root), "describe", "--always", "--abbrev=64", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             words, capture_output=True, text=True, timeout=_TIMEOUT_S, env=env, check=True, stdin=subprocess.DEVNULL
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return _checked(done.stdout)
+    return _checked(result.stdout)
 
 
 def describe(version: str, known: str | None) -> str:
@@ -83,5 +83,5 @@ def describe(version: str, known: str | None) -> str:
 def _checked(text: str) -> str | None:
     import re
 
-    found = text.strip()
-    return found if re.fullmatch(_COMMIT, found) else None
+    digits = text.strip()
+    return digits if re.fullmatch(_COMMIT, digits) else None

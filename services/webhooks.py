@@ -96,7 +96,5 @@ class WebhooksService(Receiver):
         server = HttpServer(app, listener, connections, round(settings.answer_s + _LAST_ANSWERS_S))
         await server.start()
         started.set_result(None)
-        stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({stop, server.done}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
+        await self._stop.wait()
         await server.stop()

@@ -38,8 +38,7 @@ _STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
 _ALIASES = {"node_provider": "provider", "node_provider_all": "provider-region", "node_flavor": "flavour"}
 #: Facts that may be labels by their own name; any other name is looked up in the run's labels.
 _FACTS = frozenset(
-    {"build_name", "outcome", "result", "source", "event", "pipeline", "project", "branch", "change", "review"}
-    | {"provider", "region", "flavour"}
+    "build_name outcome result source event pipeline project branch change review provider region flavour".split()
 )
 
 
@@ -114,32 +113,15 @@ DEFAULT_SALT = "ciml"
 Statistic = Literal["mean", "min", "max", "std", "last"]
 Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
 
+#: Facts of a run in the metadata columns of an example.
+FACT_COLUMNS = (
+    "source event pipeline project branch change patchset review provider region flavour outcome result".split()
+)
 #: Columns of an example that are not features. A feature with such a name uses its full name.
 METADATA_COLUMNS = (
-    "run_id",
-    "build_uuid",
-    "build_name",
-    "label",
-    "label_name",
-    "split",
-    "n_windows",
-    "digest",
-    "source",
-    "event",
-    "pipeline",
-    "project",
-    "branch",
-    "change",
-    "patchset",
-    "review",
-    "provider",
-    "region",
-    "flavour",
-    "outcome",
-    "result",
-    "start_time",
-    "end_time",
-    "labels",
+    *("run_id", "build_uuid", "build_name", "label", "label_name", "split", "n_windows", "digest"),
+    *FACT_COLUMNS,
+    *("start_time", "end_time", "labels"),
 )
 
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
@@ -236,7 +218,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         value = super().to_json()
-        return {key: each for key, each in value.items() if each is not None or key not in _OPTIONAL_KEYS}
+        return {key: item for key, item in value.items() if item is not None or key not in _OPTIONAL_KEYS}
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -388,17 +370,17 @@ def resolve(
     Raises:
       CimlError: it selects no column, or fewer than two classes are found.
     """
-    found = Counter(tuple(names) for names in columns)
+    layouts = Counter(tuple(names) for names in columns)
     selected: Counter[tuple[str, ...]] = Counter()
-    for names, runs in found.items():
+    for names, runs in layouts.items():
         selected[select_columns(names, definition.features_regex)] += runs
     del selected[()]
     if not selected:
-        seen = ", ".join(list(short_names(next(iter(found), ())).values())[:40])
+        seen = ", ".join(list(short_names(next(iter(layouts), ())).values())[:40])
         raise CimlError(f"features_regex {definition.features_regex!r} matches none of the columns {seen or '(none)'}")
     best = max(selected.values())
     chosen = next(names for names, runs in selected.items() if runs == best)
-    log_columns = next(names for names in found if select_columns(names, definition.features_regex) == chosen)
+    log_columns = next(names for names in layouts if select_columns(names, definition.features_regex) == chosen)
     short = short_names(log_columns)
     features = tuple(name if short[name] in METADATA_COLUMNS else short[name] for name in chosen)
     draft = ResolvedDefinition(
@@ -435,9 +417,9 @@ def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tu
         return CAUSES
     names = {label_of(facts, definition.class_label, {}) for facts in run_facts} - {None}
     if len(names) < 2:
-        found = f"only the class {names.pop()!r}" if names else "no class"
+        classes = f"only the class {names.pop()!r}" if names else "no class"
         raise CimlError(
-            f"class_label {definition.class_label!r}: the first span's runs have {found}; set classes in the "
+            f"class_label {definition.class_label!r}: the first span's runs have {classes}; set classes in the "
             "definition, or raise span_runs"
         )
     return tuple(sorted(name for name in names if name is not None))

@@ -6,24 +6,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.definition import FACT_COLUMNS, ResolvedDefinition
 
 _TIME = pa.timestamp("us", tz="UTC")
-_FACTS = (
-    "source",
-    "event",
-    "pipeline",
-    "project",
-    "branch",
-    "change",
-    "patchset",
-    "review",
-    "provider",
-    "region",
-    "flavour",
-    "outcome",
-    "result",
-)
 
 
 def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
@@ -42,7 +27,7 @@ def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
         ("split", text),
         ("n_windows", pa.int32()),
         ("digest", text),
-        *((name, text) for name in _FACTS),
+        *((name, text) for name in FACT_COLUMNS),
     ]
     optional = [("start_time", _TIME), ("end_time", _TIME)]
     return pa.schema(

@@ -85,7 +85,7 @@ class SpanVersion:
     def run_ids(self) -> Iterator[str]:
         """Yield the ids of all selected runs, examples first."""
         yield from (run.run_id for run in self.runs)
-        yield from (each["run_id"] for each in self.excluded)
+        yield from (exclusion["run_id"] for exclusion in self.excluded)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -93,7 +93,7 @@ class SpanVersion:
             "version": self.version,
             "selected": [list(position) for position in self.selected],
             "runs": msgspec.to_builtins(list(self.runs)),
-            "excluded": [dict(each) for each in self.excluded],
+            "excluded": [dict(exclusion) for exclusion in self.excluded],
             "files": {split: [file.to_json() for file in files] for split, files in self.files.items()},
         }
 
@@ -158,7 +158,7 @@ class DatasetState:
 
     def excluded(self) -> Counter[str]:
         """Return the number of selected runs without an example, by reason, in the last version of each span."""
-        return Counter(each["reason"] for span in self.latest() for each in span.excluded)
+        return Counter(exclusion["reason"] for span in self.latest() for exclusion in span.excluded)
 
     def padding(self) -> float | None:
         """Return the share of padding in the windows of all examples; None without examples, or with aggregations."""
@@ -187,12 +187,11 @@ class DatasetState:
                 raise IntegrityError(f"data set manifest: version {version} goes back from {self.cursor} to {cursor}")
             self.cursor = cursor
             self.corrections_to = delta["corrections_to"]
-        for each in delta.get("spans", ()):
-            self._apply_span(version, SpanVersion.from_json(each))
-        for each in delta.get("corrections", ()):
-            self.corrected[each["run_id"]] = (each["outcome"], each["result"])
-        for each in delta.get("causes", ()):
-            self.caused[each["run_id"]] = each["cause"]
+        for span in delta.get("spans", ()):
+            self._apply_span(version, SpanVersion.from_json(span))
+        for run in delta.get("corrections", ()):
+            self.corrected[run["run_id"]] = (run["outcome"], run["result"])
+        self.caused |= {run["run_id"]: run["cause"] for run in delta.get("causes", ())}
         self.version = version
         self.time_us = delta["time_us"]
 

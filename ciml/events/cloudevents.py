@@ -16,7 +16,7 @@ from ciml.digest import sha256_json
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.fields import identifier, iso_time, kind_of, needed_text, parse_json, time_us
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
-from ciml.events.records import Message, Phase, RunFacts
+from ciml.events.records import FactUpdate, Message, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
 from ciml.events.run_facts import (
     facts_from_run,
@@ -25,7 +25,6 @@ from ciml.events.run_facts import (
     source_name,
 )
 from ciml.events.run_id import RunId
-from ciml.events.updates import FactUpdate
 from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
 
 #: Headers of a CloudEvent in structured mode.
@@ -103,18 +102,8 @@ PHASES: dict[str, Phase] = {FINISHED: "finished", STARTED: "started", QUEUED: "q
 
 #: Why `decode_message` rejects a message: a closed set.
 REASONS = frozenset(
-    {
-        "broken_json",
-        "not_an_event",
-        "tombstone",
-        "unknown_type",
-        "missing_field",
-        "bad_field",
-        "bad_time",
-        "bad_run_id",
-        "too_large",
-        "too_many_runs",
-    }
+    "broken_json not_an_event tombstone unknown_type missing_field bad_field bad_time bad_run_id too_large "
+    "too_many_runs".split()
 )
 
 
@@ -209,20 +198,20 @@ def open_cloudevent(value: bytes, headers: Iterable[tuple[str, bytes | None]]) -
     Raises:
       RejectedInput: ``not_an_event``, ``bad_field`` or ``broken_json``.
     """
-    found: dict[str, bytes] = {}
+    read: dict[str, bytes] = {}
     for name, content in headers:
         name = name.lower()
         if content is None or not (name == "content-type" or name.startswith("ce_")):
             continue
-        if name in found:
+        if name in read:
             raise RejectedInput("not_an_event", f"header {shown(name)} appears twice")
-        found[name] = content
-    media = found.pop("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+        read[name] = content
+    media = read.pop("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if media.startswith("application/cloudevents"):
         if media not in ("application/cloudevents", "application/cloudevents+json"):
             raise RejectedInput("not_an_event", f"content-type: {shown(media)} is not a single CloudEvent in JSON")
-    elif found:
-        return _open_binary(value, found, media)
+    elif read:
+        return _open_binary(value, read, media)
     envelope = parse_json(value)
     if type(envelope) is not dict:
         raise RejectedInput("not_an_event", f"want an object, not {kind_of(envelope)}")

@@ -36,14 +36,14 @@ class _NotJson(ValueError):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen = set[str]()
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        names = set[str]()
         for name, _ in pairs:
-            if name in seen:
+            if name in names:
                 raise _NotJson(f"key {shown(name)} appears twice")
-            seen.add(name)
-    return made
+            names.add(name)
+    return document
 
 
 def _integer(text: str) -> int:
@@ -96,10 +96,10 @@ def _quickly(data: bytes) -> Any:
         return None
     try:
         value = orjson.loads(data)
-        again = orjson.dumps(value)
+        encoded = orjson.dumps(value)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return None
-    return value if again.count(b":") == data.count(b":") else None
+    return value if encoded.count(b":") == data.count(b":") else None
 
 
 def _strictly(data: bytes) -> Any:
@@ -205,8 +205,8 @@ def text(
     if value is None:
         return ""
     if type(value) is str:
-        if len(value) <= _SHORT and not secrets and (kept := _kept(value)) is not None:
-            return kept
+        if len(value) <= _SHORT and not secrets and (redacted := _kept(value)) is not None:
+            return redacted
         if len(value) <= limit and is_clean(value):
             return value if secrets else redact_text(value)
         if len(value) > limit:
@@ -301,17 +301,17 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
         raise RejectedInput("bad_field", f"{where}labels: want an object, not {kind_of(value)}")
     if len(value) > MAX_LABELS:
         raise RejectedInput("bad_field", f"{where}labels: {len(value)} labels, at most {MAX_LABELS}")
-    taken: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name, item in value.items():
         named = _label_name(name)
         if named is None:
             raise RejectedInput("bad_field", f"{where}labels: the name {shown(name)} is empty, too long or not clean")
         name, secret = named
         if secret and type(item) in (str, int, float) and item and hides(name, item):
-            taken[name] = REDACTED
+            texts[name] = REDACTED
             continue
-        if type(item) is str and len(item) <= _SHORT and (kept := _short_label(item)) is not None:
-            taken[name] = kept  # the common case
+        if type(item) is str and len(item) <= _SHORT and (text_of_item := _short_label(item)) is not None:
+            texts[name] = text_of_item  # the common case
             continue
         if item is None:
             continue
@@ -320,8 +320,8 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
             raise RejectedInput(
                 "bad_field", f"{where}labels.{name}: want a short printable text or a number, got {kind_of(item)}"
             )
-        taken[name] = taken_text
-    return taken
+        texts[name] = taken_text
+    return texts
 
 
 def kind_of(value: Any) -> str:

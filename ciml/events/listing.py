@@ -58,8 +58,8 @@ class Reading:
     @classmethod
     def of(cls, headers: Iterable[tuple[str, bytes | None]]) -> Reading:
         """Return the inverse of `headers`."""
-        found = {name: (value or b"").decode() for name, value in headers}
-        return cls(**{name: found[header] for name, header in _HEADERS.items() if header in found})
+        texts = {name: (value or b"").decode() for name, value in headers}
+        return cls(**{name: texts[header] for name, header in _HEADERS.items() if header in texts})
 
 
 class Line(NamedTuple):
@@ -169,8 +169,8 @@ class Listing:
             raise CimlError(f"{self.url} changed while it was read; run the command again")
         if not block.at:
             data = data.removeprefix(_BOM)
-        found = enumerate(data.split(b"\n"), block.start)
-        return [Line(number, line) for number, line in found if line and not line.isspace()]
+        lines = enumerate(data.split(b"\n"), block.start)
+        return [Line(number, line) for number, line in lines if line and not line.isspace()]
 
     def close(self) -> None:
         self._file.close()
@@ -189,11 +189,11 @@ class _Scan:
 
     def feed(self, piece: bytes) -> None:
         self.digest.update(piece)
-        at = 0
-        while at < len(piece):
-            end = piece.find(b"\n", at) + 1
-            part = piece[at : end or len(piece)]
-            at += len(part)
+        position = 0
+        while position < len(piece):
+            end = piece.find(b"\n", position) + 1
+            part = piece[position : end or len(piece)]
+            position += len(part)
             self._begun += len(part)
             if self._long is None and self._begun - bool(end) > MAX_LISTING_LINE_BYTES:
                 self._begin_long()

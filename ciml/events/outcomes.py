@@ -13,68 +13,28 @@ FAILED = frozenset({"failure", "timeout"})
 OUTCOMES: frozenset[str] = frozenset({"success", "failure", "error", "timeout", "cancellation", "skip"})
 
 #: Words of Zuul, GitHub, GitLab, Jenkins, Tekton, CDEvents and listings, in upper case with underscores.
-_WORDS: dict[str, OutcomeWord] = {
-    "SUCCESS": "success",
-    "SUCCESSFUL": "success",
-    "SUCCEEDED": "success",
-    "PASSED": "success",
-    "PASS": "success",
-    "FAILURE": "failure",
-    "FAILED": "failure",
-    "FAIL": "failure",
-    "UNSTABLE": "failure",
-    "TIMED_OUT": "timeout",
-    "TIMEOUT": "timeout",
+_WORDS_OF: dict[OutcomeWord, str] = {
+    "success": "SUCCESS SUCCESSFUL SUCCEEDED PASSED PASS",
+    "failure": "FAILURE FAILED FAIL UNSTABLE",
+    "timeout": "TIMED_OUT TIMEOUT",
     # Caused by the system, not the change: Zuul's further results, GitHub's startup_failure.
-    "ERROR": "error",
-    "POST_FAILURE": "error",
-    "RETRY": "error",
-    "RETRY_LIMIT": "error",
-    "NODE_FAILURE": "error",
-    "DISK_FULL": "error",
-    "SECRET_EXPOSURE": "error",
-    "SNAPSHOT_FAILURE": "error",
-    "MERGE_CONFLICT": "error",
-    "MERGER_FAILURE": "error",
-    "CONFIG_ERROR": "error",
-    "STARTUP_FAILURE": "error",
-    "ABORTED": "cancellation",
-    "CANCEL": "cancellation",
-    "CANCELED": "cancellation",
-    "CANCELLED": "cancellation",
-    "CANCELLATION": "cancellation",
-    "DEQUEUED": "cancellation",
-    "STALE": "cancellation",
-    "SKIP": "skip",
-    "SKIPPED": "skip",
-    "NEUTRAL": "skip",
-    "NOT_BUILT": "skip",
-    "ACTION_REQUIRED": "skip",
+    "error": "ERROR POST_FAILURE RETRY RETRY_LIMIT NODE_FAILURE DISK_FULL SECRET_EXPOSURE SNAPSHOT_FAILURE "
+    "MERGE_CONFLICT MERGER_FAILURE CONFIG_ERROR STARTUP_FAILURE",
+    "cancellation": "ABORTED CANCEL CANCELED CANCELLED CANCELLATION DEQUEUED STALE",
+    "skip": "SKIP SKIPPED NEUTRAL NOT_BUILT ACTION_REQUIRED",
 }
+_WORDS = {word: outcome for outcome, words in _WORDS_OF.items() for word in words.split()}
 
 #: Reasons of Tekton's TaskRuns whose pod did not run, in Tekton's spelling.
 _NO_POD = (
-    "CouldntGetTask",
-    "CreateContainerConfigError",
-    "ExceededNodeResources",
-    "ExceededResourceQuota",
-    "InvalidParamValue",
-    "PodAdmissionFailed",
-    "PodCreationFailed",
-    "PullImageFailed",
-    "ResourceVerificationFailed",
-    "TaskRunImagePullFailed",
-    "TaskRunResolutionFailed",
-    "TaskRunValidationFailed",
-    "TaskValidationFailed",
-)
+    "CouldntGetTask CreateContainerConfigError ExceededNodeResources ExceededResourceQuota InvalidParamValue "
+    "PodAdmissionFailed PodCreationFailed PullImageFailed ResourceVerificationFailed TaskRunImagePullFailed "
+    "TaskRunResolutionFailed TaskRunValidationFailed TaskValidationFailed"
+).split()
 #: Results of runs that never began and have no telemetry: the reason why each is ignored.
 NEVER_RAN: dict[str, str] = {
     "NODE_FAILURE": "node_lost",
-    "MERGE_CONFLICT": "never_started",
-    "MERGER_FAILURE": "never_started",
-    "CONFIG_ERROR": "never_started",
-    "STARTUP_FAILURE": "never_started",
+    **dict.fromkeys(("MERGE_CONFLICT", "MERGER_FAILURE", "CONFIG_ERROR", "STARTUP_FAILURE"), "never_started"),
     **dict.fromkeys(map(str.upper, _NO_POD), "never_started"),
 }
 

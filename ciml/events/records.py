@@ -72,12 +72,12 @@ def facts_of_row(row: Mapping[str, Any]) -> RunFacts:
 def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
     """Return the lists of a delta that holds these records, as JSON."""
     lists = {name: [record.to_json() for record in records.get(kind, ())] for kind, name in LISTS.items()}
-    return {name: found for name, found in lists.items() if found or name not in _LEFT_OUT}
+    return {name: rows for name, rows in lists.items() if rows or name not in _LEFT_OUT}
 
 
 def totals_of(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
     """Return the totals of counts by (kind, reason): the number of each kind, zeros included."""
-    return {kind: sum(number for (found, _), number in counts.items() if found == kind) for kind in LISTS}
+    return {kind: sum(number for (counted_kind, _), number in counts.items() if counted_kind == kind) for kind in LISTS}
 
 
 def reasons_of(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:

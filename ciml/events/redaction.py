@@ -104,17 +104,7 @@ _CHANGES_OF_LETTERS = 0.32
 _CHANGES_OF_CAPITALS = 0.25
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 _ENTITY = re.compile(r"&(?:#[xX]([0-9A-Fa-f]{1,6})|#([0-9]{1,7})|(amp|quot|apos|equals|commat|sol|colon|percnt|num));?")
-_ENTITIES = {
-    "amp": "&",
-    "quot": '"',
-    "apos": "'",
-    "equals": "=",
-    "commat": "@",
-    "sol": "/",
-    "colon": ":",
-    "percnt": "%",
-    "num": "#",
-}
+_ENTITIES = dict(zip("amp quot apos equals commat sol colon percnt num".split(), "&\"'=@/:%#", strict=True))
 
 
 def _may_name_secret(text: str) -> bool:
@@ -150,8 +140,8 @@ def redact_url(url: str) -> str:
 
     The rest stays as it is, so an address without secrets is returned unchanged (fragment apart).
     """
-    _, scheme, rest = url.partition("://")
-    if scheme and "#" not in rest and not _may_name_secret(rest):
+    _, scheme, remainder = url.partition("://")
+    if scheme and "#" not in remainder and not _may_name_secret(remainder):
         return _without_tokens(url)
     if "//" in url:
         url = _without_userinfo(url)
@@ -281,8 +271,8 @@ def _without_userinfo(text: str) -> str:
 def _userinfo(before_at: str) -> int:
     """Return the index of the ``//`` of an address with user name and password before an ``@``; -1 for none."""
     word = _last_word(before_at)
-    if found := _PASSWORD.search(before_at, word):
-        return found.start()
+    if password := _PASSWORD.search(before_at, word):
+        return password.start()
     start = before_at.rfind("//", word)
     return start if start >= 0 and _USER.fullmatch(before_at, start + 2) else -1
 
@@ -295,16 +285,17 @@ def _last_word(text: str) -> int:
 def _without_values(text: str) -> str:
     """Replace the values of secret names: ``name=value``, ``name: value``, ``"name": "value"``."""
     out: list[str] = []
-    at = copied = 0
-    while pair := _PAIR.search(text, at):
-        at = pair.end()
+    position = copied = 0
+    while pair := _PAIR.search(text, position):
+        position = pair.end()
         name, separator, quote = pair.groups()
-        if _names_a_secret(name, separator, text[max(pair.start() - 1, 0) : pair.start()], text[at : at + 2]):
-            value = _VALUES[quote or ("=" if "=" in separator else ":")].match(text, at)
-            end = value.end() if value else at
-            if text[at:end].strip():
-                out += (text[copied:at], REDACTED)
-                copied = at = end
+        before = text[max(pair.start() - 1, 0) : pair.start()]
+        if _names_a_secret(name, separator, before, text[position : position + 2]):
+            value = _VALUES[quote or ("=" if "=" in separator else ":")].match(text, position)
+            end = value.end() if value else position
+            if text[position:end].strip():
+                out += (text[copied:position], REDACTED)
+                copied = position = end
     return "".join((*out, text[copied:])) if out else text
 
 

@@ -26,16 +26,7 @@ _TEXTS = ("pipeline", "project", "branch", "change", "patchset", "review", "prov
 _FURTHER = frozenset({"fork", "owner", "head", "url", "attempt_of", "subjects"})
 _LISTING_NAMES = {"provider": "node_provider", "region": "node_region", "flavour": "node_flavor"}
 _LISTING_TAKEN = {
-    "build_uuid",
-    "build_name",
-    "attempt",
-    "outcome",
-    "result",
-    "start_time",
-    "end_time",
-    "log_path",
-    "log_url",
-    "labels",
+    *"build_uuid build_name attempt outcome result start_time end_time log_path log_url labels".split(),
     *_TEXTS,
     *_LISTING_NAMES.values(),
 }
@@ -89,11 +80,11 @@ def source_names(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...
     Raises:
       CimlError: an invalid name, or two names for one source.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for source, name in pairs:
-        if found.setdefault(source, check_source_name(name)) != name:
-            raise CimlError(f"--source: {source!r:.80} has two names, {found[source]} and {name}; give one")
-    return tuple(found.items())
+        if names.setdefault(source, check_source_name(name)) != name:
+            raise CimlError(f"--source: {source!r:.80} has two names, {names[source]} and {name}; give one")
+    return tuple(names.items())
 
 
 def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str = "id") -> RunId:
@@ -153,19 +144,11 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
         result=result,
         source=identity.source,
         event=event,
-        pipeline=text(run, "pipeline", where),
-        project=text(run, "project", where),
-        branch=text(run, "branch", where),
-        change=text(run, "change", where),
-        patchset=text(run, "patchset", where),
-        review=text(run, "review", where),
-        provider=text(run, "provider", where),
-        region=text(run, "region", where),
-        flavour=text(run, "flavour", where),
         log_url=redact_url(address),
         start_us=start_us,
         end_us=end_us,
         labels=labels(run.get("labels"), where),
+        **{name: text(run, name, where) for name in _TEXTS},  # type: ignore[arg-type]
     )
     if run.keys() & _FURTHER:
         facts = facts.replace(**_further(run, where))
@@ -199,7 +182,7 @@ def _subjects(value: Any, where: str) -> tuple[str, ...]:
         return ()
     if type(value) not in (list, tuple) or len(value) > MAX_SUBJECTS:
         raise RejectedInput("bad_field", f"{where}subjects: want a list of at most {MAX_SUBJECTS} texts")
-    return tuple(identifier({"subjects": one}, "subjects", where) for one in value)
+    return tuple(identifier({"subjects": subject}, "subjects", where) for subject in value)
 
 
 def run_from_facts(facts: RunFacts) -> dict[str, Any]:
@@ -264,7 +247,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     result = text(line, "result")
     outcome = _outcome(line, result, "")
     texts: dict[str, Any] = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
-    address = _address(line, "log_path") or _address(line, "log_url")
+    address = next(filter(None, (_address(line, name) for name in ("log_path", "log_url"))), "")
     if logs and address:
         address = log_address(logs, address)
     more = labels(line.get("labels"))
@@ -272,10 +255,10 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     for name, value in line.items():
         if name in _LISTING_TAKEN or value is None or type(value) in (list, dict):
             continue
-        taken = label_text(value)
-        if taken is None:
+        label = label_text(value)
+        if label is None:
             raise RejectedInput("bad_field", f"{shown(name)}: too long, unprintable or not a finite number")
-        further[name] = taken
+        further[name] = label
     if (count := len(more.keys() | further.keys())) > MAX_LABELS:
         raise RejectedInput("bad_field", f"{count} further fields, at most {MAX_LABELS}")
     more.update(labels(further))
@@ -348,8 +331,8 @@ def _outcome(run: Mapping[str, Any], result: str, where: str) -> OutcomeWord:
     if word in OUTCOMES:
         return word  # type: ignore[return-value]
     if word:
-        known = ", ".join(sorted(OUTCOMES))
-        raise RejectedInput("bad_field", f"{where}outcome: unknown {word!r:.80}; choose from {known}")
+        choices = ", ".join(sorted(OUTCOMES))
+        raise RejectedInput("bad_field", f"{where}outcome: unknown {word!r:.80}; choose from {choices}")
     if not result:
         raise RejectedInput("missing_field", f"{where}result")
     outcome = outcome_of(result)

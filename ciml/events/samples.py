@@ -37,16 +37,7 @@ Row = tuple[int, int, bool, Sequence[float]]
 
 #: Why `decode` rejects a message: a closed set.
 REASONS = frozenset(
-    {
-        "tombstone",
-        "too_large",
-        "broken_json",
-        "not_samples",
-        "missing_field",
-        "bad_field",
-        "bad_time",
-        "bad_run_id",
-    }
+    ["tombstone", "too_large", "broken_json", "not_samples", "missing_field", "bad_field", "bad_time", "bad_run_id"]
 )
 
 

@@ -22,24 +22,6 @@ from ciml.events.records import FactUpdate, RunFacts
 from ciml.events.run_id import path_safe
 from ciml.limits import MAX_ID_CHARACTERS, MAX_REVIEWERS
 
-__all__ = [
-    "COMMIT",
-    "PARTLY_APPROVED",
-    "QUALIFIERS",
-    "UPDATABLE",
-    "VETOED",
-    "FactUpdate",
-    "Said",
-    "changes_of",
-    "counting",
-    "fact_update",
-    "joined",
-    "merged",
-    "merged_subject",
-    "parent_subjects",
-    "said_by",
-]
-
 #: Begins the subject of a commit.
 COMMIT = "sha:"
 #: The fields of `RunFacts` that an update may set.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
@@ -24,37 +24,21 @@ _AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)", re.IGNORECASE)
 
-# Networks that `is_global` accepts although they lead, or may lead, to an internal address.
-_WRAPPERS = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",  # NAT64, local
-        "2002::/16",  # 6to4
-        "2001::/32",  # Teredo
-        "::/96",  # IPv4-compatible
-        "fec0::/10",  # site-local
-        "192.88.99.0/24",  # 6to4 relays
-    )
-)
+
+def _networks(addresses: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(address) for address in addresses.split())
+
+
+# Networks that `is_global` accepts although they lead, or may lead, to an internal address: NAT64 (global and local),
+# 6to4, Teredo, IPv4-compatible, site-local, relays of 6to4.
+_WRAPPERS = _networks("64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32 ::/96 fec0::/10 192.88.99.0/24")
 # Networks that some Python versions treat as global: reserved for protocols, documentation, segment routing.
-_SPECIAL = tuple(ipaddress.ip_network(text) for text in ("192.0.0.0/24", "2001::/23", "3fff::/20"))
+_SPECIAL = _networks("192.0.0.0/24 2001::/23 3fff::/20")
 _GLOBAL_6 = ipaddress.ip_network("2000::/3")
 # Rejected even where private addresses are allowed: clouds serve credentials there, never logs.
-_NEVER = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "169.254.0.0/16",
-        "fe80::/10",
-        "0.0.0.0/8",
-        "::/128",
-        "224.0.0.0/3",
-        "ff00::/8",
-        "100.100.100.200/32",
-        "192.0.0.192/32",
-        "168.63.129.16/32",
-        "fd00:ec2::/32",
-    )
+_NEVER = _networks(
+    "169.254.0.0/16 fe80::/10 0.0.0.0/8 ::/128 224.0.0.0/3 ff00::/8 100.100.100.200/32 192.0.0.192/32 "
+    "168.63.129.16/32 fd00:ec2::/32"
 )
 
 
@@ -103,14 +87,14 @@ def parse_address(text: str) -> Address:
         raise RejectedInput("bad_address", "is empty, or has blanks or control characters")
     if text.startswith("/"):
         return Address("file", "", 0, text)
-    scheme, colon, rest = text.partition(":")
+    scheme, colon, remainder = text.partition(":")
     scheme = scheme.lower()
     if not colon:
         raise RejectedInput("bad_address", "is not absolute; want https://, s3:// or an absolute path")
     if scheme == "file":
-        return _file(rest)
+        return _file(remainder)
     if scheme == "s3":
-        return _s3(rest)
+        return _s3(remainder)
     if scheme not in PORTS:
         raise RejectedInput("address_not_allowed", f"scheme {scheme!r:.20} is not supported")
     match = _URL.fullmatch(text)
@@ -190,10 +174,13 @@ def as_ip(host: str) -> IPAddress | None:
         return None
 
 
+def _is_in(ip: IPAddress, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    return any(ip.version == network.version and ip in network for network in networks)
+
+
 def is_never(ip: IPAddress) -> bool:
     """Return whether an address is link-local, multicast, unspecified, reserved or a cloud's metadata service."""
-    inner = getattr(ip, "ipv4_mapped", None) or ip
-    return any(inner.version == network.version and inner in network for network in _NEVER)
+    return _is_in(getattr(ip, "ipv4_mapped", None) or ip, _NEVER)
 
 
 def is_plain(ip: IPAddress) -> bool:
@@ -202,14 +189,12 @@ def is_plain(ip: IPAddress) -> bool:
         return not getattr(ip, "ipv4_mapped", None)
     if getattr(ip, "scope_id", None) or getattr(ip, "ipv4_mapped", None):
         return False
-    return not any(ip.version == network.version and ip in network for network in _WRAPPERS)
+    return not _is_in(ip, _WRAPPERS)
 
 
 def is_public(ip: IPAddress) -> bool:
     """Return whether an address is public by itself, not by an address embedded in it."""
-    if is_never(ip) or not is_plain(ip) or (ip.version == 6 and ip not in _GLOBAL_6):
-        return False
-    if any(ip.version == network.version and ip in network for network in _SPECIAL):
+    if is_never(ip) or not is_plain(ip) or (ip.version == 6 and ip not in _GLOBAL_6) or _is_in(ip, _SPECIAL):
         return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
@@ -239,13 +224,13 @@ def host_rule(text: str, private: bool = False) -> HostRule:
     Raises:
       CimlError: a malformed entry, or a forbidden address.
     """
-    scheme, separator, rest = text.rpartition("://")
+    scheme, separator, authority = text.rpartition("://")
     scheme = scheme.lower() if separator else "https"
     if scheme not in PORTS:
         raise CimlError(f"allowed host {text!r}: scheme must be https or http")
-    wild = rest.startswith("*.")
+    wild = authority.startswith("*.")
     try:
-        host, port = _host_port(rest.removeprefix("*."), scheme)
+        host, port = _host_port(authority.removeprefix("*."), scheme)
     except RejectedInput as rejected:
         raise CimlError(f"allowed host {text!r}: {rejected.detail}; want [scheme://]host[:port]") from None
     ip = as_ip(host)
@@ -256,14 +241,14 @@ def host_rule(text: str, private: bool = False) -> HostRule:
     return HostRule(scheme, f"*.{host}" if wild else host, port, private or ip is not None)
 
 
-def check_ips(found: list[str], private: bool) -> list[str]:
+def check_ips(addresses: list[str], private: bool) -> list[str]:
     """Check all addresses that a host resolved to; return them in order.
 
     Raises:
       RejectedInput: ``address_not_allowed`` where any one is not public (or, with ``private``, is never fetched from).
     """
-    for text in found:
+    for text in addresses:
         ip = as_ip(text)
         if ip is None or not (not is_never(ip) and is_plain(ip) if private else is_public(ip)):
             raise RejectedInput("address_not_allowed", f"it resolves to {text}")
-    return found
+    return addresses

@@ -119,20 +119,20 @@ class Intake:
             message = f"dropped as the oldest of {self._max_reading} incomplete requests (MAX_READING_REQUESTS)"
             self._reject(next(iter(self._reading)), RequestError("RESOURCE_EXHAUSTED", message))
         self._reading[held] = None
-        found: list[bytes] = []
+        received: list[bytes] = []
         try:
             async with asyncio.timeout(self._body_s) as held.timeout:
                 async for part in parts:
                     self._add(held, len(part))
-                    found.append(part)
-                    if len(found) == count:
+                    received.append(part)
+                    if len(received) == count:
                         break
         except TimeoutError:
             message = f"the request did not arrive within {self._body_s:g} s (MAX_BODY_S)"
             raise held.rejection or RequestError("DEADLINE_EXCEEDED", message, http_status=408) from None
         finally:
             self._reading.pop(held, None)
-        return b"".join(found)
+        return b"".join(received)
 
     def check_length(self, held: Held, announced: str | None) -> None:
         """Raise `RequestError` (413) if the header content-length announces too many bytes, before any is read."""

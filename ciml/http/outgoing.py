@@ -26,8 +26,8 @@ _SLACK_S = 0.001
 
 def system_resolve(host: str, port: int) -> list[str]:
     """Resolve a host with the system's resolver, without repeats."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
 class OneLog(threading.local):
@@ -51,10 +51,10 @@ class OneLog(threading.local):
 
     def left(self, timeout: float | None) -> float:
         """Return the time limit of one step, s."""
-        left = self.at - time.monotonic()
-        if left <= _SLACK_S:
+        remaining_s = self.at - time.monotonic()
+        if remaining_s <= _SLACK_S:
             raise httpcore.ReadTimeout("the time limit of the fetch was reached")
-        return left if timeout is None else min(timeout, left)
+        return remaining_s if timeout is None else min(timeout, remaining_s)
 
     def count_request(self) -> None:
         """Count a request. Raises `RejectedInput` where a log takes too many."""
@@ -109,9 +109,9 @@ class Pinned(httpcore.NetworkBackend):
         rules = [rule for rule in self._rules if rule.matches(rule.scheme, host, port)]
         if not rules:
             raise RejectedInput("address_not_allowed", f"{host}:{port} is not an allowed host")
-        found = [host] if as_ip(host) else self._look_up(host, port, self._limits.left(timeout))
+        addresses = [host] if as_ip(host) else self._look_up(host, port, self._limits.left(timeout))
         failed: Exception = httpcore.ConnectError(f"{host} has no address")
-        for ip in check_ips(found, any(rule.private for rule in rules)):
+        for ip in check_ips(addresses, any(rule.private for rule in rules)):
             try:
                 inner = self._inner.connect_tcp(ip, port, self._limits.left(timeout), None, socket_options)
             except httpcore.ConnectError as error:
@@ -137,8 +137,8 @@ class Pinned(httpcore.NetworkBackend):
             raise httpcore.ConnectTimeout(f"resolving {host} timed out")
         if isinstance(answer[0], Exception):
             raise httpcore.ConnectError(f"cannot resolve {host}: {answer[0]}")
-        found: list[str] = answer[0]
-        return found
+        addresses: list[str] = answer[0]
+        return addresses
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:

@@ -1,11 +1,8 @@
-"""Limits of HTTP connections: their number, the size of chunks, the time for a header, a request, reading a response.
+"""An HTTP server for an ASGI application, with limits on connections and on the time of each of their states.
 
-uvicorn limits neither the number of connections (its ``limit_concurrency`` rejects requests and counts idle
-connections) nor the time for a header. A connection takes a file descriptor: without a free one, nothing is accepted.
-
-The listening socket of an HTTP server, and the open files that its connections take.
-
-uvicorn on a socket, with limits on connections and a graceful end.
+A connection takes a file descriptor: without a free one, the process accepts nothing. So `Connections` limits their
+number, and each connection has a time limit for the header of a request, for the request with its answer, and for
+reading a response. h11 parses and writes HTTP/1.1; asyncio does the rest.
 """
 
 from __future__ import annotations
@@ -16,12 +13,13 @@ import logging
 import resource
 import socket
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote
 
 import h11
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ciml.errors import CimlError, EngineError
 from ciml.limits import MAX_HEADER_BYTES, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES, SPARE_FILES
@@ -30,9 +28,15 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 _LOG = logging.getLogger(__name__)
-#: What a connection that has just begun to wait counts as, seconds: many new ones weigh too.
+#: The waiting time, in seconds, of a connection that has just begun to wait: many new connections have weight too.
 _LEAST_WAIT_S = 1.0
-_PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
+#: Seconds until a connection without a request in progress is closed.
+_KEEP_ALIVE_S = 5.0
+#: Bytes of a body that the application has not read; beyond them the connection is not read.
+_MAX_UNREAD_BYTES = 64 << 10
+#: Connections that the loop accepts in one turn: each takes a file descriptor before it is counted.
+_ACCEPTED_AT_ONCE = 64
+_BACKLOG = 1024
 
 
 class Counted(Protocol):
@@ -48,12 +52,12 @@ class Counted(Protocol):
 
 
 class Connections:
-    """The open connections, and which of them await a complete request. Belongs to one event loop.
+    """The open connections, and which of them wait for a complete request. Belongs to one event loop.
 
     Args:
-      most: open connections. At one more, the client address whose connections have waited longest for complete
-        requests, all together, loses the one that has waited longest. So a slow client affects only itself, and one
-        with many complete or new requests, such as a proxy, is not taken for slow.
+      most: limit of open connections. One more closes another: the longest-waiting connection of the client address
+        whose connections have waited longest in total. So a slow client affects only itself. A proxy with many complete
+        or new requests does not count as slow.
       header_s: limit for the header of a request, and for reading a response, seconds.
       body_s: limit for its body, seconds.
       work_s: limit for its answer, seconds.
@@ -66,141 +70,282 @@ class Connections:
         self.request_s = body_s + work_s + header_s
         self._message = f"more than {most} connections ({limit})"
         self._open = 0
-        self._waiting: dict[str, dict[Counted, float]] = {}  # by address, the oldest first: since when
+        self._waiting: dict[str, dict[Counted, float]] = {}  # start times by address, the oldest first
         self._since: defaultdict[str, float] = defaultdict(float)  # the sum of these times
 
-    def opened(self, one: Counted) -> None:
+    def opened(self, connection: Counted) -> None:
         self._open += 1
-        self.waits(one)
+        self.waits(connection)
         if self._open > self.most:
-            counted_s = one.loop.time() + _LEAST_WAIT_S
-            address = max(self._waiting, key=lambda each: counted_s * len(self._waiting[each]) - self._since[each])
+            counted_s = connection.loop.time() + _LEAST_WAIT_S
+            address = max(self._waiting, key=lambda key: counted_s * len(self._waiting[key]) - self._since[key])
             next(iter(self._waiting[address])).reject(503, self._message)
 
-    def waits(self, one: Counted) -> None:
+    def waits(self, connection: Counted) -> None:
         """Mark a connection as waiting for a complete request."""
-        self.works(one)
-        now_s = one.loop.time()
-        self._waiting.setdefault(one.address, {})[one] = now_s
-        self._since[one.address] += now_s
+        self.works(connection)
+        now_s = connection.loop.time()
+        self._waiting.setdefault(connection.address, {})[connection] = now_s
+        self._since[connection.address] += now_s
 
-    def works(self, one: Counted) -> None:
+    def works(self, connection: Counted) -> None:
         """Mark a connection's request as complete, or the connection as closed."""
-        waiting = self._waiting.get(one.address, {})
-        self._since[one.address] -= waiting.pop(one, 0.0)
+        waiting = self._waiting.get(connection.address, {})
+        self._since[connection.address] -= waiting.pop(connection, 0.0)
         if not waiting:
-            self._waiting.pop(one.address, None)
-            self._since.pop(one.address, None)
+            self._waiting.pop(connection.address, None)
+            self._since.pop(connection.address, None)
 
-    def closed(self, one: Counted) -> None:
-        self.works(one)
+    def closed(self, connection: Counted) -> None:
+        self.works(connection)
         self._open -= 1
 
-    def protocol(self) -> type[asyncio.Protocol]:
-        """Return the protocol class for uvicorn."""
-        return type("LimitedConnection", (Connection,), {"table": self})
+
+class _Exchange:
+    """A request and its response, as ASGI describes them.
+
+    Attributes:
+      body: the bytes that the application has not read.
+      more_body: whether the request is incomplete.
+      chunks, size: of the body so far.
+      responding, complete: whether the response has begun, and has ended.
+      disconnected: whether the connection is closed or rejected: nothing more is sent.
+      changed: set when any of these changes.
+    """
+
+    def __init__(self, connection: _Connection, method: bytes) -> None:
+        self._connection = connection
+        self._has_body = method != b"HEAD"
+        self.body = bytearray()
+        self.more_body = True
+        self.chunks = self.size = 0
+        self.responding = self.complete = self.disconnected = False
+        self.changed = asyncio.Event()
+
+    def add(self, data: h11.Data) -> None:
+        """Add a part of the body. Tiny chunks are rejected: each costs the server time, and its sender a few bytes."""
+        self.chunks += data.chunk_end  # packets of a body without chunks do not count
+        self.size += len(data.data)
+        if self.chunks > MAX_SMALL_CHUNKS and self.size < self.chunks * MIN_CHUNK_BYTES:
+            raise h11.RemoteProtocolError(f"chunks of less than {MIN_CHUNK_BYTES} bytes on average (MIN_CHUNK_BYTES)")
+        if not self.complete:
+            self.body += data.data
+            self.changed.set()
+
+    def disconnect(self) -> None:
+        if not self.complete:
+            self.disconnected = True
+            self.changed.set()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next part of the body, or the end of the connection."""
+        if not self.disconnected and not self.complete:
+            self._connection.resume_body()
+            await self.changed.wait()
+            self.changed.clear()
+        if self.disconnected or self.complete:
+            return {"type": "http.disconnect"}
+        body = bytes(self.body)
+        self.body.clear()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: Any) -> None:
+        """Send the start or a part of the response. Wait while the client does not read."""
+        connection = self._connection
+        await connection.writable.wait()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start":
+            headers = [(b"date", formatdate(usegmt=True).encode()), *message.get("headers", ())]
+            if connection.is_ending:
+                headers.append((b"connection", b"close"))
+            status = HTTPStatus(message["status"])
+            connection.write(h11.Response(status_code=status, headers=headers, reason=status.phrase))
+            self.responding = True
+            return
+        connection.write(h11.Data(data=message.get("body", b"") if self._has_body else b""))
+        if not message.get("more_body", False):
+            connection.write(h11.EndOfMessage())
+            self.complete = True
+            self.changed.set()
+            connection.end_exchange()
 
 
-class _SmallChunksError(Exception):
-    """The body comes in chunks that are too small."""
+class _Connection(asyncio.Protocol):
+    """A connection with a time limit in each state.
 
+    Args:
+      server: the server that accepted it.
 
-class _Parser(h11.Connection):
-    """A parser that rejects bodies in tiny chunks: each costs the whole server's time, and its sender a few bytes."""
+    Attributes:
+      address: IP address of the client.
+      writable: set unless the client is too slow to read.
+      is_ending: whether the response in progress is the last one.
+    """
 
-    _chunks = _bytes = 0
-
-    def next_event(self) -> Any:
-        event = super().next_event()
-        if type(event) is h11.Request:
-            self._chunks = self._bytes = 0
-        elif type(event) is h11.Data:
-            self._chunks += event.chunk_end  # only of a chunked body; packets without chunks do not count
-            self._bytes += len(event.data)
-            if self._chunks > MAX_SMALL_CHUNKS and self._bytes < self._chunks * MIN_CHUNK_BYTES:
-                raise _SmallChunksError
-        return event
-
-
-class Connection(H11Protocol):
-    """A uvicorn connection with a time limit in each state."""
-
-    table: Connections
+    transport: asyncio.Transport
     address = ""
+    is_ending = False
     _timer: asyncio.TimerHandle | None = None
-    _counted = False
+    _exchange: _Exchange | None = None
+    _counted = True
+    _idle = False
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.conn = _Parser(h11.SERVER, MAX_HEADER_BYTES)
+    def __init__(self, server: HttpServer) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self._server = server
+        self._table = server.connections
+        self._parser = h11.Connection(h11.SERVER, MAX_HEADER_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.address = self.client[0] if self.client else ""
-        self._counted = True
-        self._arm(self.table.header_s)
-        self.table.opened(self)
+        self.transport = transport
+        self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
+        self.address = self._client[0]
+        self._server.open.add(self)
+        self._arm(self._table.header_s)
+        self._table.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._close_count()
-        super().connection_lost(exc)
+        self._uncount()
+        self._server.open.discard(self)
+        if self._exchange is not None:
+            self._exchange.disconnect()
+        self.writable.set()
 
     def data_received(self, data: bytes) -> None:
+        if self._idle:
+            self._idle = False
+            self._arm(self._table.header_s)
+        self._parser.receive_data(data)
+        self._handle_events()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+        self._arm(self._table.header_s)  # limits how long a slow reader can stall the response
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+        self._arm(self._table.request_s)
+
+    def _handle_events(self) -> None:
         try:
-            super().data_received(data)
+            while (event := self._parser.next_event()) is not h11.NEED_DATA:
+                if event is h11.PAUSED:  # the next request waits for the end of this one
+                    self.transport.pause_reading()
+                    return
+                self._handle(event)
+                if self._parser.their_state is h11.MUST_CLOSE:
+                    return
+        except h11.RemoteProtocolError as error:
+            known = str(error).endswith("(MIN_CHUNK_BYTES)")
+            self.reject(400, str(error) if known else "Invalid HTTP request received.")
         except Exception as error:  # noqa: BLE001 - else asyncio logs a traceback for a client's bytes
             _LOG.warning("a request failed: %s", type(error).__name__)
             self.reject(400, "Invalid HTTP request received.")
 
-    def send_400_response(self, msg: str) -> None:
-        # uvicorn's own fails once a response has begun, or while the body of a request is read.
-        self.reject(400, msg)
+    def _handle(self, event: Any) -> None:
+        exchange = self._exchange
+        if type(event) is h11.Request:
+            self._begin(event)
+        elif exchange is None:
+            raise h11.RemoteProtocolError("a body without a request")
+        elif type(event) is h11.Data:
+            exchange.add(event)
+            if len(exchange.body) > _MAX_UNREAD_BYTES:
+                self.transport.pause_reading()
+        elif type(event) is h11.EndOfMessage and not exchange.complete:
+            exchange.more_body = False
+            exchange.changed.set()
+            if self._counted:
+                self._table.works(self)
+        elif type(event) is h11.EndOfMessage:
+            self._await_request()
 
-    def handle_events(self) -> None:
-        before = self.cycle
+    def _begin(self, request: h11.Request) -> None:
+        raw_path, _, query = request.target.partition(b"?")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": request.http_version.decode("ascii"),
+            "scheme": "http",
+            "method": request.method.decode("ascii"),
+            "root_path": "",
+            "path": unquote(raw_path.decode("ascii")),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": list(request.headers),
+            "client": self._client,
+            "server": self.transport.get_extra_info("sockname")[:2],
+        }
+        self._idle = False
+        self._exchange = exchange = _Exchange(self, request.method)
+        if self.writable.is_set():
+            self._arm(self._table.request_s)
+        self._server.run(self._answer(exchange, scope))
+
+    async def _answer(self, exchange: _Exchange, scope: dict[str, Any]) -> None:
         try:
-            super().handle_events()
-        except _SmallChunksError:
-            self.reject(400, f"chunks of less than {MIN_CHUNK_BYTES} bytes on average (MIN_CHUNK_BYTES)")
+            await self._server.app(scope, exchange.receive, exchange.send)
+        except Exception:  # noqa: BLE001 - an application fails alone
+            _LOG.exception("a request failed")
+        if exchange.disconnected or exchange.complete:
             return
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or not self._counted:
-            return
-        if cycle is not before and not self.flow.write_paused:
-            self._arm(self.table.request_s)
-        if not cycle.more_body:
-            self.table.works(self)
+        if exchange.responding:
+            self.transport.abort()
+        else:
+            self.reject(500, "internal error")
 
-    def on_response_complete(self) -> None:
+    def resume_body(self) -> None:
+        """Read the rest of the body, which the application waits for."""
+        if self._parser.they_are_waiting_for_100_continue:
+            self.write(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
+        self.transport.resume_reading()
+
+    def write(self, event: Any) -> None:
+        self.transport.write(self._parser.send(event) or b"")
+
+    def end_exchange(self) -> None:
+        """Close the connection after a response, or wait for the next request."""
         if self._counted:
-            self.table.waits(self)
-        self._arm(self.table.header_s)
-        super().on_response_complete()
+            self._table.waits(self)
+        self._arm(self._table.header_s)
+        if self._parser.our_state is h11.MUST_CLOSE or self.is_ending:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()
+            if self._parser.their_state is h11.DONE:
+                self._await_request()
+                self._handle_events()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._arm(self.table.header_s)  # limits how long a slow reader can stall the response
+    def _await_request(self) -> None:
+        self._parser.start_next_cycle()
+        self.transport.resume_reading()
+        self._idle = True
+        self._arm(_KEEP_ALIVE_S)
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._arm(self.table.request_s)
+    def finish(self) -> None:
+        """Close the connection after the response in progress."""
+        self.is_ending = True
+        if self._exchange is None or self._exchange.complete:
+            self.transport.close()
 
     def reject(self, status: int, message: str) -> None:
         """Send an error unless a response has begun, and close."""
-        self._close_count()
-        cycle: Any = self.cycle
-        begun = cycle is not None and cycle.response_started and not cycle.response_complete
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True  # the application's answer would not follow the protocol any more
-            cycle.message_event.set()
-        if begun or self.transport.is_closing() or self.transport.get_write_buffer_size():
+        self._uncount()
+        exchange = self._exchange
+        responding = exchange is not None and exchange.responding and not exchange.complete
+        if exchange is not None:
+            exchange.disconnect()
+        if responding or self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()  # `close` waits for a client that does not read
             return
         body = json.dumps({"error": message})
         self.transport.write(
-            f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
         )
         self.transport.close()
@@ -208,16 +353,19 @@ class Connection(H11Protocol):
     def _arm(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self._late, seconds)
+        self._timer = self.loop.call_later(seconds, self._expire, seconds)
 
-    def _late(self, seconds: float) -> None:
-        self.reject(408, f"no complete request within {seconds:g} s (MAX_HEADER_S)")
+    def _expire(self, seconds: float) -> None:
+        if self._idle and not self.transport.get_write_buffer_size():
+            self.transport.close()
+        else:
+            self.reject(408, f"no complete request within {seconds:g} s (MAX_HEADER_S)")
 
-    def _close_count(self) -> None:
+    def _uncount(self) -> None:
         # At once on rejection: the transport itself closes in the next turn of the loop.
         if self._counted:
             self._counted = False
-            self.table.closed(self)
+            self._table.closed(self)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -239,7 +387,7 @@ def check_open_files(connections: Mapping[str, int], options: str) -> None:
     """Check that the process may open files for its connections: without free descriptors it accepts none.
 
     Args:
-      connections: the most open connections, by what they are.
+      connections: the limit of open connections, by what they are.
       options: the options that lower these numbers.
 
     Raises:
@@ -248,15 +396,11 @@ def check_open_files(connections: Mapping[str, int], options: str) -> None:
     needed = sum(connections.values()) + SPARE_FILES
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed != resource.RLIM_INFINITY and needed > allowed:
-        listed = " and ".join(f"{number} {what}" for what, number in connections.items())
+        kinds = " and ".join(f"{number} {kind}" for kind, number in connections.items())
         raise CimlError(
-            f"{listed} connections take {needed} files; the limit is {allowed}: raise it (ulimit -n {needed}) or "
+            f"{kinds} connections take {needed} files; the limit is {allowed}: raise it (ulimit -n {needed}) or "
             f"lower {options}"
         )
-
-
-_ACCEPTED_AT_ONCE = 64  # each takes a file descriptor before it is counted
-_BACKLOG = 1024
 
 
 class HttpServer:
@@ -269,41 +413,43 @@ class HttpServer:
       grace_s: time at the end to answer requests that have begun, seconds.
 
     Attributes:
-      done: the task that ends with the server.
+      open: the open connections.
     """
 
-    done: asyncio.Task[None]
-
     def __init__(self, app: Starlette, listener: socket.socket, connections: Connections, grace_s: int = 5) -> None:
-        # It warns of each request that is not HTTP, of which a client can send any number.
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        self.app: Callable[..., Any] = app
+        self.connections = connections
+        self.open: set[_Connection] = set()
         self._listener = listener
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=connections.protocol(),
-                ws="none",
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                backlog=_ACCEPTED_AT_ONCE,
-                proxy_headers=False,  # limits are by the address that is connected
-                server_header=False,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=grace_s,
-            )
-        )
+        self._grace_s = grace_s
+        self._answers: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Serve; return when connections are accepted."""
-        self.done = asyncio.create_task(self._server.serve(sockets=[self._listener]))
-        while not self._server.started:
-            if self.done.done():
-                self.done.result()
-            await asyncio.sleep(0.01)
-        self._listener.listen(_BACKLOG)  # also the number of connections that uvicorn accepts in one turn
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: _Connection(self), sock=self._listener, backlog=_ACCEPTED_AT_ONCE
+        )
+        self._listener.listen(_BACKLOG)  # asyncio would accept as many in one turn
+
+    def run(self, answer: Any) -> None:
+        """Run the answer to a request, and keep it until it ends."""
+        task = asyncio.get_running_loop().create_task(answer)
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
 
     async def stop(self) -> None:
         """Accept no more connections, answer what has begun, and end."""
-        self._server.should_exit = True
-        await self.done
+        self._server.close()
+        for connection in tuple(self.open):
+            connection.finish()
+        try:
+            async with asyncio.timeout(self._grace_s):
+                while self.open or self._answers:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            _LOG.error("%d answers were cancelled after %d s", len(self._answers), self._grace_s)
+            for task in self._answers:
+                task.cancel()
+            for connection in self.open:
+                connection.transport.abort()

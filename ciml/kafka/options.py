@@ -13,15 +13,9 @@ from ciml.secrets import read_secret
 
 #: Properties that decide which messages are read: reserved for ciml.
 OWN = (
-    "allow.auto.create.topics",
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.partition.eof",
-    "isolation.level",
-    "transactional.id",
-)
+    "allow.auto.create.topics auto.offset.reset bootstrap.servers enable.auto.commit enable.auto.offset.store "
+    "enable.partition.eof isolation.level transactional.id"
+).split()
 _SECRET = re.compile(r"password|secret|token|jaas|\.pem$|\.key$|oauthbearer\.config")
 #: Properties whose value, or whose file's content, is a credential; `_SECRET` hides more.
 _CREDENTIAL = re.compile(r"(password|passphrase|secret|key\.pem|oauthbearer\.config)$")
@@ -99,17 +93,17 @@ class KafkaOptions:
 
     def credentials(self) -> dict[str, bytes]:
         """Return the credentials by property: passwords, and the content of key files."""
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for name, value in self.extra.items():
             if _CREDENTIAL.search(name):
-                found[name] = str(value).encode()
+                contents[name] = str(value).encode()
             elif _CREDENTIAL_FILE.search(name):
                 try:
                     with open(str(value), "rb") as file:
-                        found[name] = file.read(_MAX_CREDENTIAL_BYTES)
+                        contents[name] = file.read(_MAX_CREDENTIAL_BYTES)
                 except OSError:
-                    found[name] = b""
-        return found
+                    contents[name] = b""
+        return contents
 
     @classmethod
     def of(cls, bootstrap: str, properties: Iterable[tuple[str, str]] = (), file: str | None = None) -> KafkaOptions:
@@ -132,9 +126,9 @@ def _properties_of(secret: str) -> Mapping[str, str]:
     """Return the properties in a secret, as they are now; none for ""."""
     if not secret:
         return {}
-    _read_secrets[secret] = found = parse_properties(read_secret(secret), secret)
-    _check_own(found)
-    return found
+    _read_secrets[secret] = properties = parse_properties(read_secret(secret), secret)
+    _check_own(properties)
+    return properties
 
 
 def _check_own(properties: Iterable[str]) -> None:
@@ -193,7 +187,7 @@ def read_properties(path: str | Path) -> dict[str, str]:
 
 def parse_properties(text: str, path: str | Path) -> dict[str, str]:
     """Parse the text of a properties file; ``path`` names it in messages. Raises as `read_properties`."""
-    found: dict[str, str] = {}
+    properties: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -201,7 +195,7 @@ def parse_properties(text: str, path: str | Path) -> dict[str, str]:
         name = name.strip()
         if not sign or not _NAME.fullmatch(name):
             raise CimlError(f"{path}, line {number}: want name=value with a librdkafka property")
-        if name in found:
+        if name in properties:
             raise CimlError(f"{path}, line {number}: {name} appears twice")
-        found[name] = value.strip()
-    return found
+        properties[name] = value.strip()
+    return properties

@@ -95,8 +95,6 @@ def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
         yield OFF
         return
     require("openlineage")
-    # FIXME empty import
-
     lineage = Lineage(Emitter(data))
     try:
         yield lineage

@@ -76,8 +76,8 @@ def run_event(event: StepEvent, data: DataRoot) -> RunEvent:
         run=Run(event.run_id, _run_facets(event)),
         job=Job(job_namespace(data), event.job, {"jobType": _job_type(event.job)}),
         eventType=RunState(event.state),
-        inputs=[_input(each) for each in described.inputs],
-        outputs=[_output(each) for each in described.outputs],
+        inputs=[_input(data_of_step) for data_of_step in described.inputs],
+        outputs=[_output(data_of_step) for data_of_step in described.outputs],
     )
 
 
@@ -89,10 +89,10 @@ def job_namespace(data: DataRoot) -> str:
 
 def dataset_name(address: str) -> tuple[str, str]:
     """Return (namespace, name) of a folder, an ``s3://`` prefix or another address, as OpenLineage names them."""
-    scheme, found, rest = redact_url(address).partition("://")
-    if not found or scheme == "file":
-        return "file", rest or address
-    host, _, path = rest.partition("/")
+    scheme, separator, remainder = redact_url(address).partition("://")
+    if not separator or scheme == "file":
+        return "file", remainder or address
+    host, _, path = remainder.partition("/")
     return f"{scheme}://{host}", path or "/"
 
 

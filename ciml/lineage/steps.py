@@ -137,8 +137,8 @@ class Lineage:
             text = f"{type(error).__name__}: {error}"
             self._emitter.emit(replace(first, state=state, time=datetime.now(UTC), error=text))
             raise
-        done = _described(step.described, first.description)
-        self._emitter.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=done))
+        result = _described(step.described, first.description)
+        self._emitter.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=result))
 
     def close(self) -> None:
         """Wait until the events are sent, a few seconds at most."""

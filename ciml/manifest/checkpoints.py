@@ -125,14 +125,14 @@ class Checkpoint(NamedTuple):
         try:
             content = json.loads(data)
             intact = content.pop("sha256") == sha256_json(content)
-            known = content.pop("format") == _FORMAT
+            is_readable = content.pop("format") == _FORMAT
             content["tables"] = {
                 name: tuple(Run.from_json(run) for run in runs) for name, runs in content["tables"].items()
             }
             checkpoint = cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{where} is not a checkpoint ({error}); see docs/manifests.md") from None
-        if not intact or not known:
+        if not intact or not is_readable:
             raise IntegrityError(f"{where} is damaged or of a newer ciml; see docs/manifests.md")
         return checkpoint
 
@@ -258,7 +258,7 @@ class Checkpoints(Generic[S]):
         for path in self.log.store.list(f"{self.log.folder}/index"):
             self.log.store.delete(path)
         self.files.release(())
-        made = 0
+        number = 0
         while True:
             base = self.newest()
             steps = self._make(base)
@@ -267,9 +267,9 @@ class Checkpoints(Generic[S]):
                     next(steps)
                 except StopIteration as end:
                     if not end.value:
-                        return made
+                        return number
                     break
-            made += 1
+            number += 1
             if progress is not None:
                 progress(self.log.newest_checkpoint())
 
@@ -293,15 +293,15 @@ class Checkpoints(Generic[S]):
         state = self.restore(base)
         lines = []
         size = 0
-        done = 0
+        reported = 0
         for version, data in log.raw_since(state.version):
             state.apply(version, log.parse(version, data))
             lines.append(data.replace(b"\n", b" "))
             size += len(data)
             if len(lines) >= self.limits.deltas or state.records >= self.limits.records or size >= self.limits.size:
                 break
-            if state.records + 20 * len(lines) > done + _STEP_RECORDS:
-                done = state.records + 20 * len(lines)
+            if state.records + 20 * len(lines) > reported + _STEP_RECORDS:
+                reported = state.records + 20 * len(lines)
                 yield
         else:
             return False
@@ -342,19 +342,19 @@ class Checkpoints(Generic[S]):
             return
         yield
         # A local clock that is ahead must not remove anything too early: the store's newest time counts too.
-        now_s = min(log.clock(), max(each.modified_s for each in (*deltas.values(), *checkpoints.values())))
+        now_s = min(log.clock(), max(entry.modified_s for entry in (*deltas.values(), *checkpoints.values())))
         before_s = now_s - log.grace_s
-        old = [each.path for each in store.entries(f"{log.folder}/index") if each.modified_s <= before_s]
-        passed = [version for version, each in sorted(checkpoints.items()) if each.modified_s <= before_s]
-        kept = {*checkpoints, *log.checkpoints(max(checkpoints))} - {*passed[:-1]}
+        old = [entry.path for entry in store.entries(f"{log.folder}/index") if entry.modified_s <= before_s]
+        passed = [version for version, entry in sorted(checkpoints.items()) if entry.modified_s <= before_s]
+        valid = {*checkpoints, *log.checkpoints(max(checkpoints))} - {*passed[:-1]}
         named: set[str] = set()
-        for version in sorted(kept):
+        for version in sorted(valid):
             try:
                 named |= self.read(version).paths()
             except FileNotFoundError:
                 return  # another process removes them; retry next time
             yield
-        removed = [each.path for version, each in sorted(deltas.items()) if passed and version <= passed[-1]]
+        removed = [entry.path for version, entry in sorted(deltas.items()) if passed and version <= passed[-1]]
         removed += [checkpoints[version].path for version in passed[:-1]]
         removed += [path for path in old if path not in named]
         for path in removed:
@@ -363,20 +363,20 @@ class Checkpoints(Generic[S]):
         store.delete_leftovers(log.folder, before_s)
 
     def _single_deltas(self) -> list[Entry]:
-        found: list[Entry] = []
+        entries: list[Entry] = []
         pattern = re.compile(re.escape(self.log.folder) + r"/[0-9]{12}\.json")
         for entry in self.log.store.entries(self.log.folder):
             if pattern.fullmatch(entry.path):
-                found.append(entry)
-            elif found or entry.path > f"{self.log.folder}/a":
+                entries.append(entry)
+            elif entries or entry.path > f"{self.log.folder}/a":
                 break  # stores list a folder's own objects first; the next run finds any that are missed here
-        return found
+        return entries
 
 
 def _numbered(folder: str, entries: Iterable[Entry]) -> dict[int, Entry]:
-    found: dict[int, Entry] = {}
+    numbered: dict[int, Entry] = {}
     for entry in entries:
         name = entry.path.removeprefix(f"{folder}/").removesuffix(".json")
         if name.isdigit():
-            found[int(name)] = entry
-    return found
+            numbered[int(name)] = entry
+    return numbered

@@ -45,17 +45,17 @@ class RangeSet:
 
     def missing(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the parts of [start, end) that are not in the set, in order."""
-        found: list[tuple[int, int]] = []
+        gaps: list[tuple[int, int]] = []
         index = bisect_right(self._ends, start)
         while start < end:
             if index == len(self._starts) or self._starts[index] >= end:
-                found.append((start, end))
+                gaps.append((start, end))
                 break
             if self._starts[index] > start:
-                found.append((start, self._starts[index]))
+                gaps.append((start, self._starts[index]))
             start = self._ends[index]
             index += 1
-        return found
+        return gaps
 
     def first_missing(self, start: int = 0) -> int:
         """Return the smallest number from ``start`` on that is not in the set."""
@@ -164,9 +164,9 @@ class TopicState(ABC):
         Raises `IntegrityError` for a topic that was created again.
         """
         for topic, entry in offsets.items():
-            known = self.topic_ids.get(topic, "")
-            check_topic_id(topic, known, entry["id"])
-            self.topic_ids[topic] = known or entry["id"]
+            topic_id = self.topic_ids.get(topic, "")
+            check_topic_id(topic, topic_id, entry["id"])
+            self.topic_ids[topic] = topic_id or entry["id"]
             for partition, ranges in entry["partitions"].items():
                 for share in shares or (self._covered,):
                     covered = share.setdefault((topic, int(partition)), RangeSet())
@@ -186,7 +186,7 @@ class TopicState(ABC):
 def coverage_json(covered: Covered) -> list[list[Any]]:
     """Return covered offsets as JSON: ``[topic, partition, ranges]``, in order."""
     return [
-        [topic, partition, [list(part) for part in ranges]]
+        [topic, partition, [*map(list, ranges)]]
         for (topic, partition), ranges in sorted(covered.items(), key=lambda item: item[0])
     ]
 
@@ -215,14 +215,14 @@ class NewCoverage:
           IntegrityError: the topic was created again.
         """
         name = self._state.generation_of(covers.topic, covers.topic_id)
-        known = self._topic_ids.get(name) or self._state.topic_ids.get(name, "")
-        check_topic_id(covers.topic, known, covers.topic_id)
-        self._topic_ids[name] = known or covers.topic_id
-        mine = self._offsets.setdefault(name, {}).setdefault(covers.partition, RangeSet())
+        topic_id = self._topic_ids.get(name) or self._state.topic_ids.get(name, "")
+        check_topic_id(covers.topic, topic_id, covers.topic_id)
+        self._topic_ids[name] = topic_id or covers.topic_id
+        added = self._offsets.setdefault(name, {}).setdefault(covers.partition, RangeSet())
         missing = self._state.covered_of(name, covers.partition).missing(covers.start, covers.end)
-        fresh = RangeSet(part for start, end in missing for part in mine.missing(start, end))
+        fresh = RangeSet(part for start, end in missing for part in added.missing(start, end))
         for start, end in fresh:
-            mine.add(start, end)
+            added.add(start, end)
         return fresh
 
     def to_json(self) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class NewCoverage:
         return {
             topic: {"id": self._topic_ids[topic], "partitions": parts}
             for topic, partitions in self._offsets.items()
-            if (parts := {str(at): [list(part) for part in ranges] for at, ranges in partitions.items() if ranges})
+            if (parts := {str(number): [*map(list, ranges)] for number, ranges in partitions.items() if ranges})
         }
 
 

@@ -39,16 +39,16 @@ class IdSet:
         """Look up ids in one batch. Until the next call, queries for them cannot fail."""
         if self._table is None:
             return
-        seen = {identity: self._seen.get(identity) for identity in ids if identity not in self._recent}
-        asked = [identity for identity, known in seen.items() if known is None]
-        seen.update(zip(asked, self._table.contains(asked), strict=True))
-        self._seen = {identity: bool(known) for identity, known in seen.items()}
+        memberships = {identity: self._seen.get(identity) for identity in ids if identity not in self._recent}
+        unknown = [identity for identity, is_member in memberships.items() if is_member is None]
+        memberships.update(zip(unknown, self._table.contains(unknown), strict=True))
+        self._seen = {identity: bool(is_member) for identity, is_member in memberships.items()}
 
     def __contains__(self, identity: bytes) -> bool:
         if identity in self._recent:
             return True
-        if (seen := self._seen.get(identity)) is not None:
-            return seen
+        if (is_member := self._seen.get(identity)) is not None:
+            return is_member
         return self._table is not None and self._table.contains([identity])[0]
 
     def add(self, identity: bytes) -> None:
@@ -205,19 +205,19 @@ class IdTable:
 
     def contains(self, ids: Sequence[bytes]) -> list[bool]:
         """Return whether each id is in the table."""
-        found = [False] * len(ids)
-        for _, asked, _ in self._find(ids):
-            for index in asked.tolist():
-                found[index] = True
-        return found
+        members = [False] * len(ids)
+        for _, indices, _ in self._find(ids):
+            for index in indices.tolist():
+                members[index] = True
+        return members
 
     def get(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
         """Return the values of each id, None for an id that is not in the table."""
-        found: list[dict[str, Any] | None] = [None] * len(ids)
-        for rows, asked, positions in self._find(ids):
-            for index, position in zip(asked.tolist(), positions.tolist(), strict=True):
-                found[index] = rows.row(position)
-        return found
+        values: list[dict[str, Any] | None] = [None] * len(ids)
+        for rows, indices, positions in self._find(ids):
+            for index, position in zip(indices.tolist(), positions.tolist(), strict=True):
+                values[index] = rows.row(position)
+        return values
 
     def _find(self, ids: Sequence[bytes]) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
         """Yield (rows, indices of the ``ids`` found there first, their positions)."""
@@ -226,10 +226,10 @@ class IdTable:
         if not ids:
             return
         high, low = _words(ids)
-        asked = np.argsort(high, kind="stable")  # sorted look-ups touch few pages, and each once
+        pending = np.argsort(high, kind="stable")  # sorted look-ups touch few pages, and each once
         for run in reversed(self.runs):
-            found: list[np.ndarray] = []
-            keys = high[asked]
+            hits: list[np.ndarray] = []
+            keys = high[pending]
             firsts, lasts = run.bounds
             starts = np.searchsorted(keys, firsts)
             ends = np.searchsorted(keys, lasts, side="right")
@@ -237,18 +237,18 @@ class IdTable:
                 if start == end:
                     continue
                 rows = self.files.open(part)
-                mine = asked[start:end]
+                indices = pending[start:end]
                 # Most look-ups are for new ids, so most parts have no match: this must be fast.
                 positions = np.searchsorted(rows.high, keys[start:end])  # in range: no key exceeds the part's last
                 if not (rows.high[positions] == keys[start:end]).any():
                     continue
-                hit, positions = _locate(rows, high[mine], low[mine], positions)
+                hit, positions = _locate(rows, high[indices], low[indices], positions)
                 if hit.any():
-                    yield rows, mine[hit], positions[hit]
-                    found.append(mine[hit])
-            if found:
-                asked = asked[~np.isin(asked, np.concatenate(found))]
-                if not len(asked):
+                    yield rows, indices[hit], positions[hit]
+                    hits.append(indices[hit])
+            if hits:
+                pending = pending[~np.isin(pending, np.concatenate(hits))]
+                if not len(pending):
                     return
 
     def starting(self, half: bytes, most: int) -> list[dict[str, Any]]:
@@ -259,15 +259,15 @@ class IdTable:
         import numpy as np
 
         key = np.uint64(int.from_bytes(half))
-        found: list[dict[str, Any]] = []
+        values: list[dict[str, Any]] = []
         for run in reversed(self.runs):
             for part in run.parts:
-                if len(found) < most and part.first <= key <= part.last:
+                if len(values) < most and part.first <= key <= part.last:
                     rows = self.files.open(part)
                     start = int(np.searchsorted(rows.high, key))
                     end = int(np.searchsorted(rows.high, key, side="right"))
-                    found += [rows.row(at) for at in range(start, min(end, start + most - len(found)))]
-        return found
+                    values += [rows.row(position) for position in range(start, min(end, start + most - len(values)))]
+        return values
 
     def scan(self) -> Iterator[Rows]:
         """Yield all rows, each id once, without removed ones; one range of ids at a time."""
@@ -304,12 +304,12 @@ def _locate(rows: Rows, high: np.ndarray, low: np.ndarray, positions: np.ndarray
     hit = np.zeros(len(high), bool)
     while True:  # one pass, unless two ids share their first half
         inside = positions < len(rows)
-        at = np.where(inside, positions, 0)
-        same = inside & (rows.high[at] == high)
-        hit |= same & (rows.low[at] == low)
-        if not (again := same & ~hit).any():
+        bounded = np.where(inside, positions, 0)
+        same = inside & (rows.high[bounded] == high)
+        hit |= same & (rows.low[bounded] == low)
+        if not (pending := same & ~hit).any():
             return hit, positions
-        positions = positions + again
+        positions = positions + pending
 
 
 def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) -> Iterator[Rows]:
@@ -324,7 +324,7 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) ->
     for piece in range(pieces):
         first = piece * _SPAN // pieces
         last = (piece + 1) * _SPAN // pieces - 1
-        found: list[Rows] = []
+        slices: list[Rows] = []
         for run in runs:
             for part in run.parts:
                 if part.last < first or part.first > last:
@@ -332,8 +332,8 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) ->
                 rows = files.open(part)
                 start = int(np.searchsorted(rows.high, np.uint64(first)))
                 end = int(np.searchsorted(rows.high, np.uint64(last), side="right"))
-                found.append(rows.slice(start, end))
-        yield _newest(kind, found, drop=drop)
+                slices.append(rows.slice(start, end))
+        yield _newest(kind, slices, drop=drop)
 
 
 def _newest(kind: TableKind, found: Iterable[Rows], *, drop: bool) -> Rows:
@@ -341,25 +341,25 @@ def _newest(kind: TableKind, found: Iterable[Rows], *, drop: bool) -> Rows:
     import numpy as np
     import pyarrow as pa
 
-    rows = [each for each in found if len(each)]
+    rows = [part for part in found if len(part)]
     if not rows:
         return kind.rows([], {name: [] for name in kind.columns})
-    high = np.concatenate([each.high for each in rows])
-    low = np.concatenate([each.low for each in rows])
-    values = {name: pa.concat_arrays([each.values[name] for each in rows]) for name in kind.columns}
+    high = np.concatenate([part.high for part in rows])
+    low = np.concatenate([part.low for part in rows])
+    values = {name: pa.concat_arrays([part.values[name] for part in rows]) for name in kind.columns}
     order = np.argsort(high, kind="stable")  # merges sorted chunks; the older stays before the newer
     high = high[order]
     low = low[order]
     same = high[1:] == high[:-1]
     if (low[1:] != low[:-1])[same].any():  # two ids with the same first half: practically never
-        again = np.lexsort((low, high))
-        order = order[again]
-        high = high[again]
-        low = low[again]
+        stable = np.lexsort((low, high))
+        order = order[stable]
+        high = high[stable]
+        low = low[stable]
         same = high[1:] == high[:-1]
     keep = np.append(~(same & (low[1:] == low[:-1])), True)
     if drop and kind.is_removed is not None:
-        taken = {name: column.take(pa.array(order)) for name, column in values.items()}
-        keep &= ~kind.is_removed(taken)
+        merged = {name: column.take(pa.array(order)) for name, column in values.items()}
+        keep &= ~kind.is_removed(merged)
     order = order[keep]
     return Rows(high[keep], low[keep], {name: column.take(pa.array(order)) for name, column in values.items()})

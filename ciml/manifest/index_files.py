@@ -58,8 +58,8 @@ class PartFiles:
           IndexFileMissingError: there is no such part (any more).
           IntegrityError: it is damaged.
         """
-        if (known := self._open.get(part.path)) is not None:
-            return known
+        if (rows_of_part := self._open.get(part.path)) is not None:
+            return rows_of_part
         try:
             rows = _decode(self._source(part), self._store.url(part.path))
         except FileNotFoundError:

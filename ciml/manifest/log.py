@@ -183,8 +183,8 @@ class ManifestLog:
     def checkpoints(self, after: int = 0) -> list[int]:
         """Return the versions of the present checkpoints after ``after``, in order."""
         folder = f"{self.folder}/checkpoints"
-        found = self.store.list(folder, after=self.checkpoint_path(after) if after else "")
-        return [int(path.rsplit("/", 1)[1].removesuffix(".json")) for path in found]
+        paths = self.store.list(folder, after=self.checkpoint_path(after) if after else "")
+        return [int(path.rsplit("/", 1)[1].removesuffix(".json")) for path in paths]
 
     def checkpoint(self) -> int:
         """Return the newest checkpoint's version, 0 without one. It is listed at most once in half the grace."""
@@ -200,15 +200,15 @@ class ManifestLog:
         # Listing from the checkpoint on is short. There are segments after it while lost checkpoints are made again, or
         # when a writer was killed between segment and checkpoint.
         archived = max(self.archive.lasts(checkpoint), default=checkpoint)
-        self._known = known = _Known(asked_s, archived, checkpoint)
-        return known
+        self._known = listing = _Known(asked_s, archived, checkpoint)
+        return listing
 
     def _is_fresh(self, known: _Known) -> bool:
         return 0 <= self.clock() - known.asked_s < self.grace_s / 2
 
     def _fresh(self) -> _Known:
-        known = self._known
-        return known if known is not None and self._is_fresh(known) else self._reload()
+        listing = self._known
+        return listing if listing is not None and self._is_fresh(listing) else self._reload()
 
     def read(self, version: int) -> Delta:
         """Return delta ``version``.
@@ -229,16 +229,16 @@ class ManifestLog:
     def _load(self, version: int) -> tuple[bytes, bool]:
         """Return the bytes of a delta, and whether it is single: not in a segment, whose digest was compared."""
         while True:
-            known = self._fresh()
-            if version <= known.archived:
-                return self.archive.find(version, known.archived).line(version), False
+            listing = self._fresh()
+            if version <= listing.archived:
+                return self.archive.find(version, listing.archived).line(version), False
             missing: FileNotFoundError | None = None
             data = b""
             try:
                 data = self.store.read(self.path(version))
             except FileNotFoundError as error:
                 missing = error
-            if self._is_fresh(known):
+            if self._is_fresh(listing):
                 if missing is not None:
                     raise missing
                 return data, True
@@ -283,25 +283,25 @@ class ManifestLog:
         ahead = 1
         link = self._link if self._link.version == version else Link(version, is_known=not version)
         while True:
-            known = self._fresh()
-            if version < known.archived:
-                yield from self.archive.since(version, known.archived)
-                version = known.archived
+            listing = self._fresh()
+            if version < listing.archived:
+                yield from self.archive.since(version, listing.archived)
+                version = listing.archived
                 link = self._link_at(version)
                 continue
-            found = self.store.read_while([self.path(version + 1 + number) for number in range(ahead)])
-            if not self._is_fresh(known):
+            deltas = self.store.read_while([self.path(version + 1 + number) for number in range(ahead)])
+            if not self._is_fresh(listing):
                 self._reload()
                 continue
-            for data in found:
+            for data in deltas:
                 link = self._follow(link, data)
                 version = link.version
                 if version > self._link.version:
                     self._link = link
                 yield version, data
-            if len(found) < ahead and (version or self._is_empty()):
+            if len(deltas) < ahead and (version or self._is_empty()):
                 return
-            largest = max([1, *map(len, found)])
+            largest = max([1, *map(len, deltas)])
             ahead = max(1, min(2 * ahead, _READ_AHEAD, _READ_AHEAD_BYTES // largest))
 
     def _is_empty(self) -> bool:
@@ -310,8 +310,8 @@ class ManifestLog:
         Raises:
           IntegrityError: later deltas exist. A new first delta would start a second history.
         """
-        found = self.store.list(self.folder)
-        if not found or self.path(1) in found:
+        paths = self.store.list(self.folder)
+        if not paths or self.path(1) in paths:
             return True  # the first delta was just created; the next listing finds it
         if self._reload().archived:
             return False
@@ -320,8 +320,8 @@ class ManifestLog:
     def end(self, version: int = 0) -> int:
         """Return the version of the last delta, at least ``version``. Reads one delta for each step."""
         last = max(version, self._fresh().archived)
-        for found, _ in self.raw_since(last):
-            last = found
+        for number, _ in self.raw_since(last):
+            last = number
         return last
 
     def parse(self, version: int, data: bytes) -> Delta:

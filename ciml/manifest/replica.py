@@ -67,11 +67,11 @@ class Bookmarks:
         except FileNotFoundError:
             return None
         try:
-            said = json.loads(head)
-            if said["format"] != _FORMAT or said["kind"] != self._kind or said["sha256"] != sha256_hex(state):
+            fields = json.loads(head)
+            if fields["format"] != _FORMAT or fields["kind"] != self._kind or fields["sha256"] != sha256_hex(state):
                 return None
-            version = int(said["version"])
-            return Bookmark(version, state) if said["delta"] == self._digest_of(version) else None
+            version = int(fields["version"])
+            return Bookmark(version, state) if fields["delta"] == self._digest_of(version) else None
         except (ValueError, KeyError, TypeError, FileNotFoundError):
             _log.warning("%s is no bookmark of this manifest; reading it from its first delta", self._where)
             return None

@@ -109,8 +109,8 @@ class Archive:
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return the last version and the size in bytes of all segments, in order."""
-        listed = sorted((entry.path, entry.size) for entry in self._store.entries(self._folder))
-        return [(_last(path), size) for path, size in listed]
+        sizes = sorted((entry.path, entry.size) for entry in self._store.entries(self._folder))
+        return [(_last(path), size) for path, size in sizes]
 
     def read(self, last: int) -> Segment:
         """Return the segment that ends with ``last``; `FileNotFoundError` where there is none."""
@@ -143,10 +143,9 @@ class Archive:
         )
 
     def _lasts(self, number: int, until: int) -> Sequence[int]:
-        known, lasts = self._listed.get(number, (-1, []))
-        if known < until:
-            found = self._store.list(f"{self._folder}/{number:06d}")
-            lasts = [_last(path) for path in found]
+        complete_to, lasts = self._listed.get(number, (-1, []))
+        if complete_to < until:
+            lasts = [_last(path) for path in self._store.list(f"{self._folder}/{number:06d}")]
             self._listed[number] = (until, lasts)
         return lasts
 

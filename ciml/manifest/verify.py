@@ -79,7 +79,7 @@ class _Archive:
 
 
 def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fault, None, _Archive]:
-    found = _Archive()
+    archive = _Archive()
     previous = ""
     for last in log.archive.lasts():
         where = log.store.url(log.archive.path(last))
@@ -87,30 +87,30 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fa
             segment = log.archive.read(last)
         except (FileNotFoundError, IntegrityError) as error:
             yield Fault("segment", str(error))
-            found.broken = True
-            return found
-        if segment.first > found.last + 1:
-            gap = f"{where} begins with version {segment.first}, but version {found.last + 1} is in no segment"
+            archive.broken = True
+            return archive
+        if segment.first > archive.last + 1:
+            gap = f"{where} begins with version {segment.first}, but version {archive.last + 1} is in no segment"
             yield Fault("segment", gap)
-            found.broken = True
-            return found
-        if segment.first != found.last + 1 or segment.previous != previous:
+            archive.broken = True
+            return archive
+        if segment.first != archive.last + 1 or segment.previous != previous:
             yield Fault("segment", f"{where} does not follow from the previous segment")
         for version in range(segment.first, segment.last + 1):
             try:
                 log.parse(version, segment.line(version))
             except IntegrityError as error:
                 yield Fault("segment", f"{where}: {error}")
-                found.broken = True
+                archive.broken = True
                 continue
             if version in singles and _single(log, version) not in (None, segment.line(version)):
                 yield Fault("delta", f"{log.store.url(log.path(version))} differs from its segment")
-        found.last = segment.last
+        archive.last = segment.last
         previous = segment.digest
-        if not found.broken:
-            found.link = Link(last - 1, is_known=False).after(segment.line(last), where)
-        found.digests[last] = previous
-    return found
+        if not archive.broken:
+            archive.link = Link(last - 1, is_known=False).after(segment.line(last), where)
+        archive.digests[last] = previous
+    return archive
 
 
 def _single(log: ManifestLog, version: int) -> bytes | None:
@@ -148,15 +148,15 @@ def _verify_checkpoints(
     log: ManifestLog, kind: Checkpointed[S], archive: _Archive, progress: Callable[[int, int], None] | None
 ) -> Iterator[Fault]:
     checkpoints = Checkpoints(log, kind)
-    wanted: dict[int, Checkpoint] = {}
+    stored: dict[int, Checkpoint] = {}
     for version in log.checkpoints():
         try:
-            wanted[version] = checkpoints.read(version)
+            stored[version] = checkpoints.read(version)
         except FileNotFoundError:
             continue  # removed meanwhile, as intended
         except IntegrityError as error:
             yield Fault("checkpoint", str(error))
-    for version, checkpoint in wanted.items():
+    for version, checkpoint in stored.items():
         if version > archive.end or archive.digests.get(version) != checkpoint.segment:
             where = log.store.url(log.checkpoint_path(version))
             yield Fault("checkpoint", f"{where} was made from different deltas")
@@ -170,11 +170,11 @@ def _verify_checkpoints(
             except IntegrityError as error:
                 yield Fault("delta", str(error))
                 return
-            if version in wanted:
+            if version in stored:
                 replay.flush()
                 where = log.store.url(log.checkpoint_path(version))
-                for what, fault in _compare(wanted[version], checkpoints, replay):
-                    yield Fault(what, f"{where}: {fault}")
+                for kind_of_fault, fault in _compare(stored[version], checkpoints, replay):
+                    yield Fault(kind_of_fault, f"{where}: {fault}")
             elif replay.state.records >= _FLUSH_RECORDS:
                 replay.flush()
             if progress is not None:

@@ -43,13 +43,13 @@ class Store(ABC):
 
     def read_while(self, paths: Sequence[str]) -> list[bytes]:
         """Return the objects at the first of ``paths``, up to the first missing one."""
-        found: list[bytes] = []
+        objects: list[bytes] = []
         for path in paths:
             try:
-                found.append(self.read(path))
+                objects.append(self.read(path))
             except FileNotFoundError:
                 break
-        return found
+        return objects
 
     def read_head(self, path: str, size: int) -> bytes:
         """Return at most the first ``size`` bytes of the object. Raises as `read`."""

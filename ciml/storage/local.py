@@ -124,13 +124,13 @@ class LocalStore(Store):
             yield folder, sorted(names)
 
     def list(self, prefix: str = "", after: str = "") -> list[str]:
-        found = [
+        paths = [
             os.path.relpath(os.path.join(folder, name), self.root)
             for folder, names in self._walk(prefix, after)
             for name in names
             if not name.startswith(self._STAGING)
         ]
-        return sorted(path for path in found if path > after)
+        return sorted(path for path in paths if path > after)
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         for folder, names in self._walk(prefix):
@@ -139,12 +139,12 @@ class LocalStore(Store):
                     continue
                 path = os.path.join(folder, name)
                 try:
-                    found = os.stat(path)
+                    status = os.stat(path)
                 except FileNotFoundError:
                     continue
                 except OSError as error:
                     raise _failed("list", path, error) from error
-                yield Entry(os.path.relpath(path, self.root), found.st_size, found.st_mtime)
+                yield Entry(os.path.relpath(path, self.root), status.st_size, status.st_mtime)
 
     def delete(self, path: str) -> None:
         try:

@@ -43,17 +43,9 @@ class _BeyondEnd(Exception):
 
 #: Environment variables that require a new client.
 _S3_SETTINGS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-    "AWS_DEFAULT_REGION",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_CA_BUNDLE",
-)
+    "AWS_ENDPOINT_URL_S3 AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE "
+    "AWS_DEFAULT_REGION AWS_CONFIG_FILE AWS_SHARED_CREDENTIALS_FILE AWS_CA_BUNDLE"
+).split()
 #: Answers to credentials that are missing, invalid or expired. They may have been replaced in their file meanwhile.
 _OF_CREDENTIALS = frozenset(
     {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "403"}
@@ -136,15 +128,15 @@ class S3Store(Store):
 
         about = self._client.meta
         credentials = boto3.session.Session().get_credentials()
-        known = credentials.get_frozen_credentials() if credentials is not None else None
-        found = {
+        keys = credentials.get_frozen_credentials() if credentials is not None else None
+        settings = {
             "aws_endpoint": about.endpoint_url,
             "aws_region": about.region_name,
-            "aws_access_key_id": known.access_key if known else None,
-            "aws_secret_access_key": known.secret_key if known else None,
-            "aws_session_token": known.token if known else None,
+            "aws_access_key_id": keys.access_key if keys else None,
+            "aws_secret_access_key": keys.secret_key if keys else None,
+            "aws_session_token": keys.token if keys else None,
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in settings.items() if value}
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{checked(path)}" if self._prefix else checked(path)
@@ -214,14 +206,14 @@ class S3Store(Store):
     def read_while(self, paths: Sequence[str]) -> list[bytes]:
         if len(paths) < 2:
             return super().read_while(paths)
-        found: list[bytes] = []
+        objects: list[bytes] = []
         with ThreadPoolExecutor(min(len(paths), _S3_AT_ONCE)) as pool:
             for answer in [pool.submit(self.read, path) for path in paths]:
                 try:
-                    found.append(answer.result())
+                    objects.append(answer.result())
                 except FileNotFoundError:
                     break
-        return found
+        return objects
 
     def read_head(self, path: str, size: int | None = None) -> bytes:
         return self._get(path, size)

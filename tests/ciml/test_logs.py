@@ -96,7 +96,7 @@ def raised(error: Exception) -> Exception:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize(
-    "name", ["asyncio", "uvicorn.error", "ciml.serving.server.rest", "ciml.integrations.webhooks.app"]
+    "name", ["asyncio", "ciml.http.server", "ciml.serving.server.rest", "ciml.integrations.webhooks.app"]
 )
 def test_a_client_error_is_one_line(name: str, error: Exception) -> None:
     log = Log(name)

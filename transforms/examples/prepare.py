@@ -22,8 +22,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.schema import _FACTS, _TIME, schema_of
+from ciml.datasets.definition import FACT_COLUMNS, ResolvedDefinition
+from ciml.datasets.schema import _TIME, schema_of
 from ciml.digest import arrays_digest
 from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.records import RunFacts
@@ -320,7 +320,7 @@ NOT_HELD = ("log_url", "fork", "auth", "owner", "head", "url", "attempt_of", "su
 
 def run_facts(examples: pa.Table) -> list[RunFacts]:
     """Return the facts of each example's run: all except `NOT_HELD`."""
-    names = ["run_id", "build_uuid", "build_name", *_FACTS, "start_time", "end_time", "labels"]
+    names = ["run_id", "build_uuid", "build_name", *FACT_COLUMNS, "start_time", "end_time", "labels"]
     plain = examples.select(names)
     for name in ("start_time", "end_time"):
         at = plain.column_names.index(name)
@@ -401,7 +401,7 @@ def _table(
         "split": texts(splits),
         "n_windows": numbers(n_windows),
         "digest": texts(list(row_digests(run_ids, unrolled, resolved.features, n_windows.tolist()))),
-        **{name: texts([fact or "" for fact in map(attrgetter(name), runs)]) for name in _FACTS},
+        **{name: texts([fact or "" for fact in map(attrgetter(name), runs)]) for name in FACT_COLUMNS},
         "start_time": times([run.start_us for run in runs], _TIME),
         "end_time": times([run.end_us for run in runs], _TIME),
         "labels": text_maps([run.labels for run in runs]),
