@@ -1,0 +1,29 @@
+"""A worker continues from savepoints of the version before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+#: What the Kafka source of 0.2 stored in a savepoint, by Beam's FastPrimitivesCoder: PartitionRead, KnownTopic, Restriction.
+STORED = (
+    "/4AFlUgAAAAAAAAAjBRwaXBlbGluZXMua2Fma2EucGxhbpSMDVBhcnRpdGlvblJlYWSUk5QpgZRdlCiMCWNpLWV2ZW50c5SMAVSUSwBLBU4pZWIu",
+    "/4AFlUsAAAAAAAAAjB5waXBlbGluZXMua2Fma2EubmV3X3BhcnRpdGlvbnOUjApLbm93blRvcGljlJOUKYGUXZQojAljaS1ldmVudHOUjAFUlEsCZWIu",
+    "/4AFlT8AAAAAAAAAjBdwaXBlbGluZXMua2Fma2EudHJhY2tlcpSMC1Jlc3RyaWN0aW9ulJOUKEsDSwpHAAAAAAAAAABLAHSUgZQu",
+)
+CODE = """
+import base64, sys
+from apache_beam.coders import FastPrimitivesCoder
+from ciml.engines.flink.worker import accept_earlier_modules
+accept_earlier_modules()
+print([FastPrimitivesCoder().decode(base64.b64decode(text)) for text in sys.argv[1:]])
+"""
+
+
+def test_a_worker_reads_what_savepoints_of_0_2_hold() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE, *STORED], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (
+        "[PartitionRead(topic='ci-events', topic_id='T', partition=0, start=5, end=None, covered=()), "
+        "KnownTopic(topic='ci-events', topic_id='T', partitions=2), "
+        "Restriction(start=3, stop=10, not_before_s=0.0, early=0)]"
+    )
