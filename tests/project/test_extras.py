@@ -18,7 +18,7 @@ from ciml.events.samples import End, Samples
 from ciml.extras import EXTRAS, missing_extra
 from ciml.services.options import KINDS
 from ciml.storage import open_store
-from tests.bench.many_runs import fill_store
+from studies.many_runs import fill_store
 from tests.ciml.api.made import write_log
 from tests.pipelines.backfill.tables import make_runs, write_csv
 from tests.pipelines.dataflow.cloud import write_settings

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 #: Folders of the tree that are installed: `ciml` with the core, and a room each.
-FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "studies"}
 ROOMS = FOLDERS - {"ciml"}
 PACKAGES = sorted(path.parent.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py"))
 TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]

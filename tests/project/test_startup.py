@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ciml.storage import open_store
-from tests.bench.many_runs import fill_store
+from studies.many_runs import fill_store
 from tests.transforms.samples import corpus
 
 HEAVY = (

@@ -12,7 +12,7 @@ import pytest
 from ciml.cli.main import cli
 from ciml.errors import CimlError
 from ciml.pipelines.dataflow.settings import DataflowSettings
-from tests.bench.dataflow_cost import Measured, batch_job, prices, streaming_week
+from studies.dataflow_cost import Measured, batch_job, prices, streaming_week
 
 TEXT = (Path(__file__).parents[3] / "docs" / "dataflow.md").read_text()
 IMAGE = (Path(__file__).parents[3] / "deploy" / "dataflow" / "Dockerfile").read_text()

@@ -1,14 +1,16 @@
-"""The experiments of the talk on real runs: `python -m tests.bench.talk providers LISTING LOGS DATA`.
+"""Repeat the experiments of the talk on real runs. Writes the tables of docs/experiments-results.md.
 
-Every line that it runs is printed, and is one of the program's own; what is stored already is not done again, so it may
-be stopped and said again. At the end come the tables of docs/experiments-results.md, made of the stored results alone.
+    python -m studies.talk providers|status|talk LISTING LOGS DATA
+
+It prints each ``ciml`` command before it runs it. Stored results are not computed again, so it can be stopped and
+continued. The tables are made from the stored results only.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,8 @@ class Cell:
 class Plan:
     """Data sets and experiments by name with their options, and the cells in the order of their tables."""
 
-    datasets: dict[str, tuple[str, ...]]
-    experiments: dict[str, tuple[str, ...]]
+    datasets: Mapping[str, tuple[str, ...]]
+    experiments: Mapping[str, tuple[str, ...]]
     cells: tuple[Cell, ...]
 
 
@@ -90,11 +92,13 @@ def status() -> Plan:
     lengths = {"whole": ("--max-windows", "120")} | {
         f"first-{n}": ("--max-windows", str(n), "--min-windows", str(n)) for n in (5, 10, 15, 20)
     }
-    datasets = {name: (*common, *length) for name, length in lengths.items()}
+    datasets: dict[str, tuple[str, ...]] = {name: (*common, *length) for name, length in lengths.items()}
     datasets |= {
         f"{name}-no-memory": (*options, "--features-regex", NO_MEMORY) for name, options in list(datasets.items())
     }
-    experiments = {f"forest-{seed}": ("--estimator", "random_forest", "--seed", str(seed)) for seed in range(5)}
+    experiments: dict[str, tuple[str, ...]] = {
+        f"forest-{seed}": ("--estimator", "random_forest", "--seed", str(seed)) for seed in range(5)
+    }
     experiments["dnn-5x100"] = (*TALK, "--hidden-layers", "100/100/100/100/100")
     by_run = tuple(Cell(f"forest-{seed}", dataset, 5) for dataset in datasets for seed in range(5))
     by_job = tuple(Cell("forest-0", dataset, 4, "job") for dataset in datasets)
@@ -105,7 +109,9 @@ def talk() -> Plan:
     """The talk's own choices by its own network: features, resolution, topology, another job, merged classes."""
     common = ("--class-label", "provider", "--sample-interval", "10s", "--max-windows", "30")
     features = ("usr", "used", "1m", "usr|1m", "usr|used", "usr|used|1m")
-    datasets = {f"features-{each.replace('|', '-')}": (*common, "--features-regex", f"^({each})$") for each in features}
+    datasets: dict[str, tuple[str, ...]] = {
+        f"features-{pattern.replace('|', '-')}": (*common, "--features-regex", f"^({pattern})$") for pattern in features
+    }
     pair = ("--class-label", "provider", "--features-regex", "^(usr|1m)$")
     datasets |= {
         f"every-{interval}": (*pair, "--sample-interval", interval, "--max-windows", str(length))
@@ -223,7 +229,7 @@ def _figure(figure: dict[str, float]) -> str:
 def main(words: Sequence[str]) -> int:
     plans = {"providers": providers, "status": status, "talk": talk}
     if len(words) != 4 or words[0] not in plans:
-        print("usage: python -m tests.bench.talk providers|status|talk LISTING LOGS DATA", file=sys.stderr)
+        print("usage: python -m studies.talk providers|status|talk LISTING LOGS DATA", file=sys.stderr)
         return 2
     plan, data = plans[words[0]](), words[3]
     for line in lines(plan, *words[1:]):

@@ -1,9 +1,11 @@
-"""Messages of the old and the new rule on recorded runs, with the same models.
+"""Compare messages of the old and the new rule on recorded runs. Writes the table of messages in docs/verdicts.md.
 
-``python -m tests.bench.verdict_messages FOLDER…`` uses the folds, models and calibrations of `tests.bench.verdicts`.
-The old rule said each verdict but ``unknown``. The new rule adds conditions one by one: a probability clearly above the
-base rate; a run that can be compared with passing runs of its job, on such machines; and recently settled verdicts that
-held up, in the order of the runs' ends. A message is right if the recording, or else reruns, say the same cause.
+    python -m studies.verdict_messages FOLDER…
+
+Uses the folds, models and calibrations of `studies.verdicts`. The old rule published each verdict except ``unknown``.
+The new rule adds conditions one by one: a probability clearly above the base rate; a run that can be compared with
+passing runs of its job on such machines; recently settled verdicts that were right, in the order in which runs ended.
+A message is right if the recording, or else reruns, name the same cause.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.evidence import compare_profile
 from ciml.verdicts.feedback.policy import Silence, doubt_of
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER, RecordedVerdict, Standings
-from tests.bench.verdicts import (
+from studies.verdicts import (
     EXAMPLES,
     Answer,
     Fold,

@@ -1,8 +1,10 @@
-"""Verdicts on recorded runs to be judged by eye: `python -m tests.bench.verdict_pictures FOLDER… --out FOLDER`.
+"""Make verdicts on recorded runs for a person to judge. Writes the table of judged verdicts in docs/verdicts.md.
 
-Twenty of the failed runs, at equal distances in the order of their ends, get a verdict, its evidence and its picture.
-Model, calibration and profiles are made without the run's change, as in `tests.bench.verdicts`. Prints the table that a
-person completes in docs/verdicts.md, and how often a passing run has evidence of something.
+    python -m studies.verdict_pictures FOLDER… --out FOLDER
+
+Twenty failed runs, at equal distances in the order in which they ended, get a verdict, its evidence and its picture.
+Model, calibration and profiles are made without the run's change, as in `studies.verdicts`. It prints the table that a
+person completes, and how many passing runs have evidence of a problem.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from ciml.transforms.profiles import MIN_RUNS, make_profiles
 from ciml.verdict_rules import UNKNOWN
 from ciml.verdicts.evidence.evidence import Evidence, evidence_for
 from ciml.verdicts.evidence.observe import Subject
-from tests.bench.verdicts import EXAMPLES, Recorded, by_experiment, folds_of, read, verdicts_by
+from studies.verdicts import EXAMPLES, Recorded, by_experiment, folds_of, read, verdicts_by
 
 RUNS = 20
 
@@ -92,8 +94,8 @@ def main() -> None:
             line = lines[facts.build_uuid]
             troubled = line.get("trouble", line.get("fault")) not in ("none", "patch")
             evidence, _ = evidence_without(runs, at)
-            said = any("passing runs have" in text for text in evidence.observations)
-            kinds.setdefault("with trouble" if troubled else "without trouble", []).append(said)
+            outside = any("passing runs have" in text for text in evidence.observations)
+            kinds.setdefault("with trouble" if troubled else "without trouble", []).append(outside)
     for kind, found in kinds.items():
         print(f"passing runs {kind}: {sum(found)} of {len(found)} have a series outside of the passing range")
 

@@ -1,6 +1,8 @@
-"""A compacted raw store of as many runs as are wanted: real ones, again and again under new ids, a day later.
+"""Fill a compacted raw store with any number of runs: copies of real runs under new ids, each a day later.
 
-python -m tests.bench.many_runs LISTING LOGS DATA RUNS
+    python -m studies.many_runs LISTING LOGS DATA RUNS
+
+`studies.datasets` and `studies.tables` use it; it writes no table of its own.
 """
 
 from __future__ import annotations

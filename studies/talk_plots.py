@@ -1,8 +1,8 @@
-"""The plots of docs/experiments-results.md, of what `tests.bench.talk` has stored.
+"""Plot the stored results of `studies.talk`. Writes the plots of docs/experiments-results.md.
 
-    python -m tests.bench.talk_plots PROVIDERS STATUS TALK FOLDER
+    python -m studies.talk_plots PROVIDERS STATUS TALK FOLDER
 
-The first three are the DATA of the plans of those names; FOLDER takes the PNGs.
+The first three arguments are the DATA folders of the plans with those names. PNG files are written to FOLDER.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.reports.drawing import COLORS, Plot
-from tests.bench.talk import Cell, providers, status, stored, talk
+from studies.talk import Cell, providers, status, stored, talk
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +109,7 @@ def bars(name: str, title: str, places: Sequence[str], series: Sequence[Series],
 
 def main(words: Sequence[str]) -> int:
     if len(words) != 4:
-        print("usage: python -m tests.bench.talk_plots PROVIDERS STATUS TALK FOLDER", file=sys.stderr)
+        print("usage: python -m studies.talk_plots PROVIDERS STATUS TALK FOLDER", file=sys.stderr)
         return 2
     cells, lengths, resolutions = (
         find(Path(word)) for find, word in zip((by_providers, by_length, by_resolution), words, strict=False)

@@ -1,9 +1,9 @@
-"""What 100,000 runs a week cost on Dataflow: CPU time and bytes measured here, prices as Beam's own release has them.
+"""Estimate the cost of 100,000 runs a week on Dataflow. Writes the table of docs/dataflow.md.
 
-python -m tests.bench.dataflow_cost [RUNS]
+    python -m studies.dataflow_cost [RUNS]
 
-Nothing runs on Dataflow. CPU time is that of this process, with logs and data on the S3 and a broker of ``ciml up``, in
-other processes; TLS is not in it. Bytes are what passes between stages that Dataflow does not fuse.
+Nothing runs on Dataflow. CPU time and bytes are measured in this process; S3 and Kafka run in other processes. TLS is
+not included. Bytes are those that pass between stages that Dataflow does not fuse. Prices come from Beam's release.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Measured:
 
 def worker_hour(cpu: float, memory: float, disk_gb: int) -> float:
     """Return the price of a worker, USD an hour."""
-    return VCPUS * cpu + MEMORY_GB * memory + disk_gb * prices.PD_PER_GB_HR
+    return float(VCPUS * cpu + MEMORY_GB * memory + disk_gb * prices.PD_PER_GB_HR)
 
 
 def streaming_week(one: Measured, workers: int = 1) -> tuple[float, float, float]:
@@ -113,11 +113,11 @@ def measure_data_set(runs: int, bucket: str) -> Measured:
     made = examples._make
 
     def counted(*arguments: Any) -> Any:
-        found = made(*arguments)
-        sizes.append(len(found[1][1]))
-        return found
+        example = made(*arguments)
+        sizes.append(len(example[1][1]))
+        return example
 
-    examples._make = counted
+    examples._make = counted  # type: ignore[assignment]
     try:
         cpu_s = cpu_of(lambda: run_here(planned.build))
     finally:

@@ -1,15 +1,15 @@
-"""Building a data set against pandas, whole processes, as ratios in one run.
+"""Compare `ciml dataset build` with pandas, whole processes. Writes the table of costs in docs/datasets.md.
 
-    python -m tests.bench.datasets LISTING LOGS [--runs N …] [--rounds N] [--records] [--stores FOLDER] [--aligned]
+    python -m studies.datasets LISTING LOGS [--runs N …] [--rounds N] [--records] [--stores FOLDER] [--aligned]
 
-For each number of runs (the listing's own, again and again under new ids): `ciml dataset build` of (usr, 1m) at 10 s
-from a compacted raw store, and, up to 10,000 runs, `by_pandas.py` from the logs; beyond, by its own rate. The first
-number is also built straight from the logs. ``--records`` adds tf.Transform's analysis and the normalised TFRecord
-files. ``--aligned`` makes spans of as many runs as the listing has, so that each is the same work: spans of the usual
-5,000 cut the copies at ever other places, a pack is then read for two spans, and that costs a tenth.
+For each number of runs (copies of the listing under new ids), it builds (usr, 1m) at 10 s from a compacted raw store.
+Up to 10,000 runs, `by_pandas.py` reads the logs; beyond, its time is extrapolated. The first number of runs is also
+built directly from the logs. ``--records`` adds tf.Transform's analysis and the normalised TFRecord files.
 
-A line has the medians: wall and CPU seconds, and peak memory. The CPU ratio is the one to look at on a machine where
-others work. All take turns, round by round. All find their libraries compiled.
+``--aligned`` makes spans of as many runs as the listing has, so that each span is the same work. Spans of 5,000 runs
+cut the copies at different places; packs are then read for two spans, which costs a tenth.
+
+Each line has medians of wall and CPU seconds and of peak memory. On a busy machine, use the CPU ratio.
 """
 
 from __future__ import annotations
@@ -119,15 +119,16 @@ def main() -> None:
         folder = Path(name)
         target, listing, spans = folder / "sets", folder / "builds.jsonl", folder / "spans.toml"
         spans.write_text(f"span_runs = {len(builds)}\n")
-        aligned = ["--definition", spans] if given.aligned else []
+        aligned: list[str | Path] = ["--definition", spans] if given.aligned else []
         stores = {runs: (given.stores or folder) / f"data{runs}" for runs in sizes}
         for runs, data in stores.items():
             if not data.exists():  # in a process of its own: what this one holds would count as its children's peak
-                run(sys.executable, "-m", "tests.bench.many_runs", given.listing, given.logs, data, str(runs))
+                run(sys.executable, "-m", "studies.many_runs", given.listing, given.logs, data, str(runs))
         built(target, "--data-path", stores[sizes[0]])  # finds its modules compiled from now on
         for _ in range(given.rounds):  # all sizes in each: what the machine does meanwhile meets them alike
             for runs, data in stores.items():
-                measured, line = min(runs, AT_MOST), [*aligned, "--data-path", data]
+                measured = min(runs, AT_MOST)
+                line: list[str | Path] = [*aligned, "--data-path", data]
                 listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
                 if runs == sizes[0] <= len(builds):
                     by_logs[runs].append(built(target, *line, "--listing", listing, "--logs", given.logs))

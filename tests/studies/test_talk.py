@@ -6,7 +6,7 @@ import click
 import pytest
 
 from ciml.cli.main import cli
-from tests.bench import talk
+from studies import talk
 
 
 @pytest.mark.parametrize("plan", [talk.providers(), talk.status(), talk.talk()], ids=["providers", "status", "talk"])

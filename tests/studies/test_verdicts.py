@@ -11,7 +11,7 @@ import pytest
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.outcomes import FAILED
 from ciml.events.records import RunFacts
-from tests.bench.verdicts import (
+from studies.verdicts import (
     EXAMPLES,
     Fold,
     Recorded,

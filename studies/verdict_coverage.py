@@ -1,9 +1,10 @@
-"""Whether conformal sets cover as often as stated: `python -m tests.bench.verdict_coverage FOLDER… [--splits 400]`.
+"""Test whether conformal sets cover as often as stated. Writes the table of coverage in docs/verdicts.md.
 
-A FOLDER is a recording, as for `tests.bench.verdicts`. Each split is one refresh: the runs of changes are learned,
-calibrate, or test, by `split_of` with another salt; calibration and figures are those of `ciml refresh`. Beside the
-splits by change stands the same with runs in place of changes, and the exact distribution of such a coverage. Prints
-the table of docs/verdicts.md.
+    python -m studies.verdict_coverage FOLDER… [--splits 400]
+
+A FOLDER is a recording, as for `studies.verdicts`. Each split is one refresh: `split_of` with another salt decides
+which changes are learned, calibrate or test. Calibration and figures are those of `ciml refresh`. The table also has
+splits by run, and the exact distribution of such a coverage.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import prepare_many, split_of
-from tests.bench.verdicts import EXAMPLES, Recorded, _resolved, read
+from studies.verdicts import EXAMPLES, Recorded, _resolved, read
 from tests.training.calibration.test_exact_coverage import exact
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

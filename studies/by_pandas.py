@@ -1,9 +1,9 @@
-"""The opponent: a data set computed by pandas, run by run, as the original does. Nothing of the project is in it.
+"""Compute a data set with pandas, run by run, for comparison; uses nothing of ciml. `studies.datasets` runs it.
 
-Every run is read, unpacked, parsed with all its columns, resampled with all of them, freed of incomplete windows, cut
-or padded, and unrolled; then each feature is normalised by the training runs, and the sets are saved.
+    python studies/by_pandas.py LISTING LOGS OUT [RUNS]
 
-    python tests/bench/by_pandas.py LISTING LOGS OUT [RUNS]
+It decompresses and parses each log with all columns, resamples all of them, drops incomplete windows, cuts or pads, and
+unrolls. Each feature is normalised by the training runs, and both sets are saved.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def unroll(bins: pd.DataFrame, pattern: re.Pattern[str], length: int) -> np.ndar
     elif len(bins) < length:
         zeros = pd.DataFrame(0, index=np.arange(length - len(bins)), columns=bins.columns)
         bins = pd.concat([bins, zeros])
-    return pd.Series(bins.to_numpy().flatten("F")).to_numpy()
+    unrolled: np.ndarray = bins.to_numpy().flatten("F")
+    return unrolled
 
 
 def normalise(examples: np.ndarray, params: dict[int, tuple[float, float]]) -> np.ndarray:
@@ -79,5 +80,5 @@ def build(listing: Path, logs: Path, out: Path, runs: int | None = None, interva
 
 
 if __name__ == "__main__":
-    listing, logs, out, *rest = sys.argv[1:]
-    build(Path(listing), Path(logs), Path(out), *map(int, rest))
+    listing, logs, out, *limits = sys.argv[1:]
+    build(Path(listing), Path(logs), Path(out), int(limits[0]) if limits else None)

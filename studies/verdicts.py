@@ -1,9 +1,12 @@
-"""How good verdicts are on recorded runs: `python -m tests.bench.verdicts FOLDER… [--since 2026-11-27]`.
+"""Measure how good verdicts are on recorded runs. Writes the tables of figures in docs/verdicts.md.
 
-A FOLDER is a recording: ``builds.jsonl`` and the logs that it names. The recordings know what happened to each run, as
-no CI system does: that is the truth here. Whole changes are held out; profiles, model and calibration are made without
-them. Prints the tables of docs/verdicts.md. With ``--since``, nothing is learned from the runs of that day and later,
-and the tables are of these runs: figures of a model and of columns that were chosen without them.
+    python -m studies.verdicts FOLDER… [--since 2026-11-27]
+
+A FOLDER is a recording: ``builds.jsonl`` and the logs that it names. The recordings contain the true cause of each
+failure, which no CI system knows. Whole changes are held out; profiles, model and calibration are made without them.
+
+With ``--since``, nothing is learned from the runs of that day and later, and the tables are of these runs only. They
+then evaluate a model and columns that were chosen without those runs.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from ciml.transforms.parse.logs import Log, parse_logs
 from ciml.transforms.profiles import Profiles, make_profiles
 from ciml.verdict_rules import UNKNOWN, make_verdict
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: The share of a fold's learning changes that calibrate: as in examples/cause.toml, two of seven.
 DEV_OF = 4
 RESAMPLES = 2000
@@ -147,9 +150,10 @@ def folds_of(
     for repeat in range(repeats):
         for rest, held in StratifiedGroupKFold(folds, shuffle=True, random_state=repeat).split(labels, labels, groups):
             hidden = set(groups[held])
-            seen = [at for at in range(len(runs.facts)) if runs.groups[at] not in hidden]
+            seen = [index for index in range(len(runs.facts)) if runs.groups[index] not in hidden]
             learned, dev = calibrating(rest, labels, groups, repeat)
-            yield repeat, Fold(learned, dev, held, *features_of(runs, definition, seen))
+            inputs, n_windows, features, profiles = features_of(runs, definition, seen)
+            yield repeat, Fold(learned, dev, held, inputs, n_windows, features, profiles)
 
 
 def fold_of_later_runs(
@@ -166,10 +170,11 @@ def fold_of_later_runs(
     if both := set(runs.groups[later]) & set(runs.groups[~later]):
         raise ValueError(f"change {min(both)} has runs before and after the time")
     failed = np.array(runs.failed)
-    features = features_of(runs, definition, np.flatnonzero(~later).tolist())
+    inputs, n_windows, features, profiles = features_of(runs, definition, np.flatnonzero(~later).tolist())
     rest, held = np.flatnonzero(~later[failed]), np.flatnonzero(later[failed])
     for repeat in range(repeats):
-        yield repeat, Fold(*calibrating(rest, labels, runs.groups[failed], repeat), held, *features)
+        learned, dev = calibrating(rest, labels, runs.groups[failed], repeat)
+        yield repeat, Fold(learned, dev, held, inputs, n_windows, features, profiles)
 
 
 def calibrating(rest: np.ndarray, labels: np.ndarray, groups: np.ndarray, repeat: int) -> tuple[np.ndarray, np.ndarray]:

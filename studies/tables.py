@@ -1,6 +1,8 @@
-"""Seconds to publish and to open the tables of many runs, whole processes: CPU, and wall in parentheses.
+"""Measure how long the tables of many runs take to publish and to open. Writes the table of docs/tables.md.
 
-python -m tests.bench.tables DATA RUNS
+    python -m studies.tables DATA RUNS
+
+Seconds of CPU of whole processes, with wall seconds in parentheses.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from ciml.runs.pack_index import pack_log
 from ciml.runs.packs import PackWriter
 from ciml.runs.state import RAW
 from ciml.storage import open_store
-from tests.bench.many_runs import DAY_US, fill_store
+from studies.many_runs import DAY_US, fill_store
 from tests.runs.scenes import TRUSTED
 from tests.transforms.samples import table
 
@@ -84,7 +86,7 @@ def add(data: DataRoot, more: Sequence[tuple[RunFacts, pa.Table]], corrected: Se
         Outcome("correction", Origin("fixes", 0, at), "", facts.replace(outcome="timeout"), trust=TRUSTED).to_json()
         for at, facts in enumerate(corrected)
     ]
-    lists = {name: [] for name in ("repeats", "ignored", "dead_letters", "deferred", "closes")}
+    lists: dict[str, list[object]] = {name: [] for name in ("repeats", "ignored", "dead_letters", "deferred", "closes")}
     assert log.try_append(log.end() + 1, {"time_us": 0, "runs": rows, "corrections": fixes, "offsets": {}, **lists})
 
 

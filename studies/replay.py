@@ -1,7 +1,9 @@
-"""What an update of causes, and the start of a stream with neighbours, cost: `python -m tests.bench.replay [--runs N]`.
+"""Measure an update of causes, and the start of a stream with neighbours. Writes the last lines of docs/manifests.md.
 
-A raw manifest of N runs in deltas of 200, a third of them failed, in 40 places. Each is timed in a process of its own,
-without a bookmark, and with the one that a process before it left.
+    python -m studies.replay [--runs N]
+
+The raw manifest has N runs in deltas of 200; a third of them failed, in 40 places. Each measurement is a process of its
+own, without a bookmark and with the bookmark of an earlier process.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Every example of a data set, as it lies in its files, against pandas' own computation from the logs.
+"""Compare every example of a data set with pandas' computation from the logs. Writes the figures of docs/datasets.md.
 
-    python -m tests.bench.exact LISTING LOGS [--data-path DATA] [--normalised] [INTERVAL[:PATTERN] …]
+    python -m studies.exact LISTING LOGS [--data-path DATA] [--normalised] [INTERVAL[:PATTERN] …]
 
-Builds the data sets by `ciml dataset build`'s own function from a raw store that a backfill fills, and prints for each
-how many runs there were, the largest error relative to max(|x|, 1), and whether any run changed its split between a
-data set of the first half of the runs and that of all. Ends with 1 where an error is above 1e-6 (normalised: 1e-5).
+Builds the data sets from a raw store that a backfill fills. For each, it prints the number of runs, the largest error
+relative to max(|x|, 1), and whether a run changed its split between the first half of the runs and all of them. The
+exit status is 1 if an error exceeds 1e-6 (normalised: 1e-5).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""From a CI event to the verdict on the topic `predictions`: p50 and p99 at a steady rate.
+"""Measure the time from a CI event to the verdict on `predictions`. Writes the figures of docs/serving.md.
 
-    python -m tests.bench.verdict_latency [--rate 20] [--seconds 60] [--kafka HOST:PORT] [--keep FOLDER]
+    python -m studies.verdict_latency [--rate 20] [--seconds 60] [--kafka HOST:PORT] [--keep FOLDER]
 
-Everything is real: events of failed runs of the corpus on Kafka, `ciml ingest`, the model server with a calibrated
-model of causes, `ciml predict stream`. Each event is timed from its production to the arrival of its verdict with a
-consumer that reads committed messages. It prints both parts too: event to announcement, announcement to verdict; and
-the machine's load, without which the figures mean nothing.
+Uses real services: events of failed runs of the corpus on Kafka, `ciml ingest`, the model server with a calibrated
+model of causes, and `ciml predict stream`. An event is timed from its production until a consumer of committed messages
+receives its verdict. It prints p50 and p99 of the whole and of both parts (event to announcement, announcement to
+verdict), and the load of the machine, without which the figures mean nothing.
 """
 
 from __future__ import annotations
