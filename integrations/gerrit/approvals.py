@@ -1,152 +1,137 @@
-"""Changes as Gerrit's REST API describes them, as the events that its stream would have had (pure).
+"""Changes of Gerrit's REST API that were updated since a time, as the events that its stream would have had.
 
-A vote counts only as the API lists it, never as the text of a message says: anyone writes messages. Texts say only
-that a vote was taken back, which the API does not list.
-
-The changes of Gerrit's REST API that were updated since a time.
+A vote counts only as the API lists it, never as the text of a message says: anyone writes messages. Only texts report
+that a vote was withdrawn, because the API does not list that.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-
-import httpx
+from urllib.parse import urlencode
 
 from ciml.errors import RejectedInput
 from ciml.events.redaction import shown
+from ciml.http.outgoing import HostClient, NoAnswerError, NotReachedError, TooLarge, Unreadable
 from ciml.integrations.fields import maybe, objects, value, word
+from ciml.integrations.http import basic
 from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES, MAX_REVIEWED_CHANGES
 
-_TIMEOUT_S = 60.0  # for a connection, for a part of an answer, and for an answer
-_MOST_SKIPPED = 10  # changes of a comparison
+_TIMEOUT_S = 60.0  # for an answer
+_MAX_SKIPPED = 10  # changes of a comparison
 _TIMES_S = (0.0, 4e9)  # of a server's clock
 _PREFIX = b")]}'"
 
 
 class RestError(Exception):
-    """The API does not answer, or refuses; the message says why."""
-
-
-class _TooLarge(Exception):
-    pass
+    """The API does not answer, or rejects the request; the message gives the reason."""
 
 
 class Rest:
-    """The API.
+    """Reads changes from the API. Blocking; one thread at a time uses it.
 
     Args:
       base: its address, without a path of the API.
-      user, password: of HTTP; "" for the anonymous user.
+      user, password: HTTP credentials; without a password the user is anonymous.
       tls: settings.
     """
 
     def __init__(self, base: str, user: str, password: str, tls: ssl.SSLContext) -> None:
-        self._shown = base.rstrip("/")
-        self._base = f"{self._shown}/a" if password else self._shown
+        self._base = base.rstrip("/")
         self._user = user
-        auth = httpx.BasicAuth(user, password) if password else None
-        # No redirect is followed: the password is of this host. Nothing is unpacked, so an answer has the size it has.
-        self._client = httpx.AsyncClient(
-            auth=auth, verify=tls, timeout=_TIMEOUT_S, trust_env=False, headers={"accept-encoding": "identity"}
-        )
+        self._auth = basic(user, password.encode()) if password else {}
+        prefix = "/a" if password else ""
+        self._client = HostClient(f"{self._base}{prefix}", tls, MAX_REVIEW_BYTES, "MAX_REVIEW_BYTES")
 
-    async def close(self) -> None:
-        await self._client.aclose()
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
 
-    async def now(self) -> float:
+    def now(self) -> float:
         """Return the server's time, epoch seconds. Raises `RestError`."""
         try:
-            _, now = await self._get("config/server/version", {}, 1 << 16)
-        except _TooLarge:
-            raise RestError(f"{self._shown} is no REST API of Gerrit: its version is too long") from None
-        return now
+            return self._get("/config/server/version")[1]
+        except TooLarge:
+            raise RestError(f"{self._base} is no REST API of Gerrit: its version is too long") from None
 
-    async def changes(self, after_s: float) -> AsyncIterator[Mapping[str, Any] | None]:
-        """Yield the changes that were updated since a time, the latest first; None for one that is too large.
+    def pages(self, after_s: float) -> Iterator[list[Mapping[str, Any] | None]]:
+        """Yield pages of the changes that were updated since a time, the latest first; None stands for a large one.
 
-        A change that is updated meanwhile moves others behind the present place, so some come twice and none is missed.
+        A change that is updated in between moves others behind the present position: some come twice, none is missed.
 
         Raises:
-          RestError: the API does not answer, or refuses.
+          RestError: the API does not answer, or rejects the request.
         """
         when = datetime.fromtimestamp(after_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
         start = 0
         count = MAX_REVIEW_CHANGES
         skipped = 0
         while start < MAX_REVIEWED_CHANGES:
-            asked = {"q": f'after:"{when}"', "o": list(OPTIONS), "S": start, "n": count}
+            query = {"q": f'after:"{when}"', "o": OPTIONS, "S": start, "n": count}
             try:
-                body, _ = await self._get("changes/", asked, MAX_REVIEW_BYTES)
-                found = self._parsed(body)
-            except _TooLarge:
+                changes = self._parsed(self._get(f"/changes/?{urlencode(query, doseq=True)}")[0])
+            except TooLarge:
                 if count == 1:
-                    yield None
+                    yield [None]
                     start = start + 1
                     skipped = skipped + 1
-                if skipped > _MOST_SKIPPED:
-                    raise RestError(f"{self._shown}: more than {_MOST_SKIPPED} changes are too large") from None
+                if skipped > _MAX_SKIPPED:
+                    raise RestError(f"{self._base}: more than {_MAX_SKIPPED} changes are too large") from None
                 count = max(1, count // 4)
                 continue
-            if len(found) > count:
-                raise RestError(f"{self._shown} answers {len(found)} changes, though {count} were asked for")
-            for each in found:
-                yield each
-            start = start + len(found)
+            if len(changes) > count:
+                raise RestError(f"{self._base} answers {len(changes)} changes, though {count} were asked for")
+            yield [*changes]
+            start = start + len(changes)
             count = min(count * 2, MAX_REVIEW_CHANGES)
-            if not found or not found[-1].get("_more_changes"):
+            if not changes or not changes[-1].get("_more_changes"):
                 return
-        raise RestError(f"{self._shown} lists more than {MAX_REVIEWED_CHANGES} changes (MAX_REVIEWED_CHANGES)")
+        raise RestError(f"{self._base} lists more than {MAX_REVIEWED_CHANGES} changes (MAX_REVIEWED_CHANGES)")
 
-    async def _get(self, path: str, asked: Mapping[str, Any], most: int) -> tuple[bytes, float]:
+    def _get(self, path: str) -> tuple[bytes, float]:
+        """Return content and server time. Raises `RestError` and `TooLarge`."""
         try:
-            async with (
-                asyncio.timeout(_TIMEOUT_S),
-                self._client.stream("GET", f"{self._base}/{path}", params=dict(asked)) as answer,
-            ):
-                if answer.status_code != 200:
-                    hint = (
-                        f"; check user {self._user} and its HTTP password" if answer.status_code in (401, 403) else ""
-                    )
-                    raise RestError(f"{self._shown} answers {answer.status_code} {answer.reason_phrase}{hint}")
-                body = bytearray()
-                async for part in answer.aiter_raw():
-                    body += part
-                    if len(body) > most:
-                        raise _TooLarge
-                return bytes(body), self._date(answer.headers.get("date", ""))
-        except TimeoutError:
-            raise RestError(f"{self._shown} does not answer within {_TIMEOUT_S:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            why = shown(str(error)) if str(error) else type(error).__name__
-            raise RestError(f"{self._shown} does not answer: {why}") from None
+            with self._client.within(_TIMEOUT_S):
+                answer = self._client.request("GET", path, self._auth)
+            if answer.status != 200:
+                hint = f"; check user {self._user} and its HTTP password" if answer.status in (401, 403) else ""
+                raise RestError(f"{self._base} answers {answer.status} {answer.reason}{hint}")
+            return answer.body(), self._date(answer.header(b"date").decode("latin-1"))
+        except TooLarge:
+            raise
+        except Unreadable as error:
+            raise RestError(f"{self._base} is no REST API of Gerrit: it answers with {error}") from None
+        except NoAnswerError as error:
+            problem = f"does not answer within {_TIMEOUT_S:g} s" if error.timed_out else shown(str(error))
+            raise RestError(f"{self._base} {problem}") from None
+        except NotReachedError as error:
+            raise RestError(f"{self._base} does not answer: {shown(str(error))}") from None
 
     def _date(self, text: str) -> float:
-        """Return the server's time of an answer, and this machine's where it has none."""
+        """Return the server's time of an answer; this machine's if the answer has none."""
         try:
-            found = parsedate_to_datetime(text).timestamp()
+            time_s = parsedate_to_datetime(text).timestamp()
         except ValueError:
             return datetime.now(UTC).timestamp()
-        if not _TIMES_S[0] <= found <= _TIMES_S[1]:
-            raise RestError(f"{self._shown}: its clock is wrong: {shown(text)}")
-        return found
+        if not _TIMES_S[0] <= time_s <= _TIMES_S[1]:
+            raise RestError(f"{self._base}: its clock is wrong: {shown(text)}")
+        return time_s
 
     def _parsed(self, body: bytes) -> list[dict[str, Any]]:
         if sum(map(body.count, (b",", b"[", b"{"))) > MAX_REVIEW_VALUES:
-            raise _TooLarge  # values take up to a hundred times their text's memory
+            raise TooLarge  # values take up to a hundred times the memory of their text
         try:
-            found = json.loads(body.removeprefix(_PREFIX))
+            changes = json.loads(body.removeprefix(_PREFIX))
         except (ValueError, RecursionError):
-            found = None
-        if type(found) is not list or not all(type(each) is dict for each in found):
-            raise RestError(f"{self._shown} is no REST API of Gerrit: it answers no list of changes")
-        return found
+            changes = None
+        if type(changes) is not list or not all(type(change) is dict for change in changes):
+            raise RestError(f"{self._base} is no REST API of Gerrit: it answers no list of changes")
+        return changes
 
 
 #: What a query asks for, so that `events` finds it.

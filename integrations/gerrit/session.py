@@ -17,10 +17,11 @@ import ssl
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import asyncssh
@@ -34,6 +35,8 @@ from ciml.integrations.sessions import Inbox, Lost, Session, invalid
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
 from ciml.secrets import Secrets
 from ciml.storage.json_files import read_json, write_json
+
+T = TypeVar("T")
 
 
 class Lines:
@@ -223,7 +226,7 @@ class GerritSession(Session):
                     _log.warning("source %s: %s; the stream goes on", self.name, error)
                 self.problem = self._unchecked = str(error)
             finally:
-                await api.close()
+                api.close()
             try:
                 async with asyncio.timeout(pause_s):
                     await hole.wait()
@@ -233,12 +236,13 @@ class GerritSession(Session):
 
     async def _compare(self, rest: Rest, inbox: Inbox) -> None:
         """Produce what the stream has not had, and move the position when Kafka has it."""
-        now_s = await rest.now()
+        now_s = await _in_thread(rest.now)
         if self._compared is not None:
             after_s = self._compared.begin(now_s)
             waiting = list[None]()
-            async for change in rest.changes(after_s):
-                for event in self._missed(change, after_s, inbox):
+            pages = rest.pages(after_s)
+            while (page := await _in_thread(lambda: next(pages, None))) is not None:
+                for event in (event for change in page for event in self._missed(change, after_s, inbox)):
                     await _room(inbox)
                     waiting.append(None)
                     line = json.dumps(event, sort_keys=True).encode()
@@ -370,6 +374,21 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return event if type(event) is dict else {}
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Await a blocking call. Its thread is a daemon, so a server that does not answer never delays the end."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(function())
+        except Exception as error:  # noqa: BLE001 - raised where the result is awaited
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 async def _room(inbox: Inbox) -> None:
