@@ -4,6 +4,8 @@ All that is said of the package stands in pyproject.toml. Wheels and sdists have
 commit is known. With ``SOURCE_DATE_EPOCH``, two builds of the same files give the same bytes.
 """
 
+from __future__ import annotations
+
 import gzip
 import os
 import runpy

@@ -39,6 +39,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'ciml' has no attribute {name!r}")
     from importlib import import_module
 
+    from ciml.extras import require_python
+
+    require_python("the Python API of ciml")
+
     value = import_module("ciml.sklearn") if name == "sklearn" else getattr(import_module("ciml.api"), name)
     globals()[name] = value
     return value

@@ -17,10 +17,10 @@ import datetime as dt
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 from ciml import limits
 from ciml.errors import RejectedInput
+from ciml.globs import linear_pattern
 from ciml.limits import MAX_COLUMN_NAME, MAX_HEADER_OFFSET, MAX_HEADER_ROW_BYTES, MAX_LOG_COLUMNS, MAX_LOG_STARTS
 from ciml.telemetry import unique_names
 
@@ -84,7 +84,7 @@ def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, se
 _MAX_PREAMBLE_LINES = 12
 
 # Possessive quantifiers: linear time without backtracking, on any input.
-_HEADER = re.compile(
+_HEADER = linear_pattern(
     rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n[\r\n]*+("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
 )
 _PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
@@ -100,7 +100,7 @@ _WITH_VALUE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Columns:
     """The columns in a group row and a column row.
 
@@ -116,7 +116,7 @@ class Columns:
     text: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Segment:
     """The samples of one start of the recorder.
 
@@ -174,7 +174,7 @@ def split_segments(text: bytes) -> list[Segment]:
 
     preambles = [0] + [
         _preamble_start(text, body_start, group_start)
-        for (_, body_start, _, _), (group_start, _, _, _) in pairwise(headers)
+        for (_, body_start, _, _), (group_start, _, _, _) in zip(headers, headers[1:])
     ]
     segments: list[Segment] = []
     near_us: int | None = None

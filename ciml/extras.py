@@ -1,4 +1,4 @@
-"""The extra of ciml that installs each library, and the one-line error for a missing library."""
+"""What an installation lacks for a command, as an error of one line: the extra of a library, or a newer Python."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ _MODULES = {
 #: The extras that install a library, by the name of its module. The error names the extra of the importing room, which
 #: its package states as ``EXTRA``, else the last one.
 EXTRAS = {module: tuple(extras.split()) for extras, modules in _MODULES.items() for module in modules.split()}
+
+#: The oldest Python for everything except the recorder, which runs on 3.9.
+OLDEST_PYTHON = (3, 11)
+
+
+def require_python(what: str) -> None:
+    """Raise `CimlError` if this Python is too old for anything but the recorder.
+
+    Args:
+      what: what needs the newer Python, for the message.
+    """
+    if sys.version_info < OLDEST_PYTHON:
+        this = ".".join(map(str, sys.version_info[:2]))
+        raise CimlError(f"{what} needs Python 3.11 or newer, this is Python {this}; only ciml record runs on it")
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:

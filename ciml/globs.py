@@ -2,17 +2,35 @@
 
 There are two kinds. In `glob_pattern`, ``*`` matches any text. In `PathGlobs` it stops at ``/``, as in the rules by
 which GitHub protects branches, and ``**`` does not.
+
+`linear_pattern` compiles regular expressions with possessive quantifiers on every Python that ciml supports.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import AnyStr, NamedTuple
 
 from ciml.errors import CimlError
+
+
+def linear_pattern(pattern: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
+    """Compile a pattern with possessive quantifiers, which match in linear time.
+
+    Python 3.9 and 3.10, on which only the recorder runs, do not have them. There they become greedy.
+    """
+    return re.compile(pattern if sys.version_info >= (3, 11) else greedy(pattern), flags)
+
+
+def greedy(pattern: AnyStr) -> AnyStr:
+    """Return a pattern with greedy quantifiers in place of its possessive ones."""
+    if isinstance(pattern, bytes):
+        return greedy(pattern.decode()).encode()
+    return re.sub(r"(?<=[*+}?])\+", "", pattern)
 
 
 @lru_cache(maxsize=256)

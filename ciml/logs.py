@@ -42,7 +42,7 @@ class _Window:
 _Windows = OrderedDict[tuple[str, str], _Window]  # by logger and template, the oldest first
 
 
-class BoundedHandler(logging.StreamHandler[TextIO]):
+class BoundedHandler(logging.StreamHandler):
     """A stream handler with limits on the lines of each template and each logger.
 
     Args:
@@ -132,7 +132,7 @@ def is_client_error(logger: str, error: BaseException) -> bool:
     if not logger.startswith(_LISTENERS):
         return False
     module = type(error).__module__.partition(".")[0]
-    return isinstance(error, ConnectionError | TimeoutError | EOFError) or module in _CLIENT_MODULES
+    return isinstance(error, (ConnectionError, TimeoutError, EOFError)) or module in _CLIENT_MODULES
 
 
 def _cut(text: str) -> str:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.limits import MAX_SOURCES
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
@@ -109,6 +111,8 @@ def class_of(value: dict[str, Any], key: str, kinds: Mapping[str, Kind], what: s
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """Parse a TOML text. Raises `CimlError`: one line that begins with ``where``."""
+    import tomllib  # Python 3.11; the recorder reads no TOML
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -171,7 +175,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     # TOML's basic strings equal JSON's, except for escaped surrogates and an unescaped DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -180,7 +184,7 @@ def _toml(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _line(error: msgspec.ValidationError, kind: type) -> str:

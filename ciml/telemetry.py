@@ -96,7 +96,7 @@ def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ..
     return tuple(selected)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finding:
     """An anomaly in a table that is no reason to reject it.
 

@@ -13,15 +13,18 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ciml.cli.param_types import group_data_path
 from ciml.errors import CimlError
-from ciml.extras import missing_extra
+from ciml.extras import missing_extra, require_python
 from ciml.logs import configure_logging
 from ciml.version import __version__, commit, describe
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 #: By group and command name: its import path (module:attribute) and its help line.
 Table: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
@@ -109,6 +112,8 @@ class LazyGroup(click.Group):
         target = next((group[cmd_name][0] for group in self.table.values() if cmd_name in group), None)
         if target is None:
             return None
+        if cmd_name != "record":
+            require_python(f"ciml {cmd_name}")
         module, _, attribute = target.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import reduce, wraps
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from ciml.cli.param_types import DataPathOption
 from ciml.engines import state
 from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 FLINK = "flink"
 MICRO_BATCHES = "micro-batches"

@@ -27,7 +27,7 @@ FACTS = (
 _NO_SLUG = re.compile(r"[^a-z0-9]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Known:
     """The known facts of a run.
 

@@ -94,7 +94,7 @@ _SI_KERNEL = 0x80
 _KILL_AFTER_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ending:
     """The end of the command.
 

@@ -111,7 +111,7 @@ Micros = Annotated[int, msgspec.Meta(ge=946_684_800_000_000, lt=4_102_444_800_00
 _NO_GROUPS = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"')
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Start:
     """A start of the recorder: its offset in the log, and its time, epoch microseconds."""
 
@@ -119,7 +119,7 @@ class Start:
     recorder_us: Micros
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Piece:
     """Consecutive samples of one start of the recorder, with the same columns.
 
@@ -138,7 +138,7 @@ class Piece:
     values: list[list[float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mark:
     """A position in a log, from which it can be read again.
 
@@ -229,7 +229,7 @@ class Tail:
                     if EARLIEST <= moment < LATEST:
                         piece.times_us.append(round(moment))
                         piece.boots.append(boot)
-                        piece.values.append([each for each, name in zip(numbers, columns.names, strict=True) if name])
+                        piece.values.append([each for each, name in zip(numbers, columns.names) if name])
                 boot = False
             offset += len(line)
         sequence = mark.sequence + len(piece.times_us)

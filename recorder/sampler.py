@@ -90,7 +90,7 @@ class Sampler:
             )
         ]
         before = self._before or [0.0] * len(counters)
-        steps = [now - then for now, then in zip(counters, before, strict=True)]
+        steps = [now - then for now, then in zip(counters, before)]
         before_at = self._at
         elapsed = max(at - before_at, 1e-3)
         self._before = counters

@@ -16,7 +16,7 @@ from ciml.kafka.options import KafkaOptions
 WhoseBroker = Literal["given", "recorded", "unconfirmed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """Settings of a recorder.
 

@@ -24,7 +24,7 @@ from ciml.limits import MAX_MESSAGE_BYTES, MAX_MESSAGE_HEADERS
 if TYPE_CHECKING:
     from ciml.storage import Store
 
-_QUOTED = re.compile(r"[\"']([\w.-]{1,64})[\"'](?!\s*+:)")
+_QUOTED = re.compile(r"[\"']([\w.-]{1,64})[\"'](?!\s*:)")
 #: Fields that identify an event or a run. A redacted id could equal another one, so it is replaced as a whole.
 _IDS = ("id", "build_uuid")
 _RANDOM = (*_IDS, "data_base64")  # fields whose values may be random letters and digits
@@ -90,7 +90,7 @@ def _redact_json(value: Any, secret: bool = False, guess: bool = True) -> Any:
     if type(value) is list:
         # The value of an option is the argument after it: ["--token", "…"].
         flags = [False, *(type(item) is str and item[:1] == "-" and is_secret_name(item) for item in value)]
-        return [_redact_json(item, secret or flag, guess) for item, flag in zip(value, flags, strict=False)]
+        return [_redact_json(item, secret or flag, guess) for item, flag in zip(value, flags)]
     # NaN and infinity are no secrets, and make the payload invalid JSON: it must stay as invalid as it was.
     number = type(value) is int or (type(value) is float and math.isfinite(value))
     return REDACTED if secret and number else value

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
 
 import msgspec
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import pyarrow as pa
 
 Phase = Literal["queued", "started", "finished"]
@@ -139,7 +141,7 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
     build_uuid: str
     build_name: str = ""
     phase: Phase = "finished"
-    outcome: OutcomeWord | None = None
+    outcome: Optional[OutcomeWord] = None  # msgspec evaluates these types, in a recorder on Python 3.9
     result: str = ""
     source: str = ""
     event: str = ""
@@ -153,8 +155,8 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
     region: str = ""
     flavour: str = ""
     log_url: str = ""
-    start_us: int | None = None
-    end_us: int | None = None
+    start_us: Optional[int] = None
+    end_us: Optional[int] = None
     labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     fork: str = ""
     auth: str = ""
@@ -299,7 +301,7 @@ class Message(NamedTuple):
     timestamp_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OffsetRange:
     """Positions [start, end) of a partition, settled as a whole once its batch is committed.
 
@@ -313,7 +315,7 @@ class OffsetRange:
     end: int
 
 
-@dataclass(slots=True)
+@dataclass
 class PendingRun:
     """A run on its way to the raw store. Stages fill it in; one that fails becomes an `Outcome` instead.
 
@@ -333,7 +335,7 @@ class PendingRun:
     telemetry: pa.Table | None = None  # as parsed
 
 
-@dataclass(slots=True)
+@dataclass
 class Batch:
     """The unit of work of ingest: the messages of one range of one partition, kept together until the commit.
 

@@ -13,6 +13,8 @@ import string
 from functools import lru_cache
 from urllib.parse import unquote
 
+from ciml.globs import linear_pattern
+
 REDACTED = "REDACTED"
 #: Layers of encoding that are undone; a text with more layers is replaced as a whole.
 _MAX_ENCODINGS = 8
@@ -43,18 +45,18 @@ _BEGIN = re.compile(
     r"|(?:^|\s)--?[A-Za-z]|slack|[_-][0-9a-f]{32}"
 )
 # A user name and the start of a password: no port follows the colon.
-_PASSWORD = re.compile(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))")
-_USER = re.compile(r"[^/?#\s\"'<>@]*+")
+_PASSWORD = linear_pattern(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))")
+_USER = linear_pattern(r"[^/?#\s\"'<>@]*+")
 _NAME = r"A-Za-z0-9_.\-%\[\]"
-_PAIR = re.compile(rf"(?<![{_NAME}])([{_NAME}]++)([\"'\\]{{0,4}}\s{{0,8}}[=:]\s{{0,8}}\\{{0,3}}([\"'])?)")
+_PAIR = linear_pattern(rf"(?<![{_NAME}])([{_NAME}]++)([\"'\\]{{0,4}}\s{{0,8}}[=:]\s{{0,8}}\\{{0,3}}([\"'])?)")
 _VALUES = {
-    '"': re.compile(r'(?:[^"\\]|\\.)*+', re.DOTALL),
-    "'": re.compile(r"(?:[^'\\]|\\.)*+", re.DOTALL),
-    "=": re.compile(r"[\[{].*+|[^&\s\"<>]*+", re.DOTALL),
-    ":": re.compile(r"[\[{].*+|[^\r\n\"]*+", re.DOTALL),
+    '"': linear_pattern(r'(?:[^"\\]|\\.)*+', re.DOTALL),
+    "'": linear_pattern(r"(?:[^'\\]|\\.)*+", re.DOTALL),
+    "=": linear_pattern(r"[\[{].*+|[^&\s\"<>]*+", re.DOTALL),
+    ":": linear_pattern(r"[\[{].*+|[^\r\n\"]*+", re.DOTALL),
 }
-_SCHEME = re.compile(r"\b(bearer|basic)\s{1,8}[A-Za-z0-9._~+/=-]{8,}+", re.IGNORECASE)
-_SHAPE = re.compile(
+_SCHEME = linear_pattern(r"\b(bearer|basic)\s{1,8}[A-Za-z0-9._~+/=-]{8,}+", re.IGNORECASE)
+_SHAPE = linear_pattern(
     r"gh[pousr]_[A-Za-z0-9]{20,}+|github_pat_\w{20,}+|\bgl[a-z]{2,8}-[\w.-]{16,}+|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|"
     r"\bx(?:ox[a-z]|app)-[\w-]{10,}+|\bhooks\.slack\.com/services/[\w/]{20,}+|"
     r"(?<![a-z])[a-z]{0,8}(?:key|token|t[ok]kn?|secret|pat|api|live|_v\d)[_-][0-9a-f]{32,}+|"
@@ -63,7 +65,7 @@ _SHAPE = re.compile(
 )
 #: Tokens of issuers whose prefix alone tells them, in the words of their documents. They cover tokens of hexadecimal
 #: digits, which look like digests, and the few random ones that look like words.
-_ISSUED = re.compile(
+_ISSUED = linear_pattern(
     r"\b(?:"
     r"(?:hf|npm|nfp|vcp|ntn|pnu|rdme|CLOJARS|sk_live|sk_test|rk_live|rk_test|whsec|lin_api|sntryu)_[A-Za-z0-9]{20,}+"
     r"|(?:rubygems|sq[pua]|sbp|bkua|shp(?:at|ca|pa|ss)|do[opr]_v1)_[0-9a-f]{32,}+"
@@ -79,13 +81,13 @@ _ISSUED = re.compile(
 #: What each of them holds.
 _LONG_WORD = re.compile(r"[\w-]{20}")
 #: An option of a command and its value: ``--password X``.
-_OPTION = re.compile(r"(?<![\w-])--?([A-Za-z][\w-]{2,63}+)[ \t]{1,8}+(?!-)(\"[^\"]*+\"?|'[^']*+'?|[^\s\"']++)")
+_OPTION = linear_pattern(r"(?<![\w-])--?([A-Za-z][\w-]{2,63}+)[ \t]{1,8}+(?!-)(\"[^\"]*+\"?|'[^']*+'?|[^\s\"']++)")
 #: A run of letters and digits in a word, the word's part before it, and the classes of its characters.
-_RUN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]{12,}+")
+_RUN = linear_pattern(r"(?<![A-Za-z0-9])[A-Za-z0-9]{12,}+")
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "_.~+-"
 _MAX_PREFIX = 128
-_WORD_AFTER = re.compile(r"[A-Za-z0-9_.~+=-]*+")
-_CLASSES = re.compile(r"[a-z]++|[A-Z]++|[0-9]++")
+_WORD_AFTER = linear_pattern(r"[A-Za-z0-9_.~+=-]*+")
+_CLASSES = linear_pattern(r"[a-z]++|[A-Z]++|[0-9]++")
 _PREFIX = re.compile(r"[A-Za-z0-9][_.~-]$")
 _SUFFIX = re.compile(r"[.~][A-Za-z0-9_-]{16}")
 #: Digits of a digest, with the letter of a Gerrit change or a Zuul reference before it.

@@ -15,7 +15,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _MAX_ENCODED = 180  # leaves room for a digest and a suffix within the 255 bytes of a file name
 
 
-@dataclass(frozen=True, order=True, slots=True)
+@dataclass(frozen=True, order=True)
 class RunId:
     """One execution of a CI job. A rerun of the same change is another run.
 

@@ -41,7 +41,7 @@ REASONS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Samples of one start of a run's recorder. (run id, recorder_us, sequence) is a sample's identity.
 
@@ -66,7 +66,7 @@ class Samples:
     values: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class End:
     """The end of a run: this start of its recorder sent ``samples`` samples, numbered from 0."""
 
@@ -122,7 +122,7 @@ def encode(message: Samples | End) -> bytes:
     """
     if isinstance(message, Samples):
         arrays = (message.sequence, message.time_us, message.boot, message.values)
-        rows = list(zip(*(array.tolist() for array in arrays), strict=True))
+        rows = list(zip(*(array.tolist() for array in arrays)))
         return encode_rows(message.run_id, message.recorder_us, message.first_us, message.columns, rows)
     _check_end(message)
     end: EndMessage = {
@@ -211,7 +211,7 @@ def to_table(parts: Sequence[Samples]) -> pa.Table:
     sizes = [part.sequence.size for part in parts]
     values = np.full((sum(sizes), len(names)), np.nan)
     begin = 0
-    for part, size in zip(parts, sizes, strict=True):
+    for part, size in zip(parts, sizes):
         values[begin : begin + size, [index_of[name] for name in part.columns]] = part.values
         begin += size
     recorder = np.repeat(np.array([part.recorder_us for part in parts], np.int64), sizes)
@@ -251,7 +251,7 @@ def _rows(rows: Any, width: int) -> tuple[tuple[int, ...], tuple[int, ...], tupl
         raise RejectedInput("bad_field", "samples: want a list of at least one")
     if set(map(type, rows)) != {list} or set(map(len, rows)) != {4}:
         raise RejectedInput("bad_field", "samples: want [sequence, time_us, boot, values] for each")
-    sequence, times, boot, values = zip(*rows, strict=True)
+    sequence, times, boot, values = zip(*rows)
     if set(map(type, sequence)) != {int} or set(map(type, times)) != {int} or set(map(type, boot)) != {bool}:
         raise RejectedInput(
             "bad_field", "samples: want a whole number, a whole number and true or false before the values"

@@ -141,7 +141,7 @@ def _check_own(properties: Iterable[str]) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReadOptions:
     """Options for reading a partition.
 

@@ -26,7 +26,7 @@ _AGAIN_S = 5.0
 _READ = 1 << 20
 
 
-@dataclass(slots=True)
+@dataclass
 class _Sent:
     """A message in flight, and its start in the log."""
 
@@ -227,7 +227,7 @@ class Delivery:
 def encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
     from ciml.events.samples import encode_rows
 
-    rows = zip(count(piece.first), piece.times_us, piece.boots, piece.values, strict=False)
+    rows = zip(count(piece.first), piece.times_us, piece.boots, piece.values)
     return encode_rows(run_id, piece.recorder_us, first_us, piece.columns, list(rows))
 
 

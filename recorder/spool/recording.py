@@ -57,7 +57,7 @@ _MAX_DESTINATION = 4096  # characters of an address, a topic or a path
 _YOUNG_S = 60.0  # a folder without run.json may be one that another recorder is creating
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Destination:
     """The destination of a recording, without its broker; as in `Plan`."""
 
@@ -67,7 +67,7 @@ class Destination:
     log_url: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The facts of a run at its start, and the destination of its recording. It holds no secret.
 
@@ -92,7 +92,7 @@ class Plan:
         return bool(self.kafka or self.log_dir)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class End:
     """The end of the command: epoch microseconds, the result as in `ciml.events.outcomes`, and further labels."""
 

@@ -43,7 +43,7 @@ def lock_of(image: str) -> Path:
 def test_versions_are_those_of_the_code() -> None:
     bases = dict(re.findall(r"^ARG (\w+)=(\S+)$", dockerfile("images"), re.M))
     assert bases["BASE"] == "python:3.11-slim-bookworm"
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.11,<3.12"
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.9"
     assert "ARG BASE=flink:1.19.0-" in dockerfile("flink")  # tests/deploy/test_chart.py compares it with the jars
     tags = re.findall(r"ciml/\w+:([\d.]+\d)", "".join(path.read_text() for path in DEPLOY.rglob("Dockerfile")))
     assert set(tags) == {__version__}

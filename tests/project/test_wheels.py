@@ -42,8 +42,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = copy_of_checkout(work / "source")
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(work), str(source)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     (built,) = work.glob("ciml-*.whl")
     return built
 
@@ -69,28 +71,48 @@ def test_the_wheel_holds_all_packages_and_their_data(wheel: Path) -> None:
 @pytest.mark.interop
 @pytest.mark.parametrize("extra", ["", "receivers", "data", "reports", "serve", "pipelines", "train", "all"])
 def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, extra: str) -> None:
-    python, ciml = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "ciml"
+    python = tmp_path / "env" / "bin" / "python"
     run(UV, "venv", "-q", "--python", sys.executable, tmp_path / "env", folder=tmp_path)
     begun = time.monotonic()
     run(
-        UV, "pip", "install", "-q", "--python", python, "--constraint", ROOT / "requirements.lock",
-        f"{wheel}[{extra}]" if extra else wheel, folder=tmp_path,
-    )  # fmt: skip
+        UV,
+        "pip",
+        "install",
+        "-q",
+        "--python",
+        python,
+        "--constraint",
+        ROOT / "requirements.lock",
+        f"{wheel}[{extra}]" if extra else wheel,
+        folder=tmp_path,
+    )
     took = time.monotonic() - begun
     (site,) = (tmp_path / "env").glob("lib/python3*/site-packages")
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
     run(python, "-c", "import ciml", folder=tmp_path)  # compiles it
     imported = min(
-        float(run(python, "-c", "import time; a = time.perf_counter(); import ciml; print(time.perf_counter() - a)",
-                  folder=tmp_path))
+        float(
+            run(
+                python,
+                "-c",
+                "import time; a = time.perf_counter(); import ciml; print(time.perf_counter() - a)",
+                folder=tmp_path,
+            )
+        )
         for _ in range(5)
-    )  # fmt: skip
+    )
     print(f"\n| `ciml[{extra}]` | {size / 1e6:,.0f} MB | {took:.1f} s | {imported * 1e3:.1f} ms |")
 
-    run(ciml, "--help", folder=tmp_path)
-    assert run(ciml, "--version", folder=tmp_path).startswith(f"ciml {__version__}")
-    run(ciml, "record", "--log-dir", "logs", "--spool", "spool", "--job", "unit", "--", "sleep", "1.5", folder=tmp_path)
-    (log,) = tmp_path.glob("logs/unit/*/*.gz")
+    use_extra(python, extra, store, tmp_path)
+
+
+def use_extra(python: Path, extra: str, store: Path, folder: Path) -> None:
+    """Run the commands of an extra in an environment; they write into ``folder`` and into the data root ``store``."""
+    ciml = python.with_name("ciml")
+    run(ciml, "--help", folder=folder)
+    assert run(ciml, "--version", folder=folder).startswith(f"ciml {__version__}")
+    run(ciml, "record", "--log-dir", "logs", "--spool", "spool", "--job", "unit", "--", "sleep", "1.5", folder=folder)
+    (log,) = folder.glob("logs/unit/*/*.gz")
     assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
     if extra == "receivers":
         modules = "gerrit.service, mqtt.service, webhooks.service, process"
@@ -98,36 +120,44 @@ def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, ext
             python,
             "-c",
             "import " + ", ".join(f"ciml.services.{module}" for module in modules.split(", ")),
-            folder=tmp_path,
+            folder=folder,
         )
         for kind in ("webhooks", "mqtt", "gerrit"):
-            assert "--config" in run(ciml, "service", "run", kind, "--help", folder=tmp_path)
-        _connect(ciml, python, tmp_path)
-    if extra in ("", "receivers"):
+            assert "--config" in run(ciml, "service", "run", kind, "--help", folder=folder)
+        _connect(ciml, python, folder)
+    if extra in ("", "receivers", "record", "kubeflow"):  # without `data`
         return
-    (tmp_path / "jobs.toml").write_text('class_label = "status"\nspan_runs = 10\n')
+    (folder / "jobs.toml").write_text('class_label = "status"\nspan_runs = 10\n')
     data = ["--data-path", str(store)]
-    assert "networkx-unit" in run(ciml, "runs", *data, folder=tmp_path)
+    assert "networkx-unit" in run(ciml, "runs", *data, folder=folder)
     name = f"jobs-{extra}"
-    run(ciml, "dataset", "create", name, "--definition", "jobs.toml", *data, folder=tmp_path)
-    run(ciml, "dataset", "update", name, *data, folder=tmp_path)
-    assert "20 examples" in run(ciml, "dataset", "verify", name, *data, folder=tmp_path)
+    run(ciml, "dataset", "create", name, "--definition", "jobs.toml", *data, folder=folder)
+    run(ciml, "dataset", "update", name, *data, folder=folder)
+    assert "20 examples" in run(ciml, "dataset", "verify", name, *data, folder=folder)
     if extra in ("reports", "all"):
-        run(ciml, "plot", name, *data, folder=tmp_path)
+        run(ciml, "plot", name, *data, folder=folder)
     if extra in ("pipelines", "all"):
-        assert "ParDo" in run(ciml, "graph", "ingest", folder=tmp_path)
+        assert "ParDo" in run(ciml, "graph", "ingest", folder=folder)
     if extra in ("serve", "all"):
-        run(python, "-c", "import ciml.serving.server.rest, ciml.serving.server.model.loader", folder=tmp_path)
+        run(python, "-c", "import ciml.serving.server.rest, ciml.serving.server.model.loader", folder=folder)
     if extra in ("train", "all"):
-        run(ciml, "experiment", "define", f"svm-{extra}", "--estimator", "svm", *data, folder=tmp_path)
+        run(ciml, "experiment", "define", f"svm-{extra}", "--estimator", "svm", *data, folder=folder)
 
 
 def _connect(ciml: Path, python: Path, folder: Path) -> None:
     """Write the configuration of a webhook, and open its receiver without a broker."""
     shown = run(
-        ciml, "connect", "github", "--url", "https://ci.example.org", "--kafka", "127.0.0.1:1", "--folder", "config",
+        ciml,
+        "connect",
+        "github",
+        "--url",
+        "https://ci.example.org",
+        "--kafka",
+        "127.0.0.1:1",
+        "--folder",
+        "config",
         folder=folder,
-    )  # fmt: skip
+    )
     assert "https://ci.example.org/hooks/github" in shown
     with (folder / "config" / "receivers.toml").open("a") as file:
         file.write("\n[webhooks]\nport = 0\n")

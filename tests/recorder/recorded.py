@@ -24,7 +24,8 @@ def environment(**more: str) -> dict[str, str]:
 
 def recorder(spool: Path, *options: str | bytes) -> list[str | bytes]:
     """The command line of ``ciml record`` up to the command."""
-    return [sys.executable, "-m", "ciml.cli.main", "record", "--spool", str(spool), *options, "--"]
+    python = os.environ.get("CIML_RECORDER_PYTHON", sys.executable)  # tests/project/test_interpreters.py sets it
+    return [python, "-m", "ciml.cli.main", "record", "--spool", str(spool), *options, "--"]
 
 
 def record(
