@@ -106,7 +106,7 @@ _CHANGES_OF_LETTERS = 0.32
 _CHANGES_OF_CAPITALS = 0.25
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 _ENTITY = re.compile(r"&(?:#[xX]([0-9A-Fa-f]{1,6})|#([0-9]{1,7})|(amp|quot|apos|equals|commat|sol|colon|percnt|num));?")
-_ENTITIES = dict(zip("amp quot apos equals commat sol colon percnt num".split(), "&\"'=@/:%#", strict=True))
+_ENTITIES = dict(zip("amp quot apos equals commat sol colon percnt num".split(), "&\"'=@/:%#"))
 
 
 def _may_name_secret(text: str) -> bool:
