@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _WIDTH = 128  # least width in a file or a pipe, whose width is unknown
 
@@ -14,6 +18,7 @@ def print_table(
     title: str = "",
     right: Collection[str] = (),
     last_apart: bool = False,
+    console: Console | None = None,
 ) -> None:
     """Print a table; nothing in it is markup.
 
@@ -22,6 +27,7 @@ def print_table(
       title: a line above it.
       right: headings of columns of numbers.
       last_apart: whether a line separates the last row, such as a sum.
+      console: where to print; None for standard output.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -35,7 +41,8 @@ def print_table(
         table.add_row(*map(Text, row))
     if last_apart and len(table.rows) > 1:
         table.rows[-2].end_section = True
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDTH)
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = max(console.width, _WIDTH)
     console.print(table)

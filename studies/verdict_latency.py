@@ -25,7 +25,7 @@ import numpy as np
 from confluent_kafka import Consumer, Producer
 
 from ciml import engines
-from ciml.cli.demo.processes import Children, wait_for
+from ciml.cli.demo.processes import Children
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import finished_event
@@ -127,10 +127,10 @@ def measure(folder: Path, kafka: str, models: str, rate: float, seconds: float) 
         listener.start()
         try:
             timed.send(kafka, 2.0, 5.0)  # until imports, connections and caches are warm
-            wait_for(lambda: timed.sent.keys() <= timed.predicted.keys(), "warm-up", children, 180.0)
+            children.wait_for(lambda: timed.sent.keys() <= timed.predicted.keys(), "warm-up", 180.0)
             warm = set(timed.sent)
             timed.send(kafka, rate, seconds)
-            wait_for(lambda: timed.sent.keys() <= timed.predicted.keys(), "verdicts", children, 60.0 + seconds)
+            children.wait_for(lambda: timed.sent.keys() <= timed.predicted.keys(), "verdicts", 60.0 + seconds)
         finally:
             stop.set()
             listener.join()

@@ -1,90 +1,189 @@
-"""Checks of the demo: every number, recounted from the stored data."""
+"""Checks of the demo: numbers recounted from the stored data, examples computed directly from the text of logs."""
 
 from __future__ import annotations
 
+import csv
+import math
+import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ciml.cli.demo.accounts import made_check
-from ciml.cli.demo.produce import Produced
-from ciml.cli.demo.report.result import Check, ExclusionLine, Profile, SpanLine
+from ciml.cli.demo.corpus import POOL, STATUS
+from ciml.cli.demo.plan import WAVES, Expected
+from ciml.cli.demo.result import AnswerLine, Check, PredictionLine, Refresh, SpanLine, made_check
 from ciml.datasets.state import DatasetState
 from ciml.events.records import Outcome
 from ciml.storage import Store
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
+    from ciml.datasets.definition import ResolvedDefinition
     from ciml.training.data.snapshot import Snapshot
 
-PROFILE_COLUMN = "total cpu usage:usr"
-PROFILE_WINDOWS = 12
-PROFILE_INTERVAL_S = 10
+#: Largest difference relative to max(|x|, 1) that counts as equal: examples are stored as float32.
+TOLERANCE = 1e-6
+_FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": statistics.fmean,
+    "min": min,
+    "max": max,
+    "median": statistics.median,
+    "sum": math.fsum,
+    "std": lambda values: statistics.stdev(values) if len(values) > 1 else 0.0,
+}
 
 
-def read_raw(raw: Store, runs: Sequence[Outcome], named: set[str]) -> tuple[dict[str, pa.Table], Check]:
-    """Read the telemetry of all raw rows, and check each object against the manifest.
+def check_objects(raw: Store, runs: Sequence[Outcome], named: Iterable[str]) -> Check:
+    """Check each raw object against the manifest.
 
     Args:
       raw: the raw store.
       runs: the raw rows.
       named: the paths in the manifest, including other logs of a run.
     """
-    from ciml.digest import telemetry_digest
-    from ciml.errors import IntegrityError
-    from ciml.runs.reader import read_runs
+    from ciml.runs.reader import verify_runs
 
-    name = "every raw object is there with its rows and digest"
-    files = [one.file for one in runs if one.file is not None]
-    try:
-        tables = read_runs(raw, files)
-    except IntegrityError as error:
-        return {}, made_check(name, [str(error)], "")
-    wrong = [f"{one.run_id} has no raw object" for one in runs if one.file is None]
-    for one, file, table in zip(runs, files, tables, strict=False):
-        if telemetry_digest(one.run_id, table) != file.digest:
-            wrong.append(f"{raw.url(file.path)} has another digest")
-    wrong += [f"{raw.url(path)} is named by no manifest" for path in raw.list("runs") if path not in named]
-    return {one.run_id: table for one, table in zip(runs, tables, strict=False)}, made_check(
-        name, wrong, f"{len(files)} objects, {sum(file.size for file in files) / 1e6:.1f} MB"
-    )
+    files = [(run.run_id, run.file) for run in runs if run.file is not None]
+    wrong = [f"{run.run_id} has no raw object" for run in runs if run.file is None]
+    wrong += filter(None, verify_runs(raw, files))
+    wrong += [f"{raw.url(path)} is not in the manifest" for path in {*raw.list("runs")} - {*named}]
+    right = f"{len(files)} objects, {sum(file.size for _, file in files) / 1e6:.1f} MB"
+    return made_check("every raw object is there with its rows and digest", wrong, right)
 
 
-def check_raw(produced: Iterable[Produced], runs: Sequence[Outcome]) -> Check:
+def check_raw(produced: Iterable[Expected], runs: Sequence[Outcome]) -> Check:
     """Check that each accepted run has exactly one raw row, with as many samples as its log."""
     rows = {line.run_id: line.rows for line in produced if line.kind == "run"}
-    found = Counter(one.run_id for one in runs)
+    counts = Counter(run.run_id for run in runs)
     wrong = [
-        f"{run_id} has {found[run_id]} raw rows" for run_id in {**rows, **found} if found[run_id] != (run_id in rows)
+        f"{run_id} has {counts[run_id]} raw rows" for run_id in {**rows, **counts} if counts[run_id] != (run_id in rows)
     ]
     wrong += [
-        f"{one.run_id} has {one.file.rows} samples, not {rows[one.run_id]}"
-        for one in runs
-        if one.file is not None and rows.get(one.run_id) not in (None, one.file.rows)
+        f"{run.run_id} has {run.file.rows} samples, not {rows[run.run_id]}"
+        for run in runs
+        if run.file is not None and rows.get(run.run_id) not in (None, run.file.rows)
     ]
     return made_check("each accepted run is one raw row with all its samples", wrong, f"{len(rows)} runs")
 
 
-def check_dataset(state: DatasetState, runs: Iterable[str]) -> Check:
+def check_dataset(name: str, state: DatasetState, runs: Iterable[str]) -> Check:
     """Check that each raw row is exactly one example of the data set, or one exclusion with a reason."""
-    name = state.definition.name if state.definition else "?"
-    examples = Counter[str]()
-    excluded = Counter[str]()
-    wrong: list[str] = []
-    for span in state.latest():
-        examples.update(run.run_id for run in span.runs)
-        excluded.update(one["run_id"] for one in span.excluded)
-        wrong += [f"{one['run_id']} is excluded without a reason" for one in span.excluded if not one["reason"]]
-    wanted = set(runs)
-    for run_id in {**dict.fromkeys(wanted), **examples, **excluded}:
-        if examples[run_id] + excluded[run_id] != (run_id in wanted):
-            wrong.append(f"{run_id}: {examples[run_id]} examples, {excluded[run_id]} exclusions")
+    spans = list(state.latest())
+    examples = Counter(run.run_id for span in spans for run in span.runs)
+    excluded = Counter(run["run_id"] for span in spans for run in span.excluded)
+    wrong = [
+        f"{run['run_id']} is excluded without a reason" for span in spans for run in span.excluded if not run["reason"]
+    ]
+    expected = dict.fromkeys(runs, 1)
+    wrong += [
+        f"{run_id}: {examples[run_id]} examples, {excluded[run_id]} exclusions"
+        for run_id in {**expected, **examples, **excluded}
+        if examples[run_id] + excluded[run_id] != expected.get(run_id, 0)
+    ]
     right = f"{examples.total()} examples, {excluded.total()} exclusions"
     return made_check(f"each raw row is one example of {name} or excluded", wrong, right)
 
 
-def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Produced]) -> Check:
+def span_lines(name: str, state: DatasetState) -> list[SpanLine]:
+    """Return examples by split and by class, and exclusions by reason, of each span."""
+    return [
+        SpanLine(
+            dataset=name,
+            span=span.span,
+            version=span.version,
+            splits=dict(Counter(run.split for run in span.runs)),
+            classes=dict(sorted(Counter(run.label_name for run in span.runs).items())),
+            excluded=dict(Counter(run["reason"] for run in span.excluded)),
+        )
+        for span in state.latest()
+    ]
+
+
+def direct_example(
+    text: str, columns: Sequence[str], interval_s: int, functions: Sequence[str], windows: int, *, first: bool = True
+) -> tuple[dict[str, list[float]], int]:
+    """Compute one run's example from a log of dstat or dool with its date in the header (UTC), by sums alone.
+
+    Args:
+      text: the log.
+      columns: full names (``load avg:1m``).
+      interval_s: length of a window; divides a day, so that windows from any midnight are the same.
+      functions: aggregations over the windows; empty for the windows themselves.
+      windows: L.
+      first: whether the first sample, an average since boot, counts.
+
+    Returns:
+      column -> its values without padding, and n_windows.
+    """
+    rows = list(csv.reader(text.splitlines()))
+    year = next(int(row[row.index("Date:") + 1].split()[2]) for row in rows if "Date:" in row)
+    head = next(index for index, row in enumerate(rows) if "time" in row)
+    groups: list[str] = []
+    for cell in rows[head - 1]:
+        groups.append(cell or groups[-1])
+    names = [f"{group}:{name}" for group, name in zip(groups, rows[head], strict=False)]
+    places = [names.index(column) for column in columns]
+    clock = rows[head].index("time")
+    form = "%Y %b-%d %H:%M:%S" if "dool" in rows[0][0] else "%Y %d-%m %H:%M:%S"
+    bins: dict[int, list[list[float]]] = defaultdict(lambda: [[] for _ in columns])
+    for row in rows[head + (1 if first else 2) :]:
+        if len(row) < len(rows[head]):
+            continue  # an incomplete line
+        time = datetime.strptime(f"{year} {row[clock]}", form).replace(tzinfo=UTC)
+        for values, place in zip(bins[int(time.timestamp()) // interval_s], places, strict=True):
+            if row[place]:
+                values.append(float(row[place]))
+    complete = [bins[number] for number in sorted(bins) if all(bins[number])]
+    courses = [[math.fsum(values) / len(values) for values in course] for course in zip(*complete, strict=True)]
+    if functions:
+        courses = [[_FUNCTIONS[name](course) for name in functions] for course in courses]
+    courses = [course[:windows] for course in courses]
+    return dict(zip(columns, courses, strict=True)), len(courses[0])
+
+
+def difference(stored: Sequence[float], direct: Sequence[float], n_windows: int) -> float:
+    """Return the largest difference relative to max(|x|, 1) over values and padding; infinite if lengths differ."""
+    if len(direct) != n_windows or len(stored) < n_windows:
+        return math.inf
+    padded = [*direct, *([0.0] * (len(stored) - n_windows))]
+    return max((abs(a - b) / max(abs(b), 1.0) for a, b in zip(stored, padded, strict=True)), default=0.0)
+
+
+def check_examples(
+    examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str, str], resolved: ResolvedDefinition
+) -> Check:
+    """Check that every example equals the direct computation from the log that the log server served.
+
+    Args:
+      examples: run id -> its row: ``n_windows`` and each feature's list.
+      texts: run id -> the text of its log.
+      resolved: the data set's definition.
+    """
+    definition = resolved.definition
+    worst = 0.0
+    wrong = [] if examples else ["there are none"]
+    for run_id, row in examples.items():
+        direct, n_windows = direct_example(
+            texts[run_id],
+            resolved.columns,
+            definition.interval_us // 1_000_000,
+            definition.aggregation_functions,
+            resolved.windows,
+            first=definition.count_first_sample,
+        )
+        if row["n_windows"] != n_windows:
+            wrong.append(f"{run_id} has {row['n_windows']} windows, not {n_windows}")
+            continue
+        for column, feature in zip(resolved.columns, resolved.telemetry_features, strict=True):
+            apart = difference(row[feature], direct[column], n_windows)
+            worst = max(worst, apart)
+            if not apart <= TOLERANCE:
+                wrong.append(f"{run_id} {column}: {apart:.1e} apart")
+    name = f"examples of {definition.name} equal a direct computation"
+    return made_check(name, wrong, f"{len(examples)} runs, at most {worst:.0e} apart")
+
+
+def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Expected]) -> Check:
     """Check that no snapshot holds an untrusted run, or a run on both sides of a split.
 
     Args:
@@ -92,26 +191,52 @@ def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Produc
       produced: the producer's list, with the expected trust.
     """
     trusted = {line.run_id: line.trusted for line in produced if line.kind == "run"}
-    wrong: list[str] = []
+    wrong = [] if snapshots else ["there is no snapshot"]
     for name, snapshot in snapshots.items():
         roles: dict[str, set[str]] = defaultdict(set)
         for run in snapshot.runs():
             roles[run.run_id].add(run.role)
         wrong += [f"{name} holds the untrusted {run_id}" for run_id in roles if not trusted.get(run_id)]
-        wrong += [
-            f"{name} holds {run_id} as {' and '.join(sorted(found))}"
-            for run_id, found in roles.items()
-            if len(found) > 1
-        ]
-    if not snapshots:
-        wrong.append("there is no snapshot")
-    untrusted = sum(found is False for found in trusted.values())
+        wrong += [f"{name} holds {run} as {' and '.join(sorted(both))}" for run, both in roles.items() if len(both) > 1]
+    untrusted = sum(value is False for value in trusted.values())
+    right = f"{len(snapshots)} snapshots, {untrusted} untrusted runs"
+    return made_check("no untrusted run in any snapshot", wrong, right)
+
+
+def check_refreshes(refreshes: Sequence[Refresh]) -> Check:
+    """Check that models were refreshed (the first one after each wave), and that each refresh had a result."""
+    counts = Counter(refresh.model for refresh in refreshes)
+    wrong = [
+        f"{model} was refreshed {counts[model]} times, not {least} times or more"
+        for model, least in ((STATUS, len(WAVES)), (POOL, 1))
+        if counts[model] < least
+    ]
+    wrong += [
+        f"{result.model}: neither pushed nor rejected"
+        for result in refreshes
+        if not result.version and not result.reasons
+    ]
+    pushed = sum(bool(refresh.version) for refresh in refreshes)
     return made_check(
-        "no untrusted run in any snapshot", wrong, f"{len(snapshots)} snapshots, {untrusted} untrusted runs"
+        "every refresh ended in a push or a reason", wrong, f"{counts.total()} refreshes, {pushed} pushed"
     )
 
 
-def check_served(served: Mapping[str, Any], stable: Mapping[str, int | None]) -> Check:
+def check_accuracy(refreshes: Iterable[Refresh]) -> Check:
+    """Check that the interval of the last pushed version of the first model is above the base rate."""
+    name = f"the accuracy of {STATUS} is above the base rate"
+    pushed = [refresh for refresh in refreshes if refresh.model == STATUS and refresh.version]
+    if not pushed:
+        return Check(name=name, passed=False, detail="no version was pushed")
+    evaluation = pushed[-1].metrics.evaluation
+    accuracy = evaluation.accuracy
+    base = evaluation.base_rate.value
+    figures = f"{100 * accuracy.value:.1f} %, {100 * accuracy.low:.1f}–{100 * accuracy.high:.1f}"
+    detail = f"v{pushed[-1].version}: {figures}; base rate {100 * base:.1f} %"
+    return Check(name=name, passed=accuracy.low > base, detail=detail)
+
+
+def check_served(served: Mapping[str, Mapping[str, int | None]], stable: Mapping[str, int | None]) -> Check:
     """Check that the model server serves the registry's stable version, by gRPC and by REST.
 
     Args:
@@ -119,9 +244,9 @@ def check_served(served: Mapping[str, Any], stable: Mapping[str, int | None]) ->
       stable: model -> the registry's champion.
     """
     wrong = [
-        f"{model}: {way} serves {number}, not {stable[model]} as in the registry"
-        for model, ways in served.items()
-        for way, number in ways.items()
+        f"{model}: {api} serves {number}, not {stable[model]} as in the registry"
+        for model, versions in served.items()
+        for api, number in versions.items()
         if number is None or number != stable[model]
     ]
     wrong += [f"{model} is not served" for model in stable if model not in served]
@@ -137,68 +262,89 @@ def check_probabilities(differences: Mapping[str, tuple[int, float]], limit: flo
       differences: model -> (number of compared runs, largest difference of a probability).
       limit: largest allowed difference.
     """
-    wrong = [f"{model}: {worst:.1e} apart" for model, (runs, worst) in differences.items() if not worst <= limit]
+    wrong = [f"{model}: {worst:.1e} apart" for model, (_, worst) in differences.items() if not worst <= limit]
     wrong += [f"{model}: no run was compared" for model, (runs, _) in differences.items() if not runs]
-    if not differences:
-        wrong.append("no model was queried")
+    wrong += [] if differences else ["no model was queried"]
     right = ", ".join(f"{model}: {runs} runs, {worst:.0e}" for model, (runs, worst) in differences.items())
     return made_check("the server, the API and the trainer give the same probabilities", wrong, right)
 
 
-def span_lines(states: Iterable[DatasetState]) -> tuple[list[SpanLine], list[ExclusionLine]]:
-    """Return rows by split and by class of each span, and the exclusions of each data set."""
-    spans = []
-    exclusions = []
-    for state in states:
-        name = state.definition.name if state.definition else "?"
-        for span in state.latest():
-            spans.append(
-                SpanLine(
-                    dataset=name,
-                    span=span.span,
-                    version=span.version,
-                    splits=dict(Counter(run.split for run in span.runs)),
-                    classes=dict(sorted(Counter(run.label_name for run in span.runs).items())),
-                )
-            )
-        exclusions += [
-            ExclusionLine(dataset=name, reason=reason, runs=count) for reason, count in sorted(state.excluded().items())
-        ]
-    return spans, exclusions
+def check_predictions(runs: Mapping[str, bool], records: Sequence[Mapping[str, Any]], versions: Iterable[int]) -> Check:
+    """Check that each raw row, trusted or not, is predicted exactly once by a pushed version.
 
-
-def profiles(tables: Mapping[str, pa.Table], providers: Mapping[str, str]) -> list[Profile]:
-    """Return the mean course of `PROFILE_COLUMN` by provider, in windows from each run's first sample.
-
-    The recorder's averages since boot, and runs without a provider, are left out.
+    Args:
+      runs: run id of each raw row -> whether it is trusted.
+      records: the predictions of one model.
+      versions: the pushed versions of the model.
     """
-    import numpy as np
-
-    sums: dict[str, Any] = defaultdict(lambda: np.zeros(PROFILE_WINDOWS))
-    counts: dict[str, Any] = defaultdict(lambda: np.zeros(PROFILE_WINDOWS))
-    runs: Counter[str] = Counter()
-    for run_id, table in tables.items():
-        if not (provider := providers[run_id]):
-            continue
-        runs[provider] += 1
-        times = np.array(table.column("time").cast("int64").to_pylist())
-        values = np.array(table.column(PROFILE_COLUMN).to_pylist(), float)
-        values[table.column("boot").to_numpy()] = np.nan
-        window = (times - times[0]) // (PROFILE_INTERVAL_S * 1_000_000)
-        for number in range(PROFILE_WINDOWS):
-            mine = values[(window == number) & np.isfinite(values)]
-            if mine.size:
-                sums[provider][number] += mine.mean()
-                counts[provider][number] += 1
-    return [
-        Profile(
-            provider=provider,
-            runs=runs[provider],
-            means=[
-                round(float(total / count), 4)
-                for total, count in zip(sums[provider], counts[provider], strict=True)
-                if count
-            ],
-        )
-        for provider in sorted(runs)
+    counts = Counter(record["run_id"] for record in records)
+    pushed = set(versions)
+    wrong = [f"{run_id} is predicted {counts[run_id]} times" for run_id in runs if counts[run_id] != 1]
+    wrong += [f"{run_id} is predicted, and has no raw row" for run_id in counts if run_id not in runs]
+    wrong += [
+        f"{prediction['run_id']} by version {prediction['version']}"
+        for prediction in records
+        if prediction["version"] not in pushed
     ]
+    untrusted = sum(not trusted for trusted in runs.values())
+    return made_check("each raw row is predicted once, the untrusted too", wrong, f"{len(runs)}, {untrusted} untrusted")
+
+
+def prediction_lines(
+    records: Iterable[Mapping[str, Any]], untrusted: set[str], since_us: int = 0
+) -> list[PredictionLine]:
+    """Return count and latency by model.
+
+    Args:
+      records: of the manifest.
+      untrusted: run ids.
+      since_us: time of the first push. Runs announced earlier waited for a model, so their latency is left out, unless
+        there are no others.
+    """
+    by_model: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_model[record["model"]].append(record)
+    lines = []
+    for model, group in sorted(by_model.items()):
+        later = [
+            prediction["latency_ms"]
+            for prediction in group
+            if prediction["time_us"] - prediction["latency_ms"] * 1000 >= since_us
+        ]
+        latencies = later or [record["latency_ms"] for record in group]
+        versions = Counter(record["version"] for record in group)
+        lines.append(
+            PredictionLine(
+                model=model,
+                by_version={str(number): count for number, count in sorted(versions.items())},
+                untrusted=sum(record["run_id"] in untrusted for record in group),
+                p50_ms=quantile(latencies, 0.5),
+                p99_ms=quantile(latencies, 0.99),
+            )
+        )
+    return lines
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """Return the smallest value that at least ``share`` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
+
+
+def check_topic(name: str, published: Iterable[str], expected: Iterable[str]) -> Check:
+    """Check that a topic holds each record of a manifest exactly once."""
+    counts = Counter(published)
+    counts.subtract(expected := list(expected))
+    wrong = [f"{key}: {number:+} times" for key, number in counts.items() if number]
+    return made_check(f"the topic {name} has each record once", wrong, f"{len(expected)} messages")
+
+
+def check_messages(answers: Sequence[AnswerLine]) -> Check:
+    """Check that each verdict that the policy lets pass is one message on its change, and nothing else is posted."""
+    wrong = [
+        f"change {line.change}: verdict {line.verdict!r}, silent {line.silent!r}, {len(line.messages)} sent"
+        for line in answers
+        if not line.verdict or len(line.messages) != (not line.silent)
+    ]
+    right = f"{sum(len(line.messages) for line in answers)} messages on {len(answers)} changes"
+    return made_check("each verdict that the policy lets pass is one message on its change", wrong, right)

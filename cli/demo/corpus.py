@@ -1,4 +1,4 @@
-"""The sample runs: the listing of examples/corpus as run facts, and its logs."""
+"""The sample runs of examples/corpus, their logs, and the demo's data sets of them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import hashlib
 import json
 import shutil
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
+from ciml.settings import read_toml
+from ciml.verdicts.feedback.corrections import CAUSES
 
 #: The simulated CI system.
 SOURCE = "zuul-demo"
+#: The data sets, and the models of the same names: whether a run passed, which pool ran it, and why it failed.
+STATUS = "status"
+POOL = "pool"
+CAUSE = "cause"
+#: The models that are refreshed while events arrive, in the order of the tables.
+MODELS = (STATUS, POOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +42,19 @@ def corpus_folder(folder: str | None = None) -> Path:
     """Return the corpus: ``folder``, else examples/corpus of the checkout.
 
     Raises:
-      CimlError: there is no listing.
+      CimlError: it has no listing.
     """
-    path = Path(folder) if folder else Path(__file__).resolve().parents[2] / "examples" / "corpus"
+    path = Path(folder) if folder else examples() / "corpus"
     if not (path / "builds.jsonl").is_file():
         raise CimlError(f"no builds.jsonl in {path}; run ciml demo in a checkout, or name a corpus by --corpus")
     return path
 
 
 def unpack_logs(corpus: Path, into: Path) -> Path:
-    """Return the folder below which the corpus' logs are: itself, or ``into`` with the files of its logs.tar.
+    """Return the folder of the corpus' logs: the corpus itself, or ``into`` with the content of its logs.tar.
 
     Raises:
-      CimlError: it has no logs, or its archive is damaged or has a member that would be written elsewhere.
+      CimlError: it has no logs, or its archive is damaged or has a member outside the folder.
     """
     packed = corpus / "logs.tar"
     if not packed.is_file():
@@ -59,7 +69,7 @@ def unpack_logs(corpus: Path, into: Path) -> Path:
                 if member.isdir():
                     continue
                 if not member.isfile() or name.is_absolute() or ".." in name.parts:
-                    raise CimlError(f"{packed}: {member.name} is no file below its folder")
+                    raise CimlError(f"{packed}: {member.name} is not a file below its folder")
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
                 with (into / name).open("wb") as file:
                     shutil.copyfileobj(cast(IO[bytes], tar.extractfile(member)), file)
@@ -71,29 +81,29 @@ def unpack_logs(corpus: Path, into: Path) -> Path:
 def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
     """Return the runs in the order in which the demo's CI finishes them.
 
-    A hash orders the changes: the listing has one recording after the other, and not all of them name a pool. The runs
-    of a change stay together, in the order of their end.
+    A hash orders the changes, because the listing has one recording after the other and not all of them name a pool.
+    The runs of a change stay together, in the order of their end.
 
     Args:
       folder: holds ``builds.jsonl``.
-      runs: number of runs, the first in that order; None for all.
+      runs: number of runs to return; None for all.
 
     Raises:
-      CimlError: a line that is no run.
+      CimlError: a line does not describe a run.
     """
     listing = folder / "builds.jsonl"
-    found = []
+    samples = []
     for number, text in enumerate(listing.read_text().splitlines(), 1):
         try:
-            found.append(_sample(json.loads(text)))
+            samples.append(_sample(json.loads(text)))
         except (RejectedInput, ValueError, KeyError, TypeError) as error:
             raise CimlError(f"{listing} line {number}: {error}") from None
-    found.sort(key=_order)
-    return found[:runs]
+    samples.sort(key=_order)
+    return samples[:runs]
 
 
 def change_of(facts: RunFacts) -> str:
-    """Return the run's change; of a run without one, the run itself."""
+    """Return the run's change, or its run id if it has none."""
     return facts.change or facts.run_id
 
 
@@ -107,8 +117,41 @@ def _sample(line: dict[str, Any]) -> Sample:
     log_path = str(line["log_path"])
     rows = int(line["rows"])
     facts = facts_from_listing({**line, "log_path": ""}, SOURCE)
-    # As a CI system reports them: it knows nothing of patches and trouble, and each attempt has an id of its own. It
-    # knows the exit status, and people may have judged the cause of a failure.
+    # As a CI system reports them: each attempt has its own id. Of the labels, a CI system knows the exit status, and
+    # people may have judged the cause of a failure.
     labels = {name: text for name, text in facts.labels.items() if name in ("cause", "exit_code")}
     facts = facts.replace(event="", labels=labels, run_id=RunId(SOURCE, facts.build_uuid).encode())
     return Sample(facts, log_path, rows)
+
+
+def examples() -> Path:
+    """Return the folder examples/ of the checkout."""
+    return Path(__file__).resolve().parents[2] / "examples"
+
+
+def trust_policy() -> Path:
+    """Return the trust policy of the demo, whose events are not signed."""
+    return examples() / "trust.toml"
+
+
+def definitions(span_runs: int, samples: Iterable[Sample], causes: bool) -> list[DatasetDefinition]:
+    """Return the definitions of the demo's data sets, which select the same runs.
+
+    `STATUS` has a run's course, `POOL` its summary, because pools differ in peaks of a second. Half of the changes are
+    held out: of a few hundred runs, a smaller share would be too few for the gate.
+
+    Args:
+      span_runs: number of runs of a span.
+      samples: the runs. `POOL` excludes runs without a pool (``no_label``).
+      causes: whether to add `CAUSE`, the causes of failed runs. It excludes all other runs (``no_label``).
+    """
+    status = read_toml(examples() / "status.toml") | {"name": STATUS, "span_runs": span_runs}
+    pool = {key: status[key] for key in ("build_name", "sample_interval", "tdt_split", "count_first_sample")} | {
+        "name": POOL,
+        "class_label": "provider",
+        "classes": sorted({sample.facts.provider for sample in samples} - {""}),
+        "aggregation_functions": ["mean", "std", "min", "max", "median"],
+        "span_runs": span_runs,
+    }
+    cause = read_toml(examples() / "cause.toml") | {"name": CAUSE, "classes": sorted(CAUSES), "span_runs": span_runs}
+    return [DatasetDefinition.from_json(keys, keys["name"]) for keys in (status, pool, *([cause] if causes else []))]

@@ -1,25 +1,23 @@
-"""The demo from options to result: the run, the checks, the tables and the report."""
+"""The demo from options to result: the run, the checks, the tables and the page."""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from ciml.cli.demo import accounts as accounting
 from ciml.cli.demo import checks as verify
-from ciml.cli.demo.definitions import CAUSE, MODELS, POOL, STATUS
-from ciml.cli.demo.direct import check_examples
-from ciml.cli.demo.plan import WAVES
-from ciml.cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
-from ciml.cli.demo.report.result import AnswerLine, Check, Confusion, DemoResult, VersionLine
-from ciml.cli.demo.review.act import answer_changes, begin_review
-from ciml.cli.demo.review.servers import Review
+from ciml.cli.demo.corpus import CAUSE, MODELS, STATUS, trust_policy
+from ciml.cli.demo.processes import Steps
+from ciml.cli.demo.report import render, show, summary
+from ciml.cli.demo.result import AnswerLine, Check, DemoResult
+from ciml.cli.demo.review import Review, answer_changes, begin_review
 from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Options, end_commands, prepared, run
-from ciml.cli.demo.served import check_answers
-from ciml.cli.demo.steps import Steps
-from ciml.errors import CimlError
+from ciml.errors import EngineError
+from ciml.serving.registry import Registry
 
 
 def demo(options: Options, progress: Any, out: Any) -> DemoResult:
@@ -33,17 +31,15 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
     Raises:
       CimlError: the chain did not finish; then there are no checks.
     """
-    from ciml.cli.demo.report.page import render
-    from ciml.cli.demo.report.table import show
-
     review = Review.of(options.home)
     with Steps(progress) as steps, prepared(options, steps, answers=not review.missing) as running:
         run(running)
         begin_review(running, review)
-        with steps.step("verify the numbers") as step:
-            result = balance(running, step.report)
+        with steps.step("verify the numbers") as report:
+            result = balance(running, report)
         result = with_answers(result, answer_changes(running, review), review)
-        end_commands(running)
+        if not options.keep:
+            end_commands(running)
         with steps.step("write the report"):
             result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())
             running.data.demo.replace("result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
@@ -52,25 +48,19 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
             with steps.step("shut down"):
                 running.engines.stop()
     show(result, out)
-    out.print()
-    out.print(f"Report: {running.data.demo.url('report.html')}", soft_wrap=True, highlight=False, markup=False)
-    if options.keep:
-        _print_kept(running, out)
-    wrong = sum(not check.passed for check in result.checks)
-    color, summary = (
-        ("bold green", "Every number adds up.")
-        if result.passed
-        else ("bold red", f"{wrong} check{'' if wrong == 1 else 's'} failed.")
-    )
-    out.print(f"[{color}]{summary}[/] {steps.seconds():.0f} s in all.", highlight=False)
+    out.print(f"\nReport: {running.data.demo.url('report.html')}", soft_wrap=True, highlight=False, markup=False)
+    for line in _kept_lines(running):
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    color = "green" if result.passed else "red"
+    out.print(f"[bold {color}]{summary(result)}[/] {steps.seconds():.0f} s in all.", highlight=False)
     return result
 
 
-def balance(demo: Demo, progress: Any = lambda _: None) -> DemoResult:
+def balance(demo: Demo, progress: Callable[[str], None]) -> DemoResult:
     """Recount all numbers from the stored data, and make the checks."""
-    produced = demo.sender.produced
     accounts = demo.accounts
-    runs = accounts.runs()
+    produced = demo.produced
+    runs = accounts.outcomes("run")
     checks = [
         accounting.check_accounting(produced, accounts),
         accounting.check_offsets(produced, accounts),
@@ -79,50 +69,49 @@ def balance(demo: Demo, progress: Any = lambda _: None) -> DemoResult:
         verify.check_raw(produced, runs),
     ]
     progress("raw objects")
-    tables, check = verify.read_raw(demo.raw, runs, accounts.paths())
-    checks.append(check)
+    named = [outcome.file.path for outcome in accounts.outcomes() if outcome.file is not None]
+    checks.append(verify.check_objects(demo.data.raw, runs, named))
     progress("data sets")
-    states = [demo.data.dataset(name).state() for name in MODELS]
-    for state in states:
-        checks.append(verify.check_dataset(state, [one.run_id for one in runs]))
-        checks.append(_examples(demo, state, runs))
+    spans = []
+    for name in MODELS:
+        state = demo.data.dataset(name).state()
+        spans += verify.span_lines(name, state)
+        checks += [verify.check_dataset(name, state, [run.run_id for run in runs]), _examples(demo, name, runs)]
     progress("models")
-    checks.append(verify.check_snapshots(_snapshots(demo), produced))
-    versions = [version_line(refresh) for refresh in demo.refreshes if refresh["metrics"]]
     checks += [
-        check_refreshes(demo.refreshes),
-        check_accuracy(versions),
-        *check_answers(demo),
+        verify.check_snapshots(_snapshots(demo), produced),
+        verify.check_refreshes(demo.refreshes),
+        verify.check_accuracy(demo.refreshes),
+        *_check_models(demo),
     ]
     progress("predictions")
-    predictions = Predictions(demo.data.predictions)
-    predictions.catch_up()
-    trusted = {one.run_id: one.trust.trusted for one in runs}
-    pushed = [line.version for line in versions if line.model == STATUS and line.verdict == "pushed"]
-    checks.append(check_predictions(trusted, predictions.records, pushed))
+    records = accounting.Predictions(demo.data.predictions).catch_up().records
+    trusted = {run.run_id: run.trust.trusted for run in runs}
+    pushed = [refresh.version for refresh in demo.refreshes if refresh.model == STATUS and refresh.version]
+    announced = [(message.key or b"").decode() for message in _messages(demo, RUNS)]
+    published = [(dict(message.headers).get("ce_id") or b"").decode() for message in _messages(demo, PREDICTIONS)]
     checks += [
-        check_topic(RUNS, _keys(demo, RUNS), list(trusted)),
-        check_topic(PREDICTIONS, _ids(demo), [one["id"] for one in predictions.records]),
+        verify.check_predictions(trusted, records, pushed),
+        verify.check_topic(RUNS, announced, trusted),
+        verify.check_topic(PREDICTIONS, published, [record["id"] for record in records]),
     ]
-    spans, exclusions = verify.span_lines(states)
-    providers = {one.run_id: one.mention.provider for one in runs if one.mention is not None}
-    untrusted = {run_id for run_id, good in trusted.items() if not good}
+    versions = Registry(demo.data, STATUS).state.versions.values()
+    first_push_us = min((version.time_us for version in versions), default=0)
+    states = demo.engines.states
+    engines = {"events": states["kafka"].what, "models": states["models"].what}
+    engines["ingest"] = states["flink"].what if demo.on_flink else "bounded micro-batches"
     return DemoResult(
         started=demo.started.strftime("%Y-%m-%d %H:%M:%S UTC"),
         took_s=demo.steps.seconds(),
-        engines=_engines(demo),
+        engines=engines,
         runs=len(demo.plan.samples),
         messages=len(demo.plan.messages),
         accounting=accounting.accounting_lines(produced, accounts),
-        spoilt=accounting.spoilt_lines(produced, accounts),
         spans=spans,
-        exclusions=exclusions,
-        versions=versions,
-        confusions=_confusions(demo.refreshes),
-        predictions=prediction_lines(predictions.records, untrusted, _first_push_us(demo)),
-        profile_column=verify.PROFILE_COLUMN,
-        profile_interval_s=verify.PROFILE_INTERVAL_S,
-        profiles=verify.profiles(tables, providers),
+        refreshes=demo.refreshes,
+        predictions=verify.prediction_lines(
+            records, {run_id for run_id in trusted if not trusted[run_id]}, first_push_us
+        ),
         checks=checks,
         notes=demo.engines.notes,
     )
@@ -132,195 +121,118 @@ def with_answers(result: DemoResult, answers: list[AnswerLine], review: Review) 
     """Return the result with the last act: its lines and their check, or a note that says why there is none."""
     if not answers:
         return msgspec.structs.replace(result, notes=[*result.notes, f"no changes were answered: {review.missing}"])
-    notes = list(result.notes)
-    checks = [*result.checks, check_messages(answers)]
-    notes.append(
-        f"model {CAUSE} speaks at once by active_models; a new model is in shadow until its verdicts are settled"
-    )
+    notes = [*result.notes, f"model {CAUSE} posts immediately because of active_models; a new model is in shadow"]
     if review.rejected:
         notes.append(f"changes were answered by a model that the gate had rejected: {review.rejected}")
+    checks = [*result.checks, verify.check_messages(answers)]
     return msgspec.structs.replace(result, answers=answers, checks=checks, notes=notes)
 
 
-def check_messages(answers: list[AnswerLine]) -> Check:
-    """Check that a verdict that the policy lets pass is one message on its change, and that no other one is said."""
-    wrong = [
-        f"change {one.change}: {one.verdict or 'no verdict'}, {one.silent or 'not silent'}, {len(one.messages)} sent"
-        for one in answers
-        if not one.verdict or len(one.messages) != (not one.silent)
-    ]
-    said = sum(len(one.messages) for one in answers)
-    return accounting.made_check(
-        "each verdict that the policy lets pass is one message on its change",
-        wrong,
-        f"{said} messages on {len(answers)} changes",
-    )
-
-
-def version_line(refresh: dict[str, Any]) -> VersionLine:
-    """Return a refresh as a line of the table."""
-    metrics = refresh["metrics"]
-    evaluation = metrics["evaluation"]
-    number, baseline = next(iter(metrics["baselines"].items()), ("", None))
-    champion = metrics.get("champion")
-    return VersionLine(
-        model=refresh["model"],
-        version=refresh["version"] or 0,
-        verdict="pushed" if refresh["version"] else "kept",
-        why="" if refresh["version"] else "; ".join(refresh["reasons"]),
-        accuracy=evaluation["accuracy"]["value"],
-        low=evaluation["accuracy"]["low"],
-        high=evaluation["accuracy"]["high"],
-        tested=evaluation["runs"],
-        trained=evaluation["trained_on"],
-        base_rate=evaluation["base_rate"]["value"],
-        number=number,
-        one_number=baseline["value"] if baseline else None,
-        one_number_low=baseline["low"] if baseline else None,
-        one_number_high=baseline["high"] if baseline else None,
-        champion=champion["accuracy"]["value"] if champion else None,
-        took_s=sum(refresh["seconds"].values()),
-    )
-
-
-def check_refreshes(refreshes: list[dict[str, Any]]) -> Check:
-    """Check that models were refreshed (the first one after each wave), and that each refresh had a result."""
-    found = Counter(refresh["model"] for refresh in refreshes)
-    wrong = [
-        f"{model} was refreshed {found[model]} times, not {least} times or more"
-        for model, least in ((STATUS, len(WAVES)), (POOL, 1))
-        if found[model] < least
-    ]
-    wrong += [
-        f"{refresh['model']}: neither pushed nor rejected"
-        for refresh in refreshes
-        if not refresh["version"] and not refresh["reasons"]
-    ]
-    pushed = sum(bool(refresh["version"]) for refresh in refreshes)
-    return accounting.made_check(
-        "every refresh ended in a push or a reason", wrong, f"{found.total()} refreshes, {pushed} pushed"
-    )
-
-
-def check_accuracy(versions: list[VersionLine]) -> Check:
-    """Check that the interval of the last pushed version of the first model is above the base rate."""
-    mine = [line for line in versions if line.model == STATUS and line.verdict == "pushed"]
-    name = f"the accuracy of {STATUS} is above the base rate"
-    if not mine:
-        return Check(name=name, passed=False, detail="no version was pushed")
-    last = mine[-1]
-    figures = f"{100 * last.accuracy:.1f} %, {100 * last.low:.1f}–{100 * last.high:.1f}"
-    detail = f"v{last.version}: {figures}; base rate {100 * last.base_rate:.1f} %"
-    return Check(name=name, passed=last.low > last.base_rate, detail=detail)
-
-
-def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
+def _examples(demo: Demo, name: str, runs: list[Any]) -> Check:
     """Check the examples of a data set against the direct computation."""
     from ciml.transforms.examples.spans import read_span
 
-    name = state.definition.name
-    texts = {
-        one.run_id: demo.logs.read_text(one.mention.log_url, demo.engines.logs).decode()
-        for one in runs
-        if one.mention is not None
-    }
-    rows: dict[str, Any] = {}
-    for span in state.latest():
-        if not span.files:
-            continue  # all of its runs are excluded
-        table = read_span(demo.data.dataset(name).store, span)
-        for row in table.select(["run_id", "n_windows", *state.resolved.features]).to_pylist():
-            rows[row["run_id"]] = row
-    return check_examples(rows, texts, state.resolved)
+    dataset = demo.data.dataset(name)
+    state = dataset.state()
+    resolved = state.resolved
+    assert resolved is not None
+    texts = {run.run_id: demo.logs.read_text(run.mention.log_url, demo.engines.logs) for run in runs}
+    tables = [read_span(dataset.store, span) for span in state.latest() if span.files]
+    columns = ["run_id", "n_windows", *resolved.features]
+    rows = {row["run_id"]: row for table in tables for row in table.select(columns).to_pylist()}
+    return verify.check_examples(rows, texts, resolved)
 
 
 def _snapshots(demo: Demo) -> dict[str, Any]:
     from ciml.training.data.snapshot import read_snapshot
 
-    digests = {
-        (refresh["model"], refresh["metrics"]["snapshot"]["digest"]) for refresh in demo.refreshes if refresh["metrics"]
-    }
+    snapshots = {(refresh.model, refresh.metrics.snapshot.digest) for refresh in demo.refreshes}
     return {
         f"snapshot {digest[:8]} of {model}": read_snapshot(demo.data.trainer(model), digest)
-        for model, digest in sorted(digests)
+        for model, digest in sorted(snapshots)
+        if digest
     }
 
 
-def _confusions(refreshes: list[dict[str, Any]]) -> list[Confusion]:
-    """Return the confusion of each model's last pushed version."""
-    last: dict[str, Confusion] = {}
-    for refresh in refreshes:
-        if refresh.get("version"):
-            found = refresh["metrics"]["evaluation"]["confusion"]
-            last[refresh["model"]] = Confusion(
-                model=refresh["model"],
-                version=refresh["version"],
-                classes=found["classes"],
-                counts=found["rows_are_labels"],
-            )
-    return list(last.values())
+def _check_models(demo: Demo) -> list[Check]:
+    """Check the server's versions, and its answers to the held-out examples against those of the Python API.
+
+    The server is sent the examples of the data set. The API prepares the same runs from the raw store, and loads the
+    champion in this process.
+    """
+    import httpx
+    import numpy as np
+
+    import ciml
+    from ciml.serving.client import ModelClient
+
+    data = ciml.open(demo.data.url)
+    served: dict[str, dict[str, int | None]] = {}
+    stable: dict[str, int | None] = {}
+    differences: dict[str, tuple[int, float]] = {}
+    for model in MODELS:
+        champion = Registry(demo.data, model).state.champion
+        if champion is None:
+            continue  # the gate rejected every version, with a reason
+        stable[model] = champion
+        dataset = data.dataset(model, trust_policy=trust_policy())
+        inputs = dataset.to_numpy("test")[0]
+        n_windows = dataset.n_windows("test")
+        loaded = data.model(model)
+        predictions = loaded.predict(dataset.facts("test").column("run_id").to_pylist())
+        expected = np.array(
+            [[prediction.probabilities[name] for name in loaded.classes] for prediction in predictions], np.float64
+        )
+        loaded.close()
+        with ModelClient(demo.engines.models["grpc"], model) as client:
+            client.wait_until_served(champion)
+            over_grpc = client.predict(inputs, n_windows, version=champion).probabilities
+            served[model] = {"gRPC": client.served_version()}
+        url = f"{demo.engines.models['rest']}/v1/models/{model}"
+        status = httpx.get(f"{url}/labels/stable", trust_env=False).json().get("model_version_status", [])
+        available = [int(version["version"]) for version in status if version["state"] == "AVAILABLE"]
+        served[model]["REST"] = next(iter(available), None)
+        body = {"inputs": {"inputs": inputs[:8].tolist(), "n_windows": n_windows[:8].tolist()}}
+        over_rest = httpx.post(f"{url}:predict", json=body, trust_env=False).json().get("outputs", math.nan)
+        disagreements = [
+            prediction.metrics.disagreement
+            for prediction in demo.refreshes
+            if prediction.model == model and prediction.version
+        ]
+        apart = [math.nan if value is None else value for value in disagreements]
+        for answers, reference in ((over_grpc, expected), (over_rest, expected[:8])):
+            apart.append(float(np.abs(np.array(answers, np.float64) - reference).max(initial=0.0)))
+        differences[model] = (len(expected), float(np.max(apart)))  # NaN if one is NaN
+    return [verify.check_served(served, stable), verify.check_probabilities(differences)]
 
 
-def _first_push_us(demo: Demo) -> int:
-    from ciml.serving.registry import Registry
-
-    return min((one.time_us for one in Registry(demo.data, STATUS).state.versions.values()), default=0)
-
-
-def _engines(demo: Demo) -> dict[str, str]:
-    states = demo.engines.states
-    kinds = {"events": states["kafka"].what, "ingest": "bounded micro-batches"}
-    if demo.on_flink:
-        kinds["ingest"] = states["flink"].what
-    return {**kinds, "models": states["models"].what}
-
-
-def _keys(demo: Demo, topic: str) -> list[str]:
-    """Return the keys of a topic's messages."""
-    return [(message.key or b"").decode() for message in _messages(demo, topic)]
-
-
-def _ids(demo: Demo) -> list[str]:
-    """Return the ids of a topic's CloudEvents."""
-    return [(dict(message.headers).get("ce_id") or b"").decode() for message in _messages(demo, PREDICTIONS)]
-
-
-def _messages(demo: Demo, topic: str) -> list[Any]:
-    """Return all committed messages of a topic."""
+def _messages(demo: Demo, topic: str) -> Iterator[Any]:
+    """Yield all committed messages of a topic."""
     from ciml.kafka.options import KafkaOptions
     from ciml.pipelines.kafka.broker import list_topic
-    from ciml.pipelines.kafka.reader import Reader
+    from ciml.pipelines.kafka.reader import borrow
 
     kafka = KafkaOptions(demo.engines.kafka)
-    found: list[Any] = []
     for partition, (first, end) in list_topic(kafka, topic).bounds.items():
-        reader = Reader(kafka, topic, partition)
-        try:
+        with borrow(kafka, topic, partition) as reader:
             reader.seek(first)
             idle = 0
             while reader.position < end:
                 before = reader.position
-                found += reader.read(5000, 1.0)
+                yield from reader.read(5000, 1.0)
                 idle = 0 if reader.position > before else idle + 1
                 if idle > 10:
-                    raise CimlError(
-                        f"{topic}[{partition}] at offset {reader.position}: the broker does not answer reads"
-                    )
-        finally:
-            reader.close()
-    return found
+                    raise EngineError(f"{topic}[{partition}] at offset {before}: the broker does not answer reads")
 
 
-def _print_kept(demo: Demo, out: Any) -> None:
-    """Print the addresses and processes that --keep left running, and how to stop them."""
-    lines = {
-        "Kafka": demo.engines.kafka,
-        "logs": demo.engines.logs,
-        "models (gRPC)": demo.engines.models["grpc"],
-        "models (REST)": f"{demo.engines.models['rest']}/v1/models/{STATUS}",
-        **{f"ciml {child.name}": f"pid {child.pid}, {child.log}" for child in demo.kept},
-    }
-    for name, value in lines.items():
-        out.print(f"{name:<15} {value}", soft_wrap=True, highlight=False, markup=False)
+def _kept_lines(demo: Demo) -> Iterator[str]:
+    """Yield the addresses and processes that --keep left running, and how to stop them."""
+    if not demo.kept:
+        return
+    models = demo.engines.models
+    addresses = {"Kafka": demo.engines.kafka, "logs": demo.engines.logs, "models (gRPC)": models["grpc"]}
+    addresses["models (REST)"] = f"{models['rest']}/v1/models/{STATUS}"
+    addresses |= {f"ciml {child.name}": f"pid {child.pid}, {child.log}" for child in demo.kept}
+    yield from (f"{name:<15} {address}" for name, address in addresses.items())
     pids = " ".join(str(child.pid) for child in demo.kept)
-    out.print(f"Stop by:        kill {pids}; ciml down --home {demo.options.home}", soft_wrap=True, highlight=False)
+    yield f"Stop by:        kill {pids}; ciml down --home {demo.options.home}"

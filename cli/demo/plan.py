@@ -1,30 +1,40 @@
-"""The demo's events and their expected outcomes, planned before the first is sent."""
+"""The demo's events: a plan of messages and outcomes, the logs that are served, and the producer."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from ciml.cli.demo.corpus import SOURCE, Sample, change_of
-from ciml.events.cloudevents import STARTED, finished_event, run_event
+from ciml.errors import EngineError
+from ciml.events.cloudevents import FINISHED, STARTED, finished_event, run_event
 from ciml.events.records import Kind, RunFacts
 from ciml.events.run_id import RunId
 
-Mode = Literal["structured", "binary", "bare"]
-_MODES: tuple[Mode, ...] = ("structured", "binary", "bare")
 #: Shares of the runs in each wave: the first makes a model, each further one a refresh.
 WAVES = (0.5, 0.25, 0.25)
 SPOIL_EVERY = 16
 UNTRUSTED_EVERY = 40
 STARTED_EVERY = 12
 GROUPED_EVERY = 3
+_MODES: tuple[Literal["structured", "binary", "bare"], ...] = ("structured", "binary", "bare")
 _PASSED: dict[str, Any] = {"outcome": "success", "result": "SUCCESS"}
+_FAILED: dict[str, Any] = {"outcome": "failure", "result": "FAILURE"}
+
+#: Topic, partition, offset and run id.
+Key = tuple[str, int, int, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(Struct, frozen=True):
     """The expected outcome of one (event, run), or of a message without a run (``run_id`` is "").
 
     Attributes:
@@ -32,6 +42,8 @@ class Expected:
       trusted: whether the run may be trained on; None without a raw row.
       deferred: whether the run must have been deferred.
       rows: number of samples of the raw row; None without one.
+      trick: the damage of the event; "" for none.
+      topic, partition, offset: position of the acknowledged message.
     """
 
     run_id: str
@@ -41,6 +53,15 @@ class Expected:
     trusted: bool | None = None
     deferred: bool = False
     rows: int | None = None
+    trick: str = ""
+    topic: str = ""
+    partition: int = 0
+    offset: int = -1
+
+    @property
+    def key(self) -> Key:
+        """The key of the (event, run) in the raw manifest."""
+        return self.topic, self.partition, self.offset, self.run_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +83,13 @@ class Plan:
     Attributes:
       messages: in the order of sending, grouped by wave.
       logs: path below the log server's root -> the sample, and the change of its log (None for none).
-      late: paths that appear only when their runs have been deferred.
+      late: paths that appear only when their runs have been deferred -> run id.
     """
 
     samples: list[Sample]
     messages: list[Planned] = field(default_factory=list)
     logs: dict[str, tuple[Sample, Callable[[bytes], bytes] | None]] = field(default_factory=dict)
-    late: dict[str, str] = field(default_factory=dict)  # path -> run id
+    late: dict[str, str] = field(default_factory=dict)
 
     def waves(self) -> list[list[Planned]]:
         return [[message for message in self.messages if message.wave == wave] for wave in range(len(WAVES))]
@@ -105,187 +126,209 @@ def make_plan(samples: list[Sample], logs_url: str) -> Plan:
     return _Planner(samples, logs_url.rstrip("/")).plan
 
 
-def _change(sample: Sample) -> str:
-    return change_of(sample.facts)
-
-
 class _Planner:
     def __init__(self, samples: list[Sample], logs_url: str) -> None:
         self.plan = Plan(samples)
         self._logs_url = logs_url
+        self._rows = {sample.facts.run_id: sample.rows for sample in samples}
         self._sent = 0
+        self._wave = 0
+        self._trick = ""
         tricks = list(self._tricks().items())
         ends = [round(len(samples) * sum(WAVES[: wave + 1])) for wave in range(len(WAVES))]
+        changes = {name: number for number, name in enumerate(dict.fromkeys(change_of(s.facts) for s in samples))}
         group: list[RunFacts] = []
-        changes = {change: number for number, change in enumerate(dict.fromkeys(_change(each) for each in samples))}
         for index, sample in enumerate(samples):
             wave = sum(index >= end for end in ends)
-            position = index % SPOIL_EVERY
-            turn = index // SPOIL_EVERY
-            facts = self._with_log(sample)
+            facts = self._log(sample)
             if group and (wave != self._wave or change_of(group[0]) != change_of(facts)):
-                self._send(group)
+                self._send(*group)
                 group = []
             self._wave = wave
             if index % STARTED_EVERY == 5:
-                self._started(facts)
-            if position == 7:
-                name, spoil = tricks[turn % len(tricks)]
-                self._trick = name
+                started = facts.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
+                self._send(started, kind="ignored", reason="not_finished", event_type=STARTED)
+            if index % SPOIL_EVERY == 7:
+                self._trick, spoil = tricks[index // SPOIL_EVERY % len(tricks)]
                 spoil(sample)
-                self._trick = ""
             elif index % UNTRUSTED_EVERY == 13:
                 self._trick = "untrusted pipeline"
-                self._send([facts.replace(pipeline="check")], rows=sample.rows, trusted=False)
-                self._trick = ""
-            elif facts.change and changes[_change(sample)] % GROUPED_EVERY == 0:  # its runs in one event
+                self._send(facts.replace(pipeline="check"), trusted=False)
+            elif facts.change and changes[facts.change] % GROUPED_EVERY == 0:
                 group.append(facts)
             else:
-                self._send([facts], rows=sample.rows)
+                self._send(facts)
+            self._trick = ""
         if group:
-            self._send(group)
+            self._send(*group)
 
-    _wave = 0
-    _trick = ""
-
-    def _tricks(self) -> dict[str, Callable[[Sample], None]]:
+    def _tricks(self) -> dict[str, Callable[[Sample], object]]:
+        """Return the damages by name, in the order in which they are inflicted."""
+        metadata = "http://169.254.169.254/latest/meta-data/"
         return {
-            "broken JSON": self._broken_json,
+            "broken JSON": lambda s: self._unreadable(s, finished_event(self._log(s))[0][:-40], "broken_json"),
             "log is not there": self._log_missing,
-            "log cut short (gzip)": lambda s: self._bad_log(s, cut_gzip, "corrupt_gzip"),
+            "log cut short (gzip)": lambda s: self._lose(self._log(s, cut_gzip), "corrupt_gzip"),
             "same event twice": self._same_event,
-            "address of the cloud's metadata": lambda s: self._address(s, "http://169.254.169.254/latest/meta-data/"),
+            "address of the cloud's metadata": lambda s: self._forbidden(s, metadata),
             "log appears later": self._log_late,
-            "log cut short (text)": self._cut_text,
-            "same run by another event": self._same_run,
+            "log cut short (text)": lambda s: self._send(self._log(s, cut_text), rows=s.rows - 1),
+            "same run by another event": lambda s: self._send_again(s, self._log(s), "run"),
             "cancelled run": self._cancelled,
             "corrected outcome": self._correction,
-            "no event at all": self._not_an_event,
-            "a file of the machine": lambda s: self._address(s, "file:///etc/passwd"),
-            "a page instead of a log": lambda s: self._bad_log(s, not_telemetry, "not_telemetry"),
-            "another port of the log server": lambda s: self._address(s, "http://127.0.0.1:1/x"),
-            "same run, another log": self._other_log,
-            "event without a log's address": self._no_address,
-            "tombstone": self._tombstone,
+            "no event at all": lambda s: self._unreadable(s, b'["finished", "success"]', "not_an_event"),
+            "a file of the machine": lambda s: self._forbidden(s, "file:///etc/passwd"),
+            "a page instead of a log": lambda s: self._lose(self._log(s, not_telemetry), "not_telemetry"),
+            "another port of the log server": lambda s: self._forbidden(s, "http://127.0.0.1:1/x"),
+            "same run, another log": lambda s: self._send_again(s, self._log(s, other_log), "other_log"),
+            "event without a log's address": lambda s: self._lose(s.facts, "missing_field"),
+            "tombstone": lambda s: self._unreadable(s, None, "tombstone"),
         }
 
-    def _with_log(self, sample: Sample, path: str = "", change: Callable[[bytes], bytes] | None = None) -> RunFacts:
-        path = path or sample.log_path
+    def _log(self, sample: Sample, change: Callable[[bytes], bytes] | None = None, folder: str = "") -> RunFacts:
+        """Serve the sample's log, changed or in another folder; return its facts with the address."""
+        path = f"{'spoilt/' if change else folder}{sample.log_path}"
         self.plan.logs[path] = (sample, change)
         return sample.facts.replace(log_url=f"{self._logs_url}/{path}")
 
-    def _add(self, key: str, value: bytes | None, headers: list[tuple[str, bytes]], expected: list[Expected]) -> None:
-        self.plan.messages.append(
-            Planned(self._wave, key.encode(), value, tuple(headers), tuple(expected), self._trick)
-        )
-
     def _send(
         self,
-        runs: list[RunFacts],
+        *runs: RunFacts,
         kind: Kind = "run",
         reason: str = "",
-        *,
         rows: int | None = None,
         trusted: bool = True,
         deferred: bool = False,
         event_id: str = "",
-        event_type: str = "",
+        event_type: str = FINISHED,
     ) -> str:
-        """Send one event with the runs, each of which becomes ``kind``. Returns its id."""
+        """Plan one event with the runs, each of which becomes ``kind``. Returns its id."""
         event_id = event_id or f"event-{self._sent:05d}"
-        mode = _MODES[self._sent % len(_MODES)]
+        value, headers = run_event(event_type, *runs, event_id=event_id, mode=_MODES[self._sent % len(_MODES)])
         self._sent += 1
-        if event_type:
-            value, headers = run_event(event_type, *runs, event_id=event_id, mode=mode)
-        else:
-            value, headers = finished_event(*runs, event_id=event_id, mode=mode)
-        row = kind == "run"
-        known = {sample.facts.run_id: sample.rows for sample in self.plan.samples} if len(runs) > 1 else {}
-        expected = [
-            Expected(
-                facts.run_id,
-                f"{SOURCE} {event_id}",
-                kind,
-                reason,
-                trusted if row else None,
-                deferred,
-                (rows if rows is not None else known.get(facts.run_id)) if row else None,
-            )
-            for facts in runs
-        ]
-        # keyed by change, so that the events of a run stay in order
-        self._add(change_of(runs[0]), value, headers, expected)
+        expected = [Expected(facts.run_id, f"{SOURCE} {event_id}", kind, reason, deferred=deferred) for facts in runs]
+        if kind == "run":
+            expected = [
+                replace(line, trusted=trusted, rows=self._rows[line.run_id] if rows is None else rows)
+                for line in expected
+            ]
+        self._add(runs[0], value, headers, expected)
         return event_id
 
-    def _started(self, facts: RunFacts) -> None:
-        started = facts.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
-        self._send([started], "ignored", "not_finished", event_type=STARTED)
+    def _add(
+        self, facts: RunFacts, value: bytes | None, headers: list[tuple[str, bytes]], expected: list[Expected]
+    ) -> None:
+        key = change_of(facts).encode()  # keyed by change, so that the events of a run stay in order
+        lines = tuple(replace(line, trick=self._trick) for line in expected)
+        self.plan.messages.append(Planned(self._wave, key, value, tuple(headers), lines, self._trick))
 
-    def _nothing(self, sample: Sample, value: bytes | None, headers: list[tuple[str, bytes]], reason: str) -> None:
-        self._add(change_of(sample.facts), value, headers, [Expected("", "", "dead_letter", reason)])
+    def _unreadable(self, sample: Sample, value: bytes | None, reason: str) -> None:
+        headers = [("ce_specversion", b"1.0"), ("ce_id", b"gone")] if value is None else []
+        self._add(sample.facts, value, headers, [Expected("", "", "dead_letter", reason)])
 
-    def _broken_json(self, sample: Sample) -> None:
-        value, headers = finished_event(self._with_log(sample))
-        self._nothing(sample, value[: len(value) * 3 // 5], headers, "broken_json")
+    def _lose(self, facts: RunFacts, reason: str) -> None:
+        self._send(facts, kind="dead_letter", reason=reason)
 
-    def _not_an_event(self, sample: Sample) -> None:
-        self._nothing(sample, b'["finished", "success"]', [], "not_an_event")
-
-    def _tombstone(self, sample: Sample) -> None:
-        self._nothing(sample, None, [("ce_specversion", b"1.0"), ("ce_id", b"gone")], "tombstone")
+    def _forbidden(self, sample: Sample, url: str) -> None:
+        self._lose(sample.facts.replace(log_url=url), "address_not_allowed")
 
     def _log_missing(self, sample: Sample) -> None:
         facts = sample.facts.replace(log_url=f"{self._logs_url}/missing/{sample.log_path}")
-        self._send([facts], "dead_letter", "log_not_found", deferred=True)
+        self._send(facts, kind="dead_letter", reason="log_not_found", deferred=True)
 
     def _log_late(self, sample: Sample) -> None:
-        path = f"late/{sample.log_path}"
-        facts = self._with_log(sample, path)
-        self.plan.late[path] = facts.run_id
-        self._send([facts], rows=sample.rows, deferred=True)
-
-    def _bad_log(self, sample: Sample, change: Callable[[bytes], bytes], reason: str) -> None:
-        self._send([self._with_log(sample, f"spoilt/{sample.log_path}", change)], "dead_letter", reason)
-
-    def _cut_text(self, sample: Sample) -> None:
-        self._send([self._with_log(sample, f"spoilt/{sample.log_path}", cut_text)], rows=sample.rows - 1)
-
-    def _address(self, sample: Sample, url: str) -> None:
-        self._send([sample.facts.replace(log_url=url)], "dead_letter", "address_not_allowed")
-
-    def _no_address(self, sample: Sample) -> None:
-        self._send([sample.facts], "dead_letter", "missing_field")
+        facts = self._log(sample, folder="late/")
+        self.plan.late[f"late/{sample.log_path}"] = facts.run_id
+        self._send(facts, deferred=True)
 
     def _same_event(self, sample: Sample) -> None:
-        facts = self._with_log(sample)
-        event_id = self._send([facts], rows=sample.rows)
-        self._send([facts], "repeat", "event", event_id=event_id)
+        facts = self._log(sample)
+        self._send(facts, kind="repeat", reason="event", event_id=self._send(facts))
 
-    def _same_run(self, sample: Sample) -> None:
-        facts = self._with_log(sample)
-        self._send([facts], rows=sample.rows)
-        self._send([facts], "repeat", "run")
-
-    def _other_log(self, sample: Sample) -> None:
-        self._send([self._with_log(sample)], rows=sample.rows)
-        self._send([self._with_log(sample, f"spoilt/{sample.log_path}", other_log)], "repeat", "other_log")
+    def _send_again(self, sample: Sample, second: RunFacts, reason: str) -> None:
+        self._send(self._log(sample))
+        self._send(second, kind="repeat", reason=reason)
 
     def _correction(self, sample: Sample) -> None:
-        # the first event is wrong, so that the label is the recorded one in the end
-        facts = self._with_log(sample)
-        passed = facts.outcome == "success"
-        wrong = facts.replace(outcome="failure", result="FAILURE") if passed else facts.replace(**_PASSED)
-        self._send([wrong], rows=sample.rows)
-        self._send([facts], "correction", "outcome")
+        # The first event is wrong, so that the final label is the recorded one.
+        facts = self._log(sample)
+        self._send(facts.replace(**(_FAILED if facts.outcome == "success" else _PASSED)))
+        self._send(facts, kind="correction", reason="outcome")
 
     def _cancelled(self, sample: Sample) -> None:
-        # an invented run, in addition to the sample
+        # An invented run, in addition to the sample.
         native = f"{sample.facts.build_uuid}-cancelled"
-        facts = sample.facts.replace(
-            run_id=RunId(SOURCE, native).encode(),
-            build_uuid=native,
-            outcome="cancellation",
-            result="CANCELED",
-        )
-        self._send([facts], "ignored", "cancelled")
-        self._send([self._with_log(sample)], rows=sample.rows)
+        facts = sample.facts.replace(run_id=RunId(SOURCE, native).encode(), build_uuid=native)
+        self._send(facts.replace(outcome="cancellation", result="CANCELED"), kind="ignored", reason="cancelled")
+        self._send(self._log(sample))
+
+
+@dataclass(frozen=True)
+class LogRoot:
+    """The folder of the log server, with the corpus' logs, of which some are changed and some are late."""
+
+    folder: Path
+    corpus: Path
+
+    def make(self, plan: Plan) -> None:
+        """Write all logs but the late ones."""
+        for path in plan.logs:
+            if path not in plan.late:
+                self.release(plan, path)
+
+    def release(self, plan: Plan, path: str) -> None:
+        """Write a log atomically."""
+        sample, change = plan.logs[path]
+        source = self.corpus / sample.log_path
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(".staged")
+        if change is not None:
+            staged.write_bytes(change(source.read_bytes()))
+        else:
+            shutil.copyfile(source, staged)
+        os.replace(staged, target)
+
+    def read_text(self, log_url: str, logs_url: str) -> str:
+        """Return the text of a run's log as served, decompressed."""
+        data = (self.folder / log_url.removeprefix(f"{logs_url}/")).read_bytes()
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+
+
+def produce(bootstrap: str, topic: str, messages: Sequence[Planned], timeout_s: float = 60.0) -> list[Expected]:
+    """Produce the messages and wait until all are acknowledged. Returns the expected outcomes with their positions.
+
+    Raises:
+      EngineError: the broker rejects a message, or does not acknowledge all in time.
+    """
+    from confluent_kafka import KafkaException, Producer
+
+    positions: dict[int, tuple[int, int]] = {}
+    rejected: list[str] = []
+
+    def delivered(number: int, error: Any, message: Any) -> None:
+        if error is not None:
+            rejected.append(str(error))
+        else:
+            positions[number] = (message.partition(), message.offset())
+
+    # Idempotent, so messages keep their order and only planned repeats occur.
+    options = {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 0}
+    try:
+        producer = Producer(options)
+        for number, message in enumerate(messages):
+            report = partial(delivered, number)
+            producer.produce(topic, message.value, message.key, headers=list(message.headers), on_delivery=report)
+            producer.poll(0)
+        unacknowledged = producer.flush(timeout_s)
+    except KafkaException as error:
+        raise EngineError(f"{bootstrap}: {error.args[0].str()}") from error
+    if len(positions) != len(messages):
+        reason = rejected[0] if rejected else f"{unacknowledged} were not acknowledged within {timeout_s:g} s"
+        lost = len(messages) - len(positions)
+        raise EngineError(f"{bootstrap}: {lost} of {len(messages)} events were lost: {reason}")
+    return [
+        replace(line, topic=topic, partition=positions[number][0], offset=positions[number][1])
+        for number, message in enumerate(messages)
+        for line in message.expected
+    ]

@@ -10,32 +10,41 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ciml import engines
-from ciml.cli.demo.accounts import Accounts
-from ciml.cli.demo.corpus import corpus_folder, read_corpus, unpack_logs
-from ciml.cli.demo.definitions import CAUSE, MODELS, STATUS, cause_definition, definitions, examples, trust_policy
-from ciml.cli.demo.plan import WAVES, Plan, make_plan
-from ciml.cli.demo.predictions import Predictions
-from ciml.cli.demo.processes import Child, Children, wait_for
-from ciml.cli.demo.produce import LogRoot, Sender, dump
-from ciml.cli.demo.refreshes import child_of, is_current, last_step, read_refreshes, start_refreshes
-from ciml.cli.demo.steps import Steps
+from ciml.cli.demo.accounts import Accounts, Predictions
+from ciml.cli.demo.corpus import (
+    CAUSE,
+    MODELS,
+    STATUS,
+    corpus_folder,
+    definitions,
+    examples,
+    read_corpus,
+    trust_policy,
+    unpack_logs,
+)
+from ciml.cli.demo.plan import WAVES, Expected, LogRoot, Plan, make_plan, produce
+from ciml.cli.demo.processes import Child, Children, Steps
+from ciml.cli.demo.result import Refresh
 from ciml.data_root import DataRoot
 from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
 from ciml.serving.model_files import CONFIG_NAME
 from ciml.serving.registry import Registry
-from ciml.storage import Store
 
 EVENTS = "ci-events"
 RUNS = "runs"
 PREDICTIONS = "predictions"
-PARTITIONS = 3
+TOPICS = {EVENTS: 3, RUNS: 1, PREDICTIONS: 1}
 #: Delays of further fetches of a log, s. Late logs are written as soon as their runs are deferred.
 RETRIES_S = (3, 6)
-WAIT_S = 120.0
+#: The file that marks a folder as a demo's.
+MARK = ".ciml-demo"
+#: The processes that ``--keep`` left running; the next demo in the same folder stops them.
+KEPT = "kept.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,14 @@ class Options:
 
 @dataclass
 class Demo:
-    """The state of a running demo: processes, stores, plan and accounts; and whether changes will be answered."""
+    """The state of a running demo.
+
+    Attributes:
+      models: the models; that of causes only where changes are answered.
+      produced: the producer's list of acknowledged (event, run) pairs.
+      refreshes: the results of ``ciml refresh``, after the last wave.
+      kept: the commands that ``--keep`` leaves running.
+    """
 
     options: Options
     steps: Steps
@@ -72,34 +88,21 @@ class Demo:
     data: DataRoot
     plan: Plan
     logs: LogRoot
-    sender: Sender
     started: datetime
-    answers: bool
+    models: tuple[str, ...]
+    produced: list[Expected] = field(default_factory=list)
     accounts: Accounts = field(default_factory=Accounts)
-    refreshes: list[dict[str, Any]] = field(default_factory=list)
+    refreshes: list[Refresh] = field(default_factory=list)
     kept: list[Child] = field(default_factory=list)
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models: that of causes only where changes are answered."""
-        return (*MODELS, CAUSE) if self.answers else MODELS
-
-    @property
-    def raw(self) -> Store:
-        return self.data.raw
 
     @property
     def on_flink(self) -> bool:
         return self.options.engine != "micro-batches" and not self.engines.states["flink"].light
 
-    @property
-    def engine(self) -> str:
-        return f"flink:{self.engines.flink}" if self.on_flink else "micro-batches"
-
-
-MARK = ".ciml-demo"
-#: The processes that ``--keep`` left running; the next demo in the same folder stops them.
-KEPT = "kept.json"
+    def start(self, name: str, *arguments: str, kafka: bool = True, data: bool = True) -> Child:
+        """Start a command, named after its first argument, with the demo's broker and data root."""
+        places = ("--kafka", self.engines.kafka) * kafka + ("--data-path", self.data.url) * data
+        return self.children.start(name, *arguments, *places)
 
 
 def empty(options: Options) -> None:
@@ -123,51 +126,46 @@ def empty(options: Options) -> None:
 
 @contextlib.contextmanager
 def prepared(options: Options, steps: Steps, answers: bool) -> Iterator[Demo]:
-    """Start engines and services, ready for the first event; stop them at the end unless ``keep``.
+    """Start engines, ready for the first event. At the end, stop commands and engines unless ``keep``.
 
     Args:
       options: of the command.
       steps: get those of the start.
       answers: whether changes will be answered.
     """
-    began = datetime.now(UTC)
+    from ciml.pipelines.datasets.update import create_dataset
+
+    begin = datetime.now(UTC)
     corpus = corpus_folder(options.corpus)
     samples = read_corpus(corpus, options.runs)
     empty(options)
     data = DataRoot.open(options.data)
     logs = LogRoot(Path(data.demo.url("served-logs")), unpack_logs(corpus, Path(data.demo.url("corpus"))))
     logs.folder.mkdir(parents=True)
+    settings = engines.Settings(logs_root=str(logs.folder), models_config=data.models.url(CONFIG_NAME))
+    names = ["kafka", "logs", "models", *["flink"] * (options.engine != "micro-batches")]
     with contextlib.ExitStack() as stack:
-        children = Children(Path(data.demo.url("logs")), options.data)
-        settings = engines.Settings(logs_root=str(logs.folder), models_config=data.models.url(CONFIG_NAME))
-        names = (
-            ["kafka", "logs", "models"] if options.engine == "micro-batches" else ["kafka", "flink", "logs", "models"]
-        )
-        with steps.step("start engines") as step:
+        with steps.step("start engines") as report:
             # Engines that have started are stopped if starting the others fails or is interrupted.
             stack.push(lambda kind, *_: _end_engines(options.home, options.keep and kind is None))
             running = engines.start(names, options.home, settings)
-            step.report(", ".join(one.what.split(" of ")[0] for one in running.states.values()))
-        stack.enter_context(children)  # ended before the engines that they use
+            report(", ".join(state.what.split(" of ")[0] for state in running.states.values()))
         if options.engine == "flink" and running.states["flink"].light:
             raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
+        # Commands end before the engines that they use.
+        children = stack.enter_context(Children(Path(data.demo.url("logs")), options.data))
         plan = make_plan(samples, running.logs)
         logs.make(plan)
-        sender = Sender(running.kafka, EVENTS)
-        demo = Demo(options, steps, children, running, data, plan, logs, sender, began, answers)
-        engines.create_topics(running.kafka, {EVENTS: PARTITIONS, RUNS: 1, PREDICTIONS: 1})
-        pools = {sample.facts.provider for sample in samples} - {""}
-        made = definitions(options.span_runs, pools)
-        for definition in (*made, cause_definition(options.span_runs)) if answers else made:
-            from ciml.pipelines.datasets.update import create_dataset
-
+        engines.create_topics(running.kafka, TOPICS)
+        for definition in definitions(options.span_runs, samples, answers):
             create_dataset(data, definition)
+        models = (*MODELS, CAUSE) if answers else MODELS
+        demo = Demo(options, steps, children, running, data, plan, logs, begin, models)
         yield demo
         if options.keep:  # reached only when nothing failed
             demo.kept += children.running.values()
             children.running.clear()
-            pids = [[child.pid, child.started] for child in demo.kept]
-            data.demo.replace(KEPT, json.dumps(pids).encode())
+            data.demo.replace(KEPT, json.dumps([[child.pid, child.started] for child in demo.kept]).encode())
 
 
 def _end_engines(home: Path, keep: bool) -> bool:
@@ -182,10 +180,13 @@ def run(demo: Demo) -> None:
     The next wave comes when the first model has been refreshed, so that each of its versions predicts some runs. The
     other model is refreshed meanwhile.
     """
-    start_ingest(demo)
-    start_predict(demo)
+    retries = [part for delay in RETRIES_S for part in ("--retry-after", f"{delay}s")]
+    engine = f"flink:{demo.engines.flink}" if demo.on_flink else "micro-batches"
+    policies = ("--allow-host", demo.engines.logs, "--trust-policy", str(trust_policy()))
+    demo.start("ingest", "ingest", "--engine", engine, *policies, *retries)
+    start_predict(demo, STATUS)
     for model in MODELS:
-        start_refreshes(demo.children, demo.data, model)
+        start_refreshes(demo, model)
     for wave in range(len(WAVES)):
         ingest_wave(demo, wave)
         last = wave == len(WAVES) - 1
@@ -193,50 +194,44 @@ def run(demo: Demo) -> None:
             settle(demo)
         update(demo, seal=last)
         if last and CAUSE in demo.models:
-            start_refreshes(demo.children, demo.data, CAUSE, "--experiment", str(examples() / "cause-experiment.toml"))
+            start_refreshes(demo, CAUSE, "--experiment", str(examples() / "cause-experiment.toml"))
         for model in demo.models if last else MODELS[:1]:
             refresh(demo, model)
     drain(demo)
 
 
-def start_ingest(demo: Demo) -> None:
-    retries = [part for delay in RETRIES_S for part in ("--retry-after", f"{delay}s")]
-    demo.children.start(
-        "ingest",
-        *("ingest", "--data-path", demo.data.url, "--kafka", demo.engines.kafka, "--engine", demo.engine),
-        *("--allow-host", demo.engines.logs, "--trust-policy", str(trust_policy()), *retries),
-    )
+def start_predict(demo: Demo, model: str) -> None:
+    """Start the predictions of a model, in micro-batches: a second Flink job would need another gigabyte."""
+    server = demo.engines.models["grpc"]
+    demo.start("predict", "predict", "stream", "--engine", "micro-batches", "--server", server, "--model", model)
 
 
-def start_predict(demo: Demo) -> None:
-    # Bounded batches on either engine: a second Flink job would need another gigabyte and show nothing new.
-    place = ("--data-path", demo.data.url, "--kafka", demo.engines.kafka, "--engine", "micro-batches")
-    demo.children.start(
-        "predict", "predict", "stream", *place, "--server", demo.engines.models["grpc"], "--model", STATUS
-    )
+def start_refreshes(demo: Demo, model: str, *options: str) -> None:
+    """Start the command that refreshes a model whenever the data set of the same name grows."""
+    command = ("refresh", "--dataset", model, "--watch", "--json", "--trust-policy", str(trust_policy()), *options)
+    demo.start(f"refresh-{model}", *command, kafka=False)
 
 
 def ingest_wave(demo: Demo, wave: int) -> None:
     """Send a wave and wait until the raw manifest covers it."""
-    messages = demo.plan.waves()[wave]
-    with demo.steps.step(f"ingest events, wave {wave + 1} of {len(WAVES)}") as step:
-        demo.sender.send(messages)
-        demo.data.demo.replace("produced.jsonl", dump(demo.sender.produced))
+    with demo.steps.step(f"ingest events, wave {wave + 1} of {len(WAVES)}") as report:
+        demo.produced += produce(demo.engines.kafka, EVENTS, demo.plan.waves()[wave])
+        demo.data.demo.replace("produced.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in demo.produced))
 
         def covered() -> bool:
             catch_up(demo)
-            left = demo.accounts.unsettled(demo.sender.produced)
-            runs = len(demo.accounts.runs())
-            step.report(f"{len(demo.sender.produced)} (event, run) sent, {left} messages to go, {runs} raw rows")
-            return left == 0
+            unsettled = demo.accounts.unsettled(demo.produced)
+            runs = len(demo.accounts.outcomes("run"))
+            report(f"{len(demo.produced)} (event, run) sent, {unsettled} messages to go, {runs} raw rows")
+            return unsettled == 0
 
-        wait_for(covered, "waiting for the accounting of all events", demo.children, WAIT_S)
+        demo.children.wait_for(covered, "waiting for the accounting of all events")
 
 
 def catch_up(demo: Demo) -> None:
     """Read new deltas of the raw manifest, and write the late logs of deferred runs."""
-    demo.accounts.catch_up(demo.raw)
-    waiting = {one.run_id for one in demo.accounts.deferred()}
+    demo.accounts.catch_up(demo.data.raw)
+    waiting = {outcome.run_id for outcome in demo.accounts.outcomes("deferred")}
     for path, run_id in demo.plan.late.items():
         if run_id in waiting and not (demo.logs.folder / path).exists():
             demo.logs.release(demo.plan, path)
@@ -244,64 +239,78 @@ def catch_up(demo: Demo) -> None:
 
 def settle(demo: Demo) -> None:
     """Wait until no run is deferred."""
-    with demo.steps.step("wait for late logs") as step:
+    with demo.steps.step("wait for late logs") as report:
 
         def settled() -> bool:
             catch_up(demo)
-            step.report(f"{len(demo.accounts.deferred())} of {len(demo.accounts.waited)} wait")
-            return not demo.accounts.deferred()
+            waiting = len(demo.accounts.outcomes("deferred"))
+            report(f"{waiting} of {len(demo.accounts.waited)} wait")
+            return not waiting
 
-        wait_for(settled, "waiting for late logs", demo.children, WAIT_S)
+        demo.children.wait_for(settled, "waiting for late logs")
 
 
 def update(demo: Demo, *, seal: bool) -> None:
-    """Seal the full spans of both data sets; with ``seal`` also the last one."""
+    """Seal the full spans of all data sets; with ``seal`` also the last one."""
     from ciml.pipelines.datasets.update import update_dataset
 
-    with demo.steps.step("seal spans") as step:
+    with demo.steps.step("seal spans") as report:
         for name in demo.models:
-            done = update_dataset(demo.data.dataset(name), seal=seal)
-            step.report(
-                f"{sum(len(span.runs) for span in done.state.latest())} examples in {len(done.state.spans)} spans"
-            )
+            state = update_dataset(demo.data.dataset(name), seal=seal).state
+            report(f"{sum(len(span.runs) for span in state.latest())} examples in {len(state.spans)} spans")
 
 
 def refresh(demo: Demo, model: str) -> None:
     """Wait until a model has been refreshed with all sealed spans."""
-    log = demo.children.running[child_of(model)].log
-    with demo.steps.step(f"refresh {model}") as step:
+    from ciml.training.data.snapshot import make_snapshot
+    from ciml.trust import TrustPolicy
+
+    log = demo.children.running[f"refresh-{model}"].log
+    snapshot = make_snapshot(demo.data.dataset(model), TrustPolicy.load(trust_policy())).digest
+    with demo.steps.step(f"refresh {model}") as report:
 
         def refreshed() -> bool:
-            step.report(last_step(log))
-            return is_current(demo.data, model, read_refreshes(log))
+            report(last_step(log))
+            return snapshot in [result.metrics.snapshot.digest for result in read_refreshes(log)]
 
-        wait_for(refreshed, f"refreshing {model}", demo.children, WAIT_S)
-        last = read_refreshes(log)[-1]
-        step.report(f"pushed as v{last['version']}" if last["version"] else "not pushed")
+        demo.children.wait_for(refreshed, f"refreshing {model}", 240.0)
+        version = read_refreshes(log)[-1].version
+        report(f"pushed as v{version}" if version else "not pushed")
+
+
+def read_refreshes(log: Path) -> list[Refresh]:
+    """Return the refreshes that a command has printed as JSON lines."""
+    lines = log.read_bytes().split(b"\n")[:-1]  # the last one may be incomplete
+    return [msgspec.convert(json.loads(line), Refresh) for line in lines if line.startswith(b"{")]
+
+
+def last_step(log: Path) -> str:
+    """Return the last line of a command's log that is not a result: its present step."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line and not line.startswith("{")]
+    return lines[-1].partition(": ")[2] if lines else ""
 
 
 def drain(demo: Demo) -> None:
     """Wait until every raw row is predicted."""
-    with demo.steps.step("predict every run") as step:
-        wanted = {one.run_id for one in demo.accounts.runs()}
+    with demo.steps.step("predict every run") as report:
+        runs = {outcome.run_id for outcome in demo.accounts.outcomes("run")}
         predictions = Predictions(demo.data.predictions)
 
         def predicted() -> bool:
-            predictions.catch_up()
-            step.report(f"{len(predictions.run_ids() & wanted)} of {len(wanted)}")
-            return wanted <= predictions.run_ids()
+            finished = predictions.catch_up().run_ids & runs
+            report(f"{len(finished)} of {len(runs)}")
+            return finished == runs
 
         if Registry(demo.data, STATUS).state.champion is None:
-            step.report("no version was pushed")  # a check reports it
+            report("no version was pushed")  # a check reports it
         else:
-            wait_for(predicted, "waiting for predictions", demo.children, WAIT_S)
+            demo.children.wait_for(predicted, "waiting for predictions")
     for model in demo.models:
-        demo.refreshes += read_refreshes(demo.children.running[child_of(model)].log)
+        demo.refreshes += read_refreshes(demo.children.running[f"refresh-{model}"].log)
     catch_up(demo)
 
 
 def end_commands(demo: Demo) -> None:
     """Stop the commands, which may still answer changes until then."""
-    if not demo.options.keep:
-        with demo.steps.step("end the commands"), ThreadPoolExecutor(len(demo.children.running)) as pool:
-            list(pool.map(demo.children.end, tuple(demo.children.running)))
+    with demo.steps.step("end the commands"), ThreadPoolExecutor(len(demo.children.running)) as pool:
+        list(pool.map(demo.children.end, tuple(demo.children.running)))

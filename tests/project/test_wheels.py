@@ -23,7 +23,6 @@ UV = Path(sys.executable).with_name("uv")
 #: Files that are no modules and that an installed ciml needs.
 DATA = {
     "ciml/py.typed",
-    "ciml/cli/demo/report/report.html",
     "ciml/engines/RunGerrit.java",
     *(f"ciml/engines/{name}.pom.xml" for name in ("kafka", "flink", "cluster", "flink-s3", "gerrit")),
     "ciml/reports/page.html",

@@ -106,8 +106,8 @@ def report(data_path: str, output: str | None) -> None:
 
     import msgspec
 
-    from ciml.cli.demo.report.page import render
-    from ciml.cli.demo.report.result import DemoResult
+    from ciml.cli.demo.report import render
+    from ciml.cli.demo.result import DemoResult
     from ciml.data_root import DataRoot
     from ciml.errors import CimlError
 

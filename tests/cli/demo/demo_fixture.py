@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import msgspec
 
-from ciml.cli.demo.report.result import (
+from ciml.cli.demo.result import (
     AccountingLine,
     AnswerLine,
     Check,
-    Confusion,
     DemoResult,
-    ExclusionLine,
+    Evaluation,
+    Metrics,
     PredictionLine,
-    Profile,
+    Refresh,
+    Share,
     SpanLine,
-    SpoiltLine,
     StepLine,
-    VersionLine,
 )
 
 CLASSES = ["alder", "birch", "cedar", "dune"]
 
 
-def version(model: str, number: int, accuracy: float, verdict: str = "pushed", why: str = "") -> VersionLine:
-    return VersionLine(
-        model=model,
-        version=number,
-        verdict=verdict,
-        why=why,
-        accuracy=accuracy,
-        low=accuracy - 0.06,
-        high=accuracy + 0.05,
-        tested=180,
-        trained=420,
-        base_rate=0.295,
-        number="memory",
-        one_number=0.31,
-        one_number_low=0.25,
-        one_number_high=0.375,
-        champion=None if number == 1 else accuracy - 0.02,
-        took_s=6.2,
-    )
+def refreshed(model: str, number: int, accuracy: float, reason: str = "", baseline: str = "memory") -> Refresh:
+    """A refresh that pushed the version ``number``, or was rejected for ``reason``."""
+    champion = None if number == 1 else Evaluation(Share(accuracy - 0.02))
+    evaluation = Evaluation(Share(accuracy, accuracy - 0.06, accuracy + 0.05), Share(0.295), 180, 420)
+    metrics = Metrics(evaluation, champion=champion, baselines={baseline: Share(0.31, 0.25, 0.375)})
+    return Refresh(model, None if reason else number, [reason] if reason else [], {"train": 6.2}, metrics)
 
 
 def demo_result(**changes: object) -> DemoResult:
@@ -55,45 +41,27 @@ def demo_result(**changes: object) -> DemoResult:
             AccountingLine(kind="run", expected=755, counted=755),
             AccountingLine(kind="repeat", reason="event", expected=3, counted=3),
             AccountingLine(kind="ignored", reason="not_finished", expected=65, counted=65),
-            AccountingLine(kind="dead_letter", reason="corrupt_gzip", expected=3, counted=3),
+            AccountingLine(kind="dead_letter", reason="corrupt_gzip", trick="log cut short", expected=3, counted=3),
         ],
-        "spoilt": [SpoiltLine(trick="broken JSON", messages=3, became="dead_letter: broken_json")],
         "spans": [
             SpanLine(
                 dataset=name, span=span, version=1, splits={"train": 104, "test": 46},
-                classes=dict(zip(CLASSES, (44, 38, 37, 31), strict=True)),
+                classes=dict(zip(CLASSES, (44, 38, 37, 31), strict=True)), excluded={"missing_column": 1},
             )
             for name in ("status", "pool") for span in (1, 2, 3, 4, 5)
         ],
-        "exclusions": [ExclusionLine(dataset="status", reason="missing_column", runs=1)],
-        "versions": [
-            version("status", 1, 0.80),
-            version("status", 2, 0.86),
-            version("status", 3, 0.87),
-            version("pool", 1, 0.61),
-            version("pool", 2, 0.60, "kept", "accuracy 0.600 is below the champion's 0.620"),
-        ],
-        "confusions": [
-            Confusion(
-                model="status", version=3, classes=CLASSES,
-                counts=[[50, 2, 1, 3], [1, 44, 0, 2], [3, 0, 40, 4], [2, 1, 5, 33]],
-            )
+        "refreshes": [
+            refreshed("status", 1, 0.80),
+            refreshed("status", 2, 0.86),
+            refreshed("status", 3, 0.87),
+            refreshed("pool", 1, 0.61),
+            refreshed("pool", 2, 0.60, "accuracy 0.600 is below the champion's 0.620"),
         ],
         "predictions": [
             PredictionLine(
-                model="status", by_version={"1": 380, "2": 200, "3": 175}, untrusted=20, p50_ms=48.0,
-                p99_ms=900.0,
-                latencies_ms=[20 * 1.012**step for step in range(380)],
+                model="status", by_version={"1": 380, "2": 200, "3": 175}, untrusted=20, p50_ms=48.0, p99_ms=900.0
             ),
-            PredictionLine(
-                model="pool", by_version={"1": 755}, untrusted=20, p50_ms=52.0,
-                p99_ms=950.0,
-                latencies_ms=[25 * 1.012**step for step in range(380)],
-            ),
-        ],
-        "profiles": [
-            Profile(provider=name, runs=200 - place, means=[20 + 3 * place + step for step in range(6)])
-            for place, name in enumerate(CLASSES)
+            PredictionLine(model="pool", by_version={"1": 755}, untrusted=20, p50_ms=52.0, p99_ms=950.0),
         ],
         "answers": [
             AnswerLine(

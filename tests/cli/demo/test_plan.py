@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from ciml.cli.demo.corpus import SOURCE, change_of, corpus_folder, read_corpus, unpack_logs
-from ciml.cli.demo.plan import SPOIL_EVERY, WAVES, Plan, cut_gzip, cut_text, make_plan, other_log
-from ciml.cli.demo.produce import LogRoot
+from ciml.cli.demo.plan import SPOIL_EVERY, WAVES, LogRoot, Plan, cut_gzip, cut_text, make_plan, other_log
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch, Message, OffsetRange

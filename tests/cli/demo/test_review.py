@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from ciml.cli.demo.checks import check_messages
 from ciml.cli.demo.corpus import Sample, read_corpus
-from ciml.cli.demo.demo import check_messages, with_answers
-from ciml.cli.demo.report.result import AnswerLine
-from ciml.cli.demo.review.act import comparable_first, ending_now, moved
-from ciml.cli.demo.review.servers import Review
+from ciml.cli.demo.demo import with_answers
+from ciml.cli.demo.result import AnswerLine
+from ciml.cli.demo.review import Review, comparable_first, ending_now, moved
 from ciml.events.cloudevents import finished_event
 from ciml.integrations.adapter import Delivery
 from ciml.transforms.parse.logs import Log, parse_logs
@@ -124,5 +124,5 @@ def test_an_answer_by_a_rejected_model_is_noted() -> None:
     notes = with_answers(demo_result(answers=[]), [line("unknown")], Review(Path())).notes
     assert notes == [
         *demo_result().notes,
-        "model cause speaks at once by active_models; a new model is in shadow until its verdicts are settled",
+        "model cause posts immediately because of active_models; a new model is in shadow",
     ]

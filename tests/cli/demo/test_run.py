@@ -12,14 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ciml.cli.demo.processes import Children, wait_for
-from ciml.cli.demo.refreshes import last_step, read_refreshes
-from ciml.cli.demo.report.result import Check, DemoResult
-from ciml.cli.demo.report.table import show
-from ciml.cli.demo.review.act import MOST
-from ciml.cli.demo.review.servers import Review
-from ciml.cli.demo.run import MARK, Options, empty
-from ciml.cli.demo.steps import Steps
+from ciml.cli.demo.processes import Children, Steps
+from ciml.cli.demo.report import show
+from ciml.cli.demo.result import Check, DemoResult
+from ciml.cli.demo.review import MOST, Review
+from ciml.cli.demo.run import MARK, Options, empty, last_step, read_refreshes
 from ciml.engines import processes, state
 from ciml.errors import CimlError, EngineError
 from tests.cli.demo.demo_fixture import demo_result
@@ -37,8 +34,8 @@ def printed(out: Console) -> str:
 def test_steps_are_printed_when_they_begin_and_end() -> None:
     out = console()
     with Steps(out) as steps:
-        with steps.step("one") as one:
-            one.report("5 of 5")
+        with steps.step("one") as report:
+            report("5 of 5")
         with pytest.raises(ValueError), steps.step("two"):  # noqa: PT011 (it is raised two lines below)
             raise ValueError
     lines = [line.split("  ", 1)[1] for line in printed(out).splitlines()]
@@ -50,8 +47,8 @@ def test_steps_are_printed_when_they_begin_and_end() -> None:
 
 def test_steps_may_overlap_on_a_terminal() -> None:
     out = console(terminal=True)
-    with Steps(out) as steps, steps.step("outer"), steps.step("inner") as inner:
-        inner.report("goes on")
+    with Steps(out) as steps, steps.step("outer"), steps.step("inner") as report:
+        report("goes on")
         time.sleep(0.3)
     reported = printed(out)
     assert "outer" in reported
@@ -81,7 +78,7 @@ def test_a_command_that_ends_by_itself_is_named(tmp_path: Path) -> None:
     with Children(tmp_path / "logs", tmp_path) as children:
         children.start("status", "nonsense")
         with pytest.raises(EngineError, match=r"ciml status ended: .*No such command"):
-            wait_for(lambda: False, "nothing", children, 30)
+            children.wait_for(lambda: False, "nothing", 30)
 
 
 def test_commands_are_ended_on_leaving(tmp_path: Path) -> None:
@@ -98,7 +95,7 @@ def test_commands_are_ended_on_leaving(tmp_path: Path) -> None:
 def test_waiting_ends(tmp_path: Path) -> None:
     children = Children(tmp_path, tmp_path)
     with pytest.raises(EngineError, match=r"the moon: timed out after 0\.1 s"):
-        wait_for(lambda: False, "the moon", children, 0.1, every_s=0.02)
+        children.wait_for(lambda: False, "the moon", 0.1, every_s=0.02)
 
 
 def options(data: Path) -> Options:
@@ -131,8 +128,9 @@ def test_what_an_earlier_demo_left_running_is_ended(tmp_path: Path) -> None:
 
 def test_refreshes_are_the_whole_json_lines_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "refresh-status.log"
-    log.write_bytes(b"status: snapshot\n" + b'{"version": 1}\n{"version": 2}\nstatus: train\n{"version": 3')
-    assert [one["version"] for one in read_refreshes(log)] == [1, 2]
+    line = '{"model": "status", "reasons": [], "seconds": {}, "metrics": {}, "version": '
+    log.write_text(f"status: snapshot\n{line}1}}\n{line}2}}\nstatus: train\n{line}3")
+    assert [refresh.version for refresh in read_refreshes(log)] == [1, 2]
     assert last_step(log) == "train"
     log.write_bytes(b"")
     assert (read_refreshes(log), last_step(log)) == ([], "")
@@ -164,16 +162,17 @@ def the_whole_demo(tmp_path: Path) -> DemoResult:
     chosen = Options(data=data, home=data / "home", engine="micro-batches", runs=120, span_runs=30)
     result = demo(chosen, console(), out)
     # With so few runs the gate may reject each version; then there is nothing to serve. All else has to add up.
-    pushed = any((line.model, line.verdict) == ("status", "pushed") for line in result.versions)
+    pushed = any(refresh.model == "status" and refresh.version for refresh in result.refreshes)
     open_questions = ("accuracy",) if pushed else ("accuracy", "served versions", "probabilities", "predicted once")
     wrong = [check for check in result.checks if not check.passed]
     assert [check for check in wrong if not any(word in check.name for word in open_questions)] == []
     assert sum(line.counted for line in result.accounting) == sum(line.expected for line in result.accounting) > 120
-    assert Counter(line.model for line in result.versions)["status"] >= 3
-    assert {line.number for line in result.versions} <= {"duration", "memory"}
-    assert all(0 < (line.one_number or 0) < 1 for line in result.versions)
-    assert [(line.dataset, line.reason) for line in result.exclusions] == [("pool", "no_label")]
-    assert (data / "demo" / "report.html").stat().st_size > 50_000
+    assert Counter(refresh.model for refresh in result.refreshes)["status"] >= 3
+    numbers = [item for refresh in result.refreshes for item in refresh.metrics.baselines.items()]
+    assert {name for name, _ in numbers} <= {"duration", "memory"}
+    assert all(0 < share.value < 1 for _, share in numbers)
+    assert {(line.dataset, reason) for line in result.spans for reason in line.excluded} == {("pool", "no_label")}
+    assert "<svg" in (data / "demo" / "report.html").read_text()
     assert json.loads((data / "demo" / "result.json").read_text())["runs"] == 120
     assert "Report: " in printed(out)
     assert state.read(data / "home") == {}

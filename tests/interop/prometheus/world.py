@@ -19,7 +19,7 @@ from typing import Any
 
 from ciml import engines
 from ciml.cli.demo.corpus import Sample, corpus_folder, read_corpus
-from ciml.cli.demo.review.act import ending_now, moved
+from ciml.cli.demo.review import ending_now, moved
 from ciml.data_root import DataRoot
 from ciml.engines.processes import free_ports
 from ciml.engines.state import EngineState
