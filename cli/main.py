@@ -130,8 +130,8 @@ class LazyGroup(click.Group):
         if args and not name.startswith("-") and name not in names:
             import difflib
 
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            matches = difflib.get_close_matches(name, names, n=1)
+            hint = f" Did you mean {matches[0]!r}?" if matches else ""
             raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 

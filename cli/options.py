@@ -90,12 +90,16 @@ def home_of(ctx: click.Context) -> Path:
 
 def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
     """Return the engines that run in the home of ``--home``, by name."""
-    known = state.read(home_of(ctx))
-    if not known:
+    states = state.read(home_of(ctx))
+    if not states:
         return {}
     from ciml.engines import processes
 
-    return {n: one for n, one in known.items() if one.pid is None or processes.find(one.pid, one.started) is not None}
+    return {
+        n: engine
+        for n, engine in states.items()
+        if engine.pid is None or processes.find(engine.pid, engine.started) is not None
+    }
 
 
 def s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -139,8 +143,8 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
         return HERE
     if endpoint:
         return EngineChoice(FLINK, endpoint, named=True)
-    known = running_engines(ctx)
-    flink = known.get("flink") or known.get("cluster")
+    running_states = running_engines(ctx)
+    flink = running_states.get("flink") or running_states.get("cluster")
     if flink is not None and not flink.light:
         return EngineChoice(FLINK, flink.address)
     if name == FLINK:
@@ -231,10 +235,10 @@ def kafka_option(required: bool = True) -> Option:
             return value
         if value is not None and not required:
             return None
-        one = running_engines(ctx).get("kafka")
-        if one is None and required:
+        engine = running_engines(ctx).get("kafka")
+        if engine is None and required:
             raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
-        return one.address if one else None
+        return engine.address if engine else None
 
     return click.option(
         "--kafka",

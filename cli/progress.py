@@ -158,6 +158,6 @@ class Bar:
         elif done != self._done and time.monotonic() - self._printed_at > _EVERY_S:
             self._printed_at = time.monotonic()
             self._done = done
-            left = f", {(total - done) / rate:,.0f} s to go" if rate else ""
-            line = f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s{left}: {counts}"
+            remaining = f", {(total - done) / rate:,.0f} s to go" if rate else ""
+            line = f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s{remaining}: {counts}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)

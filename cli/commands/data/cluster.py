@@ -79,18 +79,18 @@ def command(
     from ciml.transforms.examples.prepare import SPLITS
 
     chosen = dataset_name(name, dataset)
-    wanted = Wanted(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)
+    request = Wanted(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)
     with progress_bar("clustering") as progress:
-        found = cluster_dataset(DataRoot.open(data_path).dataset(chosen), wanted, progress)
-    value = found.to_json()
+        clustering = cluster_dataset(DataRoot.open(data_path).dataset(chosen), request, progress)
+    value = clustering.to_json()
     folder = open_store(output or f"{chosen}-clusters")
-    page = save(folder, cluster_page(found), {"clusters.json": canonical_json(value) + b"\n"})
+    page = save(folder, cluster_page(clustering), {"clusters.json": canonical_json(value) + b"\n"})
     if as_json:
         import json
 
         click.echo(json.dumps({key: part for key, part in value.items() if key != "assignments"}, indent=2))
         return
-    _show(found)
+    _show(clustering)
     click.echo(page)
 
 
@@ -99,14 +99,14 @@ def _show(found: Clustering) -> None:
 
     fact = next(iter(found.known))
     rows = []
-    for each in found.tried:
-        agreed = found.agreements[each.k][fact]
-        numbers: list[Any] = [each.distortion, each.silhouette, found.lengths[each.k]]
+    for trial in found.tried:
+        agreed = found.agreements[trial.k][fact]
+        numbers: list[Any] = [trial.distortion, trial.silhouette, found.lengths[trial.k]]
         numbers += (
             [agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95] if agreed else [None] * 4
         )
-        mark = "*" if each.k == found.chosen.k else ""
-        rows.append([f"{mark}{each.k}", *("–" if number is None else f"{number:.3f}" for number in numbers)])
+        mark = "*" if trial.k == found.chosen.k else ""
+        rows.append([f"{mark}{trial.k}", *("–" if number is None else f"{number:.3f}" for number in numbers)])
     headings = ["k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"]
     title = f"{len(found.runs):,} runs; agreement with {shown(fact)}"
     print_table(headings, rows, title=title, right=headings)

@@ -142,7 +142,7 @@ def _row(finding: Finding, *others: Finding) -> list[str]:
     if others and finding.kind in ("lost_group", "new_group"):
         more = f", and {len(others)} more"
     elif others:
-        more = f"; also {', '.join(other.what.partition('(')[0] for other in others)}"
+        more = f"; also {', '.join(aggregation.what.partition('(')[0] for aggregation in others)}"
     return [
         finding.what,
         every if finding.build_name is None else finding.build_name,
@@ -157,8 +157,8 @@ def _row(finding: Finding, *others: Finding) -> list[str]:
 
 def _features(names: Sequence[str]) -> list[str]:
     """Return names of features, an aggregation as the feature's name."""
-    found = (_AGGREGATED.fullmatch(name) for name in names)
-    return list(dict.fromkeys(each[2] if each else name for each, name in zip(found, names, strict=True)))
+    matches = (_AGGREGATED.fullmatch(name) for name in names)
+    return list(dict.fromkeys(match[2] if match else name for match, name in zip(matches, names, strict=True)))
 
 
 def _notes(report: Report) -> list[str]:
@@ -174,7 +174,7 @@ def _notes(report: Report) -> list[str]:
         lines.append(f"drift explained by the mix of runs: {', '.join(mixed)}")
     if undecided := ", ".join(_features(report.untold)):
         lines.append(f"drift, with too few comparable runs to rule out the mix: {undecided}")
-    narrow = [one for one in report.few if one != (None, None) and None in one]
+    narrow = [part for part in report.few if part != (None, None) and None in part]
     if report.enough and narrow:
         lines.append(f"too few runs to test {len(narrow)} jobs and providers separately")
     if report.before.columns is None:

@@ -116,13 +116,13 @@ def _print(report: LoadReport) -> None:
         click.echo(line)
     if not report.unusable:
         return
-    found = []
+    table = []
     for reason, count, rows, _ in report.reasons():
         first = rows[0]
         where = f"{first.number:,}" + (f", {first.column}" if first.column else "")
-        found.append((f"{count:,}", reason, where, first.value, first.detail))
+        table.append((f"{count:,}", reason, where, first.value, first.detail))
     headings = ("rows", "reason", "first row", "value", "fault")
-    print_table(headings, found, title="Unusable rows", right=["rows"])
+    print_table(headings, table, title="Unusable rows", right=["rows"])
     for reason, _, _, remedy in report.reasons():
         click.echo(f"{reason}: {remedy}")
 

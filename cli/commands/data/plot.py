@@ -106,8 +106,8 @@ def _is_log(name: str) -> bool:
     if os.path.isfile(name):
         return True
     if os.sep in name:
-        what = "is a folder; give one log" if os.path.isdir(name) else "no such file"
-        raise CimlError(f"{name}: {what}")
+        fault = "is a folder; give one log" if os.path.isdir(name) else "no such file"
+        raise CimlError(f"{name}: {fault}")
     return False
 
 

@@ -70,22 +70,22 @@ def list_runs(
     from ciml.runs.state import open_raw
 
     log, state = open_raw(DataRoot.open(data_path).raw)
-    wanted = glob_pattern(jobs or ("all",)).fullmatch
+    matches = glob_pattern(jobs or ("all",)).fullmatch
 
     def selected(run: dict[str, Any]) -> bool:
         return (
-            wanted(run["build_name"]) is not None
+            matches(run["build_name"]) is not None
             and (not outcomes or run["outcome"] in outcomes)
             and (date is None or f"/date={date}" in run["path"])
             and (trusted is None or run["trusted"] is trusted)
         )
 
-    found = islice((run for one in latest_runs(log, state) if selected(run := one.summary())), last)
+    selection = islice((run for latest in latest_runs(log, state) if selected(run := latest.summary())), last)
     if as_json:
-        for run in found:
+        for run in selection:
             click.echo(json.dumps(run))
     else:
-        print_runs(list(found), "")
+        print_runs(list(selection), "")
 
 
 def print_runs(runs: list[dict[str, Any]], title: str) -> None:
@@ -125,18 +125,18 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
         attempts = attempts_of(log, state, records, search)
     if not records:
         raise CimlError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
-    known = state.index.run(run_id)
-    found: dict[str, Any] = {"run_id": run_id, "outcome": known.outcome if known else None}
+    entry = state.index.run(run_id)
+    description: dict[str, Any] = {"run_id": run_id, "outcome": entry.outcome if entry else None}
     if stored := row_of(records):
-        found |= _object(raw, run_id, stored.record["file"])
+        description |= _object(raw, run_id, stored.record["file"])
     if attempts:
-        found["attempts"] = [attempt._asdict() for attempt in attempts]
-    found["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
+        description["attempts"] = [attempt._asdict() for attempt in attempts]
+    description["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(description, indent=2))
     else:
-        _print_run(found)
-    return 4 if found.get("fault") else 0
+        _print_run(description)
+    return 4 if description.get("fault") else 0
 
 
 def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
@@ -149,18 +149,18 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
     named = RawFile.from_json(file)
     parts = split_path(named.path)
     pack = load_packs(raw, parts[0]).find(parts[1]) if parts is not None else None
-    found: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
-    found |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
+    description: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
+    description |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
     try:
         table = read_run(raw, named)
     except IntegrityError:
-        return found
-    found["columns"] = table.column_names
-    found["metadata"] = {
+        return description
+    description["columns"] = table.column_names
+    description["metadata"] = {
         key.decode(errors="replace"): value.decode(errors="replace")
         for key, value in (table.schema.metadata or {}).items()
     }
-    return found
+    return description
 
 
 def _print_run(found: dict[str, Any]) -> None:
@@ -179,8 +179,8 @@ def _print_run(found: dict[str, Any]) -> None:
     for attempt in found.get("attempts", ()):
         this = " (this run)" if attempt["run_id"] == found["run_id"] else ""
         started = "" if attempt["start_us"] is None else f", started {iso_time(attempt['start_us'])}"
-        what = attempt["outcome"] or KIND_WORDS[attempt["kind"]]
-        click.echo(f"{'attempt':<10} {attempt['attempt']} {attempt['run_id']} {what}{started}{this}")
+        outcome = attempt["outcome"] or KIND_WORDS[attempt["kind"]]
+        click.echo(f"{'attempt':<10} {attempt['attempt']} {attempt['run_id']} {outcome}{started}{this}")
     for record in found["records"]:
         if record["kind"] == TRUST_CHANGE:
             trusted = "trusted" if record["trust"]["trusted"] else "not trusted"
@@ -217,24 +217,24 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
     from ciml.runs.verify import verify_raw
 
     with bars() as progress:
-        found = verify_raw(DataRoot.open(data_path).raw, sample=sample, seed=seed, grace_s=grace, progress=progress)
+        report = verify_raw(DataRoot.open(data_path).raw, sample=sample, seed=seed, grace_s=grace, progress=progress)
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
-        return 4 if found.number else 0
-    for line in found.findings:
+        click.echo(json.dumps(asdict(report), indent=2))
+        return 4 if report.number else 0
+    for line in report.findings:
         click.echo(f"BROKEN {line}")
-    if found.number > len(found.findings):
-        click.echo(f"BROKEN and {found.number - len(found.findings):,} more")
-    for line in found.notes:
+    if report.number > len(report.findings):
+        click.echo(f"BROKEN and {report.number - len(report.findings):,} more")
+    for line in report.notes:
         click.echo(f"note: {line}")
-    counted = f"{found.records:,} records of {found.runs:,} runs in {found.version:,} versions"
+    counted = f"{report.records:,} records of {report.runs:,} runs in {report.version:,} versions"
     read = (
-        f"{found.read:,} of {found.objects:,} raw objects read"
+        f"{report.read:,} of {report.objects:,} raw objects read"
         if sample is not None
-        else (f"{found.packed:,} runs in {found.packs:,} packs and {found.single:,} objects read")
+        else (f"{report.packed:,} runs in {report.packs:,} packs and {report.single:,} objects read")
     )
-    click.echo(f"{counted}; {read}: {f'{found.number:,} findings' if found.number else 'all as committed'}.")
-    return 4 if found.number else 0
+    click.echo(f"{counted}; {read}: {f'{report.number:,} findings' if report.number else 'all as committed'}.")
+    return 4 if report.number else 0
 
 
 @click.command("compact")
@@ -278,7 +278,7 @@ def compact(
 
     data = DataRoot.open(data_path)
     with bars() as progress:
-        done = run(
+        result = run(
             data.raw,
             older_than_s=older_than,
             grace_s=grace,
@@ -288,18 +288,18 @@ def compact(
             progress=progress,
         )
     update_tables(data, ("raw", "runs", "dead_letters"))
-    faults = [*done.packing.faults, *done.swept.faults]
+    faults = [*result.packing.faults, *result.swept.faults]
     if as_json:
-        click.echo(json.dumps(asdict(done), indent=2))
+        click.echo(json.dumps(asdict(result), indent=2))
         return 4 if faults else 0
     for line in faults:
         click.echo(f"BROKEN {line}")
-    packing = done.packing
-    swept = done.swept
+    packing = result.packing
+    swept = result.swept
     click.echo(
         f"{packing.runs:,} runs packed into {packing.packs:,} packs ({packing.packs_bytes:,} bytes), "
-        f"{packing.merged:,} packs merged, {packing.alone:,} runs left alone; up to version {done.to_version:,}, "
-        f"{done.waiting:,} folders of days that are not over"
+        f"{packing.merged:,} packs merged, {packing.alone:,} runs left alone; up to version {result.to_version:,}, "
+        f"{result.waiting:,} folders of days that are not over"
     )
     click.echo(
         f"removed: {swept.objects:,} objects of packed runs ({swept.objects_bytes:,} bytes), {swept.packs:,} packs, "
@@ -384,8 +384,8 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
 
     faults: list[str] = []
     with bars() as progress:
-        for done, fault in enumerate(verify_runs(raw, named()), 1):
-            progress("verifying", done, total)
+        for number_verified, fault in enumerate(verify_runs(raw, named()), 1):
+            progress("verifying", number_verified, total)
             if fault:
                 faults.append(fault)
     return faults
@@ -400,8 +400,8 @@ def _print_summary(state: RawState, latest: list[dict[str, Any]]) -> None:
     rows = [
         (word, reason, f"{number:,}")
         for kind, word in KIND_WORDS.items()
-        for (found, reason), number in sorted(state.counts.items())
-        if found == kind
+        for (counted_kind, reason), number in sorted(state.counts.items())
+        if counted_kind == kind
     ]
     for (trusted, rule), number in sorted(state.trust.items(), reverse=True):
         rows.append(("  of the runs", f"{'trusted' if trusted else 'not trusted'}: {rule}", f"{number:,}"))

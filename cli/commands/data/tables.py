@@ -55,16 +55,15 @@ def publish(names: tuple[str, ...], data_path: str, as_json: bool) -> None:
     from ciml.runs.tables.publish import publish_tables
 
     require("deltalake")
-    for done in publish_tables(DataRoot.open(data_path), names):
+    for table in publish_tables(DataRoot.open(data_path), names):
         if as_json:
-            click.echo(json.dumps(asdict(done)))
+            click.echo(json.dumps(asdict(table)))
             continue
-        for note in done.notes:
-            click.echo(f"warning: {done.name}: {note}", err=True)
-        changed = f"{done.added:,} files added, {done.removed:,} removed" if done.committed else "up to date"
-        click.echo(
-            f"{done.name}: version {done.version}, {done.rows:,} rows in {done.files:,} files, {changed}: {done.url}"
-        )
+        for note in table.notes:
+            click.echo(f"warning: {table.name}: {note}", err=True)
+        changed = f"{table.added:,} files added, {table.removed:,} removed" if table.committed else "up to date"
+        size = f"{table.rows:,} rows in {table.files:,} files"
+        click.echo(f"{table.name}: version {table.version}, {size}, {changed}: {table.url}")
 
 
 @command.command("list")
@@ -84,21 +83,21 @@ def list_tables(names: tuple[str, ...], data_path: str, as_json: bool) -> None:
     from ciml.data_root import DataRoot
     from ciml.runs.tables.publish import list_tables as states
 
-    found = list(states(DataRoot.open(data_path), names))
+    tables = list(states(DataRoot.open(data_path), names))
     if as_json:
-        for each in found:
-            click.echo(json.dumps(asdict(each)))
+        for table in tables:
+            click.echo(json.dumps(asdict(table)))
         return
     rows = [
         (
-            each.name,
-            "none" if each.version is None else f"{each.version}",
-            f"{each.rows:,}",
-            f"{each.files:,}",
-            f"{each.behind:,}",
-            each.url,
+            table.name,
+            "none" if table.version is None else f"{table.version}",
+            f"{table.rows:,}",
+            f"{table.files:,}",
+            f"{table.behind:,}",
+            table.url,
         )
-        for each in found
+        for table in tables
     ]
     numbers = ("version", "rows", "files", "behind")
     print_table(("table", *numbers, "place"), rows, right=numbers)

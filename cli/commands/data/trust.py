@@ -56,15 +56,15 @@ def check(policy_file: str, with_runs: bool, data_path: str, as_json: bool) -> N
 
     policy = TrustPolicy.load(policy_file)
     log, state = open_raw(DataRoot.open(data_path).raw)
-    found = Review()
-    for run in review(latest_runs(log, state), policy, found):
+    result = Review()
+    for run in review(latest_runs(log, state), policy, result):
         if with_runs:
             click.echo(json.dumps(_changed_json(run)) if as_json else _changed_line(run))
     if as_json:
-        value = {"policy": policy.digest, **found.to_json()}
+        value = {"policy": policy.digest, **result.to_json()}
         click.echo(json.dumps(value, indent=None if with_runs else 2))
     else:
-        _print_review(found)
+        _print_review(result)
 
 
 def _changed_json(run: ChangedRun) -> dict[str, Any]:
@@ -128,30 +128,30 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
     if not entries:
         raise CimlError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
     row = row_of(entries) or entries[-1]
-    own = RunFacts.from_json(row.record["mention"])
-    joined = state.index.subjects.join(own)
+    facts = RunFacts.from_json(row.record["mention"])
+    joined = state.index.subjects.join(facts)
     decisions = [{"version": row.version, "by": "ingestion", **row.record.get("trust", {})}]
     decisions += [
         {"version": entry.version, "by": "update", **entry.record["trust"]}
         for entry in entries
         if entry.kind == TRUST_CHANGE and entry.version >= row.version
     ]
-    found = {
+    explanation = {
         "run_id": run_id,
         "stored": row.kind in ("run", "reclaim"),
-        "facts": {name: {"own": getattr(own, name), "joined": getattr(joined, name)} for name in FACTS},
-        "subjects": list(own.subjects),
+        "facts": {name: {"own": getattr(facts, name), "joined": getattr(joined, name)} for name in FACTS},
+        "subjects": list(facts.subjects),
         "decisions": decisions,
         "now": evaluate(policy, joined).to_json(),
     }
     rules = trace(policy, joined)
     if as_json:
-        found["rules"] = [
-            {**rule._asdict(), "mismatches": [each._asdict() for each in rule.mismatches]} for rule in rules
+        explanation["rules"] = [
+            {**rule._asdict(), "mismatches": [mismatch._asdict() for mismatch in rule.mismatches]} for rule in rules
         ]
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(explanation, indent=2))
     else:
-        _print_explained(found, rules)
+        _print_explained(explanation, rules)
 
 
 def _print_explained(found: Mapping[str, Any], rules: list[RuleTrace]) -> None:
@@ -168,7 +168,9 @@ def _print_explained(found: Mapping[str, Any], rules: list[RuleTrace]) -> None:
     click.echo(f"now: {word} ({found['now']['rule']}), policy {found['now']['policy']}")
     rows = []
     for rule in rules:
-        missed = "; ".join(f"{each.fact} {each.value!r} is not {' or '.join(each.globs)!r}" for each in rule.mismatches)
+        missed = "; ".join(
+            f"{mismatch.fact} {mismatch.value!r} is not {' or '.join(mismatch.globs)!r}" for mismatch in rule.mismatches
+        )
         reason = missed or ("it decides: the first that matches" if rule.decides else "it matches too, after another")
         says = "-" if rule.mismatches else "trusted" if rule.trusted else "not trusted"
         rows.append((rule.rule, says, reason))

@@ -61,11 +61,11 @@ def add(reason: str, data_path: str, **runs: Any) -> None:
     from ciml.training.exclusions import add as store
 
     data = DataRoot.open(data_path)
-    wanted = Exclusion(reason, **{key: value for key, value in runs.items() if value is not None})
-    (kept,) = store(data.exclusions, [wanted])
-    matching = _matching(data, wanted)
-    found = "" if matching is None else f"; stored runs that match: {matching:,}"
-    click.echo(f"exclusion {kept.id}: {wanted.describe()}: {reason}{found}")
+    exclusion = Exclusion(reason, **{key: value for key, value in runs.items() if value is not None})
+    (stored,) = store(data.exclusions, [exclusion])
+    matching = _matching(data, exclusion)
+    note = "" if matching is None else f"; stored runs that match: {matching:,}"
+    click.echo(f"exclusion {stored.id}: {exclusion.describe()}: {reason}{note}")
     if matching == 0:
         click.echo("warning: no stored run matches; later ones may", err=True)
     _warn(data)
@@ -87,15 +87,15 @@ def list_exclusions(everything: bool, as_json: bool, data_path: str) -> None:
 
     data = DataRoot.open(data_path)
     state = read_state(data.exclusions)
-    found = list(state.kept.values()) if everything or as_json else state.active()
+    exclusions = list(state.kept.values()) if everything or as_json else state.active()
     if as_json:
-        click.echo(json.dumps([kept.to_json() for kept in found], indent=2))
+        click.echo(json.dumps([stored.to_json() for stored in exclusions], indent=2))
         return
-    for kept in found:
-        since = datetime.fromtimestamp(kept.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
-        note = "" if kept.reverted_us is None else "  (reverted)"
-        click.echo(f"{kept.id:>4}  {since}  {kept.exclusion.describe()}: {kept.exclusion.reason}{note}")
-    if not found:
+    for stored in exclusions:
+        since = datetime.fromtimestamp(stored.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+        note = "" if stored.reverted_us is None else "  (reverted)"
+        click.echo(f"{stored.id:>4}  {since}  {stored.exclusion.describe()}: {stored.exclusion.reason}{note}")
+    if not exclusions:
         click.echo("no exclusions")
     _warn(data)
 
@@ -114,8 +114,8 @@ def revert(ids: tuple[int, ...], data_path: str) -> None:
     """
     from ciml.training.exclusions import revert as store
 
-    for kept in store(DataRoot.open(data_path).exclusions, ids):
-        click.echo(f"reverted {kept.id}: {kept.exclusion.describe()}: {kept.exclusion.reason}")
+    for stored in store(DataRoot.open(data_path).exclusions, ids):
+        click.echo(f"reverted {stored.id}: {stored.exclusion.describe()}: {stored.exclusion.reason}")
 
 
 def _matching(data: DataRoot, wanted: Exclusion) -> int | None:

@@ -55,10 +55,12 @@ def list_models(model: str | None, data_path: str, as_json: bool) -> None:
         return
     if not models:
         click.echo("no models yet; train one by ciml refresh")
-    for name, one in models.items():
-        labels = ", ".join(f"{label} = {version}" for label, version in one["labels"].items()) or "nothing is served"
+    for name, description in models.items():
+        labels = (
+            ", ".join(f"{label} = {version}" for label, version in description["labels"].items()) or "nothing is served"
+        )
         click.echo(f"{name}: {labels}")
-        for candidate in one["candidates"]:
+        for candidate in description["candidates"]:
             versions = "".join(
                 f"  version {version['number']}" + (" (withdrawn)" if version["withdrawn"] else "")
                 for version in candidate["versions"]
@@ -73,7 +75,7 @@ def as_dict(registry: Registry) -> dict[str, Any]:
     """Return a registry as JSON: labels and candidates in order, each with its decision and versions."""
     state = registry.state
     candidates = []
-    for candidate in sorted(state.candidates.values(), key=lambda one: one.time_us):
+    for candidate in sorted(state.candidates.values(), key=lambda version: version.time_us):
         decision = state.decisions.get(candidate.id)
         candidates.append(
             {
@@ -83,9 +85,9 @@ def as_dict(registry: Registry) -> dict[str, Any]:
                 "facts": dict(candidate.facts),
                 **(decision.to_json() if decision else {"blessed": None, "reasons": [], "metrics": {}}),
                 "versions": [
-                    {"number": one.number, "withdrawn": one.withdrawn}
-                    for one in sorted(state.versions.values(), key=lambda one: one.number)
-                    if one.candidate == candidate.id and one.state == "pushed"
+                    {"number": version.number, "withdrawn": version.withdrawn}
+                    for version in sorted(state.versions.values(), key=lambda version: version.number)
+                    if version.candidate == candidate.id and version.state == "pushed"
                 ],
             }
         )
@@ -109,8 +111,8 @@ def rollback_model(model: str, data_path: str, version: int | None, label: str) 
     """
     from ciml.serving.push import rollback
 
-    done = rollback(DataRoot.open(data_path), model, version, label=label)
-    click.echo(f"{model}: {done.label} = {done.version}")
+    moved = rollback(DataRoot.open(data_path), model, version, label=label)
+    click.echo(f"{model}: {moved.label} = {moved.version}")
 
 
 @command.command("verify")
@@ -129,12 +131,13 @@ def verify_models(model: str | None, data_path: str) -> int:
 
     faults = 0
     for name in _registries(data_path, model):
-        found = verify_versions(DataRoot.open(data_path), name)
-        for version, fault in found.items():
+        fault_by_version = verify_versions(DataRoot.open(data_path), name)
+        for version, fault in fault_by_version.items():
             if fault:
                 faults += 1
                 click.echo(f"BROKEN {name} {version}: {fault}", err=True)
-        click.echo(f"{name}: {len(found) - sum(map(bool, found.values()))} of {len(found)} versions are as recorded")
+        intact = sum(not fault for fault in fault_by_version.values())
+        click.echo(f"{name}: {intact} of {len(fault_by_version)} versions are as recorded")
     return 4 if faults else 0
 
 
@@ -152,10 +155,10 @@ def reconcile_models(model: str | None, data_path: str) -> None:
     """
     from ciml.serving.push import reconcile
 
-    done = []
+    lines = []
     for name, registry in _registries(data_path, model).items():
-        done += [f"{name}: {line}" for line in reconcile(registry)]
-    click.echo("\n".join(done) or "nothing to do")
+        lines += [f"{name}: {line}" for line in reconcile(registry)]
+    click.echo("\n".join(lines) or "nothing to do")
 
 
 @command.command("mirror")
@@ -185,15 +188,15 @@ def mirror_models(folder: Path, data_path: str, watch: bool, poll_seconds: float
     while True:
         faults = set[str]()
         try:
-            done = mirror(data, folder.absolute())
+            mirrored = mirror(data, folder.absolute())
         except EngineError as error:
             if not watch:
                 raise
             faults.add(f"{error}; trying again")
         else:
-            for model, version in done.copied:
+            for model, version in mirrored.copied:
                 click.echo(f"{model}: version {version} is in the mirror")
-            faults.update(f"BROKEN {fault}" for fault in done.faults)
+            faults.update(f"BROKEN {fault}" for fault in mirrored.faults)
         for fault in sorted(faults - reported):
             click.echo(fault, err=True)
         reported = faults

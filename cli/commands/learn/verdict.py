@@ -53,8 +53,10 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
     from ciml.verdicts.evidence import evidence_of
 
     data = DataRoot.open(data_path)
-    records = [one for one in predictions_of(data.predictions, run_id) if model in (None, one["model"])]
-    record = next((one for one in reversed(records) if "verdict" in one), None)
+    records = [
+        prediction for prediction in predictions_of(data.predictions, run_id) if model in (None, prediction["model"])
+    ]
+    record = next((prediction for prediction in reversed(records) if "verdict" in prediction), None)
     if record is None:
         raise CimlError(_missing(run_id, data_path, model, predicted=bool(records)))
     evidence = None
@@ -72,44 +74,47 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
 
 
 def _missing(run_id: str, data_path: str, model: str | None, *, predicted: bool) -> str:
-    of = f" of model {model!r}" if model else ""
+    by_model = f" of model {model!r}" if model else ""
     if predicted:
         return (
-            f"no verdict{of} on run {run_id!r}: verdicts are given on failed runs, by models of data sets with "
+            f"no verdict{by_model} on run {run_id!r}: verdicts are given on failed runs, by models of data sets with "
             'class_label = "cause" (docs/verdicts.md)'
         )
     return (
-        f"no prediction{of} of run {run_id!r} in {data_path}; list runs by ciml runs list, predict them by "
+        f"no prediction{by_model} of run {run_id!r} in {data_path}; list runs by ciml runs list, predict them by "
         "ciml predict stream"
     )
 
 
 def _json(record: Mapping[str, Any], evidence: Evidence | None, picture: str, fault: str) -> dict[str, Any]:
-    kept = {name: record[name] for name in ("run_id", "build_name", "model", "version", "time_us", "run", "verdict")}
-    found = {"observations": [], "picture": "", "compared_with": {"job": "", "runs": 0}, "fault": fault}
+    facts = {name: record[name] for name in ("run_id", "build_name", "model", "version", "time_us", "run", "verdict")}
+    shown_evidence = {"observations": [], "picture": "", "compared_with": {"job": "", "runs": 0}, "fault": fault}
     if evidence is not None:
-        found["observations"] = list(evidence.observations)
-        found["picture"] = picture
-        found["compared_with"] = {"job": evidence.job, "runs": evidence.runs}
-    return {**kept, "evidence": found}
+        shown_evidence["observations"] = list(evidence.observations)
+        shown_evidence["picture"] = picture
+        shown_evidence["compared_with"] = {"job": evidence.job, "runs": evidence.runs}
+    return {**facts, "evidence": shown_evidence}
 
 
 def _print(record: Mapping[str, Any], evidence: Evidence | None, picture: str, fault: str) -> None:
     verdict = record["verdict"]
     run = record["run"]
-    of = f"of {verdict['group']}" if verdict["group"] else "of all jobs"
+    group = f"of {verdict['group']}" if verdict["group"] else "of all jobs"
     lines = [
         ("run", record["run_id"]),
         ("job", f"{run['build_name']} ({run.get('outcome', 'failure')})"),
         ("verdict", f"{verdict['cause']}: {_MEANING.get(verdict['cause'], '')}".rstrip(" :")),
         ("retry", _RETRY.get(verdict["retry"], verdict["retry"])),
         ("probability", _shares(verdict["probabilities"])),
-        ("base rate", f"{_shares(verdict['base_rate'])}, of {verdict['runs']} failed runs {of} whose cause is known"),
+        (
+            "base rate",
+            f"{_shares(verdict['base_rate'])}, of {verdict['runs']} failed runs {group} whose cause is known",
+        ),
         ("possible", _possible(verdict)),
         ("model", f"{record['model']}, version {record['version']}"),
     ]
-    said = evidence.observations if evidence is not None else (fault,)
-    lines += [("" if number else "evidence", text) for number, text in enumerate(said)]
+    observations = evidence.observations if evidence is not None else (fault,)
+    lines += [("" if number else "evidence", text) for number, text in enumerate(observations)]
     if picture:
         lines.append(("picture", picture))
     for name, text in lines:

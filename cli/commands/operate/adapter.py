@@ -41,26 +41,29 @@ def list_command(as_json: bool) -> None:
     """
     from ciml.integrations.registry import adapters
 
-    found = [adapters()[name] for name in sorted(adapters())]
+    installed = [adapters()[name] for name in sorted(adapters())]
     if as_json:
-        for adapter in found:
+        for adapter in installed:
             named = {"name": adapter.name, "headers": adapter.headers, "signature": adapter.signature}
             click.echo(json.dumps(named))
         return
-    rows = [("adapter", "headers", "signature"), *((one.name, ", ".join(one.headers), one.signature) for one in found)]
+    rows = [
+        ("adapter", "headers", "signature"),
+        *((adapter_row.name, ", ".join(adapter_row.headers), adapter_row.signature) for adapter_row in installed),
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(f"{cell or '-':<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _headers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for one in given:
-        name, separator, value = one.partition("=")
-        if not separator or not name.strip() or not one.isprintable():
-            raise click.BadParameter(f"invalid header {one!r:.80}; give NAME=VALUE, printable", ctx, param)
-        found[name.strip().lower()] = value.strip()
-    return found
+    headers: dict[str, str] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name.strip() or not text.isprintable():
+            raise click.BadParameter(f"invalid header {text!r:.80}; give NAME=VALUE, printable", ctx, param)
+        headers[name.strip().lower()] = value.strip()
+    return headers
 
 
 @command.command("try")
@@ -94,15 +97,15 @@ def try_command(system: str, file: BinaryIO, headers: Mapping[str, str], source:
 
     adapter = find_adapter(system)
     delivery = Delivery(file.read(MAX_MESSAGE_BYTES + 1), headers, "try")
-    found = tried(system, check_source_name(source or system), delivery)
+    result = tried(system, check_source_name(source or system), delivery)
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:
-        for line in _lines(found):
+        for line in _lines(result):
             click.echo(line)
-        if "dead_letter" in found and (missing := set(adapter.headers) - headers.keys()):
+        if "dead_letter" in result and (missing := set(adapter.headers) - headers.keys()):
             click.echo(f"The adapter reads headers that were not given: {', '.join(sorted(missing))}; give --header.")
-    rejected = "dead_letter" in found or any("dead_letter" in run for run in found["runs"])
+    rejected = "dead_letter" in result or any("dead_letter" in run for run in result["runs"])
     return _REJECTED if rejected else 0
 
 
@@ -122,18 +125,18 @@ def tried(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
         event = read_event(message)
     except RejectedInput as rejected:
         return {"runs": [], "updates": [], "dead_letter": f"{rejected.reason}: {rejected.detail}"}
-    done = decode(Batch(OffsetRange("ci-events", "", 0, 0, 1), [message]), read_event=lambda *_: event)
-    runs = [{"facts": _facts(one.mention), "log": one.mention.log_url} for one in done.pending_runs]
-    for one in done.settled:
-        if one.mention is not None:
-            reason = f"{one.reason}: {one.detail}" if one.detail else one.reason
-            runs.append({"facts": _facts(one.mention), one.kind: reason})
-    found: dict[str, Any] = {
+    decoded = decode(Batch(OffsetRange("ci-events", "", 0, 0, 1), [message]), read_event=lambda *_: event)
+    runs = [{"facts": _facts(outcome.mention), "log": outcome.mention.log_url} for outcome in decoded.pending_runs]
+    for outcome in decoded.settled:
+        if outcome.mention is not None:
+            reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
+            runs.append({"facts": _facts(outcome.mention), outcome.kind: reason})
+    result: dict[str, Any] = {
         "event": {"type": event.type, "time": _time(event.time_us)},
         "runs": runs,
         "updates": [_update(update) for update in event.updates],
     }
-    return found | ({"ignored": event.ignored} if event.ignored else {})
+    return result | ({"ignored": event.ignored} if event.ignored else {})
 
 
 def _update(update: FactUpdate) -> dict[str, Any]:
@@ -142,9 +145,9 @@ def _update(update: FactUpdate) -> dict[str, Any]:
 
 
 def _facts(facts: RunFacts) -> dict[str, Any]:
-    found = facts.to_json()
-    times = {name: _time(found.pop(key, None)) for key, name in _TIMES.items()}
-    return {"run_id": found.pop("run_id"), "phase": found.pop("phase"), **times, **found}
+    shown = facts.to_json()
+    times = {name: _time(shown.pop(key, None)) for key, name in _TIMES.items()}
+    return {"run_id": shown.pop("run_id"), "phase": shown.pop("phase"), **times, **shown}
 
 
 def _time(micros: int | None) -> str | None:
@@ -177,7 +180,7 @@ def _table(facts: Mapping[str, Any]) -> Iterator[str]:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            value = ", ".join(f"{key}={one}" for key, one in value.items())
+            value = ", ".join(f"{key}={item}" for key, item in value.items())
         elif isinstance(value, list | tuple):
             value = ", ".join(value)
         yield f"  {name:<{width}}  {value or '-'}"

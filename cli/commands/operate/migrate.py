@@ -43,18 +43,20 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
     if root is None:
         raise click.UsageError("give a data root: ciml migrate DATA")
     place = DataRoot.open(root)
-    made = None
+    rewritten = None
     if apply and (sealed := seal_older(place)):
         click.echo(f"{sealed:,} deltas of an older version have a digest now.", err=as_json)
     with bars() as progress:
-        found = examine(place, progress)
+        findings = examine(place, progress)
         if apply:
-            made = rewrite(place, found, progress)
+            rewritten = rewrite(place, findings, progress)
     if as_json:
-        click.echo(json.dumps({**as_dict(found), **({} if made is None else {"rewritten": made})}, indent=2))
+        click.echo(
+            json.dumps({**as_dict(findings), **({} if rewritten is None else {"rewritten": rewritten})}, indent=2)
+        )
     else:
-        _print(found, made)
-    return 4 if found.number else 0
+        _print(findings, rewritten)
+    return 4 if findings.number else 0
 
 
 def as_dict(found: Findings) -> dict[str, Any]:
@@ -94,9 +96,9 @@ def _print(found: Findings, made: int | None) -> None:
     for line in found.notes:
         click.echo(f"note: {line}")
     faults = f"{found.number:,} faults" if found.number else "all readable and as written"
-    rest = "nothing to rewrite"
+    remaining = "nothing to rewrite"
     if number := found.rewritten.total():
-        rest = (
+        remaining = (
             f"{number:,} to rewrite (--apply)" if made is None else f"rewritten: {made:,} checkpoints, verified again"
         )
-    click.echo(f"{found.objects.total():,} objects: {faults}; {rest}.")
+    click.echo(f"{found.objects.total():,} objects: {faults}; {remaining}.")

@@ -155,18 +155,18 @@ def make_facts(
     from ciml.events.run_facts import facts_from_run, run_identity
     from ciml.recorder.ci_environment import FACTS, known_run
 
-    known = known_run(os.environ)
+    detected = known_run(os.environ)
     run = {
-        "id": run_id or known.native_id,
-        "attempt": known.attempt,
-        "job": job or labels.pop("job", "") or known.job or os.path.basename(command) or "command",
+        "id": run_id or detected.native_id,
+        "attempt": detected.attempt,
+        "job": job or labels.pop("job", "") or detected.job or os.path.basename(command) or "command",
         "start_time": time.time(),
-        **known.facts,
+        **detected.facts,
         **{name: labels.pop(name) for name in FACTS if name in labels},
-        "labels": {**known.labels, **labels},
+        "labels": {**detected.labels, **labels},
     }
     try:
-        identity = run_identity(run, source or known.source)
+        identity = run_identity(run, source or detected.source)
         return facts_from_run(run, identity, "started")[0]
     except RejectedInput as rejected:
         raise CimlError(f"invalid event field: {rejected}") from None

@@ -29,11 +29,11 @@ def command(name: str | None, output: Path | None) -> None:
         if name is not None:
             raise click.UsageError("--output writes all schemas; leave out NAME")
         output.mkdir(parents=True, exist_ok=True)
-        for each in schema_names():
-            (output / f"{each}.json").write_text(schema_text(each), encoding="utf-8")
+        for schema in schema_names():
+            (output / f"{schema}.json").write_text(schema_text(schema), encoding="utf-8")
         click.echo(f"{len(schema_names())} schemas in {output}")
     elif name is not None:
         click.echo(schema_text(name), nl=False)
     else:
-        for each, title in schema_names().items():
-            click.echo(f"{each:22} {title}")
+        for schema, title in schema_names().items():
+            click.echo(f"{schema:22} {title}")

@@ -20,7 +20,7 @@ from ciml.errors import CimlError
 _DEFAULT = ("kafka", "flink", "s3")
 #: Topics of ciml and their partitions on a local broker.
 _TOPICS = {"ci-events": 2, "samples": 2, "runs": 1, "predictions": 1, "dead-letters": 1}
-_PORT_USES = tuple(use for one in engines.ENGINES.values() for use in one.uses)
+_PORT_USES = tuple(use for engine in engines.ENGINES.values() for use in engine.uses)
 
 
 def _ports(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -88,34 +88,34 @@ def command(names: tuple[str, ...], cluster: bool, home: Path, **options: Any) -
     from rich.console import Console
 
     errors = Console(stderr=True)
-    wanted = list(names) or [name for name in _DEFAULT if not (cluster and name == "flink")]
-    if cluster and "cluster" not in wanted:
-        wanted.append("cluster")
+    engine_names = list(names) or [name for name in _DEFAULT if not (cluster and name == "flink")]
+    if cluster and "cluster" not in engine_names:
+        engine_names.append("cluster")
     if not names:
-        wanted += ["logs"] * bool(options["logs_root"]) + ["models"] * bool(options["models_config"])
+        engine_names += ["logs"] * bool(options["logs_root"]) + ["models"] * bool(options["models_config"])
     if min(options["kafka_heap_mb"], options["flink_heap_mb"]) < 128:
         raise CimlError("--kafka-heap and --flink-heap: an engine needs at least 128 MiB")
     if options["state"] is not None:
         use_local_s3(engines.read(home).get("s3"))
-    began = time.monotonic()
-    with errors.status(f"starting {', '.join(wanted)}") as spinner:
+    begin_s = time.monotonic()
+    with errors.status(f"starting {', '.join(engine_names)}") as spinner:
         settings = engines.Settings(**options, notify=lambda text: spinner.update(text))
-        running = engines.start(wanted, home, settings)
+        running = engines.start(engine_names, home, settings)
         if "kafka" in running.started:
             engines.create_topics(str(running.states["kafka"].address), _TOPICS)
     for note in running.notes:
         click.echo(note, err=True)
-    for name in wanted:
-        one = running.states[name]
-        at = f" at {one.address}" if one.address else ""
+    for name in engine_names:
+        engine = running.states[name]
+        address = f" at {engine.address}" if engine.address else ""
         if name in running.started:
-            process = f" (pid {one.pid}, ready in {running.started[name]:.1f} s)" if one.pid else ""
-            click.echo(f"{name}: {one.what}{at}{process}")
+            process = f" (pid {engine.pid}, ready in {running.started[name]:.1f} s)" if engine.pid else ""
+            click.echo(f"{name}: {engine.what}{address}{process}")
         else:
-            click.echo(f"{name}: already running: {one.what}{at}")
+            click.echo(f"{name}: already running: {engine.what}{address}")
     if running.started:
         click.echo(
-            f"All ready in {time.monotonic() - began:.1f} s; logs are in {home / 'logs'}; stop them by: ciml down"
+            f"All ready in {time.monotonic() - begin_s:.1f} s; logs are in {home / 'logs'}; stop them by: ciml down"
         )
 
 

@@ -39,16 +39,16 @@ def command(as_json: bool, home: Path) -> int:
       ciml status
       ciml status --json
     """
-    known = engines.read(home)
+    states = engines.read(home)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        seen = list(pool.map(lambda one: _row(home, one), known.values()))
+        rows = list(pool.map(lambda row: _row(home, row), states.values()))
     if as_json:
-        click.echo(json.dumps({one["name"]: one for one in seen}, indent=2))
-    elif not seen:
+        click.echo(json.dumps({row["name"]: row for row in rows}, indent=2))
+    elif not rows:
         click.echo(f"No engine runs in {home}. Start engines by: ciml up")
     else:
-        _show(seen)
-    return 0 if all(one["health"] == "ok" for one in seen) else 3
+        _show(rows)
+    return 0 if all(row["health"] == "ok" for row in rows) else 3
 
 
 def _show(seen: list[dict[str, Any]]) -> None:
@@ -63,15 +63,15 @@ def _show(seen: list[dict[str, Any]]) -> None:
             overflow="fold",
             no_wrap=title in ("pid", "address", "health"),
         )
-    for one in [row for each in seen for row in (each, *_parts(each))]:
-        used = one["memory_used_mb"]
-        cap = one["memory_mb"]
+    for shown in [row for engine in seen for row in (engine, *_parts(engine))]:
+        used = shown["memory_used_mb"]
+        cap = shown["memory_mb"]
         memory = "–" if used is None else f"{used} MiB" + (f" (cap {cap})" if cap else "")
-        colour = "green" if one["health"] == "ok" else "red"
-        pid = "–" if one["pid"] is None else str(one["pid"])
+        colour = "green" if shown["health"] == "ok" else "red"
+        pid = "–" if shown["pid"] is None else str(shown["pid"])
         table.add_row(
-            *(one["name"], one["kind"], one["what"], pid, one["address"] or "–", memory),
-            f"[{colour}]{one['health']}[/]",
+            *(shown["name"], shown["kind"], shown["what"], pid, shown["address"] or "–", memory),
+            f"[{colour}]{shown['health']}[/]",
         )
     Console().print(table)
 

@@ -88,7 +88,7 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
     from ciml.errors import IntegrityError
     from ciml.pipelines.datasets.update import verify_dataset
 
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with bars() as progress:
         for dataset in _chosen(data_path, names):
             name = dataset.name
@@ -97,19 +97,19 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
                 state = dataset.state()
                 wrong = verify_dataset(dataset, progress=partial(progress, name))
             except IntegrityError as error:
-                found[name] = {"examples": None, "spans": None, "findings": [str(error)]}
+                results[name] = {"examples": None, "spans": None, "findings": [str(error)]}
                 continue
             examples = sum(state.counts().values())
-            found[name] = {"examples": examples, "spans": len(state.spans), "findings": wrong}
-    broken = sum(len(each["findings"]) for each in found.values())
+            results[name] = {"examples": examples, "spans": len(state.spans), "findings": wrong}
+    broken = sum(len(result["findings"]) for result in results.values())
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(results, indent=2))
         return 4 if broken else 0
-    for name, each in found.items():
-        for line in each["findings"]:
+    for name, result in results.items():
+        for line in result["findings"]:
             click.echo(f"BROKEN {name}: {line}")
-        if not each["findings"]:
-            click.echo(f"{name}: {each['examples']:,} examples, spans {each['spans']:,}, all as committed")
+        if not result["findings"]:
+            click.echo(f"{name}: {result['examples']:,} examples, spans {result['spans']:,}, all as committed")
     return 4 if broken else 0
 
 
@@ -117,13 +117,15 @@ def _chosen(data_path: str, names: tuple[str, ...]) -> list[StoredDataset]:
     from ciml.data_root import DataRoot
 
     data = DataRoot.open(data_path)
-    known = data.dataset_names()
+    existing = data.dataset_names()
     for name in names:
-        if name not in known:
-            raise CimlError(f"no data set {name!r} in {data.datasets.url()}; choose from {', '.join(known) or 'none'}")
-    if not known:
+        if name not in existing:
+            raise CimlError(
+                f"no data set {name!r} in {data.datasets.url()}; choose from {', '.join(existing) or 'none'}"
+            )
+    if not existing:
         click.echo(f"no data sets in {data.datasets.url()}", err=True)
-    return [data.dataset(name) for name in dict.fromkeys(names or known)]
+    return [data.dataset(name) for name in dict.fromkeys(names or existing)]
 
 
 def describe(span: SpanVersion) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def describe(span: SpanVersion) -> dict[str, Any]:
         "version": span.version,
         "examples": len(span.runs),
         "splits": {split: dict(sorted(by_split[split].items())) for split in _SPLITS if split in by_split},
-        "excluded": dict(sorted(Counter(each["reason"] for each in span.excluded).items())),
+        "excluded": dict(sorted(Counter(exclusion["reason"] for exclusion in span.excluded).items())),
         "files": {split: [file.to_json() for file in files] for split, files in span.files.items()},
     }
 
@@ -153,8 +155,8 @@ def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
         by_split = Counter(run.split for run in span.runs)
         numbers: list[int] = [
             len(span.runs),
-            *(by_class[each] for each in classes),
-            *(by_split[each] for each in _SPLITS),
+            *(by_class[name] for name in classes),
+            *(by_split[name] for name in _SPLITS),
         ]
         numbers.append(len(span.excluded))
         version = f"{span.version}" if is_last else f"{span.version} old"
@@ -247,11 +249,11 @@ def update(
         )
     if result.sealed:
         print_spans(f"sealed in {name}", ((span, True) for span in result.sealed))
-    made = sum(len(span.runs) for span in result.sealed)
-    wanted = result.state.definition.span_runs if result.state.definition else 0
+    examples = sum(len(span.runs) for span in result.sealed)
+    span_runs = result.state.definition.span_runs if result.state.definition else 0
     click.echo(
-        f"{name}: {made} examples in {_spans(len(result.sealed))} sealed; {result.waiting} of {wanted} runs wait for "
-        "the next span"
+        f"{name}: {examples} examples in {_spans(len(result.sealed))} sealed; {result.waiting} of {span_runs} runs "
+        "wait for the next span"
     )
     if result.sealed and (padding := padding_text(result.state)):
         click.echo(f"  padding   {padding}")
@@ -322,9 +324,9 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
         raise CimlError(f"--to {folder}: is not a folder of records; name a new or empty folder")
     with collecting_rarely():
         snapshot = make_snapshot(dataset, TrustPolicy.load(trust_policy))
-        made = materialise(dataset.store, snapshot, to, cache=AnalysisCache(dataset.store.child("_analyses")))
-    counts = ", ".join(f"{role} {count:,}" for role, count in made.counts.items())
-    click.echo(f"{name}: {counts}; {made.analysed} of {made.analysed + made.cached} spans analysed: {to}")
+        records = materialise(dataset.store, snapshot, to, cache=AnalysisCache(dataset.store.child("_analyses")))
+    counts = ", ".join(f"{role} {count:,}" for role, count in records.counts.items())
+    click.echo(f"{name}: {counts}; {records.analysed} of {records.analysed + records.cached} spans analysed: {to}")
 
 
 def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
@@ -334,8 +336,8 @@ def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
         return
     yield "data set", f"{definition.name}, definition version {definition.version}"
     yield "jobs", ", ".join(definition.build_name)
-    what = ", ".join(definition.aggregation_functions) or "windows"
-    length = f"{definition.most_windows if resolved is None else resolved.windows} {what}"
+    contents = ", ".join(definition.aggregation_functions) or "windows"
+    length = f"{definition.most_windows if resolved is None else resolved.windows} {contents}"
     if definition.max_windows == "auto":
         length = f"at most {length}, not resolved yet," if resolved is None else f"{length} (auto)"
     yield "examples", f"{length} of {definition.sample_statistic} at {definition.sample_interval}"
@@ -366,7 +368,7 @@ def _describe(state: DatasetState) -> dict[str, Any]:
                 "span": span.span,
                 "version": span.version,
                 "examples": len(span.runs),
-                "excluded": dict(Counter(each["reason"] for each in span.excluded)),
+                "excluded": dict(Counter(exclusion["reason"] for exclusion in span.excluded)),
                 "classes": dict(Counter(run.label_name for run in span.runs)),
                 "splits": dict(Counter(run.split for run in span.runs)),
             }

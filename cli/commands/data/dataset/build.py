@@ -68,9 +68,9 @@ def warn_of_padding(state: DatasetState) -> None:
             f'max_windows = "auto", or {usual}'
         )
     else:
-        length, left, cut = halved(lengths, resolved.windows)
+        length, padding, cut = halved(lengths, resolved.windows)
         advice = (
-            f"the runs differ in length; max_windows = {length} leaves {left:.1%} and cuts {cut:.1%} of the runs, "
+            f"the runs differ in length; max_windows = {length} leaves {padding:.1%} and cuts {cut:.1%} of the runs, "
             "aggregation_functions need no padding"
         )
     click.echo(f"warning: {share:.1%} of the examples is padding: {advice}", err=True)
@@ -90,11 +90,11 @@ def halved(lengths: Sequence[int], windows: int) -> tuple[int, float, float]:
 
     counts = np.bincount(np.asarray(lengths, np.int64), minlength=windows + 1)
     filled = len(lengths) - np.cumsum(counts)[:-1]  # runs with more than 0, 1, … windows
-    kept = np.cumsum(filled)  # windows of all runs that are no padding, for the lengths 1, 2, …
+    windows_without_padding = np.cumsum(filled)  # windows of all runs that are no padding, for the lengths 1, 2, …
     slots = len(lengths) * np.arange(1, windows + 1)
-    length = int(np.flatnonzero(2 * kept >= slots)[-1]) + 1
+    length = int(np.flatnonzero(2 * windows_without_padding >= slots)[-1]) + 1
     cut = 0.0 if length == windows else float(filled[length]) / len(lengths)
-    return length, 1 - float(kept[length - 1] / slots[length - 1]), cut
+    return length, 1 - float(windows_without_padding[length - 1] / slots[length - 1]), cut
 
 
 def launch_build(
@@ -303,7 +303,7 @@ def build(
         require_data(data_path)
     stored = DataRoot.open(data_path)
     target = stored if target_data_path is None else DataRoot.open(target_data_path)
-    listed = None if listing is None or logs is None else _listed(listing, logs, jobs)
+    listed_runs = None if listing is None or logs is None else _listed(listing, logs, jobs)
     definition = _definition(target, dataset, definition_file, options)
     if force and is_another(target.dataset(definition.name), definition):
         remove_dataset(target.dataset(definition.name))
@@ -311,13 +311,13 @@ def build(
     if runner[0] == DATAFLOW:
         launch_build(stored, target, definition, settings, job, beam_options)
         return
-    with collecting_rarely(), listed or nullcontext(), progress_bar("making examples") as progress:
+    with collecting_rarely(), listed_runs or nullcontext(), progress_bar("making examples") as progress:
         update = build_dataset(
-            listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
+            listed_runs or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
         )
     for line in _update_lines(update, target.dataset(definition.name).store.url()):
         click.echo(line)
-    if listed is not None and (left_out := listed.log.left_out):
+    if listed_runs is not None and (left_out := listed_runs.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
     if options["max_windows"] != OF_THE_TALK:
@@ -330,11 +330,11 @@ def build(
 
 def as_in_the_talk() -> click.Command:
     """Return the command with the default length of the talk."""
-    params = [copy(each) for each in build.params]
-    for each in params:
-        if isinstance(each, click.Option) and each.name == "max_windows":
-            each.default = OF_THE_TALK
-            each.help = "Windows of an example, or auto; runs are cut or padded.  [default: 5500 s of windows]"
+    params = [copy(param) for param in build.params]
+    for param in params:
+        if isinstance(param, click.Option) and param.name == "max_windows":
+            param.default = OF_THE_TALK
+            param.help = "Windows of an example, or auto; runs are cut or padded.  [default: 5500 s of windows]"
     talk = copy(build)
     talk.params = params
     return talk
@@ -375,12 +375,12 @@ def _definition(target: DataRoot, name: str | None, file: str | None, options: d
     from ciml.settings import parse_toml, read_toml
     from ciml.storage import open_store
 
-    given = {key: value for key, value in options.items() if value not in (None, ())}
-    keep = given.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION
-    if given.get("max_windows") == OF_THE_TALK:
-        del given["max_windows"]
+    overrides = {key: value for key, value in options.items() if value not in (None, ())}
+    keep = overrides.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION
+    if overrides.get("max_windows") == OF_THE_TALK:
+        del overrides["max_windows"]
     if name is not None:
-        given["name"] = name
+        overrides["name"] = name
     stored: dict[str, Any] = {}
     if file is not None and file.startswith("s3://"):
         folder, _, key = file.rpartition("/")
@@ -390,9 +390,9 @@ def _definition(target: DataRoot, name: str | None, file: str | None, options: d
             raise CimlError(f"{file}: no such file") from None
     elif file is not None:
         stored = read_toml(file)
-    if "slicer" in given and given["slicer"] != stored.get("slicer"):
+    if "slicer" in overrides and overrides["slicer"] != stored.get("slicer"):
         stored.pop("raw_version", None)
-    values = {"span_runs": SPAN_RUNS, **stored, **given}
+    values = {"span_runs": SPAN_RUNS, **stored, **overrides}
     if "name" not in values:
         raise CimlError("no name of the data set: give --dataset NAME or a --definition with a name")
     definition = DatasetDefinition.from_json(values, file or "data set")
@@ -411,9 +411,9 @@ def _update_lines(update: Update, where: str) -> Iterator[str]:
         return
     counts = state.counts()
     excluded = state.excluded()
-    made = sum(len(span.runs) for span in update.sealed)
+    new_examples = sum(len(span.runs) for span in update.sealed)
     total = sum(counts.values())
-    new = "all were there" if not update.sealed else f"{made:,} of them new"
+    new = "all were there" if not update.sealed else f"{new_examples:,} of them new"
     yield f"{definition.name}: {total:,} examples of {resolved.windows} x {len(resolved.features)}, {new}: {where}"
     yield f"  features  {', '.join(resolved.features)}"
     splits = Counter[str]()
@@ -421,8 +421,8 @@ def _update_lines(update: Update, where: str) -> Iterator[str]:
         splits[split] += count
     yield f"  splits    {', '.join(f'{split} {splits[split]:,}' for split in ('train', 'dev', 'test'))}"
     for name in resolved.classes:
-        each = ", ".join(f"{split} {counts[split, name]:,}" for split in ("train", "dev", "test"))
-        yield f"  class     {name}: {each}"
+        numbers = ", ".join(f"{split} {counts[split, name]:,}" for split in ("train", "dev", "test"))
+        yield f"  class     {name}: {numbers}"
     if padding := padding_text(state):
         yield f"  padding   {padding}"
     if excluded:

@@ -39,7 +39,7 @@ def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     """Parse ``NAME=VALUE`` pairs; a value is a number, true, false, none or a string."""
     import json
 
-    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for value in values:
         match = _PARAMETER.fullmatch(value)
         if match is None:
@@ -50,8 +50,8 @@ def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, .
             )
         except ValueError:
             read = match[2]
-        found[match[1]] = read
-    return found or None
+        parameters[match[1]] = read
+    return parameters or None
 
 
 hyper_parameters = stacked(
@@ -108,11 +108,11 @@ def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
     from ciml.training.experiment import Experiment
     from ciml.training.experiments.trials import create_experiment, experiment_store
 
-    given = {key: value for key, value in options.items() if value is not None}
-    if "optimizer" in given:
+    values = {key: value for key, value in options.items() if value is not None}
+    if "optimizer" in values:
         # the proximal one without penalties, which it has no options for, is Adagrad
-        given["optimizer"] = given["optimizer"].lower().removeprefix("proximal")
-    experiment = Experiment.from_json({"name": name, **_TALK.get(given["estimator"], {}), **given})
+        values["optimizer"] = values["optimizer"].lower().removeprefix("proximal")
+    experiment = Experiment.from_json({"name": name, **_TALK.get(values["estimator"], {}), **values})
     stored = DataRoot.open(data_path).experiments
     new = create_experiment(stored, experiment)
     where = experiment_store(stored, name).url("experiment.json")
@@ -262,13 +262,13 @@ def _print_comparison(records: Sequence[Record]) -> None:
     wide = len(datasets) > 1
     f1_of = {record["f1_of"] for record in records}
     f1 = {("macro",): "macro F1", ("failed",): "F1 of failed"}.get(tuple(sorted(f1_of)), "F1 of failed, or macro F1")
-    first, *others = records
+    first, *later = records
     title = f"{first['runs']:,} test runs of {', '.join(sorted(datasets))}"
     numbers = ["accuracy", f1, "ROC-AUC", "base rate", "one number", "to the first", "by chance"]
     rows = [_row(record, wide=wide, first=record is first) for record in records]
     print_table(["experiment", *numbers], rows, title=title, right=numbers)
     lines = ["intervals of 95 %; to the first: difference of the accuracies, run by run"]
-    lines += [f"{record['experiment']}: not compared, {record['note']}" for record in others if record["note"]]
+    lines += [f"{record['experiment']}: not compared, {record['note']}" for record in later if record["note"]]
     click.echo("\n".join(lines))
 
 

@@ -113,18 +113,18 @@ def train(
     add(data.exclusions, read_lines(exclude))
     material = read_dataset(data.dataset(dataset), policy)
     materials = [read_dataset(data.dataset(name), policy) for name in others]
-    for what in chosen:
+    for definition in chosen:
         if estimators:
-            create_experiment(data.experiments, what)
-        with progress_bar(f"training {what.name}") as progress:
-            trial = Trial(data.experiments, what, material, Path(tensorboard) if tensorboard else None, progress)
+            create_experiment(data.experiments, definition)
+        with progress_bar(f"training {definition.name}") as progress:
+            trial = Trial(data.experiments, definition, material, Path(tensorboard) if tensorboard else None, progress)
             if folds is not None:
                 results = [trial.cross_validate(folds, hold_out, progress)]
             else:
-                results = [trial.run(), *(trial.run_on(each) for each in materials)]
-        for number, (found, new) in enumerate(results):
+                results = [trial.run(), *(trial.run_on(further) for further in materials)]
+        for number, (result, new) in enumerate(results):
             lines = fold_lines if folds is not None else other_lines if number else result_lines
-            _show(trial, found, new, as_json, lines(found))
+            _show(trial, result, new, as_json, lines(result))
 
 
 def _show(trial: Trial, found: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:
@@ -202,16 +202,16 @@ def sweep(
     from ciml.training.sweeps.definition import Sweep
     from ciml.trust import TrustPolicy
 
-    what = Sweep.load(file)
+    definition = Sweep.load(file)
     source = DataRoot.open(data_path)
     target = source if target_data_path is None else DataRoot.open(target_data_path)
     add(target.exclusions, read_lines(exclude))
-    context = SweepContext(source, target, what, TrustPolicy.load(trust_policy), exclusions_of(target, source))
-    most = min(jobs or processors(), what.lag)
-    with progress_bar(f"sweep {what.name}") as bar:
-        swept = run_sweep(context, jobs=most, progress=lambda outcome, done, total: bar(done, total))
+    context = SweepContext(source, target, definition, TrustPolicy.load(trust_policy), exclusions_of(target, source))
+    processes = min(jobs or processors(), definition.lag)
+    with progress_bar(f"sweep {definition.name}") as bar:
+        swept = run_sweep(context, jobs=processes, progress=lambda outcome, done, total: bar(done, total))
     result = _json(swept)
-    page = save(open_store(output or f"{what.name}-sweep"), sweep_page(swept), {"trials.csv": csv_of(swept)})
+    page = save(open_store(output or f"{definition.name}-sweep"), sweep_page(swept), {"trials.csv": csv_of(swept)})
     if as_json:
         click.echo(canonical_json(result))
         return
@@ -231,7 +231,7 @@ def _json(swept: Swept) -> dict[str, Any]:
                 "name": question_name(swept.sweep, question),
                 "parameters": dict(swept.sweep.questions[question]),
                 "baselines": dict(swept.baselines[question]),
-                "best": next((one.number for one in complete(swept, question)), None),
+                "best": next((trial.number for trial in complete(swept, question)), None),
             }
             for question in questions(swept.sweep)
         ],
@@ -246,13 +246,13 @@ def _show_sweep(swept: Swept) -> None:
     from ciml.reports.sweeps.views import METRICS, question_name, questions, scored_on
 
     for question in questions(swept.sweep):
-        made = trials_table(swept, question)
+        table = trials_table(swept, question)
         name = shown(question_name(swept.sweep, question), 60)
         title = f"{name}: {METRICS[swept.sweep.metric]} on {scored_on(swept.sweep)}"
-        numbers = [*made.headings[:1], *made.headings[made.words :]]
-        print_table(made.headings, made.rows[:_MOST_ROWS], title=title, right=numbers)
-        if len(made.rows) > _MOST_ROWS:
-            click.echo(f"{len(made.rows) - _MOST_ROWS} more are on the page and in trials.csv")
+        numbers = [*table.headings[:1], *table.headings[table.words :]]
+        print_table(table.headings, table.rows[:_MOST_ROWS], title=title, right=numbers)
+        if len(table.rows) > _MOST_ROWS:
+            click.echo(f"{len(table.rows) - _MOST_ROWS} more are on the page and in trials.csv")
 
 
 def _print_best(swept: Swept, best: int, data_path: str) -> None:
@@ -263,10 +263,10 @@ def _print_best(swept: Swept, best: int, data_path: str) -> None:
         f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states
     )
     click.echo(f"{len(states)} trials: {counts}; {swept.trained} trained now")
-    chosen = [(question, one) for question in questions(swept.sweep) for one in complete(swept, question)[:best]]
+    chosen = [(question, trial) for question in questions(swept.sweep) for trial in complete(swept, question)[:best]]
     if chosen:
         click.echo("the test runs are unread; test your choice once, by:")
-    for question, one in chosen:
-        click.echo(f"# trial {one.number}, {question_name(swept.sweep, question)}")
-        for line in define_lines(swept, one, data_path):
+    for question, trial in chosen:
+        click.echo(f"# trial {trial.number}, {question_name(swept.sweep, question)}")
+        for line in define_lines(swept, trial, data_path):
             click.echo(line)
