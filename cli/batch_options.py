@@ -109,14 +109,14 @@ class DataflowJob:
 
         The file of settings may be given: it comes from a variable of the environment.
         """
-        given = {
+        values = {
             "--template": self.template,
             "--job-name": self.job_name,
             "--submit": self.submit,
             "--update": self.update,
             "--beam-option": beam_options,
         }
-        for option, value in given.items():
+        for option, value in values.items():
             if value:
                 raise CimlError(f"{option}: only with --runner dataflow")
 

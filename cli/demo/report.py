@@ -23,7 +23,7 @@ def show(result: DemoResult, console: Any) -> None:
         for table in section.tables:
             right = table.headings[table.words :]
             print_table(table.headings, table.rows, title=section.title, right=right, console=console)
-            plain(f"{section.text}\n")
+            plain(f"{section.text}\n" if section.text else "")
     for line in result.answers:
         for message in line.messages:
             plain(f"On change {line.change}, {line.took_s} s after the event of its run:\n{message}\n")
@@ -149,34 +149,20 @@ def _models(result: DemoResult) -> Section:
                 f"{numbers[refresh.model]}",
                 f"{evaluation.trained_on}",
                 f"{evaluation.runs}",
-                _percent(accuracy),
-                _interval(accuracy),
+                f"{_percent(accuracy)} ({_interval(accuracy)})",
                 _percent(metrics.champion.accuracy if metrics.champion else None),
                 _percent(evaluation.base_rate),
                 _percent(next(iter(metrics.baselines.values()), None)),
-                f"{sum(refresh.seconds.values()):.1f}",
             )
         )
         beside = {"base rate": evaluation.base_rate.value}
         beside |= {f"{name}{ALONE}": share.value for name, share in metrics.baselines.items()}
         name = f"{refresh.model} {numbers[refresh.model]}"
         bars.append(Bar(name, accuracy.value, accuracy.low, accuracy.high, evaluation.runs, beside))
-    headings = [
-        "model",
-        "decision",
-        "refresh",
-        "trained",
-        "tested",
-        "accuracy",
-        "95 %",
-        "champion",
-        "base rate",
-        "one number",
-        "s",
-    ]
+    headings = ("model", "decision", "refresh", "trained", "tested", "accuracy", "champion", "base rate", "one number")
     caption = "A mark is a baseline on the same runs: the commonest class in training, or one number of a run."
     plot = bars_plot("refreshes", "Accuracy on held-out runs, by refresh", caption, "accuracy (%)", [("", bars)])
-    table = Table((*headings, "one number", "s"), tuple(rows), words=2)
+    table = Table(headings, tuple(rows), words=2)
     return Section("Models, on held-out runs", one_number_line(result), (table,), (plot,) if bars else ())
 
 

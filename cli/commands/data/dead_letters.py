@@ -131,11 +131,17 @@ def list_command(data_path: str, everything: bool, last: int, as_json: bool, fil
 def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
     """Print one line each, in columns."""
     rows = []
-    for one in dead_letters:
-        facts = one.to_json(now_us)
-        row = [_age(facts["age_s"]), facts["reason"], _origin(one), facts["run_id"] or "-", facts["build_name"] or "-"]
+    for dead_letter in dead_letters:
+        facts = dead_letter.to_json(now_us)
+        row = [
+            _age(facts["age_s"]),
+            facts["reason"],
+            _origin(dead_letter),
+            facts["run_id"] or "-",
+            facts["build_name"] or "-",
+        ]
         if everything:
-            row.append(", ".join(one.became) if one.closed else "open")
+            row.append(", ".join(dead_letter.became) if dead_letter.closed else "open")
         rows.append([*row, facts["detail"]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -170,8 +176,8 @@ def count(data_path: str, by_job: bool, as_json: bool, filters: Filters) -> None
     """
     counts: Counter[tuple[str, str]] = Counter()
     if by_job or filters != Filters():
-        for one in _selected(data_path, False, filters):
-            counts[one.outcome.reason, one.job if by_job else ""] += 1
+        for dead_letter in _selected(data_path, False, filters):
+            counts[dead_letter.outcome.reason, dead_letter.job if by_job else ""] += 1
     else:  # the manifest's own sums
         from ciml.runs.state import open_raw
 
@@ -179,8 +185,8 @@ def count(data_path: str, by_job: bool, as_json: bool, filters: Filters) -> None
         counts.update({(reason, ""): n for (kind, reason), n in state.counts.items() if kind == "dead_letter"})
     rows = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if as_json:
-        listed = [{"reason": reason, **({"job": job} if by_job else {}), "letters": n} for (reason, job), n in rows]
-        click.echo(json.dumps({"letters": counts.total(), "by": listed}, indent=2))
+        entries = [{"reason": reason, **({"job": job} if by_job else {}), "letters": n} for (reason, job), n in rows]
+        click.echo(json.dumps({"letters": counts.total(), "by": entries}, indent=2))
         return
     for (reason, job), number in rows:
         click.echo(f"{number:>10,} {reason}{f'  {job}' if by_job else ''}")
@@ -207,21 +213,25 @@ def show(origin: str, run_id: str, data_path: str) -> None:
     raw = DataRoot.open(data_path).raw
     choice = Choice(topics=(_literal(topic) + ("*" if is_listing(topic) else ""),), runs=(run_id,))
     now_us = time.time_ns() // 1000
-    found = [one for one in chosen(raw, choice) if one.key[0].partition == partition and one.key[0].offset == offset]
-    if not found:
+    matches = [
+        dead_letter
+        for dead_letter in chosen(raw, choice)
+        if dead_letter.key[0].partition == partition and dead_letter.key[0].offset == offset
+    ]
+    if not matches:
         raise CimlError(f"no open dead letter of {origin}; list them by ciml dead-letters list")
-    for one in found:
-        value = one.to_json(now_us)
-        value["time"] = datetime.fromtimestamp(one.time_us / 1e6, UTC).isoformat(timespec="seconds")
-        click.echo(json.dumps({**value, "message": _message(raw, one)}, indent=2, ensure_ascii=True))
+    for dead_letter in matches:
+        value = dead_letter.to_json(now_us)
+        value["time"] = datetime.fromtimestamp(dead_letter.time_us / 1e6, UTC).isoformat(timespec="seconds")
+        click.echo(json.dumps({**value, "message": _message(raw, dead_letter)}, indent=2, ensure_ascii=True))
 
 
 def _parsed_origin(text: str) -> tuple[str, int, int]:
-    topic, _, rest = text.rpartition(":")
+    topic, _, offset = text.rpartition(":")
     topic, _, partition = topic.rpartition(":")
-    if not topic or not partition.isdecimal() or not rest.isdecimal():
+    if not topic or not partition.isdecimal() or not offset.isdecimal():
         raise click.UsageError(f"invalid origin {text!r}; give TOPIC:PARTITION:OFFSET as in ciml dead-letters list")
-    return topic, int(partition), int(rest)
+    return topic, int(partition), int(offset)
 
 
 def _literal(text: str) -> str:
@@ -234,10 +244,10 @@ def _message(raw: Store, dead_letter: DeadLetter) -> Any:
     from ciml.events.payloads import message_of, read_payload
 
     payload = dead_letter.outcome.payload
-    whole = read_payload(raw, payload) if payload else None
-    if whole is None or "value" not in whole:
-        return dict(whole) if whole else None
-    message = message_of(whole, dead_letter.key[0].offset)
+    content = read_payload(raw, payload) if payload else None
+    if content is None or "value" not in content:
+        return dict(content) if content else None
+    message = message_of(content, dead_letter.key[0].offset)
     return {
         "value": None if message.value is None else message.value.decode("utf-8", "backslashreplace"),
         "headers": [
@@ -347,9 +357,9 @@ def replay_command(dry_run: bool, as_json: bool, filters: Filters, options: Repl
         return 0
     stop = stop_on_signals()
     with Bar("replay", "dead letters") as bar:
-        found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, totals_of(each.became)))
-    _print_replayed(found, as_json)
-    return _INTERRUPTED if not found.complete else _SOME_LEFT if found.still else 0
+        result = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, totals_of(each.became)))
+    _print_replayed(result, as_json)
+    return _INTERRUPTED if not result.complete else _SOME_LEFT if result.still else 0
 
 
 def _print_replayed(found: Replayed, as_json: bool) -> None:

@@ -114,11 +114,11 @@ def finish(
 def _write(connection: Connection, folder: Path, force: bool) -> None:
     from ciml.integrations.connect_files import write
 
-    for one in write(folder, connection, force=force):
-        click.echo(f"{one.change:<9}  {one.path}")
-        if one.todo:
-            click.echo(f"           {one.todo}")
-        if connection.secret is not None and one.path == folder / connection.secret.path and one.change == "made":
+    for file in write(folder, connection, force=force):
+        click.echo(f"{file.change:<9}  {file.path}")
+        if file.todo:
+            click.echo(f"           {file.todo}")
+        if connection.secret is not None and file.path == folder / connection.secret.path and file.change == "made":
             click.echo("           a new secret that only you can read; it is printed nowhere")
     for needed in connection.needed:
         if not (folder / needed.path).exists():
@@ -157,9 +157,9 @@ def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: 
     click.echo(f"\nWaiting for an event of {connection.name} in {topic} for {wait_s:g} s …")
     until_s = time.monotonic() + wait_s
     since_s = time.time() - _BACK_S
-    for found in arrivals(options, topic, connection.name, str(connection.source["adapter"]), since_s, until_s):
-        click.echo(f"event at {found.origin}")
-        parts = list(found.became)
+    for arrival in arrivals(options, topic, connection.name, str(connection.source["adapter"]), since_s, until_s):
+        click.echo(f"event at {arrival.origin}")
+        parts = list(arrival.became)
         for part in parts:
             click.echo(f"  {part.text}")
         updates_alone = connection.receiver == "gerrit"
@@ -168,7 +168,7 @@ def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: 
         if data_path is not None and any(part.pending for part in parts):
             click.echo("ingest commits:")
             parts = []
-            for part in committed(data_path, found.origin, until_s):
+            for part in committed(data_path, arrival.origin, until_s):
                 click.echo(f"  {part.text}")
                 parts.append(part)
             if not any(part.final for part in parts):
@@ -248,10 +248,10 @@ def github(
     if app and not feedback:
         raise click.UsageError("--app is that of the feedback; add --feedback")
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
-    made = system.connect(name, address, api or system.API, internal=internal, ca_file=ca_file or "")
+    connection = system.connect(name, address, api or system.API, internal=internal, ca_file=ca_file or "")
     if feedback:
-        made = system.feedback(made, api or "", app or 0, ca_file or "")
-    return finish(made, **rest)
+        connection = system.feedback(connection, api or "", app or 0, ca_file or "")
+    return finish(connection, **rest)
 
 
 @click.command("gitlab")
@@ -290,12 +290,12 @@ def gitlab(
     from ciml.integrations.gitlab import connect as system
 
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
-    made = system.connect(
+    connection = system.connect(
         name, address, server, signed=signed, redirects=redirects, internal=internal, ca_file=ca_file or ""
     )
     if feedback:
-        made = system.feedback(made, server, ca_file or "")
-    return finish(made, **rest)
+        connection = system.feedback(connection, server, ca_file or "")
+    return finish(connection, **rest)
 
 
 @click.command("zuul")
@@ -344,7 +344,7 @@ def zuul(
     places = logs or (asked(None, "--logs", "host of build logs", "https://logs.example.org"),)
     prefix = rest.pop("prefix")
     internal = rest.pop("internal")
-    made = system.connect(
+    connection = system.connect(
         name,
         address,
         places,
@@ -355,7 +355,7 @@ def zuul(
         prefix=prefix,
         internal=internal,
     )
-    return finish(made, **rest)
+    return finish(connection, **rest)
 
 
 @click.command("gerrit")
@@ -395,7 +395,7 @@ def gerrit(
     from ciml.integrations.gerrit import connect as system
 
     address = asked(ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
-    made = system.connect(
+    connection = system.connect(
         name,
         address,
         rest=rest_url or "",
@@ -405,8 +405,8 @@ def gerrit(
     )
     if feedback:
         url = asked(rest_url, "--rest", "address of Gerrit's REST API", "https://review.example.org")
-        made = system.feedback(made, url, password_file or "")
-    return finish(made, **rest)
+        connection = system.feedback(connection, url, password_file or "")
+    return finish(connection, **rest)
 
 
 _client_option = click.option(
