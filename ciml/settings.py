@@ -38,7 +38,7 @@ def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     return parsed
 
 
-Kind = TypeVar("Kind")
+Kind = TypeVar("Kind", bound="Settings")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: The end of a msgspec message: ``$.hidden_layers[1]``.
@@ -49,6 +49,12 @@ def check_name(name: str, *, most: int = 100) -> None:
     """Raise `ValueError` if a name is not safe in a path, or longer than ``most`` characters."""
     if len(name) > most or not _NAME.fullmatch(name):
         raise ValueError(f"name: {name!r:.120} is not valid; use letters, digits, dashes, dots, underscores")
+
+
+def check_range(key: str, value: float, least: float, most: float) -> None:
+    """Raise `ValueError` if a number is not within its limits; NaN, which TOML has, never is."""
+    if not least <= value <= most:
+        raise ValueError(f"{key}: {value} is not between {least} and {most}")
 
 
 def checked(prefix: str, check: Callable[..., Any], *arguments: Any) -> None:
@@ -73,40 +79,36 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CimlError(f"{os.fspath(path)} is not TOML: byte {error.start} is not UTF-8") from None
 
 
-def pop_tables(value: dict[str, Any], key: str, where: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Remove and return the tables ``[[key]]`` of a configuration.
+def pop_tables(
+    value: dict[str, Any], key: str, selector: str, kinds: Mapping[str, type[Kind]], path: str | os.PathLike[str]
+) -> tuple[Kind, ...]:
+    """Remove the tables ``[[key]]`` of a configuration, and return the settings of each.
+
+    Args:
+      value: the configuration.
+      key: name of the tables.
+      selector: the key of a table that names its class, such as ``kind``.
+      kinds: the classes by their values of ``selector``.
+      path: path of the file, for messages.
 
     Raises:
-      CimlError: it is no list of tables, or has more than `MAX_SOURCES`.
+      CimlError: one line that names the file, the table, the key, and what to choose from.
     """
     tables = value.pop(key, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise CimlError(f"{os.fspath(where)}: {key}: expected tables, [[{key}]]")
+        raise CimlError(f"{path}: {key}: expected tables, [[{key}]]")
     if len(tables) > MAX_SOURCES:
-        raise CimlError(f"{os.fspath(where)}: {len(tables)} {key}s, at most {MAX_SOURCES} (MAX_SOURCES)")
-    return tables
-
-
-def class_of(value: dict[str, Any], key: str, kinds: Mapping[str, Kind], what: str, number: int) -> tuple[Kind, str]:
-    """Remove the key of a table that says what it configures; return its class, and the table's place for messages.
-
-    Args:
-      value: a table of `pop_tables`.
-      key: such as ``kind``.
-      kinds: the classes by their values of the key.
-      what: how messages begin: the file, and the name of such tables.
-      number: of the table, from 1, where it has no name.
-
-    Raises:
-      CimlError: one line that names the place, the key, and what to choose from.
-    """
-    name = value.get("name")
-    where = f"{what} {name if isinstance(name, str) else number!s:.80}"
-    kind = value.pop(key, None)
-    if not isinstance(kind, str) or kind not in kinds:
-        problem = "is missing" if kind is None else f"{kind!r:.80} is unknown"
-        raise CimlError(f"{where}: {key}: {problem}; choose from {', '.join(kinds)}")
-    return kinds[kind], where
+        raise CimlError(f"{path}: {len(tables)} {key}s, at most {MAX_SOURCES} (MAX_SOURCES)")
+    settings = []
+    for number, table in enumerate(tables, 1):
+        name = table.get("name")
+        where = f"{path}, {key} {name if isinstance(name, str) else number!s:.80}"
+        kind = table.pop(selector, None)
+        if not isinstance(kind, str) or kind not in kinds:
+            problem = "is missing" if kind is None else f"{kind!r:.80} is unknown"
+            raise CimlError(f"{where}: {selector}: {problem}; choose from {', '.join(kinds)}")
+        settings.append(kinds[kind].from_json(table, where))
+    return tuple(settings)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

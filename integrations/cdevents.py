@@ -17,7 +17,7 @@ from ciml.events.run_id import bounded_id
 from ciml.events.updates import PARTLY_APPROVED
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
 from ciml.integrations.cloudevents import HEADERS, opened
-from ciml.integrations.fields import address, filled, joined, maybe, moment, needed, value, word
+from ciml.integrations.fields import address, filled, joined, maybe, moment, needed, phases, value, word
 
 NO_RUN = "the subject is neither a run nor a change"
 CUSTOM = "a custom event reports no run"
@@ -28,7 +28,7 @@ NO_CHAIN = "the change names no chain by which its runs are found"
 
 _TYPE = re.compile(r"dev\.cdevents\.([a-z]+)\.([a-z]+)\.\d+\.\d+\.\d+(?:-[a-z0-9.]+)?")
 _CUSTOM_TYPE = re.compile(r"dev\.cdeventsx\..+")
-_PHASES: Mapping[str, Phase] = {"queued": "queued", "started": "started", "finished": "finished"}
+_PHASES = phases(queued="queued", started="started", finished="finished")
 #: Where the content of a run names its job: in the first of these that it has.
 _JOBS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "pipelinerun": (("pipelineName",),),
@@ -41,25 +41,9 @@ _IGNORED = {"testcaserun": TEST_CASE, "testoutput": OUTPUT}
 _REVIEWS = {"created": "", "updated": "", "reviewed": "reviewed", "merged": PARTLY_APPROVED}
 #: The fields of a run that ``customData.ciml`` may hold.
 _FURTHER = (
-    "job",
-    "attempt",
-    "log_url",
-    "provider",
-    "region",
-    "flavour",
-    "labels",
-    "event",
-    "pipeline",
-    "project",
-    "branch",
-    "change",
-    "patchset",
-    "review",
-    "fork",
-    "owner",
-    "head",
-    "attempt_of",
-)
+    "job attempt log_url provider region flavour labels event pipeline project branch change patchset review fork "
+    "owner head attempt_of"
+).split()
 _MOST_ID = 120  # characters in a path; longer ids are digests
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.run_facts import check_source_name
+from ciml.http.addresses import parse_address
 from ciml.integrations.adapter import Adapter
 from ciml.integrations.registry import find_adapter
 from ciml.limits import MAX_BODY_S, MAX_DELIVERY_BYTES, MAX_HEADER_S, MAX_HOOK_CONNECTIONS, MAX_IN_FLIGHT
-from ciml.settings import Settings, checked, class_of, pop_tables, read_toml
+from ciml.settings import Settings, check_range, checked, pop_tables, read_toml
 
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 
@@ -80,9 +81,9 @@ class WebhookSource(Source, frozen=True):
         super().__post_init__()
         if not _PATH.fullmatch(self.posted_to):
             raise ValueError(f"path: {self.path!r:.80} is not a path such as /hooks/{self.name}")
-        _check_range("rate", self.rate, 0.01, 100_000.0)
-        _check_range("burst", self.burst, 1, 1_000_000)
-        _check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
+        check_range("rate", self.rate, 0.01, 100_000.0)
+        check_range("burst", self.burst, 1, 1_000_000)
+        check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
 
 
 class MqttSource(Source, frozen=True, kw_only=True):
@@ -135,10 +136,10 @@ class MqttSource(Source, frozen=True, kw_only=True):
             raise ValueError("ca_file and certificate_file need a broker of mqtts://")
         if bool(self.user) != bool(self.secret_file or self.secret_env):
             raise ValueError("user: needs its password, secret_file or secret_env, and a password needs user")
-        _check_range("session_s", self.session_s, 60, 0xFFFFFFFE)
-        _check_range("keepalive_s", self.keepalive_s, 1, 3600)
-        _check_range("in_flight", self.in_flight, 1, MAX_IN_FLIGHT)
-        _check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
+        check_range("session_s", self.session_s, 60, 0xFFFFFFFE)
+        check_range("keepalive_s", self.keepalive_s, 1, 3600)
+        check_range("in_flight", self.in_flight, 1, MAX_IN_FLIGHT)
+        check_range("max_bytes", self.max_bytes, 1, MAX_DELIVERY_BYTES)
 
 
 class GerritSource(Source, frozen=True, kw_only=True):
@@ -177,39 +178,43 @@ class GerritSource(Source, frozen=True, kw_only=True):
         super().__post_init__()
         if not self.address[0]:
             raise ValueError(f"ssh: {self.ssh!r:.80} names no user; want ssh://USER@HOST:29418")
-        rest = urlsplit(self.rest)
-        if self.rest and not (
-            rest.scheme in ("http", "https") and rest.hostname and not rest.query and not rest.username
-        ):
+        if self.rest and not _is_api(self.rest):
             raise ValueError(f"rest: {self.rest!r:.80} is not an address such as https://review.example.org")
         if not self.rest and (self.secret_file or self.secret_env):
             raise ValueError("secret_file and secret_env are the HTTP password of rest, which is missing")
-        _check_range("check_s", self.check_s, 1, 86400)
-        _check_range("in_flight", self.in_flight, 1, MAX_IN_FLIGHT)
+        check_range("check_s", self.check_s, 1, 86400)
+        check_range("in_flight", self.in_flight, 1, MAX_IN_FLIGHT)
 
 
 def _address(
     key: str, url: str, schemes: Mapping[str, tuple[int, bool]], *, user: bool = False
 ) -> tuple[str, int, bool]:
     """Return host, port, and whether it is encrypted. Raises `ValueError`."""
-    choice = " or ".join(f"{scheme}://{'USER@' if user else ''}HOST:{port}" for scheme, (port, _) in schemes.items())
+    forms = " or ".join(f"{scheme}://{'USER@' if user else ''}HOST:{port}" for scheme, (port, _) in schemes.items())
     try:
-        found = urlsplit(url)
-        host = found.hostname
-        port = found.port
+        parts = urlsplit(url)
+        host = parts.hostname
+        port = parts.port
     except ValueError:
         host = port = None
-    rest = (found.path.strip("/"), found.query, found.fragment, found.password, None if user else found.username)
-    if not host or found.scheme not in schemes or any(rest) or port == 0:
-        raise ValueError(f"{key}: {url!r:.80} is not {choice}")
-    usual, tls = schemes[found.scheme]
-    return host, port or usual, tls
+    unexpected = (parts.path.strip("/"), parts.query, parts.fragment, parts.password, None if user else parts.username)
+    if not host or parts.scheme not in schemes or any(unexpected) or port == 0:
+        raise ValueError(f"{key}: {url!r:.80} is not {forms}")
+    default_port, tls = schemes[parts.scheme]
+    return host, port or default_port, tls
+
+
+def _is_api(url: str) -> bool:
+    try:
+        return parse_address(url).scheme in ("http", "https") and "?" not in url
+    except RejectedInput:
+        return False
 
 
 def _is_filter(text: str) -> bool:
     levels = text.split("/")
-    whole = all(level in ("+", "#") or not set(level) & {"+", "#", "\0"} for level in levels)
-    return 0 < len(text.encode()) <= 0xFFFF and whole and "#" not in levels[:-1]
+    valid = all(level in ("+", "#") or not set(level) & {"+", "#", "\0"} for level in levels)
+    return 0 < len(text.encode()) <= 0xFFFF and valid and "#" not in levels[:-1]
 
 
 class WebhookSettings(Settings, frozen=True):
@@ -233,15 +238,15 @@ class WebhookSettings(Settings, frozen=True):
     answer_s: float = 8.0
 
     def __post_init__(self) -> None:
-        _check_range("port", self.port, 0, 65535)
+        check_range("port", self.port, 0, 65535)
         for proxy in self.proxies:
             try:
                 ipaddress.ip_network(proxy)
             except ValueError as error:
                 raise ValueError(f"proxies: {error}") from None
-        _check_range("connections", self.connections, 1, 100_000)
+        check_range("connections", self.connections, 1, 100_000)
         for key in ("header_s", "body_s", "answer_s"):
-            _check_range(key, getattr(self, key), 0.1, 600.0)
+            check_range(key, getattr(self, key), 0.1, 600.0)
 
 
 class GerritSettings(Settings, frozen=True):
@@ -255,13 +260,8 @@ class GerritSettings(Settings, frozen=True):
     state: str = "state"
 
 
-def _check_range(key: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # nor NaN, which TOML has
-        raise ValueError(f"{key}: {value} is not between {least} and {most}")
-
-
 #: The class of a source, by the value of its key ``receiver``.
-SOURCES: Mapping[str, type[Source]] = {each.receiver: each for each in (WebhookSource, MqttSource, GerritSource)}
+SOURCES: Mapping[str, type[Source]] = {source.receiver: source for source in (WebhookSource, MqttSource, GerritSource)}
 #: The class of a receiver's own table, by its name, which is a field of `Receivers` too.
 TABLES: Mapping[str, type[Settings]] = {"webhooks": WebhookSettings, "gerrit": GerritSettings}
 
@@ -285,10 +285,10 @@ class Receivers:
 
     def of(self, kind: type[S]) -> list[S]:
         """Return the sources of a receiver, by their class. Raises `CimlError` if there is none."""
-        found = [each for each in self.sources if isinstance(each, kind)]
-        if not found:
+        sources = [source for source in self.sources if isinstance(source, kind)]
+        if not sources:
             raise CimlError(f'{self.file}: no [[source]] has receiver = "{kind.receiver}"; add one')
-        return found
+        return sources
 
     def path(self, name: str) -> Path:
         """Return the path of a file that the configuration names."""
@@ -306,26 +306,13 @@ def load_receivers(path: str | Path) -> Receivers:
       CimlError: one line that names the file, the source, the key and its value.
     """
     value = read_toml(path)
-    listed = pop_tables(value, "source", path)
+    sources = pop_tables(value, "source", "receiver", SOURCES, path)
     tables: dict[str, Any] = {
         name: kind.from_json(value.pop(name, {}), f"{path}, [{name}]") for name, kind in TABLES.items()
     }
     if value:
         raise CimlError(f"{path}: {next(iter(value))!r:.80}: unknown key; choose from source, {', '.join(TABLES)}")
-    sources = tuple(_source(path, number, table) for number, table in enumerate(listed, 1))
-    _check_different(path, sources)
-    return Receivers(Path(path), sources, **tables)
-
-
-def _source(path: str | Path, number: int, value: dict[str, Any]) -> Source:
-    kind, where = class_of(value, "receiver", SOURCES, f"{path}, source", number)
-    return kind.from_json(value, where)
-
-
-def _check_different(path: str | Path, sources: tuple[Source, ...]) -> None:
-    seen: set[tuple[str, str]] = set()
-    for source in sources:
-        key = (source.receiver, source.name)
-        if key in seen:
+    for position, source in enumerate(sources):
+        if any((source.receiver, source.name) == (earlier.receiver, earlier.name) for earlier in sources[:position]):
             raise CimlError(f"{path}: two sources of {source.receiver} have the name {source.name}; rename one")
-        seen.add(key)
+    return Receivers(Path(path), sources, **tables)

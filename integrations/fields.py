@@ -13,6 +13,7 @@ from typing import Any
 
 from ciml.errors import RejectedInput
 from ciml.events.fields import identifier, kind_of, text, time_us
+from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.events.run_id import path_safe
 from ciml.events.updates import COMMIT
@@ -210,6 +211,19 @@ def commit_subject(repository: str, sha: str) -> str:
 def known(*subjects: str) -> tuple[str, ...]:
     """Return the subjects that are known."""
     return tuple(subject for subject in subjects if subject)
+
+
+def phases(queued: str = "", started: str = "", finished: str = "") -> Mapping[str, Phase]:
+    """Return the phase of a run by the word of its system; the arguments are words with blanks between them."""
+    words_by_phase: dict[Phase, str] = {"queued": queued, "started": started, "finished": finished}
+    return {status: phase for phase, statuses in words_by_phase.items() for status in statuses.split()}
+
+
+def phase_of(known_phases: Mapping[str, Phase], status: str, where: str) -> Phase:
+    """Return the phase of a status. Raises `RejectedInput` ``bad_field`` for an unknown one."""
+    if status not in known_phases:
+        raise RejectedInput("bad_field", f"{where}: unknown {shown(status)}; known are {', '.join(known_phases)}")
+    return known_phases[status]
 
 
 def event_kind(kind: str, where: str) -> str:

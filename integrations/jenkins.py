@@ -22,7 +22,7 @@ from ciml.events.run_id import bounded_id
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.integrations.cloudevents import HEADERS, connection_of, opened
 from ciml.integrations.connect import Connection, parts_of, paste, places, posted_to
-from ciml.integrations.fields import address, commit_subject, filled, known, maybe, moment, needed, value, word
+from ciml.integrations.fields import address, commit_subject, filled, known, maybe, moment, needed, phases, value, word
 
 NO_BUILD = "an event of a job's configuration reports no build"
 QUEUE = "an event of the queue names no build"
@@ -36,13 +36,7 @@ _REPOSITORY = re.compile(r"[/:]([^/:]+/[^/:]+?)(?:\.git)?/?$")
 _CONFIGURATION = re.compile(r"default|[^,=/]+=[^,]+(?:,[^,=/]+=[^,]+)*")
 _IGNORED = {"queue": QUEUE, "node": NODE}
 #: ``failed`` repeats ``finalized`` for failures; the plugin's documents also spell it ``finalzed``.
-_PHASES: Mapping[str, Phase] = {
-    "started": "started",
-    "completed": "finished",
-    "finalized": "finished",
-    "finalzed": "finished",
-    "failed": "finished",
-}
+_PHASES = phases(started="started", finished="completed finalized finalzed failed")
 
 
 def read(delivery: Delivery) -> Reading | Ignored:

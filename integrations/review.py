@@ -25,7 +25,7 @@ from typing import ClassVar, Literal, Protocol
 from ciml.errors import CimlError, EngineError
 from ciml.events.run_facts import check_source_name
 from ciml.globs import glob_pattern
-from ciml.settings import Settings, checked
+from ciml.settings import Settings, check_range, checked
 
 #: The markup that a message is rendered for.
 Format = Literal["github", "gerrit", "gitlab"]
@@ -242,8 +242,7 @@ class System(Settings, frozen=True, kw_only=True):
             raise ValueError("sources: name a source of runs, as in run ids")
         for source in self.sources:
             checked("sources: ", check_source_name, source)
-        if not 0.0 <= self.gap_s <= 600.0:  # nor NaN, which TOML has
-            raise ValueError(f"gap_s: {self.gap_s} is not between 0 and 600")
+        check_range("gap_s", self.gap_s, 0, 600)
 
     def takes(self, source: str, project: str) -> bool:
         """Return whether runs of a source and project test changes of this system."""

@@ -17,7 +17,7 @@ from ciml.events.redaction import shown
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.integrations.cloudevents import HEADERS, connection_of, opened
 from ciml.integrations.connect import Connection, paste, places, posted_to
-from ciml.integrations.fields import filled, inner, joined, maybe, moment, needed, objects, value, word
+from ciml.integrations.fields import filled, inner, joined, maybe, moment, needed, objects, phases, value, word
 from ciml.limits import MAX_LABEL_NAME_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 
 PIPELINE_RUN = "a PipelineRun is the sum of its TaskRuns"
@@ -30,14 +30,7 @@ LOG = "ciml.dev/log-url"
 _TYPE = re.compile(r"dev\.tekton\.event\.([a-z]+)\.([a-z]+)\.v1")
 _PART = re.compile(r"\{(?:namespace|name|uid|attempt)\}")
 _IGNORED = {"pipelinerun": PIPELINE_RUN, "customrun": CUSTOM_RUN, "run": CUSTOM_RUN, "triggers": TRIGGER}
-_PHASES: Mapping[str, Phase] = {
-    "queued": "queued",
-    "started": "started",
-    "running": "started",
-    "unknown": "started",
-    "successful": "finished",
-    "failed": "finished",
-}
+_PHASES = phases(queued="queued", started="started running unknown", finished="successful failed")
 #: The status of the condition Succeeded in events that end a TaskRun.
 _STATUS = {"successful": "True", "failed": "False"}
 _MOST = 100  # attempts, conditions

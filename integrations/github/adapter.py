@@ -16,7 +16,6 @@ from typing import Any
 
 from ciml.errors import RejectedInput
 from ciml.events.records import Phase
-from ciml.events.redaction import shown
 from ciml.events.updates import OWN
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
 from ciml.integrations.fields import (
@@ -35,6 +34,8 @@ from ciml.integrations.fields import (
     natural,
     needed,
     objects,
+    phase_of,
+    phases,
     value,
     word,
     words,
@@ -44,21 +45,14 @@ from ciml.limits import MAX_EVENT_RUNS
 EVENT = "x-github-event"
 
 #: The phase of a job or check run by its ``status``.
-PHASES: Mapping[str, Phase] = {
-    "requested": "queued",
-    "queued": "queued",
-    "waiting": "queued",
-    "pending": "queued",
-    "in_progress": "started",
-    "completed": "finished",
-}
+PHASES = phases(queued="requested queued waiting pending", started="in_progress", finished="completed")
 #: Conclusions of a workflow run that ended before any job; no event of a job will report it.
 WITHOUT_JOBS = frozenset({"startup_failure", "action_required"})
 #: A job that never began may have a start after its end.
 _NEVER_BEGAN = frozenset({"skipped", "cancelled"})
 #: Events of a workflow run whose ``head_branch`` is the branch of a pull request, perhaps in a fork.
 _OF_PULL_REQUESTS = frozenset(
-    {"pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment"}
+    "pull_request pull_request_target pull_request_review pull_request_review_comment".split()
 )
 _QUEUE_BRANCH = re.compile(r"gh-readonly-queue/(.+)/pr-(\d{1,12})-[0-9a-f]{7,64}")
 #: Whose reviews count: anybody may approve a pull request of a public repository.
@@ -109,7 +103,7 @@ def read(delivery: Delivery) -> Reading | Ignored:
 
 def _workflow_job(body: Mapping[str, Any], action: str) -> Said:
     job = inner(body, "workflow_job")
-    phase = _phase(body, "workflow_job")
+    phase = phase_of(PHASES, needed(body, "workflow_job", "status"), "workflow_job.status")
     run = natural(body, "workflow_job", "run_id")
     name = needed(body, "workflow_job", "name")
     project = word(body, "repository", "full_name")
@@ -234,7 +228,7 @@ def _check_run(body: Mapping[str, Any], action: str) -> Said:
     page = address(body, "check_run", "details_url")
     if app == "github-actions" or (not app and "/actions/runs/" in page):
         return ACTIONS_CHECK
-    phase = _phase(body, "check_run")
+    phase = phase_of(PHASES, needed(body, "check_run", "status"), "check_run.status")
     times = _times(body, "check_run", phase)
     if phase == "finished" and times.get("start_time") == times.get("end_time"):
         return INSTANT_CHECK
@@ -359,13 +353,6 @@ _TIMES = {
     "pull_request": (("pull_request", "updated_at"),),
     "pull_request_review": (("pull_request", "updated_at"), ("review", "submitted_at")),
 }
-
-
-def _phase(body: Mapping[str, Any], kind: str) -> Phase:
-    status = needed(body, kind, "status")
-    if status not in PHASES:
-        raise RejectedInput("bad_field", f"{kind}.status: unknown {shown(status)}; known are {', '.join(PHASES)}")
-    return PHASES[status]
 
 
 def _times(body: Mapping[str, Any], kind: str, phase: Phase) -> dict[str, Any]:

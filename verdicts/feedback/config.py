@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from ciml.errors import CimlError
@@ -12,7 +12,7 @@ from ciml.events.redaction import shown
 from ciml.globs import glob_pattern
 from ciml.integrations.registry import kinds
 from ciml.integrations.review import System, inert
-from ciml.settings import Settings, class_of, pop_tables, read_toml
+from ciml.settings import Settings, check_range, pop_tables, read_toml
 from ciml.verdicts.feedback.corrections import CAUSES, Cause
 
 
@@ -49,17 +49,8 @@ class Policy(Settings, frozen=True, kw_only=True):
     """
 
     what: ClassVar[str] = "feedback"
-    lists: ClassVar[tuple[str, ...]] = (
-        "models",
-        "causes",
-        "projects",
-        "muted_projects",
-        "branches",
-        "pipelines",
-        "jobs",
-        "reviewers",
-        "active_models",
-        "shadow_models",
+    lists: ClassVar[tuple[str, ...]] = tuple(
+        "models causes projects muted_projects branches pipelines jobs reviewers active_models shadow_models".split()
     )
     dry_run: bool = True
     models: tuple[str, ...] = ("*",)
@@ -90,18 +81,18 @@ class Policy(Settings, frozen=True, kw_only=True):
     reviewers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_range("min_probability", self.min_probability, 0.0, 1.0)
-        _check_range("min_passing_runs", self.min_passing_runs, 0, 1000)
-        _check_range("min_settled", self.min_settled, 1, 1000)
-        _check_range("min_precision", self.min_precision, 0.0, 1.0)
-        _check_range("settled_window", self.settled_window, self.min_settled, 1000)
-        _check_range("settled_days", self.settled_days, 1, 3650)
-        _check_range("min_reruns", self.min_reruns, 1, 1000)
-        _check_range("settle_s", self.settle_s, 0.0, 3600.0)
-        _check_range("settle_most_s", self.settle_most_s, self.settle_s, 86400.0)
-        _check_range("max_age_s", self.max_age_s, 60.0, 30 * 86400.0)
-        _check_range("max_jobs", self.max_jobs, 1, 50)
-        _check_range("max_bytes", self.max_bytes, 1000, 16_000)
+        check_range("min_probability", self.min_probability, 0.0, 1.0)
+        check_range("min_passing_runs", self.min_passing_runs, 0, 1000)
+        check_range("min_settled", self.min_settled, 1, 1000)
+        check_range("min_precision", self.min_precision, 0.0, 1.0)
+        check_range("settled_window", self.settled_window, self.min_settled, 1000)
+        check_range("settled_days", self.settled_days, 1, 3650)
+        check_range("min_reruns", self.min_reruns, 1, 1000)
+        check_range("settle_s", self.settle_s, 0.0, 3600.0)
+        check_range("settle_most_s", self.settle_most_s, self.settle_s, 86400.0)
+        check_range("max_age_s", self.max_age_s, 60.0, 30 * 86400.0)
+        check_range("max_jobs", self.max_jobs, 1, 50)
+        check_range("max_bytes", self.max_bytes, 1000, 16_000)
         if not 3 <= len(self.mute_word) <= 60 or inert(self.mute_word, 60) != self.mute_word:
             raise ValueError(f"mute_word: {self.mute_word!r:.120} is not a word such as ciml-quiet")  # to be copied
         if self.base_url:
@@ -135,11 +126,6 @@ def _is_plain(url: str) -> bool:
     return url.isascii() and url.isprintable() and not set(url) & set(" <>()[]\"'`\\|*")
 
 
-def _check_range(key: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # nor NaN, which TOML has
-        raise ValueError(f"{key}: {value} is not between {least} and {most}")
-
-
 @dataclass(frozen=True)
 class Feedback:
     """A configuration.
@@ -170,17 +156,11 @@ def load_feedback(path: str | Path) -> Feedback:
       CimlError: one line that names the file, the system, the key and its value.
     """
     value = read_toml(path)
-    tables = pop_tables(value, "system", path)
+    systems = pop_tables(value, "system", "kind", kinds(), path)
     policy = Policy.from_json(value, str(path))
-    systems = tuple(_system(path, number, table) for number, table in enumerate(tables, 1))
     if not systems:
         raise CimlError(f"{path}: no [[system]]; add one (docs/feedback.md)")
     for position, system in enumerate(systems):
         if any(system.name == earlier.name for earlier in systems[:position]):
             raise CimlError(f"{path}: two systems have the name {system.name}; rename one")
     return Feedback(Path(path), policy, systems)
-
-
-def _system(path: str | Path, number: int, value: dict[str, Any]) -> System:
-    kind, where = class_of(value, "kind", kinds(), f"{path}, system", number)
-    return kind.from_json(value, where)

@@ -20,26 +20,11 @@ from ciml.verdicts.feedback.standing import RecordedVerdict
 
 #: Reasons for silence, a closed set: labels of a metric.
 SILENT = (
-    "no_verdict",
-    "bad_record",
-    "not_failed",
-    "not_selected",
-    # the verdict
-    "unknown",
-    "outside",
-    "unlikely",
-    "base_rate",
-    # its evidence
-    "no_evidence",
-    "not_comparable",
-    # the change
-    "muted_project",
-    "no_change",
-    "no_system",
-    "late",
-    # the model
-    "shadow",
-    "precision",
+    *"no_verdict bad_record not_failed not_selected".split(),  # the prediction
+    *"unknown outside unlikely base_rate".split(),  # the verdict
+    *"no_evidence not_comparable".split(),  # its evidence
+    *"muted_project no_change no_system late".split(),  # the change
+    *"shadow precision".split(),  # the model
 )
 _FAILED = frozenset({"failure", "timeout"})
 #: Fields of a prediction that its evidence and its text do not need.
@@ -206,7 +191,7 @@ def judge(
     if age_us > policy.settled_days * _DAY_US:
         return Judgement(None, Silence("late"))
     doubt = _doubt(verdict, policy) or compare(record)
-    recorded = _recorded(prediction, now_us, claim=doubt is None)
+    recorded = recorded_verdict(record, now_us, claim=doubt is None)
     if doubt is not None:
         return Judgement(None, doubt, recorded)
     system = feedback.system_of(run.source, run.project)
@@ -271,15 +256,23 @@ def doubt_of(
     return None
 
 
-def _recorded(found: _Prediction, now_us: int, *, claim: bool) -> RecordedVerdict:
-    run = found.run
-    verdict = found.verdict
+def recorded_verdict(record: Mapping[str, Any], now_us: int, *, claim: bool) -> RecordedVerdict:
+    """Return the verdict of a prediction as the history records it.
+
+    Args:
+      record: a prediction whose types are valid.
+      now_us: the present, epoch microseconds.
+      claim: whether all conditions of a message hold that do not concern the history and the change.
+    """
+    prediction = msgspec.convert(record, _Prediction)
+    run = prediction.run
+    verdict = prediction.verdict
     seconds = None if run.start_us is None or run.end_us is None else (run.end_us - run.start_us) / 1e6
     return RecordedVerdict(
-        (found.id or prediction_id(found.run_id, found.model, found.version))[:_ID_CHARACTERS],
-        found.run_id,
-        found.model,
-        found.version,
+        (prediction.id or prediction_id(prediction.run_id, prediction.model, prediction.version))[:_ID_CHARACTERS],
+        prediction.run_id,
+        prediction.model,
+        prediction.version,
         run.project,
         run.change or run.head,
         run.build_name,

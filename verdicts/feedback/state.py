@@ -9,8 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
@@ -20,8 +22,7 @@ from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta
-from ciml.serving.predict.log import prediction_id
-from ciml.verdicts.feedback.policy import Item
+from ciml.verdicts.feedback.policy import Item, recorded_verdict
 from ciml.verdicts.feedback.standing import RecordedVerdict, Records
 
 #: For how long an entry is kept after its last event: later verdicts on its patch set begin a new one.
@@ -31,22 +32,7 @@ SECONDS = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0)
 
 Action = Literal["post", "edit"]
 #: What becomes of a message: closed sets, labels of a metric. Only these leave an entry with nothing to say.
-FINAL = frozenset(
-    {
-        "posted",
-        "edited",
-        "unchanged",
-        "said",
-        "dry_run",
-        "outdated",
-        "merged",
-        "abandoned",
-        "missing",
-        "muted",
-        "late",
-        "refused",
-    }
-)
+FINAL = frozenset("posted edited unchanged said dry_run outdated merged abandoned missing muted late refused".split())
 #: Of an intent that changed nothing: the message is tried again.
 AGAIN = frozenset({"not_sent", "not_found"})
 _OF_MESSAGES = frozenset({"posted", "edited"})
@@ -123,20 +109,11 @@ class Entry:
         return self.changes > self.done or self.intent is not None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            **{each.name: getattr(self, each.name) for each in fields(self)},
-            "change": asdict(self.change),
-            "items": [item.to_json() for item in self.items.values()],
-            "intent": asdict(self.intent) if self.intent else None,
-            "posted": asdict(self.posted) if self.posted else None,
-        }
+        return {**msgspec.to_builtins(self), "items": [item.to_json() for item in self.items.values()]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Entry:
-        items = {item["job"]: Item.from_json(item) for item in value["items"]}
-        change = ChangeRef(**value["change"])
-        intent = Intent(**value["intent"]) if value["intent"] else None
-        return cls(**{**value, "items": items, "change": change, "intent": intent, "posted": _posted(value["posted"])})
+        return msgspec.convert({**value, "items": {item["job"]: item for item in value["items"]}}, cls)
 
 
 def entry_key(system: str, change: ChangeRef) -> str:
@@ -237,7 +214,10 @@ class FeedbackState(TopicState):
     def _recorded_of(self, delta: Delta) -> Iterable[RecordedVerdict]:
         """Return the verdicts that a delta records. Those of earlier versions recorded only what was to be said."""
         if "recorded" not in delta:
-            return [_earlier(Item.from_json(record), delta["time_us"]) for record in delta.get("verdicts", ())]
+            return [
+                recorded_verdict(record["prediction"], delta["time_us"], claim=True)
+                for record in delta.get("verdicts", ())
+            ]
         return map(RecordedVerdict.from_json, delta["recorded"])
 
     def _settle_verdict(self, record: Mapping[str, Any], now_us: int) -> None:
@@ -331,7 +311,7 @@ class FeedbackState(TopicState):
             if entry.changes > entry.done:
                 entry.since_us = now_us
         if record.get("posted"):
-            entry.posted = _posted(record["posted"])
+            entry.posted = msgspec.convert(record["posted"], Posted)
             entry.causes = record["causes"]
             entry.posted_us = now_us
         if outcome in _OF_MESSAGES:
@@ -417,7 +397,7 @@ class FeedbackState(TopicState):
             state.history = Records(map(RecordedVerdict.from_json, value["recorded"]))
         else:  # of an earlier version: its messages of the last three days
             items = [item for entry in state.entries.values() for item in entry.items.values()]
-            state.history = Records(_earlier(item, state.time_us) for item in items)
+            state.history = Records(recorded_verdict(item.prediction, state.time_us, claim=True) for item in items)
         state.seconds = _counter(value.get("seconds", ()))
         state.seconds_us = Counter(value.get("seconds_us", {}))
         return state
@@ -427,37 +407,8 @@ class FeedbackState(TopicState):
         return {}
 
 
-def _earlier(item: Item, now_us: int) -> RecordedVerdict:
-    """Return the recorded form of a verdict that an earlier version was to say."""
-    prediction = item.prediction
-    run = prediction.get("run", {})
-    begin_us = run.get("start_us")
-    end_us = run.get("end_us")
-    seconds = None if begin_us is None or end_us is None else (end_us - begin_us) / 1e6
-    model = str(prediction.get("model", ""))
-    version = int(prediction.get("version", 0))
-    return RecordedVerdict(
-        prediction.get("id") or prediction_id(item.run_id, model, version),
-        item.run_id,
-        model,
-        version,
-        item.project,
-        item.change or item.head,
-        item.job,
-        item.cause,
-        True,
-        item.probability,
-        seconds,
-        now_us,
-    )
-
-
 def _counter(listed: Iterable[list[Any]]) -> Counter[tuple[Any, Any]]:
     return Counter({(first, second): number for first, second, number in listed})
-
-
-def _posted(value: Mapping[str, Any] | None) -> Posted | None:
-    return Posted(**{**value, "change": ChangeRef(**value["change"])}) if value else None
 
 
 #: Checkpoint format of a feedback manifest.
