@@ -7,8 +7,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from ciml.digest import sha256_json
@@ -153,7 +153,7 @@ class TrustPolicy:
         """
         path = path or os.environ.get(POLICY_VARIABLE) or None
         if path is None:
-            return cls.parse(files("ciml").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
+            return cls.parse(Path(__file__).with_name(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
         return cls.from_json(read_toml(path), os.fspath(path))
 
 

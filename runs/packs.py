@@ -298,7 +298,9 @@ class OpenPack:
         The table lacks the metadata of the runs' own tables. Raises as `read`.
         """
         ordered = sorted(numbers)
-        groups = sorted({group for number in ordered if (group := self._group(number)) is not None})
+        groups = list(range(len(self._ends)))
+        if len(ordered) < len(self.runs):  # else all are needed
+            groups = sorted({group for number in ordered if (group := self._group(number)) is not None})
         names = [name for name in columns if name in self.schema.names]
         table = empty_table(self.schema).select(names)
         if groups:

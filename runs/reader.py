@@ -429,12 +429,12 @@ def _join_folder(
     rest: list[int] = []
     joined: list[Joined] = []
     wanted: dict[OpenPack, dict[int, int]] = {}
-    for at, name in runs:
-        found = packs.find(name)
-        if found is None or found[1] in wanted.setdefault(found[0], {}):
-            rest.append(at)
+    for index, name in runs:
+        pack, number = packs.runs.get(name, (None, 0))
+        if pack is None or number in (members := wanted.setdefault(pack, {})):
+            rest.append(index)
         else:
-            wanted[found[0]][found[1]] = at
+            members[number] = index
     for pack, numbers in wanted.items():
         try:
             ordered, table, rows = pack.read_joined(store, list(numbers), columns)

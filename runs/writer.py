@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import Batch, Outcome, PendingRun, RawFile, RunFacts
-from ciml.events.run_id import path_safe
 from ciml.storage import Store
 from ciml.telemetry import TIME
 
@@ -150,6 +149,8 @@ def run_path(facts: RunFacts, table: pa.Table, digest: str) -> str:
 
 
 def _segment(job: str) -> str:
+    from ciml.events.run_id import path_safe  # imports the patterns of secrets, which readers do not need
+
     safe = path_safe(job)
     if len(safe) <= _MAX_SEGMENT:
         return safe

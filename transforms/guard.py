@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ciml.errors import CimlError, RejectedInput, drop_frames
-from ciml.events.payloads import payload_of, redact_bytes
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 
@@ -201,6 +200,8 @@ def unread_dead_letter(origin: Origin, message: Message, rejected: RejectedInput
 
 def kept_payload(message: Message) -> Mapping[str, Any]:
     """Return `ciml.events.payloads.payload_of`; if that fails, only size and digest, as for an oversized message."""
+    from ciml.events.payloads import payload_of  # imports the patterns of secrets, which only failures need
+
     made = attempt("payload", payload_of, message)
     if not isinstance(made, RejectedInput):
         return made
@@ -252,5 +253,7 @@ def _frames(tb: TracebackType | None) -> str:
 
 
 def _printable(text: str) -> str:
+    from ciml.events.payloads import redact_bytes
+
     plain = redact_bytes(text.encode(errors="replace")).decode(errors="replace")
     return "".join(each if each.isprintable() else " " for each in plain)

@@ -23,7 +23,6 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ciml.errors import CimlError
 from ciml.events.records import Record, RunFacts
@@ -63,7 +62,7 @@ class WindowMeans:
 def elapsed_s(table: pa.Table) -> np.ndarray:
     """Return the seconds of each sample since the earliest, float64; 0 where the time is missing."""
     times = table.column(TIME).combine_chunks().cast(pa.int64())
-    first = pc.min(times).as_py() or 0
+    first = times.drop_null().to_numpy().min() if times.null_count < len(times) else 0
     passed: np.ndarray = times.fill_null(first).to_numpy() - first
     return passed / 1e6
 
@@ -75,8 +74,8 @@ def length_s(table: pa.Table) -> float:
 
 def tail_s(table: pa.Table, end_us: int | None) -> float | None:
     """Return the seconds from the last sample to ``end_us``; None where either is unknown."""
-    last = pc.max(table.column(TIME).combine_chunks().cast(pa.int64())).as_py()
-    return None if end_us is None or last is None else (end_us - last) / 1e6
+    times = table.column(TIME).combine_chunks().cast(pa.int64()).drop_null().to_numpy()
+    return None if end_us is None or not times.size else float(end_us - times.max()) / 1e6
 
 
 def window_of(length: float) -> int:

@@ -142,9 +142,9 @@ class Data:
           >>> runs.to_pandas().groupby("outcome")["rows"].mean().round().to_dict()
           {'failure': 60.0, 'success': 60.0}
         """
-        from ciml.runs.arrow import run_table
         from ciml.runs.latest_runs import latest_runs
         from ciml.runs.state import open_raw
+        from ciml.runs.tables.row_tables import run_table
 
         return run_table(list(latest_runs(*open_raw(self._root.raw)))[::-1])
 

@@ -37,7 +37,7 @@ from ciml.transforms.examples.plan import Step
 if TYPE_CHECKING:
     import apache_beam as beam
 
-    from ciml.pipelines.datasets.run_source import ListedRuns  # imports the log readers
+    from ciml.pipelines.datasets.listed_runs import ListedRuns  # imports the log readers
 
 #: The definition in TOML, beside the examples. The underscore hides it from readers of the folder.
 DEFINITION = "_definition.toml"

@@ -197,8 +197,9 @@ def plan_of(
         return PinnedPlan(state, pin, partial(_resolve, state, source, pin=pin), source.log)
     history = None
     if state.definition is not None:
-        kept = bookmarks_of(state.definition, root, source.log) if root is not None else None
-        history = History(state.definition, given, kept)
+        history = History(state.definition, given)
+        if root is not None and history.is_needed:
+            history = History(state.definition, given, bookmarks_of(state.definition, root, source.log))
     return Plan(state, source.log, partial(_resolve, state, source), history)
 
 

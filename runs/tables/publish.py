@@ -1,7 +1,4 @@
-"""Publish the tables of a data root, and list them.
-
-Publish tables after a change, where they are in use.
-"""
+"""Publish the tables of a data root, and list them."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from functools import partial
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.extras import is_installed
 from ciml.manifest.log import ManifestLog
 from ciml.runs.state import open_raw
 from ciml.runs.tables import row_tables
@@ -24,7 +20,6 @@ from ciml.runs.tables.publisher import (
     Published,
     Wanted,
     dataset_name,
-    in_use,
     publish,
     store_of,
     table_name,
@@ -142,20 +137,3 @@ def _position(data: DataRoot, name: str) -> int:
     if name in NAMES:
         return ManifestLog(data.raw).end()
     return data.dataset(dataset_name(name)).state().version
-
-
-def update_tables(data: DataRoot, names: Iterable[str]) -> list[str]:
-    """Publish tables after a change, where the tables of the data root are in use and the extra is installed.
-
-    Returns:
-      What failed or was left out, a line each. Nothing is raised: the change itself is complete.
-    """
-    try:
-        due = [name for name in names if in_use(data, name)]
-        if not due or not is_installed("deltalake"):
-            return []
-        # FIXME empty import
-
-        return [f"{done.name}: {note}" for done in publish_tables(data, due) for note in done.notes]
-    except Exception as error:  # noqa: BLE001 - the tables are a copy of what is stored: the next call publishes it
-        return [f"tables not published: {error}; retry: ciml tables publish"]

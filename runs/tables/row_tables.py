@@ -17,6 +17,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 
 from ciml.digest import sha256_hex
 from ciml.manifest.log import ManifestLog
-from ciml.runs.arrow import flags, numbers, run_table, texts, times
+from ciml.runs.arrow import flags, numbers, text_maps, texts, times
 from ciml.runs.dead_letters import DeadLetter, closed_keys, dead_letters_of, described, latest_dead_letters
 from ciml.runs.known_ids import DeadLetterKey
 from ciml.runs.latest_runs import StoredRun, changed_runs, latest_rows
@@ -33,6 +34,22 @@ from ciml.runs.state import RawState
 from ciml.runs.tables.delta_log import CURSOR, PROOF, DataFile, DeltaState, delta_fields, encode_fields
 from ciml.runs.tables.publisher import Wanted, now_ms
 from ciml.storage import Store
+
+_TIME = pa.timestamp("us", tz="UTC")
+_BEFORE = ("run_id", "build_uuid", "build_name")
+_FACTS = (
+    "source",
+    "event",
+    "pipeline",
+    "project",
+    "branch",
+    "change",
+    "patchset",
+    "review",
+    "provider",
+    "region",
+    "flavour",
+)
 
 #: Compressed size of the segments of a part, bytes: about 20,000 runs.
 PART_BYTES = 4 << 20
@@ -183,7 +200,6 @@ def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
     ]
 
 
-_TIME = pa.timestamp("us", tz="UTC")
 _TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
 
 
@@ -279,3 +295,31 @@ def stored_table(runs: list[StoredRun]) -> pa.Table:
     """Return `run_table` and the column ``version``, of the delta that committed the row."""
     versions = np.array([run.version for run in runs], np.int64)
     return run_table(runs).append_column("version", numbers(versions))
+
+
+def run_table(runs: Sequence[StoredRun]) -> pa.Table:
+    """Return a row for each run, in order.
+
+    Returns:
+      ``run_id``, ``build_uuid``, ``build_name``; ``outcome`` with corrections, and ``result``, the producer's own word
+      unless the outcome was corrected; the other facts; ``start_time`` and ``end_time`` (timestamp[us, UTC], null if
+      unknown), ``labels`` (map); ``trusted`` and ``rule`` of the decision at ingestion; of the telemetry ``rows``,
+      ``digest`` and ``path``.
+    """
+    facts = [run.facts for run in runs]
+    results = [run.facts.result if run.outcome == (run.facts.outcome or "") else "" for run in runs]
+    columns = {
+        **{name: texts(list(map(attrgetter(name), facts))) for name in _BEFORE},
+        "outcome": texts([run.outcome for run in runs]),
+        "result": texts(results),
+        **{name: texts(list(map(attrgetter(name), facts))) for name in _FACTS},
+        "start_time": times([each.start_us for each in facts], _TIME),
+        "end_time": times([each.end_us for each in facts], _TIME),
+        "labels": text_maps([each.labels for each in facts]),
+        "trusted": flags([run.trust.get("trusted", False) for run in runs]),
+        "rule": texts([run.trust.get("rule", "") for run in runs]),
+        "rows": numbers(np.array([run.file.rows for run in runs], np.int64)),
+        "digest": texts([run.file.digest for run in runs]),
+        "path": texts([run.file.path for run in runs]),
+    }
+    return pa.Table.from_arrays(list(columns.values()), names=list(columns))

@@ -16,7 +16,7 @@ import logging
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -26,11 +26,13 @@ from ciml.digest import sha256_hex, sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import CAUSE
 from ciml.events.records import UNJUDGED, OutcomeWord, RawFile, Record, RunFacts, Trust
-from ciml.manifest.replica import Bookmarks
 from ciml.runs.causes import CAUSES_KIND, Causes
 from ciml.runs.neighbours import NEIGHBOURS_KIND, NearbyRuns, Neighbours
 from ciml.runs.run_log import RunDelta, RunLog, RunRecord
 from ciml.storage import Store
+
+if TYPE_CHECKING:
+    from ciml.manifest.replica import Bookmarks
 
 _log = logging.getLogger(__name__)
 #: The bookmark of a data set, in its folder.
@@ -113,6 +115,8 @@ def bookmarks_of(definition: DatasetDefinition, root: Store, raw: RunLog) -> Boo
       root: its folder.
       raw: the raw manifest that it reads.
     """
+    from ciml.manifest.replica import Bookmarks  # only definitions with causes or neighbours need it
+
     kind = sha256_json([CAUSES_KIND, NEIGHBOURS_KIND, definition.to_json()])
     return Bookmarks(root, BOOKMARK, kind, lambda version: digest_of(raw, version))
 
@@ -295,9 +299,11 @@ class Plan:
         return self._sealed.get(run_id) or self._state.span_of.get(run_id)
 
     def _seal(self, cursor: Position) -> Step:
-        causes = {run_id: self._history.cause_of(run_id) for run_id in self._pending}
-        runs = tuple(self._placed(run.caused(causes[run.run_id])) for run in self._pending.values())
-        self._new_causes = {run_id: cause for run_id, cause in causes.items() if cause}
+        runs = tuple(self._pending.values())
+        if self._history.is_needed:
+            causes = {run_id: self._history.cause_of(run_id) for run_id in self._pending}
+            runs = tuple(self._placed(run.caused(causes[run.run_id])) for run in runs)
+            self._new_causes = {run_id: cause for run_id, cause in causes.items() if cause}
         self._pending.clear()
         if self._resolved is None:
             self._resolved = self._resolver(runs)

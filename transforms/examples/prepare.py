@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -64,13 +65,15 @@ def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[i
     """
     digest = _hash(salt).copy()
     digest.update(subject_of(project, change, run_id).encode("utf-8", "surrogatepass"))
-    point = int.from_bytes(digest.digest(), "big") * sum(weights)  # integers: no rounding at the borders
-    reached = 0
-    for name, weight in zip(SPLITS, weights, strict=True):
-        reached += weight * _RANGE
-        if point < reached:
-            return name
-    raise ValueError(f"weights {weights}: at least one must be above 0")
+    return SPLITS[bisect_right(_split_ends(weights), int.from_bytes(digest.digest(), "big"))]
+
+
+@lru_cache(maxsize=16)
+def _split_ends(weights: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the hash at which each split ends, as whole numbers: no rounding at the borders."""
+    if not any(weights):
+        raise ValueError(f"weights {weights}: at least one must be above 0")
+    return tuple(-(-reached * _RANGE // sum(weights)) for reached in accumulate(weights))
 
 
 #: Departures are counted up to this many margins, and lengths up to so many doublings.

@@ -16,7 +16,7 @@ from ciml.events.listing import Reading, open_listing
 from ciml.events.records import RunFacts
 from ciml.pipelines.datasets import run_source
 from ciml.pipelines.datasets.build import build_dataset
-from ciml.pipelines.datasets.run_source import ListedRuns
+from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset, with_default_windows
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun

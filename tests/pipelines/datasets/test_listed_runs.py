@@ -17,9 +17,9 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading, open_listing
 from ciml.pipelines.backfill.backfill import backfill
-from ciml.pipelines.datasets import run_source
+from ciml.pipelines.datasets import listed_runs
 from ciml.pipelines.datasets.build import DEFINITION, build_dataset
-from ciml.pipelines.datasets.run_source import ListedRuns
+from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot
@@ -85,8 +85,8 @@ def test_what_is_kept_of_the_logs_that_decide_does_not_matter(tmp_path: Path, mo
     path = listing(tmp_path, lines(60))
     kept = DataRoot.open(tmp_path / "kept")
     build_dataset(listed(path), kept, defined())
-    monkeypatch.setattr(run_source.LogReader, "__init__", partialmethod(run_source.LogReader.__init__, kept_bytes=0))
-    monkeypatch.setattr(run_source, "_LOGS", 7)
+    monkeypatch.setattr(listed_runs.LogReader, "__init__", partialmethod(listed_runs.LogReader.__init__, kept_bytes=0))
+    monkeypatch.setattr(listed_runs, "_LOGS", 7)
     again = DataRoot.open(tmp_path / "again")
     build_dataset(listed(path), again, defined())
     assert files(again) == files(kept)

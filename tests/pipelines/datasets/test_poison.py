@@ -21,7 +21,7 @@ from ciml.datasets.state import SpanVersion
 from ciml.errors import EngineError
 from ciml.events.listing import Reading, open_listing
 from ciml.pipelines.datasets.build import build_dataset
-from ciml.pipelines.datasets.run_source import ListedRuns
+from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.transforms.examples.spans import read_span
 from ciml.transforms.fetch.policy import FetchPolicy

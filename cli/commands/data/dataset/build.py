@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ciml.datasets.state import DatasetState
     from ciml.pipelines.dataflow.settings import DataflowSettings
     from ciml.pipelines.datasets.build import PlannedUpdate
-    from ciml.pipelines.datasets.run_source import ListedRuns
+    from ciml.pipelines.datasets.listed_runs import ListedRuns
     from ciml.pipelines.datasets.update import Update
 
 #: The share from which a warning says what to set.
@@ -343,7 +343,7 @@ def as_in_the_talk() -> click.Command:
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
     from ciml.events.listing import Reading, open_listing
     from ciml.pipelines.backfill.plan import logs_root
-    from ciml.pipelines.datasets.run_source import ListedRuns
+    from ciml.pipelines.datasets.listed_runs import ListedRuns
     from ciml.transforms.fetch.policy import FetchPolicy
     from ciml.trust import TrustPolicy
 

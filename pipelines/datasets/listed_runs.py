@@ -1,0 +1,220 @@
+"""Runs of a listing as a data set's source: their logs are read on demand, and not stored.
+
+It imports the decoder of listings and the log readers, which a data set of stored runs does not need.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from types import TracebackType
+from typing import TypeVar
+from zlib import crc32
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.events.listing import Listing, Reading
+from ciml.events.records import Batch, OffsetRange, Outcome, RawFile, RunFacts, records_of
+from ciml.pipelines.processes import process_pool, result_of
+from ciml.runs.accounting import reconcile
+from ciml.runs.run_log import RunDelta
+from ciml.runs.state import RawState
+from ciml.transforms.examples.downsample import Windows, downsample, merge_windows
+from ciml.transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader
+from ciml.transforms.examples.plan import SelectedRun, SpanPlan
+from ciml.transforms.examples.prepare import Examples, examples_from, with_context
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import guarded_runs
+from ciml.transforms.ingest.decode import decode_lines
+from ciml.trust import TrustPolicy, judge
+
+T = TypeVar("T")
+
+_LOGS = 250  # logs read and parsed together
+#: A log that is read for a data set has no raw object.
+_NO_FILE = RawFile("", "", 0, 0)
+
+
+class ListedRuns:
+    """The runs of a listing, whose logs are read on demand and not stored. A context manager.
+
+    An unusable log excludes its run, with the reason of its dead letter.
+
+    Args:
+      listing: an open listing.
+      reading: how to interpret its lines.
+      trust: the trust policy: columns and classes come from trusted runs, if there are any.
+      fetch: allowed log sources and limits.
+      jobs: number of processes that read logs; 1 means this one. More are forked on entry, when this process should
+        have no threads.
+
+    Attributes:
+      log: its lines.
+      origin: the record of the listing for a data set's manifest.
+    """
+
+    def __init__(
+        self, listing: Listing, reading: Reading, trust: TrustPolicy, fetch: FetchPolicy, *, jobs: int = 1
+    ) -> None:
+        self.log = ListedLog(listing, reading, trust)
+        self.origin = {"url": listing.url, "digest": listing.digest, **asdict(reading)}
+        # Opening files holds the interpreter lock: threads only slow it down.
+        self._fetch = replace(fetch, threads=1) if "://" not in reading.logs else fetch
+        self._jobs = jobs
+        self._pools: list[ProcessPoolExecutor] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> ListedRuns:
+        if self._jobs > 1:
+            size = KEPT_BYTES // self._jobs
+            # One pool for each process: a run's log is cached in one process, which gets all of its requests.
+            self._pools = [
+                self._stack.enter_context(process_pool(1, "fork", _begin, self._fetch, size)) for _ in range(self._jobs)
+            ]
+            for pool in self._pools:
+                pool.submit(len, ())  # fork now, not at the first log
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pools = []
+        self._stack.__exit__(kind, error, at)
+
+    @cached_property
+    def _reader(self) -> LogReader:
+        return LogReader(self._fetch)
+
+    def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
+        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        return [names for _, found in self._by_chunks(runs, LogReader.columns) for names in found]
+
+    def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
+        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        for start in range(0, len(runs), _LOGS):
+            for _, found in self._by_chunks(runs[start : start + _LOGS], LogReader.tables):
+                yield from found
+
+    def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
+        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        counts = np.zeros(len(runs), np.int64)
+        for indices, found in self._by_chunks(runs, partial(LogReader.lengths, resolved=resolved)):
+            counts[indices] = found
+        return counts
+
+    def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
+        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+
+        def windows_of(taken: Sequence[int]) -> Windows:
+            work = partial(LogReader.windows, resolved=resolved)
+            parts = list(self._by_chunks([part.runs[at] for at in taken], work))
+            return (
+                merge_windows(parts, len(taken)) if parts else with_context(downsample([], resolved), [], [], resolved)
+            )
+
+        return examples_from([run.mention for run in part.runs], windows_of, resolved)
+
+    def _by_chunks(
+        self, runs: Sequence[SelectedRun], work: Callable[[LogReader, Sequence[LogOf]], T]
+    ) -> Iterator[tuple[np.ndarray, T]]:
+        """Yield (int64 [m] indices in ``runs``, result of ``work`` on their logs) by chunks.
+
+        A run's log is always read by the same process.
+        """
+        logs = [self._log_of(run) for run in runs]
+        reader = np.array([crc32(log.run_id.encode()) % self._jobs for log in logs], np.int64)
+        chunks = [
+            (number, indices[start : start + _LOGS])
+            for number in range(self._jobs)
+            for indices in [np.flatnonzero(reader == number)]
+            for start in range(0, indices.size, _LOGS)
+        ]
+        if self._jobs == 1:
+            for _, indices in chunks:
+                yield indices, work(self._reader, [logs[at] for at in indices.tolist()])
+            return
+        futures = [
+            self._pools[number].submit(_in_process, work, [logs[at] for at in indices.tolist()])
+            for number, indices in chunks
+        ]
+        for (_, indices), future in zip(chunks, futures, strict=True):
+            yield indices, result_of(future, "reads logs")
+
+    def _log_of(self, run: SelectedRun) -> LogOf:
+        facts = run.mention
+        address = self.log.addresses.get(facts.run_id) or facts.log_url
+        return LogOf(address, facts, run.near)
+
+
+_readers: list[LogReader] = []  # the one reader of a forked process
+
+
+def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
+    import ciml.transforms.ingest.run_stages  # noqa: F401  # while the parent decodes the listing
+
+    _readers.append(LogReader(fetch, kept_bytes))
+
+
+def _in_process(work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequence[LogOf]) -> T:
+    return work(_readers[0], logs)
+
+
+class ListedLog:
+    """A listing as the one-version raw manifest of its backfill, if all logs were usable.
+
+    Attributes:
+      version: of that manifest.
+      addresses: log locations by run id, where the run facts hold none.
+      left_out: number of lines without a run, by kind and reason.
+    """
+
+    version = 1
+
+    def __init__(self, listing: Listing, reading: Reading, trust: TrustPolicy) -> None:
+        self._listing = listing
+        self._reading = reading
+        self._trust = trust
+        self.addresses: dict[str, str] = {}
+        self.left_out = Counter[tuple[str, str]]()
+
+    def url(self) -> str:
+        """Return the listing, for messages."""
+        return self._listing.url
+
+    def since(self, version: int) -> Iterator[tuple[int, RunDelta]]:
+        """As `ciml.runs.run_log.RunLog.since`."""
+        if version < self.version:
+            yield self.version, self._delta
+
+    def read(self, version: int) -> RunDelta:
+        """As `ciml.runs.run_log.RunLog.read`."""
+        if version != self.version:
+            raise FileNotFoundError(version)
+        return self._delta
+
+    @cached_property
+    def _delta(self) -> RunDelta:
+        listing = self._listing
+        batches = (
+            decode_lines(OffsetRange(listing.topic, "", 0, each.start, each.end), listing.read(each), self._reading)
+            for each in listing.blocks
+        )
+        delta = reconcile(RawState(), map(self._settled, batches), 0)
+        if delta is None:
+            return RunDelta()
+        self.left_out.update((kind, record.get("reason", "")) for kind, record in records_of(delta) if kind != "run")
+        return msgspec.convert(delta, RunDelta)
+
+    def _settled(self, decoded: Batch) -> Batch:
+        runs = []
+        batch = guarded_runs("trust", lambda part: judge(part, self._trust), decoded)
+        for each in batch.pending_runs:
+            runs.append(Outcome("run", each.origin, mention=each.mention, trust=each.trust, file=_NO_FILE))
+            if each.address:
+                self.addresses.setdefault(each.mention.run_id, each.address)
+        return Batch(batch.covers, settled=[*batch.settled, *runs])
