@@ -125,15 +125,17 @@ class _Draft:
     def settle_range(self, covers: OffsetRange, settled: list[Outcome]) -> None:
         fresh = self._offsets.add(covers)
         generation = self._state.generation_of(covers.topic, covers.topic_id)
-        seen: set[tuple[Origin, str]] = set()
+        settled_keys: set[tuple[Origin, str]] = set()
         for outcome in settled:
             origin = outcome.origin
             key = (outcome.origin, outcome.run_id)
             inside = covers.start <= origin.offset < covers.end
             if not inside or (origin.topic, origin.partition) != (covers.topic, covers.partition):
                 raise IntegrityError(f"{origin} is outside the range of its batch, {covers}")
-            if origin.offset in fresh and key not in seen:  # the first outcome of a run that the event names twice
-                seen.add(key)
+            if (
+                origin.offset in fresh and key not in settled_keys
+            ):  # the first outcome of a run that the event names twice
+                settled_keys.add(key)
                 if generation != origin.topic:
                     outcome = outcome.replace(origin=origin.replace(topic=generation))
                 self._settle(outcome)
@@ -196,8 +198,8 @@ class _Draft:
     def _is_repeat(self, outcome: Outcome) -> bool:
         """Return whether an outcome's event was seen before. One with an update that says more was not."""
         ids = _ids_of_repeats(outcome, standing(outcome))
-        seen = any(event in self._events or self._state.index.has_event(*event) for event in ids)
-        return seen and not any(self._says_more(update, outcome.event_key) for update in outcome.updates)
+        is_known = any(event in self._events or self._state.index.has_event(*event) for event in ids)
+        return is_known and not any(self._says_more(update, outcome.event_key) for update in outcome.updates)
 
     def _says_more(self, update: FactUpdate, event_key: str) -> bool:
         before = self._said_of((update.source, update.subject))
@@ -212,8 +214,8 @@ class _Draft:
         file = outcome.file
         if facts is None or file is None:
             raise IntegrityError(f"{outcome.origin} {outcome.run_id}: run without a raw object")
-        known = KnownRun(facts.outcome or "", file.digest, outcome.trust.trusted, bool(facts.auth))
-        self._runs[outcome.run_id] = known
+        stored = KnownRun(facts.outcome or "", file.digest, outcome.trust.trusted, bool(facts.auth))
+        self._runs[outcome.run_id] = stored
         changed = self._subjects.changes(facts)
         return outcome.replace(joined=changed) if changed else outcome
 
@@ -242,40 +244,42 @@ class _Draft:
         changes = {}
         for run_id, facts in self._updated_runs().items():
             trust = self._judge(self._joined(facts))
-            known = self._run(run_id)
-            if known is not None and known.trusted != trust.trusted:
+            stored = self._run(run_id)
+            if stored is not None and stored.trusted != trust.trusted:
                 changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}
         return [changes[run_id] for run_id in sorted(changes)]
 
     def _joined(self, facts: RunFacts) -> RunFacts:
         """Return a run's facts, joined with all updates up to this delta."""
         source = source_of(facts)
-        said = (self._said_of(subject) for subject in subjects_of(facts))
-        return joined(facts, said, lambda subject: self._said_of((source, subject)))
+        updates = (self._said_of(subject) for subject in subjects_of(facts))
+        return joined(facts, updates, lambda subject: self._said_of((source, subject)))
 
     def _updates(self, facts: RunFacts) -> bool:
         """Return whether this delta says something new of a run's subjects or of its parents."""
         source = source_of(facts)
         subjects = subjects_of(facts)
-        parents = [(source, parent) for one in subjects for parent in parent_subjects(facts, self._said_of(one))]
+        parents = [
+            (source, parent) for subject in subjects for parent in parent_subjects(facts, self._said_of(subject))
+        ]
         return not self._said.keys().isdisjoint((*subjects, *parents))
 
     def _updated_runs(self) -> dict[str, RunFacts]:
         """Return the own facts of the runs that updates here may change, those stored by this delta included."""
-        found: dict[str, RunFacts] = {}
+        updated: dict[str, RunFacts] = {}
         for standing in reversed(STANDINGS):
             room = _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS
             for subject in self._said:
                 runs = self._subjects.runs(subject, min(MAX_SUBJECT_RUNS, room), standing)
-                found |= {facts.run_id: facts for facts in runs}
+                updated |= {facts.run_id: facts for facts in runs}
                 room -= len(runs)
         for outcome in (*self._lists["run"], *self._lists["reclaim"]):
             facts = outcome.mention
-            if facts is not None and (facts.run_id in found or self._updates(facts)):
-                found[facts.run_id] = facts
-        self._subjects.prefetch_runs(found.values())
-        self._state.index.prefetch(runs=found)
-        return found
+            if facts is not None and (facts.run_id in updated or self._updates(facts)):
+                updated[facts.run_id] = facts
+        self._subjects.prefetch_runs(updated.values())
+        self._state.index.prefetch(runs=updated)
+        return updated
 
     @property
     def _subjects(self) -> Subjects:
@@ -345,5 +349,5 @@ def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:
 def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:
     """Remove the fields that only a raw row or a dead letter has; keep the file where it differs from the row's."""
     file = outcome.file
-    other = file if file is not None and run is not None and file.digest != run.digest else None
-    return outcome.replace(detail="", file=other, payload=None, not_before_us=None)
+    other_file = file if file is not None and run is not None and file.digest != run.digest else None
+    return outcome.replace(detail="", file=other_file, payload=None, not_before_us=None)

@@ -54,10 +54,10 @@ class Audit:
                 self._find(f"version {version} closes a record that is not open")
             else:
                 self.counts[before] -= 1
-        seen: set[bytes] = set()
+        settled_keys: set[bytes] = set()
         offsets: dict[tuple[str, int], list[int]] = {}
         for kind, record in records_of(delta):
-            self._record(version, kind, record, fresh, settled, seen, offsets)
+            self._record(version, kind, record, fresh, settled, settled_keys, offsets)
         for source, numbers in offsets.items():
             recorded = self._recorded.setdefault(source, RangeSet())
             for start, end in _ranges(sorted(set(numbers))):
@@ -69,12 +69,12 @@ class Audit:
             for partition, ranges in entry["partitions"].items():
                 source = (topic, int(partition))
                 covered = self._covered.setdefault(source, RangeSet())
-                mine = fresh.setdefault(source, RangeSet())
+                covered_now = fresh.setdefault(source, RangeSet())
                 for start, end in ranges:
                     if covered.missing(start, end) != [(start, end)]:
                         self._find(f"version {version} covers {topic}[{partition}] {start} to {end} again")
                     covered.add(start, end)
-                    mine.add(start, end)
+                    covered_now.add(start, end)
         return fresh
 
     def _record(
@@ -92,18 +92,18 @@ class Audit:
         source = (topic, partition)
         key = _key(record["origin"], run_id)
         reason = record.get("reason", "")
-        what = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
+        label = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
         self.records += 1
         if key in seen:
-            self._find(f"{what} is settled twice")
+            self._find(f"{label} is settled twice")
         seen.add(key)
         offsets.setdefault(source, []).append(offset)
         if key in self._open:  # tried again, still unavailable
             if kind != "deferred":
-                self._find(f"{what} is settled, but its open record is not closed")
+                self._find(f"{label} is settled, but its open record is not closed")
             self.counts[self._open.pop(key)] -= 1
         elif key not in settled and offset not in fresh.get(source, ()) and not self._is_decoded(record, settled):
-            self._find(f"{what} is settled, but this version does not cover it")
+            self._find(f"{label} is settled, but this version does not cover it")
         if kind in ("deferred", "dead_letter"):
             self._open[key] = (kind, reason)
         elif kind == "run":
@@ -147,7 +147,7 @@ def _key(origin: Iterable[object], run_id: str) -> bytes:
 
 def _ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:
     start = 0
-    for at in range(1, len(numbers) + 1):
-        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
-            yield numbers[start], numbers[at - 1] + 1
-            start = at
+    for index in range(1, len(numbers) + 1):
+        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1:
+            yield numbers[start], numbers[index - 1] + 1
+            start = index

@@ -63,14 +63,14 @@ def cause_of(attempt: Attempt, others: Iterable[Attempt]) -> str:
     if attempt.outcome not in FAILED:
         return ""
     counted = [
-        other
-        for other in others
-        if other.standing >= attempt.standing and abs(other.time_us - attempt.time_us) <= RERUN_WITHIN_US
+        rival
+        for rival in others
+        if rival.standing >= attempt.standing and abs(rival.time_us - attempt.time_us) <= RERUN_WITHIN_US
     ]
-    passed = [other.time_us for other in counted if other.outcome == "success"]
+    passed = [rival.time_us for rival in counted if rival.outcome == "success"]
     if any(time_us > attempt.time_us for time_us in passed):
         return MACHINE
-    return CODE if not passed and any(other.outcome in FAILED for other in counted) else ""
+    return CODE if not passed and any(rival.outcome in FAILED for rival in counted) else ""
 
 
 def series_of(facts: RunFacts) -> tuple[bytes, ...]:
@@ -138,15 +138,15 @@ class Causes:
 
     def of(self, run_id: str) -> str:
         """Return the cause of a run that its own event does not name; "" where nothing says it."""
-        if given := self._given.get(run_id):
-            return given
+        if reviewed := self._given.get(run_id):
+            return reviewed
         attempt = self._attempts.get(run_id)
         return "" if attempt is None or attempt.has_own else self.by_reruns(run_id)
 
     def is_trusted(self, run_id: str) -> bool:
         """Return whether a run is known and trusted."""
-        known = self._attempts.get(run_id)
-        return known is not None and known.trusted
+        attempt = self._attempts.get(run_id)
+        return attempt is not None and attempt.trusted
 
     def has_own(self, run_id: str) -> bool:
         """Return whether a run's own event names its cause."""
@@ -158,14 +158,14 @@ class Causes:
         attempt = self._attempts.get(run_id)
         if attempt is None:
             return ""
-        others = {
-            other
+        rivals = {
+            rival
             for key in attempt.series
             if run_id in self._last(key, attempt.standing)
             for standing in STANDINGS[attempt.standing :]
-            for other in self._last(key, standing)
+            for rival in self._last(key, standing)
         }
-        reruns = (self._attempts.get(other) for other in others - {run_id})
+        reruns = (self._attempts.get(rival) for rival in rivals - {run_id})
         return cause_of(attempt, (rerun for rerun in reruns if rerun is not None))
 
     def encode(self) -> bytes:

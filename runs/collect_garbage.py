@@ -60,8 +60,8 @@ def load_cursor(raw: Store) -> CompactionCursor:
     except (FileNotFoundError, IntegrityError, LookupError, TypeError):
         return CompactionCursor()
     if compaction.cursor:
-        at, delta = next(ManifestLog(raw).since(compaction.cursor - 1), (0, {}))
-        if at != compaction.cursor or sha256_json(delta) != compaction.digest:
+        version, delta = next(ManifestLog(raw).since(compaction.cursor - 1), (0, {}))
+        if version != compaction.cursor or sha256_json(delta) != compaction.digest:
             return CompactionCursor(tidy=compaction.tidy)
     return compaction
 
@@ -114,14 +114,14 @@ def windows(raw: Store, compaction: CompactionCursor, ripe: Callable[[str], bool
     due = {folder: version for folder, version in compaction.pending.items() if ripe(folder)}
     window = Window()
     delta = Delta()
-    known: dict[str, bool] = {}
+    ripeness: dict[str, bool] = {}
     for version, delta in ManifestLog(raw).since(min([cursor + 1, *due.values()]) - 1):
         for run in named_runs(delta):
             folder = run.folder
             if version <= cursor:
                 if version < due.get(folder, cursor + 1):
                     continue
-            elif not known.setdefault(folder, ripe(folder)):
+            elif not ripeness.setdefault(folder, ripe(folder)):
                 window.waiting.setdefault(folder, version)
                 continue
             window.named.setdefault(folder, {})[run.name] = run
@@ -209,10 +209,10 @@ class _Names:
 
     def safe(self, folder: str, name: str) -> bool:
         """Return whether the pack of a run is older than the grace and intact."""
-        found = self._packs[folder].find(name)
-        if found is None:
+        packed = self._packs[folder].find(name)
+        if packed is None:
             return False
-        file = found[0].file
+        file = packed[0].file
         state = self._packs[folder].state
         if file.path not in state.packs or state.since_us[file.path] > self._before_us:
             return False
@@ -323,8 +323,8 @@ def collect_swept(
       done: the counts, updated in place.
       forgotten_s: unreferenced objects moved there before this time are removed, epoch seconds.
     """
-    listed = _listed(raw, SWEPT, lambda folder: folder not in compaction.pending, before_s, lambda count: None)
-    for folders in listed:
+    chunks = _listed(raw, SWEPT, lambda folder: folder not in compaction.pending, before_s, lambda count: None)
+    for folders in chunks:
         names = _Names(raw, compaction, int(before_s * 1e6))
         for folder, entries in folders.items():
             names.load(folder)
@@ -366,9 +366,9 @@ def collect_packs(
     if everything:
         folders = pack_folders(raw)
     for folder in folders:
-        listed = list(raw.entries(f"{PACKS}/{folder}"))
+        entries = list(raw.entries(f"{PACKS}/{folder}"))
         state = pack_state(raw, folder)
-        old = [entry for entry in listed if split_pack(entry.path) is not None and entry.path not in state.packs]
+        old = [entry for entry in entries if split_pack(entry.path) is not None and entry.path not in state.packs]
         ripe = [
             entry
             for entry in old
@@ -381,12 +381,12 @@ def collect_packs(
             if not all(raw.exists(path) for path in state.packs):
                 compaction.pending[folder] = 1  # packing repairs it
             continue
-        free = [entry for entry in ripe if not table.holds(entry.path)] if ripe else []
-        for entry in free:
+        unread = [entry for entry in ripe if not table.holds(entry.path)] if ripe else []
+        for entry in unread:
             raw.delete(entry.path)
-        done.packs += len(free)
-        done.held += len(ripe) - len(free)
-        if len(free) == len(old):
+        done.packs += len(unread)
+        done.held += len(ripe) - len(unread)
+        if len(unread) == len(old):
             compaction.tidy.pop(folder, None)
     done.faults += table.faults
 

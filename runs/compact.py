@@ -103,23 +103,23 @@ def pack_folder(
             todo[name] = NamedRun(folder, name, alone.digest, alone.rows)
         writing = _Writing(raw, folder, pack_bytes)
         if len(todo) < min_runs:
-            left = {name: Alone(run.digest, run.rows) for name, run in todo.items()}
+            unpacked = {name: Alone(run.digest, run.rows) for name, run in todo.items()}
         else:
             for run, table, why in _tables(raw, list(todo.values())):
                 if table is None:
                     writing.faults[run.name] = Alone(run.digest, run.rows, why)
                 else:
                     writing.add(run.name, run.digest, table)
-            left = writing.finish()
-        delta = _delta(clock, writing.packs, (), left)
+            unpacked = writing.finish()
+        delta = _delta(clock, writing.packs, (), unpacked)
         if _append(raw, folder, state, delta):
             break
     done.runs += sum(pack.runs for pack in writing.packs)
     done.rows += sum(pack.rows for pack in writing.packs)
     done.packs += len(writing.packs)
     done.packs_bytes += sum(pack.size for pack in writing.packs)
-    done.alone += sum(1 for alone in left.values() if not alone.why)
-    done.faults += [f"runs/{folder}/{name}: {alone.why}" for name, alone in left.items() if alone.why]
+    done.alone += sum(1 for alone in unpacked.values() if not alone.why)
+    done.faults += [f"runs/{folder}/{name}: {alone.why}" for name, alone in unpacked.items() if alone.why]
 
 
 def _delta(clock: Clock, packs: Sequence[PackFile], replaces: Sequence[str], alone: dict[str, Alone]) -> Delta:
@@ -127,7 +127,7 @@ def _delta(clock: Clock, packs: Sequence[PackFile], replaces: Sequence[str], alo
         "time_us": int(clock() * 1e6),
         "packs": [pack.to_json() for pack in packs],
         "replaces": list(replaces),
-        "alone": {name: one.to_json() for name, one in sorted(alone.items())},
+        "alone": {name: alone_run.to_json() for name, alone_run in sorted(alone.items())},
     }
 
 
@@ -193,10 +193,10 @@ def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa
     def read(run: NamedRun) -> tuple[NamedRun, pa.Table | None, str]:
         try:
             table = read_run(raw, RawFile(run.path, run.digest, run.rows, 0))
-            found = telemetry_digest(run.run_id, table)
+            actual = telemetry_digest(run.run_id, table)
         except (IntegrityError, TypeError) as error:
             return run, None, str(error)
-        return (run, table, "") if found == run.digest else (run, None, f"has the digest {found}, not {run.digest}")
+        return (run, table, "") if actual == run.digest else (run, None, f"has the digest {actual}, not {run.digest}")
 
     threads = 1 if isinstance(raw, LocalStore) else _THREADS
     with ThreadPoolExecutor(threads) as pool:
@@ -221,7 +221,7 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
     if not chosen or packs.missing:
         return
     writing = _Writing(raw, folder, pack_bytes)
-    seen: set[str] = set()
+    merged_names: set[str] = set()
     for pack in chosen:
         for numbers in _parts(pack):
             try:
@@ -230,8 +230,8 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
                 return  # merged by another process
             for number in numbers:
                 run = pack.runs[number]
-                if run.name not in seen:
-                    seen.add(run.name)
+                if run.name not in merged_names:
+                    merged_names.add(run.name)
                     writing.add(run.name, run.digest, tables[number])
     if writing.finish():
         return  # the packs are kept; a verification reports the faults
@@ -252,12 +252,12 @@ def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
     for group in groups.values():
         group.sort(key=lambda pack: (pack.file.size, pack.file.path))
         total = group[0].file.size
-        taken = 1
-        while taken < len(group) and group[taken].file.size <= _GROWTH * total:
-            total += group[taken].file.size
-            taken += 1
-        if taken > 1:
-            chosen += group[:taken]
+        count = 1
+        while count < len(group) and group[count].file.size <= _GROWTH * total:
+            total += group[count].file.size
+            count += 1
+        if count > 1:
+            chosen += group[:count]
     return chosen
 
 
@@ -337,15 +337,15 @@ def compact(
     """
     result = Compaction()
     now_s = clock()
-    report = progress or (lambda what, done, total: None)
+    report = progress or (lambda what, packed_runs, total: None)
 
     def ripe(folder: str) -> bool:
         return day_ends_s(folder) + older_than_s <= now_s
 
     compaction = load_cursor(raw)
-    done = 0
+    packed_runs = 0
     for window in windows(raw, compaction, ripe, window_runs):
-        total = done + window.runs
+        total = packed_runs + window.runs
         for folder in sorted(window.named):
             named = window.named[folder]
             before = result.packing.packs
@@ -353,8 +353,8 @@ def compact(
             if result.packing.packs > before:
                 merge_packs(raw, folder, pack_bytes=pack_bytes, clock=clock, done=result.packing)
             compaction.tidy[folder] = int(clock() * 1e6)
-            done += len(named)
-            report("packing runs", done, total)
+            packed_runs += len(named)
+            report("packing runs", packed_runs, total)
         mark_compacted(compaction, window, ripe)
         save_cursor(raw, compaction)
     for folder in pack_folders(raw) if everything else ():

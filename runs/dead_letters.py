@@ -102,18 +102,18 @@ def open_dead_letters(
       keys: from `open_keys`; dead letters closed meanwhile are still yielded.
       choice: the selection.
     """
-    wanted: dict[int, set[DeadLetterKey]] = defaultdict(set)
+    open_keys: dict[int, set[DeadLetterKey]] = defaultdict(set)
     for key, version in keys:
-        wanted[version].add(key)
-    for version in sorted(wanted):
-        mine = wanted.pop(version)
+        open_keys[version].add(key)
+    for version in sorted(open_keys):
+        version_keys = open_keys.pop(version)
         for dead_letter in dead_letters_of(version, log.read(version)):
-            if dead_letter.key in mine:
-                mine.remove(dead_letter.key)
+            if dead_letter.key in version_keys:
+                version_keys.remove(dead_letter.key)
                 if choice.takes(dead_letter):
                     yield dead_letter
-        if mine:
-            raise IntegrityError(f"raw manifest: version {version} lacks the dead letter of {min(mine)[0]}")
+        if version_keys:
+            raise IntegrityError(f"raw manifest: version {version} lacks the dead letter of {min(version_keys)[0]}")
 
 
 def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]]:
@@ -127,17 +127,17 @@ def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]
 
 def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
     """Yield the dead letters of a choice, open or closed, the oldest first. Reads every delta."""
-    found: dict[DeadLetterKey, DeadLetter] = {}
+    dead_letters: dict[DeadLetterKey, DeadLetter] = {}
     past: list[DeadLetter] = []
     for version, delta in log.since(0):
         for origin, run_id in delta["closes"]:
             key = (Origin.from_json(origin), run_id)
-            if key in found:
-                past.append(replace(found.pop(key), closed=version, became=_outcomes_of(delta, key)))
+            if key in dead_letters:
+                past.append(replace(dead_letters.pop(key), closed=version, became=_outcomes_of(delta, key)))
         for dead_letter in dead_letters_of(version, delta):
             if choice.takes(dead_letter):
-                found[dead_letter.key] = dead_letter
-    yield from sorted([*past, *found.values()], key=lambda each: (each.version, _position(each.key)))
+                dead_letters[dead_letter.key] = dead_letter
+    yield from sorted([*past, *dead_letters.values()], key=lambda each: (each.version, _position(each.key)))
 
 
 def latest_dead_letters(log: ManifestLog, until: int) -> Iterator[DeadLetter]:
@@ -146,8 +146,8 @@ def latest_dead_letters(log: ManifestLog, until: int) -> Iterator[DeadLetter]:
     for version in range(until, 0, -1):
         delta = log.read(version)
         for dead_letter in reversed(list(dead_letters_of(version, delta))):
-            at, became = closed.pop(dead_letter.key, (0, ()))
-            yield replace(dead_letter, closed=at, became=became)
+            closing_version, became = closed.pop(dead_letter.key, (0, ()))
+            yield replace(dead_letter, closed=closing_version, became=became)
         for origin, run_id in delta["closes"]:  # of deferred outcomes too, which are no dead letters
             key = (Origin.from_json(origin), run_id)
             closed[key] = (version, _outcomes_of(delta, key))

@@ -195,10 +195,10 @@ class LayeredIndex:
         self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
         self._events.prefetch(fingerprint(*event) for event in events)
-        wanted = set(runs) - self._runs.keys()
+        unread = set(runs) - self._runs.keys()
         before = self._found_runs
-        found = self._find_runs([run_id for run_id in wanted if run_id not in before])
-        self._found_runs = {run_id: before[run_id] for run_id in wanted if run_id in before} | found
+        runs_found = self._find_runs([run_id for run_id in unread if run_id not in before])
+        self._found_runs = {run_id: before[run_id] for run_id in unread if run_id in before} | runs_found
         self._found_dead_letters = self._find_dead_letters(set(dead_letters) - self._dead_letters.keys())
 
     def _find_runs(self, run_ids: Collection[str]) -> dict[str, KnownRun | None]:
@@ -216,8 +216,8 @@ class LayeredIndex:
         self._events.add(fingerprint(event_key, run_id))
 
     def run(self, run_id: str) -> KnownRun | None:
-        if (known := self._runs.get(run_id)) is not None:
-            return known
+        if (cached := self._runs.get(run_id)) is not None:
+            return cached
         if run_id not in self._found_runs:
             self._found_runs.update(self._find_runs([run_id]))
         return self._found_runs[run_id]
@@ -242,8 +242,8 @@ class LayeredIndex:
 
     def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
         for rows in self._tables["letters"].scan():
-            for at in range(len(rows)):
-                value = rows.row(at)
+            for row in range(len(rows)):
+                value = rows.row(row)
                 key = (Origin(value["topic"], value["partition"], value["offset"]), value["run_id"])
                 if key not in self._dead_letters:
                     yield key, OpenDeadLetter(value["version"], value["reason"])

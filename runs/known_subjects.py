@@ -121,10 +121,10 @@ class Subjects:
 
     def prefetch(self, subjects: Iterable[Subject]) -> None:
         """Look up subjects in one batch. Until the next call, `said` cannot fail for them."""
-        wanted = set(subjects) - self._said.keys()
+        unread = set(subjects) - self._said.keys()
         before = self._found
-        asked = [subject for subject in wanted if subject not in before]
-        self._found = {subject: before[subject] for subject in wanted if subject in before} | self._look_up(asked)
+        queried = [subject for subject in unread if subject not in before]
+        self._found = {subject: before[subject] for subject in unread if subject in before} | self._look_up(queried)
 
     def _look_up(self, subjects: Collection[Subject]) -> dict[Subject, dict[str, Said]]:
         if not self._tables or not subjects:
@@ -137,8 +137,8 @@ class Subjects:
 
     def said(self, subject: Subject) -> Mapping[str, Said]:
         """Return what updates say of a subject, by fact."""
-        if (known := self._said.get(subject)) is not None:
-            return known
+        if (update := self._said.get(subject)) is not None:
+            return update
         if subject not in self._found:
             self._found.update(self._look_up([subject]))
         return self._found[subject]
@@ -171,8 +171,8 @@ class Subjects:
     def parents_of(self, facts: RunFacts) -> list[Subject]:
         """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
         source = source_of(facts)
-        said = map(self.said, subjects_of(facts))
-        return [(source, parent) for each in said for parent in parent_subjects(facts, each) if parent]
+        updates = map(self.said, subjects_of(facts))
+        return [(source, parent) for update in updates for parent in parent_subjects(facts, update) if parent]
 
     def claim(self, run_id: str, claims: Mapping[str, Claim]) -> None:
         """Add what an event claims of a run. Of each fact, the first claim of the highest standing counts."""
@@ -196,25 +196,33 @@ class Subjects:
           standing: that of the runs, the highest one that they had; None for all, the highest first.
         """
         standings = reversed(STANDINGS) if standing is None else (standing,)
-        runs = dict.fromkeys(run for each in standings for run in self._members_of(_members_id(subject, each), most))
+        runs = dict.fromkeys(
+            run
+            for member_standing in standings
+            for run in self._members_of(_members_id(subject, member_standing), most)
+        )
         facts = [_decode(data) for data in self._encoded(runs.keys()) if data is not None]
         # A reclaim may have left the subject.
-        return [each for each in facts if subject in subjects_of(each) or subject in self.parents_of(each)]
+        return [
+            member_standing
+            for member_standing in facts
+            if subject in subjects_of(member_standing) or subject in self.parents_of(member_standing)
+        ]
 
     def _members_of(self, identity: bytes, most: int) -> list[bytes]:
         runs = list(self._members.get(identity, ()))[:most]
         if self._tables:
-            found = self._tables["members"].starting(identity[:_HALF], most)
-            runs = list(dict.fromkeys([*runs, *(row["run"] for row in found)]))[:most]
+            members = self._tables["members"].starting(identity[:_HALF], most)
+            runs = list(dict.fromkeys([*runs, *(row["run"] for row in members)]))[:most]
         return runs
 
     def _encoded(self, runs: Collection[bytes]) -> list[bytes | None]:
-        found = {run: self._own.get(run) for run in runs}
-        asked = [run for run, data in found.items() if data is None]
-        if asked and self._tables:
-            rows = self._tables["facts"].get(asked)
-            found |= {run: row["facts"] if row is not None else None for run, row in zip(asked, rows, strict=True)}
-        return [found[run] for run in runs]
+        encoded = {run: self._own.get(run) for run in runs}
+        queried = [run for run, data in encoded.items() if data is None]
+        if queried and self._tables:
+            rows = self._tables["facts"].get(queried)
+            encoded |= {run: row["facts"] if row is not None else None for run, row in zip(queried, rows, strict=True)}
+        return [encoded[run] for run in runs]
 
     def joined(self, runs: Mapping[str, RunFacts]) -> dict[str, RunFacts]:
         """Return the facts by which runs are trusted now: their own, joined with all updates.
@@ -225,12 +233,12 @@ class Subjects:
         if not self:
             return dict(runs)
         encoded = self._encoded([fingerprint(run_id) for run_id in runs])
-        own = {
+        tables = {
             run_id: facts if data is None else facts.replace(**_changes(data))
             for (run_id, facts), data in zip(runs.items(), encoded, strict=True)
         }
-        self.prefetch_runs(own.values())
-        return {run_id: self.join(facts) for run_id, facts in own.items()}
+        self.prefetch_runs(tables.values())
+        return {run_id: self.join(facts) for run_id, facts in tables.items()}
 
     def prefetch_runs(self, runs: Collection[RunFacts], *others: Subject) -> None:
         """Look up all subjects by which runs are joined, and others, as `prefetch` does."""
@@ -262,7 +270,7 @@ class Subjects:
         return {
             "said": _SAID.rows(
                 [fingerprint(*subject) for subject in self._said],
-                {"said": [msgspec.json.encode(said, order="sorted") for said in self._said.values()]},
+                {"said": [msgspec.json.encode(update, order="sorted") for update in self._said.values()]},
             ),
             "members": _MEMBERS.rows(
                 [subject[:_HALF] + run[:_HALF] for subject, run in members], {"run": [run for _, run in members]}

@@ -75,17 +75,17 @@ def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
         for change in delta.get("trust_changes", ()):
             decisions.setdefault(change["run_id"], change["trust"])
         records = rows_of(delta)
-        own = [RunFacts.from_json(record["mention"]) for record in records]
-        state.index.prefetch(runs=[facts.run_id for facts in own])
-        state.index.subjects.prefetch_runs(own)
-        for facts, record in zip(reversed(own), reversed(records), strict=True):
+        run_facts = [RunFacts.from_json(record["mention"]) for record in records]
+        state.index.prefetch(runs=[facts.run_id for facts in run_facts])
+        state.index.subjects.prefetch_runs(run_facts)
+        for facts, record in zip(reversed(run_facts), reversed(records), strict=True):
             run_id = facts.run_id
             counts = facts.run_id not in reclaimed
             if record["kind"] == "reclaim":
                 reclaimed.add(run_id)
             trust = decisions.pop(run_id, record.get("trust", {}))
-            known = state.index.run(run_id)
-            outcome = known.outcome if known else facts.outcome or ""
+            indexed = state.index.run(run_id)
+            outcome = indexed.outcome if indexed else facts.outcome or ""
             file = RawFile.from_json(record["file"])
             run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, file, version)
             yield StoredRow(run, record["kind"], counts)
@@ -130,15 +130,15 @@ class RunEntry(NamedTuple):
 
 def entries_of(log: ManifestLog, until: int, run_id: str, progress: Progress | None = None) -> list[RunEntry]:
     """Return all records of a run up to a version, in order."""
-    found = []
+    entries = []
     for version, delta in _deltas_with(log, until, run_id, progress):
         for kind, record in records_of(delta):
             if record.get("mention", {}).get("run_id") == run_id:
-                found.append(RunEntry(version, kind, record))
+                entries.append(RunEntry(version, kind, record))
         for change in delta.get("trust_changes", ()):
             if change["run_id"] == run_id:
-                found.append(RunEntry(version, TRUST_CHANGE, change))
-    return found
+                entries.append(RunEntry(version, TRUST_CHANGE, change))
+    return entries
 
 
 def row_of(entries: list[RunEntry]) -> RunEntry | None:
@@ -172,19 +172,19 @@ def attempts_of(
     if not linked:
         return []
     source = mentions[0]["run_id"].partition("~")[0]
-    found: dict[str, Attempt] = {}
+    attempts: dict[str, Attempt] = {}
     for _, delta in _deltas_with(log, state.version, linked, progress):
         for kind, record in records_of(delta):
             mention = record.get("mention", {})
             run_id: str = mention.get("run_id", "")
             if mention.get("attempt_of") != linked or run_id.partition("~")[0] != source:
                 continue
-            known = state.index.run(run_id)
-            outcome = known.outcome if known else mention.get("outcome", "")
-            kept = kind if run_id not in found or known is None else found[run_id].kind
+            indexed = state.index.run(run_id)
+            outcome = indexed.outcome if indexed else mention.get("outcome", "")
+            counted_kind = kind if run_id not in attempts or indexed is None else attempts[run_id].kind
             number = int(run_id.rpartition("~")[2])
-            found[run_id] = Attempt(run_id, number, outcome, mention.get("start_us"), kept)
-    return sorted(found.values(), key=lambda each: (each.attempt, each.start_us or 0, each.run_id))
+            attempts[run_id] = Attempt(run_id, number, outcome, mention.get("start_us"), counted_kind)
+    return sorted(attempts.values(), key=lambda each: (each.attempt, each.start_us or 0, each.run_id))
 
 
 def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress | None) -> Iterator[tuple[int, Delta]]:

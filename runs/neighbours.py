@@ -78,11 +78,11 @@ class NearbyRuns:
             self._move(change.run_id, change.trust.trusted)
 
     def _move(self, run_id: str, trusted: bool) -> None:
-        near = self._near.get(run_id)
+        neighbours = self._near.get(run_id)
         standing = self._near.standing(run_id)
-        if near is not None and trusted != (standing == TRUSTED):
+        if neighbours is not None and trusted != (standing == TRUSTED):
             # Where it was trusted once, runs without proof do not displace it.
-            self._near.put(run_id, near, TRUSTED if trusted else PROVED)
+            self._near.put(run_id, neighbours, TRUSTED if trusted else PROVED)
 
     def _add_row(self, record: RunRecord, *, is_reclaim: bool) -> None:
         facts = record.facts
@@ -93,8 +93,8 @@ class NearbyRuns:
         ended = self._ended.get(place, ())
         change = (facts.project, facts.change) if facts.change else (facts.run_id,)
         if facts.outcome in FAILED and self._wants(facts.build_name):
-            near = [run for run in ended if end_us - WITHIN_US < run.end_us <= end_us and run.change != change]
-            neighbours = Neighbours(sum(run.failed for run in near), len(near))
+            nearby = [run for run in ended if end_us - WITHIN_US < run.end_us <= end_us and run.change != change]
+            neighbours = Neighbours(sum(run.failed for run in nearby), len(nearby))
             self._near.put(facts.run_id, neighbours, record.standing)
         if record.trust.trusted:
             self._end(place, _Ended(end_us, facts.outcome in FAILED, change), is_reclaim=is_reclaim)
@@ -118,6 +118,6 @@ class NearbyRuns:
 
     def restore(self, state: bytes) -> None:
         """Continue after the deltas that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
-        ended, near = msgspec.msgpack.decode(state, type=_State)
+        ended, nearby = msgspec.msgpack.decode(state, type=_State)
         self._ended = OrderedDict((place, deque(runs, MAX_NEAR_RUNS)) for place, runs in ended)
-        self._near.restore(near)
+        self._near.restore(nearby)

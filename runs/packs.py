@@ -93,14 +93,14 @@ def _encode(checksums: Sequence[int]) -> bytes:
 
 def _decode(value: bytes) -> list[int]:
     digits = value[len(_CHECKSUMS) + 1 :]
-    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+    return [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
 
 
 def _with_checksums(data: bytes) -> bytes:
     """Fill in the checksums of a pack's column chunks, which are known only after it is written."""
     checksums = _encode(_checksums(pq.ParquetFile(pa.BufferReader(data)).metadata, data))
-    at = data.rindex(_CHECKSUMS + b"=")
-    return data[:at] + checksums + data[at + len(checksums) :]
+    offset = data.rindex(_CHECKSUMS + b"=")
+    return data[:offset] + checksums + data[offset + len(checksums) :]
 
 
 class PackWriter:
@@ -186,10 +186,10 @@ class PackWriter:
 
 def _with_runs(rows: pa.Table, runs: Sequence[PackedRun], names: Sequence[str]) -> pa.Table:
     """Append `RUN_COLUMNS` to the rows of these runs."""
-    at = numbers(np.repeat(np.arange(len(runs), dtype=np.int32), [run.rows for run in runs]))
+    indices = numbers(np.repeat(np.arange(len(runs), dtype=np.int32), [run.rows for run in runs]))
     values = {"run_id": [run_of(run.name) for run in runs], "digest": [run.digest for run in runs]}
     for name in names:
-        rows = rows.append_column(pa.field(name, _TEXT), pa.DictionaryArray.from_arrays(at, texts(values[name])))
+        rows = rows.append_column(pa.field(name, _TEXT), pa.DictionaryArray.from_arrays(indices, texts(values[name])))
     return rows
 
 
@@ -246,7 +246,7 @@ class OpenPack:
             schema: pa.Schema = described_by.schema_arrow.remove_metadata()
             described = orjson.loads(self.metadata.metadata[_KEY])
             added = len(described.get("run_columns", ()))  # the last ones
-            self.schema = pa.schema([schema.field(at) for at in range(len(schema) - added)])
+            self.schema = pa.schema([schema.field(index) for index in range(len(schema) - added)])
             self._checksums = _decode(self.metadata.metadata.get(_CHECKSUMS, b""))
             self.format: Literal["1", "2", "3"] = (
                 "1" if not self._checksums else "3" if "run_columns" in described else "2"
@@ -285,10 +285,10 @@ class OpenPack:
         groups = {group for number in numbers if (group := self._group(number)) is not None}
         source = self._fetch(store, sorted(groups), columns)
         try:
-            found = {self.number[run.name]: table for run, table in self.tables(source, numbers, columns)}
+            tables = {self.number[run.name]: table for run, table in self.tables(source, numbers, columns)}
         except (pa.ArrowException, OSError) as error:
             raise unreadable(store.url(self.file.path), error) from None
-        return found
+        return tables
 
     def read_joined(
         self, store: Store, numbers: Sequence[int], columns: Sequence[str]
@@ -333,14 +333,14 @@ class OpenPack:
         self, data: Any, numbers: Iterable[int], columns: Sequence[str] | None
     ) -> Iterator[tuple[PackedRun, pa.Table]]:
         """Yield (run, table) of runs, by row group, from the pack's bytes or a file with the needed parts."""
-        wanted: dict[int | None, list[PackedRun]] = {}
+        by_group: dict[int | None, list[PackedRun]] = {}
         for number in numbers:
-            wanted.setdefault(self._group(number), []).append(self.runs[number])
+            by_group.setdefault(self._group(number), []).append(self.runs[number])
         source = pa.BufferReader(data) if isinstance(data, bytes) else data
         parquet = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True)
         names = self.schema.names
         names = names if columns is None else [name for name in columns if name in names]
-        for group, runs in wanted.items():
+        for group, runs in by_group.items():
             if group is None:
                 rows = self.schema.empty_table().select(names)
                 begins = 0
@@ -379,11 +379,11 @@ class OpenPack:
             else:
                 ranges.append([chunk])
         parts: list[tuple[int, bytes]] = []
-        for near in ranges:
-            begin = near[0].start
-            data = store.read_range(path, begin, near[-1].end - begin)
+        for chunks in ranges:
+            begin = chunks[0].start
+            data = store.read_range(path, begin, chunks[-1].end - begin)
             view = memoryview(data)
-            if any(zlib.crc32(view[start - begin : end - begin]) != checksums[number] for start, end, number in near):
+            if any(zlib.crc32(view[start - begin : end - begin]) != checksums[number] for start, end, number in chunks):
                 raise damaged(store.url(path))
             parts.append((begin, data))
         return pa.PythonFile(_Parts(self.file.size, parts), "r")
@@ -398,12 +398,12 @@ class OpenPack:
         return self._checksums
 
     def _wanted(self, groups: Iterable[int], columns: Sequence[str] | None) -> Iterator[_Chunk]:
-        wanted: Iterable[int] = range(
+        indices: Iterable[int] = range(
             self.metadata.num_columns
         )  # `RUN_COLUMNS` too: what is read whole is checked whole
         if columns is not None:
-            wanted = [at for at, name in enumerate(self.schema.names) if name in columns]
-        return _chunks(self.metadata, groups, wanted)
+            indices = [index for index, name in enumerate(self.schema.names) if name in columns]
+        return _chunks(self.metadata, groups, indices)
 
 
 class _Parts(io.RawIOBase):
@@ -430,9 +430,9 @@ class _Parts(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         for start, data in self._parts:
             if start <= self._at <= self._at + size <= start + len(data):
-                found = data[self._at - start : self._at - start + size]
+                data_read = data[self._at - start : self._at - start + size]
                 self._at += size
-                return found
+                return data_read
         raise OSError(f"the {size} bytes from {self._at} on are not loaded")
 
 

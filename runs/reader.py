@@ -102,22 +102,22 @@ class _Shelf:
 
     def get(self, store: Store, folder: str) -> FolderPacks | None:
         with self._lock:
-            found = self._folders.get((store, folder))
-            if found is not None:
+            packs = self._folders.get((store, folder))
+            if packs is not None:
                 self._folders.move_to_end((store, folder))
-            return found
+            return packs
 
     def load(self, store: Store, folder: str) -> FolderPacks:
         """Read the manifest again."""
-        found = load_packs(store, folder)
+        packs = load_packs(store, folder)
         with self._lock:
             if (old := self._folders.pop((store, folder), None)) is not None:
                 self._runs -= len(old.runs) + 1
-            self._folders[store, folder] = found
-            self._runs += len(found.runs) + 1
+            self._folders[store, folder] = packs
+            self._runs += len(packs.runs) + 1
             while self._runs > _KEPT_RUNS and len(self._folders) > 1:
                 self._runs -= len(self._folders.popitem(last=False)[1].runs) + 1
-        return found
+        return packs
 
 
 _shelf = _Shelf()
@@ -152,20 +152,20 @@ def decode_object(
       url: its full address, for errors.
       columns: only these; all by default.
     """
-    wanted = None if columns is None else list(columns)
+    selected = None if columns is None else list(columns)
     old = not is_sealed(data, path, url)
     try:
         parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
-        table = parquet.read(columns=None if old else wanted, use_threads=False)
+        table = parquet.read(columns=None if old else selected, use_threads=False)
         if old:
             _check_telemetry(table, path, url)
-            if wanted is not None:
-                table = table.select([name for name in dict.fromkeys(wanted) if name in table.column_names])
+            if selected is not None:
+                table = table.select([name for name in dict.fromkeys(selected) if name in table.column_names])
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise unreadable(url, error) from None
     facts = parquet.metadata.metadata or {}
-    kept = {key: value for key, value in facts.items() if key != SEAL}
-    return table.replace_schema_metadata(kept or None), "1" if old else "2"
+    metadata = {key: value for key, value in facts.items() if key != SEAL}
+    return table.replace_schema_metadata(metadata or None), "1" if old else "2"
 
 
 def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
@@ -176,11 +176,11 @@ def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
     if any(pa.types.is_timestamp(kind) and kind != _TIMES for kind in table.schema.types):
         raise damaged(url)
     try:
-        found = telemetry_digest(named["run_id"], table)
+        actual = telemetry_digest(named["run_id"], table)
     except TypeError:  # columns of another type
         raise damaged(url) from None
-    if found[:16] != named["digest"]:
-        raise IntegrityError(f"{url} has the digest {found}, which differs from its name; restore a backup")
+    if actual[:16] != named["digest"]:
+        raise IntegrityError(f"{url} has the digest {actual}, which differs from its name; restore a backup")
 
 
 def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -215,15 +215,15 @@ def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
     folder, name = parts
     packs = _shelf.get(store, folder)
     while True:
-        found = packs.find(name) if packs is not None else None
-        if found is not None:
+        packed = packs.find(name) if packs is not None else None
+        if packed is not None:
             with suppress(FileNotFoundError):  # replaced by another pack
-                return found[0].read(store, [found[1]], columns)[found[1]]
+                return packed[0].read(store, [packed[1]], columns)[packed[1]]
         with suppress(FileNotFoundError):  # packed meanwhile
             return read_object(store, path, columns)
         packs = _shelf.load(store, folder)
         now = packs.find(name)
-        if now is None or (found is not None and now[0].file == found[0].file):
+        if now is None or (packed is not None and now[0].file == packed[0].file):
             break
     for last in (f"{SWEPT}/{path}", path):  # committed long after it was written, and being moved back
         with suppress(FileNotFoundError):
@@ -250,27 +250,27 @@ def read_runs(
     Raises:
       IntegrityError: a run is missing, damaged or has other rows.
     """
-    wanted = list(files)
+    requested = list(files)
     threads = threads_for(store, threads)
-    found: dict[int, pa.Table] = {}
+    tables: dict[int, pa.Table] = {}
     folders: dict[str, list[tuple[int, str]]] = {}
-    for at, file in enumerate(wanted):
+    for index, file in enumerate(requested):
         parts = split_path(file if isinstance(file, str) else file.path)
         if parts is not None:
-            folders.setdefault(parts[0], []).append((at, parts[1]))
+            folders.setdefault(parts[0], []).append((index, parts[1]))
     # For a single run of an uncached folder, its own object is more likely, and saves a request.
     grouped = [item for item in folders.items() if len(item[1]) > 1 or _shelf.get(store, item[0]) is not None]
     for part in _map(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
-        found.update(part)
-    rest = [at for at in range(len(wanted)) if at not in found]
-    for at, table in zip(
-        rest, _map(lambda at: read_run(store, wanted[at], columns=columns), rest, threads), strict=True
+        tables.update(part)
+    unread = [index for index in range(len(requested)) if index not in tables]
+    for index, table in zip(
+        unread, _map(lambda index: read_run(store, requested[index], columns=columns), unread, threads), strict=True
     ):
-        found[at] = table
-    for at, file in enumerate(wanted):
+        tables[index] = table
+    for index, file in enumerate(requested):
         if isinstance(file, RawFile):
-            check_rows(store, file, found[at].num_rows)
-    return [found[at] for at in range(len(wanted))]
+            check_rows(store, file, tables[index].num_rows)
+    return [tables[index] for index in range(len(requested))]
 
 
 def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
@@ -279,21 +279,21 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]
     Raises:
       IntegrityError: a run is missing or damaged.
     """
-    found: dict[int, tuple[str, ...]] = {}
-    rest: list[int] = []
+    names: dict[int, tuple[str, ...]] = {}
+    unread: list[int] = []
     folders: dict[str, FolderPacks] = {}
-    for at, file in enumerate(files):
+    for index, file in enumerate(files):
         parts = split_path(file.path)
         if parts is not None:
             if (packs := folders.get(parts[0])) is None:
                 packs = folders[parts[0]] = packs_of(store, parts[0])
             if (run := packs.find(parts[1])) is not None:
-                found[at] = run[0].names
+                names[index] = run[0].names
                 continue
-        rest.append(at)
-    for at, table in zip(rest, read_runs(store, [files[at] for at in rest]), strict=True):
-        found[at] = tuple(table.column_names)
-    return [found[at] for at in range(len(files))]
+        unread.append(index)
+    for index, table in zip(unread, read_runs(store, [files[index] for index in unread]), strict=True):
+        names[index] = tuple(table.column_names)
+    return [names[index] for index in range(len(files))]
 
 
 def _map(work: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
@@ -310,26 +310,26 @@ def _packed(
     packs = _shelf.get(store, folder)
     if packs is None:
         packs = _shelf.load(store, folder)
-    found: dict[int, pa.Table] = {}
-    wanted: dict[OpenPack, dict[int, list[int]]] = {}
-    for at, name in runs:
+    read: dict[int, pa.Table] = {}
+    members: dict[OpenPack, dict[int, list[int]]] = {}
+    for index, name in runs:
         run = packs.find(name)
         if run is not None:
-            wanted.setdefault(run[0], {}).setdefault(run[1], []).append(at)
+            members.setdefault(run[0], {}).setdefault(run[1], []).append(index)
     missing = False
-    for pack, numbers in wanted.items():
+    for pack, numbers in members.items():
         try:
             tables = pack.read(store, list(numbers), columns)
         except FileNotFoundError:
             missing = True
             continue
-        for number, asked in numbers.items():
-            found.update((at, tables[number]) for at in asked)
+        for number, indices in numbers.items():
+            read.update((index, tables[number]) for index in indices)
     if (
         missing and _shelf.load(store, folder).state.version != packs.state.version
     ):  # replaced: they are in another pack
-        found.update(_packed(store, folder, [run for run in runs if run[0] not in found], columns))
-    return found
+        read.update(_packed(store, folder, [run for run in runs if run[0] not in read], columns))
+    return read
 
 
 def verify_run(store: Store, run_id: str, file: RawFile) -> str:
@@ -405,19 +405,19 @@ def read_joined(
     """
     threads = threads_for(store, threads)
     folders: dict[str, list[tuple[int, str]]] = {}
-    rest: list[int] = []
-    for at, file in enumerate(files):
+    unread: list[int] = []
+    for index, file in enumerate(files):
         parts = split_path(file.path)
         if parts is None:
-            rest.append(at)
+            unread.append(index)
         else:
-            folders.setdefault(parts[0], []).append((at, parts[1]))
-    for found, others in _ahead(lambda item: _join_folder(store, *item, files, columns), folders.items(), threads):
-        yield from found
-        rest += others
-    for start in range(0, len(rest), _OBJECTS):
-        part = rest[start : start + _OBJECTS]
-        tables = read_runs(store, [files[at] for at in part], columns=columns, threads=threads)
+            folders.setdefault(parts[0], []).append((index, parts[1]))
+    for joined, unpacked in _ahead(lambda item: _join_folder(store, *item, files, columns), folders.items(), threads):
+        yield from joined
+        unread += unpacked
+    for start in range(0, len(unread), _OBJECTS):
+        part = unread[start : start + _OBJECTS]
+        tables = read_runs(store, [files[index] for index in part], columns=columns, threads=threads)
         yield list(zip(part, tables, strict=True))
 
 
@@ -426,26 +426,26 @@ def _join_folder(
 ) -> tuple[list[Joined], list[int]]:
     """Read the runs of a folder that are in its packs; also return the indices of the others."""
     packs = packs_of(store, folder)
-    rest: list[int] = []
+    unread: list[int] = []
     joined: list[Joined] = []
-    wanted: dict[OpenPack, dict[int, int]] = {}
+    by_pack: dict[OpenPack, dict[int, int]] = {}
     for index, name in runs:
         pack, number = packs.runs.get(name, (None, 0))
-        if pack is None or number in (members := wanted.setdefault(pack, {})):
-            rest.append(index)
+        if pack is None or number in (members := by_pack.setdefault(pack, {})):
+            unread.append(index)
         else:
             members[number] = index
-    for pack, numbers in wanted.items():
+    for pack, numbers in by_pack.items():
         try:
             ordered, table, rows = pack.read_joined(store, list(numbers), columns)
         except FileNotFoundError:  # replaced meanwhile: `read_runs` finds them
-            rest.extend(numbers.values())
+            unread.extend(numbers.values())
             continue
         at_of = [numbers[number] for number in ordered]
         for at, count in zip(at_of, rows, strict=True):
             check_rows(store, files[at], count)
         joined.append(Joined(at_of, table, rows))
-    return joined, rest
+    return joined, unread
 
 
 def _ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:

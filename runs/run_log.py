@@ -224,13 +224,13 @@ def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
 
     The manifest is read once for all runs; only ids and files are decoded.
     """
-    wanted = set(run_ids)
+    missing = set(run_ids)
     decoder = msgspec.json.Decoder(_Rows)
-    found: dict[str, RawFile] = {}
+    files: dict[str, RawFile] = {}
     for version, data in log.raw_since(0):
         delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
-        found |= {row.mention.run_id: row.file for row in delta.runs + delta.reclaims if row.mention.run_id in wanted}
-    return found
+        files |= {row.mention.run_id: row.file for row in delta.runs + delta.reclaims if row.mention.run_id in missing}
+    return files
 
 
 class StoredFacts(msgspec.Struct, frozen=True, gc=False):
@@ -250,13 +250,13 @@ class _FactRows(msgspec.Struct, frozen=True, gc=False):
 
 def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, StoredFacts]:
     """Return the last rows of those runs that are stored, by run id."""
-    wanted = set(run_ids)
+    missing = set(run_ids)
     decoder = msgspec.json.Decoder(_FactRows)
-    found: dict[str, StoredFacts] = {}
+    rows: dict[str, StoredFacts] = {}
     for version, data in log.raw_since(0):
         delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
-        found |= {row.mention.run_id: row for row in delta.runs + delta.reclaims if row.mention.run_id in wanted}
-    return found
+        rows |= {row.mention.run_id: row for row in delta.runs + delta.reclaims if row.mention.run_id in missing}
+    return rows
 
 
 def find_facts(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunFacts]:
@@ -302,17 +302,17 @@ def outcomes_of(log: ManifestLog, topic: str) -> Settled:
     for version, data in log.raw_since(0):
         delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
         for kind, name in LISTS.items():
-            settled = [each for each in getattr(delta, name, ()) if each.origin.topic == topic]
+            settled = [outcome for outcome in getattr(delta, name, ()) if outcome.origin.topic == topic]
             counts[kind] += len(settled)
             if kind in ("run", "reclaim", "dead_letter"):
-                untrusted += sum(not each.trust.trusted for each in settled)
+                untrusted += sum(not outcome.trust.trusted for outcome in settled)
     return Settled(counts, untrusted)
 
 
 def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
     """Return `find_files` of runs that are known to be stored. Raises `IntegrityError` if one is not."""
-    wanted = set(run_ids)
-    found = find_files(log, wanted)
-    if missing := wanted - found.keys():
+    run_set = set(run_ids)
+    files = find_files(log, run_set)
+    if missing := run_set - files.keys():
         raise IntegrityError(f"{log.url()}: the raw manifest does not have the run {min(missing)}")
-    return found
+    return files

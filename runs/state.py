@@ -143,8 +143,8 @@ class RawState(TopicState):
                 self.index.add_event(*event)
         if is_row:
             if (self.index.run(run_id) is not None) != (kind == "reclaim"):
-                what = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
-                raise IntegrityError(f"raw manifest: version {version} {what.format(run_id)}")
+                fault = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
+                raise IntegrityError(f"raw manifest: version {version} {fault.format(run_id)}")
             digest = record["file"]["digest"]
             proved = bool(facts.get("auth"))
             self.index.put_run(run_id, KnownRun(facts.get("outcome", ""), digest, trusted, proved))
@@ -152,11 +152,11 @@ class RawState(TopicState):
                 self.index.subjects.add_run(RunFacts.from_json(facts), trusted=trusted)
             self.trust[trusted, trust.get("rule", "")] += 1
         elif kind == "correction":
-            known = self.index.run(run_id)
-            if known is None:
+            indexed = self.index.run(run_id)
+            if indexed is None:
                 raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {run_id}")
-            if trusted or not known.trusted:  # older versions also recorded corrections by untrusted events
-                self.index.put_run(run_id, known._replace(outcome=facts.get("outcome", "")))
+            if trusted or not indexed.trusted:  # older versions also recorded corrections by untrusted events
+                self.index.put_run(run_id, indexed._replace(outcome=facts.get("outcome", "")))
         elif kind in ("deferred", "dead_letter"):
             key = (Origin.from_json(record["origin"]), run_id)
             if kind == "deferred":
@@ -173,10 +173,10 @@ class RawState(TopicState):
     def _change_trust(self, version: int, change: Mapping[str, Any]) -> None:
         run_id = change["run_id"]
         trusted = change["trust"]["trusted"]
-        known = self.index.run(run_id)
-        if known is None:
+        indexed = self.index.run(run_id)
+        if indexed is None:
             raise IntegrityError(f"raw manifest: version {version} changes the trust of the unknown run {run_id}")
-        self.index.put_run(run_id, known.judged(trusted))
+        self.index.put_run(run_id, indexed.judged(trusted))
         if trusted:
             self.index.subjects.trust_run(run_id)
         self.trust_changes[trusted, change["trust"]["rule"]] += 1

@@ -112,7 +112,7 @@ class RuleTrace(NamedTuple):
 
 def trace(policy: TrustPolicy, facts: RunFacts) -> list[RuleTrace]:
     """Return what each rule of a policy says of a run, in order."""
-    found: list[RuleTrace] = []
+    traces: list[RuleTrace] = []
     decided = False
     for rule in policy.rules:
         missed = tuple(
@@ -120,6 +120,6 @@ def trace(policy: TrustPolicy, facts: RunFacts) -> list[RuleTrace]:
             for name, globs in rule.facts
             if not policy.matcher(globs).fullmatch(getattr(facts, name))
         )
-        found.append(RuleTrace(rule.name, rule.trusted, not missed and not decided, missed))
+        traces.append(RuleTrace(rule.name, rule.trusted, not missed and not decided, missed))
         decided = decided or not missed
-    return found
+    return traces

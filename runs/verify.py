@@ -101,36 +101,36 @@ def verify_raw(
     Raises:
       EngineError: if the store does not answer.
     """
-    found = Verification()
+    result = Verification()
     report = progress or (lambda what, done, total: None)
     for fault in verify_log(ManifestLog(raw), RAW, lambda done, total: report("manifest", done, total)):
         if fault.what == "older":
-            found.older += 1
+            result.older += 1
         elif fault.what == "unsealed":
-            found.notes.append(fault.text)
+            result.notes.append(fault.text)
         else:
-            found.find(fault.text, fault.what)
-    if found.older:
-        found.notes.append(
-            f"{found.older:,} checkpoints are of an older version, which stored no trust of runs in them; "
+            result.find(fault.text, fault.what)
+    if result.older:
+        result.notes.append(
+            f"{result.older:,} checkpoints are of an older version, which stored no trust of runs in them; "
             "ciml migrate --apply makes them again"
         )
     try:
-        names, chosen = _audit(raw, found, sample, seed, report)
+        names, chosen = _audit(raw, result, sample, seed, report)
     except (IntegrityError, LookupError, TypeError, ValueError, AttributeError) as error:
         # The manifest cannot be read to its end: a digest differs, or a delta of an older version has another form.
-        if not found.findings:
-            found.find(f"the manifest cannot be read: {error}", "delta")
-        return found
-    objects = _Objects(raw, found, names, clock() - grace_s, report)
+        if not result.findings:
+            result.find(f"the manifest cannot be read: {error}", "delta")
+        return result
+    objects = _Objects(raw, result, names, clock() - grace_s, report)
     if sample is None:
         objects.packs()
         objects.singles()
         objects.missing()
     else:
-        _verify_sample(raw, chosen, found, report)
+        _verify_sample(raw, chosen, result, report)
     objects.swept()
-    return found
+    return result
 
 
 def _audit(
@@ -154,12 +154,12 @@ def _audit(
             number += 1
             if sample is not None and len(chosen) < sample:
                 chosen.append(run)
-            elif sample and (at := choose.randrange(number)) < sample:
-                chosen[at] = run
+            elif sample and (slot := choose.randrange(number)) < sample:
+                chosen[slot] = run
         progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
-        known = state.index.run(run_id)
-        found.find(f"run {run_id}: its row has the digest {digest}, the index has {known}", "index")
+        indexed = state.index.run(run_id)
+        found.find(f"run {run_id}: its row has the digest {digest}, the index has {indexed}", "index")
     audit.compare(state)
     for finding in audit.findings:
         found.find(finding, "delta")
@@ -182,10 +182,10 @@ def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, 
     rows = [(record["mention"]["run_id"], record["file"]["digest"]) for record in rows_of(delta)]
     state.index.prefetch(runs=[run_id for run_id, _ in rows])
     for run_id, digest in rows:
-        known = state.index.run(run_id)
-        if known is None:
+        indexed = state.index.run(run_id)
+        if indexed is None:
             found.find(f"run {run_id}: its row has the digest {digest}, the index does not have the run", "index")
-        elif known.digest != digest:
+        elif indexed.digest != digest:
             superseded[run_id] = digest
         else:
             superseded.pop(run_id, None)
@@ -214,9 +214,9 @@ class _Names:
 
     def find(self, path: str) -> int | None:
         """Return the index of a path; None for one that is not named."""
-        wanted = np.uint64(_hash(path))
-        at = int(np.searchsorted(self.paths, wanted))
-        return at if at < len(self.paths) and self.paths[at] == wanted else None
+        target = np.uint64(_hash(path))
+        index = int(np.searchsorted(self.paths, target))
+        return index if index < len(self.paths) and self.paths[index] == target else None
 
 
 def _hash(path: str) -> int:
@@ -238,13 +238,13 @@ class _Objects:
     def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
         """Compare a run with the manifest's rows and digest for its path; ``what`` holds it."""
         self._found.read += 1
-        at = self._names.find(path)
-        if at is None:
+        index = self._names.find(path)
+        if index is None:
             return
-        self._checked[at] = True
-        if rows != self._names.rows[at]:
-            self._found.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[at]}", what)
-        elif _hash(digest) != self._names.digests[at]:
+        self._checked[index] = True
+        if rows != self._names.rows[index]:
+            self._found.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}", what)
+        elif _hash(digest) != self._names.digests[index]:
             self._found.find(f"{where}: {path} has the digest {digest}, the manifest has another", what)
         self._progress("runs", int(self._found.read), len(self._names))
 
@@ -263,7 +263,7 @@ class _Objects:
             if not entry.path.startswith(of_table) and (entry.path.endswith(".parquet") or "/_manifest/" in entry.path)
         )
         for prefix, group in groupby(entries, lambda entry: _folder_of(entry.path)):
-            listed = {entry.path: entry for entry in group if entry.path.endswith(".parquet")}
+            pack_entries = {entry.path: entry for entry in group if entry.path.endswith(".parquet")}
             folder = prefix.removeprefix(f"{PACKS}/")
             try:
                 state = pack_state(self._raw, folder)
@@ -282,7 +282,7 @@ class _Objects:
                     self._found.count("pack", pack.format)
                 except (FileNotFoundError, IntegrityError) as error:
                     self._found.find(str(error), "pack")
-            for path, entry in listed.items():
+            for path, entry in pack_entries.items():
                 if path not in state.packs and path not in state.replaced:
                     self._unnamed(path, entry.modified_s, "pack")
 
@@ -293,8 +293,8 @@ class _Objects:
             part.append(number)
             rows += run.rows
             if rows >= _BATCH_ROWS or number == len(pack.runs) - 1:
-                for at, table in pack.read(self._raw, part, None).items():
-                    name = pack.runs[at].name
+                for index, table in pack.read(self._raw, part, None).items():
+                    name = pack.runs[index].name
                     path = f"{RUNS}/{folder}/{name}"
                     self._found.packed += 1
                     if self._names.find(path) is None:
@@ -326,10 +326,10 @@ class _Objects:
 
     def missing(self) -> None:
         """Verify the named runs that were not found once more, since a compaction may have moved them."""
-        left = np.flatnonzero(~self._checked)
-        if not len(left):
+        unchecked = np.flatnonzero(~self._checked)
+        if not len(unchecked):
             return
-        hashes = set(self._names.paths[left].tolist())
+        hashes = set(self._names.paths[unchecked].tolist())
         for run in _named(self._raw, self._found.version):
             if _hash(run.path) in hashes:
                 hashes.discard(_hash(run.path))

@@ -42,8 +42,8 @@ def unsealed(path: str) -> dict[bytes, bytes]:
 
 def seal(data: bytes) -> bytes:
     """Fill in the seal of a file that has the entry of `unsealed`."""
-    at = data.rindex(_MARK) + len(_MARK)
-    return b"".join((data[:at], _digest(data, at), data[at + _DIGITS :]))
+    offset = data.rindex(_MARK) + len(_MARK)
+    return b"".join((data[:offset], _digest(data, offset), data[offset + _DIGITS :]))
 
 
 def is_sealed(data: bytes, path: str, url: str) -> bool:
@@ -57,13 +57,13 @@ def is_sealed(data: bytes, path: str, url: str) -> bool:
     Raises:
       IntegrityError: its name or bytes differ from the sealed ones.
     """
-    found = data.rfind(_MARK)
-    if found < 0 and SEAL not in data:
+    mark_at = data.rfind(_MARK)
+    if mark_at < 0 and SEAL not in data:
         return False
-    at = found + len(_MARK)
-    if found < 0 or data[at : at + _DIGITS] != _digest(data, at):
+    offset = mark_at + len(_MARK)
+    if mark_at < 0 or data[offset : offset + _DIGITS] != _digest(data, offset):
         raise damaged(url)
-    if not data.startswith(b" " + _name(path), at + _DIGITS):
+    if not data.startswith(b" " + _name(path), offset + _DIGITS):
         raise IntegrityError(f"{url} holds the seal of another file; restore a backup")
     return True
 
@@ -110,20 +110,20 @@ def store(batch: Batch, raw: Store) -> Batch:
     encoded = [_encode(pending) for pending in batch.pending_runs]  # holds the interpreter: threads only slow it down
     with ThreadPoolExecutor(min(_THREADS, len(encoded))) as pool:
         # An existing object holds the same telemetry: its name contains the digest.
-        for _ in pool.map(lambda each: raw.create(each[0].path, each[1]), encoded):
+        for _ in pool.map(lambda parsed: raw.create(parsed[0].path, parsed[1]), encoded):
             pass
     settled = [
         Outcome(
             "run",
-            each.origin,
-            each.event_key,
-            each.mention,
-            trust=each.trust,
+            parsed.origin,
+            parsed.event_key,
+            parsed.mention,
+            trust=parsed.trust,
             file=file,
-            attempts=each.attempts,
-            first_seen_us=each.first_seen_us,
+            attempts=parsed.attempts,
+            first_seen_us=parsed.first_seen_us,
         )
-        for each, (file, _) in zip(batch.pending_runs, encoded, strict=True)
+        for parsed, (file, _) in zip(batch.pending_runs, encoded, strict=True)
     ]
     return Batch(batch.covers, batch.messages, [], batch.settled + settled)
 

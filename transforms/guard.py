@@ -88,13 +88,13 @@ def bisect(
       BaseException: as `attempt`; also where work without items fails.
     """
     try:
-        made = work(items)
+        result = work(items)
     except Exception as error:
         if not items:
             raise
         rejected = rejection(stage, error)
     else:
-        yield items, made
+        yield items, result
         return
     if len(items) == 1:
         yield items, rejected
@@ -146,8 +146,8 @@ def guarded_messages(stage: str, function: Callable[[Batch], Batch], batch: Batc
     def to_dead_letter(message: Message, rejected: RejectedInput) -> Outcome:
         return unread_dead_letter(Origin(covers.topic, covers.partition, message.offset), message, rejected)
 
-    rest = Batch(covers, [], list(batch.pending_runs), list(batch.settled))
-    return _together(rest, bisect(stage, messages, work), to_dead_letter)
+    remainder = Batch(covers, [], list(batch.pending_runs), list(batch.settled))
+    return _together(remainder, bisect(stage, messages, work), to_dead_letter)
 
 
 def _together(
@@ -156,15 +156,15 @@ def _together(
     to_dead_letter: Callable[[T, RejectedInput], Outcome],
 ) -> Batch:
     """Join the parts of a batch in order, behind ``rest``; return a part that is the whole batch unchanged."""
-    found = list(parts)
-    if len(found) == 1 and isinstance(only := found[0][1], Batch):
+    results = list(parts)
+    if len(results) == 1 and isinstance(only := results[0][1], Batch):
         return only
-    for some, made in found:
-        if isinstance(made, RejectedInput):
-            rest.settled.append(to_dead_letter(some[0], made))
+    for items, result in results:
+        if isinstance(result, RejectedInput):
+            rest.settled.append(to_dead_letter(items[0], result))
         else:
-            rest.pending_runs += made.pending_runs
-            rest.settled += made.settled
+            rest.pending_runs += result.pending_runs
+            rest.settled += result.settled
     return rest
 
 
@@ -202,9 +202,9 @@ def kept_payload(message: Message) -> Mapping[str, Any]:
     """Return `ciml.events.payloads.payload_of`; if that fails, only size and digest, as for an oversized message."""
     from ciml.events.payloads import payload_of  # imports the patterns of secrets, which only failures need
 
-    made = attempt("payload", payload_of, message)
-    if not isinstance(made, RejectedInput):
-        return made
+    payload = attempt("payload", payload_of, message)
+    if not isinstance(payload, RejectedInput):
+        return payload
     value = message.value or b""
     return {"size": len(value), "sha256": hashlib.sha256(value).hexdigest(), "timestamp_ms": message.timestamp_ms}
 
@@ -238,22 +238,22 @@ def rejection(stage: str, error: Exception) -> RejectedInput:
 
 def _frames(tb: TracebackType | None) -> str:
     """Format the innermost frames as ``file:line function``, the innermost last, a repeated one once."""
-    kept: list[str] = []
-    left = MAX_TRACEBACK_BYTES
+    frames: list[str] = []
+    budget = MAX_TRACEBACK_BYTES
     for frame, line in islice(reversed(list(traceback.walk_tb(tb))), _FRAMES_AT_MOST):
         file = "/".join(Path(frame.f_code.co_filename).parts[-2:])
         call = _printable(f"{file}:{line} {frame.f_code.co_name}")
-        if kept and kept[-1] == call:
+        if frames and frames[-1] == call:
             continue  # a recursion
-        left -= len(call.encode()) + len(" > ")
-        if left < 0:
+        budget -= len(call.encode()) + len(" > ")
+        if budget < 0:
             break
-        kept.append(call)
-    return " > ".join(reversed(kept))
+        frames.append(call)
+    return " > ".join(reversed(frames))
 
 
 def _printable(text: str) -> str:
     from ciml.events.payloads import redact_bytes
 
     plain = redact_bytes(text.encode(errors="replace")).decode(errors="replace")
-    return "".join(each if each.isprintable() else " " for each in plain)
+    return "".join(character if character.isprintable() else " " for character in plain)

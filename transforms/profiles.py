@@ -229,12 +229,12 @@ class Profiles(Record, frozen=True, gc=False):
 
     def of(self, job: str) -> Profile:
         """Return the profile of a job; the pooled one where fewer than `MIN_RUNS` of its runs passed."""
-        found = self.jobs.get(job)
-        return found if found is not None and found.runs >= MIN_RUNS else self.pooled
+        profile = self.jobs.get(job)
+        return profile if profile is not None and profile.runs >= MIN_RUNS else self.pooled
 
     def to_json(self) -> dict[str, Any]:
         """Return the form of ``profiles.json``."""
-        return {"jobs": {job: each.to_json() for job, each in self.jobs.items()}, "pooled": self.pooled.to_json()}
+        return {"jobs": {job: profile.to_json() for job, profile in self.jobs.items()}, "pooled": self.pooled.to_json()}
 
     @classmethod
     def from_json(cls, value: Any, where: str = "profiles.json") -> Profiles:
@@ -270,11 +270,11 @@ def make_profiles(runs: Iterable[tuple[RunFacts, pa.Table]], columns: Iterable[s
             continue
         if facts.build_name not in jobs and len(jobs) >= MAX_PROFILE_JOBS:
             continue
-        kept = jobs.setdefault(facts.build_name, [])
-        if len(kept) < MAX_PROFILE_RUNS:
-            kept.append(_summary(facts, table, names))
-    pooled = _profile("", [each for kept in jobs.values() for each in kept])
-    return Profiles({job: _profile(job, kept) for job, kept in sorted(jobs.items())}, pooled)
+        job_runs = jobs.setdefault(facts.build_name, [])
+        if len(job_runs) < MAX_PROFILE_RUNS:
+            job_runs.append(_summary(facts, table, names))
+    pooled = _profile("", [run for job_runs in jobs.values() for run in job_runs])
+    return Profiles({job: _profile(job, job_runs) for job, job_runs in sorted(jobs.items())}, pooled)
 
 
 def _summary(facts: RunFacts, table: pa.Table, names: tuple[str, ...]) -> _Summary:
@@ -289,17 +289,17 @@ def place_of(facts: RunFacts) -> str:
 
 
 def _quantiles(table: pa.Table, names: tuple[str, ...], seconds: int) -> dict[str, np.ndarray]:
-    found = {name: means[np.isfinite(means)] for name, means in window_means(table, names, seconds).means.items()}
-    return {name: np.quantile(means, _POINTS) for name, means in found.items() if means.size}
+    finite = {name: means[np.isfinite(means)] for name, means in window_means(table, names, seconds).means.items()}
+    return {name: np.quantile(means, _POINTS) for name, means in finite.items() if means.size}
 
 
 def _profile(job: str, kept: list[_Summary]) -> Profile:
-    lengths = np.array([each.length_s for each in kept])
-    minutes = _ranges([each.columns for each in kept])
-    short = _ranges([each.short for each in kept])
-    tails = np.array([each.tail_s for each in kept if each.tail_s is not None])
+    lengths = np.array([run.length_s for run in kept])
+    minutes = _ranges([run.columns for run in kept])
+    short = _ranges([run.short for run in kept])
+    tails = np.array([run.tail_s for run in kept if run.tail_s is not None])
     tail = _range(tails) if tails.size else None
-    places = dict(sorted(Counter(each.place for each in kept).items()))
+    places = dict(sorted(Counter(run.place for run in kept).items()))
     return Profile(job, len(kept), _range(lengths) if kept else (0.0, 0.0, 0.0), minutes, short, tail, places)
 
 
@@ -308,7 +308,7 @@ def _ranges(runs: list[Mapping[str, np.ndarray]]) -> dict[str, Range]:
     for run in runs:
         for name, values in run.items():
             points.setdefault(name, []).append(values)
-    return {name: _range(np.concatenate(found)) for name, found in points.items()}
+    return {name: _range(np.concatenate(arrays)) for name, arrays in points.items()}
 
 
 def _range(values: np.ndarray) -> Range:
@@ -361,8 +361,8 @@ class Departure(Record, frozen=True, gc=False):
 def margin(column: str, usual: Range) -> float:
     """Return how far outside of its passing range a column's value must be to count, in the column's unit."""
     low, middle, high = usual
-    known = SERIES.get(column)
-    noise = known.noise if known is not None else _OTHER_NOISE * abs(middle)
+    series = SERIES.get(column)
+    noise = series.noise if series is not None else _OTHER_NOISE * abs(middle)
     return max(noise, _MARGIN * (high - low))
 
 
@@ -383,7 +383,7 @@ def departures(table: pa.Table, profile: Profile) -> tuple[Departure, ...]:
     windows = window_means(table, ranges, seconds)
     ends = np.minimum(windows.seconds + seconds, int(length) + 1)
     least = max(MIN_DEPARTURE_S, _MIN_SHARE * length)
-    found = []
+    departures_found = []
     for column, means in windows.means.items():
         low, _, high = usual = ranges[column]
         beyond = margin(column, usual)
@@ -397,10 +397,10 @@ def departures(table: pa.Table, profile: Profile) -> tuple[Departure, ...]:
                 mean = windows.mean(column, first, last)
                 share = (last + 1 - first) / means.size
                 size = (mean - high if above else low - mean) / beyond * share**0.5
-                found.append(
+                departures_found.append(
                     Departure(column, int(windows.seconds[first]), int(ends[last]), mean, low, high, round(size, 3))
                 )
-    return tuple(sorted(found, key=lambda each: (-each.size, each.column, each.from_s)))
+    return tuple(sorted(departures_found, key=lambda each: (-each.size, each.column, each.from_s)))
 
 
 def _stretches(outside: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ _UNTRUSTED = "ciml.untrusted"
 
 def delta_fields(schema: pa.Schema) -> dict[str, Any]:
     """Return the columns of an Arrow schema. Raises `TypeError` for a type that no stored file has."""
-    return {each.name: _type(each.type) for each in schema}
+    return {column.name: _type(column.type) for column in schema}
 
 
 def encode_fields(fields: Fields, untrusted: Container[str] = ()) -> str:
@@ -42,21 +42,21 @@ def encode_fields(fields: Fields, untrusted: Container[str] = ()) -> str:
       fields: the columns.
       untrusted: those that no trusted run has. Their metadata says so.
     """
-    listed = [
+    entries = [
         {"name": name, "type": kind, "nullable": True, "metadata": {_UNTRUSTED: True} if name in untrusted else {}}
         for name, kind in fields.items()
     ]
-    return canonical_json({"type": "struct", "fields": listed}).decode()
+    return canonical_json({"type": "struct", "fields": entries}).decode()
 
 
 def decode_fields(text: str) -> dict[str, Any]:
     """Return the inverse of `encode_fields`."""
-    return {each["name"]: each["type"] for each in json.loads(text)["fields"]}
+    return {column["name"]: column["type"] for column in json.loads(text)["fields"]}
 
 
 def decode_untrusted(text: str) -> set[str]:
     """Return the columns that `encode_fields` marked as untrusted."""
-    return {each["name"] for each in json.loads(text)["fields"] if (each.get("metadata") or {}).get(_UNTRUSTED)}
+    return {column["name"] for column in json.loads(text)["fields"] if (column.get("metadata") or {}).get(_UNTRUSTED)}
 
 
 def _type(kind: pa.DataType) -> Any:
@@ -87,9 +87,9 @@ def without_case_twins(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
     Delta, Spark and DuckDB take such names for the same column.
     """
-    kept: dict[str, str] = {}
-    twins = [name for name in names if kept.setdefault(name.lower(), name) != name]
-    return list(kept.values()), twins
+    unique: dict[str, str] = {}
+    twins = [name for name in names if unique.setdefault(name.lower(), name) != name]
+    return list(unique.values()), twins
 
 
 #: The folder of the log, in that of the table.
@@ -211,10 +211,10 @@ class DeltaLog:
             checkpoints = list[int]()
             for path in self.store.list(FOLDER):
                 name = path.rpartition("/")[2]
-                if (found := _COMMIT.fullmatch(name)) is not None:
-                    versions.append(int(found[1]))
-                elif (found := _CHECKPOINT.fullmatch(name)) is not None:
-                    checkpoints.append(int(found[1]))
+                if (match := _COMMIT.fullmatch(name)) is not None:
+                    versions.append(int(match[1]))
+                elif (match := _CHECKPOINT.fullmatch(name)) is not None:
+                    checkpoints.append(int(match[1]))
             try:
                 if checkpoints:
                     self._apply_checkpoint(state, max(checkpoints))
@@ -227,10 +227,10 @@ class DeltaLog:
     def _apply_commits(self, state: DeltaState, versions: list[int]) -> None:
         if versions != list(range(state.version + 1, state.version + 1 + len(versions))):
             raise self._broken(f"commit {state.version + 1} is missing")
-        found = self.store.read_while([self.path(version) for version in versions])
-        if len(found) < len(versions):
-            raise FileNotFoundError(self.path(versions[len(found)]))
-        for version, data in zip(versions, found, strict=True):
+        commits = self.store.read_while([self.path(version) for version in versions])
+        if len(commits) < len(versions):
+            raise FileNotFoundError(self.path(versions[len(commits)]))
+        for version, data in zip(versions, commits, strict=True):
             self._check(version, data)
             try:
                 for line in data.splitlines():
@@ -267,9 +267,9 @@ class DeltaLog:
 
         Its first action, ``commitInfo``, has a seal (`ciml.storage.json_files`), with the digest of the other actions.
         """
-        others = list(actions)
-        info = others.pop(0)["commitInfo"] if others and "commitInfo" in others[0] else {}
-        lines = b"".join(canonical_json(action) + b"\n" for action in others)
+        changes = list(actions)
+        info = changes.pop(0)["commitInfo"] if changes and "commitInfo" in changes[0] else {}
+        lines = b"".join(canonical_json(action) + b"\n" for action in changes)
         sealed = seal(canonical_json(info), sha256_hex(lines))
         return self.store.create(self.path(version), _INFO + sealed + b"}\n" + lines)
 
@@ -279,4 +279,4 @@ def _actions(table: Any) -> Iterator[tuple[str, Action]]:
     for row in table.to_pylist(maps_as_pydicts="strict"):
         for kind, value in row.items():
             if value is not None:
-                yield kind, {name: each for name, each in value.items() if each is not None}
+                yield kind, {name: field for name, field in value.items() if field is not None}

@@ -79,14 +79,14 @@ def _publish_made(data: DataRoot, name: str, store: Store) -> Published:
     # was computed from, so this commit makes it start over.
     before_s = time.time() - GRACE_S
     former = former_files(store, DeltaLog(store).read(), before_s)
-    done = publish(store, partial(_wanted_made, data, name, store))
-    if done.committed:
+    published = publish(store, partial(_wanted_made, data, name, store))
+    if published.committed:
         named = DeltaLog(store).read().files
         for path in former:
             if path not in named:
                 store.delete(path)
         data.tables.delete_leftovers(name, before_s)
-    return done
+    return published
 
 
 def _wanted_made(data: DataRoot, name: str, store: Store, state: DeltaState) -> Wanted:

@@ -208,14 +208,14 @@ def publish(store: Store, compute: Callable[[DeltaState], Wanted], clock_ms: Cal
     log = DeltaLog(store)
     while True:
         state = log.read()
-        wanted = compute(state)
-        actions = changes(state, wanted, clock_ms())
+        target = compute(state)
+        actions = changes(state, target, clock_ms())
         if not actions or log.try_commit(state.version + 1, actions):
             break
     for action in actions:
         for kind, value in action.items():
             state.apply(kind, value)
-    notes = list(wanted.notes)
+    notes = list(target.notes)
     if actions:
         state.version += 1
         if state.version and state.version % CHECKPOINT_EVERY == 0:
@@ -224,7 +224,7 @@ def publish(store: Store, compute: Callable[[DeltaState], Wanted], clock_ms: Cal
                 notes.append(failed)
     added, removed = (sum(kind in action for action in actions) for kind in ("add", "remove"))
     return Published(
-        wanted.name, store.url(), state.version, state.rows, len(state.files), added, removed, bool(actions), notes
+        target.name, store.url(), state.version, state.rows, len(state.files), added, removed, bool(actions), notes
     )
 
 

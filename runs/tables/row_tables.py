@@ -69,8 +69,8 @@ class Part(NamedTuple):
 
 def part_of(path: str) -> Part | None:
     """Return the part in a file; None for other files."""
-    found = _PATH.fullmatch(path)
-    return Part(int(found[1]), int(found[2])) if found else None
+    match = _PATH.fullmatch(path)
+    return Part(int(match[1]), int(match[2])) if match else None
 
 
 def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int = PART_BYTES) -> list[Part]:
@@ -143,14 +143,14 @@ def wanted_parts(
     fields = encode_fields(delta_fields(schema))
     since = _since(log, version, fields, state)
     parts = manifest_parts(log, version)
-    known = {part: path for path in state.files if since and (part := part_of(path)) is not None}
-    due = Due(parts, frozenset(parts) - known.keys(), since)
-    files: dict[str, DataFile | None] = {known[part]: None for part in parts if part in known}
+    present = {part: path for path in state.files if since and (part := part_of(path)) is not None}
+    due = Due(parts, frozenset(parts) - present.keys(), since)
+    files: dict[str, DataFile | None] = {present[part]: None for part in parts if part in present}
     for part, rows in make(due):
         data = _encode(rows)
         path = part.path(sha256_hex(data))
         store.create(path, data)  # an existing one has the same bytes
-        files.pop(known.get(part, ""), None)
+        files.pop(present.get(part, ""), None)
         files[path] = None if path in state.files else DataFile(path, len(data), now_ms(), rows.num_rows)
     retention = f"interval {GRACE_S // 3600} hours"
     return Wanted(name, fields, (), files, version, _proof(log, version), retention)
@@ -208,21 +208,21 @@ def make_dead_letters(log: ManifestLog, version: int, due: Due) -> Iterator[tupl
     missing = set(due.missing)
     closed = _closed(log, version, due.since) if due.since else set()
     dead_letters = latest_dead_letters(log, version)
-    each = next(dead_letters, None)
+    dead_letter = next(dead_letters, None)
     for part in reversed(due.parts):
         if not missing and not closed:
             return
-        found: list[DeadLetter] = []
+        rows: list[DeadLetter] = []
         make = part in missing
-        while each is not None and each.version >= part.first:
-            if each.key in closed and each.version <= due.since:
+        while dead_letter is not None and dead_letter.version >= part.first:
+            if dead_letter.key in closed and dead_letter.version <= due.since:
                 make = True
-                closed.discard(each.key)  # an earlier one of this key was closed before
-            found.append(each)
-            each = next(dead_letters, None)
+                closed.discard(dead_letter.key)  # an earlier one of this key was closed before
+            rows.append(dead_letter)
+            dead_letter = next(dead_letters, None)
         missing.discard(part)
         if make:
-            yield part, dead_letter_table(found[::-1])
+            yield part, dead_letter_table(rows[::-1])
 
 
 def _closed(log: ManifestLog, version: int, since: int) -> set[DeadLetterKey]:
@@ -233,7 +233,7 @@ def _closed(log: ManifestLog, version: int, since: int) -> set[DeadLetterKey]:
         if number > version:
             break
         closed.update(key for key in closed_keys(delta) if key not in opened)
-        opened.update(each.key for each in dead_letters_of(number, delta))
+        opened.update(dead_letter.key for dead_letter in dead_letters_of(number, delta))
     return closed
 
 
@@ -246,19 +246,19 @@ def dead_letter_table(dead_letters: Sequence[DeadLetter]) -> pa.Table:
       (timestamp[us, UTC]); ``version`` of the raw manifest; ``open``; ``closed_version`` (null if open) and ``became``:
       the outcomes of its event on closing, with commas between them.
     """
-    values = [described(each.outcome.to_json()) for each in dead_letters]
-    origins = [each.outcome.origin for each in dead_letters]
+    values = [described(dead_letter.outcome.to_json()) for dead_letter in dead_letters]
+    origins = [dead_letter.outcome.origin for dead_letter in dead_letters]
     columns = {
         **{name: texts([value.get(name, "") for value in values]) for name in _TEXTS},
         "topic": texts([origin.topic for origin in origins]),
         "partition": numbers(np.array([origin.partition for origin in origins], np.int32)),
         "offset": numbers(np.array([origin.offset for origin in origins], np.int64)),
         "first_seen": times([value.get("first_seen_us") for value in values], _TIME),
-        "time": times([each.time_us for each in dead_letters], _TIME),
-        "version": numbers(np.array([each.version for each in dead_letters], np.int64)),
-        "open": flags([not each.closed for each in dead_letters]),
-        "closed_version": times([each.closed or None for each in dead_letters], pa.int64()),
-        "became": texts([", ".join(each.became) for each in dead_letters]),
+        "time": times([dead_letter.time_us for dead_letter in dead_letters], _TIME),
+        "version": numbers(np.array([dead_letter.version for dead_letter in dead_letters], np.int64)),
+        "open": flags([not dead_letter.closed for dead_letter in dead_letters]),
+        "closed_version": times([dead_letter.closed or None for dead_letter in dead_letters], pa.int64()),
+        "became": texts([", ".join(dead_letter.became) for dead_letter in dead_letters]),
     }
     return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
@@ -275,7 +275,7 @@ def make_runs(log: ManifestLog, state: RawState, due: Due) -> Iterator[tuple[Par
     for part in reversed(due.parts):
         if not missing and not changed:
             return
-        found: list[StoredRun] = []
+        stored: list[StoredRun] = []
         make = part in missing
         while row is not None and row.run.version >= part.first:
             run_id = row.run.facts.run_id
@@ -284,11 +284,11 @@ def make_runs(log: ManifestLog, state: RawState, due: Due) -> Iterator[tuple[Par
                 if row.kind == "run":  # a run's first row
                     changed.discard(run_id)
             if row.counts:
-                found.append(row.run)
+                stored.append(row.run)
             row = next(rows, None)
         missing.discard(part)
         if make:
-            yield part, stored_table(found[::-1])
+            yield part, stored_table(stored[::-1])
 
 
 def stored_table(runs: list[StoredRun]) -> pa.Table:
@@ -313,9 +313,9 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
         "outcome": texts([run.outcome for run in runs]),
         "result": texts(results),
         **{name: texts(list(map(attrgetter(name), facts))) for name in _FACTS},
-        "start_time": times([each.start_us for each in facts], _TIME),
-        "end_time": times([each.end_us for each in facts], _TIME),
-        "labels": text_maps([each.labels for each in facts]),
+        "start_time": times([fact.start_us for fact in facts], _TIME),
+        "end_time": times([fact.end_us for fact in facts], _TIME),
+        "labels": text_maps([fact.labels for fact in facts]),
         "trusted": flags([run.trust.get("trusted", False) for run in runs]),
         "rule": texts([run.trust.get("rule", "") for run in runs]),
         "rows": numbers(np.array([run.file.rows for run in runs], np.int64)),

@@ -218,25 +218,28 @@ class _Columns:
         ordered = dict.fromkeys(name for group in groups for name in group)
         names, twins = without_case_twins([*_FIRST, *RAW_PARTITION, *ordered])
         self._left_out |= dict.fromkeys(twins, _TWINS.format("it and another"))
-        kept = self._within_limits([name for name in names if name not in _FIRST and name not in RAW_PARTITION])
-        self.untrusted = {name for name in kept if not self._has_standing(name)}
-        return {name: self._kinds[name] for name in (*_FIRST, *sorted(kept), *RAW_PARTITION)}
+        names_within = self._within_limits([name for name in names if name not in _FIRST and name not in RAW_PARTITION])
+        self.untrusted = {name for name in names_within if not self._has_standing(name)}
+        return {name: self._kinds[name] for name in (*_FIRST, *sorted(names_within), *RAW_PARTITION)}
 
     def _within_limits(self, names: Sequence[str]) -> list[str]:
         """Return the columns that the limits allow, of telemetry columns with the most important ones first."""
-        own = len(_FIRST) + len(RAW_PARTITION)
-        most = {True: MAX_TABLE_COLUMNS - MAX_TABLE_UNTRUSTED_COLUMNS - own, False: MAX_TABLE_UNTRUSTED_COLUMNS}
-        kept: list[str] = []
+        own_columns = len(_FIRST) + len(RAW_PARTITION)
+        limits = {
+            True: MAX_TABLE_COLUMNS - MAX_TABLE_UNTRUSTED_COLUMNS - own_columns,
+            False: MAX_TABLE_UNTRUSTED_COLUMNS,
+        }
+        selected: list[str] = []
         number = {True: 0, False: 0}
         for name in names:
             has_standing = self._has_standing(name)
-            if number[has_standing] < most[has_standing] or name in self._published:
-                kept.append(name)
+            if number[has_standing] < limits[has_standing] or name in self._published:
+                selected.append(name)
                 number[has_standing] += 1
             else:
                 whose = "of trusted runs" if has_standing else "that no trusted run has"
-                self._left_out[name] = f"the table has {most[has_standing]:,} columns {whose} already"
-        return kept
+                self._left_out[name] = f"the table has {limits[has_standing]:,} columns {whose} already"
+        return selected
 
     @property
     def notes(self) -> list[str]:
@@ -278,7 +281,10 @@ def wanted_dataset(dataset: StoredDataset, present: DatasetState, schema: pa.Sch
       IntegrityError: a file of the manifest does not exist.
     """
     named = {
-        file.path: (span.span, file.rows) for span in present.latest() for each in span.files.values() for file in each
+        file.path: (span.span, file.rows)
+        for span in present.latest()
+        for split_files in span.files.values()
+        for file in split_files
     }
     files: dict[str, DataFile | None] = {path: None for path in named if path in state.files}
     if missing := named.keys() - files.keys():
@@ -291,6 +297,8 @@ def wanted_dataset(dataset: StoredDataset, present: DatasetState, schema: pa.Sch
         raise IntegrityError(f"{dataset.store.url(min(lost))} is in the manifest but does not exist; restore a backup")
     fields = {**delta_fields(schema), "span": "integer"}
     names, twins = without_case_twins([*DATASET_PARTITION, *fields])
-    kept = {name: fields[name] for name in (*names[1:], *DATASET_PARTITION)}
+    partitioned = {name: fields[name] for name in (*names[1:], *DATASET_PARTITION)}
     notes = [f"column {name!r} is left out: it differs from another only in upper and lower case" for name in twins]
-    return Wanted(table_name(dataset.name), encode_fields(kept), DATASET_PARTITION, files, present.version, notes=notes)
+    return Wanted(
+        table_name(dataset.name), encode_fields(partitioned), DATASET_PARTITION, files, present.version, notes=notes
+    )

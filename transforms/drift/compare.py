@@ -71,11 +71,11 @@ class _Comparison:
 
     def _count_mixes(self) -> None:
         counts: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {}
-        for at, name in enumerate(_DIMENSIONS):
-            found = self.before.categories(at), self.after.categories(at)
-            if found not in counts.values():  # the class may be the provider, or the job
-                counts[name] = found
-                self.groups += [(name, group) for group in one_sided(*found)]
+        for dimension, name in enumerate(_DIMENSIONS):
+            categories = self.before.categories(dimension), self.after.categories(dimension)
+            if categories not in counts.values():  # the class may be the provider, or the job
+                counts[name] = categories
+                self.groups += [(name, group) for group in one_sided(*categories)]
         examples = [int(side.statistics.runs.sum()) for side in (self.before, self.after)]
         counts["exclusions"] = (
             {_EXAMPLE: examples[0], **self.before.excluded},
@@ -92,18 +92,23 @@ class _Comparison:
         features = []
         pooled = []
         for name, pair in self.pairs.items():
-            whole = measure_pooled(pair, self.sides)
+            total = measure_pooled(pair, self.sides)
             slices = measure_slices(pair, self.sides, self.parts)
-            measures[name] = whole, tuple((part.slice, each) for part, each in zip(self.parts, slices, strict=True))
-            found = list(self._feature(name, pair)) if any(map(self._drifted, slices)) else []
-            features += found
-            if not found and self._drifted(whole) and self._enough():
+            measures[name] = (
+                total,
+                tuple((part.slice, measure) for part, measure in zip(self.parts, slices, strict=True)),
+            )
+            moved = list(self._feature(name, pair)) if any(map(self._drifted, slices)) else []
+            features += moved
+            if not moved and self._drifted(total) and self._enough():
                 pooled.append(name)
         comparable = bool(self.parts) and self.parts[0].slice == Slice()
         if not counted:  # without a drift of the mix, the features drifted by themselves
             features += [self._pooled(name, measures[name][0], comparable) for name in pooled]
             pooled = []
-        findings = sorted([*columns, *features, *counted], key=lambda each: (KINDS.index(each.kind), -(each.ks or 0.0)))
+        findings = sorted(
+            [*columns, *features, *counted], key=lambda measure: (KINDS.index(measure.kind), -(measure.ks or 0.0))
+        )
         return Report(
             before=self.before,
             after=self.after,
@@ -158,8 +163,8 @@ class _Comparison:
                 "lost_column" if lost else "new_column", name, drifted, "no feature now" if lost else "a new feature"
             )
         for name, parts in self.varying.items():
-            found = drifted_slices(parts, self.presence.sides, self._measure_column(name), self._column_drifted, 1)
-            for drifted in found:
+            slices = drifted_slices(parts, self.presence.sides, self._measure_column(name), self._column_drifted, 1)
+            for drifted in slices:
                 lost = drifted.measure.after < drifted.measure.before
                 verdict = "lost" if lost else "new"
                 share = drifted.measure.after if lost else 1 - drifted.measure.after
@@ -337,11 +342,11 @@ class Report:
             "features": {
                 name: {
                     "as_they_are": _measure_to_json(pooled),
-                    "weighted_alike": [{**one._asdict(), **_measure_to_json(each)} for one, each in slices],
+                    "weighted_alike": [{**part._asdict(), **_measure_to_json(measure)} for part, measure in slices],
                 }
                 for name, (pooled, slices) in self.measures.items()
             },
-            "too_few_runs": [one._asdict() for one in self.few],
+            "too_few_runs": [part._asdict() for part in self.few],
             "tests": self.tests,
         }
 

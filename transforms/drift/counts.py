@@ -59,11 +59,11 @@ class Presence:
         counts = {name: (np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)) for name in names}
         runs = np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)
         for side, columns in enumerate((before, after)):
-            for (job, provider, layout), each in columns.items():
+            for (job, provider, layout), runs_by_column in columns.items():
                 at = number[job, provider]
-                runs[side][at] += each
+                runs[side][at] += runs_by_column
                 for name in layout:
-                    counts[name][side][at] += each
+                    counts[name][side][at] += runs_by_column
         return cls(Sides(cells, *runs), counts)
 
     def varies(self, name: str, part: Part) -> bool:
@@ -79,7 +79,7 @@ class Presence:
         """
         had, has = self.columns[name]
         sides = self.sides
-        found = []
+        measures = []
         for part in parts:
             weights = np.where(part.cells, sides.weights, 0.0)
             total = max(float(weights.sum()), np.finfo(float).tiny)
@@ -87,8 +87,8 @@ class Presence:
             after = float((weights * has / np.maximum(sides.after, 1)).sum() / total)
             cells = np.flatnonzero(part.cells)
             p = exact_p(sides.before[cells], sides.after[cells], had[cells], has[cells])
-            found.append(Measure(float("nan"), abs(after - before), p, total, before, after))
-        return found
+            measures.append(Measure(float("nan"), abs(after - before), p, total, before, after))
+        return measures
 
 
 def exact_p(before: np.ndarray, after: np.ndarray, had: np.ndarray, has: np.ndarray) -> float:
@@ -109,8 +109,8 @@ def exact_p(before: np.ndarray, after: np.ndarray, had: np.ndarray, has: np.ndar
         least = max(0, k - n)
         pmf = np.convolve(pmf, hypergeom.pmf(np.arange(least, min(k, m) + 1), n + m, k, m))
         low += least
-    at = int(has[open_ones].sum()) - low
-    return min(1.0, 2.0 * float(min(pmf[: at + 1].sum(), pmf[at:].sum())))
+    index = int(has[open_ones].sum()) - low
+    return min(1.0, 2.0 * float(min(pmf[: index + 1].sum(), pmf[index:].sum())))
 
 
 class Mix(NamedTuple):
@@ -136,7 +136,7 @@ def mix_of(before: Mapping[str, int], after: Mapping[str, int]) -> Mix | None:
     if len(names) < 2 or not runs.all():
         return None
     share = table / runs[:, None]
-    most = int((share[1] - share[0]).argmax())
+    index = int((share[1] - share[0]).argmax())
     rare = table.sum(axis=0) * runs.min() / runs.sum() < _EXPECTED
     if rare.sum() > 1:
         table = np.concatenate([table[:, ~rare], table[:, rare].sum(axis=1, keepdims=True)], axis=1)
@@ -144,7 +144,7 @@ def mix_of(before: Mapping[str, int], after: Mapping[str, int]) -> Mix | None:
         return None
     p, q = (table + 0.5) / (runs + 0.5 * table.shape[1])[:, None]
     chance = float(chi2_contingency(table, correction=False).pvalue)
-    return Mix(float(np.sum((q - p) * np.log(q / p))), chance, names[most], share[0, most], share[1, most])
+    return Mix(float(np.sum((q - p) * np.log(q / p))), chance, names[index], share[0, index], share[1, index])
 
 
 class Group(NamedTuple):
@@ -162,11 +162,11 @@ def one_sided(before: Mapping[str, int], after: Mapping[str, int]) -> list[Group
 
     n = sum(before.values())
     m = sum(after.values())
-    found = []
+    values = []
     for name in sorted(before.keys() ^ after.keys()):
         had = before.get(name, 0)
         has = after.get(name, 0)
         runs = had + has
         side = m if has else n
-        found.append(Group(name, had, has, float(hypergeom.pmf(runs, n + m, runs, side))))
-    return found
+        values.append(Group(name, had, has, float(hypergeom.pmf(runs, n + m, runs, side))))
+    return values

@@ -66,14 +66,14 @@ def unit_of(values: np.ndarray, before: np.ndarray, after: np.ndarray, weight: f
     """
     was = _distance(values, before, after, 1.0)
     ratios = _ratios(values, before, after)
-    found = []
+    scales = []
     for size, name in _FACTORS.items():
         for factor, sign in ((size, "×"), (1 / size, "÷")):
             if ratios.size and np.abs(np.log(ratios / factor)).max() <= _EXPONENT * math.log(size):
-                found.append((_distance(values, before, after, factor), f"{sign} {name}"))
-    if not found:
+                scales.append((_distance(values, before, after, factor), f"{sign} {name}"))
+    if not scales:
         return None
-    distance, name = min(found)
+    distance, name = min(scales)
     alike = distance <= _NEAR or float(ks_p(np.array([distance]), np.array([weight]))[0]) > _ALPHA
     return Unit(float(np.median(ratios)), name) if alike and distance * _BETTER <= was else None
 
@@ -200,12 +200,12 @@ class Pair:
     @classmethod
     def of(cls, sides: Sides, before: Statistics, after: Statistics, name: str) -> Pair:
         number = {cell: index for index, cell in enumerate(sides.cells)}
-        found: list[tuple[Series, np.ndarray]] = []
+        sides_found: list[tuple[Series, np.ndarray]] = []
         for side in (before, after):
             index = np.array([number[cell] for cell in side.cells], np.int64)
-            found.append((side.series[name], index[side.series[name].cell]))
-        bucket = np.unique(np.concatenate([series.bucket for series, _ in found]))
-        entries = [(cell, np.searchsorted(bucket, series.bucket), series.runs) for series, cell in found]
+            sides_found.append((side.series[name], index[side.series[name].cell]))
+        bucket = np.unique(np.concatenate([series.bucket for series, _ in sides_found]))
+        entries = [(cell, np.searchsorted(bucket, series.bucket), series.runs) for series, cell in sides_found]
         return cls(middles(bucket), *entries)
 
     @cached_property
@@ -217,7 +217,8 @@ class Pair:
         """
         size = self.values.size
         keys, inverse = np.unique(
-            np.concatenate([cell * size + at for cell, at, _ in (self.before, self.after)]), return_inverse=True
+            np.concatenate([cell * size + positions for cell, positions, _ in (self.before, self.after)]),
+            return_inverse=True,
         )
         runs = np.bincount(inverse, np.concatenate([self.before[2], self.after[2]]), keys.size)
         cell = keys // size if size else keys
@@ -227,7 +228,7 @@ class Pair:
         first = self.before[0].size
         ranks = level[inverse[:first]], level[inverse[first:]]
         sides = zip((self.before, self.after), ranks, strict=True)
-        return Pair(levels, *((cells, at, each) for (cells, _, each), at in sides))
+        return Pair(levels, *((cells, positions, weights) for (cells, _, weights), positions in sides))
 
 
 def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
@@ -238,28 +239,28 @@ def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
     shared = (sides.before > 0) & (sides.after > 0)
     jobs = np.array([cell.build_name for cell in sides.cells], object)
     providers = np.array([cell.provider for cell in sides.cells], object)
-    known = [cell for cell, both in zip(sides.cells, shared, strict=True) if both]
+    shared_cells = [cell for cell, both in zip(sides.cells, shared, strict=True) if both]
     slices = [Slice()]
-    slices += [Slice(build_name=name) for name in sorted({cell.build_name for cell in known})]
-    slices += [Slice(provider=name) for name in sorted({cell.provider for cell in known})]
-    slices += [Slice(*names) for names in sorted({cell[:2] for cell in known})]
-    seen: set[bytes] = set()
+    slices += [Slice(build_name=name) for name in sorted({cell.build_name for cell in shared_cells})]
+    slices += [Slice(provider=name) for name in sorted({cell.provider for cell in shared_cells})]
+    slices += [Slice(*names) for names in sorted({cell[:2] for cell in shared_cells})]
+    digests: set[bytes] = set()
     parts = []
     few = []
-    for one in slices:
+    for slice_ in slices:
         cells = shared.copy()
-        if one.build_name is not None:
-            cells &= jobs == one.build_name
-        if one.provider is not None:
-            cells &= providers == one.provider
-        if (key := cells.tobytes()) in seen:
+        if slice_.build_name is not None:
+            cells &= jobs == slice_.build_name
+        if slice_.provider is not None:
+            cells &= providers == slice_.provider
+        if (key := cells.tobytes()) in digests:
             continue
-        seen.add(key)
-        part = Part(one, cells, int(sides.before[cells].sum()), int(sides.after[cells].sum()))
+        digests.add(key)
+        part = Part(slice_, cells, int(sides.before[cells].sum()), int(sides.after[cells].sum()))
         if min(part.runs_before, part.runs_after) >= min_runs:
             parts.append(part)
         else:
-            few.append(one)
+            few.append(slice_)
     return parts, few
 
 
@@ -307,7 +308,7 @@ def _measures(
     psi = [psi_of(before, after, n, m, weight) for before, after, n, m, weight in rows]
     ks = [ks_distance(before, after) for before, after, *_ in rows]
     p = ks_p(np.array(ks), np.array([weight for *_, weight in rows]))
-    return [Measure(psi[at], ks[at], float(p[at]), row[4], *means[at]) for at, row in enumerate(rows)]
+    return [Measure(psi[index], ks[index], float(p[index]), row[4], *means[index]) for index, row in enumerate(rows)]
 
 
 def ks_distance(before: np.ndarray, after: np.ndarray) -> float:
@@ -362,20 +363,24 @@ def drifted_slices(
     The slice with the clearest drift (the largest KS · √H) is reported, its runs are left out, and the rest is examined
     again: a drifted job is reported once, and not again for its provider and for all runs.
     """
-    left = list(parts)
+    remaining = list(parts)
     for reported in range(_ROUNDS):
-        measured = zip(left, measure(left), strict=True)
-        found = [DriftedSlice(part, each, reported > 0) for part, each in measured if drifted(each)]
-        if not found:
+        measured = zip(remaining, measure(remaining), strict=True)
+        drifted_parts = [
+            DriftedSlice(part, slice_measure, reported > 0)
+            for part, slice_measure in measured
+            if drifted(slice_measure)
+        ]
+        if not drifted_parts:
             return
-        best = max(found, key=lambda one: one.measure.ks * one.measure.weight**0.5)
+        best = max(drifted_parts, key=lambda one: one.measure.ks * one.measure.weight**0.5)
         yield best
-        left = list(_without(left, best.part.cells, sides, min_runs))
+        remaining = list(_without(remaining, best.part.cells, sides, min_runs))
 
 
 def _without(parts: Sequence[Part], cells: np.ndarray, sides: Sides, min_runs: int) -> Iterator[Part]:
     for part in parts:
-        rest = part.cells & ~cells
-        runs = int(sides.before[rest].sum()), int(sides.after[rest].sum())
+        remaining = part.cells & ~cells
+        runs = int(sides.before[remaining].sum()), int(sides.after[remaining].sum())
         if min(runs) >= min_runs:
-            yield Part(part.slice, rest, *runs)
+            yield Part(part.slice, remaining, *runs)

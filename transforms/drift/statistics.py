@@ -81,7 +81,7 @@ class Statistics:
     def from_json(cls, value: Mapping[str, Any]) -> Statistics:
         """Decode `to_json`. Raises `ValueError`, `KeyError` or `TypeError` for invalid data."""
         cells = tuple(Cell(*cell[:-1]) for cell in value["cells"])
-        series = {each["name"]: _series_from_json(each, len(cells)) for each in value["series"]}
+        series = {entry["name"]: _series_from_json(entry, len(cells)) for entry in value["series"]}
         return cls(cells, np.array([cell[-1] for cell in value["cells"]], np.int64), series)
 
 
@@ -140,7 +140,7 @@ def statistics(examples: pa.Table, resolved: ResolvedDefinition) -> Statistics:
     cells, cell = _cells(examples)
     n_windows = plain(examples.column("n_windows")).astype(np.int64)
     functions = resolved.definition.aggregation_functions
-    own = np.arange(resolved.windows) < n_windows[:, None]
+    is_window = np.arange(resolved.windows) < n_windows[:, None]
     ones = np.ones(examples.num_rows, np.int64)
     series: dict[str, Series] = {}
     for name in resolved.features:
@@ -150,7 +150,7 @@ def statistics(examples: pa.Table, resolved: ResolvedDefinition) -> Statistics:
             for index, function in enumerate(functions):
                 series[f"{function}({name})"] = _series(values[:, index], ones, cell, len(cells))
         else:
-            series[name] = _series(values[own], n_windows, cell, len(cells))
+            series[name] = _series(values[is_window], n_windows, cell, len(cells))
     if not functions:
         series[WINDOWS] = _series(n_windows, ones, cell, len(cells))
     return Statistics(cells, np.bincount(cell, minlength=len(cells)), series)
@@ -192,9 +192,9 @@ def _series(values: np.ndarray, n: np.ndarray, cell: np.ndarray, cells: int) -> 
 def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
     """Join the parts of each cell: ``owner`` int64 [parts] is the cell of each; their sketches already refer to it."""
     count = np.bincount(owner, parts.count, cells)
-    some = np.maximum(count, 1)
-    mean = np.bincount(owner, parts.count * parts.mean, cells) / some
-    spread = np.bincount(owner, parts.count * (parts.std**2 + (parts.mean - mean[owner]) ** 2), cells) / some
+    divisor = np.maximum(count, 1)
+    mean = np.bincount(owner, parts.count * parts.mean, cells) / divisor
+    spread = np.bincount(owner, parts.count * (parts.std**2 + (parts.mean - mean[owner]) ** 2), cells) / divisor
     low = np.full(cells, np.inf)
     high = np.full(cells, -np.inf)
     np.minimum.at(low, owner, parts.minimum)
@@ -233,9 +233,15 @@ def _merge(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
     owner = np.concatenate(indices)
     series = {}
     for name in names:
-        each = [part.series[name] for part in parts]
-        joined = {key: np.concatenate([getattr(one, key) for one in each]) for key in Series.__slots__ if key != "cell"}
-        sketched = np.concatenate([index[one.cell] for index, one in zip(indices, each, strict=True)])
+        parts_of_name = [part.series[name] for part in parts]
+        joined = {
+            key: np.concatenate([getattr(part_series, key) for part_series in parts_of_name])
+            for key in Series.__slots__
+            if key != "cell"
+        }
+        sketched = np.concatenate(
+            [index[part_series.cell] for index, part_series in zip(indices, parts_of_name, strict=True)]
+        )
         series[name] = _grouped(Series(cell=sketched, **joined), owner, len(cells))
     runs = np.bincount(owner, np.concatenate([part.runs for part in parts]), len(cells))
     return Statistics(cells, runs.astype(np.int64), series)

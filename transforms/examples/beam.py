@@ -79,7 +79,7 @@ def _make(part: tuple[int, SpanPlan], raw: Store, resolved: ResolvedDefinition) 
     return _key(plan), (
         number,
         bytes(sink.getvalue()),
-        [(each.run_id, each.reason, each.detail) for each in examples.excluded],
+        [(exclusion.run_id, exclusion.reason, exclusion.detail) for exclusion in examples.excluded],
     )
 
 
@@ -101,4 +101,4 @@ def _write(
 def _read(parts: Iterable[tuple[int, bytes, list[tuple[str, str, str]]]]) -> Iterator[Examples]:
     for _, data, excluded in sorted(parts, key=lambda part: part[0]):
         with pa.ipc.open_stream(data) as reader:
-            yield Examples(reader.read_all(), tuple(Excluded(*each) for each in excluded))
+            yield Examples(reader.read_all(), tuple(Excluded(*exclusion) for exclusion in excluded))

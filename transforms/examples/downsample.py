@@ -160,13 +160,13 @@ def _no_time() -> RejectedInput:
 
 def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Windows:
     """Return the windows of n runs from at least one part: (int64 [m], indices of the runs; their windows)."""
-    run = np.concatenate([at[windows.run] for at, windows in parts])
+    run = np.concatenate([indices[windows.run] for indices, windows in parts])
     order = np.argsort(run, kind="stable")
     n_windows = np.zeros(n, np.int32)
     rejected: list[tuple[int, RejectedInput]] = []
-    for at, windows in parts:
-        n_windows[at] = windows.n_windows
-        rejected.extend((int(at[index]), why) for index, why in windows.rejected)
+    for indices, windows in parts:
+        n_windows[indices] = windows.n_windows
+        rejected.extend((int(indices[index]), why) for index, why in windows.rejected)
     values = np.concatenate([windows.values for _, windows in parts])[order]
     position = np.concatenate([windows.position for _, windows in parts])[order]
     return Windows(values, run[order], position, n_windows, tuple(sorted(rejected, key=lambda each: each[0])))
@@ -225,8 +225,8 @@ def _bins(
     new = np.ones(number.size, bool)
     new[1:] = (number[1:] != number[:-1]) | (samples.run[1:] != samples.run[:-1])
     begins = np.flatnonzero(new)
-    reduced, kept = reduce_windows(samples.columns, begins, statistic)
-    return [column[kept] for column in reduced], samples.run[begins][kept]
+    reduced, complete = reduce_windows(samples.columns, begins, statistic)
+    return [column[complete] for column in reduced], samples.run[begins][complete]
 
 
 def reduce_windows(
@@ -243,15 +243,15 @@ def reduce_windows(
       F columns float64 [W]; and bool [W], whether a window has a value in each column. Drop the others:
       their statistics are undefined.
     """
-    kept = np.ones(begins.size, bool)
+    complete = np.ones(begins.size, bool)
     reduced = []
     for column in columns:
         has_value = ~np.isnan(column)
         counts = _count(has_value, begins)
-        kept &= counts > 0
+        complete &= counts > 0
         with np.errstate(all="ignore"):  # windows without a value are dropped, and overflows are rejected
             reduced.append(_STATISTICS[statistic](column, has_value, begins, counts))
-    return reduced, kept
+    return reduced, complete
 
 
 def as_stored(columns: Sequence[np.ndarray]) -> np.ndarray:

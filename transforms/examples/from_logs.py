@@ -50,19 +50,19 @@ class LogReader:
         Raises:
           EngineError: a log cannot be read for a transient reason.
         """
-        found: dict[int, tuple[str, ...]] = {}
-        seen: dict[tuple[str, ...], tuple[str, ...]] = {}
+        names_by_log: dict[int, tuple[str, ...]] = {}
+        shared: dict[tuple[str, ...], tuple[str, ...]] = {}
         for part in self._parts(logs, range(len(logs))):
-            tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
-            for at, table in tables.items():
+            tables = {index: table for index, table in part.items() if isinstance(table, pa.Table)}
+            for index, table in tables.items():
                 names = tuple(table.column_names)
-                found[at] = seen.setdefault(names, names)  # shared: it may be sent to another process
+                names_by_log[index] = shared.setdefault(names, names)  # shared: it may be sent to another process
             size = sum(8 * table.num_rows * table.num_columns for table in tables.values())
             if size <= self._left:  # all or none: tables of a part share their buffers
-                self._kept.update((logs[at].run_id, table) for at, table in tables.items())
+                self._kept.update((logs[index].run_id, table) for index, table in tables.items())
                 self._left -= size
             del part, tables
-        return [found[at] for at in sorted(found)]
+        return [names_by_log[index] for index in sorted(names_by_log)]
 
     def tables(self, logs: Sequence[LogOf]) -> list[tuple[RunFacts, pa.Table]]:
         """Return facts and telemetry of each usable log.
@@ -70,10 +70,10 @@ class LogReader:
         Raises:
           EngineError: a log cannot be read for a transient reason.
         """
-        found = {at: self._kept[log.run_id] for at, log in self._known(logs)}
-        for part in self._parts(logs, [at for at in range(len(logs)) if at not in found]):
-            found.update((at, table) for at, table in part.items() if isinstance(table, pa.Table))
-        return [(logs[at].facts, found[at]) for at in sorted(found)]
+        tables = {index: self._kept[log.run_id] for index, log in self._known(logs)}
+        for part in self._parts(logs, [index for index in range(len(logs)) if index not in tables]):
+            tables.update((index, table) for index, table in part.items() if isinstance(table, pa.Table))
+        return [(logs[index].facts, tables[index]) for index in sorted(tables)]
 
     def lengths(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> np.ndarray:
         """Return the number of windows of each run, int32 [n]; 0 for an unusable log.
@@ -81,7 +81,9 @@ class LogReader:
         Raises:
           EngineError: a log cannot be read for a transient reason.
         """
-        return self._windows(logs, resolved, {at: self._kept[log.run_id] for at, log in self._known(logs)}).n_windows
+        return self._windows(
+            logs, resolved, {index: self._kept[log.run_id] for index, log in self._known(logs)}
+        ).n_windows
 
     def windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> Windows:
         """Return the windows of the runs; an unusable log is rejected with the reason of its dead letter.
@@ -89,17 +91,17 @@ class LogReader:
         Raises:
           EngineError: a log cannot be read for a transient reason.
         """
-        return self._windows(logs, resolved, {at: self._kept.pop(log.run_id) for at, log in self._known(logs)})
+        return self._windows(logs, resolved, {index: self._kept.pop(log.run_id) for index, log in self._known(logs)})
 
     def _known(self, logs: Sequence[LogOf]) -> list[tuple[int, LogOf]]:
-        return [(at, log) for at, log in enumerate(logs) if log.run_id in self._kept]
+        return [(index, log) for index, log in enumerate(logs) if log.run_id in self._kept]
 
     def _windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition, kept: dict[int, pa.Table]) -> Windows:
         parts = [_windows_of(kept, logs, resolved)] if kept or not logs else []
         rejected: list[tuple[int, RejectedInput]] = []
-        for part in self._parts(logs, [at for at in range(len(logs)) if at not in kept]):
-            rejected += [(at, table) for at, table in part.items() if isinstance(table, RejectedInput)]
-            tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
+        for part in self._parts(logs, [index for index in range(len(logs)) if index not in kept]):
+            rejected += [(index, table) for index, table in part.items() if isinstance(table, RejectedInput)]
+            tables = {index: table for index, table in part.items() if isinstance(table, pa.Table)}
             if tables or not parts:
                 parts.append(_windows_of(tables, logs, resolved))
             del part, tables
@@ -121,24 +123,24 @@ class LogReader:
 
         pending_runs = [
             PendingRun(
-                Origin("", 0, at),
+                Origin("", 0, index),
                 "",
                 RunFacts(log.run_id, "", log_url=log.address, start_us=log.facts.start_us, end_us=log.facts.end_us),
             )
-            for at in wanted
-            for log in [logs[at]]
+            for index in wanted
+            for log in [logs[index]]
         ]
         for batch in read_logs(pending_runs, self._fetch):
-            found: dict[int, pa.Table | RejectedInput] = {
-                each.origin.offset: each.telemetry for each in batch.pending_runs
+            parsed: dict[int, pa.Table | RejectedInput] = {
+                pending.origin.offset: pending.telemetry for pending in batch.pending_runs
             }
             for outcome in batch.settled:
                 if outcome.reason in PASSING:
                     raise EngineError(f"{outcome.run_id}: cannot read its log: {outcome.reason}, {outcome.detail}")
-                found[outcome.origin.offset] = RejectedInput(outcome.reason, outcome.detail)
+                parsed[outcome.origin.offset] = RejectedInput(outcome.reason, outcome.detail)
             del batch
-            yield found
-            del found
+            yield parsed
+            del parsed
 
 
 def _windows_of(
@@ -146,8 +148,8 @@ def _windows_of(
 ) -> tuple[np.ndarray, Windows]:
     """Return (their indices int64 [m], their windows)."""
     indices = sorted(tables)
-    chosen = [tables[at] for at in indices]
-    facts = [logs[at].facts for at in indices]
-    near = [logs[at].near for at in indices]
-    windows = with_context(downsample(chosen, resolved), facts, chosen, resolved, near)
+    chosen = [tables[index] for index in indices]
+    facts = [logs[index].facts for index in indices]
+    neighbours = [logs[index].near for index in indices]
+    windows = with_context(downsample(chosen, resolved), facts, chosen, resolved, neighbours)
     return np.array(indices, np.int64), windows

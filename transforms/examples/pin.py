@@ -41,7 +41,7 @@ class Pin:
         self._changes: dict[str, list[Change]] = {}
         self._history = History(definition)
         # A run as JSON takes a third of the memory of its objects, and all are held until the slice.
-        found: list[_Found] = []
+        candidates: list[_Found] = []
         reclaimed: dict[str, _Found | None] = {}
         last = definition.raw_version
         encode = msgspec.json.Encoder().encode
@@ -60,11 +60,11 @@ class Pin:
                 if index >= len(delta.runs):
                     reclaimed[facts.run_id] = row
                 elif row is not None:
-                    found.append(row)
+                    candidates.append(row)
             for reclaim in delta.reclaims:
                 self._changes.pop(reclaim.mention.run_id, None)  # they belong to the replaced row
-            for each in delta.corrections:
-                self._changes.setdefault(each.mention.run_id, []).append((each.fix, each.binding))
+            for correction in delta.corrections:
+                self._changes.setdefault(correction.mention.run_id, []).append((correction.fix, correction.binding))
             for changed in delta.trust_changes:
                 self._changes.setdefault(changed.run_id, []).append(changed.trust)
         if last is not None and self.version < last:
@@ -72,11 +72,11 @@ class Pin:
                 f"raw_version {last}: the raw store {raw.url()} is at version {self.version}; check the raw store"
             )
         if reclaimed:
-            found = [row for row in found if row[1] not in reclaimed]
-            found += [row for row in reclaimed.values() if row is not None]
-        found.sort(key=lambda each: each[:2])
-        self.selected = len(found)
-        cut = found[slice_of(definition.slicer or ":")]
+            candidates = [row for row in candidates if row[1] not in reclaimed]
+            candidates += [row for row in reclaimed.values() if row is not None]
+        candidates.sort(key=lambda correction: correction[:2])
+        self.selected = len(candidates)
+        cut = candidates[slice_of(definition.slicer or ":")]
         self.run_ids = [run_id for _, run_id, _, _ in cut]
         self._records = [(position, record) for _, _, position, record in cut]
 
@@ -137,20 +137,20 @@ class PinnedPlan:
         """
         pin = self._pin
         size = self._definition.span_runs
-        done = len(self._state.spans)
+        sealed_spans = len(self._state.spans)
         for span, versions in self._state.spans.items():
             sealed = sorted(versions[1].run_ids())
             if sealed != sorted(pin.run_ids[(span - 1) * size : span * size]):
                 where = self._raw.url()
                 raise IntegrityError(f"data set {self._definition.name!r}: span {span} differs from {where}")
         resolved = self._state.resolved
-        for number, start in enumerate(range(done * size, len(pin), size), done + 1):
+        for number, start in enumerate(range(sealed_spans * size, len(pin), size), sealed_spans + 1):
             runs = tuple(pin.runs(start, start + size))
             if resolved is None:
                 resolved = self._resolver(runs)
             ended = start + size >= len(pin)
             yield Step(
-                base=self._base + number - done - 1,
+                base=self._base + number - sealed_spans - 1,
                 resolved=resolved,
                 cursor=(pin.version + 1, 0) if ended else self._cursor,
                 corrections_to=pin.version + 1 if ended else self._changes_to,
@@ -167,10 +167,10 @@ def pinned(definition: DatasetDefinition, pin: Pin) -> DatasetDefinition:
       CimlError: no run is left.
     """
     if not len(pin):
-        wanted = ", ".join(definition.build_name)
+        job_names = ", ".join(definition.build_name)
         slicer = definition.slicer
         jobs = sorted(pin.other_jobs)[:20]
         if pin.selected:
-            raise CimlError(f"slicer {slicer!r}: selects none of the {pin.selected:,} runs of {wanted}")
-        raise CimlError(f"build_name {wanted}: no stored run matches; stored jobs: {', '.join(jobs) or 'none'}")
+            raise CimlError(f"slicer {slicer!r}: selects none of the {pin.selected:,} runs of {job_names}")
+        raise CimlError(f"build_name {job_names}: no stored run matches; stored jobs: {', '.join(jobs) or 'none'}")
     return definition.replace(raw_version=pin.version)

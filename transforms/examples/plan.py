@@ -84,26 +84,26 @@ class History:
         Raises:
           EngineError: the store does not answer.
         """
-        found = self._bookmarks.load() if self._bookmarks is not None and most else None
-        if found is None or found.version > most:
+        bookmark = self._bookmarks.load() if self._bookmarks is not None and most else None
+        if bookmark is None or bookmark.version > most:
             return 0
         try:
-            causes, near = msgspec.msgpack.decode(found.state, type=tuple[bytes, bytes])
+            causes, neighbours = msgspec.msgpack.decode(bookmark.state, type=tuple[bytes, bytes])
             if self._causes is not None:
                 self._causes.restore(causes)
             if self._near is not None:
-                self._near.restore(near)
+                self._near.restore(neighbours)
         except msgspec.DecodeError as error:
             _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
             return 0
-        return found.version
+        return bookmark.version
 
     def keep(self, version: int) -> None:
         """Leave a bookmark after a delta that was just added, if many runs were read since the last one."""
         if self._bookmarks is not None and self._runs >= _BOOKMARK_RUNS:
             causes = self._causes.encode() if self._causes is not None else b""
-            near = self._near.encode() if self._near is not None else b""
-            self._bookmarks.save(version, msgspec.msgpack.encode((causes, near)))
+            neighbours = self._near.encode() if self._near is not None else b""
+            self._bookmarks.save(version, msgspec.msgpack.encode((causes, neighbours)))
             self._runs = 0
 
 
@@ -240,10 +240,14 @@ class Plan:
           seal: whether to seal the last span with fewer runs than ``span_runs``.
         """
         end, _ = begin = self._cursor
-        done = min(begin[0], self._corrections_to) - 1  # later steps need no delta up to it but for their history
-        for version, delta in self._raw.since(self._history.resume(done) if self._history.is_needed else end - 1):
+        last_sealed = (
+            min(begin[0], self._corrections_to) - 1
+        )  # later steps need no delta up to it but for their history
+        for version, delta in self._raw.since(
+            self._history.resume(last_sealed) if self._history.is_needed else end - 1
+        ):
             self._add_history(version, delta)
-            if version == done:
+            if version == last_sealed:
                 self._history.keep(version)
             if version < begin[0]:
                 continue
@@ -280,7 +284,7 @@ class Plan:
                 self._late.setdefault(run_id, [])
 
     def _placed(self, run: SelectedRun) -> SelectedRun:
-        return run.replace(near=near) if (near := self._history.near(run.run_id)) is not None else run
+        return run.replace(near=neighbours) if (neighbours := self._history.near(run.run_id)) is not None else run
 
     def _collect(self, version: int, delta: RunDelta) -> None:
         """Collect the reclaims and corrections of a raw version, after its runs."""

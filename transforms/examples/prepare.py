@@ -99,10 +99,10 @@ def with_context(
     """
     if not resolved.definition.context:
         return windows
-    near = neighbours or [None] * len(runs)
+    nearby = neighbours or [None] * len(runs)
     values = np.zeros((len(runs), len(resolved.context_features)), np.float32)
     for row in np.flatnonzero(windows.n_windows > 0).tolist():
-        values[row] = context_of(runs[row], tables[row], resolved, near[row])
+        values[row] = context_of(runs[row], tables[row], resolved, nearby[row])
     return replace(windows, values=np.concatenate([windows.values, values[windows.run]], axis=1))
 
 
@@ -110,15 +110,15 @@ def context_of(
     facts: RunFacts, table: pa.Table, resolved: ResolvedDefinition, neighbours: Neighbours | None = None
 ) -> np.ndarray:
     """Return the context of one run, float32, in the order of `ResolvedDefinition.context_features`."""
-    found: list[float] = []
+    features: list[float] = []
     for kind in resolved.definition.context or ():
         if kind == "outcome":
-            found += _outcome(facts)
+            features += _outcome(facts)
         elif kind == "neighbours":
-            found += _neighbours(neighbours)
+            features += _neighbours(neighbours)
         else:
-            found += _profile(table, resolved.columns, profiles_of(resolved).of(facts.build_name))
-    return np.array(found, np.float32)
+            features += _profile(table, resolved.columns, profiles_of(resolved).of(facts.build_name))
+    return np.array(features, np.float32)
 
 
 def _outcome(facts: RunFacts) -> tuple[float, float, float]:
@@ -174,15 +174,15 @@ def profiles_of(resolved: ResolvedDefinition) -> Profiles:
     Raises:
       IntegrityError: it has none.
     """
-    found = _parsed.get(resolved.digest)
-    if found is None:
+    profiles = _parsed.get(resolved.digest)
+    if profiles is None:
         if resolved.profiles is None:
             raise IntegrityError(f"data set {resolved.definition.name!r}: its resolved definition has no profiles")
-        found = Profiles.from_json(resolved.profiles, "profiles of the resolved definition")
+        profiles = Profiles.from_json(resolved.profiles, "profiles of the resolved definition")
         if len(_parsed) >= _MOST_PARSED:
             _parsed.clear()
-        _parsed[resolved.digest] = found
-    return found
+        _parsed[resolved.digest] = profiles
+    return profiles
 
 
 class Excluded(NamedTuple):
@@ -223,8 +223,8 @@ def make_examples(
 
     def windows_of(taken: Sequence[int]) -> Windows:
         chosen = [tables[index] for index in taken]
-        near = [neighbours[index] for index in taken] if neighbours else ()
-        return with_context(downsample(chosen, resolved), [runs[index] for index in taken], chosen, resolved, near)
+        nearby = [neighbours[index] for index in taken] if neighbours else ()
+        return with_context(downsample(chosen, resolved), [runs[index] for index in taken], chosen, resolved, nearby)
 
     return examples_from(runs, windows_of, resolved)
 
@@ -241,29 +241,33 @@ def examples_from(
             reasons[index] = Excluded(run.run_id, label)
         else:
             labels[index] = label
-    taken = list(labels)
-    windows = windows_of(taken)
-    for at, rejected in windows.rejected:
-        index = taken[at]
+    labelled = list(labels)
+    windows = windows_of(labelled)
+    for row, rejected in windows.rejected:
+        index = labelled[row]
         reasons[index] = Excluded(runs[index].run_id, rejected.reason, rejected.detail)
-    wanted = max(resolved.definition.min_windows or 1, 1)
-    for at in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < wanted)).tolist():
-        detail = f"{windows.n_windows[at]} of {wanted} windows"
-        reasons[taken[at]] = Excluded(runs[taken[at]].run_id, "too_short", detail)
+    min_windows = max(resolved.definition.min_windows or 1, 1)
+    for row in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < min_windows)).tolist():
+        detail = f"{windows.n_windows[row]} of {min_windows} windows"
+        reasons[labelled[row]] = Excluded(runs[labelled[row]].run_id, "too_short", detail)
     weights = resolved.definition.tdt_split
     salt = resolved.definition.salt
     splits = {
-        at: split_of(run.project, run.change, run.run_id, salt, weights)
-        for at, run in ((at, runs[taken[at]]) for at in np.flatnonzero(windows.n_windows >= wanted).tolist())
+        row: split_of(run.project, run.change, run.run_id, salt, weights)
+        for row, run in (
+            (row, runs[labelled[row]]) for row in np.flatnonzero(windows.n_windows >= min_windows).tolist()
+        )
     }
-    kept = [at for split in SPLITS for at, its in splits.items() if its == split]  # so that files are slices
-    rows = [taken[at] for at in kept]
+    ordered = [
+        row for split in SPLITS for row, run_split in splits.items() if run_split == split
+    ]  # so that files are slices
+    rows = [labelled[row] for row in ordered]
     table = _table(
         [runs[index] for index in rows],
         [labels[index] for index in rows],
-        [splits[at] for at in kept],
+        [splits[row] for row in ordered],
         windows,
-        np.array(kept, np.int64),
+        np.array(ordered, np.int64),
         resolved,
     )
     return Examples(table, tuple(reasons[index] for index in sorted(reasons)))
@@ -326,8 +330,8 @@ def run_facts(examples: pa.Table) -> list[RunFacts]:
     names = ["run_id", "build_uuid", "build_name", *FACT_COLUMNS, "start_time", "end_time", "labels"]
     plain = examples.select(names)
     for name in ("start_time", "end_time"):
-        at = plain.column_names.index(name)
-        plain = plain.set_column(at, name, plain.column(name).cast(pa.int64()))
+        index = plain.column_names.index(name)
+        plain = plain.set_column(index, name, plain.column(name).cast(pa.int64()))
     out = []
     for row in plain.to_pylist():
         start = row.pop("start_time")

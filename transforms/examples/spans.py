@@ -77,18 +77,18 @@ def lengths_of(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedDefini
 
 def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> Windows:
     parts = []
-    for found in read_joined(raw, [run.file for run in runs], columns=[*OWN_COLUMNS, *resolved.columns]):
-        if isinstance(found, Joined):
-            indices = found.at
-            tables = list(_divided(found)) if resolved.definition.context else []
-            windows = downsample_joined(found.table, np.array(found.rows), resolved)
+    for batch in read_joined(raw, [run.file for run in runs], columns=[*OWN_COLUMNS, *resolved.columns]):
+        if isinstance(batch, Joined):
+            indices = batch.at
+            tables = list(_divided(batch)) if resolved.definition.context else []
+            windows = downsample_joined(batch.table, np.array(batch.rows), resolved)
         else:
-            indices = [at for at, _ in found]
-            tables = [each for _, each in found]
+            indices = [index for index, _ in batch]
+            tables = [table for _, table in batch]
             windows = downsample(tables, resolved)
-        facts = [runs[at].mention for at in indices]
-        near = [runs[at].near for at in indices]
-        parts.append((np.array(indices), with_context(windows, facts, tables, resolved, near)))
+        facts = [runs[index].mention for index in indices]
+        neighbours = [runs[index].near for index in indices]
+        parts.append((np.array(indices), with_context(windows, facts, tables, resolved, neighbours)))
     return merge_windows(parts, len(runs)) if parts else with_context(downsample([], resolved), [], [], resolved)
 
 
@@ -113,17 +113,19 @@ def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resol
       The result of ``make``; a run with an unexpected exception is excluded as ``internal_error``.
     """
     parts: list[Examples] = []
-    for runs, made in bisect("examples", plan.runs, lambda runs: make(replace(plan, runs=tuple(runs)))):
-        if isinstance(made, RejectedInput):
-            excluded = Excluded(runs[0].run_id, made.reason, made.detail)
-            made = Examples(schema_of(resolved).empty_table(), (excluded,))
-        parts.append(made)
+    for runs, examples in bisect("examples", plan.runs, lambda runs: make(replace(plan, runs=tuple(runs)))):
+        if isinstance(examples, RejectedInput):
+            excluded = Excluded(runs[0].run_id, examples.reason, examples.detail)
+            examples = Examples(schema_of(resolved).empty_table(), (excluded,))
+        parts.append(examples)
     if len(parts) == 1:
         return parts[0]
     table = pa.concat_tables([part.table for part in parts])
     splits = table.column("split").to_pylist()
-    in_order = [row for split in SPLITS for row, each in enumerate(splits) if each == split]
-    return Examples(table.take(pa.array(in_order, pa.int64())), tuple(each for part in parts for each in part.excluded))
+    in_order = [row for split in SPLITS for row, row_split in enumerate(splits) if row_split == split]
+    return Examples(
+        table.take(pa.array(in_order, pa.int64())), tuple(row_split for part in parts for row_split in part.excluded)
+    )
 
 
 def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:
@@ -138,15 +140,17 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
     Raises:
       IntegrityError: examples and exclusions together differ from the selected runs.
     """
-    excluded = tuple(each.to_json() for part in parts for each in part.excluded)
+    excluded = tuple(exclusion.to_json() for part in parts for exclusion in part.excluded)
     by_split: dict[str, list[tuple[pa.Table, list[SpanRun]]]] = {split: [] for split in SPLITS}
     for part in parts:
         for split, table in _of_splits(part.table):
             by_split[split].append((table, _span_runs(table)))
     facts = {run.run_id: run.mention for run in plan.runs}
-    found = {run.run_id: run for pieces in by_split.values() for _, runs in pieces for run in runs}
+    span_runs = {run.run_id: run for pieces in by_split.values() for _, runs in pieces for run in runs}
     examples = sum(part.table.num_rows for part in parts)
-    if found.keys() | {each["run_id"] for each in excluded} != facts.keys() or examples + len(excluded) != len(facts):
+    if span_runs.keys() | {exclusion["run_id"] for exclusion in excluded} != facts.keys() or examples + len(
+        excluded
+    ) != len(facts):
         raise IntegrityError(f"{root.url()}: the examples of span {plan.span} differ from its selected runs")
 
     def write(split: str) -> tuple[ExampleFile, ...]:
@@ -161,7 +165,7 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
     # One after another: this halves the memory of writing, and two threads are hardly faster.
     files = {split: written for split in SPLITS if (written := write(split))}
     selected = tuple(run.position for run in plan.runs)
-    in_order = tuple(found[run_id] for run_id in facts if run_id in found)
+    in_order = tuple(span_runs[run_id] for run_id in facts if run_id in span_runs)
     return SpanVersion(plan.span, plan.version, selected, in_order, excluded, files)
 
 
@@ -209,12 +213,12 @@ def rows_digest(table: pa.Table) -> str:
 def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
     """Return `rows_digest` from the facts of runs. orjson encodes these values as `canonical_json` does."""
     rows = []
-    for run, known in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
-        known["phase"] = "finished"
+    for run, held in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
+        held["phase"] = "finished"
         for name in NOT_HELD:
-            if name in known:  # most facts are empty and left out
-                del known[name]
-        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, known])
+            if name in held:  # most facts are empty and left out
+                del held[name]
+        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, held])
     return hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -266,8 +270,8 @@ def _read(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) 
         data = root.read(file.path)
         is_old = not is_sealed(data, file.path, url)
         source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        wanted = None if columns is None or is_old else list(columns)
-        table = source.read(columns=wanted).replace_schema_metadata(None)
+        selected = None if columns is None or is_old else list(columns)
+        table = source.read(columns=selected).replace_schema_metadata(None)
     except FileNotFoundError:
         raise IntegrityError(f"{url} is in the manifest but does not exist") from None
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
@@ -291,12 +295,12 @@ def _faults(table: pa.Table, digest: str) -> list[str]:
             return ["the rows differ from the digest in the manifest"]
         unrolled = np.stack([_flat(table.column(name)).reshape(table.num_rows, -1) for name in features])
         run_ids, n_windows, digests = (table.column(name).to_pylist() for name in ("run_id", "n_windows", "digest"))
-        found = list(row_digests(run_ids, unrolled, features, n_windows))
+        actual = list(row_digests(run_ids, unrolled, features, n_windows))
     except (pa.ArrowException, ValueError) as error:  # a text that is not UTF-8, a time out of range, a null in a list
         return [f"invalid values: {error!s:.100}"]
     return [
         f"the arrays of {run_id} differ from their digest"
-        for run_id, has, named in zip(run_ids, found, digests, strict=True)
+        for run_id, has, named in zip(run_ids, actual, digests, strict=True)
         if has != named
     ]
 
@@ -327,7 +331,7 @@ def verify_span(
         none.
     """
     wrong: list[str] = []
-    found: list[dict[str, Any]] = []
+    rows_found: list[dict[str, Any]] = []
     for split, files in span.files.items():
         for file in files:
             try:
@@ -344,8 +348,8 @@ def verify_span(
                 if formats is not None:
                     formats["1" if is_old else "2"] += 1
                 rows = table.select(["run_id", "n_windows", "digest"]).to_pylist()
-                found += [{**each, "split": split} for each in rows]
+                rows_found += [{**row, "split": split} for row in rows]
     named = {(run.run_id, run.split, run.n_windows, run.digest) for run in span.runs}
-    if not wrong and named != {(each["run_id"], each["split"], each["n_windows"], each["digest"]) for each in found}:
+    if not wrong and named != {(row["run_id"], row["split"], row["n_windows"], row["digest"]) for row in rows_found}:
         wrong.append(f"{root.url(span.folder)}: the files hold other runs than the manifest")
     return wrong

@@ -82,13 +82,13 @@ def artifacts_on(page: bytes) -> tuple[list[Artifact], bool]:
       LogUnavailableError: ``log_unavailable``, for anything else than a page.
     """
     try:
-        found = parse_json(page)
+        document = parse_json(page)
     except RejectedInput as rejected:
         raise _no_list(rejected.detail) from None
-    listed = found.get("artifacts") if isinstance(found, dict) else None
-    if not isinstance(listed, list):
+    entries = document.get("artifacts") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
         raise _no_list("no field artifacts")
-    return [each for each in map(_artifact, listed) if each is not None], len(listed) >= PAGE
+    return [artifact for artifact in map(_artifact, entries) if artifact is not None], len(entries) >= PAGE
 
 
 def _no_list(detail: str) -> LogUnavailableError:
@@ -123,26 +123,28 @@ def artifact_of(job: JobFacts, artifacts: Iterable[Artifact], names: Iterable[st
     Raises:
       LogUnavailableError: ``log_not_found``.
     """
-    listed = list(artifacts)
+    candidates = list(artifacts)
     expired = 0
     for name in names:
         pattern = _pattern(name, job)
         if pattern is None:
             continue
-        named = [each for each in listed if pattern.fullmatch(_plain(each.name)) and _in_time(each, job)]
-        kept = [each for each in named if not each.expired]
-        if kept:
-            return max(kept, key=lambda each: (each.made_us or 0, each.id))
+        named = [
+            artifact for artifact in candidates if pattern.fullmatch(_plain(artifact.name)) and _in_time(artifact, job)
+        ]
+        unexpired = [artifact for artifact in named if not artifact.expired]
+        if unexpired:
+            return max(unexpired, key=lambda artifact: (artifact.made_us or 0, artifact.id))
         expired += len(named)
     if expired:
         raise LogUnavailableError("log_not_found", "the artifact of this job has expired")
-    raise LogUnavailableError("log_not_found", f"none of {len(listed)} artifacts is of this job")
+    raise LogUnavailableError("log_not_found", f"none of {len(candidates)} artifacts is of this job")
 
 
 def _in_time(artifact: Artifact, job: JobFacts) -> bool:
-    made = artifact.made_us
-    early = made is not None and job.start_us is not None and made < job.start_us - _SLACK_US
-    late = made is not None and job.end_us is not None and made > job.end_us + _SLACK_US
+    created_us = artifact.made_us
+    early = created_us is not None and job.start_us is not None and created_us < job.start_us - _SLACK_US
+    late = created_us is not None and job.end_us is not None and created_us > job.end_us + _SLACK_US
     return not early and not late
 
 
@@ -195,14 +197,14 @@ def read_http(
 
 def _artifact_address(http: HttpLogs, policy: FetchPolicy, address: Address, job: JobFacts | None) -> Address:
     """Return the address of the artifact with a job's log: on the API of its list, by the id in the list."""
-    listed: list[Artifact] = []
+    pages: list[Artifact] = []
     for number in range(1, MAX_ARTIFACTS_PAGES + 1):
         page = replace(address, path=f"{address.path}?per_page={artifacts.PAGE}&page={number}")
-        found, more = artifacts.artifacts_on(http.page(page))
-        listed += found
+        page_artifacts, more = artifacts.artifacts_on(http.page(page))
+        pages += page_artifacts
         if not more:
             break
-    artifact = artifacts.artifact_of(job or JobFacts("", "", 1, None, None), listed, policy.artifact_names)
+    artifact = artifacts.artifact_of(job or JobFacts("", "", 1, None, None), pages, policy.artifact_names)
     actions = address.path.rpartition("/runs/")[0]
     return replace(address, path=f"{actions}/artifacts/{artifact.id}/zip")
 

@@ -56,8 +56,8 @@ class _Layer:
                 self._start = data
                 return
             self._begin(data)
-        for at in range(0, len(data), _SLICE):
-            self._take(data[at : at + _SLICE])
+        for start in range(0, len(data), _SLICE):
+            self._take(data[start : start + _SLICE])
 
     def close(self) -> None:
         if not self._known:
@@ -195,23 +195,23 @@ def unzip(file: IO[bytes], paths: Sequence[str]) -> Iterator[bytes]:
       RejectedInput: ``corrupt_archive``; ``log_too_large`` for too many entries, or too many bytes unpacked.
       LogUnavailableError: ``log_not_found``.
     """
-    found = _chosen(_members(file), paths)
-    if found is None:
+    member = _chosen(_members(file), paths)
+    if member is None:
         raise LogUnavailableError("log_not_found", "no file in the archive has the name of a log")
-    yield from _unpacked(file, found)
+    yield from _unpacked(file, member)
 
 
 def _chosen(members: list[Member], paths: Sequence[str]) -> Member | None:
     """Return the member with the first of the paths, else with the first of their last names; None without one."""
-    exact = {path.encode(): at for at, path in reversed(list(enumerate(paths)))}
-    last = {path.rpartition(b"/")[2]: at for path, at in exact.items()}
+    exact = {path.encode(): position for position, path in reversed(list(enumerate(paths)))}
+    last = {path.rpartition(b"/")[2]: position for path, position in exact.items()}
 
     def rank(member: Member) -> tuple[int, int, bytes] | None:
         name = member.name.removeprefix(b"./")
         if name in exact:
             return exact[name], 0, name
-        at = last.get(name.rpartition(b"/")[2])
-        return None if at is None else (len(paths) + at, name.count(b"/"), name)
+        position = last.get(name.rpartition(b"/")[2])
+        return None if position is None else (len(paths) + position, name.count(b"/"), name)
 
     ranked = [(order, member) for member in members if (order := rank(member)) is not None]
     return min(ranked)[1] if ranked else None
@@ -222,12 +222,14 @@ def _members(file: IO[bytes]) -> list[Member]:
     if end < 0:
         raise _corrupt("it is cut short")
     file.seek(end)
-    mark, disk, first, here, count, size, start, comment = _END.unpack(file.read(_END.size))
+    mark, disk, first, disk_count, count, size, start, comment = _END.unpack(file.read(_END.size))
     if mark != b"PK\5\6" or comment:
         raise _corrupt("it does not end with its directory")
-    if max(count, here) > MAX_ARCHIVE_ENTRIES:
-        raise RejectedInput("log_too_large", f"an archive of {max(count, here)} files, at most {MAX_ARCHIVE_ENTRIES}")
-    if disk or first or here != count or start + size != end:
+    if max(count, disk_count) > MAX_ARCHIVE_ENTRIES:
+        raise RejectedInput(
+            "log_too_large", f"an archive of {max(count, disk_count)} files, at most {MAX_ARCHIVE_ENTRIES}"
+        )
+    if disk or first or disk_count != count or start + size != end:
         raise _corrupt("its directory is elsewhere: it is split, zip64, or has other data around it")
     if size > MAX_ARCHIVE_DIRECTORY_BYTES:
         raise RejectedInput(
@@ -242,25 +244,25 @@ def _members(file: IO[bytes]) -> list[Member]:
 
 
 def _directory(data: bytes, count: int, start: int) -> list[Member]:
-    found: list[Member] = []
-    at = 0
+    members: list[Member] = []
+    offset = 0
     for _ in range(count):
-        if at + _ENTRY.size > len(data):
+        if offset + _ENTRY.size > len(data):
             raise _corrupt("its directory is cut short")
-        fields = _ENTRY.unpack_from(data, at)
+        fields = _ENTRY.unpack_from(data, offset)
         mark, flags, method, crc, packed, size = fields[0], fields[3], fields[4], *fields[7:10]
         lengths = fields[10:13]
         header = fields[16]
-        name = data[at + _ENTRY.size : at + _ENTRY.size + lengths[0]]
-        at += _ENTRY.size + sum(lengths)
-        if mark != b"PK\1\2" or at > len(data):
+        name = data[offset + _ENTRY.size : offset + _ENTRY.size + lengths[0]]
+        offset += _ENTRY.size + sum(lengths)
+        if mark != b"PK\1\2" or offset > len(data):
             raise _corrupt("its directory is damaged")
         if size > MAX_ARCHIVE_RATIO * packed:
             raise _corrupt("a file has more bytes than any that is packed so small")
-        found.append(Member(name, flags, method, crc, packed, size, header, start))
-    if at != len(data):
+        members.append(Member(name, flags, method, crc, packed, size, header, start))
+    if offset != len(data):
         raise _corrupt("its directory is longer than its entries")
-    return _apart(found, start)
+    return _apart(members, start)
 
 
 def _apart(members: list[Member], directory: int) -> list[Member]:
@@ -276,9 +278,9 @@ def _apart(members: list[Member], directory: int) -> list[Member]:
 
 
 def _unpacked(file: IO[bytes], member: Member) -> Iterator[bytes]:
-    at = _data(file, member)
+    offset = _data(file, member)
     size = crc = 0
-    for piece in _stored(file, at, member) if member.method == _STORED else _inflated(file, at, member):
+    for piece in _stored(file, offset, member) if member.method == _STORED else _inflated(file, offset, member):
         size += len(piece)
         if size > member.size:
             break

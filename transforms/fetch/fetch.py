@@ -262,7 +262,7 @@ class Fetcher:
                 thread.result()
 
     def _fetch_one(self, job: _Job, budget: _Budget) -> None:
-        began = time.monotonic()
+        start_s = time.monotonic()
         try:
             address = job.address or parse_address(job.text)
             read = attempt("fetch", self._read_or_fail, address, lambda size: budget.grow(job, size), job.facts)
@@ -273,7 +273,7 @@ class Fetcher:
                 job.failure = read
                 budget.release(job)
         finally:
-            job.seconds = time.monotonic() - began
+            job.seconds = time.monotonic() - start_s
 
     def _read_or_fail(
         self, address: Address, grow: Callable[[int], None], facts: JobFacts
@@ -388,13 +388,13 @@ def fetch_in_parts(
     waiting = batch.pending_runs
     threads = policy.threads
     while waiting:
-        copies = Batch(None, pending_runs=[replace(each) for each in waiting])
+        copies = Batch(None, pending_runs=[replace(pending) for pending in waiting])
         part = fetcher.fetch_part(copies, now_us, seconds, threads, end - time.monotonic(), PART_BYTES)
         del copies
-        full = {(each.origin, each.run_id) for each in part.settled if each.reason == "batch_full"}
+        full = {(pending.origin, pending.run_id) for pending in part.settled if pending.reason == "batch_full"}
         if full and time.monotonic() < end:
-            part.settled = [each for each in part.settled if each.reason != "batch_full"]
-            waiting = [each for each in waiting if (each.origin, each.mention.run_id) in full]
+            part.settled = [pending for pending in part.settled if pending.reason != "batch_full"]
+            waiting = [pending for pending in waiting if (pending.origin, pending.mention.run_id) in full]
             # Where few logs fit, fetching many at once wastes work.
             threads = min(policy.threads, max(1, len(part.pending_runs)) * 2)
         else:
@@ -404,15 +404,15 @@ def fetch_in_parts(
 
 def _split(part: Batch) -> Iterator[Batch]:
     """Split a part to bound the bytes to parse: many events may have the same log, and each gets its own table."""
-    rest = part.pending_runs[::-1]
+    unread = part.pending_runs[::-1]
     settled = part.settled
     part.pending_runs = []
-    while rest or settled:
-        group = [rest.pop()] if rest else []
-        size = sum(len(each.log or b"") for each in group)
-        while rest and size + len(rest[-1].log or b"") <= PART_BYTES:
-            size += len(rest[-1].log or b"")
-            group.append(rest.pop())
+    while unread or settled:
+        group = [unread.pop()] if unread else []
+        size = sum(len(pending.log or b"") for pending in group)
+        while unread and size + len(unread[-1].log or b"") <= PART_BYTES:
+            size += len(unread[-1].log or b"")
+            group.append(unread.pop())
         yield Batch(None, pending_runs=group, settled=settled)
         settled = []
         del group

@@ -36,7 +36,7 @@ def first_found(addresses: Iterable[Address], fetch: Callable[[Address], bytes])
             if absent.reason not in ("log_not_found", "log_forbidden"):
                 raise
             answers.append(absent)
-    forbidden = next((each for each in answers if each.reason == "log_forbidden"), None)
+    forbidden = next((answer for answer in answers if answer.reason == "log_forbidden"), None)
     reason, detail = (forbidden.reason, f": {forbidden.detail}") if forbidden else ("log_not_found", "")
     raise LogUnavailableError(reason, f"at none of {len(answers)} paths below the folder{detail}")
 
@@ -144,9 +144,9 @@ class _Walk:
             if name == "..":
                 self._at = self._at.rpartition("/")[0]
                 continue
-            here = f"{self._at}/{name}"
-            if any(root.startswith(f"{here}/") for root in self._roots):
-                self._at = here  # a root, or a folder above one: no symlink, as roots are stored
+            address = f"{self._at}/{name}"
+            if any(root.startswith(f"{address}/") for root in self._roots):
+                self._at = address  # a root, or a folder above one: no symlink, as roots are stored
                 continue
             if not f"{self._at}/".startswith(self._roots):
                 raise _not_allowed()
@@ -161,7 +161,7 @@ class _Walk:
                     self._at = ""
                 todo += _reversed(target)
             elif todo:
-                self._at = here
+                self._at = address
                 self._folder()
             elif stat.S_ISREG(mode):
                 return os.open(name, _FILE, dir_fd=folder)

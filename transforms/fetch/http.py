@@ -173,9 +173,9 @@ class HttpLogs:
     def _wire(self, response: httpcore.Response, want: str, most: int = 0) -> Iterator[bytes]:
         """Yield the body as it is sent, at most ``most`` bytes of it, by default `FetchPolicy.max_wire_bytes`."""
         most = most or self._policy.max_wire_bytes
-        known = {"", "identity"} | ({"gzip", "x-gzip"} if want == "gzip" else set())
+        accepted = {"", "identity"} | ({"gzip", "x-gzip"} if want == "gzip" else set())
         encodings = header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
-        if set(encodings.split(",")) - known:
+        if set(encodings.split(",")) - accepted:
             raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, want {want}")
         announced = header(response, b"content-length")
         if announced.isdigit() and int(announced) > most:

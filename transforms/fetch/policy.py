@@ -136,10 +136,10 @@ class Credential(Settings, frozen=True):
 
 def credential_of(credentials: Iterable[Credential], address: Address) -> Credential | None:
     """Return the credential of an address's host, None where there is none or the connection is not encrypted."""
-    for each in credentials:
-        rule = each.rule
+    for credential in credentials:
+        rule = credential.rule
         if (address.scheme, address.host, address.port) == ("https", rule.host, rule.port):
-            return each
+            return credential
     return None
 
 
@@ -264,13 +264,13 @@ class FetchPolicy:
     @cached_property
     def prefixes(self) -> tuple[tuple[str, str], ...]:
         """(bucket, key prefix), the prefix "" or with a final slash."""
-        found = []
+        prefixes = []
         for text in self.s3_prefixes:
             bucket, _, prefix = text.removeprefix("s3://").partition("/")
             if not text.startswith("s3://") or not bucket:
                 raise CimlError(f"fetch policy: {text!r} is not s3://bucket/prefix")
-            found.append((bucket, f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""))
-        return tuple(found)
+            prefixes.append((bucket, f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""))
+        return tuple(prefixes)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> FetchPolicy:
@@ -280,10 +280,10 @@ class FetchPolicy:
           CimlError: one line, for an unreadable file, an unknown key or an invalid value.
         """
         stored = read_toml(path) if path is not None else {}
-        known = [spec.name for spec in fields(cls)]
+        names = [spec.name for spec in fields(cls)]
         for key in (*stored, *options):
-            if key not in known:
-                raise CimlError(f"{path or 'fetch policy'}: unknown key {key!r}; choose from {', '.join(known)}")
+            if key not in names:
+                raise CimlError(f"{path or 'fetch policy'}: unknown key {key!r}; choose from {', '.join(names)}")
         return cls(**{**stored, **options})
 
     def problems(self) -> dict[str, str]:
@@ -291,18 +291,18 @@ class FetchPolicy:
 
         They are read again each time. A running ingest defers the logs that need them.
         """
-        found = {}
+        problems = {}
         for credential in self.credentials:
             try:
                 credential.read()
             except CimlError as error:
-                found[credential.host] = str(error)
+                problems[credential.host] = str(error)
         if self.ca_file:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(self.ca_file)
             except (OSError, ssl.SSLError) as error:
-                found["ca_file"] = f"cannot read the certificates in {self.ca_file}: {error}"
-        return found
+                problems["ca_file"] = f"cannot read the certificates in {self.ca_file}: {error}"
+        return problems
 
     def check(self) -> Self:
         """Return the policy. Raise `CimlError` if a credential or the certificates cannot be used at present."""
@@ -322,17 +322,17 @@ class FetchPolicy:
 
 
 def _credentials(value: Any) -> tuple[Credential, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(each, Credential | dict) for each in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, Credential | dict) for entry in value):
         raise CimlError("fetch policy: credentials must be tables [[credentials]]")
-    made = tuple(
-        each if isinstance(each, Credential) else Credential.from_json(each, f"fetch policy: credentials {number}")
-        for number, each in enumerate(value, 1)
+    credentials = tuple(
+        entry if isinstance(entry, Credential) else Credential.from_json(entry, f"fetch policy: credentials {number}")
+        for number, entry in enumerate(value, 1)
     )
-    rules = [each.rule for each in made]
-    for at, rule in enumerate(rules):
-        if rule in rules[:at]:
-            raise CimlError(f"fetch policy: credentials: two are of the host {made[at].host}")
-    return made
+    rules = [entry.rule for entry in credentials]
+    for index, rule in enumerate(rules):
+        if rule in rules[:index]:
+            raise CimlError(f"fetch policy: credentials: two are of the host {credentials[index].host}")
+    return credentials
 
 
 def _check_log_paths(paths: tuple[str, ...]) -> None:

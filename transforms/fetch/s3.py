@@ -127,10 +127,10 @@ class S3Logs:
 
 
 def _left(end: float) -> float:
-    left = end - time.monotonic()
-    if left <= 0:
+    remaining = end - time.monotonic()
+    if remaining <= 0:
         raise LogUnavailableError("log_timeout", "the time limit of the fetch was reached")
-    return left
+    return remaining
 
 
 def _failed(error: Exception) -> Exception:

@@ -62,20 +62,20 @@ class Timing:
 
     def observe(self, seconds: Iterable[float], *labels: str) -> None:
         """Record durations, s. Call it from the thread that processes the bundle: Beam knows no other."""
-        found = list(seconds)
-        mine = self.histogram.labels(*labels) if labels else self.histogram
-        for each in found:
-            mine.observe(each)
+        durations = list(seconds)
+        histogram = self.histogram.labels(*labels) if labels else self.histogram
+        for duration in durations:
+            histogram.observe(duration)
         name = "_".join((self._name, *labels))
-        Metrics.counter(NAMESPACE, f"{name}_count").inc(len(found))
-        Metrics.counter(NAMESPACE, f"{name}_ms").inc(round(sum(found) * 1000))
+        Metrics.counter(NAMESPACE, f"{name}_count").inc(len(durations))
+        Metrics.counter(NAMESPACE, f"{name}_ms").inc(round(sum(durations) * 1000))
 
     @contextmanager
     def timed(self, *labels: str) -> Iterator[None]:
         """Measure the block, where it succeeds."""
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         yield
-        self.observe([time.perf_counter() - began], *labels)
+        self.observe([time.perf_counter() - start_s], *labels)
 
 
 FETCH = Timing(_FETCH, "telemetry_fetch")
@@ -162,10 +162,10 @@ class _Take(beam.DoFn):
         seconds: list[float] = []
         try:
             with keep_error():
-                taken = take_logs(batch, self._policy, self._raw, int(self._clock() * 1e6), seconds)
+                pending = take_logs(batch, self._policy, self._raw, int(self._clock() * 1e6), seconds)
         finally:
             FETCH.observe(seconds)
-        yield taken
+        yield pending
 
 
 class TakeLogs(beam.PTransform):

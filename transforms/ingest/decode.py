@@ -80,15 +80,17 @@ def decode(
             if reason:
                 settled.append(Outcome("ignored", origin, event.key, facts, reason))
                 continue
-            own = event.message_for(facts.run_id, message)
+            run_message = event.message_for(facts.run_id, message)
             if not facts.log_url:
-                settled.append(dead_letter(origin, own, RejectedInput("missing_field", "log_url"), event.key, facts))
+                settled.append(
+                    dead_letter(origin, run_message, RejectedInput("missing_field", "log_url"), event.key, facts)
+                )
                 continue
             address = event.addresses.get(facts.run_id, "")
-            pending_runs.append(PendingRun(origin, event.key, facts, own, address=address))
+            pending_runs.append(PendingRun(origin, event.key, facts, run_message, address=address))
         for facts, fault in event.rejections:
-            own = event.message_for(facts.run_id, message)
-            settled.append(dead_letter(origin, own, fault, event.key, facts))
+            run_message = event.message_for(facts.run_id, message)
+            settled.append(dead_letter(origin, run_message, fault, event.key, facts))
     return Batch(batch.covers, [], pending_runs, settled)
 
 
@@ -143,15 +145,17 @@ def decode_lines(
       A batch of pending runs; ignored and known runs and dead letters are settled, as in
       `ciml.transforms.ingest.decode`. An unexpected exception affects only its own line (`ciml.transforms.guard`).
     """
-    done = Batch(covers)
-    for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known, completed or {})):
-        if isinstance(made, Batch):
-            done.pending_runs += made.pending_runs
-            done.settled += made.settled
-        elif covers.start <= some[0].number < covers.end:
-            origin = Origin(covers.topic, covers.partition, some[0].number)
-            done.settled.append(unread_dead_letter(origin, some[0].message(reading), made))
-    return done
+    decoded = Batch(covers)
+    for part_lines, decoded_part in bisect(
+        "decode", lines, lambda part: _decode(covers, part, reading, known, completed or {})
+    ):
+        if isinstance(decoded_part, Batch):
+            decoded.pending_runs += decoded_part.pending_runs
+            decoded.settled += decoded_part.settled
+        elif covers.start <= part_lines[0].number < covers.end:
+            origin = Origin(covers.topic, covers.partition, part_lines[0].number)
+            decoded.settled.append(unread_dead_letter(origin, part_lines[0].message(reading), decoded_part))
+    return decoded
 
 
 def _decode(
@@ -251,8 +255,8 @@ def _read_message(dead_letter: Outcome, message: Message, decoding: Decoding) ->
     covers = _place_of(dead_letter)
     batch = _decoded(covers, message, decoding)
     if dead_letter.run_id and dead_letter.run_id not in _runs(batch):
-        known = RunId.decode(dead_letter.run_id).source  # the name of its source at ingestion
-        batch = _decoded(covers, message, decoding._replace(names={ANY_SOURCE: known}))
+        source = RunId.decode(dead_letter.run_id).source  # the name of its source at ingestion
+        batch = _decoded(covers, message, decoding._replace(names={ANY_SOURCE: source}))
     return batch
 
 
@@ -268,7 +272,7 @@ def _place_of(dead_letter: Outcome) -> OffsetRange:
 
 
 def _runs(batch: Batch) -> set[str]:
-    return {each.run_id for each in batch.settled} | {each.mention.run_id for each in batch.pending_runs}
+    return {item.run_id for item in batch.settled} | {item.mention.run_id for item in batch.pending_runs}
 
 
 def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
@@ -276,10 +280,10 @@ def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
     pending_runs = batch.pending_runs
     settled = batch.settled
     if dead_letter.run_id:
-        pending_runs = [each for each in pending_runs if each.mention.run_id == dead_letter.run_id]
-        settled = [each for each in settled if each.run_id == dead_letter.run_id]
+        pending_runs = [pending_run for pending_run in pending_runs if pending_run.mention.run_id == dead_letter.run_id]
+        settled = [pending_run for pending_run in settled if pending_run.run_id == dead_letter.run_id]
         if not pending_runs and not settled:
-            reasons = [each for each in batch.settled if not each.run_id]
+            reasons = [pending_run for pending_run in batch.settled if not pending_run.run_id]
             if not reasons:
                 raise RejectedInput("other_run", "the message now decodes to another run")
             settled = [reasons[0].replace(mention=dead_letter.mention)]  # it cannot be decoded any more

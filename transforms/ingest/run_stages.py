@@ -33,11 +33,11 @@ def keep_error() -> Iterator[None]:
 
     One of a call that began before all were forgotten is of an earlier job, and is not kept.
     """
-    began = _times_cleared
+    cleared = _times_cleared
     try:
         yield
     except CimlError as error:
-        if began == _times_cleared and len(_kept) < _MOST_KEPT:
+        if cleared == _times_cleared and len(_kept) < _MOST_KEPT:
             _kept.append(error)
         raise
 
@@ -51,11 +51,11 @@ def kept_error(*, clear: bool = False) -> CimlError | None:
       clear: whether to forget all of them.
     """
     global _times_cleared
-    found = next((error for error in _kept if not isinstance(error, EngineError)), _kept[0] if _kept else None)
+    kept = next((error for error in _kept if not isinstance(error, EngineError)), _kept[0] if _kept else None)
     if clear:
         _times_cleared += 1
         _kept.clear()
-    return found
+    return kept
 
 
 #: Transient reasons, which do not depend on the log itself.
@@ -95,12 +95,12 @@ def settle(
       EngineError: the raw store does not answer, or ten or more logs are unreadable and no other is readable.
     """
     judged = [guarded_runs("trust", lambda part: judge(part, trust), batch) for batch in batches]
-    waiting = [each for batch in judged for each in batch.pending_runs]
-    done: list[Outcome] = []
+    waiting = [pending for batch in judged for pending in batch.pending_runs]
+    outcomes: list[Outcome] = []
     for part in _fetched(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
-        done += _stored(part, raw)
+        outcomes += _stored(part, raw)
         del part
-    return _shared_out(judged, done)
+    return _shared_out(judged, outcomes)
 
 
 def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, seconds: list[float] | None = None) -> Batch:
@@ -127,7 +127,7 @@ def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, second
 
 
 def _stored(part: Batch, raw: Store) -> list[Outcome]:
-    size = sum(len(each.log or b"") for each in part.pending_runs)
+    size = sum(len(pending.log or b"") for pending in part.pending_runs)
     with _one_at_a_time if size > SMALL_PART_BYTES else nullcontext():
         parsed = guarded_runs("parse", parse, part)
         return guarded_runs("store", lambda some: store(some, raw), parsed).settled
@@ -161,7 +161,7 @@ def _fetched(
     moment = int(time.time() * 1e6) if now_us is None else now_us
     policy = replace(policy, delays_s=())
     waiting = list(pending_runs)
-    of = {(each.origin, each.mention.run_id): each for each in waiting}
+    by_key = {(pending.origin, pending.mention.run_id): pending for pending in waiting}
     lost: list[Outcome] = []
     pauses = list(_PAUSES_S)
     answered = False
@@ -170,29 +170,31 @@ def _fetched(
         passing = False
         for part in fetch_in_parts(Batch(None, pending_runs=waiting), policy, moment):
             settled: list[Outcome] = []
-            for each in part.settled:
-                once_more = each.reason == "batch_full" or (pauses and each.reason in PASSING)
-                (later if once_more else settled).append(each)
-            answered = answered or bool(part.pending_runs) or any(each.reason not in PASSING for each in part.settled)
-            passing = passing or any(each.reason in PASSING for each in part.settled)
-            lost += [each for each in settled if each.reason in PASSING]
+            for pending in part.settled:
+                once_more = pending.reason == "batch_full" or (pauses and pending.reason in PASSING)
+                (later if once_more else settled).append(pending)
+            answered = (
+                answered or bool(part.pending_runs) or any(pending.reason not in PASSING for pending in part.settled)
+            )
+            passing = passing or any(pending.reason in PASSING for pending in part.settled)
+            lost += [pending for pending in settled if pending.reason in PASSING]
             part.settled = settled
             yield part
             del part
         if passing and pauses:
             sleep(pauses.pop(0))
-        waiting = [of[each.origin, each.run_id] for each in later]
+        waiting = [by_key[pending.origin, pending.run_id] for pending in later]
     if outages and not answered and len(lost) >= _ENOUGH:
         raise EngineError(f"none of {len(lost)} logs can be read: {lost[0].reason}, {lost[0].detail:.200}")
 
 
 def _shared_out(batches: Sequence[Batch], done: Sequence[Outcome]) -> list[Batch]:
     """Return the outcomes, each in the batch of its pending run."""
-    found: dict[tuple[Origin, str], Outcome] = {(each.origin, each.run_id): each for each in done}
+    by_key: dict[tuple[Origin, str], Outcome] = {(outcome.origin, outcome.run_id): outcome for outcome in done}
     return [
         Batch(
             batch.covers,
-            settled=batch.settled + [found[each.origin, each.mention.run_id] for each in batch.pending_runs],
+            settled=batch.settled + [by_key[outcome.origin, outcome.mention.run_id] for outcome in batch.pending_runs],
         )
         for batch in batches
     ]

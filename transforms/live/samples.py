@@ -53,7 +53,7 @@ class Part:
     def take(self, rows: np.ndarray, ends: tuple[tuple[int, int], ...]) -> Part:
         """Return the samples of ``rows``, indices int64 or mask bool [n], with other ends."""
         recorder, sequence, time_us, boot, values = (
-            each[rows] for each in (self.recorder, self.sequence, self.time_us, self.boot, self.values)
+            column[rows] for column in (self.recorder, self.sequence, self.time_us, self.boot, self.values)
         )
         return replace(self, recorder=recorder, sequence=sequence, time_us=time_us, boot=boot, values=values, ends=ends)
 
@@ -67,23 +67,23 @@ def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, .
     """Join the messages of one run, with their offsets, in topic order, to one part with the given columns."""
     samples = [message for _, message in messages if isinstance(message, Samples)]
     ends = tuple((message.recorder_us, message.samples) for _, message in messages if isinstance(message, End))
-    sizes = [each.sequence.size for each in samples]
+    sizes = [sample.sequence.size for sample in samples]
     values = np.full((sum(sizes), len(columns)), np.nan)
     present = np.zeros(len(columns), bool)
     begin = 0
-    for each, size in zip(samples, sizes, strict=True):
-        ours, theirs = _common(columns, each.columns)
-        values[begin : begin + size, ours] = each.values[:, theirs]
+    for sample, size in zip(samples, sizes, strict=True):
+        ours, theirs = _common(columns, sample.columns)
+        values[begin : begin + size, ours] = sample.values[:, theirs]
         present[ours] = True
         begin += size
     return Part(
-        np.repeat(np.array([each.recorder_us for each in samples], np.int64), sizes),
-        _concatenated([each.sequence for each in samples], np.int64),
-        _concatenated([each.time_us for each in samples], np.int64),
-        _concatenated([each.boot for each in samples], np.bool_),
+        np.repeat(np.array([sample.recorder_us for sample in samples], np.int64), sizes),
+        _concatenated([sample.sequence for sample in samples], np.int64),
+        _concatenated([sample.time_us for sample in samples], np.int64),
+        _concatenated([sample.boot for sample in samples], np.bool_),
         values,
         present,
-        min((each.first_us for each in samples), default=NEVER_US),
+        min((sample.first_us for sample in samples), default=NEVER_US),
         ends,
         partition,
         messages[0][0],
@@ -133,13 +133,13 @@ def unseen(part: Part, seen: Mapping[int, RangeSet]) -> np.ndarray:
     Returns:
       Their indices: int64 [m], ascending.
     """
-    found = []
+    unseen_rows = []
     for recorder, rows in by_start(part):
         numbers = part.sequence[rows]
         gaps = seen.get(recorder, RangeSet()).missing(int(numbers[0]), int(numbers[-1]) + 1)
         bounds = np.array(gaps, np.int64).ravel()  # start, end, start, end, …: odd positions are within a gap
-        found.append(rows[np.searchsorted(bounds, numbers, side="right") % 2 == 1])
-    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        unseen_rows.append(rows[np.searchsorted(bounds, numbers, side="right") % 2 == 1])
+    return np.sort(np.concatenate(unseen_rows)) if unseen_rows else np.zeros(0, np.int64)
 
 
 def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
@@ -180,12 +180,12 @@ def pack(part: Part) -> bytes:
 def unpack(data: bytes) -> Part:
     """Decode the bytes of `pack`."""
     columns, n, ends, first_us, partition, first, last = _HEAD.unpack_from(data)
-    at = _HEAD.size + _END.size * ends
-    found = tuple(_END.iter_unpack(data[_HEAD.size : at]))
-    present = np.frombuffer(data, np.bool_, columns, at)
-    at += columns
-    recorder, sequence, time_us = np.frombuffer(data, "<i8", 3 * n, at).reshape(3, n)
-    at += 24 * n
-    boot = np.frombuffer(data, np.bool_, n, at)
-    values = np.frombuffer(data, "<f8", n * columns, at + n).reshape(n, columns)
-    return Part(recorder, sequence, time_us, boot, values, present, first_us, found, partition, first, last)
+    offset = _HEAD.size + _END.size * ends
+    ends_found = tuple(_END.iter_unpack(data[_HEAD.size : offset]))
+    present = np.frombuffer(data, np.bool_, columns, offset)
+    offset += columns
+    recorder, sequence, time_us = np.frombuffer(data, "<i8", 3 * n, offset).reshape(3, n)
+    offset += 24 * n
+    boot = np.frombuffer(data, np.bool_, n, offset)
+    values = np.frombuffer(data, "<f8", n * columns, offset + n).reshape(n, columns)
+    return Part(recorder, sequence, time_us, boot, values, present, first_us, ends_found, partition, first, last)

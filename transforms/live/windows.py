@@ -158,7 +158,7 @@ class LiveRun:
         self.seen: dict[int, RangeSet] = {}
         self.ends: dict[int, int] = {}
         self._published = [
-            _Published(each, [self.columns.index(name) for name in each.resolved.columns]) for each in datasets
+            _Published(dataset, [self.columns.index(name) for name in dataset.resolved.columns]) for dataset in datasets
         ]
         self._present = np.zeros(len(self.columns), bool)
         self._first_us = self._day_us = NEVER_US
@@ -177,9 +177,9 @@ class LiveRun:
         """The number of samples known to be missing."""
         total = 0
         for recorder in self.seen.keys() | self.ends.keys():
-            seen = self.seen.get(recorder, RangeSet())
-            last = max((end for _, end in seen), default=0)
-            total += max(self.ends.get(recorder, 0), last) - seen.count()
+            received = self.seen.get(recorder, RangeSet())
+            last = max((end for _, end in received), default=0)
+            total += max(self.ends.get(recorder, 0), last) - received.count()
         return total
 
     @property
@@ -205,32 +205,32 @@ class LiveRun:
             raise RejectedInput("too_many_restarts", f"more than {MAX_LOG_STARTS} starts of the recorder")
         if not new.size and not ends:
             return None
-        taken = part.take(new, ends)
+        accepted = part.take(new, ends)
         self.ends.update(ends)
-        self._present |= taken.present
-        self._first_us = min(self._first_us, taken.first_us)
-        for recorder, rows in by_start(taken):
-            seen = self.seen.setdefault(recorder, RangeSet())
-            numbers = taken.sequence[rows]
+        self._present |= accepted.present
+        self._first_us = min(self._first_us, accepted.first_us)
+        for recorder, rows in by_start(accepted):
+            received = self.seen.setdefault(recorder, RangeSet())
+            numbers = accepted.sequence[rows]
             for group in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
-                seen.add(int(group[0]), int(group[-1]) + 1)
-        if taken.size:
-            self._insert(taken)
-            self._new.append(taken.time_us)
-        return taken
+                received.add(int(group[0]), int(group[-1]) + 1)
+        if accepted.size:
+            self._insert(accepted)
+            self._new.append(accepted.time_us)
+        return accepted
 
     def _insert(self, part: Part) -> None:
         """Insert samples in order. Later samples are moved, usually none."""
         begin = int(np.searchsorted(self._time[: self.size], part.time_us.min(), side="left"))
         size = self.size + part.size
-        kept = (self._time, self._recorder, self._sequence, self._boot, self._values)
+        columns = (self._time, self._recorder, self._sequence, self._boot, self._values)
         came = (part.time_us, part.recorder, part.sequence, part.boot, part.values)
-        tails = [np.concatenate([ours[begin : self.size], theirs]) for ours, theirs in zip(kept, came, strict=True)]
+        tails = [np.concatenate([ours[begin : self.size], theirs]) for ours, theirs in zip(columns, came, strict=True)]
         order = np.lexsort((tails[2], tails[1], tails[0]))
         if size > self._time.size:
-            kept = tuple(np.resize(ours, (2 * size, *ours.shape[1:])) for ours in kept)  # type: ignore[assignment]
-            self._time, self._recorder, self._sequence, self._boot, self._values = kept
-        for ours, tail in zip(kept, tails, strict=True):
+            columns = tuple(np.resize(ours, (2 * size, *ours.shape[1:])) for ours in columns)  # type: ignore[assignment]
+            self._time, self._recorder, self._sequence, self._boot, self._values = columns
+        for ours, tail in zip(columns, tails, strict=True):
             ours[begin:size] = tail[order]
         self.size = size
 
@@ -277,7 +277,7 @@ class LiveRun:
         starts = starts[due]
         begins = begins[due]
         counts = counts[due]
-        values, kept = self._values_of(published, begins, counts)
+        values, complete = self._values_of(published, begins, counts)
         kinds: list[PaneKind] = [
             "late" if n < before else "final" if n < published.below else "early" for n in numbers.tolist()
         ]
@@ -285,13 +285,13 @@ class LiveRun:
             Pane(
                 published.dataset,
                 self._day_us,
-                int(numbers[at]),
-                int(starts[at]),
-                int(counts[at]),
-                kinds[at],
-                values[at],
+                int(numbers[row]),
+                int(starts[row]),
+                int(counts[row]),
+                kinds[row],
+                values[row],
             )
-            for at in np.flatnonzero(kept).tolist()
+            for row in np.flatnonzero(complete).tolist()
         ]
 
     def _values_of(
@@ -305,16 +305,16 @@ class LiveRun:
             window = window[~self._boot[rows]]
             rows = rows[~self._boot[rows]]
         values = np.zeros((begins.size, len(published.indices)), np.float32)
-        kept = np.zeros(begins.size, bool)
+        is_complete = np.zeros(begins.size, bool)
         if not rows.size:
-            return values, kept
+            return values, is_complete
         groups, first = np.unique(window, return_index=True)
         reduced, complete = reduce_windows(
-            [self._values[rows, at] for at in published.indices], first, definition.sample_statistic
+            [self._values[rows, column] for column in published.indices], first, definition.sample_statistic
         )
         values[groups] = as_stored(reduced)
-        kept[groups] = complete & np.isfinite(values[groups]).all(axis=1)
-        return values, kept
+        is_complete[groups] = complete & np.isfinite(values[groups]).all(axis=1)
+        return values, is_complete
 
     def examples_due(self) -> bool:
         """Return whether the run has grown enough to publish its examples again."""
@@ -342,7 +342,7 @@ class LiveRun:
         """Return the telemetry that the data sets need, as stored, in order of time."""
         size = self.size
         there = np.flatnonzero(self._present)
-        names = [self.columns[at] for at in there.tolist()]
+        names = [self.columns[index] for index in there.tolist()]
         return telemetry_table(names, self._time[:size], self._boot[:size], self._values[:size, there])
 
     @classmethod

@@ -141,7 +141,7 @@ def clocks(
 ) -> Iterator[tuple[Clock, int | None]]:
     """Yield the candidate clocks of times from ``first`` to ``last``, and the header's date by each, µs UTC."""
     anchor = first if date_us is None else date_us
-    found = False
+    is_known = False
     for name in (zone, hint or ""):
         offset = fixed_offset(name)
         if offset is not None:
@@ -154,13 +154,13 @@ def clocks(
             if clock is None:
                 continue
             if name not in _ABBREVIATIONS:
-                found = True
+                is_known = True
                 yield clock, None
                 continue
             for instant in _instants(place, anchor, name):
-                found = True
+                is_known = True
                 yield clock, instant if date_us is not None else None
-        if found:
+        if is_known:
             return
     for minutes in _OFFSETS:
         offset = minutes * 60 * SECOND
@@ -183,11 +183,11 @@ def _instants(place: str, local: int, name: str) -> list[int]:
     """Return the instants (0 to 2) at which a place's clock showed a time and its zone was called ``name``."""
     pieces = _pieces(place, local - 2 * DAY, local + 2 * DAY) or []
     since = [instant for instant, _, _ in pieces]
-    found = (
+    candidates = (
         (local - offset, pieces[bisect_right(since, local - offset, 1) - 1])
         for offset in sorted({offset for _, offset, _ in pieces}, reverse=True)
     )
-    return [instant for instant, (_, offset, called) in found if (instant + offset, called) == (local, name)]
+    return [instant for instant, (_, offset, called) in candidates if (instant + offset, called) == (local, name)]
 
 
 def _places(name: str, hint: str | None) -> list[str]:
@@ -210,8 +210,8 @@ def _history(place: str, first: int, last: int) -> Clock | None:
     pieces = _pieces(place, first - 2 * DAY, last + 2 * DAY)
     if pieces is None:
         return None
-    changed = [at for at, (_, offset, _) in enumerate(pieces) if not at or offset != pieces[at - 1][1]]
-    return Clock(place, tuple(pieces[at][0] for at in changed), tuple(pieces[at][1] for at in changed))
+    changed = [index for index, (_, offset, _) in enumerate(pieces) if not index or offset != pieces[index - 1][1]]
+    return Clock(place, tuple(pieces[index][0] for index in changed), tuple(pieces[index][1] for index in changed))
 
 
 #: From an instant on, µs UTC: the offset of a zone, µs, and its name.
@@ -243,22 +243,22 @@ def _changes(place: str, year: int) -> tuple[_Piece, ...] | None:
     zone = _zone(place)
     if zone is None:
         return None
-    begin, end = (epoch_us(each, 1, 1) or 0 for each in (year, year + 1))
-    found = [_piece(zone, begin)]
+    begin, end = (epoch_us(start_year, 1, 1) or 0 for start_year in (year, year + 1))
+    pieces = [_piece(zone, begin)]
     for low in range(begin, end, _STEP):
         high = min(low + _STEP, end)
-        if _piece(zone, high)[1:] == found[-1][1:]:
+        if _piece(zone, high)[1:] == pieces[-1][1:]:
             continue
         before = low
         change = high
         while change - before > SECOND:
             middle = (before + change) // 2 // SECOND * SECOND
-            if _piece(zone, middle)[1:] == found[-1][1:]:
+            if _piece(zone, middle)[1:] == pieces[-1][1:]:
                 before = middle
             else:
                 change = middle
-        found.append(_piece(zone, change))
-    return tuple(found)
+        pieces.append(_piece(zone, change))
+    return tuple(pieces)
 
 
 def _piece(zone: ZoneInfo, us: int) -> _Piece:
@@ -327,7 +327,7 @@ def to_utc(
     bounded = [(name, reading) for name, reading in tried if _within(first, last, reading, start_us, end_us)]
     if len(bounded) > 1 and any(not isinstance(reading, int) for _, reading in bounded):
         jumps = [_jumps(local if isinstance(reading, int) else reading) for _, reading in bounded]
-        bounded = [each for each, count in zip(bounded, jumps, strict=True) if count == min(jumps)]
+        bounded = [candidate for candidate, count in zip(bounded, jumps, strict=True) if count == min(jumps)]
     if len(bounded) == 1:
         return _times(local, bounded[0][1])
     names = ", ".join(dict.fromkeys(name for name, _ in (bounded or tried)))
@@ -400,9 +400,9 @@ def _readings(local: Int64, clock: Clock, date_utc: int | None) -> Iterator[_Rea
         for choice in choices:
             choice[begin:end] = by_fold
         if not sure and not second.any() and len(choices) == 1:
-            other = choices[0].copy()
-            other[begin:end] = late[begin:end]
-            choices.append(other)
+            later = choices[0].copy()
+            later[begin:end] = late[begin:end]
+            choices.append(later)
     for choice in choices:
         ahead = local - choice
         yield int(ahead[0]) if (ahead == ahead[0]).all() else choice

@@ -117,7 +117,7 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
     for index, log in enumerate(logs):
         try:
             text = inflate(log.data, limits.max_bytes)
-            batch[index] = [_Part(index, each, not number) for number, each in enumerate(split_segments(text))]
+            batch[index] = [_Part(index, segment, not number) for number, segment in enumerate(split_segments(text))]
         except RejectedInput as rejection:
             results[index] = rejection
             continue
@@ -189,9 +189,9 @@ def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], reje
     slices = [slice(int(end) - count, int(end)) for end, count in zip(ends, rows.counts, strict=True)]
     utc, ok = _times(logs, columns, parts, rows, slices, rejected)
     boot = np.zeros(len(utc), np.bool_)
-    for where, kept in zip(slices, rows.first_kept, strict=True):
+    for where, is_first in zip(slices, rows.first_kept, strict=True):
         if where.start < where.stop:
-            boot[where.start] = kept
+            boot[where.start] = is_first
 
     names = [name for name in columns.names if name]
     time = pa.Array.from_buffers(_TIME_TYPE, len(utc), [None, pa.py_buffer(utc)])
@@ -199,13 +199,13 @@ def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], reje
     nullable = [index for index, column in enumerate(rows.values, 2) if column.null_count]
     all_ok = bool(ok.all())
     for part, where, dropped in zip(parts, slices, rows.dropped, strict=True):
-        mine = table.slice(where.start, where.stop - where.start)
+        part_table = table.slice(where.start, where.stop - where.start)
         if not all_ok and not bool(ok[where].all()):
-            mine = mine.filter(_to_arrow(ok[where]))
-        part.table = mine
-        part.bad_times = where.stop - where.start - mine.num_rows
+            part_table = part_table.filter(_to_arrow(ok[where]))
+        part.table = part_table
+        part.bad_times = where.stop - where.start - part_table.num_rows
         part.dropped = dropped + part.bad_times + part.segment.torn
-        part.nulls = sum(mine.column(index).null_count for index in nullable)
+        part.nulls = sum(part_table.column(index).null_count for index in nullable)
 
 
 def _to_arrow(values: Bool) -> pa.Array:
@@ -227,8 +227,8 @@ def _times(
         return _spaced_times(logs, parts, rows, slices)
     cells = read_cells(rows.time)
     references = [_reference(logs[part.log], part.segment) for part in parts]
-    known = np.array([reference if reference is not None else _NO_TIME for reference in references], np.int64)
-    reference = np.repeat(known, rows.counts)
+    near_times = np.array([reference if reference is not None else _NO_TIME for reference in references], np.int64)
+    reference = np.repeat(near_times, rows.counts)
     local, ok = local_times(cells, np.where(reference == _NO_TIME, 0, reference))
     ok &= (cells.year > 0) | (reference != _NO_TIME)
     clock_only = cells.ok & ~cells.absolute & (cells.month == 0)
@@ -243,17 +243,19 @@ def _times(
     for part, where in zip(parts, slices, strict=True):
         log = logs[part.log]
         segment = part.segment
-        here = ok[where]
-        if not here.any():
+        part_ok = ok[where]
+        if not part_ok.any():
             continue
         offset = fixed_offset(segment.zone or log.zone or "")
-        if offset is not None and not may_change(segment.zone or log.zone or "", local[where][here], segment.date_us):
+        if offset is not None and not may_change(
+            segment.zone or log.zone or "", local[where][part_ok], segment.date_us
+        ):
             if offset:
-                utc[where][here] -= offset
+                utc[where][part_ok] -= offset
             continue
         try:
-            utc[where][here] = to_utc(
-                local[where][here], segment.date_us, segment.zone, log.start_us, log.end_us, log.zone
+            utc[where][part_ok] = to_utc(
+                local[where][part_ok], segment.date_us, segment.zone, log.start_us, log.end_us, log.zone
             )
         except RejectedInput as rejection:
             rejected[part.log] = rejection
@@ -265,8 +267,8 @@ def _reference(log: Log, segment: Segment) -> int | None:
     """Return a local time near the samples of a segment; within a day is close enough."""
     if segment.near_us is not None:
         return segment.near_us
-    near = log.start_us if log.start_us is not None else log.end_us
-    return near if near is None else near + (fixed_offset(segment.zone or log.zone or "") or 0)
+    start_us = log.start_us if log.start_us is not None else log.end_us
+    return start_us if start_us is None else start_us + (fixed_offset(segment.zone or log.zone or "") or 0)
 
 
 def _spaced_times(logs: Sequence[Log], parts: list[_Part], rows: Rows, slices: list[slice]) -> tuple[Int64, Bool]:
@@ -364,11 +366,11 @@ def _read(path: str) -> bytes | RejectedInput:
 
 
 def _parsed(read: Sequence[Log | RejectedInput]) -> Iterator[pa.Table | RejectedInput]:
-    logs = [each for each in read if isinstance(each, Log)]
+    logs = [entry for entry in read if isinstance(entry, Log)]
     tables = (
         table
-        for _, found in bisect("parse", logs, parse_logs)
-        for table in ([found] if isinstance(found, RejectedInput) else found)
+        for _, tables_part in bisect("parse", logs, parse_logs)
+        for table in ([tables_part] if isinstance(tables_part, RejectedInput) else tables_part)
     )
-    for each in read:
-        yield next(tables) if isinstance(each, Log) else each
+    for entry in read:
+        yield next(tables) if isinstance(entry, Log) else entry

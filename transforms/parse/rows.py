@@ -68,11 +68,11 @@ def repair(body: bytes, columns: Columns) -> Repaired:
         lines = _Lines(np.frombuffer(body, np.uint8, end - position, position).copy(), len(columns.names))
         words = words or _word_cells(lines, columns)
         keep = lines.regularise(words)
-        kept = int(np.count_nonzero(keep))
+        kept_rows = int(np.count_nonzero(keep))
         if len(keep) and first_kept is None:
             first_kept = bool(keep[0])
-        rows += kept
-        dropped += len(keep) - kept
+        rows += kept_rows
+        dropped += len(keep) - kept_rows
         parts.append(lines.joined(keep))
         position = end
     return Repaired(b"".join(parts), rows, dropped, bool(first_kept))
@@ -155,13 +155,13 @@ class _Lines:
 
 def _word_cells(lines: _Lines, columns: Columns) -> tuple[int, int] | None:
     """Return the first and last index of text cells: by their names, or never a number in the first lines."""
-    found = set(columns.text)
+    word_cells = set(columns.text)
     sample = lines.sample()
     for index in range(len(columns.names)):
         values = [row[index].strip() for row in sample]
         if index not in (columns.time, columns.epoch) and any(values) and not any(_may_be_number(v) for v in values):
-            found.add(index)
-    return (min(found), max(found)) if found else None
+            word_cells.add(index)
+    return (min(word_cells), max(word_cells)) if word_cells else None
 
 
 def _may_be_number(value: bytes) -> bool:
@@ -212,38 +212,49 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
     if any(regular) and not all(regular):
         parts = [
             (index, read_rows([bodies[i] for i in index], columns))
-            for wanted in (True, False)
-            if (index := [i for i, is_regular in enumerate(regular) if is_regular is wanted])
+            for is_selected in (True, False)
+            if (index := [i for i, is_regular in enumerate(regular) if is_regular is is_selected])
         ]
         return _interleave(parts, len(bodies))
     repaired = [repair(body, columns) for body in bodies]
-    table = _read([each.body for each in repaired], [each.rows for each in repaired], columns, as_numbers=False)
+    table = _read(
+        [repaired_body.body for repaired_body in repaired],
+        [repaired_body.rows for repaired_body in repaired],
+        columns,
+        as_numbers=False,
+    )
     if table is None and len(bodies) > 1:  # one of them is irregular: read each alone
         return _interleave([([index], read_rows([body], columns)) for index, body in enumerate(bodies)], len(bodies))
     if table is None:
         # The reader treats something differently, such as a byte order mark: the body has no rows.
-        repaired = [Repaired(b"", 0, each.dropped + each.rows, False) for each in repaired]
+        repaired = [Repaired(b"", 0, repaired_body.dropped + repaired_body.rows, False) for repaired_body in repaired]
         table = pa.table({str(index): pa.nulls(0, pa.binary()) for index in range(cells)})
-    counts = [each.rows for each in repaired]
-    return _rows(table, columns, counts, [each.dropped for each in repaired], [each.first_kept for each in repaired])
+    counts = [repaired_body.rows for repaired_body in repaired]
+    return _rows(
+        table,
+        columns,
+        counts,
+        [repaired_body.dropped for repaired_body in repaired],
+        [repaired_body.first_kept for repaired_body in repaired],
+    )
 
 
 def _is_regular(body: bytes, rows: int, cells: int) -> bool:
     """Return whether a body is probably readable by the fast path; cheap, and errors cost only time."""
     if b",-," in body or b",-\n" in body or _has_long_row(body):
         return False  # a text for "no value", or something that only `repair` removes
-    rest = body.translate(None, _NUMERIC_BYTES)
-    return len(rest) == rows * (cells - 1) and rest.count(b",") == len(rest)
+    unexpected = body.translate(None, _NUMERIC_BYTES)
+    return len(unexpected) == rows * (cells - 1) and unexpected.count(b",") == len(unexpected)
 
 
 def _has_long_row(body: bytes) -> bool:
     """Return whether a body has a row beyond `MAX_LOG_ROW_BYTES`."""
-    at = 0
-    while len(body) - at > MAX_LOG_ROW_BYTES:
-        end = body.rfind(b"\n", at, at + MAX_LOG_ROW_BYTES + 1)
+    start = 0
+    while len(body) - start > MAX_LOG_ROW_BYTES:
+        end = body.rfind(b"\n", start, start + MAX_LOG_ROW_BYTES + 1)
         if end < 0:
             return True
-        at = end + 1
+        start = end + 1
     return False
 
 
@@ -255,9 +266,9 @@ def _interleave(parts: list[tuple[list[int], Rows]], count: int) -> Rows:
         for number, body in enumerate(index):
             where[body] = (part, base, number)
             base += rows.counts[number]
-    each = [where[body] for body in range(count)]
-    counts = [parts[part][1].counts[number] for part, _, number in each]
-    order = np.concatenate([np.arange(first, first + n) for (_, first, _), n in zip(each, counts, strict=True)])
+    places = [where[body] for body in range(count)]
+    counts = [parts[part][1].counts[number] for part, _, number in places]
+    order = np.concatenate([np.arange(first, first + n) for (_, first, _), n in zip(places, counts, strict=True)])
     take = pa.Array.from_buffers(pa.int64(), len(order), [None, pa.py_buffer(order.astype(np.int64))])
 
     def joined(arrays: list[pa.Array]) -> pa.Array:
@@ -269,8 +280,8 @@ def _interleave(parts: list[tuple[list[int], Rows]], count: int) -> Rows:
         epoch=None if reads[0].epoch is None else joined([rows.epoch for rows in reads]),
         values=[joined(list(arrays)) for arrays in zip(*(rows.values for rows in reads), strict=True)],
         counts=counts,
-        dropped=[parts[part][1].dropped[number] for part, _, number in each],
-        first_kept=[parts[part][1].first_kept[number] for part, _, number in each],
+        dropped=[parts[part][1].dropped[number] for part, _, number in places],
+        first_kept=[parts[part][1].first_kept[number] for part, _, number in places],
     )
 
 

@@ -16,8 +16,11 @@ def parse(batch: Batch) -> Batch:
     """
     if not batch.pending_runs:
         return batch
-    logs = [Log(each.log or b"", each.mention.start_us, each.mention.end_us) for each in batch.pending_runs]
-    kept: list[PendingRun] = []
+    logs = [
+        Log(pending_run.log or b"", pending_run.mention.start_us, pending_run.mention.end_us)
+        for pending_run in batch.pending_runs
+    ]
+    parsed: list[PendingRun] = []
     settled = list(batch.settled)
     for pending, result in zip(batch.pending_runs, parse_logs(logs), strict=True):
         pending.log = None
@@ -26,8 +29,8 @@ def parse(batch: Batch) -> Batch:
             settled.append(_dead_letter(pending, result))
         else:
             pending.telemetry = result
-            kept.append(pending)
-    return Batch(batch.covers, batch.messages, kept, settled)
+            parsed.append(pending)
+    return Batch(batch.covers, batch.messages, parsed, settled)
 
 
 def _dead_letter(pending: PendingRun, rejected: RejectedInput) -> Outcome:

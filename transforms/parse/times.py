@@ -65,8 +65,8 @@ def check_size(segments: Sequence[Segment]) -> None:
 def _columns(headers: Collection[Columns]) -> int:
     """Return the number of columns of all headers, without time columns."""
     if len(headers) == 1:
-        return sum(len(each.names) - each.names.count("") for each in headers)
-    return len({name for each in headers for name in each.names if name})
+        return sum(len(header.names) - header.names.count("") for header in headers)
+    return len({name for header in headers for name in header.names if name})
 
 
 def _lines(body: bytes) -> int:
@@ -92,8 +92,10 @@ def join_starts(tables: Sequence[pa.Table]) -> pa.Table:
         for name in telemetry_columns(table.column_names):
             values[index_of[name], begin:end] = with_nans(table.column(name).combine_chunks())
         begin = end
-    own = pa.concat_tables([table.select(OWN_COLUMNS) for table in tables]).combine_chunks()
-    return pa.Table.from_arrays([*own.columns, *map(_to_arrow, values)], names=[*own.column_names, *names])
+    own_columns = pa.concat_tables([table.select(OWN_COLUMNS) for table in tables]).combine_chunks()
+    return pa.Table.from_arrays(
+        [*own_columns.columns, *map(_to_arrow, values)], names=[*own_columns.column_names, *names]
+    )
 
 
 def _to_arrow(column: np.ndarray) -> pa.Array:
@@ -208,9 +210,9 @@ def _forms(width: int) -> list[str]:
     for base in ("dd-mm HH:MM:SS", "bbb-dd HH:MM:SS", "HH:MM:SS", "yyyy-mm-dd HH:MM:SS", "yyyy-mm-ddTHH:MM:SS"):
         zones = ("", "Z", "szzzz", "szz:zz", "szz") if base[0] == "y" else ("",)
         for zone in zones:
-            left = width - len(base) - len(zone)
-            if left == 0 or 2 <= left <= 10:
-                forms.append(base + ("." + "f" * (left - 1) if left else "") + zone)
+            digits = width - len(base) - len(zone)
+            if digits == 0 or 2 <= digits <= 10:
+                forms.append(base + ("." + "f" * (digits - 1) if digits else "") + zone)
     if width in (9, 10) or 12 <= width <= 20:
         forms.append("u" * width if width in (9, 10, 12, 13) else "u" * 10 + "." + "f" * (width - 11))
     return forms
@@ -309,12 +311,12 @@ def local_times(cells: Cells, reference_us: Int64 | int) -> tuple[Int64, Bool]:
     year = np.where(cells.year > 0, cells.year, _years(reference))
     result = civil_days(year, month, cells.day) * DAY + cells.clock
     away = result - reference
-    free = ok & (cells.year == 0) & (cells.month > 0)
-    wrong = free & (np.abs(away) > 183 * DAY)
+    yearless = ok & (cells.year == 0) & (cells.month > 0)
+    wrong = yearless & (np.abs(away) > 183 * DAY)
     if wrong.any():
         year = np.where(wrong, year - np.sign(away), year)
         result = np.where(wrong, civil_days(year, month, cells.day) * DAY + cells.clock, result)
-    ok &= ~(free & (month == 2) & (cells.day == 29) & ~_is_leap(year))
+    ok &= ~(yearless & (month == 2) & (cells.day == 29) & ~_is_leap(year))
     alone = ok & (cells.month == 0)
     if alone.any():
         result = np.where(alone, _days_of_clock(cells.clock, alone, reference), result)

@@ -50,34 +50,34 @@ def suggest(columns: Columns, sample: Sequence[Mapping[str, Any]]) -> tuple[Sugg
       columns: the meaning of the table's columns.
       sample: some of its rows, by column.
     """
-    found: list[Suggestion] = []
-    free = list(columns.labels)
+    suggestions: list[Suggestion] = []
+    unused = list(columns.labels)
     for ours in columns.not_found:
-        names = _time_columns(ours, free, columns, sample) if ours in _TIMES else free
-        near = _most_similar(ours, names)
-        if near is None and ours in _TIMES and len(names) == 1:
-            found.append(Suggestion(ours, names[0], "holds times"))
-        elif near is not None:
-            why = "holds times" if ours in _TIMES else f"is spelled like {near[1]}"
-            found.append(Suggestion(ours, near[0], why))
+        names = _time_columns(ours, unused, columns, sample) if ours in _TIMES else unused
+        similar = _most_similar(ours, names)
+        if similar is None and ours in _TIMES and len(names) == 1:
+            suggestions.append(Suggestion(ours, names[0], "holds times"))
+        elif similar is not None:
+            why = "holds times" if ours in _TIMES else f"is spelled like {similar[1]}"
+            suggestions.append(Suggestion(ours, similar[0], why))
         else:
             continue
-        free.remove(found[-1].theirs)
-    return tuple(found)
+        unused.remove(suggestions[-1].theirs)
+    return tuple(suggestions)
 
 
 def _time_columns(ours: str, free: Sequence[str], columns: Columns, sample: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the columns whose values are times that may be the start, or the end, of the runs."""
     start, end = (columns.theirs(name) for name in _TIMES)
-    found = []
+    fitting = []
     for name in free:
         cells = [cell for row in sample if not is_missing(cell := row.get(name))]
         if not cells or not are_times(cells):
             continue
         first, second = (name, end) if ours == "start_time" else (start, name)
         if are_ordered(sample, first, second):
-            found.append(name)
-    return found
+            fitting.append(name)
+    return fitting
 
 
 def _most_similar(ours: str, names: Sequence[str]) -> tuple[str, str] | None:
@@ -238,13 +238,13 @@ def checked_columns(table: str, names: Iterable[str]) -> tuple[str, ...]:
     columns = tuple(names)
     if len(columns) > MAX_RESULTS_COLUMNS:
         raise CimlError(f"{table} has {len(columns):,} columns, at most {MAX_RESULTS_COLUMNS:,}; leave some out")
-    seen = set[str]()
+    unique = set[str]()
     for name in columns:
         if len(name) > MAX_COLUMN_NAME_CHARACTERS:
             raise CimlError(f"{table}: the column {name!r:.60} has a name that is too long; shorten it")
-        if name and name in seen:
+        if name and name in unique:
             raise CimlError(f"{table}: the column {name!r} appears twice; rename one")
-        seen.add(name)
+        unique.add(name)
     return columns
 
 
@@ -273,8 +273,8 @@ class Columns:
     @property
     def not_found(self) -> tuple[str, ...]:
         """The fields that no column was found for, in the order of `SYNONYMS`."""
-        found = {guess.ours for guess in self.guesses}
-        return tuple(ours for ours in SYNONYMS if ours not in found)
+        guessed = {guess.ours for guess in self.guesses}
+        return tuple(ours for ours in SYNONYMS if ours not in guessed)
 
     def theirs(self, ours: str) -> str:
         """Return the table's column for a field, or ""."""
@@ -300,41 +300,41 @@ def find_columns(
     Raises:
       CimlError: the mapping names no such column or field; a field that every run needs is not found.
     """
-    given = _given(columns, mapping, table)
-    left_out = [name for name in columns if _INDEX.fullmatch(name) and name not in given]
-    left_out += [name for name, ours in given.items() if ours == LEAVE_OUT]
-    found = {ours: Guess(ours, theirs, "given") for theirs, ours in given.items() if ours != LEAVE_OUT}
-    free = [name for name in columns if name not in left_out and name not in given]
+    mapped = _given(columns, mapping, table)
+    left_out = [name for name in columns if _INDEX.fullmatch(name) and name not in mapped]
+    left_out += [name for name, ours in mapped.items() if ours == LEAVE_OUT]
+    guesses = {ours: Guess(ours, theirs, "given") for theirs, ours in mapped.items() if ours != LEAVE_OUT}
+    unused = [name for name in columns if name not in left_out and name not in mapped]
     by_name: dict[str, str] = {}
-    for name in free:
+    for name in unused:
         by_name.setdefault(normal_name(name), name)
         by_name.setdefault(_UNIT.sub("", normal_name(name)), name)
     for ours, names in SYNONYMS.items():
-        theirs = next((by_name[each] for each in names if by_name.get(each, "") in free), None)
-        if ours not in found and theirs is not None:
-            found[ours] = Guess(ours, theirs, "name")
-            free.remove(theirs)
-    for ours, theirs in _by_content(free, sample, found.keys()):
-        found[ours] = Guess(ours, theirs, "content")
-        free.remove(theirs)
-    _check_needed(columns, found.keys(), table)
-    return Columns(tuple(found[ours] for ours in SYNONYMS if ours in found), tuple(free), tuple(left_out))
+        theirs = next((by_name[synonym] for synonym in names if by_name.get(synonym, "") in unused), None)
+        if ours not in guesses and theirs is not None:
+            guesses[ours] = Guess(ours, theirs, "name")
+            unused.remove(theirs)
+    for ours, theirs in _by_content(unused, sample, guesses.keys()):
+        guesses[ours] = Guess(ours, theirs, "content")
+        unused.remove(theirs)
+    _check_needed(columns, guesses.keys(), table)
+    return Columns(tuple(guesses[ours] for ours in SYNONYMS if ours in guesses), tuple(unused), tuple(left_out))
 
 
 def _given(columns: Sequence[str], mapping: Mapping[str, str], table: str) -> dict[str, str]:
-    given: dict[str, str] = {}
+    mapped: dict[str, str] = {}
     for theirs, name in mapping.items():
         if theirs not in columns:
-            near = difflib.get_close_matches(theirs[:200], columns, n=1)
-            hint = f"did you mean {near[0]!r:.80}?" if near else f"it has {_listed(columns)}"
+            similar = difflib.get_close_matches(theirs[:200], columns, n=1)
+            hint = f"did you mean {similar[0]!r:.80}?" if similar else f"it has {_listed(columns)}"
             raise CimlError(f"{table}: no column {theirs!r:.80}; {hint}")
         ours = _ALIASES.get(name, name)
         if ours not in SYNONYMS and ours != LEAVE_OUT:
             raise CimlError(f"unknown field {name!r:.80}; choose from {', '.join(SYNONYMS)}, or {LEAVE_OUT} for none")
-        if ours != LEAVE_OUT and ours in given.values():
+        if ours != LEAVE_OUT and ours in mapped.values():
             raise CimlError(f"{ours} has two columns, {theirs!r:.80} is the second; give one")
-        given[theirs] = ours
-    return given
+        mapped[theirs] = ours
+    return mapped
 
 
 def _by_content(
@@ -345,8 +345,8 @@ def _by_content(
     guesses: list[tuple[str, str]] = []
 
     def only(fits: Callable[[list[Any]], bool]) -> list[str]:
-        taken = {theirs for _, theirs in guesses}
-        return [name for name in free if name not in taken and values[name] and fits(values[name])]
+        used = {theirs for _, theirs in guesses}
+        return [name for name in free if name not in used and values[name] and fits(values[name])]
 
     if "start_time" not in found and "end_time" not in found:
         times = only(are_times)
@@ -399,12 +399,12 @@ def _check_needed(columns: Sequence[str], found: Any, table: str) -> None:
     if "start_time" not in found and "end_time" not in found:
         missing["start_time"] = "start or end time"
     if missing:
-        *others, last = [f"the {meaning}" for meaning in missing.values()]
-        wanted = f"no column is {', '.join(others)} or {last}" if others else f"no column is {last}"
+        *meanings, last = [f"the {meaning}" for meaning in missing.values()]
+        problem = f"no column is {', '.join(meanings)} or {last}" if meanings else f"no column is {last}"
         options = " ".join(f"--map COLUMN={ours}" for ours in missing)
-        pronoun = "them" if others else "it"
+        pronoun = "them" if meanings else "it"
         raise CimlError(
-            f"{table}: {wanted}; name {pronoun} by {options}, or add {pronoun}{_header_hint(columns)}; columns: "
+            f"{table}: {problem}; name {pronoun} by {options}, or add {pronoun}{_header_hint(columns)}; columns: "
             f"{_listed(columns)}"
         )
 
@@ -413,8 +413,8 @@ def _header_hint(columns: Sequence[str]) -> str:
     """Return what is wrong where the first row does not look like names of columns."""
     if len(columns) == 1:
         return "; only commas, semicolons, tabs or vertical bars separate columns"
-    known = {name for names in SYNONYMS.values() for name in names}
-    named = any(normal_name(name) in known for name in columns if not is_result_word(name))
+    synonyms = {name for names in SYNONYMS.values() for name in names}
+    named = any(normal_name(name) in synonyms for name in columns if not is_result_word(name))
     if not named and any(is_log_path(name) or (not name.isdigit() and _is_time(name)) for name in columns):
         return "; the first row looks like a run, but must have the names of the columns"
     return ""

@@ -124,11 +124,11 @@ class Conversion:
         for row in self._table.rows():
             if row.number > MAX_RESULTS_ROWS:
                 raise CimlError(f"{self._table.name} has more than {MAX_RESULTS_ROWS:,} rows; split it")
-            made = self._row(row)
-            if isinstance(made, BadRow):
-                yield made
+            converted = self._row(row)
+            if isinstance(converted, BadRow):
+                yield converted
                 continue
-            run_id, good = made
+            run_id, good = converted
             before = first.setdefault(blake2b(run_id.encode(), digest_size=12).digest(), row.number)
             if before == row.number:
                 yield good
@@ -166,10 +166,10 @@ class Conversion:
         return (run.facts.run_id, GoodRow(row.number, data)) if run.fault is None else self._bad_line(row, run.fault)
 
     def _labels(self, cells: Mapping[str, Any]) -> dict[str, Any]:
-        found = {name: parse_label(cells.get(name)) for name in self.columns.labels}
-        nested = cells.get("labels") if "labels" in found else None
-        found.update(nested if type(nested) is dict else {})
-        return {name: label for name, label in found.items() if not is_missing(label)}
+        labels = {name: parse_label(cells.get(name)) for name in self.columns.labels}
+        nested = cells.get("labels") if "labels" in labels else None
+        labels.update(nested if type(nested) is dict else {})
+        return {name: label for name, label in labels.items() if not is_missing(label)}
 
     def _bad_line(self, row: Row, rejected: RejectedInput) -> BadRow:
         """Return the fault of a line, in the words of the table."""

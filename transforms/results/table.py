@@ -59,9 +59,9 @@ def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
     file.seek(0)
     head = file.read(_HEAD_BYTES)
     text = head.removeprefix(_BOM).lstrip()
-    other = next((what for begin, what in _OTHERS.items() if head.startswith(begin)), None)
-    if other is not None:
-        raise CimlError(f"{name} is {other}")
+    unsupported = next((description for begin, description in _OTHERS.items() if head.startswith(begin)), None)
+    if unsupported is not None:
+        raise CimlError(f"{name} is {unsupported}")
     if not text and size <= _HEAD_BYTES:
         raise CimlError(f"{name} is empty; give a table with a row a run")
     if head.startswith(b"PAR1"):
@@ -170,9 +170,9 @@ class JsonLinesTable:
         self._file.seek(0)
         while line := self._file.readline(MAX_RESULTS_ROW_BYTES + 1):
             too_long = len(line) > MAX_RESULTS_ROW_BYTES
-            rest = line
-            while too_long and rest and not rest.endswith(b"\n"):
-                rest = self._file.readline(MAX_RESULTS_ROW_BYTES)
+            remainder = line
+            while too_long and remainder and not remainder.endswith(b"\n"):
+                remainder = self._file.readline(MAX_RESULTS_ROW_BYTES)
             line = line.removeprefix(_BOM).strip()
             if line:
                 number += 1

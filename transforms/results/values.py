@@ -61,8 +61,8 @@ def zone_of(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        near = difflib.get_close_matches(name[:100], available_timezones(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "give an IANA name, such as UTC or Europe/Berlin"
+        similar = difflib.get_close_matches(name[:100], available_timezones(), n=1, cutoff=0.5)
+        hint = f"did you mean {similar[0]}?" if similar else "give an IANA name, such as UTC or Europe/Berlin"
         raise CimlError(f"unknown time zone {name!r:.80}; {hint}") from None
 
 
@@ -117,10 +117,10 @@ def _in_zone(moment: datetime, name: str | None) -> datetime:
     if name is None:
         raise RejectedInput("no_zone", f"{moment.isoformat(' ')} has no time zone")
     zone = zone_of(name)
-    made = moment.replace(tzinfo=zone)
-    if made.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != moment:
+    aware = moment.replace(tzinfo=zone)
+    if aware.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != moment:
         raise RejectedInput("bad_time", f"{moment.isoformat(' ')} does not exist in {name}, where clocks skip it")
-    return made
+    return aware
 
 
 def text_of(cell: Any) -> str:
@@ -132,8 +132,8 @@ def text_of(cell: Any) -> str:
     if isinstance(cell, str):
         text = cell.strip()
         if not is_clean(text):
-            other = any("\udc80" <= character <= "\udcff" for character in text)  # of `surrogateescape`
-            raise RejectedInput("bad_field", "is not UTF-8" if other else "holds an unprintable character")
+            is_undecoded = any("\udc80" <= character <= "\udcff" for character in text)  # of `surrogateescape`
+            raise RejectedInput("bad_field", "is not UTF-8" if is_undecoded else "holds an unprintable character")
         return text
     number = _plain_number(cell)
     if isinstance(number, bool):
@@ -157,8 +157,8 @@ def _plain_number(cell: Any) -> int | float | None:
 def number_text(cell: Any) -> str:
     """Return a cell as `text_of` does, ``12.0`` as ``12``: pandas writes whole numbers so beside missing values."""
     text = text_of(cell)
-    whole = _WHOLE_FLOAT.fullmatch(text)
-    return whole[1] if whole else text
+    match = _WHOLE_FLOAT.fullmatch(text)
+    return match[1] if match else text
 
 
 def parse_attempt(cell: Any) -> int:
