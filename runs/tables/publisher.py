@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.extras import is_installed
 from ciml.runs.pack_index import PACKS
 from ciml.runs.tables.delta_log import CURSOR, FOLDER, PROOF, Action, DataFile, DeltaLog, DeltaState
 from ciml.storage import LocalStore, S3Store, Store
@@ -53,23 +52,6 @@ def store_of(data: DataRoot, name: str) -> Store:
 def in_use(data: DataRoot, name: str) -> bool:
     """Return whether a table was published: it, or for a new data set any that a data root has besides data sets."""
     return any(DeltaLog(store_of(data, table)).exists() for table in (name, *NAMES))
-
-
-def update_tables(data: DataRoot, names: Iterable[str]) -> list[str]:
-    """Publish tables after a change, where the tables of the data root are in use and the extra is installed.
-
-    Returns:
-      A line for each failure or omission. Nothing is raised: the change itself is complete.
-    """
-    try:
-        due = [name for name in names if in_use(data, name)]
-        if not due or not is_installed("deltalake"):
-            return []
-        from ciml.runs.tables.publish import publish_tables  # imports Arrow
-
-        return [f"{table.name}: {note}" for table in publish_tables(data, due) for note in table.notes]
-    except Exception as error:  # noqa: BLE001 - the tables are a copy of what is stored: the next call publishes it
-        return [f"tables not published: {error}; retry: ciml tables publish"]
 
 
 #: Nothing below the folder of stored files is ever a vacuum's to delete: it would take manifests for garbage.

@@ -105,7 +105,7 @@ def list_tables(names: tuple[str, ...], data_path: str, as_json: bool) -> None:
 
 def update_tables(data: DataRoot, names: Iterable[str]) -> None:
     """Publish tables after a change, where they are in use; a failure is a warning."""
-    from ciml.runs.tables.publisher import update_tables as update
+    from ciml.runs.tables import update_tables as update
 
     for note in update(data, names):
         click.echo(f"warning: {note}", err=True)
