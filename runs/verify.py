@@ -1,4 +1,8 @@
-"""Verifies a raw store: every named run exists with its rows and digest, and there are no other objects."""
+"""Verifies a raw store: every named run exists with its rows and digest, and there are no other objects.
+
+An audit counts the records of the manifest independently of the committers: each (event, run) is accounted for once.
+It reads the deltas one by one and keeps only ranges of offsets, and 16 bytes for each open dead letter.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,21 @@ import hashlib
 import random
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby, takewhile
 from typing import Any
 
 import numpy as np
 
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
-from ciml.events.records import RawFile, rows_of
-from ciml.manifest.log import ManifestLog
+from ciml.events.records import Kind, RawFile, records_of, rows_of
+from ciml.manifest.coverage import RangeSet
+from ciml.manifest.id_index import fingerprint
+from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.verify import verify_log
-from ciml.runs.audit import Audit
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
 from ciml.runs.packs import OpenPack, open_pack, prove_pack
 from ciml.runs.reader import decode_object, verify_run
@@ -134,7 +140,7 @@ def verify_raw(
 
 
 def _audit(
-    raw: Store, found: Verification, sample: int | None, seed: int, progress: Progress
+    raw: Store, result: Verification, sample: int | None, seed: int, progress: Progress
 ) -> tuple[_Names, list[NamedRun]]:
     """Read the manifest once: check the accounting, and return the names and a sample of them."""
     log, state = open_raw(raw)
@@ -148,7 +154,7 @@ def _audit(
         if version > state.version:
             break
         audit.add(version, delta)
-        _compare_runs(state, delta, superseded, found)
+        _compare_runs(state, delta, superseded, result)
         for run in named_runs(delta):
             names.add(run)
             number += 1
@@ -159,32 +165,32 @@ def _audit(
         progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
         indexed = state.index.run(run_id)
-        found.find(f"run {run_id}: its row has the digest {digest}, the index has {indexed}", "index")
+        result.find(f"run {run_id}: its row has the digest {digest}, the index has {indexed}", "index")
     audit.compare(state)
     for finding in audit.findings:
-        found.find(finding, "delta")
-    found.number += audit.number - len(audit.findings)
+        result.find(finding, "delta")
+    result.number += audit.number - len(audit.findings)
     for topic, partition, covered, recorded in audit.offsets():
         if covered != recorded:
-            found.notes.append(
+            result.notes.append(
                 f"{topic}[{partition}]: {covered - recorded:,} of {covered:,} covered offsets hold no event of a run"
             )
     names.close()
-    found.version = audit.version
-    found.records = audit.records
-    found.runs = audit.runs
-    found.objects = len(names)
+    result.version = audit.version
+    result.records = audit.records
+    result.runs = audit.runs
+    result.objects = len(names)
     return names, chosen
 
 
-def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], found: Verification) -> None:
+def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], result: Verification) -> None:
     """Compare rows with the index. A later reclaim must follow a row with another digest, kept in ``superseded``."""
     rows = [(record["mention"]["run_id"], record["file"]["digest"]) for record in rows_of(delta)]
     state.index.prefetch(runs=[run_id for run_id, _ in rows])
     for run_id, digest in rows:
         indexed = state.index.run(run_id)
         if indexed is None:
-            found.find(f"run {run_id}: its row has the digest {digest}, the index does not have the run", "index")
+            result.find(f"run {run_id}: its row has the digest {digest}, the index does not have the run", "index")
         elif indexed.digest != digest:
             superseded[run_id] = digest
         else:
@@ -226,9 +232,9 @@ def _hash(path: str) -> int:
 class _Objects:
     """Reads all objects of the store, and compares them with the names."""
 
-    def __init__(self, raw: Store, found: Verification, names: _Names, before_s: float, progress: Progress) -> None:
+    def __init__(self, raw: Store, result: Verification, names: _Names, before_s: float, progress: Progress) -> None:
         self._raw = raw
-        self._found = found
+        self._found = result
         self._names = names
         self._before_s = before_s
         self._progress = progress
@@ -325,16 +331,16 @@ class _Objects:
             self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
 
     def missing(self) -> None:
-        """Verify the named runs that were not found once more, since a compaction may have moved them."""
+        """Verify the named runs that were not result once more, since a compaction may have moved them."""
         unchecked = np.flatnonzero(~self._checked)
         if not len(unchecked):
             return
         hashes = set(self._names.paths[unchecked].tolist())
-        for run in _named(self._raw, self._found.version):
+        deltas = takewhile(lambda item: item[0] <= self._found.version, ManifestLog(self._raw).since(0))
+        for run in chain.from_iterable(named_runs(delta) for _, delta in deltas):
             if _hash(run.path) in hashes:
                 hashes.discard(_hash(run.path))
-                if fault := verify_run(self._raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
-                    self._found.find(fault, "run")
+                _verify_single(self._raw, run, self._found)
 
     def swept(self) -> None:
         """Note unreferenced objects."""
@@ -350,17 +356,143 @@ def _folder_of(path: str) -> str:
     return path.rpartition("/")[0].removesuffix("/_manifest")
 
 
-def _named(raw: Store, until: int) -> Iterator[NamedRun]:
-    for version, delta in ManifestLog(raw).since(0):
-        if version > until:
-            return
-        yield from named_runs(delta)
-
-
-def _verify_sample(raw: Store, chosen: list[NamedRun], found: Verification, progress: Progress) -> None:
+def _verify_sample(raw: Store, chosen: list[NamedRun], result: Verification, progress: Progress) -> None:
     chosen.sort(key=lambda run: run.path)
     for number, run in enumerate(chosen, 1):
-        if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
-            found.find(fault, "run")
-        found.read += 1
+        _verify_single(raw, run, result)
+        result.read += 1
         progress("runs", number, len(chosen))
+
+
+def _verify_single(raw: Store, run: NamedRun, result: Verification) -> None:
+    if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
+        result.find(fault, "run")
+
+
+class Audit:
+    """Totals of deltas, and the faults result in them.
+
+    Attributes:
+      version: the last delta added.
+      records: number of records.
+      findings: faults, one line each, up to a limit.
+      number: number of faults.
+    """
+
+    def __init__(self) -> None:
+        self.version = self.records = self.runs = self.number = 0
+        self.findings: list[str] = []
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._covered: dict[tuple[str, int], RangeSet] = {}
+        self._recorded: dict[tuple[str, int], RangeSet] = {}
+        self._open: dict[bytes, tuple[Kind, str]] = {}
+
+    def _find(self, text: str) -> None:
+        self.number += 1
+        if len(self.findings) < _MANY:
+            self.findings.append(text)
+
+    def add(self, version: int, delta: Delta) -> None:
+        """Add the next delta."""
+        self.version = version
+        fresh = self._cover(version, delta)
+        settled = {_key(origin, run_id) for origin, run_id in delta["closes"]}
+        for key in settled:
+            before = self._open.pop(key, None)
+            if before is None:
+                self._find(f"version {version} closes a record that is not open")
+            else:
+                self.counts[before] -= 1
+        settled_keys: set[bytes] = set()
+        offsets: dict[tuple[str, int], list[int]] = {}
+        for kind, record in records_of(delta):
+            self._record(version, kind, record, fresh, settled, settled_keys, offsets)
+        for source, numbers in offsets.items():
+            recorded = self._recorded.setdefault(source, RangeSet())
+            for start, end in _ranges(sorted(set(numbers))):
+                recorded.add(start, end)
+
+    def _cover(self, version: int, delta: Delta) -> dict[tuple[str, int], RangeSet]:
+        fresh: dict[tuple[str, int], RangeSet] = {}
+        for topic, entry in delta["offsets"].items():
+            for partition, ranges in entry["partitions"].items():
+                source = (topic, int(partition))
+                covered = self._covered.setdefault(source, RangeSet())
+                covered_now = fresh.setdefault(source, RangeSet())
+                for start, end in ranges:
+                    if covered.missing(start, end) != [(start, end)]:
+                        self._find(f"version {version} covers {topic}[{partition}] {start} to {end} again")
+                    covered.add(start, end)
+                    covered_now.add(start, end)
+        return fresh
+
+    def _record(
+        self,
+        version: int,
+        kind: Kind,
+        record: Delta,
+        fresh: dict[tuple[str, int], RangeSet],
+        settled: set[bytes],
+        seen: set[bytes],
+        offsets: dict[tuple[str, int], list[int]],
+    ) -> None:
+        topic, partition, offset = record["origin"]
+        run_id = record.get("mention", {}).get("run_id", "")
+        source = (topic, partition)
+        key = _key(record["origin"], run_id)
+        reason = record.get("reason", "")
+        label = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
+        self.records += 1
+        if key in seen:
+            self._find(f"{label} is settled twice")
+        seen.add(key)
+        offsets.setdefault(source, []).append(offset)
+        if key in self._open:  # tried again, still unavailable
+            if kind != "deferred":
+                self._find(f"{label} is settled, but its open record is not closed")
+            self.counts[self._open.pop(key)] -= 1
+        # A message that could not be decoded before has an open record without a run, which this delta closes.
+        elif not {key, _key(record["origin"], "")} & settled and offset not in fresh.get(source, ()):
+            self._find(f"{label} is settled, but this version does not cover it")
+        if kind in ("deferred", "dead_letter"):
+            self._open[key] = (kind, reason)
+        elif kind == "run":
+            self.runs += 1
+        self.counts[kind, reason] += 1
+
+    def compare(self, state: RawState) -> None:
+        """Compare the totals with a state of the version that was added last."""
+        counts = Counter({key: number for key, number in self.counts.items() if number})
+        for key in sorted(set(counts) | set(state.counts)):
+            if counts[key] != state.counts[key]:
+                self._find(f"{' '.join(key).rstrip()}: {counts[key]} recorded, but {state.counts[key]} in the state")
+        if self.runs != state.index.run_count():
+            self._find(f"{self.runs} runs recorded, but {state.index.run_count()} in the index")
+        covered = {(topic, number): ranges for topic, number, ranges in state.partitions() if ranges}
+        for topic, number in sorted(set(covered) | set(self._covered)):
+            if covered.get((topic, number), RangeSet()) != self._covered.get((topic, number), RangeSet()):
+                self._find(f"{topic}[{number}]: the offsets covered by the state differ from those of the deltas")
+        total = sum(counts.values())
+        if total != sum(state.totals().values()):
+            self._find(f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")
+
+    def offsets(self) -> Iterator[tuple[str, int, int, int]]:
+        """Yield (topic, partition, number of covered offsets, number of those with a record), in order.
+
+        An offset without a record held no message (removed, or a transaction marker), or one without a run.
+        """
+        for topic, partition in sorted(self._covered):
+            recorded = self._recorded.get((topic, partition), RangeSet()).count()
+            yield topic, partition, self._covered[topic, partition].count(), recorded
+
+
+def _key(origin: Iterable[object], run_id: str) -> bytes:
+    return fingerprint("\0".join(map(str, origin)), run_id)
+
+
+def _ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for index in range(1, len(numbers) + 1):
+        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1:
+            yield numbers[start], numbers[index - 1] + 1
+            start = index

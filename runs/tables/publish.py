@@ -1,18 +1,45 @@
-"""Publish the tables of a data root, and list them."""
+"""Publishes the tables of a data root, and lists them.
+
+The table ``raw`` has the telemetry of the present packs, by job and day. Runs that are not in a pack are not in it:
+their objects lack the columns with the run id, and compaction removes them soon. The present packs are found by a
+listing. A folder whose files are those of the table needs no look at its manifest: a pack is written before it is
+committed, and the files that it replaces are removed only after that.
+
+The table of a data set has the examples of the last version of each span.
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from ciml.data_root import DataRoot
-from ciml.errors import CimlError
+from ciml.data_root import DataRoot, StoredDataset
+from ciml.datasets.state import DatasetState
+from ciml.digest import sha256_hex
+from ciml.dstat import RECORDED_COLUMNS
+from ciml.errors import CimlError, IntegrityError
+from ciml.limits import MAX_TABLE_COLUMNS, MAX_TABLE_UNTRUSTED_COLUMNS
 from ciml.manifest.log import ManifestLog
-from ciml.runs.state import open_raw
+from ciml.runs.pack_index import PACKS, PackFile, PackState, pack_state, run_of
+from ciml.runs.state import RawState, open_raw
 from ciml.runs.tables import row_tables
-from ciml.runs.tables.delta_log import CURSOR, DeltaLog, DeltaState
+from ciml.runs.tables.delta_log import (
+    CURSOR,
+    DataFile,
+    DeltaLog,
+    DeltaState,
+    decode_fields,
+    decode_untrusted,
+    delta_fields,
+    encode_fields,
+    without_case_twins,
+)
 from ciml.runs.tables.publisher import (
     NAMES,
     RAW,
@@ -25,8 +52,12 @@ from ciml.runs.tables.publisher import (
     table_name,
 )
 from ciml.runs.tables.row_tables import GRACE_S, former_files, wanted_parts
-from ciml.runs.tables.stored_tables import deltas_of_packs, wanted_dataset, wanted_raw
-from ciml.storage import Store
+from ciml.runs.writer import damaged
+from ciml.storage import Entry, Store
+from ciml.telemetry import BOOT, TIME
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def table_names(data: DataRoot) -> list[str]:
@@ -137,3 +168,265 @@ def _position(data: DataRoot, name: str) -> int:
     if name in NAMES:
         return ManifestLog(data.raw).end()
     return data.dataset(dataset_name(name)).state().version
+
+
+#: Of the folder: the job as its name has it, and the day (UTC) of the start of its runs.
+RAW_PARTITION = ("job", "date")
+_TWINS = "{} differ only in upper and lower case"
+_FIRST: Mapping[str, Any] = {"run_id": "string", "digest": "string", TIME: "timestamp", BOOT: "boolean"}
+
+
+@dataclass(slots=True)
+class _Folder:
+    """What is stored of a folder of packs: its files, the number of deltas of its manifest, what the table has."""
+
+    files: dict[str, Entry] = field(default_factory=dict)
+    deltas: int = 0
+    published: set[str] = field(default_factory=set)
+
+
+def wanted_raw(raw: Store, state: DeltaState) -> Wanted:
+    """Return the content of the table of telemetry, whose folder is that of the packs.
+
+    Args:
+      raw: the raw store.
+      state: the table's present state.
+
+    Raises:
+      IntegrityError: a folder's manifest is damaged.
+    """
+    columns = _Columns(raw, state, _TrustedRuns(raw))
+    files: dict[str, DataFile | None] = {}
+    folders = _folders(raw, state)
+    for name, folder in sorted(folders.items()):
+        if folder.published == folder.files.keys():
+            files |= dict.fromkeys(folder.published)
+            continue
+        for pack in _present(raw, name, pack_state(raw, name)):
+            path = pack.path.removeprefix(f"{PACKS}/")
+            if path in folder.published:
+                files[path] = None
+            elif columns.add(pack):
+                modified_s = folder.files[path].modified_s if path in folder.files else 0.0
+                files[path] = DataFile(path, pack.size, int(modified_s * 1000), pack.rows, partition_of(name))
+    fields = columns.fields()
+    cursor = sum(folder.deltas for folder in folders.values())
+    schema = encode_fields(fields, columns.untrusted)
+    return Wanted(RAW, schema, RAW_PARTITION, files, cursor, notes=columns.notes)
+
+
+def _folders(raw: Store, state: DeltaState) -> dict[str, _Folder]:
+    folders: dict[str, _Folder] = {}
+    for path in state.files:
+        folders.setdefault(path.rpartition("/")[0], _Folder()).published.add(path)
+    for entry in raw.entries(PACKS):
+        path = entry.path.removeprefix(f"{PACKS}/")
+        parts = path.split("/")
+        if len(parts) < 3 or not parts[0].startswith("job=") or not parts[1].startswith("date="):
+            continue  # the table's log, the cursor of compaction
+        folder = folders.setdefault("/".join(parts[:2]), _Folder())
+        if len(parts) == 3 and path.endswith(".parquet"):
+            folder.files[path] = entry
+        elif len(parts) == 4:
+            folder.deltas += 1
+    return folders
+
+
+def deltas_of_packs(raw: Store) -> int:
+    """Return the number of deltas in the manifests of all folders of packs: the cursor of an up-to-date table."""
+    return sum(folder.deltas for folder in _folders(raw, DeltaState()).values())
+
+
+def _present(raw: Store, name: str, state: PackState) -> list[PackFile]:
+    """Return the packs of a folder that readers use: where one is missing, also those that it replaced."""
+    there = [pack for pack in state.packs.values() if raw.exists(pack.path)]
+    if len(there) < len(state.packs):
+        state = pack_state(raw, name)  # it may have been replaced since
+        there = [pack for pack in state.packs.values() if raw.exists(pack.path)]
+    if len(there) < len(state.packs):
+        there += [pack for pack in state.replaced.values() if raw.exists(pack.path)]
+    return there
+
+
+def partition_of(folder: str) -> dict[str, str | None]:
+    """Return the values of a folder's partition columns."""
+    job, _, day = folder.partition("/")
+    try:
+        when: str | None = date.fromisoformat(day.removeprefix("date=")).isoformat()
+    except ValueError:
+        when = None
+    return {"job": unquote(job.removeprefix("job=")), "date": when}
+
+
+class _TrustedRuns:
+    """Knows which runs are trusted. The raw manifest is opened for the first question."""
+
+    def __init__(self, raw: Store) -> None:
+        self._raw = raw
+        self._state: RawState | None = None
+
+    def any_of(self, run_ids: Sequence[str]) -> bool:
+        """Return whether one of the runs is trusted."""
+        if self._state is None:
+            _, self._state = open_raw(self._raw)
+        index = self._state.index
+        index.prefetch(runs=run_ids)
+        return any((run := index.run(run_id)) is not None and run.trusted for run_id in run_ids)
+
+
+class _Columns:
+    """The columns of the table: those it has, and those of new packs.
+
+    A column has standing if the recorders write it, if a trusted run has it, or if the table had it before columns
+    were marked. The others have a limit of their own, and give way to a column with standing that differs from them in
+    upper and lower case alone. So no untrusted run displaces a column of a trusted one. A published column with
+    standing stays.
+
+    Args:
+      raw: the raw store.
+      state: the table's present state.
+      trusted: knows which runs are trusted.
+    """
+
+    def __init__(self, raw: Store, state: DeltaState, trusted: _TrustedRuns) -> None:
+        self._raw = raw
+        self._trusted = trusted
+        self._packs: dict[str, dict[str, Any]] = {}
+        schema = state.metadata["schemaString"] if state.metadata else ""
+        before = decode_fields(schema) if schema else {}
+        marked = decode_untrusted(schema) if schema else set()
+        self._kinds: dict[str, Any] = {**before, **_FIRST, "job": "string", "date": "date"}
+        self._published = {
+            name: name not in marked for name in before if name not in _FIRST and name not in RAW_PARTITION
+        }
+        self._new: dict[str, bool] = {}
+        self._left_out: dict[str, str] = {}
+        self._unreadable: list[str] = []
+        self.untrusted: set[str] = set()
+
+    def add(self, pack: PackFile) -> bool:
+        """Add the columns of a pack; return whether it can be in the table."""
+        try:
+            columns = self._columns_of(pack)
+        except (IntegrityError, TypeError, FileNotFoundError) as error:
+            self._unreadable.append(f"{pack.path} is left out: {error}")
+            return False
+        if without_case_twins(columns)[1]:
+            self._unreadable.append(f"{pack.path} is left out: {_TWINS.format('two columns')}")  # Spark cannot read it
+            return False
+        kinds = {name: kind for name, kind in columns.items() if name not in RAW_PARTITION}
+        if any(self._kinds.get(name, kind) != kind for name, kind in kinds.items()):
+            self._unreadable.append(f"{pack.path} is left out: a column has another type than in other packs")
+            return False
+        names = kinds.keys() - _FIRST.keys()
+        unsettled = {name for name in names if not self._has_standing(name)}
+        is_trusted = bool(unsettled) and self._trusted.any_of(_runs_of(self._raw, pack))
+        for name in names:
+            self._new[name] = is_trusted or self._has_standing(name)
+        self._kinds |= kinds
+        return True
+
+    def _columns_of(self, pack: PackFile) -> dict[str, Any]:
+        if pack.columns not in self._packs:
+            self._packs[pack.columns] = delta_fields(_schema_of(self._raw, pack))
+        return self._packs[pack.columns]
+
+    def _has_standing(self, name: str) -> bool:
+        return name in RECORDED_COLUMNS or self._published.get(name, False) or self._new.get(name, False)
+
+    def fields(self) -> dict[str, Any]:
+        """Return all columns: those of the run first, telemetry by name, partition columns last."""
+        groups = (
+            [name for name, has_standing in self._published.items() if has_standing],
+            sorted(name for name in self._new if name in RECORDED_COLUMNS),
+            sorted(name for name in {**self._published, **self._new} if self._has_standing(name)),
+            [name for name in self._published if not self._has_standing(name)],
+            sorted(name for name in self._new if not self._has_standing(name)),
+        )
+        ordered = dict.fromkeys(name for group in groups for name in group)
+        names, twins = without_case_twins([*_FIRST, *RAW_PARTITION, *ordered])
+        self._left_out |= dict.fromkeys(twins, _TWINS.format("it and another"))
+        names_within = self._within_limits([name for name in names if name not in _FIRST and name not in RAW_PARTITION])
+        self.untrusted = {name for name in names_within if not self._has_standing(name)}
+        return {name: self._kinds[name] for name in (*_FIRST, *sorted(names_within), *RAW_PARTITION)}
+
+    def _within_limits(self, names: Sequence[str]) -> list[str]:
+        """Return the columns that the limits allow, of telemetry columns with the most important ones first."""
+        own_columns = len(_FIRST) + len(RAW_PARTITION)
+        limits = {
+            True: MAX_TABLE_COLUMNS - MAX_TABLE_UNTRUSTED_COLUMNS - own_columns,
+            False: MAX_TABLE_UNTRUSTED_COLUMNS,
+        }
+        selected: list[str] = []
+        number = {True: 0, False: 0}
+        for name in names:
+            has_standing = self._has_standing(name)
+            if number[has_standing] < limits[has_standing] or name in self._published:
+                selected.append(name)
+                number[has_standing] += 1
+            else:
+                whose = "of trusted runs" if has_standing else "that no trusted run has"
+                self._left_out[name] = f"the table has {limits[has_standing]:,} columns {whose} already"
+        return selected
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out, a line each."""
+        lines = [f"column {name!r} is left out: {why}" for name, why in self._left_out.items()]
+        return [*self._unreadable, *lines]
+
+
+def _schema_of(raw: Store, pack: PackFile) -> pa.Schema:
+    """Return the schema of a pack. A damaged footer is not parsed: Parquet's reader may crash on it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    footer = raw.read_range(pack.path, pack.size - pack.footer, pack.footer)
+    if sha256_hex(footer)[:32] != pack.footer_digest:
+        raise damaged(raw.url(pack.path))
+    return pq.read_schema(pa.BufferReader(b"PAR1" + footer))
+
+
+def _runs_of(raw: Store, pack: PackFile) -> list[str]:
+    """Return the ids of the runs in a pack."""
+    metadata = _schema_of(raw, pack).metadata or {}
+    return [run_of(name) for name, *_ in json.loads(metadata[b"ciml.pack"])["runs"]]
+
+
+DATASET_PARTITION = ("span",)
+
+
+def wanted_dataset(dataset: StoredDataset, present: DatasetState, schema: pa.Schema, state: DeltaState) -> Wanted:
+    """Return the content of a data set's table, whose folder is that of the data set.
+
+    Args:
+      dataset: the data set.
+      present: its state, read after ``state``.
+      schema: of its examples (`ciml.datasets.schema.schema_of`).
+      state: the table's present state.
+
+    Raises:
+      IntegrityError: a file of the manifest does not exist.
+    """
+    named = {
+        file.path: (span.span, file.rows)
+        for span in present.latest()
+        for split_files in span.files.values()
+        for file in split_files
+    }
+    files: dict[str, DataFile | None] = {path: None for path in named if path in state.files}
+    if missing := named.keys() - files.keys():
+        for entry in dataset.store.entries():
+            if entry.path in missing:
+                span, rows = named[entry.path]
+                partition = {"span": str(span)}
+                files[entry.path] = DataFile(entry.path, entry.size, int(entry.modified_s * 1000), rows, partition)
+    if lost := named.keys() - files.keys():
+        raise IntegrityError(f"{dataset.store.url(min(lost))} is in the manifest but does not exist; restore a backup")
+    fields = {**delta_fields(schema), "span": "integer"}
+    names, twins = without_case_twins([*DATASET_PARTITION, *fields])
+    partitioned = {name: fields[name] for name in (*names[1:], *DATASET_PARTITION)}
+    notes = [f"column {name!r} is left out: it differs from another only in upper and lower case" for name in twins]
+    return Wanted(
+        table_name(dataset.name), encode_fields(partitioned), DATASET_PARTITION, files, present.version, notes=notes
+    )

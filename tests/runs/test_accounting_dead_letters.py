@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ciml.events.records import Batch, FactUpdate, Outcome
 from ciml.manifest.log import ManifestLog, catch_up, commit
 from ciml.runs.accounting import reconcile
-from ciml.runs.audit import Audit
 from ciml.runs.state import RawState
+from ciml.runs.verify import Audit
 from ciml.storage import LocalStore
 from tests.runs.test_accounting import TOPIC, batch, outcome, step
 from tests.tier import tries

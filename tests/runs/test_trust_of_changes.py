@@ -15,9 +15,9 @@ from ciml.events.records import Outcome
 from ciml.manifest.id_index import IdTable, fingerprint
 from ciml.manifest.index_files import PartFiles
 from ciml.runs.accounting import reconcile
-from ciml.runs.audit import Audit
 from ciml.runs.known_ids import TABLES, KnownRun, LayeredIndex
 from ciml.runs.state import RawState
+from ciml.runs.verify import Audit
 from ciml.storage import LocalStore
 from tests.runs.test_accounting import batch, outcome, retried, step
 from tests.tier import tries

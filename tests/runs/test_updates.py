@@ -19,9 +19,9 @@ from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, catch_up, commit
 from ciml.runs import accounting
 from ciml.runs.accounting import reconcile
-from ciml.runs.audit import Audit
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import RAW, RawState
+from ciml.runs.verify import Audit
 from ciml.storage import LocalStore
 from tests.raw_manifest import verify_manifest
 from tests.tier import tries

@@ -13,10 +13,9 @@ from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RunFacts
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
-from ciml.runs.audit import Audit
 from ciml.runs.pack_index import pack_state
 from ciml.runs.state import RAW, RawState, open_raw
-from ciml.runs.verify import Verification, verify_raw
+from ciml.runs.verify import Audit, Verification, verify_raw
 from ciml.storage import Store
 from ciml.storage.json_files import without_seal
 from tests.raw_manifest import forge

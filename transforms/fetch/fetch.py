@@ -23,8 +23,8 @@ from ciml.transforms.guard import attempt, dead_letter
 
 if TYPE_CHECKING:
     from ciml.http.outgoing import Resolve
+    from ciml.transforms.fetch.files import S3Logs
     from ciml.transforms.fetch.http import HttpLogs
-    from ciml.transforms.fetch.s3 import S3Logs
 
 #: Why a log makes a run a dead letter at once: a closed set.
 REJECTED = (
@@ -198,7 +198,7 @@ class Fetcher:
     def _over_s3(self) -> S3Logs:
         with self._lock:
             if self._s3 is None:
-                from ciml.transforms.fetch.s3 import S3Logs
+                from ciml.transforms.fetch.files import S3Logs
 
                 self._s3 = S3Logs(self.policy)
             return self._s3

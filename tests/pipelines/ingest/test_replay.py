@@ -28,9 +28,9 @@ from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.ingest.committer import Committer, committer
 from ciml.pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
 from ciml.pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
-from ciml.runs.audit import Audit
 from ciml.runs.dead_letters import Choice, all_dead_letters
 from ciml.runs.reader import verify_run
+from ciml.runs.verify import Audit
 from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode

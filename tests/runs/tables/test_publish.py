@@ -11,7 +11,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import Trust
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.runs.tables import stored_tables
+from ciml.runs.tables import publish
 from ciml.runs.tables.delta_log import CURSOR, FOLDER, DeltaLog, decode_untrusted
 from ciml.runs.tables.publish import list_tables, publish_tables
 from ciml.runs.tables.publisher import CHECKPOINT_EVERY, make_checkpoint, storage_options, store_of
@@ -346,8 +346,8 @@ CPU = {"total cpu usage__usr": [1.0, 2.0], "load avg__1m": [3.0, 4.0]}
 @pytest.fixture
 def few_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of 14 columns, of which three may be of untrusted runs alone."""
-    monkeypatch.setattr(stored_tables, "MAX_TABLE_COLUMNS", 14)
-    monkeypatch.setattr(stored_tables, "MAX_TABLE_UNTRUSTED_COLUMNS", 3)
+    monkeypatch.setattr(publish, "MAX_TABLE_COLUMNS", 14)
+    monkeypatch.setattr(publish, "MAX_TABLE_UNTRUSTED_COLUMNS", 3)
 
 
 @pytest.mark.usefixtures("few_columns")
