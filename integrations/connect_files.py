@@ -1,6 +1,7 @@
-"""The files of a connection: receivers, policies, feedback and secret. They are extended, never overwritten.
+"""Writes the files of a connection: receivers, policies, feedback and secret. Files are extended, never overwritten.
 
-Further keys, items and tables in a TOML text, which keeps its comments. Each result is parsed and compared.
+Keys, items and tables are added to the TOML text itself, so comments and own rules stay. Each result is parsed and
+compared with the intended one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,20 @@ from ciml.errors import CimlError
 from ciml.globs import crosses_slash
 from ciml.integrations.config import SOURCES, TABLES, load_receivers
 from ciml.integrations.connect import Connection, SecretFile
-from ciml.settings import parse_toml
+from ciml.settings import Settings, parse_toml
 from ciml.trust import PATH_GLOBS
+
+RECEIVERS = "receivers.toml"
+FETCH = "fetch.toml"
+TRUST = "trust.toml"
+FEEDBACK = "feedback.toml"
+_SECRET_BYTES = 32
+_COMMENT: Mapping[str, str] = {
+    RECEIVERS: "# Sources of CI systems' deliveries, written by ciml connect. See docs/webhooks.md.\n",
+    FETCH: "# Where logs may be fetched, written by ciml connect. See docs/fetch.md.\n",
+    FEEDBACK: "# Messages on reviewed changes, written by ciml connect. See docs/feedback.md.\n"
+    "# true: messages are printed, and no review system is called.\ndry_run = true\n",
+}
 
 
 def table(header: str, keys: Mapping[str, Any]) -> str:
@@ -117,19 +130,6 @@ def _on_top(text: str, line: str) -> str:
     return f"{text[:position]}{line}{text[position:]}"
 
 
-RECEIVERS = "receivers.toml"
-FETCH = "fetch.toml"
-TRUST = "trust.toml"
-FEEDBACK = "feedback.toml"
-_SECRET_BYTES = 32
-_COMMENT: Mapping[str, str] = {
-    RECEIVERS: "# Sources of CI systems' deliveries, written by ciml connect. See docs/webhooks.md.\n",
-    FETCH: "# Where logs may be fetched, written by ciml connect. See docs/fetch.md.\n",
-    FEEDBACK: "# Messages on reviewed changes, written by ciml connect. See docs/feedback.md.\n"
-    "# true: messages are printed, and no review system is called.\ndry_run = true\n",
-}
-
-
 @dataclass(frozen=True)
 class Written:
     """A file, what became of it (``made``, ``extended``, ``unchanged``), and what to do about it ("" for nothing)."""
@@ -177,60 +177,62 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
 
 def receivers_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
     """Return the configuration of receivers with the source of a connection. Raises as `write`."""
-    source = dict(connection.source)
-    keys = {key: value for key, value in source.items() if key != "receiver"}
     if connection.receiver not in SOURCES:
         raise CimlError(f"there is no receiver {connection.receiver!r}; choose from {', '.join(SOURCES)}")
-    SOURCES[connection.receiver].from_json(keys, f"source {connection.name}")
+    extended = _with_own_table(text or _COMMENT[RECEIVERS], "source", "receiver", connection.source, where, force)
     document = parse_toml(text, where)
-    same = {"receiver": source["receiver"], "name": source["name"]}
-    same_name = [table for table in document.get("source", []) if same.items() <= table.items()]
-    if source in same_name:
-        return text
-    text = _without_other(text or _COMMENT[RECEIVERS], "source", source, same, same_name, where, force)
-    for name, needed in (("webhooks", connection.webhooks),):
-        if needed and name not in document:
-            TABLES[name].from_json(needed, f"[{name}]")
-            text = with_table(text, f"[{name}]", needed)
-        elif needed and not needed.items() <= document[name].items():
-            missing = ", ".join(f"{key} = {value}" for key, value in needed.items())
-            raise CimlError(f"{where}: [{name}]: set {missing}, the addresses of your proxies, and connect again")
-    return with_table(text, "[[source]]", source)
+    needed = connection.webhooks
+    if not needed or dict(connection.source) in document.get("source", []):
+        return extended
+    if "webhooks" not in document:
+        TABLES["webhooks"].from_json(needed, "[webhooks]")
+        return with_table(extended, "[webhooks]", needed)
+    if not needed.items() <= document["webhooks"].items():
+        missing = ", ".join(f"{key} = {value}" for key, value in needed.items())
+        raise CimlError(f"{where}: [webhooks]: set {missing}, the addresses of your proxies, and connect again")
+    return extended
 
 
 def feedback_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
     """Return the configuration of feedback with the review system of a connection. Raises as `write`."""
-    from ciml.integrations.registry import kinds
-
     if not connection.feedback:
         return text
-    system = dict(connection.feedback)
-    kinds()[system["kind"]].from_json(_without_kind(system), f"system {connection.name}")
-    same_name = [table for table in parse_toml(text, where).get("system", []) if table.get("name") == system["name"]]
-    if system in same_name:
+    return _with_own_table(text or _COMMENT[FEEDBACK], "system", "kind", connection.feedback, where, force)
+
+
+def _with_own_table(text: str, name: str, selector: str, table: Mapping[str, Any], where: str, force: bool) -> str:
+    """Return the text with a table of a connection.
+
+    Args:
+      text: TOML.
+      name: name of such tables, ``source`` or ``system``.
+      selector: the key that names the class of the table.
+      table: its keys.
+      where: the file, for messages.
+      force: replace a table of the same name that has other keys.
+
+    Raises:
+      CimlError: the table is invalid, or there is one with other keys and no ``force``.
+    """
+    from ciml.integrations.registry import kinds
+
+    classes: Mapping[str, type[Settings]] = SOURCES if name == "source" else kinds()
+    keys = {key: value for key, value in table.items() if key != selector}
+    classes[table[selector]].from_json(keys, f"{name} {table['name']}")
+    # Two receivers may have sources of one name: Zuul and its Gerrit.
+    identity = {key: table[key] for key in ("name", *((selector,) if name == "source" else ()))}
+    present = [entry for entry in parse_toml(text, where).get(name, []) if identity.items() <= entry.items()]
+    if dict(table) in present:
         return text
-    same = {"name": system["name"]}
-    text = _without_other(text or _COMMENT[FEEDBACK], "system", system, same, same_name, where, force)
-    return with_table(text, "[[system]]", system)
-
-
-def _without_kind(system: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in system.items() if key != "kind"}
-
-
-def _without_other(
-    text: str, what: str, table: Mapping[str, Any], same: Mapping[str, Any], listed: list[Any], where: str, force: bool
-) -> str:
-    """Return the text without the table of the same name that has other keys, if there is one. Raises without force."""
-    if not listed:
-        return text
-    if not force:
-        differ = sorted(key for key in table.keys() | listed[0].keys() if table.get(key) != listed[0].get(key))
+    if present and not force:
+        differ = sorted(key for key in table.keys() | present[0].keys() if table.get(key) != present[0].get(key))
         raise CimlError(
-            f"{where}: {what} {table['name']} is there with other values of {', '.join(differ)}; give --force to "
-            f"replace it, or --name for another {what}"
+            f"{where}: {name} {table['name']} is there with other values of {', '.join(differ)}; give --force to "
+            f"replace it, or --name for another {name}"
         )
-    return without_blocks(text, f"[[{what}]]", same)
+    if present:
+        text = without_blocks(text, f"[[{name}]]", identity)
+    return with_table(text, f"[[{name}]]", table)
 
 
 def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> str:

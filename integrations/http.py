@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,7 @@ from ciml.http.outgoing import (
     retry_after_s,
     tls_context,
 )
-from ciml.integrations.review import CALL_S, UNAUTHORIZED, Busy, Refused, System, Unsettled
+from ciml.integrations.review import CALL_S, MAX_REACTIONS, UNAUTHORIZED, Busy, Refused, System, Unsettled
 from ciml.secrets import Secrets
 
 T = TypeVar("T")
@@ -79,6 +79,17 @@ class Rest:
           Busy, Refused, EngineError: see `ciml.integrations.review`.
         """
         return self._request("GET", f"{path}?{urlencode(query)}" if query else path, kind, auth)[0]
+
+    def lookup(
+        self, path: str, kind: type[T], auth: Mapping[str, str], query: Mapping[str, str | int] | None = None
+    ) -> T | None:
+        """Return the answer as `get` does; None if the system has nothing at this path."""
+        try:
+            return self.get(path, kind, auth, query)
+        except Refused as refused:
+            if refused.reason != "not_found":
+                raise
+            return None
 
     def pages(
         self, path: str, kind: type[T], auth: Mapping[str, str], query: Mapping[str, str | int], most: int
@@ -281,6 +292,6 @@ def says_not_helpful(text: str) -> bool:
     return any(line.strip().rstrip(".").casefold() == "not helpful" for line in text.splitlines())
 
 
-def accounts(names: Sequence[str], most: int) -> tuple[str, ...]:
-    """Return at most ``most`` of the names, in order and without repeats."""
-    return tuple(dict.fromkeys(name for name in names if name))[:most]
+def accounts(names: Iterable[str]) -> tuple[str, ...]:
+    """Return at most `MAX_REACTIONS` of the names, in order and without repeats."""
+    return tuple(dict.fromkeys(name for name in names if name))[:MAX_REACTIONS]

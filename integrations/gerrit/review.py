@@ -25,7 +25,6 @@ from ciml.integrations.http import (
     secret_of,
 )
 from ciml.integrations.review import (
-    MAX_REACTIONS,
     ChangeRef,
     Format,
     Head,
@@ -146,12 +145,9 @@ class Gerrit:
 
     def head(self, change: ChangeRef) -> Head:
         """Return the present state of a change. Errors: see `ReviewClient`."""
-        try:
-            info = self._rest.get(f"{_path(change)}?o=CURRENT_REVISION", _Change, self._auth())
-        except Refused as refused:
-            if refused.reason == "not_found":
-                return Head("missing")
-            raise
+        info = self._rest.lookup(f"{_path(change)}?o=CURRENT_REVISION", _Change, self._auth())
+        if info is None:
+            return Head("missing")
         state: Any = {"NEW": "open", "MERGED": "merged", "ABANDONED": "abandoned"}.get(info.status, "missing")
         current = info.revisions.get(info.current_revision)
         return Head(
@@ -217,7 +213,7 @@ class Gerrit:
             names = [
                 author.shown for author, text in replies if author and author.id != own_id and says_not_helpful(text)
             ]
-            return Reactions(not_helpful=accounts(names, MAX_REACTIONS))
+            return Reactions(not_helpful=accounts(names))
 
     def _messages(self, change: ChangeRef) -> list[_Message]:
         return self._rest.get(f"{_path(change)}/messages", list[_Message], self._auth())

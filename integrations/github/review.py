@@ -17,7 +17,6 @@ import msgspec
 from ciml.integrations.github.auth import App, Author, GitHubApp, Identity, TokenOwner, private_key, repository
 from ciml.integrations.http import Rest, accounts, check_base, commit, number, says_not_helpful, secret_of, token
 from ciml.integrations.review import (
-    MAX_REACTIONS,
     UNAUTHORIZED,
     ChangeRef,
     Format,
@@ -271,7 +270,7 @@ class GitHub:
             and says_not_helpful(comment.body)
             and not self._is_own(comment)
         ]
-        return accounts(names, MAX_REACTIONS)
+        return accounts(names)
 
     def _is_own(self, comment: _Comment) -> bool:
         return self.identity.is_own(comment.user, comment.performed_via_github_app)
@@ -324,8 +323,8 @@ class Comments(GitHub):
                 if emoji.user and not self.identity.is_own(emoji.user, None)
             ]
             return Reactions(
-                up=accounts([user.login for content, user in users if content == "+1"], MAX_REACTIONS),
-                down=accounts([user.login for content, user in users if content == "-1"], MAX_REACTIONS),
+                up=accounts([user.login for content, user in users if content == "+1"]),
+                down=accounts([user.login for content, user in users if content == "-1"]),
                 not_helpful=self.not_helpful(change, ours.created_at, ours.id),
             )
 

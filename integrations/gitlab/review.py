@@ -24,7 +24,6 @@ from ciml.integrations.http import (
     token,
 )
 from ciml.integrations.review import (
-    MAX_REACTIONS,
     ChangeRef,
     Format,
     Head,
@@ -132,18 +131,15 @@ class GitLab:
 
         Where the event named no merge request, it is the one within the project that is open and has the commit.
         """
-        try:
-            if change.change:
-                return self._rest.get(_path(change), _MergeRequest, self._auth()).to_head()
-            sha = commit(change.head, change.patchset)
-            if not sha:
-                return Head("missing")
-            path = f"/projects/{_project(change)}/repository/commits/{sha}/merge_requests"
-            requests = self._rest.get(path, list[_MergeRequest], self._auth(), {"state": "opened", "per_page": _PAGE})
-        except Refused as refused:
-            if refused.reason == "not_found":
-                return Head("missing")
-            raise
+        if change.change:
+            request = self._rest.lookup(_path(change), _MergeRequest, self._auth())
+            return request.to_head() if request else Head("missing")
+        sha = commit(change.head, change.patchset)
+        if not sha:
+            return Head("missing")
+        path = f"/projects/{_project(change)}/repository/commits/{sha}/merge_requests"
+        query: Mapping[str, str | int] = {"state": "opened", "per_page": _PAGE}
+        requests = self._rest.lookup(path, list[_MergeRequest], self._auth(), query) or []
         # Anybody may open a merge request of the same commit from a fork; its pipelines are of another project.
         inside = [
             request for request in requests if request.state == "opened" and request.sha == sha and request.is_inside
@@ -183,9 +179,9 @@ class GitLab:
                 if note.author and note.author.id != own_id and says_not_helpful(note.body):
                     names.append(note.author.username)
             return Reactions(
-                up=accounts([name for award, name in emojis if award.startswith("thumbsup")], MAX_REACTIONS),
-                down=accounts([name for award, name in emojis if award.startswith("thumbsdown")], MAX_REACTIONS),
-                not_helpful=accounts(names, MAX_REACTIONS),
+                up=accounts([name for award, name in emojis if award.startswith("thumbsup")]),
+                down=accounts([name for award, name in emojis if award.startswith("thumbsdown")]),
+                not_helpful=accounts(names),
             )
 
     def _auth(self) -> Mapping[str, str]:

@@ -16,21 +16,9 @@ import pyarrow.compute as pc
 from ciml.transforms.profiles import MIN_RUNS, SERIES
 from ciml.verdicts.evidence.observe import Subject
 
-_UNITS = {
-    "s": 1,
-    "min": 60,
-    "h": 3600,
-    "%": 1,
-    "": 1,
-    "/s": 1,
-    "kB": 1e3,
-    "MB": 1e6,
-    "GB": 1e9,
-    "TB": 1e12,
-    "kB/s": 1e3,
-    "MB/s": 1e6,
-    "GB/s": 1e9,
-    "TB/s": 1e12,
+_BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_UNITS = {"s": 1, "min": 60, "h": 3600, "%": 1, "": 1, "/s": 1, **_BYTES} | {
+    f"{unit}/s": scale for unit, scale in _BYTES.items()
 }
 _NUMBER = r"-?[0-9]+(?:\.[0-9])?"
 _UNIT = r"(?: ?(?:%|s|min|h|/s|[kMGT]B(?:/s)?))?"

@@ -32,7 +32,7 @@ from ciml.manifest.log import Delta
 from ciml.manifest.replica import LogReplica
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.policy import is_muted
-from ciml.verdicts.feedback.state import Entry, FeedbackState, Intent
+from ciml.verdicts.feedback.state import Action, Entry, FeedbackState, Intent
 from ciml.verdicts.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
 
 T = TypeVar("T")
@@ -175,16 +175,18 @@ class Outbox:
             self._close(entry, "late")
             return
         if self.client is None:
-            self._show(entry)
+            self.show(entry, self.message(entry))
+            self._close(entry, "dry_run")
             return
-        head = self._head(self.client, entry.change)
+        client = self.client
+        head = self._timed("head", lambda: client.head(entry.change))
         if (outcome := silence(entry.change, head, self.policy.mute_word)) is not None:
             self._close(entry, outcome)
             return
         if not entry.change.change:
             self._move(entry, replace(entry.change, change=head.change))
             return
-        self._say(self.client, entry)
+        self._say(client, entry)
 
     def _say(self, client: ReviewClient, entry: Entry) -> None:
         message = self.message(entry, client)
@@ -200,12 +202,13 @@ class Outbox:
             previous = None
         self._call(client, entry, message, previous)
 
-    def _call(self, client: ReviewClient, entry: Entry, message: Rendered, found: Posted | None) -> None:
+    def _call(self, client: ReviewClient, entry: Entry, message: Rendered, previous: Posted | None) -> None:
         """Store the intent, call, and store the outcome."""
         self._wait()
+        action: Action = "edit" if previous else "post"
         intent = Intent(
             entry.number + 1,
-            "edit" if found else "post",
+            action,
             message.stamp,
             message.marker,
             entry.change.change,
@@ -221,7 +224,10 @@ class Outbox:
             return  # this process was suspended: another one may be settling the intent
         entry.intent = intent
         try:
-            posted = self._timed("edit" if found else "post", lambda: self._send(client, entry, message, found))
+            posted = self._timed(
+                action,
+                lambda: client.edit(previous, message) if previous else client.post(entry.change, message),
+            )
         except (Busy, Refused, _NotReachedError) as error:
             if isinstance(error, Refused) and error.reason != UNAUTHORIZED:
                 raise  # which closes the entry
@@ -229,10 +235,7 @@ class Outbox:
             raise
         finally:
             self._written_s = self.clock()
-        self._close(entry, "edited" if found else "posted", posted=posted)
-
-    def _send(self, client: ReviewClient, entry: Entry, message: Rendered, found: Posted | None) -> Posted:
-        return client.edit(found, message) if found is not None else client.post(entry.change, message)
+        self._close(entry, "edited" if previous else "posted", posted=posted)
 
     def _settle(self, entry: Entry, intent: Intent) -> None:
         """Find out what became of a call: our own message has its stamp, or it does not."""
@@ -254,10 +257,6 @@ class Outbox:
         style = Style(form, most_bytes, policy.max_jobs, policy.mute_word, can_react, policy.min_reruns)
         marker = marker_of(self.name, entry.change.project, entry.change.change)
         return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
-
-    def _show(self, entry: Entry) -> None:
-        self.show(entry, self.message(entry))
-        self._close(entry, "dry_run")
 
     def _close(self, entry: Entry, outcome: str, detail: str = "", posted: Posted | None = None) -> None:
         """Store an outcome. What another process has stored meanwhile is not contradicted."""
@@ -288,9 +287,6 @@ class Outbox:
         left_s = self._written_s + self.gap_s - self.clock()
         if left_s > 0:
             self.sleep(min(left_s, self.gap_s))
-
-    def _head(self, client: ReviewClient, change: ChangeRef) -> Head:
-        return self._timed("head", lambda: client.head(change))
 
     def _find(self, client: ReviewClient, change: ChangeRef, marker: str) -> Posted | None:
         return self._timed("find", lambda: client.find(change, marker))

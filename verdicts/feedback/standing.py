@@ -224,10 +224,9 @@ class Standings:
         own_claims = history.claims(cause, project, policy.settled_window)
         in_project = len(own_claims) >= policy.min_settled
         claims = own_claims if in_project else history.claims(cause, None, policy.settled_window)
-        precision = _precision(claims)
+        precision = precision_of(claims)
         base_rate = history.base_rate(cause, project if in_project else None)
-        rerun = [verdict for verdict in claims if verdict.by == RERUNS]
-        reruns = Share(sum(verdict.settled == "machine" for verdict in rerun), len(rerun))
+        reruns = reruns_of(claims)
 
         def standing(mode: Mode, detail: str = "") -> Standing:
             return Standing(mode, detail, precision, base_rate, reruns)
@@ -239,15 +238,25 @@ class Standings:
         if precision.runs < policy.min_settled:
             return standing("shadow", f"{precision.runs} of at least {policy.min_settled} verdicts {cause} are settled")
         if (reason := _doubt(precision, base_rate, policy)) or (
-            reason := "" if in_project else _doubt_of_project(_precision(own_claims), policy)
+            reason := "" if in_project else _doubt_of_project(precision_of(own_claims), policy)
         ):
             return standing("precision", reason)
         return standing("active")
 
 
-def _precision(claims: Iterable[RecordedVerdict]) -> Share:
-    held = [verdict.settled == verdict.cause for verdict in claims]
-    return Share(sum(held), len(held))
+def precision_of(claims: Iterable[RecordedVerdict]) -> Share:
+    """Return how many settled claims were right."""
+    return _share(verdict.settled == verdict.cause for verdict in claims)
+
+
+def reruns_of(claims: Iterable[RecordedVerdict]) -> Share:
+    """Return how many of the claims that reruns settled had a rerun that passed."""
+    return _share(verdict.settled == "machine" for verdict in claims if verdict.by == RERUNS)
+
+
+def _share(outcomes: Iterable[bool]) -> Share:
+    results = list(outcomes)
+    return Share(sum(results), len(results))
 
 
 def _doubt(precision: Share, base_rate: Share, policy: Policy) -> str:

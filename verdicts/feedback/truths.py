@@ -23,7 +23,16 @@ from ciml.transforms.examples.plan import digest_of
 from ciml.trust import evaluate, former_policy
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.corrections import CAUSES, corrections_log, corrections_of
-from ciml.verdicts.feedback.standing import RERUNS, REVIEWER, Mode, RecordedVerdict, Share, Standings
+from ciml.verdicts.feedback.standing import (
+    RERUNS,
+    REVIEWER,
+    Mode,
+    RecordedVerdict,
+    Share,
+    Standings,
+    precision_of,
+    reruns_of,
+)
 
 _log = logging.getLogger(__name__)
 #: The bookmark, beside the manifest of feedback.
@@ -154,21 +163,13 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON; shares have ``right``, ``runs``, ``value``, ``low`` and ``high``."""
-        shares = {
-            "precision": self.precision,
-            "base_rate": self.base_rate,
-            "duration": self.duration,
-            "reruns": self.reruns,
-        }
+        facts = ("model", "project", "cause", "mode", "detail")
+        shares = ("precision", "base_rate", "duration", "reruns")
         return {
-            "model": self.model,
-            "project": self.project,
-            "cause": self.cause,
-            "mode": self.mode,
-            "detail": self.detail,
+            **{name: getattr(self, name) for name in facts},
             "settled": self.precision.runs,
             "open": self.open,
-            **{name: _share_json(share) for name, share in shares.items()},
+            **{name: _share_json(getattr(self, name)) for name in shares},
         }
 
 
@@ -210,8 +211,6 @@ def _row(
     scope = project or None
     standing = standings.of(model, project, cause)
     claims = history.claims(cause, scope, policy.settled_window)
-    precision = Share(sum(verdict.settled == cause for verdict in claims), len(claims))
-    rerun = [verdict for verdict in claims if verdict.by == "reruns"]
     answers = [
         verdict.settled == cause
         for verdict in history.settled
@@ -229,10 +228,10 @@ def _row(
         standing.mode,
         standing.detail,
         len(waiting),
-        precision,
+        precision_of(claims),
         history.base_rate(cause, scope),
         Share(sum(answers), len(answers)),
-        Share(sum(verdict.settled == "machine" for verdict in rerun), len(rerun)),
+        reruns_of(claims),
     )
 
 
