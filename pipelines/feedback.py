@@ -1,24 +1,30 @@
-"""Reads the topic `predictions` and commits what is to be said of it, with its offsets."""
+"""Feedback as a topic processor: predictions become verdicts to be said, which are committed with their offsets."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from ciml.data_root import DataRoot
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.fields import parse_json
 from ciml.events.records import Message, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.manifest.checkpoints import Limits
 from ciml.manifest.coverage import NewCoverage
-from ciml.manifest.log import Delta
+from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.plan import PartitionRead, read_range
+from ciml.pipelines.processor import Processor
 from ciml.verdicts.feedback.config import Feedback, Policy
+from ciml.verdicts.feedback.outbox import SETTLE_S
 from ciml.verdicts.feedback.policy import Compare, Item, Judgement, Silence, judge
 from ciml.verdicts.feedback.standing import Standings
-from ciml.verdicts.feedback.state import FeedbackState
+from ciml.verdicts.feedback.state import FEEDBACK, FeedbackState
 from ciml.verdicts.feedback.truths import Truths
 
 _log = logging.getLogger(__name__)
@@ -29,12 +35,32 @@ _READ = ReadOptions(batch_messages=500)
 _MOST_SETTLED = 5000
 
 
-def batches(kafka: KafkaOptions, read: PartitionRead) -> Iterator[tuple[OffsetRange, list[Message]]]:
-    """Yield the messages of a bounded read in parts, each with the offsets that it covers. Raises as `read_range`."""
-    end = read.end or read.start
-    for part in read_range(kafka, read, read.start, lambda: end, _READ):
-        covers = OffsetRange(read.topic, read.topic_id, read.partition, part.start, min(part.end, end))
-        yield covers, [message for message in part.messages if message.offset < end]
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """Configuration of feedback.
+
+    Attributes:
+      data: the data root.
+      kafka: connection to the broker.
+      feedback: policy and systems.
+      topic: of the predictions.
+      cycle_messages: most messages of a partition in a work item.
+      settle_s: see `ciml.verdicts.feedback.outbox.Outbox`.
+    """
+
+    data: DataRoot
+    kafka: KafkaOptions
+    feedback: Feedback
+    topic: str = "predictions"
+    cycle_messages: int = 2000
+    settle_s: float = SETTLE_S
+
+
+def replica(
+    data: DataRoot, clock: Callable[[], float] = time.time, limits: Limits | None = None
+) -> LogReplica[FeedbackState]:
+    """Return a replica of the manifest of feedback below a data root."""
+    return LogReplica(ManifestLog(data.feedback, clock=clock), FEEDBACK, limits)
 
 
 @dataclass(frozen=True)
@@ -84,53 +110,91 @@ class Judge:
 _BAD = Judgement(None, Silence("bad_record"))
 
 
-def take(
-    committing: LogReplica[FeedbackState], covers: OffsetRange, messages: Iterable[Message], judge: Judge, now_us: int
-) -> None:
-    """Judge messages, and commit what is to be said with the offsets that they cover; nothing if all are covered.
+class Judged(NamedTuple):
+    """Judgements of the messages of a range, by offset."""
 
-    Raises:
-      EngineError: a store does not answer.
+    covers: OffsetRange
+    judgements: Sequence[tuple[int, Judgement]] = ()
+
+
+class FeedbackProcessor(Processor[FeedbackConfig, FeedbackState, Judged]):
+    """The topic processor of feedback: it commits what is to be said of predictions.
+
+    It writes no topic: threads of the service send the committed verdicts to review systems.
+
+    Args:
+      config: of feedback.
+      judge: judges the messages.
+      committing: the manifest; by default a new replica.
     """
-    with committing.state() as state:
-        muted = sorted(state.muted)
-    judged = [(message.offset, judge.judge(message, muted, now_us)) for message in messages]
-    committing.append(lambda state: taken(state, covers, judged, judge.feedback.policy, now_us))
+
+    name = "feedback"
+
+    def __init__(
+        self, config: FeedbackConfig, judge: Judge, committing: LogReplica[FeedbackState] | None = None
+    ) -> None:
+        super().__init__(config)
+        self.judge = judge
+        self._replica = committing or replica(config.data)
+
+    @property
+    def topic(self) -> str:
+        return self.config.topic
+
+    def replica(self) -> LogReplica[FeedbackState]:
+        return self._replica
+
+    def read(self, covers: OffsetRange, messages: Iterable[Message], now_us: int) -> Judged:
+        """Judge messages. Raises `EngineError` if a store does not answer."""
+        with self._replica.state() as state:
+            muted = sorted(state.muted)
+        return Judged(covers, [(message.offset, self.judge.judge(message, muted, now_us)) for message in messages])
+
+    def read_all(self, read: PartitionRead) -> Iterator[Judged]:
+        """Yield the results of a bounded read, in parts. Raises as `ciml.pipelines.kafka.plan.read_range`."""
+        end = read.end or read.start
+        for part in read_range(self.config.kafka, read, read.start, lambda: end, _READ):
+            covers = OffsetRange(read.topic, read.topic_id, read.partition, part.start, min(part.end, end))
+            messages = [message for message in part.messages if message.offset < end]
+            yield self.read(covers, messages, int(time.time() * 1e6))
+
+    def empty(self, covers: OffsetRange) -> Judged:
+        return Judged(covers)
+
+    def reconcile(self, state: FeedbackState, results: Sequence[Judged], now_us: int) -> Delta | None:
+        return taken(state, results, self.judge.feedback.policy, now_us)
 
 
-def taken(
-    state: FeedbackState, covers: OffsetRange, judged: Iterable[tuple[int, Judgement]], policy: Policy, now_us: int
-) -> Delta | None:
+def taken(state: FeedbackState, results: Iterable[Judged], policy: Policy, now_us: int) -> Delta | None:
     """Return the delta that covers messages, and holds the verdicts that are to be said; None if all are covered.
 
     Args:
       state: its history decides whether a model may speak.
-      covers: the offsets of the messages.
-      judged: offsets and judgements of the messages.
+      results: the judgements of the messages.
       policy: the conditions.
       now_us: the present, epoch microseconds.
     """
     offsets = NewCoverage(state)
-    fresh = offsets.add(covers)
-    if not fresh:
-        return None
     standings = Standings(state.history, policy, now_us)
     items = []
     silent = Counter[str]()
     recorded = []
-    for offset, judgement in judged:
-        if offset not in fresh:
-            continue
-        item, silence = heard(judgement, standings)
-        if item is not None:
-            items.append(item.to_json())
-        elif silence is not None:
-            silent[silence.reason] += 1
-        if judgement.verdict is not None and judgement.is_recorded:
-            recorded.append(judgement.verdict.to_json())
+    for covers, judgements in results:
+        fresh = offsets.add(covers)
+        for judgement in (judgement for offset, judgement in judgements if offset in fresh):
+            item, silence = heard(judgement, standings)
+            if item is not None:
+                items.append(item.to_json())
+            elif silence is not None:
+                silent[silence.reason] += 1
+            if judgement.verdict is not None and judgement.is_recorded:
+                recorded.append(judgement.verdict.to_json())
+    covered = offsets.to_json()
+    if not covered:
+        return None
     return {
         "time_us": now_us,
-        "offsets": offsets.to_json(),
+        "offsets": covered,
         "verdicts": items,
         "silent": dict(sorted(silent.items())),
         "recorded": recorded,

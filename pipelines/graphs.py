@@ -49,10 +49,12 @@ def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tupl
 
 
 def _predict(pipeline: beam.Pipeline) -> None:
-    from ciml.pipelines.predict import PredictConfig, build_predict
+    from ciml.pipelines.predict import PredictConfig, PredictProcessor
+    from ciml.pipelines.processor_beam import build_processor
     from ciml.serving.predict.predictor import PredictPolicy
 
-    build_predict(pipeline, PredictConfig(_DATA, _KAFKA, "models:8500", PredictPolicy("example")), _RUNS)
+    config = PredictConfig(_DATA, _KAFKA, "models:8500", PredictPolicy("example"))
+    build_processor(pipeline, PredictProcessor(config), _RUNS)
 
 
 def _backfill(pipeline: beam.Pipeline) -> None:

@@ -1,13 +1,9 @@
-"""Predict: announcements on the topic `runs` to predictions, their manifest and the topic `predictions`.
+"""Predict as a topic processor: announcements of runs become predictions.
 
 runs ─► predict (raw objects, the definition of the served version, the model server) ─► commit ─► publish
 
-Offsets are committed with the predictions, so a batch that is read again changes nothing. While no model is served,
-nothing is read and the lag grows.
-
-Predictions: announcements on the topic `runs` to predictions, their manifest and the topic `predictions`.
-
-Uses `ciml.serving.predict`. It loads no model: a model server does.
+It loads no model: a model server does, which `ciml.serving.predict` queries. While no model is served, nothing is read
+and the lag grows. This module does not import Beam, since supervisors use it.
 """
 
 from __future__ import annotations
@@ -15,33 +11,22 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
-import apache_beam as beam
-
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
-from ciml.events.records import Batch
+from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.messages import Prediction
-from ciml.pipelines.ingest.pipeline import Gather
-from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.pipelines.kafka.publish import Announcement, Projection, Share, projection
-from ciml.pipelines.kafka.source import ReadFromKafka
+from ciml.pipelines.kafka.publish import Announcement, Share
+from ciml.pipelines.processor import BatchProcessor, Output, shared_replica
 from ciml.serving.predict.log import Predicted, PredictionState, predictions_of_model, reconcile
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
-from ciml.storage import Store
-from ciml.transforms.ingest.beam import COMMIT
-from ciml.transforms.ingest.run_stages import keep_error
-
-_KEY = "predictions"
 
 
 @dataclass(frozen=True)
@@ -74,39 +59,9 @@ class PredictConfig:
     commit_batches: int = 20
     maintains: bool = False
 
-    def projection(self) -> Projection | None:
-        """Return the process's projection for the predictions of its model; other models publish their own."""
-        if not self.predictions_topic:
-            return None
-        share = Share(self.policy.model, ("ce_source", _source(self.policy.model)))
-        render = partial(render_predictions, model=self.policy.model)
-        return projection(ManifestLog(self.data.predictions), self.predictions_topic, render, self.kafka, share)
 
-
-class PredictionCommitter(LogReplica[PredictionState]):
-    """A replica of the predictions' manifest that commits to it for one model. Thread-safe."""
-
-    def __init__(
-        self, predictions: Store, model: str, clock: Callable[[], float] = time.time, limits: Limits | None = None
-    ) -> None:
-        super().__init__(ManifestLog(predictions, clock=clock), predictions_of_model(model), limits)
-
-    def commit(self, ranges: Iterable[Predicted]) -> int | None:
-        """Commit the uncovered part of ``ranges``. Return the version, or None if nothing was left."""
-        predicted = list(ranges)
-        return self.append(lambda state: reconcile(state, predicted, int(self.log.clock() * 1e6)))
-
-
-_committers: dict[tuple[int, str, str], PredictionCommitter] = {}
 _predictors: dict[tuple[int, str, str, PredictPolicy], Predictor] = {}
 _lock = threading.Lock()
-
-
-def committer(predictions: Store, model: str) -> PredictionCommitter:
-    """Return the process's committer of a model's predictions below a folder."""
-    key = (os.getpid(), predictions.root, model)
-    with _lock:
-        return _committers.setdefault(key, PredictionCommitter(predictions, model))
 
 
 def predictor(config: PredictConfig) -> Predictor:
@@ -138,63 +93,41 @@ def render_predictions(delta: Delta, model: str) -> Iterable[Announcement]:
         yield one["run_id"].encode(), canonical_json(value), headers
 
 
-class Predict(beam.DoFn):
-    """Batches of announcements -> (key, their predictions, serialised)."""
+class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]):
+    """The topic processor of one model. Others commit to the same manifest, and publish their own predictions."""
 
-    def __init__(self, config: PredictConfig) -> None:
-        self._config = config
+    name = "predictions"
+    labels = ("Runs", "Predict")
 
-    def process(self, batch: Batch) -> Iterator[tuple[str, bytes]]:
-        with keep_error():
-            yield _KEY, canonical_json(predictor(self._config).predict(batch).to_json())
+    @property
+    def topic(self) -> str:
+        return self.config.runs_topic
 
+    def replica(self) -> LogReplica[PredictionState]:
+        predictions = self.config.data.predictions
+        model = self.config.policy.model
+        return shared_replica(
+            predictions.root,
+            f"predictions of {model}",
+            lambda: LogReplica(ManifestLog(predictions), predictions_of_model(model)),
+        )
 
-class CommitPredictions(beam.DoFn):
-    """(key, serialised ranges) -> the version that commits them; nothing if all were committed before."""
+    def read(self, batch: Batch) -> Predicted:
+        return predictor(self.config).predict(batch)
 
-    def __init__(self, config: PredictConfig) -> None:
-        self._config = config
+    def empty(self, covers: OffsetRange) -> Predicted:
+        return Predicted(covers)
 
-    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
-        committing = committer(self._config.data.predictions, self._config.policy.model)
-        with keep_error():
-            with COMMIT.timed("predictions"):
-                version = committing.commit(Predicted.from_json(json.loads(one)) for one in element[1])
-            if self._config.maintains:
-                committing.maintain()
-        if version is not None:
-            yield version
+    def reconcile(self, state: PredictionState, results: Sequence[Predicted], now_us: int) -> Delta | None:
+        return reconcile(state, results, now_us)
 
+    def outputs(self) -> Sequence[Output]:
+        model = self.config.policy.model
+        render = partial(render_predictions, model=model)
+        return (Output(self.config.predictions_topic, render, Share(model, ("ce_source", _source(model)))),)
 
-class PublishPredictions(beam.DoFn):
-    """Publishes all commits that were not published. The incoming version is only a trigger."""
+    def encode(self, result: Predicted) -> bytes:
+        return canonical_json(result.to_json())
 
-    def __init__(self, config: PredictConfig) -> None:
-        self._config = config
-
-    def process(self, version: int) -> Iterator[int]:
-        with keep_error():
-            publisher = self._config.projection()
-            if publisher is not None:
-                publisher.announce()
-        yield version
-
-
-def build_predict(
-    pipeline: beam.Pipeline, config: PredictConfig, reads: Sequence[PartitionRead]
-) -> beam.PCollection[int]:
-    """Wire a predict pipeline: bounded if the ``reads`` are, else unbounded. Return the committed versions."""
-    bounded = all(read.end is not None for read in reads)
-    predicted = (
-        pipeline
-        | "Runs" >> ReadFromKafka(config.kafka, reads, config.read)
-        | "Predict" >> beam.ParDo(Predict(config)).with_output_types(tuple[str, bytes])
-    )
-    gathered = predicted | (
-        beam.GroupByKey() if bounded else "Gather" >> beam.ParDo(Gather(config.commit_s, config.commit_batches))
-    )
-    return (
-        gathered
-        | "Commit" >> beam.ParDo(CommitPredictions(config))
-        | "Publish" >> beam.ParDo(PublishPredictions(config))
-    )
+    def decode(self, data: bytes) -> Predicted:
+        return Predicted.from_json(json.loads(data))

@@ -47,7 +47,8 @@ def launch_service(
       EngineError: the broker, the store or Google Cloud does not answer.
       IntegrityError: if continuing would lose or mix data.
     """
-    config = service.config
+    processor = service.processor
+    config = processor.config
     fetch = getattr(config, "fetch", None)
     if fetch is not None:
         check_fetch(fetch)
@@ -60,7 +61,7 @@ def launch_service(
         if work is None:
             raise CimlError(f"topic {service.topic} has no partition to read")
         # Planned with this process's connection; the job has the workers'.
-        service.config = replace(config, kafka=kafka, maintains=True)
+        service.processor = processor.with_config(replace(config, kafka=kafka, maintains=True))
         return launch(
             partial(service.build, work=work),
             settings,
@@ -72,5 +73,5 @@ def launch_service(
             hidden=secrets_here(config.kafka, fetch),
         )
     finally:
-        service.config = config
+        service.processor = processor
         service.close()

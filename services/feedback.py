@@ -14,26 +14,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from ciml.data_root import DataRoot
-from ciml.events.records import OffsetRange
 from ciml.integrations.review import Format, Rendered, ReviewClient, System
-from ciml.kafka.options import KafkaOptions
-from ciml.manifest.checkpoints import Limits
-from ciml.manifest.log import ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.metrics import Family
-from ciml.pipelines.feedback import Judge, batches, heard, settled, take
-from ciml.pipelines.kafka.broker import Listing, make_topic
-from ciml.pipelines.kafka.plan import PartitionRead, bases
+from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, heard, replica, settled
+from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.services.service import Progress, TopicService
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.corrections import add_corrections
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence
 from ciml.verdicts.feedback.metrics import CALLS, feedback_families
-from ciml.verdicts.feedback.outbox import SETTLE_S, Outbox
+from ciml.verdicts.feedback.outbox import Outbox
 from ciml.verdicts.feedback.policy import Silence, judge
 from ciml.verdicts.feedback.reactions import Reader
 from ciml.verdicts.feedback.standing import Standings
-from ciml.verdicts.feedback.state import FEEDBACK, Entry, FeedbackState, entry_key
+from ciml.verdicts.feedback.state import Entry, FeedbackState, entry_key
 from ciml.verdicts.feedback.truths import Truths
 
 if TYPE_CHECKING:
@@ -45,27 +40,6 @@ _log = logging.getLogger(__name__)
 _BUDGET_S = 10.0
 #: Time between two readings of the raw manifest and the corrections.
 _SETTLE_EVERY_S = 10.0
-
-
-@dataclass(frozen=True)
-class FeedbackConfig:
-    """Configuration of the service.
-
-    Attributes:
-      data: the data root.
-      kafka: connection to the broker.
-      feedback: policy and systems.
-      topic: of the predictions.
-      cycle_messages: most messages of a partition in a work item.
-      settle_s: see `Outbox`.
-    """
-
-    data: DataRoot
-    kafka: KafkaOptions
-    feedback: Feedback
-    topic: str = "predictions"
-    cycle_messages: int = 2000
-    settle_s: float = SETTLE_S
 
 
 @dataclass(frozen=True)
@@ -97,6 +71,7 @@ class FeedbackService(TopicService[FeedbackState]):
 
     poll_s = 0.5
     retry_s = (0.5, 10.0)
+    creates_topic = True
 
     def __init__(
         self,
@@ -104,14 +79,15 @@ class FeedbackService(TopicService[FeedbackState]):
         show: Callable[[Entry, Rendered], object] | None = None,
         client_of: Callable[[System], ReviewClient] | None = None,
     ) -> None:
-        super().__init__("ciml-feedback", config, config.topic, replica(config.data), config.cycle_messages)
-        self._show = show or _log_message
-        self._client_of = client_of or self._client
-        self._desks: dict[str, _Desk] = {}
         policy = config.feedback.policy
         self._truths = Truths(config.data, settle_untrusted=policy.settle_untrusted)
         compare = partial(compare_run, config.data, policy)
-        self._judge = Judge(config.feedback, compare, self._truths.is_trusted, self._truths.is_known)
+        judge = Judge(config.feedback, compare, self._truths.is_trusted, self._truths.is_known)
+        super().__init__("ciml-feedback", FeedbackProcessor(config, judge))
+        self.processor: FeedbackProcessor
+        self._show = show or _log_message
+        self._client_of = client_of or self._client
+        self._desks: dict[str, _Desk] = {}
         self._settle_at_s = 0.0
         self._calls = CALLS.histogram()
 
@@ -119,25 +95,25 @@ class FeedbackService(TopicService[FeedbackState]):
         return (self._calls,)
 
     def check(self) -> None:
-        feedback = self.config.feedback
+        feedback = self.processor.config.feedback
         if not feedback.policy.dry_run:
             for system in feedback.systems:
                 self._client_of(system).close()  # which has read its secret
 
     def open(self) -> None:
         """Create the clients, whose secrets are read here, and the topic."""
-        feedback = self.config.feedback
+        feedback = self.processor.config.feedback
         for system in feedback.systems:
             client = None if feedback.policy.dry_run else self._client_of(system)
             self._desks[system.name] = self._desk(system, client)
         super().open()
 
     def _client(self, system: System) -> ReviewClient:
-        feedback: Feedback = self.config.feedback
+        feedback = self.processor.config.feedback
         return system.client(feedback.where(system), feedback.file.parent)
 
     def _desk(self, system: System, client: ReviewClient | None) -> _Desk:
-        config: FeedbackConfig = self.config
+        config = self.processor.config
         policy = config.feedback.policy
 
         def timed(call: str, seconds: float) -> None:
@@ -158,17 +134,6 @@ class FeedbackService(TopicService[FeedbackState]):
         correct = partial(add_corrections, config.data)
         return _Desk(outbox, Reader(system.name, self.committing, client, policy.reviewers, correct), client)
 
-    def _list(self) -> Listing:
-        if self._seen is None:  # with the settings of predict's publisher, which may start later
-            make_topic(self.config.kafka, self.topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
-        return super()._list()
-
-    def cover_bases(self, listing: Listing) -> None:
-        with self.committing.state() as state:
-            expired = [batch.covers for batch in bases(state, listing) if batch.covers]
-        for covers in expired:
-            self._commit(covers, [])
-
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Work | None:
         with self.committing.state() as state:
             reads = self.reads(state, ends)
@@ -188,8 +153,8 @@ class FeedbackService(TopicService[FeedbackState]):
         if work.reads:
             self._truths.read()
         for read in work.reads:
-            for covers, messages in batches(self.config.kafka, read):
-                self._commit(covers, messages)
+            for judged in self.processor.read_all(read):
+                self.processor.commit([judged])
         if work.reads or work.settles:
             self._settle()
         if not self._desks:
@@ -198,28 +163,24 @@ class FeedbackService(TopicService[FeedbackState]):
             for done in [pool.submit(_work, desk) for desk in self._desks.values()]:
                 done.result()
 
-    def _commit(self, covers: OffsetRange, messages: list[Any]) -> None:
-        take(self.committing, covers, messages, self._judge, int(time.time() * 1e6))
-
     def _settle(self) -> None:
         """Commit what settles recorded verdicts."""
         now_us = int(time.time() * 1e6)
         while self.committing.append(lambda state: settled(state, self._truths, now_us)) is not None:
             pass
 
-    def progress(self, state: FeedbackState) -> Progress:
-        counts = {what: number for what, number in sorted(state.verdicts.items()) if what != "no_verdict"}
+    def counts(self, state: FeedbackState) -> dict[str, int]:
+        counts = {kind: number for kind, number in sorted(state.verdicts.items()) if kind != "no_verdict"}
         for (_, outcome), number in sorted(state.messages.items()):
             name = f"messages {outcome}"
             counts[name] = counts.get(name, 0) + number
-        facts = {"version": state.version, "last_commit_us": state.time_us or None, "counts": counts}
-        return Progress(state.version, facts=facts, waiting=bool(state.opened))
+        return counts
+
+    def progress(self, state: FeedbackState) -> Progress:
+        return replace(super().progress(state), waiting=bool(state.opened))
 
     def families(self, state: FeedbackState) -> Iterable[Family]:
-        return feedback_families(state, [system.name for system in self.config.feedback.systems])
-
-    def publish(self) -> None:
-        """Do nothing: its commits are not published."""
+        return feedback_families(state, [system.name for system in self.processor.config.feedback.systems])
 
     def close(self) -> None:
         super().close()
@@ -249,13 +210,6 @@ def _log_message(entry: Entry, message: Rendered) -> None:
 def markup_of(system: System) -> Format:
     """Return the markup of a system's messages. A kind is named like its markup."""
     return next((each for each in get_args(Format) if each == system.kind), "github")
-
-
-def replica(
-    data: DataRoot, clock: Callable[[], float] = time.time, limits: Limits | None = None
-) -> LogReplica[FeedbackState]:
-    """Return a replica of the manifest of feedback below a data root."""
-    return LogReplica(ManifestLog(data.feedback, clock=clock), FEEDBACK, limits)
 
 
 @dataclass(frozen=True)

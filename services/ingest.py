@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ciml.events.records import PendingRun
 from ciml.metrics import Family
-from ciml.pipelines.ingest.committer import IngestConfig, committer
-from ciml.pipelines.kafka.broker import Listing
-from ciml.pipelines.kafka.plan import PartitionRead, bases
+from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
+from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.runs.metrics import raw_families
 from ciml.runs.state import RawState
 from ciml.services.service import Progress, TopicService
-from ciml.transforms.fetch.policy import FetchPolicy
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -29,14 +28,13 @@ class _Work(NamedTuple):
 
 
 class IngestService(TopicService[RawState]):
-    """Ingests CI events."""
+    """Ingests CI events. Its work is also to retry deferred runs that are due."""
 
     stall_s = 240.0  # a batch whose logs all time out takes less
     renew_s = 3600.0  # a Python source's state grows with every rest (docs/kafka.md); a new job begins without it
 
     def __init__(self, config: IngestConfig) -> None:
-        name = f"ciml-ingest-{config.topic}"
-        super().__init__(name, config, config.topic, committer(config.raw), config.cycle_messages)
+        super().__init__(f"ciml-ingest-{config.topic}", IngestProcessor(config))
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Work | None:
         with self.committing.state() as state:
@@ -46,31 +44,29 @@ class IngestService(TopicService[RawState]):
     def build(self, pipeline: beam.Pipeline, work: _Work) -> object:
         from ciml.pipelines.ingest.pipeline import build_ingest
 
-        return build_ingest(pipeline, self.config, work.reads, work.due)
+        return build_ingest(pipeline, self.processor.config, work.reads, work.due)
 
     def problems(self) -> Mapping[str, str]:
-        fetch: FetchPolicy = self.config.fetch
-        return fetch.problems()
-
-    def cover_bases(self, listing: Listing) -> None:
-        # Computed from the state at the commit: once another process has begun to read, missing offsets are losses.
-        committer(self.config.raw).commit_found(lambda state: bases(state, listing))
+        config: IngestConfig = self.processor.config
+        return config.fetch.problems()
 
     def timings(self) -> Sequence[Collector]:
         from ciml.transforms.ingest.beam import FETCH
 
         return (FETCH.histogram, *super().timings())
 
+    def counts(self, state: RawState) -> dict[str, int]:
+        return state.totals()
+
     def progress(self, state: RawState) -> Progress:
-        due = state.next_due_us()
-        facts = {
-            "version": state.version,
-            "last_commit_us": state.time_us or None,
-            "counts": state.totals(),
-            "deferred": len(state.deferred),
-        }
-        overdue_us = due if due is not None and due < _now_us() - _OVERDUE_US else None
-        return Progress(state.version, overdue_us=overdue_us, waiting=bool(state.deferred), facts=facts)
+        progress = super().progress(state)
+        due_us = state.next_due_us()
+        return replace(
+            progress,
+            overdue_us=due_us if due_us is not None and due_us < _now_us() - _OVERDUE_US else None,
+            waiting=bool(state.deferred),
+            facts={**progress.facts, "deferred": len(state.deferred)},
+        )
 
     def families(self, state: RawState) -> Iterable[Family]:
         return raw_families(state)

@@ -19,10 +19,11 @@ from ciml.settings import pairs
 
 if TYPE_CHECKING:
     from ciml.integrations.config import Receivers
+    from ciml.pipelines.feedback import FeedbackConfig
     from ciml.pipelines.ingest.committer import IngestConfig
     from ciml.pipelines.live import LiveConfig
     from ciml.pipelines.predict import PredictConfig
-    from ciml.services.feedback import FeedbackConfig, FeedbackService
+    from ciml.services.feedback import FeedbackService
     from ciml.services.ingest import IngestService
     from ciml.services.live import LiveService
     from ciml.services.predict import PredictService
@@ -299,7 +300,7 @@ class FeedbackOptions(TopicOptions):
           CimlError: for an option that is not a pair, an unknown URL scheme, or an invalid configuration.
         """
         from ciml.data_root import DataRoot
-        from ciml.services.feedback import FeedbackConfig
+        from ciml.pipelines.feedback import FeedbackConfig
         from ciml.verdicts.feedback.config import load_feedback
 
         data = DataRoot.open(self.data_path)

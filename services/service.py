@@ -13,12 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 from ciml.errors import CimlError, EngineError
 from ciml.manifest.coverage import TopicState
 from ciml.metrics import Board, Family
-from ciml.pipelines.kafka.broker import Listing, list_again, list_topic
+from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
 from ciml.pipelines.kafka.reader import close_readers
 from ciml.services.metrics import lag_by_partition, topic_families
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     import apache_beam as beam
     from prometheus_client.registry import Collector
 
-    from ciml.manifest.replica import LogReplica
-    from ciml.pipelines.kafka.publish import Projection, Projections
+    from ciml.pipelines.kafka.publish import Projections
+    from ciml.pipelines.processor import BatchProcessor, Processor
 
 #: When to end: never, at the present end of the input, or after this many seconds without new input and deferred work.
 Until = None | Literal["end"] | float
@@ -161,48 +162,58 @@ S = TypeVar("S", bound=TopicState)
 
 
 class TopicService(Service, Generic[S]):
-    """A service whose manifest covers the offsets of a topic.
+    """The service of a topic processor: it plans reads of the topic by the processor's manifest.
 
     Args:
       name: see `Service`.
-      config: of its pipeline, with ``kafka``, and ``projection`` to publish its commits.
-      topic: the topic that it reads.
-      committing: its manifest.
-      most: largest number of messages of a partition in a bounded work item.
+      processor: the processor.
+
+    Attributes:
+      creates_topic: whether it creates the topic, which the service that writes it may do later.
+      committing: the manifest.
     """
 
-    def __init__(self, name: str, config: Any, topic: str, committing: LogReplica[S], most: int) -> None:
+    creates_topic: ClassVar[bool] = False
+
+    def __init__(self, name: str, processor: Processor[Any, S, Any]) -> None:
         super().__init__(name)
-        self.config = config
-        self.topic = topic
-        self.committing = committing
-        self._most = most
+        self.processor = processor
+        self.topic = processor.topic
+        self.committing = processor.replica()
         self._opened: Listing | None = None
         self._seen: Listing | None = None
-        self._publisher: Projection | Projections | None = None
+        self._publisher: Projections | None = None
 
-    @abstractmethod
-    def cover_bases(self, listing: Listing) -> None:
-        """Commit offsets that expired before the topic was first read as covered, so that later losses are noticed."""
-
-    @abstractmethod
-    def progress(self, state: S) -> Progress:
-        """Return the progress according to the manifest alone: version, facts and deferred work."""
+    def counts(self, state: S) -> dict[str, int]:
+        """Return numbers of committed records by kind, for people."""
+        return {}
 
     @abstractmethod
     def families(self, state: S) -> Iterable[Family]:
         """Return the metrics of the manifest."""
 
-    def run(self, work: Any) -> None:
-        from functools import partial
+    def progress(self, state: S) -> Progress:
+        """Return the progress according to the manifest alone: version, facts and deferred work."""
+        facts = {"version": state.version, "last_commit_us": state.time_us or None, "counts": self.counts(state)}
+        return Progress(state.version, facts=facts)
 
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Any | None:
+        with self.committing.state() as state:
+            return self.reads(state, ends, bounded=bounded) or None
+
+    def build(self, pipeline: beam.Pipeline, work: Any) -> object:
+        from ciml.pipelines.processor_beam import build_processor
+
+        return build_processor(pipeline, cast("BatchProcessor[Any, Any, Any]", self.processor), work)
+
+    def run(self, work: Any) -> None:
         from ciml.pipelines.flink.submit import run_here
 
         run_here(partial(self.build, work=work))
 
     def open(self) -> None:
         self._opened = self._seen = self._list()
-        self.cover_bases(self._opened)
+        self.processor.cover_expired(self._opened)
         self.publish()
 
     def observe(self) -> Progress:
@@ -232,13 +243,13 @@ class TopicService(Service, Generic[S]):
         """Return the next reads, by the last listing of the topic."""
         listing = self._listing_for(state)
         until = None if ends is None else replace(listing, bounds={part: (0, end) for part, end in ends.items()})
-        return plan(state, listing, bounded=bounded, most=self._most if bounded else None, until=until)
+        most = self.processor.config.cycle_messages if bounded else None
+        return plan(state, listing, bounded=bounded, most=most, until=until)
 
     def publish(self) -> None:
         if self._publisher is None:
-            self._publisher = self.config.projection()
-        if self._publisher is not None:
-            self._publisher.announce()
+            self._publisher = self.processor.publisher()
+        self._publisher.announce()
 
     def maintain(self) -> None:
         self.committing.maintain()
@@ -249,14 +260,16 @@ class TopicService(Service, Generic[S]):
             self._publisher.close()
 
     def impatient(self) -> Self:
-        self.config = replace(self.config, kafka=replace(self.config.kafka, timeout_s=5.0))
+        config = self.processor.config
+        self.processor = self.processor.with_config(replace(config, kafka=replace(config.kafka, timeout_s=5.0)))
         return self
 
     def _list(self) -> Listing:
         """List the topic, which must exist once it was read."""
-        return (
-            list_again(self.config.kafka, self._opened) if self._opened else list_topic(self.config.kafka, self.topic)
-        )
+        kafka = self.processor.config.kafka
+        if self._seen is None and self.creates_topic:
+            make_topic(kafka, self.topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
+        return list_again(kafka, self._opened) if self._opened else list_topic(kafka, self.topic)
 
     def _listing_for(self, state: S) -> Listing:
         """Return the last listing of the topic; list it again if another process has committed beyond it."""

@@ -1,18 +1,15 @@
-"""Commits settled batches as deltas of the raw manifest.
+"""The ingest as a topic processor: its configuration, and the commit of settled batches to the raw manifest.
 
-Configuration of an ingest. Does not import Beam, since supervisors read it too.
-
-Records offsets that a topic lost before they were read as covered, on an operator's request.
+It does not import Beam, since supervisors use it too. `ciml.pipelines.ingest.pipeline` reads the batches.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError, RejectedInput
@@ -24,16 +21,16 @@ from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.plan import losses
-from ciml.pipelines.kafka.publish import Projections, projection, render_dead_letters, render_runs
+from ciml.pipelines.kafka.publish import render_dead_letters, render_runs
+from ciml.pipelines.processor import Output, PipelineProcessor, shared_replica
 from ciml.runs.accounting import reconcile
 from ciml.runs.run_log import Judge
 from ciml.runs.state import RAW, RawState
 from ciml.storage import Store
-from ciml.storage import Store as ObjectStore
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt, bisect
 from ciml.transforms.ingest.decode import ALL_JOBS
-from ciml.trust import TrustPolicy
+from ciml.trust import TrustPolicy, evaluate
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class IngestConfig:
       maintains: whether the committing stage also maintains the manifest, where no supervisor does.
     """
 
-    raw: ObjectStore
+    raw: Store
     kafka: KafkaOptions
     topic: str = "ci-events"
     runs_topic: str = "runs"
@@ -71,13 +68,6 @@ class IngestConfig:
     commit_batches: int = 20
     dead_letters_topic: str = ""
     maintains: bool = False
-
-    def projection(self) -> Projections | None:
-        """Return the process's projections for runs and dead letters."""
-        topics = ((self.runs_topic, render_runs), (self.dead_letters_topic, render_dead_letters))
-        log = committer(self.raw).log
-        found = [projection(log, topic, render, self.kafka) for topic, render in topics if topic]
-        return Projections(found) if found else None
 
 
 def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[OffsetRange]:
@@ -129,29 +119,46 @@ class Committer(LogReplica[RawState]):
           IntegrityError: see `ciml.runs.accounting.reconcile`; nothing is committed.
         """
         settled = list(batches)
-        return self.commit_found(lambda state: settled, judge)
+        return self.append(lambda state: self.delta(state, settled, judge))
 
-    def commit_found(self, find: Callable[[RawState], Iterable[Batch]], judge: Judge | None = None) -> int | None:
-        """Commit batches computed from the state by ``find``, which is called again if another commit comes first."""
-
-        def build(state: RawState) -> Delta | None:
-            delta = reconcile(state, find(state), int(self.log.clock() * 1e6), judge)
-            return delta and offload_payloads(self.log.store, delta)
-
-        return self.append(build)
-
-
-_committers: dict[tuple[int, str], Committer] = {}
-_committers_lock = threading.Lock()
+    def delta(self, state: RawState, batches: Iterable[Batch], judge: Judge | None = None) -> Delta | None:
+        """Return the delta of settled batches; None if nothing is left. Long payloads become objects of their own."""
+        delta = reconcile(state, batches, int(self.log.clock() * 1e6), judge)
+        return delta and offload_payloads(self.log.store, delta)
 
 
 def committer(raw: Store) -> Committer:
-    """Return the process's committer for a raw store; it is cached, since a long manifest takes time to load."""
-    key = (os.getpid(), raw.root)
-    with _committers_lock:
-        if key not in _committers:
-            _committers[key] = Committer(raw)
-        return _committers[key]
+    """Return the process's committer for a raw store."""
+    return shared_replica(raw.root, "raw", lambda: Committer(raw))
+
+
+class IngestProcessor(PipelineProcessor[IngestConfig, RawState, Batch]):
+    """The topic processor of an ingest. Its results are settled batches, which the pipeline's stages make."""
+
+    name = "raw"
+
+    @property
+    def topic(self) -> str:
+        return self.config.topic
+
+    def replica(self) -> Committer:
+        return committer(self.config.raw)
+
+    def empty(self, covers: OffsetRange) -> Batch:
+        return Batch(covers)
+
+    def reconcile(self, state: RawState, results: Sequence[Batch], now_us: int) -> Delta | None:
+        return self.replica().delta(state, results, partial(evaluate, self.config.trust))
+
+    def outputs(self) -> Sequence[Output]:
+        config = self.config
+        return Output(config.runs_topic, render_runs), Output(config.dead_letters_topic, render_dead_letters)
+
+    def encode(self, result: Batch) -> bytes:
+        return seal_guarded(result)
+
+    def decode(self, data: bytes) -> Batch:
+        return unseal(data)
 
 
 def seal(batch: Batch) -> bytes:

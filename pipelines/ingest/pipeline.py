@@ -4,40 +4,34 @@ events ─► decode ─► judge ─► known events ─┐
                                            ├─► fetch ─► parse ─► store ─► commit ─► publish
                 deferred logs that are due ┘
 
-The second source of an unbounded ingest: deferred runs of the manifest that are due.
+An unbounded ingest has a second source: the deferred runs of the manifest that are due.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import BytesCoder
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.core import RestrictionProvider
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, CombiningValueStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, TimestampedValue
+from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.integrations.registry import read_event
-from ciml.pipelines.ingest.committer import IngestConfig, committer, seal_guarded, unseal
-from ciml.pipelines.kafka.broker import check_still_that_topic
+from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, committer, seal_guarded
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadFromKafka, Restriction, is_drained, put_off
+from ciml.pipelines.processor_beam import commit_and_publish
 from ciml.runs.known_ids import Index, ids_of_repeats
 from ciml.runs.run_log import TRUSTED
 from ciml.storage import Store
-from ciml.storage import Store as ObjectStore
 from ciml.transforms.guard import guarded_runs
-from ciml.transforms.ingest.beam import COMMIT, Decode, Judge, TakeLogs
+from ciml.transforms.ingest.beam import Decode, Judge, TakeLogs
 from ciml.transforms.ingest.run_stages import keep_error
-from ciml.trust import evaluate
 
 # Each poll adds some KiB to the state of a Flink job permanently, so polls are rare.
 _PAUSE_S = 5.0
@@ -121,9 +115,6 @@ class ReadDue(beam.PTransform):
         )
 
 
-_KEY = "raw"  # one key: usually one committer at a time
-
-
 def build_ingest(
     pipeline: beam.Pipeline, config: IngestConfig, reads: Sequence[PartitionRead], due: Sequence[PendingRun] = ()
 ) -> beam.PCollection[int]:
@@ -150,10 +141,7 @@ def build_ingest(
     elif due:
         settled.append(pipeline | "Due" >> _create(in_batches(due)) | "DueLogs" >> _Settle(config))
     together = settled[0] if len(settled) == 1 else settled | beam.Flatten()
-    gathered = together | (
-        beam.GroupByKey() if bounded else "Gather" >> beam.ParDo(Gather(config.commit_s, config.commit_batches))
-    )
-    return gathered | "Commit" >> beam.ParDo(CommitRaw(config)) | "Publish" >> beam.ParDo(Publish(config))
+    return commit_and_publish(together, IngestProcessor(config), bounded=bounded)
 
 
 def in_batches(pending_runs: Sequence[PendingRun], most: int = 200) -> list[Batch]:
@@ -194,7 +182,7 @@ def _is_known(pending: PendingRun, index: Index) -> bool:
 class SettleKnown(beam.DoFn):
     """Applies `settle_known` by the state committed when the batch arrives."""
 
-    def __init__(self, raw: ObjectStore) -> None:
+    def __init__(self, raw: Store) -> None:
         self._raw = raw
 
     def process(self, batch: Batch) -> Iterator[Batch]:
@@ -219,104 +207,4 @@ class _Settle(beam.PTransform):
 
 def _sealed(batch: Batch) -> tuple[str, bytes]:
     with keep_error():
-        return _KEY, seal_guarded(batch)
-
-
-class Gather(beam.DoFn):
-    """Holds sealed batches until there are enough, or the first has waited long enough (processing time).
-
-    Independent of the watermark, so no batch is late, except at the end of a drained job: Flink ends stages without
-    firing their processing-time timers.
-    """
-
-    _waiting = BagStateSpec("waiting", BytesCoder())
-    _count = CombiningValueStateSpec("count", sum)
-    _time = TimerSpec("time", TimeDomain.REAL_TIME)
-    _end = TimerSpec("end", TimeDomain.WATERMARK)
-
-    def __init__(self, most_s: float, most: int) -> None:
-        self._most_s = most_s
-        self._most = most
-
-    def process(
-        self,
-        element: tuple[str, bytes],
-        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
-        timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
-        end: Any = beam.DoFn.TimerParam(_end),  # noqa: B008
-    ) -> Iterator[tuple[str, list[bytes]]]:
-        waiting.add(element[1])
-        count.add(1)
-        number = count.read()
-        if number == 1:
-            timer.set(Timestamp.of(time.time() + self._most_s))
-            end.set(GlobalWindow().max_timestamp())
-        if number >= self._most:
-            yield from self._flush(waiting, count)
-
-    @on_timer(_time)
-    def on_time(
-        self,
-        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
-    ) -> Iterator[tuple[str, list[bytes]]]:
-        yield from self._flush(waiting, count)
-
-    @on_timer(_end)
-    def on_end(
-        self,
-        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
-        timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
-    ) -> Iterator[tuple[str, list[bytes]]]:
-        timer.clear()
-        yield from self._flush(waiting, count)
-
-    @staticmethod
-    def _flush(waiting: Any, count: Any) -> Iterator[tuple[str, list[bytes]]]:
-        found = list(waiting.read())
-        waiting.clear()
-        count.clear()
-        if found:
-            yield _KEY, found
-
-
-class CommitRaw(beam.DoFn):
-    """(key, sealed batches) -> the version at which they are settled, by this or another committer.
-
-    A consumer does not notice that a topic was deleted and recreated, and continues in the new one at its old offset.
-    So the topic's id is checked after the batches were read and before they are committed.
-    """
-
-    def __init__(self, config: IngestConfig) -> None:
-        self._config = config
-
-    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
-        with keep_error():
-            committing = committer(self._config.raw)
-            batches = [unseal(data) for data in element[1]]
-            for topic, topic_id in sorted({(b.covers.topic, b.covers.topic_id) for b in batches if b.covers}):
-                check_still_that_topic(self._config.kafka, topic, topic_id)
-            with COMMIT.timed("raw"):
-                version = committing.commit(batches, partial(evaluate, self._config.trust))
-            if version is None:  # a retried bundle, whose commit may not have been announced
-                with committing.state() as state:
-                    version = state.version
-            if self._config.maintains:
-                committing.maintain()
-            yield version
-
-
-class Publish(beam.DoFn):
-    """Announces all committed deltas that were not announced. The incoming version is only a trigger."""
-
-    def __init__(self, config: IngestConfig) -> None:
-        self._config = config
-
-    def process(self, version: int) -> Iterator[int]:
-        with keep_error():
-            announcer = self._config.projection()
-            if announcer is not None:
-                announcer.announce()
-        yield version
+        return IngestProcessor.name, seal_guarded(batch)

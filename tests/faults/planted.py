@@ -46,7 +46,7 @@ def plant(name: str) -> None:
 
         _patch(IngestConfig, "__init__", make)
     if settle_s := float(os.environ.get(SETTLE, "0")):
-        from ciml.services.feedback import FeedbackConfig
+        from ciml.pipelines.feedback import FeedbackConfig
 
         def soon(init: Any) -> Any:
             return lambda self, *arguments, **named: init(self, *arguments, **{"settle_s": settle_s, **named})

@@ -13,13 +13,14 @@ from ciml.cli.commands.operate.topics import command
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.kafka.options import KafkaOptions
+from ciml.pipelines.feedback import FeedbackConfig
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.predict import PredictConfig
 from ciml.runs.verify import verify_raw
 from ciml.services.adopt import Adopted, adopt
 from ciml.services.driver import drive
-from ciml.services.feedback import FeedbackConfig, FeedbackService
+from ciml.services.feedback import FeedbackService
 from ciml.services.ingest import IngestService
 from ciml.services.options import BrokerOptions, LiveOptions
 from ciml.services.predict import PredictService

@@ -92,7 +92,7 @@ class Stages:
                     listing = self.process.client.list_topic()
                 if not bases(state, listing):
                     return plan(state, listing, bounded=bounded, most=most)
-            self.committing.commit_found(lambda state, listing=listing: bases(state, listing))
+            self.committing.append(lambda state, listing=listing: self.committing.delta(state, bases(state, listing)))
 
     def due(self) -> list[bytes]:
         """Settle the deferred runs that are due."""

@@ -66,7 +66,7 @@ def list_command(data_path: str, last: int, waiting: bool, as_json: bool) -> Non
       ciml feedback list --data-path data --waiting --json
     """
     from ciml.data_root import DataRoot
-    from ciml.services.feedback import replica
+    from ciml.pipelines.feedback import replica
 
     with replica(DataRoot.open(data_path)).state() as state:
         entries = [entry for entry in state.entries.values() if entry.is_open or not waiting]
@@ -169,7 +169,7 @@ def _commit(data_path: str, key: str, project: str) -> bool:
     from ciml.data_root import DataRoot
     from ciml.errors import CimlError
     from ciml.events.fields import is_clean
-    from ciml.services.feedback import replica
+    from ciml.pipelines.feedback import replica
 
     if not project.strip() or len(project) > 200 or not is_clean(project):
         raise CimlError(f"PROJECT: {project!r:.120} is not a project's name or a glob")
@@ -196,7 +196,7 @@ def report(config: str, data_path: str, as_json: bool) -> None:
       ciml feedback report --config feedback.toml --data-path data
     """
     from ciml.data_root import DataRoot
-    from ciml.services.feedback import replica
+    from ciml.pipelines.feedback import replica
     from ciml.verdicts.feedback.config import load_feedback
     from ciml.verdicts.feedback.truths import report
 

@@ -22,7 +22,7 @@ from ciml.cli.param_types import Duration
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import LISTS
-from ciml.pipelines.ingest.committer import Committer
+from ciml.pipelines.ingest.committer import Committer, IngestProcessor
 from ciml.services.options import BrokerOptions, IngestOptions
 from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import one_batch
@@ -68,7 +68,7 @@ def test_options_become_a_configuration(tmp_path: Path) -> None:
     assert made.fetch.hosts == ("logs.example.org",)
     assert (made.fetch.file_roots, made.fetch.s3_prefixes) == ((str(tmp_path),), ("s3://bucket/logs",))
     assert made.fetch.delays_s == (1.0, 2.0)
-    assert made.projection() is None
+    assert [output.topic for output in IngestProcessor(made).outputs()] == ["", ""]
 
 
 def test_by_default_no_place_is_allowed_and_every_job_is_taken(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from ciml.cli.commands.serve.feedback import command
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import Message, OffsetRange
-from ciml.pipelines.feedback import Judge, take
-from ciml.services.feedback import replica
+from ciml.pipelines.feedback import Judge, replica
 from ciml.verdicts.feedback.config import load_feedback
 from tests.verdicts.evidence import stored
 from tests.verdicts.evidence.subjects import profiles
 from tests.verdicts.feedback.reviews import NOW_S, prediction
+from tests.verdicts.feedback.worlds import take
 
 CONFIG = """
 settle_s = 0

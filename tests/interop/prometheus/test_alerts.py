@@ -17,7 +17,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ciml import engines
-from ciml.services.feedback import replica
+from ciml.pipelines.feedback import replica
 from tests.interop.prometheus import plugins
 from tests.interop.prometheus.conftest import FEEDBACK, INGEST, MODELS, MQTT, PREDICT, TRAINER, WEBHOOKS, start_serving
 from tests.interop.prometheus.server import rules

@@ -19,7 +19,7 @@ from ciml.events.cloudevents import finished_event
 from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import RestJob
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
-from ciml.pipelines.ingest.committer import IngestConfig, committer
+from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, committer
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.plan import plan
@@ -163,8 +163,7 @@ def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -
     play.wave()
     flink_rest.cancel(last)
     wait_for(lambda: play.job(last.name).over, PATIENCE_S)
-    announcer = play.ours.projection()
-    assert announcer is not None
+    announcer = IngestProcessor(play.ours).publisher()
     announcer.announce()  # it may have been cancelled between a commit and its announcement
     announcer.close()
 

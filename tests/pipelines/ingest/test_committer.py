@@ -21,10 +21,10 @@ from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
-from ciml.pipelines.predict import PredictionCommitter
 from ciml.runs.state import RawState
 from ciml.serving.predict.log import Predicted, PredictionState
 from ciml.storage import LocalStore, Store, open_store
+from tests.pipelines.predict.committing import Predictions
 from tests.raw_manifest import verify_manifest
 from tests.runs.raw_world import LIMITS, Clock, TimedStore, content_of, deliveries
 
@@ -128,7 +128,7 @@ def test_a_losing_commit_is_computed_again_from_the_new_state(tmp_path: Path) ->
         two.commit([Batch(OffsetRange("t", "T", 0, 3, 4))])
         return [Batch(OffsetRange("t", "T", 0, 0, 3))]
 
-    assert one.commit_found(find) is None
+    assert one.append(lambda state: one.delta(state, find(state))) is None
     assert seen == [0, 1]
 
 
@@ -269,7 +269,7 @@ def test_threads_share_a_committer(tmp_path: Path) -> None:
 def test_predictions_are_checkpointed_too(raw: Store) -> None:
     data = DataRoot.open(raw.root.removesuffix("/raw"))
     limits = Limits(deltas=5)
-    ours = PredictionCommitter(data.predictions, "m", limits=limits)
+    ours = Predictions(data.predictions, "m", limits=limits)
     for number in range(23):
         predictions = [
             {"offset": 2 * number, "run_id": f"r{number % 9}", "model": "m", "version": 1, "id": f"id-{number % 9}"}
@@ -283,7 +283,7 @@ def test_predictions_are_checkpointed_too(raw: Store) -> None:
     plain = PredictionState()
     for version, delta in ManifestLog(data.predictions).since(0):
         plain.apply(version, delta)
-    with PredictionCommitter(data.predictions, "m", limits=limits).state() as state:
+    with Predictions(data.predictions, "m", limits=limits).state() as state:
         assert state.restored == 20
         assert state.snapshot() == plain.snapshot()
         assert (state.predicted, state.repeats) == ({("m", 1): 9}, 14)

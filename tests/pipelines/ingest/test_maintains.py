@@ -12,12 +12,13 @@ from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
-from ciml.pipelines import predict
+from ciml.pipelines import predict, processor
 from ciml.pipelines.ingest import committer as ingest
 from ciml.pipelines.ingest.committer import IngestConfig
-from ciml.pipelines.ingest.pipeline import CommitRaw
+from ciml.pipelines.processor_beam import Commit
 from ciml.serving.predict.log import Predicted
 from ciml.serving.predict.predictor import PredictPolicy
+from tests.pipelines.predict.committing import Predictions
 
 KAFKA = KafkaOptions("kafka:9092")
 LIMITS = Limits(deltas=3)
@@ -31,12 +32,12 @@ def test_a_checkpoint_is_made_by_the_stage_that_commits(
     store = data.raw if kind == "ingest" else data.predictions
     key = (os.getpid(), store.root)
     if kind == "ingest":
-        monkeypatch.setitem(ingest._committers, key, ingest.Committer(store, limits=LIMITS))
-        stage = CommitRaw(IngestConfig(store, KAFKA, runs_topic="", maintains=maintains))
+        monkeypatch.setitem(processor._replicas, (*key, "raw"), ingest.Committer(store, limits=LIMITS))
+        stage = Commit(ingest.IngestProcessor(IngestConfig(store, KAFKA, runs_topic="", maintains=maintains)))
     else:
-        monkeypatch.setitem(predict._committers, (*key, "m"), predict.PredictionCommitter(store, "m", limits=LIMITS))
+        monkeypatch.setitem(processor._replicas, (*key, "predictions of m"), Predictions(store, "m", LIMITS))
         config = predict.PredictConfig(data, KAFKA, "models:8500", PredictPolicy("m"), maintains=maintains)
-        stage = predict.CommitPredictions(config)
+        stage = Commit(predict.PredictProcessor(config))
     for offset in range(8):
         covers = OffsetRange("topic", "", 0, offset, offset + 1)
         found = ingest.seal(Batch(covers)) if kind == "ingest" else canonical_json(Predicted(covers).to_json())

@@ -14,12 +14,12 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome
 from ciml.kafka.connect import NoTopicError, admin
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from ciml.pipelines.ingest.committer import IngestConfig, accept_losses, committer, seal
-from ciml.pipelines.ingest.pipeline import CommitRaw
+from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, accept_losses, committer, seal
 from ciml.pipelines.kafka.broker import check_topic, list_again, list_topic, make_topic
 from ciml.pipelines.kafka.plan import Ends, PartitionRead, TopicEnds, plan
 from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.kafka.source import OffsetTracker, ReadBounded
+from ciml.pipelines.processor_beam import Commit
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
@@ -132,7 +132,7 @@ def test_messages_of_a_topic_that_was_recreated_since_are_not_committed(config: 
     wait_for(lambda: config.topic not in admin(config.kafka).list_topics(timeout=10).topics)
     make_topic(config.kafka, config.topic)
     with pytest.raises(IntegrityError, match="created again"):
-        list(CommitRaw(config).process(("raw", [data])))
+        list(Commit(IngestProcessor(config)).process(("raw", [data])))
     assert account(config.raw)[0].version == 0
     with pytest.raises(IntegrityError, match="created again"):
         list_again(config.kafka, before)
@@ -144,7 +144,7 @@ def test_messages_of_a_topic_that_was_recreated_since_are_not_committed(config: 
 def test_what_was_read_of_a_topic_before_it_was_deleted_is_committed(config: IngestConfig) -> None:
     covers = OffsetRange(config.topic, list_topic(config.kafka, config.topic).topic_id, 0, 0, 3)
     delete(config.kafka, config.topic)
-    assert list(CommitRaw(config).process(("raw", [seal(Batch(covers))]))) == [1]
+    assert list(Commit(IngestProcessor(config)).process(("raw", [seal(Batch(covers))]))) == [1]
     with pytest.raises(NoTopicError, match="has no topic"):
         list_topic(config.kafka, config.topic)
 

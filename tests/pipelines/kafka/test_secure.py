@@ -15,7 +15,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions, read_properties
-from ciml.pipelines.ingest.committer import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.broker import list_topic, make_topic
 from ciml.pipelines.kafka.reader import Reader, close_readers
 from ciml.services.driver import drive
@@ -130,7 +130,7 @@ def test_everything_goes_through_tls_with_a_password(options: KafkaOptions, tmp_
     drive(IngestService(ours), until="end")
     assert account(ours.raw)[0].counts == {("dead_letter", "tombstone"): 5}
     assert list_topic(options, "runs").bounds[0][0] == 0
-    ours.projection().close()  # type: ignore[union-attr]
+    IngestProcessor(ours).publisher().close()
 
 
 @pytest.mark.engines

@@ -22,6 +22,7 @@ from ciml.manifest.index_files import PartFiles
 from ciml.metrics import Board
 from ciml.pipelines import predict as predict_module
 from ciml.pipelines.predict import PredictConfig
+from ciml.pipelines.processor import Processor
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
 from ciml.services.service import Progress
@@ -298,7 +299,7 @@ def test_micro_batches_predict_each_run_once(
 
     # Dies between the commit of the second batch and its publication; then goes on.
     commits: list[int] = []
-    real = predict_module.PredictionCommitter.commit
+    real = Processor.commit
 
     def dies(self: Any, ranges: Any) -> int | None:
         version = real(self, ranges)
@@ -307,7 +308,7 @@ def test_micro_batches_predict_each_run_once(
             raise EngineError("killed")
         return version
 
-    monkeypatch.setattr(predict_module.PredictionCommitter, "commit", dies)
+    monkeypatch.setattr(Processor, "commit", dies)
     with pytest.raises(EngineError, match="killed"):
         drive(PredictService(config), until="end", patience_s=0.0)
     monkeypatch.undo()
@@ -321,7 +322,7 @@ def test_micro_batches_predict_each_run_once(
         np.testing.assert_allclose(
             list(one["probabilities"].values()), world.expected(folders[0], one["run_id"]), atol=1e-5
         )
-    with predict_module.committer(world.data.predictions, "m").state() as state:
+    with predict_module.PredictProcessor(config).replica().state() as state:
         assert (state.repeats, dict(state.unpredictable)) == (1, {"bad_announcement": 1})
     messages = published(kafka, config.predictions_topic, "predictions")
     assert [message.key for message in messages] == [one["run_id"].encode() for one in found]

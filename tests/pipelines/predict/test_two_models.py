@@ -18,8 +18,9 @@ from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.metrics import Board
-from ciml.pipelines import predict as predict_module
-from ciml.pipelines.predict import PredictConfig, PredictionCommitter
+from ciml.pipelines.kafka import publish
+from ciml.pipelines.predict import PredictConfig
+from ciml.pipelines.processor import Processor
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
 from ciml.serving.predict.log import (
@@ -33,6 +34,7 @@ from ciml.serving.predict.log import (
 from ciml.serving.predict.predictor import PredictPolicy
 from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import need_real
+from tests.pipelines.predict.committing import Predictions
 from tests.pipelines.predict.predicting import World, telemetry
 from tests.pipelines.predict.test_predict import announce, published
 from tests.scraping import collected
@@ -51,14 +53,14 @@ def one(model: str, start: int, end: int) -> Predicted:
 
 def test_each_model_covers_its_own_offsets_of_one_manifest(tmp_path: Path) -> None:
     limits = Limits(deltas=3)
-    a, b = (PredictionCommitter(open_store(tmp_path), model, limits=limits) for model in "ab")
+    a, b = (Predictions(open_store(tmp_path), model, limits=limits) for model in "ab")
     for number in range(4):
         assert a.commit([one("a", 5 * number, 5 * number + 5)]) is not None
         assert a.commit([one("a", 5 * number, 5 * number + 5)]) is None
     assert b.commit([one("b", 0, 8)]) is not None
     while a.maintain():
         pass
-    fresh = PredictionCommitter(open_store(tmp_path), "b", limits=limits)  # from a checkpoint that the other made
+    fresh = Predictions(open_store(tmp_path), "b", limits=limits)  # from a checkpoint that the other made
     with a.state() as of_a, b.state() as of_b, fresh.state() as restored:
         assert restored.restored == 3
         assert of_a.snapshot() == of_b.snapshot() == restored.snapshot()
@@ -78,7 +80,7 @@ def test_what_earlier_versions_covered_is_covered_for_every_model(tmp_path: Path
     assert delta is not None
     assert "model" not in delta
     assert ManifestLog(open_store(tmp_path)).try_append(1, delta)
-    a, b = (PredictionCommitter(open_store(tmp_path), model) for model in "ab")
+    a, b = (Predictions(open_store(tmp_path), model) for model in "ab")
     assert a.commit([one("a", 0, 5)]) is None
     assert b.commit([one("b", 3, 8)]) == 2
     with a.state() as of_a, b.state() as of_b:
@@ -127,19 +129,19 @@ def test_two_models_at_once_predict_each_run_once_each(
 
     # One model alone: it dies between commit and publication. What it had not published, it publishes when it is back.
     announce(kafka, configs[0].runs_topic, [world.put("zuul~late~1", telemetry(99))])
-    real = predict_module.PredictionCommitter.commit
+    real = Processor.commit
 
     def dies(self: Any, ranges: Any) -> int | None:
         real(self, ranges)
         raise EngineError("killed")
 
-    monkeypatch.setattr(predict_module.PredictionCommitter, "commit", dies)
+    monkeypatch.setattr(Processor, "commit", dies)
     with pytest.raises(EngineError, match="killed"):
         drive(PredictService(configs[1]), until="end", patience_s=0.0)
     monkeypatch.undo()
     drive(PredictService(configs[0]), until="end")
     assert len(published(kafka, configs[0].predictions_topic, "predictions")) == 121
-    predict_module.projection.__globals__["_projections"].clear()  # another process has no cursor yet
+    publish._projections.clear()  # another process has no cursor yet
     drive(PredictService(configs[1]), until="end")
     drive(PredictService(configs[0]), until="end")
     last = [

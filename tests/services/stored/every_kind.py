@@ -15,7 +15,6 @@ from ciml.manifest.replica import Bookmarks
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.validate import Piece, kept_statistics
 from ciml.pipelines.ingest.committer import Committer
-from ciml.pipelines.predict import PredictionCommitter
 from ciml.recorder.spool.recording import End, Plan, Recording
 from ciml.runs.compact import compact
 from ciml.runs.state import RAW
@@ -40,6 +39,7 @@ from ciml.transforms.examples import plan
 from ciml.trust import TrustPolicy
 from ciml.verdicts.feedback.corrections import Correction, add_corrections
 from ciml.verdicts.feedback.state import FEEDBACK
+from tests.pipelines.predict.committing import Predictions
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
 from tests.verdicts.feedback.reviews import feedback, prediction
@@ -136,7 +136,7 @@ def _make_model(data: DataRoot, folder: Path) -> None:
 
 
 def _make_logs(data: DataRoot, folder: Path) -> None:
-    committer = PredictionCommitter(data.predictions, DATASET)
+    committer = Predictions(data.predictions, DATASET)
     for number in range(3):
         record = {
             "id": f"{number:032x}", "run_id": f"zuul~{number}~1", "model": DATASET, "version": 1, "offset": number,

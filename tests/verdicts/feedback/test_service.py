@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import Producer
 
 from ciml.data_root import DataRoot
-from ciml.services.feedback import replica
+from ciml.pipelines.feedback import replica
 from ciml.verdicts.feedback.corrections import corrections_of
 from tests.pipelines.ingest.ingesting import need_real
 from tests.scraping import scrape

@@ -12,8 +12,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
-from ciml.pipelines.feedback import Judge, taken
-from ciml.services.feedback import replica
+from ciml.pipelines.feedback import Judge, Judged, replica, taken
 from ciml.verdicts.feedback import state as state_module
 from ciml.verdicts.feedback.state import FeedbackState
 from tests.verdicts.feedback.reviews import NOW_S, Review, feedback, prediction
@@ -29,7 +28,7 @@ def test_a_second_intent_before_the_first_is_settled_is_an_integrity_error() -> 
     state = FeedbackState()
     config, now_us = feedback(), int(NOW_S * 1e6)
     judgement = Judge(config).judge(Message(0, orjson.dumps(prediction())), (), now_us)
-    world_item = taken(state, OffsetRange("p", "", 0, 0, 1), [(0, judgement)], config.policy, now_us)
+    world_item = taken(state, [Judged(OffsetRange("p", "", 0, 0, 1), [(0, judgement)])], config.policy, now_us)
     assert world_item is not None
     state.apply(1, world_item)
     (key,) = state.entries

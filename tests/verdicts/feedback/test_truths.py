@@ -10,8 +10,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.records import Message, OffsetRange, RunFacts
-from ciml.pipelines.feedback import Judge, settled, take
-from ciml.services.feedback import replica
+from ciml.pipelines.feedback import Judge, replica, settled
 from ciml.verdicts.feedback import truths as truths_module
 from ciml.verdicts.feedback.corrections import Correction, add_corrections
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER
@@ -19,6 +18,7 @@ from ciml.verdicts.feedback.truths import OPEN, Truth, Truths
 from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.profiles.tables import START_US, USR, facts_of, table_of
 from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
+from tests.verdicts.feedback.worlds import take
 
 TABLE = table_of({USR: [1.0] * 20})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,28 @@ import orjson
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.events.records import Message, OffsetRange
+from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
-from ciml.pipelines.feedback import Judge, take
-from ciml.services.feedback import replica
+from ciml.manifest.replica import LogReplica
+from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, replica
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.outbox import Outbox
 from ciml.verdicts.feedback.policy import Item
-from ciml.verdicts.feedback.state import Entry
+from ciml.verdicts.feedback.state import Entry, FeedbackState
 from ciml.verdicts.feedback.text import Finding
 from tests.verdicts.feedback.reviews import NOW_S, Killed, Review
 
 _LIMITS = Limits(deltas=100, records=500)
+
+
+def take(
+    committing: LogReplica[FeedbackState], covers: OffsetRange, messages: Iterable[Message], judge: Judge, now_us: int
+) -> None:
+    """Judge messages at a time, and commit them, as the service does."""
+    config = FeedbackConfig(DataRoot.open("unused"), KafkaOptions("unused:1"), judge.feedback)
+    processor = FeedbackProcessor(config, judge, committing)
+    judged = processor.read(covers, messages, now_us)
+    committing.append(lambda state: processor.reconcile(state, [judged], now_us))
 
 
 @dataclass
