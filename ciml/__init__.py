@@ -1,7 +1,7 @@
-"""Machine learning for continuous integration: the public Python API. Each name is imported when it is first used.
+"""Machine learning for continuous integration: the public Python API. Each name is imported on its first use.
 
-Its packages are the floor (events, stores, manifests, definitions), which everything imports and which imports nothing
-else; except `ciml.api` and `ciml.sklearn`, which lie above all packages but `cli`.
+The packages of `ciml` itself are the core: events, stores, manifests, definitions. All rooms import the core, and it
+imports none of them. `ciml.api` and `ciml.sklearn` are the exceptions: they are above all rooms except `ciml.cli`.
 """
 
 from __future__ import annotations

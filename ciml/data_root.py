@@ -1,4 +1,4 @@
-"""The folders below a data path: the only module that knows their layout.
+"""The layout of a data path. No other module of the core names its folders.
 
 raw/                        the raw store: manifest, runs, packs
 datasets/<data set>/        manifest, spans of examples
@@ -7,9 +7,9 @@ sweeps/<sweep>/             file, trials
 exclusions/                 manifest of the runs that no model may learn from
 trainer/<model>/            snapshots, analyses, metrics
 registry/<model>/           manifest of candidates, versions and labels
-models/<model>/<version>/   served models; beside them the server's configuration
-predictions/                manifest of predictions; evidence/, the pictures of verdicts
-feedback/                   manifest of messages on changes; corrections by reviewers
+models/<model>/<version>/   served models; next to them the server's configuration
+predictions/                manifest of predictions; evidence/ with the images of verdicts
+feedback/                   manifest of messages on changes; reviewers' corrections
 lineage/                    OpenLineage events
 tables/                     Delta tables of runs and dead letters, for other engines
 demo/                       result and report of `ciml demo`
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
@@ -82,15 +83,57 @@ class StoredDataset:
         return [root.exclusions for root in dict.fromkeys(roots)]
 
 
+class Folder:
+    """A folder of a data root, as an attribute: the store of that folder.
+
+    Args:
+      path: of the folder, relative to the data path.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __get__(self, root: DataRoot, owner: type[DataRoot]) -> Store:
+        return root.store.child(self._path)
+
+
 @dataclass(frozen=True, slots=True)
 class DataRoot:
-    """The folders below a data path. Functions that need one folder of it take that folder's store.
+    """The folders below a data path. A function that needs one of them takes the store of that folder.
 
     Attributes:
       store: the store at the data path.
+      raw: the raw store: `ciml.runs`.
+      datasets: the data sets; `dataset` returns one of them.
+      experiments: `ciml.training.experiments.trials`.
+      sweeps: `ciml.training.sweeps.study`.
+      exclusions: the runs that no model may learn from: `ciml.training.exclusions`.
+      trainers: the folders of the models' trainers; `trainer` returns one of them.
+      registry: the manifests of all registries: `ciml.serving.registry`.
+      models: the served models and the model server's configuration: `ciml.serving.push`.
+      predictions: `ciml.serving.predict.log`.
+      evidence: the images of verdicts, below the predictions: `ciml.verdicts.evidence`.
+      feedback: the messages on changes, and the reviewers' corrections: `ciml.verdicts.feedback`.
+      lineage: OpenLineage events, one object each: `ciml.lineage.openlineage`.
+      tables: the Delta tables that have a folder of their own: `ciml.runs.tables`. Others are next to their files.
+      demo: the result and report of `ciml demo`.
     """
 
     store: Store
+    raw: ClassVar[Folder] = Folder("raw")
+    datasets: ClassVar[Folder] = Folder("datasets")
+    experiments: ClassVar[Folder] = Folder("experiments")
+    sweeps: ClassVar[Folder] = Folder("sweeps")
+    exclusions: ClassVar[Folder] = Folder("exclusions")
+    trainers: ClassVar[Folder] = Folder("trainer")
+    registry: ClassVar[Folder] = Folder("registry")
+    models: ClassVar[Folder] = Folder("models")
+    predictions: ClassVar[Folder] = Folder("predictions")
+    evidence: ClassVar[Folder] = Folder("predictions/evidence")
+    feedback: ClassVar[Folder] = Folder("feedback")
+    lineage: ClassVar[Folder] = Folder("lineage")
+    tables: ClassVar[Folder] = Folder("tables")
+    demo: ClassVar[Folder] = Folder("demo")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> DataRoot:
@@ -106,16 +149,6 @@ class DataRoot:
         """Return whether anything is stored here: an empty folder or prefix is not a data root."""
         return next(iter(self.store.entries()), None) is not None
 
-    @property
-    def raw(self) -> Store:
-        """The raw store."""
-        return self.store.child("raw")
-
-    @property
-    def datasets(self) -> Store:
-        """The folder of all data sets."""
-        return self.store.child("datasets")
-
     def dataset(self, name: str) -> StoredDataset:
         """Return a data set. The name is validated, since it may come from a user."""
         DatasetDefinition.from_json({"name": name}, "data set")
@@ -126,70 +159,10 @@ class DataRoot:
         first = f"/{ManifestLog(self.datasets).path(1)}"
         return [path.removesuffix(first) for path in self.datasets.list() if path.endswith(first)]
 
-    @property
-    def experiments(self) -> Store:
-        """The experiments: `ciml.training.experiments.trials`."""
-        return self.store.child("experiments")
-
-    @property
-    def sweeps(self) -> Store:
-        """The sweeps: `ciml.training.sweeps.study`."""
-        return self.store.child("sweeps")
-
-    @property
-    def exclusions(self) -> Store:
-        """The runs that no model may learn from: `ciml.training.exclusions`."""
-        return self.store.child("exclusions")
-
-    @property
-    def trainers(self) -> Store:
-        """A folder for the trainer of each model."""
-        return self.store.child("trainer")
-
     def trainer(self, model: str) -> Store:
         """Return the trainer's folder of a model: `ciml.training.refresh`."""
         return self.trainers.child(model)
 
-    @property
-    def registry(self) -> Store:
-        """The manifests of all registries: `ciml.serving.registry`."""
-        return self.store.child("registry")
-
     def candidates(self, model: str) -> str:
         """Return the address that names the candidates of a model in lineage; nothing is stored there."""
         return self.registry.child(model).url("candidates")
-
-    @property
-    def models(self) -> Store:
-        """The served models and the model server's configuration: `ciml.serving.push`."""
-        return self.store.child("models")
-
-    @property
-    def predictions(self) -> Store:
-        """The predictions: `ciml.serving.predict.log`."""
-        return self.store.child("predictions")
-
-    @property
-    def feedback(self) -> Store:
-        """The messages on changes, and what reviewers say of them: `ciml.verdicts.feedback`."""
-        return self.store.child("feedback")
-
-    @property
-    def evidence(self) -> Store:
-        """The pictures of verdicts, beside the predictions: `ciml.verdicts.evidence`."""
-        return self.predictions.child("evidence")
-
-    @property
-    def lineage(self) -> Store:
-        """OpenLineage events, an object each: `ciml.lineage.openlineage`."""
-        return self.store.child("lineage")
-
-    @property
-    def tables(self) -> Store:
-        """Delta tables with a folder of their own: `ciml.runs.tables`. Others are where their files are."""
-        return self.store.child("tables")
-
-    @property
-    def demo(self) -> Store:
-        """The result and report of `ciml demo`."""
-        return self.store.child("demo")

@@ -1,14 +1,10 @@
-"""The headers of a dstat, dool or pcp-dstat log, and the samples between them.
+"""The format of dstat, dool and pcp-dstat logs: headers, column names, numbers and times.
 
-A header is a group row and a column row, both fully quoted; it is found by that form, never by a line number. The lines
-before it (banner, ``Author``, ``Host``, ``Cmdline`` and ``Date``) are optional. A restarted recorder appends another
-header, perhaps with other columns: each start is one `Segment`.
+A header is a group row and a column row, both fully quoted. It is recognised by that form, never by a line number. The
+lines before it (banner, ``Author``, ``Host``, ``Cmdline`` and ``Date``) are optional. A restarted recorder appends
+another header, possibly with other columns: each start is one `Segment`.
 
-The vocabulary of the recorders: names of columns and months, the form of numbers, civil times. Imports no Arrow.
-
-The format of dstat, dool and pcp-dstat logs: headers, column names and numbers, as recorders write them.
-
-Uses no other library. It parses no whole logs: `ciml.transforms.parse` does.
+This module uses no other library. `ciml.transforms.parse` parses whole logs.
 """
 
 from __future__ import annotations
@@ -65,6 +61,21 @@ RECORDED_COLUMNS = frozenset(
     }.items()
     for name in names.split()
 )
+_MAX_PREAMBLE_LINES = 12
+# Possessive quantifiers: linear time without backtracking, on any input.
+_HEADER = linear_pattern(
+    rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n[\r\n]*+("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
+)
+_PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
+_BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
+_CMDLINE = b'"Cmdline:","'
+_DATE_CELL = b'"Date:"'
+_DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: ([^"\n]{0,40}))?"')
+#: Options of the recorders with a value, so that the value is not mistaken for the delay.
+_WITH_VALUE = frozenset(
+    {"-C", "-D", "-I", "-L", "-M", "-N", "-P", "-S", "--output", "--profile", "--pidfile"}  # dstat and dool
+    | {"-o", "-h", "--host", "-a", "--archive", "-O", "--origin", "-A", "--align"}  # pcp-dstat
+)
 
 
 def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
@@ -79,25 +90,6 @@ def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, se
     if hour > 23 or minute > 59 or second > 60:
         return None
     return (days * 86400 + hour * 3600 + minute * 60 + second) * SECOND
-
-
-_MAX_PREAMBLE_LINES = 12
-
-# Possessive quantifiers: linear time without backtracking, on any input.
-_HEADER = linear_pattern(
-    rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n[\r\n]*+("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
-)
-_PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
-_BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
-_CMDLINE = b'"Cmdline:","'
-_DATE_CELL = b'"Date:"'
-_DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: ([^"\n]{0,40}))?"')
-
-#: Options of the recorders with a value, so that the value is not mistaken for the delay.
-_WITH_VALUE = frozenset(
-    {"-C", "-D", "-I", "-L", "-M", "-N", "-P", "-S", "--output", "--profile", "--pidfile"}  # dstat and dool
-    | {"-o", "-h", "--host", "-a", "--archive", "-O", "--origin", "-A", "--align"}  # pcp-dstat
-)
 
 
 @dataclass(frozen=True)

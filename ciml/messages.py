@@ -1,18 +1,11 @@
-"""Messages of the topics that ciml publishes for others: `runs`, `dead-letters`, `predictions` and live output.
-
-The messages of ciml's topics: their types, which the encoders return, and their JSON Schemas.
-
-Uses `ciml.events` and `ciml.verdict_rules`. It encodes and decodes nothing: the modules that the types name do.
-
-Messages of the topic `ci-events`: events of ciml's own, and the headers of a CI system's deliveries.
-
-`ciml.events.cloudevents` encodes and decodes the events, `ciml.integrations.registry` the deliveries. The schema
-accepts each event that the decoder accepts. The decoder checks more: times, limits of texts together, secrets.
-
-The JSON Schemas of all topics, generated from the types of their messages.
+"""The messages of all topics: the types that the encoders return, and the JSON Schemas that are generated from them.
 
 A schema describes what this version publishes, and accepts what version 0.1 published. Fields are only added: none is
-removed, renamed or given another type, and a required one stays required. So a consumer ignores unknown fields.
+removed, renamed or given another type, and a required field stays required. So a consumer ignores unknown fields.
+
+The module encodes and decodes nothing. `ciml.events.cloudevents` decodes the events of `ci-events`, and
+`ciml.integrations.registry` the deliveries of CI systems. The schema of `ci-events` accepts each event that the decoder
+accepts. The decoder also checks times, limits on texts together, and secrets.
 """
 
 from __future__ import annotations

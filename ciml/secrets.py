@@ -1,11 +1,8 @@
-"""Secrets of sources, from files and environment variables: at most two at a time, while one replaces the other.
+"""Secrets that processes read by name where they need them, so that nothing else holds their content.
 
-Secrets that processes read by name where they need them, so that nothing else holds their content.
-
-Secrets in Google's Secret Manager, which processes read by name where they need them.
-
-A job description of Dataflow can be read by everybody who may view its project and bucket. So it holds names, and
-workers read the content with their service account.
+`Secrets` reads those of a source from files and environment variables: at most two at a time, while one replaces the
+other. `read_secret` reads one from Google's Secret Manager. Everyone who may view a project and its bucket can read a
+job description of Dataflow. So it holds names, and workers read the content with their service account.
 """
 
 from __future__ import annotations
@@ -24,6 +21,9 @@ from ciml.limits import MAX_SECRET_BYTES, MAX_SECRETS
 
 _NAME = re.compile(r"projects/[a-z0-9][a-z0-9.:-]{0,99}/secrets/[A-Za-z0-9_-]{1,255}(/versions/(latest|[0-9]{1,9}))?")
 _TIMEOUT_S = 30.0
+_SHORT = 16  # bytes: less can be guessed
+_log = logging.getLogger(__name__)
+Key = Callable[[bytes], bytes]
 
 
 def check_secret_name(name: str) -> None:
@@ -69,12 +69,6 @@ def _client() -> Any:
     from google.cloud import secretmanager
 
     return secretmanager.SecretManagerServiceClient()
-
-
-_SHORT = 16  # bytes: less can be guessed
-_log = logging.getLogger(__name__)
-
-Key = Callable[[bytes], bytes]
 
 
 class Secrets:

@@ -1,7 +1,4 @@
-"""Configuration files: read from TOML, checked by msgspec, with each error in one clear line.
-
-``NAME=VALUE`` texts of options.
-"""
+"""Configuration files: read from TOML, checked by msgspec, with one clear line for each error."""
 
 from __future__ import annotations
 
@@ -22,6 +19,11 @@ from ciml.limits import MAX_SOURCES
 if TYPE_CHECKING:
     from typing import Self
 
+Kind = TypeVar("Kind", bound="Settings")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+#: The end of a msgspec message: ``$.hidden_layers[1]``.
+_KEY_PATH = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<path>[^`]*)`", re.DOTALL)
+
 
 def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     """Parse options of the form NAME=VALUE. The name of a ``--source`` may contain ``=``.
@@ -36,13 +38,6 @@ def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
             raise CimlError(f"{option} {name or text}: want NAME=VALUE")
         parsed.append((name, value))
     return parsed
-
-
-Kind = TypeVar("Kind", bound="Settings")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-#: The end of a msgspec message: ``$.hidden_layers[1]``.
-_KEY_PATH = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<path>[^`]*)`", re.DOTALL)
 
 
 def check_name(name: str, *, most: int = 100) -> None:

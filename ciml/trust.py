@@ -42,6 +42,7 @@ _MAX_REMEMBERED = 10_000
 #: Facts whose values never hold a ``/``.
 _WITHOUT_SLASH = frozenset({"source", "fork", "auth"})
 _log = logging.getLogger(__name__)
+Matcher = re.Pattern[str] | PathGlobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,6 @@ class Rule:
     name: str
     trusted: bool
     facts: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-Matcher = re.Pattern[str] | PathGlobs
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,14 @@
-"""Verdicts on failed runs: the records that training writes into a model, and what follows from them.
+"""Rules for verdicts on failed runs, which training writes into a model, and what follows from them for a run.
 
-`assets/verdicts.json` of a model holds `VerdictRules`: scores of runs that the model did not learn from. The set of
-classes that a run may have follows from them by counting (split conformal prediction, Mondrian by job), without any
-library, so training, serving and a reader of the file get the same set. Of a run unlike those that the model learned
-(`LearnedRanges`), nothing is known.
+``assets/verdicts.json`` of a model holds `VerdictRules`: scores of runs that the model did not learn from. They
+determine the set of classes that a run may have, by counting (split conformal prediction, Mondrian by job). That needs
+no library, so training, serving and any reader of the file compute the same set. A model extrapolates for a run outside
+of the ranges that it learned (`LearnedRanges`), and is often confidently wrong. Such a run may have any class.
 
-Verdicts on failed runs: the rules that training writes into a model, and what follows from them for a run.
-
-Its names are those that training, serving and feedback share. Texts and evidence are made elsewhere.
-
-The exit status of a run's command, from the labels that recorders, listings and adapters write.
-
-``exit_code`` is the status as a system reports it. A signal that ended the command is a negative one (Python, Ansible)
-or one above 128 (shells, Buildkite). -1 is no signal: Buildkite and Jenkins report it for an agent or process that they
-lost, so the status is unknown. `ciml record` names a signal by the label ``signal`` instead.
-
-Whether a run is like those that a model learned. Outside of their ranges a model extrapolates, and is often sure.
+The module also interprets the exit status of a run's command, from the labels that recorders, listings and adapters
+write. ``exit_code`` is the status as a system reports it. A signal that ended the command is a negative status (Python,
+Ansible) or one above 128 (shells, Buildkite). -1 is no signal: Buildkite and Jenkins report it for an agent or process
+that they lost, so the status is unknown. `ciml record` names a signal by the label ``signal`` instead.
 """
 
 from __future__ import annotations
@@ -47,6 +40,18 @@ _SHELL = 128
 _MAX_STATUS = 255
 _MAX_SIGNAL = 64
 _UNKNOWN = -1
+#: The file of the rules below a model's ``assets/``.
+VERDICTS = "verdicts.json"
+#: The file of the passing profiles below ``assets/``, for a model whose definition asks for them.
+PROFILES = "profiles.json"
+#: The verdict on a run for which one class alone is not certain enough.
+UNKNOWN = "unknown"
+#: The group of the runs whose job has none of its own.
+POOLED = ""
+#: Most scores in a list. A random part of the runs keeps the coverage exact.
+MAX_SCORES = 5000
+Retry = Literal["yes", "no", "unsure"]
+_RETRY: Mapping[str, Retry] = {MACHINE: "yes", CODE: "no"}
 
 
 def exit_status_of(labels: Mapping[str, str]) -> int | None:
@@ -156,22 +161,6 @@ def check_ranges(ranges: LearnedRanges, features: Sequence[str]) -> str:
     if any(low > high for low, high in zip(ranges.low, ranges.high, strict=True)):
         return "a low is above its high"
     return "" if ranges.limit >= 0 else "the limit of the ranges is negative"
-
-
-#: The file of the rules below a model's ``assets/``.
-VERDICTS = "verdicts.json"
-#: The file of the passing profiles below ``assets/``, for a model whose definition asks for them.
-PROFILES = "profiles.json"
-#: The verdict on a run for which one class alone is not certain enough.
-UNKNOWN = "unknown"
-#: The group of the runs whose job has none of its own.
-POOLED = ""
-
-#: Most scores in a list. A random part of the runs keeps the coverage exact.
-MAX_SCORES = 5000
-
-Retry = Literal["yes", "no", "unsure"]
-_RETRY: Mapping[str, Retry] = {MACHINE: "yes", CODE: "no"}
 
 
 class Group(Record, frozen=True, gc=False):

@@ -1,7 +1,7 @@
-"""The version of ciml and its commit, which the floor, the recorder and the build read without the public API.
+"""The version of ciml and its commit, for the core, the recorder and the build, without the public API.
 
-`import ciml` imports this module, and setup.py runs it by itself: so it imports nothing of ciml, and imports what the
-commit needs in functions.
+`import ciml` imports this module, and setup.py runs it separately. So it imports nothing of ciml, and it imports what
+the commit needs inside functions.
 """
 
 from __future__ import annotations

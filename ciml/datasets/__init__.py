@@ -1,4 +1,4 @@
-"""Data sets: definitions, labels, slicers, the plan of spans, and the state of a data set's manifest.
+"""The definition of a data set, the schema of its examples, and the state of its manifest.
 
-Uses `ciml.events`, `ciml.manifest` and `ciml.runs`. It computes no examples: `ciml.transforms.examples` does.
+Uses `ciml.events` and `ciml.manifest`. It computes no examples: `ciml.transforms.examples` does.
 """

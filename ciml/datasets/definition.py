@@ -1,15 +1,11 @@
-"""The definition of a data set, and its resolved form.
+"""The definition of a data set, its resolved form, the classes of runs, and the names of features.
 
-A definition is a small TOML file. When the data set's first span is sealed, it resolves once to an ordered list of
-columns and of classes. From then on a run with a missing column or an unknown class is excluded with its reason, and
-later runs never change the shape of an example. A model carries the resolved definition in its assets.
+A definition is a short TOML file. It resolves once, when the first span of the data set is sealed, to an ordered list
+of columns and of classes. From then on a run with a missing column or an unknown class is excluded with its reason.
+Later runs never change the shape of an example. A model contains the resolved definition in its assets.
 
-The class of a run, from its facts.
-
-The names of context features: what an example holds of a run beside its telemetry.
-
-A definition asks for kinds of context (`Context`). Their values are computed by `ciml.transforms.examples.prepare`;
-each is the same in all windows of a run.
+A definition can ask for kinds of context (`Context`): facts of a run next to its telemetry, which are equal in all
+windows of the run. `ciml.transforms.examples.prepare` computes their values.
 """
 
 from __future__ import annotations
@@ -40,6 +36,40 @@ _ALIASES = {"node_provider": "provider", "node_provider_all": "provider-region",
 _FACTS = frozenset(
     "build_name outcome result source event pipeline project branch change review provider region flavour".split()
 )
+#: ``outcome``: how the run ended. ``profile``: the run against the passing runs of its job. ``neighbours``: runs that
+#: failed on the same provider shortly before.
+Context: TypeAlias = Literal["outcome", "profile", "neighbours"]
+OUTCOME_FEATURES = ("outcome:timeout", "outcome:exit", "outcome:signal")
+NEIGHBOUR_FEATURES = ("neighbours:failed", "neighbours:share")
+LENGTH_FEATURE = "profile:length"
+#: Of each telemetry feature: its mean, its largest window and its last window.
+PROFILE_PARTS = ("mean", "max", "last")
+#: Default length of a run that is used, as in the original.
+NORMAL_LENGTH_S = 5500
+#: The value of ``max_windows`` that follows from the runs, and the percentage of them that it does not cut.
+AUTO = "auto"
+NOT_CUT = 99
+#: Upper limit of windows: an example of 14 columns would take 5.6 MB.
+MAX_WINDOWS = 100_000
+#: One salt for all data sets, so that a run is in the same split everywhere.
+DEFAULT_SALT = "ciml"
+Statistic = Literal["mean", "min", "max", "std", "last"]
+Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
+#: Facts of a run in the metadata columns of an example.
+FACT_COLUMNS = (
+    "source event pipeline project branch change patchset review provider region flavour outcome result".split()
+)
+#: Columns of an example that are not features. A feature with such a name uses its full name.
+METADATA_COLUMNS = (
+    *("run_id", "build_uuid", "build_name", "label", "label_name", "split", "n_windows", "digest"),
+    *FACT_COLUMNS,
+    *("start_time", "end_time", "labels"),
+)
+_UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
+_INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
+_SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
+#: Optional keys. They are omitted where unset, as in versions before these keys existed.
+_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline", "context")
 
 
 def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
@@ -67,17 +97,6 @@ def _value(facts: RunFacts, name: str) -> str | None:
     return facts.labels.get(name)
 
 
-#: ``outcome``: how the run ended. ``profile``: the run against the passing runs of its job. ``neighbours``: runs that
-#: failed on the same provider shortly before.
-Context: TypeAlias = Literal["outcome", "profile", "neighbours"]
-
-OUTCOME_FEATURES = ("outcome:timeout", "outcome:exit", "outcome:signal")
-NEIGHBOUR_FEATURES = ("neighbours:failed", "neighbours:share")
-LENGTH_FEATURE = "profile:length"
-#: Of each telemetry feature: its mean, its largest window and its last window.
-PROFILE_PARTS = ("mean", "max", "last")
-
-
 def context_features(context: Iterable[Context], features: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the context features, in the order of the kinds.
 
@@ -98,37 +117,6 @@ def _names(kind: Context, features: Sequence[str]) -> Iterator[str]:
         for feature in features:
             for part in PROFILE_PARTS:
                 yield f"profile:{part}:{feature}"
-
-
-#: Default length of a run that is used, as in the original.
-NORMAL_LENGTH_S = 5500
-#: The value of ``max_windows`` that follows from the runs, and the percentage of them that it does not cut.
-AUTO = "auto"
-NOT_CUT = 99
-#: Upper limit of windows: an example of 14 columns would take 5.6 MB.
-MAX_WINDOWS = 100_000
-#: One salt for all data sets, so that a run is in the same split everywhere.
-DEFAULT_SALT = "ciml"
-
-Statistic = Literal["mean", "min", "max", "std", "last"]
-Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
-
-#: Facts of a run in the metadata columns of an example.
-FACT_COLUMNS = (
-    "source event pipeline project branch change patchset review provider region flavour outcome result".split()
-)
-#: Columns of an example that are not features. A feature with such a name uses its full name.
-METADATA_COLUMNS = (
-    *("run_id", "build_uuid", "build_name", "label", "label_name", "split", "n_windows", "digest"),
-    *FACT_COLUMNS,
-    *("start_time", "end_time", "labels"),
-)
-
-_UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
-_INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
-_SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
-#: Optional keys. They are omitted where unset, as in versions before these keys existed.
-_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline", "context")
 
 
 def interval_us(text: str) -> int:

@@ -1,8 +1,7 @@
 """CI events: CloudEvents on Kafka, decoded into typed run facts or rejected with a reason; and their encoding.
 
 docs/formats/events.md describes the format. Treat everything in a message as hostile until it has passed this module.
-
-A decoded event: the runs that it reports and what it says of others, whatever system sent it.
+`Event` is the decoded form of a message from any system: the runs that it reports, and facts about other runs.
 """
 
 from __future__ import annotations
@@ -32,6 +31,17 @@ STRUCTURED = (("content-type", b"application/cloudevents+json"),)
 
 #: A run that has an id but an unusable field, and why.
 Rejection = tuple[RunFacts, RejectedInput]
+FINISHED = "dev.ciml.run.finished.v1"
+STARTED = "dev.ciml.run.started.v1"
+QUEUED = "dev.ciml.run.queued.v1"
+PHASES: dict[str, Phase] = {FINISHED: "finished", STARTED: "started", QUEUED: "queued"}
+#: Why `decode_message` rejects a message: a closed set.
+REASONS = frozenset(
+    "broken_json not_an_event tombstone unknown_type missing_field bad_field bad_time bad_run_id too_large "
+    "too_many_runs".split()
+)
+_plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources
+_Many = tuple[tuple[RunFacts, ...], tuple[Rejection, ...], dict[str, str], dict[str, Mapping[str, Any]]]
 
 
 class Event(NamedTuple):
@@ -95,21 +105,6 @@ def envelope(event_id: str, source: str, event_type: str, when_us: int | None) -
     return attributes
 
 
-FINISHED = "dev.ciml.run.finished.v1"
-STARTED = "dev.ciml.run.started.v1"
-QUEUED = "dev.ciml.run.queued.v1"
-PHASES: dict[str, Phase] = {FINISHED: "finished", STARTED: "started", QUEUED: "queued"}
-
-#: Why `decode_message` rejects a message: a closed set.
-REASONS = frozenset(
-    "broken_json not_an_event tombstone unknown_type missing_field bad_field bad_time bad_run_id too_large "
-    "too_many_runs".split()
-)
-
-
-_plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources
-
-
 def decode_message(message: Message, names: Mapping[str, str] | None = None) -> Event:
     """Decode the CloudEvent in a Kafka message: structured, binary or bare JSON.
 
@@ -155,9 +150,6 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
         return Event(key, ce_source, ce_id, ce_type, when_us, (), (identity_alone(identity, phase, rejected),), {}, {})
     addresses = {facts.run_id: address} if address != facts.log_url else {}
     return Event(key, ce_source, ce_id, ce_type, when_us, (facts,), (), addresses, {})
-
-
-_Many = tuple[tuple[RunFacts, ...], tuple[Rejection, ...], dict[str, str], dict[str, Mapping[str, Any]]]
 
 
 def _many(listed: Any, phase: Phase, source: str) -> _Many:

@@ -1,6 +1,7 @@
-"""Fields of hostile JSON, each accepted in one form or rejected. Hand-written, because decoding is a hot path.
+"""Strict parsing of hostile JSON, and of its fields: each field is accepted in one form or rejected.
 
-JSON from outside: parsed in linear time and within limits, or rejected as ``broken_json``.
+JSON is parsed in linear time and within limits, or rejected as ``broken_json``. The checks are hand-written, because
+decoding is a hot path.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -31,19 +33,29 @@ from ciml.limits import (
     MAX_TEXT_CHARACTERS,
 )
 
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = b"0" * 19  # may exceed 64 bits, which orjson turns into floats
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+# Control and format characters (bidi overrides, zero width), lone surrogates, private use, unassigned, line separators.
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+#: Digits of numbers and UUIDs: no secret has this form or contains it.
+_PLAIN_ID = re.compile(r"[0-9a-f][0-9a-f.-]{0,63}")
+_PROOF = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+#: Most texts of events are short names that recur, so their redacted forms are cached up to this length.
+_SHORT = 64
+
 
 class _NotJson(ValueError):
     """An error that the strict decoder adds to JSON's own."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises `ValueError` if a key appears twice."""
     document = dict(pairs)
     if len(document) != len(pairs):
-        names = set[str]()
-        for name, _ in pairs:
-            if name in names:
-                raise _NotJson(f"key {shown(name)} appears twice")
-            names.add(name)
+        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _NotJson(f"key {shown(repeated)} appears twice")
     return document
 
 
@@ -65,10 +77,8 @@ def _constant(text: str) -> float:
 
 
 _decode: Callable[[str], Any] = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_finite, parse_constant=_constant
+    object_pairs_hook=unique_object, parse_int=_integer, parse_float=_finite, parse_constant=_constant
 ).decode
-_DIGITS = bytes.maketrans(b"123456789", b"000000000")
-_LONG = b"0" * 19  # may exceed 64 bits, which orjson turns into floats
 
 
 def parse_json(data: bytes) -> Any:
@@ -145,17 +155,6 @@ def _check_depth(value: Any) -> None:
             return
         level = [inner for item in level for inner in (item.values() if type(item) is dict else item)]
     raise RejectedInput("broken_json", f"nested deeper than {MAX_JSON_DEPTH}")
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_MICROSECOND = timedelta(microseconds=1)
-# Control and format characters (bidi overrides, zero width), lone surrogates, private use, unassigned, line separators.
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-#: Digits of numbers and UUIDs: no secret has this form or contains it.
-_PLAIN_ID = re.compile(r"[0-9a-f][0-9a-f.-]{0,63}")
-_PROOF = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-#: Most texts of events are short names that recur, so their redacted forms are cached up to this length.
-_SHORT = 64
 
 
 @lru_cache(maxsize=8192)

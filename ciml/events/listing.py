@@ -1,12 +1,8 @@
-"""Files of listings: JSON lines, plain or gzip, in a folder or on S3, read in blocks of whole lines.
-
-Memory is bounded for any content: a block has few lines, and an oversized line is never held. The file is read once to
-find its digest and its lines. The lines are read again, block by block, for processing.
-
-Lines of listings of historical runs, and their decoding.
+"""Listings of historical runs: JSON lines, plain or gzip, in a folder or on S3, read in blocks of whole lines.
 
 A line is an input like any message: it may be hostile, and it has an origin (topic ``listing:<digest>``, partition 0,
-its number from 0). `ciml.events.listing` reads the files.
+its number from 0). Memory is bounded for any content: a block has few lines, and an oversized line is never held. The
+file is read once to find its digest and its lines. The lines are read again, block by block, for processing.
 """
 
 from __future__ import annotations
@@ -31,6 +27,11 @@ from ciml.storage import open_store
 
 TOPIC = "listing:"
 _HEADERS = {"source": "listing-source", "runs_of": "listing-runs-of", "logs": "listing-logs"}
+BLOCK_LINES = 500
+_BLOCK_BYTES = 4 << 20
+_PIECE = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_open_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +113,6 @@ def too_long(origin: Origin, line: Line) -> Outcome:
 def is_listing(topic: str) -> bool:
     """Return whether an origin's topic is a listing. No Kafka topic can have such a name."""
     return topic.startswith(TOPIC)
-
-
-BLOCK_LINES = 500
-_BLOCK_BYTES = 4 << 20
-_PIECE = 1 << 20
-_BOM = b"\xef\xbb\xbf"
 
 
 class Block(NamedTuple):
@@ -334,7 +329,6 @@ class _Pieces(RawIOBase):
 
 
 _open: dict[tuple[int, str, str], Listing] = {}
-_open_lock = threading.Lock()
 
 
 def shared_listing(url: str, digest: str) -> Listing:

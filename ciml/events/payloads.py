@@ -1,7 +1,4 @@
-"""The payload of a dead letter: a message without its secrets, stored so that it can be tried again.
-
-Redacted payloads: a message's bytes without secrets and without needless headers.
-"""
+"""The payload of a dead letter: a message without secrets and needless headers, stored so that it can be retried."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.events.fields import is_proof
+from ciml.events.fields import is_proof, unique_object
 from ciml.events.records import Message
 from ciml.events.redaction import REDACTED, decoded, hides, is_secret_name, redact_text
 from ciml.limits import MAX_MESSAGE_BYTES, MAX_MESSAGE_HEADERS
@@ -30,6 +27,17 @@ _IDS = ("id", "build_uuid")
 _RANDOM = (*_IDS, "data_base64")  # fields whose values may be random letters and digits
 _AUTH = "ciml_auth"  # of a message that a receiver produced: how the sender was proved
 _VALUES = ("value", "values", "default")  # the value that belongs to an object's "name" or "key"
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that the decoding passed on
+_decode = json.JSONDecoder(object_pairs_hook=unique_object, strict=False).decode
+#: The folder of a raw store for payloads too large for a manifest, each named by its digest.
+PAYLOAD_FOLDER = "letters"
+#: A payload whose JSON is larger than this becomes an object of its own: deltas are read often, payloads rarely.
+INLINE_BYTES = 16 << 10
+#: Replaces all headers of a message if one header name is not UTF-8: the client then returns no headers.
+UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
+#: Prefixes of the header names that ciml reads. A dead letter keeps no other header.
+_READ_HEADERS = ("content-type", "ce_", "ciml_", "listing-")
+_WITH_PAYLOADS = ("dead_letters", "deferred")
 
 
 def redact_bytes(data: bytes, guess: bool = True) -> bytes:
@@ -68,17 +76,6 @@ def redact_header(name: str, value: bytes | None) -> tuple[str, bytes | None]:
     return redact_text(name), value if value is None else redact_bytes(value, guess=False)  # ids of deliveries stay
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("duplicate key")
-    return made
-
-
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that the decoding passed on
-_decode = json.JSONDecoder(object_pairs_hook=_object, strict=False).decode
-
-
 def _redact_json(value: Any, secret: bool = False, guess: bool = True) -> Any:
     """Return a decoded value. ``secret`` replaces all its texts and numbers, ``guess`` random letters and digits."""
     if type(value) is str:
@@ -109,16 +106,6 @@ def _redact_field(key: str, item: Any, secret: bool, named: bool, guess: bool) -
     if key in _IDS and type(item) is str and redact_text(item, guess) != item:
         return REDACTED
     return _redact_json(item, secret or hides(key, item) or (named and key in _VALUES), guess)
-
-
-#: The folder of a raw store for payloads too large for a manifest, each named by its digest.
-PAYLOAD_FOLDER = "letters"
-#: A payload whose JSON is larger than this becomes an object of its own: deltas are read often, payloads rarely.
-INLINE_BYTES = 16 << 10
-#: Replaces all headers of a message if one header name is not UTF-8: the client then returns no headers.
-UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
-#: Prefixes of the header names that ciml reads. A dead letter keeps no other header.
-_READ_HEADERS = ("content-type", "ce_", "ciml_", "listing-")
 
 
 def message_bytes(message: Message) -> int:
@@ -171,9 +158,6 @@ def offload_payloads(raw: Store, delta: Mapping[str, Any]) -> dict[str, Any]:
     Each payload becomes an object of the raw store, named by its digest, before the delta is committed.
     """
     return {**delta, **{name: list(_offloaded(raw, delta[name])) for name in _WITH_PAYLOADS}}
-
-
-_WITH_PAYLOADS = ("dead_letters", "deferred")
 
 
 def _offloaded(raw: Store, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

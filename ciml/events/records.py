@@ -1,7 +1,7 @@
 """Records that pass between the stages of ingest, and the records of a raw manifest.
 
-Each is a frozen record or a plain data class; ``to_json`` is its form in the manifest. Times are epoch microseconds in
-UTC (int), so that they compare, sort and encode in one way.
+Each is a frozen record or a plain data class, and ``to_json`` returns its form in the manifest. Times are epoch
+microseconds in UTC (int), so that they compare, sort and encode in one way.
 """
 
 from __future__ import annotations
@@ -40,14 +40,9 @@ LISTS: Mapping[Kind, str] = {
 COMPLETES = "facts"
 #: What each kind is called in a count.
 KIND_WORDS: Mapping[Kind, str] = {
-    "run": "runs",
+    **{kind: name.replace("_", " ") for kind, name in LISTS.items()},
     "reclaim": "reclaimed runs",
-    "repeat": "repeats",
-    "correction": "corrections",
-    "ignored": "ignored",
-    "dead_letter": "dead letters",
     "deferred": "waiting for a log",
-    "update": "updates",
 }
 
 #: The lists of `LISTS` that a delta omits where they are empty; deltas of older versions lack them.

@@ -122,37 +122,45 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
     """
-    job = needed_text(run, "job", where)
-    _check_job(job, f"{where}job")
-    start_us, end_us = _times(run, where)
-    result = text(run, "result", where)
-    outcome: OutcomeWord | None = None
-    if phase == "finished":
-        outcome = _outcome(run, result, where)
-        if start_us is None and end_us is None:
-            raise RejectedInput("missing_field", f"{where}start_time")
+    common = _common(run, "job", identity, phase, where)
     event = text(run, "event", where)
     if event == LISTING:
         raise RejectedInput("bad_field", f"{where}event: {LISTING!r} is reserved for listings")
     address = text(run, "log_url", where, MAX_URL_CHARACTERS, secrets=True)
+    texts: dict[str, Any] = {name: text(run, name, where) for name in _TEXTS}
     facts = RunFacts(
-        run_id=identity.encode(),
-        build_uuid=identity.native_id,
-        build_name=job,
+        **common,
         phase=phase,
-        outcome=outcome,
-        result=result,
         source=identity.source,
         event=event,
         log_url=redact_url(address),
-        start_us=start_us,
-        end_us=end_us,
         labels=labels(run.get("labels"), where),
-        **{name: text(run, name, where) for name in _TEXTS},  # type: ignore[arg-type]
+        **texts,
     )
     if run.keys() & _FURTHER:
         facts = facts.replace(**_further(run, where))
     return facts, address
+
+
+def _common(run: Mapping[str, Any], job: str, identity: RunId, phase: Phase, where: str) -> dict[str, Any]:
+    """Return the facts that events and listings report in the same form. ``job`` is the name of the job's field."""
+    job_name = needed_text(run, job, where)
+    _check_job(job_name, f"{where}{job}")
+    start_us, end_us = _times(run, where)
+    result = text(run, "result", where)
+    is_finished = phase == "finished"
+    outcome = _outcome(run, result, where) if is_finished else None
+    if is_finished and start_us is None and end_us is None:
+        raise RejectedInput("missing_field", f"{where}start_time")
+    return {
+        "run_id": identity.encode(),
+        "build_uuid": identity.native_id,
+        "build_name": job_name,
+        "outcome": outcome,
+        "result": result,
+        "start_us": start_us,
+        "end_us": end_us,
+    }
 
 
 def _further(run: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -168,12 +176,9 @@ def _further(run: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _fork(run: Mapping[str, Any], where: str) -> str:
     value = run.get("fork")
-    if value is None or value == "":
-        return ""
-    if value in ("yes", "no"):
-        return str(value)
-    if type(value) is bool:
-        return "yes" if value else "no"
+    forms = {None: "", "": "", "yes": "yes", "no": "no", True: "yes", False: "no"}
+    if type(value) in (str, bool, type(None)) and value in forms:
+        return forms[value]
     raise RejectedInput("bad_field", f"{where}fork: want yes or no")
 
 
@@ -239,15 +244,10 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
     """
-    job = needed_text(line, "build_name")
-    _check_job(job, "build_name")
-    start_us, end_us = _times(line, "")
-    if start_us is None and end_us is None:
-        raise RejectedInput("missing_field", "start_time")
-    result = text(line, "result")
-    outcome = _outcome(line, result, "")
+    common = _common(line, "build_name", identity, "finished", "")
     texts: dict[str, Any] = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
-    address = next(filter(None, (_address(line, name) for name in ("log_path", "log_url"))), "")
+    addresses = (text(line, name, limit=MAX_URL_CHARACTERS, secrets=True) for name in ("log_path", "log_url"))
+    address = next(filter(None, addresses), "")
     if logs and address:
         address = log_address(logs, address)
     more = labels(line.get("labels"))
@@ -262,25 +262,8 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     if (count := len(more.keys() | further.keys())) > MAX_LABELS:
         raise RejectedInput("bad_field", f"{count} further fields, at most {MAX_LABELS}")
     more.update(labels(further))
-    facts = RunFacts(
-        run_id=identity.encode(),
-        build_uuid=identity.native_id,
-        build_name=job,
-        outcome=outcome,
-        result=result,
-        source=source,
-        event=LISTING,
-        log_url=redact_url(address),
-        start_us=start_us,
-        end_us=end_us,
-        labels=more,
-        **texts,
-    )
+    facts = RunFacts(**common, source=source, event=LISTING, log_url=redact_url(address), labels=more, **texts)
     return facts, address
-
-
-def _address(line: Mapping[str, Any], name: str) -> str:
-    return text(line, name, limit=MAX_URL_CHARACTERS, secrets=True)
 
 
 def log_address(logs: str, path: str) -> str:

@@ -1,12 +1,14 @@
-"""Facts about a run that arrive in another event than its outcome, such as whether its change was merged.
+"""Facts about a run that arrive in another event than its outcome, for example that its change was merged.
 
-An update names a subject, and concerns every run of its source that names the same subject, before or after it. What
-updates say of a subject is kept as one `Said` for each fact. `merged` is commutative, associative and idempotent, so
-the facts of a run depend on the set of updates alone, never on the order in which runs and updates arrive.
+An update names a subject. It concerns every run of its source that names the same subject, before or after it. The
+updates of a subject are stored as one `Said` for each fact. `merged` is commutative, associative and idempotent. So
+the facts of a run depend on the set of updates alone, and never on the order in which runs and updates arrive.
 
-A commit may be in pull requests of several people, into several branches. So a review of a commit has a condition
-(``only``): it counts for runs of the same pull request and base branch. Updates of one subject whose conditions differ
-contradict each other: which pull request a run executed is then unknown, and no review of the commit counts.
+Two facts limit what a review covers. A *condition* (``only``) belongs to a review of a commit, which may be in several
+pull requests and target several branches: the review counts for runs of the same pull request and base branch.
+Updates of one subject whose conditions differ contradict each other. Then the pull request of a run is unknown, and no
+review of the commit counts. *Qualifiers* (``target``, ``parents``) belong to a review of a Gerrit patch set: they name
+the branch of the review, and the other commits that a run of the patch set executes.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ _LOWERING = {
     ("review", OWN),
     ("fork", "yes"),
 }
+_MANY = "*"  # no system has an account of this name
 
 
 class Said(NamedTuple):
@@ -91,9 +94,6 @@ class _Scope(NamedTuple):
     def key(self) -> str:
         """The key in the stored form: the name alone, as in all versions, or a JSON list."""
         return json.dumps(self) if self.by or self.only else self.name
-
-
-_MANY = "*"  # no system has an account of this name
 
 
 @lru_cache(maxsize=10_000)

@@ -1,4 +1,4 @@
-"""What ciml's HTTP servers share: limits of connections and of requests in memory, and the server on a socket.
+"""HTTP: a server with limits on connections and on requests in memory, checked addresses, pinned outgoing connections.
 
-Uses uvicorn. It knows no application: `ciml.serving.server` and `ciml.integrations.webhooks` bring theirs.
+Uses h11 and httpcore. It contains no application: `ciml.serving.server` and `ciml.integrations.webhooks` do.
 """

@@ -23,6 +23,7 @@ _URL = re.compile(r"(https?)://([^/?#\\@]+)([/?][^#]*)?(#.*)?", re.IGNORECASE | 
 _AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)", re.IGNORECASE)
+_GLOBAL_6 = ipaddress.ip_network("2000::/3")
 
 
 def _networks(addresses: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
@@ -34,7 +35,6 @@ def _networks(addresses: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Net
 _WRAPPERS = _networks("64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32 ::/96 fec0::/10 192.88.99.0/24")
 # Networks that some Python versions treat as global: reserved for protocols, documentation, segment routing.
 _SPECIAL = _networks("192.0.0.0/24 2001::/23 3fff::/20")
-_GLOBAL_6 = ipaddress.ip_network("2000::/3")
 # Rejected even where private addresses are allowed: clouds serve credentials there, never logs.
 _NEVER = _networks(
     "169.254.0.0/16 fe80::/10 0.0.0.0/8 ::/128 224.0.0.0/3 ff00::/8 100.100.100.200/32 192.0.0.192/32 "

@@ -1,6 +1,6 @@
-"""Limits on requests that are read, held and processed at once, so that slow or large ones do not block others.
+"""Limits on requests that are read, held and processed concurrently, so that slow or large ones do not block others.
 
-Errors of requests: the name of a gRPC status code, and a message that says what to change.
+`RequestError` is the error of a request: the name of a gRPC status code, and a message that states what to change.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ HTTP_STATUS = {
 }
 
 _MESSAGE_CHARS = 1000
+T = TypeVar("T")
 
 
 class RequestError(Exception):
@@ -62,9 +63,6 @@ def too_large(message: str) -> RequestError:
 def not_found(message: str) -> RequestError:
     """Return a NOT_FOUND error: no such model or version (yet)."""
     return RequestError("NOT_FOUND", message)
-
-
-T = TypeVar("T")
 
 
 class Held:

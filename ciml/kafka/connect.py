@@ -13,6 +13,9 @@ from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
 
 T = TypeVar("T")
+_clients: dict[KafkaOptions, AdminClient] = {}
+_refusals: dict[KafkaOptions, str] = {}
+_lock = threading.Lock()
 
 
 def _codes(names: str) -> frozenset[int]:
@@ -34,11 +37,6 @@ _REFUSED = _codes("_AUTHENTICATION _SSL SASL_AUTHENTICATION_FAILED UNSUPPORTED_S
 
 class NoTopicError(EngineError):
     """The broker has no such topic."""
-
-
-_clients: dict[KafkaOptions, AdminClient] = {}
-_refusals: dict[KafkaOptions, str] = {}
-_lock = threading.Lock()
 
 
 def make_client(

@@ -22,6 +22,8 @@ _CREDENTIAL = re.compile(r"(password|passphrase|secret|key\.pem|oauthbearer\.con
 _CREDENTIAL_FILE = re.compile(r"(key\.location|keystore\.location|key\.file|keytab|assertion\.file)$")
 _MAX_CREDENTIAL_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+#: The properties of each secret as this process read them last, to hide them in messages.
+_read_secrets: dict[str, Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,6 @@ class KafkaOptions:
 
     def __hash__(self) -> int:
         return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib, self.timeout_s, self.secret))
-
-
-#: The properties of each secret as this process read them last, to hide them in messages.
-_read_secrets: dict[str, Mapping[str, str]] = {}
 
 
 def _properties_of(secret: str) -> Mapping[str, str]:

@@ -1,5 +1,5 @@
-"""OpenLineage events: what a step of training reads and writes, for lineage servers and catalogues.
+"""OpenLineage events that report what the steps of training read and write, for lineage servers and catalogues.
 
-`open`, `steps` and `description` are what callers use, and light; `events` and `store_transport` import openlineage, in
-the emitting thread alone. `ciml.training.refresh` and `ciml.serving.push` describe the steps.
+`steps` and `emitter` are light. `openlineage` imports the library of that name, in the emitting thread only.
+`ciml.training.refresh` and `ciml.serving.push` describe the steps.
 """

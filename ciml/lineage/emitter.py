@@ -1,7 +1,4 @@
-"""Sends the events of steps, in order, from a thread of its own: no endpoint delays a step.
-
-Opens the lineage of a data root.
-"""
+"""The thread that sends the events of steps in order, so that no endpoint delays a step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Converts steps to OpenLineage's events, and opens its client. Needs ``ciml[lineage]``.
+"""Conversion of steps to OpenLineage events, its client, and a transport into a store. Needs ``ciml[lineage]``.
 
-OpenLineage events as objects of a store: whole or not at all, on a disk and on S3. Needs ``ciml[lineage]``.
+The transport writes each event as one object, whole or not at all, on a disk and on S3.
 """
 
 from __future__ import annotations

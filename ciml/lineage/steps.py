@@ -1,9 +1,7 @@
 """Steps that are reported as OpenLineage runs: START, then COMPLETE, FAIL or ABORT, with the data that they use.
 
-Reporting never fails or delays a step: events go to a thread, descriptions that raise are logged, and `close` waits for
-a few seconds at most.
-
-What a step of training reads and writes, before it becomes an event.
+Reporting never fails or delays a step. Events go to a thread, a description that raises is logged, and `Lineage.close`
+waits for a few seconds at most.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 State = Literal["START", "COMPLETE", "FAIL", "ABORT"]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,6 @@ class StepEvent:
     description: Description
     error: str = ""
 
-
-_LOG = logging.getLogger(__name__)
 
 Describe = Callable[[], Description]
 

@@ -14,7 +14,6 @@ replaced objects are removed: the single deltas in ascending order, older checkp
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError
-from ciml.manifest.id_index import IdTable, Rows, Run, TableKind
+from ciml.manifest.id_index import IdTable, Rows, Run, TableKind, completed
 from ciml.manifest.index_files import IndexFileMissingError, PartFiles
 from ciml.manifest.log import ManifestLog, State
 from ciml.manifest.segments import Segment
@@ -259,19 +258,11 @@ class Checkpoints(Generic[S]):
             self.log.store.delete(path)
         self.files.release(())
         number = 0
-        while True:
-            base = self.newest()
-            steps = self._make(base)
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as end:
-                    if not end.value:
-                        return number
-                    break
+        while completed(self._make(self.newest())):
             number += 1
             if progress is not None:
                 progress(self.log.newest_checkpoint())
+        return number
 
     def _steps(self, collects: bool) -> Generator[None, None, None]:
         more = True
@@ -364,7 +355,7 @@ class Checkpoints(Generic[S]):
 
     def _single_deltas(self) -> list[Entry]:
         entries: list[Entry] = []
-        pattern = re.compile(re.escape(self.log.folder) + r"/[0-9]{12}\.json")
+        pattern = self.log.path_pattern()
         for entry in self.log.store.entries(self.log.folder):
             if pattern.fullmatch(entry.path):
                 entries.append(entry)

@@ -1,23 +1,22 @@
-"""The offsets of topics that a manifest covers: the part of its state, and what a delta adds to it.
+"""The offsets of topics that a manifest covers: sets of offsets, their part of the state, and what a delta adds.
 
-A topic that is created again begins a new *generation* once an operator adopts it (`adopted`). The offsets of the first
-generation are stored under the topic's name, those of the next ones under ``topic@2``, ``topic@3``, …, which Kafka
-allows for no topic. So offsets and origins of different generations never mix.
-
-Sets of offsets of a partition, as sorted ranges [start, end): those that a manifest covers.
+A topic that is created again begins a new *generation* once an operator adopts it (`TopicState.adopted`). The offsets
+of the first generation are stored under the topic's name. Those of later ones are stored under ``topic@2``,
+``topic@3``, …, names that Kafka allows for no topic. So offsets and origins of different generations never mix.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.events.records import OffsetRange
-from ciml.manifest.id_index import Rows
-from ciml.manifest.log import Delta
+from ciml.manifest.checkpoints import Restorable
+
+#: The command that continues with a topic that is not the one that was read before. Each error of that kind names it.
+OTHER_TOPIC = "ciml topics adopt"
 
 
 class RangeSet:
@@ -64,8 +63,7 @@ class RangeSet:
         return self._ends[index] if inside else start
 
     def __contains__(self, number: int) -> bool:
-        index = bisect_right(self._ends, number)
-        return index < len(self._starts) and self._starts[index] <= number
+        return self.first_missing(number) != number
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._ends, strict=True))
@@ -86,15 +84,13 @@ class RangeSet:
         return sum(self._ends) - sum(self._starts)
 
 
-#: The command that continues with a topic that is not the one that was read before. Each error of that kind names it.
-OTHER_TOPIC = "ciml topics adopt"
 #: The covered offsets by topic and partition.
 Covered = dict[tuple[str, int], RangeSet]
 _NOTHING = RangeSet()
 
 
-class TopicState(ABC):
-    """The state of a manifest that covers offsets of topics: a `ciml.manifest.checkpoints.Restorable`.
+class TopicState(Restorable):
+    """The state of a manifest that covers offsets of topics: subclasses apply deltas.
 
     Attributes:
       version: the last delta applied, 0 at first.
@@ -108,18 +104,6 @@ class TopicState(ABC):
         self.torn = False
         self.topic_ids: dict[str, str] = {}
         self._covered: Covered = {}
-
-    @abstractmethod
-    def apply(self, version: int, delta: Delta) -> None:
-        """Apply the next delta. Raises `IntegrityError` if it is not the next one, or contradicts earlier ones."""
-
-    @abstractmethod
-    def snapshot(self) -> dict[str, Any]:
-        """Return the state as JSON, without its ids."""
-
-    @abstractmethod
-    def recent(self) -> dict[str, Rows]:
-        """Return the ids since the checkpoint that it was restored from, for the tables of the next one."""
 
     def covered(self, topic: str, partition: int) -> RangeSet:
         """Return the offsets of a partition that are settled, of the present generation. Do not change them."""

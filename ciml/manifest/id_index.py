@@ -1,13 +1,11 @@
-"""A sorted index of ids on disk: ids that a manifest must keep forever, outside of memory.
+"""A sorted index of ids on disk, for the ids that a manifest keeps forever; and sets of ids that use it.
 
 An id is a fingerprint of 128 bits, with values where its table has columns. A table is a list of sorted runs, the
 oldest first; the newest run that holds an id wins. A run is a list of parts: memory-mapped Arrow files of about a
 million rows, each with a range of fingerprints (`ciml.manifest.index_files`). Eight runs of a level are merged into one
-of the next, so there are few runs, and each id is written once per level.
+of the next level. So there are few runs, and each id is written once per level.
 
-Fingerprints are spread evenly, so runs are split and merged by equal ranges, with one range in memory at a time.
-
-A set of ids: a table on disk, and the ids since its checkpoint in memory.
+Fingerprints are distributed evenly. So runs are split and merged by equal ranges, with one range in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,11 +14,18 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+Result = TypeVar("Result")
+#: Number of runs of a level that are merged into one of the next.
+TIER = 8
+#: Target number of rows of a part.
+PART_ROWS = 900_000
+_SPAN = 1 << 64
 
 
 class IdSet:
@@ -64,13 +69,6 @@ class IdSet:
         if self._table is None:
             raise TypeError("a set without a table has no rows for a table")
         return self._table.kind.rows(list(self._recent), {})
-
-
-#: Number of runs of a level that are merged into one of the next.
-TIER = 8
-#: Target number of rows of a part.
-PART_ROWS = 900_000
-_SPAN = 1 << 64
 
 
 def fingerprint(*texts: str) -> bytes:
@@ -295,6 +293,15 @@ class IdTable:
             if parts:
                 runs.append(Run(old[0].level + 1, tuple(parts)))
         return IdTable(self.kind, runs, self.files)
+
+
+def completed(steps: Generator[None, None, Result]) -> Result:
+    """Run a generator to its end; return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast("Result", end.value)
 
 
 def _locate(rows: Rows, high: np.ndarray, low: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

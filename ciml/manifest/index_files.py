@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Container
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.manifest.id_index import Part, Rows
 from ciml.storage import LocalStore, S3Store, Store
+from ciml.storage.json_files import replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-_PIECE = 1 << 20
 
 
 class IndexFileMissingError(EngineError):
@@ -81,11 +77,11 @@ class PartFiles:
     def check(self, part: Part) -> str | None:
         """Describe a fault of a part's bytes in the store; None where there is none."""
         try:
-            data = self._store.read(part.path)
+            self._bytes(part)
         except FileNotFoundError:
             return f"{self._store.url(part.path)} is missing"
-        if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
-            return f"{self._store.url(part.path)} differs from its digest"
+        except IntegrityError as error:
+            return str(error)
         return None
 
     def _source(self, part: Part) -> pa.NativeFile:
@@ -113,15 +109,7 @@ class PartFiles:
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.chmod(file.parent, 0o700)
-            handle, staged = tempfile.mkstemp(dir=file.parent)
-            try:
-                with os.fdopen(handle, "wb") as out:
-                    out.write(data)
-                os.replace(staged, file)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(staged)
-                raise
+            replace_file(file, data)
         except OSError as error:
             raise EngineError(f"cannot write {file}: {error.strerror or error}") from error
 
@@ -149,11 +137,8 @@ def _mapped(file: Path, part: Part) -> pa.NativeFile:
 
 
 def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as content:
-        while piece := content.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _encode(rows: Rows) -> bytes:

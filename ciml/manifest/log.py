@@ -13,20 +13,17 @@ be removed once it has been in a segment for `GRACE_S`. This has two consequence
   reaches its version. If that segment holds another delta, the writer deletes its own (`StaleWriterError`). No reader
   has read it, because every reader that lists has seen that segment. This does not rely on a clock.
 
-Each delta carries a digest of itself and of the one before it (`ciml.manifest.log`). Readers compare it before they
-return a delta; a segment has a digest of its own.
-
-The chain of a log: each delta carries a digest of itself and of the delta before it.
-
-So a flipped bit, a replaced delta and a delta of another history are detected when the log is read. The ``seal`` of a
-delta (`ciml.storage.json_files`) is the digest of the previous delta. Deltas of older versions have no digest: the
-first delta with one has ``<first>:<digest>`` there, the digest of all deltas from version ``first`` on that have none.
-It protects them until a segment does. After a delta with a digest, one without is an error.
+Each delta carries a digest of itself and, as its ``seal`` (`ciml.storage.json_files`), the digest of the delta before
+it. Readers compare both, so they detect a flipped bit, a replaced delta and a delta of another history. Segments have
+digests of their own. Deltas of older versions have none. The first delta with a digest has ``<first>:<digest>`` as its
+seal: the digest of all deltas from version ``first`` on that have none. It protects them until they are in a segment.
+After a delta with a digest, one without is an error.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -39,6 +36,14 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.manifest.segments import Archive
 from ciml.storage import Store
 from ciml.storage.json_files import RESTORE, Seal, digest_of, seal, seal_of, without_seal
+
+Delta = dict[str, Any]
+D = TypeVar("D")
+#: Retention of a delta after its segment, and of a checkpoint after the next one, seconds.
+GRACE_S = 24 * 3600.0
+#: Number of deltas read at once, and their limit of memory, estimated from the last ones.
+_READ_AHEAD = 32
+_READ_AHEAD_BYTES = 16 << 20
 
 
 class UnsealedDeltaError(IntegrityError):
@@ -108,16 +113,6 @@ class Link:
         return number <= self.version and self._text_from(number) == seal.text
 
 
-Delta = dict[str, Any]
-D = TypeVar("D")
-
-#: Retention of a delta after its segment, and of a checkpoint after the next one, seconds.
-GRACE_S = 24 * 3600.0
-#: Number of deltas read at once, and their limit of memory, estimated from the last ones.
-_READ_AHEAD = 32
-_READ_AHEAD_BYTES = 16 << 20
-
-
 class State(Protocol):
     """The state after a number of deltas. ``version`` is the last delta applied, 0 at first."""
 
@@ -175,6 +170,10 @@ class ManifestLog:
     def path(self, version: int) -> str:
         """Return the path of a single delta."""
         return f"{self.folder}/{version:012d}.json"
+
+    def path_pattern(self) -> re.Pattern[str]:
+        """Return the pattern of the paths of single deltas; its group is the version."""
+        return re.compile(re.escape(self.folder) + r"/([0-9]{12})\.json")
 
     def checkpoint_path(self, version: int) -> str:
         """Return the path of the checkpoint of a version."""

@@ -1,10 +1,9 @@
-"""A process's replica of a manifest's state: kept up to date, committed to, and reloaded from newer checkpoints.
+"""A process's replica of a manifest's state, and bookmarks of readers.
 
-Bookmarks: what a reader has built from a manifest's deltas, stored so that the next process continues from there.
-
-A checkpoint belongs to the state that writers commit from; a bookmark to one reader, which may need other things of the
-deltas. Nothing depends on it: one that is missing, damaged, of another kind or of another history is left aside, and
-the reader begins with the first delta. The reader replaces it from time to time.
+A replica is kept up to date, committed to, and reloaded from newer checkpoints. A checkpoint belongs to the state that
+writers commit from. A bookmark belongs to one reader, which may derive something else from the deltas: it stores that
+result, so that the next process continues from there. Nothing depends on a bookmark. One that is missing, damaged, of
+another kind or of another history is ignored, and the reader begins with the first delta.
 """
 
 from __future__ import annotations
@@ -25,6 +24,10 @@ from ciml.storage import Store
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1
+_RELOAD_EVERY = 100  # commits, or
+_RELOAD_S = 60.0
+_UNSEEN_S = 10.0
+S = TypeVar("S", bound=Restorable)
 
 
 class Bookmark(NamedTuple):
@@ -93,13 +96,6 @@ class Bookmarks:
     @property
     def _where(self) -> str:
         return self._store.url(self._path)
-
-
-_RELOAD_EVERY = 100  # commits, or
-_RELOAD_S = 60.0
-_UNSEEN_S = 10.0
-
-S = TypeVar("S", bound=Restorable)
 
 
 class LogReplica(Generic[S]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any, Generic, Literal, NamedTuple
 
 from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
-from ciml.manifest.id_index import IdTable
+from ciml.manifest.id_index import IdTable, completed
 from ciml.manifest.index_files import IndexFileMissingError, PartFiles
 from ciml.manifest.log import Link, ManifestLog
 from ciml.storage import LocalStore
@@ -51,7 +50,7 @@ def verify_log(
     Raises:
       EngineError: the store does not answer.
     """
-    name = re.compile(re.escape(log.folder) + r"/([0-9]{12})\.json")
+    name = log.path_pattern()
     singles = {int(match[1]) for entry in log.store.entries(log.folder) if (match := name.fullmatch(entry.path))}
     archive = yield from _verify_segments(log, singles)
     yield from _verify_deltas(log, archive, singles)
@@ -90,9 +89,9 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fa
             archive.broken = True
             return archive
         if segment.first > archive.last + 1:
+            archive.broken = True
             gap = f"{where} begins with version {segment.first}, but version {archive.last + 1} is in no segment"
             yield Fault("segment", gap)
-            archive.broken = True
             return archive
         if segment.first != archive.last + 1 or segment.previous != previous:
             yield Fault("segment", f"{where} does not follow from the previous segment")
@@ -193,13 +192,7 @@ class _Replay(Generic[S]):
         """Move the ids from memory to the tables."""
         recent = self.state.recent()
         for name, table in self.tables.items():
-            steps = table.with_rows(recent[name]).merged()
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as end:
-                    self.tables[name] = end.value
-                    break
+            self.tables[name] = completed(table.with_rows(recent[name]).merged())
         self.state = self._kind.restore(self.state.version, self.state.snapshot(), self.tables)
 
 

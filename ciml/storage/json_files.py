@@ -1,13 +1,12 @@
-"""Seals of JSON objects: a stored object carries the sha256 of its bytes, so that damage is detected before parsing.
+"""Sealed JSON objects, and small JSON files that are replaced atomically (the state of local engines and services).
 
-A sealed object begins with the key ``seal`` and ends with the key ``sha256``, whose digits cover all bytes before them:
+A sealed object carries the sha256 of its bytes, so that damage is detected before parsing. It begins with the key
+``seal`` and ends with the key ``sha256``, whose digits cover all bytes before them:
 
     {"seal":"","estimator":"dnn",…,"sha256":"<64 hex digits>"}
 
-The two keys are at opposite ends, so that a damaged seal is not taken for a missing one. Objects of older versions have
-neither. The value of ``seal`` is text that the writer adds, such as the digest of the previous delta of a log.
-
-Small JSON files that are replaced atomically, such as the state of local engines and services.
+The two keys are at opposite ends, so that a damaged seal is not mistaken for a missing one. Objects of older versions
+have neither. The value of ``seal`` is text that the writer adds, such as the digest of the previous delta of a log.
 """
 
 from __future__ import annotations
@@ -21,6 +20,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, IntegrityError
+
+_FIRST = b'{"seal":"'
+_LAST = b',"sha256":"'
+_END = b'"}'
+_DIGITS = 64
+_TAIL = len(_LAST) + _DIGITS + len(_END)
+_HEAD = re.compile(rb'\{"seal":"([0-9a-f:]*)",')
+RESTORE = "restore a backup"
 
 
 def read_json(path: Path, remedy: str = "remove it", error: type[CimlError] = CimlError) -> dict[str, Any] | None:
@@ -38,28 +45,24 @@ def read_json(path: Path, remedy: str = "remove it", error: type[CimlError] = Ci
 
 def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
     """Replace a file atomically; it carries a digest of its bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, seal(json.dumps(value, indent=2).encode()), mode)
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file in an existing folder atomically, without a sync to disk."""
     import tempfile  # most commands only read
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as out:
-            out.write(seal(json.dumps(value, indent=2).encode()))
+            out.write(data)
         os.chmod(staged, mode)
         os.replace(staged, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(staged)
         raise
-
-
-_FIRST = b'{"seal":"'
-_LAST = b',"sha256":"'
-_END = b'"}'
-_DIGITS = 64
-_TAIL = len(_LAST) + _DIGITS + len(_END)
-_HEAD = re.compile(rb'\{"seal":"([0-9a-f:]*)",')
-RESTORE = "restore a backup"
 
 
 class Seal(NamedTuple):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ciml.errors import EngineError
 from ciml.storage.base import PIECE, Entry, Store, checked
+
+_FOLDER_ATTEMPTS = 5
 
 
 class LocalStore(Store):
@@ -77,33 +79,18 @@ class LocalStore(Store):
         self._write(path, data, exclusive=False)
 
     def read(self, path: str) -> bytes:
-        try:
-            with open(self._at(path), "rb") as source:
-                return source.read()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _failed("read", self._path(path), error) from error
+        with _reported("read", self._at(path)) as file, open(file, "rb") as source:
+            return source.read()
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
-        try:
-            with open(self._at(path), "rb") as source:
-                source.seek(start)
-                return source.read(size)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _failed("read", self._path(path), error) from error
+        with _reported("read", self._at(path)) as file, open(file, "rb") as source:
+            source.seek(start)
+            return source.read(size)
 
     def pieces(self, path: str) -> Iterator[bytes]:
-        try:
-            with self._path(path).open("rb") as file:
-                while piece := file.read(PIECE):
-                    yield piece
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _failed("read", self._path(path), error) from error
+        with _reported("read", self._at(path)) as file, open(file, "rb") as source:
+            while piece := source.read(PIECE):
+                yield piece
 
     def exists(self, path: str) -> bool:
         return self._path(path).is_file()
@@ -137,20 +124,13 @@ class LocalStore(Store):
             for name in names:
                 if name.startswith(self._STAGING):
                     continue
-                path = os.path.join(folder, name)
-                try:
+                with suppress(FileNotFoundError), _reported("list", os.path.join(folder, name)) as path:
                     status = os.stat(path)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    raise _failed("list", path, error) from error
-                yield Entry(os.path.relpath(path, self.root), status.st_size, status.st_mtime)
+                    yield Entry(os.path.relpath(path, self.root), status.st_size, status.st_mtime)
 
     def delete(self, path: str) -> None:
-        try:
-            self._path(path).unlink(missing_ok=True)
-        except OSError as error:
-            raise _failed("delete", self._path(path), error) from error
+        with suppress(FileNotFoundError), _reported("delete", self._at(path)) as file:
+            os.unlink(file)
 
     def delete_leftovers(self, prefix: str, before_s: float) -> int:
         removed = 0
@@ -168,23 +148,27 @@ class LocalStore(Store):
         return LocalStore(self._at(path))
 
 
-_FOLDER_ATTEMPTS = 5
-
-
 def _failed(verb: str, path: str | os.PathLike[str], error: OSError) -> EngineError:
     return EngineError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}")
 
 
-def _remove_old(path: str, before_s: float) -> bool:
+@contextmanager
+def _reported(verb: str, path: str) -> Iterator[str]:
+    """Yield the path. Errors become `EngineError`, except that a file does not exist."""
     try:
-        if os.stat(path).st_mtime >= before_s:
-            return False
-        os.unlink(path)
+        yield path
     except FileNotFoundError:
-        return False
+        raise
     except OSError as error:
-        raise _failed("delete", path, error) from error
-    return True
+        raise _failed(verb, path, error) from error
+
+
+def _remove_old(path: str, before_s: float) -> bool:
+    with suppress(FileNotFoundError), _reported("delete", path):
+        if os.stat(path).st_mtime < before_s:
+            os.unlink(path)
+            return True
+    return False
 
 
 def _make_folder(folder: Path) -> None:

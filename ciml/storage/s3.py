@@ -23,6 +23,16 @@ _FORGET_S = 5.0  # between two clients, where the credentials stay invalid
 
 #: Metadata of a created object: the id of its call of `create`.
 _WRITE = "ciml-write"
+#: Environment variables that require a new client.
+_S3_SETTINGS = (
+    "AWS_ENDPOINT_URL_S3 AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE "
+    "AWS_DEFAULT_REGION AWS_CONFIG_FILE AWS_SHARED_CREDENTIALS_FILE AWS_CA_BUNDLE"
+).split()
+#: Answers to credentials that are missing, invalid or expired. They may have been replaced in their file meanwhile.
+_OF_CREDENTIALS = frozenset(
+    {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "403"}
+)
+_forgotten_s = -_FORGET_S
 
 
 class _Exists(Exception):
@@ -39,17 +49,6 @@ class _Conflict(Exception):
 
 class _BeyondEnd(Exception):
     """The object ends before the range starts."""
-
-
-#: Environment variables that require a new client.
-_S3_SETTINGS = (
-    "AWS_ENDPOINT_URL_S3 AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE "
-    "AWS_DEFAULT_REGION AWS_CONFIG_FILE AWS_SHARED_CREDENTIALS_FILE AWS_CA_BUNDLE"
-).split()
-#: Answers to credentials that are missing, invalid or expired. They may have been replaced in their file meanwhile.
-_OF_CREDENTIALS = frozenset(
-    {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "403"}
-)
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,6 @@ def _s3_client(pid: int, timeouts: Timeouts, *settings: str | None) -> Any:
         max_pool_connections=2 * _S3_AT_ONCE,
     )
     return boto3.session.Session().client("s3", config=config)
-
-
-_forgotten_s = -_FORGET_S
 
 
 def _forget_credentials() -> None:
