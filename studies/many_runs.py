@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing
@@ -53,7 +54,9 @@ def fill_store(data: Store, runs: Iterable[tuple[RunFacts, pa.Table]], *, per_fo
       runs: in an order in which those of a folder (job and day) are near each other.
       per_folder: a folder's runs are packed when there are so many; a folder may have several packs.
     """
-    raw, waiting, records = data.child("raw"), dict[str, PackWriter](), list[dict[str, object]]()
+    raw = DataRoot(data).raw
+    waiting: dict[str, PackWriter] = {}
+    records: list[dict[str, object]] = []
     log, versions, packs = ManifestLog(raw), count(1), dict[str, int]()
 
     def pack(folder: str) -> None:
