@@ -1,4 +1,4 @@
-"""Machine learning for continuous integration: the public Python API. Each name is imported on its first use.
+"""Machine learning on the telemetry of CI jobs: the public Python API. Each name is imported on its first use.
 
 The packages of `ciml` itself are the core: events, stores, manifests, definitions. All rooms import the core, and it
 imports none of them. `ciml.api` and `ciml.sklearn` are the exceptions: they are above all rooms except `ciml.cli`.
@@ -8,24 +8,88 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.errors import (
+    CimlError,
+    EngineError,
+    IntegrityError,
+    InvalidSettingError,
+    MissingExtraError,
+    NoDataError,
+    NotFoundError,
+    NoTrainingDataError,
+    UnknownDatasetError,
+    UnknownEstimatorError,
+    UnknownExclusionError,
+    UnknownExperimentError,
+    UnknownModelError,
+    UnknownRunError,
+    UnusableRunError,
+)
 from ciml.version import __version__
 
 if TYPE_CHECKING:
     from ciml import sklearn
-    from ciml.api import Data, Dataset, Figure, Model, Prediction, RefreshResult, TrainingResult, open, parse_log
+    from ciml.api import (
+        Data,
+        Dataset,
+        DatasetKeys,
+        ExperimentKeys,
+        Figure,
+        Model,
+        Prediction,
+        RefreshResult,
+        TrainingResult,
+        open,
+        parse_log,
+    )
+    from ciml.datasets.definition import DatasetDefinition
+    from ciml.pipelines.backfill.load_report import LoadReport
+    from ciml.progress import Progress
+    from ciml.verdict_rules import Verdict
+
+#: The modules of the names that are imported on their first use.
+_MODULES = {
+    **dict.fromkeys(("Data", "open"), "ciml.api.data"),
+    **dict.fromkeys(("DatasetKeys", "ExperimentKeys"), "ciml.api.types"),
+    **dict.fromkeys(("Figure", "RefreshResult", "TrainingResult"), "ciml.api.results"),
+    **dict.fromkeys(("Model", "Prediction"), "ciml.api.model"),
+    "Dataset": "ciml.api.dataset",
+    "DatasetDefinition": "ciml.datasets.definition",
+    "LoadReport": "ciml.pipelines.backfill.load_report",
+    "Progress": "ciml.progress",
+    "Verdict": "ciml.verdict_rules",
+    "parse_log": "ciml.api.logs",
+}
 
 __all__ = [
     "CimlError",
     "Data",
     "Dataset",
+    "DatasetDefinition",
+    "DatasetKeys",
     "EngineError",
+    "ExperimentKeys",
     "Figure",
     "IntegrityError",
+    "InvalidSettingError",
+    "LoadReport",
+    "MissingExtraError",
     "Model",
+    "NoDataError",
+    "NoTrainingDataError",
+    "NotFoundError",
     "Prediction",
+    "Progress",
     "RefreshResult",
     "TrainingResult",
+    "UnknownDatasetError",
+    "UnknownEstimatorError",
+    "UnknownExclusionError",
+    "UnknownExperimentError",
+    "UnknownModelError",
+    "UnknownRunError",
+    "UnusableRunError",
+    "Verdict",
     "__version__",
     "open",
     "parse_log",
@@ -42,11 +106,11 @@ def __getattr__(name: str) -> Any:
     from ciml.extras import require_python
 
     require_python("the Python API of ciml")
-
-    value = import_module("ciml.sklearn") if name == "sklearn" else getattr(import_module("ciml.api"), name)
+    value = import_module("ciml.sklearn") if name == "sklearn" else getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """Return the public names, without the rooms and modules below."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

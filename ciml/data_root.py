@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
-from ciml.errors import CimlError
+from ciml.errors import CimlError, UnknownDatasetError
 from ciml.manifest.log import ManifestLog, catch_up
 from ciml.storage import Store, open_store
 
@@ -48,12 +48,12 @@ class StoredDataset:
         return ManifestLog(self.store)
 
     def state(self) -> DatasetState:
-        """Return its present state. Raises `CimlError` if there is no data set of this name."""
+        """Return its present state. Raises `UnknownDatasetError` if there is none of this name."""
         state = DatasetState()
         catch_up(self.log, state)
         if state.definition is None:
             folder = self.store.root.removesuffix(f"/{self.name}")
-            raise CimlError(f"no data set {self.name!r} in {folder}; create it with ciml dataset create")
+            raise UnknownDatasetError(f"no data set {self.name!r} in {folder}; create it with ciml dataset create")
         return state
 
     def raw(self, state: DatasetState | None = None) -> Store:

@@ -12,6 +12,62 @@ class CimlError(Exception):
     exit_code = 2
 
 
+class NotFoundError(CimlError):
+    """Nothing is stored under a name. The subclasses name the kind of object."""
+
+
+class NoDataError(NotFoundError):
+    """Nothing is stored at a data path."""
+
+
+class UnknownDatasetError(NotFoundError):
+    """No data set has this name."""
+
+
+class UnknownModelError(NotFoundError):
+    """No model has this name, or the model has no such version or label."""
+
+
+class UnknownRunError(NotFoundError):
+    """No stored run has this id."""
+
+
+class UnknownExperimentError(NotFoundError):
+    """No experiment has this name, or it has no result on a data set."""
+
+
+class UnknownExclusionError(NotFoundError):
+    """No exclusion in force has this number."""
+
+
+class UnknownEstimatorError(CimlError):
+    """No estimator has this name."""
+
+
+class NoTrainingDataError(CimlError):
+    """There is nothing to train on: no stored or no trusted run, or too few classes."""
+
+
+class InvalidSettingError(CimlError):
+    """A definition, an experiment or a configuration file has an unknown key or an invalid value."""
+
+
+class MissingExtraError(CimlError):
+    """An optional library is not installed. The message names the extra of ciml that installs it."""
+
+
+class UnusableRunError(CimlError):
+    """A log or a table cannot be used as the telemetry of a run.
+
+    Attributes:
+      reason: a short word from a closed set, such as ``not_telemetry``; "" where none applies.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class EngineError(CimlError):
     """A broker, a runner, a store or a model server is unavailable or answers with an error."""
 

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 import traceback
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, MissingExtraError
 
 #: The modules of libraries, by the extras that install them.
 _MODULES = {
@@ -63,9 +63,9 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
 
 
 def require(module: str) -> None:
-    """Raise `CimlError`, in one line that names the extra, if a library is not installed. It is not imported."""
+    """Raise `MissingExtraError` if a library is not installed. It is not imported."""
     if not is_installed(module):
-        raise CimlError(_line(EXTRAS[module][-1]))
+        raise MissingExtraError(_line(EXTRAS[module][-1]))
 
 
 def is_installed(module: str) -> bool:
@@ -73,9 +73,9 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def needs(extra: str) -> CimlError:
+def needs(extra: str) -> MissingExtraError:
     """Return the error of a missing extra, for a library whose module does not name it."""
-    return CimlError(_line(extra))
+    return MissingExtraError(_line(extra))
 
 
 def _line(extra: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get
 import msgspec
 
 from ciml.digest import sha256_json
-from ciml.errors import CimlError
+from ciml.errors import CimlError, InvalidSettingError
 from ciml.limits import MAX_SOURCES
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return parse_toml(Path(path).read_text(encoding="utf-8"), os.fspath(path))
     except OSError as error:
-        raise CimlError(f"{os.fspath(path)}: {error.strerror}") from None
+        raise InvalidSettingError(f"{os.fspath(path)}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise CimlError(f"{os.fspath(path)} is not TOML: byte {error.start} is not UTF-8") from None
+        raise InvalidSettingError(f"{os.fspath(path)} is not TOML: byte {error.start} is not UTF-8") from None
 
 
 def pop_tables(
@@ -91,9 +91,9 @@ def pop_tables(
     """
     tables = value.pop(key, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise CimlError(f"{path}: {key}: expected tables, [[{key}]]")
+        raise InvalidSettingError(f"{path}: {key}: expected tables, [[{key}]]")
     if len(tables) > MAX_SOURCES:
-        raise CimlError(f"{path}: {len(tables)} {key}s, at most {MAX_SOURCES} (MAX_SOURCES)")
+        raise InvalidSettingError(f"{path}: {len(tables)} {key}s, at most {MAX_SOURCES} (MAX_SOURCES)")
     settings = []
     for number, table in enumerate(tables, 1):
         name = table.get("name")
@@ -101,7 +101,7 @@ def pop_tables(
         kind = table.pop(selector, None)
         if not isinstance(kind, str) or kind not in kinds:
             problem = "is missing" if kind is None else f"{kind!r:.80} is unknown"
-            raise CimlError(f"{where}: {selector}: {problem}; choose from {', '.join(kinds)}")
+            raise InvalidSettingError(f"{where}: {selector}: {problem}; choose from {', '.join(kinds)}")
         settings.append(kinds[kind].from_json(table, where))
     return tuple(settings)
 
@@ -113,7 +113,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise CimlError(f"{where} is not TOML: {error}") from None
+        raise InvalidSettingError(f"{where} is not TOML: {error}") from None
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -139,7 +139,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         try:
             return msgspec.convert(cls.written(value) if isinstance(value, Mapping) else value, cls)
         except msgspec.ValidationError as error:
-            raise CimlError(f"{where or cls.what}: {_line(error, cls)}") from None
+            raise InvalidSettingError(f"{where or cls.what}: {_line(error, cls)}") from None
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:

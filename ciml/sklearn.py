@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from ciml.api.logs import is_frame, telemetry_of
-from ciml.errors import CimlError, RejectedInput
+from ciml.api.logs import is_table, telemetry_of
+from ciml.api.types import Run
+from ciml.errors import CimlError, RejectedInput, UnusableRunError
 from ciml.extras import require
 
 require("sklearn")
@@ -24,22 +25,22 @@ __all__ = ["Downsample"]
 
 
 class Downsample(TransformerMixin, BaseEstimator):
-    """Logs to windows of equal length: the preparation of ciml's data sets as a step of a scikit-learn pipeline.
+    """Prepare logs as ciml's data sets do, as a step of a scikit-learn pipeline: windows of equal length.
 
-    ``fit`` chooses the columns, those that the pattern selects in most runs, and the length; it learns nothing of the
-    values. The numbers are not normalised. A run that cannot be used is an error that names it.
+    ``fit`` chooses the columns that the pattern selects in most runs, and the number of windows; it learns nothing from
+    the values. The values are not normalised. An unusable run raises an error that names it.
 
     Args:
       sample_interval: length of a window, such as ``10s`` or ``1min``; windows start at UTC midnight.
       features_regex: pattern of the columns' short names.
-      max_windows: L, the windows of a run, which is cut or padded with zeros; ``auto`` takes the length that 99 % of
-        the runs in ``fit`` do not exceed, at most 5,500 s.
+      max_windows: L, the number of windows to which a run is cut or padded with zeros. ``auto`` is the length that 99 %
+        of the runs in ``fit`` do not exceed, at most 5,500 s.
       sample_statistic: statistic of a window's samples: ``mean``, ``min``, ``max``, ``std`` or ``last``.
-      aggregation_functions: functions of a run's windows, such as ``("mean", "std")``, in place of the windows.
+      aggregation_functions: functions of a run's windows, such as ``("mean", "std")``, instead of the windows.
       count_first_sample: whether a recorder's first samples, averages since boot, are used.
-      flatten: return [runs, features * L], feature by feature, as scikit-learn's estimators want it; else
+      flatten: return [runs, features * L], feature by feature, as scikit-learn's estimators expect; otherwise
         [runs, L, features].
-      zone: zone of logs that name none.
+      zone: zone of logs that do not name one.
 
     Attributes:
       features_: names of the features.
@@ -78,15 +79,16 @@ class Downsample(TransformerMixin, BaseEstimator):
         self.flatten = flatten
         self.zone = zone
 
-    def fit(self, X: Iterable[Any], y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Iterable[Run], y: object = None) -> Self:  # noqa: N803
         """Choose columns and length.
 
         Args:
-          X: runs: paths of logs, tables as from `ciml.parse_log`, or such DataFrames.
+          X: runs: paths of logs, or tables as `ciml.parse_log` returns them.
           y: ignored.
 
         Raises:
-          CimlError: a run cannot be used, or no column is selected.
+          UnusableRunError: a run is unusable.
+          CimlError: no column is selected.
         """
         from ciml.datasets.definition import DatasetDefinition, resolve
         from ciml.telemetry import telemetry_columns
@@ -117,30 +119,30 @@ class Downsample(TransformerMixin, BaseEstimator):
         self.windows_ = self._resolved.windows
         return self
 
-    def transform(self, X: Iterable[Any]) -> NDArray[np.float32]:  # noqa: N803
+    def transform(self, X: Iterable[Run]) -> NDArray[np.float32]:  # noqa: N803
         """Downsample runs.
 
         Args:
           X: runs, as for `fit`.
 
         Returns:
-          float32 [runs, features * L], feature by feature; or [runs, L, features] without ``flatten``. Behind a run's
-          last window it holds zeros.
+          float32 [runs, features * L], feature by feature; or [runs, L, features] without ``flatten``. Windows after a
+          run's last one contain zeros.
 
         Raises:
-          CimlError: a run cannot be used, or lacks a column.
+          UnusableRunError: a run is unusable, or lacks a column.
         """
         from ciml.transforms.examples.prepare import prepare_many
 
         check_is_fitted(self)
-        given = list(X)
-        inputs, _, rejected = prepare_many(self._tables(given), self._resolved)
+        runs = list(X)
+        windows, _, rejected = prepare_many(self._tables(runs), self._resolved)
         if rejected:
             row, reason = rejected[0]
-            raise _unusable(row, given[row], reason)
-        return inputs.transpose(0, 2, 1).reshape(len(inputs), -1) if self.flatten else inputs
+            raise _unusable(row, runs[row], reason)
+        return windows.transpose(0, 2, 1).reshape(len(windows), -1) if self.flatten else windows
 
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return the names of the columns of `transform`: ``usr[0]``, ``usr[1]``, …; without ``flatten`` the features.
 
         With aggregation functions they are ``usr[mean]``, ….
@@ -152,21 +154,17 @@ class Downsample(TransformerMixin, BaseEstimator):
         names = [f"{name}[{step}]" for name in self.features_ for step in steps] if self.flatten else self.features_
         return np.array(names, object)
 
-    def _tables(self, runs: Iterable[Any]) -> list[pa.Table]:
-        import pyarrow as pa
-
+    def _tables(self, runs: Iterable[Run]) -> list[pa.Table]:
         from ciml.transforms.parse.logs import parse_files
 
-        given = list(runs)
-        wrong = next(
-            (run for run in given if not _is_path(run) and not isinstance(run, pa.Table) and not is_frame(run)), None
-        )
-        if wrong is not None:
-            raise CimlError(f"Downsample: want paths, tables or DataFrames, got {type(wrong).__name__}")
-        parsed = parse_files([run for run in given if _is_path(run)], zone=self.zone)
+        inputs = list(runs)
+        for run in inputs:
+            if not isinstance(run, str | os.PathLike) and not is_table(run):
+                raise CimlError(f"Downsample: expected paths or tables, got {type(run).__name__}")
+        parsed = parse_files([run for run in inputs if isinstance(run, str | os.PathLike)], zone=self.zone)
         tables = []
-        for row, run in enumerate(given):
-            table = next(parsed) if _is_path(run) else telemetry_of(run)
+        for row, run in enumerate(inputs):
+            table = next(parsed) if isinstance(run, str | os.PathLike) else telemetry_of(run)
             if isinstance(table, RejectedInput):
                 raise _unusable(row, run, table)
             tables.append(table)
@@ -182,9 +180,6 @@ class Downsample(TransformerMixin, BaseEstimator):
         return tags
 
 
-def _is_path(run: Any) -> bool:
-    return isinstance(run, str | os.PathLike)
-
-
-def _unusable(row: int, run: Any, reason: RejectedInput) -> CimlError:
-    return CimlError(f"Downsample: run {row}{f' ({os.fspath(run)})' if _is_path(run) else ''}: {reason}")
+def _unusable(row: int, run: Run, reason: RejectedInput) -> UnusableRunError:
+    name = f" ({os.fspath(run)})" if isinstance(run, str | os.PathLike) else ""
+    return UnusableRunError(f"Downsample: run {row}{name}: {reason}", reason.reason)

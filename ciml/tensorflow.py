@@ -1,4 +1,9 @@
-"""The import of TensorFlow: quiet, without a search for a GPU, and without Keras, which only trained networks need."""
+"""The import of TensorFlow, and the settings of ciml's own processes.
+
+A process that uses ciml as a library keeps its settings: TensorFlow is imported as it is. The processes of ciml itself
+(commands, services, workers) call `own_process` when they start. There TensorFlow is imported without Keras, runs on
+the CPU unless ``CUDA_VISIBLE_DEVICES`` is set, prints less, and takes a fixed number of threads.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +11,99 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["load_tensorflow", "muted"]
+__all__ = ["THREADS", "load_tensorflow", "own_process", "threads"]
 
-#: What TensorFlow imports at its end, and goes on without: Keras 3, with matplotlib, scipy and pandas where they are
-#: installed, or Keras 2 in children of a process with tf.Transform, which sets ``TF_USE_LEGACY_KERAS``. That is 40 % of
-#: the processor time of ``import tensorflow``.
-_EAGER = ("keras.src.optimizers", "tf_keras.src.optimizers")
+#: TensorFlow uses all cores by default; a trainer shares its machine.
+THREADS = 2
+#: Modules that TensorFlow imports last and does without: Keras 3, with matplotlib, scipy and pandas if installed, or
+#: Keras 2 in children of a process with tf.Transform, which sets ``TF_USE_LEGACY_KERAS``. They take 40 % of the
+#: processor time of ``import tensorflow``.
+_KERAS_IMPORTS = ("keras.src.optimizers", "tf_keras.src.optimizers")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    threads: int | None
+    deterministic: bool
+
+
+#: Of a process of ciml; None in a caller's process.
+_settings: _Settings | None = None
+
+
+def own_process(*, threads: int | None = THREADS, deterministic: bool = True) -> None:
+    """Declare that this process belongs to ciml, before it uses TensorFlow. Never called by the Python API.
+
+    Args:
+      threads: number of threads of an estimator; None leaves the libraries' defaults.
+      deterministic: whether equal seeds and inputs give equal models, which experiments need to be comparable.
+    """
+    global _settings
+    _settings = _Settings(threads, deterministic)
+
+
+def threads() -> int | None:
+    """Return the number of threads of an estimator in this process; None for the library's default."""
+    return None if _settings is None else _settings.threads
 
 
 def load_tensorflow() -> Any:
-    """Return the module ``tensorflow``; the first call in a process takes seconds. Keras is imported when first used.
+    """Return the module ``tensorflow``. The first call in a process takes seconds.
 
-    Environment variables that are set already keep their values.
+    In a process of ciml the first call applies its settings, which cannot be changed later.
     """
-    if "tensorflow" not in sys.modules:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
-        refused = {name: None for name in _EAGER if name not in sys.modules}
-        sys.modules.update(refused)  # type: ignore[arg-type]  # their import raises ImportError
-        try:
-            with muted():
-                import tensorflow  # noqa: F401
-        finally:
-            for name in refused:
-                del sys.modules[name]
-    return sys.modules["tensorflow"]
+    if _settings is None:
+        import tensorflow
+    elif "tensorflow" in sys.modules:
+        tensorflow = sys.modules["tensorflow"]
+    else:
+        tensorflow = _import_with(_settings)
+    if _settings is not None and _settings.deterministic:
+        tensorflow.config.experimental.enable_op_determinism()
+    return tensorflow
+
+
+def _import_with(settings: _Settings) -> Any:
+    """Import TensorFlow with the settings of a process of ciml. Environment variables keep values that are set."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
+    if settings.deterministic:
+        # oneDNN's sums depend on the CPU's instructions; for small networks it is no faster.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    blocked = {name: None for name in _KERAS_IMPORTS if name not in sys.modules}
+    sys.modules.update(blocked)  # type: ignore[arg-type]  # their import raises ImportError
+    try:
+        with _muted():
+            import tensorflow
+
+            tensorflow.config.list_physical_devices()  # reports a missing GPU
+    finally:
+        for name in blocked:
+            del sys.modules[name]
+    tensorflow.get_logger().setLevel("ERROR")
+    if settings.threads is not None:
+        tensorflow.config.threading.set_inter_op_parallelism_threads(settings.threads)
+        tensorflow.config.threading.set_intra_op_parallelism_threads(settings.threads)
+    return tensorflow
 
 
 @contextmanager
-def muted() -> Iterator[None]:
-    """Close standard error meanwhile: libraries report a missing GPU there before logging is configured."""
+def _muted() -> Iterator[None]:
+    """Close standard error meanwhile: TensorFlow reports a missing GPU there before logging is configured."""
     sys.stderr.flush()
     try:
-        stderr = os.dup(2)
+        saved = os.dup(2)
     except OSError:  # closed
         yield
         return
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
         yield
     finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -205,7 +205,7 @@ def _evaluate(policy: TrustPolicy, values: tuple[str, ...]) -> Trust:
     return Trust(False, NO_RULE, policy.digest)
 
 
-def judge(batch: Batch, policy: TrustPolicy) -> Batch:
+def evaluate_batch(batch: Batch, policy: TrustPolicy) -> Batch:
     """Judge the pending runs and the settled outcomes of a batch.
 
     A settled outcome may change a stored run: its outcome, or whether its log is awaited.

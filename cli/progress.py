@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ciml.events.records import KIND_WORDS
+from ciml.progress import Progress as ProgressCallback
+from ciml.progress import no_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,14 +29,14 @@ def error_console() -> Console:
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int | None], None]]:
+def bars() -> Iterator[ProgressCallback]:
     """Show progress bars on a terminal, one for each part of the work; elsewhere nothing.
 
     Yields:
       A function of (part, number done, total or None if unknown).
     """
     if not sys.stderr.isatty():
-        yield lambda what, done, total: None  # and nothing is imported
+        yield no_progress  # and nothing is imported
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -51,10 +53,10 @@ def bars() -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on a terminal, elsewhere nothing. Yields a function of (number done, total)."""
+def progress_bar(title: str) -> Iterator[ProgressCallback]:
+    """Show a progress bar on a terminal, elsewhere nothing. Its title stands for each step."""
     with bars() as show:
-        yield lambda done, total: show(title, done, total)
+        yield lambda step, done, total: show(title, done, total)
 
 
 _EVERY_S = 5.0

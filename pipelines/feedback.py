@@ -22,7 +22,7 @@ from ciml.pipelines.kafka.plan import PartitionRead, read_range
 from ciml.pipelines.processor import Processor
 from ciml.verdicts.feedback.config import Feedback, Policy
 from ciml.verdicts.feedback.outbox import SETTLE_S
-from ciml.verdicts.feedback.policy import Compare, Item, Judgement, Silence, judge
+from ciml.verdicts.feedback.policy import Compare, Item, Judgement, Silence, decide_feedback
 from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import FEEDBACK, FeedbackState
 from ciml.verdicts.feedback.truths import Truths
@@ -90,7 +90,7 @@ class Judge:
             record = parse_json(message.value or b"")
             if not isinstance(record, dict):
                 return _BAD
-            judgement = judge(record, self.feedback, muted, now_us, self.compare)
+            judgement = decide_feedback(record, self.feedback, muted, now_us, self.compare)
         except RejectedInput:
             return _BAD
         except EngineError:

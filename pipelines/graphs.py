@@ -80,9 +80,9 @@ def _dataset_alone(pipeline: beam.Pipeline) -> None:
 
 
 def _materialise(pipeline: beam.Pipeline) -> None:
-    from ciml.training.runtime import tensorflow
+    from ciml.tensorflow import load_tensorflow
 
-    tensorflow()  # must be configured before tf.Transform imports it
+    load_tensorflow()  # must be configured before tf.Transform imports it
     import tensorflow_transform.beam as tft_beam
 
     from ciml.training.data.materialise_beam import build_materialise

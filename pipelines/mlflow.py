@@ -207,8 +207,6 @@ _ENVIRONMENT = {
 #: MLflow's limit of parameters and tags in a request.
 _BATCH = 100
 
-Progress = Callable[[str], None]
-
 
 @dataclass
 class Exported:
@@ -230,13 +228,13 @@ class Exported:
         return {name: getattr(self, name) for name in ("runs", "new_runs", "versions", "new_versions", "aliases")}
 
 
-def export_to_mlflow(data: DataRoot, tracking_uri: str, progress: Progress | None = None) -> Exported:
+def export_to_mlflow(data: DataRoot, tracking_uri: str, report: Callable[[str], None] = lambda line: None) -> Exported:
     """Export all trials, candidates, pushed versions and labels of a data root.
 
     Args:
       data: the data root.
       tracking_uri: of MLflow: an address of a server, or ``sqlite:///FILE``.
-      progress: called with a line for each new run or version.
+      report: called with a line for each new run or version.
 
     Raises:
       EngineError: MLflow rejects something, or does not answer.
@@ -247,7 +245,7 @@ def export_to_mlflow(data: DataRoot, tracking_uri: str, progress: Progress | Non
     from mlflow import MlflowClient
 
     with _errors(tracking_uri):
-        export = _Export(data, MlflowClient(tracking_uri, tracking_uri), progress or (lambda _: None))
+        export = _Export(data, MlflowClient(tracking_uri, tracking_uri), report)
         for record in trial_records(data):
             export.run(record)
         for model in registered_models(data):
@@ -279,10 +277,10 @@ def _errors(tracking_uri: str) -> Iterator[None]:
 class _Export:
     """An export in progress."""
 
-    def __init__(self, data: DataRoot, client: MlflowClient, progress: Progress) -> None:
+    def __init__(self, data: DataRoot, client: MlflowClient, report: Callable[[str], None]) -> None:
         self._data = data
         self._client = client
-        self._progress = progress
+        self._report = report
         self._experiments: dict[str, str] = {}
         self.done = Exported()
 
@@ -302,7 +300,7 @@ class _Export:
         self._log(run_id, record)
         client.set_terminated(run_id, "FINISHED", record.time_ms)
         self.done.new_runs += 1
-        self._progress(f"run {record.key}")
+        self._report(f"run {record.key}")
         return run_id
 
     def _log(self, run_id: str, record: RunRecord) -> None:
@@ -369,7 +367,7 @@ class _Export:
             description=f"ciml model {registry.model}, version {number}",
         )
         self.done.new_versions += 1
-        self._progress(f"model {registry.model} version {number}")
+        self._report(f"model {registry.model} version {number}")
         return str(made.version)
 
     def _log_model(self, registry: Registry, number: int, run_id: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,11 +22,12 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.processes import process_pool, result_of
+from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.training.data.examples import read_dataset
 from ciml.training.estimators import ESTIMATORS
 from ciml.training.exclusions import Exclusions
-from ciml.training.runtime import keras, use_threads
+from ciml.training.runtime import keras, own_trainer
 from ciml.training.sweeps.definition import Combination, Sweep, Value
 from ciml.training.sweeps.study import (
     Judge,
@@ -43,9 +44,6 @@ from ciml.training.sweeps.study import (
 )
 from ciml.training.sweeps.trial import one_number, score_trial
 from ciml.trust import TrustPolicy
-
-#: Called with (outcome of a trial, number of finished trials, number of all).
-Progress = Callable[[Outcome, int, int], None]
 
 _MOST_CHARACTERS = 300
 _result = partial(result_of, task="trains", remedy="; run the same command again with fewer --jobs")
@@ -110,16 +108,16 @@ def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = N
     inputs = {"trust_policy": context.policy.digest, "exclusions": sha256_json(context.exclusions.to_json())}
     version = begin_sweep(store, sweep, inputs, lambda: _end(raw))
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
-    with process_pool(jobs, "spawn", use_threads, 1) as pool:
+    with process_pool(jobs, "spawn", own_trainer, 1) as pool:
         trials = _Trials(context, version, pool)
         for number in range(total):
             trials.begin(number)
             for outcome in trials.take(sweep.lag):
                 if progress is not None:
-                    progress(outcome, outcome.number + 1, total)
+                    progress("trials", outcome.number + 1, total)
         for outcome in trials.take(0):
             if progress is not None:
-                progress(outcome, outcome.number + 1, total)
+                progress("trials", outcome.number + 1, total)
         baselines = trials.baselines()
     if not any(outcome.state == "complete" for outcome in trials.outcomes):
         raise CimlError(f"sweep {sweep.name!r}: no trial completed; the first: {trials.outcomes[0].reason}")

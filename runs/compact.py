@@ -20,6 +20,7 @@ from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
 from ciml.manifest.log import Delta, commit
+from ciml.progress import Progress, no_progress
 from ciml.runs.collect_garbage import (
     Collected,
     collect_packs,
@@ -283,9 +284,6 @@ PACK_BYTES = 32 << 20
 MIN_RUNS = 2
 _WINDOW_RUNS = 100_000
 
-#: Called with (activity, number done, total or None).
-Progress = Callable[[str, int, int | None], None]
-
 
 @dataclass(slots=True)
 class Compaction:
@@ -337,7 +335,7 @@ def compact(
     """
     result = Compaction()
     now_s = clock()
-    report = progress or (lambda what, packed_runs, total: None)
+    report = progress or no_progress
 
     def ripe(folder: str) -> bool:
         return day_ends_s(folder) + older_than_s <= now_s

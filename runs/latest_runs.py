@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ciml.events.records import RawFile, RunFacts, records_of, rows_of
 from ciml.manifest.log import Delta, ManifestLog
+from ciml.progress import Progress
 from ciml.runs.state import RawState
 
 
@@ -113,9 +114,6 @@ def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:
     return changed
 
 
-#: Called with (deltas done, deltas in all).
-Progress = Callable[[int, int], None]
-
 #: The kind of a change of trust among the records of a run; it is no `ciml.events.records.Kind`.
 TRUST_CHANGE = "trust_change"
 
@@ -193,6 +191,6 @@ def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress | N
         if version > until:
             return
         if progress is not None:
-            progress(version, until)
+            progress("deltas", version, until)
         if needle in data:
             yield version, log.parse(version, data)

@@ -25,6 +25,7 @@ from ciml.manifest.coverage import RangeSet
 from ciml.manifest.id_index import fingerprint
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.verify import verify_log
+from ciml.progress import Progress, no_progress
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
 from ciml.runs.packs import OpenPack, open_pack, prove_pack
 from ciml.runs.reader import decode_object, verify_run
@@ -36,8 +37,6 @@ from ciml.storage import Store
 GRACE_S = 3 * 86_400.0
 _MANY = 100
 _BATCH_ROWS = 200_000
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(slots=True)
@@ -108,8 +107,8 @@ def verify_raw(
       EngineError: if the store does not answer.
     """
     result = Verification()
-    report = progress or (lambda what, done, total: None)
-    for fault in verify_log(ManifestLog(raw), RAW, lambda done, total: report("manifest", done, total)):
+    report = progress or no_progress
+    for fault in verify_log(ManifestLog(raw), RAW, report):
         if fault.what == "older":
             result.older += 1
         elif fault.what == "unsealed":

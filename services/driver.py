@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError, EngineError
 from ciml.services.decide import Limits, Wanted
-from ciml.services.service import NotReadyError, Progress, Service, Until
+from ciml.services.service import NotReadyError, Service, ServiceProgress, Until
 from ciml.services.supervisor import Supervisor
 from ciml.services.tracker import JobStatus
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ciml.pipelines.flink.submit import FlinkJob  # which loads all of Beam
 
 #: Called with the service's progress and its state in a word.
-Report = Callable[[Progress, str], None]
+Report = Callable[[ServiceProgress, str], None]
 
 PATIENCE_S = 300.0
 _STALLS = 3
@@ -73,7 +73,7 @@ def _drive_here(
 ) -> None:
     idle = Idle(until)
     outage = Outage(patience_s, *service.retry_s)
-    seen = Progress(0)
+    seen = ServiceProgress(0)
     pause_s = service.poll_s if until is None or until == "end" else min(service.poll_s, max(until, 0.05))
     while not stop.is_set():
         try:
@@ -99,7 +99,7 @@ def _drive_here(
             stop.wait(service.poll_s)
         except EngineError as error:
             pause_s = outage.pause_after(error)
-            report(Progress(seen.version, facts=seen.facts), f"waits: {error}")  # its lag is not known now
+            report(ServiceProgress(seen.version, facts=seen.facts), f"waits: {error}")  # its lag is not known now
             stop.wait(pause_s)
 
 
@@ -284,7 +284,7 @@ class Idle:
     _version: int = -1
     _since_s: float = 0.0
 
-    def see(self, seen: Progress) -> bool:
+    def see(self, seen: ServiceProgress) -> bool:
         """Apply an observation; return whether ``until`` holds."""
         if self.until == "end":
             self.ends = seen.ends if self.ends is None else self.ends

@@ -19,13 +19,13 @@ from ciml.manifest.replica import LogReplica
 from ciml.metrics import Family
 from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, heard, replica, settled
 from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.services.service import Progress, TopicService
+from ciml.services.service import ServiceProgress, TopicService
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.corrections import add_corrections
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence
 from ciml.verdicts.feedback.metrics import CALLS, feedback_families
 from ciml.verdicts.feedback.outbox import Outbox
-from ciml.verdicts.feedback.policy import Silence, judge
+from ciml.verdicts.feedback.policy import Silence, decide_feedback
 from ciml.verdicts.feedback.reactions import Reader
 from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import Entry, FeedbackState, entry_key
@@ -176,7 +176,7 @@ class FeedbackService(TopicService[FeedbackState]):
             counts[name] = counts.get(name, 0) + number
         return counts
 
-    def progress(self, state: FeedbackState) -> Progress:
+    def progress(self, state: FeedbackState) -> ServiceProgress:
         return replace(super().progress(state), waiting=bool(state.opened))
 
     def families(self, state: FeedbackState) -> Iterable[Family]:
@@ -255,7 +255,7 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
     compare = partial(compare_run, data, policy)
     entries: dict[str, Entry] = {}
     for record in records:
-        judgement = judge(record, feedback, muted, 0, compare)
+        judgement = decide_feedback(record, feedback, muted, 0, compare)
         item, silence = heard(judgement, standings)
         if item is not None:
             key = entry_key(item.system, item.ref)

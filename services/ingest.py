@@ -13,7 +13,7 @@ from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.runs.metrics import raw_families
 from ciml.runs.state import RawState
-from ciml.services.service import Progress, TopicService
+from ciml.services.service import ServiceProgress, TopicService
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -58,7 +58,7 @@ class IngestService(TopicService[RawState]):
     def counts(self, state: RawState) -> dict[str, int]:
         return state.totals()
 
-    def progress(self, state: RawState) -> Progress:
+    def progress(self, state: RawState) -> ServiceProgress:
         progress = super().progress(state)
         due_us = state.next_due_us()
         return replace(

@@ -15,7 +15,7 @@ from ciml.pipelines.kafka.produce import MAX_MESSAGE_BYTES
 from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.live import LiveConfig, build_live, reached, reset
 from ciml.services.metrics import lag_families
-from ciml.services.service import Progress, Service
+from ciml.services.service import Service, ServiceProgress
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -52,7 +52,7 @@ class LiveService(Service):
     def open(self) -> None:
         self._listing = make_topics(self.config)
 
-    def observe(self) -> Progress:
+    def observe(self) -> ServiceProgress:
         """Return the progress of this process's job; of another process's job, only the topic's ends."""
         topic = self.config.topic
         kafka = self.config.kafka
@@ -63,7 +63,9 @@ class LiveService(Service):
         lag = {} if self._done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in at.items()}
         self.board.observed(lag_families(topic, lag))
         read = self._read or sum(offset - self._begun[part] for part, offset in at.items())
-        return Progress(read, {} if self._done else at, lag, ends=ends, facts={"counts": {"messages read": read}})
+        return ServiceProgress(
+            read, {} if self._done else at, lag, ends=ends, facts={"counts": {"messages read": read}}
+        )
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead] | None:
         if bounded and self._done:

@@ -31,9 +31,10 @@ from ciml.services.decide import Health
 from ciml.services.files import ServiceFiles, StartOptions, bound, in_place, now_us
 from ciml.services.jobs import job_name, jobs_of, submits
 from ciml.services.metrics import StatusAges, status_families
-from ciml.services.service import Progress, Service
+from ciml.services.service import Service, ServiceProgress
 from ciml.services.supervisor import Supervisor
 from ciml.storage.s3 import impatient
+from ciml.tensorflow import own_process
 
 if TYPE_CHECKING:
     from ciml.pipelines.flink.submit import FlinkJob
@@ -50,6 +51,7 @@ _KEPT = ("savepoint", "resubmitted", "resubmissions", "last_failure")  # of an e
 def supervisor_main(home: Path, name: str) -> int:
     """Supervise a service until it is stopped or has failed; return the exit code."""
     configure_logging()
+    own_process()
     files = ServiceFiles(home, name)
     leave = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # the service keeps running: only `ciml service stop` stops it
@@ -238,6 +240,7 @@ def worker_main(home: Path, name: str, launch: str = "", savepoint: str = "") ->
       savepoint: where its job starts; "" for the manifest.
     """
     configure_logging()
+    own_process()
     files = ServiceFiles(home, name)
     options = files.options()
     with files.exclusive("worker") as held, in_place(home, options):
@@ -316,7 +319,7 @@ class _Worker:
             self._end_gracefully()
         self._stay(job)
 
-    def _on_progress(self, progress: Progress, word: str) -> None:
+    def _on_progress(self, progress: ServiceProgress, word: str) -> None:
         waits = word.removeprefix("waits: ") if word.startswith("waits: ") else ""
         seen = {"state": "running", "progress": progress.to_json() if progress.lag else {}, "waits": waits}
         old = now_us() - self._reported["time_us"] > _REPORT_US

@@ -21,7 +21,7 @@ from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import topic_of
-from ciml.services.service import NotReadyError, Progress, Service
+from ciml.services.service import NotReadyError, Service, ServiceProgress
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -75,7 +75,7 @@ class Receiver(Service):
     def check_alive(self) -> None:
         """Raise the error that ended the threads."""
 
-    def observe(self) -> Progress:
+    def observe(self) -> ServiceProgress:
         """Check that it still receives, and that the broker has the topic."""
         self.check_alive()
         try:
@@ -85,7 +85,7 @@ class Receiver(Service):
             raise
         self.broker_error = ""
         self.board.observed(())
-        return Progress(0)
+        return ServiceProgress(0)
 
 
 class SessionReceiver(Receiver):
@@ -138,7 +138,7 @@ class SessionReceiver(Receiver):
         if self._failure is not None:
             raise RuntimeError("a receiver's thread ended by itself") from self._failure
 
-    def observe(self) -> Progress:
+    def observe(self) -> ServiceProgress:
         seen = super().observe()
         problems = [f"source {one.name}: {one.problem}" for one, _ in self.sessions if one.problem]
         if self._threads and problems:

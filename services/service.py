@@ -40,7 +40,7 @@ class NotReadyError(EngineError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class ServiceProgress:
     """The progress of a service.
 
     Attributes:
@@ -98,7 +98,7 @@ class Service(ABC):
         self.board = Board()
 
     @abstractmethod
-    def observe(self) -> Progress:
+    def observe(self) -> ServiceProgress:
         """Query input and manifest, and update the metrics.
 
         Raises:
@@ -192,10 +192,10 @@ class TopicService(Service, Generic[S]):
     def families(self, state: S) -> Iterable[Family]:
         """Return the metrics of the manifest."""
 
-    def progress(self, state: S) -> Progress:
+    def progress(self, state: S) -> ServiceProgress:
         """Return the progress according to the manifest alone: version, facts and deferred work."""
         facts = {"version": state.version, "last_commit_us": state.time_us or None, "counts": self.counts(state)}
-        return Progress(state.version, facts=facts)
+        return ServiceProgress(state.version, facts=facts)
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Any | None:
         with self.committing.state() as state:
@@ -216,7 +216,7 @@ class TopicService(Service, Generic[S]):
         self.processor.cover_expired(self._opened)
         self.publish()
 
-    def observe(self) -> Progress:
+    def observe(self) -> ServiceProgress:
         self._seen = self._list()
         with self.committing.state() as state:
             listing = self._listing_for(state)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.services.decide import Action, Health, Limits, Observation, Wanted, decide
 from ciml.services.files import now_us
-from ciml.services.service import NotReadyError, Progress, Service
+from ciml.services.service import NotReadyError, Service, ServiceProgress
 from ciml.services.tracker import JobStatus, Tracker
 
 _PAUSE_S = 1.0
@@ -72,7 +72,7 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     pause_s: float = _PAUSE_S
     level: int = logging.WARNING
-    progress: Progress | None = None
+    progress: ServiceProgress | None = None
     error: CimlError | None = None
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class Supervisor:
         self._update_job(seen, job)
         return seen
 
-    def _observe_service(self) -> Progress:
+    def _observe_service(self) -> ServiceProgress:
         self.progress = None
         self.status["problems"] = self.service.problems()
         facts = self.service.facts()  # available even if the broker does not answer

@@ -9,7 +9,7 @@ from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.services.decide import JobState, Limits, Observation, Wanted
-from ciml.services.service import Progress
+from ciml.services.service import ServiceProgress
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Tracker:
     _moved: dict[int, tuple[int, float]] = field(default_factory=dict)
     _was_away: bool = False
     _away_s: float | None = None
-    _covered: Progress | None = None
+    _covered: ServiceProgress | None = None
     _speed: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=120))
 
     def submitted(self, now_s: float) -> None:
@@ -95,7 +95,7 @@ class Tracker:
         now_s: float,
         wanted: Wanted,
         job: JobStatus | None,
-        covered: Progress | None,
+        covered: ServiceProgress | None,
         *,
         fault: str = "",
         away: str = "",
@@ -152,7 +152,7 @@ class Tracker:
     def _behind(self) -> int:
         return sum(self._covered.lag.values()) + (self._covered.overdue_us is not None) if self._covered else 0
 
-    def _take(self, now_s: float, covered: Progress) -> None:
+    def _take(self, now_s: float, covered: ServiceProgress) -> None:
         # The manifest's version does not show progress: a backfill advances it too.
         for partition, position in covered.positions.items():
             before = self._moved.get(partition)

@@ -12,7 +12,8 @@ from prometheus_client.registry import Collector
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
-from ciml.services.service import Progress, Service
+from ciml.progress import Progress
+from ciml.services.service import Service, ServiceProgress
 from ciml.serving.registry import Registry
 from ciml.training.trainer import Refreshes, TrainConfig, TrainResult, registry_families, run_once
 
@@ -33,7 +34,7 @@ class TrainerService(Service):
         self,
         config: TrainConfig,
         report: Callable[[TrainResult], object] | None = None,
-        progress: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__(f"ciml-trainer-{config.model}")
         self.config = config
@@ -49,12 +50,12 @@ class TrainerService(Service):
     def timings(self) -> Sequence[Collector]:
         return self._refreshes.collectors
 
-    def observe(self) -> Progress:
+    def observe(self) -> ServiceProgress:
         with self._failures():
             state = self._registry.state
             self.board.observed(registry_families(self.config.model, state))
             counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
-            return Progress(self._ends()[0], facts={"counts": counts, "champion": state.champion})
+            return ServiceProgress(self._ends()[0], facts={"counts": counts, "champion": state.champion})
 
     def _ends(self) -> tuple[int, int]:
         version, excluded = self._seen
@@ -94,6 +95,6 @@ class TrainerService(Service):
             raise
         except CimlError as error:
             if self._progress is not None:
-                self._progress(f"waits: {error}")
+                self._progress(f"waits: {error}", 0, None)
             self._refreshes.failed(error)
             raise

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.errors import CimlError, EngineError, IntegrityError, UnknownModelError
 from ciml.lineage.steps import OFF, Data, Description, Lineage
 from ciml.manifest.log import Delta
 from ciml.serving.model_files import (
@@ -239,7 +239,7 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
     state = registry.state
     present = state.labels.get(label)
     if present is None:
-        raise CimlError(f"model {model}: no version has the label {label}")
+        raise UnknownModelError(f"model {model}: no version has the label {label}")
     if version is None:
         version = state.predecessor(present)
         if version is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, IntegrityError, UnknownModelError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, model_digest
 from ciml.storage import Store, open_store
@@ -141,7 +141,7 @@ class RegistryState:
         """Return the digests of a pushed version by path. Raises `CimlError` if it was not pushed."""
         version = self.versions.get(number)
         if version is None or version.state != "pushed":
-            raise CimlError(f"version {number} was never pushed; pushed versions: {self.pushed() or 'none'}")
+            raise UnknownModelError(f"version {number} was never pushed; pushed versions: {self.pushed() or 'none'}")
         return self.candidates[version.candidate].files
 
     def pushed(self) -> list[int]:
@@ -244,7 +244,7 @@ class Registry:
         labels = self.state.labels
         if label not in labels:
             known = ", ".join(sorted(labels)) or "none; push a version by ciml refresh"
-            raise CimlError(f"model {self.model}: no version has the label {label!r}; labels: {known}")
+            raise UnknownModelError(f"model {self.model}: no version has the label {label!r}; labels: {known}")
         return labels[label]
 
     def read_asset(self, number: int, name: str) -> bytes:
@@ -286,7 +286,7 @@ def known_registries(data: DataRoot, model: str | None = None) -> dict[str, Regi
     """
     known = registered_models(data)
     if model is not None and model not in known:
-        raise CimlError(
+        raise UnknownModelError(
             f"no model {model!r} in {data.url}; choose from {', '.join(known) or 'none: push one by ciml refresh'}"
         )
     return {name: Registry(data, name) for name in known if model in (None, name)}

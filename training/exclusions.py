@@ -21,7 +21,7 @@ import msgspec
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.state import DatasetState
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, IntegrityError, UnknownExclusionError
 from ciml.events.fields import is_clean, iso_time
 from ciml.events.records import Record, RunFacts
 from ciml.globs import glob_pattern
@@ -304,7 +304,7 @@ def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> li
             if kept is None or kept.reverted_us is not None:
                 what = "unknown" if kept is None else "reverted already"
                 known = ", ".join(str(one.id) for one in state.active()) or "none"
-                raise CimlError(f"exclusion {number}: {what}; in force: {known}")
+                raise UnknownExclusionError(f"exclusion {number}: {what}; in force: {known}")
             found.append(kept)
         return {"kind": "revert", "time_us": _now(now_us), "ids": [kept.id for kept in found]} if found else None
 

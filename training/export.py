@@ -19,8 +19,8 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition, dumps
 from ciml.errors import CimlError, IntegrityError
+from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrators import Calibrator
-from ciml.training.runtime import tensorflow
 
 SERVING = "serving_default"
 EXAMPLES = "examples"
@@ -59,7 +59,7 @@ def export(
     Returns:
       ``folder``.
     """
-    tf = tensorflow()
+    tf = load_tensorflow()
     module = _module(model, transform_folder, resolved, calibrator)
     staging = folder.with_name(f"{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
@@ -80,7 +80,7 @@ def export(
 def _module(
     model: Any, transform_folder: Path, resolved: ResolvedDefinition, calibrator: Calibrator | None = None
 ) -> Any:
-    tf = tensorflow()
+    tf = load_tensorflow()
     import tensorflow_transform as tft
 
     windows = resolved.windows
@@ -125,7 +125,7 @@ def _module(
 
 
 def _variables(weights: Sequence[Any], kind: str) -> list[Any]:
-    tf = tensorflow()
+    tf = load_tensorflow()
     return [
         tf.Variable(weight.numpy(), trainable=kind == "trainable", name=f"{kind}_{number}")
         for number, weight in enumerate(weights)
@@ -134,7 +134,7 @@ def _variables(weights: Sequence[Any], kind: str) -> list[Any]:
 
 def _write_warmup(path: Path, resolved: ResolvedDefinition, name: str) -> None:
     """Write warm-up requests, since the first call of a model is slow."""
-    tf = tensorflow()
+    tf = load_tensorflow()
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -160,7 +160,7 @@ class Exported:
 
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray, *, batch: int = 1024) -> np.ndarray:
         """Predict probabilities float32 [n, C] of inputs float32 [n, L, F], not normalised, and n_windows int32 [n]."""
-        tf = tensorflow()
+        tf = load_tensorflow()
         call = self.signatures[SERVING]
         parts = [
             call(
@@ -191,7 +191,7 @@ def load_exported(folder: Path | str) -> Exported:
     import json
 
     folder = Path(folder)
-    tf = tensorflow()
+    tf = load_tensorflow()
     try:
         definition = ResolvedDefinition.from_json(json.loads((folder / DEFINITION_ASSET).read_bytes()))
         loaded = tf.saved_model.load(str(folder))

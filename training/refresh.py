@@ -25,6 +25,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError
 from ciml.lineage.steps import OFF, Data, Description, Lineage
+from ciml.progress import Progress
 from ciml.serving.registry import Decision
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import seal
@@ -34,7 +35,7 @@ from ciml.training.data.materialise import materialise
 from ciml.training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from ciml.training.estimators import check_use
 from ciml.training.evaluation.candidate import Champion
-from ciml.training.evaluation.gate import GatePolicy, judge
+from ciml.training.evaluation.gate import GatePolicy, decide
 from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
 from ciml.trust import TrustPolicy
 from ciml.verdict_rules import PROFILES, VERDICTS
@@ -123,9 +124,6 @@ def _selected(data: DataRoot, snapshot: Snapshot, model: str) -> Data:
 
 
 _KEPT = 5  # candidates kept on disk: the push of the last one may be in progress
-
-#: Called with the name of each step when it begins.
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -287,7 +285,7 @@ def _make(
         exported = load_exported(saved)
     with steps("evaluate"):
         figures = assess(dataset, snapshot, made, trained.model, exported, experiment, champion, gate, calibrated)
-    decision = judge(figures, gate, has_champion=champion is not None)
+    decision = decide(figures, gate, has_champion=champion is not None)
     metrics = {
         **figures,
         "training": trained.to_json(),
@@ -352,7 +350,7 @@ class _Steps:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         if self.progress:
-            self.progress(name)
+            self.progress(name, len(self.seconds), None)
         began = time.perf_counter()
         try:
             yield

@@ -1,66 +1,44 @@
-"""TensorFlow, imported on demand and configured: CPU only, quiet, two threads, deterministic."""
+"""The libraries that train models: their import, threads, random numbers and versions."""
 
 from __future__ import annotations
 
-import os
-import sys
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ciml.errors import CimlError
-from ciml.tensorflow import load_tensorflow, muted
-
-#: TensorFlow uses all cores by default; a trainer shares its machine.
-THREADS = 2
-
-_threads = THREADS
+from ciml.tensorflow import load_tensorflow, own_process
 
 
-def threads() -> int:
-    """Return the number of threads for an estimator in this process."""
-    return _threads
-
-
-def use_threads(count: int) -> None:
-    """Set `threads` for this process before any training, for one of several parallel trainers."""
-    global _threads
-    _threads = count
+def own_trainer(threads: int) -> None:
+    """Limit the threads of this process of ciml, which is one of several trainers in parallel."""
+    own_process(threads=threads)
     import sklearn.ensemble  # noqa: F401  (threadpoolctl limits only loaded pools)
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(count)
-
-
-def tensorflow() -> Any:
-    """Return the module ``tensorflow``.
-
-    The first call in a process takes seconds. Its settings cannot be changed later.
-    """
-    first = "tensorflow" not in sys.modules
-    if first:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        # oneDNN's sums depend on the CPU's instructions; for small networks it is no faster.
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-        with muted():
-            tf = load_tensorflow()
-            tf.config.list_physical_devices()  # searches for a GPU and logs that there is none
-        tf.get_logger().setLevel("ERROR")
-        tf.config.threading.set_inter_op_parallelism_threads(threads())
-        tf.config.threading.set_intra_op_parallelism_threads(threads())
-    else:
-        tf = load_tensorflow()
-    # The same seed must give the same model, so that experiments can be compared.
-    tf.config.experimental.enable_op_determinism()
-    return tf
+    threadpool_limits(threads)
 
 
 def keras() -> Any:
     """Return the module ``keras``, version 3. ``tf.keras`` is another version once tf.Transform has been imported."""
-    tensorflow()
+    load_tensorflow()
     import keras as module
 
     if module.config.backend() != "tensorflow":
         raise CimlError(f"KERAS_BACKEND is {module.config.backend()!r}, but models need TensorFlow; unset it")
     return module
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw the seeds of new Keras layers from ``seed`` within the block. The caller's random state is restored."""
+    state = random.getstate()
+    random.seed(seed)  # Keras draws the seed of an initializer without one from this generator
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def library_versions() -> dict[str, str]:

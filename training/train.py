@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import CimlError
+from ciml.errors import CimlError, NoTrainingDataError
+from ciml.tensorflow import load_tensorflow
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Role
 from ciml.training.estimators import Rows, build_model
 from ciml.training.estimators.networks import Batches, Resident, Streamed, Trained, fit_network
 from ciml.training.experiment import Experiment
-from ciml.training.runtime import tensorflow
 
 #: Inputs up to this size, bytes, stay in memory; larger ones are read in each epoch.
 _MAX_RESIDENT_BYTES = 1 << 30
@@ -31,7 +31,7 @@ def records(materialised: Materialised, resolved: ResolvedDefinition, *roles: Ro
 
     Its cardinality is asserted: a file with missing records is an error.
     """
-    tf = tensorflow()
+    tf = load_tensorflow()
     spec = {
         "inputs": tf.io.FixedLenFeature([resolved.windows, len(resolved.features)], tf.float32),
         "n_windows": tf.io.FixedLenFeature([], tf.int64),
@@ -72,7 +72,7 @@ def train(
     roles = trained_roles(experiment, dev_from_train=dev_from_train)
     count = sum(materialised.counts[role] for role in roles)
     if count == 0:
-        raise CimlError("no training runs")
+        raise NoTrainingDataError("no training runs")
     if stopping and materialised.counts["dev"] == 0:
         raise CimlError("early stopping needs dev runs, but the snapshot has none; give dev a weight in tdt_split")
     model = build_model(experiment, resolved.windows, len(resolved.features), len(resolved.classes))

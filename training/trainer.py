@@ -23,6 +23,7 @@ from ciml.events.records import RunFacts
 from ciml.lineage.emitter import lineage_of
 from ciml.lineage.steps import Lineage
 from ciml.metrics import Family, Metric
+from ciml.progress import Progress
 from ciml.serving.model_files import check_digests, copy_model
 from ciml.serving.push import NotBlessedError, push, push_candidate, reconcile
 from ciml.serving.registry import STABLE, Decision, Registry, RegistryState, registered_models
@@ -32,7 +33,7 @@ from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.gate import GatePolicy, figure_lines
 from ciml.training.exclusions import exclusions_of, stored_exclusions
 from ciml.training.experiment import Experiment
-from ciml.training.refresh import Candidate, Progress, Skipped, refresh
+from ciml.training.refresh import Candidate, Skipped, refresh
 from ciml.trust import TrustPolicy
 
 CANDIDATES = Metric(
@@ -228,7 +229,7 @@ class TrainResult:
     """The result of a refresh.
 
     Attributes:
-      outcome: ``pushed``; ``refused`` by the gate or the model server; ``nothing_new``.
+      outcome: ``pushed``; ``rejected`` by the gate or the model server; ``nothing_new``.
       reasons: of the outcome, a line each.
       version: the pushed version.
       champion: the version that was served before.
@@ -239,7 +240,7 @@ class TrainResult:
       warnings: served versions of the model that learned from excluded runs, a line each.
     """
 
-    outcome: Literal["pushed", "refused", "nothing_new"]
+    outcome: Literal["pushed", "rejected", "nothing_new"]
     reasons: tuple[str, ...]
     version: int | None = None
     champion: int | None = None
@@ -254,7 +255,7 @@ class TrainResult:
         lines = figure_lines(self.metrics)
         heads = {
             "pushed": f"pushed version {self.version}",
-            "refused": "not pushed",
+            "rejected": "not pushed",
             "nothing_new": "nothing to do",
         }
         return [f"{model}: {heads[self.outcome]}", *(f"  {line}" for line in [*lines, *self.reasons])]
@@ -263,7 +264,7 @@ class TrainResult:
         """Return the result as JSON."""
         return {
             "model": model,
-            "outcome": self.outcome,
+            "outcome": "refused" if self.outcome == "rejected" else self.outcome,  # the name of version 0.1
             "reasons": list(self.reasons),
             "version": self.version,
             "champion": self.champion,
@@ -328,7 +329,7 @@ def _push(
     lineage: Lineage,
 ) -> TrainResult:
     if progress is not None:
-        progress("push")
+        progress("push", 1, 1)
     began = time.perf_counter()
     decision = made.decision
     facts = {**made.facts(), "champion": champion}
@@ -347,7 +348,7 @@ def _push(
         candidate = registry.record_candidate(folder, facts)
         registry.record_decision(candidate.id, Decision(False, reasons, decision.metrics))
     return TrainResult(
-        outcome="refused" if version is None else "pushed",
+        outcome="rejected" if version is None else "pushed",
         reasons=tuple(reasons),
         version=version,
         champion=champion,
@@ -368,7 +369,7 @@ def _push_pending(
     if candidate is None or candidate.facts.get("champion") != state.champion:
         return None
     if progress is not None:
-        progress("push")
+        progress("push", 1, 1)
     try:
         pushed = push_candidate(registry, candidate.id, label=config.label, lineage=lineage)
     except EngineError:

@@ -1,6 +1,6 @@
 """The public Python API, whose names `ciml` offers: a data root, its data sets and models, and logs.
 
-It calls the functions of the commands, from all packages but `cli`. Its modules import libraries when they are used.
+It calls the functions of the commands, from all rooms but `ciml.cli`. Libraries are imported when they are used.
 """
 
 from ciml.api.data import Data, open
@@ -8,10 +8,13 @@ from ciml.api.dataset import Dataset
 from ciml.api.logs import parse_log
 from ciml.api.model import Model, Prediction
 from ciml.api.results import Figure, RefreshResult, TrainingResult
+from ciml.api.types import DatasetKeys, ExperimentKeys
 
 __all__ = [
     "Data",
     "Dataset",
+    "DatasetKeys",
+    "ExperimentKeys",
     "Figure",
     "Model",
     "Prediction",

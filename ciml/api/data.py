@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, Unpack
+from weakref import WeakSet
 
 from ciml.api.dataset import Dataset
-from ciml.api.logs import Moment, is_frame, micros
+from ciml.api.logs import arrow_table, is_table, micros
 from ciml.api.model import Model
 from ciml.api.results import RefreshResult, TrainingResult
+from ciml.api.types import DatasetKeys, ExperimentKeys, Moment, Path, Table
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError
+from ciml.errors import NoDataError
+from ciml.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from ciml.pipelines.backfill.load_report import LoadReport
 
-Path = str | os.PathLike[str]
-#: Called with (done, total) of some work.
-Progress = Callable[[int, int], None]
+#: Forms of a progress callback before `ciml.Progress`: (done, total) and (step).
+OldProgress = Callable[[int, int], None] | Callable[[str], None]
 
 
 def open(path: Path, *, create: bool = False) -> Data:
@@ -31,37 +39,69 @@ def open(path: Path, *, create: bool = False) -> Data:
       create: accept a path where nothing is stored yet; the first run or data set creates it.
 
     Raises:
-      CimlError: nothing is stored at the path, and ``create`` is not set.
+      NoDataError: nothing is stored at the path, and ``create`` is not set.
+      EngineError: the store is unavailable.
 
     Example:
-      >>> data = ciml.open("data")
-      >>> data.datasets()
+      >>> with ciml.open("data") as data:
+      ...     data.datasets()
       ['status']
     """
     root = DataRoot.open(path)
     if not create and not root.exists():
-        raise CimlError(f"no data at {root.url}; correct the path, or create it: ciml.open(path, create=True)")
+        raise NoDataError(f"no data at {root.url}; correct the path, or create it: ciml.open(path, create=True)")
     return Data(root)
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Restore settings of this process that imports of libraries change: environment, random state, log handlers."""
+    environment = dict(os.environ)
+    state = random.getstate()
+    handlers = logging.root.handlers[:]
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        logging.root.handlers[:] = handlers
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 class Data:
     """A data root: stored runs, data sets, experiments and models. `ciml.open` opens one.
 
-    Its methods call the functions of the commands, so both give the same results and can be mixed.
+    Its methods call the functions of the commands, so the API and the commands can be mixed. Used in a ``with``
+    statement, it closes the models that it opened.
     """
 
     def __init__(self, root: DataRoot) -> None:
         self._root = root
+        self._models: WeakSet[Model] = WeakSet()
 
     @property
     def path(self) -> str:
         """The data path."""
         return self._root.url
 
+    def close(self) -> None:
+        """Close the models that `model` opened. They cannot predict any more."""
+        for model in self._models:
+            model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
     def load(
         self,
         logs: Path,
-        results: Any,
+        results: Path | Table,
         *,
         mapping: Mapping[str, str] | None = None,
         zone: str | None = None,
@@ -70,31 +110,32 @@ class Data:
         jobs: Sequence[str] = ("*",),
         trust_policy: Path | None = None,
         dry_run: bool = False,
-        progress: Callable[[str, int, int | None], None] | None = None,
+        progress: Progress | None = None,
     ) -> LoadReport:
-        """Load logs and a table of results into the raw store, as ``ciml load`` does: all that is usable, or nothing.
+        """Load logs and a table of results into the raw store, as ``ciml load`` does.
 
-        The same table again changes nothing; a table that grew adds what is new.
+        A load commits all usable runs or nothing. Loading the same table again changes nothing; a table with more rows
+        adds the new ones.
 
         Args:
           logs: folder or ``s3://`` prefix of the logs.
-          results: a file (CSV, Parquet, JSON lines), a DataFrame or a pyarrow table: a row for each run.
-          mapping: columns whose meaning is not guessed: ciml's name by the name in ``results``, or ``-`` to leave one
-            out; docs/load.md lists the names.
-          zone: IANA name of the zone of times that have none.
-          max_bad: largest share of rows that may be bad or without a log, 0 to 1.
+          results: a file (CSV, Parquet, JSON lines) or a table, with a row for each run.
+          mapping: meaning of columns that is not to be guessed: ciml's name by the name in ``results``, or ``-`` to
+            leave a column out. docs/load.md lists the names.
+          zone: IANA zone of times without a zone.
+          max_bad: largest allowed share of rows that are bad or have no log, 0 to 1.
           source: name of the table in the trust policy and in the run ids.
           jobs: globs of the jobs to load.
           trust_policy: TOML file of the trust policy; by default one that trusts loaded logs.
-          dry_run: only survey; commit nothing.
-          progress: called with what is done, how much of it, and the total or None.
+          dry_run: survey the rows, and commit nothing.
+          progress: called as the load proceeds.
 
         Returns:
-          A report: the meaning of the columns, and the number of rows by what became of them. ``print(report)`` shows
-          what the command prints.
+          A report: the meaning of the columns, and the number of rows by outcome. ``print(report)`` prints it as the
+          command does.
 
         Raises:
-          CimlError: too many rows are unusable, or the results lack a needed column; nothing was committed.
+          CimlError: too many rows are unusable, or the results lack a required column. Nothing was committed.
 
         Example:
           >>> import pandas
@@ -109,14 +150,10 @@ class Data:
         from ciml.pipelines.backfill.load import load
         from ciml.trust import TrustPolicy
 
-        if is_frame(results):
-            import pyarrow as pa
-
-            results = pa.Table.from_pandas(results, preserve_index=False)
         return load(
             self._root,
             os.fspath(logs),
-            results,
+            arrow_table(results) if is_table(results) else results,
             mapping=mapping,
             zone=zone,
             max_bad=max_bad,
@@ -124,16 +161,16 @@ class Data:
             jobs=jobs,
             trust=TrustPolicy.load(trust_policy),
             dry_run=dry_run,
-            progress=progress or (lambda what, done, total: None),
+            progress=progress or no_progress,
         )
 
     def runs(self) -> pa.Table:
-        """Return the stored runs, the earliest committed first: a row a run.
+        """Return the stored runs, one row for each, in the order of their commits.
 
         Returns:
-          A table with the run's facts (``run_id``, ``build_name``, ``provider``, ``start_time``, ``labels``, …), its
-          present ``outcome``, corrections included, whether it was ``trusted`` when it was ingested and by which
-          ``rule``, and of its telemetry the number of ``rows`` and the ``digest``.
+          A table with the run facts (``run_id``, ``build_name``, ``provider``, ``start_time``, ``labels``, …) and the
+          current ``outcome``, including corrections. ``trusted`` and ``rule`` are the decision of the trust policy at
+          ingestion; ``rows`` and ``digest`` describe the telemetry.
 
         Example:
           >>> runs = data.runs()
@@ -158,21 +195,23 @@ class Data:
         since: Moment | None = None,
         until: Moment | None = None,
     ) -> int:
-        """Exclude runs from every later training, as ``ciml exclude`` does. It deletes nothing.
+        """Exclude runs from every later training, as ``ciml exclude`` does. Nothing is deleted.
+
+        Give either ``run``, or one or more of the other criteria; a run must match all of them.
 
         Args:
-          reason: for readers of the list.
-          run: a run id; or all runs that match each of the following.
+          reason: explanation for readers of the list.
+          run: a run id.
           job: a job, or a glob of jobs.
           source: name of a source.
-          since: runs that ran at or after this time.
-          until: runs that began before this time; needs ``since``.
+          since: runs that ended at or after this time.
+          until: runs that began before this time; requires ``since``.
 
         Returns:
           The number of the exclusion, for `revert_exclusion`.
 
         Raises:
-          CimlError: it names no runs.
+          CimlError: the criteria are missing or contradict each other.
 
         Example:
           >>> number = data.exclude("disk was full", run="zuul~7~1")
@@ -184,15 +223,15 @@ class Data:
         """
         from ciml.training.exclusions import Exclusion, add
 
-        wanted = Exclusion(reason, run, job, source, micros(since, "since"), micros(until, "until"))
-        (kept,) = add(self._root.exclusions, [wanted])
-        return kept.id
+        exclusion = Exclusion(reason, run, job, source, micros(since, "since"), micros(until, "until"))
+        (stored,) = add(self._root.exclusions, [exclusion])
+        return stored.id
 
     def revert_exclusion(self, number: int) -> None:
         """Revert an exclusion: later trainings may learn from its runs again.
 
         Raises:
-          CimlError: there is no such exclusion in force.
+          UnknownExclusionError: no exclusion in force has this number.
         """
         from ciml.training.exclusions import revert
 
@@ -206,11 +245,13 @@ class Data:
         """Open a data set.
 
         Args:
-          name: of the data set.
-          trust_policy: TOML file of the trust policy; by default reviewed, gated or merged changes, and loaded logs.
+          name: name of the data set.
+          trust_policy: TOML file of the trust policy. The default trusts reviewed, gated or merged changes, and loaded
+            logs.
 
         Raises:
-          CimlError: there is no such data set, or it has no examples yet.
+          UnknownDatasetError: no data set has this name.
+          NoTrainingDataError: the data set has no examples yet.
 
         Example:
           >>> dataset = data.dataset("status")
@@ -221,24 +262,28 @@ class Data:
         return Dataset(self._root.dataset(name), policy)
 
     def define_dataset(
-        self, name: str, *, replace: bool = False, progress: Progress | None = None, **keys: Any
+        self,
+        name: str,
+        *,
+        replace: bool = False,
+        progress: Progress | OldProgress | None = None,
+        **keys: Unpack[DatasetKeys],
     ) -> Dataset:
         """Define a data set and build it from all stored runs, as ``ciml dataset build`` does.
 
-        The same definition again adds new runs.
+        A second call with the same definition adds new runs.
 
         Args:
-          name: of the data set.
-          replace: replace a data set of that name with another definition.
-          progress: called with the number of processed runs.
-          keys: of the definition, such as ``sample_interval``, ``features_regex``, ``class_label``, ``max_windows``;
-            docs/datasets.md lists them. ``max_windows`` is ``auto`` by default.
-
-        Returns:
-          The data set.
+          name: name of the data set.
+          replace: whether an existing data set with another definition is replaced.
+          progress: called as runs are processed.
+          keys: keys of the definition, such as ``sample_interval``, ``features_regex``, ``class_label`` and
+            ``max_windows`` (default ``auto``): see `ciml.DatasetKeys`.
 
         Raises:
-          CimlError: an unknown key or an invalid value, no stored run, or another definition under that name.
+          InvalidSettingError: an unknown key or an invalid value.
+          NoTrainingDataError: no stored run matches.
+          CimlError: another definition is stored under this name, or the raw store does not exist.
 
         Example:
           >>> data.define_dataset("load", sample_interval="2s", features_regex="1m", max_windows=30)
@@ -253,9 +298,10 @@ class Data:
         definition = DatasetDefinition.from_json(written, "data set")
         if replace and is_another(stored, definition):
             remove_dataset(stored)
-        build_dataset(self._root, self._root, definition, progress=progress)
+        build_dataset(self._root, self._root, definition, progress=_callback(progress))
         return self.dataset(name)
 
+    @_settings_kept()
     def train(
         self,
         dataset: str | Dataset,
@@ -263,28 +309,31 @@ class Data:
         *,
         name: str | None = None,
         trust_policy: Path | None = None,
-        progress: Progress | None = None,
-        **parameters: Any,
+        progress: Progress | OldProgress | None = None,
+        **keys: Unpack[ExperimentKeys],
     ) -> TrainingResult:
         """Train an estimator on a data set and test it on the held-out runs, as ``ciml experiment train`` does.
 
-        The experiment and its result are stored. The same call again returns the stored result.
+        The experiment and its result are stored. Repeating the call returns the stored result.
 
         Args:
           dataset: the data set or its name.
           estimator: ``dnn``, ``cnn``, ``gru``, ``svm``, ``random_forest``, ``hist_gradient_boosting`` or
             ``boosted_summaries``.
-          name: of the experiment; derived from the other arguments by default.
+          name: name of the experiment; derived from the other arguments by default.
           trust_policy: TOML file of the trust policy.
-          progress: called with the epochs of a network.
-          parameters: of the estimator: hyper-parameters of an experiment (docs/training.md), such as ``epochs`` or
-            ``seed``; others are parameters of scikit-learn's estimator, such as ``n_estimators``.
+          progress: called after each epoch of a network.
+          keys: hyper-parameters, such as ``epochs`` or ``seed``: see `ciml.ExperimentKeys`. ``parameters`` are passed
+            to an estimator of scikit-learn.
 
         Raises:
-          CimlError: an unknown estimator or parameter, or no training runs.
+          UnknownEstimatorError: no estimator has this name.
+          InvalidSettingError: an unknown key or an invalid value.
+          UnknownDatasetError: no data set has this name.
+          NoTrainingDataError: there are no training runs, or only of one class.
 
         Example:
-          >>> result = data.train("status", "random_forest", n_estimators=50)
+          >>> result = data.train("status", "random_forest", parameters={"n_estimators": 50})
           >>> print(result.accuracy, "on", result.runs, "test runs; base rate", result.base_rate)
           1.000 (0.923 to 1.000) on 46 test runs; base rate 0.609 (0.465 to 0.736)
           >>> print(result.baselines["duration"])
@@ -297,11 +346,12 @@ class Data:
         from ciml.training.experiments.trials import Trial, create_experiment, experiment_of
         from ciml.trust import TrustPolicy
 
-        experiment = experiment_of(estimator, parameters, name)
+        _warn_of_sklearn_keys(keys)
+        experiment = experiment_of(estimator, keys, name)
         policy = TrustPolicy.load(trust_policy)
         examples = read_dataset(self._root.dataset(_dataset_name(dataset)), policy)
         create_experiment(self._root.experiments, experiment)
-        trial = Trial(self._root.experiments, experiment, examples, progress=progress)
+        trial = Trial(self._root.experiments, experiment, examples, progress=_callback(progress))
         figures, new = trial.run()
         return TrainingResult(experiment.name, _dataset_name(dataset), new, figures)
 
@@ -310,12 +360,15 @@ class Data:
 
         Args:
           dataset: the data set or its name.
-          experiments: names or results; the others are compared with the first. By default all experiments on the data
+          experiments: names or results, which are compared with the first one. By default all experiments on the data
             set, the most accurate first.
 
         Returns:
-          A table with a row for each experiment: its figures with intervals, and run by run the difference of its
-          accuracy to the first one, with the paired interval.
+          A table with a row for each experiment: its figures with intervals, and the difference of its accuracy to that
+          of the first one, with the interval of the paired runs.
+
+        Raises:
+          UnknownExperimentError: an experiment does not exist, or has no result on the data set.
 
         Example:
           >>> forest, svm = data.train("status", "random_forest"), data.train("status", "svm")
@@ -328,10 +381,11 @@ class Data:
         from ciml.training.experiments.compare import by_accuracy, compare
         from ciml.training.experiments.results import named_results
 
-        names = [one.experiment if isinstance(one, TrainingResult) else one for one in experiments]
+        names = [item.experiment if isinstance(item, TrainingResult) else item for item in experiments]
         results = named_results(self._root.experiments, names, _dataset_name(dataset))
         return pa.Table.from_pylist(compare(results if names else by_accuracy(results)).records())
 
+    @_settings_kept()
     def refresh(
         self,
         dataset: str | Dataset,
@@ -345,27 +399,31 @@ class Data:
         min_decided: float | None = None,
         label: str = "stable",
         lineage: bool = False,
-        progress: Callable[[str], None] | None = None,
-        **parameters: Any,
+        progress: Progress | OldProgress | None = None,
+        **keys: Unpack[ExperimentKeys],
     ) -> RefreshResult:
-        """Train a model on a data set and push it if the gate blesses it, as ``ciml refresh`` does.
+        """Train a model on a data set, and push it if the gate blesses it, as ``ciml refresh`` does.
 
         Args:
           dataset: the data set or its name.
-          model: name of the model; by default that of the data set.
+          model: name of the model; by default the name of the data set.
           estimator: a network: ``dnn``, ``cnn`` or ``gru``.
           trust_policy: TOML file of the trust policy.
-          min_test_runs: fewest held-out runs with which the gate blesses.
-          tolerance: accuracy by which a candidate may be worse than the served version.
-          accept_baselines: numbers of a run that may predict better than the model: ``duration``, ``memory``.
-          min_decided: least share of held-out runs that a model of causes decides.
+          min_test_runs: number of held-out runs that the gate requires.
+          tolerance: largest allowed loss of accuracy compared with the served version.
+          accept_baselines: run statistics that may predict better than the model: ``duration``, ``memory``.
+          min_decided: share of the held-out runs that a model of causes must decide.
           label: label of a pushed version.
-          lineage: send OpenLineage events, by its own configuration or to ``DATA/lineage``. Needs ``ciml[lineage]``.
-          progress: called with the name of each step.
-          parameters: hyper-parameters, as for `train`.
+          lineage: whether OpenLineage events are sent, as OpenLineage is configured or to ``DATA/lineage``. Requires
+            ``ciml[lineage]``.
+          progress: called at the beginning of each step.
+          keys: hyper-parameters, as for `train`.
 
         Raises:
-          CimlError: an unknown estimator or parameter, or nothing to train on.
+          UnknownEstimatorError: no estimator has this name.
+          InvalidSettingError: an unknown key or an invalid value.
+          UnknownDatasetError: no data set has this name.
+          NoTrainingDataError: there are no training runs.
 
         Example:
           >>> data.refresh("status", "small", hidden_layers=[8], epochs=60, learning_rate=0.01).outcome
@@ -386,13 +444,13 @@ class Data:
             self._root,
             _dataset_name(dataset),
             name,
-            experiment_of(estimator, parameters, "dnn"),
+            experiment_of(estimator, keys, "dnn"),
             TrustPolicy.load(trust_policy),
             GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided),
             label,
             lineage,
         )
-        return RefreshResult.of(name, run_once(config, progress=progress))
+        return RefreshResult.of(name, run_once(config, progress=_callback(progress)))
 
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
@@ -401,25 +459,51 @@ class Data:
         return registered_models(self._root)
 
     def model(self, name: str, *, version: int | None = None, label: str = "stable") -> Model:
-        """Load a pushed model into this process, with its files verified. Needs ``ciml[train]`` or ``ciml[serve]``.
+        """Load a pushed model and verify its files. Requires ``ciml[train]`` or ``ciml[serve]``.
 
         Args:
-          name: of the model.
-          version: its number; by default the one that ``label`` names.
+          name: name of the model.
+          version: version number; by default the version with the label ``label``.
           label: label of a version.
 
         Raises:
-          CimlError: there is no such model, version or label.
+          UnknownModelError: there is no such model, version or label.
           IntegrityError: a file differs from its digest in the registry.
 
         Example:
           >>> data.model("status")
           Model('status', version 1: passed, failed)
         """
-        return Model(self._root, name, version, label)
+        model = Model(self._root, name, version, label)
+        self._models.add(model)
+        return model
 
     def __repr__(self) -> str:
         return f"Data({self.path!r})"
+
+
+def _callback(progress: Progress | OldProgress | None) -> Progress:
+    """Return a progress callback in its present form."""
+    if progress is None:
+        return no_progress
+    try:
+        signature = inspect.signature(progress)
+        signature.bind("", 0, 0)
+        return progress  # type: ignore[return-value]  # its parameters are those of the protocol
+    except ValueError:  # a builtin without a signature
+        return progress  # type: ignore[return-value]
+    except TypeError:
+        pass
+    warnings.warn("a progress callback takes (step, done, total): see ciml.Progress", DeprecationWarning, stacklevel=3)
+    by_name = len(signature.parameters) == 1
+    return lambda step, done, total: progress(step) if by_name else progress(done, total)  # type: ignore
+
+
+def _warn_of_sklearn_keys(keys: Mapping[str, object]) -> None:
+    """Warn of parameters of scikit-learn that are given as keys of the experiment."""
+    if others := sorted(keys.keys() - ExperimentKeys.__annotations__.keys()):
+        values = ", ".join(f"{name!r}: …" for name in others)
+        warnings.warn(f"use parameters={{{values}}} instead of {', '.join(others)}", DeprecationWarning, stacklevel=3)
 
 
 def _dataset_name(dataset: str | Dataset) -> str:

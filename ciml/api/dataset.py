@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
+    import tensorflow as tf
     from numpy.typing import NDArray
 
     from ciml.datasets.definition import DatasetDefinition
     from ciml.training.data.snapshot import Snapshot, SnapshotRun
 
+#: The splits of a data set.
 Split = Literal["train", "dev", "test"]
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+_SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Dataset:
-    """The examples of a data set, one a run, as they are when it is opened: `ciml.Data.dataset` opens one.
+    """The examples of a data set, one for each run, as stored when it was opened by `ciml.Data.dataset`.
 
-    It holds the runs that a training uses: those that the trust policy accepts now, without excluded ones. All methods
-    return runs in the same order, so that rows correspond. ``train`` contains the runs that a training with early
-    stopping takes from it.
+    It contains the runs that a training may use: the trust policy accepts them, and they are not excluded. All methods
+    return the runs in the same order. The split ``train`` includes the runs on which early stopping is decided.
 
     Attributes:
       name: of the data set.
@@ -75,7 +77,7 @@ class Dataset:
           split: ``train``, ``dev`` or ``test``; all runs by default.
 
         Returns:
-          X float32 [runs, L, features]: as recorded, not normalised, with zeros behind a run's last window. And y int64
+          X float32 [runs, L, features]: as recorded, not normalised, with zeros after a run's last window; and y int64
           [runs]: indices into `classes`.
 
         Raises:
@@ -111,7 +113,7 @@ class Dataset:
         return np.array([counts[run.run_id] for run in self._runs(split)], np.int32)
 
     def facts(self, split: Split | None = None) -> pa.Table:
-        """Return what is known of each run, without its features: ids, job, label, split, times, metadata.
+        """Return the facts of each run, without its features: ids, job, label, split, times, metadata.
 
         Example:
           >>> dataset.facts("test").column_names[:4]
@@ -125,7 +127,7 @@ class Dataset:
         """Return the stored examples: `facts`, then each feature as fixed_size_list<float32>[L]."""
         return self._read(split, None)
 
-    def to_pandas(self, split: Split | None = None) -> Any:
+    def to_pandas(self, split: Split | None = None) -> pd.DataFrame:
         """Return `to_arrow` as a DataFrame, whose features are columns of arrays float32 [L]. Needs pandas.
 
         Example:
@@ -135,7 +137,7 @@ class Dataset:
         """
         return self.to_arrow(split).to_pandas()
 
-    def to_tf(self, split: Split | None = None) -> Any:
+    def to_tf(self, split: Split | None = None) -> tf.data.Dataset:
         """Return the examples as a ``tf.data.Dataset`` of (float32 [L, features], int64 label), not batched.
 
         Needs ``ciml[train]``.
@@ -143,13 +145,13 @@ class Dataset:
         from ciml.extras import require
 
         require("tensorflow")
-        from ciml.training.runtime import tensorflow
+        from ciml.tensorflow import load_tensorflow
 
-        return tensorflow().data.Dataset.from_tensor_slices(self.to_numpy(split))
+        return load_tensorflow().data.Dataset.from_tensor_slices(self.to_numpy(split))
 
     def _runs(self, split: Split | None) -> list[SnapshotRun]:
-        if split is not None and split not in SPLITS:
-            raise CimlError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
+        if split is not None and split not in _SPLITS:
+            raise CimlError(f"unknown split {split!r}; choose from {', '.join(_SPLITS)}")
         return [run for run in self._snapshot.runs() if split in (None, run.split)]
 
     @cached_property
@@ -167,15 +169,15 @@ class Dataset:
         from ciml.runs.arrow import numbers
         from ciml.transforms.examples.spans import read_examples
 
-        wanted = [run.run_id for run in self._runs(split)]
-        splits = SPLITS if split is None else (split,)
-        files = [file for span in self._snapshot.spans for each in splits for file in span.files.get(each, ())]
+        run_ids = [run.run_id for run in self._runs(split)]
+        splits = _SPLITS if split is None else (split,)
+        files = [file for span in self._snapshot.spans for name in splits for file in span.files.get(name, ())]
         if not files:
             empty = schema_of(self._snapshot.resolved).empty_table()
             return empty if columns is None else empty.select(list(columns))
         table = pa.concat_tables([read_examples(self._stored.store, file, columns) for file in files])
-        place = {run_id: row for row, run_id in enumerate(table.column("run_id").to_pylist())}
-        return table.take(numbers(np.array([place[run_id] for run_id in wanted], np.int64)))
+        row_of = {run_id: row for row, run_id in enumerate(table.column("run_id").to_pylist())}
+        return table.take(numbers(np.array([row_of[run_id] for run_id in run_ids], np.int64)))
 
     def __len__(self) -> int:
         return len(self._runs(None))

@@ -1,23 +1,21 @@
-"""Logs: telemetry from a file, a table or a data frame."""
+"""Telemetry of a run from a log file or a table."""
 
 from __future__ import annotations
 
 import os
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
-from ciml.errors import CimlError, RejectedInput
+from ciml.api.types import DataFrame, Moment, Path, Table
+from ciml.errors import CimlError, RejectedInput, UnusableRunError
 from ciml.telemetry import BOOT, TIME
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: A moment: a datetime with a zone, an ISO 8601 text with a zone, or epoch seconds.
-Moment = datetime | str | float
-
 
 def parse_log(
-    path: str | os.PathLike[str], *, start: Moment | None = None, end: Moment | None = None, zone: str | None = None
+    path: Path, *, start: Moment | None = None, end: Moment | None = None, zone: str | None = None
 ) -> pa.Table:
     """Parse a log of dstat, dool or pcp-dstat.
 
@@ -34,7 +32,7 @@ def parse_log(
       of its schema has ``recorder``, ``starts``, ``dropped_rows`` and ``null_cells``.
 
     Raises:
-      CimlError: the file cannot be read, or is not telemetry.
+      UnusableRunError: the file cannot be read, or is not telemetry.
 
     Example:
       >>> table = ciml.parse_log("logs/unit-001.csv")
@@ -45,44 +43,56 @@ def parse_log(
     """
     from ciml.transforms.parse.logs import parse_files
 
-    (found,) = parse_files([path], start_us=micros(start, "start"), end_us=micros(end, "end"), zone=zone)
-    if isinstance(found, RejectedInput):
-        raise CimlError(f"{os.fspath(path)}: {found}")
-    return found
+    (parsed,) = parse_files([path], start_us=micros(start, "start"), end_us=micros(end, "end"), zone=zone)
+    if isinstance(parsed, RejectedInput):
+        raise UnusableRunError(f"{os.fspath(path)}: {parsed}", parsed.reason)
+    return parsed
 
 
-def is_frame(value: Any) -> bool:
+def is_frame(value: object) -> TypeGuard[DataFrame]:
     """Return whether a value is a pandas DataFrame. pandas itself may not be installed."""
     return type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "columns")
 
 
-def telemetry_of(value: Any) -> pa.Table:
-    """Return telemetry in the form of `parse_log`, from such a table or its data frame.
+def is_table(value: object) -> TypeGuard[Table]:
+    """Return whether a value is a table of pyarrow, pandas, or a library with the Arrow PyCapsule interface."""
+    return is_frame(value) or hasattr(value, "__arrow_c_stream__")
+
+
+def arrow_table(value: Table) -> pa.Table:
+    """Return a table as one of pyarrow. The index of a DataFrame is dropped."""
+    import pyarrow as pa
+
+    return pa.Table.from_pandas(value, preserve_index=False) if is_frame(value) else pa.table(value)
+
+
+def telemetry_of(value: Table) -> pa.Table:
+    """Return telemetry in the form of `parse_log`, from such a table or DataFrame.
 
     Args:
       value: a table, or a DataFrame whose times are the column or the index ``time``. Times without a zone are UTC. A
         missing ``boot`` means no start of the recorder. Columns that hold no numbers are left out.
 
     Raises:
-      CimlError: it has no times.
+      UnusableRunError: it has no times.
     """
     import pyarrow as pa
 
-    if is_frame(value):
-        frame = value.reset_index() if value.index.name == TIME else value
-        value = pa.Table.from_pandas(frame, preserve_index=False)
-    kinds = dict(zip(value.column_names, value.schema.types, strict=True))
-    if TIME not in kinds or not pa.types.is_timestamp(kinds[TIME]):
-        found = f"it has the type {kinds[TIME]}" if TIME in kinds else f"columns: {', '.join(map(str, kinds))[:200]}"
-        raise CimlError(f"telemetry needs a column {TIME!r} of times, as ciml.parse_log returns it; {found}")
-    columns = {TIME: value.column(TIME).cast(pa.timestamp("us", "UTC"), safe=False)}
-    if BOOT in kinds and pa.types.is_boolean(kinds[BOOT]):
-        columns[BOOT] = value.column(BOOT)
+    table = arrow_table(value.reset_index() if is_frame(value) and value.index.name == TIME else value)
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    if TIME not in types or not pa.types.is_timestamp(types[TIME]):
+        problem = f"it has the type {types[TIME]}" if TIME in types else f"columns: {', '.join(map(str, types))[:200]}"
+        raise UnusableRunError(
+            f"telemetry needs a column {TIME!r} of times, as ciml.parse_log returns it; {problem}", "not_telemetry"
+        )
+    columns = {TIME: table.column(TIME).cast(pa.timestamp("us", "UTC"), safe=False)}
+    if BOOT in types and pa.types.is_boolean(types[BOOT]):
+        columns[BOOT] = table.column(BOOT)
     else:
-        columns[BOOT] = pa.chunked_array([pa.nulls(value.num_rows, pa.bool_()).fill_null(False)])
-    for name, kind in kinds.items():
-        if name not in columns and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            columns[name] = value.column(name).cast(pa.float64())
+        columns[BOOT] = pa.chunked_array([pa.nulls(table.num_rows, pa.bool_()).fill_null(False)])
+    for name, column_type in types.items():
+        if name not in columns and (pa.types.is_floating(column_type) or pa.types.is_integer(column_type)):
+            columns[name] = table.column(name).cast(pa.float64())
     return pa.table(columns)
 
 

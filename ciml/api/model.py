@@ -1,4 +1,4 @@
-"""A pushed model in this process, and its predictions."""
+"""A pushed model and its predictions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, overload
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from ciml.api.logs import is_frame, telemetry_of
+from ciml.api.logs import is_table, telemetry_of
+from ciml.api.types import Run
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, RejectedInput
+from ciml.errors import CimlError, RejectedInput, UnknownRunError, UnusableRunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,29 +21,29 @@ if TYPE_CHECKING:
     from ciml.serving.predict.local import Answer
     from ciml.verdict_rules import Verdict
 
+#: Limits of the telemetry in one call of the model: number of runs, and bytes.
+_BATCH_RUNS = 256
+_BATCH_BYTES = 64 << 20
+#: Number of unusable runs that an error names.
+_NAMED_FAULTS = 5
+_UNKNOWN_RUN = "unknown_run"
 
-#: Telemetry that is predicted at once: number of runs, and bytes.
-_MOST_RUNS = 256
-_MOST_BYTES = 64 << 20
-#: Unusable runs that an error names.
-_MOST_FAULTS = 5
-
-Kind = Literal["file", "run", "telemetry"]
+RunKind = Literal["file", "run", "telemetry"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model answers for a run; or, in a list, why it cannot answer.
+    """The prediction for a run, or the reason why the run is unusable.
 
     Attributes:
-      run: the path or run id; ``table N`` for the Nth table of a list.
+      run: the path or run id; ``table N`` for the Nth run of a list if it is a table.
       class_name: the class with the highest probability; None for an unusable run.
-      probability: of that class; None for an unusable run.
-      probabilities: of all classes, in the order of the data set; empty for an unusable run.
+      probability: probability of that class; None for an unusable run.
+      probabilities: probabilities of all classes, in the order of the data set; empty for an unusable run.
       n_windows: number of the run's windows, without padding.
-      reason: why the run cannot be used, such as ``not_telemetry`` or ``missing_column``; "" else.
+      reason: for an unusable run, a word such as ``not_telemetry`` or ``missing_column``; otherwise "".
       detail: one line about that reason.
-      verdict: on a failed run, by a model of causes: see [verdicts](verdicts.md); else None.
+      verdict: the [verdict](verdicts.md) of a model of causes on a failed run; otherwise None.
     """
 
     run: str
@@ -55,11 +57,11 @@ class Prediction:
 
     @property
     def remark(self) -> str:
-        """Why the run cannot be used, as text; "" for a prediction."""
+        """The reason why the run is unusable, as text; "" for a prediction."""
         return ": ".join(part for part in (self.reason.replace("_", " "), self.detail) if part)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON: the keys of a published prediction, or ``reason`` and ``detail``."""
+        """Return the keys of a published prediction as JSON; for an unusable run ``reason`` and ``detail``."""
         if self.class_name is None:
             return {"run": self.run, "reason": self.reason, "detail": self.detail}
         return {
@@ -73,17 +75,17 @@ class Prediction:
 
 
 class Model:
-    """A pushed version of a model, loaded in this process: `ciml.Data.model` opens one.
+    """A pushed version of a model: `ciml.Data.model` opens one.
 
-    Its files are compared with their digests in the registry, as the model server does, and only a version that the
-    gate blessed is loaded. Runs are prepared by the data set definition inside the model, by the functions that the
-    predict service uses.
+    Only a version that the gate blessed is loaded, and its files are verified by their digests in the registry, as the
+    model server does. TensorFlow runs in a process of its own. The model prepares runs by the data set definition that
+    it contains, with the functions of the predict service. Used in a ``with`` statement, it closes itself.
 
     Attributes:
-      name: of the model.
-      version: its number in the registry.
+      name: name of the model.
+      version: version number in the registry.
       classes: names of the classes, in order.
-      features: names of the features that it takes, in order.
+      features: names of the features, in order.
     """
 
     def __init__(self, data: DataRoot, name: str, version: int | None = None, label: str = "stable") -> None:
@@ -91,9 +93,7 @@ class Model:
 
         require("tensorflow")
         from ciml.serving.predict.local import LocalModel
-        from ciml.training.runtime import tensorflow
 
-        tensorflow()  # with the settings of training, which cannot be changed later
         self._data = data
         self._local = LocalModel(data, name, version, label)
         self.name = name
@@ -104,7 +104,7 @@ class Model:
     @overload
     def predict(
         self,
-        run: list[Any],
+        run: list[Run] | tuple[Run, ...],
         *,
         zone: str | None = None,
         job: str = "",
@@ -115,7 +115,7 @@ class Model:
     @overload
     def predict(
         self,
-        run: str | os.PathLike[str] | pa.Table | Any,
+        run: Run,
         *,
         zone: str | None = None,
         job: str = "",
@@ -125,7 +125,7 @@ class Model:
 
     def predict(
         self,
-        run: Any,
+        run: Run | list[Run] | tuple[Run, ...],
         *,
         zone: str | None = None,
         job: str = "",
@@ -135,69 +135,75 @@ class Model:
         """Predict the class of a run, or of each run of a list.
 
         Args:
-          run: the path of a log, the id of a stored run, telemetry as `ciml.parse_log` returns it, such a DataFrame,
-            or a list of these.
-          zone: zone of logs that name none.
-          job: of the run, which a log does not name. It selects the passing runs and the calibration of a verdict.
-          outcome: of the run: ``failure``, ``timeout``, ``success``, … A verdict is on a ``failure`` or a ``timeout``.
-          labels: further facts that a model takes, such as ``{"exit_code": "137"}``. A stored run has facts of its own.
+          run: the path of a log, the id of a stored run, a table as `ciml.parse_log` returns it, or a list of these.
+          zone: zone of logs that do not name one.
+          job: job of the run, which a log does not contain. It selects the passing runs and the calibration of a
+            verdict.
+          outcome: outcome of the run: ``failure``, ``timeout``, ``success``, … Only a ``failure`` or a ``timeout`` gets
+            a verdict.
+          labels: further run facts that a model needs, such as ``{"exit_code": "137"}``. The facts of a stored run take
+            precedence.
 
         Returns:
-          For a list a prediction for each of its runs, in order; an unusable run affects only itself.
+          For a list, a prediction for each of its runs, in order. An unusable run does not affect the others.
 
         Raises:
-          CimlError: for a single run that cannot be used, with the reason; for a model that takes job and outcome,
-            without these; for an unknown outcome.
+          UnknownRunError: no stored run has the id ``run``.
+          UnusableRunError: a single run is unusable; its ``reason`` says why.
+          CimlError: the model needs job and outcome, or the outcome is unknown.
           IntegrityError: stored telemetry differs from its digest.
 
         Example:
           >>> model = data.model("status")
           >>> model.predict("logs/unit-001.csv").class_name in model.classes
           True
-          >>> [one.reason for one in model.predict(["logs/unit-001.csv", "no-such-file"])]
+          >>> [prediction.reason for prediction in model.predict(["logs/unit-001.csv", "no-such-file"])]
           ['', 'log_not_found']
         """
-        each = self.each(
-            run if isinstance(run, list | tuple) else [run], zone=zone, job=job, outcome=outcome, labels=labels
-        )
+        runs: Sequence[Run] = run if isinstance(run, list | tuple) else [run]
+        predictions = list(self.each(runs, zone=zone, job=job, outcome=outcome, labels=labels))
         if isinstance(run, list | tuple):
-            return list(each)
-        (found,) = each
-        if found.class_name is None:
-            raise CimlError(f"{found.run}: {found.remark}")
-        return found
+            return predictions
+        (prediction,) = predictions
+        if prediction.class_name is None:
+            message = f"{prediction.run}: {prediction.remark}"
+            if prediction.reason == _UNKNOWN_RUN:
+                raise UnknownRunError(message)
+            raise UnusableRunError(message, prediction.reason)
+        return prediction
 
     def each(
         self,
-        runs: Iterable[Any],
+        runs: Iterable[Run],
         *,
         zone: str | None = None,
         job: str = "",
         outcome: OutcomeWord | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Iterator[Prediction]:
-        """Yield the predictions of many runs in order, part by part: as `predict` for a list, in bounded memory.
+        """Yield the predictions of many runs in order, like `predict` for a list but in bounded memory.
 
         Example:
           >>> from pathlib import Path
-          >>> sum(one.probability is not None for one in model.each(sorted(Path("logs").iterdir()))) > 50
+          >>> sum(prediction.probability is not None for prediction in model.each(sorted(Path("logs").iterdir()))) > 50
           True
         """
-        listed = [(_name(number, run), run) for number, run in enumerate(runs, 1)]
-        facts = self._facts([run for _, run in listed], job, outcome, labels or {})
-        rows = iter(zip((name for name, _ in listed), facts, strict=True))
-        for part in _parts(self._tables([run for _, run in listed], zone)):
-            its = [next(rows) for _ in part]
-            self._check_context(its, part)
-            usable = [at for at, each in enumerate(part) if not isinstance(each, RejectedInput)]
-            answers = iter(self._local.predict([part[at] for at in usable], [its[at][1] for at in usable]))
-            for (name, _), each in zip(its, part, strict=True):
-                yield _prediction(name, each if isinstance(each, RejectedInput) else next(answers))
+        inputs = list(runs)
+        names = [_name(number, run) for number, run in enumerate(inputs, 1)]
+        facts = self._facts(inputs, job, outcome, labels or {})
+        rows = iter(zip(names, facts, strict=True))
+        for batch in _batches(self._tables(inputs, zone)):
+            named_facts = [next(rows) for _ in batch]
+            self._check_context(named_facts, batch)
+            usable = [row for row, table in enumerate(batch) if not isinstance(table, RejectedInput)]
+            answers = iter(self._local.predict([batch[row] for row in usable], [named_facts[row][1] for row in usable]))
+            for (name, _), table in zip(named_facts, batch, strict=True):
+                yield _prediction(name, table if isinstance(table, RejectedInput) else next(answers))
 
     def _facts(
-        self, runs: Sequence[Any], job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
+        self, runs: Sequence[Run], job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
     ) -> list[RunFacts]:
-        """Return the facts of each run: those of a stored run from the raw manifest, of others as given."""
+        """Return the facts of each run: of a stored run from the raw manifest, of any other run as given."""
         from ciml.events.outcomes import OUTCOMES
         from ciml.events.records import RunFacts
         from ciml.manifest.log import ManifestLog
@@ -206,13 +212,14 @@ class Model:
         if outcome is not None and outcome not in OUTCOMES:
             raise CimlError(f"unknown outcome {outcome!r:.80}; choose from {', '.join(sorted(OUTCOMES))}")
         context = bool(self._local.definition.definition.context)
-        stored = [run for run in runs if _kind(run) == "run"] if context or self._local.rules is not None else []
-        known = find_facts(ManifestLog(self._data.raw), stored) if stored else {}
-        given = RunFacts("", "", job, outcome=outcome, labels=labels)
-        return [known.get(run, given) if isinstance(run, str) else given for run in runs]
+        needed = context or self._local.rules is not None
+        run_ids = [str(run) for run in runs if _kind(run) == "run"] if needed else []
+        stored_facts = find_facts(ManifestLog(self._data.raw), run_ids) if run_ids else {}
+        given_facts = RunFacts("", "", job, outcome=outcome, labels=labels)
+        return [stored_facts.get(run, given_facts) if isinstance(run, str) else given_facts for run in runs]
 
     def _check_context(self, runs: Sequence[tuple[str, RunFacts]], tables: Sequence[pa.Table | RejectedInput]) -> None:
-        """Raise `CimlError` for a usable run without the facts that the model compares; it names the unusable runs."""
+        """Raise `CimlError`, with the unusable runs, if a usable run lacks facts that the model compares."""
         if not self._local.definition.definition.context:
             return
         named = list(zip(runs, tables, strict=True))
@@ -225,19 +232,20 @@ class Model:
             faults = [f"; {name} is unusable: {table}" for name, table in unusable]
             raise CimlError(
                 f"model {self.name} compares a run with those of its job: give job and outcome, such as failure"
-                + "".join(faults[:_MOST_FAULTS])
+                + "".join(faults[:_NAMED_FAULTS])
             )
 
-    def _tables(self, runs: Sequence[Any], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
+    def _tables(self, runs: Sequence[Run], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
         from ciml.transforms.parse.logs import parse_files
 
-        for kind, some in groupby(runs, _kind):
+        for kind, group in groupby(runs, _kind):
+            values: list[Any] = list(group)
             if kind == "file":
-                yield from parse_files(some, zone=zone)
+                yield from parse_files(values, zone=zone)
             elif kind == "run":
-                yield from self._stored(list(some))
+                yield from self._stored(values)
             else:
-                yield from map(telemetry_of, some)
+                yield from map(telemetry_of, values)
 
     def _stored(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
         from ciml.manifest.log import ManifestLog
@@ -248,27 +256,33 @@ class Model:
         raw = self._data.raw
         columns = [*OWN_COLUMNS, *self._local.definition.columns]
         files = find_files(ManifestLog(raw), run_ids)
-        for start in range(0, len(run_ids), _MOST_RUNS):
-            part = run_ids[start : start + _MOST_RUNS]
-            tables = iter(read_runs(raw, [files[each] for each in part if each in files], columns=columns))
-            for each in part:
-                missing = RejectedInput("unknown_run", f"no file, and no run in {raw.url()}, has this name")
-                yield next(tables) if each in files else missing
+        for start in range(0, len(run_ids), _BATCH_RUNS):
+            batch = run_ids[start : start + _BATCH_RUNS]
+            tables = iter(read_runs(raw, [files[run_id] for run_id in batch if run_id in files], columns=columns))
+            for run_id in batch:
+                missing = RejectedInput(_UNKNOWN_RUN, f"no file, and no run in {raw.url()}, has this name")
+                yield next(tables) if run_id in files else missing
 
     def close(self) -> None:
-        """Free the memory of the model; it cannot predict any more."""
+        """Free the memory of the model. It cannot predict any more."""
         self._local.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, version {self.version}: {', '.join(self.classes)})"
 
 
-def _kind(run: Any) -> Kind:
-    import pyarrow as pa
-
+def _kind(run: Run) -> RunKind:
     from ciml.events.run_id import RunId
 
-    if isinstance(run, pa.Table) or is_frame(run):
+    if is_table(run):
         return "telemetry"
     if isinstance(run, str) and not os.path.exists(run):
         try:
@@ -278,25 +292,25 @@ def _kind(run: Any) -> Kind:
         return "run"
     if isinstance(run, str | os.PathLike):
         return "file"
-    raise CimlError(f"cannot predict a {type(run).__name__}: want a path, a run id, a DataFrame or a pyarrow Table")
+    raise CimlError(f"cannot predict a {type(run).__name__}: expected a path, a run id or a table")
 
 
-def _name(number: int, run: Any) -> str:
+def _name(number: int, run: Run) -> str:
     return os.fspath(run) if isinstance(run, str | os.PathLike) else f"table {number}"
 
 
-def _parts(tables: Iterator[pa.Table | RejectedInput]) -> Iterator[list[pa.Table | RejectedInput]]:
-    part: list[pa.Table | RejectedInput] = []
+def _batches(tables: Iterator[pa.Table | RejectedInput]) -> Iterator[list[pa.Table | RejectedInput]]:
+    batch: list[pa.Table | RejectedInput] = []
     size = 0
     for table in tables:
-        part.append(table)
+        batch.append(table)
         size += 0 if isinstance(table, RejectedInput) else table.nbytes
-        if len(part) >= _MOST_RUNS or size >= _MOST_BYTES:
-            yield part
-            part = []
+        if len(batch) >= _BATCH_RUNS or size >= _BATCH_BYTES:
+            yield batch
+            batch = []
             size = 0
-    if part:
-        yield part
+    if batch:
+        yield batch
 
 
 def _prediction(run: str, answer: Answer | RejectedInput) -> Prediction:

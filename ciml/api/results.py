@@ -1,22 +1,23 @@
-"""Results of trainings: figures with intervals, beside the base rate and the one-number baselines."""
+"""Results of trainings: figures with intervals, next to the base rate and the baselines of one run statistic."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from ciml.training.trainer import TrainResult
 
 
 class Figure(NamedTuple):
-    """A figure with its interval of 95 %.
+    """A figure with its 95 % interval.
 
     Attributes:
-      value: None where it is undefined, such as with one class among the runs.
-      low: lower bound; None where it is undefined.
-      high: upper bound; None where it is undefined.
+      value: None where it is undefined, for example if the runs have a single class.
+      low: lower bound, or None.
+      high: upper bound, or None.
     """
 
     value: float | None
@@ -24,9 +25,9 @@ class Figure(NamedTuple):
     high: float | None = None
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> Figure:
+    def of(cls, stored: Mapping[str, Any]) -> Figure:
         """Return the figure of a stored result."""
-        return cls(found["value"], found.get("low"), found.get("high"))
+        return cls(stored["value"], stored.get("low"), stored.get("high"))
 
     def __str__(self) -> str:
         from ciml.training.evaluation.gate import figure_text
@@ -38,13 +39,13 @@ class Figure(NamedTuple):
 class TrainingResult:
     """The result of an experiment on a data set: its figures on the held-out test runs.
 
-    ``print(result)`` shows what ``ciml experiment train`` prints.
+    ``print(result)`` prints it as ``ciml experiment train`` does.
 
     Attributes:
-      experiment: the experiment's name, for `ciml.Data.compare`.
-      dataset: the data set's name.
-      new: whether this call trained; False for a result that was stored before.
-      figures: the stored result, as docs/experiments.md describes it.
+      experiment: name of the experiment, for `ciml.Data.compare`.
+      dataset: name of the data set.
+      new: whether this call trained; False if the result was stored before.
+      figures: the stored result, described in docs/experiments.md.
     """
 
     experiment: str
@@ -59,7 +60,7 @@ class TrainingResult:
 
     @property
     def accuracy(self) -> Figure:
-        """Share of the test runs whose class is right."""
+        """Share of the test runs whose class is predicted correctly."""
         return Figure.of(self.figures["test"]["accuracy"])
 
     @property
@@ -74,13 +75,13 @@ class TrainingResult:
 
     @property
     def base_rate(self) -> Figure:
-        """Accuracy of always answering the most frequent class of the training runs."""
+        """Accuracy of always predicting the most frequent class of the training runs."""
         return Figure.of(self.figures["test"]["base_rate"])
 
     @property
     def baselines(self) -> dict[str, Figure]:
-        """Accuracy of a prediction from one number alone, ``duration`` or ``memory``, by that number."""
-        return {name: Figure.of(found["accuracy"]) for name, found in self.figures["baselines"].items()}
+        """Accuracy of predicting from one run statistic, ``duration`` or ``memory``, by its name."""
+        return {name: Figure.of(scores["accuracy"]) for name, scores in self.figures["baselines"].items()}
 
     def __repr__(self) -> str:
         from ciml.training.experiments.text import result_lines
@@ -88,22 +89,38 @@ class TrainingResult:
         return "\n".join(result_lines(self.figures))
 
 
+class _Outcome(str):
+    """An outcome whose former name still works."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if other == "refused":
+            warnings.warn("the outcome 'refused' is now 'rejected'", DeprecationWarning, stacklevel=2)
+            other = "rejected"
+        return str.__eq__(self, other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
 @dataclass(frozen=True, repr=False)
 class RefreshResult:
-    """The result of a refresh: whether the gate let a new version be pushed, and why.
+    """The result of a refresh: whether a new version was pushed, and why.
 
-    ``print(result)`` shows what ``ciml refresh`` prints.
+    ``print(result)`` prints it as ``ciml refresh`` does.
 
     Attributes:
-      model: the model's name.
-      outcome: ``pushed``; ``refused`` by the gate or the checks before a push; ``nothing_new`` without new runs.
-      version: number of the pushed version; None without one.
-      reasons: of the outcome, a line each.
-      metrics: the candidate's figures; empty if nothing was trained.
+      model: name of the model.
+      outcome: ``pushed``; ``rejected`` by the gate or by the checks before a push; or ``nothing_new`` without new runs.
+        It compares equal to ``refused``, the former name of ``rejected``, with a `DeprecationWarning`.
+      version: number of the pushed version, or None.
+      reasons: one line for each reason of the outcome.
+      metrics: figures of the candidate; empty if nothing was trained.
     """
 
     model: str
-    outcome: str
+    outcome: Literal["pushed", "rejected", "nothing_new"]
     version: int | None
     reasons: tuple[str, ...]
     metrics: Mapping[str, Any]
@@ -112,7 +129,8 @@ class RefreshResult:
     @classmethod
     def of(cls, model: str, result: TrainResult) -> RefreshResult:
         """Return the public form of a trainer's result."""
-        return cls(model, result.outcome, result.version, result.reasons, result.metrics, result)
+        outcome: Any = _Outcome(result.outcome)
+        return cls(model, outcome, result.version, result.reasons, result.metrics, result)
 
     def __repr__(self) -> str:
         return "\n".join(self._result.lines(self.model))

@@ -205,8 +205,9 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     context: Annotated[tuple[Context, ...], Meta(min_length=1)] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        value = super().to_json()
-        return {key: item for key, item in value.items() if item is not None or key not in _OPTIONAL_KEYS}
+        """Return all keys as JSON values; optional keys only where they are set."""
+        keys = super().to_json()
+        return {key: value for key, value in keys.items() if value is not None or key not in _OPTIONAL_KEYS}
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
 from ciml.manifest.id_index import IdTable, completed
 from ciml.manifest.index_files import IndexFileMissingError, PartFiles
 from ciml.manifest.log import Link, ManifestLog
+from ciml.progress import Progress
 from ciml.storage import LocalStore
 
 _FLUSH_RECORDS = 50_000
@@ -33,9 +34,7 @@ class Fault(NamedTuple):
     text: str
 
 
-def verify_log(
-    log: ManifestLog, kind: Checkpointed[Any], progress: Callable[[int, int], None] | None = None
-) -> Iterator[Fault]:
+def verify_log(log: ManifestLog, kind: Checkpointed[Any], progress: Progress | None = None) -> Iterator[Fault]:
     """Yield the faults of a manifest with checkpoints.
 
     Versions must follow each other without a gap. Segments must be undamaged, each must name the previous one, and they
@@ -144,7 +143,7 @@ def _verify_deltas(log: ManifestLog, archive: _Archive, singles: Collection[int]
 
 
 def _verify_checkpoints(
-    log: ManifestLog, kind: Checkpointed[S], archive: _Archive, progress: Callable[[int, int], None] | None
+    log: ManifestLog, kind: Checkpointed[S], archive: _Archive, progress: Progress | None
 ) -> Iterator[Fault]:
     checkpoints = Checkpoints(log, kind)
     stored: dict[int, Checkpoint] = {}
@@ -177,7 +176,7 @@ def _verify_checkpoints(
             elif replay.state.records >= _FLUSH_RECORDS:
                 replay.flush()
             if progress is not None:
-                progress(version, archive.end)
+                progress("manifest", version, archive.end)
 
 
 class _Replay(Generic[S]):

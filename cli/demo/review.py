@@ -214,9 +214,9 @@ def begin_review(demo: Demo, review: Review) -> None:
     if not review.missing and registry.state.champion is None:
         if candidate := registry.state.last_candidate:
             from ciml.serving.push import push_candidate
-            from ciml.training.runtime import tensorflow
+            from ciml.tensorflow import load_tensorflow
 
-            tensorflow()  # quietly, before the check of the candidate loads it
+            load_tensorflow()  # quietly, before the check of the candidate loads it
             review.rejected = "; ".join(registry.state.decisions[candidate].reasons)
             reason = f"pushed by the demo, although the gate rejected it: {review.rejected}"
             registry.record_decision(candidate, Decision(True, (reason,)))

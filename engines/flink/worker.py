@@ -13,6 +13,8 @@ import signal
 import sys
 import types
 
+from ciml.tensorflow import own_process
+
 _PR_SET_PDEATHSIG = 1
 #: Imported in advance; at a job's start they would take seconds.
 _MODULES = (
@@ -46,6 +48,7 @@ def main(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before the signal was set
         return
+    own_process()
     for name in _MODULES:
         with contextlib.suppress(ImportError):  # an extra is not installed; its users report that
             importlib.import_module(name)

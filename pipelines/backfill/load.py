@@ -14,7 +14,7 @@ import tempfile
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
 from ciml.pipelines.backfill.plan import BackfillConfig, Tally, fetch_below, logs_root
 from ciml.pipelines.backfill.survey import Survey, survey
+from ciml.progress import Progress, no_progress
 from ciml.runs.run_log import find_rows, outcomes_of
 from ciml.runs.state import open_raw
 from ciml.transforms.guard import attempt
@@ -40,9 +41,6 @@ from ciml.trust import TrustPolicy
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-#: Called with what is done, how much of it, and of how many if known.
-Progress = Callable[[str, int, int | None], None]
 
 
 def load(
@@ -58,7 +56,7 @@ def load(
     trust: TrustPolicy | None = None,
     dry_run: bool = False,
     stop: threading.Event | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> LoadReport:
     """Load the runs of a table of results, and their logs, into the raw store: all that is usable, or nothing.
 

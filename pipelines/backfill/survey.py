@@ -20,7 +20,7 @@ from ciml.transforms.fetch.files import first_found, open_log
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.guard import guarded_runs
 from ciml.transforms.ingest.decode import decode_lines
-from ciml.trust import judge
+from ciml.trust import evaluate_batch
 
 _FAULTS = 10
 
@@ -102,7 +102,7 @@ def survey(
         pending_runs: list[PendingRun] = []
         for start, end in work.parts:
             decoded = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
-            batch = guarded_runs("trust", lambda part: judge(part, config.trust), decoded)
+            batch = guarded_runs("trust", lambda part: evaluate_batch(part, config.trust), decoded)
             found.blank += end - start - len(batch.pending_runs) - len(batch.settled)
             for outcome in batch.settled:
                 _count(found, outcome)

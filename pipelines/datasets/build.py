@@ -20,7 +20,6 @@ from ciml.errors import CimlError
 from ciml.manifest.log import catch_up
 from ciml.pipelines.datasets.run_source import RunSource, StoredRuns
 from ciml.pipelines.datasets.update import (
-    Progress,
     Update,
     check_same,
     create_dataset,
@@ -30,6 +29,7 @@ from ciml.pipelines.datasets.update import (
     plan_of,
     producer,
 )
+from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.transforms.examples.pin import Pin, pinned
 from ciml.transforms.examples.plan import Step

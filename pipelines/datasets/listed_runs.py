@@ -33,7 +33,7 @@ from ciml.transforms.examples.prepare import Examples, examples_from, with_conte
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import guarded_runs
 from ciml.transforms.ingest.decode import decode_lines
-from ciml.trust import TrustPolicy, judge
+from ciml.trust import TrustPolicy, evaluate_batch
 
 T = TypeVar("T")
 
@@ -212,7 +212,7 @@ class ListedLog:
 
     def _settled(self, decoded: Batch) -> Batch:
         runs = []
-        batch = guarded_runs("trust", lambda part: judge(part, self._trust), decoded)
+        batch = guarded_runs("trust", lambda part: evaluate_batch(part, self._trust), decoded)
         for each in batch.pending_runs:
             runs.append(Outcome("run", each.origin, mention=each.mention, trust=each.trust, file=_NO_FILE))
             if each.address:

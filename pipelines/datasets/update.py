@@ -17,11 +17,12 @@ from typing import Any
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import AUTO, DatasetDefinition, ResolvedDefinition, resolve
 from ciml.datasets.state import DatasetState, SpanVersion, span_folder
-from ciml.errors import CimlError, RejectedInput
+from ciml.errors import CimlError, NoTrainingDataError, RejectedInput, UnknownDatasetError
 from ciml.events.outcomes import CAUSE
 from ciml.limits import MAX_PROFILE_RUNS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.pipelines.datasets.run_source import RunSource, StoredRuns
+from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.pin import Pin, PinnedPlan
@@ -30,8 +31,6 @@ from ciml.transforms.examples.spans import batches_of, guarded_examples, verify_
 from ciml.transforms.guard import bisect
 from ciml.verdicts.feedback.corrections import corrections_of
 
-#: Called with (processed runs, runs to process) of the spans being sealed.
-Progress = Callable[[int, int], None]
 Produce = Callable[[RunSource, Store, Iterator[Step], Progress | None], Iterator[tuple[Step, Sequence[SpanVersion]]]]
 
 
@@ -224,11 +223,11 @@ def commit_step(
     return committed is not None
 
 
-def no_runs(state: DatasetState, plan: Plan | PinnedPlan) -> CimlError:
+def no_runs(state: DatasetState, plan: Plan | PinnedPlan) -> NoTrainingDataError:
     """Return the error of a data set without runs."""
     jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none"
     name, wanted = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
-    return CimlError(f"data set {name!r}: build_name {wanted}: no stored run matches; stored jobs: {jobs}")
+    return NoTrainingDataError(f"data set {name!r}: build_name {wanted}: no stored run matches; stored jobs: {jobs}")
 
 
 def _resolve(
@@ -239,7 +238,7 @@ def _resolve(
     Only runs that were trusted when the span was sealed count, if there are any.
     """
     if state.definition is None:
-        raise CimlError("no such data set")
+        raise UnknownDatasetError("no such data set")
     voters = [run for run in runs if run.trust.trusted] or runs
     found = Counter(source.columns(voters))
     columns = [names for each, runs in found.items() for names in [telemetry_columns(each)] * runs]
@@ -317,7 +316,7 @@ def _direct(
                 parts.append(guarded_examples(batch, partial(source.examples, resolved=step.resolved), step.resolved))
                 done += len(batch.runs)
                 if progress:
-                    progress(done, total)
+                    progress("runs", done, total)
             spans.append(write_span(root, plan, parts, step.resolved))
         yield step, spans
 
@@ -337,10 +336,10 @@ def _in_beam(
     plans: list[SpanPlan] = [plan for step in planned for plan in step.spans]
     runs = sum(len(plan.runs) for plan in plans)
     if progress:
-        progress(0, runs)
+        progress("runs", 0, runs)
     made = make_spans(source.raw, root, plans, planned[0].resolved, runner=runner, job_endpoint=job_endpoint)
     if progress:
-        progress(runs, runs)
+        progress("runs", runs, runs)
     for step in planned:
         yield step, [made[plan.span, plan.version] for plan in step.spans]
 
@@ -392,7 +391,7 @@ def verify_dataset(
     for done, span in enumerate(versions, 1):
         wrong.extend(verify_span(root, span, resolved, formats))
         if progress:
-            progress(done, len(versions))
+            progress("spans", done, len(versions))
     have = [run_id for span in state.latest() for run_id in span.run_ids()]
     if state.listing is not None:
         wanted = set(have)  # runs of a listing, whose location is unknown

@@ -25,6 +25,7 @@ from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RawFile, RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
+from ciml.progress import Progress
 from ciml.runs.reader import read_runs
 from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
@@ -191,10 +192,6 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-#: Called with (processed spans, spans to process).
-Progress = Callable[[int, int], None]
-
-
 def validate_dataset(
     data: DataRoot,
     name: str,
@@ -325,7 +322,7 @@ def _side(
         for number, each in enumerate(found, done + 1):
             yield each
             if progress:
-                progress(number, total)
+                progress("spans", number, total)
 
     merged = merge(counted(kept_statistics(dataset.store, resolved, pieces)))
     columns = kept_columns(dataset.raw(), dataset.store, spans)

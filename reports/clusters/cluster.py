@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
+from ciml.progress import Progress, no_progress
 from ciml.reports.dataset.read import Runs, read_runs
 from ciml.reports.dataset.views import Groups, unrolled
 from ciml.training.experiments.clustering import (
@@ -155,9 +156,7 @@ def _shares(table: Shares, cluster: int) -> list[dict[str, Any]]:
     ]
 
 
-def cluster_dataset(
-    dataset: StoredDataset, wanted: Wanted, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Clustering:
+def cluster_dataset(dataset: StoredDataset, wanted: Wanted, progress: Progress = no_progress) -> Clustering:
     """Cluster the normalised examples of a data set.
 
     Args:
@@ -185,7 +184,7 @@ def cluster_runs(
     runs: Runs,
     wanted: Wanted,
     of_runs: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Clustering:
     """Cluster runs that are in memory; all of them must have arrays."""
     points = unrolled(runs, np.arange(len(runs)))
@@ -198,7 +197,7 @@ def cluster_runs(
     ks = sorted({*range(1, min(wanted.most_k, most) + 1), *([wanted.k] if wanted.k else [])})
     tried = []
     for done, k in enumerate(ks):
-        progress(done, len(ks))
+        progress("clusterings", done, len(ks))
         tried.append(find_clusters(points, k, wanted.seed))
     by_k = {each.k: each for each in tried}
     suggested = best_silhouette(tried)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from ciml.data_root import StoredDataset
 from ciml.datasets.definition import ResolvedDefinition, label_of
 from ciml.datasets.state import DatasetState, ExampleFile
 from ciml.errors import CimlError
+from ciml.progress import Progress, no_progress
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import SPLITS, run_facts
 from ciml.transforms.examples.spans import inputs_of, read_examples
@@ -85,7 +86,7 @@ def read_runs(
     facts: Sequence[str] = (),
     most_values: int = MOST_VALUES,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Runs:
     """Read a data set, file by file.
 
@@ -129,7 +130,7 @@ def read_runs(
     values_by_fact: dict[str, list[str]] = {fact: [] for fact in facts}
     inputs: list[np.ndarray] = []
     for done, (split, file) in enumerate(files):
-        progress(done, len(files))
+        progress("files", done, len(files))
         if split not in splits and split != "train":
             continue
         table = read_examples(dataset.store, file)

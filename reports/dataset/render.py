@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import numpy as np
 
 from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
+from ciml.progress import Progress, no_progress
 from ciml.reports.dataset import plots
 from ciml.reports.dataset import plots as feature_plots
 from ciml.reports.dataset.read import Runs, read_runs
@@ -30,7 +30,7 @@ def plot_dataset(
     *,
     features_regex: str | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> str:
     """Draw a data set into a folder: each plot as SVG and PNG, and ``index.html`` with all of them.
 

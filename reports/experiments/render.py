@@ -6,11 +6,12 @@ Write the results of experiments as pages into a folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from ciml.errors import CimlError
+from ciml.progress import Progress, no_progress
 from ciml.reports.drawing import Plot, runs_of, shown
 from ciml.reports.experiments import plots, tables
 from ciml.reports.experiments.comparison import comparison_page
@@ -240,7 +241,7 @@ def report_experiments(
     datasets: Sequence[str],
     folder: str | os.PathLike[str],
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> str:
     """Draw the latest result of each experiment on each data set, and compare them if there are several.
 
@@ -272,7 +273,7 @@ def report_experiments(
         return save(root, result_page(*trials[0]))
     links = {}
     for done, (trial, found) in enumerate(trials):
-        progress(done, len(trials) + 1)
+        progress("pages", done, len(trials) + 1)
         subfolder = f"{trial.dataset}/{trial.experiment}"
         save(root.child(subfolder), result_page(trial, found))
         links[trial.experiment, trial.dataset] = quote(f"{subfolder}/{PAGE}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 from ciml.data_root import DataRoot, StoredDataset
@@ -24,10 +23,11 @@ from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import What, verify_log
 from ciml.pipelines.datasets.build import DEFINITION
 from ciml.pipelines.datasets.update import verify_dataset
+from ciml.progress import Progress, no_progress, renamed
 from ciml.runs.state import RAW
 from ciml.runs.tables.row_tables import part_of
 from ciml.runs.verify import verify_raw
-from ciml.services.stored.findings import Findings, Kind, Progress, kind_of
+from ciml.services.stored.findings import Findings, Kind, kind_of
 from ciml.serving.model_files import CONFIG_NAME, render_config
 from ciml.serving.predict.log import predictions_of_model
 from ciml.serving.push import verify_versions
@@ -96,7 +96,7 @@ def check_datasets(data: DataRoot, found: Findings, progress: Progress) -> None:
     for name in sorted(names):
         with found.guard("data set deltas", f"data set {name}"):
             dataset = data.dataset(name)
-            for line in verify_dataset(dataset, progress=partial(progress, name), formats=examples):
+            for line in verify_dataset(dataset, progress=renamed(progress, name), formats=examples):
                 found.find("examples", f"data set {name}: {line}")
             _check_definition(dataset, found)
 
@@ -142,7 +142,7 @@ def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findin
         "index": "id index",
         "older": "checkpoints",
     }
-    for fault in verify_log(ManifestLog(store), kind, partial(progress, deltas)):
+    for fault in verify_log(ManifestLog(store), kind, renamed(progress, deltas)):
         if fault.what == "unsealed":
             found.notes.append(f"{store.url()}: {fault.text}")
         else:
@@ -333,7 +333,7 @@ def examine(data: DataRoot, progress: Progress | None = None) -> Findings:
       EngineError: the store does not answer.
     """
     found = Findings()
-    report = progress or (lambda what, done, total: None)
+    report = progress or no_progress
     for number, entry in enumerate(data.store.entries(), 1):
         found.objects[kind := kind_of(entry.path)] += 1
         if kind == "other" and found.objects["other"] <= 10:
@@ -381,12 +381,12 @@ def rewrite(data: DataRoot, found: Findings, progress: Progress | None = None) -
     """
     if not found.rewritten:
         return 0
-    report = progress or (lambda what, done, total: None)
+    report = progress or no_progress
     if found.broken["raw deltas"] or found.broken["segments"]:
         raise IntegrityError(f"{data.raw.url()}: the manifest is damaged; restore a backup first. Nothing was changed")
     log = ManifestLog(data.raw)
     made = Checkpoints(log, RAW).rebuild(lambda version: report("checkpoints", version, None))
-    for fault in verify_log(log, RAW, lambda done, total: report("manifest again", done, total)):
+    for fault in verify_log(log, RAW, renamed(report, "manifest again")):
         if fault.what != "unsealed":
             raise IntegrityError(f"after rewriting: {fault.text}")
     return made

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -95,8 +95,6 @@ def _candidates(folder: str) -> tuple[Kind, ...]:
     return tuple(kind for kind, pattern in KINDS.items() if folder in pattern or kind == "other")
 
 
-#: Called with (activity, number done, total or None).
-Progress = Callable[[str, int, int | None], None]
 _MANY = 100
 
 

@@ -37,7 +37,7 @@ from ciml.logs import configure_logging
 from ciml.metrics import serve_metrics
 from ciml.serving.model_files import CONFIG_NAME, ModelEntry, parse_config
 from ciml.storage import open_store
-from ciml.tensorflow import load_tensorflow
+from ciml.tensorflow import load_tensorflow, own_process
 
 if TYPE_CHECKING:
     from ciml.http.server import Connections
@@ -272,6 +272,7 @@ def run(options: ServerOptions) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    own_process(threads=None, deterministic=False)
     load_tensorflow()  # before the messages of its protocol, which import it otherwise
     server = ModelServer(options)
     server.start()

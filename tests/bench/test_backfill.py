@@ -17,7 +17,7 @@ from ciml.storage import open_store
 from ciml.transforms.fetch.fetch import fetch
 from ciml.transforms.ingest.decode import decode_lines
 from ciml.transforms.parse.stage import parse
-from ciml.trust import judge
+from ciml.trust import evaluate_batch
 from tests.pipelines.backfill.backfilling import config, listed
 
 pytestmark = pytest.mark.bench
@@ -31,7 +31,7 @@ def loop(ours: BackfillConfig, path: Path) -> None:
     listing = open_listing(str(path))
     for block in listing.blocks:
         covers = OffsetRange(listing.topic, "", 0, block.start, block.end)
-        batch = judge(decode_lines(covers, listing.read(block), ours.reading), ours.trust)
+        batch = evaluate_batch(decode_lines(covers, listing.read(block), ours.reading), ours.trust)
         settled = store(parse(fetch(batch, ours.fetch, 0)), ours.raw).settled
         assert {outcome.kind for outcome in settled} == {"run"}
     listing.close()

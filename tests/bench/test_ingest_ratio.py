@@ -23,7 +23,7 @@ from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.parse.stage import parse
-from ciml.trust import TrustPolicy, judge
+from ciml.trust import TrustPolicy, evaluate_batch
 from tests.bench.real_runs import FOLDER, listed_runs
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(900)]
@@ -86,7 +86,7 @@ def direct(scene: Scene, folder: Path) -> float:
     began = time.perf_counter()
     for at in range(0, EVENTS, BATCH):
         covers = OffsetRange(scene.topic, "", 0, at, at + BATCH)
-        batch = judge(decode(Batch(covers, messages=scene.messages[at : at + BATCH])), trust)
+        batch = evaluate_batch(decode(Batch(covers, messages=scene.messages[at : at + BATCH])), trust)
         batch = store(parse(fetcher.fetch(batch, int(time.time() * 1e6))), raw)
         runs += sum(outcome.kind == "run" for outcome in batch.settled)
     took = time.perf_counter() - began

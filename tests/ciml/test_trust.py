@@ -14,7 +14,7 @@ from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identi
 from ciml.runs.known_subjects import STORED
 from ciml.runs.trust_review import Mismatch, trace
 from ciml.trust import FACTS as FACTS_IN_ORDER
-from ciml.trust import NO_RULE, PATH_GLOBS, POLICY_VARIABLE, TrustPolicy, evaluate, former_policy, judge
+from ciml.trust import NO_RULE, PATH_GLOBS, POLICY_VARIABLE, TrustPolicy, evaluate, evaluate_batch, former_policy
 
 ROOT = Path(__file__).parents[2]
 SAMPLES, EXAMPLES = ROOT / "integrations", ROOT / "examples"
@@ -288,7 +288,7 @@ def test_judge_fills_in_a_batch() -> None:
         PendingRun(Origin("t", 0, i), "k", FACTS.replace(pipeline=name)) for i, name in enumerate(["gate", "check"] * 3)
     ]
     policy = TrustPolicy.load()
-    judged = judge(Batch(None, [], pending_runs), policy)
+    judged = evaluate_batch(Batch(None, [], pending_runs), policy)
     assert [pending.trust for pending in judged.pending_runs] == [
         Trust(True, "gated", policy.digest), Trust(False, NO_RULE, policy.digest),
     ] * 3  # fmt: skip

@@ -140,7 +140,7 @@ def test_version():
     assert done.stdout == f"ciml {describe(__version__, commit())}\n"
 
 
-@pytest.mark.parametrize("shown", ["progress_bar('x') as show: show(1, 2)", "bars() as show: show('x', 1, 2)"])
+@pytest.mark.parametrize("shown", ["progress_bar('x') as show: show('s', 1, 2)", "bars() as show: show('x', 1, 2)"])
 def test_bars_are_only_for_terminals_even_with_forced_colours(shown: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"from ciml.cli.progress import bars, progress_bar\nwith {shown}"],

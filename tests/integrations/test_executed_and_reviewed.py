@@ -16,7 +16,7 @@ from ciml.integrations.registry import delivered, find_adapter, read_event
 from ciml.runs.accounting import reconcile
 from ciml.runs.state import RawState
 from ciml.transforms.ingest.decode import decode
-from ciml.trust import TrustPolicy, evaluate, judge
+from ciml.trust import TrustPolicy, evaluate, evaluate_batch
 from tests.integrations import executed
 from tests.integrations.executed import Scenario, Sent
 
@@ -58,7 +58,7 @@ def ingest(messages: Sequence[Message], policy: TrustPolicy, at_once: int) -> tu
             decoded = decode(Batch(covers, [one._replace(offset=start + place)]), read_event=read_event)
             batch.pending_runs += decoded.pending_runs
             batch.settled += decoded.settled
-        batch = judge(batch, policy)
+        batch = evaluate_batch(batch, policy)
         runs |= {pending.mention.run_id: pending.mention for pending in batch.pending_runs}
         batch.settled += [stored(pending) for pending in batch.pending_runs]
         delta = reconcile(state, [Batch(batch.covers, settled=batch.settled)], 1, lambda facts: evaluate(policy, facts))

@@ -74,7 +74,7 @@ def stored(target: DataRoot, name: str) -> dict[str, bytes]:
 def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoot, Swept]:  # noqa: F811
     """`GRID`, run by two processes in one go, and where."""
     target, reports = DataRoot.open(tmp_path_factory.mktemp("whole")), list[tuple[int, int]]()
-    found = run_sweep(context(made, target, GRID), jobs=2, progress=lambda one, done, of: reports.append((done, of)))
+    found = run_sweep(context(made, target, GRID), jobs=2, progress=lambda step, done, of: reports.append((done, of)))
     assert reports == [(number, 12) for number in range(1, 13)]
     return target, found
 

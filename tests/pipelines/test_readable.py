@@ -51,9 +51,9 @@ def test_pandas_duckdb_and_tf_data_read_it_in_one_line_each(folder: Path, monkey
     import duckdb
     import pandas as pd
 
-    from ciml.training.runtime import tensorflow
+    from ciml.tensorflow import load_tensorflow
 
-    names = {"pd": pd, "duckdb": duckdb, "tf": tensorflow()}
+    names = {"pd": pd, "duckdb": duckdb, "tf": load_tensorflow()}
     for line in LINES:
         exec(line, names)
     data = DataRoot.open("DATA")

@@ -15,21 +15,32 @@ import ciml
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 #: In the order of the page: functions, then classes with their methods.
-NAMES = (
-    "open", "parse_log", "Data", "Dataset", "Model", "Prediction", "TrainingResult", "RefreshResult", "Figure",
-)  # fmt: skip
+NAMES: list[str] = []
+for _line in """
+    open parse_log Data Dataset Model Prediction Verdict TrainingResult RefreshResult Figure LoadReport
+    DatasetDefinition DatasetKeys ExperimentKeys Progress CimlError NotFoundError NoDataError UnknownDatasetError
+    UnknownModelError UnknownRunError UnknownExperimentError UnknownExclusionError UnknownEstimatorError
+    NoTrainingDataError InvalidSettingError MissingExtraError UnusableRunError EngineError IntegrityError
+""".splitlines():
+    NAMES += _line.split()
 BEGIN = """# Python API
 
 For data scientists who use ciml from Python. `python -m tests.project.api_reference` writes this page from the
-docstrings; a test runs their examples on a data root with a data set and a model `status`.
+docstrings. A test runs their examples on a data root with a data set and a model `status`.
 
-`import ciml` takes milliseconds: each name is imported when it is first used, and libraries when a method needs them.
-`ciml[data]` suffices for logs, runs and data sets; `train`, `refresh`, `model` and `to_tf` need `ciml[train]`. The API
-and the commands call the same functions, so both give the same results and can be mixed.
+`import ciml` takes milliseconds: each name is imported on its first use, and libraries when a method needs them.
+`ciml[data]` is sufficient for logs, runs and data sets; `train`, `refresh`, `model` and `to_tf` need `ciml[train]`. The
+API and the commands call the same functions, so they can be mixed.
 
-Errors are `ciml.CimlError`: one line that says what is wrong and what to do. Two kinds of it are `ciml.EngineError` (a
-store does not answer) and `ciml.IntegrityError` (stored data contradict each other). Where an error names an option of
-a command, the argument has its name: `--max-bad` is `max_bad`, `--map COLUMN=FIELD` is `mapping={COLUMN: FIELD}`.
+The API leaves the settings of your process unchanged: environment variables, threads, random state, the determinism of
+TensorFlow, loaded modules, standard error. [Training](training.md#gpus-and-threads) describes the consequences.
+
+Every error that you can correct is a `ciml.CimlError`. Its message is one line that names the problem and the remedy;
+the subclasses below tell the cases apart. Where an error names an option of a command, the argument has the same name:
+`--max-bad` is `max_bad`, `--map COLUMN=FIELD` is `mapping={COLUMN: FIELD}`.
+
+Tables are arguments of the type `ciml.api.types.Table`: a table of pyarrow, a DataFrame of pandas, or any object
+with the Arrow PyCapsule interface, such as a table of polars or DuckDB.
 """
 _SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example):")
 
@@ -66,14 +77,14 @@ def _entry(name: str, value: Any) -> str:
 
 
 def _signature(value: Any) -> str:
-    """Return a signature without types, which the text has in words; "" for a property or a result."""
+    """Return a signature without types, which the text describes; "" for a property or a result."""
     if isinstance(value, property) or (inspect.isclass(value) and value is not ciml.sklearn.Downsample):
         return ""
     signature = inspect.signature(value)
-    plain = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
+    plain = [item.replace(annotation=inspect.Parameter.empty) for item in signature.parameters.values()]
     return str(
         signature.replace(
-            parameters=[one for one in plain if one.name != "self"], return_annotation=inspect.Signature.empty
+            parameters=[item for item in plain if item.name != "self"], return_annotation=inspect.Signature.empty
         )
     )
 

@@ -101,8 +101,8 @@ def test_probe_sees_a_heavy_import() -> None:
 @pytest.mark.parametrize("legacy", ["0", "1"], ids=["Keras 3", "Keras 2"])
 def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)  # set by tf.Transform for its process and the children
-    load = "from ciml.tensorflow import load_tensorflow; tf = load_tensorflow()"
-    programs = "import ciml.serving.server.grpc_service; from ciml.training.runtime import tensorflow; tensorflow()"
+    load = "from ciml.tensorflow import load_tensorflow, own_process; own_process(); tf = load_tensorflow()"
+    programs = "import ciml.serving.server.grpc_service"
     used = "tf_keras" if legacy == "1" else "keras"
     light = f"import sys; assert {{'tensorflow'}} == {set(HEAVY)!r} & set(sys.modules), sys.modules"
     assert loaded_by(f"{load}; {programs}; {light}; assert tf.keras.layers.Dense(1).units == 1") >= {"tensorflow", used}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ciml.services.decide import Limits, Observation, decide
-from ciml.services.service import Progress
+from ciml.services.service import ServiceProgress
 from ciml.services.tracker import JobStatus, Tracker
 
 LIMITS = Limits()
@@ -117,8 +117,8 @@ def test_a_service_that_is_not_ready_uses_up_no_patience() -> None:
 RUNS = JobStatus("running")
 
 
-def covered(position: int, end: int, version: int = 1, **more: Any) -> Progress:
-    return Progress(version, {0: position}, {0: end - position}, **more)
+def covered(position: int, end: int, version: int = 1, **more: Any) -> ServiceProgress:
+    return ServiceProgress(version, {0: position}, {0: end - position}, **more)
 
 
 def test_a_commit_advances_the_topic_not_only_the_manifest() -> None:
@@ -139,10 +139,10 @@ def test_a_commit_advances_the_topic_not_only_the_manifest() -> None:
 def test_the_slowest_partition_counts() -> None:
     tracker = Tracker()
     for now, moving in ((0, 1), (100, 2), (241, 3)):
-        seen = tracker.observe(now, "run", RUNS, Progress(now, {0: moving, 1: 7}, {0: 50, 1: 1}))
+        seen = tracker.observe(now, "run", RUNS, ServiceProgress(now, {0: moving, 1: 7}, {0: 50, 1: 1}))
     assert seen.stuck_s == 0
-    tracker.observe(242, "run", RUNS, Progress(3, {0: 3, 1: 8}, {0: 50, 1: 0}))
-    assert tracker.observe(243, "run", RUNS, Progress(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_s == 241
+    tracker.observe(242, "run", RUNS, ServiceProgress(3, {0: 3, 1: 8}, {0: 50, 1: 0}))
+    assert tracker.observe(243, "run", RUNS, ServiceProgress(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_s == 241
 
 
 def test_logs_that_are_long_overdue_count_as_something_to_read() -> None:

@@ -12,7 +12,7 @@ import pytest
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.services.driver import Idle, Outage, drive
 from ciml.services.options import KINDS, options_of
-from ciml.services.service import NotReadyError, Progress, Service
+from ciml.services.service import NotReadyError, Service, ServiceProgress
 from tests.services.supervising import options_for
 
 
@@ -34,9 +34,9 @@ class Listed(Service):
     def open(self) -> None:
         self.calls.append("open")
 
-    def observe(self) -> Progress:
+    def observe(self) -> ServiceProgress:
         self._raise()
-        return Progress(self.done, {0: self.done}, {0: self.end - self.done}, ends={0: self.end})
+        return ServiceProgress(self.done, {0: self.done}, {0: self.end - self.done}, ends={0: self.end})
 
     def ready(self) -> str:
         self._raise()
@@ -63,7 +63,7 @@ class Words:
     stop: threading.Event = field(default_factory=threading.Event)
     reports: list[tuple[int, str]] = field(default_factory=list)
 
-    def __call__(self, progress: Progress, word: str) -> None:
+    def __call__(self, progress: ServiceProgress, word: str) -> None:
         self.reports.append((progress.behind, word))
         if word == self.at:
             self.stop.set()
@@ -134,15 +134,15 @@ def test_pauses_of_an_outage_double_and_are_reset() -> None:
 def test_idle_is_without_commits_lag_and_waiting() -> None:
     now = 0.0
     idle = Idle(5.0, clock=lambda: now)
-    assert not idle.see(Progress(1))
+    assert not idle.see(ServiceProgress(1))
     now = 4.0
-    assert not idle.see(Progress(2))  # a commit
+    assert not idle.see(ServiceProgress(2))  # a commit
     now = 8.0
-    assert not idle.see(Progress(2, lag={0: 1}))
+    assert not idle.see(ServiceProgress(2, lag={0: 1}))
     now = 13.0
-    assert not idle.see(Progress(2, waiting=True))
-    assert idle.see(Progress(2))
-    assert not Idle(None, clock=lambda: now).see(Progress(2))
+    assert not idle.see(ServiceProgress(2, waiting=True))
+    assert idle.see(ServiceProgress(2))
+    assert not Idle(None, clock=lambda: now).see(ServiceProgress(2))
 
 
 @pytest.mark.parametrize("kind", KINDS)

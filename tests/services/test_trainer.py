@@ -34,7 +34,7 @@ def test_watch_waits_for_data_and_refreshes_when_it_grows(tmp_path: Path, monkey
         stop.set()
         return TrainResult("pushed", ("better",), version=1, seconds={"push": 0.25})
 
-    def progress(word: str) -> None:
+    def progress(word: str, done: int, total: int | None) -> None:
         words.append(word)
 
     monkeypatch.setattr(trainer_module, "run_once", once)

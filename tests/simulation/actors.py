@@ -19,7 +19,7 @@ from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.parse.stage import parse
-from ciml.trust import TrustPolicy, evaluate, judge
+from ciml.trust import TrustPolicy, evaluate, evaluate_batch
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice
 from tests.simulation.scenes import Address, ScheduledMessage, log, read_event
@@ -69,7 +69,7 @@ class Stages:
 
     def settle(self, batch: Batch) -> bytes:
         """Run all stages; return the sealed batch."""
-        batch = self._host.fetch(judge(decode(batch, read_event=read_event), POLICY), self.process.now_us())
+        batch = self._host.fetch(evaluate_batch(decode(batch, read_event=read_event), POLICY), self.process.now_us())
         sealed = seal(store(parse(batch), self.raw))
         self.world.sealed.append(sealed)
         return sealed

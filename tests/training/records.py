@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ciml.tensorflow import load_tensorflow
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Role, Snapshot
-from ciml.training.runtime import tensorflow
 
 
 def written(made: Materialised, role: Role, snapshot: Snapshot) -> dict[int, tuple[np.ndarray, int, int]]:
     """Return the examples of a role by ordinal: inputs [L, F], n_windows and label."""
-    tf = tensorflow()
+    tf = load_tensorflow()
     rows = {}
     for record in tf.data.TFRecordDataset(made.paths(role)).as_numpy_iterator():
         features = tf.train.Example.FromString(record).features.feature

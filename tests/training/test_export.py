@@ -17,11 +17,11 @@ from ciml.runs.run_log import files_of
 from ciml.serving.contract import check_candidate
 from ciml.serving.server.model.loader import load_model
 from ciml.storage import LocalStore
+from ciml.tensorflow import load_tensorflow
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.export import export, load_exported
-from ciml.training.runtime import tensorflow
 from ciml.training.train import Trained, predict_in_memory
 from ciml.transforms.examples.prepare import prepare_many
 from tests.training.data.test_materialise import directly, of_split
@@ -73,7 +73,7 @@ def test_a_run_straight_from_the_raw_store_is_answered_the_same(folder: Path, ma
 
 
 def test_both_signatures_agree(folder: Path, made: Path, snapshot: Snapshot):
-    tf = tensorflow()
+    tf = load_tensorflow()
     _, test = read_snapshot_examples(DataRoot.open(made).dataset("providers").store, snapshot, "test")
     model = load_exported(folder)
     serialized = []
@@ -114,7 +114,7 @@ def test_the_files_of_an_export(folder: Path, snapshot: Snapshot):
 
 
 def test_warm_up_requests_are_those_of_a_server(folder: Path, snapshot: Snapshot):
-    tf = tensorflow()
+    tf = load_tensorflow()
     path = str(folder / "assets.extra/tf_serving_warmup_requests")
     logs = [
         prediction_log_pb2.PredictionLog.FromString(record)

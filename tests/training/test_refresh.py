@@ -39,7 +39,7 @@ def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoo
     steps: list[str] = []
     data = DataRoot.open(root)
     recorded = Recorded(data)
-    done = refresh(data, "providers", QUICK, model="m", progress=steps.append, lineage=recorded)
+    done = refresh(data, "providers", QUICK, model="m", progress=lambda step, *_: steps.append(step), lineage=recorded)
     assert isinstance(done, Candidate)
     (root / "events.json").write_text(json.dumps(recorded.events))
     return data, done, steps
@@ -119,7 +119,7 @@ def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[Da
     data, done, _ = first
     last = done.facts()["refresh"]
     steps: list[str] = []
-    again = refresh(data, "providers", QUICK, model="m", last=last, progress=steps.append)
+    again = refresh(data, "providers", QUICK, model="m", last=last, progress=lambda step, *_: steps.append(step))
 
     assert isinstance(again, Skipped)
     assert again.snapshot.digest == done.snapshot.digest

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ciml.errors import CimlError
+from ciml.tensorflow import load_tensorflow
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
-from ciml.training.runtime import tensorflow
 from ciml.training.train import Trained, predict_in_memory, records, train, trained_roles
 from tests.training.conftest import QUICK
 from tests.training.records import written
@@ -89,7 +89,7 @@ def test_records_are_those_of_the_files(materialised: Materialised, snapshot: Sn
 
 def test_a_file_that_lost_records_ends_training(materialised: Materialised, snapshot: Snapshot):
     more = {**materialised.counts, "train": materialised.counts["train"] + 1}
-    with pytest.raises(tensorflow().errors.OpError, match="expected to contain 85 elements but contained only 84"):
+    with pytest.raises(load_tensorflow().errors.OpError, match="expected to contain 85 elements but contained only 84"):
         train(QUICK, replace(materialised, counts=more), snapshot.resolved, dev_from_train=False)
 
 
@@ -113,7 +113,7 @@ def test_class_weights_schedule_and_tensorboard(materialised: Materialised, snap
 
     assert float(done.model.optimizer.learning_rate) == pytest.approx(0.0, abs=1e-9)
     (file,) = (tmp_path / "events").iterdir()
-    events = [event for event in tensorflow().compat.v1.train.summary_iterator(str(file)) if event.summary.value]
+    events = [event for event in load_tensorflow().compat.v1.train.summary_iterator(str(file)) if event.summary.value]
     assert [event.step for event in events] == [0, 1, 2, 3, 4]
     losses = [value.simple_value for event in events for value in event.summary.value if value.tag == "loss"]
     assert losses == pytest.approx(done.history["loss"])

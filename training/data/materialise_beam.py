@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ciml.training.runtime import tensorflow
+from ciml.tensorflow import load_tensorflow
 
-tf = tensorflow()
+tf = load_tensorflow()
 
 
 import apache_beam as beam  # noqa: E402  (TensorFlow has to be set up before Beam and tf.Transform import it)

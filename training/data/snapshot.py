@@ -18,7 +18,7 @@ from ciml.data_root import StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion
 from ciml.digest import canonical_json, sha256_json
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, IntegrityError, NoTrainingDataError
 from ciml.events.records import RunFacts, facts_of_row, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.runs.state import open_raw
@@ -203,7 +203,9 @@ def snapshot_of(
 ) -> Snapshot:
     """Compute `make_snapshot` from its loaded inputs (pure): ``joined`` are the facts by which runs are trusted."""
     if state.resolved is None or state.definition is None:
-        raise CimlError(f"data set {dataset_name!r} has no sealed span yet: ciml dataset update {dataset_name} --seal")
+        raise NoTrainingDataError(
+            f"data set {dataset_name!r} has no sealed span yet: ciml dataset update {dataset_name} --seal"
+        )
     untrusted: Counter[str] = Counter()
     excluded: Counter[str] = Counter()
     spans = []
@@ -303,10 +305,10 @@ def read_snapshot(trainer: Store, digest: str) -> Snapshot:
     return snapshot
 
 
-def no_training_runs(snapshot: Snapshot, test_runs: int) -> CimlError:
+def no_training_runs(snapshot: Snapshot, test_runs: int) -> NoTrainingDataError:
     """Return the error of a snapshot without training runs, with the remedy where the trust policy left runs out."""
     untrusted = sum(snapshot.untrusted.values())
     counts = f"{untrusted} examples are untrusted, {test_runs} are test runs"
     message = f"data set {snapshot.dataset!r} has no training runs: {counts}"
     remedy = "; ciml trust check shows why, and --trust-policy FILE or CIML_TRUST_POLICY names another policy"
-    return CimlError(message + remedy if untrusted else message)
+    return NoTrainingDataError(message + remedy if untrusted else message)

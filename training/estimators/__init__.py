@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import CimlError
+from ciml.errors import CimlError, NoTrainingDataError, UnknownEstimatorError
 from ciml.events.outcomes import CAUSE
+from ciml.progress import Progress
 from ciml.training.estimators import boosted, networks, scikit
-from ciml.training.estimators.base import Fitted, Progress, Rows, Watch
+from ciml.training.estimators.base import Fitted, Rows, Watch
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
-from ciml.training.runtime import keras
+from ciml.training.runtime import seeded
 
 __all__ = [
     "ESTIMATORS",
     "Estimator",
     "Fitted",
-    "Progress",
     "Rows",
     "Watch",
     "build_model",
@@ -78,11 +78,11 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def estimator_of(experiment: Experiment) -> Estimator:
-    """Return the experiment's estimator. Raises `CimlError` for an unknown name."""
+    """Return the experiment's estimator. Raises `UnknownEstimatorError` for an unknown name."""
     found = ESTIMATORS.get(experiment.estimator)
     if found is None:
         known = ", ".join(sorted(ESTIMATORS))
-        raise CimlError(f"unknown estimator {experiment.estimator!r}; choose from {known}")
+        raise UnknownEstimatorError(f"unknown estimator {experiment.estimator!r}; choose from {known}")
     return found
 
 
@@ -166,7 +166,7 @@ def fit(
     """
     estimator = estimator_of(experiment)
     if len(train) == 0:
-        raise CimlError("no training runs")
+        raise NoTrainingDataError("no training runs")
     if not estimator.network:
         features = boosted.Windows if estimator.summarises else scikit.unrolled
         return scikit.fit_scikit(experiment, train, dev, classes, estimator.build, features)
@@ -193,5 +193,5 @@ def build_model(experiment: Experiment, windows: int, features: int, classes: in
     estimator = estimator_of(experiment)
     if not estimator.network:
         raise CimlError(f"estimator {experiment.estimator!r} is not a network; only networks can be served")
-    keras().utils.set_random_seed(experiment.seed)
-    return estimator.build(experiment, windows, features, classes)
+    with seeded(experiment.seed):
+        return estimator.build(experiment, windows, features, classes)

@@ -8,9 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-#: Called with the number of completed epochs and their total.
-Progress = Callable[[int, int], None]
-
 #: Called after each epoch, from 1, with the network's present state. An exception from it ends the training.
 Watch = Callable[[int, "Fitted"], None]
 

@@ -21,10 +21,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ciml.errors import CimlError
-from ciml.training.estimators.base import Progress, Rows, Watch, class_weights
+from ciml.errors import CimlError, NoTrainingDataError
+from ciml.progress import Progress
+from ciml.tensorflow import load_tensorflow
+from ciml.training.estimators.base import Rows, Watch, class_weights
 from ciml.training.experiment import Experiment
-from ciml.training.runtime import keras, tensorflow
+from ciml.training.runtime import keras
 
 _DEV_BATCH = 1024
 
@@ -109,7 +111,7 @@ class Resident:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)).astype(np.int32)
 
     def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
-        tf = tensorflow()
+        tf = load_tensorflow()
         size = self.batch_size
         inputs, n_windows, labels = map(tf.constant, (self.rows.inputs, self.rows.n_windows, self.rows.labels))
 
@@ -146,7 +148,7 @@ class Streamed:
         self.batch_size = batch_size
 
     def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
-        tf = tensorflow()
+        tf = load_tensorflow()
 
         @tf.function(input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
         def run(batches: Any) -> Any:
@@ -191,7 +193,7 @@ def fit_network(
     """
     began = time.perf_counter()
     if np.count_nonzero(batches.counts) < 2:
-        raise CimlError(f"{experiment.estimator} needs training runs of at least two classes")
+        raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
     count = int(batches.counts.sum())
     per_epoch = math.ceil(count / batches.batch_size)
     steps = min(experiment.epochs * per_epoch, experiment.steps or experiment.epochs * per_epoch)
@@ -226,7 +228,7 @@ def fit_network(
         if write_events is not None:
             write_events(number, figures)
         if progress is not None:
-            progress(number + 1, epochs)
+            progress("epochs", number + 1, epochs)
         if watch is not None:
             watch(number + 1, Trained(model, history, number + 1, done, number + 1, count, time.perf_counter() - began))
         if evaluate_dev is None:
@@ -247,7 +249,7 @@ def _loss(labels: Any, answers: Any) -> Any:
 
 
 def _step(model: Any, optimizer: Any, weights: np.ndarray | None) -> Step:
-    tf = tensorflow()
+    tf = load_tensorflow()
 
     def step(inputs: Any, n_windows: Any, labels: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
@@ -265,7 +267,7 @@ def _step(model: Any, optimizer: Any, weights: np.ndarray | None) -> Step:
 
 def _dev_evaluation(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
     """Return a function that evaluates the model's current weights on the dev runs."""
-    tf = tensorflow()
+    tf = load_tensorflow()
     inputs, n_windows, labels = map(tf.constant, (dev.inputs, dev.n_windows, dev.labels))
 
     @tf.function(autograph=False)
@@ -288,7 +290,7 @@ def _dev_evaluation(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
 
 def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
     """Write each epoch's figures as TensorBoard events. Keras's own callback needs TensorBoard installed."""
-    tf = tensorflow()
+    tf = load_tensorflow()
     with tf.Graph().as_default():  # summary writers need graph mode
         writer = tf.compat.v1.summary.FileWriter(str(folder))
 

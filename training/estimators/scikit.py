@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, NoTrainingDataError
+from ciml.tensorflow import threads
 from ciml.training.estimators.base import Rows
 from ciml.training.experiment import Experiment
-from ciml.training.runtime import threads
 
 #: Computes an estimator's input from inputs float32 [n, L, F] and n_windows int32 [n].
 Features = Callable[[np.ndarray, np.ndarray], Any]
@@ -63,7 +63,7 @@ def fit_scikit(
     began = time.perf_counter()
     counts = np.bincount(train.labels, minlength=classes)
     if np.count_nonzero(counts) < 2:
-        raise CimlError(f"{experiment.estimator} needs training runs of at least two classes")
+        raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
     further: dict[str, Any] = {}
     if dev is not None:
         further = {"X_val": features(dev.inputs, dev.n_windows), "y_val": dev.labels}

@@ -74,8 +74,8 @@ def right_answers(
     Raises:
       IntegrityError: if the champion cannot be loaded or fails.
     """
+    from ciml.tensorflow import load_tensorflow
     from ciml.training.export import load_exported
-    from ciml.training.runtime import tensorflow
 
     model = load_exported(champion.folder)
     try:
@@ -84,7 +84,7 @@ def right_answers(
             given = np.ones(len(runs), bool)
         else:
             answers, given = _prepared(raw, model, runs)
-    except tensorflow().errors.OpError as error:
+    except load_tensorflow().errors.OpError as error:
         raise IntegrityError(f"{champion.folder} fails to predict: {str(error).splitlines()[0]}") from None
     names = np.array(model.definition.classes)[np.nan_to_num(answers).argmax(axis=1)]
     wanted = np.array([resolved.classes[run.label] for run in runs])
@@ -190,7 +190,7 @@ def assess(
     gate: GatePolicy,
     calibrated: Calibrated | None = None,
 ) -> dict[str, Any]:
-    """Compute a candidate's figures for `ciml.training.evaluation.gate.judge`.
+    """Compute a candidate's figures for `ciml.training.evaluation.gate.decide`.
 
     The exported model predicts from runs that are not normalised, as in serving. The model in memory predicts the same
     materialised runs and has to agree.

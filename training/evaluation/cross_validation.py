@@ -14,9 +14,10 @@ import numpy as np
 
 from ciml.errors import CimlError
 from ciml.intervals import CONFIDENCE
+from ciml.progress import Progress
 from ciml.training.calibration.calibrate import fit_calibrator
 from ciml.training.data.examples import InMemoryDataset, facts_of
-from ciml.training.estimators import Fitted, Progress, fit, inputs_for
+from ciml.training.estimators import Fitted, fit, inputs_for
 from ciml.training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
 from ciml.training.evaluation.scores import scores
 from ciml.training.experiment import Experiment
@@ -104,7 +105,7 @@ def cross_validate(
             }
         )
         if progress is not None:
-            progress(number + 1, len(split.parts))
+            progress("folds", number + 1, len(split.parts))
     return {
         "by": "+".join(hold_out) or "run",
         "folds": fold_scores,

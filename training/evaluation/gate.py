@@ -74,7 +74,7 @@ class GatePolicy:
         return asdict(self)
 
 
-def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champion: bool) -> Decision:
+def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champion: bool) -> Decision:
     """Decide on a candidate.
 
     Args:

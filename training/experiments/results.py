@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, IntegrityError, UnknownExperimentError
 from ciml.storage import Store
 from ciml.training.evaluation.scores import answers
 from ciml.training.experiments.trials import RESULT, experiment_names, experiment_store, load_experiment, read_stored
@@ -132,7 +132,7 @@ def named_results(
       IntegrityError: a stored file was altered.
     """
     if not names and dataset is None:
-        raise CimlError("no experiments: name some, or a data set for all that have a result on it")
+        raise UnknownExperimentError("no experiments: name some, or a data set for all that have a result on it")
     wanted = [(of, name) for of, _, name in (each.rpartition("/") for each in names or experiment_names(store))]
     wanted = list(dict.fromkeys((of or dataset or "", name) for of, name in wanted))
     for _, name in wanted if names else ():
@@ -156,7 +156,9 @@ def named_results(
                 )
     found = [known[key] for key in wanted if key in known]
     if not found:
-        raise CimlError(f"no result on {dataset} in {store.url()}: ciml experiment train --dataset {dataset}")
+        raise UnknownExperimentError(
+            f"no result on {dataset} in {store.url()}: ciml experiment train --dataset {dataset}"
+        )
     return [(each, each.predictions()) for each in found]
 
 

@@ -24,14 +24,15 @@ from typing import Any
 import numpy as np
 
 from ciml.digest import canonical_json, sha256_json
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, IntegrityError, UnknownExperimentError
+from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
 from ciml.training.calibration.calibrate import Calibrated, calibrate
 from ciml.training.calibration.calibrators import decimals, learned_ranges
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.data.snapshot import no_training_runs
-from ciml.training.estimators import ESTIMATORS, Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
+from ciml.training.estimators import ESTIMATORS, Fitted, Rows, check_experiment, check_use, fit, inputs_for
 from ciml.training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.evaluation.metrics import evaluate, sharpness
@@ -102,7 +103,7 @@ def load_experiment(experiments: Store, name: str) -> Experiment:
     store = experiment_store(experiments, name)
     value = read_stored(store, "experiment.json")
     if value is None:
-        raise CimlError(f"no experiment {name!r} in {experiments.url()}; define it first")
+        raise UnknownExperimentError(f"no experiment {name!r} in {experiments.url()}; define it first")
     return Experiment.from_json(value, store.url("experiment.json"))
 
 

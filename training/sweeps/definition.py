@@ -16,7 +16,7 @@ from msgspec import Meta, field
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import canonical_json, sha256_json
-from ciml.errors import CimlError
+from ciml.errors import CimlError, UnknownEstimatorError
 from ciml.settings import Settings, check_name, checked
 from ciml.training.estimators import ESTIMATORS, check_experiment
 from ciml.training.experiment import ALIASES, Experiment
@@ -354,7 +354,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
             name = self.axis("estimator").meant(parameters["estimator"])
         found = ALIASES.get(name, name) if isinstance(name, str) else name
         if found not in ESTIMATORS:
-            raise CimlError(f"unknown estimator {name!r:.60}; choose from {', '.join(ESTIMATORS)}")
+            raise UnknownEstimatorError(f"unknown estimator {name!r:.60}; choose from {', '.join(ESTIMATORS)}")
         return found
 
     def _check_values(self) -> None:

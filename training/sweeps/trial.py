@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, NoTrainingDataError
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.estimators import check_experiment, check_use
 from ciml.training.evaluation.baselines import NUMBERS
@@ -64,7 +64,7 @@ def cv_split(sweep: Sweep, dataset: InMemoryDataset) -> CVSplit:
     positions = dataset.of("train", "dev")
     dev = dataset.roles[positions] == "dev"
     if not dev.any() or dev.all():
-        raise CimlError(f"data set {dataset.snapshot.dataset!r} has no training runs, or no dev runs")
+        raise NoTrainingDataError(f"data set {dataset.snapshot.dataset!r} has no training runs, or no dev runs")
     return CVSplit(positions, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
 
 

@@ -25,7 +25,7 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import guarded_messages, guarded_runs
 from ciml.transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
 from ciml.transforms.ingest.run_stages import keep_error, take_logs
-from ciml.trust import TrustPolicy, judge
+from ciml.trust import TrustPolicy, evaluate_batch
 
 #: Namespace of all Beam counters of ciml. In Flink they are ``ciml.<name>_count`` and ``ciml.<name>_ms``.
 NAMESPACE = "ciml"
@@ -146,10 +146,10 @@ class Decode(_Stage):
 
 
 class Judge(_Stage):
-    """`ciml.trust.judge`."""
+    """`ciml.trust.evaluate_batch`."""
 
     def __init__(self, policy: TrustPolicy) -> None:
-        super().__init__(guarded_runs, "trust", judge, policy)
+        super().__init__(guarded_runs, "trust", evaluate_batch, policy)
 
 
 class _Take(beam.DoFn):

@@ -20,7 +20,7 @@ from ciml.transforms.fetch.fetch import fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import guarded_runs
 from ciml.transforms.parse.stage import parse
-from ciml.trust import TrustPolicy, judge
+from ciml.trust import TrustPolicy, evaluate_batch
 
 _MOST_KEPT = 100
 _kept: list[CimlError] = []
@@ -94,7 +94,7 @@ def settle(
     Raises:
       EngineError: the raw store does not answer, or ten or more logs are unreadable and no other is readable.
     """
-    judged = [guarded_runs("trust", lambda part: judge(part, trust), batch) for batch in batches]
+    judged = [guarded_runs("trust", lambda part: evaluate_batch(part, trust), batch) for batch in batches]
     waiting = [pending for batch in judged for pending in batch.pending_runs]
     outcomes: list[Outcome] = []
     for part in _fetched(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):

@@ -152,7 +152,7 @@ class Judgement(NamedTuple):
 Compare = Callable[[Mapping[str, Any]], Silence | None]
 
 
-def judge(
+def decide_feedback(
     record: Mapping[str, Any],
     feedback: Feedback,
     muted: Iterable[str],

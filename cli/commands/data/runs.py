@@ -22,7 +22,7 @@ from ciml.cli.options import data_path_option, jobs_option
 from ciml.cli.param_types import Duration
 from ciml.cli.tables import print_table
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError
+from ciml.errors import UnknownRunError
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
@@ -111,20 +111,20 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
     Example:
       ciml runs show zuul~5f0c~1 --data-path data
     """
-    from functools import partial
 
     from ciml.cli.progress import bars
+    from ciml.progress import renamed
     from ciml.runs.latest_runs import attempts_of, entries_of, row_of
     from ciml.runs.state import open_raw
 
     raw = DataRoot.open(data_path).raw
     log, state = open_raw(raw)
     with bars() as progress:
-        search = partial(progress, "searching the manifest")
+        search = renamed(progress, "searching the manifest")
         records = entries_of(log, state.version, run_id, search)
         attempts = attempts_of(log, state, records, search)
     if not records:
-        raise CimlError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
+        raise UnknownRunError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
     entry = state.index.run(run_id)
     description: dict[str, Any] = {"run_id": run_id, "outcome": entry.outcome if entry else None}
     if stored := row_of(records):

@@ -10,7 +10,7 @@ import click
 
 from ciml.cli.options import data_path_option, trust_policy_option
 from ciml.cli.tables import print_table
-from ciml.errors import CimlError
+from ciml.errors import UnknownRunError
 
 if TYPE_CHECKING:
     from ciml.runs.trust_review import ChangedRun, Decision, Review, RuleTrace
@@ -126,7 +126,7 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
     log, state = open_raw(raw)
     entries = entries_of(log, state.version, run_id)
     if not entries:
-        raise CimlError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
+        raise UnknownRunError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
     row = row_of(entries) or entries[-1]
     facts = RunFacts.from_json(row.record["mention"])
     joined = state.index.subjects.join(facts)

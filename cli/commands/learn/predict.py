@@ -25,7 +25,7 @@ from ciml.services.options import PredictOptions
 if TYPE_CHECKING:
     from ciml.api.model import Prediction
     from ciml.events.records import OutcomeWord
-    from ciml.services.service import Progress
+    from ciml.services.service import ServiceProgress
     from ciml.verdict_rules import Verdict
 
 #: Exit code where a file cannot be used; the others are predicted.
@@ -82,7 +82,7 @@ def files(
         labels = {} if exit_code is None else {EXIT_LABEL: str(exit_code)}
         for one in loaded.each(map(Path, files), zone=zone, job=job, outcome=outcome, labels=labels):
             found.append(one)
-            progress(len(found), len(files))
+            progress("logs", len(found), len(files))
     if as_json:
         for file, one in zip(files, found, strict=True):
             facts = {name: value for name, value in one.to_json().items() if name != "run"}
@@ -165,7 +165,7 @@ def stream(running: Running, options: PredictOptions) -> None:
     service = options.service()
     with Counts(f"{service.topic} by {running.engine}") as counts:
 
-        def report(progress: Progress, word: str) -> None:
+        def report(progress: ServiceProgress, word: str) -> None:
             done = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
             counts.update(f"{done or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
 

@@ -73,7 +73,7 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
 
     config = options.open()
 
-    def step(name: str) -> None:
+    def step(name: str, done: int = 0, total: int | None = None) -> None:
         click.echo(f"{config.model}: {name}", err=True)
 
     def show(result: TrainResult) -> None:
@@ -87,7 +87,7 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
     if not watch:
         result = run_once(config, progress=step)
         show(result)
-        return REJECTED if result.outcome == "refused" else 0
+        return REJECTED if result.outcome == "rejected" else 0
     from ciml.services.trainer import TrainerService
 
     running = Running(metrics_port=metrics_port, metrics_address=metrics_address)

@@ -14,7 +14,7 @@ from ciml.errors import CimlError
 from ciml.services.options import BrokerOptions, IngestOptions
 
 if TYPE_CHECKING:
-    from ciml.services.service import Progress
+    from ciml.services.service import ServiceProgress
 
 
 @click.command("run")
@@ -54,7 +54,7 @@ def run(running: Running, options: IngestOptions) -> None:
     service = options.service()
     with Counts(f"{service.topic} by {running.engine}") as counts:
 
-        def report(progress: Progress, word: str) -> None:
+        def report(progress: ServiceProgress, word: str) -> None:
             counts.show(progress.facts["counts"], progress.behind)
 
         running.run(service, report)

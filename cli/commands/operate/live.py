@@ -13,7 +13,7 @@ from ciml.cli.param_types import Duration
 from ciml.services.options import LiveOptions
 
 if TYPE_CHECKING:
-    from ciml.services.service import Progress
+    from ciml.services.service import ServiceProgress
 
 
 @click.command("live")
@@ -91,7 +91,7 @@ def command(running: Running, options: LiveOptions) -> None:
         running = replace(running, engine=HERE)
     with Counts(f"{service.config.topic} by {'this process' if running.once else running.engine}") as counts:
 
-        def report(progress: Progress, word: str) -> None:
+        def report(progress: ServiceProgress, word: str) -> None:
             read = progress.facts["counts"]["messages read"]
             counts.update(f"{read:,} messages read; {progress.behind:,} to go")
 

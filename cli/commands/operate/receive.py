@@ -12,7 +12,7 @@ from ciml.services.options import GerritOptions, MqttOptions, WebhooksOptions
 
 if TYPE_CHECKING:
     from ciml.services.receivers import SessionReceiver
-    from ciml.services.service import Progress
+    from ciml.services.service import ServiceProgress
 
 #: ``--config``, as ``config``: an absolute path; `kafka_options`; and ``--topic``. ``--home`` passes no argument.
 receiver_options = stacked(
@@ -35,7 +35,7 @@ def run_sessions(service: SessionReceiver, metrics_port: int | None, metrics_add
     """Run a receiver that connects to its sources, and print when all are connected, and why one is not."""
     shown = ""
 
-    def report(progress: Progress, word: str) -> None:
+    def report(progress: ServiceProgress, word: str) -> None:
         nonlocal shown
         line = word if word.startswith("waits: ") else f"receiving {service.receiver}: {service.shown}"
         if line != shown:
@@ -65,7 +65,7 @@ def webhooks(metrics_port: int | None, metrics_address: str, options: WebhooksOp
     service = options.service()
     shown = False
 
-    def report(progress: Progress, word: str) -> None:
+    def report(progress: ServiceProgress, word: str) -> None:
         nonlocal shown
         if not shown:
             shown = True

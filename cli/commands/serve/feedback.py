@@ -30,7 +30,7 @@ from ciml.services.options import FeedbackOptions
 
 if TYPE_CHECKING:
     from ciml.integrations.review import Rendered
-    from ciml.services.service import Progress
+    from ciml.services.service import ServiceProgress
     from ciml.verdicts.feedback.standing import Share
     from ciml.verdicts.feedback.state import Entry
     from ciml.verdicts.feedback.truths import Row
@@ -285,7 +285,7 @@ def stream(
         click.echo(f"--- {entry.system}: {change.project!r}, change {change.change or change.head!r}")
         click.echo(f"{message.body}\n")
 
-    def report(progress: Progress, word: str) -> None:
+    def report(progress: ServiceProgress, word: str) -> None:
         nonlocal shown
         counts = ", ".join(f"{number:,} {what}" for what, number in progress.facts.get("counts", {}).items())
         waits = f"; {word}" if word.startswith("waits: ") else ""

@@ -27,7 +27,7 @@ from ciml.limits import MAX_MODEL_MEMORY_BYTES
 from ciml.logs import configure_logging
 from ciml.serving.server.model.loaded_model import one_line
 from ciml.serving.server.model.messages import Answer, Call, Load, Loaded, receive, send
-from ciml.tensorflow import load_tensorflow, muted
+from ciml.tensorflow import load_tensorflow, own_process
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,9 +47,8 @@ _PR_SET_PDEATHSIG = 1
 def main(control_fd: int) -> None:
     """Fork and end processes as the server asks. End with all of them when the server closes the socket."""
     configure_logging()
-    tensorflow = load_tensorflow()
-    with muted():
-        tensorflow.config.list_physical_devices()  # searches for a GPU and logs that there is none
+    own_process(threads=None, deterministic=False)
+    load_tensorflow()
     import ciml.serving.server.model.graph  # noqa: F401 - before the first fork
 
     gc.collect()

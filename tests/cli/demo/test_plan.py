@@ -17,7 +17,7 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.transforms.ingest.decode import decode
-from ciml.trust import TrustPolicy, judge
+from ciml.trust import TrustPolicy, evaluate_batch
 from tests.corpus import CORPUS, builds
 
 URL = "http://127.0.0.1:8000"
@@ -92,7 +92,7 @@ def test_runs_of_a_change_come_together(plan: Plan) -> None:
 def test_decode_and_trust_agree_with_the_plan(plan: Plan) -> None:
     messages = [Message(o, m.value, m.headers, m.key) for o, m in enumerate(plan.messages)]
     batch = decode(Batch(OffsetRange("ci-events", "", 0, 0, len(messages)), messages))
-    batch = judge(batch, TrustPolicy.load())
+    batch = evaluate_batch(batch, TrustPolicy.load())
     by_offset = {o: {e.run_id: e for e in m.expected} for o, m in enumerate(plan.messages)}
     for outcome in batch.settled:
         expected = by_offset[outcome.origin.offset].pop(outcome.run_id)

@@ -78,7 +78,7 @@ def test_warns_of_models_that_learned_excluded_runs(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rejection_is_reported_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    done, _ = run(monkeypatch, TrainResult("refused", ("it may be worse",), champion=2), "--json")
+    done, _ = run(monkeypatch, TrainResult("rejected", ("it may be worse",), champion=2), "--json")
     assert done.return_value == REJECTED
     found = json.loads(done.output)
     assert (found["outcome"], found["reasons"], found["version"]) == ("refused", ["it may be worse"], None)
@@ -94,7 +94,7 @@ def test_an_unknown_number_is_named() -> None:
 
 def test_defaults_and_names() -> None:
     assert TrainerOptions(data_path="data", dataset="d").open().model == "d"
-    assert TrainResult("refused", ("why",)).lines("m") == ["m: not pushed", "  why"]
+    assert TrainResult("rejected", ("why",)).lines("m") == ["m: not pushed", "  why"]
     done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
     assert done.exit_code == 2
     assert "model name 'a/b'" in done.output

@@ -17,7 +17,7 @@ from ciml.runs.state import open_raw
 from ciml.runs.verify import verify_raw
 from ciml.transforms.guard import guarded_messages
 from ciml.transforms.ingest.decode import decode
-from ciml.trust import TrustPolicy, evaluate, judge
+from ciml.trust import TrustPolicy, evaluate, evaluate_batch
 from tests.faults import forging
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
@@ -66,7 +66,7 @@ class _Target:
         covers = OffsetRange("t", "T", 0, self.offset, self.offset + len(messages))
         self.offset = covers.end
         batch = guarded_messages("decode", lambda part: decode(part, read_event=read_event), Batch(covers, messages))
-        batch = judge(batch, _POLICY)
+        batch = evaluate_batch(batch, _POLICY)
         settled = batch.settled + [
             Outcome("run", each.origin, each.event_key, each.mention, trust=each.trust,
                     file=self.raw.write(each.mention, telemetry(3)))

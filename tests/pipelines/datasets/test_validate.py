@@ -73,8 +73,8 @@ def test_statistics_are_those_of_the_examples_and_computed_once(data: DataRoot) 
     state, root = data.dataset("cpu").state(), data.dataset("cpu").store
     resolved = state.resolved
     assert resolved is not None
-    steps: list[tuple[int, int]] = []
-    first = validate_dataset(data, "cpu", progress=lambda *step: steps.append(step))
+    steps: list[tuple[int, int | None]] = []
+    first = validate_dataset(data, "cpu", progress=lambda _, *counts: steps.append(counts))
     assert steps == [(1, 3), (2, 3), (3, 3)]
     needed = columns_needed(resolved)
     direct = merge(statistics(read_span(root, span, columns=needed), resolved) for span in state.latest()[:2])

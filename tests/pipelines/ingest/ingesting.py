@@ -20,7 +20,7 @@ from ciml.pipelines.kafka.broker import is_mock
 from ciml.pipelines.kafka.publish import VERSION
 from ciml.runs.reader import verify_run
 from ciml.runs.state import RawState
-from ciml.services.service import Progress
+from ciml.services.service import ServiceProgress
 from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.messages import published
@@ -97,7 +97,7 @@ class LogsArrive:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.seen_deferred, self.lags = scenario, False, [0]
 
-    def __call__(self, progress: Progress, word: str) -> None:
+    def __call__(self, progress: ServiceProgress, word: str) -> None:
         self.lags.append(progress.behind)
         if progress.waiting and not self.seen_deferred:
             self.seen_deferred = True

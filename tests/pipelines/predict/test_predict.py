@@ -25,7 +25,7 @@ from ciml.pipelines.predict import PredictConfig
 from ciml.pipelines.processor import Processor
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
-from ciml.services.service import Progress
+from ciml.services.service import ServiceProgress
 from ciml.serving.client import ClientPolicy
 from ciml.serving.predict import answers
 from ciml.serving.predict import predictor as predict_runs
@@ -361,7 +361,7 @@ def test_waits_for_the_first_model_without_consuming(world: World, folders: list
     stop, words = threading.Event(), []
     reported = threading.Event()
 
-    def report(progress: Progress, word: str) -> None:
+    def report(progress: ServiceProgress, word: str) -> None:
         words.append((progress.behind, word, progress.version))
         reported.set()
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ciml.errors import CimlError
+from ciml.tensorflow import load_tensorflow
 from ciml.training.estimators import ESTIMATORS, Rows, build_model, check_experiment, fit
 from ciml.training.estimators.base import class_weights
 from ciml.training.experiment import Experiment
-from ciml.training.runtime import tensorflow
 
 L, F = 12, 3
 
@@ -63,7 +63,7 @@ def test_estimators_over_time_ignore_padding(rows: Rows, name: str, masks: bool)
 
 @pytest.mark.parametrize("name", ["cnn", "gru"])
 def test_a_network_over_time_is_a_graph_that_can_be_exported_and_answers_a_run_without_windows(rows: Rows, name: str):
-    tf = tensorflow()
+    tf = load_tensorflow()
     model = build_model(experiment(name), L, F, 2)
 
     @tf.function(input_signature=[tf.TensorSpec([None, L, F], tf.float32), tf.TensorSpec([None], tf.int32)])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ciml.errors import CimlError
+from ciml.tensorflow import load_tensorflow
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.estimators import Rows, build_model, fit
 from ciml.training.estimators.base import class_weights
 from ciml.training.estimators.networks import Resident, Streamed, Trained, fit_network, optimizer_of
 from ciml.training.experiment import Experiment
-from ciml.training.runtime import tensorflow
 from ciml.training.train import _rows, predict_in_memory, train
 
 #: The talk's network with fewer epochs.
@@ -86,7 +86,7 @@ def test_dropout_is_new_in_each_step_and_follows_from_the_seed(rows: Rows) -> No
 
 
 def test_rows_that_are_read_from_disk_are_trained_on_as_those_in_memory(rows: Rows) -> None:
-    tf = tensorflow()
+    tf = load_tensorflow()
     experiment = TALK.replace(steps=4, epochs=9)
     resident = Resident(rows, experiment.batch_size, experiment.seed)
     given = rows.take(resident.order(0))

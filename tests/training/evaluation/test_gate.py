@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from ciml.training.evaluation.gate import GatePolicy, compare, judge
+from ciml.training.evaluation.gate import GatePolicy, compare, decide
 from ciml.training.evaluation.metrics import accuracy, evaluate
 
 POLICY = GatePolicy()
@@ -50,7 +50,7 @@ def against(right: int, champion: int, total: int = 100) -> dict[str, Any]:
 
 
 def test_a_good_first_model_is_blessed_and_says_why():
-    decision = judge(figures(), POLICY, has_champion=False)
+    decision = decide(figures(), POLICY, has_champion=False)
     assert decision.blessed
     assert decision.reasons == (
         "accuracy 0.900 (at least 0.826) beats the base rate 0.500",
@@ -62,8 +62,8 @@ def test_a_good_first_model_is_blessed_and_says_why():
 
 
 def test_a_gate_that_is_not_wired_is_closed():
-    assert not judge(None, POLICY, has_champion=False).blessed
-    decision = judge({}, POLICY, has_champion=False)
+    assert not decide(None, POLICY, has_champion=False).blessed
+    decision = decide({}, POLICY, has_champion=False)
     assert decision.reasons == (
         "0 held-out runs are too few; at least 20 are needed",
         "some probabilities are not finite",
@@ -87,7 +87,7 @@ def test_no_figure_may_be_missing_or_nonsense(name: str, value: Any):
         given[name] = value
     else:
         given[name] = None
-    assert not judge(given, POLICY, has_champion=False).blessed
+    assert not decide(given, POLICY, has_champion=False).blessed
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_no_part_of_the_evaluation_may_be_missing(path: tuple[str, ...]):
     for name in path[:-1]:
         parent = parent[name]
     parent[path[-1]] = None
-    assert not judge(given, POLICY, has_champion=False).blessed
+    assert not decide(given, POLICY, has_champion=False).blessed
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_no_part_of_the_evaluation_may_be_missing(path: tuple[str, ...]):
     ],
 )
 def test_each_fault_alone_closes_it(change: dict[str, Any], line: str):
-    decision = judge(change, POLICY, has_champion=False)
+    decision = decide(change, POLICY, has_champion=False)
     assert not decision.blessed
     assert decision.reasons == (line,)
 
@@ -124,14 +124,14 @@ def test_each_fault_alone_closes_it(change: dict[str, Any], line: str):
 def test_probabilities_that_are_not_finite_are_rejected():
     probabilities = np.full((40, 2), np.nan)
     given = figures(evaluation=evaluate(probabilities, np.arange(40) % 2, CLASSES, np.array([0])))
-    assert "some probabilities are not finite" in judge(given, POLICY, has_champion=False).reasons
+    assert "some probabilities are not finite" in decide(given, POLICY, has_champion=False).reasons
 
 
 @pytest.mark.parametrize(
     ("right", "champion", "blessed"), [(90, 85, True), (85, 85, True), (84, 85, True), (80, 85, False), (70, 90, False)]
 )
 def test_no_worse_than_the_champion_on_the_same_runs(right: int, champion: int, blessed: bool):
-    decision = judge(against(right, champion), POLICY, has_champion=True)
+    decision = decide(against(right, champion), POLICY, has_champion=True)
     assert decision.blessed is blessed
     assert f"{(right - champion) / 100:+.3f} against the champion on the same 100 runs" in decision.reasons[-1]
 
@@ -141,8 +141,8 @@ def test_no_worse_than_the_champion_on_the_same_runs(right: int, champion: int, 
 )
 def test_a_champion_that_could_not_be_evaluated_keeps_the_gate_closed(comparison: Any):
     given = figures(champion=None, comparison=comparison)
-    assert not judge(given, POLICY, has_champion=True).blessed
-    assert not judge(figures(), POLICY, has_champion=True).blessed
+    assert not decide(given, POLICY, has_champion=True).blessed
+    assert not decide(figures(), POLICY, has_champion=True).blessed
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_champion_that_could_not_be_evaluated_keeps_the_gate_closed(comparison
     ],
 )
 def test_a_candidate_that_one_number_beats_is_rejected(right: int, by_number: int, total: int, blessed: bool):
-    decision = judge(beside(right, by_number, total), POLICY, has_champion=False)
+    decision = decide(beside(right, by_number, total), POLICY, has_champion=False)
     assert decision.blessed is blessed
     (line,) = (line for line in decision.reasons if "duration" in line)
     difference, share = (right - by_number) / total, by_number / total
@@ -167,10 +167,10 @@ def test_a_candidate_that_one_number_beats_is_rejected(right: int, by_number: in
 
 def test_a_policy_accepts_by_name_that_one_number_beats_the_model():
     given = beside(70, 95)
-    assert not judge(given, POLICY, has_champion=False).blessed
-    assert not judge(given, GatePolicy(accept_baselines=("memory",)), has_champion=False).blessed
-    assert not judge(given, GatePolicy(tolerance=1.0), has_champion=False).blessed  # that of the champion
-    decision = judge(given, GatePolicy(accept_baselines=("duration",)), has_champion=False)
+    assert not decide(given, POLICY, has_champion=False).blessed
+    assert not decide(given, GatePolicy(accept_baselines=("memory",)), has_champion=False).blessed
+    assert not decide(given, GatePolicy(tolerance=1.0), has_champion=False).blessed  # that of the champion
+    decision = decide(given, GatePolicy(accept_baselines=("duration",)), has_champion=False)
     assert decision.blessed
     assert decision.reasons[1].endswith("(one number beats it, and the policy accepts that of duration)")
     assert decision.metrics["baselines"]["duration"]["value"] == 0.95
@@ -186,7 +186,7 @@ def test_a_model_with_constant_features_or_permuted_labels_is_rejected():
         right = probabilities.argmax(axis=1) == labels
         baselines = {"duration": {**accuracy(by_duration), "comparison": compare(right, by_duration)}}
         evaluation = evaluate(probabilities, labels, CLASSES, labels)
-        decision = judge(figures(evaluation=evaluation, baselines=baselines), POLICY, has_champion=False)
+        decision = decide(figures(evaluation=evaluation, baselines=baselines), POLICY, has_champion=False)
         assert not decision.blessed
         assert any("does not beat the base rate" in line for line in decision.reasons)
         assert any("duration alone" in line for line in decision.reasons)
@@ -195,24 +195,24 @@ def test_a_model_with_constant_features_or_permuted_labels_is_rejected():
 @pytest.mark.parametrize(("decided", "blessed"), [(1, False), (9, False), (10, True), (46, True)])
 def test_a_model_that_abstains_on_nearly_all_runs_is_rejected(decided: int, blessed: bool):
     given = figures(verdicts={"runs": 46, "abstained": accuracy(answers(46 - decided, 46))})
-    decision = judge(given, POLICY, has_champion=False)
+    decision = decide(given, POLICY, has_champion=False)
     assert decision.blessed is blessed
     (line,) = (line for line in decision.reasons if "of 46" in line)
     assert line.startswith(f"it decides {decided} of 46 held-out runs ({decided / 46:.3f})")
-    assert judge(given, GatePolicy(min_decided=0.0), has_champion=False).blessed
+    assert decide(given, GatePolicy(min_decided=0.0), has_champion=False).blessed
 
 
 @pytest.mark.parametrize("verdicts", [{}, {"abstained": None}, {"abstained": {"value": math.nan}}])
 def test_a_model_of_verdicts_without_the_figures_of_abstentions_is_rejected(verdicts: Any):
-    assert not judge(figures(verdicts=verdicts), POLICY, has_champion=False).blessed
+    assert not decide(figures(verdicts=verdicts), POLICY, has_champion=False).blessed
 
 
 def test_stricter_and_looser_policies():
     worse = against(80, 85)
-    assert judge(worse, GatePolicy(tolerance=0.2), has_champion=True).blessed
-    assert not judge(figures(), GatePolicy(above_base_rate=0.4), has_champion=False).blessed
-    assert not judge(figures(), GatePolicy(min_test_runs=101), has_champion=False).blessed
-    assert not judge(figures(), GatePolicy(min_class_runs=51), has_champion=False).blessed
+    assert decide(worse, GatePolicy(tolerance=0.2), has_champion=True).blessed
+    assert not decide(figures(), GatePolicy(above_base_rate=0.4), has_champion=False).blessed
+    assert not decide(figures(), GatePolicy(min_test_runs=101), has_champion=False).blessed
+    assert not decide(figures(), GatePolicy(min_class_runs=51), has_champion=False).blessed
 
 
 def test_comparison_is_paired():

@@ -94,7 +94,7 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Callable[...
     assert (again.outcome, again.reasons, again.champion) == ("nothing_new", ("nothing new",), 1)
     refreshing = scripted((2, False, ""))
     second = run_once(config)
-    assert (second.outcome, second.version, second.champion, second.reasons) == ("refused", None, 1, ("worse",))
+    assert (second.outcome, second.version, second.champion, second.reasons) == ("rejected", None, 1, ("worse",))
     assert run_once(config).outcome == "nothing_new"  # a refused one is not tried again on the same runs
     assert refreshing.champions == [1, 1]
     assert refreshing.lasts == ["key1", "key2"]
@@ -110,7 +110,7 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
 ) -> None:
     scripted((1, True, spoil))
     result = run_once(replace(config, lineage=True))
-    assert (result.outcome, result.version) == ("refused", None)
+    assert (result.outcome, result.version) == ("rejected", None)
     events = stored(config.data)
     assert states(events) == [("push.m", "START"), ("push.m", "FAIL")]
     assert result.reasons[0][-40:] in events[1]["run"]["facets"]["errorMessage"]["message"]
@@ -209,7 +209,7 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pyte
     data = DataRoot.open(tmp_path / "data")
     config = TrainConfig(data, "providers", "providers", Experiment(epochs=40), lineage=True)
     steps: list[str] = []
-    first = run_once(config, progress=steps.append)
+    first = run_once(config, progress=lambda step, *_: steps.append(step))
     assert (first.outcome, first.version) == ("pushed", 1), first.reasons
     assert steps[-1] == "push"
     events = stored(data)
@@ -221,7 +221,7 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pyte
     assert names(made_of["snapshot"]["outputs"])[0] in names(made_of["train"]["inputs"])
     assert names(made_of["push"]["outputs"]) == [(data.models.child("providers").url(), "1")]
     second = run_once(replace(config, experiment=Experiment(epochs=41)))
-    assert second.outcome in ("pushed", "refused")
+    assert second.outcome in ("pushed", "rejected")
     assert second.metrics["comparison"]["runs"] > 0
     assert second.champion == 1
     assert run_once(replace(config, experiment=Experiment(epochs=41))).outcome == "nothing_new"

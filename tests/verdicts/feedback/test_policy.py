@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.verdicts.feedback.config import Feedback, Policy, load_feedback
-from ciml.verdicts.feedback.policy import SILENT, Silence, judge
+from ciml.verdicts.feedback.policy import SILENT, Silence, decide_feedback
 from ciml.verdicts.feedback.state import entry_key
 from tests.verdicts.feedback.reviews import NOW_S, ReviewSystem, feedback, prediction
 
@@ -18,7 +18,7 @@ NOW_US = int(NOW_S * 1e6)
 
 def reason_of(record: dict[str, Any], config: Feedback, *muted: str) -> str:
     """Return the reason for silence, which is one of the closed set."""
-    judgement = judge(record, config, muted, NOW_US)
+    judgement = decide_feedback(record, config, muted, NOW_US)
     assert judgement.item is None
     assert judgement.silence is not None
     assert judgement.silence.reason in SILENT
@@ -26,7 +26,7 @@ def reason_of(record: dict[str, Any], config: Feedback, *muted: str) -> str:
 
 
 def test_a_confident_verdict_on_a_failed_run_is_said() -> None:
-    item = judge(prediction(), feedback(), (), NOW_US).item
+    item = decide_feedback(prediction(), feedback(), (), NOW_US).item
     assert item is not None
     assert (item.system, item.job, item.run_id, item.cause, item.probability) == (
         "review", "unit", "zuul~1~1", "machine", 0.91,
@@ -37,7 +37,7 @@ def test_a_confident_verdict_on_a_failed_run_is_said() -> None:
 
 def test_the_head_repository_and_branch_of_a_run_tell_its_change_from_others() -> None:
     fork = {"change": "", "head": "a1" * 20, "head_project": "forker/widget", "labels": {"head_branch": "fix"}}
-    item = judge(prediction(**fork), feedback(), (), NOW_US).item
+    item = decide_feedback(prediction(**fork), feedback(), (), NOW_US).item
     assert item is not None
     assert (item.ref.change, item.ref.head_project, item.ref.head_branch) == ("", "forker/widget", "fix")
     other = item.replace(head_project="mallory/widget").ref
@@ -84,13 +84,16 @@ def test_what_is_not_said_has_a_reason(changes: dict[str, Any], policy: dict[str
 
 def test_a_probability_is_above_the_base_rate_only_by_enough_calibration_runs() -> None:
     verdict = {"probability": 0.72, "base_rate": {"code": 0.34, "machine": 0.66}}
-    said = [judge(prediction(verdict={**verdict, "runs": runs}), feedback(), (), NOW_US).item for runs in (100, 400)]
+    said = [
+        decide_feedback(prediction(verdict={**verdict, "runs": runs}), feedback(), (), NOW_US).item
+        for runs in (100, 400)
+    ]
     assert [item is not None for item in said] == [False, True]
 
 
 def test_a_verdict_whose_run_cannot_be_compared_is_not_said_and_no_claim() -> None:
     short = Silence("not_comparable", "3 s of telemetry; 10 s are needed")
-    judgement = judge(prediction(), feedback(), (), NOW_US, lambda record: short)
+    judgement = decide_feedback(prediction(), feedback(), (), NOW_US, lambda record: short)
     assert (judgement.item, judgement.silence) == (None, short)
     assert judgement.verdict is not None
     assert not judgement.verdict.claim
@@ -98,12 +101,12 @@ def test_a_verdict_whose_run_cannot_be_compared_is_not_said_and_no_claim() -> No
 
 def test_what_could_be_said_of_another_change_is_recorded_as_a_claim() -> None:
     for changes in ({"change": "", "head": ""}, {"source": "tekton"}, {"end_us": NOW_US - 86_400_000_000}):
-        verdict = judge(prediction(**changes), feedback(), (), NOW_US).verdict
+        verdict = decide_feedback(prediction(**changes), feedback(), (), NOW_US).verdict
         assert verdict is not None
         assert verdict.claim
     for judgement in (
-        judge(prediction(), feedback(models=("other",)), (), NOW_US),
-        judge(prediction(end_us=NOW_US - 91 * 86_400_000_000), feedback(), (), NOW_US),
+        decide_feedback(prediction(), feedback(models=("other",)), (), NOW_US),
+        decide_feedback(prediction(end_us=NOW_US - 91 * 86_400_000_000), feedback(), (), NOW_US),
     ):
         assert judgement.verdict is None
 
@@ -117,13 +120,13 @@ def test_a_prediction_without_verdict_is_no_error(missing: str) -> None:
 
 def test_a_project_can_be_muted_at_run_time() -> None:
     assert reason_of(prediction(), feedback(), "org/*") == "muted_project"
-    assert judge(prediction(), feedback(), ("other/*",), NOW_US).item is not None
+    assert decide_feedback(prediction(), feedback(), ("other/*",), NOW_US).item is not None
 
 
 def test_the_first_system_that_takes_a_run_has_it() -> None:
     first = ReviewSystem(name="first", sources=("zuul",), projects=("other/*",))
     second = ReviewSystem(name="second", sources=("zuul", "github"))
-    item = judge(prediction(), feedback(first, second), (), NOW_US).item
+    item = decide_feedback(prediction(), feedback(first, second), (), NOW_US).item
     assert item is not None
     assert item.system == "second"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ciml.events.records import RunFacts
 from ciml.integrations.review import ChangeRef, Format, cut, inert
-from ciml.verdicts.feedback.policy import Item, judge
+from ciml.verdicts.feedback.policy import Item, decide_feedback
 from ciml.verdicts.feedback.text import Finding, Style, marker_of, render, stamped
 from tests.tier import tries
 from tests.verdicts.feedback.hostile import CORPUS, faults, rendered
@@ -23,7 +23,7 @@ SEEN = ("From minute 3 to 9 steal was 41 %; passing runs have 0 to 2 %.", "It wa
 
 
 def item(record: dict[str, Any] | None = None, **run: Any) -> Item:
-    judgement = judge(record or prediction(**run), feedback(), (), int(NOW_S * 1e6))
+    judgement = decide_feedback(record or prediction(**run), feedback(), (), int(NOW_S * 1e6))
     assert judgement.item is not None, judgement.silence
     return judgement.item.replace(right=34, settled=40, passed=26, reruns=31)
 
@@ -124,7 +124,7 @@ def everywhere(text: str) -> list[Finding]:
     for field in ("base_rate", "probabilities"):
         found.append({**plain, "verdict": {**plain["verdict"], field: {text: 0.5, "machine": 0.5}}})
     found.append({**plain, "verdict": {**plain["verdict"], "set": [text]}})
-    judged = [judge(record, feedback(), (), int(NOW_S * 1e6)).item for record in found]
+    judged = [decide_feedback(record, feedback(), (), int(NOW_S * 1e6)).item for record in found]
     return [Finding(one, (f"From minute 3 {text} was 41 %.", text, text), PICTURE) for one in judged if one is not None]
 
 

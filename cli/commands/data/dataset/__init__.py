@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,6 +86,7 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
     from ciml.cli.progress import bars
     from ciml.errors import IntegrityError
     from ciml.pipelines.datasets.update import verify_dataset
+    from ciml.progress import renamed
 
     results: dict[str, dict[str, Any]] = {}
     with bars() as progress:
@@ -95,7 +95,7 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
             try:
                 # a manifest that contradicts itself is a finding of this data set; the others are verified too
                 state = dataset.state()
-                wrong = verify_dataset(dataset, progress=partial(progress, name))
+                wrong = verify_dataset(dataset, progress=renamed(progress, name))
             except IntegrityError as error:
                 results[name] = {"examples": None, "spans": None, "findings": [str(error)]}
                 continue

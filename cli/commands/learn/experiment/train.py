@@ -209,7 +209,7 @@ def sweep(
     context = SweepContext(source, target, definition, TrustPolicy.load(trust_policy), exclusions_of(target, source))
     processes = min(jobs or processors(), definition.lag)
     with progress_bar(f"sweep {definition.name}") as bar:
-        swept = run_sweep(context, jobs=processes, progress=lambda outcome, done, total: bar(done, total))
+        swept = run_sweep(context, jobs=processes, progress=bar)
     result = _json(swept)
     page = save(open_store(output or f"{definition.name}-sweep"), sweep_page(swept), {"trials.csv": csv_of(swept)})
     if as_json:
