@@ -18,7 +18,7 @@ LOCK = --quiet pyproject.toml --generate-hashes --python-version 3.11 --no-annot
 # Tests start hundreds of processes, each of which would compile the same modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo check test tests interop lint type layers bench faults fuzz lock locks dist release sbom images clean
+.PHONY: help install demo check test tests coverage interop lint type layers bench faults fuzz lock locks dist release sbom images clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ test: install ## the same, and all tests with a real broker and a real Flink
 
 tests: install
 	CIML_TESTS=$(CIML_TESTS) $(BIN)/python -m pytest $(PARALLEL) $(SELECTED) $(PYTEST)
+
+coverage: install ## lines and branches that the short tests reach: a table, and pages in coverage/
+	CIML_TESTS=quick $(BIN)/python -m pytest $(PARALLEL) -m "not engines and not bench and not interop and not whole" \
+	  --cov=ciml --cov-branch --cov-report=html:coverage --cov-report=term:skip-covered $(PYTEST)
 
 interop: install ## slow proofs: wheels, a real Zuul, API server and Prometheus, 5,000 simulated worlds, faults, a soak of SOAK=30min
 	$(BIN)/python -m pytest -m interop --timeout 3600 -s $(PYTEST)
@@ -107,4 +111,4 @@ images: ## the images of the wheel in dist/, by BUILDER=docker
 	for image in flink jobserver; do $(BUILDER) build -f deploy/$$image/Dockerfile -t ciml/$$image:$(VERSION) . || exit; done
 
 clean: ## remove what was built here: .venv, caches, the demo's data
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo .ciml
+	rm -rf $(VENV) build dist coverage .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo .ciml
