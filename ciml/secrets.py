@@ -124,17 +124,17 @@ class Secrets:
             raise CimlError(f"{self._where}: secret_file {path}: {error.strerror}") from None
         return version, self._checked(f"secret_file {path}", content.rstrip(b"\r\n"))
 
-    def _checked(self, what: str, secret: bytes) -> bytes:
+    def _checked(self, source: str, secret: bytes) -> bytes:
         if not secret.strip():
-            raise CimlError(f"{self._where}: {what} is empty")
+            raise CimlError(f"{self._where}: {source} is empty")
         if len(secret) > MAX_SECRET_BYTES:
-            raise CimlError(f"{self._where}: {what} has more than {MAX_SECRET_BYTES} bytes (MAX_SECRET_BYTES)")
+            raise CimlError(f"{self._where}: {source} has more than {MAX_SECRET_BYTES} bytes (MAX_SECRET_BYTES)")
         try:
             key = self._key(secret)
         except ValueError as error:
-            raise CimlError(f"{self._where}: {what}: {error}") from None
+            raise CimlError(f"{self._where}: {source}: {error}") from None
         if len(key) < _SHORT:
-            _log.warning("%s: %s has less than %d bytes; choose a longer secret", self._where, what, _SHORT)
+            _log.warning("%s: %s has less than %d bytes; choose a longer secret", self._where, source, _SHORT)
         return key
 
     def _check_mode(self, path: Path) -> None:

@@ -122,11 +122,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     ``__post_init__`` checks what types cannot express, and raises `ValueError`.
 
     Attributes:
-      what: its name in errors without a file.
+      title: its name in errors without a file.
       lists: keys of lists, for which one text is a list of one.
     """
 
-    what: ClassVar[str] = "settings"
+    title: ClassVar[str] = "settings"
     lists: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         try:
             return msgspec.convert(cls.written(value) if isinstance(value, Mapping) else value, cls)
         except msgspec.ValidationError as error:
-            raise InvalidSettingError(f"{where or cls.what}: {_line(error, cls)}") from None
+            raise InvalidSettingError(f"{where or cls.title}: {_line(error, cls)}") from None
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:

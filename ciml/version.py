@@ -72,11 +72,11 @@ def checkout_commit(root: Path) -> str | None:
     return _checked(result.stdout)
 
 
-def describe(version: str, known: str | None) -> str:
+def describe(version: str, commit_text: str | None) -> str:
     """Return version and commit for people: ``0.3.0 (e582e046d150)``; the version alone without a commit."""
-    if known is None:
+    if commit_text is None:
         return version
-    digits, _, dirty = known.partition("-")
+    digits, _, dirty = commit_text.partition("-")
     return f"{version} ({digits[:12]}{', modified' if dirty else ''})"
 
 

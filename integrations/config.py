@@ -33,7 +33,7 @@ class Source(Settings, frozen=True):
       secret_file, secret_env: files and environment variables with a secret each; at most two together.
     """
 
-    what: ClassVar[str] = "source"
+    title: ClassVar[str] = "source"
     receiver: ClassVar[str]
     lists: ClassVar[tuple[str, ...]] = ("secret_file", "secret_env")
     name: str
@@ -228,7 +228,7 @@ class WebhookSettings(Settings, frozen=True):
       answer_s: limit for Kafka's acknowledgement, seconds; a sender waits 5 to 10 s.
     """
 
-    what: ClassVar[str] = "webhooks"
+    title: ClassVar[str] = "webhooks"
     host: str = "127.0.0.1"
     port: int = 8470
     proxies: tuple[str, ...] = ()
@@ -256,7 +256,7 @@ class GerritSettings(Settings, frozen=True):
       state: folder of its position, below that of the configuration unless absolute. It must be writable.
     """
 
-    what: ClassVar[str] = "gerrit"
+    title: ClassVar[str] = "gerrit"
     state: str = "state"
 
 

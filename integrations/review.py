@@ -225,7 +225,7 @@ class System(Settings, frozen=True, kw_only=True):
       secret_file, secret_env: the file or the environment variable of its secret (token, password, or private key).
     """
 
-    what: ClassVar[str] = "system"
+    title: ClassVar[str] = "system"
     #: The value of the key ``kind``.
     kind: ClassVar[str]
     lists: ClassVar[tuple[str, ...]] = ("sources", "projects", "secret_file", "secret_env")

@@ -24,7 +24,7 @@ from ciml.events.records import (
     RunFacts,
     lists_of,
 )
-from ciml.events.updates import Said, joined, merged, parent_subjects, said_by
+from ciml.events.updates import Statement, join_facts, merge_statements, parent_subjects, statements_of
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
@@ -114,7 +114,7 @@ class _Draft:
     def __init__(self, state: RawState, judge: Judge | None) -> None:
         self._state = state
         self._judge = judge
-        self._said: dict[Subject, dict[str, Said]] = {}  # of subjects of which updates say something new
+        self._said: dict[Subject, dict[str, Statement]] = {}  # of subjects of which updates say something new
         self._offsets = NewCoverage(state)
         self._events: set[tuple[str, str]] = set()
         self._runs: dict[str, KnownRun] = {}
@@ -203,9 +203,9 @@ class _Draft:
 
     def _says_more(self, update: FactUpdate, event_key: str) -> bool:
         before = self._said_of((update.source, update.subject))
-        return merged(before, said_by(update, event_key)) != before
+        return merge_statements(before, statements_of(update, event_key)) != before
 
-    def _said_of(self, subject: Subject) -> Mapping[str, Said]:
+    def _said_of(self, subject: Subject) -> Mapping[str, Statement]:
         return self._said.get(subject) or self._subjects.said(subject)
 
     def _row(self, outcome: Outcome) -> Outcome:
@@ -233,7 +233,7 @@ class _Draft:
         for update in outcome.updates:
             subject = (update.source, update.subject)
             before = self._said_of(subject)
-            after = merged(before, said_by(update, outcome.event_key))
+            after = merge_statements(before, statements_of(update, outcome.event_key))
             if after != before:
                 self._said[subject] = after
 
@@ -253,7 +253,7 @@ class _Draft:
         """Return a run's facts, joined with all updates up to this delta."""
         source = source_of(facts)
         updates = (self._said_of(subject) for subject in subjects_of(facts))
-        return joined(facts, updates, lambda subject: self._said_of((source, subject)))
+        return join_facts(facts, updates, lambda subject: self._said_of((source, subject)))
 
     def _updates(self, facts: RunFacts) -> bool:
         """Return whether this delta says something new of a run's subjects or of its parents."""

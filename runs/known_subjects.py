@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ciml.events.records import FactUpdate, RunFacts
-from ciml.events.updates import Said, changes_of, counting, merged, parent_subjects, said_by
+from ciml.events.updates import (
+    Statement,
+    changes_of,
+    merge_statements,
+    parent_subjects,
+    statements_of,
+    valid_statements,
+)
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, standing_of
@@ -44,7 +51,7 @@ CLAIMED_LABELS = ("exit_code", "signal", "node", "runner")
 _MARKS = frozenset({"subjects", "fork", "auth", "owner", "adapter"})
 _HALF = 8
 
-_said_decoder = msgspec.json.Decoder(dict[str, Said])
+_said_decoder = msgspec.json.Decoder(dict[str, Statement])
 
 
 class Claim(NamedTuple):
@@ -110,10 +117,10 @@ class Subjects:
 
     def __init__(self, tables: Mapping[str, IdTable] | None = None) -> None:
         self._tables = {name: tables[name] for name in TABLES} if tables is not None else {}
-        self._said: dict[Subject, dict[str, Said]] = {}
+        self._said: dict[Subject, dict[str, Statement]] = {}
         self._members: dict[bytes, dict[bytes, None]] = {}
         self._own: dict[bytes, bytes] = {}
-        self._found: dict[Subject, dict[str, Said]] = {}  # cache of the last look-ups; tables never change
+        self._found: dict[Subject, dict[str, Statement]] = {}  # cache of the last look-ups; tables never change
 
     def __bool__(self) -> bool:
         """Return whether anything is known of any run or subject."""
@@ -126,16 +133,16 @@ class Subjects:
         queried = [subject for subject in unread if subject not in before]
         self._found = {subject: before[subject] for subject in unread if subject in before} | self._look_up(queried)
 
-    def _look_up(self, subjects: Collection[Subject]) -> dict[Subject, dict[str, Said]]:
+    def _look_up(self, subjects: Collection[Subject]) -> dict[Subject, dict[str, Statement]]:
         if not self._tables or not subjects:
             return {subject: {} for subject in subjects}
         rows = self._tables["said"].get([fingerprint(*subject) for subject in subjects])
         return {
-            subject: counting(subject[1], _said_decoder.decode(row["said"])) if row is not None else {}
+            subject: valid_statements(subject[1], _said_decoder.decode(row["said"])) if row is not None else {}
             for subject, row in zip(subjects, rows, strict=True)
         }
 
-    def said(self, subject: Subject) -> Mapping[str, Said]:
+    def said(self, subject: Subject) -> Mapping[str, Statement]:
         """Return what updates say of a subject, by fact."""
         if (update := self._said.get(subject)) is not None:
             return update
@@ -146,7 +153,7 @@ class Subjects:
     def say(self, update: FactUpdate, event_key: str) -> None:
         """Add an update."""
         subject = (update.source, update.subject)
-        self._said[subject] = merged(self.said(subject), said_by(update, event_key))
+        self._said[subject] = merge_statements(self.said(subject), statements_of(update, event_key))
         if "parents" in update.facts:
             for standing in STANDINGS:
                 for facts in self.runs(subject, MAX_SUBJECT_RUNS, standing):

@@ -109,12 +109,12 @@ def verify_raw(
     result = Verification()
     report = progress or no_progress
     for fault in verify_log(ManifestLog(raw), RAW, report):
-        if fault.what == "older":
+        if fault.kind == "older":
             result.older += 1
-        elif fault.what == "unsealed":
+        elif fault.kind == "unsealed":
             result.notes.append(fault.text)
         else:
-            result.find(fault.text, fault.what)
+            result.find(fault.text, fault.kind)
     if result.older:
         result.notes.append(
             f"{result.older:,} checkpoints are of an older version, which stored no trust of runs in them; "

@@ -50,7 +50,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
       parameters: of an estimator of scikit-learn, by scikit-learn's names.
     """
 
-    what: ClassVar[str] = "experiment"
+    title: ClassVar[str] = "experiment"
 
     name: str = "dnn"
     estimator: str = "dnn"

@@ -180,7 +180,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         ``profile``, ``neighbours``. They are known when a run has ended, so such a data set has no live windows.
     """
 
-    what: ClassVar[str] = "definition"
+    title: ClassVar[str] = "definition"
     lists: ClassVar[tuple[str, ...]] = ("build_name", "classes", "aggregation_functions", "context")
 
     name: str
@@ -291,7 +291,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
         context ``profile``; None without it.
     """
 
-    what: ClassVar[str] = "resolved definition"
+    title: ClassVar[str] = "resolved definition"
 
     definition: DatasetDefinition
     columns: Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -365,8 +365,8 @@ def resolve(
         selected[select_columns(names, definition.features_regex)] += runs
     del selected[()]
     if not selected:
-        seen = ", ".join(list(short_names(next(iter(layouts), ())).values())[:40])
-        raise CimlError(f"features_regex {definition.features_regex!r} matches none of the columns {seen or '(none)'}")
+        names_text = ", ".join(list(short_names(next(iter(layouts), ())).values())[:40]) or "(none)"
+        raise CimlError(f"features_regex {definition.features_regex!r} matches none of the columns {names_text}")
     best = max(selected.values())
     chosen = next(names for names, runs in selected.items() if runs == best)
     log_columns = next(names for names in layouts if select_columns(names, definition.features_regex) == chosen)

@@ -152,17 +152,17 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     return Event(key, ce_source, ce_id, ce_type, when_us, (facts,), (), addresses, {})
 
 
-def _many(listed: Any, phase: Phase, source: str) -> _Many:
-    if type(listed) is not list or not listed:
-        kind = "an empty list" if listed == [] else kind_of(listed)
+def _many(items: Any, phase: Phase, source: str) -> _Many:
+    if type(items) is not list or not items:
+        kind = "an empty list" if items == [] else kind_of(items)
         raise RejectedInput("bad_field", f"runs: want a list of runs, not {kind}")
-    if len(listed) > MAX_EVENT_RUNS:
-        raise RejectedInput("too_many_runs", f"runs: {len(listed)} runs, at most {MAX_EVENT_RUNS}")
+    if len(items) > MAX_EVENT_RUNS:
+        raise RejectedInput("too_many_runs", f"runs: {len(items)} runs, at most {MAX_EVENT_RUNS}")
     run_facts: list[RunFacts] = []
     rejections: list[Rejection] = []
     addresses: dict[str, str] = {}
     runs: dict[str, Mapping[str, Any]] = {}
-    for index, run in enumerate(listed):
+    for index, run in enumerate(items):
         where = f"runs[{index}]."
         if type(run) is not dict:
             raise RejectedInput("bad_field", f"runs[{index}]: want an object, not {kind_of(run)}")

@@ -116,11 +116,11 @@ def is_listing(topic: str) -> bool:
 
 
 class Block(NamedTuple):
-    """Whole lines [start, end) at bytes [at, at + size), and their digest. An oversized line has its own block."""
+    """Whole lines [start, end) at [offset, offset + size), and their digest. An oversized line has its own block."""
 
     start: int
     end: int
-    at: int
+    offset: int
     size: int
     digest: bytes
     too_long: str = ""  # its sha256
@@ -159,10 +159,10 @@ class Listing:
         """
         if block.too_long:
             return [Line(block.start, b"", block.size, block.too_long)]
-        data = os.pread(self._file.fileno(), block.size, block.at)
+        data = os.pread(self._file.fileno(), block.size, block.offset)
         if _block_digest(data) != block.digest:
             raise CimlError(f"{self.url} changed while it was read; run the command again")
-        if not block.at:
+        if not block.offset:
             data = data.removeprefix(_BOM)
         lines = enumerate(data.split(b"\n"), block.start)
         return [Line(number, line) for number, line in lines if line and not line.isspace()]
@@ -178,7 +178,7 @@ class _Scan:
         self.digest = hashlib.sha256()
         self._blocks: list[Block] = []
         self._parts: list[bytes] = []  # of the block that is being filled
-        self._line = self._first = self._at = self._size = 0
+        self._line = self._first = self._offset = self._size = 0
         self._begun = 0  # bytes of the last line so far
         self._long: Any = None  # the hash of an oversized line
 
@@ -227,8 +227,8 @@ class _Scan:
         if self._size:
             data = b"".join(self._parts)
             long = self._long.hexdigest() if self._long is not None else ""
-            self._blocks.append(Block(self._first, self._line, self._at, self._size, _block_digest(data), long))
-        self._at += self._size
+            self._blocks.append(Block(self._first, self._line, self._offset, self._size, _block_digest(data), long))
+        self._offset += self._size
         self._first = self._line
         self._size = 0
         self._parts = []
@@ -254,12 +254,12 @@ def open_listing(url: str) -> Listing:
     return listing
 
 
-def open_unpacked(url: str, kind: str, wanted: str, most_bytes: int) -> IO[bytes]:
+def open_unpacked(url: str, kind: str, expected: str, most_bytes: int) -> IO[bytes]:
     """Open a local file or an ``s3://`` object, gzip or not by its first bytes, as an unbuffered seekable file.
 
     Args:
       url: the address.
-      kind, wanted: for messages: what it is, and what to give instead.
+      kind, expected: for messages: what it is, and what to give instead.
       most_bytes: its limit unpacked, if it has to be unpacked or downloaded.
 
     Raises:
@@ -268,10 +268,10 @@ def open_unpacked(url: str, kind: str, wanted: str, most_bytes: int) -> IO[bytes
     """
     folder, _, name = url.rstrip("/").rpartition("/")
     if not name or url.endswith("/"):
-        raise CimlError(f"{url}: not a file; give {wanted}")
+        raise CimlError(f"{url}: not a file; give {expected}")
     local = "://" not in url
     if local and os.path.exists(url) and not os.path.isfile(url):
-        raise CimlError(f"{url} is not a regular file; give {wanted}")
+        raise CimlError(f"{url} is not a regular file; give {expected}")
     store = open_store(folder or ("/" if url.startswith("/") else "."))
     try:
         packed = next(store.pieces(name), b"").startswith(b"\x1f\x8b")

@@ -1,8 +1,8 @@
 """Facts about a run that arrive in another event than its outcome, for example that its change was merged.
 
 An update names a subject. It concerns every run of its source that names the same subject, before or after it. The
-updates of a subject are stored as one `Said` for each fact. `merged` is commutative, associative and idempotent. So
-the facts of a run depend on the set of updates alone, and never on the order in which runs and updates arrive.
+updates of a subject are stored as one `Statement` for each fact. `merge_statements` is commutative, associative and
+idempotent. So the facts of a run depend on the set of updates alone, not on the order in which runs and updates arrive.
 
 Two facts limit what a review covers. A *condition* (``only``) belongs to a review of a commit, which may be in several
 pull requests and target several branches: the review counts for runs of the same pull request and base branch.
@@ -54,8 +54,8 @@ _LOWERING = {
 _MANY = "*"  # no system has an account of this name
 
 
-class Said(NamedTuple):
-    """What updates say of one fact of one subject: the greatest of all that were said, in the order of the fields.
+class Statement(NamedTuple):
+    """The value of one fact of one subject, by updates: the greatest of all of them, in the order of the fields.
 
     Attributes:
       proved: whether a receiver proved who sent the event.
@@ -73,7 +73,7 @@ class Said(NamedTuple):
 
 
 class _Scope(NamedTuple):
-    """What a fact of a subject is said of: the key of a `Said`.
+    """The scope of a statement on a subject: its key.
 
     Attributes:
       name: of the fact; "" where the entry says that the condition itself, or too many reviewers, were named.
@@ -139,50 +139,52 @@ def fact_update(
     return FactUpdate(source, checked, texts, auth, time_us, conditions, reviewer)
 
 
-def said_by(update: FactUpdate, event_key: str) -> dict[str, Said]:
+def statements_of(update: FactUpdate, event_key: str) -> dict[str, Statement]:
     """Return the entries of an update by fact, condition and reviewer."""
     when = -1 if update.time_us is None else update.time_us
     proved = bool(update.auth)
     only = tuple(sorted(update.only.items()))
-    said = {
-        _Scope(name, update.by, only).key: Said(proved, (name, value) in _LASTING, when, event_key, value)
+    statements = {
+        _Scope(name, update.by, only).key: Statement(proved, (name, value) in _LASTING, when, event_key, value)
         for name, value in update.facts.items()
     }
     if only:
-        said[_Scope("", "", only).key] = _marker(proved)
-    return counting(update.subject, said)
+        statements[_Scope("", "", only).key] = _marker(proved)
+    return valid_statements(update.subject, statements)
 
 
-def counting(subject: str, said: Mapping[str, Said]) -> dict[str, Said]:
+def valid_statements(subject: str, statements: Mapping[str, Statement]) -> dict[str, Statement]:
     """Return the entries that count for a subject: without a condition, of a commit only those that lower trust."""
     if not subject.startswith(COMMIT):
-        return dict(said)
+        return dict(statements)
 
     def counts(scope: _Scope, value: str) -> bool:
         return bool(scope.only) or not scope.name or (scope.name, value) in _LOWERING
 
-    return {key: entry for key, entry in said.items() if counts(_scope(key), entry.value)}
+    return {key: entry for key, entry in statements.items() if counts(_scope(key), entry.value)}
 
 
-def _marker(proved: bool) -> Said:
-    return Said(proved, False, -1, "", "")
+def _marker(proved: bool) -> Statement:
+    return Statement(proved, False, -1, "", "")
 
 
-def merged(one: Mapping[str, Said], other: Mapping[str, Said]) -> dict[str, Said]:
+def merge_statements(first: Mapping[str, Statement], second: Mapping[str, Statement]) -> dict[str, Statement]:
     """Return the greater of what two say of each fact.
 
     The result is bounded: of contradicting conditions two are kept, of reviewers `MAX_REVIEWERS`.
     """
-    said = {name: max(each[name] for each in (one, other) if name in each) for name in {**one, **other}}
-    scoped = {_scope(key): entry for key, entry in said.items() if key.startswith("[")}
+    statements = dict(first)
+    for key, statement in second.items():
+        statements[key] = max(statement, statements.get(key, statement))
+    scoped = {_scope(key): entry for key, entry in statements.items() if key.startswith("[")}
     if not scoped:
-        return said
-    plain = {key: entry for key, entry in said.items() if not key.startswith("[")}
+        return statements
+    plain = {key: entry for key, entry in statements.items() if not key.startswith("[")}
     bounded = _bounded_reviewers(_bounded_conditions(scoped))
     return plain | {scope.key: entry for scope, entry in bounded.items()}
 
 
-def _bounded_conditions(scoped: dict[_Scope, Said]) -> dict[_Scope, Said]:
+def _bounded_conditions(scoped: dict[_Scope, Statement]) -> dict[_Scope, Statement]:
     """Keep two conditions where several contradict each other, and no review under them: none of them counts.
 
     Unproved conditions do not contradict proved ones for a run whose event was proved, so its proved reviews stay.
@@ -192,7 +194,7 @@ def _bounded_conditions(scoped: dict[_Scope, Said]) -> dict[_Scope, Said]:
         return scoped
     (_, first), (contradicted, second) = ranked[:2]
 
-    def stays(scope: _Scope, entry: Said) -> bool:
+    def stays(scope: _Scope, entry: Statement) -> bool:
         if not scope.only or scope.is_condition:
             return scope.only in ((), first, second)
         return scope.only == first and entry.proved and not contradicted
@@ -200,7 +202,7 @@ def _bounded_conditions(scoped: dict[_Scope, Said]) -> dict[_Scope, Said]:
     return {scope: entry for scope, entry in scoped.items() if stays(scope, entry)}
 
 
-def _bounded_reviewers(scoped: dict[_Scope, Said]) -> dict[_Scope, Said]:
+def _bounded_reviewers(scoped: dict[_Scope, Statement]) -> dict[_Scope, Statement]:
     """Replace the reviews under a condition by a marker where more accounts gave one than are remembered."""
     bounded = dict(scoped)
     for only in {scope.only for scope in scoped if scope.by}:
@@ -225,38 +227,40 @@ def merged_subject(project: str, branch: str, commit: str) -> str:
     return subject if len(subject) <= MAX_ID_CHARACTERS else ""
 
 
-def parent_subjects(facts: RunFacts, said: Mapping[str, Said]) -> list[str]:
+def parent_subjects(facts: RunFacts, statements: Mapping[str, Statement]) -> list[str]:
     """Return the subjects of the parents that a run of a subject executes.
 
     Args:
       facts: the run's own facts.
-      said: what was said of the subject.
+      statements: those on the subject.
     """
-    parents = said["parents"].value.split() if "parents" in said else []
+    parents = statements["parents"].value.split() if "parents" in statements else []
     return [merged_subject(facts.project, facts.branch, parent) for parent in parents]
 
 
-#: Returns what was said of a subject of the run's source.
-LookUp = Callable[[str], Mapping[str, Said]]
+#: Returns the statements on a subject of the run's source.
+LookUp = Callable[[str], Mapping[str, Statement]]
 
 
-def _nothing(_subject: str) -> Mapping[str, Said]:
+def _nothing(_subject: str) -> Mapping[str, Statement]:
     return {}
 
 
-def joined(facts: RunFacts, said: Iterable[Mapping[str, Said]], look_up: LookUp = _nothing) -> RunFacts:
-    """Return the facts of a run with what updates say of its subjects: the own facts with `changes_of`."""
-    changed = changes_of(facts, said, look_up)
+def join_facts(facts: RunFacts, by_subject: Iterable[Mapping[str, Statement]], look_up: LookUp = _nothing) -> RunFacts:
+    """Return the facts of a run with the updates of its subjects: its own facts with `changes_of`."""
+    changed = changes_of(facts, by_subject, look_up)
     return facts.replace(**changed) if changed else facts
 
 
-def changes_of(facts: RunFacts, said: Iterable[Mapping[str, Said]], look_up: LookUp = _nothing) -> dict[str, str]:
+def changes_of(
+    facts: RunFacts, by_subject: Iterable[Mapping[str, Statement]], look_up: LookUp = _nothing
+) -> dict[str, str]:
     """Return the facts of a run that updates of its subjects change.
 
     An update replaces the run's own fact, unless the own one is lasting (`merged`, fork). A run whose event was proved
     takes facts from proved updates alone. Its id, outcome, times, log and proof never change.
 
-    What is said of an earlier subject counts before what is said of a later one: a run's own workflow run knows the
+    Statements on an earlier subject take precedence over those on a later one: a run's own workflow run knows the
     branch, and a commit may be in pull requests of anybody, to any branch. Reviews with a condition count last, where
     the run meets the conditions of all updates of all its subjects.
 
@@ -265,55 +269,55 @@ def changes_of(facts: RunFacts, said: Iterable[Mapping[str, Said]], look_up: Loo
 
     Args:
       facts: as the run's own event has them.
-      said: what was said of each of its subjects, in their order.
-      look_up: returns what was said of another subject.
+      by_subject: the statements on each of its subjects, in their order.
+      look_up: returns the statements on another subject.
     """
-    found: dict[str, Said] = {}
-    scoped: list[tuple[_Scope, Said]] = []
-    for of_subject in said:
+    statements: dict[str, Statement] = {}
+    scoped: list[tuple[_Scope, Statement]] = []
+    for of_subject in by_subject:
         for key, entry in of_subject.items():
             if facts.auth and not entry.proved:
                 continue
             if key.startswith("["):
                 scoped.append((_scope(key), entry))
                 continue
-            before = found.get(key)
+            before = statements.get(key)
             if before is None or (entry.proved, entry.lasting) > (before.proved, before.lasting):
-                found[key] = entry
-    if "review" in found:
-        found["review"] = _covering(found["review"], facts, found, look_up)
-    changes = _changes(facts, found)
-    if scoped and (review := _review(facts.replace(**changes), found.get("review"), scoped)) is not None:
+                statements[key] = entry
+    if "review" in statements:
+        statements["review"] = _covering(statements["review"], facts, statements, look_up)
+    changes = _changes(facts, statements)
+    if scoped and (review := _review(facts.replace(**changes), statements.get("review"), scoped)) is not None:
         changes |= _changes(facts, {"review": review})
     return changes
 
 
-def _changes(facts: RunFacts, found: Mapping[str, Said]) -> dict[str, str]:
+def _changes(facts: RunFacts, statements: Mapping[str, Statement]) -> dict[str, str]:
     return {
         name: entry.value
-        for name, entry in found.items()
+        for name, entry in statements.items()
         if name not in QUALIFIERS
         and (entry.lasting or (name, getattr(facts, name)) not in _LASTING)
         and entry.value != getattr(facts, name)
     }
 
 
-def _covering(review: Said, facts: RunFacts, found: Mapping[str, Said], look_up: LookUp) -> Said:
+def _covering(review: Statement, facts: RunFacts, statements: Mapping[str, Statement], look_up: LookUp) -> Statement:
     """Return the review of a run as far as it covers everything that the run executed, by what qualifies it."""
-    target = found.get("target")
-    parents = found.get("parents")
+    target = statements.get("target")
+    parents = statements.get("parents")
     if target is not None and (target.value != facts.branch or target.proved < review.proved):
         is_approval = review.value in (PARTLY_APPROVED, "merged")
         return review._replace(lasting=False, value=PARTLY_APPROVED) if is_approval else review
     if review.value != PARTLY_APPROVED or parents is None or parents.proved < review.proved:
         return review
-    merges = [look_up(subject).get("review") for subject in parent_subjects(facts, found)]
+    merges = [look_up(subject).get("review") for subject in parent_subjects(facts, statements)]
     covers = all(merge is not None and merge.value == "merged" and merge.proved >= review.proved for merge in merges)
     return review._replace(value="approved") if covers else review
 
 
-def _review(facts: RunFacts, plain: Said | None, scoped: Iterable[tuple[_Scope, Said]]) -> Said | None:
-    """Return the review of a run by all that was said, None for none.
+def _review(facts: RunFacts, plain: Statement | None, scoped: Iterable[tuple[_Scope, Statement]]) -> Statement | None:
+    """Return the review of a run by all statements; None if there is none.
 
     Each account has one review, its latest. A request for changes counts before approvals by others; a merge counts
     before both. The author, the pushers of the commit and who started the run approve nothing.
@@ -321,11 +325,11 @@ def _review(facts: RunFacts, plain: Said | None, scoped: Iterable[tuple[_Scope, 
     Args:
       facts: joined with all facts that have no condition.
       plain: the review that has neither condition nor reviewer.
-      scoped: what was said under conditions, or by reviewers.
+      scoped: the statements under conditions, or by reviewers.
     """
     decisive = plain
     many = False
-    reviews: dict[str, Said] = {}
+    reviews: dict[str, Statement] = {}
     scoped = list(scoped)
     applies = all(getattr(facts, name) == value for scope, _ in scoped for name, value in scope.only)
     for scope, entry in scoped:

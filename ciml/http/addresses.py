@@ -116,10 +116,10 @@ def below(folder: Address, paths: Sequence[str]) -> list[Address]:
     return [replace(folder, path=folder.path + path) for path in coded]
 
 
-def _file(rest: str) -> Address:
-    path = rest
-    if rest.startswith("//"):
-        host, _, below = rest[2:].partition("/")
+def _file(location: str) -> Address:
+    path = location
+    if location.startswith("//"):
+        host, _, below = location[2:].partition("/")
         if host.lower() not in ("", "localhost"):
             raise RejectedInput("address_not_allowed", "file:// address of another host")
         path = f"/{below}"
@@ -132,9 +132,9 @@ def _file(rest: str) -> Address:
     return Address("file", "", 0, path)
 
 
-def _s3(rest: str) -> Address:
-    bucket, _, key = rest.removeprefix("//").partition("/")
-    if not rest.startswith("//") or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", bucket) or not key:
+def _s3(location: str) -> Address:
+    bucket, _, key = location.removeprefix("//").partition("/")
+    if not location.startswith("//") or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", bucket) or not key:
         raise RejectedInput("bad_address", "want s3://bucket/key")
     if "/".join(PurePosixPath(key).parts) != key.removesuffix("/") or ".." in key.split("/"):
         raise RejectedInput("bad_address", "key has empty or dotted segments")

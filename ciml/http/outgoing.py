@@ -38,28 +38,28 @@ def system_resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
-class OneLog(threading.local):
+class FetchLimits(threading.local):
     """The limits of this thread's present log: its end by ``time.monotonic``, and the requests that it has left."""
 
-    at: float = float("inf")
+    deadline_s: float = float("inf")
     requests: int = 0
 
     @contextmanager
     def within(self, total_s: float) -> Iterator[None]:
         """Limit what the block does. A block inside another has the limits of the outer one."""
-        if self.at != float("inf"):
+        if self.deadline_s != float("inf"):
             yield
             return
-        self.at = time.monotonic() + total_s
+        self.deadline_s = time.monotonic() + total_s
         self.requests = MAX_LOG_REQUESTS
         try:
             yield
         finally:
-            self.at = float("inf")
+            self.deadline_s = float("inf")
 
-    def left(self, timeout: float | None) -> float:
+    def remaining(self, timeout: float | None) -> float:
         """Return the time limit of one step, s."""
-        remaining_s = self.at - time.monotonic()
+        remaining_s = self.deadline_s - time.monotonic()
         if remaining_s <= _SLACK_S:
             raise httpcore.ReadTimeout("the time limit of the fetch was reached")
         return remaining_s if timeout is None else min(timeout, remaining_s)
@@ -74,15 +74,15 @@ class OneLog(threading.local):
 class _Stream(httpcore.NetworkStream):
     """A connection whose every step ends at the fetch's deadline, even if bytes drip."""
 
-    def __init__(self, inner: httpcore.NetworkStream, limits: OneLog) -> None:
+    def __init__(self, inner: httpcore.NetworkStream, limits: FetchLimits) -> None:
         self._inner = inner
         self._limits = limits
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, self._limits.left(timeout))
+        return self._inner.read(max_bytes, self._limits.remaining(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, self._limits.left(timeout))
+        self._inner.write(buffer, self._limits.remaining(timeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -90,7 +90,7 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        inner = self._inner.start_tls(ssl_context, server_hostname, self._limits.left(timeout))
+        inner = self._inner.start_tls(ssl_context, server_hostname, self._limits.remaining(timeout))
         return _Stream(inner, self._limits)
 
     def get_extra_info(self, info: str) -> Any:
@@ -100,7 +100,7 @@ class _Stream(httpcore.NetworkStream):
 class Pinned(httpcore.NetworkBackend):
     """Resolves once, checks every address, and connects to one of exactly those."""
 
-    def __init__(self, rules: tuple[HostRule, ...], resolve: Resolve, limits: OneLog) -> None:
+    def __init__(self, rules: tuple[HostRule, ...], resolve: Resolve, limits: FetchLimits) -> None:
         self._rules = rules
         self._resolve = resolve
         self._limits = limits
@@ -117,11 +117,11 @@ class Pinned(httpcore.NetworkBackend):
         rules = [rule for rule in self._rules if rule.matches(rule.scheme, host, port)]
         if not rules:
             raise RejectedInput("address_not_allowed", f"{host}:{port} is not an allowed host")
-        addresses = [host] if as_ip(host) else self._look_up(host, port, self._limits.left(timeout))
+        addresses = [host] if as_ip(host) else self._look_up(host, port, self._limits.remaining(timeout))
         failed: Exception = httpcore.ConnectError(f"{host} has no address")
         for ip in check_ips(addresses, any(rule.private for rule in rules)):
             try:
-                inner = self._inner.connect_tcp(ip, port, self._limits.left(timeout), None, socket_options)
+                inner = self._inner.connect_tcp(ip, port, self._limits.remaining(timeout), None, socket_options)
             except httpcore.ConnectError as error:
                 failed = error
                 continue
@@ -223,7 +223,7 @@ class HostClient:
         self.address = parse_address(base.rstrip("/"))
         self._max_bytes = max_bytes
         self._limit = limit
-        self._limits = OneLog()
+        self._limits = FetchLimits()
         rule = HostRule(self.address.scheme, self.address.host, self.address.port, private=True)
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,

@@ -241,8 +241,8 @@ class _Connection(asyncio.Protocol):
                 if self._parser.their_state is h11.MUST_CLOSE:
                     return
         except h11.RemoteProtocolError as error:
-            known = str(error).endswith("(MIN_CHUNK_BYTES)")
-            self.reject(400, str(error) if known else "Invalid HTTP request received.")
+            names_limit = str(error).endswith("(MIN_CHUNK_BYTES)")
+            self.reject(400, str(error) if names_limit else "Invalid HTTP request received.")
         except Exception as error:  # noqa: BLE001 - else asyncio logs a traceback for a client's bytes
             _LOG.warning("a request failed: %s", type(error).__name__)
             self.reject(400, "Invalid HTTP request received.")

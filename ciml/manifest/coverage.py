@@ -218,11 +218,11 @@ class NewCoverage:
         }
 
 
-def check_topic_id(topic: str, known: str, found: str) -> None:
+def check_topic_id(topic: str, stored: str, reported: str) -> None:
     """Raise `IntegrityError` if a topic differs from the one read before ("" is unknown and matches any)."""
-    if known and found and known != found:
+    if stored and reported and stored != reported:
         raise IntegrityError(
-            f"topic {topic} was deleted and created again: its offsets were read under the id {known}, but the broker "
-            f"reports {found}. To continue with the new topic, without the unread messages of the old one: "
+            f"topic {topic} was deleted and created again: its offsets were read under the id {stored}, but the broker "
+            f"reports {reported}. To continue with the new topic, without the unread messages of the old one: "
             f"{OTHER_TOPIC} {topic} --data-path DATA"
         )

@@ -95,9 +95,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.high)
 
-    def row(self, at: int) -> dict[str, Any]:
+    def row(self, position: int) -> dict[str, Any]:
         """Return the values of one row."""
-        return {name: column[at].as_py() for name, column in self.values.items()}
+        return {name: column[position].as_py() for name, column in self.values.items()}
 
     def slice(self, start: int, end: int) -> Rows:
         """Return rows [start, end), a view of the same memory."""
@@ -343,12 +343,12 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) ->
         yield _newest(kind, slices, drop=drop)
 
 
-def _newest(kind: TableKind, found: Iterable[Rows], *, drop: bool) -> Rows:
+def _newest(kind: TableKind, slices: Iterable[Rows], *, drop: bool) -> Rows:
     """Merge rows, the oldest first, into one; the newest row of each id wins."""
     import numpy as np
     import pyarrow as pa
 
-    rows = [part for part in found if len(part)]
+    rows = [part for part in slices if len(part)]
     if not rows:
         return kind.rows([], {name: [] for name in kind.columns})
     high = np.concatenate([part.high for part in rows])

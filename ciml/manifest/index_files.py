@@ -65,13 +65,13 @@ class PartFiles:
         self._open[part.path] = rows
         return rows
 
-    def release(self, kept: Container[str]) -> None:
-        """Close all parts except those at the paths ``kept``, and remove them from the cache."""
-        for path in [path for path in self._open if path not in kept]:
+    def release(self, used: Container[str]) -> None:
+        """Close all parts except those at the paths ``used``, and remove them from the cache."""
+        for path in [path for path in self._open if path not in used]:
             self._open.pop(path, None)
         if isinstance(self._store, S3Store) and (cache := self._cache_folder()).is_dir():
             for file in cache.glob("*.arrow"):
-                if f"{self._folder}/{file.name}" not in kept:
+                if f"{self._folder}/{file.name}" not in used:
                     file.unlink(missing_ok=True)  # existing mappings stay valid
 
     def check(self, part: Part) -> str | None:

@@ -126,10 +126,10 @@ class StaleWriterError(EngineError):
     """A writer was suspended until its version was removed from the log: its state must be reloaded."""
 
 
-class _Known(NamedTuple):
+class _Listing(NamedTuple):
     """The last version in a segment, and of the newest checkpoint (0 without one), before the listing."""
 
-    asked_s: float
+    listed_s: float
     archived: int
     checkpoint: int
 
@@ -157,11 +157,11 @@ class ManifestLog:
         self.clock = clock
         self.grace_s = grace_s
         self.archive = Archive(store, folder)
-        self._known: _Known | None = None
+        self._listing: _Listing | None = None
         self._link = Link()  # of the last delta that was read or created here
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "archive": Archive(self.store, self.folder), "_known": None}
+        return {**self.__dict__, "archive": Archive(self.store, self.folder), "_listing": None}
 
     def url(self) -> str:
         """Return the address of its store, for messages."""
@@ -193,20 +193,20 @@ class ManifestLog:
         """Return the newest checkpoint's version, listed now."""
         return self._reload().checkpoint
 
-    def _reload(self) -> _Known:
-        asked_s = self.clock()
+    def _reload(self) -> _Listing:
+        listed_s = self.clock()
         checkpoint = max(self.checkpoints(), default=0)
         # Listing from the checkpoint on is short. There are segments after it while lost checkpoints are made again, or
         # when a writer was killed between segment and checkpoint.
         archived = max(self.archive.lasts(checkpoint), default=checkpoint)
-        self._known = listing = _Known(asked_s, archived, checkpoint)
+        self._listing = listing = _Listing(listed_s, archived, checkpoint)
         return listing
 
-    def _is_fresh(self, known: _Known) -> bool:
-        return 0 <= self.clock() - known.asked_s < self.grace_s / 2
+    def _is_fresh(self, listing: _Listing) -> bool:
+        return 0 <= self.clock() - listing.listed_s < self.grace_s / 2
 
-    def _fresh(self) -> _Known:
-        listing = self._known
+    def _fresh(self) -> _Listing:
+        listing = self._listing
         return listing if listing is not None and self._is_fresh(listing) else self._reload()
 
     def read(self, version: int) -> Delta:

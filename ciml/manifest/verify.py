@@ -19,7 +19,7 @@ from ciml.storage import LocalStore
 _FLUSH_RECORDS = 50_000
 _COVERED_BY = "the next commit adds one for all of them, and the next checkpoint keeps it"
 
-What = Literal["delta", "segment", "checkpoint", "index", "older", "unsealed"]
+FaultKind = Literal["delta", "segment", "checkpoint", "index", "older", "unsealed"]
 
 
 class Fault(NamedTuple):
@@ -30,7 +30,7 @@ class Fault(NamedTuple):
     that no digest protects yet.
     """
 
-    what: What
+    kind: FaultKind
     text: str
 
 

@@ -20,7 +20,7 @@ from ciml.errors import IntegrityError
 from ciml.events.payloads import message_of, read_payload
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import ManifestLog
-from ciml.manifest.verify import What, verify_log
+from ciml.manifest.verify import FaultKind, verify_log
 from ciml.pipelines.datasets.build import DEFINITION
 from ciml.pipelines.datasets.update import verify_dataset
 from ciml.progress import Progress, no_progress, renamed
@@ -135,7 +135,7 @@ def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findin
       kind: its kind of state.
       deltas: the kind of its deltas.
     """
-    kinds: dict[What, Kind] = {
+    kinds: dict[FaultKind, Kind] = {
         "delta": deltas,
         "segment": "segments",
         "checkpoint": "checkpoints",
@@ -143,10 +143,10 @@ def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findin
         "older": "checkpoints",
     }
     for fault in verify_log(ManifestLog(store), kind, renamed(progress, deltas)):
-        if fault.what == "unsealed":
+        if fault.kind == "unsealed":
             found.notes.append(f"{store.url()}: {fault.text}")
         else:
-            found.find(kinds[fault.what], fault.text)
+            found.find(kinds[fault.kind], fault.text)
     found.read |= set(kinds.values())
 
 
@@ -387,6 +387,6 @@ def rewrite(data: DataRoot, found: Findings, progress: Progress | None = None) -
     log = ManifestLog(data.raw)
     made = Checkpoints(log, RAW).rebuild(lambda version: report("checkpoints", version, None))
     for fault in verify_log(log, RAW, renamed(report, "manifest again")):
-        if fault.what != "unsealed":
+        if fault.kind != "unsealed":
             raise IntegrityError(f"after rewriting: {fault.text}")
     return made

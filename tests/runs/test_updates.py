@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
-from ciml.events.updates import PARTLY_APPROVED, joined, merged, merged_subject, said_by
+from ciml.events.updates import PARTLY_APPROVED, join_facts, merge_statements, merged_subject, statements_of
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, catch_up, commit
@@ -299,12 +299,12 @@ def expected(rows: Mapping[str, RunFacts], said: list[tuple[FactUpdate, str]]) -
     """Facts by brute force: every update for every run."""
     of_subjects: dict[str, Any] = {}
     for update, key in said:
-        of_subjects[update.subject] = merged(of_subjects.get(update.subject, {}), said_by(update, key))
+        of_subjects[update.subject] = merge_statements(of_subjects.get(update.subject, {}), statements_of(update, key))
 
     def look_up(subject: str) -> Mapping[str, Any]:
         return of_subjects.get(subject, {})
 
-    return {run_id: joined(own, map(look_up, own.subjects), look_up) for run_id, own in rows.items()}
+    return {run_id: join_facts(own, map(look_up, own.subjects), look_up) for run_id, own in rows.items()}
 
 
 @settings(max_examples=tries(60))

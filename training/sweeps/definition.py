@@ -210,7 +210,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
         parallel trials, and results do not depend on their number.
     """
 
-    what: ClassVar[str] = "sweep"
+    title: ClassVar[str] = "sweep"
     lists: ClassVar[tuple[str, ...]] = ("hold_out",)
 
     name: str

@@ -62,7 +62,7 @@ class Outcome(Settings, frozen=True, kw_only=True):
       attrs: attributes of optuna's pruner.
     """
 
-    what: ClassVar[str] = "outcome of a trial"
+    title: ClassVar[str] = "outcome of a trial"
 
     format: Literal[1] = 1
     number: Annotated[int, Meta(ge=0)]

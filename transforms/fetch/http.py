@@ -17,7 +17,7 @@ import tenacity
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import redact_url
 from ciml.http.addresses import PORTS, Address, HostRule, parse_address
-from ciml.http.outgoing import OneLog, Pinned, Resolve, header, retry_after_s, system_resolve, tls_context
+from ciml.http.outgoing import FetchLimits, Pinned, Resolve, header, retry_after_s, system_resolve, tls_context
 from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_REDIRECTS
 from ciml.transforms.fetch.decompress import gunzip
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError, credential_of
@@ -37,7 +37,7 @@ class HttpLogs:
 
     def __init__(self, policy: FetchPolicy, resolve: Resolve = system_resolve) -> None:
         self._policy = policy
-        self._limits = OneLog()
+        self._limits = FetchLimits()
         connect_s = policy.connect_s
         read_s = policy.read_s
         total_s = policy.total_s

@@ -48,7 +48,7 @@ class Policy(Settings, frozen=True, kw_only=True):
       reviewers: accounts, ``SYSTEM:ACCOUNT``, whose reactions correct labels. Reactions of others are only counted.
     """
 
-    what: ClassVar[str] = "feedback"
+    title: ClassVar[str] = "feedback"
     lists: ClassVar[tuple[str, ...]] = tuple(
         "models causes projects muted_projects branches pipelines jobs reviewers active_models shadow_models".split()
     )

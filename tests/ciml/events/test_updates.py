@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from ciml.errors import RejectedInput
 from ciml.events import updates as updates_module
 from ciml.events.records import FactUpdate, RunFacts
-from ciml.events.updates import UPDATABLE, Said, counting, fact_update, joined, merged, said_by
+from ciml.events.updates import (
+    UPDATABLE,
+    Statement,
+    fact_update,
+    join_facts,
+    merge_statements,
+    statements_of,
+    valid_statements,
+)
 from ciml.limits import MAX_REVIEWERS
 
 RUN = RunFacts("github~7~1", "7", source="github", subjects=("change:1",))
@@ -29,8 +37,8 @@ updates = st.builds(
 )
 
 
-def said(*found: tuple[FactUpdate, str]) -> dict[str, Said]:
-    return reduce(merged, (said_by(update, key) for update, key in found), {})
+def said(*found: tuple[FactUpdate, str]) -> dict[str, Statement]:
+    return reduce(merge_statements, (statements_of(update, key) for update, key in found), {})
 
 
 def update(when: int | None = 1, key: str = "a", auth: str = "hmac-sha256", **facts: str) -> tuple[FactUpdate, str]:
@@ -43,7 +51,7 @@ def test_order_and_repetition_change_nothing(found: list[tuple[FactUpdate, str]]
     rng.shuffle(again)
     assert said(*found) == said(*again)
     half = len(again) // 2
-    assert merged(said(*again[:half]), said(*again[half:])) == said(*found)  # two indexes, joined later
+    assert merge_statements(said(*again[:half]), said(*again[half:])) == said(*found)  # two indexes, join_facts later
 
 
 @pytest.mark.parametrize(
@@ -59,38 +67,38 @@ def test_order_and_repetition_change_nothing(found: list[tuple[FactUpdate, str]]
 )
 def test_the_later_counts_and_what_was_merged_stays_merged(found: list[tuple[FactUpdate, str]], review: str) -> None:
     for order in (found, found[::-1]):
-        assert joined(PROVED, [said(*order)]).review == review
+        assert join_facts(PROVED, [said(*order)]).review == review
 
 
 def test_what_is_said_of_an_earlier_subject_counts_first() -> None:
     of_run, of_commit = said(update(1, branch="fix")), said(update(2, branch="main", owner="mallory"))
-    assert joined(PROVED, [of_run, of_commit]) == PROVED.replace(branch="fix", owner="mallory")
-    assert joined(PROVED, [of_commit, of_run]) == PROVED.replace(branch="main", owner="mallory")
+    assert join_facts(PROVED, [of_run, of_commit]) == PROVED.replace(branch="fix", owner="mallory")
+    assert join_facts(PROVED, [of_commit, of_run]) == PROVED.replace(branch="main", owner="mallory")
     forged = said(update(9, auth="", branch="other"))
-    assert joined(PROVED, [forged, of_run]).branch == "fix"
+    assert join_facts(PROVED, [forged, of_run]).branch == "fix"
     for lasting in ({"fork": "yes"}, {"review": "merged"}):
         earlier = said(update(9, fork="no", review="dismissed"))
-        assert joined(PROVED, [earlier, said(update(1, **lasting))]) == PROVED.replace(
+        assert join_facts(PROVED, [earlier, said(update(1, **lasting))]) == PROVED.replace(
             **{"fork": "no", "review": "dismissed", **lasting}
         )
 
 
 def test_an_update_without_proof_changes_no_proved_run() -> None:
     forged = said(update(auth="", review="merged", fork="no"))
-    assert joined(PROVED, [forged]) is PROVED
-    assert joined(RUN, [forged]) == RUN.replace(review="merged", fork="no")
+    assert join_facts(PROVED, [forged]) is PROVED
+    assert join_facts(RUN, [forged]) == RUN.replace(review="merged", fork="no")
 
 
 def test_a_fork_stays_a_fork() -> None:
     own = PROVED.replace(fork="yes", review="merged")
-    assert joined(own, [said(update(fork="no", review="approved"))]) is own
-    assert joined(PROVED.replace(fork="no"), [said(update(fork="yes"))]).fork == "yes"
-    assert joined(PROVED, [said(update(1, fork="yes"), update(2, fork="no"))]).fork == "yes"
+    assert join_facts(own, [said(update(fork="no", review="approved"))]) is own
+    assert join_facts(PROVED.replace(fork="no"), [said(update(fork="yes"))]).fork == "yes"
+    assert join_facts(PROVED, [said(update(1, fork="yes"), update(2, fork="no"))]).fork == "yes"
 
 
 def test_only_updatable_facts_change() -> None:
     facts = dict.fromkeys(UPDATABLE, "no")
-    changed = joined(PROVED, [said(update(**facts))])
+    changed = join_facts(PROVED, [said(update(**facts))])
     assert changed == PROVED.replace(**facts)
     assert (changed.run_id, changed.source, changed.auth, changed.outcome) == (
         RUN.run_id,
@@ -147,7 +155,7 @@ def test_order_and_repetition_change_no_bounded_reviews(
         again = found + rng.choices(found, k=3) if found else []
         rng.shuffle(again)
         half = rng.randint(0, len(again))
-        assert said(*found) == said(*again) == merged(said(*again[half:]), said(*again[:half]))
+        assert said(*found) == said(*again) == merge_statements(said(*again[half:]), said(*again[:half]))
         assert len(said(*found)) <= 3 * (2 * 2 + 2) + 3
 
 
@@ -155,7 +163,7 @@ def test_order_and_repetition_change_no_bounded_reviews(
 def test_a_review_counts_for_its_own_pull_request_and_base_alone(found: list[tuple[FactUpdate, str]]) -> None:
     proved = [update for update, _ in found if update.auth]
     conditions = [dict(update.only) for update in proved if update.only]
-    joined_review = joined(COMMIT, [said(*found)]).review
+    joined_review = join_facts(COMMIT, [said(*found)]).review
     if any(only != {"change": "42", "branch": "main"} for only in conditions):
         assert joined_review in ("", "own", "dismissed", "changes_requested")
     if joined_review == "approved":
@@ -199,7 +207,7 @@ PUSHERS = [review("own", change="", by=f"pusher{number}") for number in range(99
 )
 def test_reviews_of_a_commit(found: list[tuple[FactUpdate, str]], expected: str) -> None:
     for order in (found, found[::-1]):
-        assert joined(COMMIT, [said(*order)]).review == expected
+        assert join_facts(COMMIT, [said(*order)]).review == expected
 
 
 def test_conditions_of_all_subjects_must_be_met() -> None:
@@ -207,18 +215,22 @@ def test_conditions_of_all_subjects_must_be_met() -> None:
         (FactUpdate("github", "workflow_run:1", {}, "hmac-sha256", 1, {"change": "66", "branch": "mine"}), "w")
     )
     of_commit = said(review("approved", by="grace"))
-    assert joined(COMMIT, [{}, of_commit]).review == "approved"
-    assert joined(COMMIT, [of_run, of_commit]).review == ""
+    assert join_facts(COMMIT, [{}, of_commit]).review == "approved"
+    assert join_facts(COMMIT, [of_run, of_commit]).review == ""
 
 
 def test_what_older_versions_stored_of_a_commit_counts_where_it_lowers_trust() -> None:
     stored = {
-        name: Said(True, False, 1, "github 1", value) for name, value in (("review", "approved"), ("branch", "main"))
+        name: Statement(True, False, 1, "github 1", value)
+        for name, value in (("review", "approved"), ("branch", "main"))
     }
-    assert counting("sha:p/1", stored) == {}
-    lowering = {"review": Said(True, False, 1, "github 1", "dismissed"), "fork": Said(True, True, 1, "github 1", "yes")}
-    assert counting("sha:p/1", lowering) == lowering
-    assert counting("change:p/1", stored) == stored
+    assert valid_statements("sha:p/1", stored) == {}
+    lowering = {
+        "review": Statement(True, False, 1, "github 1", "dismissed"),
+        "fork": Statement(True, True, 1, "github 1", "yes"),
+    }
+    assert valid_statements("sha:p/1", lowering) == lowering
+    assert valid_statements("change:p/1", stored) == stored
 
 
 @pytest.mark.parametrize(
