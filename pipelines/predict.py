@@ -25,7 +25,7 @@ from ciml.manifest.replica import LogReplica
 from ciml.messages import Prediction
 from ciml.pipelines.kafka.publish import Announcement, Share
 from ciml.pipelines.processor import BatchProcessor, Output, shared_replica
-from ciml.serving.predict.log import Predicted, PredictionState, predictions_of_model, reconcile
+from ciml.serving.predict.log import Predicted, PredictionState, prediction_checkpoints, reconcile
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 
 
@@ -109,7 +109,7 @@ class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]
         return shared_replica(
             predictions.root,
             f"predictions of {model}",
-            lambda: LogReplica(ManifestLog(predictions), predictions_of_model(model)),
+            lambda: LogReplica(ManifestLog(predictions), prediction_checkpoints(model)),
         )
 
     def read(self, batch: Batch) -> Predicted:

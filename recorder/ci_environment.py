@@ -12,31 +12,20 @@ from ciml.events.run_id import bounded_id, path_safe
 from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_TEXT_CHARACTERS
 
 #: Facts of an event that ``CIML_…`` variables and ``--label`` may set.
-FACTS = (
-    "pipeline",
-    "project",
-    "branch",
-    "change",
-    "patchset",
-    "event",
-    "review",
-    "provider",
-    "region",
-    "flavour",
-)
+FACTS = tuple("pipeline project branch change patchset event review provider region flavour".split())
 _NO_SLUG = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True)
-class Known:
-    """The known facts of a run.
+class EnvironmentRun:
+    """A run as its environment describes it.
 
     Attributes:
       source: the CI system.
       native_id: the run's id in it.
       attempt: number of the attempt, from 1.
       job: the kind of job.
-      facts: the known ones of `FACTS`.
+      facts: those of `FACTS` that are set.
       labels: further metadata.
     """
 
@@ -51,31 +40,26 @@ class Known:
 Environment = Mapping[str, str]
 
 
-def known_run(environment: Environment) -> Known:
-    """Read the facts from the environment: ``CIML_…`` variables first, then the first CI system that is found.
+def run_of(environment: Environment) -> EnvironmentRun:
+    """Read the facts from the environment: ``CIML_…`` variables first, then those of the first CI system that is set.
 
     The environment is not trusted: values that are invalid in an event are shortened or left out.
     """
-    found = next((known for read in _SYSTEMS if (known := read(environment))), None)
-    if found is None:
-        found = Known("record", str(uuid.uuid4()))
-    facts = {
-        **found.facts,
-        **{
-            name: environment.get(f"CIML_{name.upper()}", "")
-            for name in FACTS
-            if environment.get(f"CIML_{name.upper()}")
-        },
-    }
+    run = _run_of_system(environment) or EnvironmentRun("record", str(uuid.uuid4()))
+    facts = {**run.facts, **{name: value for name in FACTS if (value := environment.get(f"CIML_{name.upper()}"))}}
     attempt = environment.get("CIML_ATTEMPT", "")
-    return Known(
-        source=_NO_SLUG.sub("-", environment.get("CIML_SOURCE", "").lower())[:63].strip("-") or found.source,
-        native_id=bounded_id(_clean(environment.get("CIML_RUN_ID") or found.native_id)),
-        job=_short_job(_clean(environment.get("CIML_JOB") or found.job)),
-        attempt=_attempt(attempt) if attempt else found.attempt,
-        facts={name: clean for name, value in facts.items() if (clean := _clean(value))},
-        labels={name: clean for name, value in found.labels.items() if (clean := _clean(value))},
+    return EnvironmentRun(
+        source=_NO_SLUG.sub("-", environment.get("CIML_SOURCE", "").lower())[:63].strip("-") or run.source,
+        native_id=bounded_id(_clean(environment.get("CIML_RUN_ID") or run.native_id)),
+        job=_short_job(_clean(environment.get("CIML_JOB") or run.job)),
+        attempt=_attempt(attempt) if attempt else run.attempt,
+        facts=_clean_values(facts),
+        labels=_clean_values(run.labels),
     )
+
+
+def _run_of_system(environment: Environment) -> EnvironmentRun | None:
+    return next((run for read in _SYSTEMS if (run := read(environment))), None)
 
 
 def missing_id(environment: Environment) -> str:
@@ -84,8 +68,8 @@ def missing_id(environment: Environment) -> str:
     A GitHub Enterprise Server does not give a job its id, so there is nothing to say there.
     """
     server = environment.get("GITHUB_SERVER_URL", "https://github.com").rstrip("/")
-    known = next((found for read in _SYSTEMS if (found := read(environment))), None)
-    if known is None or known.source != "github" or server != "https://github.com" or environment.get("CIML_RUN_ID"):
+    run = _run_of_system(environment)
+    if run is None or run.source != "github" or server != "https://github.com" or environment.get("CIML_RUN_ID"):
         return ""
     return (
         "GitHub's webhook reports this job as another run; to make them one, set this variable for the step: "
@@ -93,7 +77,7 @@ def missing_id(environment: Environment) -> str:
     )
 
 
-def _github(env: Environment) -> Known | None:
+def _github(env: Environment) -> EnvironmentRun | None:
     """Read GitHub Actions' variables. Jobs of a matrix share a name, so the runner's job id is part of the id.
 
     No variable has the id that GitHub's webhooks have: a workflow sets ``CIML_RUN_ID: ${{ job.check_run_id }}``.
@@ -102,11 +86,11 @@ def _github(env: Environment) -> Known | None:
     if env.get("GITHUB_ACTIONS") != "true" or not run:
         return None
     job = env.get("GITHUB_JOB", "")
-    one = env.get("RUNNER_TRACKING_ID", "").removeprefix("github_") or str(uuid.uuid4())
+    runner_job = env.get("RUNNER_TRACKING_ID", "").removeprefix("github_") or str(uuid.uuid4())
     change = re.fullmatch(r"refs/pull/(\d+)/\w+", env.get("GITHUB_REF", ""))
-    return Known(
+    return EnvironmentRun(
         "github",
-        f"{run}/{job}/{one}",
+        f"{run}/{job}/{runner_job}",
         job,
         _attempt(env.get("GITHUB_RUN_ATTEMPT", "")),
         {
@@ -123,12 +107,12 @@ def _github(env: Environment) -> Known | None:
     )
 
 
-def _gitlab(env: Environment) -> Known | None:
+def _gitlab(env: Environment) -> EnvironmentRun | None:
     """Read GitLab CI's variables. A retried job has another id."""
     run = env.get("CI_JOB_ID")
     if env.get("GITLAB_CI") != "true" or not run:
         return None
-    return Known(
+    return EnvironmentRun(
         "gitlab",
         run,
         env.get("CI_JOB_NAME", ""),
@@ -145,12 +129,12 @@ def _gitlab(env: Environment) -> Known | None:
     )
 
 
-def _zuul(env: Environment) -> Known | None:
+def _zuul(env: Environment) -> EnvironmentRun | None:
     """Read Zuul's variables, where a job passes them to the command (docs/record.md), or has the legacy ones."""
     run = env.get("ZUUL_BUILD") or env.get("ZUUL_UUID")
     if not run:
         return None
-    return Known(
+    return EnvironmentRun(
         "zuul",
         run,
         env.get("ZUUL_JOB") or env.get("JOB_NAME", ""),
@@ -159,7 +143,7 @@ def _zuul(env: Environment) -> Known | None:
     )
 
 
-def _jenkins(env: Environment) -> Known | None:
+def _jenkins(env: Environment) -> EnvironmentRun | None:
     """Read Jenkins' variables. ``BUILD_TAG`` has dashes for slashes, so ``a-b/c`` and ``a/b-c`` share it."""
     name = env.get("JOB_NAME", "")
     number = env.get("BUILD_NUMBER")
@@ -172,7 +156,7 @@ def _jenkins(env: Environment) -> Known | None:
     if env.get("JOB_URL", "").rstrip("/").split("/")[-2:-1] not in ([], ["job"]) and name.endswith(f"/{job}"):
         project = name.removesuffix(f"/{job}")
         job = f"{project.rpartition('/')[2]}/{job}"
-    return Known(
+    return EnvironmentRun(
         "jenkins",
         run,
         job,
@@ -187,7 +171,7 @@ def _jenkins(env: Environment) -> Known | None:
     )
 
 
-_SYSTEMS: tuple[Callable[[Environment], Known | None], ...] = (_zuul, _github, _gitlab, _jenkins)
+_SYSTEMS: tuple[Callable[[Environment], EnvironmentRun | None], ...] = (_zuul, _github, _gitlab, _jenkins)
 
 
 def _short_job(job: str) -> str:
@@ -195,6 +179,10 @@ def _short_job(job: str) -> str:
     while len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
         job = job[:-1]
     return job
+
+
+def _clean_values(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, value in values.items() if (text := _clean(value))}
 
 
 def _clean(value: str) -> str:

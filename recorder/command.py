@@ -28,12 +28,12 @@ from typing import NoReturn
 _ANSWER_S = 0.5  # a stopped watcher must not stop the recorder
 
 
-def close_descriptors(*kept: int) -> None:
-    """Close all inherited descriptors except ``kept``, so that no reader waits for the end of a pipe."""
+def close_descriptors(*descriptors: int) -> None:
+    """Close all inherited descriptors except ``descriptors``, so that no reader waits for the end of a pipe."""
     low = 0
-    for one in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
-        os.closerange(low, one)
-        low = one + 1
+    for descriptor in (*sorted(descriptors), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(low, descriptor)
+        low = descriptor + 1
 
 
 class SignalWatcher:
@@ -179,15 +179,15 @@ def supervise(
 
 def ended_children(options: int = 0) -> list[tuple[int, int]]:
     """Return (pid, status) of each child that changed; as process 1 of a container, orphans too."""
-    found: list[tuple[int, int]] = []
+    children: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG | options)
         except ChildProcessError:
-            return found
+            return children
         if pid == 0:
-            return found
-        found.append((pid, status))
+            return children
+        children.append((pid, status))
 
 
 def _send(pid: int, number: int) -> None:
@@ -217,7 +217,7 @@ def block_signals() -> tuple[Mask, bool]:
     Returns:
       The previous mask, and whether SIGCHLD was ignored: `start` restores both for the command.
     """
-    mask = frozenset(int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_SIGNAL))
+    mask = frozenset(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_SIGNAL))
     ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return mask, ignored
@@ -299,8 +299,9 @@ def end_as(status: int) -> NoReturn:
     """
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        most = resource.getrlimit(resource.RLIMIT_CORE)[1]
-        resource.setrlimit(resource.RLIMIT_CORE, (min(1, most), most))  # the command's core dump is enough: core(5)
+        hard_limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        # The command's core dump is enough: core(5).
+        resource.setrlimit(resource.RLIMIT_CORE, (min(1, hard_limit), hard_limit))
         with contextlib.suppress(OSError, ValueError):  # SIGKILL has no handler, and the C library reserves two
             signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})

@@ -192,12 +192,12 @@ class Tail:
         mark = self.mark
         while mark.start + 1 < len(self._starts) and mark.offset >= self._starts[mark.start + 1].offset:
             mark = self.mark = Mark(mark.offset, mark.start + 1)
-        most = _PIECE
+        max_bytes = _PIECE
         if mark.start + 1 < len(self._starts):
-            most = min(most, self._starts[mark.start + 1].offset - mark.offset)
-        data = self._log(mark.offset, most)
+            max_bytes = min(max_bytes, self._starts[mark.start + 1].offset - mark.offset)
+        data = self._log(mark.offset, max_bytes)
         end = data.rfind(b"\n") + 1
-        if not end and len(data) == most:
+        if not end and len(data) == max_bytes:
             return data  # a line cut off by a restart, or not written by the recorder
         return data[:end]
 
@@ -229,7 +229,7 @@ class Tail:
                     if EARLIEST <= moment < LATEST:
                         piece.times_us.append(round(moment))
                         piece.boots.append(boot)
-                        piece.values.append([each for each, name in zip(numbers, columns.names) if name])
+                        piece.values.append([number for number, name in zip(numbers, columns.names) if name])
                 boot = False
             offset += len(line)
         sequence = mark.sequence + len(piece.times_us)

@@ -69,14 +69,14 @@ class Sampler:
           OSError: /proc cannot be read.
         """
         epoch = time.time()
-        at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        boottime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         stat = _named("/proc/stat")
         memory = {name: int(value[0]) * 1024 for name, value in _named("/proc/meminfo", ":").items()}
         paging = _named("/proc/vmstat")
-        cpu = [int(each) for each in stat["cpu"][:8]]
+        cpu = [int(cell) for cell in stat["cpu"][:8]]
         counters = [
-            float(each)
-            for each in (
+            float(cell)
+            for cell in (
                 cpu[0] + cpu[1] + cpu[5] + cpu[6],
                 *cpu[2:5],
                 cpu[7],
@@ -92,9 +92,9 @@ class Sampler:
         before = self._before or [0.0] * len(counters)
         steps = [now - then for now, then in zip(counters, before)]
         before_at = self._at
-        elapsed = max(at - before_at, 1e-3)
+        elapsed = max(boottime_s - before_at, 1e-3)
         self._before = counters
-        self._at = at
+        self._at = boottime_s
 
         ticks = sum(steps[:5])
         rates = [step / elapsed for step in steps[5:]]
@@ -102,7 +102,7 @@ class Sampler:
             rates[4:6] = 0.0, 0.0  # dool does not average the network since boot
         used = memory["MemFree"] + memory["Cached"] + memory.get("SReclaimable", 0)
         with open("/proc/loadavg") as file:
-            load = [float(each) for each in file.read().split()[:3]]
+            load = [float(cell) for cell in file.read().split()[:3]]
         values = [
             epoch,
             *(100 * step / ticks if ticks > 0 else 0.0 for step in steps[:5]),
@@ -125,12 +125,12 @@ def _number(value: float) -> str:
 
 def _named(path: str, colon: str = "") -> dict[str, list[str]]:
     """Parse a file of lines, each a name and its values. The first line of a name counts."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     with open(path) as file:
         for line in file:
-            name, *rest = line.split(None, 9)  # the line of interrupts is long
-            found.setdefault(name.rstrip(colon), rest)
-    return found
+            name, *cells = line.split(None, 9)  # the line of interrupts is long
+            values.setdefault(name.rstrip(colon), cells)
+    return values
 
 
 def _disks() -> tuple[int, int, int, int]:
@@ -153,8 +153,8 @@ def _network() -> tuple[int, int]:
     received = sent = 0
     with open("/proc/net/dev") as file:
         for line in file:
-            name, colon, rest = line.partition(":")
-            cells = rest.split()
+            name, colon, counters = line.partition(":")
+            cells = counters.split()
             if colon and len(cells) >= 16 and not _NO_NETWORK.fullmatch(name.strip()):
                 received = received + int(cells[0])
                 sent = sent + int(cells[8])
@@ -310,9 +310,9 @@ def _repair(log: Path) -> None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - (1 << 16)))
         tail = file.read()
-        whole = tail.rfind(b"\n") + 1
-        if whole < len(tail):
-            file.truncate(size - len(tail) + whole)
+        complete = tail.rfind(b"\n") + 1
+        if complete < len(tail):
+            file.truncate(size - len(tail) + complete)
 
 
 def _has_sample(log: Path) -> bool:

@@ -84,8 +84,8 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
         else:
             time.sleep(0.05)
     if arrived:
-        if kept := recording.remove():
-            report(f"everything was sent, but {kept}")
+        if problem := recording.remove():
+            report(f"everything was sent, but {problem}")
         return 0
     why = broken or delivery.failure or (sender.connection_error if sender else "") or "the flush time is over"
     report(f"not everything was sent ({why}): {keep(recording, settings)}")

@@ -17,7 +17,7 @@ from ciml.pipelines.kafka.broker import Listing, list_topic
 from ciml.pipelines.kafka.plan import is_older
 from ciml.runs.state import RAW
 from ciml.services.files import now_us
-from ciml.serving.predict.log import predictions_of_model
+from ciml.serving.predict.log import prediction_checkpoints
 from ciml.verdicts.feedback.state import FEEDBACK
 
 
@@ -75,7 +75,7 @@ def _manifests(data: DataRoot) -> list[tuple[str, LogReplica[Any], Callable[[], 
         ("raw", LogReplica(ManifestLog(data.raw), RAW), lambda: {**lists_of({}), "closes": []}),
         (
             "predictions",
-            LogReplica(ManifestLog(data.predictions), predictions_of_model()),
+            LogReplica(ManifestLog(data.predictions), prediction_checkpoints()),
             lambda: {"predictions": [], "unpredictable": [], "repeats": []},
         ),
         ("feedback", LogReplica(ManifestLog(data.feedback), FEEDBACK), dict),

@@ -44,7 +44,7 @@ class PredictService(TopicService[PredictionState]):
         predicted = {
             f"by {model} {version}": number
             for (model, version), number in sorted(state.predicted.items())
-            if state.counts(model)
+            if state.includes(model)
         }
         return predicted | dict(sorted(state.unpredictable.items()))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -255,14 +254,15 @@ class ModelClient:
     def served_version(self, label: str = STABLE) -> int:
         """Return the version that a label names. Raises as `predict` does."""
         statuses = self._statuses(None, label)
-        for one in statuses:
-            if one.state == AVAILABLE:
-                return int(one.version)
+        for status in statuses:
+            if status.state == AVAILABLE:
+                return int(status.version)
         raise NotServedError(f"{self.address}: no version of model {self.model} is available under {label}")
 
     def statuses(self) -> list[tuple[int, int, str]]:
         """Return (version, state in TensorFlow Serving's numbers, error) of all versions. Raises as `predict` does."""
-        return [(int(one.version), int(one.state), one.status.error_message) for one in self._statuses(None, "")]
+        statuses = self._statuses(None, "")
+        return [(int(status.version), int(status.state), status.status.error_message) for status in statuses]
 
     def wait_until_served(self, version: int, timeout_s: float = 30.0, label: str = STABLE) -> None:
         """Wait until ``label`` names ``version`` on the server. Raises `EngineError` after ``timeout_s``."""
@@ -320,8 +320,8 @@ class ModelClient:
         )
 
         def timed() -> tuple[Any, float]:
-            began = time.perf_counter()
-            return call(), time.perf_counter() - began
+            started_s = time.perf_counter()
+            return call(), time.perf_counter() - started_s
 
         try:
             answer: tuple[Any, float] = retrying(timed)
@@ -340,5 +340,5 @@ class ModelClient:
     def __enter__(self) -> ModelClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

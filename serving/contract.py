@@ -69,21 +69,21 @@ def _check_signatures(model: LoadedModel, definition: ResolvedDefinition, where:
     windows = definition.windows
     features = len(definition.features)
     classes = len(definition.classes)
-    wanted: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    by_definition: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         DEFAULT_SIGNATURE: (
             {"inputs": ("float32", (rows, windows, features)), "n_windows": ("int32", (rows,))},
             {"probabilities": ("float32", (rows, classes))},
         ),
         EXAMPLES: ({"examples": ("string", (rows,))}, {"probabilities": ("float32", (rows, classes))}),
     }
-    for name, (inputs, outputs) in wanted.items():
+    for name, (inputs, outputs) in by_definition.items():
         signature = model.signatures.get(name)
         if signature is None:
             raise IntegrityError(f"{where} has no signature {name!r}")
         for specs, expected in ((signature.inputs, inputs), (signature.outputs, outputs)):
-            found = {key: (one.dtype, one.shape) for key, one in specs.items()}
-            if found != expected:
-                raise IntegrityError(f"{where}: signature {name!r} has {found}, expected {expected} by its definition")
+            actual = {key: (spec.dtype, spec.shape) for key, spec in specs.items()}
+            if actual != expected:
+                raise IntegrityError(f"{where}: signature {name!r} has {actual}, expected {expected} by its definition")
 
 
 def _query(model: LoadedModel, definition: ResolvedDefinition, where: str) -> None:
@@ -104,9 +104,9 @@ def _query(model: LoadedModel, definition: ResolvedDefinition, where: str) -> No
     parsed = model.predict(EXAMPLES, {"examples": _examples(inputs, n_windows, definition)})["probabilities"]
     if np.abs(parsed - answers).max() > _TOLERANCE:
         raise IntegrityError(f"{where}: signatures {DEFAULT_SIGNATURE!r} and {EXAMPLES!r} give different answers")
-    began = time.perf_counter()
+    started_s = time.perf_counter()
     model.predict("", {"inputs": inputs[:1], "n_windows": n_windows[:1]})
-    if time.perf_counter() - began > MAX_CALL_S:
+    if time.perf_counter() - started_s > MAX_CALL_S:
         raise IntegrityError(f"{where} takes longer than {MAX_CALL_S} s for one run")
 
 

@@ -114,8 +114,8 @@ def _prepare(folder: Path) -> None:
 def _copy(registry: Registry, number: int, target: Path) -> None:
     """Copy a version to a staging folder, compare it with the registry, and give it its number."""
     target.mkdir(exist_ok=True)
-    for left in target.glob(f"{_STAGING}*"):
-        shutil.rmtree(left)
+    for leftover in target.glob(f"{_STAGING}*"):
+        shutil.rmtree(leftover)
     staged = target / f"{_STAGING}{number}-{secrets.token_hex(4)}"
     source = registry.folder(number)
     try:
@@ -132,11 +132,11 @@ def _copy(registry: Registry, number: int, target: Path) -> None:
 def _mirrored(entry: ModelEntry, base: Path, present: set[int], old: Mapping[str, int]) -> ModelEntry | None:
     """Return a model's entry in the mirror; None without a version."""
     labels = {name: number if number in present else old.get(name) for name, number in entry.labels.items()}
-    kept = {name: number for name, number in labels.items() if number in present}
-    versions = set(entry.versions) & present | set(kept.values())
+    present_labels = {name: number for name, number in labels.items() if number in present}
+    versions = set(entry.versions) & present | set(present_labels.values())
     if not versions:
         return None
-    return ModelEntry(entry.name, str(base), versions=tuple(sorted(versions)), labels=kept)
+    return ModelEntry(entry.name, str(base), versions=tuple(sorted(versions)), labels=present_labels)
 
 
 def _remove(

@@ -75,21 +75,21 @@ def entries_of(config: Any) -> tuple[ModelEntry, ...]:
     if config.WhichOneof("config") != "model_config_list":
         # An empty file would otherwise mean "serve nothing", and a file cut short is empty.
         raise CimlError("the model configuration has no model_config_list")
-    entries = [_entry(one) for one in config.model_config_list.config]
+    entries = [_entry(model) for model in config.model_config_list.config]
     names = [entry.name for entry in entries]
     if len(set(names)) != len(names):
         raise CimlError("the model configuration lists a model twice")
     return tuple(entries)
 
 
-def _entry(one: Any) -> ModelEntry:
-    name = check_model_name(one.name)
-    if one.model_platform not in ("", "tensorflow"):
-        raise CimlError(f"model {name}: unsupported platform {one.model_platform!r:.40}; use tensorflow")
-    base_path: str = one.base_path
+def _entry(config: Any) -> ModelEntry:
+    name = check_model_name(config.name)
+    if config.model_platform not in ("", "tensorflow"):
+        raise CimlError(f"model {name}: unsupported platform {config.model_platform!r:.40}; use tensorflow")
+    base_path: str = config.base_path
     if not base_path:
         raise CimlError(f"model {name}: base_path is missing")
-    policy = one.model_version_policy
+    policy = config.model_version_policy
     kind = policy.WhichOneof("policy_choice") or "latest"
     return ModelEntry(
         name=name,
@@ -97,7 +97,7 @@ def _entry(one: Any) -> ModelEntry:
         policy=kind,  # type: ignore[arg-type]
         versions=tuple(sorted(set(policy.specific.versions))) if kind == "specific" else (),
         latest=max(policy.latest.num_versions, 1),
-        labels=dict(one.version_labels),
+        labels=dict(config.version_labels),
     )
 
 
@@ -181,11 +181,11 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
         count += 1
         if count > MAX_MODEL_FILES:
             raise IntegrityError(f"{folder.root} holds more than {MAX_MODEL_FILES} files")
-        most = min(_FILE_BYTES.get(path, MAX_MODEL_BYTES), MAX_MODEL_BYTES - total)
-        data = _read_regular(Path(folder.root, path), most + 1) if local else folder.read_head(path, most + 1)
-        if len(data) > most:
+        max_bytes = min(_FILE_BYTES.get(path, MAX_MODEL_BYTES), MAX_MODEL_BYTES - total)
+        data = _read_regular(Path(folder.root, path), max_bytes + 1) if local else folder.read_head(path, max_bytes + 1)
+        if len(data) > max_bytes:
             raise IntegrityError(
-                f"{folder.url(path)} is larger than {most} bytes"
+                f"{folder.url(path)} is larger than {max_bytes} bytes"
                 + (f": a model has at most {MAX_MODEL_BYTES}" if path not in _FILE_BYTES else "")
             )
         total += len(data)
@@ -196,7 +196,7 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
 
 def _local_paths(root: Path) -> list[str]:
     """Return all files below a folder as relative POSIX paths. Raises `IntegrityError` for a symlink."""
-    found = []
+    paths = []
     pending = [root]
     while pending:
         folder = pending.pop()
@@ -209,18 +209,18 @@ def _local_paths(root: Path) -> list[str]:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(Path(entry.path))
                 else:
-                    found.append(Path(entry.path).relative_to(root).as_posix())
-    return sorted(found)
+                    paths.append(Path(entry.path).relative_to(root).as_posix())
+    return sorted(paths)
 
 
-def _read_regular(path: Path, most: int) -> bytes:
-    """Return at most the first ``most`` bytes of a regular file."""
+def _read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return at most the first ``max_bytes`` bytes of a regular file."""
     # O_NONBLOCK: opening a FIFO must not wait for its writer. It has no effect on regular files.
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise IntegrityError(f"{path} is not a regular file")
-        return file.read(most)
+        return file.read(max_bytes)
 
 
 def file_digests(folder: Store) -> dict[str, str]:
@@ -233,12 +233,12 @@ def model_digest(files: Mapping[str, str]) -> str:
     return sha256_json(dict(files))
 
 
-def check_digests(where: str, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+def check_digests(where: str, digests: Mapping[str, str], expected: Mapping[str, str]) -> None:
     """Raise `IntegrityError`, naming the first file, if a model's files differ from the recorded ones."""
-    for path in sorted(set(found) | set(expected)):
-        if found.get(path) != expected.get(path):
-            what = "is missing" if path not in found else "was added" if path not in expected else "was altered"
-            raise IntegrityError(f"{where}/{path} {what} since the model was recorded; not served")
+    for path in sorted(set(digests) | set(expected)):
+        if digests.get(path) != expected.get(path):
+            problem = "is missing" if path not in digests else "was added" if path not in expected else "was altered"
+            raise IntegrityError(f"{where}/{path} {problem} since the model was recorded; not served")
 
 
 def copy_model(source: Store, target: Path) -> dict[str, str]:

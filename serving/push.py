@@ -138,22 +138,22 @@ def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> 
 
 
 def _known_version(state: RegistryState, candidate_id: str) -> int | None:
-    return max((one for one in state.pushed() if state.versions[one].candidate == candidate_id), default=None)
+    return max((number for number in state.pushed() if state.versions[number].candidate == candidate_id), default=None)
 
 
 def _take_number(registry: Registry, candidate_id: str) -> int:
     """Take the next version number, above all taken numbers and all folders below the base path."""
-    taken: list[int] = []
+    numbers: list[int] = []
     pusher = secrets.token_hex(8)
 
     def build(state: RegistryState) -> Delta:
         number = max([0, *state.versions, *list_versions(registry.base, real=False)]) + 1
-        taken[:] = [number]
+        numbers[:] = [number]
         # The pusher's id: a concurrent pusher's delta must differ, so that neither takes it for its own.
         return {"kind": "staged", "candidate": candidate_id, "model_version": number, "pusher": pusher}
 
     registry.commit(build)
-    return taken[0]
+    return numbers[0]
 
 
 def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
@@ -253,11 +253,11 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
         raise IntegrityError(f"{folder.root} is missing") from None
 
     def build(state: RegistryState) -> Delta | None:
-        now = state.labels.get(label)
-        if now == target:
+        present = state.labels.get(label)
+        if present == target:
             return None
-        withdrawn = [one for one in state.pushed() if target < one <= (now or 0)]
-        stale = [name for name, number in state.labels.items() if name != label and number in withdrawn]
+        withdrawn = [number for number in state.pushed() if target < number <= (present or 0)]
+        stale = [name for name, version in state.labels.items() if name != label and version in withdrawn]
         return {"kind": "labels", "labels": {label: target}, "withdrawn": withdrawn, "removed": stale}
 
     registry.commit(build)
@@ -267,7 +267,7 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
 
 def reconcile(registry: Registry) -> list[str]:
     """Clean up after pushers that died, and update the configuration. Return a line for each action."""
-    done = []
+    finished = []
     for number in registry.state.staged():
 
         def build(state: RegistryState, number: int = number) -> Delta | None:
@@ -277,17 +277,17 @@ def reconcile(registry: Registry) -> list[str]:
 
         if registry.commit(build) is not None:
             _remove(registry.folder(number))
-            done.append(f"version {number} was never completed: abandoned")
+            finished.append(f"version {number} was never completed: abandoned")
     if isinstance(registry.base, LocalStore) and os.path.isdir(registry.base.root):
         for name in sorted(os.listdir(registry.base.root)):
             if name.startswith(_STAGING):
                 _remove(registry.base.child(name))
-                done.append(f"{name} removed")
+                finished.append(f"{name} removed")
     if write_config(registry.data):
-        done.append(f"{CONFIG_NAME} written")
-    for line in done:
+        finished.append(f"{CONFIG_NAME} written")
+    for line in finished:
         _LOG.warning("model %s: %s", registry.model, line)
-    return done
+    return finished
 
 
 def _remove(folder: Store) -> None:
@@ -311,14 +311,14 @@ def verify_versions(data: DataRoot, model: str) -> dict[int, str]:
     """
     registry = Registry(data, model)
     state = registry.state
-    found: dict[int, str] = {}
+    failures: dict[int, str] = {}
     for number in sorted({*state.pushed(), *list_versions(registry.base)}):
         folder = registry.folder(number)
         try:
             if number not in state.pushed():
                 raise IntegrityError(f"{folder.root} was not pushed by ciml and is never served; move it elsewhere")
             check_digests(folder.root, file_digests(folder), state.files(number))
-            found[number] = ""
+            failures[number] = ""
         except (CimlError, OSError) as error:
-            found[number] = str(error) or type(error).__name__
-    return found
+            failures[number] = str(error) or type(error).__name__
+    return failures

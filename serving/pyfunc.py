@@ -48,16 +48,16 @@ class ServedModel:
           CimlError: an input is missing, or has another type or shape.
         """
         del params
-        given = {name: np.atleast_1d(model_input[name]) for name in model_input}
+        inputs = {name: np.atleast_1d(model_input[name]) for name in model_input}
         for name, kind in _KINDS.items():
-            if name in given and not np.can_cast(given[name].dtype, kind, "same_kind"):
-                raise CimlError(f"input {name!r}: expected {np.dtype(kind)}, got {given[name].dtype}")
-        given = {name: values.astype(_KINDS.get(name, values.dtype), copy=False) for name, values in given.items()}
-        rows = max((len(values) for values in given.values()), default=0)
+            if name in inputs and not np.can_cast(inputs[name].dtype, kind, "same_kind"):
+                raise CimlError(f"input {name!r}: expected {np.dtype(kind)}, got {inputs[name].dtype}")
+        inputs = {name: values.astype(_KINDS.get(name, values.dtype), copy=False) for name, values in inputs.items()}
+        rows = max((len(values) for values in inputs.values()), default=0)
         try:
+            calls = (slice(start, start + MAX_CALL_ROWS) for start in range(0, max(rows, 1), MAX_CALL_ROWS))
             parts = [
-                self._loaded.predict("", {name: values[at : at + MAX_CALL_ROWS] for name, values in given.items()})
-                for at in range(0, max(rows, 1), MAX_CALL_ROWS)
+                self._loaded.predict("", {name: values[call] for name, values in inputs.items()}) for call in calls
             ]
         except RequestError as error:
             raise CimlError(str(error)) from None

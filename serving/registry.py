@@ -97,9 +97,9 @@ class RegistryState:
         kind = delta["kind"]
         time_us = delta["time_us"]
         if kind == "candidate":
-            one = delta["candidate"]
-            self.candidates[one["id"]] = Candidate(**one, time_us=time_us)
-            self.last_candidate = one["id"]
+            candidate = delta["candidate"]
+            self.candidates[candidate["id"]] = Candidate(**candidate, time_us=time_us)
+            self.last_candidate = candidate["id"]
         elif kind == "verdict":
             self.decisions[delta["candidate"]] = Decision(delta["blessed"], tuple(delta["reasons"]), delta["metrics"])
         elif kind == "staged":
@@ -146,30 +146,32 @@ class RegistryState:
 
     def pushed(self) -> list[int]:
         """Return the pushed versions, ascending."""
-        return sorted(number for number, one in self.versions.items() if one.state == "pushed")
+        return sorted(number for number, version in self.versions.items() if version.state == "pushed")
 
     def staged(self) -> list[int]:
         """Return the versions whose push is in progress, or died."""
-        return sorted(number for number, one in self.versions.items() if one.state == "staged")
+        return sorted(number for number, version in self.versions.items() if version.state == "staged")
 
     def predecessor(self, number: int) -> int | None:
         """Return the rollback target of ``number``: the highest lower version that was not withdrawn."""
-        return max((one for one in self.pushed() if one < number and not self.versions[one].withdrawn), default=None)
+        return max(
+            (lower for lower in self.pushed() if lower < number and not self.versions[lower].withdrawn), default=None
+        )
 
     def served(self) -> list[int]:
         """Return the versions that the server loads: the labelled ones, and the champion's predecessor.
 
         The predecessor makes a rollback immediate, and replaces a damaged champion when the server restarts.
         """
-        wanted = set(self.labels.values())
+        numbers = set(self.labels.values())
         if self.champion is not None and (before := self.predecessor(self.champion)) is not None:
-            wanted.add(before)
-        return sorted(wanted)
+            numbers.add(before)
+        return sorted(numbers)
 
     def pending(self) -> Candidate | None:
         """Return the last candidate if it is blessed but was never pushed because a pusher died, else None."""
         decision = self.decisions.get(self.last_candidate)
-        pushed = {one.candidate for one in self.versions.values() if one.state == "pushed"}
+        pushed = {version.candidate for version in self.versions.values() if version.state == "pushed"}
         if decision is None or not decision.blessed or self.last_candidate in pushed:
             return None
         return self.candidates[self.last_candidate]
@@ -218,11 +220,11 @@ class Registry:
         except FileNotFoundError:
             raise CimlError(f"no model at {folder.root}") from None
         digest = model_digest(files)
-        one = {"id": digest[:16], "digest": digest, "files": files, "folder": folder.root, "facts": dict(facts or {})}
-        self.commit(
-            lambda state: None if state.last_candidate == one["id"] else {"kind": "candidate", "candidate": one}
-        )
-        return self.state.candidates[digest[:16]]
+        name = digest[:16]
+        candidate = {"id": name, "digest": digest, "files": files, "folder": folder.root, "facts": dict(facts or {})}
+        delta = {"kind": "candidate", "candidate": candidate}
+        self.commit(lambda state: None if state.last_candidate == name else delta)
+        return self.state.candidates[name]
 
     def record_decision(self, candidate: str, decision: Decision) -> None:
         """Record the gate's decision on a candidate; the last decision counts."""
@@ -243,8 +245,8 @@ class Registry:
         """Return the version that a label names. Raises `CimlError` if there is none."""
         labels = self.state.labels
         if label not in labels:
-            known = ", ".join(sorted(labels)) or "none; push a version by ciml refresh"
-            raise UnknownModelError(f"model {self.model}: no version has the label {label!r}; labels: {known}")
+            choices = ", ".join(sorted(labels)) or "none; push a version by ciml refresh"
+            raise CimlError(f"model {self.model}: no version has the label {label!r}; labels: {choices}")
         return labels[label]
 
     def read_asset(self, number: int, name: str) -> bytes:
@@ -261,8 +263,8 @@ class Registry:
             data = self.folder(number).read(path)
         except FileNotFoundError:
             raise IntegrityError(f"{self.folder(number).url(path)} is missing") from None
-        found = hashlib.sha256(data).hexdigest()
-        check_digests(self.folder(number).root, {path: found}, {path: files[path]})
+        digest = hashlib.sha256(data).hexdigest()
+        check_digests(self.folder(number).root, {path: digest}, {path: files[path]})
         return data
 
     def entry(self) -> ModelEntry | None:
@@ -284,12 +286,12 @@ def known_registries(data: DataRoot, model: str | None = None) -> dict[str, Regi
     Raises:
       CimlError: there is no such model.
     """
-    known = registered_models(data)
-    if model is not None and model not in known:
-        raise UnknownModelError(
-            f"no model {model!r} in {data.url}; choose from {', '.join(known) or 'none: push one by ciml refresh'}"
+    names = registered_models(data)
+    if model is not None and model not in names:
+        raise CimlError(
+            f"no model {model!r} in {data.url}; choose from {', '.join(names) or 'none: push one by ciml refresh'}"
         )
-    return {name: Registry(data, name) for name in known if model in (None, name)}
+    return {name: Registry(data, name) for name in names if model in (None, name)}
 
 
 class RegistryVerifier:

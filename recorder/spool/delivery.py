@@ -133,8 +133,8 @@ class Delivery:
         while self._sent and self._sent[0].arrived:
             self._sent.popleft()
             self.failure = ""
-        if any(each.arrived is False for each in self._sent):
-            if any(each.arrived is None for each in self._sent):
+        if any(message.arrived is False for message in self._sent):
+            if any(message.arrived is None for message in self._sent):
                 return False
             self._tail.mark = self._sent[0].mark  # resend from there; samples have identities, so repeats are known
             self._sent.clear()

@@ -118,9 +118,9 @@ def _broker(plan: Plan, settings: Settings) -> KafkaOptions | None:
 
     A recording may name any address: no Kafka property of the command line goes there unless ``--kafka`` confirms it.
     """
-    given = settings.kafka
-    if settings.leftovers == "given" or not plan.kafka or (given and given.bootstrap == plan.kafka):
-        return given
+    broker = settings.kafka
+    if settings.leftovers == "given" or not plan.kafka or (broker and broker.bootstrap == plan.kafka):
+        return broker
     if settings.leftovers == "unconfirmed":
         raise CimlError(
             "its broker gets no Kafka property that --kafka does not confirm; add " + _option("kafka", plan.kafka)
@@ -189,8 +189,8 @@ class Leftovers:
         try:
             if delivery.step():
                 self._current = None
-                if kept := recording.remove():
-                    self._report(f"{recording.plan.mention.run_id} sent, but {kept}")
+                if problem := recording.remove():
+                    self._report(f"{recording.plan.mention.run_id} sent, but {problem}")
                 return
             failure = delivery.failure
         except CimlError as error:
@@ -263,7 +263,7 @@ def send_leftovers(settings: Settings, destination: Destination) -> None:
     except OSError as error:
         raise CimlError(f"{settings.spool}: cannot read the spool ({error.strerror})") from None
     sender_of = lru_cache(1)(Sender)  # one at a time: recordings may name any number of brokers
-    failed = sent = kept = 0
+    failed = sent = unremoved = 0
     names, more = waiting(spool)
     for name in names:
         try:
@@ -283,15 +283,15 @@ def send_leftovers(settings: Settings, destination: Destination) -> None:
         else:
             sent += 1
             stays = recording.remove()
-            kept += bool(stays)
+            unremoved += bool(stays)
             lost = f" without {', '.join(FACTS)} (not sealed)" if is_unsealed(recording.plan) else ""
             report(f"{run_id} sent{lost}" + (f", but {stays}" if stays else ""))
     if more:
         report(f"{settings.spool} holds more than {len(names)} entries; run ciml record --send again for the others")
     if failed:
         raise EngineError(f"{failed} recordings not sent, kept in {settings.spool}; {sent} sent")
-    if kept:
-        raise EngineError(f"{sent} recordings sent, but {kept} of them cannot be removed from {settings.spool}")
+    if unremoved:
+        raise EngineError(f"{sent} recordings sent, but {unremoved} of them cannot be removed from {settings.spool}")
     report(f"{sent} recordings sent")
 
 

@@ -55,13 +55,13 @@ class Folder:
 
     def names(self, most: int) -> list[str]:
         """Return its names, sorted; any ``most`` + 1 of them where there are more than ``most``. Raises `OSError`."""
-        found: list[str] = []
+        names: list[str] = []
         with os.scandir(self.descriptor) as entries:
             for entry in entries:
-                found.append(entry.name)
-                if len(found) > most:
+                names.append(entry.name)
+                if len(names) > most:
                     break
-        return sorted(found)
+        return sorted(names)
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
         """Open a file; return its descriptor.

@@ -197,14 +197,14 @@ class Recording:
 
     def starts(self) -> list[Start]:
         """Return the starts of the recorder, at least one, in order."""
-        found: list[Start] = []
+        starts: list[Start] = []
         with contextlib.suppress(OSError, CimlError, msgspec.MsgspecError):  # a full disk may have cut the last
             for line in self.folder.read(STARTS, MAX_RECORDING_FILE_BYTES).splitlines()[:MAX_RECORDING_STARTS]:
                 start = msgspec.json.decode(line, type=Start)
-                if found and (start.offset < found[-1].offset or start.recorder_us <= found[-1].recorder_us):
+                if starts and (start.offset < starts[-1].offset or start.recorder_us <= starts[-1].recorder_us):
                     break
-                found.append(start)
-        return found or [Start(0, self.plan.mention.start_us or 0)]
+                starts.append(start)
+        return starts or [Start(0, self.plan.mention.start_us or 0)]
 
     def write_end(self, end: End) -> None:
         """Write the end of the command. Raises `OSError`."""
@@ -242,9 +242,9 @@ class Recording:
 
     def remove(self) -> str:
         """Remove the recording after its arrival, and release it. Return why it could not be removed, or ""."""
-        kept = _remove(self.folder)
+        problem = _remove(self.folder)
         os.close(self.lock)
-        return kept
+        return problem
 
     def release(self) -> None:
         """Unlock it for other processes."""
@@ -262,8 +262,8 @@ def waiting(spool: Folder) -> tuple[list[str], bool]:
       OSError: the spool cannot be read.
     """
     names = spool.names(MAX_SPOOL_ENTRIES)
-    known = sorted(name for name in names if _NAME.fullmatch(name))
-    return [*known, *(name for name in names if not _NAME.fullmatch(name))][:MAX_SPOOL_ENTRIES], len(
+    recordings = sorted(name for name in names if _NAME.fullmatch(name))
+    return [*recordings, *(name for name in names if not _NAME.fullmatch(name))][:MAX_SPOOL_ENTRIES], len(
         names
     ) > MAX_SPOOL_ENTRIES
 
@@ -289,7 +289,7 @@ def default_spool() -> Path:
 
 
 def _first_that_exists(path: Path) -> Path:
-    return next(each for each in (path, *path.parents) if each.exists())
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _read_plan(folder: Folder, young: bool) -> Plan | None:
@@ -307,9 +307,9 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
         raise CimlError(f"{folder.path}: not a recording: no {RUN}")
     for name in names:  # also unread ones: a folder of that name could not be removed
         status = folder.stat(name)
-        most = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
-        if status is not None and status.st_size > most:
-            raise CimlError(f"{folder.path / name} is larger than {most} bytes")
+        max_bytes = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
+        if status is not None and status.st_size > max_bytes:
+            raise CimlError(f"{folder.path / name} is larger than {max_bytes} bytes")
     plan = msgspec.convert(_read(folder, RUN), Plan)
     facts = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # set at the end
     if facts.start_us is None or not 0 <= facts.start_us < 1 << 53:
@@ -391,13 +391,13 @@ def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[st
       log_dir: the folder of its log.
       environment: holds the credentials of S3.
     """
-    found = kafka.credentials() if kafka else {}
+    secrets = kafka.credentials() if kafka else {}
     if log_dir.startswith("s3://"):
-        found |= {name: environment[name].encode() for name in _SECRETS_OF_S3 if environment.get(name)}
+        secrets |= {name: environment[name].encode() for name in _SECRETS_OF_S3 if environment.get(name)}
         for name in _FILES_OF_S3:
             if environment.get(name):
-                found[name] = _content(environment[name])
-    lines = [f"{name} {hashlib.sha256(value).hexdigest()}\n" for name, value in sorted(found.items()) if value]
+                secrets[name] = _content(environment[name])
+    lines = [f"{name} {hashlib.sha256(value).hexdigest()}\n" for name, value in sorted(secrets.items()) if value]
     return "".join(lines).encode()
 
 
@@ -443,11 +443,11 @@ def _digest(recording: Recording, name: str) -> str:
 
 
 def _pieces(recording: Recording, name: str) -> Iterator[bytes]:
-    left = MAX_RECORDING_LOG_BYTES
+    remaining = MAX_RECORDING_LOG_BYTES
     with os.fdopen(recording.folder.open(name), "rb") as file:
         while piece := file.read(_PIECE):
-            left -= len(piece)
-            if left < 0:
+            remaining -= len(piece)
+            if remaining < 0:
                 raise CimlError(f"{recording.folder.path / name} is larger than {MAX_RECORDING_LOG_BYTES} bytes")
             yield piece
 

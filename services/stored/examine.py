@@ -29,7 +29,7 @@ from ciml.runs.tables.row_tables import part_of
 from ciml.runs.verify import verify_raw
 from ciml.services.stored.findings import Findings, Kind, kind_of
 from ciml.serving.model_files import CONFIG_NAME, render_config
-from ciml.serving.predict.log import predictions_of_model
+from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.push import verify_versions
 from ciml.serving.registry import Registry, registered_models
 from ciml.storage import Store
@@ -285,7 +285,7 @@ def check_models(data: DataRoot, found: Findings, progress: Progress) -> None:
 
 def check_predictions(data: DataRoot, found: Findings, progress: Progress) -> None:
     """Verify the log of predictions."""
-    check_log(data.predictions, predictions_of_model(), "predictions deltas", found, progress)
+    check_log(data.predictions, prediction_checkpoints(), "predictions deltas", found, progress)
 
 
 def check_feedback(data: DataRoot, found: Findings, progress: Progress) -> None:

@@ -138,25 +138,25 @@ class StoredNeighbours:
           IntegrityError: the manifest is damaged.
         """
         with self._lock:
-            near = self._near = self._near or self._resumed()
+            nearby = self._near = self._near or self._resumed()
             for version, delta in self._log.since(self._version):
-                near.add(delta)
+                nearby.add(delta)
                 self._version = version
                 self._unsaved += len(delta.rows)
             if self._keep and self._unsaved >= _BOOKMARK_RUNS:
-                self._bookmarks.save(self._version, near.encode())
+                self._bookmarks.save(self._version, nearby.encode())
                 self._unsaved = 0
-            return [near.of(run_id) for run_id in run_ids]
+            return [nearby.of(run_id) for run_id in run_ids]
 
     def _resumed(self) -> NearbyRuns:
-        near = NearbyRuns(lambda job: True)
-        if (found := self._bookmarks.load()) is not None:
+        nearby = NearbyRuns(lambda job: True)
+        if (bookmark := self._bookmarks.load()) is not None:
             try:
-                near.restore(found.state)
-                self._version = found.version
+                nearby.restore(bookmark.state)
+                self._version = bookmark.version
             except msgspec.DecodeError as error:
                 _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
-        return near
+        return nearby
 
 
 def neighbours_of(data: DataRoot, definition: ResolvedDefinition, *, keep: bool = False) -> StoredNeighbours | None:
@@ -188,9 +188,9 @@ class Prepared(NamedTuple):
     def calls(self, most_rows: int = MAX_CALL_ROWS) -> list[list[int]]:
         """Return the rows of the usable runs, divided into calls of a model."""
         rows = [row for row in range(len(self.inputs)) if row not in self.rejected]
-        each = max(int(self.inputs[0].nbytes), 1) if rows else 1
-        size = max(1, min(most_rows, _MAX_CALL_BYTES // each))
-        return [rows[at : at + size] for at in range(0, len(rows), size)]
+        row_bytes = max(int(self.inputs[0].nbytes), 1) if rows else 1
+        size = max(1, min(most_rows, _MAX_CALL_BYTES // row_bytes))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def prepare_runs(

@@ -99,32 +99,32 @@ class LocalModel:
         Returns:
           For each run its answer, or its rejection.
         """
-        found: list[Answer | RejectedInput] = []
-        given: list[tuple[pa.Table, RunFacts | None]] = list(zip(tables, runs or repeat(None), strict=False))
-        if not given:  # all of them are unusable: the facts that the model needs do not matter
+        answers: list[Answer | RejectedInput] = []
+        inputs: list[tuple[pa.Table, RunFacts | None]] = list(zip(tables, runs or repeat(None), strict=False))
+        if not inputs:  # all of them are unusable: the facts that the model needs do not matter
             return []
-        for _, made in bisect("predict", given, self._predict):
-            found += [made] if isinstance(made, RejectedInput) else made
-        return found
+        for _, result in bisect("predict", inputs, self._predict):
+            answers += [result] if isinstance(result, RejectedInput) else result
+        return answers
 
     def _predict(self, given_runs: Sequence[tuple[pa.Table, RunFacts | None]]) -> list[Answer | RejectedInput]:
         """Raises `RejectedInput` if the model fails for a run; `bisect` finds it."""
         tables = [table for table, _ in given_runs]
         facts = [run for _, run in given_runs if run is not None]
-        near = self._near.of([run.run_id for run in facts]) if self._near else ()
-        prepared = prepare_runs(tables, self.definition, facts or None, near)
-        found: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
+        neighbours = self._near.of([run.run_id for run in facts]) if self._near else ()
+        prepared = prepare_runs(tables, self.definition, facts or None, neighbours)
+        results: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
         for rows in prepared.calls():
-            given = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
+            inputs = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
             try:
-                answers = self._loaded.predict("", given)["probabilities"]
+                answers = self._loaded.predict("", inputs)["probabilities"]
             except RequestError as error:
                 raise RejectedInput(MODEL_ERROR, str(error)) from None
             check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
             for row, answer in zip(rows, answers, strict=True):
                 windows = prepared.inputs[row, : prepared.n_windows[row]]
-                found[row] = self._read(answer, windows, given_runs[row][1])
-        return [found[row] for row in range(len(tables))]
+                results[row] = self._read(answer, windows, given_runs[row][1])
+        return [results[row] for row in range(len(tables))]
 
     def _read(
         self, answer: NDArray[np.float32], windows: NDArray[np.float32], run: RunFacts | None

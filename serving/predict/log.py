@@ -46,12 +46,12 @@ def read_predictions(predictions: Store) -> Iterator[dict[str, Any]]:
         yield from delta["predictions"]
 
 
-def predictions_of(predictions: Store, run_id: str) -> list[dict[str, Any]]:
+def predictions_of_run(predictions: Store, run_id: str) -> list[dict[str, Any]]:
     """Return the predictions of a run, in the order of their commits. The manifest is searched as bytes."""
     log = ManifestLog(predictions)
     needle = json.dumps(run_id, ensure_ascii=False).encode()
     deltas = (log.parse(version, data) for version, data in log.raw_since(0) if needle in data)
-    return [one for delta in deltas for one in delta["predictions"] if one["run_id"] == run_id]
+    return [prediction for delta in deltas for prediction in delta["predictions"] if prediction["run_id"] == run_id]
 
 
 @dataclass
@@ -113,19 +113,19 @@ class PredictionState(TopicState):
     @property
     def unpredictable(self) -> Counter[str]:
         """Announcements without a prediction, by reason."""
-        found = Counter[str]()
+        counts = Counter[str]()
         for (model, reason), number in self._unpredictable.items():
-            if self.counts(model):
-                found[reason] += number
-        return found
+            if self.includes(model):
+                counts[reason] += number
+        return counts
 
     @property
     def repeats(self) -> int:
         """The number of announcements of runs that the same version had already predicted."""
-        return sum(number for model, number in self._repeats.items() if self.counts(model))
+        return sum(number for model, number in self._repeats.items() if self.includes(model))
 
-    def counts(self, model: str) -> bool:
-        """Return whether what a model did counts for this state; "" is a delta of an earlier version."""
+    def includes(self, model: str) -> bool:
+        """Return whether this state covers a model; "" is a delta of an earlier version."""
         return not self.model or model in ("", self.model)
 
     def covered_of(self, generation: str, partition: int) -> RangeSet:
@@ -145,23 +145,23 @@ class PredictionState(TopicState):
         """Apply the next delta. Raises `IntegrityError` if it is not the next, or repeats a prediction."""
         if version != self.version + 1:
             raise IntegrityError(f"predictions manifest: version {version} follows {self.version}")
-        self.prefetch(one["id"] for one in delta["predictions"])
+        self.prefetch(prediction["id"] for prediction in delta["predictions"])
         self.torn = True
         model: str = delta.get("model", "")
         self.cover(delta["offsets"], *self._shares(model))
-        for one in delta["predictions"]:
-            if self.has(one["id"]):
-                raise IntegrityError(f"predictions manifest: version {version} repeats prediction {one['id']}")
-            self._ids.add(fingerprint(one["id"]))
-            self.predicted[one["model"], one["version"]] += 1
-            if (verdict := one.get("verdict")) is not None:
-                self.verdicts[one["model"], verdict["cause"]] += 1
-                self.outside[one["model"]] += "outside" in verdict
-            if (latency_ms := one.get("latency_ms")) is not None:
-                self.latencies[one["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
-                self.latency_us[one["model"]] += round(latency_ms * 1000)
-        for one in delta["unpredictable"]:
-            self._unpredictable[model, one["reason"]] += 1
+        for prediction in delta["predictions"]:
+            if self.has(prediction["id"]):
+                raise IntegrityError(f"predictions manifest: version {version} repeats prediction {prediction['id']}")
+            self._ids.add(fingerprint(prediction["id"]))
+            self.predicted[prediction["model"], prediction["version"]] += 1
+            if (verdict := prediction.get("verdict")) is not None:
+                self.verdicts[prediction["model"], verdict["cause"]] += 1
+                self.outside[prediction["model"]] += "outside" in verdict
+            if (latency_ms := prediction.get("latency_ms")) is not None:
+                self.latencies[prediction["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
+                self.latency_us[prediction["model"]] += round(latency_ms * 1000)
+        for prediction in delta["unpredictable"]:
+            self._unpredictable[model, prediction["reason"]] += 1
         if delta["repeats"]:
             self._repeats[model] += len(delta["repeats"])
         self.records += len(delta["predictions"]) + len(delta["unpredictable"]) + len(delta["repeats"])
@@ -229,7 +229,7 @@ class PredictionState(TopicState):
         return {"ids": self._ids.recent()}
 
 
-def predictions_of_model(model: str = "") -> Checkpointed[PredictionState]:
+def prediction_checkpoints(model: str = "") -> Checkpointed[PredictionState]:
     """Return the checkpoints of a predictions' manifest, for the state of one model; "" for all."""
     return Checkpointed({"ids": TableKind()}, partial(PredictionState.restored_from, model=model))
 
@@ -248,21 +248,21 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
     repeats: list[str] = []
     new: set[str] = set()
     ranges = list(ranges)
-    state.prefetch(record["id"] for one in ranges for record in one.predictions)
-    for one in sorted(ranges, key=lambda each: (each.covers.topic, each.covers.partition, each.covers.start)):
-        covers = one.covers
+    state.prefetch(record["id"] for part in ranges for record in part.predictions)
+    for part in sorted(ranges, key=lambda item: (item.covers.topic, item.covers.partition, item.covers.start)):
+        covers = part.covers
         fresh = offsets.add(covers)
-        for record in [*one.predictions, *one.unpredictable]:
+        for record in [*part.predictions, *part.unpredictable]:
             if not covers.start <= record["offset"] < covers.end:
                 raise IntegrityError(f"{covers}: offset {record['offset']} is outside of this range")
-        for record in one.predictions:
+        for record in part.predictions:
             if record["offset"] in fresh:
                 if record["id"] in new or state.has(record["id"]):
                     repeats.append(record["run_id"])
                 else:
                     new.add(record["id"])
                     predictions.append(record)
-        unpredictable += [record for record in one.unpredictable if record["offset"] in fresh]
+        unpredictable += [record for record in part.unpredictable if record["offset"] in fresh]
     covered = offsets.to_json()
     if not covered:
         return None
@@ -315,12 +315,12 @@ METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS, OUTSIDE)
 def prediction_families(state: PredictionState) -> Iterator[Family]:
     """Yield the metric families of a state: of its model, or of all models."""
     versions: dict[str, list[int]] = {}
-    for model, version in sorted(filter(lambda key: state.counts(key[0]), state.predicted)):
+    for model, version in sorted(filter(lambda key: state.includes(key[0]), state.predicted)):
         versions.setdefault(model, []).append(version)
-    named = {(model, version) for model, found in versions.items() for version in found[-_VERSIONS:]}
+    named = {(model, version) for model, numbers in versions.items() for version in numbers[-_VERSIONS:]}
     predicted: Counter[tuple[str, ...]] = Counter()
     for (model, version), number in state.predicted.items():
-        if not state.counts(model):
+        if not state.includes(model):
             continue
         predicted[model, str(version) if (model, version) in named else OLDER] += number
     yield PREDICTIONS.of(predicted)
@@ -328,11 +328,11 @@ def prediction_families(state: PredictionState) -> Iterator[Family]:
         {
             (model,): ([state.latencies[model, bucket] for bucket in range(len(LATENCIES_S) + 1)], total_us / 1e6)
             for model, total_us in state.latency_us.items()
-            if state.counts(model)
+            if state.includes(model)
         }
     )
     yield UNPREDICTABLE.of({(reason,): number for reason, number in state.unpredictable.items()})
     yield REPEATS.alone(state.repeats)
-    yield VERDICTS.of({key: number for key, number in state.verdicts.items() if state.counts(key[0])})
-    yield OUTSIDE.of({(model,): number for model, number in state.outside.items() if state.counts(model)})
+    yield VERDICTS.of({key: number for key, number in state.verdicts.items() if state.includes(key[0])})
+    yield OUTSIDE.of({(model,): number for model, number in state.outside.items() if state.includes(model)})
     yield from manifest_families("predictions", state.version, state.time_us, state.restored)

@@ -131,7 +131,7 @@ def _facts(value: object, run_id: str, build_name: str) -> RunFacts:
     subjects = value.get("subjects", [])
     if not isinstance(subjects, list) or len(subjects) > MAX_SUBJECTS:
         raise RejectedInput("bad_announcement", f"facts.subjects: want a list of at most {MAX_SUBJECTS} texts")
-    fields["subjects"] = tuple(text({"subjects": each}, "subjects", "facts.") for each in subjects)
+    fields["subjects"] = tuple(text({"subjects": subject}, "subjects", "facts.") for subject in subjects)
     if (fields["run_id"], fields["build_name"]) != (run_id, build_name):
         raise RejectedInput("bad_announcement", f"facts: of run {fields['run_id']!r:.80}, not of {run_id}")
     return RunFacts(**fields)
@@ -209,8 +209,8 @@ class Predictor:
                 where = f"model {self._policy.model}, version {version}: {DEFINITION}"
                 definition = read_definition(self._registry.read_asset(version, DEFINITION), where)
                 rules = rules_of(self._registry, version, definition)
-                near = "neighbours" in (definition.definition.context or ())
-                self._served[version] = Served(definition, rules, near)
+                neighbours = "neighbours" in (definition.definition.context or ())
+                self._served[version] = Served(definition, rules, neighbours)
             return self._served[version]
 
     def predict(self, batch: Batch) -> Predicted:
@@ -256,14 +256,15 @@ class Predictor:
         served = self.served(version)  # outside of the guard: an error here is not a run's
         predictions = list[dict[str, Any]]()
         unpredictable = list[dict[str, Any]]()
-        for some, made in bisect("predict", runs, lambda some: self._predict(some, version, served)):
-            if isinstance(made, RejectedInput):
-                run = some[0]
+        for part, result in bisect("predict", runs, lambda part: self._predict(part, version, served)):
+            if isinstance(result, RejectedInput):
+                offset = part[0].offset
+                run_id = part[0].run_id
                 model = self._policy.model
-                unpredictable.append(_unpredictable(run.offset, run.run_id, made.reason, made.detail, model, version))
+                unpredictable.append(_unpredictable(offset, run_id, result.reason, result.detail, model, version))
             else:
-                predictions += made[0]
-                unpredictable += made[1]
+                predictions += result[0]
+                unpredictable += result[1]
         return predictions, unpredictable
 
     def _predict(
@@ -281,27 +282,27 @@ class Predictor:
                 selected.append(run)
             else:
                 reject(run, "job_not_selected")
-        began = time.perf_counter()
-        kept, tables = self._read(selected, definition, reject)
-        near = self._near.of([run.run_id for run in kept]) if served.neighbours else ()
-        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in kept], near)
+        started_s = time.perf_counter()
+        readable, tables = self._read(selected, definition, reject)
+        neighbours = self._near.of([run.run_id for run in readable]) if served.neighbours else ()
+        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in readable], neighbours)
         for row, why in prepared.rejected.items():
-            reject(kept[row], why.reason, why.detail)
-        prepare_ms = (time.perf_counter() - began) * 1e3
+            reject(readable[row], why.reason, why.detail)
+        prepare_ms = (time.perf_counter() - started_s) * 1e3
         predictions = []
         for part, answer in self._answers(prepared, version):
             if isinstance(answer, FailedCallError):
                 for row in part:
-                    reject(kept[row], MODEL_ERROR, str(answer))
+                    reject(readable[row], MODEL_ERROR, str(answer))
                 continue
             check_answers(answer.probabilities, definition, f"model {self._policy.model}, version {version}")
             now = self._clock()
             for row, probabilities in zip(part, answer.probabilities, strict=True):
                 windows = prepared.inputs[row, : prepared.n_windows[row]]
                 try:
-                    record = self._record(kept[row], answer.version, served, probabilities, windows)
+                    record = self._record(readable[row], answer.version, served, probabilities, windows)
                 except RejectedInput as rejected:
-                    reject(kept[row], rejected.reason, rejected.detail)
+                    reject(readable[row], rejected.reason, rejected.detail)
                     continue
                 predictions.append(
                     record
@@ -311,7 +312,7 @@ class Predictor:
                         "server_ms": round(answer.seconds * 1e3, 3),
                         "batch": len(part),
                         "time_us": int(now * 1e6),
-                        "latency_ms": round(max(now * 1e3 - kept[row].timestamp_ms, 0.0), 1),
+                        "latency_ms": round(max(now * 1e3 - readable[row].timestamp_ms, 0.0), 1),
                     }
                 )
         return predictions, unpredictable
@@ -377,15 +378,15 @@ class Predictor:
             return runs, read_runs(self._raw, [run.path for run in runs], columns=columns)
         except IntegrityError:
             pass  # a run failed: read them one by one
-        kept = []
+        readable = []
         tables = []
         for run in runs:
             try:
                 tables.append(read_run(self._raw, run.path, columns=columns))
-                kept.append(run)
+                readable.append(run)
             except IntegrityError as error:
                 reject(run, "raw_unreadable", str(error))
-        return kept, tables
+        return readable, tables
 
     def close(self) -> None:
         self.client.close()

@@ -51,27 +51,27 @@ class PredictCall:
     output_filter: tuple[str, ...]
 
 
-def parse(kind: Any, data: bytes, what: str = "the request") -> Any:
+def parse(kind: Any, data: bytes, subject: str = "the request") -> Any:
     """Parse a message. Raises `RequestError`, INVALID_ARGUMENT, if it is malformed."""
     try:
         return kind.FromString(data)
     except DecodeError:
-        raise invalid(f"{what} is not a {kind.DESCRIPTOR.name}") from None
+        raise invalid(f"{subject} is not a {kind.DESCRIPTOR.name}") from None
 
 
 def parse_predict(data: bytes) -> PredictCall:
     """Parse a PredictRequest except its tensors. Raises `RequestError`, INVALID_ARGUMENT."""
     head = parse(client.RequestHead, data)
-    for what, found in (("inputs", head.inputs), ("output filters", head.output_filter)):
-        if len(found) > MAX_REQUEST_INPUTS:
-            raise invalid(f"{len(found)} {what}; at most {MAX_REQUEST_INPUTS} (MAX_REQUEST_INPUTS)")
-    inputs = [parse(client.RequestInput, each, "an input") for each in head.inputs]
+    for subject, entries in (("inputs", head.inputs), ("output filters", head.output_filter)):
+        if len(entries) > MAX_REQUEST_INPUTS:
+            raise invalid(f"{len(entries)} {subject}; at most {MAX_REQUEST_INPUTS} (MAX_REQUEST_INPUTS)")
+    inputs = [parse(client.RequestInput, entry, "an input") for entry in head.inputs]
     try:
-        names = tuple(each.decode() for each in head.output_filter)
+        names = tuple(entry.decode() for entry in head.output_filter)
     except UnicodeDecodeError:
         raise invalid("an output filter name is not valid UTF-8") from None
     spec = parse(model_pb2.ModelSpec, head.model_spec)
-    return PredictCall(spec, {each.key: each.value for each in inputs}, names)
+    return PredictCall(spec, {entry.key: entry.value for entry in inputs}, names)
 
 
 def parse_tensor(name: str, data: bytes) -> Any:
@@ -107,12 +107,12 @@ def spec_of(spec: Any) -> tuple[str, int | None, str]:
 
 def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
     """Fill a GetModelStatusResponse."""
-    for one in statuses:
+    for status in statuses:
         entry = response.model_version_status.add()
-        entry.version = one.version
-        entry.state = get_model_status_pb2.ModelVersionStatus.State.Value(one.state)
-        entry.status.error_code = _STATUS_NUMBERS[one.code]
-        entry.status.error_message = one.message
+        entry.version = status.version
+        entry.state = get_model_status_pb2.ModelVersionStatus.State.Value(status.state)
+        entry.status.error_code = _STATUS_NUMBERS[status.code]
+        entry.status.error_message = status.message
 
 
 def fill_metadata(response: Any, name: str, version: int, signature_defs: Any) -> None:
@@ -186,7 +186,7 @@ class _Api:
             response = predict_pb2.PredictResponse()
             with self._manager.lease(name, version, label) as (number, model):
                 model.signature(signature).check_names(call.inputs)
-                protos = {key: parse_tensor(key, each) for key, each in call.inputs.items()}
+                protos = {key: parse_tensor(key, tensor) for key, tensor in call.inputs.items()}
                 outputs = model.predict(signature, model.unpack(signature, protos), call.output_filter, left_s)
             response.model_spec.name = name
             response.model_spec.version.value = number

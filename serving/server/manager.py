@@ -100,8 +100,8 @@ class ModelManager:
         else:
             number = max(model.loaded, default=None) if model else None
         if model is None or number is None or number not in model.loaded:
-            wanted = f"Latest({name})" if number is None else f"Specific({name}, {number})"
-            raise not_found(f"Servable not found for request: {wanted}")
+            servable = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+            raise not_found(f"Servable not found for request: {servable}")
         return number, model.loaded[number]
 
     @contextmanager
@@ -133,7 +133,7 @@ class ModelManager:
             why = f": {model.fault}" if model is not None and model.fault else ""
             raise not_found(f"Could not find any versions of model {name}{why}")
         if version is None:
-            return [one for _, one in sorted(model.statuses.items(), reverse=True)]
+            return [status for _, status in sorted(model.statuses.items(), reverse=True)]
         if version not in model.statuses:
             raise not_found(f"Could not find version {version} of model {name}")
         return [model.statuses[version]]
@@ -152,7 +152,7 @@ class ModelManager:
     def available(self, name: str) -> dict[int, float]:
         """Return the available versions of a model with their load times, epoch seconds."""
         model = self._models.get(name)
-        return {version: one.loaded_at for version, one in sorted(model.loaded.items())} if model else {}
+        return {version: loaded.loaded_at for version, loaded in sorted(model.loaded.items())} if model else {}
 
     def names(self) -> list[str]:
         """Return the names of the configured models."""
@@ -189,12 +189,12 @@ class ModelManager:
         with self._lock:
             if self._closed:
                 return
-            wanted = {entry.name: entry for entry in self._wanted}
+            entries = {entry.name: entry for entry in self._wanted}
             dropped = [
-                self._models[name] for name in sorted(set(self._models) - set(wanted)) if name not in self._threads
+                self._models[name] for name in sorted(set(self._models) - set(entries)) if name not in self._threads
             ]
             self._models = {name: model for name, model in self._models.items() if model not in dropped}
-            for name, entry in wanted.items():
+            for name, entry in entries.items():
                 if name not in self._threads:
                     thread = threading.Thread(target=self._run_step, args=(name, entry), name=f"model {name}")
                     thread.daemon = True  # a load that does not end must not hold up the end of the process
@@ -247,23 +247,23 @@ class ModelManager:
         return copy
 
     def _step_model(self, name: str, entry: ModelEntry) -> None:
-        known = self._models.get(name)
-        model = self._publish(name, replace(known, entry=entry) if known else _Model(entry))
+        current = self._models.get(name)
+        model = self._publish(name, replace(current, entry=entry) if current else _Model(entry))
         if self._clock() < model.retry[0]:
             return
         try:
             base = open_store(entry.base_path)
-            wanted = self._wanted_versions(entry, base)
+            versions = self._wanted_versions(entry, base)
         except (CimlError, OSError, ValueError) as error:  # ValueError: an impossible path
             self._postpone(name, model, error)
             return
         model.fault = ""
         model.retry = (0.0, _RETRY_S[0])
         model.listed = True
-        for version in wanted - set(model.loaded) - set(model.statuses):
+        for version in versions - set(model.loaded) - set(model.statuses):
             model.statuses[version] = VersionStatus(version, "START")
         # The highest first: it most likely has a label.
-        for version in sorted(wanted, reverse=True):
+        for version in sorted(versions, reverse=True):
             held = model.loaded.get(version)
             folder = base.child(str(version))
             if held is not None and held.source == folder.root and not held.ended:
@@ -285,7 +285,7 @@ class ModelManager:
             if held is not None and model.loaded.get(version) is not held:
                 held.close()
         _move_labels(model)
-        self._unload(name, model, wanted)
+        self._unload(name, model, versions)
 
     def _postpone(self, name: str, model: _Model, error: Exception) -> None:
         """Record that a model's folder cannot be listed. Its loaded versions and other models keep serving."""
@@ -314,33 +314,33 @@ class ModelManager:
             def verify(digests: Mapping[str, str]) -> None:
                 verifier(name, version, digests)
 
-        began = self._clock()
+        started_s = self._clock()
         try:
             loaded = self._load(folder, verify)
         except Exception as error:  # noqa: BLE001 - a bad model must not stop the others
             code = "NOT_FOUND" if isinstance(error, FileNotFoundError) else "UNKNOWN"
             code = "DATA_LOSS" if isinstance(error, IntegrityError) else code
-            first, most = _RETRY_S
+            first, longest = _RETRY_S
             delay = model.retries.get(version, (0.0, first))[1]
             now = self._clock()
-            model.retries[version] = (now + max(delay, _RETRY_SHARE * (now - began)), min(delay * 2, most))
+            model.retries[version] = (now + max(delay, _RETRY_SHARE * (now - started_s)), min(delay * 2, longest))
             model.statuses[version] = VersionStatus(version, "END", code, str(error))
             _LOG.error("model %s: version %d failed to load: %s", name, version, error)
-            self._on_load(name, "refused" if code == "DATA_LOSS" else "failed", self._clock() - began)
+            self._on_load(name, "refused" if code == "DATA_LOSS" else "failed", self._clock() - started_s)
             return
         model.retries.pop(version, None)
         model.loaded[version] = loaded
         model.statuses[version] = VersionStatus(version, "AVAILABLE")
-        self._on_load(name, "loaded", self._clock() - began)
+        self._on_load(name, "loaded", self._clock() - started_s)
         _LOG.info("model %s: version %d available", name, version)
 
-    def _unload(self, name: str, model: _Model, wanted: set[int]) -> None:
-        surplus = set(model.loaded) - wanted
-        if wanted and not wanted & set(model.loaded):
-            surplus = set()  # no wanted version is available: keep serving the loaded ones
+    def _unload(self, name: str, model: _Model, configured: set[int]) -> None:
+        surplus = set(model.loaded) - configured
+        if configured and not configured & set(model.loaded):
+            surplus = set()  # no configured version is available: keep serving the loaded ones
         surplus -= set(model.labels.values())
-        for version in set(model.statuses) - wanted - set(model.loaded):
-            del model.statuses[version]  # the status of a version that is no longer wanted
+        for version in set(model.statuses) - configured - set(model.loaded):
+            del model.statuses[version]  # the status of a version that is no longer configured
         closing: list[LoadedModel] = []
         for version in sorted(surplus):
             closing.append(model.loaded.pop(version))

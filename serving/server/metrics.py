@@ -56,8 +56,8 @@ class Metrics:
     def request(self, model: str, api: str) -> Iterator[None]:
         """Measure the block. An exception is counted by its status and raised again."""
         served = self._manager.names() if self._manager else ()
-        known = model if model in served else "unknown"  # client input as a label would be unbounded
-        began = time.perf_counter()
+        label = model if model in served else "unknown"  # client input as a label would be unbounded
+        started_s = time.perf_counter()
         code = "OK"
         try:
             yield
@@ -68,8 +68,8 @@ class Metrics:
             code = "INTERNAL"
             raise
         finally:
-            self._requests.labels(known, api, code).inc()
-            self._seconds.labels(known, api).observe(time.perf_counter() - began)
+            self._requests.labels(label, api, code).inc()
+            self._seconds.labels(label, api).observe(time.perf_counter() - started_s)
 
     def loaded(self, model: str, outcome: str, seconds: float) -> None:
         """Count a load by its outcome: ``loaded``, ``refused`` (may not be served) or ``failed``."""

@@ -65,12 +65,12 @@ def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
 def _check_size(body: bytes) -> None:
     # Two bytes can become an object of 32 bytes, three bytes a list or object of 230. Signs inside strings count too;
     # numbers and base64 contain none.
-    for what, found, most, limit in (
+    for subject, number, maximum, limit in (
         ("values", body.count(b","), MAX_JSON_VALUES, "MAX_JSON_VALUES"),
         ("lists and objects", body.count(b"[") + body.count(b"{"), MAX_JSON_CONTAINERS, "MAX_JSON_CONTAINERS"),
     ):
-        if found > most:
-            raise too_large(f"the body has {found} {what}; at most {most} ({limit})")
+        if number > maximum:
+            raise too_large(f"the body has {number} {subject}; at most {maximum} ({limit})")
 
 
 def read_inputs(value: Mapping[str, Any], form: Format, signature: Signature) -> dict[str, NDArray[Any]]:
@@ -164,7 +164,7 @@ def _leaves(value: Any, shape: list[int], name: str) -> list[Any]:
     """Return the leaves of nested lists in row-major order. Raises `RequestError` unless the lists have this shape."""
     level = [value]
     for size in shape:
-        if not all(type(one) is list and len(one) == size for one in level):
+        if not all(type(item) is list and len(item) == size for item in level):
             raise invalid(f"input {name!r}: Encountered list at unexpected size or level: want a dense tensor")
         level = list(itertools.chain.from_iterable(level))
     if list in set(map(type, level)):
@@ -174,7 +174,7 @@ def _leaves(value: Any, shape: list[int], name: str) -> list[Any]:
 
 def _strings(leaves: list[Any], shape: list[int], name: str) -> NDArray[Any]:
     array = np.empty(len(leaves), dtype=object)  # of pointers, so that a long string does not widen the others
-    array[:] = [_bytes(one, name) for one in leaves]
+    array[:] = [_bytes(leaf, name) for leaf in leaves]
     return array.reshape(shape)
 
 
@@ -224,7 +224,7 @@ def _listed(name: str, array: NDArray[Any]) -> Any:
 
 
 def _map(value: Any, leaf: Any) -> Any:
-    return [_map(one, leaf) for one in value] if isinstance(value, list) else leaf(value)
+    return [_map(item, leaf) for item in value] if isinstance(value, list) else leaf(value)
 
 
 _LOG = logging.getLogger(__name__)
@@ -294,11 +294,11 @@ class _Api:
                     # The rest of the body may still arrive and must not be read as the next request.
                     return _error(error.message, error.http_status, {"connection": "close"})
                 return await self._workers.run(len(body), lambda: self._predict(match, body))
-        found = _STATUS.fullmatch(path) if request.method == "GET" else None
-        if found is not None:
-            if found["metadata"]:
-                return await self._workers.run(0, lambda: self._metadata(found))
-            return self._status(found)
+        status_match = _STATUS.fullmatch(path) if request.method == "GET" else None
+        if status_match is not None:
+            if status_match["metadata"]:
+                return await self._workers.run(0, lambda: self._metadata(status_match))
+            return self._status(status_match)
         raise invalid(f"Malformed request: {request.method} {path[:200]}")
 
     def _predict(self, match: re.Match[str], body: bytes) -> Response:

@@ -181,8 +181,8 @@ class ModelServer:
         self._stopping = asyncio.Event()
         self._workers = workers = Workers(options.threads)
         intakes = [
-            Intake(body_s=options.body_s, max_bytes=options.max_bytes, max_reading=most)
-            for most in (options.rest_connections, MAX_READING_REQUESTS)
+            Intake(body_s=options.body_s, max_bytes=options.max_bytes, max_reading=maximum)
+            for maximum in (options.rest_connections, MAX_READING_REQUESTS)
         ]
         grpc_connections = GrpcConnections(self._limit(options.grpc_connections, "MAX_GRPC_CONNECTIONS"))
         self._grpc, self.grpc_port = await serve_grpc(
@@ -201,10 +201,10 @@ class ModelServer:
         self._rest = HttpServer(rest_app(self.manager, self.metrics, intakes[0], workers), listener, connections)
         await self._rest.start()
 
-    def _limit(self, most: int, name: str) -> Connections:
+    def _limit(self, max_connections: int, name: str) -> Connections:
         from ciml.http.server import Connections
 
-        return Connections(most, self.options.header_s, self.options.body_s, MAX_MODEL_CALL_S, name)
+        return Connections(max_connections, self.options.header_s, self.options.body_s, MAX_MODEL_CALL_S, name)
 
     def _run(self, name: str, work: Any) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -246,9 +246,9 @@ class ModelServer:
         self.manager.apply(entries)
         self.manager.step()
         for entry in entries:
-            for one in self.manager.status(entry.name):
-                if one.code != "OK":
-                    raise EngineError(f"model {entry.name}: version {one.version} failed to load: {one.message}")
+            for status in self.manager.status(entry.name):
+                if status.code != "OK":
+                    raise EngineError(f"model {entry.name}: version {status.version} failed to load: {status.message}")
 
     def stop(self) -> None:
         """Answer pending requests, then stop."""

@@ -61,13 +61,13 @@ def declared_bytes(name: str, proto: Any) -> int:
 
     dtype, sizes = declared(name, proto)
     try:
-        each: int = np.dtype(tf.as_dtype(dtype).as_numpy_dtype).itemsize
+        item_bytes: int = np.dtype(tf.as_dtype(dtype).as_numpy_dtype).itemsize
     except TypeError:
         raise invalid(f"input {name!r}: {dtype} has no values") from None
     elements = math.prod(sizes)
     strings: Sequence[bytes] = proto.string_val
     repeated = max(elements - len(strings), 0) * len(strings[-1]) if len(strings) else 0
-    return elements * each + sum(map(len, strings)) + repeated
+    return elements * item_bytes + sum(map(len, strings)) + repeated
 
 
 def from_protos(protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -118,7 +118,7 @@ def plain(array: NDArray[Any]) -> Any:
     if array.dtype == np.float32:
         numbers = np.empty(array.size)
         flat = array.ravel()
-        for at in range(0, array.size, _BLOCK):  # a number takes 128 bytes as text
-            numbers[at : at + _BLOCK] = flat[at : at + _BLOCK].astype("U32").astype(np.float64)
+        for start in range(0, array.size, _BLOCK):  # a number takes 128 bytes as text
+            numbers[start : start + _BLOCK] = flat[start : start + _BLOCK].astype("U32").astype(np.float64)
         return numbers.reshape(array.shape).tolist()
     return array.tolist()

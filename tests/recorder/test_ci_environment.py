@@ -12,7 +12,7 @@ import pytest
 
 from ciml.cli.commands.operate.record import make_facts
 from ciml.errors import CimlError
-from ciml.recorder.ci_environment import Known, known_run, missing_id
+from ciml.recorder.ci_environment import EnvironmentRun, missing_id, run_of
 from tests.recorder.recorded import record
 
 GITHUB = {
@@ -42,46 +42,46 @@ JENKINS = {
     [
         (
             GITHUB,
-            Known("github", "77/unit/5b0e", "unit", 2,
+            EnvironmentRun("github", "77/unit/5b0e", "unit", 2,
                   {"pipeline": "CI", "event": "pull_request", "project": "o/r", "branch": "main", "change": "12",
                    "patchset": "abc", "provider": "github-hosted", "flavour": "Linux-X64"}, {"runner": "r 1"}),
         ),
         (
             GITLAB,
-            Known("gitlab", "5", "test: [1]", 1,
+            EnvironmentRun("gitlab", "5", "test: [1]", 1,
                   {"pipeline": "push", "event": "push", "project": "g/p", "branch": "main", "change": "abc",
                    "patchset": "abc"}, {"runner": "r"}),
         ),
         (
             ZUUL,
-            Known("zuul", "5e70", "tempest", 1,
+            EnvironmentRun("zuul", "5e70", "tempest", 1,
                   {"pipeline": "gate", "project": "nova", "branch": "main", "change": "42", "patchset": "3"}, {}),
         ),
         (
             JENKINS,
-            Known("jenkins", "jenkins-a/b-7", "b", 1,
+            EnvironmentRun("jenkins", "jenkins-a/b-7", "b", 1,
                   {"project": "a/b", "branch": "main", "change": "3", "patchset": "abc"}, {"runner": "n"}),
         ),
         (
             {**GITHUB, "CIML_SOURCE": "tekton", "CIML_RUN_ID": "uid", "CIML_JOB": "j", "CIML_CHANGE": "9",
              "CIML_ATTEMPT": "4", "RUNNER_NAME": "", "GITHUB_WORKFLOW": "a\x1bb" + "c" * 2000},
-            Known("tekton", "uid", "j", 4,
+            EnvironmentRun("tekton", "uid", "j", 4,
                   {"pipeline": "ab" + "c" * 1022, "event": "pull_request", "project": "o/r", "branch": "main",
                    "change": "9", "patchset": "abc", "provider": "github-hosted", "flavour": "Linux-X64"}, {}),
         ),
     ],
     ids=["github", "gitlab", "zuul", "jenkins", "own"],
 )  # fmt: skip
-def test_a_run_is_known_by_its_ci_system(environment: dict[str, str], known: Known) -> None:
-    assert known_run(environment) == known
+def test_a_run_is_known_by_its_ci_system(environment: dict[str, str], known: EnvironmentRun) -> None:
+    assert run_of(environment) == known
 
 
 def test_a_jenkins_job_without_its_number_has_its_tag() -> None:
-    assert known_run({**JENKINS, "BUILD_NUMBER": ""}).native_id == "jenkins-a-b-7"
+    assert run_of({**JENKINS, "BUILD_NUMBER": ""}).native_id == "jenkins-a-b-7"
 
 
 def test_elsewhere_each_run_has_an_id_of_its_own() -> None:
-    first, second = known_run({}), known_run({"GITHUB_RUN_ID": "1", "CI": "true"})
+    first, second = run_of({}), run_of({"GITHUB_RUN_ID": "1", "CI": "true"})
     assert {first.source, second.source} == {"record"}
     assert uuid.UUID(first.native_id) != uuid.UUID(second.native_id)
 

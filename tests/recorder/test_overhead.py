@@ -49,7 +49,7 @@ def test_a_recorder_takes_less_than_a_fiftieth_of_a_core(tmp_path: Path, dool: s
         options = ["-q", "--log-dir", str(tmp_path / "logs")]
         argv = [*recorder(tmp_path / "spool", *options), "sleep", str(length)]
         env = environment(**({} if dool is None else {"CIML_DOOL": dool}))
-        pid = os.posix_spawn(sys.executable, argv, env)
+        pid = os.posix_spawn(argv[0], argv, env)
         _, status, used = os.wait4(pid, 0)
         assert status == 0
         seconds.append(used.ru_utime + used.ru_stime)

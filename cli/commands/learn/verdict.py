@@ -49,12 +49,12 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
       ciml verdict zuul~5f0c~1 --data-path data
       ciml verdict zuul~5f0c~1 --model cause --json --data-path data
     """
-    from ciml.serving.predict.log import predictions_of
+    from ciml.serving.predict.log import predictions_of_run
     from ciml.verdicts.evidence import evidence_of
 
     data = DataRoot.open(data_path)
     records = [
-        prediction for prediction in predictions_of(data.predictions, run_id) if model in (None, prediction["model"])
+        prediction for prediction in predictions_of_run(data.predictions, run_id) if model in (None, prediction["model"])
     ]
     record = next((prediction for prediction in reversed(records) if "verdict" in prediction), None)
     if record is None:

@@ -153,9 +153,9 @@ def make_facts(
 
     from ciml.errors import CimlError, RejectedInput
     from ciml.events.run_facts import facts_from_run, run_identity
-    from ciml.recorder.ci_environment import FACTS, known_run
+    from ciml.recorder.ci_environment import FACTS, run_of
 
-    detected = known_run(os.environ)
+    detected = run_of(os.environ)
     run = {
         "id": run_id or detected.native_id,
         "attempt": detected.attempt,

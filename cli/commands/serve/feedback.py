@@ -350,9 +350,9 @@ def _print(trial: Any, as_json: bool) -> None:
 
 def _stored(data_path: str, run_id: str) -> list[dict[str, Any]]:
     from ciml.data_root import DataRoot
-    from ciml.serving.predict.log import predictions_of
+    from ciml.serving.predict.log import predictions_of_run
 
-    found = predictions_of(DataRoot.open(data_path).predictions, run_id)
+    found = predictions_of_run(DataRoot.open(data_path).predictions, run_id)
     if not found:
         raise CimlError(f"there is no prediction of run {run_id!r:.120} in {data_path}; list runs with ciml runs")
     return found

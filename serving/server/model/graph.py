@@ -88,13 +88,13 @@ def check_ops(meta_graph: Any) -> None:
         for name in meta_graph.collection_def[key].node_list.value
     ]
     restore = [meta_graph.saver_def.restore_op_name] if meta_graph.saver_def.restore_op_name else []
-    for roots, allowed, what in (
+    for roots, allowed, place in (
         ([*outputs, *initial], COMPUTING, "serving"),
         (restore, COMPUTING | _RESTORING, "restoring"),
     ):
         misplaced = graph.reached_ops(roots) - allowed
         if misplaced:
-            raise IntegrityError(f"operation {min(misplaced)} is not allowed for {what} a model")
+            raise IntegrityError(f"operation {min(misplaced)} is not allowed for {place} a model")
 
 
 class _Graph:
@@ -103,19 +103,20 @@ class _Graph:
     def __init__(self, graph_def: Any) -> None:
         self._nodes: Mapping[str, Any] = _by_name("node", ((node.name, node) for node in graph_def.node))
         library = graph_def.library.function
-        self._functions: Mapping[str, Any] = _by_name(
-            "function", ((one.signature.name, one.node_def) for one in library)
-        )
+        bodies = ((function.signature.name, function.node_def) for function in library)
+        self._functions: Mapping[str, Any] = _by_name("function", bodies)
         for name in self._functions:
             if is_operation(name):
                 raise IntegrityError(f"function {name} has the name of an operation")
         # Functions with the same ``api_implements``: TensorFlow may run any of them for another.
         self._alike: dict[str, str] = {}
         self._implementations: dict[str, set[str]] = {}
-        for one in library:
-            if what := one.attr["api_implements"].s.decode(errors="replace") if "api_implements" in one.attr else "":
-                self._alike[one.signature.name] = what
-                self._implementations.setdefault(what, set()).add(one.signature.name)
+        for function in library:
+            name = function.signature.name
+            if "api_implements" in function.attr:
+                interface = function.attr["api_implements"].s.decode(errors="replace")
+                self._alike[name] = interface
+                self._implementations.setdefault(interface, set()).add(name)
 
     def all_ops(self) -> set[str]:
         nodes = [*self._nodes.values(), *(node for body in self._functions.values() for node in body)]
@@ -125,17 +126,17 @@ class _Graph:
         """Return the operations that run when the nodes or tensors ``roots`` are evaluated."""
         ops: set[str] = set()
         functions: set[str] = set()
-        seen: set[str] = set()
+        visited: set[str] = set()
         pending = [_node_name(root) for root in roots]
         while pending:
             name = pending.pop()
-            if name in seen:
+            if name in visited:
                 continue
-            seen.add(name)
+            visited.add(name)
             if name not in self._nodes:
                 raise IntegrityError(f"the model's graph has no node {name[:100]!r}")
             node = self._nodes[name]
-            pending += [_node_name(one) for one in node.input]
+            pending += [_node_name(input_name) for input_name in node.input]
             self._enter(node, ops, functions)
         return ops
 
@@ -162,14 +163,14 @@ def is_operation(name: str) -> bool:
     return name in COMPUTING | _RESTORING | _SAVING or op_def_registry.get(name) is not None
 
 
-def _by_name(what: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _by_name(kind: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs as a mapping. Raises `IntegrityError` for a duplicate name, which is ambiguous."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
-            raise IntegrityError(f"two {what}s are named {name[:100]!r}")
-        found[name] = value
-    return found
+        if name in by_name:
+            raise IntegrityError(f"two {kind}s are named {name[:100]!r}")
+        by_name[name] = value
+    return by_name
 
 
 def _node_name(tensor: str) -> str:
@@ -180,9 +181,9 @@ def _called(holder: Any) -> Iterable[str]:
     """Yield the functions named by a node's attributes, nested ones included."""
     for value in holder.attr.values():
         functions = [value.func] if value.HasField("func") else value.list.func if value.HasField("list") else ()
-        for one in functions:
-            yield one.name
-            yield from _called(one)
+        for function in functions:
+            yield function.name
+            yield from _called(function)
 
 
 class Graph:

@@ -40,7 +40,7 @@ class TensorSpec:
             raise invalid(f"input {self.name!r}: expects {self.dtype} but {dtype} is provided")
         fits = self.shape is None or (
             len(shape) == len(self.shape)
-            and all(want in (-1, have) for want, have in zip(self.shape, shape, strict=True))
+            and all(expected in (-1, have) for expected, have in zip(self.shape, shape, strict=True))
         )
         if not fits:
             raise invalid(f"input {self.name!r}: has shape {list(shape)}, expects {list(self.shape or ())}")
@@ -58,7 +58,7 @@ class Signature:
     @property
     def batched(self) -> bool:
         """Whether the first dimension of every input is the number of rows."""
-        return all(one.shape is not None and one.shape[:1] == (-1,) for one in self.inputs.values())
+        return all(spec.shape is not None and spec.shape[:1] == (-1,) for spec in self.inputs.values())
 
     def check_names(self, sent: Collection[str]) -> None:
         """Raise `RequestError` unless ``sent`` are exactly the inputs' names."""
@@ -135,10 +135,10 @@ class LoadedModel:
 
     def signature(self, name: str) -> Signature:
         """Return a signature by name; "" is the default one. Raises `RequestError`, FAILED_PRECONDITION."""
-        found = self.signatures.get(name or DEFAULT_SIGNATURE)
-        if found is None:
+        signature = self.signatures.get(name or DEFAULT_SIGNATURE)
+        if signature is None:
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found.')
-        return found
+        return signature
 
     def predict(
         self,
@@ -163,9 +163,9 @@ class LoadedModel:
         signature.check({name: _declared(array) for name, array in inputs.items()}, self._max_rows)
         for name in output_filter:
             if name not in signature.outputs:
-                known = ",".join(sorted(signature.outputs))
+                outputs = ",".join(sorted(signature.outputs))
                 raise invalid(
-                    f"output tensor alias not found in signature: {name} Outputs expected to be in {{{known}}}."
+                    f"output tensor alias not found in signature: {name} Outputs expected to be in {{{outputs}}}."
                 )
         if len(set(output_filter)) != len(output_filter):
             raise invalid(f"duplicate output tensor alias in {list(output_filter)}")

@@ -77,26 +77,26 @@ def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Ite
     Raises:
       IntegrityError: naming the first record that is truncated, fails its checksum, or exceeds a limit.
     """
-    at = number = 0
-    while at < len(data):
+    position = number = 0
+    while position < len(data):
         if number >= max_records:
             raise IntegrityError(f"more than {max_records} records")
-        if at + _HEAD.size > len(data):
+        if position + _HEAD.size > len(data):
             raise IntegrityError(f"record {number} is cut short")
-        length, length_crc = _HEAD.unpack_from(data, at)
-        if masked_crc(data[at : at + 8]) != length_crc:
+        length, length_crc = _HEAD.unpack_from(data, position)
+        if masked_crc(data[position : position + 8]) != length_crc:
             raise IntegrityError(f"record {number}: checksum of the length does not match")
         if length > max_record_bytes:
             raise IntegrityError(f"record {number}: {length} bytes exceed {max_record_bytes}")
-        at += _HEAD.size
-        end = at + length
+        position += _HEAD.size
+        end = position + length
         if end + _FOOT.size > len(data):
             raise IntegrityError(f"record {number} is cut short")
-        record = data[at:end]
+        record = data[position:end]
         if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
             raise IntegrityError(f"record {number}: checksum of the data does not match")
         yield record
-        at = end + _FOOT.size
+        position = end + _FOOT.size
         number = number + 1
 
 

@@ -83,10 +83,10 @@ _Head = TypeVar("_Head", Load, Loaded, Call, Answer)
 def send(connection: Connection, head: Load | Loaded | Call | Answer, arrays: Sequence[NDArray[Any]] = ()) -> None:
     """Send a message. Raises `OSError` if the other side does not read it."""
     buffers = [_data(array) for array in arrays]
-    listed = [
+    layouts = [
         _Array(_dtype_name(array), array.shape, len(buffer)) for array, buffer in zip(arrays, buffers, strict=True)
     ]
-    start = msgspec.msgpack.encode((head, listed))
+    start = msgspec.msgpack.encode((head, layouts))
     parts: list[bytes | memoryview] = [len(start).to_bytes(8, "little"), start]
     size = 8 + len(start)
     for buffer in buffers:
@@ -106,9 +106,9 @@ def receive(connection: Connection, kind: type[_Head]) -> tuple[_Head, list[NDAr
     """
     data = connection.recv_bytes(MAX_FRAME_BYTES)
     size = 8 + int.from_bytes(data[:8], "little")
-    head, listed = _decoder(kind).decode(memoryview(data)[8:size])
+    head, layouts = _decoder(kind).decode(memoryview(data)[8:size])
     arrays = []
-    for array in listed:
+    for array in layouts:
         size += -size % _ALIGNMENT
         arrays.append(_array(array, memoryview(data)[size : size + array.size]))
         size += array.size

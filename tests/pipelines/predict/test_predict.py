@@ -33,9 +33,9 @@ from ciml.serving.predict.log import (
     LATENCIES_S,
     Predicted,
     PredictionState,
+    prediction_checkpoints,
     prediction_families,
     prediction_id,
-    predictions_of_model,
     read_predictions,
     reconcile,
 )
@@ -240,9 +240,9 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
         state.apply(version, {**delta, "version": version})
     tables = {
         name: IdTable(kind, (), PartFiles(open_store(tmp_path), "index"))
-        for name, kind in predictions_of_model().tables.items()
+        for name, kind in prediction_checkpoints().tables.items()
     }
-    restored = predictions_of_model().restore(14, json.loads(json.dumps(state.snapshot())), tables)
+    restored = prediction_checkpoints().restore(14, json.loads(json.dumps(state.snapshot())), tables)
     for each in (state, restored):
         board = Board()
         board.put("predictions", prediction_families(each))
@@ -256,7 +256,7 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
         assert shown["ciml_verdicts_outside_total"] == {("m",): 5}
         assert shown["ciml_manifest_commit_timestamp_seconds"] == {("predictions",): 5.0}
     before = {name: each for name, each in state.snapshot().items() if name not in ("verdicts", "outside")}
-    older = predictions_of_model().restore(14, json.loads(json.dumps(before)), tables)
+    older = prediction_checkpoints().restore(14, json.loads(json.dumps(before)), tables)
     assert (older.verdicts, older.outside) == ({}, {})
 
 

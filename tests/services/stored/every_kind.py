@@ -20,7 +20,7 @@ from ciml.runs.compact import compact
 from ciml.runs.state import RAW
 from ciml.runs.tables.publish import publish_tables
 from ciml.serving.predict import answers
-from ciml.serving.predict.log import Predicted, predictions_of_model
+from ciml.serving.predict.log import Predicted, prediction_checkpoints
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.storage import LocalStore, Store
@@ -145,7 +145,7 @@ def _make_logs(data: DataRoot, folder: Path) -> None:
         covers = OffsetRange("runs", "R", 0, number, number + 1)
         assert committer.commit([Predicted(covers, [record])]) == number + 1
         if number == 1:
-            _checkpoint(data.predictions, predictions_of_model())
+            _checkpoint(data.predictions, prediction_checkpoints())
     add_corrections(data, [Correction("zuul~1~1", "machine", "gerrit:7", 1)])
     world = World(folder, feedback())
     world.take(prediction(1))

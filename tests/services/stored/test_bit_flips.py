@@ -128,11 +128,11 @@ def analysis(place: Place) -> object:
 
 
 def index_rows(place: Place) -> object:
-    from ciml.serving.predict.log import predictions_of_model
+    from ciml.serving.predict.log import prediction_checkpoints
     from ciml.verdicts.feedback.state import FEEDBACK
 
     folder = place.below.partition("/")[0]
-    kind: Any = {"raw": RAW, "predictions": predictions_of_model(), "feedback": FEEDBACK}[folder]
+    kind: Any = {"raw": RAW, "predictions": prediction_checkpoints(), "feedback": FEEDBACK}[folder]
     checkpoints = Checkpoints(ManifestLog(place.data.store.child(folder)), kind)
     tables = checkpoints.tables(checkpoints.newest())
     return {
