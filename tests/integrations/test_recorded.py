@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ciml.integrations.adapter import Delivery
-from ciml.recorder.ci_environment import known_run
+from ciml.recorder.ci_environment import run_of
 from tests.integrations import github_samples, gitlab_samples, samples
 from tests.integrations.reading import runs_of
 
@@ -43,19 +43,19 @@ JOBS: dict[str, tuple[dict[str, str], Delivery]] = {
 @pytest.mark.parametrize("system", JOBS)
 def test_one_job_is_one_run(system: str) -> None:
     environment, delivery = JOBS[system]
-    name, known = system.partition(",")[0], known_run(environment)
+    name, known = system.partition(",")[0], run_of(environment)
     assert list(runs_of(name, delivery)) == [f"{known.native_id} {known.attempt}"]
     assert known.source == name
 
 
 def test_a_configuration_of_a_matrix_has_one_job_and_one_project() -> None:
     environment, delivery = JOBS["jenkins, a matrix"]
-    known, (run,) = known_run(environment), runs_of("jenkins", delivery).values()
+    known, (run,) = run_of(environment), runs_of("jenkins", delivery).values()
     assert (known.job, known.facts["project"]) == (run.build_name, run.project) == ("app/os=linux,py=3", "team/app")
 
 
 def test_a_github_job_alone_does_not_know_its_id() -> None:
     environment, delivery = JOBS["github"]
-    known = known_run({**environment, "CIML_RUN_ID": "", "RUNNER_TRACKING_ID": "github_5b0e"})
+    known = run_of({**environment, "CIML_RUN_ID": "", "RUNNER_TRACKING_ID": "github_5b0e"})
     assert known.native_id == "81/unit/5b0e"
     assert list(runs_of("github", delivery)) == ["4001 2"]

@@ -53,9 +53,8 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
     from ciml.verdicts.evidence import evidence_of
 
     data = DataRoot.open(data_path)
-    records = [
-        prediction for prediction in predictions_of_run(data.predictions, run_id) if model in (None, prediction["model"])
-    ]
+    predictions = predictions_of_run(data.predictions, run_id)
+    records = [prediction for prediction in predictions if model in (None, prediction["model"])]
     record = next((prediction for prediction in reversed(records) if "verdict" in prediction), None)
     if record is None:
         raise CimlError(_missing(run_id, data_path, model, predicted=bool(records)))

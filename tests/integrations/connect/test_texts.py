@@ -20,7 +20,7 @@ from ciml.integrations.connect import Paste, filled_in, places, posted_to
 from ciml.integrations.gerrit import connect as gerrit
 from ciml.integrations.registry import find_adapter
 from ciml.integrations.zuul import connect
-from ciml.recorder.ci_environment import known_run
+from ciml.recorder.ci_environment import run_of
 from ciml.recorder.sampler import _PLUGINS
 from ciml.recorder.spool.recording import LOG
 from ciml.transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS, FetchPolicy
@@ -150,7 +150,7 @@ def test_tektons_log_is_where_its_step_stores_it() -> None:
     assert events["data"] == {"formats": "tektonv1", "sink": "https://ci.example.org/hooks/tekton"}
     step = run["spec"]["pipelineSpec"]["tasks"][0]["taskSpec"]["steps"][0]
     variables = {each["name"]: each["value"] for each in step["env"]}
-    known = known_run({**variables, "CIML_RUN_ID": "9f"})
+    known = run_of({**variables, "CIML_RUN_ID": "9f"})
     stored = f"{variables['CIML_LOG_DIR']}/{known.job}/{RunId(known.source, known.native_id).encode()}/{LOG}.gz"
     assert run["metadata"]["annotations"]["ciml.dev/log-url"].replace("{uid}", "9f") == stored
 
