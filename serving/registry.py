@@ -246,7 +246,7 @@ class Registry:
         labels = self.state.labels
         if label not in labels:
             choices = ", ".join(sorted(labels)) or "none; push a version by ciml refresh"
-            raise CimlError(f"model {self.model}: no version has the label {label!r}; labels: {choices}")
+            raise UnknownModelError(f"model {self.model}: no version has the label {label!r}; labels: {choices}")
         return labels[label]
 
     def read_asset(self, number: int, name: str) -> bytes:
@@ -288,7 +288,7 @@ def known_registries(data: DataRoot, model: str | None = None) -> dict[str, Regi
     """
     names = registered_models(data)
     if model is not None and model not in names:
-        raise CimlError(
+        raise UnknownModelError(
             f"no model {model!r} in {data.url}; choose from {', '.join(names) or 'none: push one by ciml refresh'}"
         )
     return {name: Registry(data, name) for name in names if model in (None, name)}
