@@ -1,6 +1,7 @@
-"""Adapters: what CI systems send, in one pure module each. `ciml.integrations.adapter` is the interface for all.
+"""Everything that knows one CI or review system: adapters, receivers, review clients and the texts of ``ciml connect``.
 
-A receiver produces the raw body to Kafka; ingest calls the adapter when it decodes, so a corrected adapter can replay.
+An adapter is a pure function from a delivery to runs (`ciml.integrations.adapter`). A receiver produces the raw body to
+Kafka; ingest calls the adapter when it decodes, so deliveries can be replayed with a corrected adapter.
 """
 
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate

@@ -1,9 +1,8 @@
-"""ciml's own CloudEvents over HTTP: the events of docs/formats/events.md, from a sender that a receiver verified.
+"""CloudEvents over HTTP: the adapter of ciml's own events, and the parts that adapters of CloudEvents share.
 
-On Kafka they need no adapter: `ciml.events.cloudevents` decodes them there, and takes their source from the event.
-Here the source is the receiver's configured one.
-
-CloudEvents as HTTP carries them: in structured mode the body is the event, in binary mode headers are attributes.
+In structured mode the body is the event; in binary mode headers are its attributes. The adapter reads the events of
+docs/formats/events.md from a sender that a receiver verified, so their source is the configured one. On Kafka they need
+no adapter: `ciml.events.cloudevents` decodes them there, and takes the source from the event.
 """
 
 from __future__ import annotations

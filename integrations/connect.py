@@ -63,7 +63,7 @@ class NeededFile:
     """A file that only the operator can provide: its path in the folder of the configuration, and how to create it."""
 
     path: str
-    how: str
+    instructions: str
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,12 @@ def paste(name: str, /, **values: str) -> Paste:
     return Paste(entry["where"], filled_in(entry["text"], **values), entry.get("form", "text"))
 
 
-def parts_of(url: str, option: str, want: str, schemes: tuple[str, ...], *, user: bool = False) -> SplitResult:
+def parts_of(url: str, option: str, example: str, schemes: tuple[str, ...], *, user: bool = False) -> SplitResult:
     """Return the parts of an address.
 
     Args:
       url: the value of an option.
-      option, want: the option and a valid address, for the error message.
+      option, example: the option and a valid address, for the error message.
       schemes: the allowed schemes.
       user: whether the address may name a user.
 
@@ -142,7 +142,7 @@ def parts_of(url: str, option: str, want: str, schemes: tuple[str, ...], *, user
     except ValueError:  # a malformed port or IPv6 host
         fits = False
     if not fits or not _ADDRESS.fullmatch(url) or parts.password is not None or (parts.username and not user):
-        raise CimlError(f"{option} {url!r:.120}: give {want}")
+        raise CimlError(f"{option} {url!r:.120}: give {example}")
     return parts
 
 
@@ -161,8 +161,8 @@ def posted_to(url: str, name: str) -> str:
     Raises:
       CimlError: it is not an address of https or http.
     """
-    want = "the public address of the receiver, such as https://ci.example.org"
-    parts = parts_of(url, "--url", want, ("https", "http"))
+    example = "the public address of the receiver, such as https://ci.example.org"
+    parts = parts_of(url, "--url", example, ("https", "http"))
     return url if parts.path.strip("/") else f"{url.rstrip('/')}/hooks/{name}"
 
 
@@ -181,8 +181,8 @@ def places(logs: tuple[str, ...], internal: bool = False) -> dict[str, tuple[str
         if place.startswith("/"):
             lists.setdefault("file_roots", []).append(place)
             continue
-        want = "https://HOST, http://HOST:PORT, s3://BUCKET/PREFIX or a folder"
-        address = parts_of(place if "//" in place else f"https://{place}", "--logs", want, ("https", "http", "s3"))
+        example = "https://HOST, http://HOST:PORT, s3://BUCKET/PREFIX or a folder"
+        address = parts_of(place if "//" in place else f"https://{place}", "--logs", example, ("https", "http", "s3"))
         if address.scheme == "s3":
             lists.setdefault("s3_prefixes", []).append(place.rstrip("/"))
         else:

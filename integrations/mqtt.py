@@ -1,9 +1,8 @@
-"""The session with an MQTT broker. One thread reads, produces and acknowledges, so that nothing is shared.
+"""The session with an MQTT broker, by a client of paho-mqtt whose memory is bounded whatever the broker sends.
 
-The broker keeps the session while the receiver is away (fixed client id, no clean start), and sends again what was not
-acknowledged on the connection that delivered it. Acknowledgements keep the order of the messages, as MQTT demands.
-
-A client of paho-mqtt whose memory is bounded, whatever the broker sends.
+One thread reads, produces and acknowledges, so nothing is shared. The broker keeps the session while the receiver is
+away (fixed client id, no clean start), and repeats messages that were not acknowledged. Acknowledgements keep the order
+of the messages, as MQTT requires.
 """
 
 from __future__ import annotations
@@ -32,7 +31,14 @@ from ciml.secrets import Secrets
 
 _READ_BYTES = 1 << 16
 _KEPT_BYTES = 66 << 10  # of a packet over the limit: topic, packet id and properties
-_MOST_ANSWERS = 10_000  # packets that wait for a broker that does not read
+_MAX_ANSWERS = 10_000  # packets that wait for a broker that does not read
+_BUSY_S = 0.01  # longest wait for a message while others wait for Kafka
+_IDLE_S = 0.5  # and while none does
+_DRAIN_S = 2.0
+_QUIET_S = 0.1
+_FRAME_BYTES = 66 << 10  # of a message's topic and properties
+_CONNECT_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 class HostileBroker(ValueError):
@@ -112,7 +118,7 @@ class BoundedClient(mqtt.Client):
 
     def check_answers(self) -> None:
         """Raise `HostileBroker` where too many answers wait: each packet may need one."""
-        if len(self._out_packet) > _MOST_ANSWERS:
+        if len(self._out_packet) > _MAX_ANSWERS:
             raise HostileBroker("more packets than it reads answers")
 
     def _sock_recv(self, bufsize: int) -> bytes:  # the one place where paho reads
@@ -121,16 +127,6 @@ class BoundedClient(mqtt.Client):
         if self._frames.oversized:
             del self._in_packet["packet"][_KEPT_BYTES:]
         return data
-
-
-# longest wait for a message, while others wait for Kafka and else
-_BUSY_S = 0.01
-_IDLE_S = 0.5
-_DRAIN_S = 2.0
-_QUIET_S = 0.1
-_FRAME_BYTES = 66 << 10  # of a message's topic and properties
-_CONNECT_S = 10.0
-_log = logging.getLogger(__name__)
 
 
 class MqttSession(Session):

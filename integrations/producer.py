@@ -1,6 +1,6 @@
-"""Produces deliveries to Kafka: each is acknowledged by all in-sync replicas, or is an error within a time limit.
+"""Produces deliveries to Kafka, and counts them.
 
-Metrics of receivers, of the process that receives.
+All in-sync replicas acknowledge a delivery, or it is an error within a time limit.
 """
 
 from __future__ import annotations

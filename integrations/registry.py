@@ -1,7 +1,4 @@
-"""All adapters, ciml's own and installed ones; and the decoding of a message by the adapter that its headers name.
-
-The kinds of review systems.
-"""
+"""The registry of adapters and review systems, and the decoding of a message by the adapter that its headers name."""
 
 from __future__ import annotations
 
@@ -21,16 +18,6 @@ from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.integrations.review import System
 from ciml.limits import MAX_EVENT_RUNS
 
-
-def kinds() -> Mapping[str, type[System]]:
-    """Return the class of each kind of review system, by the value of its key ``kind``."""
-    from ciml.integrations.gerrit.review import GerritSystem
-    from ciml.integrations.github.review import GitHubSystem
-    from ciml.integrations.gitlab.review import GitLabSystem
-
-    return {system.kind: system for system in (GitHubSystem, GerritSystem, GitLabSystem)}
-
-
 #: The entry point group of adapters in other packages.
 GROUP = "ciml.integrations"
 
@@ -49,7 +36,7 @@ def adapters() -> Mapping[str, Adapter]:
     Raises:
       CimlError: an installed adapter cannot be imported, is no adapter, or has another's name.
     """
-    by_name = dict(_own())
+    by_name = dict(_own_adapters())
     for entry in metadata.entry_points(group=GROUP):
         try:
             adapter = entry.load()
@@ -63,7 +50,16 @@ def adapters() -> Mapping[str, Adapter]:
     return by_name
 
 
-def _own() -> Mapping[str, Adapter]:
+def kinds() -> Mapping[str, type[System]]:
+    """Return the class of each kind of review system, by the value of its key ``kind``."""
+    from ciml.integrations.gerrit.review import GerritSystem
+    from ciml.integrations.github.review import GitHubSystem
+    from ciml.integrations.gitlab.review import GitLabSystem
+
+    return {system.kind: system for system in (GitHubSystem, GerritSystem, GitLabSystem)}
+
+
+def _own_adapters() -> Mapping[str, Adapter]:
     from ciml.integrations import cdevents, cloudevents, jenkins, tekton
     from ciml.integrations.gerrit import adapter as gerrit
     from ciml.integrations.github import adapter as github

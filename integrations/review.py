@@ -1,16 +1,11 @@
-"""What the outbox needs of a review system: one `ReviewClient` for each configured system.
+"""The interface of review systems: their configuration, their clients, and text that is safe in their markup.
 
-A client is blocking, keeps no state between calls, and decides nothing: policy, text and repetition are the outbox's.
+Each kind of review system has a subclass of `System`, the table ``[[system]]`` of a feedback configuration, and returns
+a `ReviewClient`. A client is blocking and decides nothing: the outbox chooses when to call it and what to write.
 
-The tables ``[[system]]`` of a feedback configuration: the keys that all kinds of review systems share.
-
-A module of `ciml.integrations` has a subclass of `System` for its kind; its module `kinds` lists them.
-
-Makes hostile text inert (pure): in any markup of a review system it is only text, and no bot obeys it.
-
-Punctuation that means something in GitHub's, GitLab's or Gerrit's markup becomes its full-width form, which looks alike
-and means nothing: ``@all`` becomes U+FF20 and ``all``. So no escape has to be right in each of three parsers, and in
-the mails and bots that read the source of a message.
+`inert` makes hostile text plain in the markup of every review system. Punctuation with a meaning in GitHub, GitLab or
+Gerrit becomes its full-width form, which looks alike and means nothing: ``@all`` becomes U+FF20 and ``all``. So no
+escape has to be right in three parsers, and in the mails and bots that read the source of a message.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The session with a Gerrit: its stream, and comparisons with its REST API, in one event loop.
 
-Gerrit repeats no event of its stream. So the position is a time up to which the REST API was compared: after each new
-connection, when Gerrit says that it has dropped events, and from time to time. What the stream has had is left out.
-
-Splits a stream of bytes into lines of bounded length.
+Gerrit repeats no event of its stream, so the position is a time up to which events were compared with the REST API.
+Comparisons follow each new connection and each report of dropped events, and recur. Events that the stream has shown
+are left out.
 """
 
 from __future__ import annotations
@@ -38,6 +37,20 @@ from ciml.storage.json_files import read_json, write_json
 
 T = TypeVar("T")
 
+_COMMAND = " ".join(["gerrit stream-events", *(f"-s {kind}" for kind in (*TYPES, "dropped-output"))])
+_CHUNK_BYTES = 1 << 16
+_TICK_S = 0.01
+_SETTLE_S = 2.0  # until a new stream surely has what happens, before the first comparison
+_SLACK_S = 60.0  # by which a comparison begins earlier: the server's index is late
+_LATER_S = 60.0  # by which the stream's time of a vote may be later than the vote's own
+_AGAIN_S = 15.0  # before the API is asked again after an error
+_LOGIN_S = 20.0
+_ALIVE_S = 20.0
+_SAID_BYTES = 1000  # of what the server writes to standard error
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+_log = logging.getLogger(__name__)
+asyncssh.set_log_level(logging.WARNING)
+
 
 class Lines:
     """Collects lines. A line over the limit is skipped whole, whatever its length, without keeping it.
@@ -71,21 +84,6 @@ class Lines:
             self._parts = []
         elif part:
             self._parts.append(part)
-
-
-_COMMAND = " ".join(["gerrit stream-events", *(f"-s {kind}" for kind in (*TYPES, "dropped-output"))])
-_CHUNK_BYTES = 1 << 16
-_TICK_S = 0.01
-_SETTLE_S = 2.0  # until a new stream surely has what happens, before the first comparison
-_SLACK_S = 60.0  # by which a comparison begins earlier: the server's index is late
-_LATER_S = 60.0  # by which the stream's time of a vote may be later than the vote's own
-_AGAIN_S = 15.0  # before the API is asked again after an error
-_LOGIN_S = 20.0
-_ALIVE_S = 20.0
-_SAID_BYTES = 1000  # of what the server writes to standard error
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-_log = logging.getLogger(__name__)
-asyncssh.set_log_level(logging.WARNING)
 
 
 class GerritSession(Session):
@@ -378,17 +376,17 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
 
 async def _in_thread(function: Callable[[], T]) -> T:
     """Await a blocking call. Its thread is a daemon, so a server that does not answer never delays the end."""
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
-            done.set_result(function())
+            future.set_result(function())
         except Exception as error:  # noqa: BLE001 - raised where the result is awaited
-            done.set_exception(error)
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(done)
+    return await asyncio.wrap_future(future)
 
 
 async def _room(inbox: Inbox) -> None:

@@ -39,10 +39,10 @@ def connect(
     Raises:
       CimlError: an address is malformed.
     """
-    want = "the address of GitLab, such as https://gitlab.example.org"
-    host = parts_of(server, "--server", want, ("https",))
+    example = "the address of GitLab, such as https://gitlab.example.org"
+    host = parts_of(server, "--server", example, ("https",))
     if host.path.strip("/"):
-        raise CimlError(f"--server {server!r:.120}: give {want}")
+        raise CimlError(f"--server {server!r:.120}: give {example}")
     secret = f"secrets/{name}"
     token = NeededFile(
         f"secrets/{name}-token", "a project or group access token with the scope read_api and the role Reporter"

@@ -1,11 +1,8 @@
-"""The application of the receiver: each answer, in the order of the checks.
+"""The application of the receiver: its endpoints, one for each configured source, and their answers.
 
-A request is checked from what costs least: path, method and headers before the body, the signature before anything
-reads the body, the source's rate for verified deliveries only. So nobody without a secret can use up a source's rate.
-
-Limits of a source's deliveries: one delivery is accepted once within a window, and so many in a second.
-
-Configured sources of webhooks as the server needs them: scheme, keys, adapter and rate.
+The cheapest checks come first: path, method and headers before the body, and the signature before anything reads the
+body. Only verified deliveries count towards the rate of a source, so nobody without a secret can use it up. A delivery
+is accepted once within a window.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def connect(
     Raises:
       CimlError: an address is malformed.
     """
-    want = "mqtts://HOST:8883, or mqtt://HOST:1883 without TLS"
-    address = parts_of(broker, "--broker", want, ("mqtts", "mqtt"))
+    example = "mqtts://HOST:8883, or mqtt://HOST:1883 without TLS"
+    address = parts_of(broker, "--broker", example, ("mqtts", "mqtt"))
     plain(user, "--user")
     plain(prefix, "--prefix")
     if not ca_file.isprintable():

@@ -1,8 +1,7 @@
-"""The picture of a run: its series as lines over the band of passing runs, as a small and inert SVG.
+"""The evidence of a stored prediction: its run is read again, and its picture is stored next to the prediction.
 
-It holds no script, no link, no style sheet and no text from outside: names and units are those of `SERIES`.
-
-Evidence of a stored prediction: its run is read again, and its picture is stored beside the prediction.
+The picture is a small SVG with the series of the run as lines over the band of passing runs. It is inert: it has no
+script, link or style sheet, and no text from outside, because names and units are those of `SERIES`.
 """
 
 from __future__ import annotations

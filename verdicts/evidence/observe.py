@@ -1,8 +1,6 @@
-"""Observations on a failed run: how it ended, whether it hung, what ran out, what left the passing range.
+"""Observations on a failed run: how it ended, whether it hung, what ran out, and what left the passing range.
 
-Numbers, times and ranges as people read them: their units, and no digit that a reader would not use.
-
-The run that evidence is about: its telemetry, the profile to compare with, and how it ended.
+Numbers, times and ranges have units and no more digits than a reader uses.
 """
 
 from __future__ import annotations

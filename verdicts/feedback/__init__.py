@@ -1,4 +1,4 @@
-"""Feedback: verdicts of failed runs as one quiet message on the reviewed change.
+"""Feedback: verdicts on failed runs as one quiet message on the reviewed change.
 
-`client` is what the outbox needs of a review system, `clients/` are these systems. Uses the topic `predictions` alone.
+It reads the topic `predictions` alone, and writes through the review clients of `ciml.integrations`.
 """

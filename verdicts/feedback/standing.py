@@ -1,6 +1,6 @@
-"""Whether a model may speak (pure): by its recently settled verdicts, for each verdict and project.
+"""Decides whether a model may publish a verdict in a project, by its recently settled verdicts (pure).
 
-Recorded verdicts, said or not, in memories of bounded size. Trusted runs and others have memories of their own.
+`Records` keeps the recorded verdicts, published or not, in bounded memory; trusted runs have a memory of their own.
 """
 
 from __future__ import annotations

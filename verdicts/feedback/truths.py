@@ -1,6 +1,8 @@
-"""The report of recorded verdicts: precision by model, project and cause, beside the base rate and the duration.
+"""What settles verdicts, and the report of settled ones.
 
-The causes of failed runs by reruns and reviewers: the raw manifest and the corrections, read as they grow.
+`Truths` reads the causes of failed runs by reruns and reviewers from the raw manifest and the corrections as they grow.
+`report` compares recorded verdicts with them: precision by model, project and cause, the base rate, and the precision
+of the duration alone.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _write(connection: Connection, folder: Path, force: bool) -> None:
             click.echo("           a new secret that only you can read; it is printed nowhere")
     for needed in connection.needed:
         if not (folder / needed.path).exists():
-            click.echo(f"missing    {folder / needed.path}\n           {needed.how}")
+            click.echo(f"missing    {folder / needed.path}\n           {needed.instructions}")
 
 
 def _print_other_side(connection: Connection, folder: Path) -> None:
