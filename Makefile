@@ -51,7 +51,7 @@ tests: install
 
 coverage: install ## lines and branches that the short tests reach: a table, and pages in coverage/
 	CIML_TESTS=quick $(BIN)/python -m pytest $(PARALLEL) -m "not engines and not bench and not interop and not whole" \
-	  --cov=ciml --cov-branch --cov-report=html:coverage --cov-report=term:skip-covered $(PYTEST)
+	  --cov --cov-report=html:coverage --cov-report=term:skip-covered $(PYTEST)
 
 interop: install ## slow proofs: wheels, a real Zuul, API server and Prometheus, 5,000 simulated worlds, faults, a soak of SOAK=30min
 	$(BIN)/python -m pytest -m interop --timeout 3600 -s $(PYTEST)
