@@ -79,7 +79,7 @@ class PathGlobs:
     """
 
     def __init__(self, globs: Iterable[str]) -> None:
-        self._globs = tuple(_parts(glob) for glob in globs)
+        self._globs = tuple(tuple(map(_part, _pieces(glob))) for glob in globs)
 
     def fullmatch(self, text: str) -> bool:
         """Return whether one of the globs matches the whole text."""
@@ -106,10 +106,6 @@ def _pieces(glob: str) -> Iterator[str]:
             end = closing + 1 if closing >= 0 else place + 1
         yield glob[place:end]
         place = end
-
-
-def _parts(glob: str) -> tuple[_Part, ...]:
-    return tuple(_part(piece) for piece in _pieces(glob))
 
 
 def _part(piece: str) -> _Part:

@@ -241,10 +241,9 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
     def _check_windows(self) -> None:
         if len(set(self.aggregation_functions)) != len(self.aggregation_functions):
             raise ValueError("aggregation_functions: a function appears twice")
-        if self.aggregation_functions and self.max_windows is not None:
-            raise ValueError("max_windows: cannot be combined with aggregation_functions")
-        if self.aggregation_functions and self.min_windows is not None:
-            raise ValueError("min_windows: cannot be combined with aggregation_functions")
+        for key in ("max_windows", "min_windows"):
+            if self.aggregation_functions and getattr(self, key) is not None:
+                raise ValueError(f"{key}: cannot be combined with aggregation_functions")
         if self.min_windows is not None and self.min_windows > self.most_windows:
             raise ValueError(
                 f"min_windows: is above the {self.most_windows} windows of an example; set max_windows too"

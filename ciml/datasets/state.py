@@ -103,11 +103,9 @@ class SpanVersion:
             span=value["span"],
             version=value["version"],
             selected=tuple((version, index) for version, index in value["selected"]),
-            runs=tuple(SpanRun.from_json(run) for run in value["runs"]),
+            runs=tuple(map(SpanRun.from_json, value["runs"])),
             excluded=tuple(value["excluded"]),
-            files={
-                split: tuple(ExampleFile.from_json(file) for file in files) for split, files in value["files"].items()
-            },
+            files={split: tuple(map(ExampleFile.from_json, files)) for split, files in value["files"].items()},
         )
 
 

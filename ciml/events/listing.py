@@ -14,6 +14,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import RawIOBase
 from typing import IO, Any, NamedTuple
@@ -285,24 +286,21 @@ def open_unpacked(url: str, kind: str, expected: str, most_bytes: int) -> IO[byt
 def _spool(url: str, pieces: Iterator[bytes], packed: bool, most_bytes: int) -> IO[bytes]:
     """Return an unnamed temporary file with the unpacked content."""
     source = gzip.GzipFile(fileobj=_Pieces(pieces)) if packed else _Pieces(pieces)
-    unpacked = tempfile.TemporaryFile(prefix="ciml-", buffering=0)  # noqa: SIM115  # it stays open
     size = 0
-    try:
-        while piece := source.read(_PIECE):
-            size += len(piece)
-            if size > most_bytes:
-                raise CimlError(f"{url} has more than {most_bytes >> 20:,} MiB; split it")
-            unpacked.write(piece)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        unpacked.close()
-        raise CimlError(f"{url}: broken gzip: {error}") from None
-    except OSError as error:
-        unpacked.close()
-        raise EngineError(f"cannot unpack {url} into {tempfile.gettempdir()}: {error.strerror}") from error
-    except BaseException:
-        unpacked.close()
-        raise
-    unpacked.seek(0)
+    with ExitStack() as on_error:
+        unpacked = on_error.enter_context(tempfile.TemporaryFile(prefix="ciml-", buffering=0))
+        try:
+            while piece := source.read(_PIECE):
+                size += len(piece)
+                if size > most_bytes:
+                    raise CimlError(f"{url} has more than {most_bytes >> 20:,} MiB; split it")
+                unpacked.write(piece)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise CimlError(f"{url}: broken gzip: {error}") from None
+        except OSError as error:
+            raise EngineError(f"cannot unpack {url} into {tempfile.gettempdir()}: {error.strerror}") from error
+        unpacked.seek(0)
+        on_error.pop_all()  # it stays open
     return unpacked
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,16 +96,12 @@ class KafkaOptions:
 
     def credentials(self) -> dict[str, bytes]:
         """Return the credentials by property: passwords, and the content of key files."""
-        contents: dict[str, bytes] = {}
-        for name, value in self.extra.items():
-            if _CREDENTIAL.search(name):
-                contents[name] = str(value).encode()
-            elif _CREDENTIAL_FILE.search(name):
-                try:
-                    with open(str(value), "rb") as file:
-                        contents[name] = file.read(_MAX_CREDENTIAL_BYTES)
-                except OSError:
-                    contents[name] = b""
+        contents = {name: str(value).encode() for name, value in self.extra.items() if _CREDENTIAL.search(name)}
+        for name, path in self.extra.items():
+            if name not in contents and _CREDENTIAL_FILE.search(name):
+                contents[name] = b""
+                with suppress(OSError), open(str(path), "rb") as file:
+                    contents[name] = file.read(_MAX_CREDENTIAL_BYTES)
         return contents
 
     @classmethod

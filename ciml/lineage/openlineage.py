@@ -141,20 +141,14 @@ def _job_type(job: str) -> JobFacet:
 
 
 def _input(data: Data) -> InputDataset:
-    facets: dict[str, InputDatasetFacet] = {}
-    if data.rows is not None:
-        facets["dataQualityMetrics"] = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet(
-            {}, data.rows, producer=PRODUCER
-        )
+    facet = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet({}, data.rows, producer=PRODUCER)
+    facets: dict[str, InputDatasetFacet] = {} if data.rows is None else {"dataQualityMetrics": facet}
     return InputDataset(*dataset_name(data.address), inputFacets=facets, facets=_facets(data))
 
 
 def _output(data: Data) -> OutputDataset:
-    facets: dict[str, OutputDatasetFacet] = {}
-    if data.rows is not None:
-        facets["outputStatistics"] = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-            data.rows, producer=PRODUCER
-        )
+    facet = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(data.rows, producer=PRODUCER)
+    facets: dict[str, OutputDatasetFacet] = {} if data.rows is None else {"outputStatistics": facet}
     return OutputDataset(*dataset_name(data.address), outputFacets=facets, facets=_facets(data))
 
 
