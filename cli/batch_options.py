@@ -1,9 +1,4 @@
-"""Options of jobs on Dataflow: ``--runner dataflow`` of services and batch commands.
-
-Options of batch commands: the runner and the folder of the logs.
-
-The report of a job on Dataflow: what was made, and the next commands.
-"""
+"""Options of batch commands and of jobs on Dataflow, and the report of a submitted job."""
 
 from __future__ import annotations
 
@@ -24,6 +19,10 @@ from ciml.errors import CimlError
 if TYPE_CHECKING:
     from ciml.pipelines.dataflow.job import Launched
     from ciml.pipelines.dataflow.settings import DataflowSettings
+
+DATAFLOW = "dataflow"
+#: Of https://cloud.google.com/dataflow/quotas.
+_GRAPH_BYTES = 10_000_000
 
 
 def processors() -> int:
@@ -79,9 +78,6 @@ def logs_option(required: bool = False) -> Option:
     """``--logs``, as ``logs``: the text, for `ciml.pipelines.backfill.plan.logs_root`."""
     text = "Folder or s3:// prefix of the listing's log paths."
     return click.option("--logs", required=required, metavar="ROOT", callback=s3_place, help=text)
-
-
-DATAFLOW = "dataflow"
 
 
 @dataclass(frozen=True)
@@ -191,10 +187,6 @@ def as_s3(*places: tuple[str | None, str]) -> None:
     for place, option in places:
         if place is not None:
             check_on_s3(place, option)
-
-
-#: Of https://cloud.google.com/dataflow/quotas.
-_GRAPH_BYTES = 10_000_000
 
 
 def print_launched(launched: Launched, settings: DataflowSettings, *, streaming: bool, then: str = "") -> None:

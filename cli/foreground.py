@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from ciml.services.driver import Report
     from ciml.services.service import Service, TopicService, Until
 
+#: Options that end a service by themselves; a supervised one has none of them.
+ENDINGS = ("once", "until_idle", "watch")
+#: Options of a service on Dataflow, which no supervisor watches.
+ELSEWHERE = ("runner", *(each.name for each in fields(DataflowJob)))
+
 #: Longest outage of a broker or a store in the foreground, seconds.
 PATIENCE_S = 300.0
 
@@ -47,12 +52,6 @@ def stop_on_signals() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     return stop
-
-
-#: Options that end a service by themselves; a supervised one has none of them.
-ENDINGS = ("once", "until_idle", "watch")
-#: Options of a service on Dataflow, which no supervisor watches.
-ELSEWHERE = ("runner", *(each.name for each in fields(DataflowJob)))
 
 
 @dataclass(frozen=True)

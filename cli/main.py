@@ -1,6 +1,6 @@
-"""The program ``ciml``: commands from a table, each imported when it is called.
+"""The program ``ciml``: its commands come from a table, and each is imported when it is called.
 
-The table of commands, by the groups of ``ciml --help``. It holds the help lines, so that help imports no command.
+The table holds the help lines, so that ``ciml --help`` imports no command.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Options that commands share, with one meaning everywhere.
-
-Options of policies: trust, fetch, and runs excluded from training.
-"""
+"""Options that several commands share, with one meaning everywhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Types of option values.
-
-``--data-path``: of the command, else of ``ciml`` before it, else of the environment.
-"""
+"""Types of option values, and ``--data-path`` of a command, of ``ciml``, or of the environment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Progress of ingest and backfill: the number of (event, run) by kind, and the work left.
-
-Consoles, and progress bars of long work: one for all of it, or one for each part.
-"""
+"""Progress on standard error: bars, and counts of (event, run) pairs by kind."""
 
 from __future__ import annotations
 
@@ -19,6 +16,8 @@ from ciml.progress import no_progress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+_EVERY_S = 5.0
 
 
 def error_console() -> Console:
@@ -57,9 +56,6 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
     """Show a progress bar on a terminal, elsewhere nothing. Its title stands for each step."""
     with bars() as show:
         yield lambda step, done, total: show(title, done, total)
-
-
-_EVERY_S = 5.0
 
 
 def counts_text(totals: Mapping[str, int], *always: str) -> str:

@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     from ciml.runs.dead_letters import Choice, DeadLetter
     from ciml.storage import Store
 
+_SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
+_INTERRUPTED = 130
+_SOME_LEFT = 5
+_REMEDIES = {
+    "address_not_allowed": "allow it by --allow-root or --allow-host; for a listing by --logs",
+    "log_not_found": "for a listing, name the present folder of the logs by --logs",
+}
+
 
 def _glob(option: str, name: str, what: str) -> Option:
     return click.option(option, name, multiple=True, metavar="GLOB", help=f"{what}; may be repeated.  [default: all]")
@@ -76,9 +84,6 @@ choice_options = stacked(
     click.option("--until", type=Duration(), metavar="TIME", help="Minimum age, such as 7d.  [default: none]"),
     gathered("filters", [field.name for field in fields(Filters)], Filters),
 )
-
-
-_SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
 
 
 def _selected(data_path: str, everything: bool, filters: Filters) -> Iterator[DeadLetter]:
@@ -256,14 +261,6 @@ def _message(raw: Store, dead_letter: DeadLetter) -> Any:
         ],
         "timestamp_ms": message.timestamp_ms,
     }
-
-
-_INTERRUPTED = 130
-_SOME_LEFT = 5
-_REMEDIES = {
-    "address_not_allowed": "allow it by --allow-root or --allow-host; for a listing by --logs",
-    "log_not_found": "for a listing, name the present folder of the logs by --logs",
-}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""``ciml plot`` and ``ciml-plot-data``: a data set, or one log, as plots and one page.
-
-Options and arguments of the commands that plot.
-"""
+"""``ciml plot`` (``ciml-plot-data`` in the talk): plots of a data set or of one log, on one page."""
 
 from __future__ import annotations
 

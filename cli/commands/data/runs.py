@@ -1,11 +1,4 @@
-"""``ciml runs list`` and ``ciml runs show``: single runs.
-
-``ciml runs verify`` and ``ciml runs compact``: maintenance of the raw store.
-
-``ciml runs summary``, the default of ``ciml runs``: the accounting and the latest runs.
-
-``ciml runs``: the accounting of events and runs, and maintenance of the raw store.
-"""
+"""``ciml runs``: the accounting of events and runs, single runs, and maintenance of the raw store."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""``ciml predict FILE…``: predictions for logs, by a model in this process.
-
-``ciml predict stream``: predictions for finished runs, in the foreground.
-
-``ciml predict``: predictions for files, and the stream of finished runs.
-"""
+"""``ciml predict``: predictions for files by a model in this process, and for the stream of finished runs."""
 
 from __future__ import annotations
 

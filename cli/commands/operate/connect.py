@@ -1,10 +1,7 @@
-"""A command for each CI system.
+"""``ciml connect``: connect a CI system.
 
-Options that all systems share, and values that are asked for on a terminal.
-
-Writes a connection, prints the other side's texts, and waits for the first event.
-
-``ciml connect``: connect a CI system.
+Each system has a command. It writes the connection, prints the texts for the other side, and can wait for the first
+event.
 """
 
 from __future__ import annotations
@@ -24,6 +21,13 @@ from ciml.errors import CimlError
 if TYPE_CHECKING:
     from ciml.integrations.connect import Connection
     from ciml.kafka.options import KafkaOptions
+
+#: Events of the last minutes count too: the job may have ended before the command began to wait.
+_BACK_S = 600.0
+_NOTHING = 1
+_REJECTED = 2
+_DEFAULT_TOPIC = "ci-events"
+_FILE = click.Path(dir_okay=False, resolve_path=True)
 
 
 def connect_options(name: str) -> Option:
@@ -76,13 +80,6 @@ def asked(value: str | None, option: str, what: str, example: str) -> str:
         raise click.UsageError(f"missing {option}: the {what}, such as {example}")
     answer: str = click.prompt(f"{what[0].upper()}{what[1:]}, such as {example}")
     return answer
-
-
-#: Events of the last minutes count too: the job may have ended before the command began to wait.
-_BACK_S = 600.0
-_NOTHING = 1
-_REJECTED = 2
-_DEFAULT_TOPIC = "ci-events"
 
 
 def finish(
@@ -198,9 +195,6 @@ def _checks(connection: Connection) -> tuple[str, ...]:
             "a pipeline with the reporters has reported since",
         )
     return (works, "ssh -p 29418 USER@HOST gerrit stream-events prints events", "a change was reviewed since")
-
-
-_FILE = click.Path(dir_okay=False, resolve_path=True)
 
 
 _ca_option = click.option(

@@ -1,9 +1,4 @@
-"""``ciml demo run``, the default of ``ciml demo``: the whole chain on the sample runs.
-
-``ciml demo report``: the HTML report of a finished demo, from its stored result.
-
-``ciml demo``: the whole chain on the sample runs, and its report.
-"""
+"""``ciml demo``: run the whole chain on sample runs, and render the report of a finished demo."""
 
 from __future__ import annotations
 

@@ -16,6 +16,14 @@ from ciml.services.options import BrokerOptions, IngestOptions
 if TYPE_CHECKING:
     from ciml.services.service import ServiceProgress
 
+#: Commands of earlier versions, and the present ones.
+_RENAMED = {
+    "start": "ciml service start ingest",
+    "stop": "ciml service stop",
+    "resume": "ciml service resume",
+    "status": "ciml service status",
+}
+
 
 @click.command("run")
 @topic_options(creates=True)
@@ -87,15 +95,6 @@ def accept_loss(data_path: str, broker: BrokerOptions, topic: str, dry_run: bool
         )
     if not lost:
         click.echo(f"{topic}: nothing is lost")
-
-
-#: Commands of earlier versions, and the present ones.
-_RENAMED = {
-    "start": "ciml service start ingest",
-    "stop": "ciml service stop",
-    "resume": "ciml service resume",
-    "status": "ciml service status",
-}
 
 
 class _Group(DefaultGroup):

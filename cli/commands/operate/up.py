@@ -1,7 +1,4 @@
-"""``ciml up``: start local engines.
-
-``ciml down``: stop local engines.
-"""
+"""``ciml up`` and ``ciml down``: start and stop local engines."""
 
 from __future__ import annotations
 

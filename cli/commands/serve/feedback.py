@@ -1,15 +1,4 @@
-"""``ciml feedback list``, ``mute`` and ``unmute``: the messages that were sent or wait, and projects without any.
-
-What the commands of feedback share.
-
-``ciml feedback report``: how often recorded verdicts were right, by model, project and cause.
-
-``ciml feedback stream``: the feedback service in the foreground.
-
-``ciml feedback try``: the messages that predictions would become.
-
-``ciml feedback``: verdicts as messages on changes; what would be said, and what was.
-"""
+"""``ciml feedback``: post verdicts on changes, try messages without sending them, and report what was sent."""
 
 from __future__ import annotations
 

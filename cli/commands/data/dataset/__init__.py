@@ -1,9 +1,4 @@
-"""``ciml dataset create``, ``update``, ``show`` and ``records``.
-
-``ciml dataset spans`` and ``ciml dataset verify``.
-
-``ciml dataset``: data sets, their spans and files.
-"""
+"""``ciml dataset``: create, update, show and verify data sets, their spans and files."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""``ciml dataset build``, in the talk ``ciml-build-dataset``: a data set from options, in one command.
-
-The share of padding in a data set's examples, and what to set where it is large.
-
-Builds and updates of data sets as jobs on Dataflow.
-"""
+"""``ciml dataset build`` (``ciml-build-dataset`` in the talk), builds on Dataflow, and warnings of padding."""
 
 from __future__ import annotations
 
@@ -41,6 +36,11 @@ if TYPE_CHECKING:
     from ciml.pipelines.datasets.build import PlannedUpdate
     from ciml.pipelines.datasets.listed_runs import ListedRuns
     from ciml.pipelines.datasets.update import Update
+
+#: The folder of the plots in the folder of the data set; readers of examples skip it.
+PLOTS = "_plots"
+#: Value of ``--max-windows`` in the scripts of the talk: 5500 s of windows, the default of a definition.
+OF_THE_TALK = 0
 
 #: The share from which a warning says what to set.
 LARGE = 0.5
@@ -152,12 +152,6 @@ def _launch(
     click.echo(f"{dataset}: {planned.runs:,} runs for {spans:,} {'span' if spans == 1 else 'spans'}")
     show = shlex.join(["ciml", "dataset", "show", dataset, "--data-path", target.url])
     print_launched(launched, settings, streaming=False, then=show)
-
-
-#: The folder of the plots in the folder of the data set; readers of examples skip it.
-PLOTS = "_plots"
-#: Value of ``--max-windows`` in the scripts of the talk: 5500 s of windows, the default of a definition.
-OF_THE_TALK = 0
 
 
 def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -1,13 +1,4 @@
-"""``ciml experiment define``, and ``ciml-setup-experiment`` of the talk.
-
-``ciml experiment show``.
-
-``ciml experiment compare``: results beside each other, in the terminal, as CSV or as JSON.
-
-``ciml experiment report``.
-
-``ciml experiment``: define, train and compare experiments.
-"""
+"""``ciml experiment``: define, show, compare and report experiments; `train` has the commands that train."""
 
 from __future__ import annotations
 
@@ -25,6 +16,8 @@ from ciml.cli.progress import progress_bar
 from ciml.cli.tables import print_table
 from ciml.errors import CimlError
 from ciml.training.experiments.text import result_lines
+
+Record = Mapping[str, Any]
 
 DEFAULT_ESTIMATOR = "tf.estimator.DNNClassifier"
 #: Defaults of the talk's estimators, which differ from this project's: its names keep their training.
@@ -196,9 +189,6 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
         click.echo("\n".join(result_lines(result)))
     if not results:
         click.echo(f"not trained yet: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")
-
-
-Record = Mapping[str, Any]
 
 
 @click.command("compare")

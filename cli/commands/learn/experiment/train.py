@@ -1,7 +1,4 @@
-"""``ciml experiment sweep``.
-
-``ciml experiment train``, and ``ciml-train-model`` of the talk.
-"""
+"""``ciml experiment train`` (``ciml-train-model`` in the talk) and ``ciml experiment sweep``."""
 
 from __future__ import annotations
 
@@ -20,6 +17,9 @@ from ciml.training.experiments.text import fold_lines, other_lines, result_lines
 if TYPE_CHECKING:
     from ciml.pipelines.sweep import Swept
     from ciml.training.experiments.trials import Trial
+
+#: Rows of a printed table; the page and the CSV have all.
+_MOST_ROWS = 20
 
 
 def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -136,10 +136,6 @@ def _show(trial: Trial, found: dict[str, Any], new: bool, as_json: bool, lines: 
     for line in lines:
         click.echo(line)
     click.echo(f"  {'stored in' if new else 'as it is already in'} {trial.store.url()}")
-
-
-#: Rows of a printed table; the page and the CSV have all.
-_MOST_ROWS = 20
 
 
 @click.command("sweep")
