@@ -91,12 +91,12 @@ class Running:
         if self.runner != DATAFLOW:
             self.job.check_unused()
             return False
-        for option, given in (
+        for option, value in (
             ("--once", self.once),
             ("--until-idle", self.until_idle),
             ("--metrics-port", self.metrics_port),
         ):
-            if given is not None and given is not False:
+            if value is not None and value is not False:
                 raise CimlError(
                     f"{option}: not with --runner dataflow, whose job runs until it is drained; leave it out"
                 )

@@ -50,7 +50,7 @@ HERE = EngineChoice(MICRO_BATCHES)
 
 def stacked(*options: Option) -> Option:
     """Return one decorator that adds all these options, in this order of ``--help``."""
-    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
 def gathered(parameter: str, names: Iterable[str], make: Callable[..., object]) -> Option:
@@ -65,8 +65,8 @@ def gathered(parameter: str, names: Iterable[str], make: Callable[..., object]) 
     def apply(command: Callable[..., Any]) -> Any:
         @wraps(command)
         def with_object(**values: Any) -> Any:
-            given = {name: values.pop(name) for name in names if name in values}
-            return command(**{parameter: make(**given)}, **values)
+            arguments = {name: values.pop(name) for name in names if name in values}
+            return command(**{parameter: make(**arguments)}, **values)
 
         return with_object
 
@@ -106,18 +106,18 @@ def s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     return value
 
 
-def jobs_option(what: str, *names: str) -> Option:
+def jobs_option(help: str, *names: str) -> Option:
     """Return ``--job`` and its other names, as ``jobs``: globs, () for all."""
-    text = f"{what}; may be repeated.  [default: all]"
+    text = f"{help}; may be repeated.  [default: all]"
     return click.option("--job", *names, "jobs", multiple=True, metavar="GLOB", help=text)
 
 
-def _sets(name: str, variable: str, metavar: str, what: str) -> Option:
+def _sets(name: str, variable: str, metavar: str, help: str) -> Option:
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         if value and not ctx.resilient_parsing:
             os.environ[variable] = value
 
-    text = f"{what}.  [default: ${variable}]"
+    text = f"{help}.  [default: ${variable}]"
     return click.option(name, metavar=metavar, expose_value=False, is_eager=True, callback=callback, help=text)
 
 

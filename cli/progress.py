@@ -43,10 +43,10 @@ def bars() -> Iterator[ProgressCallback]:
     with Progress(*columns, console=error_console(), transient=True) as progress:
         tasks: dict[str, TaskID] = {}
 
-        def update(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
+        def update(title: str, completed: int, total: int | None) -> None:
+            if title not in tasks:
+                tasks[title] = progress.add_task(title, total=total)
+            progress.update(tasks[title], completed=completed, total=total)
 
         yield update
 
@@ -146,16 +146,16 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, done: int, total: int, totals: Mapping[str, int]) -> None:
+    def show(self, completed: int, total: int, totals: Mapping[str, int]) -> None:
         """Show the number done, the total and the counts by kind."""
-        rate = done / self.seconds if self.seconds > 0 else 0.0
+        rate = completed / self.seconds if self.seconds > 0 else 0.0
         counts = counts_text(totals)
         if self._bar is not None and self._task is not None:
             status = f"{rate:,.0f}/s{', ' * bool(counts)}{counts}"
-            self._bar.update(self._task, completed=done, total=total, status=status)
-        elif done != self._done and time.monotonic() - self._printed_at > _EVERY_S:
+            self._bar.update(self._task, completed=completed, total=total, status=status)
+        elif completed != self._done and time.monotonic() - self._printed_at > _EVERY_S:
             self._printed_at = time.monotonic()
-            self._done = done
-            remaining = f", {(total - done) / rate:,.0f} s to go" if rate else ""
-            line = f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s{remaining}: {counts}"
+            self._done = completed
+            remaining = f", {(total - completed) / rate:,.0f} s to go" if rate else ""
+            line = f"{self._what}: {completed:,} of {total:,} {self._unit}, {rate:,.0f}/s{remaining}: {counts}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
 _WIDTH = 128  # least width in a file or a pipe, whose width is unknown
 
 
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as aligned columns, for commands that work without rich and for pipes to other programs."""
+    import click
+
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def print_table(
     headings: Sequence[str],
     rows: Iterable[Sequence[str]],

@@ -227,12 +227,12 @@ def _messages(demo: Demo, topic: str) -> Iterator[Any]:
 
 def _kept_lines(demo: Demo) -> Iterator[str]:
     """Yield the addresses and processes that --keep left running, and how to stop them."""
-    if not demo.kept:
+    if not demo.left_running:
         return
     models = demo.engines.models
     addresses = {"Kafka": demo.engines.kafka, "logs": demo.engines.logs, "models (gRPC)": models["grpc"]}
     addresses["models (REST)"] = f"{models['rest']}/v1/models/{STATUS}"
-    addresses |= {f"ciml {child.name}": f"pid {child.pid}, {child.log}" for child in demo.kept}
+    addresses |= {f"ciml {child.name}": f"pid {child.pid}, {child.log}" for child in demo.left_running}
     yield from (f"{name:<15} {address}" for name, address in addresses.items())
-    pids = " ".join(str(child.pid) for child in demo.kept)
+    pids = " ".join(str(child.pid) for child in demo.left_running)
     yield f"Stop by:        kill {pids}; ciml down --home {demo.options.home}"

@@ -153,6 +153,6 @@ class DemoResult(Struct, frozen=True, kw_only=True):
 
 def made_check(name: str, wrong: Iterable[str], right: str) -> Check:
     """Return a check that passed with the detail ``right``, or failed with the first of the findings ``wrong``."""
-    first, *others = [*wrong] or [""]
-    more = f" (and {len(others)} more)" if others else ""
+    first, *further = [*wrong] or [""]
+    more = f" (and {len(further)} more)" if further else ""
     return Check(name=name, passed=not first, detail=first + more or right)

@@ -166,8 +166,8 @@ def moved(log: bytes, started: datetime, now: datetime) -> bytes:
         if match["epoch"]:
             return f"{float(match[0]) + (now - started).total_seconds():.3f}"
         form, year = (_SAMPLED, f"{started.year} ") if match["sampled"] else (_WRITTEN, "")
-        taken = datetime.strptime(year + match[0], ("%Y " if year else "") + form).replace(tzinfo=UTC)
-        return (now + (taken - started)).strftime(form)
+        sampled = datetime.strptime(year + match[0], ("%Y " if year else "") + form).replace(tzinfo=UTC)
+        return (now + (sampled - started)).strftime(form)
 
     lines = gzip.decompress(log).decode().splitlines(keepends=True)
     return gzip.compress("".join(_TIME.sub(later, line, count=1) for line in lines).encode())

@@ -78,7 +78,7 @@ class Demo:
       models: the models; that of causes only where changes are answered.
       produced: the producer's list of acknowledged (event, run) pairs.
       refreshes: the results of ``ciml refresh``, after the last wave.
-      kept: the commands that ``--keep`` leaves running.
+      left_running: the commands that ``--keep`` leaves running.
     """
 
     options: Options
@@ -93,7 +93,7 @@ class Demo:
     produced: list[Expected] = field(default_factory=list)
     accounts: Accounts = field(default_factory=Accounts)
     refreshes: list[Refresh] = field(default_factory=list)
-    kept: list[Child] = field(default_factory=list)
+    left_running: list[Child] = field(default_factory=list)
 
     @property
     def on_flink(self) -> bool:
@@ -163,9 +163,9 @@ def prepared(options: Options, steps: Steps, answers: bool) -> Iterator[Demo]:
         demo = Demo(options, steps, children, running, data, plan, logs, begin, models)
         yield demo
         if options.keep:  # reached only when nothing failed
-            demo.kept += children.running.values()
+            demo.left_running += children.running.values()
             children.running.clear()
-            data.demo.replace(KEPT, json.dumps([[child.pid, child.started] for child in demo.kept]).encode())
+            data.demo.replace(KEPT, json.dumps([[child.pid, child.started] for child in demo.left_running]).encode())
 
 
 def _end_engines(home: Path, keep: bool) -> bool:

@@ -94,23 +94,23 @@ def command(
     click.echo(page)
 
 
-def _show(found: Clustering) -> None:
+def _show(clustering: Clustering) -> None:
     from ciml.reports.drawing import shown
 
-    fact = next(iter(found.known))
+    fact = next(iter(clustering.known))
     rows = []
-    for trial in found.tried:
-        agreed = found.agreements[trial.k][fact]
-        numbers: list[Any] = [trial.distortion, trial.silhouette, found.lengths[trial.k]]
+    for trial in clustering.tried:
+        agreed = clustering.agreements[trial.k][fact]
+        numbers: list[Any] = [trial.distortion, trial.silhouette, clustering.lengths[trial.k]]
         numbers += (
             [agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95] if agreed else [None] * 4
         )
-        mark = "*" if trial.k == found.chosen.k else ""
+        mark = "*" if trial.k == clustering.chosen.k else ""
         rows.append([f"{mark}{trial.k}", *("–" if number is None else f"{number:.3f}" for number in numbers)])
     headings = ["k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"]
-    title = f"{len(found.runs):,} runs; agreement with {shown(fact)}"
+    title = f"{len(clustering.runs):,} runs; agreement with {shown(fact)}"
     print_table(headings, rows, title=title, right=headings)
-    for fact, table in found.tables().items():
+    for fact, table in clustering.tables().items():
         headings = ["cluster", *map(shown, table.names[:6])]
         rows = []
         for cluster, counts in enumerate(table.counts):

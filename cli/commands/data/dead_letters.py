@@ -24,6 +24,7 @@ from ciml.cli.options import (
     trust_policy_option,
 )
 from ciml.cli.param_types import Duration
+from ciml.cli.tables import print_columns
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
@@ -44,8 +45,8 @@ _REMEDIES = {
 }
 
 
-def _glob(option: str, name: str, what: str) -> Option:
-    return click.option(option, name, multiple=True, metavar="GLOB", help=f"{what}; may be repeated.  [default: all]")
+def _glob(option: str, name: str, help: str) -> Option:
+    return click.option(option, name, multiple=True, metavar="GLOB", help=f"{help}; may be repeated.  [default: all]")
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,7 @@ def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: boo
         if everything:
             row.append(", ".join(dead_letter.became) if dead_letter.closed else "open")
         rows.append([*row, facts["detail"]])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_columns(rows)
 
 
 def _origin(dead_letter: DeadLetter) -> str:
@@ -354,45 +353,49 @@ def replay_command(dry_run: bool, as_json: bool, filters: Filters, options: Repl
         return 0
     stop = stop_on_signals()
     with Bar("replay", "dead letters") as bar:
-        result = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, totals_of(each.became)))
+        result = replay(
+            config,
+            stop=stop,
+            report=lambda progress: bar.show(progress.tried, progress.total, totals_of(progress.became)),
+        )
     _print_replayed(result, as_json)
     return _INTERRUPTED if not result.complete else _SOME_LEFT if result.still else 0
 
 
-def _print_replayed(found: Replayed, as_json: bool) -> None:
+def _print_replayed(result: Replayed, as_json: bool) -> None:
     if as_json:
         value = {
-            "tried": found.tried,
-            "closed": found.closed,
-            "became": reasons_of(found.became),
-            "still_open": dict(found.still),
-            "closed_by_others": found.elsewhere,
-            "whole": found.complete,
+            "tried": result.tried,
+            "closed": result.closed,
+            "became": reasons_of(result.became),
+            "still_open": dict(result.still),
+            "closed_by_others": result.elsewhere,
+            "whole": result.complete,
         }
         click.echo(json.dumps(value, indent=2))
         return
     from ciml.cli.progress import counts_text
 
-    counts = counts_text(totals_of(found.became))
-    click.echo(f"{found.tried:,} dead letters replayed: {found.closed:,} closed{f' ({counts})' if counts else ''}")
-    if found.elsewhere:
-        click.echo(f"{found.elsewhere:,} were closed by a concurrent replay")
-    for reason, number in sorted(found.still.items(), key=lambda entry: (-entry[1], entry[0])):
-        detail = found.details.get(reason, "")
+    counts = counts_text(totals_of(result.became))
+    click.echo(f"{result.tried:,} dead letters replayed: {result.closed:,} closed{f' ({counts})' if counts else ''}")
+    if result.elsewhere:
+        click.echo(f"{result.elsewhere:,} were closed by a concurrent replay")
+    for reason, number in sorted(result.still.items(), key=lambda entry: (-entry[1], entry[0])):
+        detail = result.details.get(reason, "")
         click.echo(f"{number:>10,} stay open: {reason}{f' ({detail})' if detail else ''}")
         if reason in _REMEDIES:
             click.echo(f"{'':>11}{_REMEDIES[reason]}")
 
 
-def _print_preview(found: Preview, as_json: bool) -> None:
+def _print_preview(preview: Preview, as_json: bool) -> None:
     if as_json:
-        value = {"letters": found.total, "reasons": dict(found.reasons), "untried": dict(found.untried)}
+        value = {"letters": preview.total, "reasons": dict(preview.reasons), "untried": dict(preview.untried)}
         click.echo(json.dumps(value, indent=2))
         return
-    for reason, number in sorted(found.reasons.items(), key=lambda entry: (-entry[1], entry[0])):
+    for reason, number in sorted(preview.reasons.items(), key=lambda entry: (-entry[1], entry[0])):
         click.echo(f"{number:>10,} {reason}")
-    click.echo(f"{found.total:>10,} dead letters would be replayed")
-    for reason, number in found.untried.items():
+    click.echo(f"{preview.total:>10,} dead letters would be replayed")
+    for reason, number in preview.untried.items():
         click.echo(f"{number:>10,} of them cannot be replayed: {reason}")
 
 

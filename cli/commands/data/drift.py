@@ -131,7 +131,8 @@ def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
             key = finding.kind, aggregated[2], finding.build_name, finding.provider, finding.rest
         rows.setdefault(key, []).append(finding)
     return [
-        sorted(row, key=lambda each: (-(each.ks or 0), -each.runs_before - each.runs_after)) for row in rows.values()
+        sorted(row, key=lambda finding: (-(finding.ks or 0), -finding.runs_before - finding.runs_after))
+        for row in rows.values()
     ]
 
 

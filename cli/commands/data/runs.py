@@ -156,25 +156,25 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-def _print_run(found: dict[str, Any]) -> None:
+def _print_run(description: dict[str, Any]) -> None:
     from ciml.events.fields import iso_time
     from ciml.events.records import KIND_WORDS
     from ciml.runs.latest_runs import TRUST_CHANGE
 
     for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
-        if found.get(key) is not None:
-            click.echo(f"{key:<10} {found[key]}")
-    if "columns" in found:
-        click.echo(f"{'columns':<10} {', '.join(found['columns'])}")
-        click.echo(f"{'recorded':<10} {', '.join(f'{key}={value}' for key, value in found['metadata'].items())}")
-    if "fault" in found:
-        click.echo(f"{'telemetry':<10} {found['fault'] or 'as it was committed'}")
-    for attempt in found.get("attempts", ()):
-        this = " (this run)" if attempt["run_id"] == found["run_id"] else ""
+        if description.get(key) is not None:
+            click.echo(f"{key:<10} {description[key]}")
+    if "columns" in description:
+        click.echo(f"{'columns':<10} {', '.join(description['columns'])}")
+        click.echo(f"{'recorded':<10} {', '.join(f'{key}={value}' for key, value in description['metadata'].items())}")
+    if "fault" in description:
+        click.echo(f"{'telemetry':<10} {description['fault'] or 'as it was committed'}")
+    for attempt in description.get("attempts", ()):
+        this = " (this run)" if attempt["run_id"] == description["run_id"] else ""
         started = "" if attempt["start_us"] is None else f", started {iso_time(attempt['start_us'])}"
         outcome = attempt["outcome"] or KIND_WORDS[attempt["kind"]]
         click.echo(f"{'attempt':<10} {attempt['attempt']} {attempt['run_id']} {outcome}{started}{this}")
-    for record in found["records"]:
+    for record in description["records"]:
         if record["kind"] == TRUST_CHANGE:
             trusted = "trusted" if record["trust"]["trusted"] else "not trusted"
             click.echo(f"{'trust':<16} version {record['version']}, {trusted} by an update: {record['trust']['rule']}")

@@ -30,8 +30,8 @@ def command() -> None:
     """
 
 
-def _tables_option(what: str) -> Option:
-    text = f"{what}: raw, runs, dead_letters or datasets/NAME; may be repeated.  [default: all]"
+def _tables_option(help: str) -> Option:
+    text = f"{help}: raw, runs, dead_letters or datasets/NAME; may be repeated.  [default: all]"
     return click.option("--table", "names", multiple=True, metavar="TABLE", help=text)
 
 

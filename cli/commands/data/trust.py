@@ -79,22 +79,22 @@ def _words(decision: Decision) -> str:
     return f"{'trusted' if decision.trusted else 'not trusted'} ({decision.rule})"
 
 
-def _print_review(found: Review) -> None:
-    changed = sum(found.rules.values())
+def _print_review(review: Review) -> None:
+    changed = sum(review.rules.values())
     click.echo(
-        f"{found.trusted:,} of {found.runs:,} runs are trusted; the policy would trust {found.trusted_after:,} "
+        f"{review.trusted:,} of {review.runs:,} runs are trusted; the policy would trust {review.trusted_after:,} "
         f"and change {changed:,}"
     )
     if not changed:
         return
-    rules = [(_words(before), _words(after), f"{number:,}") for (before, after), number in found.rules.most_common()]
+    rules = [(_words(before), _words(after), f"{number:,}") for (before, after), number in review.rules.most_common()]
     print_table(("from", "to", "runs"), rules, title="By rule", right=["runs"])
     places = [
         (source, job, "trusted" if trusted else "not trusted", f"{number:,}")
-        for (source, job, trusted), number in found.places.most_common(_PLACES)
+        for (source, job, trusted), number in review.places.most_common(_PLACES)
     ]
     print_table(("source", "job", "to", "runs"), places, title="By source and job", right=["runs"])
-    if (more := len(found.places) - _PLACES) > 0:
+    if (more := len(review.places) - _PLACES) > 0:
         click.echo(f"and {more:,} more; --json has all")
 
 
@@ -154,18 +154,18 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
         _print_explained(explanation, rules)
 
 
-def _print_explained(found: Mapping[str, Any], rules: list[RuleTrace]) -> None:
+def _print_explained(explanation: Mapping[str, Any], rules: list[RuleTrace]) -> None:
     rows = []
-    for name, values in found["facts"].items():
+    for name, values in explanation["facts"].items():
         origin = "" if not values["joined"] else "its event" if values["own"] == values["joined"] else "an update"
         rows.append((name, values["joined"], origin))
-    print_table(("fact", "value", "from"), rows, title=f"Facts of {found['run_id']}")
-    for decision in found["decisions"]:
+    print_table(("fact", "value", "from"), rows, title=f"Facts of {explanation['run_id']}")
+    for decision in explanation["decisions"]:
         word = "trusted" if decision.get("trusted") else "not trusted"
         rule = decision.get("rule") or "no decision stored"
         click.echo(f"{decision['by']}: {word} ({rule}), version {decision['version']}")
-    word = "trusted" if found["now"]["trusted"] else "not trusted"
-    click.echo(f"now: {word} ({found['now']['rule']}), policy {found['now']['policy']}")
+    word = "trusted" if explanation["now"]["trusted"] else "not trusted"
+    click.echo(f"now: {word} ({explanation['now']['rule']}), policy {explanation['now']['policy']}")
     rows = []
     for rule in rules:
         missed = "; ".join(

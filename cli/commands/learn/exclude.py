@@ -118,7 +118,7 @@ def revert(ids: tuple[int, ...], data_path: str) -> None:
         click.echo(f"reverted {stored.id}: {stored.exclusion.describe()}: {stored.exclusion.reason}")
 
 
-def _matching(data: DataRoot, wanted: Exclusion) -> int | None:
+def _matching(data: DataRoot, exclusion: Exclusion) -> int | None:
     """Return the number of stored runs that an exclusion matches; None without a raw store."""
     from ciml.pipelines.datasets.run_source import StoredRuns
 
@@ -128,7 +128,7 @@ def _matching(data: DataRoot, wanted: Exclusion) -> int | None:
     matching: dict[str, bool] = {}
     for _, delta in runs.log.since(0):
         for record in delta.rows:  # a later row of a run reclaims it
-            matching[record.mention.run_id] = wanted.matches(record.mention)
+            matching[record.mention.run_id] = exclusion.matches(record.mention)
     return sum(matching.values())
 
 

@@ -46,10 +46,11 @@ def mlflow_command(data_path: str, tracking_uri: str, as_json: bool) -> None:
     require("mlflow")
     from ciml.pipelines.mlflow import export_to_mlflow
 
-    done = export_to_mlflow(DataRoot.open(data_path), tracking_uri, lambda line: click.echo(line, err=True))
+    exported = export_to_mlflow(DataRoot.open(data_path), tracking_uri, lambda line: click.echo(line, err=True))
     if as_json:
-        click.echo(json.dumps(done.to_json(), sort_keys=True))
+        click.echo(json.dumps(exported.to_json(), sort_keys=True))
         return
-    click.echo(f"{done.runs} runs, {done.new_runs} new; {done.versions} versions of models, {done.new_versions} new")
-    for model, labels in done.aliases.items():
+    versions = f"{exported.versions} versions of models, {exported.new_versions} new"
+    click.echo(f"{exported.runs} runs, {exported.new_runs} new; {versions}")
+    for model, labels in exported.aliases.items():
         click.echo(f"{model}: {', '.join(f'{label} = {number}' for label, number in labels.items())}")

@@ -72,33 +72,35 @@ def files(
     from ciml.api import open as open_data
 
     loaded = open_data(data_path).model(model, version=version, label=label or "stable")
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     with progress_bar("predicting") as progress:
         labels = {} if exit_code is None else {EXIT_LABEL: str(exit_code)}
-        for one in loaded.each(map(Path, files), zone=zone, job=job, outcome=outcome, labels=labels):
-            found.append(one)
-            progress("logs", len(found), len(files))
+        for prediction in loaded.each(map(Path, files), zone=zone, job=job, outcome=outcome, labels=labels):
+            predictions.append(prediction)
+            progress("logs", len(predictions), len(files))
     if as_json:
-        for file, one in zip(files, found, strict=True):
-            facts = {name: value for name, value in one.to_json().items() if name != "run"}
+        for file, prediction in zip(files, predictions, strict=True):
+            facts = {name: value for name, value in prediction.to_json().items() if name != "run"}
             click.echo(json.dumps({"file": file, "model": model, "version": loaded.version, **facts}))
     else:
-        _print(files, found, f"{model}, version {loaded.version}")
-    return _UNUSABLE if any(one.class_name is None for one in found) else 0
+        _print(files, predictions, f"{model}, version {loaded.version}")
+    return _UNUSABLE if any(prediction.class_name is None for prediction in predictions) else 0
 
 
-def _print(files: Sequence[str], found: Sequence[Prediction], title: str) -> None:
+def _print(files: Sequence[str], predictions: Sequence[Prediction], title: str) -> None:
     columns: dict[str, list[str]] = {
         "file": list(files),
-        "class": [one.class_name or "" for one in found],
-        "probability": ["" if one.probability is None else f"{one.probability:.3f}" for one in found],
-        "windows": [f"{one.n_windows:,}" if one.n_windows else "" for one in found],
+        "class": [prediction.class_name or "" for prediction in predictions],
+        "probability": [
+            "" if prediction.probability is None else f"{prediction.probability:.3f}" for prediction in predictions
+        ],
+        "windows": [f"{prediction.n_windows:,}" if prediction.n_windows else "" for prediction in predictions],
     }
-    if any(one.verdict for one in found):
-        verdicts = [_verdict(one.verdict) if one.verdict else ("", "", "") for one in found]
+    if any(prediction.verdict for prediction in predictions):
+        verdicts = [_verdict(prediction.verdict) if prediction.verdict else ("", "", "") for prediction in predictions]
         columns |= dict(zip(("verdict", "base rate", "retry"), map(list, zip(*verdicts, strict=True)), strict=True))
-    if any(one.remark for one in found):
-        columns["remark"] = [one.remark for one in found]
+    if any(prediction.remark for prediction in predictions):
+        columns["remark"] = [prediction.remark for prediction in predictions]
     print_table(list(columns), list(zip(*columns.values(), strict=True)), title=title, right=["probability", "windows"])
 
 
@@ -118,10 +120,10 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     from ciml.engines import state
     from ciml.errors import CimlError
 
-    one = state.read(home_of(ctx)).get("models")
-    if one is None:
+    engine = state.read(home_of(ctx)).get("models")
+    if engine is None:
         raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
-    return one.urls["grpc"]
+    return engine.urls["grpc"]
 
 
 @click.command("stream")
@@ -161,8 +163,8 @@ def stream(running: Running, options: PredictOptions) -> None:
     with Counts(f"{service.topic} by {running.engine}") as counts:
 
         def report(progress: ServiceProgress, word: str) -> None:
-            done = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
-            counts.update(f"{done or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
+            text = ", ".join(f"{number:,} {unit}" for unit, number in progress.facts["counts"].items())
+            counts.update(f"{text or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
 
         running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)
 
@@ -172,10 +174,10 @@ class _Group(DefaultGroup):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands:
-            own = {name for param in files.params for name in param.opts}
-            moved = {name for param in stream.params for name in param.opts} - own
-            for each in args:
-                if (name := each.partition("=")[0]) in moved:
+            file_options = {name for param in files.params for name in param.opts}
+            moved = {name for param in stream.params for name in param.opts} - file_options
+            for argument in args:
+                if (name := argument.partition("=")[0]) in moved:
                     raise click.UsageError(
                         f"{name}: is an option of the stream; use ciml predict stream, or ciml service start predict",
                         ctx,

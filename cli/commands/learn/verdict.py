@@ -122,7 +122,7 @@ def _print(record: Mapping[str, Any], evidence: Evidence | None, picture: str, f
 
 def _shares(by_cause: Mapping[str, float]) -> str:
     """Return the shares of causes, the largest first."""
-    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(by_cause.items(), key=lambda each: -each[1]))
+    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(by_cause.items(), key=lambda cause: -cause[1]))
 
 
 def _possible(verdict: Mapping[str, Any]) -> str:

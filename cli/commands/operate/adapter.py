@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from ciml.cli.tables import print_columns
+
 if TYPE_CHECKING:
     from ciml.events.records import FactUpdate, RunFacts
     from ciml.integrations.adapter import Delivery
@@ -47,18 +49,13 @@ def list_command(as_json: bool) -> None:
             named = {"name": adapter.name, "headers": adapter.headers, "signature": adapter.signature}
             click.echo(json.dumps(named))
         return
-    rows = [
-        ("adapter", "headers", "signature"),
-        *((adapter_row.name, ", ".join(adapter_row.headers), adapter_row.signature) for adapter_row in installed),
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(f"{cell or '-':<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    rows = [(adapter.name, ", ".join(adapter.headers) or "-", adapter.signature or "-") for adapter in installed]
+    print_columns([("adapter", "headers", "signature"), *rows])
 
 
-def _headers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def _headers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         name, separator, value = text.partition("=")
         if not separator or not name.strip() or not text.isprintable():
             raise click.BadParameter(f"invalid header {text!r:.80}; give NAME=VALUE, printable", ctx, param)
@@ -156,24 +153,24 @@ def _time(micros: int | None) -> str | None:
     return None if micros is None else iso_time(micros)
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines for people."""
-    if "event" in found:
-        yield f"event {found['event']['type']}" + (f" at {when}" if (when := found["event"]["time"]) else "")
-    for run in found["runs"]:
+    if "event" in result:
+        yield f"event {result['event']['type']}" + (f" at {when}" if (when := result["event"]["time"]) else "")
+    for run in result["runs"]:
         yield f"run {run['facts']['run_id']}"
         yield from _table({name: value for name, value in run["facts"].items() if name not in ("run_id", "log_url")})
         if "log" in run:
             yield f"  its log is fetched: {run['log']}"
         else:
             yield f"  ignored: {run['ignored']}" if "ignored" in run else f"  dead letter: {run['dead_letter']}"
-    for update in found["updates"]:
+    for update in result["updates"]:
         yield f"update of the runs of {update['subject']}"
         qualifiers = {name: update[name] for name in ("by", "only") if name in update}
         yield from _table(update["facts"] | qualifiers)
     for name in ("ignored", "dead_letter"):
-        if name in found:
-            yield f"{name.replace('_', ' ')}: {found[name]}"
+        if name in result:
+            yield f"{name.replace('_', ' ')}: {result[name]}"
 
 
 def _table(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -142,8 +142,8 @@ def command(
     config = options.open()
     opened = open_listing(listing)
     if dry_run:
-        found = survey(config, opened)
-        _print_json(found.to_json()) if as_json else _print_survey(found, opened, config)
+        surveyed = survey(config, opened)
+        _print_json(surveyed.to_json()) if as_json else _print_survey(surveyed, opened, config)
         return 0
     stop = stop_on_signals()
     with Bar(f"{Path(opened.url).name}") as bar:
@@ -202,18 +202,19 @@ def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> s
     name = Path(listing.url).name
     totals = tally.totals()
     new = tally.settled - tally.before
-    left = tally.lines - tally.settled
-    if not left and not new:
+    remaining = tally.lines - tally.settled
+    if not remaining and not new:
         return f"{name}: all {tally.lines:,} lines are settled already."
     rate = f", {new / seconds:,.0f} lines/s" if seconds > 0 else ""
     text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {counts_text(totals, 'run')}."
-    text += f" {left:,} of {tally.lines:,} lines are left." if left else f" All {tally.lines:,} lines are settled."
+    unsettled = f" {remaining:,} of {tally.lines:,} lines are left."
+    text += unsettled if remaining else f" All {tally.lines:,} lines are settled."
     if not tally.complete:
         text += " Interrupted: run the same command to continue."
     if totals["dead_letter"]:
         reasons = [(-count, reason) for (kind, reason), count in tally.counts.items() if kind == "dead_letter"]
-        listed = ", ".join(f"{reason} {-count:,}" for count, reason in sorted(reasons))
-        text += f"\nDead letters by reason: {listed}" + (f"; see: {hint}" if hint else "")
+        reasons_text = ", ".join(f"{reason} {-count:,}" for count, reason in sorted(reasons))
+        text += f"\nDead letters by reason: {reasons_text}" + (f"; see: {hint}" if hint else "")
     return text
 
 
@@ -221,32 +222,32 @@ def _print_json(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _print_survey(found: Survey, listing: Listing, config: BackfillConfig) -> None:
-    jobs = sorted({job for job, _ in found.take})
-    results = sorted({result for _, result in found.take})
+def _print_survey(survey: Survey, listing: Listing, config: BackfillConfig) -> None:
+    jobs = sorted({job for job, _ in survey.take})
+    results = sorted({result for _, result in survey.take})
     if jobs:
         rows = []
         for job in jobs:
-            counts = [found.take[job, result] for result in results]
+            counts = [survey.take[job, result] for result in results]
             rows.append((job, *(f"{count:,}" if count else "" for count in counts), f"{sum(counts):,}"))
-        sums = [sum(count for (_, each), count in found.take.items() if each == result) for result in results]
+        sums = [sum(survey.take[job, result] for job in jobs) for result in results]
         rows.append(("all", *(f"{count:,}" for count in sums), f"{sum(sums):,}"))
         numbers = [*results, "all"]
         print_table(["job", *numbers], rows, title="Lines that would be loaded", right=numbers, last_apart=True)
     lines = [
-        (found.settled, "settled already"),
-        (sum(found.take.values()), "to be loaded"),
-        (found.known, "  of runs that are in the raw store: repeats or corrections"),
-        *((count, f"  {'' if trusted else 'not '}trusted: {rule}") for (trusted, rule), count in found.trust.items()),
-        *((count, f"ignored: {reason}") for reason, count in sorted(found.ignored.items())),
-        *((count, f"bad: {reason}") for reason, count in sorted(found.bad.items())),
-        (found.blank, "blank"),
-        (found.others, "of jobs that are not selected, or beyond the limit"),
+        (survey.settled, "settled already"),
+        (sum(survey.take.values()), "to be loaded"),
+        (survey.known, "  of runs that are in the raw store: repeats or corrections"),
+        *((count, f"  {'' if trusted else 'not '}trusted: {rule}") for (trusted, rule), count in survey.trust.items()),
+        *((count, f"ignored: {reason}") for reason, count in sorted(survey.ignored.items())),
+        *((count, f"bad: {reason}") for reason, count in sorted(survey.bad.items())),
+        (survey.blank, "blank"),
+        (survey.others, "of jobs that are not selected, or beyond the limit"),
     ]
-    click.echo(f"{listing.url}: {found.lines:,} lines")
+    click.echo(f"{listing.url}: {survey.lines:,} lines")
     for count, word in lines:
         if count:
             click.echo(f"{count:>10,} {word}")
-    for number, reason, detail in found.faults:
+    for number, reason, detail in survey.faults:
         click.echo(f"line {number}: {reason}: {detail}")
     click.echo(f"run ids begin with {config.reading.runs_of}; nothing was done")

@@ -68,7 +68,7 @@ feedback_option = click.option("--feedback", is_flag=True, help="Also comment on
 internal_option = click.option("--internal", is_flag=True, help="Names of log hosts have private addresses.")
 
 
-def asked(value: str | None, option: str, what: str, example: str) -> str:
+def asked(value: str | None, option: str, meaning: str, example: str) -> str:
     """Return a value that was given, else ask for it on a terminal.
 
     Raises:
@@ -77,8 +77,8 @@ def asked(value: str | None, option: str, what: str, example: str) -> str:
     if value:
         return value
     if not sys.stdin.isatty():
-        raise click.UsageError(f"missing {option}: the {what}, such as {example}")
-    answer: str = click.prompt(f"{what[0].upper()}{what[1:]}, such as {example}")
+        raise click.UsageError(f"missing {option}: the {meaning}, such as {example}")
+    answer: str = click.prompt(f"{meaning[0].upper()}{meaning[1:]}, such as {example}")
     return answer
 
 

@@ -88,10 +88,10 @@ def accept_loss(data_path: str, broker: BrokerOptions, topic: str, dry_run: bool
     from ciml.pipelines.ingest.committer import accept_losses
 
     lost = accept_losses(DataRoot.open(data_path).raw, broker.connection(), topic, dry_run=dry_run)
-    said = "lost" if dry_run else "accepted as lost"
-    for each in lost:
+    state = "lost" if dry_run else "accepted as lost"
+    for loss in lost:
         click.echo(
-            f"{each.topic}[{each.partition}]: {each.end - each.start} offsets, {each.start} to {each.end}: {said}"
+            f"{loss.topic}[{loss.partition}]: {loss.end - loss.start} offsets, {loss.start} to {loss.end}: {state}"
         )
     if not lost:
         click.echo(f"{topic}: nothing is lost")

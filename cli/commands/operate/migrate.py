@@ -59,46 +59,46 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
     return 4 if findings.number else 0
 
 
-def as_dict(found: Findings) -> dict[str, Any]:
+def as_dict(findings: Findings) -> dict[str, Any]:
     """Return findings as JSON; ``verified`` is null for objects that are not read."""
     return {
         "kinds": {
             kind: {
-                "formats": found.formats_of(kind),
-                "objects": found.objects[kind],
-                "verified": found.verified(kind),
-                "broken": found.broken[kind],
-                "to_rewrite": found.rewritten[kind],
+                "formats": findings.formats_of(kind),
+                "objects": findings.objects[kind],
+                "verified": findings.verified(kind),
+                "broken": findings.broken[kind],
+                "to_rewrite": findings.rewritten[kind],
             }
-            for kind in found.present()
+            for kind in findings.present()
         },
-        "broken": found.number,
-        "to_rewrite": found.rewritten.total(),
-        "faults": found.faults,
-        "notes": found.notes,
+        "broken": findings.number,
+        "to_rewrite": findings.rewritten.total(),
+        "faults": findings.faults,
+        "notes": findings.notes,
     }
 
 
-def _print(found: Findings, made: int | None) -> None:
+def _print(findings: Findings, rewritten: int | None) -> None:
     rows = []
-    for kind in found.present():
-        formats = found.formats_of(kind)
-        verified = found.verified(kind)
+    for kind in findings.present():
+        formats = findings.formats_of(kind)
+        verified = findings.verified(kind)
         shown = ", ".join(formats if len(formats) < 2 else (f"{key}: {number:,}" for key, number in formats.items()))
-        numbers = ["not read" if verified is None else f"{verified:,}", f"{found.broken[kind]:,}"]
-        numbers.append(f"{found.rewritten[kind]:,}")
-        rows.append((kind, shown or "-", f"{found.objects[kind]:,}", *numbers))
+        numbers = ["not read" if verified is None else f"{verified:,}", f"{findings.broken[kind]:,}"]
+        numbers.append(f"{findings.rewritten[kind]:,}")
+        rows.append((kind, shown or "-", f"{findings.objects[kind]:,}", *numbers))
     print_table(_HEADINGS, rows, right=_HEADINGS[2:])
-    for line in found.faults:
+    for line in findings.faults:
         click.echo(f"BROKEN {line}")
-    if found.number > len(found.faults):
-        click.echo(f"BROKEN and {found.number - len(found.faults):,} more")
-    for line in found.notes:
+    if findings.number > len(findings.faults):
+        click.echo(f"BROKEN and {findings.number - len(findings.faults):,} more")
+    for line in findings.notes:
         click.echo(f"note: {line}")
-    faults = f"{found.number:,} faults" if found.number else "all readable and as written"
+    faults = f"{findings.number:,} faults" if findings.number else "all readable and as written"
     remaining = "nothing to rewrite"
-    if number := found.rewritten.total():
-        remaining = (
-            f"{number:,} to rewrite (--apply)" if made is None else f"rewritten: {made:,} checkpoints, verified again"
-        )
-    click.echo(f"{found.objects.total():,} objects: {faults}; {remaining}.")
+    if number := findings.rewritten.total():
+        remaining = f"{number:,} to rewrite (--apply)"
+        if rewritten is not None:
+            remaining = f"rewritten: {rewritten:,} checkpoints, verified again"
+    click.echo(f"{findings.objects.total():,} objects: {faults}; {remaining}.")

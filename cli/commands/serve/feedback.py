@@ -59,19 +59,19 @@ def list_command(data_path: str, last: int, waiting: bool, as_json: bool) -> Non
 
     with replica(DataRoot.open(data_path)).state() as state:
         entries = [entry for entry in state.entries.values() if entry.is_open or not waiting]
-        found = [_shown(entry) for entry in (entries[-last:] if last else entries)]
+        rows = [_shown(entry) for entry in (entries[-last:] if last else entries)]
         muted = sorted(state.muted)
     if as_json:
-        for one in found:
-            click.echo(json.dumps(one, ensure_ascii=False))
+        for row in rows:
+            click.echo(json.dumps(row, ensure_ascii=False))
         return
     if muted:
         click.echo(f"muted projects: {', '.join(map(repr, muted))}")
-    if not found:
+    if not rows:
         click.echo("no messages")
         return
     header = ("system", "project", "change", "patch set", "jobs", "verdict", "state", "age", "reactions", "message")
-    print_table(header, [_row(one) for one in found])
+    print_table(header, [_row(row) for row in rows])
 
 
 def _shown(entry: Any) -> dict[str, Any]:
@@ -93,24 +93,24 @@ def _shown(entry: Any) -> dict[str, Any]:
     }
 
 
-def _row(one: dict[str, Any]) -> list[str]:
-    def visible(text: str, most: int = 60) -> str:
-        return repr(text)[1:-1][:most]
+def _row(entry: dict[str, Any]) -> list[str]:
+    def visible(text: str, limit: int = 60) -> str:
+        return repr(text)[1:-1][:limit]
 
-    reactions = ", ".join(f"{number} {kind}" for kind, number in one["reactions"].items() if number)
-    jobs = one["jobs"][0] if len(one["jobs"]) == 1 else f"{len(one['jobs'])} jobs"
-    age_min = max(int(time.time() - one["time_us"] / 1e6) // 60, 0)
+    reactions = ", ".join(f"{number} {kind}" for kind, number in entry["reactions"].items() if number)
+    jobs = entry["jobs"][0] if len(entry["jobs"]) == 1 else f"{len(entry['jobs'])} jobs"
+    age_min = max(int(time.time() - entry["time_us"] / 1e6) // 60, 0)
     return [
-        one["system"],
-        visible(one["project"]),
-        visible(one["change"] or "–"),
-        visible(one["patchset"], 12),
+        entry["system"],
+        visible(entry["project"]),
+        visible(entry["change"] or "–"),
+        visible(entry["patchset"], 12),
         visible(jobs),
-        "+".join(one["causes"]),
-        one["state"],
+        "+".join(entry["causes"]),
+        entry["state"],
         f"{age_min} min",
         reactions or "–",
-        visible(one["url"] or one["detail"] or "–", 200),
+        visible(entry["url"] or entry["detail"] or "–", 200),
     ]
 
 
@@ -163,10 +163,10 @@ def _commit(data_path: str, key: str, project: str) -> bool:
     if not project.strip() or len(project) > 200 or not is_clean(project):
         raise CimlError(f"PROJECT: {project!r:.120} is not a project's name or a glob")
     delta = {"time_us": int(time.time() * 1e6), key: [project]}
-    done = replica(DataRoot.open(data_path)).append(
+    version = replica(DataRoot.open(data_path)).append(
         lambda state: delta if (project in state.muted) == (key == "unmuted") else None
     )
-    return done is not None
+    return version is not None
 
 
 @click.command("report")
@@ -276,7 +276,7 @@ def stream(
 
     def report(progress: ServiceProgress, word: str) -> None:
         nonlocal shown
-        counts = ", ".join(f"{number:,} {what}" for what, number in progress.facts.get("counts", {}).items())
+        counts = ", ".join(f"{number:,} {unit}" for unit, number in progress.facts.get("counts", {}).items())
         waits = f"; {word}" if word.startswith("waits: ") else ""
         line = f"{counts or 'no verdicts yet'}; {progress.behind:,} predictions to go{waits}"
         if line != shown:
@@ -341,10 +341,10 @@ def _stored(data_path: str, run_id: str) -> list[dict[str, Any]]:
     from ciml.data_root import DataRoot
     from ciml.serving.predict.log import predictions_of_run
 
-    found = predictions_of_run(DataRoot.open(data_path).predictions, run_id)
-    if not found:
+    predictions = predictions_of_run(DataRoot.open(data_path).predictions, run_id)
+    if not predictions:
         raise CimlError(f"there is no prediction of run {run_id!r:.120} in {data_path}; list runs with ciml runs")
-    return found
+    return predictions
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -61,17 +61,17 @@ class _Kinds(click.Group):
             return None
         place, example = KINDS[cmd_name]
         module, _, attribute = place.partition(":")
-        own: click.Command = getattr(importlib.import_module(module), attribute)
+        kind_command: click.Command = getattr(importlib.import_module(module), attribute)
         verb = "run" if self.foreground else "start"
-        made = click.Command(
+        service_command = click.Command(
             cmd_name,
-            params=[param for param in own.params if param.name not in (*ENDINGS, *ELSEWHERE, "as_json")],
+            params=[param for param in kind_command.params if param.name not in (*ENDINGS, *ELSEWHERE, "as_json")],
             callback=partial(_start, cmd_name, self.foreground),
             help=f"{verb.title()} the {cmd_name} service.\n\n\b\nExample:\n  ciml service {verb} {cmd_name} {example}",
         )
         for option in (*_START, *(() if self.foreground else (_WAIT,))):
-            option(made)
-        return made
+            option(service_command)
+        return service_command
 
 
 class _ForegroundKinds(_Kinds):
@@ -241,13 +241,13 @@ def status(name: str | None, as_json: bool, home: Path) -> int:
     if not services:
         click.echo("{}" if as_json else f"No service was started in {home}. Start one by: ciml service start")
         return 1
-    found = {files.name: gather(files) for files in services}
+    reports = {files.name: gather(files) for files in services}
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(reports, indent=2))
     else:
-        for one in found.values():
-            show(one)
-    return max(exit_code(one) for one in found.values())
+        for report in reports.values():
+            show(report)
+    return max(exit_code(report) for report in reports.values())
 
 
 def choose(home: Path, name: str | None) -> ServiceFiles:

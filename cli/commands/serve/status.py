@@ -17,10 +17,10 @@ from ciml.engines.flink.cluster import part_rows
 from ciml.engines.launcher import alive, healthy
 
 
-def _row(home: Path, one: engines.EngineState) -> dict[str, Any]:
-    health = "dead" if not alive(one) else "ok" if healthy(home, one) else "no answer"
-    row = {**asdict(one), "memory_used_mb": processes.memory_mb(one.pid, one.started), "health": health}
-    if one.name == "cluster":
+def _row(home: Path, engine: engines.EngineState) -> dict[str, Any]:
+    health = "dead" if not alive(engine) else "ok" if healthy(home, engine) else "no answer"
+    row = {**asdict(engine), "memory_used_mb": processes.memory_mb(engine.pid, engine.started), "health": health}
+    if engine.name == "cluster":
         row["parts"] = part_rows(home)
     return row
 
@@ -51,7 +51,7 @@ def command(as_json: bool, home: Path) -> int:
     return 0 if all(row["health"] == "ok" for row in rows) else 3
 
 
-def _show(seen: list[dict[str, Any]]) -> None:
+def _show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -63,7 +63,7 @@ def _show(seen: list[dict[str, Any]]) -> None:
             overflow="fold",
             no_wrap=title in ("pid", "address", "health"),
         )
-    for shown in [row for engine in seen for row in (engine, *_parts(engine))]:
+    for shown in [row for engine in rows for row in (engine, *_parts(engine))]:
         used = shown["memory_used_mb"]
         cap = shown["memory_mb"]
         memory = "–" if used is None else f"{used} MiB" + (f" (cap {cap})" if cap else "")
@@ -76,9 +76,9 @@ def _show(seen: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def _parts(one: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(engine: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the parts of an engine as rows below its own."""
     return [
         {**row, "name": f"  {name}", "kind": f"{row['restarts']} restarts" if row["restarts"] else ""}
-        for name, row in one.get("parts", {}).items()
+        for name, row in engine.get("parts", {}).items()
     ]

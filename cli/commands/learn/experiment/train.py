@@ -127,11 +127,11 @@ def train(
             _show(trial, result, new, as_json, lines(result))
 
 
-def _show(trial: Trial, found: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:
+def _show(trial: Trial, result: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:
     if as_json:
         import json
 
-        click.echo(json.dumps(found, sort_keys=True))
+        click.echo(json.dumps(result, sort_keys=True))
         return
     for line in lines:
         click.echo(line)
