@@ -67,7 +67,7 @@ def test_every_adapter_has_a_section() -> None:
 
 
 def test_the_example_of_the_page_is_the_program() -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", SECTIONS["Write one"], re.S)
+    (program,) = re.findall(r"```python\n(.*?)```", SECTIONS["Write an adapter"], re.S)
     assert program == (PAGE_ROOT / "examples" / "buildkite_adapter" / "ciml_buildkite.py").read_text()
 
 
