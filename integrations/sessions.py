@@ -104,13 +104,13 @@ class Inbox:
       source: its name.
       producer: to the topic of deliveries.
       metrics: of deliveries.
-      most: deliveries that may wait.
+      capacity: number of deliveries that may wait.
     """
 
     source: str
     producer: DeliveryProducer
     metrics: ReceiverMetrics
-    most: int
+    capacity: int
     _waiting: deque[_Waiting] = field(default_factory=deque)
     _warned_s: dict[str, float] = field(default_factory=dict)
 
@@ -120,7 +120,7 @@ class Inbox:
     @property
     def is_full(self) -> bool:
         """Whether no further delivery may be put now."""
-        return len(self._waiting) >= self.most
+        return len(self._waiting) >= self.capacity
 
     def put(self, value: bytes, headers: Headers, settled: Callable[[], object]) -> None:
         """Produce a delivery; ``settled`` is called by `settle`, in the order of puts, when Kafka has it."""

@@ -64,7 +64,7 @@ class Identity(Protocol):
 class TokenOwner:
     """The owner of a token."""
 
-    rest: Rest
+    api: Rest
     secret: Callable[[], bytes]
     _own: tuple[bytes, int] = (b"", 0)
 
@@ -74,7 +74,7 @@ class TokenOwner:
     def is_own(self, author: Author | None, app: App | None) -> bool:
         secret = self.secret()
         if self._own[0] != secret:  # a rotated token may be of another account
-            self._own = (secret, self.rest.get("/user", Author, self.headers("")).id)
+            self._own = (secret, self.api.get("/user", Author, self.headers("")).id)
         return author is not None and author.id == self._own[1] != 0
 
     def forget(self) -> None:
@@ -91,7 +91,7 @@ class GitHubApp:
       rights: of the tokens that are asked for, GitHub's names: no others, whatever the App may do.
     """
 
-    rest: Rest
+    api: Rest
     id: int
     secret: Callable[[], bytes]
     rights: Mapping[str, str]
@@ -119,7 +119,7 @@ class GitHubApp:
         """Return a new token. The installation is asked for each time: the App may have been installed anew."""
         signed = self._signed()
         try:
-            installation = self.rest.get(f"/repos/{repository}/installation", _Installation, signed).id
+            installation = self.api.get(f"/repos/{repository}/installation", _Installation, signed).id
         except Refused as refused:
             if refused.reason != "not_found":
                 raise
@@ -128,7 +128,7 @@ class GitHubApp:
             ) from None
         path = f"/app/installations/{installation}/access_tokens"
         body = {"permissions": dict(self.rights)}
-        answer = self.rest.send("POST", path, _Token, signed, body, changes=False)
+        answer = self.api.send("POST", path, _Token, signed, body, changes=False)
         access_token = token(answer.token.encode()).decode()
         self._installations[repository] = installation
         self._tokens[installation] = (access_token, datetime.fromisoformat(answer.expires_at).timestamp())

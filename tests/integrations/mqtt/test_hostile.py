@@ -219,7 +219,7 @@ def test_a_session_that_the_broker_forgets_sooner_is_warned_of(
 def test_answers_that_the_broker_does_not_read_are_bounded(
     tmp_path: Path, broker: Callable[..., Broker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_MOST_ANSWERS", 5)
+    monkeypatch.setattr(client_module, "_MAX_ANSWERS", 5)
     session = session_of(tmp_path, broker(b""))
     client = session.made_client()
     for _ in range(6):
