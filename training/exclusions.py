@@ -95,11 +95,11 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
         times = {"since": self.since_us, "until": self.until_us}
         parts = [
             *(
-                f"{what} {value}"
-                for what, value in (("run", self.run_id), ("job", self.job), ("source", self.source))
+                f"{field} {value}"
+                for field, value in (("run", self.run_id), ("job", self.job), ("source", self.source))
                 if value
             ),
-            *(f"{what} {iso_time(value)}" for what, value in times.items() if value is not None),
+            *(f"{field} {iso_time(value)}" for field, value in times.items() if value is not None),
         ]
         return ", ".join(parts)
 
@@ -124,26 +124,26 @@ class Exclusions:
 
     @cached_property
     def _by_run(self) -> dict[str, str]:
-        return {one.run_id: one.reason for one in reversed(self.each) if one.run_id}
+        return {exclusion.run_id: exclusion.reason for exclusion in reversed(self.each) if exclusion.run_id}
 
     @cached_property
     def _rules(self) -> tuple[Exclusion, ...]:
-        return tuple(one for one in self.each if not one.run_id)
+        return tuple(exclusion for exclusion in self.each if not exclusion.run_id)
 
     @property
     def needs_facts(self) -> bool:
         """Whether one of them reads more of a run than its id and its job."""
-        return any(one.needs_facts for one in self._rules)
+        return any(exclusion.needs_facts for exclusion in self._rules)
 
     def reason(self, facts: RunFacts) -> str | None:
         """Return why a run is excluded; None for a run that may be learned from."""
-        if (found := self._by_run.get(facts.run_id)) is not None:
-            return found
-        return next((one.reason for one in self._rules if one.matches(facts)), None)
+        if (reason := self._by_run.get(facts.run_id)) is not None:
+            return reason
+        return next((exclusion.reason for exclusion in self._rules if exclusion.matches(facts)), None)
 
     def to_json(self) -> Any:
         """Return the exclusions as JSON: the reasons by run id, as versions before other exclusions, or a list."""
-        return [one.to_json() for one in self.each] if self._rules else dict(self._by_run)
+        return [exclusion.to_json() for exclusion in self.each] if self._rules else dict(self._by_run)
 
 
 def read_lines(path: str | None) -> tuple[Exclusion, ...]:
@@ -209,9 +209,9 @@ class ExclusionState:
         kind = delta["kind"]
         time_us = delta["time_us"]
         if kind == "exclude":
-            for one in delta["exclusions"]:
+            for value in delta["exclusions"]:
                 number = len(self.kept) + 1
-                self.kept[number] = Kept(number, _read(one, version), time_us)
+                self.kept[number] = Kept(number, _read(value, version), time_us)
         elif kind == "revert":
             for number in delta["ids"]:
                 if number not in self.kept or self.kept[number].reverted_us is not None:
@@ -223,7 +223,7 @@ class ExclusionState:
 
     def active(self) -> list[Kept]:
         """Return the exclusions in force, in order."""
-        return [one for one in self.kept.values() if one.reverted_us is None]
+        return [stored for stored in self.kept.values() if stored.reverted_us is None]
 
 
 def _read(value: Any, version: int) -> Exclusion:
@@ -251,7 +251,7 @@ def exclusions_of(*roots: DataRoot) -> Exclusions:
 
 
 def _of_stores(stores: Iterable[Store]) -> Exclusions:
-    return Exclusions(tuple(kept.exclusion for store in stores for kept in read_state(store).active()))
+    return Exclusions(tuple(stored.exclusion for store in stores for stored in read_state(store).active()))
 
 
 def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = None) -> list[Kept]:
@@ -271,18 +271,18 @@ def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = N
     Example:
       add(data.exclusions, [Exclusion("disk was full", job="tempest-*", since_us=1767225600000000)])
     """
-    wanted = list(dict.fromkeys(one.check() for one in exclusions))
+    requested = list(dict.fromkeys(exclusion.check() for exclusion in exclusions))
     state = ExclusionState()
 
     def build() -> Delta | None:
-        there = {kept.exclusion for kept in state.active()}
-        new = [one.to_json() for one in wanted if one not in there]
+        there = {stored.exclusion for stored in state.active()}
+        new = [exclusion.to_json() for exclusion in requested if exclusion not in there]
         return {"kind": "exclude", "time_us": _now(now_us), "exclusions": new} if new else None
 
-    if wanted:
+    if requested:
         commit(ManifestLog(store), state, build)
-    by_exclusion = {kept.exclusion: kept for kept in state.active()}
-    return [by_exclusion[one] for one in exclusions]
+    by_exclusion = {stored.exclusion: stored for stored in state.active()}
+    return [by_exclusion[exclusion] for exclusion in exclusions]
 
 
 def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> list[Kept]:
@@ -295,21 +295,23 @@ def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> li
       CimlError: an id is unknown, or was reverted before; then none is reverted.
     """
     state = ExclusionState()
-    found = list[Kept]()
+    reverted = list[Kept]()
 
     def build() -> Delta | None:
-        found.clear()
+        reverted.clear()
         for number in dict.fromkeys(ids):
-            kept = state.kept.get(number)
-            if kept is None or kept.reverted_us is not None:
-                what = "unknown" if kept is None else "reverted already"
-                known = ", ".join(str(one.id) for one in state.active()) or "none"
-                raise UnknownExclusionError(f"exclusion {number}: {what}; in force: {known}")
-            found.append(kept)
-        return {"kind": "revert", "time_us": _now(now_us), "ids": [kept.id for kept in found]} if found else None
+            stored = state.kept.get(number)
+            if stored is None or stored.reverted_us is not None:
+                problem = "unknown" if stored is None else "reverted already"
+                numbers = ", ".join(str(active.id) for active in state.active()) or "none"
+                raise UnknownExclusionError(f"exclusion {number}: {problem}; in force: {numbers}")
+            reverted.append(stored)
+        return (
+            {"kind": "revert", "time_us": _now(now_us), "ids": [stored.id for stored in reverted]} if reverted else None
+        )
 
     commit(ManifestLog(store), state, build)
-    return found
+    return reverted
 
 
 def _now(now_us: int | None) -> int:

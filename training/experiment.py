@@ -76,7 +76,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, Any]:
         """Return all keys; without a calibration, those of versions that had none, so that digests stay the same."""
         value = super().to_json()
-        return value if self.calibration else {key: each for key, each in value.items() if key not in _CALIBRATION_KEYS}
+        return value if self.calibration else {key: item for key, item in value.items() if key not in _CALIBRATION_KEYS}
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -101,8 +101,8 @@ def _module(
             nothing = tf.zeros_like(n_windows, tf.int64)
             raw = {"inputs": inputs, "n_windows": tf.cast(n_windows, tf.int64), "label": nothing, "ordinal": nothing}
             normalised = transform.transform_raw_features(raw)
-            given = {"inputs": normalised["inputs"], "n_windows": n_windows}
-            answers, _ = model.stateless_call(self.trainable, self.fixed, given, training=False)
+            rows = {"inputs": normalised["inputs"], "n_windows": n_windows}
+            answers, _ = model.stateless_call(self.trainable, self.fixed, rows, training=False)
             answers = tf.cast(answers, tf.float32)
             return {"probabilities": answers if calibrator is None else calibrator.graph(answers)}
 
@@ -175,10 +175,10 @@ class Exported:
         """Return the median latency in milliseconds of calls for the first run, after a few warm-up calls."""
         times = []
         for number in range(calls + 3):
-            began = time.perf_counter()
+            start = time.perf_counter()
             self.predict(inputs[:1], n_windows[:1])
             if number >= 3:
-                times.append(time.perf_counter() - began)
+                times.append(time.perf_counter() - start)
         return median(times) * 1000
 
 

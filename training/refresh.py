@@ -233,9 +233,9 @@ def refresh(
             steps,
         )
         write_metrics(trainer, key, candidate.metrics)
-        made = Data(data.candidates(model), key)
+        output = Data(data.candidates(model), key)
         figures = candidate.metrics, candidate.decision, candidate.timings
-        step.describe(partial(candidate_made, learned, made, experiment, *figures))
+        step.describe(partial(candidate_made, learned, output, experiment, *figures))
         _remove_old(folder / key)
     return candidate
 
@@ -264,18 +264,18 @@ def _make(
         from ciml.training.train import predict_in_memory, train
     resolved = snapshot.resolved
     with steps("materialise"):
-        made = materialise(dataset.store, snapshot, folder, cache=cache)
+        materialised = materialise(dataset.store, snapshot, folder, cache=cache)
     with steps("train"):
-        trained = train(experiment, made, resolved, dev_from_train=snapshot.dev_from_train)
+        trained = train(experiment, materialised, resolved, dev_from_train=snapshot.dev_from_train)
     calibrated = None
     if experiment.calibration is not None:
         with steps("calibrate"):
-            dev = predict_in_memory(trained.model, made, resolved, "dev")
+            dev = predict_in_memory(trained.model, materialised, resolved, "dev")
             calibrated = calibrate_on_dev(dataset.store, snapshot, experiment, dev)
     with steps("export"):
         saved = export(
             trained.model,
-            made.transform_folder,
+            materialised.transform_folder,
             resolved,
             folder / "model",
             name=model,
@@ -284,13 +284,15 @@ def _make(
         )
         exported = load_exported(saved)
     with steps("evaluate"):
-        figures = assess(dataset, snapshot, made, trained.model, exported, experiment, champion, gate, calibrated)
+        figures = assess(
+            dataset, snapshot, materialised, trained.model, exported, experiment, champion, gate, calibrated
+        )
     decision = decide(figures, gate, has_champion=champion is not None)
     metrics = {
         **figures,
         "training": trained.to_json(),
         "snapshot": {**snapshot.summary(), "dataset": snapshot.dataset},
-        "materialised": {"analysed": made.analysed, "cached": made.cached},
+        "materialised": {"analysed": materialised.analysed, "cached": materialised.cached},
         "experiment": experiment.to_json(),
         "normalisation": NORMALISATION,
         "gate": gate.to_json(),
@@ -334,10 +336,10 @@ def _work_folder(trainer: Store, work: Path | None) -> Path:
 
 def _remove_old(folder: Path) -> None:
     """Remove the files of earlier refreshes beside ``folder``: records at once, candidates beyond the last few."""
-    others = [each for each in folder.parent.iterdir() if each.is_dir() and each != folder]
-    others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
-    for index, each in enumerate(others):
-        shutil.rmtree(each / RECORDS_FOLDER if index < _KEPT - 1 else each, ignore_errors=True)
+    older = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
+    older.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for index, path in enumerate(older):
+        shutil.rmtree(path / RECORDS_FOLDER if index < _KEPT - 1 else path, ignore_errors=True)
 
 
 @dataclass

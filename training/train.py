@@ -92,8 +92,8 @@ def _rows(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role
     """Read the normalised examples of the given roles, in the files' order."""
     parts = list(records(materialised, resolved, *roles).batch(1024).as_numpy_iterator())
     return Rows(
-        np.concatenate([given["inputs"] for given, _ in parts]),
-        np.concatenate([given["n_windows"] for given, _ in parts]),
+        np.concatenate([features["inputs"] for features, _ in parts]),
+        np.concatenate([features["n_windows"] for features, _ in parts]),
         np.concatenate([labels for _, labels in parts]),
     )
 

@@ -138,13 +138,13 @@ class LearnedExcluded:
     fault: str = ""
 
     def __str__(self) -> str:
-        which = f"model {self.model} version {self.version} ({', '.join(self.labels) or 'kept for a rollback'})"
+        version = f"model {self.model} version {self.version} ({', '.join(self.labels) or 'kept for a rollback'})"
         if self.fault:
-            return f"{which}: cannot determine whether it learned excluded runs: {self.fault}"
+            return f"{version}: cannot determine whether it learned excluded runs: {self.fault}"
         count = len(self.runs)
         named = ", ".join(self.runs[:_NAMED]) + (f" and {count - _NAMED} more" if count > _NAMED else "")
         runs = "1 excluded run" if count == 1 else f"{count} excluded runs"
-        return f"{which} learned {runs} ({named}) and is still served; replace it by ciml refresh, or roll back"
+        return f"{version} learned {runs} ({named}) and is still served; replace it by ciml refresh, or roll back"
 
 
 def learned_excluded(data: DataRoot, models: Sequence[str] | None = None) -> list[LearnedExcluded]:
@@ -155,10 +155,10 @@ def learned_excluded(data: DataRoot, models: Sequence[str] | None = None) -> lis
       models: their names; all by default.
     """
     return [
-        found
+        learned
         for model in (registered_models(data) if models is None else models)
-        for found in _of_model(data, model)
-        if found.runs or found.fault
+        for learned in _of_model(data, model)
+        if learned.runs or learned.fault
     ]
 
 
@@ -302,7 +302,7 @@ def _refreshed(
         return recovered
     champion_version = registry.state.champion
     with tempfile.TemporaryDirectory(prefix="ciml-champion-") as temporary:
-        made = refresh(
+        candidate = refresh(
             config.data,
             config.dataset,
             config.experiment,
@@ -315,9 +315,9 @@ def _refreshed(
             progress=progress,
             lineage=lineage,
         )
-    if isinstance(made, Skipped):
-        return TrainResult("nothing_new", (made.reason,), champion=champion_version)
-    return _push(registry, config, made, champion_version, progress, lineage)
+    if isinstance(candidate, Skipped):
+        return TrainResult("nothing_new", (candidate.reason,), champion=champion_version)
+    return _push(registry, config, candidate, champion_version, progress, lineage)
 
 
 def _push(
@@ -330,7 +330,7 @@ def _push(
 ) -> TrainResult:
     if progress is not None:
         progress("push", 1, 1)
-    began = time.perf_counter()
+    start = time.perf_counter()
     decision = made.decision
     facts = {**made.facts(), "champion": champion}
     version = None
@@ -355,7 +355,7 @@ def _push(
         candidate=registry.state.last_candidate,
         metrics=made.metrics,
         folder=made.folder,
-        seconds={**made.timings, "push": time.perf_counter() - began},
+        seconds={**made.timings, "push": time.perf_counter() - start},
     )
 
 
@@ -391,8 +391,8 @@ def _last(registry: Registry) -> str | None:
     last = state.candidates.get(state.last_candidate)
     if last is None or last.id not in state.decisions or state.pending() is not None:
         return None
-    found = last.facts.get("refresh")
-    return found if isinstance(found, str) else None
+    key = last.facts.get("refresh")
+    return key if isinstance(key, str) else None
 
 
 def _champion(registry: Registry, version: int | None, folder: Path) -> Champion | None:

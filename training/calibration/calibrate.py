@@ -81,26 +81,28 @@ def calibrate(
     _check_apart(runs, used)
     method = experiment.calibration or "auto"
     calibrator = fit_calibrator(probabilities, labels, method)
-    rest = np.ones(len(runs), bool)
+    unlearned = np.ones(len(runs), bool)
     if calibrator.method == "isotonic":
-        rest = np.array([split_of(run.project, run.change, run.run_id, _SALT, (1, 0, 1)) == "test" for run in runs])
-        if rest.all() or not rest.any():
+        unlearned = np.array(
+            [split_of(run.project, run.change, run.run_id, _SALT, (1, 0, 1)) == "test" for run in runs]
+        )
+        if unlearned.all() or not unlearned.any():
             raise CimlError("calibration: isotonic needs dev runs of several changes; use temperature")
-        calibrator = fit_calibrator(probabilities[~rest], labels[~rest], "isotonic")
+        calibrator = fit_calibrator(probabilities[~unlearned], labels[~unlearned], "isotonic")
     calibrated = calibrator.apply(probabilities)
     description = {
         **calibrator.to_json(),
         "runs": len(runs),
-        "fitted_to": int((~rest).sum()) or len(runs),
+        "fitted_to": int((~unlearned).sum()) or len(runs),
         "digest": sha256_json(sorted(run.run_id for run in runs)),
         "log_loss": {"before": log_loss(probabilities, labels), "after": log_loss(calibrated, labels)},
     }
     if resolved.definition.class_label != CAUSE:
         return Calibrated(calibrator, None, description)
     rules = make_rules(
-        calibrated[rest],
-        labels[rest],
-        [run.build_name for run, kept in zip(runs, rest, strict=True) if kept],
+        calibrated[unlearned],
+        labels[unlearned],
+        [run.build_name for run, is_used in zip(runs, unlearned, strict=True) if is_used],
         resolved.classes,
         coverage=experiment.coverage,
         calibration=description,
@@ -121,7 +123,7 @@ def calibrate_on_dev(
     """
     facts = read_facts(root, snapshot)
     dev = list(snapshot.runs("dev"))
-    others = snapshot.runs("train", "test")
+    not_dev = snapshot.runs("train", "test")
     labels = np.array([run.label for run in dev], np.int64)
     return calibrate(
         experiment,
@@ -129,7 +131,7 @@ def calibrate_on_dev(
         [facts[run.run_id] for run in dev],
         probabilities,
         labels,
-        used=[facts[run.run_id] for run in others],
+        used=[facts[run.run_id] for run in not_dev],
         ranges=lambda: _ranges(root, snapshot, facts),
     )
 
@@ -148,9 +150,9 @@ def _ranges(root: Store, snapshot: Snapshot, facts: Mapping[str, RunFacts]) -> L
 
 
 def _check_apart(runs: Sequence[RunFacts], used: Iterable[RunFacts]) -> None:
-    own = {subject_of(run.project, run.change, run.run_id): run.run_id for run in runs}
+    subjects = {subject_of(run.project, run.change, run.run_id): run.run_id for run in runs}
     for run in used:
-        if (twin := own.get(subject_of(run.project, run.change, run.run_id))) is not None:
+        if (twin := subjects.get(subject_of(run.project, run.change, run.run_id))) is not None:
             why = f"is of the same change as {run.run_id}, which the model learned or is tested on"
             raise IntegrityError(f"calibration: run {twin} {why}")
 
@@ -187,8 +189,8 @@ def fit_calibrator(
 
 def log_loss(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """Return the mean negative logarithm of the probability of each run's own class."""
-    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(own, LEAST)).mean())
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(chosen, LEAST)).mean())
 
 
 def _temperature(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Temperature:

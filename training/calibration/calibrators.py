@@ -247,13 +247,13 @@ class Isotonic:
     method: Method = "isotonic"
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
-        given = np.maximum(probabilities.astype(np.float64), LEAST)
+        clipped = np.maximum(probabilities.astype(np.float64), LEAST)
         columns = []
-        for line, values in zip(self.lines, given.T, strict=True):
+        for line, values in zip(self.lines, clipped.T, strict=True):
             x, y = line.T
-            at = np.clip(np.searchsorted(x, values, side="right") - 1, 0, len(x) - 2)
-            share = np.clip((values - x[at]) / (x[at + 1] - x[at]), 0.0, 1.0)
-            columns.append(y[at] + (y[at + 1] - y[at]) * share)
+            index = np.clip(np.searchsorted(x, values, side="right") - 1, 0, len(x) - 2)
+            share = np.clip((values - x[index]) / (x[index + 1] - x[index]), 0.0, 1.0)
+            columns.append(y[index] + (y[index + 1] - y[index]) * share)
         mapped = np.stack(columns, axis=1)
         calibrated = mapped / mapped.sum(axis=1, keepdims=True)
         return calibrated.astype(np.float32)  # type: ignore[no-any-return]
@@ -261,16 +261,16 @@ class Isotonic:
     def graph(self, probabilities: Any) -> Any:
         import tensorflow as tf
 
-        given = tf.maximum(tf.cast(probabilities, tf.float64), LEAST)
+        clipped = tf.maximum(tf.cast(probabilities, tf.float64), LEAST)
         columns = []
         for number, line in enumerate(self.lines):
-            x, y = (tf.constant(each, tf.float64) for each in line.T)
-            values = given[:, number]
-            at = tf.clip_by_value(tf.searchsorted(x, values, side="right") - 1, 0, len(line) - 2)
-            x_at = tf.gather(x, at)
-            y_at = tf.gather(y, at)
-            share = tf.clip_by_value((values - x_at) / (tf.gather(x, at + 1) - x_at), 0.0, 1.0)
-            columns.append(y_at + (tf.gather(y, at + 1) - y_at) * share)
+            x, y = (tf.constant(column, tf.float64) for column in line.T)
+            values = clipped[:, number]
+            index = tf.clip_by_value(tf.searchsorted(x, values, side="right") - 1, 0, len(line) - 2)
+            x_at = tf.gather(x, index)
+            y_at = tf.gather(y, index)
+            share = tf.clip_by_value((values - x_at) / (tf.gather(x, index + 1) - x_at), 0.0, 1.0)
+            columns.append(y_at + (tf.gather(y, index + 1) - y_at) * share)
         mapped = tf.stack(columns, axis=1)
         return tf.cast(mapped / tf.reduce_sum(mapped, axis=1, keepdims=True), tf.float32)
 

@@ -89,12 +89,12 @@ def file_tasks(snapshot: Snapshot, *roles: Role) -> list[FileTask]:
     tasks: list[FileTask] = []
     ordinal = 0
     for span in snapshot.spans:
-        wanted: dict[str, dict[str, Wanted]] = {}
+        expected: dict[str, dict[str, Wanted]] = {}
         for run in span.runs:
             if not roles or run.role in roles:
-                wanted.setdefault(run.split, {})[run.run_id] = Wanted(ordinal, run.label, run.digest)
+                expected.setdefault(run.split, {})[run.run_id] = Wanted(ordinal, run.label, run.digest)
             ordinal += 1
-        for split, rows in sorted(wanted.items()):
+        for split, rows in sorted(expected.items()):
             tasks.extend(FileTask(span.span, split, file, rows) for file in span.files.get(split, ()))
     return tasks
 
@@ -116,22 +116,22 @@ def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Exam
     rows = [row for row, run_id in enumerate(ids) if run_id in task.wanted]
     if len(rows) < len(ids):
         table = table.take(pa.array(rows, pa.int64()))
-    wanted = [task.wanted[ids[row]] for row in rows]
+    expected = [task.wanted[ids[row]] for row in rows]
     inputs = inputs_of(table, resolved)
     labels = np.array(table.column("label").to_pylist(), np.int64)
     n_windows = np.array(table.column("n_windows").to_pylist(), np.int32)
     where = root.url(task.file.path)
     if not np.isfinite(inputs).all():
         raise IntegrityError(f"{where} holds values that are not finite")
-    kept = [ids[row] for row in rows]
+    run_ids = [ids[row] for row in rows]
     unrolled = np.ascontiguousarray(inputs.transpose(2, 0, 1))
-    digests = row_digests(kept, unrolled, resolved.features, n_windows.tolist())
-    for run_id, label, digest, want in zip(kept, labels.tolist(), digests, wanted, strict=True):
+    digests = row_digests(run_ids, unrolled, resolved.features, n_windows.tolist())
+    for run_id, label, digest, want in zip(run_ids, labels.tolist(), digests, expected, strict=True):
         if digest != want.digest:
             raise IntegrityError(f"{where}: the digest of example {run_id} differs from the manifest")
         if label != want.label:
             raise IntegrityError(f"{where}: the label of example {run_id} differs from the manifest")
-    return Examples(np.array([each.ordinal for each in wanted], np.int64), inputs, n_windows, labels)
+    return Examples(np.array([item.ordinal for item in expected], np.int64), inputs, n_windows, labels)
 
 
 def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tuple[list[SnapshotRun], Examples]:
@@ -150,10 +150,10 @@ def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tup
     runs = list(snapshot.runs())
     examples = _concatenate(parts, resolved)
     examples = examples.take(np.argsort(examples.ordinals))
-    wanted = [ordinal for ordinal, run in enumerate(runs) if not roles or run.role in roles]
-    if examples.ordinals.tolist() != wanted:
-        raise IntegrityError(f"{root.url()}: the files lack some of the snapshot's {len(wanted)} runs")
-    return [runs[ordinal] for ordinal in wanted], examples
+    ordinals = [ordinal for ordinal, run in enumerate(runs) if not roles or run.role in roles]
+    if examples.ordinals.tolist() != ordinals:
+        raise IntegrityError(f"{root.url()}: the files lack some of the snapshot's {len(ordinals)} runs")
+    return [runs[ordinal] for ordinal in ordinals], examples
 
 
 def read_facts(root: Store, snapshot: Snapshot) -> dict[str, RunFacts]:
@@ -163,7 +163,7 @@ def read_facts(root: Store, snapshot: Snapshot) -> dict[str, RunFacts]:
       root: the folder of the snapshot's data set.
       snapshot: names the files.
     """
-    files = [file for span in snapshot.spans for some in span.files.values() for file in some]
+    files = [file for span in snapshot.spans for paths in span.files.values() for file in paths]
     return {run.run_id: run for file in files for run in run_facts(read_examples(root, file, METADATA_COLUMNS))}
 
 
@@ -220,8 +220,8 @@ class InMemoryDataset:
     def slices(self, positions: np.ndarray) -> dict[str, list[str]]:
         """Return the slicing facts of some runs, by name; facts that no run has are omitted."""
         runs = [self.facts[position] for position in positions]
-        found = {name: facts_of(runs, fact) for name, fact in SLICES.items()}
-        return {name: [value or "unknown" for value in values] for name, values in found.items() if any(values)}
+        by_name = {name: facts_of(runs, fact) for name, fact in SLICES.items()}
+        return {name: [value or "unknown" for value in values] for name, values in by_name.items() if any(values)}
 
 
 def read_snapshot_facts(
@@ -244,11 +244,11 @@ def read_snapshot_facts(
     """
     spans = [span for span in state.latest() if span.files]
     root = dataset.store
-    known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
+    facts = {run.run_id: run for span in spans for run in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
     if exclusions is None:
         exclusions = stored_exclusions(dataset, state)
-    joined = joined_facts(dataset, state, known)
-    return snapshot_of(dataset.name, state, known, policy, exclusions, joined), known
+    joined = joined_facts(dataset, state, facts)
+    return snapshot_of(dataset.name, state, facts, policy, exclusions, joined), facts
 
 
 def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> InMemoryDataset:
@@ -258,11 +258,11 @@ def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclus
     """
     state = dataset.state()
     root = dataset.store
-    snapshot, known = read_snapshot_facts(dataset, state, policy, exclusions)
+    snapshot, facts = read_snapshot_facts(dataset, state, policy, exclusions)
     runs, examples = read_snapshot_examples(root, snapshot)
     return InMemoryDataset(
         snapshot,
-        tuple(known[run.run_id] for run in runs),
+        tuple(facts[run.run_id] for run in runs),
         Rows(examples.inputs, examples.n_windows, examples.labels),
         np.array([run.role for run in runs], "U5"),
         np.array([run.split == "train" for run in runs], bool),

@@ -80,9 +80,9 @@ def materialise(
       CimlError: if the snapshot has no training run.
       IntegrityError: if files and snapshot disagree.
     """
-    wanted: Counter[Role] = Counter(run.role for run in snapshot.runs())
+    expected: Counter[Role] = Counter(run.role for run in snapshot.runs())
     if not any(run.split == "train" for run in snapshot.runs()):
-        raise no_training_runs(snapshot, wanted["test"])
+        raise no_training_runs(snapshot, expected["test"])
     from ciml.training.data.materialise_beam import run_pipeline
 
     if folder.exists():
@@ -91,13 +91,13 @@ def materialise(
     analysed, cached = run_pipeline(root, snapshot, folder, cache=cache, runner=runner)
     shards = _shards(folder / RECORDS_FOLDER)
     counts: dict[Role, int] = {role: sum(shards[role].values()) for role in ROLES}
-    if counts != {role: wanted[role] for role in ROLES}:
-        raise IntegrityError(f"materialised {counts}, but the snapshot has {dict(wanted)}: its files lack runs")
-    done = Materialised(
+    if counts != {role: expected[role] for role in ROLES}:
+        raise IntegrityError(f"materialised {counts}, but the snapshot has {dict(expected)}: its files lack runs")
+    materialised = Materialised(
         folder, snapshot.digest, counts, {role: tuple(sorted(shards[role])) for role in ROLES}, analysed, cached
     )
-    (folder / _MANIFEST).write_text(json.dumps(done.to_json(), indent=1))  # last: marks the folder as complete
-    return done
+    (folder / _MANIFEST).write_text(json.dumps(materialised.to_json(), indent=1))  # last: marks the folder as complete
+    return materialised
 
 
 def is_materialised(folder: Path) -> bool:
@@ -107,8 +107,8 @@ def is_materialised(folder: Path) -> bool:
 
 def _shards(folder: Path) -> dict[Role, dict[str, int]]:
     """Return the number of rows of each file, by role."""
-    found: dict[Role, dict[str, int]] = {role: {} for role in ROLES}
+    counts: dict[Role, dict[str, int]] = {role: {} for role in ROLES}
     for role in ROLES:
         for path in (folder / role).glob("*.tfrecord"):
-            found[role][f"{role}/{path.name}"] = int(path.stem.partition("-")[2])
-    return found
+            counts[role][f"{role}/{path.name}"] = int(path.stem.partition("-")[2])
+    return counts

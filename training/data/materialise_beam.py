@@ -90,7 +90,7 @@ def _run_pipeline(
     kept_error(clear=True)
     pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
-        fresh, known = build_materialise(pipeline, root, snapshot, folder, cache)
+        fresh, cached = build_materialise(pipeline, root, snapshot, folder, cache)
         if runner is not None:  # its workers may be other processes
             (folder / _SNAPSHOT).write_bytes(canonical_json(snapshot.to_json()))
         try:
@@ -100,7 +100,7 @@ def _run_pipeline(
         finally:
             _tasks.pop(str(folder), None)
             (folder / _SNAPSHOT).unlink(missing_ok=True)
-    return fresh, known
+    return fresh, cached
 
 
 def build_materialise(
@@ -118,26 +118,28 @@ def build_materialise(
         for span in snapshot.spans
         if any(run.split == "train" for run in span.runs)
     }
-    known = {span: found for span, key in keys.items() if cache is not None and (found := cache.read(key)) is not None}
+    analyses = {
+        span: analysis for span, key in keys.items() if cache is not None and (analysis := cache.read(key)) is not None
+    }
     config = adapter_config(resolved)
-    known = _sufficient(known, keys, config)
+    analyses = _sufficient(analyses, keys, config)
     read = ReadRows(root, resolved, str(folder))
     tasks = _tasks[str(folder)] = file_tasks(snapshot)
-    fresh = sorted(set(keys) - set(known))
+    fresh = sorted(set(keys) - set(analyses))
     # A part is a branch of the pipeline, which takes 0.3 s to build and run. Without a cache, one part is enough.
-    wanted = {span: {span} for span in fresh} if cache is not None else {0: set(fresh)}
+    parts = {span: {span} for span in fresh} if cache is not None else {0: set(fresh)}
     analysed = {
         part: _read(
             pipeline,
             f"span {part}",
-            [at for at, task in enumerate(tasks) if task.span in spans and task.split == "train"],
+            [index for index, task in enumerate(tasks) if task.span in spans and task.split == "train"],
             read,
         )
-        for part, spans in wanted.items()
+        for part, spans in parts.items()
     }
     transform_fn, caches = (
-        {_dataset_key(part): analysed.get(part) for part in analysed.keys() | known.keys()},
-        {_dataset_key(span): _cached(pipeline, span, found) for span, found in known.items()},
+        {_dataset_key(part): analysed.get(part) for part in analysed.keys() | analyses.keys()},
+        {_dataset_key(span): _cached(pipeline, span, analysis) for span, analysis in analyses.items()},
         config,
     ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
     _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
@@ -150,9 +152,9 @@ def build_materialise(
     _ = normalised | "write records" >> beam.ParDo(WriteRecords(str(folder / RECORDS_FOLDER), roles))
     if cache is not None:
         for span in fresh:
-            if (made := caches.get(_dataset_key(span))) is not None:
-                _keep(made, span, keys[span], cache)
-    return len(fresh), len(known)
+            if (output := caches.get(_dataset_key(span))) is not None:
+                _keep(output, span, keys[span], cache)
+    return len(fresh), len(analyses)
 
 
 def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapterConfig:
@@ -254,10 +256,10 @@ def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator
     head = begin.SerializeToString()[: -4 * inputs.shape[1]]
     floats = np.ascontiguousarray(inputs, "<f4")
     for row, values in zip(floats, zip(*scalars.values(), strict=True), strict=True):
-        rest = tf.train.Example()
+        example = tf.train.Example()
         for name, value in zip(scalars, values, strict=True):
-            rest.features.feature[name].int64_list.value.append(value)
-        yield b"".join((head, row.tobytes(), rest.SerializeToString(deterministic=True)))
+            example.features.feature[name].int64_list.value.append(value)
+        yield b"".join((head, row.tobytes(), example.SerializeToString(deterministic=True)))
 
 
 def _tasks_of(folder: str) -> list[FileTask]:
@@ -287,8 +289,8 @@ def _sufficient(
         return {}
     specs = tensor_adapter.TensorAdapter(config).OriginalTypeSpecs()
     every = {_dataset_key(span) for span in keys}
-    wanted = tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, every, False)
-    return {span: found for span, found in known.items() if set(wanted) <= set(found.entries)}
+    required = tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, every, False)
+    return {span: analysis for span, analysis in known.items() if set(required) <= set(analysis.entries)}
 
 
 def _cached(pipeline: beam.Pipeline, span: int, found: SpanAnalysis) -> analyzer_cache.DatasetCache:

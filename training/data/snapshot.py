@@ -80,7 +80,9 @@ class SnapshotSpan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SnapshotSpan:
-        files = {split: tuple(ExampleFile.from_json(each) for each in found) for split, found in value["files"].items()}
+        files = {
+            split: tuple(ExampleFile.from_json(file) for file in values) for split, values in value["files"].items()
+        }
         return cls(value["span"], value["version"], files, tuple(SnapshotRun(*run) for run in value["runs"]))
 
 
@@ -211,12 +213,12 @@ def snapshot_of(
     spans = []
     dev_from_train = state.definition.tdt_split[1] == 0
     for span in state.latest():
-        kept = []
+        accepted = []
         for run in span.runs:
             if run.run_id not in facts:
                 raise IntegrityError(f"data set {dataset_name!r}: run {run.run_id} is missing in the raw manifest")
-            own = facts[run.run_id]
-            if (reason := exclusions.reason(own)) is not None:
+            run_facts = facts[run.run_id]
+            if (reason := exclusions.reason(run_facts)) is not None:
                 excluded[reason] += 1
                 continue
             trust = evaluate(policy, joined[run.run_id])
@@ -227,12 +229,12 @@ def snapshot_of(
             if dev_from_train and run.split == "train":
                 # Split by change, as train and test are, so that no change is in both.
                 salt = f"{state.definition.salt}\0dev"
-                role = split_of(own.project, own.change, run.run_id, salt, _DEV_FROM_TRAIN)  # type: ignore[assignment]
-            kept.append(SnapshotRun(run.run_id, run.split, role, run.label, trust.rule, run.build_name, run.digest))
-        if kept:
-            splits = {run.split for run in kept}
+                role = split_of(run_facts.project, run_facts.change, run.run_id, salt, _DEV_FROM_TRAIN)  # type: ignore[assignment]
+            accepted.append(SnapshotRun(run.run_id, run.split, role, run.label, trust.rule, run.build_name, run.digest))
+        if accepted:
+            splits = {run.split for run in accepted}
             files = {split: files for split, files in span.files.items() if split in splits}
-            spans.append(SnapshotSpan(span.span, span.version, files, tuple(kept)))
+            spans.append(SnapshotSpan(span.span, span.version, files, tuple(accepted)))
     return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
 
 
@@ -251,13 +253,13 @@ def joined_facts(dataset: StoredDataset, state: DatasetState, facts: Mapping[str
 
 def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
     """Return the raw manifest's facts of the selected runs of spans, as known when they were stored, by run id."""
-    wanted: dict[int, set[int]] = {}
+    missing: dict[int, set[int]] = {}
     for span in spans:
         for version, index in span.selected:
-            wanted.setdefault(version, set()).add(index)
+            missing.setdefault(version, set()).add(index)
     log = ManifestLog(raw)
     found: dict[str, RunFacts] = {}
-    for version, indices in sorted(wanted.items()):
+    for version, indices in sorted(missing.items()):
         try:
             runs = rows_of(log.read(version))
         except FileNotFoundError:
@@ -293,7 +295,7 @@ def read_snapshot(trainer: Store, digest: str) -> Snapshot:
     path = snapshot_path(digest)
     try:
         value = read_object(trainer.read(path), trainer.url(path))
-        snapshot = Snapshot.from_json({key: each for key, each in value.items() if key != "digest"})
+        snapshot = Snapshot.from_json({key: item for key, item in value.items() if key != "digest"})
     except FileNotFoundError:
         raise CimlError(f"no snapshot {trainer.url(path)}") from None
     except IntegrityError:

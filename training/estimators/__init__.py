@@ -79,11 +79,11 @@ ESTIMATORS: dict[str, Estimator] = {
 
 def estimator_of(experiment: Experiment) -> Estimator:
     """Return the experiment's estimator. Raises `UnknownEstimatorError` for an unknown name."""
-    found = ESTIMATORS.get(experiment.estimator)
-    if found is None:
-        known = ", ".join(sorted(ESTIMATORS))
-        raise UnknownEstimatorError(f"unknown estimator {experiment.estimator!r}; choose from {known}")
-    return found
+    estimator = ESTIMATORS.get(experiment.estimator)
+    if estimator is None:
+        names = ", ".join(sorted(ESTIMATORS))
+        raise UnknownEstimatorError(f"unknown estimator {experiment.estimator!r}; choose from {names}")
+    return estimator
 
 
 def inputs_for(experiment: Experiment, normalisation: Normalisation, rows: Rows) -> Rows:

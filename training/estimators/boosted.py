@@ -60,35 +60,35 @@ def summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarr
     """
     size = max(1, _CHUNK // max(1, inputs.shape[1]))
     begins = range(0, max(1, len(inputs)), size)
-    parts = [_summarise(inputs[at : at + size], n_windows[at : at + size], view) for at in begins]
+    parts = [_summarise(inputs[start : start + size], n_windows[start : start + size], view) for start in begins]
     return np.concatenate(parts)
 
 
 def columns_of(view: View, columns: int) -> np.ndarray:
     """Return the columns behind each number of a view, int64 [numbers, 2]; a single column is repeated."""
     count = _NUMBERS[view]
-    own = [(column, column) for column in range(columns) for _ in range(count)]
+    pairs = [(column, column) for column in range(columns) for _ in range(count)]
     ratios = [pair for pair in combinations(range(columns), 2) for _ in range(3)] if view == "levels" else []
-    return np.array([*own, *ratios], np.int64).reshape(-1, 2)
+    return np.array([*pairs, *ratios], np.int64).reshape(-1, 2)
 
 
 def _summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarray:
     n, windows, _ = inputs.shape
-    own = np.arange(windows) < n_windows[:, None]
+    mask = np.arange(windows) < n_windows[:, None]
     counts = np.maximum(n_windows, 1).astype(np.float64)
     numbers: list[np.ndarray] = []
     typical: list[np.ndarray] = []
     with np.errstate(all="ignore"):
         for values in inputs.transpose(2, 0, 1).astype(np.float64):
-            column = _Column(values, own, counts)
+            column = _Column(values, mask, counts)
             level = list(_levels(column))
             numbers += level
             typical.append(np.stack([column.mean, level[4], level[6]]))  # mean, median, 90th percentile
             if view == "shapes":
                 numbers += [*_shapes(column), *_tasks(column), *_ticks(column)]
         if view == "levels":
-            for one, other in combinations(typical, 2):
-                numbers += list(np.log((np.abs(one) + _SMALL) / (np.abs(other) + _SMALL)))
+            for left_column, right_column in combinations(typical, 2):
+                numbers += list(np.log((np.abs(left_column) + _SMALL) / (np.abs(right_column) + _SMALL)))
     return _stored(numbers, n)
 
 
@@ -141,8 +141,8 @@ def _quantiles(ordered: np.ndarray, counts: np.ndarray, at: tuple[float, ...]) -
         position = np.maximum(counts - 1, 0) * share
         low = np.floor(position).astype(np.int64)
         high = np.minimum(low + 1, np.maximum(counts - 1, 0).astype(np.int64))
-        left, right = (np.take_along_axis(ordered, each[:, None], axis=1)[:, 0] for each in (low, high))
-        out.append(np.where(counts > 0, left + np.where(high > low, (right - left) * (position - low), 0.0), np.nan))
+        lower, right = (np.take_along_axis(ordered, index[:, None], axis=1)[:, 0] for index in (low, high))
+        out.append(np.where(counts > 0, lower + np.where(high > low, (right - lower) * (position - low), 0.0), np.nan))
     return out
 
 
@@ -319,18 +319,18 @@ def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
     Raises:
       CimlError: for an invalid number of members or share of columns.
     """
-    given: dict[str, Any] = {**DEFAULTS, **experiment.parameters}
-    members: dict[View, Any] = {view: given.pop(view) for view in get_args(View)}
+    options: dict[str, Any] = {**DEFAULTS, **experiment.parameters}
+    members: dict[View, Any] = {view: options.pop(view) for view in get_args(View)}
     for view, count in members.items():
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100:
             raise CimlError(f"experiment: parameters.{view}: invalid number of members {count!r}; use 0 to 100")
     if not any(members.values()):
         raise CimlError("experiment: parameters: levels and shapes are both 0: the ensemble has no members")
-    columns = given.pop("columns")
+    columns = options.pop("columns")
     if not isinstance(columns, int | float) or not 0 < columns <= 1:
         raise CimlError(f"experiment: parameters.columns: invalid share {columns!r}; use more than 0 and at most 1")
     weights = {} if experiment.class_weights == "none" else {"class_weight": experiment.class_weights}
-    return BoostedViews(members, columns, {"early_stopping": False, **given, **weights}, experiment.seed)
+    return BoostedViews(members, columns, {"early_stopping": False, **options, **weights}, experiment.seed)
 
 
 @contextmanager

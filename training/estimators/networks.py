@@ -61,11 +61,11 @@ class Trained:
         parts = [
             np.asarray(
                 self.model(
-                    {"inputs": inputs[at : at + _DEV_BATCH], "n_windows": n_windows[at : at + _DEV_BATCH]},
+                    {"inputs": inputs[start : start + _DEV_BATCH], "n_windows": n_windows[start : start + _DEV_BATCH]},
                     training=False,
                 )
             )
-            for at in range(0, len(inputs), _DEV_BATCH)
+            for start in range(0, len(inputs), _DEV_BATCH)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.model.output_shape[-1]), np.float32)
 
@@ -153,16 +153,16 @@ class Streamed:
         @tf.function(input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
         def run(batches: Any) -> Any:
             def add(sums: Any, batch: Any) -> Any:
-                given, labels = batch
-                loss, right = step(given["inputs"], given["n_windows"], labels)
+                features, labels = batch
+                loss, right = step(features["inputs"], features["n_windows"], labels)
                 return sums[0] + loss, sums[1] + right, sums[2] + tf.size(labels)
 
             start = (tf.constant(0.0), tf.constant(0.0), tf.constant(0))
             return self.batches.take(batches).reduce(start, add)
 
         def epoch(number: int, batches: int) -> tuple[Any, Any, int]:
-            loss, right, seen = run(np.int64(batches))
-            return loss, right, int(seen)
+            loss, right, count = run(np.int64(batches))
+            return loss, right, int(count)
 
         return epoch
 
@@ -191,7 +191,7 @@ def fit_network(
     Raises:
       CimlError: if the runs have a single class, or the weights diverge.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     if np.count_nonzero(batches.counts) < 2:
         raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
     count = int(batches.counts.sum())
@@ -206,16 +206,16 @@ def fit_network(
     write_events = _event_files(tensorboard) if tensorboard is not None else None
 
     history: dict[str, list[float]] = {}
-    done = 0
+    steps_done = 0
     best = 0
     best_loss = math.inf
     best_weights = None
     epochs = math.ceil(steps / per_epoch)
     for number in range(epochs):
-        now = min(per_epoch, steps - done)
-        loss, right, seen = run(number, now)
-        done += now
-        figures = {"accuracy": float(right) / seen, "loss": float(loss) / seen}
+        now = min(per_epoch, steps - steps_done)
+        loss, right, runs = run(number, now)
+        steps_done += now
+        figures = {"accuracy": float(right) / runs, "loss": float(loss) / runs}
         if evaluate_dev is not None:
             figures |= evaluate_dev()
         if not all(map(math.isfinite, figures.values())):
@@ -230,7 +230,10 @@ def fit_network(
         if progress is not None:
             progress("epochs", number + 1, epochs)
         if watch is not None:
-            watch(number + 1, Trained(model, history, number + 1, done, number + 1, count, time.perf_counter() - began))
+            watch(
+                number + 1,
+                Trained(model, history, number + 1, steps_done, number + 1, count, time.perf_counter() - start),
+            )
         if evaluate_dev is None:
             best = number
         elif figures["val_loss"] < best_loss:
@@ -241,7 +244,7 @@ def fit_network(
             break
     if best_weights is not None:
         model.set_weights(best_weights)
-    return Trained(model, history, len(history["loss"]), done, best + 1, count, time.perf_counter() - began)
+    return Trained(model, history, len(history["loss"]), steps_done, best + 1, count, time.perf_counter() - start)
 
 
 def _loss(labels: Any, answers: Any) -> Any:
@@ -274,8 +277,8 @@ def _dev_evaluation(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
     def run() -> Any:
         loss = tf.constant(0.0)
         right = tf.constant(0.0)
-        for at in range(0, len(dev), _DEV_BATCH):
-            rows = slice(at, at + _DEV_BATCH)
+        for start in range(0, len(dev), _DEV_BATCH):
+            rows = slice(start, start + _DEV_BATCH)
             answers = model({"inputs": inputs[rows], "n_windows": n_windows[rows]}, training=False)
             loss += tf.reduce_sum(_loss(labels[rows], answers))
             right += tf.reduce_sum(tf.cast(tf.equal(tf.argmax(answers, axis=-1), labels[rows]), tf.float32))
@@ -323,20 +326,20 @@ def cnn(experiment: Experiment, windows: int, features: int, classes: int) -> An
     """
     k = keras()
     inputs, n_windows = _inputs(k, windows, features)
-    own = k.ops.expand_dims(k.ops.cast(_own_windows(k, n_windows, windows), "float32"), -1)
-    hidden = inputs * own
+    mask = k.ops.expand_dims(k.ops.cast(_own_windows(k, n_windows, windows), "float32"), -1)
+    hidden = inputs * mask
     for number, filters in enumerate(experiment.hidden_layers):
         hidden = _between(k, experiment, number, hidden)
-        hidden = own * k.layers.Conv1D(
+        hidden = mask * k.layers.Conv1D(
             filters,
             experiment.kernel_size,
             padding="same",
             activation=experiment.activation,
             kernel_regularizer=_penalty(k, experiment),
         )(hidden)
-    count = k.ops.maximum(k.ops.sum(own, axis=1), 1.0)
+    count = k.ops.maximum(k.ops.sum(mask, axis=1), 1.0)
     mean = k.ops.sum(hidden, axis=1) / count
-    highest = k.ops.max(hidden + (own - 1.0) * 1e9, axis=1) * k.ops.minimum(k.ops.sum(own, axis=1), 1.0)
+    highest = k.ops.max(hidden + (mask - 1.0) * 1e9, axis=1) * k.ops.minimum(k.ops.sum(mask, axis=1), 1.0)
     return _model(k, experiment, inputs, n_windows, k.ops.concatenate([mean, highest], axis=-1), classes)
 
 
@@ -349,14 +352,14 @@ def gru(experiment: Experiment, windows: int, features: int, classes: int) -> An
         raise CimlError("experiment: hidden_layers: gru needs at least one layer")
     k = keras()
     inputs, n_windows = _inputs(k, windows, features)
-    own = _own_windows(k, n_windows, windows)
+    mask = _own_windows(k, n_windows, windows)
     hidden = inputs
     for number, units in enumerate(experiment.hidden_layers):
         if experiment.dropout and number:
             hidden = k.layers.Dropout(experiment.dropout, seed=experiment.seed + number)(hidden)
         last = number == len(experiment.hidden_layers) - 1
         hidden = k.layers.GRU(units, return_sequences=not last, kernel_regularizer=_penalty(k, experiment))(
-            hidden, mask=own
+            hidden, mask=mask
         )
     return _model(k, experiment, inputs, n_windows, hidden, classes)
 

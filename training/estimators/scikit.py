@@ -60,7 +60,7 @@ def fit_scikit(
     Raises:
       CimlError: for an invalid parameter, or too few runs of a class.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     counts = np.bincount(train.labels, minlength=classes)
     if np.count_nonzero(counts) < 2:
         raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
@@ -72,7 +72,7 @@ def fit_scikit(
         model.fit(features(train.inputs, train.n_windows), train.labels, **further)
     except (TypeError, ValueError) as error:
         raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
-    return FittedScikit(model, features, classes, len(train), time.perf_counter() - began)
+    return FittedScikit(model, features, classes, len(train), time.perf_counter() - start)
 
 
 def svm(experiment: Experiment, smallest: int) -> Any:

@@ -52,8 +52,8 @@ def gate_numbers(definition: DatasetDefinition) -> tuple[str, ...]:
 
     A definition cannot leave a number out: only the gate's policy accepts that one beats a model.
     """
-    own = numbers_for(definition)
-    return (*own, *(name for name in NUMBERS if name not in own))
+    numbers = numbers_for(definition)
+    return (*numbers, *(name for name in NUMBERS if name not in numbers))
 
 
 def number_of(raw: Store | None, name: str, runs: Sequence[RunFacts]) -> np.ndarray | None:
@@ -104,13 +104,13 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.nda
     from sklearn.tree import DecisionTreeClassifier
 
     answers = np.full((len(asked), classes), np.nan)
-    known = np.isfinite(train)
+    finite = np.isfinite(train)
     answerable = np.isfinite(asked)
-    if not known.any() or not answerable.any():
+    if not finite.any() or not answerable.any():
         return answers
     nearest = number == "memory"
     model = KNeighborsClassifier(1) if nearest else DecisionTreeClassifier(min_samples_leaf=_MIN_LEAF, random_state=0)
-    model.fit(train[known][:, None], labels[known])
+    model.fit(train[finite][:, None], labels[finite])
     found = np.zeros((int(answerable.sum()), classes))
     found[:, model.classes_] = model.predict_proba(asked[answerable][:, None])
     answers[answerable] = found
@@ -155,21 +155,21 @@ def by_number(number: str, raw: Store, snapshot: Snapshot, facts: Mapping[str, R
     test = list(snapshot.runs("test"))
     if not train or not test:
         return None
-    most = MAX_MEMORY_RUNS if number == "memory" else max(len(train), len(test))
-    learned = [train[place] for place in _spread(len(train), most)]
-    tested = _spread(len(test), most)
-    asked = [test[place] for place in tested]
-    ids = [run.run_id for run in (*learned, *asked)]
+    limit = MAX_MEMORY_RUNS if number == "memory" else max(len(train), len(test))
+    learned = [train[place] for place in _spread(len(train), limit)]
+    tested = _spread(len(test), limit)
+    tested_runs = [test[place] for place in tested]
+    ids = [run.run_id for run in (*learned, *tested_runs)]
     if number == "memory":
         values = first_memory(raw, ids)
     else:
         values = np.array([_duration_s(facts[run_id]) for run_id in ids], np.float64)
-    known = values[: len(learned)]
-    if not np.isfinite(known).any():
+    train_values = values[: len(learned)]
+    if not np.isfinite(train_values).any():
         return None
     labels = np.array([run.label for run in learned])
-    answers = predict_by(number, known, labels, values[len(learned) :], len(snapshot.resolved.classes))
-    right = (answers.argmax(axis=1) == [run.label for run in asked]) & np.isfinite(answers).all(axis=1)
+    answers = predict_by(number, train_values, labels, values[len(learned) :], len(snapshot.resolved.classes))
+    right = (answers.argmax(axis=1) == [run.label for run in tested_runs]) & np.isfinite(answers).all(axis=1)
     return ByNumber(_NAMES[number], tested, right)
 
 

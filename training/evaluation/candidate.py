@@ -81,14 +81,14 @@ def right_answers(
     try:
         if model.definition == resolved:
             answers = model.predict(examples.inputs, examples.n_windows)
-            given = np.ones(len(runs), bool)
+            usable = np.ones(len(runs), bool)
         else:
-            answers, given = _prepared(raw, model, runs)
+            answers, usable = _prepared(raw, model, runs)
     except load_tensorflow().errors.OpError as error:
         raise IntegrityError(f"{champion.folder} fails to predict: {str(error).splitlines()[0]}") from None
     names = np.array(model.definition.classes)[np.nan_to_num(answers).argmax(axis=1)]
-    wanted = np.array([resolved.classes[run.label] for run in runs])
-    right: np.ndarray = (names == wanted) & given & np.isfinite(answers).all(axis=1)
+    class_names = np.array([resolved.classes[run.label] for run in runs])
+    right: np.ndarray = (names == class_names) & usable & np.isfinite(answers).all(axis=1)
     return right
 
 
@@ -105,12 +105,12 @@ def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple
     answers = []
     given = []
     for start in range(0, len(runs), _BATCH):
-        some = [files[run.run_id] for run in runs[start : start + _BATCH]]
-        tables = read_runs(raw, some, columns=[*OWN_COLUMNS, *model.definition.columns])
-        known = None if facts is None else [facts[run.run_id] for run in runs[start : start + _BATCH]]
-        inputs, n_windows, rejected = prepare_many(tables, model.definition, known)
+        part = [files[run.run_id] for run in runs[start : start + _BATCH]]
+        tables = read_runs(raw, part, columns=[*OWN_COLUMNS, *model.definition.columns])
+        part_facts = None if facts is None else [facts[run.run_id] for run in runs[start : start + _BATCH]]
+        inputs, n_windows, rejected = prepare_many(tables, model.definition, part_facts)
         answers.append(model.predict(inputs, n_windows))
-        usable = np.ones(len(some), bool)
+        usable = np.ones(len(part), bool)
         usable[[row for row, _ in rejected]] = False
         given.append(usable & (n_windows > 0))
     return np.concatenate(answers), np.concatenate(given)
@@ -146,8 +146,8 @@ def verdict_figures(
     """
     known_means = repeat(None, len(labels)) if means is None else means
     verdicts = [
-        make_verdict(job, dict(zip(rules.classes, shares, strict=True)), rules, known)
-        for job, shares, known in zip(jobs, probabilities.tolist(), known_means, strict=True)
+        make_verdict(job, dict(zip(rules.classes, shares, strict=True)), rules, run_means)
+        for job, shares, run_means in zip(jobs, probabilities.tolist(), known_means, strict=True)
     ]
     names = np.array([rules.classes[label] for label in labels], object)
     causes = np.array([verdict.cause for verdict in verdicts], object)
@@ -266,13 +266,13 @@ def _baselines(
       gate: gives the confidence of the comparison.
     """
     facts = read_facts(dataset.store, snapshot)
-    own = numbers_for(snapshot.resolved.definition)
+    numbers = numbers_for(snapshot.resolved.definition)
     baselines: dict[str, dict[str, Any]] = {}
     for number in gate_numbers(snapshot.resolved.definition):
         try:
             answers = by_number(number, dataset.raw(), snapshot, facts)
         except IntegrityError as error:
-            if number in own:
+            if number in numbers:
                 raise
             _LOG.warning("no comparison with the %s alone: %s", number, error)
             continue

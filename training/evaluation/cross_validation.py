@@ -54,8 +54,8 @@ def divide(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = ()
     parts = folds if groups is None else min(folds, len(np.unique(groups)))
     smallest = np.bincount(labels)
     if parts < 2 or len(labels) < parts or (groups is None and smallest[smallest > 0].max() < parts):
-        what = f"groups of {'+'.join(hold_out)}" if hold_out else "runs of a class"
-        raise CimlError(f"cross-validation: {len(labels)} runs have too few {what} for {folds} folds; use fewer folds")
+        unit = f"groups of {'+'.join(hold_out)}" if hold_out else "runs of a class"
+        raise CimlError(f"cross-validation: {len(labels)} runs have too few {unit} for {folds} folds; use fewer folds")
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     divided = kind(parts, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups)
     return CVSplit(positions, tuple(divided), groups)
@@ -95,12 +95,12 @@ def cross_validate(
     parts = [held for _, held in split.parts]
     for number, (learned, held) in enumerate(split.parts):
         answers[held] = held_out(experiment, dataset, split, number)
-        found = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
+        fold_figures = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
         fold_scores.append(
             {
-                "accuracy": found["accuracy"],
-                "base_rate": found["base_rate"],
-                "f1": found["macro"]["f1"]["value"],
+                "accuracy": fold_figures["accuracy"],
+                "base_rate": fold_figures["base_rate"],
+                "f1": fold_figures["macro"]["f1"]["value"],
                 "held_out": [] if split.groups is None else sorted(set(split.groups[held].tolist())),
             }
         )
@@ -110,12 +110,13 @@ def cross_validate(
         "by": "+".join(hold_out) or "run",
         "folds": fold_scores,
         "mean": {
-            "accuracy": _mean([each["accuracy"]["value"] for each in fold_scores]),
-            "f1": _mean([each["f1"] for each in fold_scores]),
+            "accuracy": _mean([figures["accuracy"]["value"] for figures in fold_scores]),
+            "f1": _mean([figures["f1"] for figures in fold_scores]),
         },
         "pooled": scores(answers, rows.labels, classes, rows.labels, dataset.slices(split.positions)),
         "baselines": {
-            name: _baseline(name, found, parts, rows.labels, classes) for name, found in by_one_number(dataset, split)
+            name: _baseline(name, fold_figures, parts, rows.labels, classes)
+            for name, fold_figures in by_one_number(dataset, split)
         },
     }
 
@@ -153,8 +154,8 @@ def _baseline(
     return {
         "what": NUMBERS[name],
         "mean": {
-            "accuracy": _mean([each["accuracy"]["value"] for each in by_fold]),
-            "f1": _mean([each["macro"]["f1"]["value"] for each in by_fold]),
+            "accuracy": _mean([figures["accuracy"]["value"] for figures in by_fold]),
+            "f1": _mean([figures["macro"]["f1"]["value"] for figures in by_fold]),
         },
         "pooled": {key: pooled[key] for key in ("accuracy", "macro", "classes", "brier")},
     }
@@ -188,7 +189,7 @@ def held_out(
     (learned, held) = split.parts[number]
     normal = inputs_for(experiment, Normalisation.of(rows.inputs[learned]), rows)
     dev = None
-    asked = normal.take(held)
+    tested = normal.take(held)
     is_dev = dataset.roles[split.positions][learned] == "dev"
     apart = learned[is_dev]  # for the calibration
     if experiment.calibration is not None:
@@ -199,7 +200,7 @@ def held_out(
         learned = learned[~is_dev]
     if experiment.early_stopping is not None:
         if split.dev:
-            dev = asked
+            dev = tested
         elif is_dev.any():
             dev = normal.take(learned[is_dev])
             learned = learned[~is_dev]
@@ -209,15 +210,15 @@ def held_out(
 
     def watch(epoch: int, model: Fitted) -> None:
         if on_epoch is not None:
-            on_epoch(epoch, partial(model.predict, asked.inputs, asked.n_windows))
+            on_epoch(epoch, partial(model.predict, tested.inputs, tested.n_windows))
 
     fitted = fit(experiment, normal.take(learned), dev, classes, watch=watch)
-    answers = fitted.predict(asked.inputs, asked.n_windows)
+    answers = fitted.predict(tested.inputs, tested.n_windows)
     if experiment.calibration is None:
         return answers
-    known = normal.take(apart)
-    on_dev = fitted.predict(known.inputs, known.n_windows)
-    return fit_calibrator(on_dev, known.labels, experiment.calibration).apply(answers)
+    remaining = normal.take(apart)
+    on_dev = fitted.predict(remaining.inputs, remaining.n_windows)
+    return fit_calibrator(on_dev, remaining.labels, experiment.calibration).apply(answers)
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:

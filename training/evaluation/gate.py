@@ -66,8 +66,8 @@ class GatePolicy:
         accepted = tuple(accept_baselines)
         if unknown := sorted(set(accepted) - set(NUMBERS)):
             raise CimlError(f"accept_baselines: unknown number {unknown[0]!r:.60}; choose from {', '.join(NUMBERS)}")
-        given = {"min_test_runs": min_test_runs, "tolerance": tolerance, "min_decided": min_decided}
-        thresholds: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        limits = {"min_test_runs": min_test_runs, "tolerance": tolerance, "min_decided": min_decided}
+        thresholds: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
         return cls(accept_baselines=accepted, **thresholds)
 
     def to_json(self) -> dict[str, Any]:
@@ -151,8 +151,8 @@ def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy, check: A
         check(False, "the accuracy or the base rate is missing")
         return
     text = f"accuracy {accuracy['value']:.3f} (at least {low:.3f})"
-    wanted = rate + policy.above_base_rate
-    check(low > wanted, f"{text} does not beat the base rate {rate:.3f}", f"{text} beats the base rate {rate:.3f}")
+    required = rate + policy.above_base_rate
+    check(low > required, f"{text} does not beat the base rate {rate:.3f}", f"{text} beats the base rate {rate:.3f}")
 
 
 def _check_baselines(baselines: Any, policy: GatePolicy, check: Any) -> None:

@@ -34,7 +34,7 @@ def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: floa
     (low, high) = wilson(first, n, confidence)
     (other_low, other_high) = wilson(second, n, confidence)
     share = first / n
-    other = second / n
+    variance = second / n
     margins = math.sqrt(float(first * (n - first)) * float(second * (n - second)))
     covariance = float(both * neither - (first - both) * (second - both))
     if covariance > 0:  # Newcombe's correction: a positive correlation narrows the interval, so take it cautiously
@@ -44,10 +44,10 @@ def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: floa
     def distance(one: float, two: float) -> float:
         return math.sqrt(max(one * one - 2 * phi * one * two + two * two, 0.0))
 
-    difference = share - other
+    difference = share - variance
     return (
-        max(-1.0, difference - distance(share - low, other_high - other)),
-        min(1.0, difference + distance(high - share, other - other_low)),
+        max(-1.0, difference - distance(share - low, other_high - variance)),
+        min(1.0, difference + distance(high - share, variance - other_low)),
     )
 
 
@@ -134,8 +134,8 @@ def _by_class(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
 def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     if len(labels) == 0:
         return None
-    given = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(given, 1e-7, 1.0)).mean())
+    chosen = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(chosen, 1e-7, 1.0)).mean())
 
 
 def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:

@@ -48,26 +48,26 @@ def weighted_figures(
     classes = np.arange(probabilities.shape[1])
     actual = labels[:, None] == classes
     guessed = predicted[:, None] == classes
-    own = weights @ actual
+    class_weight = weights @ actual
     answered = weights @ guessed
     right = weights @ (actual & guessed)
     total = weights.sum(axis=1)
     by_class = {
         "precision": _share(right, np.maximum(answered, 1)),
-        "recall": _share(right, own),
-        "f1": _share(2 * right, own + answered),
-        "roc_auc": np.full(own.shape, np.nan),
-        "pr_auc": np.full(own.shape, np.nan),
+        "recall": _share(right, class_weight),
+        "f1": _share(2 * right, class_weight + answered),
+        "roc_auc": np.full(class_weight.shape, np.nan),
+        "pr_auc": np.full(class_weight.shape, np.nan),
     }
     for label in classes:
         areas = _areas(probabilities[:, label], actual[:, label], weights)
         by_class["roc_auc"][:, label], by_class["pr_auc"][:, label] = areas
     out: dict[str, np.ndarray] = {}
     for name, values in by_class.items():
-        values[own == 0] = np.nan  # the class does not occur
+        values[class_weight == 0] = np.nan  # the class does not occur
         out |= {f"{label} {name}": values[:, label] for label in classes}
-        known = np.isfinite(values)
-        out[f"macro {name}"] = _share(np.where(known, values, 0).sum(axis=1), known.sum(axis=1))
+        finite = np.isfinite(values)
+        out[f"macro {name}"] = _share(np.where(finite, values, 0).sum(axis=1), finite.sum(axis=1))
     losses = np.square(probabilities - actual).sum(axis=1)
     out["brier"] = weights @ (losses / 2 if len(classes) == 2 else losses) / total
     return out
@@ -80,23 +80,23 @@ def _areas(scores: np.ndarray, own: np.ndarray, weights: np.ndarray) -> tuple[np
     """
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
-    found = np.add.reduceat(weights[:, order] * own[order], starts, axis=1)  # of the class, at each threshold
-    others = np.add.reduceat(weights[:, order] * ~own[order], starts, axis=1)
-    hits = found.cumsum(axis=1)
-    misses = others.cumsum(axis=1)
+    positives = np.add.reduceat(weights[:, order] * own[order], starts, axis=1)  # of the class, at each threshold
+    negatives = np.add.reduceat(weights[:, order] * ~own[order], starts, axis=1)
+    hits = positives.cumsum(axis=1)
+    misses = negatives.cumsum(axis=1)
     positive = hits[:, -1]
     negative = misses[:, -1]
-    behind = negative[:, None] - misses + others / 2
+    behind = negative[:, None] - misses + negatives / 2
     both = (positive > 0) & (negative > 0)
-    roc = _share((found * behind).sum(axis=1), np.where(both, positive * negative, 0))
+    roc = _share((positives * behind).sum(axis=1), np.where(both, positive * negative, 0))
     precision = hits / np.maximum(hits + misses, 1)
-    return roc, _share((found * precision).sum(axis=1), np.where(both, positive, 0))
+    return roc, _share((positives * precision).sum(axis=1), np.where(both, positive, 0))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Return part / whole; nan where the whole is 0."""
-    found: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return found
+    shares: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return shares
 
 
 RESAMPLES = 300
@@ -146,12 +146,12 @@ def scores(
     found["brier"] = figures.get("brier", dict(_NOTHING))
     found["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
     for label, name in enumerate(classes):
-        one = found["classes"][name]
-        one |= {figure: figures.get(f"{label} {figure}", dict(_NOTHING)) for figure in BY_CLASS}
-        one["share"] = one["runs"] / len(labels) if len(labels) else None
+        class_figures = found["classes"][name]
+        class_figures |= {figure: figures.get(f"{label} {figure}", dict(_NOTHING)) for figure in BY_CLASS}
+        class_figures["share"] = class_figures["runs"] / len(labels) if len(labels) else None
     for name, values in (slices or {}).items():
-        for value, one in found["slices"][name].items():
-            one |= _slice(labels[np.array(values) == value], predicted[np.array(values) == value])
+        for value, class_figures in found["slices"][name].items():
+            class_figures |= _slice(labels[np.array(values) == value], predicted[np.array(values) == value])
     return found
 
 
@@ -181,11 +181,11 @@ def _figures(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarra
     by_label = precision_recall_fscore_support(labels, predicted, labels=range(count), zero_division=0.0)
     out: dict[str, float] = {}
     for label in np.unique(labels).tolist():
-        out |= {f"{label} {name}": float(by_label[at][label]) for at, name in enumerate(BY_CLASS[:3])}
-        own = labels == label
-        if not own.all():
-            out[f"{label} roc_auc"] = float(roc_auc(own, probabilities[:, label]))
-            out[f"{label} pr_auc"] = float(average_precision_score(own, probabilities[:, label]))
+        out |= {f"{label} {name}": float(by_label[index][label]) for index, name in enumerate(BY_CLASS[:3])}
+        members = labels == label
+        if not members.all():
+            out[f"{label} roc_auc"] = float(roc_auc(members, probabilities[:, label]))
+            out[f"{label} pr_auc"] = float(average_precision_score(members, probabilities[:, label]))
     for name in BY_CLASS:
         values = [value for key, value in out.items() if key.endswith(f" {name}")]
         if values:
@@ -215,7 +215,7 @@ def _with_intervals(
 def _slice(labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     from sklearn.metrics import f1_score
 
-    found: dict[str, Any] = {"majority": accuracy(labels == np.bincount(labels).argmax())["value"]}
-    if len(labels) >= _MIN_SLICE and len(known := np.unique(labels)) > 1:
-        found["f1"] = float(f1_score(labels, predicted, labels=known, average="macro", zero_division=0.0))
-    return found
+    figures: dict[str, Any] = {"majority": accuracy(labels == np.bincount(labels).argmax())["value"]}
+    if len(labels) >= _MIN_SLICE and len(present := np.unique(labels)) > 1:
+        figures["f1"] = float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0.0))
+    return figures

@@ -65,13 +65,13 @@ def find_clusters(points: np.ndarray, k: int, seed: int = 0) -> Clusters:
         # nearly equal points: fewer clusters were found, and they are valid
         warnings.filterwarnings("ignore", message="Number of distinct clusters")
         fitted = KMeans(k, n_init=10, random_state=seed).fit(points)
-        names, of, counts = np.unique(fitted.labels_, return_inverse=True, return_counts=True)
+        names, assigned, counts = np.unique(fitted.labels_, return_inverse=True, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         rank = np.empty(len(names), np.int64)
         rank[order] = np.arange(len(names))
         distance = np.linalg.norm(points - fitted.cluster_centers_[fitted.labels_], axis=1).astype(np.float64)
-        silhouette = _silhouette(points, rank[of], seed)
-    return Clusters(k, rank[of], distance, float(fitted.inertia_), silhouette)
+        silhouette = _silhouette(points, rank[assigned], seed)
+    return Clusters(k, rank[assigned], distance, float(fitted.inertia_), silhouette)
 
 
 def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:
@@ -92,8 +92,8 @@ def different(points: np.ndarray) -> int:
 
 def elbow(found: Sequence[Clusters]) -> int:
     """Return the k at which the distortion is furthest below the line from the first k to the last."""
-    ks = np.array([each.k for each in found], np.float64)
-    values = np.array([each.distortion for each in found])
+    ks = np.array([clusters.k for clusters in found], np.float64)
+    values = np.array([clusters.distortion for clusters in found])
     if len(found) < 3 or values[0] == values[-1]:
         return found[0].k
     chord = values[0] + (values[-1] - values[0]) * (ks - ks[0]) / (ks[-1] - ks[0])
@@ -102,7 +102,7 @@ def elbow(found: Sequence[Clusters]) -> int:
 
 def best_silhouette(found: Iterable[Clusters]) -> int | None:
     """Return the k of the largest silhouette, the smallest of equals; None without silhouettes."""
-    scored = [(-each.silhouette, each.k) for each in found if each.silhouette is not None]
+    scored = [(-clusters.silhouette, clusters.k) for clusters in found if clusters.silhouette is not None]
     return min(scored)[1] if scored else None
 
 
@@ -129,16 +129,16 @@ def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TR
     """Compare clusters [n] with names [n]. Return None for a single name or cluster."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    _, known = np.unique(names, return_inverse=True)
-    if known.max(initial=0) == 0 or len(np.unique(of)) == 1:
+    _, classes = np.unique(names, return_inverse=True)
+    if classes.max(initial=0) == 0 or len(np.unique(of)) == 1:
         return None
     random = np.random.default_rng(seed)
     chance = [random.permutation(of) for _ in range(trials)]
-    rand = [adjusted_rand_score(known, each) for each in chance]
-    mutual = [normalized_mutual_info_score(known, each) for each in chance]
+    rand = [adjusted_rand_score(classes, labels) for labels in chance]
+    mutual = [normalized_mutual_info_score(classes, labels) for labels in chance]
     return Agreement(
-        rand=float(adjusted_rand_score(known, of)),
-        mutual=float(normalized_mutual_info_score(known, of)),
+        rand=float(adjusted_rand_score(classes, of)),
+        mutual=float(normalized_mutual_info_score(classes, of)),
         random_rand=float(np.mean(rand)),
         random_rand_95=float(np.quantile(rand, 0.95)),
         random_mutual=float(np.mean(mutual)),
@@ -173,11 +173,11 @@ class Shares:
 
 def shares(of: np.ndarray, names: np.ndarray) -> Shares:
     """Count runs by cluster [n] and name [n]. Equally frequent names are sorted."""
-    known, inverse, totals = np.unique(names, return_inverse=True, return_counts=True)
+    classes, inverse, totals = np.unique(names, return_inverse=True, return_counts=True)
     order = np.argsort(-totals, kind="stable")
-    counts = np.zeros((int(of.max()) + 1, len(known)), np.int64)
+    counts = np.zeros((int(of.max()) + 1, len(classes)), np.int64)
     np.add.at(counts, (of, inverse), 1)
-    return Shares(tuple(str(known[index]) for index in order), counts[:, order])
+    return Shares(tuple(str(classes[index]) for index in order), counts[:, order])
 
 
 def explained(of: np.ndarray, values: np.ndarray) -> float:
@@ -199,9 +199,9 @@ def project(points: np.ndarray, how: Projection = "pca", seed: int = 0) -> tuple
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    most = min(*points.shape, 50)
+    dimensions = min(*points.shape, 50)
     with threadpool_limits(1):
-        fitted = PCA(most, random_state=seed)
+        fitted = PCA(dimensions, random_state=seed)
         with np.errstate(invalid="ignore", divide="ignore"):  # all points are equal
             flat = fitted.fit_transform(points).astype(np.float64)
         ratio = tuple(float(share) for share in np.nan_to_num(fitted.explained_variance_ratio_[:2]))
@@ -209,5 +209,5 @@ def project(points: np.ndarray, how: Projection = "pca", seed: int = 0) -> tuple
             learnt = TSNE(2, init="pca", perplexity=min(30.0, (len(points) - 1) / 3), random_state=seed)
             return learnt.fit_transform(flat).astype(np.float64), ()
     plane = np.zeros((len(points), 2))
-    plane[:, : min(most, 2)] = flat[:, :2]
+    plane[:, : min(dimensions, 2)] = flat[:, :2]
     return plane, (*ratio, 0.0)[:2]

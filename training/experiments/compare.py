@@ -120,19 +120,23 @@ def compare(results: Sequence[Tested]) -> Comparison:
     Example:
       compare(named_results(data.experiments, ["forest", "wide"], "cpu-load")).records()
     """
-    tested = [(trial, trial.result, found) for trial, found in results if trial.result and trial.result["test"]["runs"]]
+    tested = [
+        (trial, trial.result, predictions)
+        for trial, predictions in results
+        if trial.result and trial.result["test"]["runs"]
+    ]
     if not tested:
         return Comparison(())
-    sets = _test_sets([(trial, found) for trial, _, found in tested])
+    sets = _test_sets([(trial, predictions) for trial, _, predictions in tested])
     first = tested[0][2]
     rows = []
-    for place, (trial, result, found) in enumerate(tested):
+    for place, (trial, result, predictions) in enumerate(tested):
         same = sets[place] == sets[0]
-        against = _against(found, first) if place and same else None
+        against = _against(predictions, first) if place and same else None
         note = "" if same else OTHER_RUNS
         if place and same and against is None:
             note = NO_PREDICTIONS
-        rows.append(Compared(trial, result, found, same, against, note))
+        rows.append(Compared(trial, result, predictions, same, against, note))
     return Comparison(tuple(rows))
 
 
@@ -141,7 +145,7 @@ def by_accuracy(results: Sequence[Tested]) -> list[Tested]:
 
     Those with other test runs than most come last.
     """
-    tested = [(trial, found) for trial, found in results if trial.result and trial.result["test"]["runs"]]
+    tested = [(trial, predictions) for trial, predictions in results if trial.result and trial.result["test"]["runs"]]
     sets = _test_sets(tested)
     counts = Counter(sets)
     usual = max(counts, key=lambda each: (counts[each], each), default="")
@@ -149,8 +153,8 @@ def by_accuracy(results: Sequence[Tested]) -> list[Tested]:
     def rank(place: int) -> tuple[Any, ...]:
         trial = tested[place][0]
         test = (trial.result or {})["test"]
-        other = sets[place] != usual
-        return other, -test["accuracy"]["value"], -test["macro"]["f1"]["value"], trial.experiment, trial.dataset
+        differs = sets[place] != usual
+        return differs, -test["accuracy"]["value"], -test["macro"]["f1"]["value"], trial.experiment, trial.dataset
 
     return [tested[place] for place in sorted(range(len(tested)), key=rank)]
 
@@ -165,8 +169,8 @@ def _test_sets(tested: Sequence[Tested]) -> list[str]:
 
     Equal snapshots have equal test runs. So a result whose predictions are missing is that of its snapshot.
     """
-    known = {trial.snapshot: _runs_digest(found) for trial, found in tested if found is not None}
-    return [known.get(trial.snapshot, trial.snapshot) for trial, _ in tested]
+    digests = {trial.snapshot: _runs_digest(predictions) for trial, predictions in tested if predictions is not None}
+    return [digests.get(trial.snapshot, trial.snapshot) for trial, _ in tested]
 
 
 def _runs_digest(found: Predictions) -> str:
@@ -179,7 +183,9 @@ def _runs_digest(found: Predictions) -> str:
 def _against(found: Predictions | None, first: Predictions | None) -> Figures | None:
     if found is None or first is None:
         return None
-    right, first_right = (each.right[np.argsort(each.run_id, kind="stable")] for each in (found, first))
+    right, first_right = (
+        predictions.right[np.argsort(predictions.run_id, kind="stable")] for predictions in (found, first)
+    )
     low, high = paired_interval(right, first_right)
     return {**gate.compare(right, first_right), "low": low, "high": high}
 

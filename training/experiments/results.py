@@ -37,8 +37,8 @@ class Predictions:
     @property
     def right(self) -> np.ndarray:
         """Whether each run's class was the most probable one, bool [n]."""
-        found: np.ndarray = answers(self.probabilities)[1] == self.labels
-        return found
+        correct: np.ndarray = answers(self.probabilities)[1] == self.labels
+        return correct
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,17 @@ def stored_trials(store: Store, experiments: Iterable[str], datasets: Sequence[s
     Raises:
       IntegrityError: if a file is not JSON.
     """
-    found: dict[str, dict[str, list[Stored]]] = {}
+    by_dataset: dict[str, dict[str, list[Stored]]] = {}
     for experiment in experiments:
-        for each in _trials(store, experiment, datasets):
-            found.setdefault(each.dataset, {}).setdefault(experiment, []).append(each)
+        for trial in _trials(store, experiment, datasets):
+            by_dataset.setdefault(trial.dataset, {}).setdefault(experiment, []).append(trial)
     out = []
-    for dataset in sorted(found):
-        trials = [each for mine in found[dataset].values() for each in mine]
-        shared = {each.snapshot: sum(other.snapshot == each.snapshot for other in trials) for each in trials}
-        for mine in found[dataset].values():
-            latest = max(mine, key=lambda each: (_age(each), shared[each.snapshot], each.store.root))
-            out.append(replace(latest, older=sum(each.result is not None for each in mine if each is not latest)))
+    for dataset in sorted(by_dataset):
+        trials = [trial for group in by_dataset[dataset].values() for trial in group]
+        shared = {trial.snapshot: sum(another.snapshot == trial.snapshot for another in trials) for trial in trials}
+        for group in by_dataset[dataset].values():
+            latest = max(group, key=lambda trial: (_age(trial), shared[trial.snapshot], trial.store.root))
+            out.append(replace(latest, older=sum(trial.result is not None for trial in group if trial is not latest)))
     return out
 
 
@@ -133,33 +133,36 @@ def named_results(
     """
     if not names and dataset is None:
         raise UnknownExperimentError("no experiments: name some, or a data set for all that have a result on it")
-    wanted = [(of, name) for of, _, name in (each.rpartition("/") for each in names or experiment_names(store))]
-    wanted = list(dict.fromkeys((of or dataset or "", name) for of, name in wanted))
-    for _, name in wanted if names else ():
+    keys = [
+        (dataset_name, name)
+        for dataset_name, _, name in (text.rpartition("/") for text in names or experiment_names(store))
+    ]
+    keys = list(dict.fromkeys((dataset_name or dataset or "", name) for dataset_name, name in keys))
+    for _, name in keys if names else ():
         load_experiment(store, name)
-    known = {
-        (each.dataset, each.experiment): each
-        for each in stored_trials(store, list(dict.fromkeys(name for _, name in wanted)))
-        if each.result is not None and each.result["test"]["runs"]
+    by_key = {
+        (text.dataset, text.experiment): text
+        for text in stored_trials(store, list(dict.fromkeys(name for _, name in keys)))
+        if text.result is not None and text.result["test"]["runs"]
     }
     if names:
-        plain = {name for of, name in wanted if not of}
-        possible = sorted({of for of, name in known if name in plain})
+        plain = {name for dataset_name, name in keys if not dataset_name}
+        possible = sorted({dataset_name for dataset_name, name in by_key if name in plain})
         if len(possible) > 1:
             raise CimlError(f"results on several data sets, {', '.join(possible)}: choose one, such as {possible[0]}")
-        wanted = [(of or "".join(possible), name) for of, name in wanted]
-        for of, name in wanted:
-            if (of, name) not in known:
+        keys = [(dataset_name or "".join(possible), name) for dataset_name, name in keys]
+        for dataset_name, name in keys:
+            if (dataset_name, name) not in by_key:
                 raise CimlError(
-                    f"no result of {name}{f' on {of}' if of else ''} in {store.url()}: ciml experiment train "
-                    f"--experiment {name} --dataset {of or 'NAME'}"
+                    f"no result of {name}{f' on {dataset_name}' if dataset_name else ''} in {store.url()}: ciml experiment train "
+                    f"--experiment {name} --dataset {dataset_name or 'NAME'}"
                 )
-    found = [known[key] for key in wanted if key in known]
-    if not found:
+    selected = [by_key[key] for key in keys if key in by_key]
+    if not selected:
         raise UnknownExperimentError(
             f"no result on {dataset} in {store.url()}: ciml experiment train --dataset {dataset}"
         )
-    return [(each, each.predictions()) for each in found]
+    return [(text, text.predictions()) for text in selected]
 
 
 def _age(trial: Stored) -> tuple[int, int, int]:

@@ -28,7 +28,7 @@ def beaten_lines(result: Figures) -> list[str]:
     if not result["test"]["runs"]:
         return []
     accuracies = {result["experiment"]["name"]: result["test"]["accuracy"]["value"]}
-    baselines = {name: found["accuracy"]["value"] for name, found in result["baselines"].items()}
+    baselines = {name: scores["accuracy"]["value"] for name, scores in result["baselines"].items()}
     sentence = beaten_by(accuracies, baselines)
     return [f"  {sentence}"] if sentence else []
 
@@ -52,16 +52,16 @@ def verdict_lines(found: Figures) -> list[str]:
     lines = [f"    verdicts: coverage {within(coverage)}, stated {coverage['stated']:g}; unknown {within(unknown)}"]
     if (found.get("outside") or {}).get("value"):  # earlier results have none
         lines.append(f"    unlike the learned runs, and so unknown: {within(found['outside'])}")
-    for name, one in found["causes"].items():
-        figures = f"precision {within(one['precision'])}, recall {within(one['recall'])}"
-        lines.append(f"    {name}: {one['verdicts']} verdicts, {figures}")
+    for name, cause in found["causes"].items():
+        figures = f"precision {within(cause['precision'])}, recall {within(cause['recall'])}"
+        lines.append(f"    {name}: {cause['verdicts']} verdicts, {figures}")
     return lines
 
 
 def other_lines(result: Figures) -> list[str]:
     """Return the lines of a result of `ciml.training.experiments.trials.Trial.run_on`."""
-    left = [f"{count} {reason.replace('_', ' ')}" for reason, count in result["left_out"].items() if count]
-    lines = [f"the same on the test runs of {result['dataset']}{', without ' + ', '.join(left) if left else ''}"]
+    reasons = [f"{count} {reason.replace('_', ' ')}" for reason, count in result["left_out"].items() if count]
+    lines = [f"the same on the test runs of {result['dataset']}{', without ' + ', '.join(reasons) if reasons else ''}"]
     return [*lines, *score_lines("test", result["test"]), *baseline_lines(result["baselines"])]
 
 
@@ -76,9 +76,9 @@ def fold_lines(result: Figures) -> list[str]:
     ]
     lines.append(f"  mean    accuracy {within(mean['accuracy'])}; macro F1 {within(mean['f1'])}")
     lines += score_lines("pooled", result["pooled"])
-    for name, found in result.get("baselines", {}).items():
-        by_folds = found["mean"]["accuracy"]
-        pooled = found["pooled"]["macro"]["f1"]
+    for name, scores in result.get("baselines", {}).items():
+        by_folds = scores["mean"]["accuracy"]
+        pooled = scores["pooled"]["macro"]["f1"]
         lines.append(f"  {name} alone: mean accuracy {within(by_folds)}; pooled macro F1 {within(pooled)}")
     return lines
 
@@ -104,10 +104,10 @@ def score_lines(what: str, found: Figures) -> list[str]:
         f"    Brier {within(found['brier'])}, calibration error {number_text(found['calibration']['ece'])}",
     ]
     for name in found["confusion"]["classes"]:
-        one = found["classes"][name]
+        class_scores = found["classes"][name]
         lines.append(
-            f"    {name}: {one['runs']} runs, precision {_value(one['precision'])}, recall {_value(one['recall'])}, "
-            f"F1 {within(one['f1'])}"
+            f"    {name}: {class_scores['runs']} runs, precision {_value(class_scores['precision'])}, recall {_value(class_scores['recall'])}, "
+            f"F1 {within(class_scores['f1'])}"
         )
     return lines
 
@@ -115,8 +115,8 @@ def score_lines(what: str, found: Figures) -> list[str]:
 def baseline_lines(baselines: Figures) -> list[str]:
     """Return the lines of the one-number baselines on the test runs."""
     return [
-        f"  {name} alone: accuracy {within(found['accuracy'])}, macro F1 {within(found['macro']['f1'])}"
-        for name, found in baselines.items()
+        f"  {name} alone: accuracy {within(scores['accuracy'])}, macro F1 {within(scores['macro']['f1'])}"
+        for name, scores in baselines.items()
     ] or ["  no one-number baseline: the runs have no such number here"]
 
 

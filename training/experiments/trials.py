@@ -86,11 +86,11 @@ def experiment_of(estimator: str, parameters: Mapping[str, Any] | None = None, n
       CimlError: an unknown estimator or parameter.
     """
     keys = dict(parameters or {})
-    known = ESTIMATORS.get(ALIASES.get(estimator, estimator))
-    if known is not None and not known.network:
-        own = set(Experiment.__struct_fields__)
-        others = {key: keys.pop(key) for key in list(keys) if key not in own}
-        keys["parameters"] = {**keys.get("parameters", {}), **others}
+    estimator_kind = ESTIMATORS.get(ALIASES.get(estimator, estimator))
+    if estimator_kind is not None and not estimator_kind.network:
+        fields = set(Experiment.__struct_fields__)
+        sklearn_values = {key: keys.pop(key) for key in list(keys) if key not in fields}
+        keys["parameters"] = {**keys.get("parameters", {}), **sklearn_values}
     experiment = Experiment.from_json({**keys, "estimator": estimator, **({"name": name} if name else {})})
     if name:
         return experiment
@@ -117,7 +117,7 @@ def results_of(experiments: Store, name: str) -> list[dict[str, Any]]:
     """Return all results of an experiment, by data set, unordered within a data set."""
     store = experiment_store(experiments, name)
     paths = [path for path in store.list("results") if path.endswith(f"/{RESULT}")]
-    return [found for path in paths if (found := read_stored(store, path)) is not None]
+    return [result for path in paths if (result := read_stored(store, path)) is not None]
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,9 @@ class Trial:
 
     def _ranges(self) -> LearnedRanges | None:
         """Return the ranges of the runs that the model learned, and of those that calibrate it."""
-        known = np.concatenate([self.learned, self.watched])
-        rows = self.dataset.rows.take(known)
-        facts = [self.dataset.facts[position] for position in known]
+        positions = np.concatenate([self.learned, self.watched])
+        rows = self.dataset.rows.take(positions)
+        facts = [self.dataset.facts[position] for position in positions]
         return learned_ranges(run_means(rows.inputs, rows.n_windows), facts, self.dataset.snapshot.resolved.features)
 
     def _apply(self, answers: np.ndarray) -> np.ndarray:
@@ -225,11 +225,11 @@ class Trial:
         snapshot = self.dataset.snapshot
         watched = self.watched
         test = self.dataset.of("test")
-        asked = np.concatenate([watched, test])
-        rows = self.normal(asked)
+        positions = np.concatenate([watched, test])
+        rows = self.normal(positions)
         uncalibrated = self.fitted.predict(rows.inputs, rows.n_windows)
         answers = self._apply(uncalibrated)
-        table = _predictions(self.dataset, asked, answers)
+        table = _predictions(self.dataset, positions, answers)
         predictions = f"predictions-{hashlib.sha256(table).hexdigest()[:16]}.parquet"
         self.store.create(predictions, table)
         on_dev = answers[: len(watched)]
@@ -258,23 +258,27 @@ class Trial:
         Raises:
           CimlError: if the examples of that data set have other features or another length.
         """
-        own = self.dataset.snapshot.resolved
-        its = other.snapshot.resolved
+        definition = self.dataset.snapshot.resolved
+        other_definition = other.snapshot.resolved
         _check_alike(self.dataset, other)
         name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
         if (stored := read_stored(self.store, name)) is not None:
             return stored, False
-        seen = {self.dataset.facts[position].run_id for position in self.learned}
+        learned_runs = {self.dataset.facts[position].run_id for position in self.learned}
         test = other.of("test")
-        fresh = [position for position in test if other.facts[position].run_id not in seen]
-        labels = {label: own.classes.index(name) for label, name in enumerate(its.classes) if name in own.classes}
+        fresh = [position for position in test if other.facts[position].run_id not in learned_runs]
+        labels = {
+            label: definition.classes.index(name)
+            for label, name in enumerate(other_definition.classes)
+            if name in definition.classes
+        }
         positions = np.array([position for position in fresh if int(other.rows.labels[position]) in labels], np.int64)
         rows = self.normal(positions, other)
         right = np.array([labels[label] for label in rows.labels.tolist()], np.int64)
-        found = scores(
+        figures = scores(
             self._apply(self.fitted.predict(rows.inputs, rows.n_windows)),
             right,
-            own.classes,
+            definition.classes,
             self.dataset.rows.labels[self.learned],
             other.slices(positions),
         )
@@ -282,7 +286,7 @@ class Trial:
             "dataset": other.snapshot.dataset,
             "snapshot": other.snapshot.digest,
             "left_out": {"trained_on": len(test) - len(fresh), "unknown_class": len(fresh) - len(positions)},
-            "test": found,
+            "test": figures,
             "baselines": self._baselines(positions, other, right),
         }
         return self._keep(name, result)
@@ -296,8 +300,8 @@ class Trial:
         name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
         if (stored := read_stored(self.store, name)) is not None:
             return stored, False
-        found = cross_validate(self.experiment, self.dataset, folds=folds, hold_out=hold_out, progress=progress)
-        return self._keep(name, found)
+        result = cross_validate(self.experiment, self.dataset, folds=folds, hold_out=hold_out, progress=progress)
+        return self._keep(name, result)
 
     def _keep(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """Store a result exclusively; if one exists, return that."""
@@ -338,31 +342,33 @@ class Trial:
         self, positions: np.ndarray, other: InMemoryDataset | None = None, labels: np.ndarray | None = None
     ) -> dict[str, Any]:
         """Return the one-number baselines on the same runs, by name."""
-        asked = other or self.dataset
+        dataset = other or self.dataset
         resolved = self.dataset.snapshot.resolved
         learned = self.dataset.rows.labels[self.learned]
         baselines: dict[str, Any] = {}
         for name in numbers_for(resolved.definition):
-            known = number_of(self.dataset.raw, name, [self.dataset.facts[position] for position in self.learned])
-            values = number_of(asked.raw, name, [asked.facts[position] for position in positions])
-            if known is None or values is None:
+            train_values = number_of(
+                self.dataset.raw, name, [self.dataset.facts[position] for position in self.learned]
+            )
+            values = number_of(dataset.raw, name, [dataset.facts[position] for position in positions])
+            if train_values is None or values is None:
                 continue
-            answers = predict_by(name, known, learned, values, len(resolved.classes))
-            right = asked.rows.labels[positions] if labels is None else labels
-            found = scores(answers, right, resolved.classes, learned)
+            answers = predict_by(name, train_values, learned, values, len(resolved.classes))
+            right = dataset.rows.labels[positions] if labels is None else labels
+            figures = scores(answers, right, resolved.classes, learned)
             baselines[name] = {"what": NUMBERS[name]} | {
-                key: found[key] for key in ("accuracy", "macro", "classes", "brier")
+                key: figures[key] for key in ("accuracy", "macro", "classes", "brier")
             }
         return baselines
 
 
 def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
-    own = _shape(one)
-    its = _shape(other)
-    for key, value in own.items():
-        if its[key] != value:
+    shape = _shape(one)
+    other_shape = _shape(other)
+    for key, value in shape.items():
+        if other_shape[key] != value:
             raise CimlError(
-                f"data set {other.snapshot.dataset!r} cannot be evaluated: its {key} is {its[key]}, but the model "
+                f"data set {other.snapshot.dataset!r} cannot be evaluated: its {key} is {other_shape[key]}, but the model "
                 f"takes {value}"
             )
     classes = one.snapshot.resolved.classes
@@ -407,7 +413,7 @@ def _predictions(dataset: InMemoryDataset, positions: np.ndarray, answers: np.nd
             "split": pa.array(dataset.roles[positions].tolist(), pa.string()),
             "label_name": pa.array([classes[label] for label in dataset.rows.labels[positions]], pa.string()),
             "predicted": pa.array([classes[label] for label in predicted], pa.string()),
-            **{f"probability:{name}": pa.array(answers[:, at], pa.float64()) for at, name in enumerate(classes)},
+            **{f"probability:{name}": pa.array(answers[:, index], pa.float64()) for index, name in enumerate(classes)},
         }
     )
     sink = pa.BufferOutputStream()

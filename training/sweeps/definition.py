@@ -78,15 +78,15 @@ def axes_of(part: Part, keys: Mapping[str, Any]) -> list[Axis]:
     Raises:
       ValueError: naming the key and the defect.
     """
-    found = []
+    axes = []
     for key, value in keys.items():
         if key == "parameters" and part == "experiment":
             if not isinstance(value, Mapping):
                 raise ValueError("vary.experiment.parameters: expected a table of parameters and their values")
-            found += [_axis(part, f"parameters.{name}", each) for name, each in value.items()]
+            axes += [_axis(part, f"parameters.{name}", each) for name, each in value.items()]
         else:
-            found.append(_axis(part, key, value))
-    return found
+            axes.append(_axis(part, key, value))
+    return axes
 
 
 def _axis(part: Part, key: str, value: Any) -> Axis:
@@ -130,7 +130,7 @@ def _number(value: Any) -> bool:
 def _named(place: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{place}: expected a list of values, a table of named ones, or a range {{low = …, high = …}}")
-    named = {name_of(place, each): each for each in value}
+    named = {name_of(place, value_item): value_item for value_item in value}
     if len(named) != len(value):
         raise ValueError(f"{place}: duplicate value")
     return named
@@ -139,12 +139,12 @@ def _named(place: str, value: Any) -> dict[str, Any]:
 def name_of(key: str, value: Any) -> str:
     """Return the default name of a value: ``3×100`` for three hidden layers of 100 units."""
     if key.endswith("hidden_layers"):
-        units = value.split("/") if isinstance(value, str) else [str(each) for each in value]
-        units = [each for each in units if each]
+        units = value.split("/") if isinstance(value, str) else [str(unit) for unit in value]
+        units = [unit for unit in units if unit]
         return f"{len(units)}×{units[0]}" if units and len(set(units)) == 1 else "/".join(units) or "none"
     if isinstance(value, str):
         return value
-    if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
+    if isinstance(value, list | tuple) and value and all(isinstance(unit, str) for unit in value):
         return ", ".join(value)
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
@@ -315,8 +315,8 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
     def question_of(self, parameters: Mapping[str, Value]) -> int:
         """Return the index of the question that a combination answers."""
-        asked = {axis.key: parameters[axis.key] for axis in self.axes if axis.question}
-        return self.questions.index(asked)
+        answers = {axis.key: parameters[axis.key] for axis in self.axes if axis.question}
+        return self.questions.index(answers)
 
     def combine(self, parameters: Mapping[str, Value], raw_version: int | None = None) -> Combination:
         """Build the definition and the experiment for values of the axes.
@@ -352,10 +352,10 @@ class Sweep(Settings, frozen=True, kw_only=True):
         name: Any = self.experiment.get("estimator", "dnn")
         if "estimator" in parameters:
             name = self.axis("estimator").meant(parameters["estimator"])
-        found = ALIASES.get(name, name) if isinstance(name, str) else name
-        if found not in ESTIMATORS:
+        alias = ALIASES.get(name, name) if isinstance(name, str) else name
+        if alias not in ESTIMATORS:
             raise UnknownEstimatorError(f"unknown estimator {name!r:.60}; choose from {', '.join(ESTIMATORS)}")
-        return found
+        return alias
 
     def _check_values(self) -> None:
         """Check each value by itself with the common keys. Incompatible combinations become failed trials."""
@@ -389,9 +389,9 @@ def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefi
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
     """Yield the dotted keys in which two JSON objects differ."""
     for key in {**old, **new}:
-        one = old.get(key)
-        other = new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from differences(one, other, f"{path}{key}.")
-        elif one != other:
+        old_value = old.get(key)
+        new_value = new.get(key)
+        if isinstance(old_value, Mapping) and isinstance(new_value, Mapping):
+            yield from differences(old_value, new_value, f"{path}{key}.")
+        elif old_value != new_value:
             yield f"{path}{key}"

@@ -149,12 +149,12 @@ def read_outcome(store: Store, number: int) -> Outcome | None:
     if value is None:
         return None
     try:
-        found = Outcome.from_json(value)
+        outcome = Outcome.from_json(value)
     except CimlError as error:
         raise IntegrityError(f"{store.url(_path(number))}: {error}") from None
-    if found.number != number:
-        raise IntegrityError(f"{store.url(_path(number))} belongs to trial {found.number}")
-    return found
+    if outcome.number != number:
+        raise IntegrityError(f"{store.url(_path(number))} belongs to trial {outcome.number}")
+    return outcome
 
 
 def keep_outcome(store: Store, outcome: Outcome) -> Outcome:
@@ -220,8 +220,8 @@ def propose(sweep: Sweep, question: int, past: Sequence[Past]) -> dict[str, Valu
         warnings.simplefilter("ignore")  # warnings about experimental arguments
         study = _study(sweep, past, sampler=TPESampler(seed=seed, constant_liar=True))
         trial = study.ask({axis.key: _distribution(axis) for axis in axes})
-    found = {**sweep.questions[question], **trial.params}
-    return sweep.effective({axis.key: found[axis.key] for axis in sweep.axes})
+    parameters = {**sweep.questions[question], **trial.params}
+    return sweep.effective({axis.key: parameters[axis.key] for axis in sweep.axes})
 
 
 class Judge:
@@ -260,16 +260,16 @@ def _study(sweep: Sweep, past: Sequence[Past], *, sampler: Any, pruner: Any = No
         pruner=pruner or optuna.pruners.NopPruner(),
     )
     distributions = {axis.key: _distribution(axis) for axis in sweep.axes if not axis.question}
-    for each in past:
-        params = {key: value for key, value in each.parameters.items() if key in distributions}
+    for outcome in past:
+        params = {key: value for key, value in outcome.parameters.items() if key in distributions}
         study.add_trial(
             optuna.trial.create_trial(
-                state=optuna.trial.TrialState[_STATES[each.state]],
-                value=each.value if each.state == "complete" else None,
+                state=optuna.trial.TrialState[_STATES[outcome.state]],
+                value=outcome.value if outcome.state == "complete" else None,
                 params=params,
                 distributions={key: distributions[key] for key in params},
-                intermediate_values=dict(each.steps),
-                system_attrs=dict(each.attrs or {}),
+                intermediate_values=dict(outcome.steps),
+                system_attrs=dict(outcome.attrs or {}),
             )
         )
     return study

@@ -86,7 +86,7 @@ def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, 
     labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
     answers = np.zeros((len(labels), len(classes)))
-    seen = np.zeros(len(labels), bool)
+    is_scored = np.zeros(len(labels), bool)
     out = Scored()
     last = len(split.parts) if sweep.on == "folds" else experiment.epochs
 
@@ -107,15 +107,15 @@ def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, 
 
         try:
             answers[held] = held_out(experiment, dataset, split, number, on_epoch)
-            seen[held] = True
+            is_scored[held] = True
             if sweep.on == "folds":
-                record(number + 1, answers[seen], seen)
+                record(number + 1, answers[is_scored], is_scored)
         except _Pruned:
             out.pruned = True
-            out.held_out = int(np.count_nonzero(seen)) or len(held)
+            out.held_out = int(np.count_nonzero(is_scored)) or len(held)
             return out
     train_labels = labels if sweep.on == "folds" else labels[split.parts[0][0]]
-    return _finished(out, answers[seen], labels[seen], classes, train_labels, sweep.metric)
+    return _finished(out, answers[is_scored], labels[is_scored], classes, train_labels, sweep.metric)
 
 
 def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
@@ -124,29 +124,29 @@ def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
     baselines = {}
     labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
-    seen = np.sort(np.concatenate([held for _, held in split.parts]))
+    rows = np.sort(np.concatenate([held for _, held in split.parts]))
     for name, answers in by_one_number(dataset, split):
-        found = scores(answers[seen], labels[seen], classes, labels, resamples=_resamples(sweep.metric))
-        baselines[name] = {"what": NUMBERS[name], **_figure(found, sweep.metric)}
+        figures = scores(answers[rows], labels[rows], classes, labels, resamples=_resamples(sweep.metric))
+        baselines[name] = {"what": NUMBERS[name], **_figure(figures, sweep.metric)}
     return baselines
 
 
 def _finished(
     out: Scored, answers: np.ndarray, labels: np.ndarray, classes: Any, train_labels: np.ndarray, metric: Metric
 ) -> Scored:
-    found = scores(answers, labels, classes, train_labels, resamples=_resamples(metric))
-    figure = _figure(found, metric)
+    figures = scores(answers, labels, classes, train_labels, resamples=_resamples(metric))
+    figure = _figure(figures, metric)
     if figure["value"] is None:
         raise CimlError(f"{metric} is undefined: only one class was held out")
     out.value = figure["value"]
     out.low = figure["low"]
     out.high = figure["high"]
     out.scores = {
-        "accuracy": found["accuracy"]["value"],
-        "f1": found["macro"]["f1"]["value"],
-        "base_rate": found["base_rate"]["value"],
+        "accuracy": figures["accuracy"]["value"],
+        "f1": figures["macro"]["f1"]["value"],
+        "base_rate": figures["base_rate"]["value"],
     }
-    out.held_out = found["runs"]
+    out.held_out = figures["runs"]
     return out
 
 
@@ -165,5 +165,5 @@ def _resamples(metric: Metric) -> int | None:
 def _figure(found: dict[str, Any], metric: Metric) -> dict[str, float | None]:
     if metric == "log_loss":
         return {"value": found["log_loss"], "low": None, "high": None}
-    one = found[metric] if metric in ("accuracy", "brier") else found["macro"][metric]
-    return {"value": one["value"], "low": one["low"], "high": one["high"]}
+    figure = found[metric] if metric in ("accuracy", "brier") else found["macro"][metric]
+    return {"value": figure["value"], "low": figure["low"], "high": figure["high"]}
