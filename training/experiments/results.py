@@ -153,9 +153,10 @@ def named_results(
         keys = [(dataset_name or "".join(possible), name) for dataset_name, name in keys]
         for dataset_name, name in keys:
             if (dataset_name, name) not in by_key:
-                raise CimlError(
-                    f"no result of {name}{f' on {dataset_name}' if dataset_name else ''} in {store.url()}: ciml experiment train "
-                    f"--experiment {name} --dataset {dataset_name or 'NAME'}"
+                place = f"{f' on {dataset_name}' if dataset_name else ''} in {store.url()}"
+                raise UnknownExperimentError(
+                    f"no result of {name}{place}: ciml experiment train --experiment {name} "
+                    f"--dataset {dataset_name or 'NAME'}"
                 )
     selected = [by_key[key] for key in keys if key in by_key]
     if not selected:

@@ -106,8 +106,8 @@ def score_lines(what: str, found: Figures) -> list[str]:
     for name in found["confusion"]["classes"]:
         class_scores = found["classes"][name]
         lines.append(
-            f"    {name}: {class_scores['runs']} runs, precision {_value(class_scores['precision'])}, recall {_value(class_scores['recall'])}, "
-            f"F1 {within(class_scores['f1'])}"
+            f"    {name}: {class_scores['runs']} runs, precision {_value(class_scores['precision'])}, "
+            f"recall {_value(class_scores['recall'])}, F1 {within(class_scores['f1'])}"
         )
     return lines
 

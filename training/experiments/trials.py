@@ -368,8 +368,8 @@ def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
     for key, value in shape.items():
         if other_shape[key] != value:
             raise CimlError(
-                f"data set {other.snapshot.dataset!r} cannot be evaluated: its {key} is {other_shape[key]}, but the model "
-                f"takes {value}"
+                f"data set {other.snapshot.dataset!r} cannot be evaluated: its {key} is {other_shape[key]}, "
+                f"but the model takes {value}"
             )
     classes = one.snapshot.resolved.classes
     if not set(classes) & set(other.snapshot.resolved.classes):
