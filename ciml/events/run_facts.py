@@ -21,6 +21,7 @@ LISTING = "listing"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _OTHER_CHARACTERS = re.compile(r"[^a-z0-9]+")
+#: In the order of the fields of `RunFacts`, which are given by position: decoding is a hot path.
 _TEXTS = ("pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour")
 #: Fields that adapters fill. A producer of ciml's own events may too. ``auth`` is none: only a receiver sets it.
 _FURTHER = frozenset({"fork", "owner", "head", "url", "attempt_of", "subjects"})
@@ -122,45 +123,34 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
     """
-    common = _common(run, "job", identity, phase, where)
+    job, outcome, result, start_us, end_us = _ending(run, "job", phase, where)
     event = text(run, "event", where)
     if event == LISTING:
         raise RejectedInput("bad_field", f"{where}event: {LISTING!r} is reserved for listings")
     address = text(run, "log_url", where, MAX_URL_CHARACTERS, secrets=True)
-    texts: dict[str, Any] = {name: text(run, name, where) for name in _TEXTS}
-    facts = RunFacts(
-        **common,
-        phase=phase,
-        source=identity.source,
-        event=event,
-        log_url=redact_url(address),
-        labels=labels(run.get("labels"), where),
-        **texts,
-    )
+    texts = [text(run, name, where) for name in _TEXTS]
+    values: list[Any] = [identity.encode(), identity.native_id, job, phase, outcome, result, identity.source, event]
+    values += [*texts, redact_url(address), start_us, end_us, labels(run.get("labels"), where)]
+    facts = RunFacts(*values)
     if run.keys() & _FURTHER:
         facts = facts.replace(**_further(run, where))
     return facts, address
 
 
-def _common(run: Mapping[str, Any], job: str, identity: RunId, phase: Phase, where: str) -> dict[str, Any]:
-    """Return the facts that events and listings report in the same form. ``job`` is the name of the job's field."""
+def _ending(
+    run: Mapping[str, Any], job: str, phase: Phase, where: str
+) -> tuple[str, OutcomeWord | None, str, int | None, int | None]:
+    """Return job, outcome, result, start and end of a run. ``job`` is the name of the job's field."""
     job_name = needed_text(run, job, where)
     _check_job(job_name, f"{where}{job}")
     start_us, end_us = _times(run, where)
     result = text(run, "result", where)
-    is_finished = phase == "finished"
-    outcome = _outcome(run, result, where) if is_finished else None
-    if is_finished and start_us is None and end_us is None:
+    if phase != "finished":
+        return job_name, None, result, start_us, end_us
+    outcome = _outcome(run, result, where)
+    if start_us is None and end_us is None:
         raise RejectedInput("missing_field", f"{where}start_time")
-    return {
-        "run_id": identity.encode(),
-        "build_uuid": identity.native_id,
-        "build_name": job_name,
-        "outcome": outcome,
-        "result": result,
-        "start_us": start_us,
-        "end_us": end_us,
-    }
+    return job_name, outcome, result, start_us, end_us
 
 
 def _further(run: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -244,8 +234,8 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
     """
-    common = _common(line, "build_name", identity, "finished", "")
-    texts: dict[str, Any] = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
+    job, outcome, result, start_us, end_us = _ending(line, "build_name", "finished", "")
+    texts = [text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS]
     addresses = (text(line, name, limit=MAX_URL_CHARACTERS, secrets=True) for name in ("log_path", "log_url"))
     address = next(filter(None, addresses), "")
     if logs and address:
@@ -262,8 +252,9 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     if (count := len(more.keys() | further.keys())) > MAX_LABELS:
         raise RejectedInput("bad_field", f"{count} further fields, at most {MAX_LABELS}")
     more.update(labels(further))
-    facts = RunFacts(**common, source=source, event=LISTING, log_url=redact_url(address), labels=more, **texts)
-    return facts, address
+    values: list[Any] = [identity.encode(), identity.native_id, job, "finished", outcome, result, source, LISTING]
+    values += [*texts, redact_url(address), start_us, end_us, more]
+    return RunFacts(*values), address
 
 
 def log_address(logs: str, path: str) -> str:
