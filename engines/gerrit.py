@@ -122,6 +122,6 @@ def init_site(java: tuple[str, ...], site: Path, log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [*java, "Init", "--batch", "--dev", "--no-auto-start", "-d", str(site)]
     with log.open("wb") as out:
-        done = subprocess.run(command, stdout=out, stderr=out, timeout=180, check=False)
-    if done.returncode != 0:
+        process = subprocess.run(command, stdout=out, stderr=out, timeout=180, check=False)
+    if process.returncode != 0:
         raise EngineError(f"the first start of Gerrit failed: {last_lines(log)}")

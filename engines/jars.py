@@ -40,9 +40,9 @@ def find_java() -> str:
         answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoJava(f"{java} cannot be run: {error}") from error
-    found = re.search(r'version "(\d+)', answer)
-    if found is None or int(found[1]) < _OLDEST_JAVA:
-        raise NoJava(f"{java} is version {found[1] if found else 'unknown'}; Java {_OLDEST_JAVA} or later is needed")
+    match = re.search(r'version "(\d+)', answer)
+    if match is None or int(match[1]) < _OLDEST_JAVA:
+        raise NoJava(f"{java} is version {match[1] if match else 'unknown'}; Java {_OLDEST_JAVA} or later is needed")
     return java
 
 
@@ -94,10 +94,10 @@ def _fetch(name: str, wanted: bytes, folder: Path, notify: Callable[[str], None]
             source.write_bytes(wanted)
             command = [maven, "-q", "-B", "-f", str(source), "dependency:copy-dependencies"]
             command += ["-DincludeScope=runtime", f"-DoutputDirectory={work}/jars"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            process = subprocess.run(command, capture_output=True, text=True, check=False)
             jars = Path(work, "jars")
-            if done.returncode != 0 or not any(jars.glob("*.jar")):
-                errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
-                reason = errors[0].removeprefix("[ERROR] ")[:300] if errors else f"exit code {done.returncode}"
+            if process.returncode != 0 or not any(jars.glob("*.jar")):
+                errors = [line for line in (process.stdout + process.stderr).splitlines() if "ERROR" in line]
+                reason = errors[0].removeprefix("[ERROR] ")[:300] if errors else f"exit code {process.returncode}"
                 raise NoJava(f"Maven failed to fetch the jars of {name}: {reason}")
             os.rename(jars, folder)

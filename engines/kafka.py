@@ -122,8 +122,8 @@ def _format(java: str, arguments: str, properties: Path, log: Path) -> None:
     command = [java, arguments, "kafka.tools.StorageTool", "format", "-t", identity.replace("-", "_")]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
-        done = subprocess.run([*command, "-c", str(properties)], stdout=out, stderr=out, timeout=120, check=False)
-    if done.returncode != 0:
+        process = subprocess.run([*command, "-c", str(properties)], stdout=out, stderr=out, timeout=120, check=False)
+    if process.returncode != 0:
         raise EngineError(f"formatting Kafka's storage failed: {last_lines(log)}")
 
 
@@ -162,13 +162,13 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], timeout_s: float = 
     client = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     deadline = time.monotonic() + timeout_s
     try:
-        found = client.list_topics(timeout=timeout_s)
-        if is_mock(found.cluster_id):
+        metadata = client.list_topics(timeout=timeout_s)
+        if is_mock(metadata.cluster_id):
             return {name: len(client.list_topics(name, timeout=timeout_s).topics[name].partitions) for name in topics}
         wanted = [
             NewTopic(name, count, 1, config={"retention.ms": "-1"})
             for name, count in topics.items()
-            if name not in found.topics
+            if name not in metadata.topics
         ]
         for name, future in client.create_topics(wanted, operation_timeout=timeout_s).items() if wanted else ():
             try:

@@ -81,10 +81,10 @@ class Engines:
         Raises:
           EngineError: if bounded micro-batches replace Flink.
         """
-        one = self._get("flink")
-        if one.light:
-            raise EngineError(f"Flink is not available ({one.what}); use --engine micro-batches")
-        return one.address
+        flink = self._get("flink")
+        if flink.light:
+            raise EngineError(f"Flink is not available ({flink.what}); use --engine micro-batches")
+        return flink.address
 
     @property
     def cluster(self) -> dict[str, str]:
@@ -119,12 +119,12 @@ class Engines:
     @property
     def light(self) -> bool:
         """Whether any engine is a stand-in."""
-        return any(one.light for one in self.states.values())
+        return any(state.light for state in self.states.values())
 
     def stop(self, names: Iterable[str] | None = None) -> list[str]:
         """Stop engines, by default those that this object started; return the names of those that ran."""
         ended = stop(self.started if names is None else names, self.home)
-        self.states = {name: one for name, one in self.states.items() if name not in ended}
+        self.states = {name: state for name, state in self.states.items() if name not in ended}
         return ended
 
     def __enter__(self) -> Engines:
@@ -151,33 +151,33 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
       CimlError: for an unknown name or a missing setting.
       EngineError: if one does not start; engines started by this call are stopped first.
     """
-    wanted = list(dict.fromkeys(names))
-    unknown = [name for name in wanted if name not in ENGINES]
+    selected = list(dict.fromkeys(names))
+    unknown = [name for name in selected if name not in ENGINES]
     if unknown:
         raise CimlError(f"unknown engine {', '.join(unknown)}; choose from {', '.join(ENGINES)}")
     folder = Path(home).absolute() if home is not None else state.default_home()
     chosen = settings or Settings()
     with state.exclusive(folder):
         known = state.read(folder)
-        running = {name: one for name, one in known.items() if alive(one)}
+        running = {name: engine_state for name, engine_state in known.items() if alive(engine_state)}
         recorded = _Recorded(folder, known)  # dead engines keep their entry, which holds the ports that clients know
         engines = Engines(folder, running)
-        starting = [_Start(ENGINES[name], folder, chosen, recorded) for name in wanted if name not in running]
+        starting = [_Start(ENGINES[name], folder, chosen, recorded) for name in selected if name not in running]
         if chosen.tied and starting:
-            engines.reaper = _start_reaper(folder, [one.name for one in starting])
+            engines.reaper = _start_reaper(folder, [engine_state.name for engine_state in starting])
         with ThreadPoolExecutor(max_workers=max(1, len(starting))) as pool:
-            results = [pool.submit(one.run) for one in starting]
+            results = [pool.submit(engine_state.run) for engine_state in starting]
             failures = [error for error in (result.exception() for result in results) if error is not None]
         if failures:
-            for one in starting:
-                one.undo()
+            for engine_state in starting:
+                engine_state.undo()
             if engines.reaper is not None:
                 processes.end(*engines.reaper)
             raise failures[0]
-        for one in starting:
-            engines.started[one.name] = one.seconds
-            engines.notes += one.notes
-        engines.states = {name: one for name, one in recorded.states.items() if alive(one)}
+        for engine_state in starting:
+            engines.started[engine_state.name] = engine_state.seconds
+            engines.notes += engine_state.notes
+        engines.states = {name: engine_state for name, engine_state in recorded.states.items() if alive(engine_state)}
     return engines
 
 
@@ -192,15 +192,15 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
     """
     folder = Path(home).absolute() if home is not None else state.default_home()
     with state.exclusive(folder):
-        known = state.read(folder)
-        chosen = [name for name in known if names is None or name in set(names)]
+        recorded = state.read(folder)
+        chosen = [name for name in recorded if names is None or name in set(names)]
         with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
-            results = {name: pool.submit(engine_of(known[name]).end, folder, known[name]) for name in chosen}
+            results = {name: pool.submit(engine_of(recorded[name]).end, folder, recorded[name]) for name in chosen}
         stopped = {name for name, result in results.items() if result.exception() is None}
-        state.write(folder, {name: one for name, one in known.items() if name not in stopped})
+        state.write(folder, {name: engine_state for name, engine_state in recorded.items() if name not in stopped})
         for result in results.values():
             result.result()
-        return [name for name in chosen if results[name].result() or known[name].pid is None]
+        return [name for name in chosen if results[name].result() or recorded[name].pid is None]
 
 
 def _start_reaper(home: Path, names: list[str]) -> tuple[int, float]:
@@ -241,7 +241,7 @@ class _Start:
         self.notes: list[str] = []
 
     def run(self) -> None:
-        began = time.monotonic()
+        start_s = time.monotonic()
         try:
             self._start()
         except NoJava as error:
@@ -250,12 +250,12 @@ class _Start:
             self._engine = LIGHT_ENGINES[self.name]
             self._start()
             self.notes.append(f"{error}: {self._recorded.states[self.name].what} replaces {self.name}")
-        self.seconds = time.monotonic() - began
+        self.seconds = time.monotonic() - start_s
 
     def undo(self) -> None:
-        one = self._recorded.states.get(self.name)
-        if one is not None:
-            self._engine.end(self._home, one)
+        started = self._recorded.states.get(self.name)
+        if started is not None:
+            self._engine.end(self._home, started)
             self._recorded.put(self.name, self._before)
 
     def _start(self) -> None:
@@ -263,11 +263,13 @@ class _Start:
         for use, port in fixed.items():
             if not processes.bindable(port):
                 raise EngineError(f"port {port} for {use} is in use by another program")
-        known = self._before.ports if self._before is not None else {}
-        kept = {use: port for use, port in known.items() if use not in fixed and processes.comes_free(port, _PORT_S)}
+        old_ports = self._before.ports if self._before is not None else {}
+        reused = {
+            use: port for use, port in old_ports.items() if use not in fixed and processes.comes_free(port, _PORT_S)
+        }
         for attempt in range(_ATTEMPTS):
-            free = iter(processes.lasting_ports(len(self._engine.uses)))
-            ports = {use: fixed.get(use) or kept.get(use) or next(free) for use in self._engine.uses}
+            new_ports = iter(processes.lasting_ports(len(self._engine.uses)))
+            ports = {use: fixed.get(use) or reused.get(use) or next(new_ports) for use in self._engine.uses}
             launch = self._engine.prepare(self._home, ports, self._settings)
             try:
                 self._await(launch)
@@ -275,7 +277,7 @@ class _Start:
                 return
             except _PortTaken as error:
                 self.undo()
-                kept = {}
+                reused = {}
                 if attempt + 1 == _ATTEMPTS:
                     raise EngineError(str(error)) from None
 
@@ -286,8 +288,8 @@ class _Start:
             return
         for use in before.ports.keys() & now.ports.keys() - fixed.keys():
             was = before.ports[use]
-            at = now.ports[use]
-            if was != at and str(was) in before.address:  # an address known to clients
+            moved = now.ports[use]
+            if was != moved and str(was) in before.address:  # an address known to clients
                 self.notes.append(
                     f"{self.name}: port {was}, used before, is in use by another program; it listens at {now.address}. "
                     f"Give clients this address, or free the port and run: ciml down {self.name}; "
@@ -302,22 +304,22 @@ class _Start:
         with contextlib.suppress(FileNotFoundError):
             os.replace(log, log.with_suffix(".log.1"))  # keep only the last log
         pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
-        one = launch.state.at(pid=pid, started=started, log=str(log))
-        self._recorded.put(self.name, one)  # recorded before it is ready, so that `ciml down` always finds it
+        launched = launch.state.at(pid=pid, started=started, log=str(log))
+        self._recorded.put(self.name, launched)  # recorded before it is ready, so that `ciml down` always finds it
         deadline = time.monotonic() + self._settings.timeout_s
         while True:
             if processes.find(pid, started) is None:
                 self.undo()  # a cluster's watchdog may have left parts
                 if processes.says_port_taken(log):
-                    raise _PortTaken(f"{self.name}: a port of {one.ports} is in use; see {log}")
+                    raise _PortTaken(f"{self.name}: a port of {launched.ports} is in use; see {log}")
                 raise EngineError(f"{self.name} exited during its start: {processes.last_lines(log)} (log: {log})")
-            answered = self._engine.ready(self._home, one)
+            answered = self._engine.ready(self._home, launched)
             # A foreign server may answer on the port while this one fails because of it.
             if answered is not None and processes.find(pid, started) is not None:
                 self._recorded.put(self.name, answered)
                 return
             if time.monotonic() > deadline:
-                missing = self._engine.missing(self._home, one)
+                missing = self._engine.missing(self._home, launched)
                 self.undo()
                 raise EngineError(
                     f"{self.name} is not ready after {self._settings.timeout_s:g} s"

@@ -92,9 +92,9 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """Return ``count`` different free ports, chosen by the system."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
-        for one in sockets:
-            one.bind((host, 0))
-        return [one.getsockname()[1] for one in sockets]
+        for socket_ in sockets:
+            socket_.bind((host, 0))
+        return [socket_.getsockname()[1] for socket_ in sockets]
 
 
 def lasting_ports(count: int) -> list[int]:
@@ -104,12 +104,12 @@ def lasting_ports(count: int) -> list[int]:
     the server's own port.
     """
     numbers = range(_FIRST_LASTING_PORT, _first_of_connections())
-    found: list[int] = []
+    ports: list[int] = []
     for number in random.sample(numbers, len(numbers)):
-        if len(found) == count:
-            return found
+        if len(ports) == count:
+            return ports
         if bindable(number):
-            found.append(number)
+            ports.append(number)
     return free_ports(count)
 
 
@@ -122,10 +122,10 @@ def _first_of_connections() -> int:
 
 def bindable(port: int, host: str = "127.0.0.1") -> bool:
     """Return whether a server could listen on the port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((host, port))
+            listener.bind((host, port))
         except OSError:
             return False
     return True
@@ -230,9 +230,9 @@ def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
         _await_end(family[:1], grace_s)
-        for one in family:
+        for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):  # psutil refuses to signal a reused pid
-                one.kill()
+                member.kill()
     except psutil.AccessDenied as error:
         raise EngineError(f"no permission to stop process {pid}: it belongs to another user") from error
     if not _await_end(family, 5.0):
@@ -243,7 +243,7 @@ def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
 def _await_end(family: Sequence[psutil.Process], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while True:
-        if not any(_runs(one) for one in family):
+        if not any(_runs(member) for member in family):
             return True
         if time.monotonic() > deadline:
             return False
@@ -270,9 +270,9 @@ def memory_mb(pid: int | None, started: float | None) -> int | None:
         return None
     total = 0
     with contextlib.suppress(psutil.Error):
-        for one in [process, *process.children(recursive=True)]:
+        for member in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                total += one.memory_info().rss
+                total += member.memory_info().rss
     return round(total / 2**20)
 
 

@@ -52,34 +52,34 @@ class Cluster(Engine):
             raise NoJava(f"a Flink cluster needs Java ({error}); without Java use --engine micro-batches") from error
         kept_at = settings.state or str(home / "flink")
         parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": Addresses.of(chosen).rest})
-        at = Addresses.of(chosen)
+        addresses = Addresses.of(chosen)
         state = EngineState(
             name=self.name,
             kind=REAL,
             what=f"Flink 1.19, standalone: {settings.task_managers} × {settings.slots} slots",
-            address=at.jobs,
+            address=addresses.jobs,
             ports=chosen,
-            urls={**asdict(at), "state": state_root(home, settings)},
+            urls={**asdict(addresses), "state": state_root(home, settings)},
             memory_mb=sum(one.memory_mb or 0 for one in planned),
         )
         command = python_command("ciml.engines.flink.cluster_watchdog", str(home), str(folder))
         return Launch(state, command, {**python_environment(), MARK: str(home), "PYTHONUNBUFFERED": "1"})
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        known = parts.read_states(home / "cluster")
+        states = parts.read_states(home / "cluster")
         planned, _ = parts.read_plan(home / "cluster")
         for part in planned:  # the last check first: a known TaskManager implies that its JobManager answers
-            one = known.get(part.name)
-            if one is None or health(part, one) != "ok":
+            part_state = states.get(part.name)
+            if part_state is None or health(part, part_state) != "ok":
                 return None
         return state
 
     def missing(self, home: Path, state: EngineState) -> str:
-        known = parts.read_states(home / "cluster")
+        states = parts.read_states(home / "cluster")
         unwell = {
             part.name: part.log
             for part in parts.read_plan(home / "cluster")[0]
-            if health(part, known.get(part.name, PartState(part.name))) != "ok"
+            if health(part, states.get(part.name, PartState(part.name))) != "ok"
         }
         return ", ".join(f"{name} ({log})" for name, log in unwell.items())
 
@@ -90,19 +90,19 @@ class Cluster(Engine):
             with contextlib.suppress(psutil.NoSuchProcess):
                 watchdog.kill()
         deadline = time.monotonic() + _GRACE_S
-        found = ran = parts.marked(home)
-        for one in found:
+        remaining = ran = parts.marked(home)
+        for process in remaining:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.terminate()
-        while found:
+                process.terminate()
+        while remaining:
             if time.monotonic() > deadline + _GRACE_S:
-                raise EngineError(f"cluster in {home}: processes {[one.pid for one in found]} do not stop")
+                raise EngineError(f"cluster in {home}: processes {[process.pid for process in remaining]} do not stop")
             if time.monotonic() > deadline:
-                for one in found:
+                for process in remaining:
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        one.kill()
+                        process.kill()
             time.sleep(0.05)
-            found = parts.marked(home)
+            remaining = parts.marked(home)
         parts.states_file(home / "cluster").unlink(missing_ok=True)
         return bool(ran) or watchdog is not None
 
@@ -130,17 +130,17 @@ def cluster_parts(home: Path) -> dict[str, PartState]:
 
 def part_rows(home: Path) -> dict[str, dict[str, object]]:
     """Return each part of the cluster of ``home`` with process, memory and health, for `ciml status`."""
-    known = parts.read_states(home / "cluster")
+    states = parts.read_states(home / "cluster")
     rows: dict[str, dict[str, object]] = {}
     for part in parts.read_plan(home / "cluster")[0]:
-        one = known.get(part.name, PartState(part.name))
+        part_state = states.get(part.name, PartState(part.name))
         rows[part.name] = {
-            **asdict(one),
+            **asdict(part_state),
             "what": part.what,
             "address": part.address,
             "log": part.log,
             "memory_mb": part.memory_mb,
-            "memory_used_mb": processes.memory_mb(one.pid, one.started),
-            "health": health(part, one),
+            "memory_used_mb": processes.memory_mb(part_state.pid, part_state.started),
+            "health": health(part, part_state),
         }
     return rows

@@ -81,8 +81,8 @@ class Addresses:
 
     @classmethod
     def of(cls, ports: Mapping[str, int]) -> Addresses:
-        at = {use.removeprefix("cluster-"): f"{HOST}:{port}" for use, port in ports.items()}
-        return cls(at["jobs"], f"http://{at['rest']}", at["workers"])
+        by_use = {use.removeprefix("cluster-"): f"{HOST}:{port}" for use, port in ports.items()}
+        return cls(by_use["jobs"], f"http://{by_use['rest']}", by_use["workers"])
 
 
 def state_root(home: Path, settings: Settings) -> str:
@@ -127,7 +127,7 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
     java = jars.find_java()
     class_path = jars.class_path("cluster", settings.notify)
     conf = write_configuration(home, ports, settings)
-    at = Addresses.of(ports)
+    addresses = Addresses.of(ports)
     environment = {"FLINK_PLUGINS_DIR": str(_plugins(home, settings))}
 
     def scratch(name: str) -> Path:
@@ -166,7 +166,7 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
             *("-D", f"io.tmp.dirs={scratch('jobmanager')}"),
         ),
         *(_JOB_MANAGER_MB, _JOB_MANAGER_MB + _METASPACE_MB),
-        *(["http", f"{at.rest}/overview"], at.rest),
+        *(["http", f"{addresses.rest}/overview"], addresses.rest),
     )
     heap_mb = settings.flink_heap_mb + _FRAMEWORK_HEAP_MB
     outside_mb = _OFF_HEAP_MB + settings.flink_managed_mb + _NETWORK_MB + _METASPACE_MB + _OVERHEAD_MB
@@ -177,7 +177,7 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
             *("org.apache.flink.runtime.taskexecutor.TaskManagerRunner", *configured),
             *("-D", f"taskmanager.resource-id={name}", "-D", f"io.tmp.dirs={scratch(name)}"),
         )
-        check = ["taskmanager", at.rest, name]
+        check = ["taskmanager", addresses.rest, name]
         workers.append(part(name, "Flink 1.19 TaskManager", main, heap_mb, heap_mb + outside_mb, check, ""))
     server = part(
         "jobserver",
@@ -185,13 +185,18 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
         (
             *(JOB_SERVER_MAIN, f"--job-host={HOST}", f"--job-port={ports['cluster-jobs']}"),
             *("--artifact-port=0", "--expansion-port=-1"),  # -1 disables the expansion service, which is not needed
-            *(f"--flink-master={at.rest.removeprefix('http://')}", f"--flink-conf-dir={conf}"),
+            *(f"--flink-master={addresses.rest.removeprefix('http://')}", f"--flink-conf-dir={conf}"),
             f"--artifacts-dir={home / 'cluster' / 'artifacts'}",
         ),
         *(_JOB_SERVER_MB, _JOB_SERVER_MB + _METASPACE_MB),
-        *(["jobs", at.jobs], at.jobs),
+        *(["jobs", addresses.jobs], addresses.jobs),
     )
-    return [manager, *workers, server, *(_pool(home, number, at) for number in range(1, settings.task_managers + 1))]
+    return [
+        manager,
+        *workers,
+        server,
+        *(_pool(home, number, addresses) for number in range(1, settings.task_managers + 1)),
+    ]
 
 
 def _pool(home: Path, number: int, at: Addresses) -> Part:

@@ -51,16 +51,16 @@ class ClusterWatchdog:
         self._home = home
         self._folder = folder
         parts, self._settings = read_plan(folder)
-        known = read_states(folder)
-        self._parts = [_WatchedPart(part, known.get(part.name, PartState(part.name)), home) for part in parts]
+        states = read_states(folder)
+        self._parts = [_WatchedPart(part, states.get(part.name, PartState(part.name)), home) for part in parts]
         self._end_strays()
 
     def _end_strays(self) -> None:
         """Stop parts that a killed watchdog started but did not record. Workers belong to their pools and end there."""
-        mine = {os.getpid(), *(one.state.pid for one in self._parts)}
+        own_pids = {os.getpid(), *(part.state.pid for part in self._parts)}
         for process in marked(self._home):
             with contextlib.suppress(psutil.Error):
-                if mine.isdisjoint(one.pid for one in (process, *process.parents())):
+                if own_pids.isdisjoint(part.pid for part in (process, *process.parents())):
                     process.kill()
 
     def run(self) -> None:
@@ -69,16 +69,16 @@ class ClusterWatchdog:
         next_sweep = time.monotonic() + _SWEEP_S
         with ThreadPoolExecutor(max_workers=len(self._parts) + 1) as pool:
             while True:
-                changed = [self._steady(one.check) for one in self._parts]
+                changed = [self._steady(part.check) for part in self._parts]
                 now = time.monotonic()
                 if now - last_asked >= _ASK_S:
                     last_asked = now
-                    changed += [self._steady(partial(one.ask, pool)) for one in self._parts]
+                    changed += [self._steady(partial(part.ask, pool)) for part in self._parts]
                 if now > next_sweep and "state" in self._settings:
                     next_sweep = now + _SWEEP_S
                     pool.submit(self._sweep)
                 if any(changed):
-                    write_states(self._folder, [one.state for one in self._parts])
+                    write_states(self._folder, [part.state for part in self._parts])
                 time.sleep(_TICK_S)
 
     def _sweep(self) -> None:
@@ -184,7 +184,7 @@ def main(arguments: Iterable[str]) -> None:
     """Run the watchdog until it is killed; exit at once if another one is running."""
     from filelock import FileLock, Timeout
 
-    home, folder = (Path(each) for each in arguments)
+    home, folder = (Path(argument) for argument in arguments)
     try:
         with FileLock(folder / "keeper.lock", timeout=2):
             ClusterWatchdog(home, folder).run()

@@ -164,7 +164,7 @@ def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
     """
     try:
         with urllib.request.urlopen(f"{rest}/jobs", timeout=10) as answer:  # noqa: S310 (our own loopback)
-            known = {job["id"] for job in json.load(answer)["jobs"]}
+            job_ids = {job["id"] for job in json.load(answer)["jobs"]}
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"Flink at {rest} does not list its jobs: {error}") from error
     top = open_store(state)
@@ -175,7 +175,7 @@ def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
         job = entry.path.partition("/")[0]
         paths.setdefault(job, []).append(entry.path)
         youngest[job] = max(youngest.get(job, 0.0), entry.modified_s)
-    old = sorted(job for job, last_s in youngest.items() if job not in known and last_s < before_s)
+    old = sorted(job for job, last_s in youngest.items() if job not in job_ids and last_s < before_s)
     for job in old:
         for path in paths[job]:
             store.delete(path)
@@ -257,11 +257,11 @@ def write_plan(folder: Path, parts: Iterable[Part], settings: Mapping[str, Any])
 def read_plan(folder: Path) -> tuple[list[Part], dict[str, Any]]:
     """Return the parts and the settings; both empty without a plan."""
     content = _read(plan_file(folder))
-    return [Part(**each) for each in content.get("parts", [])], dict(content.get("settings", {}))
+    return [Part(**part) for part in content.get("parts", [])], dict(content.get("settings", {}))
 
 
 def write_states(folder: Path, states: Iterable[PartState]) -> None:
-    write_json(states_file(folder), {one.name: asdict(one) for one in states}, 0o600)
+    write_json(states_file(folder), {state.name: asdict(state) for state in states}, 0o600)
 
 
 def read_states(folder: Path) -> dict[str, PartState]:
@@ -274,16 +274,20 @@ def _read(path: Path) -> dict[str, Any]:
 
 def marked(home: Path) -> list[psutil.Process]:
     """Return every process of this user that belongs to the cluster of ``home``, recorded or not."""
-    wanted = str(home)
+    folder = str(home)
     me = os.getuid()
-    found = []
-    for one in psutil.process_iter():
+    processes = []
+    for process in psutil.process_iter():
         try:
-            if one.uids().real == me and one.status() != psutil.STATUS_ZOMBIE and one.environ().get(MARK) == wanted:
-                found.append(one)
+            if (
+                process.uids().real == me
+                and process.status() != psutil.STATUS_ZOMBIE
+                and process.environ().get(MARK) == folder
+            ):
+                processes.append(process)
         except (psutil.Error, OSError):
             continue
-    return found
+    return processes
 
 
 def asks(check: list[str]) -> Answer:
@@ -311,10 +315,10 @@ def pool_socket(home: Path, name: str) -> str:
 
 def _pool_answers(name: str) -> bool:
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
-            one.settimeout(2.0)
-            one.connect(f"\0{name}")
-            return one.recv(16) == b"ok"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(2.0)
+            client.connect(f"\0{name}")
+            return client.recv(16) == b"ok"
     except OSError:
         return False
 
@@ -325,7 +329,7 @@ def _known_taskmanager(rest: str, name: str) -> Answer:
 
     try:
         with urllib.request.urlopen(f"{rest}/taskmanagers", timeout=2) as answer:  # noqa: S310 (our own loopback)
-            known = {each["id"] for each in json.load(answer)["taskmanagers"]}
+            ids = {taskmanager["id"] for taskmanager in json.load(answer)["taskmanagers"]}
     except (OSError, ValueError, KeyError):
         return "unknown"
-    return "yes" if name in known else "no"
+    return "yes" if name in ids else "no"

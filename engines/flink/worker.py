@@ -24,8 +24,8 @@ _MODULES = (
 )
 
 
-#: Modules that savepoints of 0.2 name, since the elements and restrictions of the Kafka source are pickled, and where their
-#: classes are now. To be removed in 0.4.
+#: Former names of modules by which savepoints of 0.2 pickle the elements and restrictions of the Kafka source, and where
+#: their classes are now. To be removed in 0.4.
 _EARLIER_MODULES = {
     "pipelines.kafka.plan": "ciml.pipelines.kafka.plan",
     "pipelines.kafka.new_partitions": "ciml.pipelines.kafka.source",

@@ -37,8 +37,8 @@ def _message(name: str, **fields: tuple[int, str]) -> Any:
     message = file.message_type.add(name=name)
     kinds = descriptor_pb2.FieldDescriptorProto
     for field, (number, kind) in fields.items():
-        one = message.field.add(name=field, number=number, label=kinds.LABEL_OPTIONAL)
-        one.type = kinds.TYPE_STRING if kind == "string" else kinds.TYPE_BYTES
+        added = message.field.add(name=field, number=number, label=kinds.LABEL_OPTIONAL)
+        added.type = kinds.TYPE_STRING if kind == "string" else kinds.TYPE_BYTES
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"pool.{name}"))
@@ -80,12 +80,12 @@ class Pool:
         """Process requests and watch the workers until this process is killed."""
         while True:
             with contextlib.suppress(queue.Empty):
-                what, worker_id, control = self._asked.get(timeout=_TICK_S)
-                if what == "start":
+                request, worker_id, control = self._asked.get(timeout=_TICK_S)
+                if request == "start":
                     self._workers[f"{worker_id} of {control}"] = _Worker(self._take(), control, worker_id)
                 else:
                     self._end(worker_id)
-            self._workers = {name: one for name, one in self._workers.items() if one.check()}
+            self._workers = {name: worker for name, worker in self._workers.items() if worker.check()}
             if self._spare is not None and self._spare.poll() is not None:
                 self._spare = None
                 self._spare_at = time.monotonic() + _SPARE_AFTER_S
@@ -101,7 +101,7 @@ class Pool:
     def _end(self, worker_id: str) -> None:
         # Ids count within a job and a TaskManager, so two jobs can have equal ids. A worker whose job closed its stream
         # ends by itself, or is stopped when its control address is unreachable.
-        alike = [one for one in self._workers.values() if one.id == worker_id]
+        alike = [worker for worker in self._workers.values() if worker.id == worker_id]
         if len(alike) == 1:
             alike[0].end()
 
