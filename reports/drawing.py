@@ -1,19 +1,22 @@
 """Draw plots as SVG and PNG, with one style, fixed colours and sanitised names.
 
-Colours and matplotlib style of all plots.
+Also formats numbers and names for titles and captions, and draws what several plots share: intervals, curves, the cells
+of a matrix, and grids of panels.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ciml.intervals import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +40,6 @@ STYLE: Any = {
     "svg.fonttype": "none",  # keeps text searchable and in the page's font
     "svg.hashsalt": "ciml",
 }
-
-
 #: Colour-blind safe; black replaces yellow, which is invisible on white. The last colour is for the group of the rest.
 COLORS = (*PALETTE[:6], "#000000", "#8a8a8a")
 #: Fixed colours of common outcomes.
@@ -112,36 +113,129 @@ class Plot:
         return text, png.getvalue()
 
 
-def shown(name: str, most: int = 26) -> str:
-    """Return a name from outside as one printable line of at most ``most`` characters."""
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval; None where it is undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, metric: Mapping[str, Any]) -> Estimate:
+        """Return the estimate of a stored metric with the keys ``value``, ``low`` and ``high``."""
+        return cls(metric["value"], metric["low"], metric["high"])
+
+    @classmethod
+    def of_share(cls, count: int, total: int) -> Estimate:
+        """Return a share of runs with Wilson's interval."""
+        return cls(count / total, *wilson(count, total))
+
+    @property
+    def interval(self) -> str:
+        """Return the interval as ``0.363 to 0.477``; a dash if it is unknown."""
+        return "–" if None in (self.value, self.low, self.high) else f"{self.low:.3f} to {self.high:.3f}"
+
+    @property
+    def percent(self) -> str:
+        """Return the interval as ``36 to 48 %``."""
+        low, high = (100 * (end if end is not None else self.value or 0.0) for end in (self.low, self.high))
+        return f"{low:.0f} to {high:.0f} %"
+
+
+def draw_estimates(
+    axes: Any,
+    places: Sequence[float],
+    estimates: Sequence[Estimate],
+    *,
+    color: str = COLORS[0],
+    label: str | None = None,
+    marker: str = "o",
+    size: float = 6,
+    scale: float = 100,
+    horizontal: bool = False,
+) -> None:
+    """Draw values with their intervals.
+
+    Args:
+      axes: axes to draw into.
+      places: positions on the other axis.
+      estimates: one for each place.
+      color: colour of markers and intervals.
+      label: name in the legend.
+      marker: format of matplotlib; ``none`` for intervals only, ``o-`` for a line through the values.
+      size: of a marker.
+      scale: factor of the values; by default, shares become per cent.
+      horizontal: values are on the x axis.
+    """
+    values = np.array([estimate.value or 0.0 for estimate in estimates])
+    ends = np.array([(estimate.low, estimate.high) for estimate in estimates], np.float64)  # None becomes NaN
+    lengths = None if np.isnan(ends).all() else scale * np.nan_to_num(np.abs(ends.T - values))
+    style: Any = {"fmt": marker, "color": color, "label": label, "capsize": 3, "markersize": size}
+    if horizontal:
+        axes.errorbar(scale * values, places, xerr=lengths, **style)
+    else:
+        axes.errorbar(places, scale * values, yerr=lengths, **style)
+
+
+def annotate_cells(axes: Any, texts: Mapping[tuple[int, int], str], dark: np.ndarray, size: float = 8) -> None:
+    """Write texts into the cells of an image by (row, column). ``dark``: cells whose text is white."""
+    for (row, column), text in texts.items():
+        color = "white" if dark[row, column] else "black"
+        axes.annotate(text, (column, row), ha="center", va="center", fontsize=size, color=color)
+
+
+def panels(figure: Figure, count: int, columns: int, share: bool = True) -> list[Any]:
+    """Return axes for ``count`` panels, row by row; ``share``: with common scales."""
+    rows = -(-count // columns)
+    grid = figure.subplots(rows, min(count, columns), sharex=share, sharey=share, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return list(grid[:count])
+
+
+def label_panels(grid: Sequence[Any], columns: int, horizontal: str, vertical: str = "") -> None:
+    """Label the left column, and the lowest panel of each column."""
+    for index, axes in enumerate(grid):
+        if index % columns == 0:
+            axes.set_ylabel(vertical)
+        if index + columns >= len(grid):
+            axes.set_xlabel(horizontal)
+            axes.tick_params(labelbottom=True)
+
+
+def shown(name: str, limit: int = 26) -> str:
+    """Return a name from outside as one printable line of at most ``limit`` characters."""
     plain = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
     plain = f" {plain}" if plain.startswith("_") else plain  # matplotlib leaves such names out of legends
-    return plain if len(plain) <= most else f"{plain[: most - most // 2 - 1]}…{plain[-(most // 2) :]}"
+    return plain if len(plain) <= limit else f"{plain[: limit - limit // 2 - 1]}…{plain[-(limit // 2) :]}"
 
 
-def distinct(names: Sequence[str], most: int = 26) -> list[str]:
+def distinct(names: Sequence[str], limit: int = 26) -> list[str]:
     """Shorten names as `shown` does, and keep them distinct: similar names keep the part in which they differ."""
-    texts = [shown(name, most) for name in names]
-    same: dict[str, list[int]] = {}
+    texts = [shown(name, limit) for name in names]
+    indices_by_text: dict[str, list[int]] = {}
     for index, text in enumerate(texts):
-        same.setdefault(text, []).append(index)
-    for group in same.values():
+        indices_by_text.setdefault(text, []).append(index)
+    for group in indices_by_text.values():
         if len(group) > 1:
-            parts = _differing_parts([names[index] for index in group], most)
+            parts = _differing_parts([names[index] for index in group], limit)
             for number, (index, text) in enumerate(zip(group, parts, strict=True), 1):
-                texts[index] = text if text not in texts else f"{shown(text, most - 4)} #{number}"
+                texts[index] = text if text not in texts else f"{shown(text, limit - 4)} #{number}"
     return texts
 
 
-def _differing_parts(names: Sequence[str], most: int) -> list[str]:
+def _differing_parts(names: Sequence[str], limit: int) -> list[str]:
     """Return the part of each name that differs from the others, with as much around it as fits."""
     head = _common_prefix(names)
     tail = _common_prefix([name[head:][::-1] for name in names])
     longest = max(len(name) for name in names) - head - tail
-    around = max(0, (most - 2 - longest) // 2)
-    begin = max(0, head - around)
-    end = max(0, tail - around)
-    return [shown(f"{'…' if begin else ''}{name[begin : len(name) - end]}{'…' if end else ''}", most) for name in names]
+    margin = max(0, (limit - 2 - longest) // 2)
+    begin = max(0, head - margin)
+    end = max(0, tail - margin)
+    return [
+        shown(f"{'…' if begin else ''}{name[begin : len(name) - end]}{'…' if end else ''}", limit) for name in names
+    ]
 
 
 def _common_prefix(names: Sequence[str]) -> int:
@@ -152,11 +246,11 @@ def _common_prefix(names: Sequence[str]) -> int:
 
 def colors_of(names: Sequence[str]) -> list[str]:
     """Return a colour for each of at most eight names."""
-    taken = {_KNOWN[name] for name in names if name in _KNOWN}
-    free = iter([color for color in COLORS if color not in taken] + [COLORS[-1]] * len(names))
+    fixed = {_KNOWN[name] for name in names if name in _KNOWN}
+    unused = iter([color for color in COLORS if color not in fixed] + [COLORS[-1]] * len(names))
     last = len(names) - 1
     return [
-        _KNOWN[name] if name in _KNOWN else COLORS[-1] if index == last == len(COLORS) - 1 else next(free)
+        _KNOWN[name] if name in _KNOWN else COLORS[-1] if index == last == len(COLORS) - 1 else next(unused)
         for index, name in enumerate(names)
     ]
 
@@ -167,6 +261,11 @@ def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
     longest = max(map(len, labels), default=0) + 6
     columns = min(columns, max(1, len(labels)), max(1, int(figure.get_figwidth() * _LEGEND_CHARACTERS) // longest))
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8.5)
+
+
+def slug(name: str, limit: int = 60) -> str:
+    """Return a name as part of a file name."""
+    return "".join(char if char.isascii() and char.isalnum() else "-" for char in name)[:limit]
 
 
 def units(axis: Any, unit: str) -> None:

@@ -1,13 +1,18 @@
-"""Render plots and tables as one self-contained HTML page, and write it with its files."""
+"""Pages as data: a page is tiles and sections, and a section is texts, tables and plots.
+
+`render` turns a page into one self-contained HTML file by the templates of this folder. `save` writes it with its
+plots.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from ciml.reports.drawing import Plot
+from ciml.reports.drawing import Estimate, Plot
 from ciml.storage import Store
 
 if TYPE_CHECKING:
@@ -20,7 +25,7 @@ PAGE = "index.html"
 class Tile:
     """A headline number: its label, its value and a note."""
 
-    what: str
+    label: str
     value: str
     note: str = ""
 
@@ -31,7 +36,7 @@ class Table:
 
     Attributes:
       headings: column headings.
-      rows: cells, one for each heading.
+      rows: cells, one for each heading; `cells` formats them.
       words: number of text columns at the left; the others are numbers, aligned right.
       title: caption above the table.
       best: (row, column) of highlighted cells.
@@ -46,14 +51,54 @@ class Table:
     links: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of a page: a text, then tables, then plots."""
+def cells(*values: str | float | Estimate | None) -> tuple[str, ...]:
+    """Format the cells of a row.
 
-    title: str
-    text: str = ""
-    tables: tuple[Table, ...] = ()
-    plots: tuple[Plot, ...] = ()
+    Counts get separators, figures three decimals, and None becomes a dash. An estimate becomes two cells: its value
+    and its interval.
+    """
+    texts: list[str] = []
+    for value in values:
+        if isinstance(value, Estimate):
+            texts += [*cells(value.value), value.interval]
+        elif isinstance(value, str):
+            texts.append(value)
+        else:
+            texts.append("–" if value is None else f"{value:,}" if isinstance(value, Integral) else f"{value:.3f}")
+    return tuple(texts)
+
+
+class Section:
+    """A titled part of a page.
+
+    Attributes:
+      title: heading.
+      parts: texts, tables and plots from top to bottom. Empty texts and None are left out.
+    """
+
+    def __init__(self, title: str, *parts: str | Table | Plot | None) -> None:
+        self.title = title
+        self.parts = tuple(part for part in parts if part)
+
+    @property
+    def text(self) -> str:
+        """Return the texts in one line."""
+        return " ".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Return the tables."""
+        return tuple(part for part in self.parts if isinstance(part, Table))
+
+    @property
+    def plots(self) -> tuple[Plot, ...]:
+        """Return the plots."""
+        return tuple(part for part in self.parts if isinstance(part, Plot))
+
+    def prefixed(self, name: str) -> Section:
+        """Return the section with a prefix of its title and of the file names of its plots."""
+        parts = (replace(part, name=f"{name}-{part.name}") if isinstance(part, Plot) else part for part in self.parts)
+        return Section(f"{name}: {self.title}", *parts)
 
 
 @dataclass(frozen=True)
@@ -63,16 +108,15 @@ class Page:
     title: str
     lead: str
     tiles: tuple[Tile, ...]
-    sections: tuple[Section, ...] = field(default=())
+    sections: tuple[Section, ...] = ()
 
 
 def render(page: Page) -> str:
     """Return the page as HTML: styles and plots inline, no script, no external address."""
     from markupsafe import Markup
 
-    environment = page_environment(drawn=lambda svg: Markup(svg))  # noqa: S704
-    template = environment.from_string(files("ciml.reports").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(page=page)
+    environment = page_environment(drawn=lambda svg: Markup(svg))  # noqa: S704 (drawn here, and escaped by matplotlib)
+    return environment.get_template("page.html").render(page=page)
 
 
 def save(folder: Store, page: Page, others: Mapping[str, bytes] | None = None) -> str:
@@ -89,11 +133,15 @@ def save(folder: Store, page: Page, others: Mapping[str, bytes] | None = None) -
 
 def page_environment(**filters: Any) -> Environment:
     """Return the template environment: it escapes everything, rejects unknown names and has the style sheet."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    def read(name: str) -> str:
+        return files("ciml.reports").joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(read)
+    )
     environment.filters.update(filters)
-    style = files("ciml.reports").joinpath("style.css").read_text(encoding="utf-8")
-    environment.globals["style"] = Markup(style)  # noqa: S704 (a file of this package)
+    environment.globals["style"] = Markup(read("style.css"))  # noqa: S704 (a file of this package)
     return environment

@@ -34,7 +34,7 @@ MOST_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ClusterOptions:
     """Options of a clustering.
 
     Attributes:
@@ -63,10 +63,10 @@ class Clustering:
     """The result of a clustering.
 
     Attributes:
-      wanted: the options.
-      runs: the clustered runs; each has arrays. ``inputs`` has ``wanted.first`` windows if that is set.
+      options: the options.
+      runs: the clustered runs; each has arrays. ``inputs`` has ``options.first`` windows if that is set.
       of_runs: number of selected runs, from which ``runs`` were sampled.
-      known: str [n] by name: the facts that the clusters are compared with.
+      facts: str [n] by name: the facts that the clusters are compared with.
       tried: k-means results by k, from 1 on.
       agreements: by k and by name; None where all runs have the same value.
       lengths: by k, the share of the variance of run lengths that the clusters explain; None for aggregated examples.
@@ -76,10 +76,10 @@ class Clustering:
       variance: share of the variance by axis of a ``pca`` map; empty for ``tsne``.
     """
 
-    wanted: Wanted
+    options: ClusterOptions
     runs: Runs
     of_runs: int
-    known: Mapping[str, np.ndarray]
+    facts: Mapping[str, np.ndarray]
     tried: tuple[Clusters, ...]
     agreements: Mapping[int, Mapping[str, Agreement | None]]
     lengths: Mapping[int, float | None]
@@ -91,23 +91,23 @@ class Clustering:
 
     def tables(self) -> dict[str, Shares]:
         """Return the shares of clusters × values, by fact."""
-        return {name: shares(self.chosen.of, values) for name, values in self.known.items()}
+        return {name: shares(self.chosen.of, values) for name, values in self.facts.items()}
 
     def groups(self) -> Groups:
         """Return the clusters as groups of runs."""
         counts = np.bincount(self.chosen.of)
-        return Groups(tuple(f"cluster {each}" for each in range(len(counts))), self.chosen.of, counts, len(counts))
+        return Groups(tuple(f"cluster {number}" for number in range(len(counts))), self.chosen.of, counts, len(counts))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the examples."""
         tables = self.tables()
         return {
             "dataset": self.runs.dataset,
-            "wanted": asdict(self.wanted),
+            "wanted": asdict(self.options),
             "runs": len(self.runs),
             "of_runs": self.of_runs,
             "values_a_run": int(np.prod(self.runs.inputs.shape[1:])),
-            "tried": [self._tried(each) for each in self.tried],
+            "tried": [self._tried(clusters) for clusters in self.tried],
             "elbow": self.elbow,
             "silhouette": self.silhouette,
             "k": self.chosen.k,
@@ -121,7 +121,7 @@ class Clustering:
                 }
                 for cluster, count in enumerate(np.bincount(self.chosen.of))
             ],
-            "map": {"projection": self.wanted.projection, "variance": list(self.variance)},
+            "map": {"projection": self.options.projection, "variance": list(self.variance)},
             "assignments": [
                 {"run_id": run_id, "cluster": cluster, "distance": distance, "x": x, "y": y}
                 for run_id, cluster, distance, (x, y) in zip(
@@ -134,15 +134,15 @@ class Clustering:
             ],
         }
 
-    def _tried(self, each: Clusters) -> dict[str, Any]:
-        agreements = self.agreements[each.k]
+    def _tried(self, clusters: Clusters) -> dict[str, Any]:
+        agreements = self.agreements[clusters.k]
         return {
-            "k": each.k,
-            "inertia": each.inertia,
-            "distortion": each.distortion,
-            "silhouette": each.silhouette,
-            "length_explained": self.lengths[each.k],
-            "agreement": {name: None if found is None else asdict(found) for name, found in agreements.items()},
+            "k": clusters.k,
+            "inertia": clusters.inertia,
+            "distortion": clusters.distortion,
+            "silhouette": clusters.silhouette,
+            "length_explained": self.lengths[clusters.k],
+            "agreement": {fact: None if agreed is None else asdict(agreed) for fact, agreed in agreements.items()},
         }
 
 
@@ -156,12 +156,12 @@ def _shares(table: Shares, cluster: int) -> list[dict[str, Any]]:
     ]
 
 
-def cluster_dataset(dataset: StoredDataset, wanted: Wanted, progress: Progress = no_progress) -> Clustering:
+def cluster_dataset(dataset: StoredDataset, options: ClusterOptions, progress: Progress = no_progress) -> Clustering:
     """Cluster the normalised examples of a data set.
 
     Args:
       dataset: a data set.
-      wanted: the options.
+      options: the options.
       progress: called with the number of finished steps and the total.
 
     Raises:
@@ -170,60 +170,62 @@ def cluster_dataset(dataset: StoredDataset, wanted: Wanted, progress: Progress =
     """
     runs = read_runs(
         dataset,
-        splits=wanted.splits,
-        only=wanted.only,
-        at_least=wanted.first or 1,
-        facts=_compared(wanted),
+        splits=options.splits,
+        only=options.only,
+        at_least=options.first or 1,
+        facts=_compared(options),
         most_values=MOST_VALUES,
-        seed=wanted.seed,
+        seed=options.seed,
     )
-    return cluster_runs(_cut(_drawn(runs), wanted.first), wanted, of_runs=len(runs), progress=progress)
+    return cluster_runs(_cut(_drawn(runs), options.first), options, of_runs=len(runs), progress=progress)
 
 
 def cluster_runs(
     runs: Runs,
-    wanted: Wanted,
+    options: ClusterOptions,
     of_runs: int | None = None,
     progress: Progress = no_progress,
 ) -> Clustering:
     """Cluster runs that are in memory; all of them must have arrays."""
     points = unrolled(runs, np.arange(len(runs)))
-    most = different(points)
-    if wanted.k is not None and wanted.k > most:
-        raise CimlError(f"--k {wanted.k}: only {most} of the {len(runs)} runs differ")
-    known = {fact: np.array([value or "none" for value in runs.facts[fact]], object) for fact in _compared(wanted)}
-    if not known:
-        known = {runs.resolved.definition.class_label: runs.class_name}
-    ks = sorted({*range(1, min(wanted.most_k, most) + 1), *([wanted.k] if wanted.k else [])})
+    limit = different(points)
+    if options.k is not None and options.k > limit:
+        raise CimlError(f"--k {options.k}: only {limit} of the {len(runs)} runs differ")
+    facts = {fact: np.array([value or "none" for value in runs.facts[fact]], object) for fact in _compared(options)}
+    if not facts:
+        facts = {runs.resolved.definition.class_label: runs.class_name}
+    ks = sorted({*range(1, min(options.most_k, limit) + 1), *([options.k] if options.k else [])})
     tried = []
-    for done, k in enumerate(ks):
-        progress("clusterings", done, len(ks))
-        tried.append(find_clusters(points, k, wanted.seed))
-    by_k = {each.k: each for each in tried}
+    for finished, k in enumerate(ks):
+        progress("clusterings", finished, len(ks))
+        tried.append(find_clusters(points, k, options.seed))
+    by_k = {clusters.k: clusters for clusters in tried}
     suggested = best_silhouette(tried)
-    plane, variance = project(points, wanted.projection, wanted.seed)
+    plane, variance = project(points, options.projection, options.seed)
     return Clustering(
-        wanted=wanted,
+        options=options,
         runs=runs,
         of_runs=len(runs) if of_runs is None else of_runs,
-        known=known,
+        facts=facts,
         tried=tuple(tried),
         agreements={
-            k: {fact: agreement(each.of, values, wanted.seed) for fact, values in known.items()}
-            for k, each in by_k.items()
+            k: {fact: agreement(clusters.of, values, options.seed) for fact, values in facts.items()}
+            for k, clusters in by_k.items()
         },
-        lengths={k: None if runs.aggregated else explained(each.of, runs.n_windows) for k, each in by_k.items()},
-        elbow=elbow([each for each in tried if each.k <= wanted.most_k]),
+        lengths={
+            k: None if runs.aggregated else explained(clusters.of, runs.n_windows) for k, clusters in by_k.items()
+        },
+        elbow=elbow([clusters for clusters in tried if clusters.k <= options.most_k]),
         silhouette=suggested,
-        chosen=by_k[wanted.k or suggested or 1],
+        chosen=by_k[options.k or suggested or 1],
         plane=plane,
         variance=variance,
     )
 
 
-def _compared(wanted: Wanted) -> Sequence[str]:
+def _compared(options: ClusterOptions) -> Sequence[str]:
     """Return the facts to read in addition to the data set's label."""
-    return wanted.against or (("build_name",) if wanted.only else ())
+    return options.against or (("build_name",) if options.only else ())
 
 
 def _drawn(runs: Runs) -> Runs:

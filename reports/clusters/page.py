@@ -1,7 +1,4 @@
-"""Draw the plots of a clustering.
-
-Build the page of a clustering.
-"""
+"""Build the page of a clustering, and draw its plots."""
 
 from __future__ import annotations
 
@@ -10,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.reports.clusters.cluster import Clustering
-from ciml.reports.dataset import plots
-from ciml.reports.dataset.views import Groups, courses, grouped
+from ciml.reports.dataset.plots import course_plots, courses_caption
+from ciml.reports.dataset.views import Groups, grouped
 from ciml.reports.drawing import (
     COLORS,
     DASHES,
     WIDE,
     Plot,
+    annotate_cells,
     colors_of,
     distinct,
     legend,
@@ -26,47 +24,89 @@ from ciml.reports.drawing import (
     shown,
     whole_numbers,
 )
-from ciml.reports.page import Page, Section, Table, Tile
-from ciml.training.experiments.clustering import Agreement, Shares
+from ciml.reports.page import Page, Section, Table, Tile, cells
+from ciml.training.experiments.clustering import Shares
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Number of features whose courses are drawn.
+MOST_COURSES = 6
 #: Maps of more points are drawn as an image.
 _MOST_VECTORS = 1500
+#: Class shares of more clusters are drawn without numbers.
+_MOST_NUMBERS = 10
 
 
-def choice_plot(found: Clustering) -> Plot:
+def cluster_page(clustering: Clustering) -> Page:
+    """Return the page: number of clusters, agreement with labels, then the clusters themselves."""
+    options = clustering.options
+    runs = clustering.runs
+    chosen = clustering.chosen
+    fact = next(iter(clustering.facts))
+    agreed = clustering.agreements[chosen.k][fact]
+    length = f"the first {options.first} windows" if options.first else "whole examples with padding"
+    lead = f"K-means over {length}, normalised by the training split; seed {options.seed}."
+    if len(runs) < clustering.of_runs:
+        lead += f" {len(runs):,} of {clustering.of_runs:,} runs, sampled evenly."
+    rand, random = ("–", "one class only")
+    if agreed is not None:
+        rand = f"{agreed.rand:.2f}"
+        random = f"random assignments: at most {agreed.random_rand_95:.2f} (95 %)"
+    tiles = (
+        Tile("runs", f"{len(runs):,}", f"only {options.only}" if options.only else "of all classes"),
+        Tile("clusters", f"{chosen.k}", "set by --k" if options.k else "best silhouette"),
+        Tile("silhouette", "–" if chosen.silhouette is None else f"{chosen.silhouette:.2f}", "-1 to 1"),
+        Tile(f"adjusted Rand with {fact}", rand, random),
+        Tile("lengths explained", _length(clustering, chosen.k), "share of the variance of the runs' lengths"),
+    )
+    sections = (
+        Section("How many clusters", _tried(clustering, fact), choice_plot(clustering), agreement_plot(clustering)),
+        *(
+            Section(
+                f"Clusters × {name}",
+                "Pairs without runs are left out; shares above one half are highlighted.",
+                _shares(table, name),
+                shares_plot(clustering, name, number),
+            )
+            for number, (name, table) in enumerate(clustering.tables().items(), 1)
+        ),
+        Section("Map", map_plot(clustering)),
+        Section(
+            "Features by cluster",
+            courses_caption(runs, "Only the features in which the clusters differ most are drawn."),
+            _nearest(clustering),
+            *course_plots(runs, clustering.groups(), distinctive_features(clustering)),
+        ),
+    )
+    return Page(f"Clusters of {runs.dataset}", lead, tiles, sections)
+
+
+def choice_plot(clustering: Clustering) -> Plot:
     """Plot distortion and silhouette by k."""
-    ks = [each.k for each in found.tried]
+    ks = [clusters.k for clusters in clustering.tried]
+    elbow = clustering.elbow
+    silhouette = clustering.silhouette
+    scores = {clusters.k: clusters.silhouette for clusters in clustering.tried if clusters.silhouette is not None}
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        left.plot(ks, [each.distortion for each in found.tried], "o-", color=COLORS[0])
-        left.set_ylabel("mean distance to the centre")
-        left.set_title(f"The elbow is at {found.elbow}")
-        left.axvline(found.elbow, color="#888888", linestyle=":", linewidth=1)
-        scored = [(each.k, each.silhouette) for each in found.tried if each.silhouette is not None]
-        if scored:
-            right.plot(*zip(*scored, strict=True), "o-", color=COLORS[5])
-        right.set_ylabel("mean silhouette")
-        right.set_ylim(min(0.0, *(score for _, score in scored)) if scored else 0, 1)
-        right.set_title(
-            "no silhouette" if found.silhouette is None else f"The best silhouette is at {found.silhouette}"
-        )
-        if found.silhouette is not None:
-            right.axvline(found.silhouette, color="#888888", linestyle=":", linewidth=1)
-        for axes in (left, right):
-            axes.set_xlabel("k, number of clusters")
-            axes.set_xlim(min(ks) - 0.3, max(ks) + 0.3)
+        left.plot(ks, [clusters.distortion for clusters in clustering.tried], "o-", color=COLORS[0])
+        left.set(ylabel="mean distance to the centre", title=f"The elbow is at {elbow}")
+        right.plot(list(scores), list(scores.values()), "o-", color=COLORS[5])
+        right.set(ylabel="mean silhouette", ylim=(min([0.0, *scores.values()]), 1))
+        right.set_title("no silhouette" if silhouette is None else f"The best silhouette is at {silhouette}")
+        for axes, k in ((left, elbow), (right, silhouette)):
+            if k is not None:
+                axes.axvline(k, color="#888888", linestyle=":", linewidth=1)
+            axes.set(xlabel="k, number of clusters", xlim=(min(ks) - 0.3, max(ks) + 0.3))
             whole_numbers(axes.xaxis, 10)
 
-    if found.silhouette is None:
+    title = f"The elbow suggests {elbow} clusters, the silhouette {silhouette}"
+    if silhouette is None:
         title = "All runs are alike: one cluster"
-    elif found.silhouette == found.elbow:
-        title = f"Elbow and silhouette both suggest {found.elbow} clusters"
-    else:
-        title = f"The elbow suggests {found.elbow} clusters, the silhouette {found.silhouette}"
+    elif silhouette == elbow:
+        title = f"Elbow and silhouette both suggest {elbow} clusters"
     caption = (
         "Distance falls with every additional cluster; beyond the elbow, it falls little. The silhouette (-1 to 1) "
         "shows how much nearer a run is to its own cluster than to the next: below 0.25 there is hardly any structure."
@@ -74,35 +114,29 @@ def choice_plot(found: Clustering) -> Plot:
     return Plot("choice", title, caption, (WIDE, 3.1), paint)
 
 
-def shares_plot(found: Clustering, name: str, table: Shares, number: int) -> Plot:
+def shares_plot(clustering: Clustering, fact: str, number: int) -> Plot:
     """Plot clusters × classes twice: shares of each class, and shares of each cluster."""
-    groups = grouped(found.known[name], 15)
-    counts = np.zeros((len(table.counts), len(groups.names)), np.int64)
-    np.add.at(counts, (found.chosen.of, groups.of), 1)
+    groups = grouped(clustering.facts[fact], 15)
+    clusters = int(clustering.chosen.of.max()) + 1
+    counts = np.zeros((clusters, len(groups.names)), np.int64)
+    np.add.at(counts, (clustering.chosen.of, groups.of), 1)
     of_class = counts / counts.sum(axis=0, keepdims=True)
     of_cluster = counts / counts.sum(axis=1, keepdims=True)
+    labels = [f"{name} ({count:,})" for name, count in zip(distinct(groups.names, 22), groups.counts, strict=True)]
 
     def paint(figure: Figure) -> None:
-        grid = figure.subplots(1, 2, sharey=True)
-        for axes, values, heading in (
-            (grid[0], of_class.T, "share of the class in the cluster"),
-            (grid[1], of_cluster.T, "share of the cluster in the class"),
-        ):
+        left, right = figure.subplots(1, 2, sharey=True)
+        left.set_title("share of the class in the cluster")
+        right.set_title("share of the cluster in the class")
+        for axes, values in ((left, of_class.T), (right, of_cluster.T)):
             axes.imshow(100 * values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-            axes.set_title(heading)
-            axes.set_xticks(np.arange(len(counts)), [f"{each}" for each in range(len(counts))])
-            axes.set_yticks(
-                np.arange(len(groups.names)),
-                [f"{each} ({count:,})" for each, count in zip(distinct(groups.names, 22), groups.counts, strict=True)],
-                fontsize=8,
-            )
+            axes.set_xticks(np.arange(clusters), [f"{cluster}" for cluster in range(clusters)])
+            axes.set_yticks(np.arange(len(labels)), labels, fontsize=8)
             axes.set_xlabel("cluster")
             axes.grid(False)
-            if len(counts) <= 10:
-                for row, column in np.ndindex(values.shape):
-                    color = "white" if values[row, column] > 0.5 else "black"
-                    text = f"{100 * values[row, column]:.0f}"
-                    axes.annotate(text, (column, row), ha="center", va="center", color=color, fontsize=8)
+            if clusters <= _MOST_NUMBERS:
+                texts = {cell: f"{100 * values[cell]:.0f}" for cell in np.ndindex(values.shape)}
+                annotate_cells(axes, texts, values > 0.5)
 
     cluster, group = np.unravel_index(int(np.argmax(np.where(counts >= 2, of_class * of_cluster, 0))), counts.shape)
     kind = shown(groups.names[group])
@@ -110,46 +144,40 @@ def shares_plot(found: Clustering, name: str, table: Shares, number: int) -> Plo
         f"Cluster {cluster} is the most uniform: it has {percent(of_class[cluster, group])} of {kind}, "
         f"and {percent(of_cluster[cluster, group])} of it is {kind}"
     )
-    caption = f"Per cent, by {name}. Rows add up to 100 in the left plot, columns in the right one."
-    return Plot(f"shares-{number}", title, caption, (WIDE, 1.5 + 0.3 * len(groups.names)), paint)
+    caption = f"Per cent, by {fact}. Rows add up to 100 in the left plot, columns in the right one."
+    return Plot(f"shares-{number}", title, caption, (WIDE, 1.5 + 0.3 * len(labels)), paint)
 
 
-def map_plot(found: Clustering) -> Plot:
+def map_plot(clustering: Clustering) -> Plot:
     """Plot the runs in the plane twice, coloured by label and by cluster."""
-    name, values = next(iter(found.known.items()))
-    sides = ((grouped(values), f"by {shown(name)}"), (_few(found.groups()), "by cluster"))
-    order = np.random.default_rng(found.wanted.seed).permutation(len(found.plane))  # no class hides the others
+    fact, values = next(iter(clustering.facts.items()))
+    sides = ((grouped(values), f"by {shown(fact)}"), (_few(clustering.groups()), "by cluster"))
+    # in random order, so that no class hides the others
+    order = np.random.default_rng(clustering.options.seed).permutation(len(clustering.plane))
+    x, y = clustering.plane[order].T
 
     def paint(figure: Figure) -> None:
+        style: Any = {"alpha": 0.7, "linewidths": 0, "rasterized": len(order) > _MOST_VECTORS}
         for axes, (groups, heading) in zip(figure.subplots(1, 2, sharex=True, sharey=True), sides, strict=True):
             colors = np.array(colors_of(groups.names), object)
-            axes.scatter(
-                found.plane[order, 0],
-                found.plane[order, 1],
-                s=20 if len(order) < 500 else 9,
-                c=colors[groups.of[order]].tolist(),
-                alpha=0.7,
-                linewidths=0,
-                rasterized=len(order) > _MOST_VECTORS,
-            )
-            axes.set_title(heading)
-            axes.set_xlabel(_axis(found, 0))
-            for color, group, count in zip(colors, distinct(groups.names, 20), groups.counts, strict=False):
-                axes.scatter([], [], s=22, color=color, label=f"{group} ({count:,})")
+            axes.scatter(x, y, s=20 if len(order) < 500 else 9, c=colors[groups.of[order]].tolist(), **style)
+            axes.set(title=heading, xlabel=_axis(clustering, 0))
+            for color, name, count in zip(colors, distinct(groups.names, 20), groups.counts, strict=False):
+                axes.scatter([], [], s=22, color=color, label=f"{name} ({count:,})")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=8)
-        figure.axes[0].set_ylabel(_axis(found, 1))
+        figure.axes[0].set_ylabel(_axis(clustering, 1))
 
-    title = f"{len(found.plane):,} runs in the plane, by {shown(name)} and by cluster"
+    title = f"{len(order):,} runs in the plane, by {shown(fact)} and by cluster"
     caption = "Two axes show only part of the distances: see the share of the variance on each axis."
-    if found.wanted.projection == "tsne":
+    if clustering.options.projection == "tsne":
         caption = "t-SNE keeps neighbours together; distances between groups and their sizes have no meaning."
     return Plot("map", title, caption, (WIDE, 4.9), paint)
 
 
-def _axis(found: Clustering, axis: int) -> str:
-    if not found.variance:
+def _axis(clustering: Clustering, axis: int) -> str:
+    if not clustering.variance:
         return f"t-SNE {axis + 1}, no unit"
-    return f"principal component {axis + 1} ({percent(found.variance[axis])} of the variance)"
+    return f"principal component {axis + 1} ({percent(clustering.variance[axis])} of the variance)"
 
 
 def _few(groups: Groups) -> Groups:
@@ -159,151 +187,87 @@ def _few(groups: Groups) -> Groups:
     return grouped(np.array(groups.names, object)[groups.of])
 
 
-def agreement_plot(found: Clustering) -> Plot | None:
+def agreement_plot(clustering: Clustering) -> Plot | None:
     """Plot the adjusted Rand index by k beside that of random assignments. None if no fact varies."""
-    rows = [
-        (fact, [(k, each[fact]) for k, each in sorted(found.agreements.items()) if each[fact] is not None])
-        for fact in found.known
-    ]
-    rows = [(fact, pairs) for fact, pairs in rows if pairs][: len(COLORS)]
-    if not rows:
+    by_fact = {
+        fact: {k: agreed for k, by_name in sorted(clustering.agreements.items()) if (agreed := by_name[fact])}
+        for fact in clustering.facts
+    }
+    by_fact = {fact: by_k for fact, by_k in by_fact.items() if by_k}
+    if not by_fact:
         return None
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for (fact, pairs), color, dash in zip(rows, COLORS, DASHES, strict=False):
-            ks = [k for k, _ in pairs]
-            agreed: Any = [each for _, each in pairs]
-            axes.plot(ks, [each.rand for each in agreed], "o", linestyle=dash, color=color, label=shown(fact))
-            random = [each.random_rand_95 for each in agreed]
-            axes.fill_between(ks, 0, random, color=color, alpha=0.2, linewidth=0, label=f"{shown(fact)}, random")
-        axes.set_xlabel("k, number of clusters")
-        axes.set_ylabel("adjusted Rand index")
+        for (fact, by_k), color, dash in zip(by_fact.items(), COLORS, DASHES, strict=False):
+            rand = [agreed.rand for agreed in by_k.values()]
+            random = [agreed.random_rand_95 for agreed in by_k.values()]
+            axes.plot(list(by_k), rand, "o", linestyle=dash, color=color, label=shown(fact))
+            label = f"{shown(fact)}, random"
+            axes.fill_between(list(by_k), 0, random, color=color, alpha=0.2, linewidth=0, label=label)
+        axes.set(xlabel="k, number of clusters", ylabel="adjusted Rand index")
         whole_numbers(axes.xaxis, 10)
         legend(figure, axes)
 
-    fact, pairs = rows[0]
-    k, best = max(pairs, key=lambda pair: (pair[1].rand if pair[1] else 0, -pair[0]))
-    title = f"Clusters agree most with {shown(fact)} at k = {k}: adjusted Rand {best.rand if best else 0:.2f} of 1"
+    fact, by_k = next(iter(by_fact.items()))
+    k, best = max(by_k.items(), key=lambda item: (item[1].rand, -item[0]))
+    title = f"Clusters agree most with {shown(fact)} at k = {k}: adjusted Rand {best.rand:.2f} of 1"
     caption = (
         "1 is the same partition, 0 random; 95 % of random assignments to clusters of the same sizes are in the band."
     )
     return Plot("agreement", title, caption, (WIDE, 3.2), paint)
 
 
-#: Number of features whose courses are drawn.
-MOST_COURSES = 6
-
-
-def cluster_page(found: Clustering) -> Page:
-    """Return the page: number of clusters, agreement with labels, then the clusters themselves."""
-    wanted = found.wanted
-    runs = found.runs
-    chosen = found.chosen
-    name = next(iter(found.known))
-    agreed = found.agreements[chosen.k][name]
-    what = f"only {wanted.only}" if wanted.only else "of all classes"
-    length = f"the first {wanted.first} windows" if wanted.first else "whole examples with padding"
-    lead = f"K-means over {length}, normalised by the training split; seed {wanted.seed}."
-    if len(runs) < found.of_runs:
-        lead += f" {len(runs):,} of {found.of_runs:,} runs, sampled evenly."
-    tiles = (
-        Tile("runs", f"{len(runs):,}", what),
-        Tile("clusters", f"{chosen.k}", "set by --k" if wanted.k else "best silhouette"),
-        Tile("silhouette", "–" if chosen.silhouette is None else f"{chosen.silhouette:.2f}", "-1 to 1"),
-        Tile(f"adjusted Rand with {name}", _rand(agreed), _random(agreed)),
-        Tile("lengths explained", _length(found, chosen.k), "share of the variance of the runs' lengths"),
-    )
-    drawn = agreement_plot(found)
-    tables = found.tables()
-    sections = [
-        Section(
-            "How many clusters",
-            tables=(_tried(found, name),),
-            plots=(choice_plot(found), *([drawn] if drawn else [])),
-        ),
-        *(
-            Section(
-                f"Clusters × {fact}",
-                "Pairs without runs are left out; shares above one half are highlighted.",
-                tables=(_shares(table, fact),),
-                plots=(shares_plot(found, fact, table, number),),
-            )
-            for number, (fact, table) in enumerate(tables.items(), 1)
-        ),
-        Section("Map", plots=(map_plot(found),)),
-        Section(
-            "Features by cluster",
-            (plots.AGGREGATES_CAPTION if runs.aggregated else plots.COURSES_CAPTION)
-            + " Only the features in which the clusters differ most are drawn.",
-            tables=(_nearest(found),),
-            plots=tuple(
-                plots.course_plot(runs, found.groups(), course, number)
-                for number, course in enumerate(courses(runs, found.groups(), distinctive_features(found)), 1)
-            ),
-        ),
-    ]
-    return Page(f"Clusters of {runs.dataset}", lead, tiles, tuple(sections))
-
-
-def distinctive_features(found: Clustering) -> list[int]:
+def distinctive_features(clustering: Clustering) -> list[int]:
     """Return the positions of the features in which the clusters' mean normalised examples differ most, at most six."""
-    runs = found.runs
-    of = found.chosen.of
+    runs = clustering.runs
+    of = clustering.chosen.of
     normal = runs.normalisation.apply(runs.inputs)
     means = np.stack([normal[of == cluster].mean(axis=0) for cluster in range(int(of.max()) + 1)])
     spread = means.var(axis=0).sum(axis=0)
     return sorted(np.argsort(-spread, kind="stable")[:MOST_COURSES].tolist())
 
 
-def _rand(agreed: Agreement | None) -> str:
-    return "–" if agreed is None else f"{agreed.rand:.2f}"
-
-
-def _random(agreed: Agreement | None) -> str:
-    return "one class only" if agreed is None else f"random assignments: at most {agreed.random_rand_95:.2f} (95 %)"
-
-
-def _length(found: Clustering, k: int) -> str:
-    share = found.lengths[k]
+def _length(clustering: Clustering, k: int) -> str:
+    share = clustering.lengths[k]
     return "–" if share is None else percent(share)
 
 
-def _tried(found: Clustering, name: str) -> Table:
+def _tried(clustering: Clustering, fact: str) -> Table:
     rows = []
-    for each in found.tried:
-        agreed = found.agreements[each.k][name]
-        mutual = ("–", "–") if agreed is None else (f"{agreed.mutual:.3f}", f"{agreed.random_mutual_95:.3f}")
-        rand = ("–", "–") if agreed is None else (f"{agreed.rand:.3f}", f"{agreed.random_rand_95:.3f}")
-        silhouette = "–" if each.silhouette is None else f"{each.silhouette:.3f}"
-        rows.append((f"{each.k}", f"{each.distortion:.3f}", silhouette, _length(found, each.k), *rand, *mutual))
+    for clusters in clustering.tried:
+        k = clusters.k
+        agreed = clustering.agreements[k][fact]
+        agreement: tuple[float | None, ...] = (None,) * 4
+        if agreed is not None:
+            agreement = (agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95)
+        rows.append(cells(k, clusters.distortion, clusters.silhouette, _length(clustering, k), *agreement))
     headings = ("k", "mean distance", "silhouette", "lengths explained", "adjusted Rand", "random", "NMI", "random")
-    title = f"By number of clusters k; agreement with {name}; random: 95th percentile of random assignments"
+    title = f"By number of clusters k; agreement with {fact}; random: 95th percentile of random assignments"
     return Table(headings, tuple(rows), title=title)
 
 
 def _shares(table: Shares, fact: str) -> Table:
     rows: list[tuple[str, ...]] = []
     best: set[tuple[int, int]] = set()
-    for cluster in range(len(table.counts)):
-        for at in np.argsort(-table.counts[cluster], kind="stable")[:8]:
-            if table.counts[cluster, at]:
-                of_class = table.of_class[cluster, at]
-                of_cluster = table.of_cluster[cluster, at]
-                best |= {(len(rows), 3)} if of_class > 0.5 else set()
-                best |= {(len(rows), 4)} if of_cluster > 0.5 else set()
-                count = f"{table.counts[cluster, at]:,}"
-                shares = (f"{100 * of_class:.1f} %", f"{100 * of_cluster:.1f} %")
-                rows.append((f"{cluster}", shown(table.names[at], 80), count, *shares))
+    for cluster, counts in enumerate(table.counts):
+        for label in np.argsort(-counts, kind="stable")[:8]:
+            if not counts[label]:
+                continue
+            shares = (table.of_class[cluster, label], table.of_cluster[cluster, label])
+            best |= {(len(rows), column) for column, share in enumerate(shares, 3) if share > 0.5}
+            texts = (f"{100 * share:.1f} %" for share in shares)
+            rows.append(cells(f"{cluster}", shown(table.names[label], 80), counts[label], *texts))
     headings = ("cluster", fact, "runs", "share of class", "share of cluster")
     return Table(headings, tuple(rows), words=2, best=frozenset(best))
 
 
-def _nearest(found: Clustering) -> Table:
+def _nearest(clustering: Clustering) -> Table:
+    runs = clustering.runs
     rows = []
-    for cluster, count in enumerate(np.bincount(found.chosen.of)):
-        middle = float(np.median(found.runs.n_windows[found.chosen.of == cluster]))
-        length = "" if found.runs.aggregated else seconds(middle * found.runs.interval_s)
-        nearest = found.runs.run_id[found.chosen.nearest(cluster, 3)].tolist()
+    for cluster, count in enumerate(np.bincount(clustering.chosen.of)):
+        n_windows = float(np.median(runs.n_windows[clustering.chosen.of == cluster]))
+        length = "" if runs.aggregated else seconds(n_windows * runs.interval_s)
+        nearest = runs.run_id[clustering.chosen.nearest(cluster, 3)].tolist()
         rows.append((f"{cluster}", ", ".join(nearest), runs_of(int(count)), length))
     return Table(("cluster", "runs nearest to the centre", "size", "median length"), tuple(rows), words=2)

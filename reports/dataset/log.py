@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.reports.dataset.views import unit_of
+from ciml.reports.dataset.views import unit_of, value_range
 from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, quantity, seconds, shown, units
-from ciml.reports.page import Page, Section, Table, Tile, save
+from ciml.reports.page import Page, Section, Table, Tile, cells, save
 from ciml.storage import open_store
 from ciml.telemetry import TIME, Finding, select_columns, telemetry_columns, validate
 from ciml.transforms.parse.logs import parse_files
@@ -89,29 +89,26 @@ def log_page(name: str, table: pa.Table, features_regex: str | None = None) -> P
       features_regex: see `plot_log`.
     """
     columns = telemetry_columns(table.column_names)
-    chosen = columns[:MOST_COLUMNS] if features_regex is None else select_columns(columns, features_regex)
-    if not chosen:
-        known = ", ".join(column.rpartition(":")[2] for column in columns[:MOST_COLUMNS])
-        raise CimlError(f"--features-regex {features_regex!r} selects none of the columns {known}")
+    selected = columns[:MOST_COLUMNS] if features_regex is None else select_columns(columns, features_regex)
+    if not selected:
+        names = ", ".join(column.rpartition(":")[2] for column in columns[:MOST_COLUMNS])
+        raise CimlError(f"--features-regex {features_regex!r} selects none of the columns {names}")
     times = table.column(TIME).cast("int64").to_numpy() / 1e6
     courses = {name: _Course(name, table.column(name).to_numpy()) for name in columns}
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     steps = np.diff(times)
     interval = f"a sample each {seconds(float(np.median(steps)))}" if steps.size else ""
-    starts = int(metadata.get("starts", "1"))
-    drawn = f" {len(chosen)} of {len(columns)} columns are drawn." if len(chosen) < len(columns) else ""
+    stride = _stride(len(times))
+    caption = _CAPTION + (_MEANS.format(stride) if stride > 1 else "")
+    caption += f" {len(selected)} of {len(columns)} columns are drawn." if len(selected) < len(columns) else ""
     tiles = (
         Tile("samples", f"{table.num_rows:,}", interval),
         Tile("duration", seconds(float(times.max() - times.min()))),
         Tile("columns", f"{len(columns)}", metadata.get("recorder", "")),
-        Tile("starts of the recorder", f"{starts}"),
+        Tile("starts of the recorder", f"{int(metadata.get('starts', '1'))}"),
     )
     sections = (
-        Section(
-            "Course",
-            _CAPTION + (_MEANS.format(_stride(len(times))) if _stride(len(times)) > 1 else "") + drawn,
-            plots=tuple(_plots(times - times[0], [courses[column] for column in chosen])),
-        ),
+        Section("Course", caption, *_plots(times - times[0], [courses[column] for column in selected])),
         _columns(list(courses.values()), validate(table), table.num_rows),
     )
     begin = np.datetime64(int(times[0] * 1e6), "us").astype("datetime64[s]")
@@ -126,9 +123,9 @@ def _stride(samples: int) -> int:
 def _thinned(values: np.ndarray) -> np.ndarray:
     """Return the means of neighbouring values, without those that are NaN; all values if there are few."""
     starts = np.arange(0, len(values), _stride(len(values)))
-    there = ~np.isnan(values)
-    counts = np.add.reduceat(there.astype(np.int64), starts)
-    sums = np.add.reduceat(np.where(there, values, 0.0), starts)
+    defined = ~np.isnan(values)
+    counts = np.add.reduceat(defined.astype(np.int64), starts)
+    sums = np.add.reduceat(np.where(defined, values, 0.0), starts)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
@@ -146,14 +143,15 @@ def _plots(times_s: np.ndarray, courses: Sequence[_Course]) -> list[Plot]:
 
 
 def _plot(number: int, group: str, times_s: np.ndarray, courses: Sequence[_Course]) -> Plot:
-    every = {unit_of(course.column) for course in courses}
-    unit = every.pop() if len(every) == 1 else ""
+    all_units = {unit_of(course.column) for course in courses}
+    unit = all_units.pop() if len(all_units) == 1 else ""
     names = distinct([course.name for course in courses])
-    means = [float(np.nanmean(course.values)) if _has_values(course) else -np.inf for course in courses]
-    at = int(np.argmax(means))
-    title = shown(group or courses[at].name, 40)
-    if np.isfinite(means[at]):
-        title += f": {names[at]} has the highest mean, {quantity(means[at], unit_of(courses[at].column))}"
+    means = [float(np.nanmean(course.values)) if np.isfinite(course.values).any() else -np.inf for course in courses]
+    highest = int(np.argmax(means))
+    title = shown(group or courses[highest].name, 40)
+    if np.isfinite(means[highest]):
+        mean = quantity(means[highest], unit_of(courses[highest].column))
+        title += f": {names[highest]} has the highest mean, {mean}"
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -171,22 +169,18 @@ def _plot(number: int, group: str, times_s: np.ndarray, courses: Sequence[_Cours
     return Plot(f"log-{number:03}", title, "", (WIDE, 2.9), paint)
 
 
-def _has_values(course: _Course) -> bool:
-    return bool(np.isfinite(course.values).any())
-
-
 def _columns(courses: Sequence[_Course], findings: Sequence[Finding], samples: int) -> Section:
-    """Minimum, mean and maximum of each column, and the anomalies of the log."""
+    """Return minimum, mean and maximum of each column, and the anomalies of the log."""
     rows = []
     for course in courses:
-        kept = course.values[np.isfinite(course.values)]
-        figures = (kept.min(), kept.mean(), kept.max()) if kept.size else ()
-        numbers = tuple(f"{number:,.4g}" for number in figures) or ("–",) * 3
-        rows.append((course.column, unit_of(course.column), *numbers, f"{samples - kept.size:,}"))
-    table = Table(("column", "unit", "min", "mean", "max", "missing"), tuple(rows), words=2)
-    return Section("Columns", tables=(table, *_anomalies(findings)))
-
-
-def _anomalies(findings: Sequence[Finding]) -> tuple[Table, ...]:
-    rows = tuple((one.kind.replace("_", " "), one.column or "all", f"{one.count:,}") for one in findings)
-    return (Table(("anomaly", "column", "count"), rows, words=2),) if rows else ()
+        values = course.values[np.isfinite(course.values)]
+        missing = samples - values.size
+        rows.append(cells(course.column, unit_of(course.column), *value_range(values), missing))
+    anomalies = tuple(
+        cells(finding.kind.replace("_", " "), finding.column or "all", finding.count) for finding in findings
+    )
+    return Section(
+        "Columns",
+        Table(("column", "unit", "min", "mean", "max", "missing"), tuple(rows), words=2),
+        Table(("anomaly", "column", "count"), anomalies, words=2) if anomalies else None,
+    )

@@ -1,11 +1,8 @@
-"""Draw the features of a data set over time, and examples as an estimator sees them.
-
-Draw the plots of a data set.
-"""
+"""Draw the plots of a data set: its runs, its features over time, and examples as an estimator sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +13,7 @@ from ciml.reports.dataset.views import (
     Course,
     Groups,
     class_splits,
+    courses,
     image,
     lengths,
     typical,
@@ -25,25 +23,31 @@ from ciml.reports.dataset.views import (
 from ciml.reports.drawing import (
     DASHES,
     WIDE,
+    Estimate,
     Plot,
+    annotate_cells,
     colors_of,
     distinct,
+    draw_estimates,
     feature_bounds,
     legend,
+    panels,
     percent,
     quantity,
     runs_of,
     seconds,
     shown,
+    slug,
     units,
     whole_numbers,
 )
-from ciml.transforms.examples.prepare import SPLITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SPLIT_ALPHA = {"train": 1.0, "dev": 0.6, "test": 0.35}
+#: Number of classes that share one pair of axes; of more, each class has its own.
+_TOGETHER = 2
 
 
 def classes_plot(runs: Runs, groups: Groups) -> Plot:
@@ -58,12 +62,12 @@ def classes_plot(runs: Runs, groups: Groups) -> Plot:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         y = np.arange(len(groups.names))[::-1]
-        left = np.zeros(len(groups.names))
-        for at, split in enumerate(SPLITS):
-            axes.barh(y, counts[:, at], 0.68, left=left, color=colors, alpha=_SPLIT_ALPHA[split], edgecolor="white")
-            if counts[:, at].any():
-                axes.bar(0, 0, color="#444444", alpha=_SPLIT_ALPHA[split], label=f"{split} ({counts[:, at].sum():,})")
-            left += counts[:, at]
+        left = np.zeros(len(groups.names), np.int64)
+        for (split, alpha), widths in zip(_SPLIT_ALPHA.items(), counts.T, strict=True):
+            axes.barh(y, widths, 0.68, left=left, color=colors, alpha=alpha, edgecolor="white")
+            if widths.any():
+                axes.bar(0, 0, color="#444444", alpha=alpha, label=f"{split} ({widths.sum():,})")
+            left += widths
         for position, total in zip(y, totals, strict=True):
             text = f"{total:,} ({percent(total / totals.sum())})"
             axes.annotate(text, (total, position), (5, 0), textcoords="offset points", va="center")
@@ -80,215 +84,189 @@ def classes_plot(runs: Runs, groups: Groups) -> Plot:
 
 def lengths_plot(runs: Runs, groups: Groups) -> Plot:
     """Plot the share of runs that still run after t seconds, by class."""
-    found = lengths(runs, groups)
-    middle = [float(np.median(runs.n_windows[groups.of == group])) for group in range(groups.named)]
+    still_running = lengths(runs, groups)
+    medians = [float(np.median(runs.n_windows[groups.of == group])) for group in range(groups.named)]
     title = f"The median run takes {seconds(float(np.median(runs.n_windows)) * runs.interval_s)}"
-    spread = sorted(zip(middle, groups.names, strict=False))
+    spread = sorted(zip(medians, groups.names, strict=False))
     if spread[0][0] < spread[-1][0]:
-        (low, first) = spread[0]
-        (high, last) = spread[-1]
-        low_s = seconds(low * runs.interval_s)
-        high_s = seconds(high * runs.interval_s)
-        title += f", from {low_s} ({shown(first)}) to {high_s} ({shown(last)})"
+        low, high = (f"{seconds(median * runs.interval_s)} ({shown(name)})" for median, name in (spread[0], spread[-1]))
+        title += f", from {low} to {high}"
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for color, dash, name, share in zip(
-            colors_of(groups.names), DASHES, distinct(groups.names), 100 * found.share, strict=False
-        ):
-            axes.step(found.times_s, share, where="post", color=color, linestyle=dash, label=name, linewidth=1.7)
-        axes.set_xlabel("seconds from the first sample")
-        axes.set_ylabel("runs that still run (%)")
-        axes.set_ylim(0, 102)
-        axes.set_xlim(0, max(float(found.times_s[-1]), runs.interval_s))
+        times_s = still_running.times_s
+        styles = zip(colors_of(groups.names), DASHES, distinct(groups.names), strict=False)
+        for (color, dash, name), share in zip(styles, still_running.share, strict=False):
+            axes.step(times_s, 100 * share, where="post", color=color, linestyle=dash, label=name, linewidth=1.7)
+        axes.set(xlabel="seconds from the first sample", ylabel="runs that still run (%)")
+        axes.set(xlim=(0, max(float(times_s[-1]), runs.interval_s)), ylim=(0, 102))
         legend(figure, axes)
 
     filled = f"fill all {runs.resolved.windows} windows of {runs.resolved.definition.sample_interval}"
     caption = (
-        f"{percent(found.full)} of the runs {filled}, and may be cut there; shorter ones are padded with zeros. Where "
-        "classes differ in length, a model can learn the length alone."
+        f"{percent(still_running.full)} of the runs {filled}, and may be cut there; shorter ones are padded with "
+        "zeros. Where classes differ in length, a model can learn the length alone."
     )
     return Plot("lengths", title, caption, (WIDE, 3.4), paint)
 
 
-def calendar_plot(found: Calendar) -> Plot:
+def calendar_plot(outcomes: Calendar) -> Plot:
     """Plot runs over time, by outcome."""
-    colors = colors_of(found.groups.names)
-    totals = found.counts.sum(axis=0)
+    names = outcomes.groups.names
+    totals = outcomes.counts.sum(axis=0)
     busiest = int(totals.argmax())
-    what = {"day": "on", "week": "in the week from", "month": "in the month from"}[found.unit]
-    most = f"{totals[busiest]:,} {what} {found.begins[busiest]}"
-    title = f"{runs_of(int(totals.sum()))} by {found.unit} and outcome; at most {most}"
+    preposition = {"day": "on", "week": "in the week from", "month": "in the month from"}[outcomes.unit]
+    largest = f"{totals[busiest]:,} {preposition} {outcomes.begins[busiest]}"
+    title = f"{runs_of(int(totals.sum()))} by {outcomes.unit} and outcome; at most {largest}"
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        x = np.arange(len(found.begins))
+        x = np.arange(len(outcomes.begins))
+        width = min(0.8, 0.12 * len(x))
         base = np.zeros(len(x))
-        for color, name, counts in zip(colors, distinct(found.groups.names), found.counts, strict=False):
-            axes.bar(x, counts, min(0.8, 0.12 * len(x)), bottom=base, color=color, label=f"{name} ({counts.sum():,})")
+        for color, name, counts in zip(colors_of(names), distinct(names), outcomes.counts, strict=False):
+            axes.bar(x, counts, width, bottom=base, color=color, label=f"{name} ({counts.sum():,})")
             base += counts
         axes.set_ylabel("runs")
         axes.set_xlim(-0.6, len(x) - 0.4)
         whole_numbers(axes.yaxis)
-        _date_ticks(axes, found)
+        _date_ticks(axes, outcomes)
         axes.grid(False, axis="x")
         legend(figure, axes)
 
-    return Plot("outcomes", title, _undated(found), (WIDE, 3.3), paint)
+    return Plot("outcomes", title, _undated(outcomes), (WIDE, 3.3), paint)
 
 
-def jobs_plot(found: Calendar, unsuccessful: np.ndarray) -> Plot:
+def jobs_plot(jobs: Calendar, unsuccessful: np.ndarray) -> Plot:
     """Plot jobs × time, shaded by the number of runs. A job's label counts its unsuccessful runs."""
-    names = found.groups.names
+    names = jobs.groups.names
+    labels = [
+        f"{name} ({count:,}{f', {failures:,} unsuccessful' if failures else ''})"
+        for name, count, failures in zip(distinct(names, 30), jobs.groups.counts, unsuccessful, strict=True)
+    ]
+    texts = {(row, column): f"{jobs.counts[row, column]}" for row, column in np.argwhere(jobs.counts).tolist()}
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        counts = np.where(found.counts > 0, found.counts, np.nan)
+        counts = np.where(jobs.counts > 0, jobs.counts, np.nan)
         shade = axes.imshow(counts, cmap="viridis_r", aspect="auto", vmin=0, interpolation="nearest")
-        if len(found.begins) <= 31:
-            half = np.nanmax(counts) / 2
-            for row, column in zip(*np.nonzero(found.counts), strict=True):
-                count = int(found.counts[row, column])
-                axes.annotate(
-                    f"{count}",
-                    (column, row),
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if count > half else "black",
-                )
-        axes.set_yticks(
-            np.arange(len(names)),
-            [
-                f"{name} ({count:,}{f', {bad:,} unsuccessful' if bad else ''})"
-                for name, count, bad in zip(distinct(names, 30), found.groups.counts, unsuccessful, strict=True)
-            ],
-            fontsize=8,
-        )
-        _date_ticks(axes, found)
-        axes.set_xticks(np.arange(len(found.begins) + 1) - 0.5, minor=True)
+        if len(jobs.begins) <= 31:
+            annotate_cells(axes, texts, counts > np.nanmax(counts) / 2, 7)
+        axes.set_yticks(np.arange(len(names)), labels, fontsize=8)
+        _date_ticks(axes, jobs)
+        axes.set_xticks(np.arange(len(jobs.begins) + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
         axes.grid(False)
         axes.grid(True, which="minor", color="white", linewidth=1)
         axes.tick_params(which="minor", length=0)
-        figure.colorbar(shade, ax=axes, label=f"runs per {found.unit}", pad=0.01)
+        figure.colorbar(shade, ax=axes, label=f"runs per {jobs.unit}", pad=0.01)
 
-    title = f"Runs by job and {found.unit}; most are of {shown(names[0])}"
-    return Plot("jobs", title, _undated(found), (WIDE, 1.6 + 0.24 * len(names)), paint)
+    title = f"Runs by job and {jobs.unit}; most are of {shown(names[0])}"
+    return Plot("jobs", title, _undated(jobs), (WIDE, 1.6 + 0.24 * len(names)), paint)
 
 
-def _date_ticks(axes: Any, found: Calendar) -> None:
+def _date_ticks(axes: Any, dates: Calendar) -> None:
     """Label at most twelve dates."""
-    ticks = np.arange(0, len(found.begins), -(-len(found.begins) // 12))
+    ticks = np.arange(0, len(dates.begins), -(-len(dates.begins) // 12))
     slant: Any = {"rotation": 35, "ha": "right"} if len(ticks) > 6 else {}
-    axes.set_xticks(ticks, [str(found.begins[tick]) for tick in ticks], fontsize=8, **slant)
-    axes.set_xlabel({"day": "day (UTC)", "week": "week from (UTC)", "month": "month from (UTC)"}[found.unit])
+    axes.set_xticks(ticks, [str(dates.begins[tick]) for tick in ticks], fontsize=8, **slant)
+    axes.set_xlabel({"day": "day (UTC)", "week": "week from (UTC)", "month": "month from (UTC)"}[dates.unit])
 
 
-def _undated(found: Calendar) -> str:
-    return f"By start. {found.undated:,} runs without a time are not counted." if found.undated else ""
+def _undated(dates: Calendar) -> str:
+    return f"By start. {dates.undated:,} runs without a time are not counted." if dates.undated else ""
 
 
-#: Number of classes that share one pair of axes; of more, each class has its own.
-_TOGETHER = 2
-
-
-def course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot:
-    """Plot the mean and quartiles of a feature over time, by class."""
-    unit = unit_of(course.column)
-    paint: Callable[[Figure], None]
-    rows = 1
+def courses_caption(runs: Runs, selection: str = "") -> str:
+    """Return how to read `course_plots`, and which features are drawn."""
+    caption = (
+        "Line: mean of the runs that are that long, without padding. Band: the middle half of them. A line ends where "
+        "fewer than five runs are left. Compare classes at times at which most runs of both still run."
+    )
     if runs.aggregated:
+        caption = "Point: mean of the class. Bar: the middle half of its runs."
+    return f"{caption} {selection}".strip()
 
-        def paint(figure: Figure) -> None:
-            _functions(figure, runs, groups, course, unit)
 
-    elif len(groups.names) <= _TOGETHER:
+def course_plots(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Plot]:
+    """Plot the mean and quartiles of features over time, by class. ``features``: indices into the definition's."""
+    return [
+        _course_plot(runs, groups, course, number) for number, course in enumerate(courses(runs, groups, features), 1)
+    ]
 
-        def paint(figure: Figure) -> None:
-            axes = figure.add_subplot()
-            for group, color in enumerate(colors_of(groups.names)):
-                axes.fill_between(
-                    course.times_s, course.low[group], course.high[group], color=color, alpha=0.18, linewidth=0
-                )
-            for group, (color, name) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
-                axes.plot(
-                    course.times_s,
-                    course.mean[group],
-                    color=color,
-                    linestyle=DASHES[group],
-                    linewidth=1.8,
-                    label=f"{name} ({course.runs[group, 0]:,})",
-                )
-            _time_axes(axes, course, unit)
-            axes.set_xlabel("seconds from the first sample")
-            axes.set_ylabel(unit or "value")
-            legend(figure, axes)
 
-    else:
-        rows = -(-len(groups.names) // 4)
+def _course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot:
+    unit = unit_of(course.column)
+    single = runs.aggregated or len(groups.names) <= _TOGETHER
+    rows = 1 if single else -(-len(groups.names) // 4)
 
-        def paint(figure: Figure) -> None:
-            _panels(figure, groups, course, unit, rows)
+    def paint(figure: Figure) -> None:
+        if not single:
+            _draw_panels(figure, groups, course, unit, -(-len(groups.names) // rows))
+            return
+        axes = figure.add_subplot()
+        if runs.aggregated:
+            _draw_functions(axes, runs, groups, course, unit)
+        else:
+            _draw_lines(axes, groups, course, unit)
+        axes.set_ylabel(unit or "value")
+        legend(figure, axes)
 
     title = f"{shown(course.column, 40)}: {_finding(runs, groups, course, unit)}"
-    return Plot(
-        f"course-{number:03}-{_slug(course.feature)}",
-        title,
-        "",
-        (WIDE, 2.9 if rows == 1 else 1.3 + 1.7 * rows),
-        paint,
-    )
+    size = (WIDE, 2.9 if rows == 1 else 1.3 + 1.7 * rows)
+    return Plot(f"course-{number:03}-{slug(course.feature)}", title, "", size, paint)
 
 
-COURSES_CAPTION = (
-    "Line: mean of the runs that are that long, without padding. Band: the middle half of them. A line ends where "
-    "fewer than five runs are left. Compare classes at times at which most runs of both still run."
-)
-AGGREGATES_CAPTION = "Point: mean of the class. Bar: the middle half of its runs."
+def _labels(names: Sequence[str], course: Course) -> list[str]:
+    return [f"{name} ({count:,})" for name, count in zip(names, course.runs[:, 0], strict=True)]
 
 
-def _panels(figure: Figure, groups: Groups, course: Course, unit: str, rows: int) -> None:
-    columns = -(-len(groups.names) // rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+def _draw_lines(axes: Any, groups: Groups, course: Course, unit: str) -> None:
     colors = colors_of(groups.names)
-    names = distinct(groups.names, 20)
-    for group, axes in enumerate(grid.flat):
-        if group >= len(groups.names):
-            axes.set_visible(False)
-            continue
-        for other in range(len(groups.names)):
+    for color, low, high in zip(colors, course.low, course.high, strict=True):
+        axes.fill_between(course.times_s, low, high, color=color, alpha=0.18, linewidth=0)
+    labels = _labels(distinct(groups.names), course)
+    for color, dash, label, mean in zip(colors, DASHES, labels, course.mean, strict=False):
+        axes.plot(course.times_s, mean, color=color, linestyle=dash, linewidth=1.8, label=label)
+    _time_axes(axes, course, unit)
+    axes.set_xlabel("seconds from the first sample")
+
+
+def _draw_panels(figure: Figure, groups: Groups, course: Course, unit: str, columns: int) -> None:
+    """Draw each class in axes of its own, with the means of the others in grey."""
+    labels = _labels(distinct(groups.names, 20), course)
+    grid = panels(figure, len(labels), columns)
+    for group, (axes, color, label) in enumerate(zip(grid, colors_of(groups.names), labels, strict=True)):
+        for other in range(len(labels)):
             if other != group:
                 axes.plot(course.times_s, course.mean[other], color="#bbbbbb", linewidth=0.8)
-        color = colors[group]
         axes.fill_between(course.times_s, course.low[group], course.high[group], color=color, alpha=0.2, linewidth=0)
         axes.plot(course.times_s, course.mean[group], color=color, linewidth=1.8)
-        axes.set_title(f"{names[group]} ({course.runs[group, 0]:,})")
+        axes.set_title(label)
         _time_axes(axes, course, unit)
     figure.supxlabel("seconds from the first sample", fontsize=9)
     figure.supylabel(unit or "value", fontsize=9)
 
 
-def _functions(figure: Figure, runs: Runs, groups: Groups, course: Course, unit: str) -> None:
+def _draw_functions(axes: Any, runs: Runs, groups: Groups, course: Course, unit: str) -> None:
+    """Draw the aggregates of each class, side by side."""
     names = runs.resolved.definition.aggregation_functions
-    axes = figure.add_subplot()
     step = 0.8 / len(groups.names)
-    for group, (color, name) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
-        x = np.arange(len(names)) - 0.4 + step * (group + 0.5)
-        bars = np.nan_to_num([course.mean[group] - course.low[group], course.high[group] - course.mean[group]])
-        label = f"{name} ({course.runs[group, 0]:,})"
-        axes.errorbar(x, course.mean[group], yerr=np.maximum(bars, 0), color=color, fmt="o", capsize=3, label=label)
+    labels = _labels(distinct(groups.names), course)
+    for group, (color, label) in enumerate(zip(colors_of(groups.names), labels, strict=True)):
+        places = (np.arange(len(names)) - 0.4 + step * (group + 0.5)).tolist()
+        quartiles = zip(course.mean[group], course.low[group], course.high[group], strict=True)
+        estimates = [Estimate(mean, min(mean, low), max(mean, high)) for mean, low, high in quartiles]
+        draw_estimates(axes, places, estimates, color=color, label=label, scale=1)
     axes.set_xticks(np.arange(len(names)), names)
     axes.set_xlabel("function of a run's windows")
-    axes.set_ylabel(unit or "value")
     units(axes.yaxis, unit)
     axes.grid(False, axis="x")
-    legend(figure, axes)
 
 
 def _time_axes(axes: Any, course: Course, unit: str) -> None:
-    seen = np.flatnonzero(np.isfinite(course.mean).any(axis=0))
-    end = float(course.times_s[seen[-1]]) if seen.size else 0.0
+    drawn = np.flatnonzero(np.isfinite(course.mean).any(axis=0))
+    end = float(course.times_s[drawn[-1]]) if drawn.size else 0.0
     axes.set_xlim(0, end or 1.0)
     if unit.startswith("%"):
         axes.set_ylim(0, max(1.0, min(100.0, float(np.nanmax([course.high, course.mean]) * 1.05))))
@@ -308,7 +286,7 @@ def _finding(runs: Runs, groups: Groups, course: Course, unit: str) -> str:
     low = int(means.argmin())
     if np.isclose(means[high], means[low], rtol=0.05):
         return "hardly any difference"
-    first, last = (f"{shown(groups.names[at], 20)} ({quantity(means[at], unit)})" for at in (high, low))
+    first, last = (f"{shown(groups.names[group], 20)} ({quantity(means[group], unit)})" for group in (high, low))
     return f"highest in {first}, lowest in {last}"
 
 
@@ -323,10 +301,8 @@ def examples_plot(runs: Runs, groups: Groups) -> Plot:
         grid = figure.subplots(len(indices), 1, sharex=True, sharey=True, squeeze=False)
         for axes, row, group, run in zip(grid[:, 0], values, of, runs.drawn[indices], strict=True):
             axes.plot(row, "." if runs.aggregated else "-", color=colors[group], linewidth=0.9)
-            axes.set_title(
-                f"{shown(groups.names[group])} · {shown(runs.build_name[run])} · {shown(runs.run_id[run], 44)}",
-                fontsize=8,
-            )
+            names = (shown(groups.names[group]), shown(runs.build_name[run]), shown(runs.run_id[run], 44))
+            axes.set_title(" · ".join(names), fontsize=8)
             axes.set_ylim(-1.05, 1.05)
             axes.set_yticks([-1, 0, 1])
             feature_bounds(axes, runs.resolved.features, runs.resolved.windows)
@@ -343,27 +319,27 @@ def examples_plot(runs: Runs, groups: Groups) -> Plot:
 
 def image_plot(runs: Runs, groups: Groups) -> Plot:
     """Plot all runs, or an even sample, as an image: runs × unrolled features."""
-    found = image(runs, groups)
-    tall = 2.2 + 4.4 * min(1.0, len(found.indices) / 200)
+    rows = image(runs, groups)
+    height = 2.2 + 4.4 * min(1.0, len(rows.indices) / 200)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        shade = axes.imshow(found.values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-        ends = np.cumsum(found.rows)
+        shade = axes.imshow(rows.values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+        ends = np.cumsum(rows.rows)
         for end in ends[:-1]:
             axes.axhline(end - 0.5, color="black", linewidth=0.9)
-        _class_ticks(axes, groups.names, found.rows)
-        feature_bounds(axes, runs.resolved.features, found.width)
+        _class_ticks(axes, groups.names, rows.rows)
+        feature_bounds(axes, runs.resolved.features, rows.width)
         axes.set_xlabel(_unrolled_label(runs))
         axes.grid(False)
         figure.colorbar(shade, ax=axes, label="normalised, no unit", shrink=0.7, pad=0.01)
 
-    part = "All" if len(found.indices) == len(runs) else f"{len(found.indices):,} of"
+    part = "All" if len(rows.indices) == len(runs) else f"{len(rows.indices):,} of"
     title = f"{part} {runs_of(len(runs))} as an image: one row per run, by class, the longest first"
     caption = "Red is above the training mean of the window, blue is below, white is equal."
     if not runs.aggregated:
         caption += " The uniform areas to the right of each feature are padding."
-    return Plot("image", title, caption, (WIDE, tall), paint)
+    return Plot("image", title, caption, (WIDE, height), paint)
 
 
 def _class_ticks(axes: Any, names: Sequence[str], rows: np.ndarray) -> None:
@@ -379,13 +355,5 @@ def _class_ticks(axes: Any, names: Sequence[str], rows: np.ndarray) -> None:
 
 def _unrolled_label(runs: Runs) -> str:
     functions = runs.resolved.definition.aggregation_functions
-    each = (
-        ", ".join(functions)
-        if functions
-        else f"{runs.resolved.windows} windows of {runs.resolved.definition.sample_interval}"
-    )
-    return f"unrolled features, each {each}"
-
-
-def _slug(name: str) -> str:
-    return "".join(char if char.isascii() and char.isalnum() else "-" for char in name)[:60]
+    windows = f"{runs.resolved.windows} windows of {runs.resolved.definition.sample_interval}"
+    return f"unrolled features, each {', '.join(functions) or windows}"

@@ -111,26 +111,26 @@ def read_runs(
         raise CimlError(f"data set {name!r} has no sealed span yet: ciml dataset update {name} --seal")
     if only is not None and only not in resolved.classes:
         raise CimlError(f"data set {name!r} has no class {only!r}, but {', '.join(resolved.classes)}")
-    wanted = [
+    selected = [
         run.n_windows >= at_least and only in (None, run.label_name)
         for span in state.latest()
         for run in span.runs
         if run.split in splits
     ]
-    total = sum(wanted)
+    total = sum(selected)
     if total == 0:
-        what = f" of class {only!r}" if only else ""
-        long = f" with {at_least} windows or more" if at_least > 1 else ""
-        raise CimlError(f"data set {name!r} has no example{what}{long} in {', '.join(splits)}")
+        of_class = f" of class {only!r}" if only else ""
+        length = f" with {at_least} windows or more" if at_least > 1 else ""
+        raise CimlError(f"data set {name!r} has no example{of_class}{length} in {', '.join(splits)}")
     files = _files(state)
-    chosen = _chosen(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
+    sampled = _sampled(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
     scale = _Scale()
     position = 0
-    known: list[pa.Table] = []
+    tables: list[pa.Table] = []
     values_by_fact: dict[str, list[str]] = {fact: [] for fact in facts}
     inputs: list[np.ndarray] = []
-    for done, (split, file) in enumerate(files):
-        progress("files", done, len(files))
+    for finished, (split, file) in enumerate(files):
+        progress("files", finished, len(files))
         if split not in splits and split != "train":
             continue
         table = read_examples(dataset.store, file)
@@ -139,17 +139,17 @@ def read_runs(
             scale.add(arrays)
         if split not in splits:
             continue
-        table, arrays = _wanted(table, arrays, only, at_least)
-        known.append(table.select(_FACTS))
+        table, arrays = _select(table, arrays, only, at_least)
+        tables.append(table.select(_FACTS))
         if facts:
             for run in run_facts(table):
                 for fact, values in values_by_fact.items():
                     values.append(label_of(run, fact, {}) or "")
-        rows = chosen[(chosen >= position) & (chosen < position + len(arrays))] - position
+        rows = sampled[(sampled >= position) & (sampled < position + len(arrays))] - position
         inputs.append(arrays if len(rows) == len(arrays) else arrays[rows])
         position += len(arrays)
-    table = pa.concat_tables(known)
-    held = np.concatenate(inputs)
+    table = pa.concat_tables(tables)
+    sample = np.concatenate(inputs)
     return Runs(
         dataset=name,
         resolved=resolved,
@@ -162,10 +162,10 @@ def read_runs(
         n_windows=table["n_windows"].to_numpy(),
         day=_days(table),
         facts={fact: np.array(values, object) for fact, values in values_by_fact.items()},
-        drawn=chosen,
-        inputs=held,
+        drawn=sampled,
+        inputs=sample,
         # without training runs, use the runs that were read
-        normalisation=scale.normalisation() if scale.runs else Normalisation.of(held),
+        normalisation=scale.normalisation() if scale.runs else Normalisation.of(sample),
     )
 
 
@@ -174,17 +174,17 @@ def _files(state: DatasetState) -> list[tuple[str, ExampleFile]]:
     return [(split, file) for span in state.latest() for split in SPLITS for file in span.files.get(split, ())]
 
 
-def _wanted(table: pa.Table, arrays: np.ndarray, only: str | None, at_least: int) -> tuple[pa.Table, np.ndarray]:
-    kept = table["n_windows"].to_numpy() >= at_least
+def _select(table: pa.Table, arrays: np.ndarray, only: str | None, at_least: int) -> tuple[pa.Table, np.ndarray]:
+    selected = table["n_windows"].to_numpy() >= at_least
     if only is not None:
-        kept &= _texts(table, "label_name") == only
-    return (table, arrays) if kept.all() else (table.filter(pa.array(kept)), arrays[kept])
+        selected &= _texts(table, "label_name") == only
+    return (table, arrays) if selected.all() else (table.filter(pa.array(selected)), arrays[selected])
 
 
-def _chosen(total: int, most: int, seed: int) -> np.ndarray:
-    if total <= most:
+def _sampled(total: int, limit: int, seed: int) -> np.ndarray:
+    if total <= limit:
         return np.arange(total)
-    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
 
 
 def _texts(table: pa.Table, name: str) -> np.ndarray:

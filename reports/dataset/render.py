@@ -10,10 +10,9 @@ from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
 from ciml.progress import Progress, no_progress
 from ciml.reports.dataset import plots
-from ciml.reports.dataset import plots as feature_plots
 from ciml.reports.dataset.read import Runs, read_runs
-from ciml.reports.dataset.views import calendar, courses, grouped, unit_of, unsuccessful
-from ciml.reports.page import Page, Section, Table, Tile, save
+from ciml.reports.dataset.views import calendar, grouped, unit_of, unsuccessful, value_range
+from ciml.reports.page import Page, Section, Table, Tile, cells, save
 from ciml.storage import open_store
 from ciml.telemetry import select_columns
 from ciml.transforms.examples.prepare import SPLITS
@@ -55,65 +54,62 @@ def plot_dataset(
 def dataset_page(runs: Runs, features: list[int]) -> Page:
     """Return the page of a data set. ``features``: indices of the features whose courses are drawn."""
     groups = grouped(runs.class_name)
-    definition = runs.resolved.definition
     resolved = runs.resolved
-    first = [plots.classes_plot(runs, groups)]
-    if not runs.aggregated:
-        first.append(plots.lengths_plot(runs, groups))
-    dated = []
-    if outcomes := calendar(runs, grouped(runs.outcome)):
-        dated.append(plots.calendar_plot(outcomes))
+    definition = resolved.definition
+    outcomes = calendar(runs, grouped(runs.outcome))
     by_job = grouped(runs.build_name, MOST_JOBS)
-    if jobs := calendar(runs, by_job):
-        dated.append(plots.jobs_plot(jobs, unsuccessful(runs, by_job)))
-    chosen = len(features)
-    every = len(resolved.features)
-    drawn = f" {chosen} of {every} features {'is' if chosen == 1 else 'are'} drawn." if chosen < every else ""
-    sections = [
-        Section("Classes", tables=_excluded(runs), plots=tuple(first)),
-        Section("Runs over time", "Runs by start, UTC." if dated else "No run has a time.", plots=tuple(dated)),
+    jobs = calendar(runs, by_job)
+    total = len(resolved.features)
+    chosen = f"{len(features)} of {total} features {'is' if len(features) == 1 else 'are'} drawn."
+    sections = (
         Section(
-            "Features over time" if not runs.aggregated else "Features",
-            (feature_plots.AGGREGATES_CAPTION if runs.aggregated else feature_plots.COURSES_CAPTION) + drawn,
-            plots=tuple(
-                feature_plots.course_plot(runs, groups, course, number)
-                for number, course in enumerate(courses(runs, groups, features), 1)
-            ),
+            "Classes",
+            _excluded(runs),
+            plots.classes_plot(runs, groups),
+            None if runs.aggregated else plots.lengths_plot(runs, groups),
         ),
-        Section("Examples", plots=(feature_plots.examples_plot(runs, groups), feature_plots.image_plot(runs, groups))),
+        Section(
+            "Runs over time",
+            "Runs by start, UTC." if outcomes else "No run has a time.",
+            plots.calendar_plot(outcomes) if outcomes else None,
+            plots.jobs_plot(jobs, unsuccessful(runs, by_job)) if jobs else None,
+        ),
+        Section(
+            "Features" if runs.aggregated else "Features over time",
+            plots.courses_caption(runs, chosen if len(features) < total else ""),
+            *plots.course_plots(runs, groups, features),
+        ),
+        Section("Examples", plots.examples_plot(runs, groups), plots.image_plot(runs, groups)),
         _columns(runs),
-    ]
-    counts = [int(np.count_nonzero(runs.split == split)) for split in SPLITS]
-    what = ", ".join(definition.aggregation_functions) or f"windows of {definition.sample_interval}"
+    )
+    counts = [f"{split} {np.count_nonzero(runs.split == split):,}" for split in SPLITS]
+    windows = ", ".join(definition.aggregation_functions) or f"windows of {definition.sample_interval}"
     tiles = (
-        Tile("runs", f"{len(runs):,}", " · ".join(f"{split} {n:,}" for split, n in zip(SPLITS, counts, strict=True))),
+        Tile("runs", f"{len(runs):,}", " · ".join(counts)),
         Tile("classes", f"{len(resolved.classes)}", f"label: {definition.class_label}"),
-        Tile("features", f"{len(resolved.features)} × {resolved.windows}", what),
+        Tile("features", f"{total} × {resolved.windows}", windows),
         Tile("jobs", f"{len(set(runs.build_name.tolist())):,}", f"build_name: {', '.join(definition.build_name)}"),
     )
     lead = f"Definition version {definition.version}; {definition.sample_statistic} of the samples of each window."
     if len(runs.drawn) < len(runs):
         lead += f" Counts are of all runs; courses and examples of an even sample of {len(runs.drawn):,}."
-    return Page(f"Data set {runs.dataset}", lead, tiles, tuple(sections))
+    return Page(f"Data set {runs.dataset}", lead, tiles, sections)
 
 
 def _features(runs: Runs, pattern: str | None) -> list[int]:
     columns = runs.resolved.columns
     if pattern is None:
         return list(range(len(columns)))[:MOST_COURSES]
-    chosen = select_columns(columns, pattern)
-    if not chosen:
-        raise CimlError(
-            f"--features-regex {pattern!r} selects none of the features {', '.join(runs.resolved.features)}"
-        )
-    return [columns.index(column) for column in chosen]
+    matches = select_columns(columns, pattern)
+    if not matches:
+        names = ", ".join(runs.resolved.features)
+        raise CimlError(f"--features-regex {pattern!r} selects none of the features {names}")
+    return [columns.index(column) for column in matches]
 
 
-def _excluded(runs: Runs) -> tuple[Table, ...]:
-    if not runs.excluded:
-        return ()
-    rows = tuple((reason.replace("_", " "), f"{count:,}") for reason, count in sorted(runs.excluded.items()))
-    return (Table(("why selected runs are no examples", "runs"), rows),)
+def _excluded(runs: Runs) -> Table | None:
+    rows = tuple(cells(reason.replace("_", " "), count) for reason, count in sorted(runs.excluded.items()))
+    return Table(("why selected runs are no examples", "runs"), rows) if rows else None
 
 
 def _columns(runs: Runs) -> Section:
@@ -123,10 +119,7 @@ def _columns(runs: Runs) -> Section:
     constant = []
     for index, (name, column) in enumerate(zip(runs.resolved.telemetry_features, runs.resolved.columns, strict=True)):
         values = runs.inputs[:, :, index][inside].astype(np.float64)
-        least = values.min()
-        most = values.max()
-        rows.append((name, column, unit_of(column), *(f"{number:,.4g}" for number in (least, values.mean(), most))))
-        constant += [name] if least == most else []
+        rows.append((name, column, unit_of(column), *value_range(values)))
+        constant += [name] if values.min() == values.max() else []
     text = f"Constant in all runs: {', '.join(constant)}." if constant else ""
-    table = Table(("feature", "column", "unit", "min", "mean", "max"), tuple(rows), words=3)
-    return Section("Columns", text, tables=(table,))
+    return Section("Columns", text, Table(("feature", "column", "unit", "min", "mean", "max"), tuple(rows), words=3))

@@ -40,20 +40,20 @@ class Groups:
     named: int
 
 
-def grouped(values: np.ndarray, most: int = MOST_CLASSES, unknown: str = "unknown") -> Groups:
-    """Return a group for each of the ``most`` most frequent values, and one of the rest. Ties are ordered by name."""
+def grouped(values: np.ndarray, limit: int = MOST_CLASSES, unknown: str = "unknown") -> Groups:
+    """Return a group for each of the ``limit`` most frequent values, and one of the rest. Ties are ordered by name."""
     names, inverse, counts = np.unique(
         np.array([value or unknown for value in values], object), return_inverse=True, return_counts=True
     )
     order = sorted(range(len(names)), key=lambda index: (-counts[index], names[index]))
-    kept = order if len(order) <= most + 1 else order[:most]
-    group = np.full(len(names), len(kept), np.int64)
-    group[kept] = np.arange(len(kept))
-    group_names = [str(names[index]) for index in kept]
-    if len(kept) < len(order):
-        group_names.append(f"{len(order) - len(kept)} others")
+    largest = order if len(order) <= limit + 1 else order[:limit]
+    group = np.full(len(names), len(largest), np.int64)
+    group[largest] = np.arange(len(largest))
+    group_names = [str(names[index]) for index in largest]
+    if len(largest) < len(order):
+        group_names.append(f"{len(order) - len(largest)} others")
     of = group[inverse]
-    return Groups(tuple(group_names), of, np.bincount(of, minlength=len(group_names)), len(kept))
+    return Groups(tuple(group_names), of, np.bincount(of, minlength=len(group_names)), len(largest))
 
 
 def class_splits(runs: Runs, groups: Groups) -> np.ndarray:
@@ -88,8 +88,8 @@ def lengths(runs: Runs, groups: Groups) -> Lengths:
     windows = _thinned(int(runs.n_windows.max()))
     share = np.empty((len(groups.names), len(windows)))
     for group in range(len(groups.names)):
-        mine = np.sort(runs.n_windows[groups.of == group])
-        share[group] = 1 - np.searchsorted(mine, windows, side="right") / len(mine)
+        n_windows = np.sort(runs.n_windows[groups.of == group])
+        share[group] = 1 - np.searchsorted(n_windows, windows, side="right") / len(n_windows)
     return Lengths(windows * runs.interval_s, share, float(np.mean(runs.n_windows == runs.resolved.windows)))
 
 
@@ -121,23 +121,23 @@ def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]
     windows = _thinned(int(n_windows.max()))
     shape = (len(groups.names), len(windows), len(features))
     mean, low, high = (np.full(shape, np.nan) for _ in range(3))
-    left = np.zeros(shape[:2], np.int64)
+    running = np.zeros(shape[:2], np.int64)
     for group in range(len(groups.names)):
         rows = np.flatnonzero(of == group)
         rows = rows[np.argsort(-n_windows[rows], kind="stable")]  # longest first: runs left at a time are a prefix
         few = min(FEW_RUNS, len(rows))
-        for at, window in enumerate(windows):
-            left[group, at] = count = int(np.count_nonzero(n_windows[rows] > window))
+        for point, window in enumerate(windows):
+            running[group, point] = count = int(np.count_nonzero(n_windows[rows] > window))
             if count and count >= few:
                 values = runs.inputs[rows[:count], window][:, features].astype(np.float64)
-                mean[group, at] = values.mean(axis=0)
-                low[group, at], high[group, at] = np.quantile(values, (0.25, 0.75), axis=0)
+                mean[group, point] = values.mean(axis=0)
+                low[group, point], high[group, point] = np.quantile(values, (0.25, 0.75), axis=0)
     times_s = windows * (1.0 if runs.aggregated else runs.interval_s)
     names = runs.resolved.telemetry_features
     columns = runs.resolved.columns
     return [
-        Course(names[feature], columns[feature], times_s, mean[..., at], low[..., at], high[..., at], left)
-        for at, feature in enumerate(features)
+        Course(names[feature], columns[feature], times_s, mean[..., index], low[..., index], high[..., index], running)
+        for index, feature in enumerate(features)
     ]
 
 
@@ -148,16 +148,24 @@ def _thinned(windows: int) -> np.ndarray:
 
 def typical(runs: Runs, groups: Groups) -> list[int]:
     """Return for each group one or two runs of nearly median length, as indices into ``drawn``."""
-    each = 2 if len(groups.names) <= 4 else 1
+    runs_each = 2 if len(groups.names) <= 4 else 1
     n_windows = runs.n_windows[runs.drawn]
     of = groups.of[runs.drawn]
-    found: list[int] = []
+    indices: list[int] = []
     for group in range(len(groups.names)):
         rows = np.flatnonzero(of == group)
         if len(rows):
             middle = np.median(n_windows[rows])
-            found += rows[np.argsort(np.abs(n_windows[rows] - middle), kind="stable")][:each].tolist()
-    return found
+            order = np.argsort(np.abs(n_windows[rows] - middle), kind="stable")
+            indices += rows[order][:runs_each].tolist()
+    return indices
+
+
+def value_range(values: np.ndarray) -> tuple[str, str, str]:
+    """Return minimum, mean and maximum as texts; dashes without values."""
+    if not values.size:
+        return ("–",) * 3
+    return (f"{values.min():,.4g}", f"{values.mean():,.4g}", f"{values.max():,.4g}")
 
 
 def unrolled(runs: Runs, indices: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ from ciml.training.experiment import Experiment
 from ciml.training.sweeps.definition import Axis, Sweep, Value
 from ciml.training.sweeps.study import Outcome
 
-_STATES = ("complete", "pruned", "failed")
+#: How a trial can end, in the order of tables.
+STATES = ("complete", "pruned", "failed")
 #: Display names of metrics.
 METRICS = {
     "accuracy": "accuracy",
@@ -50,14 +51,14 @@ def scored_on(sweep: Sweep) -> str:
 def questions(sweep: Sweep) -> list[int]:
     """Return the questions in the order of the file."""
     axes = [axis for axis in sweep.axes if axis.question]
-    positions = [tuple(axis.names.index(str(asked[axis.key])) for axis in axes) for asked in sweep.questions]
+    positions = [tuple(axis.names.index(str(values[axis.key])) for axis in axes) for values in sweep.questions]
     return sorted(range(len(positions)), key=positions.__getitem__)
 
 
 def question_name(sweep: Sweep, question: int) -> str:
     """Return the display name of a question; the label if there is only one question."""
-    asked = sweep.questions[question]
-    return ", ".join(map(str, asked.values())) or str(sweep.dataset.get("class_label", "status"))
+    values = sweep.questions[question]
+    return ", ".join(map(str, values.values())) or str(sweep.dataset.get("class_label", "status"))
 
 
 def plain_axes(sweep: Sweep) -> list[Axis]:
@@ -68,33 +69,33 @@ def plain_axes(sweep: Sweep) -> list[Axis]:
 def ranked(swept: Swept, question: int) -> list[Outcome]:
     """Return the trials of a question: complete ones, best first, then pruned ones, then failed ones."""
     sign = -1 if swept.sweep.maximise else 1
-    found = [each for each in swept.outcomes if each.question == question]
-    return sorted(found, key=lambda each: (_STATES.index(each.state), sign * (each.value or 0.0), each.number))
+    trials = [trial for trial in swept.outcomes if trial.question == question]
+    return sorted(trials, key=lambda trial: (STATES.index(trial.state), sign * (trial.value or 0.0), trial.number))
 
 
 def complete(swept: Swept, question: int) -> list[Outcome]:
     """Return the complete trials of a question, best first."""
-    return [each for each in ranked(swept, question) if each.state == "complete"]
+    return [trial for trial in ranked(swept, question) if trial.state == "complete"]
 
 
 def ended_early(swept: Swept, question: int) -> list[Outcome]:
     """Return the pruned trials of a question, best first."""
-    return [each for each in ranked(swept, question) if each.state == "pruned"]
+    return [trial for trial in ranked(swept, question) if trial.state == "pruned"]
 
 
 def best_at(outcomes: Sequence[Outcome], *axes: Axis) -> dict[tuple[Value, ...], Outcome]:
     """Return the best trial by the values of some axes. ``outcomes``: best first."""
-    found: dict[tuple[Value, ...], Outcome] = {}
-    for each in outcomes:
-        if all(axis.key in each.parameters for axis in axes):
-            found.setdefault(tuple(each.parameters[axis.key] for axis in axes), each)
-    return found
+    best: dict[tuple[Value, ...], Outcome] = {}
+    for trial in outcomes:
+        if all(axis.key in trial.parameters for axis in axes):
+            best.setdefault(tuple(trial.parameters[axis.key] for axis in axes), trial)
+    return best
 
 
 def base_rate(swept: Swept, question: int) -> float | None:
     """Return the accuracy of always answering the most frequent class; None without a complete trial."""
-    found = complete(swept, question)
-    return found[0].scores.get("base_rate") if found else None
+    trials = complete(swept, question)
+    return trials[0].scores.get("base_rate") if trials else None
 
 
 def number_text(value: Any) -> str:
@@ -119,7 +120,7 @@ def state_text(sweep: Sweep, outcome: Outcome) -> str:
 
 def baselines_of(swept: Swept, question: int) -> dict[str, Mapping[str, Any]]:
     """Return the one-number baselines of a question by name."""
-    return {name: found for name, found in swept.baselines[question].items() if found["value"] is not None}
+    return {name: number for name, number in swept.baselines[question].items() if number["value"] is not None}
 
 
 def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
@@ -131,16 +132,15 @@ def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
         if key in ("name", "estimator") or value == defaults[key]:
             continue
         if key == "parameters":
-            words += [word for each, setting in value.items() for word in ("-p", f"{each}={_parameter(setting)}")]
+            words += [word for name, setting in value.items() for word in ("-p", f"{name}={_parameter(setting)}")]
         elif key == "hidden_layers":
             words += ["--hidden-layers", "/".join(map(str, value))]
         elif value is True:
             words.append(f"--{key.replace('_', '-')}")
         else:
             words += [f"--{key.replace('_', '-')}", str(value)]
-    where = ["--data-path", data_path]
     train = ["ciml", "experiment", "train", "--experiment", name, "--dataset", outcome.dataset]
-    return [shlex.join([*words, *where]), shlex.join([*train, *where])]
+    return [shlex.join([*command, "--data-path", data_path]) for command in (words, train)]
 
 
 def _parameter(value: Any) -> str:
@@ -152,18 +152,18 @@ def rows_of(swept: Swept) -> list[dict[str, Any]]:
     """Return a flat row for each trial, for CSV: values of the axes, results and baselines."""
     keys = [axis.key for axis in swept.sweep.axes]
     rows = []
-    for each in swept.outcomes:
-        numbers = baselines_of(swept, each.question)
-        row: dict[str, Any] = {"trial": each.number, "question": question_name(swept.sweep, each.question)}
-        row |= {key: value_text(each.parameters[key]) if key in each.parameters else None for key in keys}
-        row |= {"state": each.state, "metric": swept.sweep.metric, "value": each.value}
-        row |= {"low": each.low, "high": each.high, "base_rate": each.scores.get("base_rate")}
-        row |= {"accuracy": each.scores.get("accuracy"), "macro_f1": each.scores.get("f1")}
-        row |= {"one_number": ", ".join(numbers) or None}
-        row |= {"one_number_value": next((found["value"] for found in numbers.values()), None)}
-        row |= {"steps": each.steps[-1][0] if each.steps else 0, "seconds": each.seconds}
-        row |= {"trained_on": each.trained_on, "held_out": each.held_out, "dataset": each.dataset or None}
-        row |= {"same_as": each.same_as, "reason": each.reason or None}
+    for trial in swept.outcomes:
+        baselines = baselines_of(swept, trial.question)
+        row: dict[str, Any] = {"trial": trial.number, "question": question_name(swept.sweep, trial.question)}
+        row |= {key: value_text(trial.parameters[key]) if key in trial.parameters else None for key in keys}
+        row |= {"state": trial.state, "metric": swept.sweep.metric, "value": trial.value}
+        row |= {"low": trial.low, "high": trial.high, "base_rate": trial.scores.get("base_rate")}
+        row |= {"accuracy": trial.scores.get("accuracy"), "macro_f1": trial.scores.get("f1")}
+        row |= {"one_number": ", ".join(baselines) or None}
+        row |= {"one_number_value": next((baseline["value"] for baseline in baselines.values()), None)}
+        row |= {"steps": trial.steps[-1][0] if trial.steps else 0, "seconds": trial.seconds}
+        row |= {"trained_on": trial.trained_on, "held_out": trial.held_out, "dataset": trial.dataset or None}
+        row |= {"same_as": trial.same_as, "reason": trial.reason or None}
         rows.append(row)
     return rows
 
@@ -173,14 +173,6 @@ def csv_of(swept: Swept) -> bytes:
     import pyarrow as pa
     import pyarrow.csv
 
-    rows = rows_of(swept)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    numbers = {"value", "low", "high", "base_rate", "accuracy", "macro_f1", "one_number_value", "seconds"}
-    integers = {"trial", "steps", "trained_on", "held_out", "same_as"}
-    kinds = {
-        name: pa.float64() if name in numbers else pa.int64() if name in integers else pa.string() for name in columns
-    }
-    table = pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
     sink = pa.BufferOutputStream()
-    pa.csv.write_csv(table, sink)
+    pa.csv.write_csv(pa.Table.from_pylist(rows_of(swept)), sink)
     return bytes(sink.getvalue())

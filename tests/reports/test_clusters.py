@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
-from ciml.reports.clusters.cluster import Wanted, cluster_dataset, cluster_runs
+from ciml.reports.clusters.cluster import ClusterOptions, cluster_dataset, cluster_runs
 from ciml.reports.clusters.page import cluster_page, distinctive_features
 from ciml.reports.page import render
 from tests.reports.scenes import HOSTILE, hostile_data, runs
@@ -33,8 +33,8 @@ def ciml(*arguments: str) -> Result:
 
 def test_two_kinds_of_runs_are_two_clusters():
     scene = runs([[90, 90 + n] for n in range(6)] + [[5, 5 + n] for n in range(4)], [0] * 6 + [1] * 4)
-    found = cluster_runs(scene, Wanted(most_k=4))
-    assert (found.chosen.k, found.silhouette, list(found.known)) == (2, 2, ["status"])
+    found = cluster_runs(scene, ClusterOptions(most_k=4))
+    assert (found.chosen.k, found.silhouette, list(found.facts)) == (2, 2, ["status"])
     assert found.chosen.of.tolist() == [0] * 6 + [1] * 4
     (table,) = found.tables().values()
     assert (table.names, table.counts.tolist()) == (("passed", "failed"), [[6, 0], [0, 4]])
@@ -60,12 +60,12 @@ def test_a_value_that_the_training_runs_never_have_makes_no_cluster():
     """The third window of all training runs is padding; that of a test run holds bytes."""
     training = [[90, 90 + n, 0] for n in range(6)] + [[5, 5 + n, 0] for n in range(4)]
     scene = runs([*training, [90, 93, 6.4e7]], [0] * 6 + [1] * 4 + [0], split=["train"] * 10 + ["test"])
-    found = cluster_runs(scene, Wanted(most_k=4))
+    found = cluster_runs(scene, ClusterOptions(most_k=4))
     assert found.chosen.of.tolist() == [0] * 6 + [1] * 4 + [0]
 
 
 def test_a_given_number_of_clusters_is_chosen():
-    found = cluster_runs(runs([[n] for n in range(20)], [0] * 10 + [1] * 10), Wanted(k=12, most_k=3))
+    found = cluster_runs(runs([[n] for n in range(20)], [0] * 10 + [1] * 10), ClusterOptions(k=12, most_k=3))
     assert [each.k for each in found.tried] == [1, 2, 3, 12]
     assert (found.chosen.k, found.chosen.of.max()) == (12, 11)
     assert found.elbow in (1, 2, 3)
@@ -73,7 +73,7 @@ def test_a_given_number_of_clusters_is_chosen():
 
 
 def test_runs_that_are_all_alike_are_one_cluster():
-    found = cluster_runs(runs([[3, 3]] * 5, [0, 0, 0, 1, 1]), Wanted())
+    found = cluster_runs(runs([[3, 3]] * 5, [0, 0, 0, 1, 1]), ClusterOptions())
     assert ([each.k for each in found.tried], found.chosen.k, found.silhouette) == ([1], 1, None)
     self_contained(render(cluster_page(found)))
 
@@ -84,26 +84,26 @@ def test_the_features_in_which_clusters_differ_most_are_chosen():
     flat[:, :, 5] = scene.inputs[:, :, 0]
     resolved = scene.resolved.replace(features=tuple("abcdefgh"), columns=tuple(f"x:{name}" for name in "abcdefgh"))
     wide = replace(scene, inputs=flat, resolved=resolved, normalisation=type(scene.normalisation).of(flat))
-    found = cluster_runs(wide, Wanted(most_k=2))
+    found = cluster_runs(wide, ClusterOptions(most_k=2))
     assert found.chosen.of.tolist() in ([0] * 3 + [1] * 3, [1] * 3 + [0] * 3)
     assert 5 in distinctive_features(found)
     assert len(distinctive_features(found)) == 6
 
 
 def test_one_class_alone_is_compared_by_job(data: Path):
-    found = cluster_dataset(DataRoot.open(data).dataset("bad"), Wanted(only="_hidden"))
+    found = cluster_dataset(DataRoot.open(data).dataset("bad"), ClusterOptions(only="_hidden"))
     assert set(found.runs.class_name) == {"_hidden"}
-    assert (len(found.runs), found.of_runs, list(found.known)) == (4, 4, ["build_name"])
+    assert (len(found.runs), found.of_runs, list(found.facts)) == (4, 4, ["build_name"])
 
 
 def test_first_windows_leave_padding_and_shorter_runs_out(data: Path):
     found = cluster_dataset(
-        DataRoot.open(data).dataset("bad"), Wanted(first=4, against=("who", "build_name", "source"))
+        DataRoot.open(data).dataset("bad"), ClusterOptions(first=4, against=("who", "build_name", "source"))
     )
     assert (len(found.runs), found.runs.inputs.shape) == (12, (12, 4, 2))
     assert set(found.runs.n_windows.tolist()) == {4, 5}
-    assert list(found.known) == ["who", "build_name", "source"]
-    assert found.known["source"].tolist() == ["zuul"] * 12
+    assert list(found.facts) == ["who", "build_name", "source"]
+    assert found.facts["source"].tolist() == ["zuul"] * 12
     assert found.agreements[2]["source"] is None
 
 

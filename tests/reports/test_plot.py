@@ -86,7 +86,7 @@ def test_titles_state_the_finding():
         "examples": "Runs of median length of each class, as an estimator sees them",
         "image": "All 8 runs as an image: one row per run, by class, the longest first",
     }
-    assert [(tile.what, tile.value, tile.note) for tile in page.tiles] == [
+    assert [(tile.label, tile.value, tile.note) for tile in page.tiles] == [
         ("runs", "8", "train 5 · dev 0 · test 3"),
         ("classes", "2", "label: status"),
         ("features", "1 × 3", "windows of 10s"),

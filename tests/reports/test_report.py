@@ -128,7 +128,7 @@ BASELINES = {
 def test_each_figure_stands_beside_the_base_rate_and_one_number():
     trial = stored("x", SURE, baselines=BASELINES, slices={"job": ["p"] * 5 + ["q"] * 5})
     page = result_page(trial, SURE)
-    assert [(tile.what, tile.value) for tile in page.tiles] == [
+    assert [(tile.label, tile.value) for tile in page.tiles] == [
         ("accuracy", "0.800"), ("base rate", "0.600"), ("duration alone", "0.700"), ("macro F1", "0.792"),
     ]  # fmt: skip
     (figures,) = section(page, "Figures").tables
@@ -234,7 +234,7 @@ def test_missing_parts_are_reported():
 
     page = result_page(Stored("x", "tests", LocalStore("nowhere"), None, (), (folds(6, 8),)), None)
     assert page.lead.startswith("Cross-validated only")
-    assert [(tile.what, tile.value) for tile in page.tiles][:2] == [
+    assert [(tile.label, tile.value) for tile in page.tiles][:2] == [
         ("mean accuracy of the folds", "0.700"),
         ("base rate", "0.450"),
     ]
@@ -256,7 +256,7 @@ def test_the_comparison_shows_differences_and_incomparable_experiments():
         (stored("gone", poor), None),
     ]
     page = comparison_page(trials, {("good", "tests"): "tests/good/index.html"})
-    assert [(tile.what, tile.value, tile.note) for tile in page.tiles] == [
+    assert [(tile.label, tile.value, tile.note) for tile in page.tiles] == [
         ("experiments", "4", ""), ("data sets", "1", ""),
         ("highest accuracy on tests", "0.900", "good; base rate 0.600"),
     ]  # fmt: skip

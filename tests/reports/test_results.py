@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ciml.intervals import wilson
+from ciml.reports.drawing import Estimate
 from ciml.reports.experiments.comparison import errors_of, validated
 from ciml.reports.experiments.views import (
     Bar,
@@ -130,12 +131,11 @@ def test_errors_by_class_are_counted_with_wilsons_interval():
     trial = stored("x", predicted([0] * 10 + [1] * 4, of_b(*[0.9] + [0.1] * 9, *[0.9] + [0.2] * 3)))
     baselines = {"duration": {"classes": {"a": {"runs": 10, "recall": {"value": 0.2}}, "b": {"runs": 0}}}}
     assert errors_by_class(trial.result["test"], baselines) == [
-        Bar("b", 0.75, *wilson(3, 4), 4, {}),
-        Bar("a", 0.1, *wilson(1, 10), 10, {"duration alone": 0.8}),
+        Bar("b", Estimate(0.75, *wilson(3, 4)), 4, {}),
+        Bar("a", Estimate(0.1, *wilson(1, 10)), 10, {"duration alone": 0.8}),
     ]
-    value, below, above = Bar("a", 0.1, 0.02, 0.4).percent
-    assert (value, below, above) == (10.0, pytest.approx(8.0), pytest.approx(30.0))
-    assert Bar("a", None, None, None).percent == (0.0, 0.0, 0.0)
+    assert (Estimate(0.1, 0.02, 0.4).percent, Estimate(0.1, 0.02, 0.4).interval) == ("2 to 40 %", "0.020 to 0.400")
+    assert (Estimate(None, None, None).percent, Estimate(None, None, None).interval) == ("0 to 0 %", "–")
 
 
 def test_a_large_matrix_has_its_rare_classes_together():
@@ -157,18 +157,18 @@ def test_bars_stand_beside_what_costs_nothing():
     test = trial.result["test"]
     guess = constant(trial.result, test)
     assert accuracy_bar("x", test, baselines) == Bar(
-        "x", 0.75, *wilson(3, 4), 4, {"base rate": 0.75, "memory alone": 0.9}
+        "x", Estimate(0.75, *wilson(3, 4)), 4, {"base rate": 0.75, "memory alone": 0.9}
     )
     f1 = f1_bar("x", test, baselines, guess)
     assert (f1.value, f1.beside["memory alone"]) == (test["macro"]["f1"]["value"], 0.8)
     assert f1.beside["base rate"] == pytest.approx(3 / 7)
     assert slice_bars(test["slices"]["job"]) == [
-        Bar("p", 1.0, *wilson(2, 2), 2, {"its most frequent class": 1.0}),
-        Bar("q", 0.5, *wilson(1, 2), 2, {"its most frequent class": 0.5}),
+        Bar("p", Estimate(1.0, *wilson(2, 2)), 2, {"its most frequent class": 1.0}),
+        Bar("q", Estimate(0.5, *wilson(1, 2)), 2, {"its most frequent class": 0.5}),
     ]
     # where each has one class alone, guessing it is no baseline but the answer
     assert [bar.beside for bar in slice_bars(test["slices"]["cloud"])] == [{}, {}]
-    assert first_by([Bar("n", None, None, None), f1]) == f1
+    assert first_by([Bar("n", Estimate(None, None, None)), f1]) == f1
     assert first_by([]) is None
 
 
@@ -182,8 +182,8 @@ def test_history_and_calibration():
     assert history({"training": {"runs": 3}}) == {}
     test = stored("x", predicted([0, 0, 1, 1], of_b(0.05, 0.02, 0.04, 0.6))).result["test"]
     assert calibration_bars(test["calibration"]) == [
-        (pytest.approx(0.6), Bar("0.6", 1.0, *wilson(1, 1), 1)),
-        (pytest.approx((0.95 + 0.98 + 0.96) / 3), Bar("0.9", pytest.approx(2 / 3), *wilson(2, 3), 3)),
+        (pytest.approx(0.6), Bar("0.6", Estimate(1.0, *wilson(1, 1)), 1)),
+        (pytest.approx((0.95 + 0.98 + 0.96) / 3), Bar("0.9", Estimate(pytest.approx(2 / 3), *wilson(2, 3)), 3)),
     ]
 
 
@@ -206,7 +206,7 @@ def test_folds_and_their_mean():
         ("fold 1: job-0", 0.6, 10, {"base rate": 0.5}),
         ("fold 2: job-1", 0.8, 10, {"base rate": 0.5}),
     ]
-    assert mean == Bar("mean of the folds", 0.7, 0.1, 0.9, 20, {"base rate": 0.45})
+    assert mean == Bar("mean of the folds", Estimate(0.7, 0.1, 0.9), 20, {"base rate": 0.45})
 
 
 def test_cross_validations_are_compared_where_they_divide_alike():
@@ -227,7 +227,7 @@ def test_errors_of_several_experiments_are_by_class():
     found = compare(by_accuracy([(stored("poor", poor), poor), (stored("good", good), good)])).rows
     errors = errors_of(found, 8)
     assert list(errors) == ["a", "b"]
-    assert {name: (bar.value, bar.low, bar.high) for name, bar in errors["a"].items()} == {
+    assert {name: (bar.value, bar.estimate.low, bar.estimate.high) for name, bar in errors["a"].items()} == {
         "good": (0.0, *wilson(0, 12)),
         "poor": (0.75, *wilson(9, 12)),
     }

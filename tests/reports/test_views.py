@@ -11,14 +11,14 @@ from tests.reports.scenes import hostile_data, runs
 
 
 def test_the_rarest_names_are_one_group_and_equals_go_by_name():
-    groups = views.grouped(np.array(["b", "a", "c", "c", "", "d", "b"], object), most=2)
+    groups = views.grouped(np.array(["b", "a", "c", "c", "", "d", "b"], object), limit=2)
     assert groups.names == ("b", "c", "3 others")
     assert groups.of.tolist() == [0, 2, 1, 1, 2, 2, 0]
     assert (groups.counts.tolist(), groups.named) == ([2, 2, 3], 2)
 
 
 def test_one_name_too_many_is_no_group_of_its_own():
-    groups = views.grouped(np.array(["b", "a", ""], object), most=2)
+    groups = views.grouped(np.array(["b", "a", ""], object), limit=2)
     assert (groups.names, groups.named) == (("a", "b", "unknown"), 3)
 
 

@@ -72,14 +72,14 @@ def command(
     """
     from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
-    from ciml.reports.clusters.cluster import Wanted, cluster_dataset
+    from ciml.reports.clusters.cluster import ClusterOptions, cluster_dataset
     from ciml.reports.clusters.page import cluster_page
     from ciml.reports.page import save
     from ciml.storage import open_store
     from ciml.transforms.examples.prepare import SPLITS
 
     chosen = dataset_name(name, dataset)
-    request = Wanted(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)
+    request = ClusterOptions(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)
     with progress_bar("clustering") as progress:
         clustering = cluster_dataset(DataRoot.open(data_path).dataset(chosen), request, progress)
     value = clustering.to_json()
@@ -97,7 +97,7 @@ def command(
 def _show(clustering: Clustering) -> None:
     from ciml.reports.drawing import shown
 
-    fact = next(iter(clustering.known))
+    fact = next(iter(clustering.facts))
     rows = []
     for trial in clustering.tried:
         agreed = clustering.agreements[trial.k][fact]
