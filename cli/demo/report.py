@@ -51,11 +51,11 @@ def render(result: DemoResult) -> str:
     steps = tuple((step.name, f"{step.began_s:.1f}", f"{step.took_s:.1f}") for step in result.steps)
     messages = tuple((line.change, message) for line in result.answers for message in line.messages)
     sections = [
-        Section("Checks", summary(result), (Table(("", "check", "detail"), checks, words=3),)),
+        Section("Checks", summary(result), Table(("", "check", "detail"), checks, words=3)),
         *_sections(result),
-        Section("Messages on changes", tables=(Table(("change", "message"), messages, words=2),)),
-        Section("Time by step", tables=(Table(("step", "began at, s", "took, s"), steps),)),
-        Section("Notes", tables=(Table(("note",), tuple((note,) for note in result.notes)),)),
+        Section("Messages on changes", Table(("change", "message"), messages, words=2)),
+        Section("Time by step", Table(("step", "began at, s", "took, s"), steps)),
+        Section("Notes", Table(("note",), tuple((note,) for note in result.notes))),
     ]
     engines = " · ".join(f"{name}: {engine}" for name, engine in result.engines.items())
     lead = (
@@ -103,7 +103,7 @@ def _sections(result: DemoResult) -> list[Section]:
 def _accounting(result: DemoResult) -> Section:
     lines = [(line.kind, line.reason, line.trick, line.expected, line.counted) for line in result.accounting]
     lines += [("all", "", "", *_sums(result))] if lines else []
-    cells = tuple(
+    rows = tuple(
         (
             kind.replace("_", " "),
             reason.replace("_", " "),
@@ -116,7 +116,7 @@ def _accounting(result: DemoResult) -> Section:
     )
     headings = ("class", "reason", "damaged on purpose", "expected", "counted", "")
     text = "Expected: by the producer's own list of acknowledged messages. Counted: in the manifest of the raw store."
-    return Section("Outcomes of all (event, run) pairs", text, (Table(headings, cells, words=3),))
+    return Section("Outcomes of all (event, run) pairs", text, Table(headings, rows, words=3))
 
 
 def _spans(result: DemoResult) -> Section:
@@ -126,10 +126,11 @@ def _spans(result: DemoResult) -> Section:
         texts = (_counts(line.classes), _counts(line.excluded))
         rows.append((line.dataset, *texts, version, *(f"{line.splits.get(split, 0)}" for split in _SPLITS)))
     headings = ("data set", "classes", "excluded", "span", *_SPLITS)
-    return Section("Spans", tables=(Table(headings, tuple(rows), words=3),))
+    return Section("Spans", Table(headings, tuple(rows), words=3))
 
 
 def _models(result: DemoResult) -> Section:
+    from ciml.reports.drawing import Estimate
     from ciml.reports.experiments.plots import bars_plot
     from ciml.reports.experiments.views import ALONE, Bar
 
@@ -158,12 +159,13 @@ def _models(result: DemoResult) -> Section:
         beside = {"base rate": evaluation.base_rate.value}
         beside |= {f"{name}{ALONE}": share.value for name, share in metrics.baselines.items()}
         name = f"{refresh.model} {numbers[refresh.model]}"
-        bars.append(Bar(name, accuracy.value, accuracy.low, accuracy.high, evaluation.runs, beside))
+        estimate = Estimate(accuracy.value, accuracy.low, accuracy.high)
+        bars.append(Bar(name, estimate, evaluation.runs, beside))
     headings = ("model", "decision", "refresh", "trained", "tested", "accuracy", "champion", "base rate", "one number")
     caption = "A mark is a baseline on the same runs: the commonest class in training, or one number of a run."
     plot = bars_plot("refreshes", "Accuracy on held-out runs, by refresh", caption, "accuracy (%)", [("", bars)])
     table = Table(headings, tuple(rows), words=2)
-    return Section("Models, on held-out runs", one_number_line(result), (table,), (plot,) if bars else ())
+    return Section("Models, on held-out runs", one_number_line(result), table, plot if bars else None)
 
 
 def _predictions(result: DemoResult) -> Section:
@@ -174,7 +176,7 @@ def _predictions(result: DemoResult) -> Section:
         rows.append((line.model, versions, *(f"{number:,.0f}" for number in numbers)))
     headings = ("model", "by version", "all", "of untrusted", "p50 ms", "p99 ms")
     text = "Latency is the time from the announcement of a run to its stored prediction."
-    return Section("Predictions", text, (Table(headings, tuple(rows), words=2),))
+    return Section("Predictions", text, Table(headings, tuple(rows), words=2))
 
 
 def _answers(result: DemoResult) -> Section:
@@ -185,7 +187,7 @@ def _answers(result: DemoResult) -> Section:
         rows.append((line.change, line.job, line.outcome, line.cause, verdict, message))
     headings = ("change", "job", "outcome", "recorded cause", "verdict", "message after")
     text = "Failed runs that no training has seen, each on its own change of a real Gerrit." if rows else ""
-    return Section("Answers on changes", text, (Table(headings, tuple(rows), words=6),))
+    return Section("Answers on changes", text, Table(headings, tuple(rows), words=6))
 
 
 def _sums(result: DemoResult) -> tuple[int, int]:

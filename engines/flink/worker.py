@@ -24,7 +24,7 @@ _MODULES = (
 )
 
 
-#: Former names of modules by which savepoints of 0.2 pickle the elements and restrictions of the Kafka source, and where
+#: Former names of modules by which savepoints of 0.2 pickle elements and restrictions of the Kafka source, and where
 #: their classes are now. To be removed in 0.4.
 _EARLIER_MODULES = {
     "pipelines.kafka.plan": "ciml.pipelines.kafka.plan",
