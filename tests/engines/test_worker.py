@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-#: What the Kafka source of 0.2 stored in a savepoint, by Beam's FastPrimitivesCoder: PartitionRead, KnownTopic, Restriction.
+#: What the Kafka source of 0.2 stored in a savepoint, by Beam's FastPrimitivesCoder:
+#: PartitionRead, KnownTopic, Restriction.
 STORED = (
     "/4AFlUgAAAAAAAAAjBRwaXBlbGluZXMua2Fma2EucGxhbpSMDVBhcnRpdGlvblJlYWSUk5QpgZRdlCiMCWNpLWV2ZW50c5SMAVSUSwBLBU4pZWIu",
     "/4AFlUsAAAAAAAAAjB5waXBlbGluZXMua2Fma2EubmV3X3BhcnRpdGlvbnOUjApLbm93blRvcGljlJOUKYGUXZQojAljaS1ldmVudHOUjAFUlEsCZWIu",
