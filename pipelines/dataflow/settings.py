@@ -56,7 +56,7 @@ class DataflowSettings(Settings, frozen=True):
       labels: ``NAME=VALUE`` of the job.
     """
 
-    what = "Dataflow settings"
+    title = "Dataflow settings"
 
     project: str
     region: str

@@ -22,7 +22,7 @@ class Inner(Settings, frozen=True, kw_only=True):
 
 
 class Outer(Settings, frozen=True, kw_only=True):
-    what = "paint"
+    title = "paint"
 
     number: int
     inner: Inner = Inner()

@@ -66,7 +66,7 @@ class Credential(Settings, frozen=True):
       ValueError: not exactly one secret is named, or a name is malformed.
     """
 
-    what = "credential"
+    title = "credential"
 
     host: str
     header: str = "Authorization"
