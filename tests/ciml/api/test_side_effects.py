@@ -13,12 +13,15 @@ import pytest
 import ciml
 from ciml.api.types import DatasetKeys, ExperimentKeys
 from ciml.datasets.definition import DatasetDefinition
+from ciml.settings import Settings
 from ciml.training.experiment import Experiment
 
 
+@pytest.mark.whole
+@pytest.mark.timeout(600)
 def test_no_call_changes_the_settings_of_the_process(folder: Path) -> None:
     command = [sys.executable, "-m", "tests.ciml.api.side_effects", str(folder)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
     changes = json.loads(process.stdout.splitlines()[-1])
     assert len(changes) == 16
@@ -33,9 +36,8 @@ def test_dir_shows_public_names_only() -> None:
     ("keys", "settings", "arguments"),
     [(DatasetKeys, DatasetDefinition, {"name"}), (ExperimentKeys, Experiment, {"name", "estimator"})],
 )
-def test_typed_keys_are_those_of_the_settings(keys: type, settings: type, arguments: set[str]) -> None:
-    fields = typing.get_type_hints(settings).keys() - {"what", "lists"}
-    assert typing.get_type_hints(keys).keys() == fields - arguments
+def test_typed_keys_are_those_of_the_settings(keys: type, settings: type[Settings], arguments: set[str]) -> None:
+    assert typing.get_type_hints(keys).keys() == set(settings.__struct_fields__) - arguments
 
 
 def test_every_error_is_public_and_a_ciml_error() -> None:
@@ -44,3 +46,20 @@ def test_every_error_is_public_and_a_ciml_error() -> None:
     kinds = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     assert kinds - {"RejectedInput"} <= set(ciml.__all__)
     assert all(issubclass(getattr(ciml, name), ciml.CimlError) for name in kinds - {"RejectedInput"})
+
+
+def test_former_progress_callbacks_and_outcomes_work_with_a_warning() -> None:
+    from ciml.api.data import _callback
+    from ciml.api.results import _Outcome
+
+    calls: list[object] = []
+    with pytest.warns(DeprecationWarning, match="step, done, total"):
+        _callback(lambda done, total: calls.append((done, total)))("runs", 1, 2)
+    with pytest.warns(DeprecationWarning, match="step, done, total"):
+        _callback(lambda step: calls.append(step))("train", 1, 2)
+    _callback(lambda step, done, total: calls.append((step, done, total)))("runs", 2, 2)
+    assert calls == [(1, 2), "train", ("runs", 2, 2)]
+    with pytest.warns(DeprecationWarning, match="'rejected'"):
+        assert _Outcome("rejected") == "refused"
+    assert _Outcome("pushed") == "pushed"
+    assert _Outcome("pushed") != "rejected"
