@@ -77,27 +77,11 @@ _ABBREVIATIONS = {
 }
 #: Zones with clock changes, now or recently, whose ``%Z`` is a number: their "-03" is not a fixed offset.
 _NUMBERED = (
-    "Africa/Casablanca",
-    "America/Asuncion",
-    "America/Campo_Grande",
-    "America/Miquelon",
-    "America/Montevideo",
-    "America/Nuuk",
-    "America/Punta_Arenas",
-    "America/Santiago",
-    "America/Sao_Paulo",
-    "America/Scoresbysund",
-    "Antarctica/Troll",
-    "Asia/Baku",
-    "Asia/Tehran",
-    "Atlantic/Azores",
-    "Australia/Lord_Howe",
-    "Pacific/Apia",
-    "Pacific/Chatham",
-    "Pacific/Easter",
-    "Pacific/Fiji",
-    "Pacific/Norfolk",
-)
+    "Africa/Casablanca America/Asuncion America/Campo_Grande America/Miquelon America/Montevideo America/Nuuk "
+    "America/Punta_Arenas America/Santiago America/Sao_Paulo America/Scoresbysund Antarctica/Troll Asia/Baku "
+    "Asia/Tehran Atlantic/Azores Australia/Lord_Howe Pacific/Apia Pacific/Chatham Pacific/Easter Pacific/Fiji "
+    "Pacific/Norfolk "
+).split()
 _FIXED = {"UTC": 0, "UCT": 0, "Z": 0, "Zulu": 0, "Etc/UTC": 0, "JST": 9 * HOUR}
 _OFFSET = re.compile(r"([+-])(\d\d)(?::?(\d\d))?", re.ASCII)
 #: Offsets in use, in minutes, for a clock without any information.
