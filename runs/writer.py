@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
-from ciml.events.records import Batch, Outcome, PendingRun, RawFile, RunFacts
+from ciml.events.records import Batch, PendingRun, RawFile, RunFacts
 from ciml.storage import Store
 from ciml.telemetry import TIME
 
@@ -112,19 +112,8 @@ def store(batch: Batch, raw: Store) -> Batch:
         # An existing object holds the same telemetry: its name contains the digest.
         for _ in pool.map(lambda parsed: raw.create(parsed[0].path, parsed[1]), encoded):
             pass
-    settled = [
-        Outcome(
-            "run",
-            parsed.origin,
-            parsed.event_key,
-            parsed.mention,
-            trust=parsed.trust,
-            file=file,
-            attempts=parsed.attempts,
-            first_seen_us=parsed.first_seen_us,
-        )
-        for parsed, (file, _) in zip(batch.pending_runs, encoded, strict=True)
-    ]
+    stored = zip(batch.pending_runs, encoded, strict=True)
+    settled = [pending.outcome("run", file=file) for pending, (file, _) in stored]
     return Batch(batch.covers, batch.messages, [], batch.settled + settled)
 
 

@@ -179,18 +179,8 @@ def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
             updates=(),
             not_before_us=None,
         )
-    return Outcome(
-        "dead_letter",
-        item.origin,
-        item.event_key,
-        item.mention,
-        rejected.reason,
-        rejected.detail,
-        item.trust,
-        payload=kept_payload(item.message) if item.message else None,
-        attempts=item.attempts,
-        first_seen_us=item.first_seen_us,
-    )
+    payload = kept_payload(item.message) if item.message else None
+    return item.outcome("dead_letter", rejected.reason, rejected.detail, payload=payload)
 
 
 def unread_dead_letter(origin: Origin, message: Message, rejected: RejectedInput) -> Outcome:

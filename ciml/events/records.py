@@ -329,6 +329,19 @@ class PendingRun:
     log: bytes | None = None  # as fetched, decompressed
     telemetry: pa.Table | None = None  # as parsed
 
+    def outcome(
+        self,
+        kind: Kind,
+        reason: str = "",
+        detail: str = "",
+        *,
+        file: RawFile | None = None,
+        payload: Mapping[str, Any] | None = None,
+    ) -> Outcome:
+        """Return the outcome of the run's (event, run)."""
+        facts = (self.origin, self.event_key, self.mention)
+        return Outcome(kind, *facts, reason, detail, self.trust, file, payload, self.attempts, self.first_seen_us)
+
 
 @dataclass
 class Batch:

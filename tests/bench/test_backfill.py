@@ -16,7 +16,7 @@ from ciml.runs.writer import store
 from ciml.storage import open_store
 from ciml.transforms.fetch.fetch import fetch
 from ciml.transforms.ingest.decode import decode_lines
-from ciml.transforms.parse.stage import parse
+from ciml.transforms.parse.logs import parse
 from ciml.trust import evaluate_batch
 from tests.pipelines.backfill.backfilling import config, listed
 

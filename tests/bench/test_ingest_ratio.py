@@ -22,7 +22,7 @@ from ciml.runs.writer import store
 from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
-from ciml.transforms.parse.stage import parse
+from ciml.transforms.parse.logs import parse
 from ciml.trust import TrustPolicy, evaluate_batch
 from tests.bench.real_runs import FOLDER, listed_runs
 

@@ -94,7 +94,7 @@ def _stock_sink() -> None:
     from ciml.events.records import Batch, Outcome, RawFile
     from ciml.pipelines.ingest import pipeline as ingest
     from ciml.transforms.fetch.fetch import fetch_in_parts
-    from ciml.transforms.parse.stage import parse
+    from ciml.transforms.parse.logs import parse
 
     class Sink(fileio.FileSink):
         def open(self, handle: Any) -> None:
@@ -377,7 +377,7 @@ def _no_limits() -> None:
 @_defect("stores-infinity")
 def _stores_infinity() -> None:
     """What is no number becomes infinite, not null."""
-    from ciml.transforms.parse import stage
+    from ciml.transforms.parse import logs as stage
 
     def make(parse_logs: Any) -> Any:
         def parsed(logs: Any, *arguments: Any) -> Any:
@@ -400,7 +400,7 @@ def _stores_infinity() -> None:
 @_defect("this-year")
 def _this_year() -> None:
     """The event's times do not settle the year."""
-    from ciml.transforms.parse import stage
+    from ciml.transforms.parse import logs as stage
 
     def make(log: Any) -> Any:
         return lambda data, start_us=None, end_us=None: log(data, None, None)

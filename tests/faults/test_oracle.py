@@ -29,7 +29,7 @@ def honest(tmp_path: Path) -> tuple[Path, list[Delivery]]:
     from ciml.events.records import Batch, Message, OffsetRange
     from ciml.runs.writer import store
     from ciml.transforms.fetch.fetch import fetch
-    from ciml.transforms.parse.stage import parse
+    from ciml.transforms.parse.logs import parse
 
     planner = Planner(1, "", tmp_path / "logs", (tmp_path / "logs").as_uri(), partitions=1)
     for send in planner.mixed(40, Mix(bad=0.3)).sends:

@@ -15,7 +15,7 @@ from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun,
 from ciml.runs.reader import read_run, read_runs, verify_run
 from ciml.runs.writer import run_path, store, write_run
 from ciml.storage import LocalStore
-from ciml.transforms.parse.stage import parse
+from ciml.transforms.parse.logs import parse
 from tests.transforms.samples import corpus, make_facts
 
 COVERS = OffsetRange("t", "T", 0, 0, 9)

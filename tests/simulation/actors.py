@@ -18,7 +18,7 @@ from ciml.runs.writer import store
 from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.ingest.decode import decode
-from ciml.transforms.parse.stage import parse
+from ciml.transforms.parse.logs import parse
 from ciml.trust import TrustPolicy, evaluate, evaluate_batch
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice

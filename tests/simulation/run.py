@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any
 
-from ciml.transforms.parse import stage as parsing
+from ciml.transforms.parse import logs as parsing
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.simulation.actors import compactor, ghost, maintainer, micro_batches, operator, producer, stream, updater
 from tests.simulation.audit import auditor, poller

@@ -1,7 +1,4 @@
-"""Compare two sides: the tests, their results, and the reported findings.
-
-The report of a comparison: findings for people and programs, and their numbers.
-"""
+"""Compares two sets of examples; the report has findings for people and programs, and their numbers."""
 
 from __future__ import annotations
 
@@ -187,57 +184,25 @@ class _Comparison:
             where = (group.name if dimension == "job" else None, group.name if dimension == "provider" else None)
             kind: Kind = "new_group" if group.after else "lost_group"
             change = "appeared" if group.after else "disappeared"
-            yield Finding(
-                kind,
-                dimension,
-                *where,
-                False,
-                group.before / max(n, 1),
-                group.after / max(m, 1),
-                None,
-                None,
-                self._p(group.p),
-                group.before,
-                group.after,
-                f"{dimension} {group.name or '(none)'} {change}",
-            )
+            shares = group.before / max(n, 1), group.after / max(m, 1)
+            runs = group.before, group.after
+            verdict = f"{dimension} {group.name or '(none)'} {change}"
+            yield Finding(kind, dimension, *where, False, *shares, None, None, self._p(group.p), *runs, verdict)
         for dimension, mix in self.mixes.items():
             if mix.psi >= self.policy.psi and self._p(mix.p) <= self.policy.alpha:
                 verdict = f"another mix: {mix.grown or '(none)'} {mix.before:.1%} → {mix.after:.1%}"
-                yield Finding(
-                    "mix",
-                    dimension,
-                    None,
-                    None,
-                    False,
-                    mix.before,
-                    mix.after,
-                    mix.psi,
-                    None,
-                    self._p(mix.p),
-                    n,
-                    m,
-                    verdict,
-                )
+                shares = mix.before, mix.after
+                p = self._p(mix.p)
+                yield Finding("mix", dimension, None, None, False, *shares, mix.psi, None, p, n, m, verdict)
 
     def _finding(self, kind: Kind, what: str, drifted: DriftedSlice, verdict: str) -> Finding:
         part = drifted.part
         measure = drifted.measure
         psi = None if math.isnan(measure.psi) else measure.psi
-        return Finding(
-            kind,
-            what,
-            *part.slice,
-            drifted.rest,
-            measure.before,
-            measure.after,
-            psi,
-            measure.ks,
-            self._p(measure.p),
-            part.runs_before,
-            part.runs_after,
-            verdict,
-        )
+        means = measure.before, measure.after
+        runs = part.runs_before, part.runs_after
+        p = self._p(measure.p)
+        return Finding(kind, what, *part.slice, drifted.rest, *means, psi, measure.ks, p, *runs, verdict)
 
 
 Kind = Literal["lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix"]
@@ -355,10 +320,7 @@ def _side_to_json(side: Side) -> dict[str, Any]:
     return {
         "name": side.name,
         "runs": int(side.statistics.runs.sum()),
-        "jobs": side.categories(0),
-        "providers": side.categories(1),
-        "flavours": side.categories(2),
-        "classes": side.categories(3),
+        **{name: side.categories(index) for index, name in enumerate(("jobs", "providers", "flavours", "classes"))},
         "excluded": dict(side.excluded),
         "features": {name: summary_of(side.statistics, name) for name in side.statistics.series},
     }

@@ -335,16 +335,9 @@ def _settle(
         delay_s = policy.delays_s[pending.attempts - 1]
         if isinstance(failure, LogUnavailableError):
             delay_s = max(delay_s, failure.retry_after_s)
-    return Outcome(
-        "deferred" if defer else "dead_letter",
-        pending.origin,
-        pending.event_key,
-        pending.mention,
-        failure.reason,
-        detail,
-        pending.trust,
-        payload=payload_of(pending.message) if pending.message and not defer else None,
-        attempts=pending.attempts,
+    payload = payload_of(pending.message) if pending.message and not defer else None
+    outcome = pending.outcome("deferred" if defer else "dead_letter", failure.reason, detail, payload=payload)
+    return outcome.replace(
         first_seen_us=pending.first_seen_us if pending.first_seen_us is not None else now_us,
         not_before_us=now_us + round(delay_s * _SECOND_US) if defer else None,
     )

@@ -19,7 +19,7 @@ from ciml.storage import Store
 from ciml.transforms.fetch.fetch import fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import guarded_runs
-from ciml.transforms.parse.stage import parse
+from ciml.transforms.parse.logs import parse
 from ciml.trust import TrustPolicy, evaluate_batch
 
 _MOST_KEPT = 100

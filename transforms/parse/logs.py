@@ -1,11 +1,10 @@
-"""Logs of dstat, dool and pcp-dstat to tables, hundreds at a time.
+"""Parses logs of dstat, dool and pcp-dstat, hundreds at a time.
 
-Logs with the same columns are read together: their headers are found for each (`ciml.dstat`), their rows are
-read by one call (`ciml.transforms.parse.rows`), their times are converted together (`ciml.transforms.parse.times`), and
-each log's table is a slice without a copy. Only irregular logs (a clock change, a restarted recorder) are processed
-alone.
+Logs with the same columns are read together: `ciml.dstat` finds their headers, one call of `ciml.transforms.parse.rows`
+reads their rows, and `ciml.transforms.parse.times` converts their times. Each log's table is a slice without a copy.
+Only irregular logs (a clock change, a restarted recorder) are processed alone.
 
-Log files that a person names, read and parsed as those that an ingest fetches.
+`parse_files` reads log files that a user names; `parse` is the stage of an ingest.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ciml.dstat import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND, Columns, Segment, split_segments
-from ciml.errors import RejectedInput
+from ciml.errors import RejectedInput, drop_frames
 from ciml.events.fields import iso_time
+from ciml.events.payloads import payload_of
+from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.limits import MAX_CLOCK_SKEW_S, MAX_PARSED_BYTES, PARSE_BATCH_BYTES, PART_BYTES
 from ciml.telemetry import BOOT, TIME
 from ciml.transforms.fetch.decompress import inflate
@@ -374,3 +375,33 @@ def _parsed(read: Sequence[Log | RejectedInput]) -> Iterator[pa.Table | Rejected
     )
     for entry in read:
         yield next(tables) if isinstance(entry, Log) else entry
+
+
+def parse(batch: Batch) -> Batch:
+    """Parse the logs of a batch's pending runs: ``log`` becomes ``telemetry``.
+
+    Returns:
+      The batch; a rejected log has become a dead letter with the parser's reason.
+    """
+    if not batch.pending_runs:
+        return batch
+    logs = [
+        Log(pending_run.log or b"", pending_run.mention.start_us, pending_run.mention.end_us)
+        for pending_run in batch.pending_runs
+    ]
+    parsed: list[PendingRun] = []
+    settled = list(batch.settled)
+    for pending, result in zip(batch.pending_runs, parse_logs(logs), strict=True):
+        pending.log = None
+        if isinstance(result, RejectedInput):
+            drop_frames(result)
+            settled.append(_dead_letter(pending, result))
+        else:
+            pending.telemetry = result
+            parsed.append(pending)
+    return Batch(batch.covers, batch.messages, parsed, settled)
+
+
+def _dead_letter(pending: PendingRun, rejected: RejectedInput) -> Outcome:
+    payload = payload_of(pending.message) if pending.message else None
+    return pending.outcome("dead_letter", rejected.reason, rejected.detail, payload=payload)

@@ -14,7 +14,7 @@ import pytest
 
 import ciml.transforms.examples.from_logs
 import ciml.transforms.examples.spans
-import ciml.transforms.parse.stage
+import ciml.transforms.parse.logs
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import SpanVersion
@@ -114,7 +114,7 @@ def test_a_poisoned_line_of_a_listing_is_excluded(
     for name, poison in {"good": "", "bad": stage}.items():
         with monkeypatch.context() as patch:
             if poison == "parse":
-                _fails_for(patch, ciml.transforms.parse.stage, "parse_logs", lambda log: log.data == text, error)
+                _fails_for(patch, ciml.transforms.parse.logs, "parse_logs", lambda log: log.data == text, error)
             if poison == "examples":
                 _fails_for(
                     patch, ciml.transforms.examples.from_logs, "downsample", lambda each: each.equals(table), error

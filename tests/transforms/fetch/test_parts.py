@@ -16,7 +16,7 @@ from ciml.events.records import Batch
 from ciml.limits import PART_BYTES
 from ciml.transforms.fetch.fetch import Fetcher, fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.parse.stage import parse
+from ciml.transforms.parse.logs import parse
 from tests.transforms.fetch.fetching import MIB, NOW, allow, pending
 from tests.transforms.fetch.log_server import LOG, LogServer, serving
 
