@@ -33,14 +33,11 @@ from ciml.runs.collect_garbage import (
     windows,
 )
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, Alone, NamedRun, PackFile, PackState, day_ends_s, pack_log
-from ciml.runs.packs import PACK_RUNS, OpenPack, PackWriter, columns_digest
+from ciml.runs.packs import PACK_RUNS, OpenPack, PackWriter, batches, columns_digest
 from ciml.runs.reader import FolderPacks, load_packs, read_run
 from ciml.storage import LocalStore, Store
 
 _THREADS = 16
-# Runs and rows read together: they are in memory besides the open packs.
-_BATCH_RUNS = 256
-_BATCH_ROWS = 200_000
 _OPEN_PACKS = 4
 # Small packs are merged if none is larger than this many times the smaller ones together. So a run is rewritten only
 # when its folder has grown by about this factor.
@@ -201,16 +198,8 @@ def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa
 
     threads = 1 if isinstance(raw, LocalStore) else _THREADS
     with ThreadPoolExecutor(threads) as pool:
-        batch: list[NamedRun] = []
-        rows = 0
-        for run in sorted(runs, key=lambda run: run.name):
-            batch.append(run)
-            rows += run.rows
-            if len(batch) >= _BATCH_RUNS or rows >= _BATCH_ROWS:
-                yield from pool.map(read, batch)
-                batch = []
-                rows = 0
-        yield from pool.map(read, batch)
+        for batch in batches(sorted(runs, key=lambda run: run.name), lambda run: run.rows):
+            yield from pool.map(read, batch)
 
 
 def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done: Packing, renew: bool = False) -> None:
@@ -224,7 +213,7 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
     writing = _Writing(raw, folder, pack_bytes)
     merged_names: set[str] = set()
     for pack in chosen:
-        for numbers in _parts(pack):
+        for numbers in pack.batches():
             try:
                 tables = pack.read(raw, numbers, None)
             except FileNotFoundError:
@@ -260,20 +249,6 @@ def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
         if count > 1:
             chosen += group[:count]
     return chosen
-
-
-def _parts(pack: OpenPack) -> Iterator[list[int]]:
-    part: list[int] = []
-    rows = 0
-    for number, run in enumerate(pack.runs):
-        part.append(number)
-        rows += run.rows
-        if rows >= _BATCH_ROWS:
-            yield part
-            part = []
-            rows = 0
-    if part:
-        yield part
 
 
 DAY_S = 86_400.0

@@ -13,9 +13,9 @@ import io
 import json
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -45,7 +45,26 @@ PACK_RUNS = 5_000
 _GAP = 64 << 10
 _GAP_REMOTE = 1 << 20
 
+#: Number of rows that are read together.
+BATCH_ROWS = 200_000
+
+T = TypeVar("T")
 Metadata = dict[bytes, bytes] | None
+
+
+def batches(items: Iterable[T], rows_of: Callable[[T], int], rows: int = BATCH_ROWS) -> Iterator[list[T]]:
+    """Yield items in batches: each ends with the item that brings it to ``rows`` rows."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += rows_of(item)
+        if total >= rows:
+            yield batch
+            batch = []
+            total = 0
+    if batch:
+        yield batch
 
 
 def columns_digest(schema: pa.Schema) -> str:
@@ -274,6 +293,10 @@ class OpenPack:
         self._ends: list[int] = []
         for group in range(self.metadata.num_row_groups):
             self._ends.append((self._ends[-1] if self._ends else 0) + self.metadata.row_group(group).num_rows)
+
+    def batches(self) -> Iterator[list[int]]:
+        """Yield the numbers of the runs that are read together."""
+        return batches(range(len(self.runs)), lambda number: self.runs[number].rows)
 
     def read(self, store: Store, numbers: Sequence[int], columns: Sequence[str] | None) -> dict[int, pa.Table]:
         """Read runs by their number in ``runs``, at once: only the row groups and columns that they need.

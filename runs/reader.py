@@ -23,7 +23,7 @@ from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
 from ciml.runs.pack_index import SWEPT, PackFile, PackState, pack_state, split_path
-from ciml.runs.packs import OpenPack, open_pack
+from ciml.runs.packs import BATCH_ROWS, OpenPack, batches, open_pack
 from ciml.runs.writer import SEAL, damaged, is_sealed, unreadable
 from ciml.storage import LocalStore, Store
 
@@ -260,13 +260,11 @@ def read_runs(
             folders.setdefault(parts[0], []).append((index, parts[1]))
     # For a single run of an uncached folder, its own object is more likely, and saves a request.
     grouped = [item for item in folders.items() if len(item[1]) > 1 or _shelf.get(store, item[0]) is not None]
-    for part in _map(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
+    for part in _ahead(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
         tables.update(part)
     unread = [index for index in range(len(requested)) if index not in tables]
-    for index, table in zip(
-        unread, _map(lambda index: read_run(store, requested[index], columns=columns), unread, threads), strict=True
-    ):
-        tables[index] = table
+    read = _ahead(lambda index: read_run(store, requested[index], columns=columns), unread, threads)
+    tables.update(zip(unread, read, strict=True))
     for index, file in enumerate(requested):
         if isinstance(file, RawFile):
             check_rows(store, file, tables[index].num_rows)
@@ -294,13 +292,6 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]
     for index, table in zip(unread, read_runs(store, [files[index] for index in unread]), strict=True):
         names[index] = tuple(table.column_names)
     return [names[index] for index in range(len(files))]
-
-
-def _map(work: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
-    if len(items) <= 1 or threads <= 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(min(threads, len(items))) as pool:
-        return list(pool.map(work, items))
 
 
 def _packed(
@@ -342,18 +333,10 @@ def verify_run(store: Store, run_id: str, file: RawFile) -> str:
     return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, expected {file.digest}"
 
 
-def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = 200_000) -> Iterator[str]:
+def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = BATCH_ROWS) -> Iterator[str]:
     """Yield the result of `verify_run` for many runs, in order; about ``rows`` rows are read at a time."""
-    part: list[tuple[str, RawFile]] = []
-    waiting = 0
-    for run in runs:
-        part.append(run)
-        waiting += run[1].rows
-        if waiting >= rows:
-            yield from _verify_part(store, part)
-            part = []
-            waiting = 0
-    yield from _verify_part(store, part)
+    for part in batches(runs, lambda run: run[1].rows, rows):
+        yield from _verify_part(store, part)
 
 
 def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[str]:
@@ -376,12 +359,12 @@ class Joined(NamedTuple):
     """Runs of one pack in one table, one after the other.
 
     Attributes:
-      at: indices of the runs among the requested files.
+      indices: of the runs among the requested files.
       table: their telemetry.
       rows: number of rows of each run.
     """
 
-    at: list[int]
+    indices: list[int]
     table: pa.Table
     rows: list[int]
 
@@ -441,10 +424,10 @@ def _join_folder(
         except FileNotFoundError:  # replaced meanwhile: `read_runs` finds them
             unread.extend(numbers.values())
             continue
-        at_of = [numbers[number] for number in ordered]
-        for at, count in zip(at_of, rows, strict=True):
-            check_rows(store, files[at], count)
-        joined.append(Joined(at_of, table, rows))
+        indices = [numbers[number] for number in ordered]
+        for index, count in zip(indices, rows, strict=True):
+            check_rows(store, files[index], count)
+        joined.append(Joined(indices, table, rows))
     return joined, unread
 
 

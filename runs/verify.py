@@ -36,7 +36,6 @@ from ciml.storage import Store
 #: Age of an unreferenced object that is a finding: compaction has had the time to remove it.
 GRACE_S = 3 * 86_400.0
 _MANY = 100
-_BATCH_ROWS = 200_000
 
 
 @dataclass(slots=True)
@@ -233,7 +232,7 @@ class _Objects:
 
     def __init__(self, raw: Store, result: Verification, names: _Names, before_s: float, progress: Progress) -> None:
         self._raw = raw
-        self._found = result
+        self._result = result
         self._names = names
         self._before_s = before_s
         self._progress = progress
@@ -242,20 +241,20 @@ class _Objects:
 
     def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
         """Compare a run with the manifest's rows and digest for its path; ``what`` holds it."""
-        self._found.read += 1
+        self._result.read += 1
         index = self._names.find(path)
         if index is None:
             return
         self._checked[index] = True
         if rows != self._names.rows[index]:
-            self._found.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}", what)
+            self._result.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}", what)
         elif _hash(digest) != self._names.digests[index]:
-            self._found.find(f"{where}: {path} has the digest {digest}, the manifest has another", what)
-        self._progress("runs", int(self._found.read), len(self._names))
+            self._result.find(f"{where}: {path} has the digest {digest}, the manifest has another", what)
+        self._progress("runs", int(self._result.read), len(self._names))
 
     def _unnamed(self, path: str, modified_s: float, what: str) -> None:
         if modified_s < self._before_s:
-            self._found.find(f"{self._raw.url(path)} is not named by any manifest", what)
+            self._result.find(f"{self._raw.url(path)} is not named by any manifest", what)
         else:
             self._young += 1
 
@@ -273,41 +272,34 @@ class _Objects:
             try:
                 state = pack_state(self._raw, folder)
             except IntegrityError as error:
-                self._found.find(f"{folder}: {error}", "pack delta")
+                self._result.find(f"{folder}: {error}", "pack delta")
                 continue
             for path, file in state.packs.items():
                 if fault := prove_pack(self._raw, file):
                     if path in pack_state(self._raw, folder).packs:  # not replaced meanwhile
-                        self._found.find(fault, "pack")
+                        self._result.find(fault, "pack")
                     continue
-                self._found.packs += 1
+                self._result.packs += 1
                 try:
                     pack = open_pack(self._raw, file)
                     self._pack(folder, pack)
-                    self._found.count("pack", pack.format)
+                    self._result.count("pack", pack.format)
                 except (FileNotFoundError, IntegrityError) as error:
-                    self._found.find(str(error), "pack")
+                    self._result.find(str(error), "pack")
             for path, entry in pack_entries.items():
                 if path not in state.packs and path not in state.replaced:
                     self._unnamed(path, entry.modified_s, "pack")
 
     def _pack(self, folder: str, pack: OpenPack) -> None:
-        part: list[int] = []
-        rows = 0
-        for number, run in enumerate(pack.runs):
-            part.append(number)
-            rows += run.rows
-            if rows >= _BATCH_ROWS or number == len(pack.runs) - 1:
-                for index, table in pack.read(self._raw, part, None).items():
-                    name = pack.runs[index].name
-                    path = f"{RUNS}/{folder}/{name}"
-                    self._found.packed += 1
-                    if self._names.find(path) is None:
-                        self._found.find(f"{pack.file.path} holds {name}, which the manifest does not name", "pack")
-                    digest = telemetry_digest(run_of(name), table)
-                    self._check(path, table.num_rows, digest, pack.file.path, "pack")
-                part = []
-                rows = 0
+        for numbers in pack.batches():
+            for number, table in pack.read(self._raw, numbers, None).items():
+                name = pack.runs[number].name
+                path = f"{RUNS}/{folder}/{name}"
+                self._result.packed += 1
+                if self._names.find(path) is None:
+                    self._result.find(f"{pack.file.path} holds {name}, which the manifest does not name", "pack")
+                digest = telemetry_digest(run_of(name), table)
+                self._check(path, table.num_rows, digest, pack.file.path, "pack")
 
     def singles(self) -> None:
         """Verify every raw object that is not in a pack."""
@@ -316,17 +308,17 @@ class _Objects:
             if parts is None or self._names.find(entry.path) is None:
                 self._unnamed(entry.path, entry.modified_s, "run")
                 continue
-            self._found.single += 1
+            self._result.single += 1
             try:
                 table, number = decode_object(self._raw.read(entry.path), entry.path, self._raw.url(entry.path))
                 digest = telemetry_digest(run_of(parts[1]), table)
             except FileNotFoundError:
                 continue  # packed meanwhile
             except (IntegrityError, TypeError) as error:
-                self._found.find(str(error), "run")
+                self._result.find(str(error), "run")
                 self._checked[self._names.find(entry.path)] = True
                 continue
-            self._found.count("run", number)
+            self._result.count("run", number)
             self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
 
     def missing(self) -> None:
@@ -335,19 +327,21 @@ class _Objects:
         if not len(unchecked):
             return
         hashes = set(self._names.paths[unchecked].tolist())
-        deltas = takewhile(lambda item: item[0] <= self._found.version, ManifestLog(self._raw).since(0))
+        deltas = takewhile(lambda item: item[0] <= self._result.version, ManifestLog(self._raw).since(0))
         for run in chain.from_iterable(named_runs(delta) for _, delta in deltas):
             if _hash(run.path) in hashes:
                 hashes.discard(_hash(run.path))
-                _verify_single(self._raw, run, self._found)
+                _verify_single(self._raw, run, self._result)
 
     def swept(self) -> None:
         """Note unreferenced objects."""
         count = sum(1 for _ in self._raw.entries(SWEPT))
         if count:
-            self._found.notes.append(f"{count:,} unreferenced objects are in {SWEPT}/; a later compaction removes them")
+            self._result.notes.append(
+                f"{count:,} unreferenced objects are in {SWEPT}/; a later compaction removes them"
+            )
         if self._young:
-            self._found.notes.append(f"{self._young:,} young objects are not named by any manifest yet")
+            self._result.notes.append(f"{self._young:,} young objects are not named by any manifest yet")
 
 
 def _folder_of(path: str) -> str:

@@ -71,11 +71,11 @@ def test_what_is_read_of_a_pack_is_what_is_asked_for_in_its_order(tmp_path: Path
     for chosen in (range(9), [8, 0, 4], [1, 5], [6], [3, 2, 7]):
         (found,) = read_joined(raw, [files[at] for at in chosen], columns=["time", USR, "nosuch"])
         assert isinstance(found, Joined)
-        assert sorted(found.at) == list(range(len(chosen)))
+        assert sorted(found.indices) == list(range(len(chosen)))
         assert found.table.column_names == ["time", USR]
         assert sum(found.rows) == found.table.num_rows
         begin = 0
-        for at, rows in zip(found.at, found.rows, strict=True):
+        for at, rows in zip(found.indices, found.rows, strict=True):
             one = runs[f"zuul~{list(chosen)[at]}~1"].select(["time", USR])
             part = found.table.slice(begin, rows).replace_schema_metadata(None)
             assert telemetry_digest("r", part) == telemetry_digest("r", one)
@@ -90,7 +90,7 @@ def test_a_run_asked_for_twice_or_lost_or_of_other_rows(tmp_path: Path) -> None:
     found = list(read_joined(raw, [files[0], files[1], files[0]], columns=[USR]))
     joined, alone = found
     assert isinstance(joined, Joined)
-    assert joined.at == [0, 1]
+    assert joined.indices == [0, 1]
     assert [(at, one.column(0).to_pylist()) for at, one in alone] == [(2, [0.0, 0.0])]
     with pytest.raises(IntegrityError, match="has 2 rows, the manifest says 3"):
         list(read_joined(raw, [RawFile(files[0].path, "", 3, 0)], columns=[USR]))
@@ -98,7 +98,7 @@ def test_a_run_asked_for_twice_or_lost_or_of_other_rows(tmp_path: Path) -> None:
         list(read_joined(raw, [RawFile(f"runs/{FOLDER}/zuul~9~1.0123456789abcdef.parquet", "", 3, 0)], columns=[USR]))
     for threads in (1, 4):
         every = list(read_joined(raw, files, columns=[USR], threads=threads))
-        assert [each.at for each in every if isinstance(each, Joined)] == [[0, 1, 2]]
+        assert [each.indices for each in every if isinstance(each, Joined)] == [[0, 1, 2]]
 
 
 def test_windows_of_a_joined_table_are_those_of_its_runs() -> None:

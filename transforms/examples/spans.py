@@ -79,7 +79,7 @@ def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedD
     parts = []
     for batch in read_joined(raw, [run.file for run in runs], columns=[*OWN_COLUMNS, *resolved.columns]):
         if isinstance(batch, Joined):
-            indices = batch.at
+            indices = batch.indices
             tables = list(_divided(batch)) if resolved.definition.context else []
             windows = downsample_joined(batch.table, np.array(batch.rows), resolved)
         else:

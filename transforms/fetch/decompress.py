@@ -1,11 +1,11 @@
-"""Zip archives: the log among their members, found and unpacked within limits; no other member is unpacked.
+"""Decompression within limits: gzip, nested or of several members, and the log among the members of a zip archive.
+
+Memory stays within the limit, also for a compression bomb, and no other member of an archive is unpacked.
 
 Python's zipfile makes an object of each entry before anything can be checked. It accepts files that overlap, data
 around the archive, and headers that contradict the directory. A job writes its archives, so they may be hostile. This
 module reads the plain form that CI systems write: one directory at the end, which agrees with the header of the log;
 not encrypted, no zip64.
-
-Decompression with limits: nested gzip, several members, bombs; memory stays within the limit.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ _PIECE = 1 << 18
 #: Bytes per call: zlib copies the rest after each member, so calls must be small. Each costs about 10 µs.
 _SLICE = 1 << 16
 _MAGIC = b"\x1f\x8b"
+
+
+def _decompressed(stream: zlib._Decompress, data: bytes, reason: str) -> bytes:
+    """Return the next bytes of a stream, at most `_PIECE`. Raises `RejectedInput` with the reason if it is damaged."""
+    try:
+        return stream.decompress(data, _PIECE)
+    except zlib.error as error:  # type: ignore[misc]  # its stub does not declare it as an exception
+        raise RejectedInput(reason, str(error)) from None
 
 
 class _Layer:
@@ -88,10 +96,7 @@ class _Layer:
                 if not data:
                     return
                 self._inflate = self._member()
-            try:
-                out = self._inflate.decompress(data, _PIECE)
-            except zlib.error as error:  # type: ignore[misc]  # its stub does not declare it as an exception
-                raise RejectedInput("corrupt_gzip", str(error)) from None
+            out = _decompressed(self._inflate, data, "corrupt_gzip")
             # Each layer must be within the limit: a large one may unpack to a small one, at any cost of time.
             self._count(out)
             self._next.feed(out)
@@ -330,10 +335,7 @@ def _inflated(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
             file.seek(at)
             data = file.read(min(_SLICE, end - at))
             at += len(data)
-        try:
-            piece = inflate.decompress(data, _PIECE)
-        except zlib.error as error:  # type: ignore[misc]  # its stub does not declare it as an exception
-            raise _corrupt(str(error)) from None
+        piece = _decompressed(inflate, data, "corrupt_archive")
         if not piece and not data:
             raise _corrupt("the log is cut short")
         data = inflate.unconsumed_tail
