@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from confluent_kafka import KafkaException
 
 from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
+from ciml.events import payloads
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
 from ciml.transforms import guard
 from ciml.transforms.guard import INTERNAL, attempt, bisect, guarded_messages, guarded_runs
@@ -233,7 +234,7 @@ def test_a_message_that_cannot_be_decoded_for_an_unexpected_reason_costs_itself(
 
 
 def test_a_payload_that_cannot_be_made_is_size_and_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "payload_of", lambda message: _raise(ValueError("payload")))
+    monkeypatch.setattr(payloads, "payload_of", lambda message: _raise(ValueError("payload")))
     assert guard.kept_payload(Message(1, b"abc", timestamp_ms=7)) == {
         "size": 3, "sha256": hashlib.sha256(b"abc").hexdigest(), "timestamp_ms": 7,
     }  # fmt: skip
