@@ -338,12 +338,12 @@ def compact(
     result.to_version = compaction.cursor
     result.waiting = len(compaction.pending)
     before_s = clock() - grace_s
-    listed = 0
+    listed_objects = 0
 
     def on_listed(count: int) -> None:
-        nonlocal listed
-        listed += count
-        report("collecting garbage", listed, None)
+        nonlocal listed_objects
+        listed_objects += count
+        report("collecting garbage", listed_objects, None)
 
     forgotten_s = clock() - max(aside_s, grace_s)
     collect_swept(raw, compaction, before_s, result.swept, forgotten_s=forgotten_s)  # before anything is moved there

@@ -114,15 +114,15 @@ def guarded_runs(stage: str, function: Callable[[Batch], Batch], batch: Batch) -
       batch: with pending runs, outcomes, or both.
     """
     items: list[PendingRun | Outcome] = [*batch.settled, *batch.pending_runs]
-    before = {id(each): (each.trust, each.log, each.telemetry) for each in batch.pending_runs}
+    before = {id(pending): (pending.trust, pending.log, pending.telemetry) for pending in batch.pending_runs}
 
-    def work(some: Sequence[PendingRun | Outcome]) -> Batch:
-        if len(some) == len(items):
+    def work(part: Sequence[PendingRun | Outcome]) -> Batch:
+        if len(part) == len(items):
             return function(batch)
-        pending_runs = [each for each in some if isinstance(each, PendingRun)]
-        for each in pending_runs:  # the failed stage may have changed it
-            each.trust, each.log, each.telemetry = before[id(each)]
-        return function(Batch(batch.covers, [], pending_runs, [each for each in some if isinstance(each, Outcome)]))
+        pending_runs = [item for item in part if isinstance(item, PendingRun)]
+        for pending in pending_runs:  # the failed stage may have changed it
+            pending.trust, pending.log, pending.telemetry = before[id(pending)]
+        return function(Batch(batch.covers, [], pending_runs, [item for item in part if isinstance(item, Outcome)]))
 
     return _together(Batch(batch.covers, batch.messages), bisect(stage, items, work), dead_letter)
 

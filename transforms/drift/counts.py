@@ -60,10 +60,10 @@ class Presence:
         runs = np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)
         for side, columns in enumerate((before, after)):
             for (job, provider, layout), runs_by_column in columns.items():
-                at = number[job, provider]
-                runs[side][at] += runs_by_column
+                cell_index = number[job, provider]
+                runs[side][cell_index] += runs_by_column
                 for name in layout:
-                    counts[name][side][at] += runs_by_column
+                    counts[name][side][cell_index] += runs_by_column
         return cls(Sides(cells, *runs), counts)
 
     def varies(self, name: str, part: Part) -> bool:

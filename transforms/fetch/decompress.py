@@ -315,32 +315,32 @@ def _data(file: IO[bytes], member: Member) -> int:
     return start
 
 
-def _stored(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
-    end = at + member.packed
-    while at < end:
-        file.seek(at)
-        piece = file.read(min(_PIECE, end - at))
+def _stored(file: IO[bytes], position: int, member: Member) -> Iterator[bytes]:
+    end = position + member.packed
+    while position < end:
+        file.seek(position)
+        piece = file.read(min(_PIECE, end - position))
         if not piece:
             return
-        at += len(piece)
+        position += len(piece)
         yield piece
 
 
-def _inflated(file: IO[bytes], at: int, member: Member) -> Iterator[bytes]:
+def _inflated(file: IO[bytes], position: int, member: Member) -> Iterator[bytes]:
     inflate = zlib.decompressobj(wbits=-15)
-    end = at + member.packed
+    end = position + member.packed
     data = b""
     while not inflate.eof:
         if not data:
-            file.seek(at)
-            data = file.read(min(_SLICE, end - at))
-            at += len(data)
+            file.seek(position)
+            data = file.read(min(_SLICE, end - position))
+            position += len(data)
         piece = _decompressed(inflate, data, "corrupt_archive")
         if not piece and not data:
             raise _corrupt("the log is cut short")
         data = inflate.unconsumed_tail
         yield piece
-    if inflate.unused_data or at < end:
+    if inflate.unused_data or position < end:
         raise _corrupt("data follow the log")
 
 

@@ -315,10 +315,11 @@ def are_times(cells: Sequence[Any]) -> bool:
 
 def are_ordered(sample: Sequence[Mapping[str, Any]], first: str, second: str) -> bool:
     """Return whether no time in one column is after that in another, as far as both are known and times."""
-    pairs = [(row.get(first), row.get(second)) for row in sample]
-    known = [(one, two) for one, two in pairs if not is_missing(one) and not is_missing(two)]
-    times = ((one, two) for one, two in known if _is_time(one) and _is_time(two))
-    return all(parse_time(one, "UTC") <= parse_time(two, "UTC") for one, two in times)
+    pairs = ((row.get(first), row.get(second)) for row in sample)
+    times = (
+        (start, end) for start, end in pairs if all(not is_missing(cell) and _is_time(cell) for cell in (start, end))
+    )
+    return all(parse_time(start, "UTC") <= parse_time(end, "UTC") for start, end in times)
 
 
 def _is_id(cells: list[Any]) -> bool:
