@@ -165,12 +165,12 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], timeout_s: float = 
         metadata = client.list_topics(timeout=timeout_s)
         if is_mock(metadata.cluster_id):
             return {name: len(client.list_topics(name, timeout=timeout_s).topics[name].partitions) for name in topics}
-        wanted = [
+        absent = [
             NewTopic(name, count, 1, config={"retention.ms": "-1"})
             for name, count in topics.items()
             if name not in metadata.topics
         ]
-        for name, future in client.create_topics(wanted, operation_timeout=timeout_s).items() if wanted else ():
+        for name, future in client.create_topics(absent, operation_timeout=timeout_s).items() if absent else ():
             try:
                 future.result()
             except KafkaException as error:

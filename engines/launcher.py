@@ -25,25 +25,25 @@ from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
 
 _ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer(), Mosquitto(), Gerrit())
-ENGINES: Mapping[str, Engine] = {one.name: one for one in _ALL}
-LIGHT_ENGINES: Mapping[str, Engine] = {one.name: one for one in (MockKafka(), MicroBatches())}
+ENGINES: Mapping[str, Engine] = {entry.name: entry for entry in _ALL}
+LIGHT_ENGINES: Mapping[str, Engine] = {entry.name: entry for entry in (MockKafka(), MicroBatches())}
 _PORT_S = 5.0  # wait for a dead engine's port
 _ATTEMPTS = 3  # with other ports, if another process took a chosen one
 
 
-def engine_of(one: EngineState) -> Engine:
+def engine_of(entry: EngineState) -> Engine:
     """Return the engine of a state."""
-    return (LIGHT_ENGINES if one.light else ENGINES)[one.name]
+    return (LIGHT_ENGINES if entry.light else ENGINES)[entry.name]
 
 
-def alive(one: EngineState) -> bool:
+def alive(entry: EngineState) -> bool:
     """Return whether the engine's process still runs; an engine without a process always does."""
-    return one.pid is None or processes.find(one.pid, one.started) is not None
+    return entry.pid is None or processes.find(entry.pid, entry.started) is not None
 
 
-def healthy(home: Path, one: EngineState) -> bool:
+def healthy(home: Path, entry: EngineState) -> bool:
     """Return whether the engine runs and answers."""
-    return alive(one) and engine_of(one).ready(home, one) is not None
+    return alive(entry) and engine_of(entry).ready(home, entry) is not None
 
 
 @dataclass
@@ -158,9 +158,11 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     folder = Path(home).absolute() if home is not None else state.default_home()
     chosen = settings or Settings()
     with state.exclusive(folder):
-        known = state.read(folder)
-        running = {name: engine_state for name, engine_state in known.items() if alive(engine_state)}
-        recorded = _Recorded(folder, known)  # dead engines keep their entry, which holds the ports that clients know
+        recorded_states = state.read(folder)
+        running = {name: engine_state for name, engine_state in recorded_states.items() if alive(engine_state)}
+        recorded = _Recorded(
+            folder, recorded_states
+        )  # dead engines keep their entry, which holds the ports that clients know
         engines = Engines(folder, running)
         starting = [_Start(ENGINES[name], folder, chosen, recorded) for name in selected if name not in running]
         if chosen.tied and starting:
@@ -219,11 +221,11 @@ class _Recorded:
         self._lock = threading.Lock()
         self.states = dict(states)
 
-    def put(self, name: str, one: EngineState | None) -> None:
+    def put(self, name: str, entry: EngineState | None) -> None:
         with self._lock:
             self.states.pop(name, None)
-            if one is not None:
-                self.states[name] = one
+            if entry is not None:
+                self.states[name] = entry
             state.write(self._home, self.states)
 
 

@@ -60,7 +60,7 @@ class Cluster(Engine):
             address=addresses.jobs,
             ports=chosen,
             urls={**asdict(addresses), "state": state_root(home, settings)},
-            memory_mb=sum(one.memory_mb or 0 for one in planned),
+            memory_mb=sum(planned_part.memory_mb or 0 for planned_part in planned),
         )
         command = python_command("ciml.engines.flink.cluster_watchdog", str(home), str(folder))
         return Launch(state, command, {**python_environment(), MARK: str(home), "PYTHONUNBUFFERED": "1"})
