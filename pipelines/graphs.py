@@ -88,7 +88,9 @@ def _materialise(pipeline: beam.Pipeline) -> None:
     from ciml.training.data.materialise_beam import build_materialise
     from ciml.training.data.snapshot import Snapshot, SnapshotRun, SnapshotSpan
 
-    runs = tuple(SnapshotRun(f"zuul~{at}~1", "train", "train", at % 2, "gated", "job", "0") for at in range(4))
+    runs = tuple(
+        SnapshotRun(f"zuul~{number}~1", "train", "train", number % 2, "gated", "job", "0") for number in range(4)
+    )
     files = {"train": (ExampleFile("span-1/version-1/train.parquet", "0", len(runs)),)}
     snapshot = Snapshot("example", _RESOLVED, "p", (SnapshotSpan(1, 1, files, runs),))
     with tempfile.TemporaryDirectory(prefix="ciml-graph-") as folder, tft_beam.Context(temp_dir=folder):

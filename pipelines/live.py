@@ -99,13 +99,15 @@ class RunState:
         self.standing = standing
         self._over_s = now_s
         self.newer = []
-        ranges = {str(recorder): [list(each) for each in numbers] for recorder, numbers in seen.items()}
+        ranges = {str(recorder): [list(part) for part in numbers] for recorder, numbers in seen.items()}
         self._seen = ranges if sum(map(len, ranges.values())) <= _MOST_RANGES else {}
 
     def unseen(self, part: Part) -> Part | None:
         """Return the samples of a late part that the run did not have; None if it had all."""
-        seen = {int(recorder): RangeSet((start, end) for start, end in kept) for recorder, kept in self._seen.items()}
-        rows = unseen(part, seen)
+        numbers = {
+            int(recorder): RangeSet((start, end) for start, end in ranges) for recorder, ranges in self._seen.items()
+        }
+        rows = unseen(part, numbers)
         return part.take(rows, ()) if rows.size else None
 
     def _due_s(self, policy: LivePolicy) -> tuple[float, Wake]:
@@ -117,8 +119,8 @@ class RunState:
 
     def due(self, now_s: float, policy: LivePolicy) -> Wake | None:
         """Return the action that is due now, if any."""
-        at_s, what = self._due_s(policy)
-        return what if at_s <= now_s else None
+        at_s, action = self._due_s(policy)
+        return action if at_s <= now_s else None
 
     def woken(self) -> None:
         """Record that the timer has fired and none is set."""
@@ -142,13 +144,13 @@ class RunState:
     def of(cls, data: bytes) -> RunState:
         """Return the inverse of `to_bytes`."""
         state = cls("", "")
-        at = data.index(b"\n") + 1
-        fields: dict[str, Any] = orjson.loads(data[:at])
+        position = data.index(b"\n") + 1
+        fields: dict[str, Any] = orjson.loads(data[:position])
         vars(state).update(fields)
-        while at < len(data):
-            begin = at + _LENGTH.size
-            at = begin + _LENGTH.unpack_from(data, at)[0]
-            state.newer.append(data[begin:at])
+        while position < len(data):
+            begin = position + _LENGTH.size
+            position = begin + _LENGTH.unpack_from(data, position)[0]
+            state.newer.append(data[begin:position])
         return state
 
 
@@ -263,9 +265,9 @@ class DecodeSamples(beam.DoFn):
                 runs.setdefault(decoded.run_id, []).append((message.offset, decoded))
         by_offset = {message.offset: message for message in batch.messages}
         for run_id, messages in runs.items():
-            for some, packed in bisect("samples", messages, lambda some: pack(part_of(some, self._columns, partition))):
+            for part, packed in bisect("samples", messages, lambda part: pack(part_of(part, self._columns, partition))):
                 if isinstance(packed, RejectedInput):
-                    yield self._rejected(partition, by_offset[some[0][0]], packed)
+                    yield self._rejected(partition, by_offset[part[0][0]], packed)
                 else:
                     yield run_id, packed
         if batch.covers is not None:
@@ -310,8 +312,8 @@ class KeptRuns:
     def take(self, job: str, run_id: str, token: str) -> LiveRun | None:
         """Remove and return a run; None if it is not that of the state with this token."""
         with self._lock:
-            found = self._runs.pop((job, run_id), None)
-        return found[1] if found and found[0] == token else None
+            entry = self._runs.pop((job, run_id), None)
+        return entry[1] if entry and entry[0] == token else None
 
     def put(self, job: str, token: str, run: LiveRun) -> None:
         """Cache a run, with the token of its state."""
@@ -373,17 +375,17 @@ class KeepRun(beam.DoFn):
         outgoing: list[ToSend] = []
         run = _kept.take(self._job, state.run_id, state.token) or self._restore(state, older)
         try:
-            taken = run.add(part)
+            new = run.add(part)
         except RejectedInput as rejected:
-            taken = None
+            new = None
             outgoing.append(self._messages.late(state.run_id, part, rejected))
-        if taken is None:
+        if new is None:
             Metrics.counter(METRICS, "repeats").inc()
         else:
-            Metrics.counter(METRICS, "samples").inc(taken.size)
-            state.newer.append(pack(taken))
+            Metrics.counter(METRICS, "samples").inc(new.size)
+            state.newer.append(pack(new))
             if len(state.newer) >= _FOLD:
-                older.add(pack(join_parts([unpack(each) for each in state.newer])))
+                older.add(pack(join_parts([unpack(packed) for packed in state.newer])))
                 state.newer = []
         outgoing += self._messages.due(run)
         if run.complete:
@@ -413,7 +415,7 @@ class KeepRun(beam.DoFn):
             if due is not None:
                 outgoing = attempt("live", self._close_due, due, state, older, now_s)
                 if isinstance(outgoing, RejectedInput):
-                    last = [unpack(each) for each in (*older.read(), *state.newer)][-1:]
+                    last = [unpack(packed) for packed in (*older.read(), *state.newer)][-1:]
                     outgoing = self._give_up(last[0] if last else NO_SAMPLES, outgoing, state, older, now_s)
                 yield from outgoing
             self._save(state, head, wake)
@@ -438,7 +440,7 @@ class KeepRun(beam.DoFn):
         head.write(state.to_bytes())
 
     def _restore(self, state: RunState, older: Any) -> LiveRun:
-        parts = [unpack(each) for each in (*older.read(), *state.newer)]
+        parts = [unpack(packed) for packed in (*older.read(), *state.newer)]
         if parts:
             Metrics.counter(METRICS, "runs_made_anew").inc()
         return LiveRun.again(state.run_id, parts, self._config.datasets, self._config.policy)

@@ -156,7 +156,7 @@ def figures(test: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, 
     Returns:
       ``accuracy``, ``accuracy.low`` and ``accuracy.high`` (95 %), ``base_rate``, ``macro_f1``, ``class/<class>/f1``, …
     """
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "test_runs": test.get("runs"),
         "trained_on": test.get("trained_on"),
         "log_loss": test.get("log_loss"),
@@ -166,13 +166,13 @@ def figures(test: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, 
         **_interval("brier", test.get("brier")),
     }
     for name, value in (test.get("macro") or {}).items():
-        found |= _interval(f"macro_{name}", value)
+        numbers |= _interval(f"macro_{name}", value)
     for label, values in (test.get("classes") or {}).items():
         for name, value in values.items():
-            found |= _interval(f"class/{label}/{name}", value)
+            numbers |= _interval(f"class/{label}/{name}", value)
     for name, value in baselines.items():
-        found |= _interval(f"baseline/{name}/accuracy", value.get("accuracy") if isinstance(value, Mapping) else None)
-    return {metric_name(name): float(value) for name, value in found.items() if _is_number(value)}
+        numbers |= _interval(f"baseline/{name}/accuracy", value.get("accuracy") if isinstance(value, Mapping) else None)
+    return {metric_name(name): float(value) for name, value in numbers.items() if _is_number(value)}
 
 
 def _interval(name: str, value: Any) -> dict[str, Any]:
@@ -289,11 +289,11 @@ class _Export:
         experiment = self._experiment(record.experiment)
         client = self._client
         self.done.runs += 1
-        found = client.search_runs([experiment], f"tags.`{KEY}` = '{record.key}'", max_results=1)
-        if found and found[0].info.status == "FINISHED":
-            return str(found[0].info.run_id)
-        if found:  # an export that was killed
-            run_id = str(found[0].info.run_id)
+        runs = client.search_runs([experiment], f"tags.`{KEY}` = '{record.key}'", max_results=1)
+        if runs and runs[0].info.status == "FINISHED":
+            return str(runs[0].info.run_id)
+        if runs:  # an export that was killed
+            run_id = str(runs[0].info.run_id)
         else:
             tags = {**record.tags, KEY: record.key}
             run_id = str(client.create_run(experiment, record.time_ms, tags, record.name).info.run_id)
@@ -309,14 +309,14 @@ class _Export:
 
         params = [Param(name, value) for name, value in record.params.items()]
         metrics = [Metric(name, value, record.time_ms, 0) for name, value in record.metrics.items()]
-        for at in range(0, max(len(params), len(metrics)), _BATCH):
-            self._client.log_batch(run_id, metrics[at : at + _BATCH], params[at : at + _BATCH])
+        for start in range(0, max(len(params), len(metrics)), _BATCH):
+            self._client.log_batch(run_id, metrics[start : start + _BATCH], params[start : start + _BATCH])
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
-            found = self._client.get_experiment_by_name(name)
-            made = self._client.create_experiment(name) if found is None else found.experiment_id
-            self._experiments[name] = str(made)
+            experiment = self._client.get_experiment_by_name(name)
+            experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+            self._experiments[name] = str(experiment_id)
         return self._experiments[name]
 
     def model(self, model: str) -> None:
@@ -330,18 +330,18 @@ class _Export:
         if not state.pushed():
             return
         self._registered(model)
-        known = {
-            int(one.tags[_VERSION]): one
-            for one in self._client.search_model_versions(f"name = '{model}'", max_results=1000)
-            if _VERSION in one.tags
+        versions = {
+            int(version.tags[_VERSION]): version
+            for version in self._client.search_model_versions(f"name = '{model}'", max_results=1000)
+            if _VERSION in version.tags
         }
         numbers = {}
         for number in state.pushed():
             self.done.versions += 1
             withdrawn = json.dumps(state.versions[number].withdrawn)
-            if number in known:
-                numbers[number] = str(known[number].version)
-                if known[number].tags.get(_WITHDRAWN) != withdrawn:
+            if number in versions:
+                numbers[number] = str(versions[number].version)
+                if versions[number].tags.get(_WITHDRAWN) != withdrawn:
                     self._client.set_model_version_tag(model, numbers[number], _WITHDRAWN, withdrawn)
             else:
                 numbers[number] = self._version(registry, number, runs[state.versions[number].candidate], withdrawn)
@@ -359,7 +359,7 @@ class _Export:
             self._log_model(registry, number, run_id)
             self._client.set_tag(run_id, _LOGGED, candidate.digest)
         tags = {_VERSION: str(number), _WITHDRAWN: withdrawn, "ciml.digest": candidate.digest}
-        made = self._client.create_model_version(
+        version = self._client.create_model_version(
             registry.model,
             f"runs:/{run_id}/{_ARTIFACT}",
             run_id,
@@ -368,7 +368,7 @@ class _Export:
         )
         self.done.new_versions += 1
         self._report(f"model {registry.model} version {number}")
-        return str(made.version)
+        return str(version.version)
 
     def _log_model(self, registry: Registry, number: int, run_id: str) -> None:
         """Log the files of a version, verified, as a model that `ciml.serving.pyfunc` loads."""

@@ -79,18 +79,18 @@ def _source(model: str) -> bytes:
 
 def render_predictions(delta: Delta, model: str) -> Iterable[Announcement]:
     """Yield the messages of a delta about a model: CloudEvents in binary mode, with the prediction's id."""
-    for one in delta["predictions"]:
-        if one["model"] != model:
+    for prediction in delta["predictions"]:
+        if prediction["model"] != model:
             continue
         headers = [
             ("ce_specversion", b"1.0"),
-            ("ce_id", one["id"].encode()),
+            ("ce_id", prediction["id"].encode()),
             ("ce_source", _source(model)),
             ("ce_type", b"dev.ciml.prediction.v1"),
             ("content-type", b"application/json"),
         ]
-        value = cast(Prediction, {name: item for name, item in one.items() if name != "offset"})
-        yield one["run_id"].encode(), canonical_json(value), headers
+        value = cast(Prediction, {name: item for name, item in prediction.items() if name != "offset"})
+        yield prediction["run_id"].encode(), canonical_json(value), headers
 
 
 class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]):

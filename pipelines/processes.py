@@ -30,14 +30,14 @@ def process_pool(
       start: called in each process before its first task.
       arguments: of ``start``.
     """
-    others = set(multiprocessing.active_children())
+    children = set(multiprocessing.active_children())
     context = multiprocessing.get_context(method)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=partial(_start, start, *arguments))
     try:
         yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
+        for process in set(multiprocessing.active_children()) - children:
             process.kill()
         raise
     finally:

@@ -135,9 +135,9 @@ class Processor(ABC, Generic[C, S, R]):
 
     def with_config(self, config: C) -> Self:
         """Return the same processor with another configuration."""
-        other = copy(self)
-        other.config = config
-        return other
+        processor = copy(self)
+        processor.config = config
+        return processor
 
     def commit(self, results: Iterable[R]) -> int | None:
         """Commit results. Return the version, or None if all of them were committed before.
@@ -159,7 +159,9 @@ class Processor(ABC, Generic[C, S, R]):
           EngineError: if the broker does not answer.
           IntegrityError: if the topic was created again.
         """
-        for topic, topic_id in sorted({(one.covers.topic, one.covers.topic_id) for one in results if one.covers}):
+        for topic, topic_id in sorted(
+            {(result.covers.topic, result.covers.topic_id) for result in results if result.covers}
+        ):
             check_still_that_topic(self.config.kafka, topic, topic_id)
 
     def cover_expired(self, listing: Listing) -> None:

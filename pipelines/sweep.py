@@ -170,30 +170,34 @@ class _Trials:
     def take(self, most: int) -> Iterator[Outcome]:
         """Yield the outcomes of the earliest trials, until fewer than ``most`` are running."""
         while len(self._waiting) >= max(most, 1):
-            found = self._waiting.popleft()
-            outcome = found if isinstance(found, Outcome) else _result(found)
+            done_trial = self._waiting.popleft()
+            outcome = done_trial if isinstance(done_trial, Outcome) else _result(done_trial)
             self.outcomes.append(outcome)
             yield outcome
 
     def baselines(self) -> tuple[Mapping[str, Any], ...]:
         """Return the baselines of each question; empty if none of its trials completed."""
-        wanted = []
+        questions = []
         for question in range(len(self._sweep.questions)):
-            built = [each.dataset for each in self.outcomes if each.question == question and each.state == "complete"]
+            built = [
+                outcome.dataset
+                for outcome in self.outcomes
+                if outcome.question == question and outcome.state == "complete"
+            ]
             if built and read_baseline(self._store, question) is None:
-                wanted.append(self._pool.submit(_store_baseline, self._context, question, built[0]))
-        for future in wanted:
+                questions.append(self._pool.submit(_store_baseline, self._context, question, built[0]))
+        for future in questions:
             _result(future)
         return tuple(read_baseline(self._store, question) or {} for question in range(len(self._sweep.questions)))
 
     def _past(self, question: int) -> list[Past]:
         """Return the earlier trials of a question; those less than ``lag`` before this one count as running."""
-        found = []
+        outcomes = []
         for number, parameters in enumerate(self._parameters):
             if self._sweep.question_of(parameters) == question:
-                known = number < len(self._known)
-                found.append(Past.of(self._known[number]) if known else Past(parameters))
-        return found
+                is_stored = number < len(self._known)
+                outcomes.append(Past.of(self._known[number]) if is_stored else Past(parameters))
+        return outcomes
 
     def _check(self, stored: Outcome, question: int, parameters: Mapping[str, Value] | None) -> None:
         """Raise `IntegrityError` if a stored outcome is not of this sweep. Another version's proposals are accepted."""
@@ -209,7 +213,7 @@ class _Trials:
     def _train(
         self, number: int, question: int, parameters: dict[str, Value], past: list[Past]
     ) -> Future[Outcome] | Outcome:
-        known = Outcome(number=number, question=question, parameters=parameters, state="failed")
+        outcome = Outcome(number=number, question=question, parameters=parameters, state="failed")
         for earlier in self._known:
             if earlier.parameters == parameters:
                 same = {"number": number, "same_as": earlier.number, "seconds": 0.0}
@@ -217,12 +221,12 @@ class _Trials:
         try:
             combination = self._sweep.combine(parameters, self._raw_version)
         except CimlError as error:
-            return keep_outcome(self._store, known.replace(reason=_line(error)))
+            return keep_outcome(self._store, outcome.replace(reason=_line(error)))
         check_normalisation(self._store, self._sweep.name)
         if reason := self._build(combination.definition):
-            return keep_outcome(self._store, known.replace(reason=reason))
+            return keep_outcome(self._store, outcome.replace(reason=reason))
         self.trained += 1
-        return self._pool.submit(_trial, self._context, known, combination, tuple(past))
+        return self._pool.submit(_trial, self._context, outcome, combination, tuple(past))
 
     def _build(self, definition: DatasetDefinition) -> str:
         """Build a data set if it is missing. Return the reason if that is impossible, else ""."""
@@ -252,20 +256,20 @@ def _trial(context: SweepContext, known: Outcome, combination: Combination, past
         judge = Judge(context.sweep, past)
         if network:
             keras()  # the import takes seconds, which do not count as the trial's
-        began = time.perf_counter()
-        found = score_trial(context.sweep, experiment, dataset, judge.hopeless)
+        began_s = time.perf_counter()
+        score = score_trial(context.sweep, experiment, dataset, judge.hopeless)
         result |= {
-            "state": "pruned" if found.pruned else "complete",
-            "value": found.value,
-            "low": found.low,
-            "high": found.high,
-            "steps": tuple(found.steps),
-            "scores": found.scores,
+            "state": "pruned" if score.pruned else "complete",
+            "value": score.value,
+            "low": score.low,
+            "high": score.high,
+            "steps": tuple(score.steps),
+            "scores": score.scores,
             "snapshot": dataset.snapshot.digest,
-            "trained_on": found.trained_on,
-            "held_out": found.held_out,
+            "trained_on": score.trained_on,
+            "held_out": score.held_out,
             "attrs": judge.attrs,
-            "seconds": round(time.perf_counter() - began, 3),
+            "seconds": round(time.perf_counter() - began_s, 3),
         }
     except (EngineError, IntegrityError):
         raise
@@ -280,8 +284,8 @@ def _trial(context: SweepContext, known: Outcome, combination: Combination, past
 
 
 def _store_baseline(context: SweepContext, question: int, name: str) -> None:
-    found = one_number(context.sweep, read_dataset(context.target.dataset(name), context.policy, context.exclusions))
-    keep_baseline(context.store, question, found)
+    baseline = one_number(context.sweep, read_dataset(context.target.dataset(name), context.policy, context.exclusions))
+    keep_baseline(context.store, question, baseline)
 
 
 def _line(error: object) -> str:

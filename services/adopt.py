@@ -55,7 +55,7 @@ def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = Fa
       EngineError: if broker or store do not answer, or there is no such topic.
     """
     listing = list_topic(kafka, topic)
-    found = []
+    adoptions = []
     for name, replica, empty in _manifests(data):
         if not replica.log.end():
             continue
@@ -63,10 +63,10 @@ def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = Fa
             adopted = _adopted(name, state, listing)
         if adopted is None:
             continue
-        found.append(adopted)
+        adoptions.append(adopted)
         if not dry_run:
             replica.append(partial(_delta, listing=listing, empty=empty))
-    return found
+    return adoptions
 
 
 def _manifests(data: DataRoot) -> list[tuple[str, LogReplica[Any], Callable[[], Delta]]]:
@@ -87,13 +87,17 @@ def _adopted(name: str, state: TopicState, listing: Listing) -> Adopted | None:
         return None
     topic = listing.topic
     (generation,) = state.adopted(topic, listing.topic_id)
-    read = {part: ranges.count() for of, part, ranges in state.partitions() if of == state.generation(topic)}
+    read = {
+        part: ranges.count()
+        for topic_generation, part, ranges in state.partitions()
+        if topic_generation == state.generation(topic)
+    }
     return Adopted(name, generation, read)
 
 
 def _is_other(state: TopicState, listing: Listing) -> bool:
-    known = state.topic_id(listing.topic)
-    return bool(known and listing.topic_id and known != listing.topic_id) or is_older(listing, state)
+    topic_id = state.topic_id(listing.topic)
+    return bool(topic_id and listing.topic_id and topic_id != listing.topic_id) or is_older(listing, state)
 
 
 def _delta(state: TopicState, listing: Listing, empty: Callable[[], Delta]) -> Delta | None:

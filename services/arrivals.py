@@ -47,8 +47,8 @@ _AGAIN = frozenset({"address_not_allowed", "log_not_found", "log_forbidden", "lo
 
 def remedy(reason: str, *, closed: bool = True) -> str:
     """Return what to do about an input of this reason; ``closed``: ingest does not try it again by itself."""
-    what = REMEDIES.get(reason, _OTHER)
-    return f"{what}; then: ciml dead-letters replay" if closed and reason in _AGAIN else what
+    text = REMEDIES.get(reason, _OTHER)
+    return f"{text}; then: ciml dead-letters replay" if closed and reason in _AGAIN else text
 
 
 _READ = 100
@@ -125,8 +125,8 @@ def arrival(topic: str, partition: int, message: Message) -> Arrival:
     """Return what the adapter makes of a message."""
     origin = Origin(topic, partition, message.offset)
     covers = OffsetRange(topic, "", partition, message.offset, message.offset + 1)
-    done = decode(Batch(covers, [message]), read_event=read_event)
-    parts = [*map(_pending, done.pending_runs), *(became(outcome) for outcome in done.settled)]
+    decoded = decode(Batch(covers, [message]), read_event=read_event)
+    parts = [*map(_pending, decoded.pending_runs), *(became(outcome) for outcome in decoded.settled)]
     return Arrival(origin, tuple(parts))
 
 
@@ -147,23 +147,23 @@ def _said(update: FactUpdate) -> str:
 def became(outcome: Outcome) -> Became:
     """Return what a settled outcome means."""
     facts = outcome.mention
-    what = f"run {facts.run_id} ({facts.build_name}, {facts.outcome or facts.phase})" if facts else "the event"
+    subject = f"run {facts.run_id} ({facts.build_name}, {facts.outcome or facts.phase})" if facts else "the event"
     reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
     if outcome.kind == "update":
         lines = (_said(update) for update in outcome.updates if update.facts)
         return Became(f"update of the runs of {'; '.join(lines)}", updates=True)
     if outcome.kind == "dead_letter":
-        return Became(f"{what} is a dead letter, {reason}\n    {remedy(outcome.reason)}", final=True, rejected=True)
+        return Became(f"{subject} is a dead letter, {reason}\n    {remedy(outcome.reason)}", final=True, rejected=True)
     if outcome.kind == "deferred":
-        text = f"{what} is deferred, {reason}; ingest tries again\n    {remedy(outcome.reason, closed=False)}"
+        text = f"{subject} is deferred, {reason}; ingest tries again\n    {remedy(outcome.reason, closed=False)}"
         return Became(text, pending=outcome.run_id)
     if outcome.kind == "ignored":
-        return Became(f"{what} is ignored, {reason}")
+        return Became(f"{subject} is ignored, {reason}")
     trust = outcome.trust
     if outcome.kind in ("run", "reclaim") and trust is not None:
         word = f"trusted by the rule {trust.rule!r}" if trust.trusted else f"not trusted: {trust.rule!r}"
-        return Became(f"{what} is stored, {word}", final=True)
-    return Became(f"{what}: {outcome.kind} {reason}".rstrip(), final=True)
+        return Became(f"{subject} is stored, {word}", final=True)
+    return Became(f"{subject}: {outcome.kind} {reason}".rstrip(), final=True)
 
 
 def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became]:
@@ -176,7 +176,7 @@ def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became
       CimlError, IntegrityError: the data root cannot be read.
     """
     data = DataRoot.open(data_path)
-    seen = False
+    is_covered = False
     read = -1
     waits: set[str] = set()
     runs: set[str] = set()
@@ -201,7 +201,9 @@ def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became
                     yield Became(
                         f"run {change['run_id']} is {word} now, by the rule {change['trust']['rule']!r}", final=True
                     )
-        seen = seen or not list(state.covered(origin.topic, origin.partition).missing(origin.offset, origin.offset + 1))
-        if seen and not waits:
+        is_covered = is_covered or not list(
+            state.covered(origin.topic, origin.partition).missing(origin.offset, origin.offset + 1)
+        )
+        if is_covered and not waits:
             return
         time.sleep(_COMMIT_POLL_S)

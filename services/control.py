@@ -39,17 +39,17 @@ def start(
                 f"a service named {files.name} is already running (pid {files.recorded('supervisor')[0]}): stop it "
                 "(ciml service stop), or choose another --name"
             )
-        again = foreground and files.known and _are_same(files.options(), options)
+        is_same_start = foreground and files.known and _are_same(files.options(), options)
         # In the foreground a missing credential fails the worker, which the supervisor's metrics report.
-        check(options, report if again else None, worker=not foreground)
+        check(options, report if is_same_start else None, worker=not foreground)
         _end_failed(files)
         if files.known:
             _end_different(files, options, report)
-            kept = files.status().get("savepoint")
-            if kept and not kept["use"] and not again:
-                report(f"Starting from the manifest, not from the savepoint {kept['path']} (resume would use it).")
+            savepoint = files.status().get("savepoint")
+            if savepoint and not savepoint["use"] and not is_same_start:
+                report(f"Starting from the manifest, not from the savepoint {savepoint['path']} (resume would use it).")
         files.put_options(options)
-        if not again:
+        if not is_same_start:
             failure = files.status().get("last_failure")
             files.put_status({"last_failure": failure} if failure else {})
         if not foreground:
@@ -194,22 +194,22 @@ def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
     files.want("run")
     command = processes.python_command("ciml.services.process", "supervisor", str(files.home), files.name)
     pid, started = processes.spawn(command, files.log("supervisor"), processes.python_environment(), Path(options.cwd))
-    began = time.monotonic()
-    deadline = began + wait_s
+    began_s = time.monotonic()
+    deadline = began_s + wait_s
     why = "its supervisor has not started yet"
     while time.monotonic() < deadline:
-        seen = files.status()
-        mine = (seen.get("supervisor") or {}).get("pid") == pid
-        if mine:
-            why = seen.get("why") or seen.get("health", "")
-            if seen["health"] == "failed":
-                raise (IntegrityError if seen.get("exit_code", 4) == 4 else CimlError)(why)
-            if seen["health"] == "stalled":
+        status = files.status()
+        is_its_status = (status.get("supervisor") or {}).get("pid") == pid
+        if is_its_status:
+            why = status.get("why") or status.get("health", "")
+            if status["health"] == "failed":
+                raise (IntegrityError if status.get("exit_code", 4) == 4 else CimlError)(why)
+            if status["health"] == "stalled":
                 break
-            if seen["health"] == "running":
-                where = f"; {seen['behind']:,} messages to go" if seen.get("behind") is not None else ""
+            if status["health"] == "running":
+                where = f"; {status['behind']:,} messages to go" if status.get("behind") is not None else ""
                 engine = f" on {options.engine}" if options.engine else ""
-                report(f"The service {files.name} is running{engine}, from version {seen.get('version')}{where}.")
+                report(f"The service {files.name} is running{engine}, from version {status.get('version')}{where}.")
                 return
         if processes.find(pid, started) is None:
             lines = processes.last_lines(files.log("supervisor"))
@@ -217,7 +217,7 @@ def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
         time.sleep(_POLL_S)
     if wait_s:
         raise EngineError(
-            f"the service {files.name} is not running after {time.monotonic() - began:.0f} s: {why}. Its supervisor "
+            f"the service {files.name} is not running after {time.monotonic() - began_s:.0f} s: {why}. Its supervisor "
             "continues; check it with: ciml service status"
         )
     report(f"The supervisor of {files.name} has started (pid {pid}).")
@@ -245,14 +245,14 @@ def _report_stopped(
     files: ServiceFiles, options: StartOptions, before: dict[str, Any], report: Report, *, savepoint: bool
 ) -> None:
     status = files.status()
-    kept = status.get("savepoint") or {}
-    fresh = kept.get("path") and kept != (before.get("savepoint") or {})
+    stored_savepoint = status.get("savepoint") or {}
+    fresh = stored_savepoint.get("path") and stored_savepoint != (before.get("savepoint") or {})
     if savepoint and submits(options) and not fresh:
         why = status.get("savepoint_failed") or "its job did not run"
         raise EngineError(
             f"the service {files.name} is stopped without a savepoint: {why}. Resume starts from the manifest"
         )
-    suffix = f", with the savepoint {kept['path']}" if savepoint and fresh else ""
+    suffix = f", with the savepoint {stored_savepoint['path']}" if savepoint and fresh else ""
     if savepoint and not submits(options):
         suffix = "; no savepoint is needed"
     if status.get("why") not in (None, "", "as asked"):

@@ -73,33 +73,35 @@ def _drive_here(
 ) -> None:
     idle = Idle(until)
     outage = Outage(patience_s, *service.retry_s)
-    seen = ServiceProgress(0)
+    progress = ServiceProgress(0)
     pause_s = service.poll_s if until is None or until == "end" else min(service.poll_s, max(until, 0.05))
     while not stop.is_set():
         try:
             service.publish()
-            seen = service.observe()
-            done = idle.see(seen)
+            progress = service.observe()
+            is_over = idle.see(progress)
             service.maintain()  # between commits, and never within one
             work = service.plan(idle.ends)
             if work is not None:
-                report(seen, service.ready())
+                report(progress, service.ready())
                 service.run(work)
-            elif done:
-                report(seen, "done")
+            elif is_over:
+                report(progress, "done")
                 return
             else:
-                report(seen, "idle")
+                report(progress, "idle")
                 stop.wait(pause_s)
             outage.is_over()
         except NotReadyError as error:
             if until is not None:
                 raise
-            report(seen, f"waits: {error}")
+            report(progress, f"waits: {error}")
             stop.wait(service.poll_s)
         except EngineError as error:
             pause_s = outage.pause_after(error)
-            report(ServiceProgress(seen.version, facts=seen.facts), f"waits: {error}")  # its lag is not known now
+            report(
+                ServiceProgress(progress.version, facts=progress.facts), f"waits: {error}"
+            )  # its lag is not known now
             stop.wait(pause_s)
 
 
@@ -119,8 +121,8 @@ def _drive_on_flink(
     ends = threading.Event()
 
     def wanted() -> Wanted:
-        seen = watchdog.progress
-        if stop.is_set() or (seen is not None and idle.see(seen)):
+        progress = watchdog.progress
+        if stop.is_set() or (progress is not None and idle.see(progress)):
             ends.set()
         return "stop" if ends.is_set() else "run"
 

@@ -160,8 +160,8 @@ class FeedbackService(TopicService[FeedbackState]):
         if not self._desks:
             return
         with ThreadPoolExecutor(len(self._desks), "feedback") as pool:
-            for done in [pool.submit(_work, desk) for desk in self._desks.values()]:
-                done.result()
+            for future in [pool.submit(_work, desk) for desk in self._desks.values()]:
+                future.result()
 
     def _settle(self) -> None:
         """Commit what settles recorded verdicts."""
@@ -209,7 +209,7 @@ def _log_message(entry: Entry, message: Rendered) -> None:
 
 def markup_of(system: System) -> Format:
     """Return the markup of a system's messages. A kind is named like its markup."""
-    return next((each for each in get_args(Format) if each == system.kind), "github")
+    return next((markup for markup in get_args(Format) if markup == system.kind), "github")
 
 
 @dataclass(frozen=True)

@@ -93,15 +93,15 @@ class StartOptions:
 
 def located(home: Path, options: StartOptions) -> StartOptions:
     """Return the options with the present addresses of the home's own engines; without one the last is kept."""
-    known = state.read(home)
-    kafka = known.get("kafka")
-    flink = known.get("cluster") or known.get("flink")
+    engines = state.read(home)
+    kafka = engines.get("kafka")
+    flink = engines.get("cluster") or engines.get("flink")
     if options.local_flink and flink is not None and not flink.light:
-        rest = flink.urls.get("rest", "")
+        rest_url = flink.urls.get("rest", "")
         workers = flink.urls.get("workers", "")
-        options = replace(options, jobs=flink.address, rest=rest, workers=workers)
-    s3 = known.get("s3")
-    models = known.get("models")
+        options = replace(options, jobs=flink.address, rest=rest_url, workers=workers)
+    s3 = engines.get("s3")
+    models = engines.get("models")
     if options.local_s3 and s3 is not None:
         from ciml.engines.http import s3_environment
 

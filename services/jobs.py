@@ -112,9 +112,9 @@ class Worker:
 
     def end(self) -> None:
         """End it, gracefully if it reacts."""
-        for one in (self._child, self._files.recorded("worker")):
-            if one is not None:
-                processes.end(*one, grace_s=_GRACE_S)
+        for process in (self._child, self._files.recorded("worker")):
+            if process is not None:
+                processes.end(*process, grace_s=_GRACE_S)
 
 
 def _fault(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,28 +177,30 @@ class OnFlink:
     def status(self) -> JobStatus:
         report = self._worker.report()
         runs = self._worker.runs
-        mine = self._mine()
+        own_jobs = self._mine()
         if not self._options.workers:  # other jobs have lost their workers; the next submission ends them
-            mine = [one for one in mine if one.name == report.get("job")]
-        live = [one for one in mine if not one.over]
-        self._seen_live.update(one.name for one in live)
+            own_jobs = [job for job in own_jobs if job.name == report.get("job")]
+        live = [job for job in own_jobs if not job.over]
+        self._seen_live.update(job.name for job in live)
         # Flink remembers the ended jobs of earlier launches, whose failures are not those of this one.
-        mine = [one for one in mine if one.name in self._seen_live or one.name == report.get("job")]
-        for one in live[:-1]:
-            jobs.cancel(one)  # a supervisor was killed before it cancelled this one
+        own_jobs = [job for job in own_jobs if job.name in self._seen_live or job.name == report.get("job")]
+        for job in live[:-1]:
+            jobs.cancel(job)  # a supervisor was killed before it cancelled this one
         if live and (runs or self._options.workers):
             return self._live(live[-1])
         if runs:
             return JobStatus("starting")
         if live:
             return JobStatus("over", live[-1].id, live[-1].name, how=f"its workers died: {self._worker.how()}")
-        known = bool(mine) and mine[-1].state == "FAILED" and mine[-1].began_s > (self._worker.began_s or 0.0)
-        if report.get("error") and not known:
+        has_failed = (
+            bool(own_jobs) and own_jobs[-1].state == "FAILED" and own_jobs[-1].began_s > (self._worker.began_s or 0.0)
+        )
+        if report.get("error") and not has_failed:
             return JobStatus("over", how=report["error"], **_fault(report))
-        if mine:
-            line, fault = self._failure(mine[-1])
-            how = f"the Flink job ended: {mine[-1].state}" + (f" ({line})" if line else "")
-            return JobStatus("over", mine[-1].id, mine[-1].name, how=how, fault=fault)
+        if own_jobs:
+            line, fault = self._failure(own_jobs[-1])
+            reason = f"the Flink job ended: {own_jobs[-1].state}" + (f" ({line})" if line else "")
+            return JobStatus("over", own_jobs[-1].id, own_jobs[-1].name, how=reason, fault=fault)
         return JobStatus("missing", how="Flink does not know the job (any more)" if report else "")
 
     def submit(self, savepoint: str = "") -> None:
@@ -213,17 +215,17 @@ class OnFlink:
         self._worker.end()
         if report.get("state") == "submitting":
             self._cancel_by_beam({report["job"]})
-        live = [one for one in self._mine() if not one.over]
+        live = [job for job in self._mine() if not job.over]
         if not self._options.workers:
-            self._cancel_by_beam({one.name for one in live})
+            self._cancel_by_beam({job.name for job in live})
         deadline = time.monotonic() + _CANCEL_S
         while live:
             if time.monotonic() > deadline:
                 raise EngineError(f"the Flink job {live[0].name} is {live[0].state} {_CANCEL_S:.0f} s after its cancel")
-            for one in live:
-                jobs.cancel(one)
+            for job in live:
+                jobs.cancel(job)
             time.sleep(0.2)
-            live = [one for one in self._mine() if not one.over]
+            live = [job for job in self._mine() if not job.over]
         beam_id = self._worker.beam_id
         if self._options.workers and beam_id:
             from ciml.pipelines.flink.jobs import forget_job
@@ -231,7 +233,7 @@ class OnFlink:
             forget_job(self._options.jobs, beam_id)
 
     def stop_with_savepoint(self) -> str:
-        live = [one for one in self._mine() if not one.over]
+        live = [job for job in self._mine() if not job.over]
         if not live:
             raise EngineError("the Flink job does not run")
         path = jobs.stop_with_savepoint(live[-1], "" if self._options.rest else self._savepoints.as_uri())
@@ -240,22 +242,22 @@ class OnFlink:
 
     def _live(self, job: RestJob) -> JobStatus:
         point = None
-        again = None
-        how = ""
+        restarts = None
+        reason = ""
         fault = ""
         with contextlib.suppress(EngineError):  # a new job has neither
             point = jobs.last_checkpoint(job)
-            again = jobs.restarts(job)
+            restarts = jobs.restarts(job)
         if not job.all_run:
-            how, fault = self._failure(job)
+            reason, fault = self._failure(job)
         return JobStatus(
-            "running" if job.all_run else "restarting" if again else "starting",
+            "running" if job.all_run else "restarting" if restarts else "starting",
             job.id,
             job.name,
-            how=how,
+            how=reason,
             fault=fault,
             began_s=job.began_s,
-            restarts=again,
+            restarts=restarts,
             checkpoint_bytes=point.bytes if point else None,
             checkpoint_s=point.time_s if point else None,
         )
@@ -267,8 +269,8 @@ class OnFlink:
 
     def _mine(self) -> list[RestJob]:
         """Return the jobs of this service that Flink knows, the newest last."""
-        mine = [job for job in self._known() if job.name.startswith(self._prefix)]
-        return sorted(mine, key=lambda job: job.began_s)
+        own_jobs = [job for job in self._known() if job.name.startswith(self._prefix)]
+        return sorted(own_jobs, key=lambda job: job.began_s)
 
     def _known(self) -> list[RestJob]:
         if self._options.rest:

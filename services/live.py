@@ -57,14 +57,14 @@ class LiveService(Service):
         topic = self.config.topic
         kafka = self.config.kafka
         self._listing = list_again(kafka, self._listing) if self._listing else make_topics(self.config)
-        done = reached(topic)
-        at = {partition: max(start, done.get(partition, start)) for partition, start in self._begun.items()}
+        offsets = reached(topic)
+        positions = {partition: max(start, offsets.get(partition, start)) for partition, start in self._begun.items()}
         ends = {partition: end for partition, (_, end) in self._listing.bounds.items()}
-        lag = {} if self._done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in at.items()}
+        lag = {} if self._done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in positions.items()}
         self.board.observed(lag_families(topic, lag))
-        read = self._read or sum(offset - self._begun[part] for part, offset in at.items())
+        read = self._read or sum(offset - self._begun[part] for part, offset in positions.items())
         return ServiceProgress(
-            read, {} if self._done else at, lag, ends=ends, facts={"counts": {"messages read": read}}
+            read, {} if self._done else positions, lag, ends=ends, facts={"counts": {"messages read": read}}
         )
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead] | None:
@@ -108,9 +108,9 @@ def plan_live(config: LiveConfig, listing: Listing, since_s: float | None, *, bo
     starts = {partition: first for partition, (first, _) in listing.bounds.items()}
     if since_s is not None:
         spec = OffsetSpec.for_timestamp(round((time.time() - since_s) * 1000))
-        found = offsets_of(config.kafka, config.topic, listing.bounds, spec)
+        offsets = offsets_of(config.kafka, config.topic, listing.bounds, spec)
         # -1: the partition has no message that young.
-        starts = {part: found[part] if found[part] >= 0 else end for part, (_, end) in listing.bounds.items()}
+        starts = {part: offsets[part] if offsets[part] >= 0 else end for part, (_, end) in listing.bounds.items()}
     return [
         PartitionRead(listing.topic, listing.topic_id, partition, starts[partition], end if bounded else None)
         for partition, (_, end) in sorted(listing.bounds.items())

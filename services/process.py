@@ -147,8 +147,8 @@ class _Supervision:
         self._files.put_status({**status, "supervisor": {"pid": os.getpid()}})
         if time.monotonic() - self._bounded_s > _LOGS_S:
             self._bounded_s = time.monotonic()
-            for what in ("supervisor", "worker"):
-                bound(self._files.log(what))
+            for process in ("supervisor", "worker"):
+                bound(self._files.log(process))
 
     def _moved(self) -> bool:
         return self._files.options() != self._options
@@ -321,10 +321,10 @@ class _Worker:
 
     def _on_progress(self, progress: ServiceProgress, word: str) -> None:
         waits = word.removeprefix("waits: ") if word.startswith("waits: ") else ""
-        seen = {"state": "running", "progress": progress.to_json() if progress.lag else {}, "waits": waits}
+        report = {"state": "running", "progress": progress.to_json() if progress.lag else {}, "waits": waits}
         old = now_us() - self._reported["time_us"] > _REPORT_US
-        if old or self._reported | seen != self._reported:
-            self._report(**seen)
+        if old or self._reported | report != self._reported:
+            self._report(**report)
 
     def _stay(self, job: FlinkJob) -> None:
         """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""

@@ -113,12 +113,12 @@ class SessionReceiver(Receiver):
     @property
     def shown(self) -> str:
         """The sources and where they are, for people."""
-        return ", ".join(f"{one.name} at {one.shown}" for one, _ in self.sessions)
+        return ", ".join(f"{session.name} at {session.shown}" for session, _ in self.sessions)
 
     def open(self) -> None:
         self._producer = DeliveryProducer(self.kafka, self.topic, ANSWER_S)
-        for session, most in self.sessions:
-            inbox = Inbox(session.name, self._producer, self.metrics, most)
+        for session, max_waiting in self.sessions:
+            inbox = Inbox(session.name, self._producer, self.metrics, max_waiting)
             inbox.connected(False)
             thread = threading.Thread(target=self._run, args=(session, inbox), name=session.name, daemon=True)
             self._threads.append(thread)
@@ -139,11 +139,11 @@ class SessionReceiver(Receiver):
             raise RuntimeError("a receiver's thread ended by itself") from self._failure
 
     def observe(self) -> ServiceProgress:
-        seen = super().observe()
-        problems = [f"source {one.name}: {one.problem}" for one, _ in self.sessions if one.problem]
+        progress = super().observe()
+        problems = [f"source {session.name}: {session.problem}" for session, _ in self.sessions if session.problem]
         if self._threads and problems:
             raise NotReadyError("; ".join(problems))
-        return seen
+        return progress
 
     def _run(self, session: Session, inbox: Inbox) -> None:
         try:
@@ -163,8 +163,8 @@ class MqttService(SessionReceiver):
         # A broker of version 5 keeps to in_flight by itself; the rest is for messages of QoS 0. One of 3.1.1 does not
         # know it: it is not read beyond, at the cost of a new connection if Kafka is away for keepalive_s.
         return [
-            (MqttSession(self.receivers, each), each.in_flight * (2 if each.version == "5" else 1))
-            for each in self.receivers.of(MqttSource)
+            (MqttSession(self.receivers, source), source.in_flight * (2 if source.version == "5" else 1))
+            for source in self.receivers.of(MqttSource)
         ]
 
 
@@ -177,4 +177,4 @@ class GerritService(SessionReceiver):
         from ciml.integrations.gerrit.session import GerritSession
 
         sources = self.receivers.of(GerritSource)
-        return [(GerritSession(self.receivers, each), each.in_flight) for each in sources]
+        return [(GerritSession(self.receivers, source), source.in_flight) for source in sources]

@@ -243,8 +243,8 @@ class TopicService(Service, Generic[S]):
         """Return the next reads, by the last listing of the topic."""
         listing = self._listing_for(state)
         until = None if ends is None else replace(listing, bounds={part: (0, end) for part, end in ends.items()})
-        most = self.processor.config.cycle_messages if bounded else None
-        return plan(state, listing, bounded=bounded, most=most, until=until)
+        max_messages = self.processor.config.cycle_messages if bounded else None
+        return plan(state, listing, bounded=bounded, most=max_messages, until=until)
 
     def publish(self) -> None:
         if self._publisher is None:

@@ -46,9 +46,9 @@ def gather(files: ServiceFiles) -> dict[str, Any]:
         _query_in_time(files, status)
     status["remedy"] = remedy(files, status)
     job = status.get("job") or {}
-    began = job.get("submitted_us")
+    submitted_us = job.get("submitted_us")
     at_work = job.get("state") in ("starting", "running", "restarting")
-    status["uptime_s"] = (now_us() - began) // 1_000_000 if began and at_work else None
+    status["uptime_s"] = (now_us() - submitted_us) // 1_000_000 if submitted_us and at_work else None
     commit = status.get("last_commit_us")
     status["last_commit_age_s"] = (now_us() - commit) // 1_000_000 if commit else None
     status["dead_letters"] = (status.get("counts") or {}).get("dead_letter")
@@ -124,31 +124,31 @@ def _query(files: ServiceFiles, status: dict[str, Any]) -> None:
     with contextlib.suppress(CimlError), in_place(files.home, options):
         _query_in_place(files, options, status)
     if files.wanted() == "run" and status["health"] != "failed":
-        left = ", its job keeps running" if status["job"]["state"] in ("running", "restarting", "starting") else ""
+        remark = ", its job keeps running" if status["job"]["state"] in ("running", "restarting", "starting") else ""
         status["health"] = "stalled"
-        status["why"] = f"its supervisor died{left}"
+        status["why"] = f"its supervisor died{remark}"
 
 
 def _query_in_place(files: ServiceFiles, options: StartOptions, status: dict[str, Any]) -> None:
     from ciml.services.jobs import jobs_of
     from ciml.services.process import watched
 
-    known: Mapping[str, Any] = {}
+    names: Mapping[str, Any] = {}
     read_us = status["read_us"] = dict(status.get("read_us", {}))
     with contextlib.suppress(CimlError):
-        seen = jobs_of(files, options).status()
-        status["job"].update(state=seen.state, id=seen.id, name=seen.name, how=seen.how, restarts=seen.restarts)
+        job = jobs_of(files, options).status()
+        status["job"].update(state=job.state, id=job.id, name=job.name, how=job.how, restarts=job.restarts)
         read_us["job"] = now_us()
-        known = seen.progress
-        if known.get("lag") is not None and seen.progress_us is not None:
-            read_us["lag"] = seen.progress_us
+        names = job.progress
+        if names.get("lag") is not None and job.progress_us is not None:
+            read_us["lag"] = job.progress_us
     with contextlib.suppress(CimlError):
         _query_data(watched(options), status)
         read_us["manifest"] = now_us()
         if status["lag"] is not None:
             read_us["lag"] = now_us()
     if status["lag"] is None:  # only its worker knows the position
-        status.update(known)
+        status.update(names)
 
 
 def _query_data(service: Service, status: dict[str, Any]) -> None:
@@ -178,7 +178,7 @@ def show(status: dict[str, Any]) -> None:
 
 def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     job = status.get("job") or {}
-    kept = status.get("savepoint") or {}
+    savepoint = status.get("savepoint") or {}
     lag = status.get("lag")
     behind = _lag(status)
     if lag and status["behind"]:
@@ -187,14 +187,14 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     rate = status.get("rate")
     point = status.get("checkpoint")
     counts = status.get("counts") or {}
-    again = status.get("resubmissions") or []
-    made = [
+    resubmissions = status.get("resubmissions") or []
+    table = [
         ("runs", f"{counts['run']:,}" if "run" in counts else "–"),
         ("waiting logs", _number(status.get("deferred"))),
         ("dead letters", _number(status.get("dead_letters"))),
     ]
     if status.get("kind", "ingest") != "ingest":
-        made = [("counts", ", ".join(f"{number:,} {what}" for what, number in counts.items()) or "–")]
+        table = [("counts", ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "–")]
     rows = [
         ("engine", f"{status.get('engine') or '–'}, parallelism {status.get('parallelism', '–')}"),
         ("topic", f"{status.get('topic') or '–'} at {status.get('kafka') or '–'}"),
@@ -204,9 +204,9 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("lag", behind),
         ("rate", "–" if rate is None else f"{rate:.1f} messages a second"),
         ("version", _version(status) + _read(status, "manifest")),
-        *made,
+        *table,
         ("checkpoint", "–" if not point else f"{_size(point['bytes'])}, {_age(_since(point['time_us']))} old"),
-        ("savepoint", "–" if not kept else f"{kept['path']} ({kept['use'] or 'kept'})"),
+        ("savepoint", "–" if not savepoint else f"{savepoint['path']} ({savepoint['use'] or 'kept'})"),
         ("restarts", f"{_number(job.get('restarts'))} by the engine, {status.get('resubmitted', 0)} resubmitted"),
         ("metrics", status.get("metrics") or "–"),
         ("processes", f"supervisor {_pid(status['supervisor'])}, worker {_pid(status['worker'])}"),
@@ -215,8 +215,8 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         *([("to continue", status["remedy"])] if status["remedy"] else []),
     ]
     return rows + [
-        ("" if number else "resubmitted", f"{_time(one['time_us'])} {one['why']}")
-        for number, one in enumerate(again[-5:])
+        ("" if number else "resubmitted", f"{_time(resubmission['time_us'])} {resubmission['why']}")
+        for number, resubmission in enumerate(resubmissions[-5:])
     ]
 
 

@@ -113,8 +113,8 @@ class Supervisor:
 
     def step(self) -> Action:
         """Observe, decide, act and report once."""
-        seen = self._observe()
-        action = decide(seen, self.limits)
+        observation = self._observe()
+        action = decide(observation, self.limits)
         decision = (action.kind, action.health)
         if decision != self._logged:
             level = self.level if action.health in ("starting", "running", "stopping", "stopped") else logging.WARNING
@@ -124,9 +124,9 @@ class Supervisor:
         self._logged = decision
         if action.health == "failed":
             self._fault = action.why
-        self._do(action, seen)
+        self._do(action, observation)
         self._report(action)
-        if action.kind == "carry_on" and not seen.away:
+        if action.kind == "carry_on" and not observation.away:
             self._maintain()
         return action
 
@@ -160,11 +160,11 @@ class Supervisor:
             self.status["exit_code"] = job.exit_code
         now = self.clock()
         self._take_over(now, job)
-        seen = self._tracker.observe(
+        observation = self._tracker.observe(
             now, self.wanted(), job, covered, fault=self._fault, away="; ".join(away), unready=unready
         )
-        self._update_job(seen, job)
-        return seen
+        self._update_job(observation, job)
+        return observation
 
     def _observe_service(self) -> ServiceProgress:
         self.progress = None
@@ -173,11 +173,11 @@ class Supervisor:
         self.status.update(facts)
         if facts:
             self._was_read("manifest")
-        seen = self.service.observe()
-        self.status.update(seen.to_json())
-        if seen.lag:
+        progress = self.service.observe()
+        self.status.update(progress.to_json())
+        if progress.lag:
             self._was_read("lag")
-        return seen
+        return progress
 
     def _was_read(self, figures: str, time_us: int | None = None) -> None:
         """Record when figures of the status were read: those of the manifest, the lag, or the job."""
@@ -209,22 +209,22 @@ class Supervisor:
             if job.progress.get("lag") is not None and job.progress_us is not None:
                 self._was_read("lag", job.progress_us)
         size = job.checkpoint_bytes
-        at = job.checkpoint_s
-        self.status["checkpoint"] = None if size is None else {"bytes": size, "time_us": int((at or 0) * 1e6)}
-        kept = self.status["savepoint"]
-        if self._from_savepoint and kept:
+        checkpoint_s = job.checkpoint_s
+        self.status["checkpoint"] = None if size is None else {"bytes": size, "time_us": int((checkpoint_s or 0) * 1e6)}
+        savepoint = self.status["savepoint"]
+        if self._from_savepoint and savepoint:
             if seen.committed or (seen.running_s is not None and not seen.behind):
                 self._from_savepoint = False
-                kept["use"] = "resumed"
+                savepoint["use"] = "resumed"
             elif job.state in ("missing", "over"):
                 self._reject_savepoint(job.how or "the job ended")
 
     def _reject_savepoint(self, why: str) -> None:
-        kept = self.status["savepoint"]
-        kept["use"] = "refused"
-        kept["why"] = why
+        savepoint = self.status["savepoint"]
+        savepoint["use"] = "refused"
+        savepoint["why"] = why
         self._from_savepoint = False
-        _log.warning("savepoint %s rejected (%s); continuing from the manifest", kept["path"], why)
+        _log.warning("savepoint %s rejected (%s); continuing from the manifest", savepoint["path"], why)
 
     def _do(self, action: Action, seen: Observation) -> None:
         if action.kind in ("submit", "replace"):
@@ -241,12 +241,12 @@ class Supervisor:
             if self._from_savepoint:
                 self._reject_savepoint(action.why)
             self.jobs.cancel()
-        kept = self.status["savepoint"]
-        path = kept["path"] if kept and not kept["use"] and not self._submitted else ""
+        savepoint = self.status["savepoint"]
+        path = savepoint["path"] if savepoint and not savepoint["use"] and not self._submitted else ""
         if self._submitted:
             self.status["resubmitted"] += 1
-            again = [*self.status["resubmissions"], {"time_us": now_us(), "why": action.why}]
-            self.status["resubmissions"] = again[-_KEPT:]
+            resubmissions = [*self.status["resubmissions"], {"time_us": now_us(), "why": action.why}]
+            self.status["resubmissions"] = resubmissions[-_KEPT:]
         self._submitted = True
         self._from_savepoint = bool(path)
         self._tracker.submitted(self.clock())

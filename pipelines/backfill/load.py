@@ -100,7 +100,7 @@ def load(
         rows = _write_listing(conversion, file, report, progress)
         listing = Listing(opened.name, file)
         config = _completing(config, listing, report)
-        found = survey(
+        surveyed = survey(
             config,
             listing,
             check_logs=True,
@@ -109,7 +109,7 @@ def load(
         )
         if stop is not None and stop.is_set():
             return report
-        _count(report, found, rows)
+        _count(report, surveyed, rows)
         _check(report, max_bad, root)
         if not dry_run:
             tally = backfill(
@@ -248,17 +248,17 @@ def find_completions(log: ManifestLog, listing: Listing, reading: Reading, settl
     Raises:
       EngineError: if the store does not answer.
     """
-    found = Completions()
+    completions = Completions()
     lines = _runs_of(listing, reading, settled)
     while part := dict(islice(lines, _LINES_AT_ONCE)):
         for run_id, row in find_rows(log, part).items():
             number, facts = part[run_id]
             if row.mention.source != facts.source or row.mention.auth:
                 continue
-            if changes := _compare(row.mention, facts, found):
+            if changes := _compare(row.mention, facts, completions):
                 facts = row.mention.replace(outcome=facts.outcome, result=facts.result, **changes)
-                found.rows[number] = CompletedRow(facts, row.file)
-    return found
+                completions.rows[number] = CompletedRow(facts, row.file)
+    return completions
 
 
 def _runs_of(listing: Listing, reading: Reading, settled: RangeSet) -> Iterator[tuple[str, tuple[int, RunFacts]]]:

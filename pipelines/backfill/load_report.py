@@ -98,13 +98,16 @@ class LoadReport:
     def column_lines(self) -> list[str]:
         """Return the table's name, size and form, and the meaning of each column, as text."""
         lines = [f"{self.table}: {self.rows:,} rows, {self.form}"]
-        lines += [f"  {ours:<13} is column {theirs} ({_HOWS[how]})" for ours, theirs, how in self.columns.guesses]
+        lines += [f"  {ours:<13} is column {theirs} ({_HOWS[manner]})" for ours, theirs, manner in self.columns.guesses]
         for word, names in (("labels", self.columns.labels), ("left out", self.columns.left_out)):
             if names:
                 lines.append(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}")
         if missing := [*self.columns.not_found]:
             lines.append(f"  {'not found':<13} {', '.join(missing)}")
-        lines += [f"  {'suggestion':<13} {each.option} (column {each.theirs} {each.why})" for each in self.suggestions]
+        lines += [
+            f"  {'suggestion':<13} {suggestion.option} (column {suggestion.theirs} {suggestion.why})"
+            for suggestion in self.suggestions
+        ]
         return [*lines, *self._consequences()]
 
     def _consequences(self) -> Iterator[str]:
@@ -136,16 +139,16 @@ class LoadReport:
             (self.bad.total(), "bad rows left out"),
             (self.not_selected, "of other jobs"),
         ]
-        found = [f"{count:,} {word}" for count, word in counts if count] or ["0 rows"]
-        return ", ".join(found) + ("." if settled else "; nothing was done.")
+        parts = [f"{count:,} {word}" for count, word in counts if count] or ["0 rows"]
+        return ", ".join(parts) + ("." if settled else "; nothing was done.")
 
     def _earlier(self) -> str:
         """Return what became of the rows that were loaded before, where they are not all stored runs."""
         counts = {kind: count for kind, count in self.earlier.counts.items() if count and kind != "dead_letter"}
-        found = [f"{count:,} {KIND_WORDS[kind]}" for kind, count in counts.items()]
+        parts = [f"{count:,} {KIND_WORDS[kind]}" for kind, count in counts.items()]
         if open_letters := self.dead_letters.total() - self.totals["dead_letter"]:
-            found.append(f"{open_letters:,} {KIND_WORDS['dead_letter']}")
-        return f" ({', '.join(found)})" if len(found) > 1 else ""
+            parts.append(f"{open_letters:,} {KIND_WORDS['dead_letter']}")
+        return f" ({', '.join(parts)})" if len(parts) > 1 else ""
 
     def __repr__(self) -> str:
         reasons = map(_reason_line, self.reasons())
@@ -160,7 +163,7 @@ class LoadReport:
             "labels": list(self.columns.labels),
             "left_out": list(self.columns.left_out),
             "not_found": list(self.columns.not_found),
-            "suggestions": [each._asdict() for each in self.suggestions],
+            "suggestions": [suggestion._asdict() for suggestion in self.suggestions],
             "completed": dict(self.completed),
             "completed_runs": self.completed_runs,
             "differing": dict(self.differing),

@@ -172,8 +172,8 @@ class BackfillProgress:
     def known(self, runs: Mapping[int, str]) -> frozenset[int]:
         """Return the keys of runs with a trusted raw row. The listing may reclaim the others."""
         with self.committing.state() as state:
-            found = {number: state.index.run(run_id) for number, run_id in runs.items()}
-            return frozenset(number for number, run in found.items() if run is not None and run.trusted)
+            rows = {number: state.index.run(run_id) for number, run_id in runs.items()}
+            return frozenset(number for number, run in rows.items() if run is not None and run.trusted)
 
     def report(self) -> None:
         """Report the progress, at most five times a second."""
@@ -187,32 +187,32 @@ def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, s
     """Yield the remaining work, block by block, until ``stop`` is set."""
     selective = config.selection != ALL_JOBS or config.limit is not None or config.skip_known
     selected = glob_pattern(config.selection).fullmatch
-    left = config.limit
+    remaining = config.limit
     for block in listing.blocks:
-        if stop.is_set() or left == 0:
+        if stop.is_set() or remaining == 0:
             return
         parts = tuple(progress.covered.missing(block.start, block.end))
         if parts and selective:
             missing = RangeSet(parts)
-            wanted = RangeSet()
+            chosen_lines = RangeSet()
             runs = {}
             for line in listing.read(block):
-                if line.number not in missing or left == 0:
+                if line.number not in missing or remaining == 0:
                     continue
                 run = _run_of(line.data, config.reading)
                 if run is not None and run.fault is None and not selected(run.facts.build_name):
                     continue
-                left = left - 1 if left is not None else None
-                wanted.add(line.number, line.number + 1)
+                remaining = remaining - 1 if remaining is not None else None
+                chosen_lines.add(line.number, line.number + 1)
                 if run is not None:
                     runs[line.number] = run.facts.run_id
-            progress.tally.passed += missing.count() - wanted.count()
-            if wanted:
-                known = progress.known(runs) if config.skip_known else frozenset()
+            progress.tally.passed += missing.count() - chosen_lines.count()
+            if chosen_lines:
+                stored = progress.known(runs) if config.skip_known else frozenset()
                 completed = tuple(
                     (number, config.completions[number]) for number in runs if number in config.completions
                 )
-                yield Work(block, tuple(wanted), known, completed)
+                yield Work(block, tuple(chosen_lines), stored, completed)
         elif parts:
             yield Work(block, parts)
 
@@ -234,12 +234,12 @@ def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
     covers = OffsetRange(listing.topic, "", 0, 0, listing.blocks[0].end)
     pending_runs = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).pending_runs
     selected = glob_pattern(config.selection).fullmatch
-    probes = [each for each in pending_runs if selected(each.mention.build_name)][:_PROBES]
+    probes = [pending for pending in pending_runs if selected(pending.mention.build_name)][:_PROBES]
     reasons: set[str] = set()
     for part in fetch_in_parts(Batch(None, pending_runs=probes), config.fetch, 0):
         if part.pending_runs:
             return
-        reasons |= {each.reason for each in part.settled}
+        reasons |= {pending.reason for pending in part.settled}
     if len(probes) >= _ENOUGH and reasons <= {"log_not_found", "address_not_allowed"}:
         first = probes[0].mention.log_url
         raise CimlError(

@@ -67,7 +67,7 @@ class Survey:
             "take": [{"job": job, "result": word, "lines": n} for (job, word), n in sorted(self.take.items())],
             "ignored": dict(self.ignored),
             "bad": dict(self.bad),
-            "faults": [{"line": at, "reason": reason, "detail": detail} for at, reason, detail in self.faults],
+            "faults": [{"line": line, "reason": reason, "detail": detail} for line, reason, detail in self.faults],
             "trust": [{"trusted": trusted, "rule": rule, "lines": n} for (trusted, rule), n in self.trust.items()],
         }
 
@@ -93,35 +93,35 @@ def survey(
       EngineError: if the storage of the logs does not answer.
     """
     progress = BackfillProgress(config.raw, listing)
-    found = Survey(listing.lines, progress.tally.settled)
-    taken = 0
+    result = Survey(listing.lines, progress.tally.settled)
+    number = 0
     for work in plan(config, listing, progress, stop or threading.Event()):
         lines = listing.read(work.block)
-        taken += size_of(work)
+        number += size_of(work)
         runs: dict[int, str] = {}
         pending_runs: list[PendingRun] = []
         for start, end in work.parts:
             decoded = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
             batch = guarded_runs("trust", lambda part: evaluate_batch(part, config.trust), decoded)
-            found.blank += end - start - len(batch.pending_runs) - len(batch.settled)
+            result.blank += end - start - len(batch.pending_runs) - len(batch.settled)
             for outcome in batch.settled:
-                _count(found, outcome)
+                _count(result, outcome)
             for pending in batch.pending_runs:
                 facts = pending.mention
                 trust = pending.trust
-                found.take[facts.build_name, facts.result] += 1
+                result.take[facts.build_name, facts.result] += 1
                 if trust is not None:
-                    found.trust[trust.trusted, trust.rule] += 1
+                    result.trust[trust.trusted, trust.rule] += 1
                 runs[pending.origin.offset] = facts.run_id
             pending_runs += batch.pending_runs
-        known = progress.known(runs) | (config.completions.keys() & runs.keys())
-        found.known += len(known)
+        stored = progress.known(runs) | (config.completions.keys() & runs.keys())
+        result.known += len(stored)
         if check_logs:
-            unknown = [each for each in pending_runs if each.origin.offset not in known]
-            found.missing += missing_logs(unknown, config.fetch)
-        report(taken)
-    found.others = found.lines - found.settled - taken
-    return found
+            unknown = [run for run in pending_runs if run.origin.offset not in stored]
+            result.missing += missing_logs(unknown, config.fetch)
+        report(number)
+    result.others = result.lines - result.settled - number
+    return result
 
 
 def missing_logs(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> list[MissingLog]:
@@ -131,7 +131,9 @@ def missing_logs(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> lis
       EngineError: if the storage does not answer.
     """
     with ThreadPoolExecutor(policy.threads, "survey") as pool:
-        return [found for found in pool.map(lambda each: _missing(each, policy), pending_runs) if found is not None]
+        return [
+            missing for missing in pool.map(lambda each: _missing(each, policy), pending_runs) if missing is not None
+        ]
 
 
 def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:

@@ -31,21 +31,21 @@ def unpacked(data: bytes) -> Iterator[bytes]:
     """Yield the data, and all that is packed in it, at any depth."""
     waiting = [data]
     while waiting:
-        yield (each := waiting.pop())
-        for match in _PACKED.finditer(each):
+        yield (layer := waiting.pop())
+        for match in _PACKED.finditer(layer):
             content = base64.b64decode(match[0][: len(match[0]) // 4 * 4])
             try:  # what follows the end is ignored: letters after the text may belong to something else
                 unpack = bz2.BZ2Decompressor() if content.startswith(b"BZh") else zlib.decompressobj()
-                found = unpack.decompress(content)
+                inner = unpack.decompress(content)
             except (OSError, zlib.error):
                 continue  # not packed
-            waiting += [found] * bool(found)
+            waiting += [inner] * bool(inner)
 
 
 def holds(data: bytes, secrets: Iterable[bytes]) -> bool:
     """Return whether a serialised pipeline holds one of the secrets, plain or packed."""
-    wanted = [secret for secret in secrets if secret]
-    return bool(wanted) and any(secret in each for each in unpacked(data) for secret in wanted)
+    values = [secret for secret in secrets if secret]
+    return bool(values) and any(secret in content for content in unpacked(data) for secret in values)
 
 
 _LIST_S = 60.0

@@ -117,10 +117,10 @@ def _check(name: str, value: str, fits: Callable[[str], object], wanted: str) ->
 def require_dataflow() -> None:
     """Raise `CimlError`, in one line, if ciml[dataflow] is not installed."""
     try:
-        found = importlib.util.find_spec("google.cloud.dataflow")
+        spec = importlib.util.find_spec("google.cloud.dataflow")
     except ModuleNotFoundError:
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         raise needs("dataflow")
 
 
@@ -148,7 +148,7 @@ def job_flags(settings: DataflowSettings, name: str, *, streaming: bool) -> list
       name: of this job.
       streaming: whether it is unbounded.
     """
-    given: Mapping[str, str | int | None] = {
+    values: Mapping[str, str | int | None] = {
         "runner": "DataflowRunner",
         "project": settings.project,
         "region": settings.region,
@@ -168,7 +168,7 @@ def job_flags(settings: DataflowSettings, name: str, *, streaming: bool) -> list
         "ciml_version": __version__,
         "ciml_environment_secret": settings.environment_secret,
     }
-    flags = [f"--{key}={value}" for key, value in given.items() if value not in ("", None)]
+    flags = [f"--{key}={value}" for key, value in values.items() if value not in ("", None)]
     flags += [f"--label={label}" for label in (*settings.labels, f"ciml-version={__version__.replace('.', '-')}")]
     # The image has all modules; the main module, the packages and the paths of this process stay here.
     flags += ["--no_save_main_session", "--experiment=disable_logging_submission_environment"]
@@ -206,7 +206,9 @@ def check_fetch(fetch: FetchPolicy) -> None:
     """Raise `CimlError` if a fetch policy names files of this machine."""
     for root in fetch.file_roots:
         check_on_s3(root, "--allow-root")
-    files = [path for each in fetch.credentials for path in (each.token_file, each.password_file) if path]
+    files = [
+        path for credential in fetch.credentials for path in (credential.token_file, credential.password_file) if path
+    ]
     files += [fetch.ca_file] * bool(fetch.ca_file)
     if files:
         raise CimlError(
@@ -256,7 +258,10 @@ def check_beam_options(options: Iterable[str]) -> None:
 
 def secrets_here(kafka: KafkaOptions | None = None, fetch: FetchPolicy | None = None) -> Iterable[bytes]:
     """Return the secrets of this process that a job description must not hold."""
-    names = [*_SECRET_VARIABLES, *(each.token_env for each in (fetch.credentials if fetch else ()) if each.token_env)]
-    found = [os.environ.get(name, "").encode() for name in names]
-    found += kafka.credentials().values() if kafka else ()
-    return [secret for secret in found if secret]
+    names = [
+        *_SECRET_VARIABLES,
+        *(credential.token_env for credential in (fetch.credentials if fetch else ()) if credential.token_env),
+    ]
+    values = [os.environ.get(name, "").encode() for name in names]
+    values += kafka.credentials().values() if kafka else ()
+    return [secret for secret in values if secret]

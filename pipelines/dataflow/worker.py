@@ -30,9 +30,11 @@ def prepare(environment: MutableMapping[str, str]) -> None:
       EngineError: Secret Manager does not answer.
     """
     options = _options(environment)
-    wanted = options.get("ciml_version", __version__)
-    if wanted != __version__:
-        raise CimlError(f"the job was made by ciml {wanted}, and its image has {__version__}: use an image of {wanted}")
+    version = options.get("ciml_version", __version__)
+    if version != __version__:
+        raise CimlError(
+            f"the job was made by ciml {version}, and its image has {__version__}: use an image of {version}"
+        )
     if secret := options.get("ciml_environment_secret"):
         environment.update(parse_environment(read_secret(secret), secret))
 
@@ -43,15 +45,15 @@ def parse_environment(text: str, where: str) -> dict[str, str]:
     Raises:
       CimlError: another line, named by its number alone.
     """
-    found = {}
+    variables = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise CimlError(f"{where}, line {number}: want NAME=VALUE, such as AWS_ACCESS_KEY_ID=…")
-        found[match[1]] = match[2]
-    return found
+        variables[match[1]] = match[2]
+    return variables
 
 
 def _options(environment: Mapping[str, str]) -> dict[str, str]:
@@ -60,9 +62,9 @@ def _options(environment: Mapping[str, str]) -> dict[str, str]:
     if path := environment.get("PIPELINE_OPTIONS_FILE"):
         with open(path, encoding="utf-8") as file:
             text = file.read()
-    found = json.loads(text)
-    found = found.get("options", found)
-    return {key.removeprefix("beam:option:").removesuffix(":v1"): str(value) for key, value in found.items()}
+    options = json.loads(text)
+    options = options.get("options", options)
+    return {key.removeprefix("beam:option:").removesuffix(":v1"): str(value) for key, value in options.items()}
 
 
 if {"PIPELINE_OPTIONS", "PIPELINE_OPTIONS_FILE"} & os.environ.keys():  # else it is no worker

@@ -146,8 +146,8 @@ def begin(
     else:
         check_same(state.definition, definition)
         _check_origin(state, origin)
-    given = given_causes(source if isinstance(source, DataRoot) else target, definition)
-    return Begun(definition, runs, dataset.store, state, pin, create, given)
+    causes = given_causes(source if isinstance(source, DataRoot) else target, definition)
+    return Begun(definition, runs, dataset.store, state, pin, create, causes)
 
 
 def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
@@ -168,8 +168,8 @@ def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
     now = origin.get("listing")
     if (before is None) != (now is None) or (before and now and before["digest"] != now["digest"]):
         name = state.definition.name if state.definition is not None else ""
-        made = "from a raw store" if before is None else f"straight from the logs of {before['url']}"
-        raise CimlError(f"data set {name!r} exists and was built {made}; choose another name, or use --force")
+        manner = "from a raw store" if before is None else f"straight from the logs of {before['url']}"
+        raise CimlError(f"data set {name!r} exists and was built {manner}; choose another name, or use --force")
 
 
 def is_another(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
@@ -233,8 +233,8 @@ def plan_update(dataset: StoredDataset, *, seal: bool = False) -> PlannedUpdate:
     pin = None
     if state.definition is not None and state.definition.slicer is not None:
         pin = Pin(StoredRuns(raw).log, state.definition)
-    given = given_causes(dataset.root, state.definition)
-    return _plan(StoredRuns(raw), dataset.store, state, pin, given, seal=seal, exists=True)
+    causes = given_causes(dataset.root, state.definition)
+    return _plan(StoredRuns(raw), dataset.store, state, pin, causes, seal=seal, exists=True)
 
 
 def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition) -> PlannedUpdate:

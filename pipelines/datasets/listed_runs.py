@@ -92,19 +92,19 @@ class ListedRuns:
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
-        return [names for _, found in self._by_chunks(runs, LogReader.columns) for names in found]
+        return [names for _, columns in self._by_chunks(runs, LogReader.columns) for names in columns]
 
     def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         for start in range(0, len(runs), _LOGS):
-            for _, found in self._by_chunks(runs[start : start + _LOGS], LogReader.tables):
-                yield from found
+            for _, tables in self._by_chunks(runs[start : start + _LOGS], LogReader.tables):
+                yield from tables
 
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         counts = np.zeros(len(runs), np.int64)
-        for indices, found in self._by_chunks(runs, partial(LogReader.lengths, resolved=resolved)):
-            counts[indices] = found
+        for indices, lengths in self._by_chunks(runs, partial(LogReader.lengths, resolved=resolved)):
+            counts[indices] = lengths
         return counts
 
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
@@ -112,7 +112,7 @@ class ListedRuns:
 
         def windows_of(taken: Sequence[int]) -> Windows:
             work = partial(LogReader.windows, resolved=resolved)
-            parts = list(self._by_chunks([part.runs[at] for at in taken], work))
+            parts = list(self._by_chunks([part.runs[index] for index in taken], work))
             return (
                 merge_windows(parts, len(taken)) if parts else with_context(downsample([], resolved), [], [], resolved)
             )
@@ -136,10 +136,10 @@ class ListedRuns:
         ]
         if self._jobs == 1:
             for _, indices in chunks:
-                yield indices, work(self._reader, [logs[at] for at in indices.tolist()])
+                yield indices, work(self._reader, [logs[index] for index in indices.tolist()])
             return
         futures = [
-            self._pools[number].submit(_in_process, work, [logs[at] for at in indices.tolist()])
+            self._pools[number].submit(_in_process, work, [logs[index] for index in indices.tolist()])
             for number, indices in chunks
         ]
         for (_, indices), future in zip(chunks, futures, strict=True):
@@ -201,8 +201,8 @@ class ListedLog:
     def _delta(self) -> RunDelta:
         listing = self._listing
         batches = (
-            decode_lines(OffsetRange(listing.topic, "", 0, each.start, each.end), listing.read(each), self._reading)
-            for each in listing.blocks
+            decode_lines(OffsetRange(listing.topic, "", 0, block.start, block.end), listing.read(block), self._reading)
+            for block in listing.blocks
         )
         delta = reconcile(RawState(), map(self._settled, batches), 0)
         if delta is None:
@@ -213,8 +213,8 @@ class ListedLog:
     def _settled(self, decoded: Batch) -> Batch:
         runs = []
         batch = guarded_runs("trust", lambda part: evaluate_batch(part, self._trust), decoded)
-        for each in batch.pending_runs:
-            runs.append(Outcome("run", each.origin, mention=each.mention, trust=each.trust, file=_NO_FILE))
-            if each.address:
-                self.addresses.setdefault(each.mention.run_id, each.address)
+        for pending in batch.pending_runs:
+            runs.append(Outcome("run", pending.origin, mention=pending.mention, trust=pending.trust, file=_NO_FILE))
+            if pending.address:
+                self.addresses.setdefault(pending.mention.run_id, pending.address)
         return Batch(batch.covers, settled=[*batch.settled, *runs])

@@ -67,8 +67,8 @@ class StoredRuns:
 
     def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
         for start in range(0, len(runs), _TABLES):
-            some = runs[start : start + _TABLES]
-            yield from zip([run.mention for run in some], read_runs(self.raw, [run.file for run in some]), strict=True)
+            part = runs[start : start + _TABLES]
+            yield from zip([run.mention for run in part], read_runs(self.raw, [run.file for run in part]), strict=True)
 
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
         return lengths_of(self.raw, runs, resolved)

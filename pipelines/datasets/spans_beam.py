@@ -50,7 +50,7 @@ def make_spans(
     """
     results = f"results/{uuid.uuid4().hex}"  # unique to this call: another updater may run concurrently
     build = partial(build_spans, raw=raw, root=root, plans=plans, resolved=resolved, results=results)
-    made: dict[tuple[int, int], SpanVersion] = {}
+    versions: dict[tuple[int, int], SpanVersion] = {}
     try:
         _run(build, runner, job_endpoint)
         for plan in plans:
@@ -58,11 +58,11 @@ def make_spans(
                 value = json.loads(root.read(result_path(results, plan.span, plan.version)))
             except FileNotFoundError:
                 raise IntegrityError(f"the pipeline returned no result for span {plan.span}") from None
-            made[plan.span, plan.version] = SpanVersion.from_json(value)
+            versions[plan.span, plan.version] = SpanVersion.from_json(value)
     finally:
         for plan in plans:
             root.delete(result_path(results, plan.span, plan.version))
-    return made
+    return versions
 
 
 def build_spans(

@@ -106,9 +106,9 @@ def update_dataset(
     if state.definition is not None and state.definition.slicer is not None:
         pin = Pin(StoredRuns(raw).log, state.definition)
     produce = producer(runner, job_endpoint)
-    given = given_causes(dataset.root, state.definition)
+    causes = given_causes(dataset.root, state.definition)
     return fill(
-        StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, given=given, progress=progress, now_us=now_us
+        StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, given=causes, progress=progress, now_us=now_us
     )
 
 
@@ -226,8 +226,8 @@ def commit_step(
 def no_runs(state: DatasetState, plan: Plan | PinnedPlan) -> NoTrainingDataError:
     """Return the error of a data set without runs."""
     jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none"
-    name, wanted = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
-    return NoTrainingDataError(f"data set {name!r}: build_name {wanted}: no stored run matches; stored jobs: {jobs}")
+    name, job_globs = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
+    return NoTrainingDataError(f"data set {name!r}: build_name {job_globs}: no stored run matches; stored jobs: {jobs}")
 
 
 def _resolve(
@@ -240,8 +240,8 @@ def _resolve(
     if state.definition is None:
         raise UnknownDatasetError("no such data set")
     voters = [run for run in runs if run.trust.trusted] or runs
-    found = Counter(source.columns(voters))
-    columns = [names for each, runs in found.items() for names in [telemetry_columns(each)] * runs]
+    votes = Counter(source.columns(voters))
+    columns = [names for column_names, runs in votes.items() for names in [telemetry_columns(column_names)] * runs]
 
     def all_voters() -> Iterable[SelectedRun]:
         return voters if pin is None else pin.voters()
@@ -266,8 +266,8 @@ def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[
             jobs[run.mention.build_name] += 1
             counted.append(run)
     # As it will be read back: lists, no tuples.
-    found: dict[str, Any] = json.loads(json.dumps(make_profiles(source.tables(counted), columns).to_json()))
-    return found
+    profiles: dict[str, Any] = json.loads(json.dumps(make_profiles(source.tables(counted), columns).to_json()))
+    return profiles
 
 
 def _is_example(run: SelectedRun, draft: ResolvedDefinition) -> bool:
@@ -276,9 +276,9 @@ def _is_example(run: SelectedRun, draft: ResolvedDefinition) -> bool:
 
 def _lengths(source: RunSource, runs: Sequence[SelectedRun], draft: ResolvedDefinition) -> Iterator[int]:
     """Yield the number of windows of each run; a run that raises an unexpected exception is omitted."""
-    for _, found in bisect("lengths", runs, lambda some: source.lengths(some, draft)):
-        if not isinstance(found, RejectedInput):
-            yield from found.tolist()
+    for _, lengths in bisect("lengths", runs, lambda some: source.lengths(some, draft)):
+        if not isinstance(lengths, RejectedInput):
+            yield from lengths.tolist()
 
 
 def with_default_windows(dataset: StoredDataset, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,17 +306,17 @@ def _direct(
     source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
     """Build the spans of one step after another in this process."""
-    done = 0
+    number = 0
     for step in steps:
-        total = done + sum(len(plan.runs) for plan in step.spans)
+        total = number + sum(len(plan.runs) for plan in step.spans)
         spans = []
         for plan in step.spans:
             parts = []
             for batch in batches_of(plan, step.resolved):
                 parts.append(guarded_examples(batch, partial(source.examples, resolved=step.resolved), step.resolved))
-                done += len(batch.runs)
+                number += len(batch.runs)
                 if progress:
-                    progress("runs", done, total)
+                    progress("runs", number, total)
             spans.append(write_span(root, plan, parts, step.resolved))
         yield step, spans
 
@@ -337,11 +337,11 @@ def _in_beam(
     runs = sum(len(plan.runs) for plan in plans)
     if progress:
         progress("runs", 0, runs)
-    made = make_spans(source.raw, root, plans, planned[0].resolved, runner=runner, job_endpoint=job_endpoint)
+    versions = make_spans(source.raw, root, plans, planned[0].resolved, runner=runner, job_endpoint=job_endpoint)
     if progress:
         progress("runs", runs, runs)
     for step in planned:
-        yield step, [made[plan.span, plan.version] for plan in step.spans]
+        yield step, [versions[plan.span, plan.version] for plan in step.spans]
 
 
 def _delta(step: Step, spans: Sequence[SpanVersion], *, resolved_before: bool, now_us: int) -> Delta:
@@ -388,26 +388,26 @@ def verify_dataset(
     if definition is None or resolved is None:
         return wrong
     versions = [span for by_version in state.spans.values() for span in by_version.values()]
-    for done, span in enumerate(versions, 1):
+    for number, span in enumerate(versions, 1):
         wrong.extend(verify_span(root, span, resolved, formats))
         if progress:
-            progress("spans", done, len(versions))
+            progress("spans", number, len(versions))
     have = [run_id for span in state.latest() for run_id in span.run_ids()]
     if state.listing is not None:
-        wanted = set(have)  # runs of a listing, whose location is unknown
+        run_ids = set(have)  # runs of a listing, whose location is unknown
     elif definition.slicer is not None:
         pin = Pin(StoredRuns(dataset.raw(state)).log, definition)
-        wanted = set(pin.run_ids[: len(state.spans) * definition.span_runs])
+        run_ids = set(pin.run_ids[: len(state.spans) * definition.span_runs])
     else:
-        wanted = {
+        run_ids = {
             record.mention.run_id
             for version, delta in StoredRuns(dataset.raw(state)).log.since(0)
             for index, record in enumerate(delta.rows)
             if (version, index) < state.cursor and definition.selects(record.mention.build_name)
         }
     wrong.extend(f"run {run_id} is in the data set twice" for run_id, times in Counter(have).items() if times > 1)
-    wrong.extend(f"run {run_id} is selected but in no span" for run_id in sorted(wanted - set(have)))
-    wrong.extend(f"run {run_id} is in a span but not selected" for run_id in sorted(set(have) - wanted))
+    wrong.extend(f"run {run_id} is selected but in no span" for run_id in sorted(run_ids - set(have)))
+    wrong.extend(f"run {run_id} is in a span but not selected" for run_id in sorted(set(have) - run_ids))
     named = {path for span in versions for path in span.paths}
     wrong.extend(
         f"{root.url(path)} is not named by any manifest"

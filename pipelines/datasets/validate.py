@@ -68,13 +68,13 @@ def kept_statistics(root: Store, resolved: ResolvedDefinition, pieces: Sequence[
     """
     for part in _parts(pieces, _AHEAD):
         paths = [_statistics_path(resolved, piece) for piece in part]
-        found = _read_all(root, paths, Statistics.from_json)
-        for piece, path, known in zip(part, paths, found, strict=True):
-            if known is None:
+        stored = _read_all(root, paths, Statistics.from_json)
+        for piece, path, entry in zip(part, paths, stored, strict=True):
+            if entry is None:
                 content = merge(_compute(root, resolved, piece)).to_json()
                 _keep(root, path, content)
-                known = Statistics.from_json(content)
-            yield known
+                entry = Statistics.from_json(content)
+            yield entry
 
 
 def _statistics_path(resolved: ResolvedDefinition, piece: Piece) -> str:
@@ -115,13 +115,13 @@ def kept_columns(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Colum
     total: Columns = {}
     for part in _parts(spans, _AHEAD):
         paths = [_columns_path(span) for span in part]
-        for span, path, known in zip(part, paths, _read_all(root, paths, columns_from_json), strict=True):
-            if known is None:
-                known = find.columns(span)
-                if known is None:
+        for span, path, columns in zip(part, paths, _read_all(root, paths, columns_from_json), strict=True):
+            if columns is None:
+                columns = find.columns(span)
+                if columns is None:
                     return None
-                _keep(root, path, columns_to_json(known))
-            total = add_columns([total, known])
+                _keep(root, path, columns_to_json(columns))
+            total = add_columns([total, columns])
     return total
 
 
@@ -146,8 +146,8 @@ class _Raw:
 
     def columns(self, span: SpanVersion) -> Columns | None:
         """Return the columns of a span's selected runs, or None if the raw manifest lacks them."""
-        wanted = set(span.run_ids())
-        found: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+        run_ids = set(span.run_ids())
+        counts: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
         for positions in _parts(span.selected, _RUNS):
             facts = list[RunFacts]()
             files = []
@@ -158,12 +158,12 @@ class _Raw:
                     return None
                 facts.append(RunFacts.from_json(record["mention"]))
                 files.append(RawFile.from_json(record["file"]))
-            if not wanted.issuperset(run.run_id for run in facts):
+            if not run_ids.issuperset(run.run_id for run in facts):
                 return None  # not the raw store of the data set
             for run, table in zip(facts, read_runs(self._raw, files), strict=True):
                 layout = telemetry_columns(table.column_names)
-                found[run.build_name, run.provider or "", layout] += 1
-        return dict(found)
+                counts[run.build_name, run.provider or "", layout] += 1
+        return dict(counts)
 
 
 def _read_all(root: Store, paths: Sequence[str], parse: Callable[[Mapping[str, Any]], T]) -> list[T | None]:
@@ -225,21 +225,21 @@ def validate_dataset(
         snapshot = champions_snapshot(data, model)
         if snapshot.dataset != name:
             raise CimlError(f"model {model!r} was trained on {snapshot.dataset!r}; use ciml drift {snapshot.dataset}")
-        known = {span.span for span in snapshot.spans}
-        newest = [span for span in spans if span.span > max(known, default=0)][-(last or len(spans)) :]
+        snapshot_spans = {span.span for span in snapshot.spans}
+        newest = [span for span in spans if span.span > max(snapshot_spans, default=0)][-(last or len(spans)) :]
         if not newest:
             raise CimlError(f"data set {name!r} has no span that model {model!r} was not trained on")
         pieces = [Piece(s.span, s.version, s.files, tuple(run.run_id for run in s.runs)) for s in snapshot.spans]
-        older = [span for span in spans if span.span in known]
+        older = [span for span in spans if span.span in snapshot_spans]
         reference = snapshot.resolved
         label = f"training runs of {model}"
     elif against is not None:
         base = data.dataset(against)
-        other = base.state()
+        base_state = base.state()
         newest = spans[-(last or 1) :]
-        older = other.latest()
+        older = base_state.latest()
         pieces = [_piece(span) for span in older]
-        reference = _resolved(against, other)
+        reference = _resolved(against, base_state)
         label = against
         _check_alike(name, resolved, against, reference)
     else:
@@ -273,11 +273,11 @@ def _resolved(name: str, state: DatasetState) -> ResolvedDefinition:
 def _check_alike(name: str, one: ResolvedDefinition, against: str, other: ResolvedDefinition) -> None:
     """Raise `CimlError` if the features of two data sets are not comparable."""
     for key in ("sample_interval", "sample_statistic", "aggregation_functions", "count_first_sample"):
-        mine = getattr(one.definition, key)
-        its = getattr(other.definition, key)
-        if mine != its:
+        value = getattr(one.definition, key)
+        base_value = getattr(other.definition, key)
+        if value != base_value:
             raise CimlError(
-                f"{name!r} and {against!r} cannot be compared: {key} is {mine!r} in one, {its!r} in the other"
+                f"{name!r} and {against!r} cannot be compared: {key} is {value!r} in one, {base_value!r} in the other"
             )
 
 
@@ -319,12 +319,12 @@ def _side(
     total: int,
 ) -> Side:
     def counted(found: Iterable[Statistics]) -> Iterator[Statistics]:
-        for number, each in enumerate(found, done + 1):
-            yield each
+        for number, exclusion in enumerate(found, done + 1):
+            yield exclusion
             if progress:
                 progress("spans", number, total)
 
     merged = merge(counted(kept_statistics(dataset.store, resolved, pieces)))
     columns = kept_columns(dataset.raw(), dataset.store, spans)
-    excluded = Counter(each["reason"] for span in spans for each in span.excluded)
+    excluded = Counter(exclusion["reason"] for span in spans for exclusion in span.excluded)
     return Side(label, merged, columns, dict(sorted(excluded.items())))

@@ -87,10 +87,10 @@ def overview(base: str, timeout_s: float = _REST_TIMEOUT_S) -> list[RestJob]:
     Raises:
       EngineError: if Flink does not answer.
     """
-    found = []
+    jobs = []
     for job in _ask("GET", f"{base}/jobs/overview", timeout_s=timeout_s)["jobs"]:
         tasks = {"total": 0, "running": 0, "finished": 0, **job.get("tasks", {})}
-        found.append(
+        jobs.append(
             RestJob(
                 base,
                 job["jid"],
@@ -100,16 +100,18 @@ def overview(base: str, timeout_s: float = _REST_TIMEOUT_S) -> list[RestJob]:
                 job["state"] == "RUNNING" and tasks["total"] == tasks["running"] + tasks["finished"],
             )
         )
-    return found
+    return jobs
 
 
 def last_checkpoint(job: RestJob) -> Checkpoints | None:
     """Return the last completed checkpoint of a job; None before the first."""
     latest = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints").get("latest") or {}
-    done = latest.get("completed")
-    if not done:
+    completed = latest.get("completed")
+    if not completed:
         return None
-    return Checkpoints(int(done["state_size"]), done["latest_ack_timestamp"] / 1000, done.get("external_path") or "")
+    return Checkpoints(
+        int(completed["state_size"]), completed["latest_ack_timestamp"] / 1000, completed.get("external_path") or ""
+    )
 
 
 def checkpoint_counts(job: RestJob) -> CheckpointCounts:
@@ -126,8 +128,10 @@ def find(base: str, name: str) -> RestJob | None:
 
 def taskmanagers(base: str) -> dict[str, tuple[int, int]]:
     """Return (slots, free slots) of the JobManager's TaskManagers by id."""
-    known = _ask("GET", f"{base}/taskmanagers")["taskmanagers"]
-    return {each["id"]: (int(each["slotsNumber"]), int(each["freeSlots"])) for each in known}
+    answer = _ask("GET", f"{base}/taskmanagers")["taskmanagers"]
+    return {
+        taskmanager["id"]: (int(taskmanager["slotsNumber"]), int(taskmanager["freeSlots"])) for taskmanager in answer
+    }
 
 
 def failures(job: RestJob, most: int = 16) -> list[Failure]:
@@ -135,12 +139,12 @@ def failures(job: RestJob, most: int = 16) -> list[Failure]:
     answer = _ask("GET", f"{job.base}/jobs/{job.id}/exceptions?maxExceptions={most}")
     return [
         Failure(
-            one["timestamp"] / 1000,
-            one.get("taskName") or "",
-            one.get("taskManagerId") or "",
-            str(one.get("stacktrace", "")),
+            entry["timestamp"] / 1000,
+            entry.get("taskName") or "",
+            entry.get("taskManagerId") or "",
+            str(entry.get("stacktrace", "")),
         )
-        for one in (answer.get("exceptionHistory") or {}).get("entries") or []
+        for entry in (answer.get("exceptionHistory") or {}).get("entries") or []
     ]
 
 
@@ -156,8 +160,8 @@ def failure(job: RestJob) -> tuple[str, str]:
     history = _ask("GET", f"{job.base}/jobs/{job.id}/exceptions").get("exceptionHistory") or {}
     entries = history.get("entries") or []
     text = str(entries[0].get("stacktrace", "")) if entries else ""
-    found = _FAULT.search(text)
-    fault = found[1].split(" [while running")[0].strip() if found else ""
+    match = _FAULT.search(text)
+    fault = match[1].split(" [while running")[0].strip() if match else ""
     causes = re.findall(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error)): (.+)$", text, re.MULTILINE)
     line = ": ".join(causes[-1]) if causes else text.strip().splitlines()[0] if text.strip() else ""
     return line[:300], fault
@@ -189,12 +193,12 @@ def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 12
     while time.monotonic() < deadline:
         answer = _ask("GET", f"{job.base}/jobs/{job.id}/savepoints/{request}")
         if answer["status"]["id"] == "COMPLETED":
-            done = answer.get("operation") or {}
-            if "failure-cause" in done:
+            operation = answer.get("operation") or {}
+            if "failure-cause" in operation:
                 raise EngineError(
-                    f"Flink made no savepoint: {_root(str(done['failure-cause'].get('stack-trace', '')))}"
+                    f"Flink made no savepoint: {_root(str(operation['failure-cause'].get('stack-trace', '')))}"
                 )
-            return str(done["location"])
+            return str(operation["location"])
         time.sleep(0.2)
     raise EngineError(f"Flink made no savepoint within {timeout_s:.0f} s")
 
@@ -269,11 +273,11 @@ def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
 
 def list_flink_jobs(endpoint: str) -> list[RestJob]:
     """Return the jobs of the Flink inside the job server at ``endpoint``; none when that is not on this machine."""
-    found: list[RestJob] = []
+    jobs: list[RestJob] = []
     for address in _rest_addresses(endpoint):
         with contextlib.suppress(EngineError, ValueError):
-            found += overview(address, timeout_s=_TIMEOUT_S)
-    return found
+            jobs += overview(address, timeout_s=_TIMEOUT_S)
+    return jobs
 
 
 def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
@@ -293,10 +297,10 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
     from apache_beam.portability.api import beam_job_api_pb2
 
     deadline = time.monotonic() + timeout_s
-    known = [job for job in list_jobs(endpoint) if job.id == job_id]
-    if not known:
+    jobs = [job for job in list_jobs(endpoint) if job.id == job_id]
+    if not jobs:
         raise EngineError(f"the job server at {endpoint} does not know job {job_id}")
-    job = known[0]
+    job = jobs[0]
     # A job that Beam calls cancelled may still run in Flink; a done or failed one ended there first.
     if job.state in ("DONE", "FAILED"):
         return job
@@ -306,28 +310,28 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
         while not at_work and time.monotonic() < min(young, deadline) and not job.over:
             time.sleep(0.1)  # not in Flink yet: the submission would overtake a cancel
             at_work = _at_work(endpoint, job.name)
-            job = next(one for one in list_jobs(endpoint) if one.id == job_id)
+            job = next(flink_job for flink_job in list_jobs(endpoint) if flink_job.id == job_id)
     with _job_service(endpoint) as service:
         while True:
             if not job.over:
                 service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
             at_work = _at_work(endpoint, job.name)
-            for one in at_work:
+            for flink_job in at_work:
                 with contextlib.suppress(EngineError):  # ended meanwhile: checked again
-                    cancel(one, timeout_s=_TIMEOUT_S)
+                    cancel(flink_job, timeout_s=_TIMEOUT_S)
             request = beam_job_api_pb2.GetJobStateRequest(job_id=job_id)
             job = Job(job_id, job.name, _word(service.GetState(request, timeout=10).state))
             if job.over and not at_work:
                 return job
             if time.monotonic() > deadline:
-                inside = ", ".join(one.state for one in at_work) or "over"
+                inside = ", ".join(flink_job.state for flink_job in at_work) or "over"
                 raise EngineError(f"job {job_id} is {job.state} (in Flink: {inside}) {timeout_s:g} s after its cancel")
             time.sleep(0.1)
 
 
 def cancel_all_jobs(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
     """Cancel every job that has not ended on both sides; return these in their final states."""
-    inside = {one.name for one in list_flink_jobs(endpoint) if not one.over}
+    inside = {flink_job.name for flink_job in list_flink_jobs(endpoint) if not flink_job.over}
     jobs = [job for job in list_jobs(endpoint) if not job.over or (job.name in inside and job.state == "CANCELLED")]
     return [cancel_job(endpoint, job.id, timeout_s) for job in jobs]
 
@@ -366,20 +370,25 @@ def _loopback_workers(endpoint: str, job_id: str) -> list[int]:
         request = beam_job_api_pb2.GetJobPipelineRequest(job_id=job_id)
         environments = service.GetPipeline(request, timeout=10).pipeline.components.environments.values()
     ports = []
-    for one in environments:
-        if one.urn == "beam:env:external:v1":
-            host, _, port = beam_runner_api_pb2.ExternalPayload.FromString(one.payload).endpoint.url.rpartition(":")
+    for environment in environments:
+        if environment.urn == "beam:env:external:v1":
+            host, _, port = beam_runner_api_pb2.ExternalPayload.FromString(environment.payload).endpoint.url.rpartition(
+                ":"
+            )
             if host in ("localhost", "127.0.0.1", "[::1]"):
                 ports.append(int(port))
     return ports
 
 
 def _listens(port: int) -> bool:
-    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in psutil.net_connections("tcp"))
+    return any(
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        for connection in psutil.net_connections("tcp")
+    )
 
 
 def _at_work(endpoint: str, name: str) -> list[RestJob]:
-    return [one for one in list_flink_jobs(endpoint) if one.name == name and not one.over]
+    return [job for job in list_flink_jobs(endpoint) if job.name == name and not job.over]
 
 
 def _rest_addresses(endpoint: str) -> list[str]:
@@ -388,28 +397,34 @@ def _rest_addresses(endpoint: str) -> list[str]:
     Only ports of the job server's own process count, since other programs may use the range.
     """
     port = int(endpoint.rpartition(":")[2])
-    listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr]
-    owner = next((one.pid for one in listening if one.laddr.port == port and one.pid), None)
+    listening = [
+        connection
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr
+    ]
+    owner = next((connection.pid for connection in listening if connection.laddr.port == port and connection.pid), None)
     if owner is None:
         return []
     try:
         command = psutil.Process(owner).cmdline()
     except psutil.Error:
         return []
-    given = dict(word.split("=", 1) for word in command if word.startswith("--flink-") and "=" in word)
-    master = given.get("--flink-master", "[auto]")
+    flags = dict(word.split("=", 1) for word in command if word.startswith("--flink-") and "=" in word)
+    master = flags.get("--flink-master", "[auto]")
     if not master.startswith("["):
         return [f"http://{master}"]  # a standalone cluster, with one REST API for all jobs
     try:
-        lines = Path(given["--flink-conf-dir"], "flink-conf.yaml").read_text().splitlines()
+        lines = Path(flags["--flink-conf-dir"], "flink-conf.yaml").read_text().splitlines()
         first, _, last = next(
             line.split(":")[1].strip() for line in lines if line.startswith("rest.bind-port:")
         ).partition("-")
     except (KeyError, OSError, StopIteration):
         return []
     span = range(int(first), int(last or first) + 1)
-    ports = {one.laddr.port for one in listening if one.pid == owner and one.laddr.port in span}
-    return [f"http://127.0.0.1:{one}" for one in sorted(ports)]
+    ports = {
+        connection.laddr.port for connection in listening if connection.pid == owner and connection.laddr.port in span
+    }
+    return [f"http://127.0.0.1:{connection}" for connection in sorted(ports)]
 
 
 @contextmanager

@@ -63,7 +63,9 @@ def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
 
 def is_unbounded(proto: api.Pipeline) -> bool:
     """Return whether the pipeline is unbounded."""
-    return any(one.is_bounded == api.IsBounded.UNBOUNDED for one in proto.components.pcollections.values())
+    return any(
+        collection.is_bounded == api.IsBounded.UNBOUNDED for collection in proto.components.pcollections.values()
+    )
 
 
 def foreign(proto: api.Pipeline) -> list[str]:
@@ -73,25 +75,29 @@ def foreign(proto: api.Pipeline) -> list[str]:
     stage that only some runners know (a Java source by its URN) would not run on the others.
     """
     parts = proto.components
-    found = []
-    python = {name for name, one in parts.environments.items() if any(c.startswith(_PYTHON) for c in one.capabilities)}
-    for each in parts.transforms.values():
-        urn = each.spec.urn
-        stage = each.unique_name or "pipeline"
-        if each.environment_id and each.environment_id not in python:
-            found.append(f"{stage}: its environment {each.environment_id} is not Python's")
+    transforms = []
+    python = {
+        name
+        for name, environment in parts.environments.items()
+        if any(c.startswith(_PYTHON) for c in environment.capabilities)
+    }
+    for transform in parts.transforms.values():
+        urn = transform.spec.urn
+        stage = transform.unique_name or "pipeline"
+        if transform.environment_id and transform.environment_id not in python:
+            transforms.append(f"{stage}: its environment {transform.environment_id} is not Python's")
         if any(word in urn for word in _ELSEWHERE):
-            found.append(f"{stage}: {urn} is from another language")
-        elif _works(each) and urn not in _OF_ENGINES and urn not in _OF_WORKERS:
-            found.append(f"{stage}: {urn} is not known to every engine")
+            transforms.append(f"{stage}: {urn} is from another language")
+        elif _works(transform) and urn not in _OF_ENGINES and urn not in _OF_WORKERS:
+            transforms.append(f"{stage}: {urn} is not known to every engine")
         if urn == _PRIMITIVES.PAR_DO.urn:
-            function = api.ParDoPayload.FromString(each.spec.payload).do_fn.urn
+            function = api.ParDoPayload.FromString(transform.spec.payload).do_fn.urn
             if function not in _PYTHON_FUNCTIONS:
-                found.append(f"{stage}: its function is {function}")
+                transforms.append(f"{stage}: its function is {function}")
     for name, coder in parts.coders.items():
         if any(word in coder.spec.urn for word in _ELSEWHERE):
-            found.append(f"coder {name}: {coder.spec.urn} is from another language")
-    return found
+            transforms.append(f"coder {name}: {coder.spec.urn} is from another language")
+    return transforms
 
 
 def stages(proto: api.Pipeline) -> Iterator[tuple[str, str, Sequence[str]]]:
@@ -111,9 +117,9 @@ def stages(proto: api.Pipeline) -> Iterator[tuple[str, str, Sequence[str]]]:
         names[identity] = parts[identity].unique_name
         makers.update(dict.fromkeys(parts[identity].outputs.values(), identity))
     for identity in ordered:
-        each = parts[identity]
-        reads = [names[makers[one]] for one in sorted(each.inputs.values()) if one in makers]
-        yield names[identity], _kind(each), tuple(dict.fromkeys(reads))
+        transform = parts[identity]
+        reads = [names[makers[collection]] for collection in sorted(transform.inputs.values()) if collection in makers]
+        yield names[identity], _kind(transform), tuple(dict.fromkeys(reads))
 
 
 def _works(transform: api.PTransform) -> bool:
@@ -138,15 +144,15 @@ def _kind(transform: api.PTransform) -> str:
 def as_text(name: str, proto: api.Pipeline) -> str:
     """Render a pipeline as text: a line for each stage, with the numbers of its inputs."""
     rows = list(stages(proto))
-    number = {stage: at for at, (stage, _, _) in enumerate(rows, 1)}
+    number = {stage: place for place, (stage, _, _) in enumerate(rows, 1)}
     width = max(len(kind) for _, kind, _ in rows)
     kind = "unbounded" if is_unbounded(proto) else "bounded"
     elsewhere = foreign(proto)
     workers = "only Python workers" if not elsewhere else "NOT ONLY PYTHON"
     lines = [f"{name}: {kind}, {len(rows)} stages, {workers}"]
-    for stage, what, reads in rows:
-        read = f"  <- {', '.join(str(number[one]) for one in reads)}" if reads else ""
-        lines.append(f"{number[stage]:>3}  {what:<{width}}  {stage}{read}")
+    for stage, description, reads in rows:
+        read = f"  <- {', '.join(str(number[source]) for source in reads)}" if reads else ""
+        lines.append(f"{number[stage]:>3}  {description:<{width}}  {stage}{read}")
     return "\n".join([*lines, *elsewhere])
 
 

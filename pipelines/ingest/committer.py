@@ -173,7 +173,7 @@ def seal(batch: Batch) -> bytes:
     offsets = [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end] if covers else None
     # Dead letters of the runs of one message share its payload, which may have a MiB: it is written once.
     payloads = {id(outcome.payload): outcome.payload for outcome in batch.settled if outcome.payload is not None}
-    places = {each: place for place, each in enumerate(payloads)}
+    places = {identity: place for place, identity in enumerate(payloads)}
     settled = [
         outcome.to_json() if outcome.payload is None else {**outcome.to_json(), "payload": places[id(outcome.payload)]}
         for outcome in batch.settled
@@ -187,10 +187,10 @@ def seal_guarded(batch: Batch) -> bytes:
     if not isinstance(sealed, RejectedInput):
         return sealed
     settled: list[Outcome] = []
-    for some, made in bisect("seal", batch.settled, lambda some: seal(Batch(batch.covers, settled=list(some)))):
-        if isinstance(made, RejectedInput):  # only its origin is known to be valid
-            some = [Outcome("dead_letter", some[0].origin, reason=made.reason, detail=made.detail)]
-        settled += some
+    for part, sealed_part in bisect("seal", batch.settled, lambda part: seal(Batch(batch.covers, settled=list(part)))):
+        if isinstance(sealed_part, RejectedInput):  # only its origin is known to be valid
+            part = [Outcome("dead_letter", part[0].origin, reason=sealed_part.reason, detail=sealed_part.detail)]
+        settled += part
     return seal(Batch(batch.covers, settled=settled))
 
 

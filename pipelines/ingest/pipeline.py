@@ -51,13 +51,13 @@ class RetriesInProgress:
         """Return those of ``due`` that are not in progress, and mark them as such."""
         with self._lock:
             self._since = {key: since for key, since in self._since.items() if now_s - since < _REPEAT_S}
-            found = []
+            fresh = []
             for pending in due:
                 key = (pending.origin, pending.mention.run_id, pending.attempts)
                 if key not in self._since:
                     self._since[key] = now_s
-                    found.append(pending)
-            return found
+                    fresh.append(pending)
+            return fresh
 
 
 _in_progress: dict[str, RetriesInProgress] = {}
@@ -93,8 +93,8 @@ class _PollDue(beam.DoFn):
             due = state.due(int(now_s * 1e6))
             next_us = state.next_due_us()
         fresh = _in_progress.setdefault(element.root, RetriesInProgress()).fresh(due, now_s)
-        for at in range(0, len(fresh), _MOST):
-            yield TimestampedValue(Batch(None, pending_runs=fresh[at : at + _MOST]), Timestamp.of(now_s))
+        for start in range(0, len(fresh), _MOST):
+            yield TimestampedValue(Batch(None, pending_runs=fresh[start : start + _MOST]), Timestamp.of(now_s))
         watermark.set_watermark(Timestamp.of(now_s))
         wait_s = _IDLE_S if next_us is None else next_us / 1e6 - now_s
         put_off(tracker, min(max(wait_s, _PAUSE_S), _IDLE_S))
@@ -146,7 +146,10 @@ def build_ingest(
 
 def in_batches(pending_runs: Sequence[PendingRun], most: int = 200) -> list[Batch]:
     """Return pending runs to retry as batches that cover no offsets."""
-    return [Batch(None, pending_runs=list(pending_runs[at : at + most])) for at in range(0, len(pending_runs), most)]
+    return [
+        Batch(None, pending_runs=list(pending_runs[start : start + most]))
+        for start in range(0, len(pending_runs), most)
+    ]
 
 
 def _create(batches: list[Batch]) -> beam.PTransform:
@@ -163,14 +166,16 @@ def settle_known(batch: Batch, index: Index) -> Batch:
       batch: new pending runs; deferred ones are known and must stay.
       index: of the committed state.
     """
-    kept = []
+    unknown = []
     settled = list(batch.settled)
-    for each in batch.pending_runs:
-        if each.event_key and _is_known(each, index):
-            settled.append(Outcome("repeat", each.origin, each.event_key, each.mention, "event", trust=each.trust))
+    for pending in batch.pending_runs:
+        if pending.event_key and _is_known(pending, index):
+            settled.append(
+                Outcome("repeat", pending.origin, pending.event_key, pending.mention, "event", trust=pending.trust)
+            )
         else:
-            kept.append(each)
-    return Batch(batch.covers, batch.messages, kept, settled)
+            unknown.append(pending)
+    return Batch(batch.covers, batch.messages, unknown, settled)
 
 
 def _is_known(pending: PendingRun, index: Index) -> bool:

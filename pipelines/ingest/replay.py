@@ -101,15 +101,15 @@ def replay(
     committing = committer(config.raw)
     with committing.state() as state:
         keys = sorted(open_keys(state, config.choice), key=lambda entry: entry[1])
-    found = Replayed(total=min(len(keys), config.limit or len(keys)))
+    result = Replayed(total=min(len(keys), config.limit or len(keys)))
     dead_letters = islice(open_dead_letters(committing.log, keys, config.choice), config.limit)
-    while not stop.is_set() and (some := list(islice(dead_letters, config.together))):
-        _replay(config, some, found)
+    while not stop.is_set() and (part := list(islice(dead_letters, config.together))):
+        _replay(config, part, result)
         committing.maintain()
         if report is not None:
-            report(found)
-    found.complete = not stop.is_set()
-    return found
+            report(result)
+    result.complete = not stop.is_set()
+    return result
 
 
 def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], found: Replayed) -> None:
@@ -129,7 +129,7 @@ def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], found: Replaye
             elif state.index.dead_letter(dead_letter.key) is None:
                 found.elsewhere += 1
             else:
-                why = next((each for each in batch.settled if each.kind == "dead_letter"), None)
+                why = next((outcome for outcome in batch.settled if outcome.kind == "dead_letter"), None)
                 _stays(found, why.reason if why else "unknown", why.detail if why else "")
     found.tried += len(dead_letters)
 
@@ -183,15 +183,15 @@ class Preview:
 
 def preview(config: ReplayConfig) -> Preview:
     """Count the dead letters of a choice without fetching or committing."""
-    found = Preview()
+    result = Preview()
     for dead_letter in islice(chosen(config.raw, config.choice), config.limit):
-        found.total += 1
-        found.reasons[dead_letter.outcome.reason] += 1
+        result.total += 1
+        result.reasons[dead_letter.outcome.reason] += 1
         try:
             _read(config, dead_letter)
         except RejectedInput as rejected:
-            found.untried[rejected.reason] += 1
-    return found
+            result.untried[rejected.reason] += 1
+    return result
 
 
 def chosen(raw: Store, choice: Choice) -> Iterator[DeadLetter]:

@@ -45,8 +45,8 @@ def topic_of(options: KafkaOptions, topic: str) -> tuple[str, list[int]]:
     try:
         if is_mock(options):
             return "", sorted(client.list_topics(topic, timeout=options.timeout_s).topics[topic].partitions)
-        asked = client.describe_topics(TopicCollection([topic]), request_timeout=options.timeout_s)
-        described = asked[topic].result()
+        futures = client.describe_topics(TopicCollection([topic]), request_timeout=options.timeout_s)
+        described = futures[topic].result()
     except KafkaException as error:
         raise as_engine_error(options, topic, error) from None
     return _uuid(described.topic_id), sorted(part.id for part in described.partitions)
@@ -68,13 +68,13 @@ def offsets_of(
     Raises:
       EngineError: if the broker does not answer, or a partition is missing.
     """
-    asked = {TopicPartition(topic, number): spec for number in partitions}
+    specs = {TopicPartition(topic, number): spec for number in partitions}
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
     most_s = timeout_s or options.timeout_s
     until = time.monotonic() + most_s
     while True:
         try:
-            futures = admin(options).list_offsets(asked, isolation_level=level, request_timeout=most_s)
+            futures = admin(options).list_offsets(specs, isolation_level=level, request_timeout=most_s)
             return {part.partition: future.result().offset for part, future in futures.items()}
         except KafkaException as error:
             if error.args[0].code() not in SOON or time.monotonic() > until:
@@ -89,11 +89,11 @@ def list_topic(options: KafkaOptions, topic: str) -> Listing:
     Raises:
       EngineError: if the broker does not answer, has no such topic (`NoTopicError`), or lists no partitions.
     """
-    topic_id, found = topic_of(options, topic)
-    if not found:
+    topic_id, partitions = topic_of(options, topic)
+    if not partitions:
         raise EngineError(f"Kafka at {options.bootstrap} lists no partitions of topic {topic}")
-    first, end = (offsets_of(options, topic, found, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
-    return Listing(topic, topic_id, {number: (first[number], end[number]) for number in found})
+    first, end = (offsets_of(options, topic, partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+    return Listing(topic, topic_id, {number: (first[number], end[number]) for number in partitions})
 
 
 def list_again(options: KafkaOptions, before: Listing) -> Listing:
@@ -124,7 +124,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
     since = time.monotonic()
     while True:
         try:
-            found, partitions = topic_of(options, topic)
+            present_id, partitions = topic_of(options, topic)
         except NoTopicError:
             if time.monotonic() - since > _DELETED_S:
                 raise IntegrityError(
@@ -133,7 +133,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
                 ) from None
             time.sleep(1)
             continue
-        check_topic_id(topic, topic_id, found)
+        check_topic_id(topic, topic_id, present_id)
         return partitions
 
 
@@ -156,10 +156,10 @@ def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> 
     ):
         with attempt:
             try:
-                found, _ = topic_of(options, topic)
+                present_id, _ = topic_of(options, topic)
             except NoTopicError:
                 return
-            check_topic_id(topic, topic_id, found)
+            check_topic_id(topic, topic_id, present_id)
 
 
 def is_mock(options: KafkaOptions) -> bool:
@@ -169,12 +169,12 @@ def is_mock(options: KafkaOptions) -> bool:
     transactions.
     """
     with _lock:
-        known = _mocks.get(options)
-    if known is None:
-        known = _cluster_id(options).startswith("mockCluster")
+        is_mocked = _mocks.get(options)
+    if is_mocked is None:
+        is_mocked = _cluster_id(options).startswith("mockCluster")
         with _lock:
-            _mocks[options] = known
-    return known
+            _mocks[options] = is_mocked
+    return is_mocked
 
 
 def _cluster_id(options: KafkaOptions) -> str:

@@ -163,18 +163,18 @@ class TopicEnds:
         with self._lock:
             now = self.clock()
             self._wanted[partition] = now
-            known = self._known.get(partition)
-            if known is not None and 0 <= now - known.asked_s <= age_s:
-                return known
+            cached = self._known.get(partition)
+            if cached is not None and 0 <= now - cached.asked_s <= age_s:
+                return cached
             if 0 <= now - self._failed_s <= age_s:
                 return None
-            self._wanted = {each: since for each, since in self._wanted.items() if now - since < _FORGET_S}
+            self._wanted = {number: since for number, since in self._wanted.items() if now - since < _FORGET_S}
             try:
                 ends = self.ask(list(self._wanted))
             except EngineError:
                 self._failed_s = now
                 return None
-            self._known = {each: Ends(now, end) for each, end in ends.items()}
+            self._known = {number: Ends(now, end) for number, end in ends.items()}
             return self._known.get(partition)
 
 
@@ -236,16 +236,16 @@ def read_range(
     position = start
     with borrow(kafka, read.topic, read.partition) as reader:
         reader.seek(position)
-        moved = asked = time.monotonic()
+        moved = asked_s = time.monotonic()
         while position < (stop := end()):
-            found = reader.read(min(options.batch_messages, stop - position), 0.5)
+            messages = reader.read(min(options.batch_messages, stop - position), 0.5)
             if reader.position > position:
                 moved = time.monotonic()
-                yield Part(position, reader.position, found)
+                yield Part(position, reader.position, messages)
                 position = min(reader.position, end())
                 continue
-            if time.monotonic() > asked + _ASK_S:  # a consumer learns late, or never, that a topic was deleted
-                asked = time.monotonic()
+            if time.monotonic() > asked_s + _ASK_S:  # a consumer learns late, or never, that a topic was deleted
+                asked_s = time.monotonic()
                 with suppress(EngineError):
                     check_topic(kafka, read.topic, read.topic_id)
             if time.monotonic() - moved > options.stall_s:

@@ -47,12 +47,12 @@ class Send(beam.DoFn):
         with keep_error():
             if self._producer is None:
                 return
-            left = self._producer.flush(_FLUSH_S)
+            unsent = self._producer.flush(_FLUSH_S)
             failure = self._failure
             self._failure = None
             if failure is not None:
                 self._fail(*failure)
-            if left:
+            if unsent:
                 raise EngineError(f"Kafka at {self._kafka.bootstrap} accepted no message within {_FLUSH_S:.0f} s")
 
     def teardown(self) -> None:

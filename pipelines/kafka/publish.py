@@ -134,7 +134,7 @@ class Projection:
         waiting: list[tuple[int, Announcement]] = []
         version = self._announced
         for version, delta in self._log.since(self._announced):
-            waiting += [(version, each) for each in self._render(delta)]
+            waiting += [(version, announcement) for announcement in self._render(delta)]
             if len(waiting) >= _MOST:
                 self._send(waiting)
                 waiting = []
@@ -192,24 +192,24 @@ class Projection:
         topic reads all of it, once.
         """
         back = 32
-        found = 0
+        last = 0
         reader = Reader(self._kafka, self._topic, partition)
         try:
             while end > first:
                 start = max(first, end - back)
-                own = 0
+                own_messages = 0
                 for message in self._between(reader, partition, start, end):
                     version = self._version_of(message)
-                    own += version is not None
-                    found = max(found, version or 0)
-                if own:
+                    own_messages += version is not None
+                    last = max(last, version or 0)
+                if own_messages:
                     break
                 # only transaction markers, or messages of others, so far
                 back = 16 * back
                 end = start
         finally:
             reader.close()
-        return found
+        return last
 
     def _version_of(self, message: Message) -> int | None:
         """Return the delta of a message of this projection, 0 for a foreign one; None for one of another share.

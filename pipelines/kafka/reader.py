@@ -97,24 +97,24 @@ class Reader:
           IntegrityError: if the position is not in the topic, or the topic was deleted.
           EngineError: if the broker rejects the read.
         """
-        found = self._consumer.consume(1, timeout_s)
-        if not found and self._connection_error is not None:
+        records = self._consumer.consume(1, timeout_s)
+        if not records and self._connection_error is not None:
             self._fail(self._connection_error)
         self._connection_error = None
-        if found and most > 1:
-            found += self._consumer.consume(most - 1, 0)
+        if records and most > 1:
+            records += self._consumer.consume(most - 1, 0)
         messages: list[Message] = []
         position = self.position
-        for each in found:
-            fault = each.error()
+        for record in records:
+            fault = record.error()
             if fault is None:
-                offset = each.offset()
+                offset = record.offset()
                 if offset < position:
                     continue  # prefetched before a seek
-                messages.append(message_of_record(each))
+                messages.append(message_of_record(record))
                 position = offset + 1
             elif fault.code() == KafkaError._PARTITION_EOF:
-                position = max(position, each.offset())
+                position = max(position, record.offset())
             elif fault.code() not in TRANSIENT and (fault.code() in NO_TOPIC or not fault.retriable()):
                 self.position = position
                 self._fail(fault)
@@ -162,8 +162,8 @@ def borrow(options: KafkaOptions, topic: str, partition: int) -> Iterator[Reader
     """
     key = (options, topic, partition)
     with _idle_lock:
-        kept = _idle.pop(key, None)
-    reader = kept[0] if kept else Reader(options, topic, partition)
+        pooled = _idle.pop(key, None)
+    reader = pooled[0] if pooled else Reader(options, topic, partition)
     try:
         yield reader
     except BaseException:
@@ -171,7 +171,11 @@ def borrow(options: KafkaOptions, topic: str, partition: int) -> Iterator[Reader
         raise
     now = time.monotonic()
     with _idle_lock:
-        old = [_idle.pop(each) for each, (_, since) in list(_idle.items()) if each == key or now - since > _KEEP_IDLE_S]
+        old = [
+            _idle.pop(idle_key)
+            for idle_key, (_, since) in list(_idle.items())
+            if idle_key == key or now - since > _KEEP_IDLE_S
+        ]
         _idle[key] = (reader, now)
     for stale, _ in old:
         stale.close()

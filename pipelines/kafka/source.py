@@ -156,9 +156,9 @@ class OffsetTracker(RestrictionTracker):
     def try_split(self, fraction_of_remainder: float) -> tuple[Restriction, Restriction] | None:
         if fraction_of_remainder != 0 or self._claimed >= self._stop:
             return None
-        rest = Restriction(self._claimed, self._stop, *self._pause)
+        remainder = Restriction(self._claimed, self._stop, *self._pause)
         self._stop = self._claimed
-        return Restriction(self._start, self._stop), rest
+        return Restriction(self._start, self._stop), remainder
 
     def check_done(self) -> None:
         if self._claimed < self._stop and not self._rejected:
@@ -265,22 +265,22 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
     def _find(self, element: KnownTopic, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
         if is_drained(tracker):
             return
-        known = tracker.current_restriction().start
-        asked = time.time()
+        first_new = tracker.current_restriction().start
+        asked_s = time.time()
         try:
-            found = max(check_topic(self._kafka, element.topic, element.topic_id), default=-1) + 1
+            count = max(check_topic(self._kafka, element.topic, element.topic_id), default=-1) + 1
         except EngineError:  # the broker is unreachable: the readers wait for it too
             put_off(tracker, self._options.find_s)
             return
-        if found > known:
-            if not tracker.try_claim(Claim(known, found)):
+        if count > first_new:
+            if not tracker.try_claim(Claim(first_new, count)):
                 return
             # Messages of a new partition are no older than the last listing without it, less the slack, which is the
             # present watermark.
-            since = watermark.current_watermark() or Timestamp.of(asked - self._options.slack_s)
-            for number in range(known, found):
+            since = watermark.current_watermark() or Timestamp.of(asked_s - self._options.slack_s)
+            for number in range(first_new, count):
                 yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
-        observe(watermark, Observation(asked, None, True), self._options.slack_s)
+        observe(watermark, Observation(asked_s, None, True), self._options.slack_s)
         put_off(tracker, self._options.find_s)
 
 
@@ -370,19 +370,19 @@ class ReadUnbounded(_Read):
         with borrow(self._kafka, element.topic, element.partition) as reader:
             reader.seek(position)
             while True:
-                asked = time.time()
-                found = reader.read(options.batch_messages, 0.1)
+                asked_s = time.time()
+                messages = reader.read(options.batch_messages, 0.1)
                 if reader.position > position:
                     if not tracker.try_claim(Claim(position, reader.position, reader.reaches())):
                         return
                     end = min(reader.position, tracker.current_restriction().stop)
-                    batch = self._batch(element, covered, position, end, found)
+                    batch = self._batch(element, covered, position, end, messages)
                     # A message without a usable timestamp does not affect the watermark.
-                    oldest = min((stamp / 1000 for stamp in map(_stamp, found) if stamp), default=None)
-                    yield TimestampedValue(batch, Timestamp.of(asked if oldest is None else oldest))
+                    oldest = min((stamp / 1000 for stamp in map(_stamp, messages) if stamp), default=None)
+                    yield TimestampedValue(batch, Timestamp.of(asked_s if oldest is None else oldest))
                     position = end
-                    observe(watermark, Observation(asked, oldest), options.slack_s)
-                if found:
+                    observe(watermark, Observation(asked_s, oldest), options.slack_s)
+                if messages:
                     reader.idle = 0
                     at_end = options.pause_at_end and position >= reader.reaches() >= 0
                     if at_end or time.monotonic() > until:
@@ -428,14 +428,14 @@ class ReadFromKafka(beam.PTransform):
         partitions = begin | "Partitions" >> beam.Create(self._reads, reshuffle=False)
         if not self._bounded:
             topics: dict[tuple[str, str], int] = {}
-            for each in self._reads:
-                key = (each.topic, each.topic_id)
-                topics[key] = max(topics.get(key, 0), each.partition + 1)
-            known = [KnownTopic(topic, topic_id, count) for (topic, topic_id), count in topics.items()]
-            found = (
+            for partition_read in self._reads:
+                key = (partition_read.topic, partition_read.topic_id)
+                topics[key] = max(topics.get(key, 0), partition_read.partition + 1)
+            topics_read = [KnownTopic(topic, topic_id, count) for (topic, topic_id), count in topics.items()]
+            added = (
                 begin
-                | "Topics" >> beam.Create(known, reshuffle=False)
+                | "Topics" >> beam.Create(topics_read, reshuffle=False)
                 | "Find" >> beam.ParDo(FindPartitions(self._kafka, self._options)).with_output_types(PartitionRead)
             )
-            partitions = (partitions, found) | "All" >> beam.Flatten()
+            partitions = (partitions, added) | "All" >> beam.Flatten()
         return partitions | "Read" >> beam.ParDo(read).with_output_types(Batch)
