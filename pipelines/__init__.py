@@ -1,6 +1,7 @@
-"""Pipelines: Beam wiring for ingest, backfill, data sets, live windows, predictions and training.
+"""Pipelines: Beam graphs, topic processors, and the engines that run them.
 
-Uses `transforms`, `training` and `serving` for each computation. It computes nothing and keeps no process running.
+The computations are those of `ciml.transforms`, `ciml.training` and `ciml.serving`. Nothing here keeps itself running:
+`ciml.services` does.
 """
 
 #: The extra that installs the libraries of this room.

@@ -1,4 +1,4 @@
-"""Feedback as a topic processor: predictions become verdicts to be said, which are committed with their offsets."""
+"""Feedback as a topic processor: predictions become verdicts for changes, which are committed with their offsets."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def taken(state: FeedbackState, results: Iterable[Judged], policy: Policy, now_u
 
 
 def heard(judgement: Judgement, standings: Standings) -> tuple[Item | None, Silence | None]:
-    """Return what is to be said of a judged prediction, with the history of its verdict; or the reason for silence."""
+    """Return the verdict to say on a judged prediction, with its history; or the reason for silence."""
     item = judgement.item
     verdict = judgement.verdict
     if item is None or verdict is None:

@@ -1,9 +1,10 @@
-"""Live windows: samples from Kafka to the windows and the growing example of each running job.
+"""Live windows: samples from Kafka become the windows and the growing example of each running job.
 
 samples ─► decode, by run ─► keep (state and timers of a run) ─► windows, live-examples, live-dead-letters
 
-An unbounded pipeline needs Flink, whose state holds the samples. A bounded one reads the runs again from their first
-samples and keeps nothing. docs/live.md explains why a run's windows are kept in its state, and not as Beam's.
+It uses `ciml.transforms.live` and stores nothing: windows go to topics. An unbounded pipeline needs Flink, whose state
+holds the samples of each run, its standing, and when its timer is due. A bounded one reads the runs again from their
+first samples and keeps nothing. docs/live.md explains why a run's windows are kept in its state, and not as Beam's.
 """
 
 from __future__ import annotations

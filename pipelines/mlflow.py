@@ -1,13 +1,8 @@
-"""Exports trials, candidates and pushed versions to MLflow. Needs ``ciml[mlflow]``.
+"""Exports trials, candidates and pushed versions to MLflow, as runs with parameters, metrics with intervals, and tags.
 
-Everything has an identity there: a run its tag `records.KEY`, a version the tag ``ciml.version``. What exists is not
-written again, so the same command repeats, resumes after a kill, and adds what is new. A run is finished last.
-
-Exports to the registries of others: MLflow.
-
-Uses `training` and `ciml.serving.registry`. ciml never reads what it exports: its own stores are the ledger.
-
-Trials and candidates as runs of MLflow (pure): parameters, metrics with their intervals, tags.
+Needs ``ciml[mlflow]``. ciml never reads what it exports: its own stores are the ledger. A run is identified by its tag
+`KEY`, a version by the tag ``ciml.version``. Existing objects are not written again, so the same command repeats,
+resumes after a kill, and adds what is new. A run is finished last.
 """
 
 from __future__ import annotations
@@ -401,7 +396,7 @@ class _Export:
 
 
 def save_pyfunc(saved_model: Path, folder: Path) -> None:
-    """Write a SavedModel of ciml as a model of MLflow: the same files, beside a description with its signature.
+    """Write a SavedModel of ciml as a model of MLflow: the same files, and a description with its signature.
 
     Args:
       saved_model: of a pushed version.

@@ -1,4 +1,4 @@
-"""Pools of worker processes that end with this one, however it ends."""
+"""Pools of worker processes, which end when this process ends for any reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def process_pool(
     workers: int, method: Literal["fork", "spawn"], start: Callable[..., object], *arguments: object
 ) -> Iterator[ProcessPoolExecutor]:
-    """Run worker processes within the ``with`` block; on an exception they are killed at once.
+    """Run worker processes within the ``with`` block; on an exception they are killed.
 
     Args:
       workers: number of processes.

@@ -182,7 +182,7 @@ class Processor(ABC, Generic[C, S, R]):
         return replica.append(build)
 
     def publisher(self) -> Projections:
-        """Return what publishes the commits of this process, with its connections and cursors."""
+        """Return the projections of the manifest onto the topics; this process caches their connections and cursors."""
         log = self.replica().log
         kafka = self.config.kafka
         return Projections(

@@ -1,6 +1,6 @@
 """The first events of a source: on the topic, and in the raw manifest once ingest has committed them.
 
-What to do about the dead letters of a source that was just connected.
+For a dead letter of a source that was just connected, it names the remedy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _AGAIN = frozenset({"address_not_allowed", "log_not_found", "log_forbidden", "lo
 
 
 def remedy(reason: str, *, closed: bool = True) -> str:
-    """Return what to do about an input of this reason; ``closed``: ingest does not try it again by itself."""
+    """Return the remedy for an input of this reason. ``closed``: ingest does not retry it."""
     text = REMEDIES.get(reason, _OTHER)
     return f"{text}; then: ciml dead-letters replay" if closed and reason in _AGAIN else text
 
@@ -122,7 +122,7 @@ def _is_of(message: Message, source: str, adapter: str) -> bool:
 
 
 def arrival(topic: str, partition: int, message: Message) -> Arrival:
-    """Return what the adapter makes of a message."""
+    """Describe the events that the adapter decodes from a message."""
     origin = Origin(topic, partition, message.offset)
     covers = OffsetRange(topic, "", partition, message.offset, message.offset + 1)
     decoded = decode(Batch(covers, [message]), read_event=read_event)
@@ -145,7 +145,7 @@ def _said(update: FactUpdate) -> str:
 
 
 def became(outcome: Outcome) -> Became:
-    """Return what a settled outcome means."""
+    """Describe a settled outcome."""
     facts = outcome.mention
     subject = f"run {facts.run_id} ({facts.build_name}, {facts.outcome or facts.phase})" if facts else "the event"
     reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason

@@ -1,6 +1,6 @@
-"""The feedback service: verdicts of the topic `predictions` as messages on the changes of review systems.
+"""The feedback service: verdicts of the topic `predictions` become messages on changes in review systems.
 
-Messages without sending them: what the policy, the evidence and the text make of predictions.
+`try_messages` returns the messages that predictions would become, without sending them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of a supervised service: ``<home>/services/<name>.json`` is its status, the folder beside it all else."""
+"""The files of a supervised service: the status ``<home>/services/<name>.json``, and a folder of the same name."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ class ServiceFiles:
 
 
 def bound(log: Path, most: int = _KEEP_LOG_BYTES) -> None:
-    """Empty a log of more than ``most`` bytes, even while it is written to; keep a copy beside it."""
+    """Empty a log of more than ``most`` bytes, even while it is written to; keep a copy next to it."""
     with contextlib.suppress(OSError):
         if log.stat().st_size > most:
             shutil.copyfile(log, log.with_suffix(".log.1"))

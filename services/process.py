@@ -177,7 +177,7 @@ class Endpoint:
 
     Args:
       files, options: of the service.
-      collectors: the metrics, beside those of the worker.
+      collectors: the metrics, in addition to those of the worker.
     """
 
     def __init__(self, files: ServiceFiles, options: StartOptions, collectors: Sequence[Collector]) -> None:
@@ -251,7 +251,7 @@ def worker_main(home: Path, name: str, launch: str = "", savepoint: str = "") ->
 
 
 class _Worker:
-    """Runs the service and reports its state. Before `_end_gracefully` a signal ends it at once, without a loss."""
+    """Runs the service and reports its state. Before `_end_gracefully` a signal ends it immediately, without a loss."""
 
     def __init__(self, files: ServiceFiles, options: StartOptions, launch: str) -> None:
         self._files = files

@@ -1,8 +1,6 @@
-"""The service of a receiver: it works between `open` and `close` instead of running planned work items.
+"""Services of receivers: they work in threads of their own between `open` and `close`, and plan no work items.
 
-The service `mqtt`.
-
-The service `gerrit`.
+`SessionReceiver` connects to its sources by MQTT or by Gerrit's SSH. `ciml.services.webhooks` is an HTTP server.
 """
 
 from __future__ import annotations

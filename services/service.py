@@ -1,9 +1,8 @@
 """The interface of a service: a long-running process that plans work items, runs them, and reports its progress.
 
-A receiver (`ciml.services.receivers`) plans none: it works in threads of its own until it is closed.
-
-`ciml.services.driver.drive` runs one in the foreground, `ciml.services.supervisor.Supervisor` watches one. A new kind
-of service is a module with a subclass of `Service` (of `TopicService` if a manifest covers a topic), and its options in
+`TopicService` runs a topic processor (`ciml.pipelines.processor`). A receiver (`ciml.services.receivers`) plans
+nothing: it works in its own threads until it is closed. `ciml.services.driver.drive` runs a service in the foreground, and
+`ciml.services.supervisor.Supervisor` watches one. A new kind of service is a subclass of `Service` with its options in
 `ciml.services.options`.
 """
 
@@ -131,7 +130,7 @@ class Service(ABC):
         return {}
 
     def problems(self) -> Mapping[str, str]:
-        """Return what cannot be used at present and delays only a part of the work: problems by what they concern.
+        """Return problems that delay only a part of the work, by their subject.
 
         For example, the credential of a log host. A start rejects them; a running service continues without.
         """

@@ -1,7 +1,4 @@
-"""The trainer service: refreshes a model when its data set has grown, or runs were excluded.
-
-See `ciml.training.trainer`.
-"""
+"""The trainer service: refreshes a model when its data set grows or runs are excluded. See `ciml.training.trainer`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service `webhooks`: an HTTP server in a thread of its own, and the check of the broker beside it."""
+"""The service `webhooks`: an HTTP server in its own thread. The service itself only checks the broker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_DELIVERY_BYTES
 from ciml.services.receivers import Receiver
 
-_LAST_ANSWERS_S = 2.0  # at the end, beside the time for an acknowledgement
+_LAST_ANSWERS_S = 2.0  # at the end, in addition to the time for an acknowledgement
 
 
 class WebhooksService(Receiver):

@@ -2,9 +2,8 @@
 
 rows of the table ─► lines of a listing, or reasons ─► survey: logs, known runs ─► too many bad? ─► backfill
 
-The listing follows from the table alone, so the same table again is the same listing, of which everything is settled.
-
-Facts that a listing gives and stored rows of its own source lack: their rows are completed without reading a log.
+The listing is derived from the table alone, so the same table always gives the same listing, whose lines are settled
+already. A stored row that came from the same source and lacks facts of the listing is completed without its log.
 """
 
 from __future__ import annotations
@@ -184,7 +183,7 @@ def _check(report: LoadReport, max_bad: float, root: str) -> None:
 
 
 def _path_hint(report: LoadReport, root: str) -> str:
-    """Return what is wrong with all paths: they begin with the name of the folder of logs, or have backslashes."""
+    """Describe a fault of all paths: they begin with the name of the folder of logs, or have backslashes."""
     parent, name = os.path.split(root.rstrip("/"))
     first = next((row.value for row in report.examples if row.reason == "log_not_found"), "")
     if first.startswith(f"{root}/{name}/") and os.path.exists(f"{parent}/{first.removeprefix(root + '/')}"):

@@ -16,7 +16,7 @@ from ciml.transforms.results.convert import REASONS, BadRow
 _HOWS = {"given": "as given", "name": "by its name", "content": "by its values"}
 _RECLAIMED = KIND_WORDS["reclaim"]
 _EXAMPLES = 3  # bad rows that a report shows, of each reason
-#: Why a log is missing, beside the reasons of rows, and what to do.
+#: Reasons of missing logs, in addition to those of rows, with their remedies.
 MISSING: Mapping[str, str] = {
     "log_not_found": "copy the logs there, or name as LOGS the folder that the paths begin in",
     "address_not_allowed": "name files below LOGS, not their folders; no symlink may lead out",
@@ -127,7 +127,7 @@ class LoadReport:
         return lines
 
     def counts_line(self) -> str:
-        """Return what became of the rows, or what a load would do with them, as text."""
+        """Describe the outcomes of the rows, or those that a load would have."""
         settled = any(self.totals.values()) or self.complete
         counts = [(self.totals[kind], word) for kind, word in KIND_WORDS.items()]
         if not settled:
@@ -143,7 +143,7 @@ class LoadReport:
         return ", ".join(parts) + ("." if settled else "; nothing was done.")
 
     def _earlier(self) -> str:
-        """Return what became of the rows that were loaded before, where they are not all stored runs."""
+        """Describe the outcomes of the rows that were loaded before, unless all are stored runs."""
         counts = {kind: count for kind, count in self.earlier.counts.items() if count and kind != "dead_letter"}
         parts = [f"{count:,} {KIND_WORDS[kind]}" for kind, count in counts.items()]
         if open_letters := self.dead_letters.total() - self.totals["dead_letter"]:
@@ -177,7 +177,7 @@ class LoadReport:
 
 
 class RejectedTableError(CimlError):
-    """A table of which nothing was loaded, as too many of its rows are unusable.
+    """A table that was rejected as a whole, since too many of its rows are unusable.
 
     Its text is a line, followed by the reasons, one a line.
 

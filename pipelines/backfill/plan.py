@@ -1,7 +1,4 @@
-"""A backfill's configuration, remaining work and progress.
-
-Settles work items in threads and commits them in order.
-"""
+"""A backfill's configuration, remaining work and progress. Threads settle work items, which are committed in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Survey of a listing: decodes its lines, asks whether their logs exist if wanted, and commits nothing."""
+"""Survey of a listing: decodes its lines, checks on request whether their logs exist, and commits nothing."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def survey(
 
 
 def missing_logs(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> list[MissingLog]:
-    """Return the logs of pending runs that cannot be opened. `FetchPolicy.threads` are tried at once.
+    """Return the logs of pending runs that cannot be opened. `FetchPolicy.threads` of them are tried at a time.
 
     Raises:
       EngineError: if the storage does not answer.

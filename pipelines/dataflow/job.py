@@ -1,6 +1,6 @@
 """A pipeline as a job of Dataflow: written as a template, or submitted, by Beam's own runner.
 
-Search in a serialised pipeline, whose functions and elements are packed.
+Before that, the serialised pipeline is searched for secrets. Its functions and elements are packed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Settings of jobs on Dataflow: one TOML file for all commands. Does not import Beam.
+"""Settings of jobs on Dataflow: one TOML file for all commands, and checks of what a job refers to.
 
-What a job may refer to: places that workers reach, and secrets by name alone. Does not import Beam.
+A job may refer only to places that workers reach, and to secrets by name. This module does not import Beam.
 """
 
 from __future__ import annotations

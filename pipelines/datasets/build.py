@@ -1,8 +1,7 @@
-"""Builds a data set at once, from all runs or from those selected by a slicer.
+"""Builds a data set from all runs, or from those selected by a slicer.
 
-The runs come from a raw store, or from a listing, whose logs are read but not stored.
-
-An update of a data set that an engine finishes alone: planned here, built and committed by its own pipeline.
+The runs come from a raw store, or from a listing, whose logs are read but not stored. An engine that no process waits
+for builds and commits an update that was planned here.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     from ciml.pipelines.datasets.listed_runs import ListedRuns  # imports the log readers
 
-#: The definition in TOML, beside the examples. The underscore hides it from readers of the folder.
+#: The definition in TOML, next to the examples. The underscore hides it from readers of the folder.
 DEFINITION = "_definition.toml"
 #: Runs of a span unless the definition has them: larger spans, and so fewer files, than a stream makes.
 SPAN_RUNS = 5000
@@ -112,7 +111,7 @@ class Begun:
     given: Mapping[str, str]
 
     def write_definition(self) -> None:
-        """Write the definition beside the examples."""
+        """Write the definition next to the examples."""
         self.root.replace(DEFINITION, self.definition.to_toml().encode())
 
     def write_missing_definition(self) -> None:

@@ -21,7 +21,7 @@ from ciml.transforms.examples.prepare import Examples
 from ciml.transforms.examples.spans import examples_of, lengths_of
 from ciml.trust import evaluate, former_policy
 
-_TABLES = 50  # runs whose telemetry is in memory at once
+_TABLES = 50  # runs whose telemetry is in memory at a time
 
 
 class RunSource(Protocol):

@@ -1,9 +1,8 @@
-"""The statistics of a data set's spans, computed once and kept beside them, in ``datasets/NAME/statistics``.
+"""Validates a data set: statistics of its spans, and drift against earlier spans, another data set or a model's runs.
 
-They are a cache: a file's name is derived from its inputs, so it is valid or unused, and all files may be removed. A
-later version of a span has other examples, but the same runs with the same columns.
-
-Drift of a data set: the newest spans against earlier ones, another data set, or a model's training runs.
+Statistics are computed once and stored in ``datasets/NAME/statistics``. They are a cache: a file's name is derived from
+its inputs, so it is valid or unused, and all files may be removed. A later version of a span has other examples, but
+the same runs with the same columns.
 """
 
 from __future__ import annotations

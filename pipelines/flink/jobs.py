@@ -1,10 +1,7 @@
-"""Lists and cancels the jobs of Beam's job server and of its embedded Flink.
+"""Jobs on Flink: listed, observed, and stopped with or without a savepoint, by Flink's REST API and Beam's job server.
 
-Beam's own cancel is not enough. The job server answers ``CANCELLED`` and interrupts the thread that waits for the job;
-the embedded Flink keeps running: Beam does not propagate the cancel. So a job is cancelled on both sides: by the job
-API, and by Flink's REST API.
-
-Flink's REST API for supervisors: list jobs, their health, and stop them with or without a savepoint.
+Beam's own cancel is not enough. The job server answers ``CANCELLED`` and interrupts the thread that waits for the job,
+but the embedded Flink keeps running: Beam does not propagate the cancel. So a job is cancelled on both sides.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Runs a pipeline: bounded in this process, or on Flink with this process's workers or a pool.
 
-Reads, checks and draws the portable form of a pipeline, which every engine receives.
-
-Submission of a pipeline to Beam's job server.
+The portable form of a pipeline, which every engine receives, can be checked and drawn.
 """
 
 from __future__ import annotations

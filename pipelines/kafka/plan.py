@@ -1,8 +1,6 @@
-"""Plans where reading starts, from the manifest's covered offsets and the broker's present ones.
+"""Reads of a topic: planned from the manifest's covered offsets and the broker's present ones, and done without Beam.
 
-Cached end offsets of partitions, from which backlog and idleness are computed.
-
-Reads a range of a partition to its end. It needs no Beam.
+The ends of partitions, from which backlog and idleness are computed, are cached.
 """
 
 from __future__ import annotations

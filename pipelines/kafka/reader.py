@@ -1,7 +1,4 @@
-"""Readers of one partition each, pooled with their prefetched messages.
-
-Converts Kafka records to messages, with limits on untrusted content.
-"""
+"""Readers of one partition each, pooled with their prefetched messages. Record content is limited: it is untrusted."""
 
 from __future__ import annotations
 

@@ -1,16 +1,12 @@
 """The Kafka source: a splittable DoFn with one restriction for each partition, which emits batches of messages.
 
-A batch names the offsets that it covers, beginning at the end of the one before: so the committer detects gaps. The
-manifest alone decides where reading starts (`plan`); Kafka stores no offsets for ciml. A bounded read ends at the
-topic's end when the pipeline was built, and works on every runner. An unbounded read needs Flink or Dataflow (the
-FnApiRunner emits no output, Prism lost rows), finds new partitions, and checks that the topic is still the same.
-See docs/kafka.md.
+A batch names the offsets that it covers, beginning at the end of the one before, so that the committer detects gaps.
+The manifest alone decides where reading starts (`plan`); Kafka stores no offsets for ciml. A bounded read ends at the
+topic's end when the pipeline was built, and works on every runner. An unbounded read needs Flink or Dataflow: the
+FnApiRunner emits no output, and Prism lost rows. It finds new partitions, and checks that the topic is still the same.
 
-The watermark of a partition, a pure function of observations.
-
-Tracks a partition's claimed offsets, its backlog, and when to continue reading.
-
-Finds partitions that are added to a topic while it is read.
+The module contains the watermark of a partition (a pure function of observations), the tracker of its offsets and of
+the time to resume reading, the search for new partitions, and the readers. See docs/kafka.md.
 """
 
 from __future__ import annotations
@@ -60,7 +56,7 @@ def advance(watermark_s: float | None, observation: Observation, slack_s: float)
 
     This holds for messages whose timestamp is at most ``slack_s`` before the broker received them, and not after. A
     timestamp in the future cannot advance it beyond the time of the observation less the slack, nor beyond a good
-    message beside it.
+    message next to it.
 
     Args:
       watermark_s: the previous one; None at first.
@@ -185,7 +181,7 @@ def put_off(tracker: Any, pause_s: float) -> None:
 
     Args:
       tracker: Beam's view of an `OffsetTracker`.
-      pause_s: least pause, seconds; 0 resumes at once.
+      pause_s: least pause, seconds; 0 resumes immediately.
     """
     if pause_s <= 0:
         tracker.try_claim(Pause(0.0, 0))
@@ -199,8 +195,8 @@ def put_off(tracker: Any, pause_s: float) -> None:
 def is_drained(tracker: Any) -> bool:
     """Return whether the runner drains the pipeline, so that an unbounded reader must end. Call it first.
 
-    Flink's runner does not signal a stop with savepoint and drain. It resumes deferred restrictions at once, whatever
-    pause was requested, until none is deferred, which would never happen. So a reader that is resumed early several
+    Flink's runner does not signal a stop with savepoint and drain. It ignores the requested pause and resumes deferred
+    restrictions until none is deferred, which would never happen. So a reader that is resumed early several
     times in a row is being drained. The count is stored in the restriction: neither a restart nor a second job affects
     it, and a clock that is set back counts once.
     """
