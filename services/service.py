@@ -1,7 +1,7 @@
 """The interface of a service: a long-running process that plans work items, runs them, and reports its progress.
 
-`TopicService` runs a topic processor (`ciml.pipelines.processor`). A receiver (`ciml.services.receivers`) plans
-nothing: it works in its own threads until it is closed. `ciml.services.driver.drive` runs a service in the foreground, and
+`TopicService` runs a topic processor (`ciml.pipelines.processor`). A receiver (`ciml.services.receivers`) has no plan:
+it works in its own threads until it is closed. `ciml.services.driver.drive` runs a service in the foreground, and
 `ciml.services.supervisor.Supervisor` watches one. A new kind of service is a subclass of `Service` with its options in
 `ciml.services.options`.
 """
