@@ -24,7 +24,15 @@ from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.integrations.registry import read_event
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, committer, seal_guarded
 from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadFromKafka, Restriction, is_drained, put_off
+from ciml.pipelines.kafka.source import (
+    FOREVER,
+    OffsetTracker,
+    ReadFromKafka,
+    Restriction,
+    accept_earlier_modules,
+    is_drained,
+    put_off,
+)
 from ciml.pipelines.processor_beam import commit_and_publish
 from ciml.runs.known_ids import Index, ids_of_repeats
 from ciml.runs.run_log import TRUSTED
@@ -76,6 +84,9 @@ class _Ticks(RestrictionProvider):
 
 
 class _PollDue(beam.DoFn):
+    def setup(self) -> None:
+        accept_earlier_modules()
+
     @beam.DoFn.unbounded_per_element()
     def process(
         self,

@@ -169,6 +169,23 @@ class OffsetTracker(RestrictionTracker):
         return bool(self._stop < FOREVER)
 
 
+#: Modules that savepoints of 0.2 name. To be removed in 0.4.
+_EARLIER_MODULES = {
+    "pipelines.kafka.plan": sys.modules[PartitionRead.__module__],
+    "pipelines.kafka.new_partitions": sys.modules[__name__],
+    "pipelines.kafka.tracker": sys.modules[__name__],
+}
+
+
+def accept_earlier_modules() -> None:
+    """Let this worker process read the pickled elements and restrictions in savepoints of 0.2.
+
+    Only the complete names are added: a package of the name ``pipelines`` stays importable.
+    """
+    for name, module in _EARLIER_MODULES.items():
+        sys.modules.setdefault(name, module)
+
+
 def left(restriction: Restriction, reaches: int | None) -> int:
     """Return the number of remaining offsets; at least 1 if unbounded or if the end is unknown."""
     if restriction.stop < FOREVER:
@@ -247,6 +264,9 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
 
     def restriction_size(self, element: KnownTopic, restriction: Restriction) -> int:
         return left(restriction, None)
+
+    def setup(self) -> None:
+        accept_earlier_modules()
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -345,6 +365,9 @@ class ReadBounded(_Read):
 
 class ReadUnbounded(_Read):
     """`PartitionRead` -> `Batch`, unbounded: a time slice, then a pause, which grows while nothing is new."""
+
+    def setup(self) -> None:
+        accept_earlier_modules()
 
     @beam.DoFn.unbounded_per_element()
     def process(
