@@ -11,7 +11,6 @@ import importlib
 import os
 import signal
 import sys
-import types
 
 from ciml.tensorflow import own_process
 
@@ -24,25 +23,6 @@ _MODULES = (
 )
 
 
-#: Former names of modules by which savepoints of 0.2 pickle elements and restrictions of the Kafka source, and where
-#: their classes are now. To be removed in 0.4.
-_EARLIER_MODULES = {
-    "pipelines.kafka.plan": "ciml.pipelines.kafka.plan",
-    "pipelines.kafka.new_partitions": "ciml.pipelines.kafka.source",
-    "pipelines.kafka.tracker": "ciml.pipelines.kafka.source",
-}
-
-
-def accept_earlier_modules() -> None:
-    """Let this process unpickle what savepoints of 0.2 hold. The names are those of no other package in a worker."""
-    for earlier, present in _EARLIER_MODULES.items():
-        packages = earlier.split(".")[:-1]
-        for depth in range(1, len(packages) + 1):
-            package = ".".join(packages[:depth])
-            sys.modules.setdefault(package, types.ModuleType(package))
-        sys.modules[earlier] = importlib.import_module(present)
-
-
 def main(parent: int) -> None:
     """Work for one job until it closes its stream, or the pool ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -52,8 +32,6 @@ def main(parent: int) -> None:
     for name in _MODULES:
         with contextlib.suppress(ImportError):  # an extra is not installed; its users report that
             importlib.import_module(name)
-    with contextlib.suppress(ImportError):
-        accept_earlier_modules()
     control, _, worker_id = sys.stdin.readline().strip().partition(" ")
     if not worker_id:
         return

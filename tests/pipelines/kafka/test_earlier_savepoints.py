@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-#: What the Kafka source of 0.2 stored in a savepoint, by Beam's FastPrimitivesCoder:
-#: PartitionRead, KnownTopic, Restriction.
+#: Elements and restrictions of the Kafka source in a savepoint of 0.2, by Beam's FastPrimitivesCoder.
 STORED = (
     "/4AFlUgAAAAAAAAAjBRwaXBlbGluZXMua2Fma2EucGxhbpSMDVBhcnRpdGlvblJlYWSUk5QpgZRdlCiMCWNpLWV2ZW50c5SMAVSUSwBLBU4pZWIu",
     "/4AFlUsAAAAAAAAAjB5waXBlbGluZXMua2Fma2EubmV3X3BhcnRpdGlvbnOUjApLbm93blRvcGljlJOUKYGUXZQojAljaS1ldmVudHOUjAFUlEsCZWIu",
@@ -15,7 +14,7 @@ STORED = (
 CODE = """
 import base64, sys
 from apache_beam.coders import FastPrimitivesCoder
-from ciml.engines.flink.worker import accept_earlier_modules
+from ciml.pipelines.kafka.source import accept_earlier_modules
 accept_earlier_modules()
 print([FastPrimitivesCoder().decode(base64.b64decode(text)) for text in sys.argv[1:]])
 """
