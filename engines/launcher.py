@@ -160,9 +160,8 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     with state.exclusive(folder):
         recorded_states = state.read(folder)
         running = {name: engine_state for name, engine_state in recorded_states.items() if alive(engine_state)}
-        recorded = _Recorded(
-            folder, recorded_states
-        )  # dead engines keep their entry, which holds the ports that clients know
+        # dead engines keep their entry, which holds the ports that clients know
+        recorded = _Recorded(folder, recorded_states)
         engines = Engines(folder, running)
         starting = [_Start(ENGINES[name], folder, chosen, recorded) for name in selected if name not in running]
         if chosen.tied and starting:
