@@ -1,15 +1,12 @@
 """Run the recorded command: start it as ``env`` would, wait for it, and exit as it did.
 
 All is as for the bare command: file descriptors, environment, signal mask, process group and terminal. The child undoes
-the changes that Python makes at its start.
+the changes that Python makes at its start. `supervise` waits for signals, stops and the end of the command, and for the
+end of the recorder.
 
-A watcher process: it records signals to the whole process group, and detects that the recorder was killed.
-
-A signal that a terminal or a CI system sends to the group has already reached the command, so passing it on would send
-it twice. A signal does not show whether it was sent to the group. The watcher is in the group and blocks every signal:
-a signal that is pending there too was sent to the group.
-
-Wait for the command: its signals, stops and end, and the end of the recorder beside it.
+A signal that a terminal or a CI system sends to the process group has already reached the command: passing it on would
+send it twice. A signal does not show whether it was sent to the group. So a watcher process in the group blocks every
+signal, and one that is pending there too was sent to the group. The watcher also notices that the recorder was killed.
 """
 
 from __future__ import annotations
@@ -25,6 +22,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+#: All signals that can be blocked. They wait for `signal.sigwaitinfo`, so no handler ever runs.
+EVERY_SIGNAL = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
+Mask = frozenset[int]
+#: Signals by which a CI system or a user ends a job.
+_CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+#: Signals by which a terminal stops a process group.
+_TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+#: Signals that a terminal sends, and then always to its whole foreground group.
+_OF_TERMINAL = _TERMINAL_STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}
+_SI_KERNEL = 0x80
+_KILL_AFTER_S = 10.0
 _ANSWER_S = 0.5  # a stopped watcher must not stop the recorder
 
 
@@ -82,16 +92,6 @@ def _watch(recorder: socket.socket, command: int) -> NoReturn:
 def _pending() -> Iterable[int]:
     while (info := signal.sigtimedwait(EVERY_SIGNAL, 0)) is not None:
         yield info.si_signo
-
-
-#: Signals by which a CI system or a user ends a job.
-_CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
-#: Signals by which a terminal stops a process group.
-_TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-#: Signals that a terminal sends, and then always to its whole foreground group.
-_OF_TERMINAL = _TERMINAL_STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}
-_SI_KERNEL = 0x80
-_KILL_AFTER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -193,14 +193,6 @@ def ended_children(options: int = 0) -> list[tuple[int, int]]:
 def _send(pid: int, number: int) -> None:
     with contextlib.suppress(PermissionError):  # it runs as another user now, and cannot be signalled
         os.kill(pid, number)  # not reaped yet, so the pid is still its own
-
-
-NOT_EXECUTABLE = 126
-NOT_FOUND = 127
-#: All signals that can be blocked. They wait for `signal.sigwaitinfo`, so no handler ever runs.
-EVERY_SIGNAL = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
-
-Mask = frozenset[int]
 
 
 class CannotStartError(Exception):

@@ -1,8 +1,7 @@
-"""Read a log while it grows: the same samples as `ciml.transforms.parse.logs`, without Arrow.
+"""Read a growing log as messages (`Tail`), and send them to Kafka (`Sender`) with a short queue: the log is the queue.
 
-Only for logs of dool and `ciml.recorder.sampler`: an epoch column, and neither quotes nor text in a sample.
-
-A producer with a short queue: the unsent messages stay on disk.
+`Tail` reads the same samples as `ciml.transforms.parse.logs`, without Arrow. It reads logs of dool and
+`ciml.recorder.sampler` only: they have an epoch column, and neither quotes nor text in a sample.
 """
 
 from __future__ import annotations
@@ -22,7 +21,12 @@ from ciml.limits import MAX_RECORDING_LOG_BYTES
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer
 
+#: Epoch microseconds from 2000 to 2099.
+Micros = Annotated[int, msgspec.Meta(ge=946_684_800_000_000, lt=4_102_444_800_000_000)]
 _QUEUE_KIB = 4096
+_PIECE = 32 << 10  # of the log in one message; its JSON is at most three times as large
+_NUMBER = re.compile(NUMBER)
+_NO_GROUPS = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"')
 
 
 class Sender:
@@ -103,12 +107,6 @@ class Sender:
             **self._options.common(),
         }
         return make_client(Producer, self._options, properties, failed)
-
-
-_PIECE = 32 << 10  # of the log in one message; its JSON is at most three times as large
-_NUMBER = re.compile(NUMBER)
-Micros = Annotated[int, msgspec.Meta(ge=946_684_800_000_000, lt=4_102_444_800_000_000)]  # 2000 to 2099
-_NO_GROUPS = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"')
 
 
 @dataclass(frozen=True)

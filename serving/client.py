@@ -1,10 +1,8 @@
 """A small client of a model server, ciml's or TensorFlow Serving: predict and status over gRPC, without TensorFlow.
 
-The messages of a TensorFlow Serving client, without importing TensorFlow.
-
 The stubs of tensorflow-serving-api import TensorFlow, which costs a worker seconds and half a gigabyte. The wire format
-depends on field numbers alone: these are the numbers of ``tensorflow_serving/apis`` and ``tensorflow/core/framework``,
-in a package of our own, so that both can exist in one process.
+depends on field numbers alone. Those declared here are of ``tensorflow_serving/apis`` and
+``tensorflow/core/framework``, in a package of our own, so that both can exist in one process.
 """
 
 from __future__ import annotations
@@ -71,6 +69,22 @@ _MESSAGES = {
     "TensorHead": [("tensor_shape", 2, "bytes"), ("resource_handle_val", 14, "*bytes"), ("variant_val", 15, "*bytes")],
 }
 
+#: The server is unreachable or too slow: a retry may help. Other statuses are final.
+_TRANSIENT = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+)
+#: The server answered with an error about this request: a retry fails too.
+_FAILED = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
 
 def _classes() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(name="ciml/wire.proto", package=_PACKAGE, syntax="proto3")
@@ -122,23 +136,6 @@ def get_floats(response: Any, name: str) -> NDArray[np.float32]:
                 return np.frombuffer(tensor.tensor_content, np.float32).reshape(shape)
             return np.array(tensor.float_val, np.float32).reshape(shape)
     raise KeyError(name)
-
-
-#: The server is unreachable or too slow: a retry may help. Other statuses are final.
-_TRANSIENT = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
-)
-#: The server answered with an error about this request: a retry fails too.
-_FAILED = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.ABORTED,
-    }
-)
 
 
 class NotServedError(EngineError):

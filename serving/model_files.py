@@ -1,9 +1,8 @@
-"""Model folders: which files may be in one, their digests, and private copies to load from.
+"""Model folders and the model server's configuration.
 
-A version is loaded from a private copy that was checked after copying, never from the shared folder. So the checked
-files are the loaded files, on a disk and on S3 alike.
-
-The model server's configuration: the text form of TensorFlow Serving's ModelServerConfig.
+It states which files may be in a folder, and computes their digests. A version is loaded
+from a private copy that was checked after copying, never from the shared folder. So the checked files are the loaded
+files, on a disk and on S3 alike. The configuration is the text form of TensorFlow Serving's ModelServerConfig.
 """
 
 from __future__ import annotations
@@ -25,6 +24,21 @@ from ciml.storage import LocalStore, Store
 CONFIG_NAME = "models.config"
 _HEADER = "# Written by ciml from the registry; `ciml models reconcile` rewrites it; manual changes are lost.\n"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+#: A folder counts as a model once it holds this file; written last where there is no rename.
+LAST_FILE = "saved_model.pb"
+#: Warm-up requests of a version: TFRecords of PredictionLog.
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+#: The files of a SavedModel. Anything else (a pickle, a Keras archive, a script) is rejected.
+_ALLOWED = re.compile(
+    r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb"
+    r"|variables/variables\.(index|data-[0-9]{5}-of-[0-9]{5})"
+    r"|assets/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}"
+    r"|assets\.extra/(tf_serving_warmup_requests|[A-Za-z0-9_][A-Za-z0-9_-]{0,100}\.json)"
+)
+#: Largest size of single files, bytes by path; other files may take MAX_MODEL_BYTES.
+_FILE_BYTES = {LAST_FILE: MAX_GRAPH_BYTES, WARMUP_FILE: MAX_WARMUP_BYTES}
+_VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -126,22 +140,6 @@ def _quoted(text: str) -> str:
     if any(ord(character) < 32 for character in text):
         raise CimlError(f"invalid name or path {text!r:.120}: contains a control character")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-#: A folder counts as a model once it holds this file; written last where there is no rename.
-LAST_FILE = "saved_model.pb"
-#: Warm-up requests of a version: TFRecords of PredictionLog.
-WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
-#: The files of a SavedModel. Anything else (a pickle, a Keras archive, a script) is rejected.
-_ALLOWED = re.compile(
-    r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb"
-    r"|variables/variables\.(index|data-[0-9]{5}-of-[0-9]{5})"
-    r"|assets/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}"
-    r"|assets\.extra/(tf_serving_warmup_requests|[A-Za-z0-9_][A-Za-z0-9_-]{0,100}\.json)"
-)
-#: Largest size of single files, bytes by path; other files may take MAX_MODEL_BYTES.
-_FILE_BYTES = {LAST_FILE: MAX_GRAPH_BYTES, WARMUP_FILE: MAX_WARMUP_BYTES}
-_VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def version_number(name: str) -> int | None:

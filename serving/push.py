@@ -5,8 +5,6 @@ under a name that no server loads, and check them; 3. rename the folder to its n
 copied under a number that nothing names yet, ``saved_model.pb`` last); 4. commit version and label in the registry;
 5. replace the server's configuration, which is derived from the registry. If a pusher dies, the old version stays
 served; the next push, or `reconcile`, cleans up.
-
-What a push reads and writes, as its lineage describes it (`ciml.lineage.steps`).
 """
 
 from __future__ import annotations
@@ -36,6 +34,9 @@ from ciml.serving.model_files import (
 from ciml.serving.registry import STABLE, Candidate, Decision, Registry, RegistryState, registered_models
 from ciml.storage import LocalStore, Store, open_store
 
+_LOG = logging.getLogger(__name__)
+_STAGING = "staging-"
+
 
 def push_inputs(registry: Registry, candidate: Candidate) -> Description:
     """Describe the candidate that is pushed; its version is that of the training."""
@@ -49,10 +50,6 @@ def pushed_version(registry: Registry, candidate: Candidate, number: int, label:
     facts = {"label": label, "candidate": candidate.id, "digest": candidate.digest}
     output = Data(registry.base.url(), str(number), facts=facts)
     return Description(push_inputs(registry, candidate).inputs, (output,))
-
-
-_LOG = logging.getLogger(__name__)
-_STAGING = "staging-"
 
 
 class NotBlessedError(CimlError):

@@ -3,8 +3,6 @@
 It is a manifest log at ``DATA/registry/<model>``: all readers see one history, and two writers cannot take the same
 version. It records the digests of a version's files, so that alterations are detected. The version that ``stable``
 names is the champion. The model server's configuration is derived from the registry.
-
-The gate's decision on a candidate: what training computes and the registry records.
 """
 
 from __future__ import annotations
@@ -20,6 +18,9 @@ from ciml.errors import CimlError, IntegrityError, UnknownModelError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, model_digest
 from ciml.storage import Store, open_store
+
+STABLE = "stable"
+CANARY = "canary"
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,6 @@ class Decision:
 
     def to_json(self) -> dict[str, Any]:
         return {"blessed": self.blessed, "reasons": list(self.reasons), "metrics": dict(self.metrics)}
-
-
-STABLE = "stable"
-CANARY = "canary"
 
 
 @dataclass(frozen=True)

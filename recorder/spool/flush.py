@@ -1,6 +1,6 @@
 """Recordings of earlier recorders: which of them are sent, with which facts, and in which order.
 
-``ciml record --send``: send the recordings that earlier recorders left.
+The next recorder sends them next to its own recording (`Leftovers`), and ``ciml record --send`` sends all of them.
 """
 
 from __future__ import annotations

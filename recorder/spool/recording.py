@@ -5,12 +5,10 @@ each start of the recorder) and, once the command has ended, ``end.json``. Progr
 sender sends all of it, and repeats are recognised by the identity of each sample and event. A folder is locked while a
 process records into it or sends it, and removed when everything has arrived.
 
-A leftover recording is untrusted input: an earlier job of this user may have created or changed it.
-
-The seal of an unsent recording: made with the credentials with which it is sent.
-
-A process that can make the seal holds those credentials, and could have sent the same without the spool. So a sealed
-recording is sent as it is; any other gets no rights of the process that finds it (`ciml.recorder.spool.flush`).
+A leftover recording is untrusted input: an earlier job of this user may have created or changed it. An unsent recording
+is sealed with the credentials with which it is sent. A process that can make the seal holds them, and could have sent
+the same without the spool. So a sealed recording is sent as it is; any other gets no rights of the process that finds
+it (`ciml.recorder.spool.flush`).
 """
 
 from __future__ import annotations
@@ -54,6 +52,14 @@ _RESULTS = frozenset({"SUCCESS", "FAILURE", "TIMED_OUT", "ABORTED"})
 _LOCK_TRIES = 50
 _LOCK_PAUSE_S = 0.01
 _MAX_DESTINATION = 4096  # characters of an address, a topic or a path
+_SEALED = (RUN, STARTS, END, LOG)
+_SECRETS_OF_S3 = tuple(
+    f"AWS_{name}" for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "CONTAINER_AUTHORIZATION_TOKEN")
+)
+_FILES_OF_S3 = tuple(
+    f"AWS_{name}_FILE" for name in ("SHARED_CREDENTIALS", "WEB_IDENTITY_TOKEN", "CONTAINER_AUTHORIZATION_TOKEN")
+)
+_PIECE = 1 << 20
 _YOUNG_S = 60.0  # a folder without run.json may be one that another recorder is creating
 
 
@@ -366,21 +372,6 @@ def _lock_of_mine(folder: Folder) -> int:
             return lock
         time.sleep(_LOCK_PAUSE_S)
     raise BlockingIOError(11, f"{folder.path} is locked by another process")
-
-
-_SEALED = (RUN, STARTS, END, LOG)
-_SECRETS_OF_S3 = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-)
-_FILES_OF_S3 = (
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-)
-_PIECE = 1 << 20
 
 
 def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[str, str] = os.environ) -> bytes:

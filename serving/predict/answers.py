@@ -1,8 +1,7 @@
-"""The steps of a prediction that the stream and a model in this process share: preparation, calls, answers.
+"""The steps of a prediction that the stream and a model in this process share.
 
-The part of a prediction's record that says why a run failed.
-
-The neighbours of announced runs, from the raw manifest: the same as in the data set that a model learned from.
+They are the preparation of runs, their division into calls, the check of the answers, the neighbours of failed runs
+from the raw manifest, and the verdict that says why a run failed.
 """
 
 from __future__ import annotations
@@ -42,6 +41,18 @@ if TYPE_CHECKING:
 #: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
 #: status and the signal.
 _NOT_RECORDED = ("log_url", "subjects", "labels")
+
+_log = logging.getLogger(__name__)
+#: The bookmark, beside the manifest of predictions.
+BOOKMARK = "_neighbours"
+#: After so many runs the bookmark is replaced; to read as many again takes half a second.
+_BOOKMARK_RUNS = 10_000
+#: Most runs in one call.
+MAX_CALL_ROWS = 256
+#: Largest call, bytes: the server's own limit is 16 MiB.
+_MAX_CALL_BYTES = 8 << 20
+#: The reason of a run for which the model answers with an error, a value that is not finite, or too late.
+MODEL_ERROR = "model_error"
 
 
 def verdict_of(
@@ -108,13 +119,6 @@ def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -
     return read_rules(registry.read_asset(version, VERDICTS), definition.classes, definition.features, where)
 
 
-_log = logging.getLogger(__name__)
-#: The bookmark, beside the manifest of predictions.
-BOOKMARK = "_neighbours"
-#: After so many runs the bookmark is replaced; to read as many again takes half a second.
-_BOOKMARK_RUNS = 10_000
-
-
 class StoredNeighbours:
     """Neighbours of the runs of a raw store. Thread-safe. The first call reads the manifest from its bookmark on.
 
@@ -162,14 +166,6 @@ class StoredNeighbours:
 def neighbours_of(data: DataRoot, definition: ResolvedDefinition, *, keep: bool = False) -> StoredNeighbours | None:
     """Return what finds the neighbours for a model; None if its definition does not ask for them."""
     return StoredNeighbours(data, keep=keep) if "neighbours" in (definition.definition.context or ()) else None
-
-
-#: Most runs in one call.
-MAX_CALL_ROWS = 256
-#: Largest call, bytes: the server's own limit is 16 MiB.
-_MAX_CALL_BYTES = 8 << 20
-#: The reason of a run for which the model answers with an error, a value that is not finite, or too late.
-MODEL_ERROR = "model_error"
 
 
 class Prepared(NamedTuple):

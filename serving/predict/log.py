@@ -1,7 +1,4 @@
-"""The manifest of predictions: covered announcements and their predictions, one for each run and version.
-
-Metrics of the predictions' manifest.
-"""
+"""The manifest of predictions: covered announcements, and a prediction for each run and version; its metrics."""
 
 from __future__ import annotations
 
@@ -26,6 +23,37 @@ from ciml.storage import Store
 
 #: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.
 LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+#: The latest versions of each model have series of their own; older ones are counted together.
+_VERSIONS = 10
+OLDER = "older"
+PREDICTIONS = Metric("ciml_predictions_total", "counter", "Committed predictions.", ("model", "version"))
+LATENCY = Metric(
+    "ciml_prediction_latency_seconds",
+    "histogram",
+    "Time from a run's announcement to its prediction.",
+    ("model",),
+    LATENCIES_S,
+)
+UNPREDICTABLE = Metric(
+    "ciml_unpredictable_total", "counter", "Announcements without a prediction, by reason.", ("reason",)
+)
+REPEATS = Metric(
+    "ciml_prediction_repeats_total", "counter", "Announcements of runs that the same version had already predicted."
+)
+VERDICTS = Metric(
+    "ciml_verdicts_total",
+    "counter",
+    "Committed verdicts on failed runs, by cause; unknown among them.",
+    ("model", "cause"),
+)
+OUTSIDE = Metric(
+    "ciml_verdicts_outside_total",
+    "counter",
+    "Committed verdicts on runs unlike those that the model learned.",
+    ("model",),
+)
+METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS, OUTSIDE)
 
 
 def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> str:
@@ -274,42 +302,6 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
         "unpredictable": unpredictable,
         "repeats": repeats,
     }
-
-
-#: The latest versions of each model have series of their own; older ones are counted together.
-_VERSIONS = 10
-OLDER = "older"
-
-PREDICTIONS = Metric("ciml_predictions_total", "counter", "Committed predictions.", ("model", "version"))
-LATENCY = Metric(
-    "ciml_prediction_latency_seconds",
-    "histogram",
-    "Time from a run's announcement to its prediction.",
-    ("model",),
-    LATENCIES_S,
-)
-UNPREDICTABLE = Metric(
-    "ciml_unpredictable_total", "counter", "Announcements without a prediction, by reason.", ("reason",)
-)
-REPEATS = Metric(
-    "ciml_prediction_repeats_total", "counter", "Announcements of runs that the same version had already predicted."
-)
-
-VERDICTS = Metric(
-    "ciml_verdicts_total",
-    "counter",
-    "Committed verdicts on failed runs, by cause; unknown among them.",
-    ("model", "cause"),
-)
-
-OUTSIDE = Metric(
-    "ciml_verdicts_outside_total",
-    "counter",
-    "Committed verdicts on runs unlike those that the model learned.",
-    ("model",),
-)
-
-METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS, OUTSIDE)
 
 
 def prediction_families(state: PredictionState) -> Iterator[Family]:

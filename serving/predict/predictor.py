@@ -1,6 +1,6 @@
-"""Predicts announced runs, by the data set definition of the served version.
+"""Predicts announced runs by the data set definition of the served version.
 
-Announcements: messages of the topic `runs`, each naming a run of the raw store.
+An announcement is a message of the topic `runs`, which names a run of the raw store.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ _FOLDER = re.compile(r"runs/job=[A-Za-z0-9_.~%-]{1,200}/date=[0-9]{4}-[0-9]{2}-[
 #: The fields of `RunFacts` that hold any text.
 _TEXTS = tuple(name for name, kind in get_type_hints(RunFacts).items() if kind is str)
 _ADDRESSES = frozenset({"log_url", "url"})
+
+_RELOADS = 10
+_DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # enough for a traceback
+#: Timeout of the calls that locate the runs for which a model fails; `ciml.serving.contract` allows a second a run.
+_DIVIDED_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,6 @@ def _text(value: dict[str, object], name: str) -> str:
     if not isinstance(value.get(name), str) or not value[name]:
         raise RejectedInput("bad_announcement", f"{name}: expected a text")
     return text(value, name)
-
-
-_RELOADS = 10
-_DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # enough for a traceback
-#: Timeout of the calls that locate the runs for which a model fails; `ciml.serving.contract` allows a second a run.
-_DIVIDED_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)

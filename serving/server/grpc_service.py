@@ -1,9 +1,8 @@
 """TensorFlow Serving's PredictionService and ModelService over gRPC.
 
-Parses a PredictRequest step by step, with limits on the number, names, types and shapes of inputs.
-
-Parsed at once, 16 MiB of empty inputs become 1.4 GiB. Here nested messages stay bytes until they are counted; fields
-that a step does not use stay unparsed.
+A PredictRequest is parsed step by step, with limits on the number, names, types and shapes of its inputs. Parsed in one
+step, 16 MiB of empty inputs become 1.4 GiB. Here nested messages stay bytes until they are counted, and fields that a
+step does not use stay unparsed.
 """
 
 from __future__ import annotations
@@ -34,6 +33,13 @@ from ciml.serving.server.manager import ModelManager, VersionStatus
 from ciml.serving.server.metrics import Metrics
 from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE
 from ciml.serving.server.tensors import MAX_SHAPE_BYTES, to_proto
+
+_LOG = logging.getLogger(__name__)
+_CODES = {code.name: code for code in grpc.StatusCode}
+_STATUS_NUMBERS = {code.name: code.value[0] for code in grpc.StatusCode}
+_IDLE_MS = 60_000
+#: Applies a configuration and waits until it is served; raises `CimlError` on failure.
+Reload = Callable[[Iterable[ModelEntry]], None]
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,6 @@ def parse_tensor(name: str, data: bytes) -> Any:
     if head.resource_handle_val or head.variant_val:
         raise invalid(f"input {name!r}: holds resources or variants")
     return parse(tensor_pb2.TensorProto, data, f"input {name!r}")
-
-
-_LOG = logging.getLogger(__name__)
-_CODES = {code.name: code for code in grpc.StatusCode}
-_STATUS_NUMBERS = {code.name: code.value[0] for code in grpc.StatusCode}
-
-_IDLE_MS = 60_000
-
-#: Applies a configuration and waits until it is served; raises `CimlError` on failure.
-Reload = Callable[[Iterable[ModelEntry]], None]
 
 
 def spec_of(spec: Any) -> tuple[str, int | None, str]:

@@ -1,6 +1,6 @@
-"""The JSON of TensorFlow Serving's REST API: rows ("instances") or columns ("inputs"), in requests and responses.
+"""TensorFlow Serving's REST API (status, metadata, predict), and endpoints for metrics and health.
 
-TensorFlow Serving's REST API (status, metadata, predict), and endpoints for metrics and health.
+Requests and responses hold rows ("instances") or columns ("inputs") as JSON.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 Format = Literal["instances", "inputs"]
 #: Accepted Python types of JSON values, by the kind of the input's numpy dtype.
 _LEAVES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
+
+_LOG = logging.getLogger(__name__)
+_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"
+_PREDICT = re.compile(_MODEL + r":(?P<method>predict|classify|regress)")
+_STATUS = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
+#: Status and metadata are indented for people.
+_INDENT = 1
 
 
 def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
@@ -225,14 +232,6 @@ def _listed(name: str, array: NDArray[Any]) -> Any:
 
 def _map(value: Any, leaf: Any) -> Any:
     return [_map(item, leaf) for item in value] if isinstance(value, list) else leaf(value)
-
-
-_LOG = logging.getLogger(__name__)
-_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"
-_PREDICT = re.compile(_MODEL + r":(?P<method>predict|classify|regress)")
-_STATUS = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
-#: Status and metadata are indented for people.
-_INDENT = 1
 
 
 def rest_app(manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> Starlette:

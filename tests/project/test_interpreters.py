@@ -52,7 +52,7 @@ RECORDER = (
     "ciml.events.samples",
     "ciml.kafka.connect",
     "ciml.recorder.spool.flush",
-    "ciml.recorder.worker",
+    "ciml.recorder.record",
     "ciml.storage.local",
 )
 #: Names of the standard library that Python 3.9 lacks.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ciml.services.service import KINDS
 from ciml.version import __version__
 from tests.project.test_extras import store
 from tests.project.test_package import copy_of_checkout
@@ -114,14 +115,9 @@ def use_extra(python: Path, extra: str, store: Path, folder: Path) -> None:
     (log,) = folder.glob("logs/unit/*/*.gz")
     assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
     if extra == "receivers":
-        modules = "gerrit.service, mqtt.service, webhooks.service, process"
-        run(
-            python,
-            "-c",
-            "import " + ", ".join(f"ciml.services.{module}" for module in modules.split(", ")),
-            folder=folder,
-        )
-        for kind in ("webhooks", "mqtt", "gerrit"):
+        kinds = ("webhooks", "mqtt", "gerrit")
+        run(python, "-c", f"import {', '.join(KINDS[kind].partition(':')[0] for kind in kinds)}", folder=folder)
+        for kind in kinds:
             assert "--config" in run(ciml, "service", "run", kind, "--help", folder=folder)
         _connect(ciml, python, folder)
     if extra in ("", "receivers", "record", "kubeflow"):  # without `data`
