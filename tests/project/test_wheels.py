@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ciml.services.service import KINDS
+from ciml.services.options import KINDS
 from ciml.version import __version__
 from tests.project.test_extras import store
 from tests.project.test_package import copy_of_checkout
