@@ -207,7 +207,7 @@ def test_a_checkpoint_of_an_older_version_is_no_damage_and_is_continued(tmp_path
     fill(log, checkpoints.open(), range(8, 16))
     while checkpoints.maintain():
         pass
-    assert {fault.what for fault in verify_log(log, RAW)} == {"older"}
+    assert {fault.kind for fault in verify_log(log, RAW)} == {"older"}
     restored = checkpoints.open()
     step(restored, event(20, "success", TRUSTED).replace(event_key="zuul e1"))
     assert restored.counts["repeat", "event"] == 1
