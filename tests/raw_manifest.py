@@ -12,7 +12,7 @@ from ciml.storage import Store
 
 def verify_manifest(raw: Store) -> Iterator[str]:
     """Yield a line for each fault of the manifest of a raw store."""
-    yield from (fault.text for fault in verify_log(ManifestLog(raw), RAW) if fault.what not in ("older", "unsealed"))
+    yield from (fault.text for fault in verify_log(ManifestLog(raw), RAW) if fault.kind not in ("older", "unsealed"))
 
 
 def forge(store: Store, version: int, change: Callable[[Delta], object]) -> None:
