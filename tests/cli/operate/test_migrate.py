@@ -168,7 +168,7 @@ def test_a_rewrite_that_is_killed_is_completed(root: Callable[[str], Path], monk
             while Checkpoints(log, RAW).maintain():
                 pass
         assert log.checkpoints() == [1000]
-        faults = {fault.what for fault in verify_log(log, RAW)}
+        faults = {fault.kind for fault in verify_log(log, RAW)}
         assert faults <= ({"unsealed"} if kill_at > 1 else {"unsealed", "older"})
         shutil.rmtree(place)
 
