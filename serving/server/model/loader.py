@@ -41,6 +41,7 @@ from ciml.serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
 from ciml.serving.server.model.loaded_model import LoadedModel
 from ciml.serving.server.model.process import ModelProcess
 from ciml.storage import Store
+from ciml.tensorflow import load_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,6 +137,8 @@ def _records(file: Path) -> Iterator[bytes]:
 
 def _run_record(model: LoadedModel, record: bytes) -> None:
     from google.protobuf.message import DecodeError
+
+    load_tensorflow()  # with the settings of this process; the messages below import it
     from tensorflow_serving.apis import prediction_log_pb2
 
     try:
