@@ -30,7 +30,8 @@ from ciml.serving.registry import STABLE, Decision, Registry, RegistryState, reg
 from ciml.storage import open_store
 from ciml.training.data.snapshot import facts_of_spans, read_snapshot
 from ciml.training.evaluation.candidate import Champion
-from ciml.training.evaluation.gate import GatePolicy, figure_lines
+from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.evaluation.text import figure_lines
 from ciml.training.exclusions import exclusions_of, stored_exclusions
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import Candidate, Skipped, refresh

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 from weakref import WeakSet
@@ -16,6 +13,7 @@ from weakref import WeakSet
 from ciml.api.dataset import Dataset
 from ciml.api.logs import arrow_table, is_table, micros
 from ciml.api.model import Model
+from ciml.api.process import settings_kept
 from ciml.api.results import RefreshResult, TrainingResult
 from ciml.api.types import DatasetKeys, ExperimentKeys, Moment, Path, Table
 from ciml.data_root import DataRoot
@@ -51,22 +49,6 @@ def open(path: Path, *, create: bool = False) -> Data:
     if not create and not root.exists():
         raise NoDataError(f"no data at {root.url}; correct the path, or create it: ciml.open(path, create=True)")
     return Data(root)
-
-
-@contextmanager
-def _settings_kept() -> Iterator[None]:
-    """Restore settings of this process that imports of libraries change: environment, random state, log handlers."""
-    environment = dict(os.environ)
-    state = random.getstate()
-    handlers = logging.root.handlers[:]
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        logging.root.handlers[:] = handlers
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
 
 
 class Data:
@@ -301,7 +283,7 @@ class Data:
         build_dataset(self._root, self._root, definition, progress=_callback(progress))
         return self.dataset(name)
 
-    @_settings_kept()
+    @settings_kept()
     def train(
         self,
         dataset: str | Dataset,
@@ -385,7 +367,7 @@ class Data:
         results = named_results(self._root.experiments, names, _dataset_name(dataset))
         return pa.Table.from_pylist(compare(results if names else by_accuracy(results)).records())
 
-    @_settings_kept()
+    @settings_kept()
     def refresh(
         self,
         dataset: str | Dataset,

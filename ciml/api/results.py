@@ -30,7 +30,7 @@ class Figure(NamedTuple):
         return cls(stored["value"], stored.get("low"), stored.get("high"))
 
     def __str__(self) -> str:
-        from ciml.training.evaluation.gate import figure_text
+        from ciml.training.evaluation.text import figure_text
 
         return figure_text(*self)
 

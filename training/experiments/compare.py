@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ciml.training.evaluation import gate
-from ciml.training.evaluation.gate import beaten_by
 from ciml.training.evaluation.metrics import paired_interval
+from ciml.training.evaluation.text import beaten_by
 from ciml.training.experiments.results import Predictions, Stored
 
 Figures = Mapping[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ciml.training.evaluation.gate import beaten_by, number_text, within
+from ciml.training.evaluation.text import beaten_by, number_text, within
 
 Figures = Mapping[str, Any]
 

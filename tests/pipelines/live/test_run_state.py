@@ -17,7 +17,8 @@ from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.kafka.produce import ToSend
-from ciml.pipelines.live import KeepRun, KeptRuns, LiveConfig, RunState, Wake
+from ciml.pipelines.live import KeepRun, KeptRuns, LiveConfig
+from ciml.transforms.live.run_state import RunState, Wake
 from ciml.transforms.live.samples import Part, pack, part_of
 from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of
 from tests.pipelines.live import living

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ciml.training.evaluation.gate import beaten_by, compare, figure_lines
+from ciml.training.evaluation.gate import compare
 from ciml.training.evaluation.metrics import accuracy
+from ciml.training.evaluation.text import beaten_by, figure_lines
 
 
 def share(right: int, runs: int = 50) -> dict[str, Any]:
