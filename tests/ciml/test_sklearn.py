@@ -85,7 +85,7 @@ def test_wrong_runs_are_named(logs: list[Path], tmp_path: Path) -> None:
         one.transform([logs[0], tmp_path / "text"])
     with pytest.raises(ciml.CimlError, match="run 0: missing_column: total cpu usage:usr"):
         one.transform([ciml.parse_log(logs[0]).select(["time", "boot", "load avg:1m"])])
-    with pytest.raises(ciml.CimlError, match="want paths, tables or DataFrames, got float"):
+    with pytest.raises(ciml.CimlError, match="expected paths or tables, got float"):
         one.transform([1.0])
     with pytest.raises(ciml.CimlError, match="matches none of the columns"):
         Downsample("6s", "nothing").fit(logs)
@@ -109,7 +109,7 @@ def test_it_passes_the_checks_of_scikit_learn_that_apply() -> None:
     passed = {one["check_name"] for one in results if one["status"] == "passed"}
     assert passed >= WITHOUT_DATA
     failed = {one["check_name"]: reasons(one["exception"]) for one in results if one["status"] == "failed"}
-    assert {name: text for name, text in failed.items() if "want paths, tables or DataFrames" not in text} == {}
+    assert {name: text for name, text in failed.items() if "expected paths or tables" not in text} == {}
 
 
 def reasons(error: BaseException | None) -> str:

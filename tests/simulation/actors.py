@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ciml.datasets.definition import DatasetDefinition
-from ciml.errors import CimlError, EngineError, RejectedInput
+from ciml.errors import CimlError, EngineError, NoTrainingDataError, RejectedInput
 from ciml.events.records import Batch
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import Committer, seal, unseal
@@ -225,7 +225,7 @@ def updater(process: Process) -> None:
                 sealed += len(update_dataset(process.data.dataset(definition.name), now_us=process.now_us(), seal=seal
                 ).sealed)  # fmt: skip
             except CimlError as error:
-                if type(error) is not CimlError:  # a user error: nothing to seal yet
+                if type(error) not in (CimlError, NoTrainingDataError):  # a user error: nothing to seal yet
                     raise
         return sealed > 0
 

@@ -179,7 +179,7 @@ def last_update_wins() -> Iterator[None]:
     def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         return {**one, **other}
 
-    with patch.object(accounting, "merged", merged), patch.object(known_subjects, "merged", merged):
+    with patch.object(accounting, "merge_statements", merged), patch.object(known_subjects, "merge_statements", merged):
         yield
 
 
@@ -202,12 +202,12 @@ def earlier_runs_forgotten() -> Iterator[None]:
 @contextmanager
 def unproved_updates_count() -> Iterator[None]:
     """An update without proof counts as a proved one."""
-    real = updates.said_by
+    real = updates.statements_of
 
     def said_by(update: FactUpdate, event_key: str) -> dict[str, Any]:
         return real(update.replace(auth="mqtt-user"), event_key)
 
-    with patch.object(accounting, "said_by", said_by), patch.object(known_subjects, "said_by", said_by):
+    with patch.object(accounting, "statements_of", said_by), patch.object(known_subjects, "statements_of", said_by):
         yield
 
 

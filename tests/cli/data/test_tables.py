@@ -95,7 +95,7 @@ def test_without_the_extra_the_compaction_publishes_nothing_and_publish_says_wha
 ) -> None:
     list(publish_tables(DataRoot.open(tmp_path)))
     monkeypatch.setattr("ciml.extras.is_installed", lambda module: module != "deltalake")
-    monkeypatch.setattr("ciml.runs.tables.publish.is_installed", lambda module: module != "deltalake")
+    monkeypatch.setattr("ciml.runs.tables.is_installed", lambda module: module != "deltalake")
     store.add([run(20), run(21)])
     assert ciml(runs, "compact", "--older-than", "1s", "--grace", "1h", data=tmp_path).stderr == ""
     assert states(tmp_path)["raw"][0] == 0

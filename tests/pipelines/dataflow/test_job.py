@@ -154,7 +154,7 @@ def test_an_ingest(
     assert done.exit_code == 0, done.output
     job = json.loads(target.read_text())
     proto = check_job(gcs, job, "ingest", name="ciml-ingest")
-    config = function_of(proto, "Commit")._config
+    config = function_of(proto, "Commit")._processor.config
     assert config.kafka == KafkaOptions("kafka.example.org:9093", secret=f"{PROJECT}/secrets/ciml-kafka/versions/3")
     assert config.maintains  # no supervisor does
     assert kafka.encode() not in b"\n".join(unpacked(proto.SerializeToString()))

@@ -16,7 +16,7 @@ from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.services.live import _resolved
+from ciml.pipelines.live import live_dataset
 from ciml.serving.predict.answers import neighbours_of
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.prepare import prepare_many
@@ -120,4 +120,4 @@ def test_a_data_set_with_context_has_no_live_windows(data: DataRoot, raw: RawSto
     raw.add(list(zip(runs, tables, strict=True)))
     build_dataset(data, data, definition())
     with pytest.raises(CimlError, match="data set 'cause' has context, which is known when a run has ended"):
-        _resolved(data.dataset("cause"))
+        live_dataset(data.dataset("cause"))

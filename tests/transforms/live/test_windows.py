@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -298,7 +298,7 @@ def test_what_is_missing_is_counted() -> None:
 
 def test_the_first_of_two_that_say_different_things_counts() -> None:
     (message,) = recorded(RUN, at((0, 1.0), (1, 2.0)))
-    again = Samples(**{name: getattr(message, name) for name in Samples.__slots__} | {
+    again = Samples(**{name: getattr(message, name) for name in (field.name for field in fields(Samples))} | {
         "time_us": message.time_us + 5 * SECOND, "values": message.values * 100
     })  # fmt: skip
     run = LiveRun(RUN, [one()], POLICY)
