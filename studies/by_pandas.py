@@ -29,7 +29,8 @@ def bins_of(path: Path, year: int, interval: str) -> pd.DataFrame:
     times = []
     for text in frame.index:
         day, clock = text.split(" ")
-        date, hours = day.split("-"), clock.split(":")
+        date = day.split("-")
+        hours = clock.split(":")
         times.append(datetime(year, int(date[1]), int(date[0]), int(hours[0]), int(hours[1]), int(hours[2])))
     frame.index = pd.DatetimeIndex(times)
     return frame.resample(interval).mean().dropna()

@@ -38,9 +38,13 @@ from tests.pipelines.backfill.backfilling import config as backfill_config
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.scenario import corpus_facts
 
-WEEK_RUNS, WEEK_H = 100_000, 168
+WEEK_RUNS = 100_000
+WEEK_H = 168
 #: One worker: e2-standard-2, and a disk of 30 GB with Streaming Engine, 25 GB with Dataflow Shuffle.
-VCPUS, MEMORY_GB, STREAMING_DISK_GB, BATCH_DISK_GB = 2, 8, 30, 25
+VCPUS = 2
+MEMORY_GB = 8
+STREAMING_DISK_GB = 30
+BATCH_DISK_GB = 25
 #: Time in which a batch job's worker starts and stops, hours.
 START_H = 0.1
 #: Share of a worker that a batch job uses; the rest waits for S3.
@@ -129,7 +133,9 @@ def measure_data_set(runs: int, bucket: str) -> Measured:
 def measure_ingest(runs: int, bucket: str, kafka: str) -> Measured:
     from confluent_kafka import Producer
 
-    topic, producer, sent = f"cost-{runs}", Producer({"bootstrap.servers": kafka}), 0
+    topic = f"cost-{runs}"
+    producer = Producer({"bootstrap.servers": kafka})
+    sent = 0
     stored = open_store(f"{bucket}/ci").list()
     for facts, log in corpus_facts(runs):
         if str(log.relative_to(CORPUS)) not in stored:

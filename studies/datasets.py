@@ -93,7 +93,8 @@ def with_records(target: Path, runs: int, done: Cost) -> Cost:
 
 
 def told(what: str, runs: int, ours: Cost, per_run: Cost) -> str:
-    wall_s, cpu_s = per_run.wall_s * runs, per_run.cpu_s * runs
+    wall_s = per_run.wall_s * runs
+    cpu_s = per_run.cpu_s * runs
     return (
         f"{what}, {runs:,} runs: {ours.wall_s:.2f} s, {ours.cpu_s:.2f} s of CPU, {ours.peak_mib:.0f} MiB; pandas "
         f"{wall_s:.1f} s, {cpu_s:.1f} s of CPU, {per_run.peak_mib:.0f} MiB: {wall_s / ours.wall_s:.1f} times as fast, "
@@ -117,7 +118,9 @@ def main() -> None:
     by_store, by_logs, by_pandas = ({runs: list[Cost]() for runs in sizes} for _ in range(3))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        target, listing, spans = folder / "sets", folder / "builds.jsonl", folder / "spans.toml"
+        target = folder / "sets"
+        listing = folder / "builds.jsonl"
+        spans = folder / "spans.toml"
         spans.write_text(f"span_runs = {len(builds)}\n")
         aligned: list[str | Path] = ["--definition", spans] if given.aligned else []
         stores = {runs: (given.stores or folder) / f"data{runs}" for runs in sizes}
@@ -139,7 +142,8 @@ def main() -> None:
     per_run = Cost(0.0, 0.0, 0.0)
     for runs in sizes:
         if by_pandas[runs]:
-            opponent, measured = of_rounds(by_pandas[runs]), min(runs, AT_MOST)
+            opponent = of_rounds(by_pandas[runs])
+            measured = min(runs, AT_MOST)
             per_run = Cost(opponent.wall_s / measured, opponent.cpu_s / measured, opponent.peak_mib)
         if by_logs[runs]:
             print(told("from logs", runs, of_rounds(by_logs[runs]), per_run))

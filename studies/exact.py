@@ -34,10 +34,14 @@ def built(data: DataRoot, target: DataRoot, name: str, interval: str, pattern: s
     """A data set of the provider, by `build_dataset`."""
     definition = DatasetDefinition.from_json(
         {
-            "name": name, "sample_interval": interval, "features_regex": pattern, "class_label": "provider",
-            "span_runs": 500, "slicer": slicer,
+            "name": name,
+            "sample_interval": interval,
+            "features_regex": pattern,
+            "class_label": "provider",
+            "span_runs": 500,
+            "slicer": slicer,
         }
-    )  # fmt: skip
+    )
     return build_dataset(data, target, definition).state
 
 
@@ -49,7 +53,10 @@ def compare(target: DataRoot, state: DatasetState, paths: dict[str, Path], inter
     """How many examples there are, and the largest error."""
     assert state.definition is not None
     assert state.resolved is not None
-    resolved, root, worst, count = state.resolved, target.dataset(state.definition.name).store, 0.0, 0
+    resolved = state.resolved
+    root = target.dataset(state.definition.name).store
+    worst = 0.0
+    count = 0
     for span in state.latest():
         table = read_span(root, span)
         inputs = inputs_of(table, resolved)
@@ -73,7 +80,8 @@ def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], inte
     from tests.training.records import written
 
     snapshot = make_snapshot(target.dataset(name), TrustPolicy.load(None))
-    runs, resolved = list(snapshot.runs()), snapshot.resolved
+    runs = list(snapshot.runs())
+    resolved = snapshot.resolved
     examples = []
     for run in runs:
         frame = direct.read_log.__wrapped__(paths[run.run_id.split("~")[1]])
@@ -83,14 +91,17 @@ def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], inte
     train = whole[[run.split == "train" for run in runs]]
     spread = train.max(axis=0) - train.min(axis=0)
     spread[spread == 0] = 1
-    mean, worst, count = train.mean(axis=0), 0.0, 0
+    mean = train.mean(axis=0)
+    worst = 0.0
+    count = 0
     with tempfile.TemporaryDirectory() as folder:
         made = materialise(target.dataset(name).store, snapshot, Path(folder, "records"))
         for role in ROLES:
             for ordinal, (inputs, *_) in written(made, role, snapshot).items():
                 direct_value = (whole[ordinal] - mean) / spread
                 error = np.abs(inputs - direct_value) / np.maximum(np.abs(direct_value), 1)
-                worst, count = max(worst, float(error.max())), count + 1
+                worst = max(worst, float(error.max()))
+                count = count + 1
     return count, worst
 
 

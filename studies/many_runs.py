@@ -57,7 +57,9 @@ def fill_store(data: Store, runs: Iterable[tuple[RunFacts, pa.Table]], *, per_fo
     raw = DataRoot(data).raw
     waiting: dict[str, PackWriter] = {}
     records: list[dict[str, object]] = []
-    log, versions, packs = ManifestLog(raw), count(1), dict[str, int]()
+    log = ManifestLog(raw)
+    versions = count(1)
+    packs = dict[str, int]()
 
     def pack(folder: str) -> None:
         file, content = waiting.pop(folder).finish()
@@ -98,10 +100,15 @@ def main() -> None:
     listing, logs, data, number = sys.argv[1:]
     builds = [json.loads(line) for line in Path(listing).read_text().splitlines()]
     mentions = [facts_from_listing(each, source="backfill") for each in builds]
-    texts = [Log(Path(logs, each["log_path"]).read_bytes(), mention.start_us, mention.end_us)
-             for each, mention in zip(builds, mentions, strict=True)]  # fmt: skip
-    real = [(mention, table) for mention, table in zip(mentions, parse_logs(texts), strict=True)
-            if isinstance(table, pa.Table)]  # fmt: skip
+    texts = [
+        Log(Path(logs, each["log_path"]).read_bytes(), mention.start_us, mention.end_us)
+        for each, mention in zip(builds, mentions, strict=True)
+    ]
+    real = [
+        (mention, table)
+        for mention, table in zip(mentions, parse_logs(texts), strict=True)
+        if isinstance(table, pa.Table)
+    ]
     fill_store(open_store(data), repeated(real, int(number)), per_folder=2000)
 
 

@@ -46,12 +46,23 @@ def write(data: DataRoot, runs: int) -> int:
         for number in range((version - 1) * _DELTA, version * _DELTA):
             end_us = 1_780_000_000_000_000 + number * 6_000_000
             facts = RunFacts(
-                f"zuul~{number:032x}~1", f"{number:032x}", f"job-{chance.randrange(50)}", "finished",
-                outcome=chance.choice(["success", "success", "failure"]), source="zuul", pipeline="check",
-                project=f"openstack/project-{chance.randrange(100)}", change=str(800_000 + number // 12), patchset="2",
-                branch="main", provider=f"cloud-{chance.randrange(40)}", start_us=end_us - 900_000_000, end_us=end_us,
-                log_url=f"https://logs.example.org/{number:032x}/dstat.csv.gz", labels={"exit_code": "1"},
-            )  # fmt: skip
+                f"zuul~{number:032x}~1",
+                f"{number:032x}",
+                f"job-{chance.randrange(50)}",
+                "finished",
+                outcome=chance.choice(["success", "success", "failure"]),
+                source="zuul",
+                pipeline="check",
+                project=f"openstack/project-{chance.randrange(100)}",
+                change=str(800_000 + number // 12),
+                patchset="2",
+                branch="main",
+                provider=f"cloud-{chance.randrange(40)}",
+                start_us=end_us - 900_000_000,
+                end_us=end_us,
+                log_url=f"https://logs.example.org/{number:032x}/dstat.csv.gz",
+                labels={"exit_code": "1"},
+            )
             file = RawFile(f"runs/job=j/date=2026-06-01/{number}.parquet", f"{number:064x}", 900, 60_000)
             origin = Origin("ci-events", 0, number)
             rows.append(
@@ -65,9 +76,11 @@ def write(data: DataRoot, runs: int) -> int:
 
 def update(data: DataRoot, version: int) -> None:
     """Plan an update of a data set whose spans end some runs before the last version."""
-    raw, dataset = StoredRuns(data.raw).log, data.dataset("cause")
+    raw = StoredRuns(data.raw).log
+    dataset = data.dataset("cause")
     state = DatasetState()
-    state.definition, state.cursor = DEFINITION, (version - _WAITING // _DELTA + 1, 0)
+    state.definition = DEFINITION
+    state.cursor = (version - _WAITING // _DELTA + 1, 0)
     state.corrections_to = state.cursor[0]
     plan = Plan(state, raw, _never, History(DEFINITION, {}, bookmarks_of(DEFINITION, dataset.store, raw)))
     assert list(plan.steps()) == []
@@ -113,12 +126,19 @@ def main() -> None:
             start: Path(folder, "predictions", answers.BOOKMARK),
         }
         for work, file in files.items():
-            first, second = timed(work, data, version), timed(work, data, version)
-            print(json.dumps({
-                "work": work.__name__, "runs": options.runs, "bookmark_mb": round(file.stat().st_size / 1e6, 1),
-                "without": {"cpu_s": round(first[0], 2), "mib": round(first[1])},
-                "with": {"cpu_s": round(second[0], 2), "mib": round(second[1])},
-            }))  # fmt: skip
+            first = timed(work, data, version)
+            second = timed(work, data, version)
+            print(
+                json.dumps(
+                    {
+                        "work": work.__name__,
+                        "runs": options.runs,
+                        "bookmark_mb": round(file.stat().st_size / 1e6, 1),
+                        "without": {"cpu_s": round(first[0], 2), "mib": round(first[1])},
+                        "with": {"cpu_s": round(second[0], 2), "mib": round(second[1])},
+                    }
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from studies.many_runs import DAY_US, fill_store
 from tests.runs.scenes import TRUSTED
 from tests.transforms.samples import table
 
-JOBS, SAMPLES = 40, 8
+JOBS = 40
+SAMPLES = 8
 _START_US = 1_700_000_000_000_000
 _PUBLISH = (
     "from ciml.cli.main import main; import sys; sys.argv = ['ciml', 'tables', 'publish', '--data-path', {!r}]; main()"
@@ -50,7 +51,7 @@ _QUERIES = {
     "WHERE job = 'job-7' AND date = '2023-11-20'",
     "open raw in DuckDB, join with failed runs": "SELECT count(*) FROM delta_scan('{data}/raw/packs') JOIN "
     "delta_scan('{data}/tables/runs') USING (run_id, digest) WHERE outcome = 'failure'",
-}  # fmt: skip
+}
 
 
 def runs(number: int) -> Iterator[tuple[RunFacts, pa.Table]]:
@@ -61,17 +62,26 @@ def runs(number: int) -> Iterator[tuple[RunFacts, pa.Table]]:
         day, job = divmod(folder, JOBS)
         start = _START_US + day * DAY_US + inside * 1_000_000
         facts = RunFacts(
-            f"zuul~{at}~1", f"{at}", f"job-{job}", outcome="success" if at % 5 else "failure", start_us=start,
-            source="zuul", project=f"project-{job % 7}", change=f"{at // 3}", provider=f"cloud-{at % 4}",
-        )  # fmt: skip
+            f"zuul~{at}~1",
+            f"{at}",
+            f"job-{job}",
+            outcome="success" if at % 5 else "failure",
+            start_us=start,
+            source="zuul",
+            project=f"project-{job % 7}",
+            change=f"{at // 3}",
+            provider=f"cloud-{at % 4}",
+        )
         times = [start + second * 1_000_000 for second in range(SAMPLES)]
         yield facts, table(times, usr=[at % 100 + second for second in range(SAMPLES)], load=[1.0] * SAMPLES)
 
 
 def add(data: DataRoot, more: Sequence[tuple[RunFacts, pa.Table]], corrected: Sequence[RunFacts]) -> None:
     """Append a delta of runs, in one pack of a new folder, and of corrections."""
-    log, folder = ManifestLog(data.raw), "job=new/date=2024-01-01"
-    writer, rows = PackWriter(folder, more[0][1].schema), []
+    log = ManifestLog(data.raw)
+    folder = "job=new/date=2024-01-01"
+    writer = PackWriter(folder, more[0][1].schema)
+    rows = []
     for at, (facts, telemetry) in enumerate(more):
         digest = telemetry_digest(facts.run_id, telemetry)
         name = f"{facts.run_id}.{digest[:16]}.parquet"
@@ -91,7 +101,8 @@ def add(data: DataRoot, more: Sequence[tuple[RunFacts, pa.Table]], corrected: Se
 
 
 def timed(what: str, code: str) -> None:
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -99,7 +110,8 @@ def timed(what: str, code: str) -> None:
 
 
 def main() -> None:
-    place, number = Path(sys.argv[1]), int(sys.argv[2])
+    place = Path(sys.argv[1])
+    number = int(sys.argv[2])
     data = DataRoot.open(place)
     if not place.exists():
         fill_store(open_store(place), runs(number), per_folder=357)

@@ -123,14 +123,15 @@ def talk() -> Plan:
     }
     flavours = (*common[2:], "--class-label", "flavour", "--features-regex", "^(usr|1m)$")
     datasets["flavours"] = flavours
-    others = (part for name in ("alibaba", "huawei", "tencent") for part in ("--class-map", f"{name}=other"))
-    datasets["aws-or-not"] = (*common, "--features-regex", "^(usr|1m)$", "--class-map", "aws=aws", *others)
+    merges = (part for name in ("alibaba", "huawei", "tencent") for part in ("--class-map", f"{name}=other"))
+    datasets["aws-or-not"] = (*common, "--features-regex", "^(usr|1m)$", "--class-map", "aws=aws", *merges)
     layers = {"3x10": "10/10/10", "3x100": "100/100/100", "5x100": "/".join(["100"] * 5), "3x500": "500/500/500"}
-    experiments = {f"dnn-{name}": (*TALK, "--hidden-layers", each) for name, each in layers.items()}
-    one, jobs = "dnn-5x100", ("job-spark-terasort", "job-hadoop-sort")
-    cells = [Cell(one, name) for name in datasets if name.startswith(("features", "every"))]
-    cells += [Cell(name, "features-usr-1m") for name in experiments if name != one]
-    cells += [Cell(one, "job-spark-sort", others=jobs), Cell(one, "flavours"), Cell(one, "aws-or-not")]
+    experiments = {f"dnn-{name}": (*TALK, "--hidden-layers", units) for name, units in layers.items()}
+    topology = "dnn-5x100"
+    jobs = ("job-spark-terasort", "job-hadoop-sort")
+    cells = [Cell(topology, name) for name in datasets if name.startswith(("features", "every"))]
+    cells += [Cell(name, "features-usr-1m") for name in experiments if name != topology]
+    cells += [Cell(topology, "job-spark-sort", others=jobs), Cell(topology, "flavours"), Cell(topology, "aws-or-not")]
     return Plan(datasets, experiments, tuple(cells))
 
 
@@ -146,17 +147,17 @@ def lines(plan: Plan, listing: str, logs: str, data: str) -> Iterator[list[str]]
             *("ciml", "experiment", "train", "--experiment", cell.experiment, "--dataset", cell.dataset),
             *(("--cross-validate", str(cell.folds)) if cell.folds else ()),
             *(("--hold-out", cell.hold_out) if cell.hold_out else ()),
-            *(word for other in cell.others for word in ("--eval-dataset", other)),
+            *(word for dataset in cell.others for word in ("--eval-dataset", dataset)),
             *("--data-path", data),
         ]
 
 
 def stored(data: Path, cell: Cell) -> dict[str, Any] | None:
     """The result of a cell, if there is one."""
-    found = (data / "experiments" / cell.experiment / "results" / cell.dataset).glob(
+    results = (data / "experiments" / cell.experiment / "results" / cell.dataset).glob(
         f"*/folds-{cell.by}-{cell.folds}.json"
     )
-    for path in found:
+    for path in results:
         result: dict[str, Any] = json.loads(path.read_bytes())
         return result
     return None
@@ -175,10 +176,14 @@ def table(data: Path, plan: Plan) -> list[str]:
             name = cell.experiment.rsplit("-", 1)[0] if cell.experiment[-2:-1] == "-" else cell.experiment
             groups.setdefault((cell.dataset, name, cell.by), []).append(result)
     for (dataset, name, by), results in groups.items():
-        one = [each for result in results for each in result.get("baselines", {}).values()]
-        pooled = [each["pooled"] for each in results]
+        baselines = [accuracy for result in results for accuracy in result.get("baselines", {}).values()]
+        pooled = [accuracy["pooled"] for accuracy in results]
         figures = (_accuracy(results), *(_pooled(pooled, name) for name in ("precision", "recall", "f1")))
-        baseline = (_accuracy(one), _pooled([each["pooled"] for each in one], "f1")) if one else ("", "")
+        baseline = (
+            (_accuracy(baselines), _pooled([accuracy["pooled"] for accuracy in baselines], "f1"))
+            if baselines
+            else ("", "")
+        )
         out.append(f"| {dataset} | {name} | {by} | {' | '.join((*figures, *baseline))} |")
     return out
 
@@ -193,10 +198,10 @@ def _accuracy(results: Sequence[dict[str, Any]]) -> str:
 
 def _pooled(pooled: Sequence[dict[str, Any]], name: str) -> str:
     """A figure of the failed where there are any, else the mean over the classes."""
-    found = [(each["classes"]["failed"] if "failed" in each["classes"] else each["macro"])[name] for each in pooled]
-    if len(found) == 1:
-        return _figure(found[0])
-    return _over([each["value"] for each in found])
+    values = [(fold["classes"]["failed"] if "failed" in fold["classes"] else fold["macro"])[name] for fold in pooled]
+    if len(values) == 1:
+        return _figure(values[0])
+    return _over([fold["value"] for fold in values])
 
 
 def _over(values: Sequence[float]) -> str:
@@ -214,9 +219,10 @@ def trials(data: Path, plan: Plan) -> list[str]:
             if cell.folds or path.name.startswith("folds"):
                 continue
             result: dict[str, Any] = json.loads(path.read_bytes())
-            test, one = result["test"], [each["accuracy"] for each in result["baselines"].values()]
+            test = result["test"]
+            accuracies = [baseline["accuracy"] for baseline in result["baselines"].values()]
             figures = (_figure(test["accuracy"]), f"{test['base_rate']['value']:.3f}", _figure(test["macro"]["f1"]))
-            number = ", ".join(_figure(each) for each in one)
+            number = ", ".join(_figure(baseline) for baseline in accuracies)
             where = (cell.dataset, cell.experiment, result["dataset"], str(test["runs"]))
             out.append(f"| {' | '.join((*where, *figures, number))} |")
     return out
@@ -231,7 +237,8 @@ def main(words: Sequence[str]) -> int:
     if len(words) != 4 or words[0] not in plans:
         print("usage: python -m studies.talk providers|status|talk LISTING LOGS DATA", file=sys.stderr)
         return 2
-    plan, data = plans[words[0]](), words[3]
+    plan = plans[words[0]]()
+    data = words[3]
     for line in lines(plan, *words[1:]):
         print("$", " ".join(line), flush=True)
         cli.main(line[1:], prog_name="ciml", standalone_mode=False)  # in this process: importing costs more than most

@@ -71,7 +71,8 @@ def by_resolution(data: Path) -> tuple[list[str], list[Series]]:
     """The talk's network on usr and 1m, by the length of a window."""
     sets = {"1 s": "every-1s", "5 s": "every-5s", "10 s": "features-usr-1m", "30 s": "every-30s", "1 min": "every-1min"}
     assert set(sets.values()) <= set(talk().datasets)
-    figures, base = [], []
+    figures = []
+    base = []
     for name in sets.values():
         (path,) = (data / "experiments/dnn-5x100/results" / name).glob("*/result.json")
         test = _json(path)["test"]

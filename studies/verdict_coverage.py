@@ -45,9 +45,9 @@ def refreshes(
 ) -> Iterator[Covered]:
     """Yield the result of each split that has runs of both classes to learn, and some to calibrate and to test."""
     failed = runs.failed
-    facts = [runs.facts[at] for at in failed]
+    facts = [runs.facts[index] for index in failed]
     labels = np.array([CAUSES.index(runs.truth(run.run_id)) for run in facts])
-    inputs, n_windows, rejected = prepare_many([runs.tables[at] for at in failed], resolved, facts)
+    inputs, n_windows, rejected = prepare_many([runs.tables[index] for index in failed], resolved, facts)
     assert not rejected, rejected
     weights = resolved.definition.tdt_split
     if not by_change:
@@ -60,33 +60,36 @@ def refreshes(
         rows = Rows(inputs, n_windows, labels)
         normal = inputs_for(experiment, Normalisation.of(inputs[learned]), rows)
         fitted = fit(experiment, normal.take(learned), None, len(CAUSES))
-        answers = [fitted.predict(some.inputs, some.n_windows) for some in (normal.take(dev), normal.take(test))]
-        used = [facts[at] for at in (*learned, *test)]
-        made = calibrate(experiment, resolved, [facts[at] for at in dev], answers[0], labels[dev], used=used)
-        assert made.rules is not None
-        shares = decimals(made.calibrator.apply(answers[1]))
-        figures = verdict_figures(made.rules, shares, labels[test], [facts[at].build_name for at in test])
+        answers = [fitted.predict(split.inputs, split.n_windows) for split in (normal.take(dev), normal.take(test))]
+        used = [facts[index] for index in (*learned, *test)]
+        calibrated = calibrate(
+            experiment, resolved, [facts[index] for index in dev], answers[0], labels[dev], used=used
+        )
+        assert calibrated.rules is not None
+        shares = decimals(calibrated.calibrator.apply(answers[1]))
+        figures = verdict_figures(calibrated.rules, shares, labels[test], [facts[index].build_name for index in test])
         yield Covered(round(figures["coverage"]["value"] * len(test)), len(test), len(dev))
 
 
 def row(name: str, shares: np.ndarray, weights: np.ndarray, below: float) -> str:
     """Return a row of the table: of shares that are covered, float64 [n], with their weights, which sum to 1."""
     order = np.argsort(shares, kind="stable")
-    values, mass = shares[order], np.cumsum(weights[order])
+    values = shares[order]
+    mass = np.cumsum(weights[order])
     places = np.minimum(np.searchsorted(mass, np.array(QUANTILES) - 1e-9), len(order) - 1)
     mean = float((shares * weights).sum())
     spread = float(np.sqrt(((shares - mean) ** 2 * weights).sum()))
     low = float(weights[shares < 11.5 / 18].sum())
-    found = " ".join(f"{values[place]:.2f}" for place in places)
-    return f"| {name} | {mean:.3f} | {spread:.3f} | {found} | {low:.3f} | {below:.3f} |"
+    cells = " ".join(f"{values[place]:.2f}" for place in places)
+    return f"| {name} | {mean:.3f} | {spread:.3f} | {cells} | {low:.3f} | {below:.3f} |"
 
 
 def rows_of(name: str, found: list[Covered], coverage: float) -> list[str]:
     """Return the row of splits, and that of the exact distribution for the numbers of runs of these splits."""
-    shares = np.array([one.covered / one.tests for one in found])
-    chances = [exact(one.calibrated, one.tests, coverage) for one in found]
-    below = [chance[: one.covered + 1].sum() <= 0.05 for one, chance in zip(found, chances, strict=True)]
-    values = np.concatenate([np.arange(one.tests + 1) / one.tests for one in found])
+    shares = np.array([refresh.covered / refresh.tests for refresh in found])
+    chances = [exact(refresh.calibrated, refresh.tests, coverage) for refresh in found]
+    below = [chance[: refresh.covered + 1].sum() <= 0.05 for refresh, chance in zip(found, chances, strict=True)]
+    values = np.concatenate([np.arange(refresh.tests + 1) / refresh.tests for refresh in found])
     expected = np.mean([chance[np.cumsum(chance) <= 0.05].sum() for chance in chances])
     return [
         row(name, shares, np.full(len(found), 1 / len(found)), float(np.mean(below))),
@@ -110,10 +113,12 @@ def main() -> None:
             estimator=options.estimator, name="coverage", calibration="temperature", coverage=coverage
         )
         for by_change, name in ((True, "by change"), (False, "by run")):
-            found = list(refreshes(runs, resolved, experiment, options.splits, by_change=by_change))
-            sizes = [int(np.median([getattr(one, key) for one in found])) for key in ("calibrated", "tests")]
-            print("\n".join(rows_of(f"{coverage:.2f}, {name}", found, coverage)))
-            print(f"{len(found)} splits; in the median {sizes[0]} runs calibrate and {sizes[1]} test", flush=True)
+            refreshed = list(refreshes(runs, resolved, experiment, options.splits, by_change=by_change))
+            sizes = [
+                int(np.median([getattr(refresh, key) for refresh in refreshed])) for key in ("calibrated", "tests")
+            ]
+            print("\n".join(rows_of(f"{coverage:.2f}, {name}", refreshed, coverage)))
+            print(f"{len(refreshed)} splits; in the median {sizes[0]} runs calibrate and {sizes[1]} test", flush=True)
     for calibrated in (9, 12, 16, 20, 24, 30, 40):
         chance = exact(calibrated, 18, 0.8)[:12].sum()
         print(f"at most 11 of 18 after {calibrated} calibration runs: {chance:.3f}")

@@ -42,7 +42,9 @@ from tests.corpus import CORPUS, builds
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 
-EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
+EVENTS = "ci-events"
+RUNS = "runs"
+PREDICTIONS = "predictions"
 MODEL = "cause"
 
 
@@ -55,9 +57,15 @@ def push_model(folder: Path, target: DataRoot) -> None:
     trusted = [run.replace(source="zuul", event="", pipeline="gate") for run in runs]
     RawStore(own).add(list(zip(trusted, tables, strict=True)))
     definition = DatasetDefinition(
-        name=MODEL, class_label=MODEL, context=("outcome", "profile"), features_regex="^(usr|stl|1m|wai)$",
-        sample_interval="5s", aggregation_functions=("mean", "max", "last"), tdt_split=(5, 3, 2), span_runs=500,
-    )  # fmt: skip
+        name=MODEL,
+        class_label=MODEL,
+        context=("outcome", "profile"),
+        features_regex="^(usr|stl|1m|wai)$",
+        sample_interval="5s",
+        aggregation_functions=("mean", "max", "last"),
+        tdt_split=(5, 3, 2),
+        span_runs=500,
+    )
     create_dataset(own, definition)
     update_dataset(own.dataset(MODEL), seal=True)
     done = refresh(own, MODEL, Experiment(name=MODEL, epochs=40, calibration="auto"), model=MODEL)
@@ -78,15 +86,22 @@ class Timed:
     def listen(self, kafka: str, stop: threading.Event) -> None:
         """Note the arrivals on both topics until ``stop``."""
         consumer = Consumer(
-            {"bootstrap.servers": kafka, "group.id": f"bench-{os.getpid()}", "auto.offset.reset": "earliest",
-             "isolation.level": "read_committed", "fetch.wait.max.ms": 5, "log_level": 3}
-        )  # fmt: skip
+            {
+                "bootstrap.servers": kafka,
+                "group.id": f"bench-{os.getpid()}",
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+                "fetch.wait.max.ms": 5,
+                "log_level": 3,
+            }
+        )
         consumer.subscribe([RUNS, PREDICTIONS])
         while not stop.is_set():
             message = consumer.poll(0.05)
             if message is None or message.error():
                 continue
-            now, value = time.time(), json.loads(message.value())
+            now = time.time()
+            value = json.loads(message.value())
             if message.topic() == RUNS:
                 self.announced[value["run_id"]] = now
             else:
@@ -100,14 +115,16 @@ class Timed:
         producer = Producer({"bootstrap.servers": kafka, "linger.ms": 0, "log_level": 3})
         begin = time.time()
         for number, facts in zip(range(round(rate * seconds)), itertools.cycle(failed), strict=False):
-            due, at = begin + number / rate, len(self.sent)
+            due = begin + number / rate
+            at = len(self.sent)
             while (left := due - time.time()) > 0:
                 producer.poll(0)
                 time.sleep(min(left, 0.01))
             identity = RunId("bench", f"{os.getpid()}-{at}", 1)
             run = facts.replace(run_id=identity.encode(), build_uuid=identity.native_id, source="bench")
             value, headers = finished_event(run, event_id=run.build_uuid, time_us=run.end_us)
-            self.late_s, self.sent[run.run_id] = max(self.late_s, time.time() - due), time.time()
+            self.late_s = max(self.late_s, time.time() - due)
+            self.sent[run.run_id] = time.time()
             producer.produce(EVENTS, value, key=run.run_id, headers=headers)
         assert producer.flush(30) == 0
 
@@ -118,7 +135,9 @@ def _facts(line: dict[str, Any]) -> RunFacts:
 
 def measure(folder: Path, kafka: str, models: str, rate: float, seconds: float) -> Timed:
     """Run ingest and predict as processes, send the events, and wait for all verdicts."""
-    data, timed, stop = str(folder / "data"), Timed(), threading.Event()
+    data = str(folder / "data")
+    timed = Timed()
+    stop = threading.Event()
     place = ("--data-path", data, "--kafka", kafka, "--engine", "micro-batches")
     listener = threading.Thread(target=timed.listen, args=(kafka, stop))
     with Children(folder / "logs", folder) as children:

@@ -43,7 +43,7 @@ from studies.verdicts import (
     fold_of_later_runs,
     folds_of,
     read,
-)  # fmt: skip
+)
 
 RESAMPLES = 2000
 #: The rules, each with the conditions of the one before.
@@ -72,37 +72,40 @@ def judged(
 ) -> list[Judged]:
     """Return the verdicts on all held-out runs, with the rules up to ``same machines`` that say them."""
     facts = [runs.facts[place] for place in runs.failed]
-    found = []
+    judgements = []
     for repeat, fold in folds:
         dev, held = (values.astype(np.float32) for values in answer(fold, labels))
         calibrator = fit_calibrator(dev, labels[fold.dev])
         jobs = [facts[place].build_name for place in fold.dev]
         rules = make_rules(calibrator.apply(dev), labels[fold.dev], jobs, CAUSES, coverage=coverage, calibration={})
-        means, known = run_means(fold.inputs, fold.n_windows), np.concatenate([fold.learned, fold.dev])
-        rules = rules.replace(ranges=learned_ranges(means[known], [facts[place] for place in known], fold.features))
+        means = run_means(fold.inputs, fold.n_windows)
+        calibration_rows = np.concatenate([fold.learned, fold.dev])
+        rules = rules.replace(
+            ranges=learned_ranges(means[calibration_rows], [facts[place] for place in calibration_rows], fold.features)
+        )
         assert fold.profiles is not None
         for place, shares in zip(fold.held, calibrator.apply(held), strict=True):
             by_cause = {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}
             verdict = make_verdict(facts[place].build_name, by_cause, rules, means[place])
-            found.append(Judged(repeat, int(place), verdict, rules_of(verdict, runs, int(place), fold.profiles)))
-    return found
+            judgements.append(Judged(repeat, int(place), verdict, rules_of(verdict, runs, int(place), fold.profiles)))
+    return judgements
 
 
 def rules_of(verdict: Verdict, runs: Recorded, row: int, profiles: Profiles) -> frozenset[str]:
     """Return the rules up to ``same machines`` that say a verdict."""
     if verdict.cause not in CAUSES or verdict.probability < Policy().min_probability:
         return frozenset()
-    said = ["old"]
+    rules = ["old"]
     if doubt_of(verdict.cause, verdict.probability, verdict.base_rate, verdict.runs, Policy()) is None:
-        said.append("base rate")
+        rules.append("base rate")
         place = runs.failed[row]
         facts = runs.facts[place]
         subject = Subject.of(facts, runs.tables[place], profiles.of(facts.build_name))
         evidence, _ = evidence_for(subject)
         for name, policy in (("comparable", Policy(same_place=False)), ("same machines", Policy())):
             if not isinstance(compare_profile(evidence, policy), Silence):
-                said.append(name)
-    return frozenset(said)
+                rules.append(name)
+    return frozenset(rules)
 
 
 def with_history(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray, base: str) -> list[Judged]:
@@ -123,11 +126,29 @@ def with_history(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray,
                 truth = runs.rerun.get(facts.run_id, "") if by == RERUNS else CAUSES[labels[one.row]]
                 settled_us = rerun_us.get(facts.run_id, 0) if by == RERUNS else now_us
                 if truth:
-                    open_ones.append((settled_us, RecordedVerdict(
-                        facts.run_id, facts.run_id, "cause", 1, facts.project, facts.change, facts.build_name,
-                        one.verdict.cause, base in one.said, one.verdict.probability, None, now_us, True, truth, by,
-                        settled_us,
-                    )))  # fmt: skip
+                    open_ones.append(
+                        (
+                            settled_us,
+                            RecordedVerdict(
+                                facts.run_id,
+                                facts.run_id,
+                                "cause",
+                                1,
+                                facts.project,
+                                facts.change,
+                                facts.build_name,
+                                one.verdict.cause,
+                                base in one.said,
+                                one.verdict.probability,
+                                None,
+                                now_us,
+                                True,
+                                truth,
+                                by,
+                                settled_us,
+                            ),
+                        )
+                    )
     return [
         Judged(one.repeat, one.row, one.verdict, one.said | added.get((one.repeat, one.row), set())) for one in verdicts
     ]
@@ -152,20 +173,24 @@ def _end_us(runs: Recorded, row: int) -> int:
 
 def rows_of(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray) -> list[tuple[str, ...]]:
     """Return a row for each rule and cause: messages, right and wrong a repeat, precision with interval, base rate."""
-    repeats = len({one.repeat for one in verdicts})
-    held = sorted({one.row for one in verdicts})
+    repeats = len({verdict.repeat for verdict in verdicts})
+    held = sorted({verdict.row for verdict in verdicts})
     groups = runs.groups[runs.failed]
     rows = []
     for rule in RULES:
         for cause in (*CAUSES, "all"):
-            said = [one for one in verdicts if rule in one.said and cause in (one.verdict.cause, "all")]
-            right = [CAUSES[labels[one.row]] == one.verdict.cause for one in said]
-            share = np.mean(labels[held] == CAUSES.index(cause)) if cause in CAUSES else max(
-                np.mean(labels[held] == label) for label in range(len(CAUSES))
-            )  # fmt: skip
-            low, high = interval(np.array(right, bool), np.array([groups[one.row] for one in said], object))
-            precision = f"{np.mean(right):.2f} ({low:.2f}–{high:.2f})" if said else "–"
-            counts = (len(said), sum(right), len(said) - sum(right))
+            messages = [
+                verdict for verdict in verdicts if rule in verdict.said and cause in (verdict.verdict.cause, "all")
+            ]
+            right = [CAUSES[labels[verdict.row]] == verdict.verdict.cause for verdict in messages]
+            share = (
+                np.mean(labels[held] == CAUSES.index(cause))
+                if cause in CAUSES
+                else max(np.mean(labels[held] == label) for label in range(len(CAUSES)))
+            )
+            low, high = interval(np.array(right, bool), np.array([groups[verdict.row] for verdict in messages], object))
+            precision = f"{np.mean(right):.2f} ({low:.2f}–{high:.2f})" if messages else "–"
+            counts = (len(messages), sum(right), len(messages) - sum(right))
             rows.append((rule, cause, *(f"{count / repeats:.1f}" for count in counts), precision, f"{share:.2f}"))
     return rows
 
@@ -175,7 +200,8 @@ def interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     if not right.size:
         return 0.0, 1.0
     names, index = np.unique(groups.astype(str), return_inverse=True)
-    tops, bottoms = np.bincount(index, right), np.bincount(index)
+    tops = np.bincount(index, right)
+    bottoms = np.bincount(index)
     drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
     low, high = np.quantile((drawn @ tops) / (drawn @ bottoms), (0.025, 0.975))
     return float(low), float(high)
@@ -198,8 +224,8 @@ def transfer_folds(
         held = np.flatnonzero(places[failed] == place)
         hidden = set(runs.groups[failed][held])
         is_seen = (places != place) & ~np.isin(runs.groups, list(hidden))
-        rest = np.flatnonzero(is_seen[failed])
-        learned, dev = calibrating(rest, labels, runs.groups[failed], 0)
+        training = np.flatnonzero(is_seen[failed])
+        learned, dev = calibrating(training, labels, runs.groups[failed], 0)
         yield 0, Fold(learned, dev, held, *features_of(runs, definition, np.flatnonzero(is_seen).tolist()))
 
 
@@ -242,10 +268,10 @@ def main() -> None:
         folds = list(fold_of_later_runs(runs, definition, labels, since_us, options.repeats))
     else:
         folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
-    found = judged(runs, folds, by_experiment(experiment), labels, experiment.coverage)
+    judgements = judged(runs, folds, by_experiment(experiment), labels, experiment.coverage)
     for base in ("comparable", "same machines"):
         print(f"settled verdicts on top of: {base}")
-        print(table(rows_of(with_history(found, runs, labels, base), runs, labels)))
+        print(table(rows_of(with_history(judgements, runs, labels, base), runs, labels)))
 
 
 if __name__ == "__main__":

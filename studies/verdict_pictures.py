@@ -32,12 +32,12 @@ RUNS = 20
 def evidence_without(runs: Recorded, at: int) -> tuple[Evidence, str]:
     """Return evidence and picture of a run beside the passing runs of other changes."""
     job = runs.facts[at].build_name
-    others = [each for each in range(len(runs.facts)) if runs.groups[each] != runs.groups[at]]
-    own = [each for each in others if runs.facts[each].build_name == job]
-    known = make_profiles((runs.facts[each], runs.tables[each]) for each in own)
-    if known.pooled.runs < MIN_RUNS:
-        known = make_profiles((runs.facts[each], runs.tables[each]) for each in others)
-    return evidence_for(Subject.of(runs.facts[at], runs.tables[at], known.of(job)))
+    other_indices = [index for index in range(len(runs.facts)) if runs.groups[index] != runs.groups[at]]
+    same_job = [index for index in other_indices if runs.facts[index].build_name == job]
+    profiles = make_profiles((runs.facts[index], runs.tables[index]) for index in same_job)
+    if profiles.pooled.runs < MIN_RUNS:
+        profiles = make_profiles((runs.facts[index], runs.tables[index]) for index in other_indices)
+    return evidence_for(Subject.of(runs.facts[at], runs.tables[at], profiles.of(job)))
 
 
 def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:
@@ -45,15 +45,15 @@ def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:
     definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
     experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
     failed = runs.failed
-    labels = np.array([CAUSES.index(runs.truth(runs.facts[at].run_id)) for at in failed])
-    facts = [runs.facts[at] for at in failed]
+    labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])
+    facts = [runs.facts[index] for index in failed]
     folds = list(folds_of(runs, definition, labels, folds=5, repeats=1))
-    found = verdicts_by(by_experiment(experiment), folds, labels, facts, experiment.coverage)
-    for row, at in enumerate(failed):
-        said = found.said[0, row]
-        likely = int(found.probability[0, row].argmax())
-        share = f"{CAUSES[likely]} {found.probability[0, row, likely]:.0%}"
-        yield at, f"{UNKNOWN}, {share}" if said == len(CAUSES) else share
+    answers = verdicts_by(by_experiment(experiment), folds, labels, facts, experiment.coverage)
+    for row, index in enumerate(failed):
+        said = answers.said[0, row]
+        likely = int(answers.probability[0, row].argmax())
+        share = f"{CAUSES[likely]} {answers.probability[0, row, likely]:.0%}"
+        yield index, f"{UNKNOWN}, {share}" if said == len(CAUSES) else share
 
 
 def known_of(folders: Sequence[Path]) -> Mapping[str, Mapping[str, Any]]:
@@ -66,8 +66,8 @@ def what_happened(line: Mapping[str, Any]) -> str:
     """Return what a recording knows of a run, in words."""
     if "fault" in line:
         return str(line["fault"])
-    began = f" from {line['trouble_s']:.0f} s" if line.get("trouble_s") is not None else ""
-    trouble = "" if line["trouble"] == "none" else f"{line['trouble']}{began}"
+    start = f" from {line['trouble_s']:.0f} s" if line.get("trouble_s") is not None else ""
+    trouble = "" if line["trouble"] == "none" else f"{line['trouble']}{start}"
     return " and ".join(filter(None, ["patch" if line["patch"] else "", trouble])) or "nothing"
 
 
@@ -77,17 +77,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    runs, lines = read(options.folders), known_of(options.folders)
-    made = list(verdicts(runs))
+    runs = read(options.folders)
+    lines = known_of(options.folders)
+    pictured = list(verdicts(runs))
     print("| run | job | known | verdict | evidence | judged |\n|---|---|---|---|---|---|")
     for number in range(RUNS):
-        at, cause = made[number * len(made) // RUNS]
+        at, cause = pictured[number * len(pictured) // RUNS]
         facts = runs.facts[at]
         evidence, picture = evidence_without(runs, at)
         (options.out / f"{facts.build_uuid[:8]}.svg").write_text(picture)
-        known = what_happened(lines[facts.build_uuid])
-        said = " ".join(evidence.observations)
-        print(f"| {facts.build_uuid[:8]} | {facts.build_name} | {known} | {cause} | {said} | |")
+        truth = what_happened(lines[facts.build_uuid])
+        sentences = " ".join(evidence.observations)
+        print(f"| {facts.build_uuid[:8]} | {facts.build_name} | {truth} | {cause} | {sentences} | |")
     kinds: dict[str, list[bool]] = {}
     for at, facts in enumerate(runs.facts):
         if facts.outcome == "success":
@@ -96,8 +97,8 @@ def main() -> None:
             evidence, _ = evidence_without(runs, at)
             outside = any("passing runs have" in text for text in evidence.observations)
             kinds.setdefault("with trouble" if troubled else "without trouble", []).append(outside)
-    for kind, found in kinds.items():
-        print(f"passing runs {kind}: {sum(found)} of {len(found)} have a series outside of the passing range")
+    for kind, total in kinds.items():
+        print(f"passing runs {kind}: {sum(total)} of {len(total)} have a series outside of the passing range")
 
 
 if __name__ == "__main__":

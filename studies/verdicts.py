@@ -75,13 +75,14 @@ class Recorded:
 
     def of(self, runs: Sequence[int]) -> Recorded:
         """Return some of the runs, by their indices."""
-        facts, tables = tuple(self.facts[at] for at in runs), tuple(self.tables[at] for at in runs)
+        facts = tuple(self.facts[index] for index in runs)
+        tables = tuple(self.tables[index] for index in runs)
         return Recorded(facts, tables, self.known, self.rerun, self.groups[runs])
 
     @property
     def failed(self) -> list[int]:
         """The indices of the failed runs with a cause."""
-        return [at for at, run in enumerate(self.facts) if run.outcome in FAILED and self.truth(run.run_id)]
+        return [index for index, run in enumerate(self.facts) if run.outcome in FAILED and self.truth(run.run_id)]
 
 
 def read(folders: Sequence[Path]) -> Recorded:
@@ -91,23 +92,29 @@ def read(folders: Sequence[Path]) -> Recorded:
     runs = [run for folder in folders for run in collect.read_recording(folder, rejected)]
     runs.sort(key=lambda run: (run.line["end_time"], run.line["build_uuid"]))
     explaining = {"patch", "trouble", "trouble_s", "fault", CAUSE}
-    facts, causes = [], {}
+    facts = []
+    causes = {}
     for run in runs:
         line = {key: value for key, value in run.line.items() if key not in explaining and key != "log_path"}
-        one = facts_from_listing({**line, "log_path": ""})
-        facts.append(one)
+        line_facts = facts_from_listing({**line, "log_path": ""})
+        facts.append(line_facts)
         if CAUSE in run.line:
-            causes[one.run_id] = str(run.line[CAUSE])
+            causes[line_facts.run_id] = str(run.line[CAUSE])
     tables = parse_logs(
-        [Log(gzip.decompress(run.log), one.start_us, one.end_us) for run, one in zip(runs, facts, strict=True)]
+        [
+            Log(gzip.decompress(run.log), line_facts.start_us, line_facts.end_us)
+            for run, line_facts in zip(runs, facts, strict=True)
+        ]
     )
-    usable = [at for at, table in enumerate(tables) if not isinstance(table, RejectedInput)]
+    usable = [index for index, table in enumerate(tables) if not isinstance(table, RejectedInput)]
     known = Causes(lambda job: True)
-    rows = tuple(RunRecord(facts[at], RawFile("", "", 0, 0), Trust(True, "", "")) for at in usable)
+    rows = tuple(RunRecord(facts[index], RawFile("", "", 0, 0), Trust(True, "", "")) for index in usable)
     known.add(RunDelta(runs=rows))
-    by_reruns = {facts[at].run_id: cause for at in usable if (cause := known.by_reruns(facts[at].run_id))}
-    groups = np.array([facts[at].change or facts[at].run_id for at in usable])
-    return Recorded(tuple(facts[at] for at in usable), tuple(tables[at] for at in usable), causes, by_reruns, groups)
+    by_reruns = {facts[index].run_id: cause for index in usable if (cause := known.by_reruns(facts[index].run_id))}
+    groups = np.array([facts[index].change or facts[index].run_id for index in usable])
+    return Recorded(
+        tuple(facts[index] for index in usable), tuple(tables[index] for index in usable), causes, by_reruns, groups
+    )
 
 
 def _collect() -> Any:
@@ -148,11 +155,13 @@ def folds_of(
     failed = np.array(runs.failed)
     groups = runs.groups[failed]
     for repeat in range(repeats):
-        for rest, held in StratifiedGroupKFold(folds, shuffle=True, random_state=repeat).split(labels, labels, groups):
+        for training, held in StratifiedGroupKFold(folds, shuffle=True, random_state=repeat).split(
+            labels, labels, groups
+        ):
             hidden = set(groups[held])
-            seen = [index for index in range(len(runs.facts)) if runs.groups[index] not in hidden]
-            learned, dev = calibrating(rest, labels, groups, repeat)
-            inputs, n_windows, features, profiles = features_of(runs, definition, seen)
+            visible = [index for index in range(len(runs.facts)) if runs.groups[index] not in hidden]
+            learned, dev = calibrating(training, labels, groups, repeat)
+            inputs, n_windows, features, profiles = features_of(runs, definition, visible)
             yield repeat, Fold(learned, dev, held, inputs, n_windows, features, profiles)
 
 
@@ -171,9 +180,10 @@ def fold_of_later_runs(
         raise ValueError(f"change {min(both)} has runs before and after the time")
     failed = np.array(runs.failed)
     inputs, n_windows, features, profiles = features_of(runs, definition, np.flatnonzero(~later).tolist())
-    rest, held = np.flatnonzero(~later[failed]), np.flatnonzero(later[failed])
+    earlier = np.flatnonzero(~later[failed])
+    held = np.flatnonzero(later[failed])
     for repeat in range(repeats):
-        learned, dev = calibrating(rest, labels, runs.groups[failed], repeat)
+        learned, dev = calibrating(earlier, labels, runs.groups[failed], repeat)
         yield repeat, Fold(learned, dev, held, inputs, n_windows, features, profiles)
 
 
@@ -190,17 +200,18 @@ def features_of(
     runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], Profiles]:
     """Return inputs, numbers of windows and names of the features of the failed runs, and profiles of the seen ones."""
-    failed, resolved = runs.failed, _resolved(runs, definition, seen)
+    failed = runs.failed
+    resolved = _resolved(runs, definition, seen)
     inputs, n_windows, rejected = prepare_many(
-        [runs.tables[at] for at in failed], resolved, [runs.facts[at] for at in failed]
+        [runs.tables[index] for index in failed], resolved, [runs.facts[index] for index in failed]
     )
     assert not rejected, rejected
     return inputs, n_windows, resolved.features, profiles_of(resolved)
 
 
 def _resolved(runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]) -> ResolvedDefinition:
-    columns = [telemetry_columns(runs.tables[at].column_names) for at in seen]
-    passed = [(runs.facts[at], runs.tables[at]) for at in seen]
+    columns = [telemetry_columns(runs.tables[index].column_names) for index in seen]
+    passed = [(runs.facts[index], runs.tables[index]) for index in seen]
     return resolve(definition, columns, [], profiles=lambda names: make_profiles(passed, names).to_json())
 
 
@@ -214,11 +225,12 @@ def by_experiment(experiment: Experiment, only: tuple[str, ...] = ("",)) -> Answ
     """
 
     def answer(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        chosen = [at for at, name in enumerate(fold.features) if name.startswith(only)]
+        chosen = [column for column, name in enumerate(fold.features) if name.startswith(only)]
         rows = Rows(fold.inputs[:, :, chosen], fold.n_windows, labels)
         normal = inputs_for(experiment, Normalisation.of(rows.inputs[fold.learned]), rows)
         fitted = fit(experiment, normal.take(fold.learned), None, len(CAUSES))
-        dev, held = normal.take(fold.dev), normal.take(fold.held)
+        dev = normal.take(fold.dev)
+        held = normal.take(fold.held)
         return fitted.predict(dev.inputs, dev.n_windows), fitted.predict(held.inputs, held.n_windows)
 
     return answer
@@ -232,12 +244,12 @@ def by_base_rate(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def by_duration(runs: Recorded) -> Answer:
     """A small tree of the seconds from start to end."""
-    times = [((run.end_us or 0) - (run.start_us or 0)) / 1e6 for run in (runs.facts[at] for at in runs.failed)]
+    times = [((run.end_us or 0) - (run.start_us or 0)) / 1e6 for run in (runs.facts[index] for index in runs.failed)]
     seconds = np.array(times)
 
     def answer(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        known = seconds[fold.learned], labels[fold.learned]
-        dev, held = (predict_by("duration", *known, seconds[some], len(CAUSES)) for some in (fold.dev, fold.held))
+        learned = seconds[fold.learned], labels[fold.learned]
+        dev, held = (predict_by("duration", *learned, seconds[rows], len(CAUSES)) for rows in (fold.dev, fold.held))
         return dev, held
 
     return answer
@@ -247,7 +259,7 @@ def by_outcome(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A tree of timeout, exit status and signal."""
     from sklearn.tree import DecisionTreeClassifier
 
-    columns = [at for at, name in enumerate(fold.features) if name.startswith("outcome:")]
+    columns = [column for column, name in enumerate(fold.features) if name.startswith("outcome:")]
     values = fold.inputs[:, 0, columns]
     model = DecisionTreeClassifier(min_samples_leaf=3, random_state=0).fit(values[fold.learned], labels[fold.learned])
     return model.predict_proba(values[fold.dev]), model.predict_proba(values[fold.held])
@@ -286,26 +298,30 @@ def verdicts_by(
 
     With ``outside``, a run unlike those that the method learned has the verdict unknown.
     """
-    shape, jobs = (folds[-1][0] + 1, len(labels)), [run.build_name for run in failed]
-    found = Verdicts(
+    shape = (folds[-1][0] + 1, len(labels))
+    jobs = [run.build_name for run in failed]
+    verdicts = Verdicts(
         np.zeros((*shape, len(CAUSES))), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)
     )
     for repeat, fold in folds:
         dev, held = (values.astype(np.float32) for values in answer(fold, labels))
         calibrator = fit_calibrator(dev, labels[fold.dev])
-        names = [jobs[at] for at in fold.dev]
+        names = [jobs[row] for row in fold.dev]
         rules = make_rules(calibrator.apply(dev), labels[fold.dev], names, CAUSES, coverage=coverage, calibration={})
-        means, known = run_means(fold.inputs, fold.n_windows), np.concatenate([fold.learned, fold.dev])
+        means = run_means(fold.inputs, fold.n_windows)
+        calibration_rows = np.concatenate([fold.learned, fold.dev])
         if outside:
-            rules = rules.replace(ranges=learned_ranges(means[known], [failed[at] for at in known], fold.features))
-        for at, shares in zip(fold.held, calibrator.apply(held), strict=True):
+            rules = rules.replace(
+                ranges=learned_ranges(means[calibration_rows], [failed[row] for row in calibration_rows], fold.features)
+            )
+        for row, shares in zip(fold.held, calibrator.apply(held), strict=True):
             by_cause = {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}
-            verdict = make_verdict(jobs[at], by_cause, rules, means[at])
-            found.outside[repeat, at] = verdict.outside is not None
-            found.probability[repeat, at] = shares
-            found.said[repeat, at] = len(CAUSES) if verdict.cause == UNKNOWN else CAUSES.index(verdict.cause)
-            found.inside[repeat, at] = CAUSES[labels[at]] in verdict.set
-    return found
+            verdict = make_verdict(jobs[row], by_cause, rules, means[row])
+            verdicts.outside[repeat, row] = verdict.outside is not None
+            verdicts.probability[repeat, row] = shares
+            verdicts.said[repeat, row] = len(CAUSES) if verdict.cause == UNKNOWN else CAUSES.index(verdict.cause)
+            verdicts.inside[repeat, row] = CAUSES[labels[row]] in verdict.set
+    return verdicts
 
 
 def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:
@@ -315,11 +331,11 @@ def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str
     ones = np.ones_like(found.said, bool)
     counts["accuracy"] = (likely == labels).sum(axis=0), ones.sum(axis=0)
     for label, name in enumerate(CAUSES):
-        own = labels == label
+        of_label = labels == label
         for prefix, said in (("", likely), ("sure ", found.said)):
-            right = ((said == label) & own).sum(axis=0)
+            right = ((said == label) & of_label).sum(axis=0)
             counts[f"{prefix}{name} precision"] = right, (said == label).sum(axis=0)
-            counts[f"{prefix}{name} recall"] = right, (own & ones).sum(axis=0)
+            counts[f"{prefix}{name} recall"] = right, (of_label & ones).sum(axis=0)
     counts["unknown"] = (found.said == len(CAUSES)).sum(axis=0), ones.sum(axis=0)
     counts["outside"] = found.outside.sum(axis=0), ones.sum(axis=0)
     counts["coverage"] = found.inside.sum(axis=0), ones.sum(axis=0)
@@ -330,7 +346,8 @@ def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str
 
 def _interval(top: np.ndarray, bottom: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
     names, index = np.unique(groups, return_inverse=True)
-    tops, bottoms = np.bincount(index, top), np.bincount(index, bottom)
+    tops = np.bincount(index, top)
+    bottoms = np.bincount(index, bottom)
     drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = (drawn @ tops) / (drawn @ bottoms)
@@ -345,7 +362,7 @@ def reliability(found: Verdicts, labels: np.ndarray, bins: int = 5) -> list[tupl
     probability = found.probability.max(axis=2).ravel()
     right = (found.probability.argmax(axis=2) == labels).ravel()
     order = np.array_split(np.argsort(probability, kind="stable"), bins)
-    return [(some.size, float(probability[some].mean()), float(right[some].mean())) for some in order]
+    return [(group.size, float(probability[group].mean()), float(right[group].mean())) for group in order]
 
 
 def label_noise(runs: Recorded) -> dict[str, int]:
@@ -358,7 +375,7 @@ def label_noise(runs: Recorded) -> dict[str, int]:
         "by reruns": len(runs.rerun),
         "by reruns alone": len(runs.rerun.keys() - runs.known.keys()),
         "both": len(both),
-        **{f"known {known}, rerun says {rerun}": counts[known, rerun] for known in CAUSES for rerun in CAUSES},
+        **{f"known {truth}, rerun says {rerun}": counts[truth, rerun] for truth in CAUSES for rerun in CAUSES},
     }
 
 
@@ -385,8 +402,10 @@ def methods(runs: Recorded, experiment: Experiment) -> dict[str, Answer]:
 def table(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], names: Sequence[str]) -> str:
     """Return a table in Markdown."""
     lines = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for method, found in rows.items():
-        cells = (f"{value:.2f} ({low:.2f}–{high:.2f})" for value, low, high in (found[name] for name in names))
+    for method, figures_of_method in rows.items():
+        cells = (
+            f"{value:.2f} ({low:.2f}–{high:.2f})" for value, low, high in (figures_of_method[name] for name in names)
+        )
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -403,11 +422,14 @@ def main() -> None:
     experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
     runs = read(options.folders)
     failed = runs.failed
-    labels = np.array([CAUSES.index(runs.truth(runs.facts[at].run_id)) for at in failed])
-    groups, facts = runs.groups[failed], [runs.facts[at] for at in failed]
-    print(f"{len(runs.facts)} runs; {len(failed)} failed with a cause, {dict(Counter(CAUSES[at] for at in labels))}")
-    for what, count in label_noise(runs).items():
-        print(f"  {what}: {count}")
+    labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])
+    groups = runs.groups[failed]
+    facts = [runs.facts[index] for index in failed]
+    print(
+        f"{len(runs.facts)} runs; {len(failed)} failed with a cause, {dict(Counter(CAUSES[index] for index in labels))}"
+    )
+    for term, count in label_noise(runs).items():
+        print(f"  {term}: {count}")
     if options.since is None:
         folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
     else:
@@ -415,21 +437,22 @@ def main() -> None:
         folds = list(fold_of_later_runs(runs, definition, labels, since_us, options.repeats))
     held = np.unique(np.concatenate([fold.held for _, fold in folds]))
     print(f"features: {len(folds[0][1].features)}; {len(held)} runs held out, {dict(Counter(labels[held].tolist()))}")
-    rows, curves = {}, {}
+    rows = {}
+    curves = {}
     for name, answer in methods(runs, experiment).items():
         if options.only in name:
-            found = verdicts_by(answer, folds, labels, facts, experiment.coverage, outside=name not in BASELINES)
-            rows[name] = figures(found.of(held), labels[held], groups[held])
-            curves[name] = reliability(found.of(held), labels[held])
+            verdicts = verdicts_by(answer, folds, labels, facts, experiment.coverage, outside=name not in BASELINES)
+            rows[name] = figures(verdicts.of(held), labels[held], groups[held])
+            curves[name] = reliability(verdicts.of(held), labels[held])
             print(name, {key: round(value[0], 3) for key, value in rows[name].items()}, flush=True)
     print(
-        table(rows, ["accuracy", *(f"{name} {what}" for name in CAUSES for what in ("precision", "recall")), "brier"])
+        table(rows, ["accuracy", *(f"{name} {term}" for name in CAUSES for term in ("precision", "recall")), "brier"])
     )
     print(
         table(
             rows,
             [
-                *(f"sure {name} {what}" for name in CAUSES for what in ("precision", "recall")),
+                *(f"sure {name} {term}" for name in CAUSES for term in ("precision", "recall")),
                 "unknown",
                 "outside",
                 "coverage",

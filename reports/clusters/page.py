@@ -49,7 +49,8 @@ def cluster_page(clustering: Clustering) -> Page:
     lead = f"K-means over {length}, normalised by the training split; seed {options.seed}."
     if len(runs) < clustering.of_runs:
         lead += f" {len(runs):,} of {clustering.of_runs:,} runs, sampled evenly."
-    rand, random = ("–", "one class only")
+    rand = "–"
+    random = "one class only"
     if agreed is not None:
         rand = f"{agreed.rand:.2f}"
         random = f"random assignments: at most {agreed.random_rand_95:.2f} (95 %)"
