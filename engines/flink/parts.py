@@ -298,8 +298,6 @@ def asks(check: list[str]) -> Answer:
 
         return "yes" if http_answers(where[0]) else "no"
     if kind == "jobs":
-        # FIXME empty import
-
         return "yes" if job_service_answers(where[0]) else "no"
     if kind == "pool":
         return "yes" if _pool_answers(where[0]) else "no"

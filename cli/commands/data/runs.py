@@ -321,7 +321,6 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool)
     """
     from itertools import islice
 
-    from ciml.data_root import DataRoot
     from ciml.runs.latest_runs import latest_runs
     from ciml.runs.state import open_raw
 

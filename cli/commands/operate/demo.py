@@ -97,7 +97,6 @@ def report(data_path: str, output: str | None) -> None:
     Example:
       ciml demo report --data-path demo --output report.html
     """
-    from pathlib import Path
 
     import msgspec
 

@@ -156,7 +156,6 @@ def unmute(project: str, data_path: str) -> None:
 def _commit(data_path: str, key: str, project: str) -> bool:
     """Store a change of the muted projects; return False if it changes nothing."""
     from ciml.data_root import DataRoot
-    from ciml.errors import CimlError
     from ciml.events.fields import is_clean
     from ciml.pipelines.feedback import replica
 

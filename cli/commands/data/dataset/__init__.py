@@ -109,7 +109,6 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
 
 
 def _chosen(data_path: str, names: tuple[str, ...]) -> list[StoredDataset]:
-    from ciml.data_root import DataRoot
 
     data = DataRoot.open(data_path)
     existing = data.dataset_names()
