@@ -1,16 +1,20 @@
-"""The REST API of a review system: one host, limits on time and bytes of a call, errors without secrets.
+"""The REST API of a review system, and what the clients of all review systems share.
 
-Answers are hostile: they are decoded as the declared type, and no redirect is followed.
+`Rest` calls one host, within limits on time and bytes; no error has a secret. Answers are hostile: they are decoded as
+the declared type, and no redirect is followed. `RestClient` finds our own message among the notes on a change, and
+reads the reactions to it. A subclass only knows the addresses and types of its system.
 """
 
 from __future__ import annotations
 
 import base64
 import ipaddress
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -27,10 +31,24 @@ from ciml.http.outgoing import (
     retry_after_s,
     tls_context,
 )
-from ciml.integrations.review import CALL_S, MAX_REACTIONS, UNAUTHORIZED, Busy, Refused, System, Unsettled
+from ciml.integrations.review import (
+    CALL_S,
+    MAX_REACTIONS,
+    UNAUTHORIZED,
+    Busy,
+    ChangeRef,
+    Head,
+    Posted,
+    Reactions,
+    Refused,
+    Rendered,
+    System,
+    Unsettled,
+)
 from ciml.secrets import Secrets
 
 T = TypeVar("T")
+Query = Mapping[str, str | int]
 
 #: Pause for a system that limits requests without naming a time, seconds, as GitHub asks for.
 LIMITED_S = 60.0
@@ -39,6 +57,9 @@ _MESSAGE_CHARACTERS = 160
 _REASONS: Mapping[int, str] = {403: "forbidden", 404: "not_found", 409: "conflict", 410: "not_found"}
 #: Headers whose last word is a secret.
 _SECRETS = frozenset({"Authorization", "PRIVATE-TOKEN"})
+#: How the names of emojis begin that are thumbs.
+_UP = ("+1", "thumbsup")
+_DOWN = ("-1", "thumbsdown")
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -52,17 +73,42 @@ class Rest:
     Args:
       base: its address; see `check_base`.
       ca_file: CA certificates of the server; "" for those of the system.
-      secret: returns the present secret, so that no error quotes it.
+      secret: returns the present secret; no error quotes it.
       rights: what to check if the system rejects the credentials, for people.
+      header: returns the headers that prove a secret.
       prefix: bytes of an answer before its JSON.
     """
 
-    def __init__(self, base: str, ca_file: str, secret: Callable[[], bytes], rights: str, prefix: bytes = b"") -> None:
+    def __init__(
+        self,
+        base: str,
+        ca_file: str,
+        secret: Callable[[], bytes],
+        rights: str,
+        header: Callable[[bytes], Mapping[str, str]],
+        prefix: bytes = b"",
+    ) -> None:
         self._client = HostClient(base, tls_context(ca_file) if urlsplit(base).scheme == "https" else None)
         self._origin = self._client.address.origin
         self._secret = secret
         self._rights = rights
+        self._header = header
         self._prefix = prefix
+        self._own: tuple[bytes, int] = (b"", 0)
+
+    def auth(self, path: str) -> Mapping[str, str]:
+        """Return the headers of a request that prove who we are. Raises as `get`."""
+        return self._header(self._secret())
+
+    def forget(self) -> None:
+        """Forget what was derived from the secret: the system has rejected it."""
+
+    def own_id(self, path: str, kind: type[Account]) -> int:
+        """Return the id of our own account, which is at ``path``. Another secret may be of another account."""
+        secret = self._secret()
+        if self._own[0] != secret:
+            self._own = (secret, self.get(path, kind).id)
+        return self._own[1]
 
     def close(self) -> None:
         """Close the connections."""
@@ -72,53 +118,49 @@ class Rest:
         """Limit all requests of the block together to `CALL_S`."""
         return self._client.within(CALL_S)
 
-    def get(self, path: str, kind: type[T], auth: Mapping[str, str], query: Mapping[str, str | int] | None = None) -> T:
+    def get(self, path: str, kind: type[T], query: Query | None = None) -> T:
         """Return the answer to a GET request as the type ``kind``.
 
         Raises:
           Busy, Refused, EngineError: see `ciml.integrations.review`.
         """
-        return self._request("GET", f"{path}?{urlencode(query)}" if query else path, kind, auth)[0]
+        return self._request("GET", f"{path}?{urlencode(query)}" if query else path, kind)[0]
 
     def lookup(
-        self, path: str, kind: type[T], auth: Mapping[str, str], query: Mapping[str, str | int] | None = None
+        self, path: str, kind: type[T], query: Query | None = None, absent: tuple[str, ...] = ("not_found",)
     ) -> T | None:
-        """Return the answer as `get` does; None if the system has nothing at this path."""
+        """Return the answer as `get` does; None where the system refuses with one of the reasons ``absent``."""
         try:
-            return self.get(path, kind, auth, query)
+            return self.get(path, kind, query)
         except Refused as refused:
-            if refused.reason != "not_found":
+            if refused.reason not in absent:
                 raise
             return None
 
-    def pages(
-        self, path: str, kind: type[T], auth: Mapping[str, str], query: Mapping[str, str | int], most: int
-    ) -> Iterator[T]:
+    def pages(self, path: str, kind: type[T], query: Query, most: int) -> Iterator[T]:
         """Yield the pages of a list, numbered by the key ``page``, until an answer names no next one.
 
         The address of the next page is not used. Raises as `get`, and `Refused` after ``most`` pages.
         """
         for number in range(1, most + 1):
-            page, answer = self._request("GET", f"{path}?{urlencode({**query, 'page': number})}", kind, auth)
+            page, answer = self._request("GET", f"{path}?{urlencode({**query, 'page': number})}", kind)
             yield page
             if b'rel="next"' not in answer.header(b"link"):  # a page may lack items that this account may not see
                 return
         raise Refused("invalid", f"{self._origin}{path} has more than {most} pages")
 
-    def send(
-        self, method: str, path: str, kind: type[T], auth: Mapping[str, str], body: object, *, changes: bool = True
-    ) -> T:
+    def send(self, method: str, path: str, kind: type[T], body: object, *, changes: bool = True) -> T:
         """Send JSON, and return the answer as the type ``kind``.
 
         Args:
-          method, path, kind, auth: as in `get`.
+          method, path, kind: as in `get`.
           body: the JSON.
           changes: whether the request changes what reviewers see, so that a failure after it was sent is `Unsettled`.
 
         Raises:
           Unsettled, Busy, Refused, EngineError: see `ciml.integrations.review`.
         """
-        return self._request(method, path, kind, auth, msgspec.json.encode(body), changes=changes)[0]
+        return self._request(method, path, kind, msgspec.json.encode(body), changes=changes)[0]
 
     def own_url(self, text: str) -> str:
         """Return an address in an answer if it is of this system, else ""."""
@@ -131,15 +173,9 @@ class Rest:
         return text if is_own else ""
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        kind: type[T],
-        auth: Mapping[str, str],
-        body: bytes | None = None,
-        *,
-        changes: bool = False,
+        self, method: str, path: str, kind: type[T], body: bytes | None = None, *, changes: bool = False
     ) -> tuple[T, Answer]:
+        auth = self.auth(path)
         headers = {"Accept": "application/json", **auth} | ({"Content-Type": "application/json"} if body else {})
         try:
             with self.call():
@@ -170,6 +206,7 @@ class Rest:
         if status >= 500 or status in (408, 425):
             return self._unknown(text, changes)
         if status == 401:
+            self.forget()
             return Refused(UNAUTHORIZED, f"{self._origin} rejects the credentials: {self._rights}")
         if status < 400:
             # The secret is of this host. A project that has moved is named by its present address.
@@ -197,6 +234,124 @@ class Rest:
         return "".join(character if character.isprintable() else " " for character in short)[
             :_MESSAGE_CHARACTERS
         ].strip()
+
+
+class Account(Protocol):
+    """An account in an answer."""
+
+    @property
+    def id(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A message, a comment or an emoji on a change.
+
+    Attributes:
+      id: in the system; "" where it is not needed.
+      text: of it; the name of an emoji.
+      author: name of its account; "" where it does not count.
+      maker: id of the account, or of the App, that made it; 0 if unknown.
+      url: its address, for people; "" if unknown.
+    """
+
+    id: str
+    text: str
+    author: str = ""
+    maker: int = 0
+    url: str = ""
+
+
+class RestClient(ABC):
+    """A `ReviewClient` by REST. Errors of all methods: see `ReviewClient`.
+
+    Attributes:
+      of_commit: whether a message needs the commit beside the number of the change.
+      unlocated: error of a change without a number whose commit is of no open change, for people.
+    """
+
+    of_commit: ClassVar[bool] = False
+    unlocated: ClassVar[str] = "no open change has the commit of the run"
+
+    def __init__(self, rest: Rest) -> None:
+        self.rest = rest
+
+    @abstractmethod
+    def head(self, change: ChangeRef) -> Head:
+        """Return the present state of a change."""
+
+    @abstractmethod
+    def own_id(self) -> int:
+        """Return the id of our own account or App."""
+
+    @abstractmethod
+    def notes(self, change: ChangeRef) -> Iterable[Note]:
+        """Return the notes on a change that may be our message, the latest first."""
+
+    @abstractmethod
+    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
+        """Write a note: a new one, or in the place of the one with an id."""
+
+    @abstractmethod
+    def replies(self, posted: Posted) -> Iterable[Note]:
+        """Return the notes that followed a message of ours."""
+
+    def emojis(self, posted: Posted) -> Iterable[Note]:
+        """Return the emojis on a message of ours."""
+        return ()
+
+    def close(self) -> None:
+        """Close connections."""
+        self.rest.close()
+
+    def find(self, change: ChangeRef, marker: str) -> Posted | None:
+        """Return our own latest message on a change."""
+        with self.rest.call():
+            where = self.located(change)
+            note = self.find_note(where, marker)
+            return _posted(where, note) if note else None
+
+    def post(self, change: ChangeRef, message: Rendered) -> Posted:
+        """Create a message."""
+        with self.rest.call():
+            where = self.located(change)
+            return _posted(where, self.write(where, message, ""))
+
+    def edit(self, posted: Posted, message: Rendered) -> Posted:
+        """Replace a message."""
+        return _posted(posted.change, self.write(posted.change, message, number(posted.id)))
+
+    def reactions(self, posted: Posted) -> Reactions:
+        """Return the reactions to a message."""
+        with self.rest.call():
+            emojis = [note for note in self.emojis(posted) if not self._is_own(note)]
+            replies = [note for note in self.replies(posted) if says_not_helpful(note.text) and not self._is_own(note)]
+            return Reactions(
+                up=accounts(note.author for note in emojis if note.text.startswith(_UP)),
+                down=accounts(note.author for note in emojis if note.text.startswith(_DOWN)),
+                not_helpful=accounts(note.author for note in replies),
+            )
+
+    def located(self, change: ChangeRef) -> ChangeRef:
+        """Return a change with its number, and its commit if it is needed; they are looked up where unknown."""
+        sha = commit(change.head, change.patchset)
+        if change.change and (sha or not self.of_commit):
+            return replace(change, head=sha)
+        head = self.head(change)
+        if head.state == "missing":
+            raise Refused("not_found", f"{change.project}: {self.unlocated}")
+        return replace(change, change=head.change, head=sha or head.head)
+
+    def find_note(self, change: ChangeRef, marker: str) -> Note | None:
+        """Return the latest note on a change that has a marker and is our own."""
+        return next((note for note in self.notes(change) if marker in note.text and self._is_own(note)), None)
+
+    def _is_own(self, note: Note) -> bool:
+        return note.maker != 0 and note.maker == self.own_id()
+
+
+def _posted(change: ChangeRef, note: Note) -> Posted:
+    return Posted(change, note.id, note.url, note.text)
 
 
 def check_base(key: str, base: str, example: str) -> None:

@@ -218,6 +218,7 @@ class System(Settings, frozen=True, kw_only=True):
       projects: globs of the projects whose changes are there; of several systems, the first that matches takes a run.
       gap_s: least time between two requests that change something, seconds.
       secret_file, secret_env: the file or the environment variable of its secret (token, password, or private key).
+      ca_file: certificates that sign the server's; those of the operating system by default.
     """
 
     title: ClassVar[str] = "system"
@@ -230,6 +231,7 @@ class System(Settings, frozen=True, kw_only=True):
     gap_s: float = 1.0
     secret_file: tuple[str, ...] = ()
     secret_env: tuple[str, ...] = ()
+    ca_file: str = ""
 
     def __post_init__(self) -> None:
         checked("name: ", check_source_name, self.name)
@@ -242,6 +244,10 @@ class System(Settings, frozen=True, kw_only=True):
     def takes(self, source: str, project: str) -> bool:
         """Return whether runs of a source and project test changes of this system."""
         return source in self.sources and glob_pattern(self.projects).fullmatch(project) is not None
+
+    def ca_path(self, folder: Path) -> str:
+        """Return the path of `ca_file`, which is below the folder of the configuration; "" for none."""
+        return str(folder / self.ca_file) if self.ca_file else ""
 
     @abstractmethod
     def client(self, where: str, folder: Path) -> ReviewClient:

@@ -5,29 +5,28 @@ By GitHub's description of its REST API, version 2022-11-28.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from ciml.integrations.github.auth import App, Author, GitHubApp, Identity, TokenOwner, private_key, repository
-from ciml.integrations.http import Rest, accounts, check_base, commit, number, says_not_helpful, secret_of, token
-from ciml.integrations.review import (
-    UNAUTHORIZED,
-    ChangeRef,
-    Format,
-    Head,
-    Posted,
-    Reactions,
-    Refused,
-    Rendered,
-    ReviewClient,
-    System,
+from ciml.integrations.http import (
+    Note,
+    Query,
+    Rest,
+    RestClient,
+    check_base,
+    commit,
+    number,
+    quoted,
+    secret_of,
+    token,
 )
+from ciml.integrations.review import ChangeRef, Format, Head, Posted, Refused, Rendered, ReviewClient, System
 from ciml.limits import MAX_COMMENT_PAGES
 
 API = "https://api.github.com"
@@ -40,8 +39,13 @@ _RECENT_PAGES = 3
 _RECENT = 50
 #: A suite has at most 1,000 check runs of one name.
 _CHECK_PAGES = 10
-
-T = TypeVar("T")
+#: Of a token that signs for an App, seconds; GitHub permits 600 by its own clock.
+_SIGNED_S = 540
+_CLOCK_S = 60
+#: A token of an installation lasts for an hour; it is not used within its last minutes.
+_SPARE_S = 300.0
+#: Repositories whose tokens are remembered.
+_MOST_TOKENS = 1000
 
 
 class GitHubSystem(System, frozen=True, kw_only=True):
@@ -53,7 +57,6 @@ class GitHubSystem(System, frozen=True, kw_only=True):
       report: ``check`` writes a check run, which only an App may; ``comment`` writes one comment on the pull request.
         By default an App writes check runs.
       check: name of the check run.
-      ca_file: certificates that sign the server's; those of the system by default.
     """
 
     kind: ClassVar[str] = "github"
@@ -61,7 +64,6 @@ class GitHubSystem(System, frozen=True, kw_only=True):
     app: int = 0
     report: Literal["", "check", "comment"] = ""
     check: str = "ciml"
-    ca_file: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,14 +77,107 @@ class GitHubSystem(System, frozen=True, kw_only=True):
 
     def client(self, where: str, folder: Path) -> ReviewClient:
         checks = bool(self.app) and self.report != "comment"
-        ca_file = str(folder / self.ca_file) if self.ca_file else ""
         content, check = ("the private key of the App", private_key) if self.app else ("a token", token)
         secret = secret_of(self, where, folder, content, check)
         right = "Checks: write and Pull requests: read" if checks else "Pull requests: write"
-        api = Rest(self.api, ca_file, secret, f"check {'the App' if self.app else 'the token'} and its rights: {right}")
+        hint = f"check {'the App' if self.app else 'the token'} and its rights: {right}"
+        if not self.app:
+            return Comments(Rest(self.api, self.ca_path(folder), secret, hint, _bearer), 0)
         rights = {"checks": "write", "pull_requests": "read"} if checks else {"pull_requests": "write"}
-        identity = GitHubApp(api, self.app, secret, rights) if self.app else TokenOwner(api, secret)
-        return CheckRuns(api, identity, self.check, self.app) if checks else Comments(api, identity)
+        api = AppRest(self.api, self.ca_path(folder), secret, hint, self.app, rights)
+        return CheckRuns(api, self.app, self.check) if checks else Comments(api, self.app)
+
+
+class _User(msgspec.Struct, frozen=True):
+    id: int = 0
+    login: str = ""
+    type: str = ""
+
+
+class _Identified(msgspec.Struct, frozen=True):
+    """An App or an installation."""
+
+    id: int = 0
+
+
+class _Token(msgspec.Struct, frozen=True):
+    token: str
+    expires_at: str
+
+
+def _bearer(secret: bytes) -> Mapping[str, str]:
+    return {
+        "Accept": "application/vnd.github+json",
+        "X-GitHub-Api-Version": "2022-11-28",
+        "Authorization": f"Bearer {secret.decode()}",
+    }
+
+
+class AppRest(Rest):
+    """The API for an App, whose key signs for a token of each installation.
+
+    Args:
+      base, ca_file, secret, hint: see `Rest`; the secret is the private key, PEM.
+      app: id of the App.
+      rights: of the tokens that are asked for, GitHub's names: no others, whatever the App may do.
+    """
+
+    def __init__(
+        self, base: str, ca_file: str, secret: Callable[[], bytes], hint: str, app: int, rights: Mapping[str, str]
+    ) -> None:
+        super().__init__(base, ca_file, secret, hint, self._signed)
+        self._app = app
+        self._app_rights = rights
+        self._tokens: dict[str, tuple[str, float]] = {}
+
+    def auth(self, path: str) -> Mapping[str, str]:
+        """Return the headers of a request: signed ones about the App itself, else a token of the path's repository."""
+        _, kind, *names = path.split("/")
+        if kind == "app" or names[2:] == ["installation"]:
+            return super().auth(path)
+        repository = "/".join(names[:2])
+        access_token, until_s = self._tokens.get(repository, ("", 0.0))
+        if time.time() > until_s - _SPARE_S:
+            access_token = self._renewed(repository)
+        return _bearer(access_token.encode())
+
+    def forget(self) -> None:
+        self._tokens.clear()
+
+    def _renewed(self, repository: str) -> str:
+        """Return a new token. The installation is asked for each time: the App may have been installed anew."""
+        installation = self.lookup(f"/repos/{repository}/installation", _Identified)
+        if installation is None:
+            hint = f"the App {self._app} is not installed on {repository}: install it there"
+            raise Refused("forbidden", hint)
+        path = f"/app/installations/{installation.id}/access_tokens"
+        answer = self.send("POST", path, _Token, {"permissions": dict(self._app_rights)}, changes=False)
+        access_token = token(answer.token.encode()).decode()
+        if len(self._tokens) > _MOST_TOKENS:
+            self.forget()
+        self._tokens[repository] = (access_token, datetime.fromisoformat(answer.expires_at).timestamp())
+        return access_token
+
+    def _signed(self, key: bytes) -> Mapping[str, str]:
+        import jwt
+
+        now = int(time.time())
+        claims = {"iat": now - _CLOCK_S, "exp": now - _CLOCK_S + _SIGNED_S, "iss": str(self._app)}
+        return _bearer(jwt.encode(claims, key, "RS256").encode())
+
+
+def private_key(secret: bytes) -> bytes:
+    """Return the private key of an App. Raises `ValueError` where it is none."""
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(secret, None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, RSAPrivateKey):
+        raise ValueError("is no RSA private key in PEM, as GitHub makes for an App")
+    return secret
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -124,8 +219,8 @@ class _Comment(msgspec.Struct, frozen=True):
     created_at: str
     body: str = ""
     html_url: str = ""
-    user: Author | None = None
-    performed_via_github_app: App | None = None
+    user: _User | None = None
+    performed_via_github_app: _Identified | None = None
 
 
 class _Output(msgspec.Struct, frozen=True):
@@ -134,11 +229,10 @@ class _Output(msgspec.Struct, frozen=True):
 
 class _CheckRun(msgspec.Struct, frozen=True):
     id: int
-    head_sha: str
     output: _Output
     html_url: str | None = None
     completed_at: str | None = None
-    app: App | None = None
+    app: _Identified | None = None
 
 
 class _CheckRunPage(msgspec.Struct, frozen=True):
@@ -147,61 +241,58 @@ class _CheckRunPage(msgspec.Struct, frozen=True):
 
 class _Reaction(msgspec.Struct, frozen=True):
     content: str
-    user: Author | None = None
+    user: _User | None = None
 
 
-class GitHub:
-    """What check runs and comments share: requests, and the state of a pull request."""
+class GitHub(RestClient):
+    """What check runs and comments share: the state of a pull request, and replies to a message.
+
+    Args:
+      rest: the API.
+      app: id of the App that calls it; 0 for the owner of a token.
+    """
 
     format: Format = "github"
     can_edit = True
     can_react: ClassVar[bool]
     most_bytes = MOST_BYTES
-    #: Whether a message needs the commit beside the number of the pull request.
-    of_commit: ClassVar[bool]
+    unlocated = "no pull request has the number or commit of the run"
 
-    def __init__(self, rest: Rest, identity: Identity) -> None:
-        self.rest = rest
-        self.identity = identity
+    def __init__(self, rest: Rest, app: int) -> None:
+        super().__init__(rest)
+        self.app = app
 
-    def close(self) -> None:
-        """Close connections."""
-        self.rest.close()
+    def own_id(self) -> int:
+        return self.app or self.rest.own_id("/user", _User)
 
     def head(self, change: ChangeRef) -> Head:
-        """Return the present state of a change. Errors: see `ReviewClient`.
+        """Return the present state of a change.
 
         Where the event named no pull request, it is the open one from the repository and branch of the commit.
         """
         with self.rest.call():
             if not change.change:
-                return self._of_commit(change)
-            try:
-                return self.get(change, f"/pulls/{number(change.change)}", _Pull).to_head()
-            except Refused as refused:
-                if refused.reason == "not_found":
-                    return Head("missing")
-                raise
+                pull = self._of_commit(change)
+            else:
+                pull = self.rest.lookup(f"{_place(change)}/pulls/{number(change.change)}", _Pull)
+            return pull.to_head() if pull else Head("missing")
 
-    def _of_commit(self, change: ChangeRef) -> Head:
+    def _of_commit(self, change: ChangeRef) -> _Pull | None:
         """Return the one open pull request of the commit, repository and branch of a run.
 
         Anybody may open another pull request whose head is the same commit, from a branch of their own.
         """
         sha = commit(change.head, change.patchset)
         if not (sha and change.head_project and change.head_branch):
-            return Head("missing")
+            return None
         pulls = {pull.number: pull for pull in self._with_commit(change, sha) if pull.is_from(change, sha)}
-        return next(iter(pulls.values())).to_head() if len(pulls) == 1 else Head("missing")
+        return next(iter(pulls.values())) if len(pulls) == 1 else None
 
     def _with_commit(self, change: ChangeRef, sha: str) -> Iterator[_Pull]:
         """Yield pull requests of the repository that may have a commit as their head."""
-        try:
-            pulls = self.get(change, f"/commits/{sha}/pulls", list[_Pull], {"per_page": _RECENT})
-        except Refused as refused:
-            if refused.reason not in ("not_found", "invalid"):  # 422: no such commit
-                raise
-            pulls = []
+        place = _place(change)
+        absent = ("not_found", "invalid")  # 422: no such commit
+        pulls = self.rest.lookup(f"{place}/commits/{sha}/pulls", list[_Pull], {"per_page": _RECENT}, absent) or []
         # GitHub lists pull requests of other repositories of the network too, and none whose commit is in a fork alone.
         own_pulls = [
             pull for pull in pulls if pull.base.repo and pull.base.repo.full_name.lower() == change.project.lower()
@@ -209,127 +300,47 @@ class GitHub:
         yield from own_pulls
         if any(pull.is_from(change, sha) for pull in own_pulls):
             return
-        query: Mapping[str, str | int] = {"state": "open", "sort": "updated", "direction": "desc", "per_page": _RECENT}
-        for pulls in islice(self.pages(change, "/pulls", list[_Pull], query, _RECENT_PAGES + 1), _RECENT_PAGES):
+        query: Query = {"state": "open", "sort": "updated", "direction": "desc", "per_page": _RECENT}
+        for pulls in islice(self.rest.pages(f"{place}/pulls", list[_Pull], query, _RECENT_PAGES + 1), _RECENT_PAGES):
             yield from pulls
             if any(pull.is_from(change, sha) for pull in pulls):
                 return
 
-    @abstractmethod
-    def find(self, change: ChangeRef, marker: str) -> Posted | None:
-        """See `ReviewClient`."""
-
-    def located(self, change: ChangeRef) -> ChangeRef:
-        """Return a change with its number and commit, which are looked up where they are unknown.
-
-        Raises:
-          Refused: there is none.
-        """
-        sha = commit(change.head, change.patchset)
-        if change.change and (sha or not self.of_commit):
-            return ChangeRef(change.project, change.change, change.patchset, sha)
-        head = self.head(change)
-        if head.state == "missing":
-            raise Refused("not_found", f"{change.project}: no pull request has the number or commit of the run")
-        return ChangeRef(change.project, head.change, change.patchset, sha or head.head)
-
-    def get(self, change: ChangeRef, path: str, kind: type[T], query: Mapping[str, str | int] | None = None) -> T:
-        """Return an answer about the repository of a change."""
-        with self._asking(change) as (place, headers):
-            return self.rest.get(f"{place}{path}", kind, headers, query)
-
-    def pages(
-        self, change: ChangeRef, path: str, kind: type[T], query: Mapping[str, str | int], most: int
-    ) -> Iterator[T]:
-        """Yield the pages of a list of the repository of a change; ``most`` of them, then `Refused`."""
-        with self._asking(change) as (place, headers):
-            yield from self.rest.pages(f"{place}{path}", kind, headers, query, most)
-
-    def send(self, change: ChangeRef, method: str, path: str, kind: type[T], body: object) -> T:
-        """Change something in the repository of a change."""
-        with self._asking(change) as (place, headers):
-            return self.rest.send(method, f"{place}{path}", kind, headers, body)
-
     def comments(self, change: ChangeRef, since: str = "") -> Iterator[_Comment]:
         """Yield the comments on a pull request, all or those since a time; `Refused` if they are too many."""
-        query: dict[str, str | int] = {"per_page": _PAGE} | ({"since": since} if since else {})
-        path = f"/issues/{number(change.change)}/comments"
-        for page in self.pages(change, path, list[_Comment], query, MAX_COMMENT_PAGES):
-            yield from page
+        query: Query = {"per_page": _PAGE} | ({"since": since} if since else {})
+        for page in self.rest.pages(_comments_path(change), list[_Comment], query, MAX_COMMENT_PAGES):
+            yield from (comment for comment in page if comment.created_at >= since)
 
-    def not_helpful(self, change: ChangeRef, since: str, after: int = 0) -> tuple[str, ...]:
-        """Return the people whose comments since a time, and with a later id, say "not helpful"."""
-        later = (
-            comment for comment in self.comments(change, since) if comment.created_at >= since and comment.id > after
-        )
-        names = [
-            comment.user.login
-            for comment in later
-            if comment.user
-            and comment.user.type != "Bot"
-            and says_not_helpful(comment.body)
-            and not self._is_own(comment)
-        ]
-        return accounts(names)
-
-    def _is_own(self, comment: _Comment) -> bool:
-        return self.identity.is_own(comment.user, comment.performed_via_github_app)
-
-    @contextmanager
-    def _asking(self, change: ChangeRef) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """Give the path of the repository of a change, and the headers for it."""
-        place = repository(change.project)
-        try:
-            yield f"/repos/{place}", self.identity.headers(place)
-        except Refused as refused:
-            if refused.reason == UNAUTHORIZED:  # a token of an installation that was revoked
-                self.identity.forget()
-            raise
+    def note(self, comment: _Comment) -> Note:
+        """Return a comment as a note. The words of bots do not count."""
+        user = comment.user or _User()
+        maker = (comment.performed_via_github_app or _Identified()).id if self.app else user.id
+        author = user.login if user.type != "Bot" else ""
+        return Note(str(comment.id), comment.body, author, maker, self.rest.own_url(comment.html_url))
 
 
 class Comments(GitHub):
     """One comment on the pull request, which is edited in place."""
 
-    of_commit = False
     can_react = True
 
-    def find(self, change: ChangeRef, marker: str) -> Posted | None:
-        with self.rest.call():
-            where = self.located(change)
-            own_comments = [
-                comment for comment in self.comments(where) if marker in comment.body and self._is_own(comment)
-            ]
-            return self._posted(where, max(own_comments, key=lambda comment: comment.id)) if own_comments else None
+    def notes(self, change: ChangeRef) -> Iterable[Note]:
+        return map(self.note, sorted(self.comments(change), key=lambda comment: comment.id, reverse=True))
 
-    def post(self, change: ChangeRef, message: Rendered) -> Posted:
-        with self.rest.call():
-            where = self.located(change)
-            path = f"/issues/{number(where.change)}/comments"
-            return self._posted(where, self.send(where, "POST", path, _Comment, {"body": message.body}))
+    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
+        method, path = ("PATCH", _comment_path(change, note_id)) if note_id else ("POST", _comments_path(change))
+        return self.note(self.rest.send(method, path, _Comment, {"body": message.body}))
 
-    def edit(self, posted: Posted, message: Rendered) -> Posted:
-        path = f"/issues/comments/{number(posted.id)}"
-        return self._posted(posted.change, self.send(posted.change, "PATCH", path, _Comment, {"body": message.body}))
+    def replies(self, posted: Posted) -> Iterable[Note]:
+        ours = self.rest.get(_comment_path(posted.change, posted.id), _Comment)
+        return (self.note(comment) for comment in self.comments(posted.change, ours.created_at) if comment.id > ours.id)
 
-    def reactions(self, posted: Posted) -> Reactions:
-        with self.rest.call():
-            path = f"/issues/comments/{number(posted.id)}"
-            change = posted.change
-            emojis = self.get(change, f"{path}/reactions", list[_Reaction], {"per_page": _PAGE})
-            ours = self.get(change, path, _Comment)
-            users = [
-                (emoji.content, emoji.user)
-                for emoji in emojis
-                if emoji.user and not self.identity.is_own(emoji.user, None)
-            ]
-            return Reactions(
-                up=accounts([user.login for content, user in users if content == "+1"]),
-                down=accounts([user.login for content, user in users if content == "-1"]),
-                not_helpful=self.not_helpful(change, ours.created_at, ours.id),
-            )
-
-    def _posted(self, change: ChangeRef, comment: _Comment) -> Posted:
-        return Posted(change, str(comment.id), self.rest.own_url(comment.html_url), comment.body)
+    def emojis(self, posted: Posted) -> Iterable[Note]:
+        path = f"{_comment_path(posted.change, posted.id)}/reactions"
+        for emoji in self.rest.get(path, list[_Reaction], {"per_page": _PAGE}):
+            if emoji.user:
+                yield Note("", emoji.content, emoji.user.login, 0 if self.app else emoji.user.id)
 
 
 class CheckRuns(GitHub):
@@ -338,55 +349,48 @@ class CheckRuns(GitHub):
     Nobody can react to it; a comment on the pull request can say "not helpful".
     """
 
-    # nobody can react to a check run
     of_commit = True
     can_react = False
 
-    def __init__(self, rest: Rest, identity: Identity, name: str, app: int) -> None:
-        super().__init__(rest, identity)
+    def __init__(self, rest: Rest, app: int, name: str) -> None:
+        super().__init__(rest, app)
         self._name = name
-        self._app = app
 
-    def find(self, change: ChangeRef, marker: str) -> Posted | None:
-        with self.rest.call():
-            where = self.located(change)
-            own_runs = [
-                run
-                for run in self._runs(where)
-                if marker in (run.output.summary or "") and self.identity.is_own(None, run.app)
-            ]
-            return self._posted(where, max(own_runs, key=lambda run: run.id)) if own_runs else None
+    def notes(self, change: ChangeRef) -> Iterable[Note]:
+        query: Query = {"check_name": self._name, "app_id": self.app, "filter": "all", "per_page": _PAGE}
+        path = f"{_place(change)}/commits/{change.head}/check-runs"
+        pages = self.rest.pages(path, _CheckRunPage, query, _CHECK_PAGES)
+        runs = [run for page in pages for run in page.check_runs]
+        return map(self._run_note, sorted(runs, key=lambda run: run.id, reverse=True))
 
-    def post(self, change: ChangeRef, message: Rendered) -> Posted:
-        with self.rest.call():
-            where = self.located(change)
-            body = {"name": self._name, "head_sha": where.head, **_finished(message)}
-            return self._posted(where, self.send(where, "POST", "/check-runs", _CheckRun, body))
+    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
+        # Neutral: whether the change may be merged is not ciml's to say.
+        output = {"title": message.title, "summary": message.body}
+        finished = {"status": "completed", "conclusion": "neutral", "output": output}
+        path = f"{_place(change)}/check-runs"
+        if note_id:
+            return self._run_note(self.rest.send("PATCH", f"{path}/{note_id}", _CheckRun, finished))
+        body = {"name": self._name, "head_sha": change.head, **finished}
+        return self._run_note(self.rest.send("POST", path, _CheckRun, body))
 
-    def edit(self, posted: Posted, message: Rendered) -> Posted:
-        path = f"/check-runs/{number(posted.id)}"
-        return self._posted(posted.change, self.send(posted.change, "PATCH", path, _CheckRun, _finished(message)))
+    def replies(self, posted: Posted) -> Iterable[Note]:
+        run = self.rest.get(f"{_place(posted.change)}/check-runs/{number(posted.id)}", _CheckRun)
+        return map(self.note, self.comments(posted.change, run.completed_at or ""))
 
-    def reactions(self, posted: Posted) -> Reactions:
-        with self.rest.call():
-            run = self.get(posted.change, f"/check-runs/{number(posted.id)}", _CheckRun)
-            return Reactions(not_helpful=self.not_helpful(posted.change, run.completed_at or ""))
-
-    def _runs(self, change: ChangeRef) -> Iterator[_CheckRun]:
-        query: Mapping[str, str | int] = {
-            "check_name": self._name,
-            "app_id": self._app,
-            "filter": "all",
-            "per_page": _PAGE,
-        }
-        path = f"/commits/{change.head}/check-runs"
-        for page in self.pages(change, path, _CheckRunPage, query, _CHECK_PAGES):
-            yield from page.check_runs
-
-    def _posted(self, change: ChangeRef, run: _CheckRun) -> Posted:
-        return Posted(change, str(run.id), self.rest.own_url(run.html_url or ""), run.output.summary or "")
+    def _run_note(self, run: _CheckRun) -> Note:
+        maker = run.app.id if run.app else 0
+        return Note(str(run.id), run.output.summary or "", "", maker, self.rest.own_url(run.html_url or ""))
 
 
-def _finished(message: Rendered) -> dict[str, object]:
-    """Return what says that a check run has ended. Neutral: whether the change may be merged is not ciml's to say."""
-    return {"status": "completed", "conclusion": "neutral", "output": {"title": message.title, "summary": message.body}}
+def _place(change: ChangeRef) -> str:
+    """Return the path of the repository of a change. Raises `Refused` if its project is not ``owner/name``."""
+    owner, _, name = change.project.partition("/")
+    return f"/repos/{quoted(owner)}/{quoted(name)}"
+
+
+def _comments_path(change: ChangeRef) -> str:
+    return f"{_place(change)}/issues/{number(change.change)}/comments"
+
+
+def _comment_path(change: ChangeRef, note_id: str) -> str:
+    return f"{_place(change)}/issues/comments/{number(note_id)}"
