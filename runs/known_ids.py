@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from ciml.digest import sha256_hex
 from ciml.errors import IntegrityError
 from ciml.events.records import Origin
-from ciml.manifest.id_index import IdSet, IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_index import Codec, IdMap, IdSet, IdTable, Rows, TableKind, fingerprint
 from ciml.runs.known_subjects import TABLES as SUBJECT_TABLES
 from ciml.runs.known_subjects import Subjects
 from ciml.runs.run_log import STANDINGS, TRUSTED, standing_of
@@ -60,87 +60,6 @@ class OpenDeadLetter(NamedTuple):
     reason: str
 
 
-class Index(Protocol):
-    """All ids ever seen. Only the index grows with every event, so it is replaceable.
-
-    Attributes:
-      subjects: what updates say, and the runs that they concern.
-    """
-
-    subjects: Subjects
-
-    def prefetch(
-        self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
-    ) -> None:
-        """Look up ids in one batch, for speed.
-
-        Until the next call, queries for these ids cannot fail.
-        """
-
-    def has_event(self, event_key: str, run_id: str) -> bool:
-        """Return whether this event named this run before (with an empty run id: was seen but not decoded)."""
-
-    def add_event(self, event_key: str, run_id: str) -> None: ...
-
-    def run(self, run_id: str) -> KnownRun | None: ...
-
-    def put_run(self, run_id: str, run: KnownRun) -> None: ...
-
-    def run_count(self) -> int: ...
-
-    def dead_letter(self, key: DeadLetterKey) -> OpenDeadLetter | None: ...
-
-    def put_dead_letter(self, key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> None:
-        """Open a dead letter, or close it (None)."""
-
-    def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        """Return all open dead letters. The index must not change meanwhile."""
-
-
-class MemoryIndex:
-    """All ids in memory: about 150 bytes per (event, run), 300 more per run."""
-
-    def __init__(self) -> None:
-        self.subjects = Subjects()
-        self._events = IdSet()
-        self._runs: dict[str, KnownRun] = {}
-        self._dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
-
-    def prefetch(
-        self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
-    ) -> None:
-        """Do nothing: all ids are in memory."""
-
-    def has_event(self, event_key: str, run_id: str) -> bool:
-        return fingerprint(event_key, run_id) in self._events
-
-    def add_event(self, event_key: str, run_id: str) -> None:
-        self._events.add(fingerprint(event_key, run_id))
-
-    def run(self, run_id: str) -> KnownRun | None:
-        return self._runs.get(run_id)
-
-    def put_run(self, run_id: str, run: KnownRun) -> None:
-        self._runs[run_id] = run
-
-    def run_count(self) -> int:
-        return len(self._runs)
-
-    def dead_letter(self, key: DeadLetterKey) -> OpenDeadLetter | None:
-        return self._dead_letters.get(key)
-
-    def put_dead_letter(self, key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> None:
-        if dead_letter is None:
-            self._dead_letters.pop(key, None)
-        else:
-            self._dead_letters[key] = dead_letter
-
-    def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        for key, dead_letter in self._dead_letters.items():
-            if dead_letter is not None:
-                yield key, dead_letter
-
-
 def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
     import numpy as np
 
@@ -149,7 +68,7 @@ def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
     return closed
 
 
-#: The tables of a `LayeredIndex`. An outcome is its index in `_OUTCOMES`, plus flags: `_UNTRUSTED` for an untrusted
+#: The tables of an `Index`. An outcome is its index in `_OUTCOMES`, plus flags: `_UNTRUSTED` for an untrusted
 #: run, `_PROVED` and `_LOWERED` as in `KnownRun`. A closed dead letter has version 0.
 TABLES: Mapping[str, TableKind] = {
     "events": TableKind(),
@@ -173,109 +92,84 @@ _LOWERED = 0x20
 _OUTCOMES = ("", "success", "failure", "error", "timeout", "cancellation", "skip")
 
 
-class LayeredIndex:
-    """The tables of a checkpoint, and the ids since then in memory.
+class Index:
+    """All ids of a raw manifest. Those since a checkpoint are in memory: 150 bytes per (event, run), 300 more per run.
 
     Args:
-      tables: those of `TABLES`, as of the checkpoint.
+      tables: those of `TABLES`, as of the checkpoint; None for an index in memory alone.
       runs: number of runs in them.
+
+    Attributes:
+      subjects: what updates say, and the runs that they concern.
     """
 
-    def __init__(self, tables: Mapping[str, IdTable], runs: int) -> None:
-        self._tables = tables
-        self.subjects = Subjects(tables)
+    def __init__(self, tables: Mapping[str, IdTable] | None = None, runs: int = 0) -> None:
+        stored = tables or {}
+        self.subjects = Subjects(stored)
         self._run_count = runs
-        self._events = IdSet(tables["events"])
-        self._runs: dict[str, KnownRun] = {}
-        self._dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
-        self._found_runs: dict[str, KnownRun | None] = {}  # cache of the last look-ups; tables never change
-        self._found_dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
+        self._events = IdSet(stored.get("events"))
+        self._runs = IdMap(_RUNS, stored.get("runs"))
+        self._stored_dead_letters = stored.get("letters")
+        self._dead_letters = IdMap(_DEAD_LETTERS, self._stored_dead_letters)
 
     def prefetch(
         self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
+        """Look up ids in one batch, for speed.
+
+        Until the next call, queries for these ids cannot fail.
+        """
         self._events.prefetch(fingerprint(*event) for event in events)
-        unread = set(runs) - self._runs.keys()
-        before = self._found_runs
-        runs_found = self._find_runs([run_id for run_id in unread if run_id not in before])
-        self._found_runs = {run_id: before[run_id] for run_id in unread if run_id in before} | runs_found
-        self._found_dead_letters = self._find_dead_letters(set(dead_letters) - self._dead_letters.keys())
-
-    def _find_runs(self, run_ids: Collection[str]) -> dict[str, KnownRun | None]:
-        values = self._tables["runs"].get([fingerprint(run_id) for run_id in run_ids])
-        return {run_id: _known_run(value) for run_id, value in zip(run_ids, values, strict=True)}
-
-    def _find_dead_letters(self, keys: Collection[DeadLetterKey]) -> dict[DeadLetterKey, OpenDeadLetter | None]:
-        values = self._tables["letters"].get([_dead_letter_id(key) for key in keys])
-        return {key: _open_dead_letter(value) for key, value in zip(keys, values, strict=True)}
+        self._runs.prefetch(runs)
+        self._dead_letters.prefetch(dead_letters)
 
     def has_event(self, event_key: str, run_id: str) -> bool:
+        """Return whether this event named this run before (with an empty run id: was seen but not decoded)."""
         return fingerprint(event_key, run_id) in self._events
 
     def add_event(self, event_key: str, run_id: str) -> None:
         self._events.add(fingerprint(event_key, run_id))
 
     def run(self, run_id: str) -> KnownRun | None:
-        if (cached := self._runs.get(run_id)) is not None:
-            return cached
-        if run_id not in self._found_runs:
-            self._found_runs.update(self._find_runs([run_id]))
-        return self._found_runs[run_id]
+        return self._runs[run_id]
 
     def put_run(self, run_id: str, run: KnownRun) -> None:
-        if self.run(run_id) is None:
-            self._run_count += 1
+        self._run_count += self._runs[run_id] is None
         self._runs[run_id] = run
 
     def run_count(self) -> int:
         return self._run_count
 
     def dead_letter(self, key: DeadLetterKey) -> OpenDeadLetter | None:
-        if key in self._dead_letters:
-            return self._dead_letters[key]
-        if key not in self._found_dead_letters:
-            self._found_dead_letters.update(self._find_dead_letters([key]))
-        return self._found_dead_letters[key]
+        return self._dead_letters[key]
 
     def put_dead_letter(self, key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> None:
+        """Open a dead letter, or close it (None)."""
         self._dead_letters[key] = dead_letter
 
     def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        for rows in self._tables["letters"].scan():
-            for row in range(len(rows)):
-                value = rows.row(row)
+        """Return all open dead letters. The index must not change meanwhile."""
+        recent = self._dead_letters.recent
+        for rows in self._stored_dead_letters.scan() if self._stored_dead_letters is not None else ():
+            for value in map(rows.row, range(len(rows))):
                 key = (Origin(value["topic"], value["partition"], value["offset"]), value["run_id"])
-                if key not in self._dead_letters:
+                if key not in recent:
                     yield key, OpenDeadLetter(value["version"], value["reason"])
-        for key, dead_letter in self._dead_letters.items():
+        for key, dead_letter in recent.items():
             if dead_letter is not None:
                 yield key, dead_letter
 
     def recent(self) -> dict[str, Rows]:
-        """Return the ids since the checkpoint, as rows for its tables."""
-        runs = self._runs
-        dead_letters = self._dead_letters
+        """Return the ids since the checkpoint, as rows for its tables.
+
+        Raises:
+          TypeError: it has no tables.
+        """
         return {
             **self.subjects.recent(),
             "events": self._events.recent(),
-            "runs": TABLES["runs"].rows(
-                [fingerprint(run_id) for run_id in runs],
-                {
-                    "outcome": [_outcome_number(run) for run in runs.values()],
-                    "digest": [_pack(run.digest) for run in runs.values()],
-                },
-            ),
-            "letters": TABLES["letters"].rows(
-                [_dead_letter_id(key) for key in dead_letters],
-                {
-                    "version": [dead_letter.version if dead_letter else 0 for dead_letter in dead_letters.values()],
-                    "reason": [dead_letter.reason if dead_letter else "" for dead_letter in dead_letters.values()],
-                    "topic": [origin.topic for origin, _ in dead_letters],
-                    "partition": [origin.partition for origin, _ in dead_letters],
-                    "offset": [origin.offset for origin, _ in dead_letters],
-                    "run_id": [run_id for _, run_id in dead_letters],
-                },
-            ),
+            "runs": self._runs.rows(TABLES["runs"]),
+            "letters": self._dead_letters.rows(TABLES["letters"]),
         }
 
 
@@ -284,33 +178,40 @@ def _dead_letter_id(key: DeadLetterKey) -> bytes:
     return fingerprint(origin.topic, str(origin.partition), str(origin.offset), run_id)
 
 
-def _open_dead_letter(value: Mapping[str, Any] | None) -> OpenDeadLetter | None:
-    return OpenDeadLetter(value["version"], value["reason"]) if value is not None and value["version"] else None
+def _encode_dead_letter(key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> dict[str, Any]:
+    origin, run_id = key
+    state = dead_letter or OpenDeadLetter(0, "")
+    return {**state._asdict(), **msgspec.structs.asdict(origin), "run_id": run_id}
 
 
-def _known_run(value: Mapping[str, Any] | None) -> KnownRun | None:
-    if value is None:
+def _decode_dead_letter(key: DeadLetterKey, row: Mapping[str, Any] | None) -> OpenDeadLetter | None:
+    return OpenDeadLetter(row["version"], row["reason"]) if row is not None and row["version"] else None
+
+
+def _encode_run(run_id: str, run: KnownRun | None) -> dict[str, Any]:
+    if run is None or run.outcome not in _OUTCOMES:
+        raise IntegrityError(f"raw manifest: {run and run.outcome!r} is not an outcome")
+    flags = (0 if run.trusted else _UNTRUSTED) | (_PROVED if run.proved else 0) | (_LOWERED if run.lowered else 0)
+    return {"outcome": _OUTCOMES.index(run.outcome) | flags, "digest": _pack(run.digest)}
+
+
+def _decode_run(run_id: str, row: Mapping[str, Any] | None) -> KnownRun | None:
+    if row is None:
         return None
-    flags: int = value["outcome"]
+    flags: int = row["outcome"]
     return KnownRun(
         _OUTCOMES[flags & ~(_UNTRUSTED | _PROVED | _LOWERED)],
-        _unpack(value["digest"]),
+        _unpack(row["digest"]),
         trusted=not flags & _UNTRUSTED,
         proved=bool(flags & _PROVED),
         lowered=bool(flags & _LOWERED),
     )
 
 
-def _outcome_number(run: KnownRun) -> int:
-    try:
-        return (
-            _OUTCOMES.index(run.outcome)
-            | (0 if run.trusted else _UNTRUSTED)
-            | (_PROVED if run.proved else 0)
-            | (_LOWERED if run.lowered else 0)
-        )
-    except ValueError:
-        raise IntegrityError(f"raw manifest: {run.outcome!r} is not an outcome") from None
+_RUNS: Codec[str, KnownRun | None] = Codec(fingerprint, _encode_run, _decode_run)
+_DEAD_LETTERS: Codec[DeadLetterKey, OpenDeadLetter | None] = Codec(
+    _dead_letter_id, _encode_dead_letter, _decode_dead_letter
+)
 
 
 def _pack(digest: str) -> bytes:

@@ -23,7 +23,7 @@ from ciml.events.updates import (
     valid_statements,
 )
 from ciml.limits import MAX_SUBJECT_RUNS
-from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_index import Codec, IdMap, IdTable, Rows, TableKind, fingerprint
 from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, standing_of
 
 #: (source, subject).
@@ -52,6 +52,34 @@ _MARKS = frozenset({"subjects", "fork", "auth", "owner", "adapter"})
 _HALF = 8
 
 _said_decoder = msgspec.json.Decoder(dict[str, Statement])
+
+
+def _encode_said(subject: Subject, said: Mapping[str, Statement]) -> dict[str, bytes]:
+    return {"said": msgspec.json.encode(said, order="sorted")}
+
+
+def _decode_said(subject: Subject, row: Mapping[str, Any] | None) -> Mapping[str, Statement]:
+    return {} if row is None else valid_statements(subject[1], _said_decoder.decode(row["said"]))
+
+
+def _subject_id(subject: Subject) -> bytes:
+    return fingerprint(*subject)
+
+
+def _run_fingerprint(run: bytes) -> bytes:
+    return run
+
+
+def _encode_own(run: bytes, facts: bytes | None) -> dict[str, bytes | None]:
+    return {"facts": facts}
+
+
+def _decode_own(run: bytes, row: Mapping[str, Any] | None) -> bytes | None:
+    return None if row is None else row["facts"]
+
+
+_STATEMENTS: Codec[Subject, Mapping[str, Statement]] = Codec(_subject_id, _encode_said, _decode_said)
+_FACTS: Codec[bytes, bytes | None] = Codec(_run_fingerprint, _encode_own, _decode_own)
 
 
 class Claim(NamedTuple):
@@ -116,39 +144,22 @@ class Subjects:
     """
 
     def __init__(self, tables: Mapping[str, IdTable] | None = None) -> None:
-        self._tables = {name: tables[name] for name in TABLES} if tables is not None else {}
-        self._said: dict[Subject, dict[str, Statement]] = {}
+        self._tables = {name: table for name, table in (tables or {}).items() if name in TABLES}
+        self._said = IdMap(_STATEMENTS, self._tables.get("said"))
+        self._own = IdMap(_FACTS, self._tables.get("facts"))
         self._members: dict[bytes, dict[bytes, None]] = {}
-        self._own: dict[bytes, bytes] = {}
-        self._found: dict[Subject, dict[str, Statement]] = {}  # cache of the last look-ups; tables never change
 
     def __bool__(self) -> bool:
         """Return whether anything is known of any run or subject."""
-        return bool(self._said or self._own or any(table.runs for table in self._tables.values()))
+        return bool(self._said.recent or self._own.recent or any(table.runs for table in self._tables.values()))
 
     def prefetch(self, subjects: Iterable[Subject]) -> None:
         """Look up subjects in one batch. Until the next call, `said` cannot fail for them."""
-        unread = set(subjects) - self._said.keys()
-        before = self._found
-        queried = [subject for subject in unread if subject not in before]
-        self._found = {subject: before[subject] for subject in unread if subject in before} | self._look_up(queried)
-
-    def _look_up(self, subjects: Collection[Subject]) -> dict[Subject, dict[str, Statement]]:
-        if not self._tables or not subjects:
-            return {subject: {} for subject in subjects}
-        rows = self._tables["said"].get([fingerprint(*subject) for subject in subjects])
-        return {
-            subject: valid_statements(subject[1], _said_decoder.decode(row["said"])) if row is not None else {}
-            for subject, row in zip(subjects, rows, strict=True)
-        }
+        self._said.prefetch(subjects)
 
     def said(self, subject: Subject) -> Mapping[str, Statement]:
         """Return what updates say of a subject, by fact."""
-        if (update := self._said.get(subject)) is not None:
-            return update
-        if subject not in self._found:
-            self._found.update(self._look_up([subject]))
-        return self._found[subject]
+        return self._said[subject]
 
     def say(self, update: FactUpdate, event_key: str) -> None:
         """Add an update."""
@@ -166,7 +177,7 @@ class Subjects:
 
     def trust_run(self, run_id: str) -> None:
         """Count a run among the trusted ones of its subjects, as an update has raised its trust."""
-        (data,) = self._encoded([fingerprint(run_id)])
+        (data,) = self._own.read([fingerprint(run_id)])
         if data is not None:
             self._add_members(_decode(data), TRUSTED)
 
@@ -191,7 +202,7 @@ class Subjects:
 
     def claims(self, run_id: str) -> dict[str, Claim]:
         """Return the claims of events about a run, other than its trusted row."""
-        (data,) = self._encoded([_claims_id(run_id)])
+        (data,) = self._own.read([_claims_id(run_id)])
         return _claims_decoder.decode(data) if data is not None else {}
 
     def runs(self, subject: Subject, most: int, standing: int | None = None) -> list[RunFacts]:
@@ -208,13 +219,9 @@ class Subjects:
             for member_standing in standings
             for run in self._members_of(_members_id(subject, member_standing), most)
         )
-        facts = [_decode(data) for data in self._encoded(runs.keys()) if data is not None]
+        members = [_decode(data) for data in self._own.read(runs) if data is not None]
         # A reclaim may have left the subject.
-        return [
-            member_standing
-            for member_standing in facts
-            if subject in subjects_of(member_standing) or subject in self.parents_of(member_standing)
-        ]
+        return [facts for facts in members if subject in subjects_of(facts) or subject in self.parents_of(facts)]
 
     def _members_of(self, identity: bytes, most: int) -> list[bytes]:
         runs = list(self._members.get(identity, ()))[:most]
@@ -222,14 +229,6 @@ class Subjects:
             members = self._tables["members"].starting(identity[:_HALF], most)
             runs = list(dict.fromkeys([*runs, *(row["run"] for row in members)]))[:most]
         return runs
-
-    def _encoded(self, runs: Collection[bytes]) -> list[bytes | None]:
-        encoded = {run: self._own.get(run) for run in runs}
-        queried = [run for run, data in encoded.items() if data is None]
-        if queried and self._tables:
-            rows = self._tables["facts"].get(queried)
-            encoded |= {run: row["facts"] if row is not None else None for run, row in zip(queried, rows, strict=True)}
-        return [encoded[run] for run in runs]
 
     def joined(self, runs: Mapping[str, RunFacts]) -> dict[str, RunFacts]:
         """Return the facts by which runs are trusted now: their own, joined with all updates.
@@ -239,7 +238,7 @@ class Subjects:
         """
         if not self:
             return dict(runs)
-        encoded = self._encoded([fingerprint(run_id) for run_id in runs])
+        encoded = self._own.read([fingerprint(run_id) for run_id in runs])
         tables = {
             run_id: facts if data is None else facts.replace(**_changes(data))
             for (run_id, facts), data in zip(runs.items(), encoded, strict=True)
@@ -275,14 +274,11 @@ class Subjects:
         """Return what was added since the checkpoint, as rows for the tables."""
         members = [(subject, run) for subject, runs in self._members.items() for run in runs]
         return {
-            "said": _SAID.rows(
-                [fingerprint(*subject) for subject in self._said],
-                {"said": [msgspec.json.encode(update, order="sorted") for update in self._said.values()]},
-            ),
+            "said": self._said.rows(_SAID),
             "members": _MEMBERS.rows(
                 [subject[:_HALF] + run[:_HALF] for subject, run in members], {"run": [run for _, run in members]}
             ),
-            "facts": _OWN.rows(list(self._own), {"facts": list(self._own.values())}),
+            "facts": self._own.rows(_OWN),
         }
 
 

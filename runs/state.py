@@ -17,8 +17,6 @@ from ciml.runs.known_ids import (
     DeadLetterKey,
     Index,
     KnownRun,
-    LayeredIndex,
-    MemoryIndex,
     OpenDeadLetter,
     recorded_ids,
 )
@@ -53,7 +51,7 @@ class RawState(TopicState):
 
     def __init__(self, index: Index | None = None) -> None:
         super().__init__()
-        self.index: Index = index if index is not None else MemoryIndex()
+        self.index = index or Index()
         self.deferred: dict[tuple[Origin, str], Outcome] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.trust: Counter[tuple[bool, str]] = Counter()
@@ -242,7 +240,7 @@ class RawState(TopicState):
                 f"raw manifest: the checkpoint of version {version} is of an older ciml; delete the folders "
                 "checkpoints and index, they will be rebuilt (docs/manifests.md)"
             )
-        state = cls(LayeredIndex(tables, value.get("runs", 0)))
+        state = cls(Index(tables, value.get("runs", 0)))
         state.version = state.restored = version
         state._by_standing = not version or bool(value.get(BY_STANDING))
         state.time_us = value.get("time_us", 0)
@@ -266,8 +264,6 @@ class RawState(TopicState):
         Raises:
           TypeError: its index has no tables.
         """
-        if not isinstance(self.index, LayeredIndex):
-            raise TypeError("only a state restored from tables has rows for them")
         return self.index.recent()
 
 

@@ -12,7 +12,7 @@ from ciml.errors import IntegrityError
 from ciml.events.records import Origin
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
-from ciml.runs.known_ids import TABLES, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
+from ciml.runs.known_ids import TABLES, Index, KnownRun, OpenDeadLetter
 from ciml.storage import LocalStore
 from tests.tier import tries
 
@@ -47,7 +47,7 @@ def content_of(index: Index) -> Any:
     )
 
 
-def flushed(index: LayeredIndex, tables: dict[str, IdTable]) -> LayeredIndex:
+def flushed(index: Index, tables: dict[str, IdTable]) -> Index:
     recent = index.recent()
     for name in tables:
         steps = tables[name].with_rows(recent[name]).merged()
@@ -57,7 +57,7 @@ def flushed(index: LayeredIndex, tables: dict[str, IdTable]) -> LayeredIndex:
             except StopIteration as end:
                 tables[name] = end.value
                 break
-    return LayeredIndex(tables, index.run_count())
+    return Index(tables, index.run_count())
 
 
 @settings(max_examples=tries(60))
@@ -65,7 +65,7 @@ def flushed(index: LayeredIndex, tables: dict[str, IdTable]) -> LayeredIndex:
 def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
     files = PartFiles(LocalStore(tmp_path_factory.mktemp("ids")), "index")
     tables = {name: IdTable(kind, (), files) for name, kind in TABLES.items()}
-    memory, layered = MemoryIndex(), LayeredIndex(tables, 0)
+    memory, layered = Index(), Index(tables, 0)
     for verb, one, two in steps:
         if verb == "flush":
             layered = flushed(layered, tables)
@@ -85,7 +85,7 @@ def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFacto
 
 def test_an_unknown_outcome_is_reported(tmp_path_factory: pytest.TempPathFactory) -> None:
     files = PartFiles(LocalStore(tmp_path_factory.mktemp("ids")), "index")
-    index = LayeredIndex({name: IdTable(kind, (), files) for name, kind in TABLES.items()}, 0)
+    index = Index({name: IdTable(kind, (), files) for name, kind in TABLES.items()}, 0)
     index.put_run("r", KnownRun("exploded", "d", True))
     with pytest.raises(IntegrityError, match="'exploded' is not an outcome"):
         index.recent()

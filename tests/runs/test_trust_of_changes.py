@@ -15,7 +15,7 @@ from ciml.events.records import Outcome
 from ciml.manifest.id_index import IdTable, fingerprint
 from ciml.manifest.index_files import PartFiles
 from ciml.runs.accounting import reconcile
-from ciml.runs.known_ids import TABLES, KnownRun, LayeredIndex
+from ciml.runs.known_ids import TABLES, Index, KnownRun
 from ciml.runs.state import RawState
 from ciml.runs.verify import Audit
 from ciml.storage import LocalStore
@@ -159,9 +159,7 @@ def test_a_run_of_an_index_that_does_not_say_counts_as_trusted(tmp_path: Path) -
     files = PartFiles(LocalStore(tmp_path), "index")
     tables = {name: IdTable(kind, (), files) for name, kind in TABLES.items()}
     rows = TABLES["runs"].rows([fingerprint("r")], {"outcome": [2], "digest": [b"\1d"]})
-    assert LayeredIndex({**tables, "runs": tables["runs"].with_rows(rows)}, 1).run("r") == KnownRun(
-        "failure", "d", True
-    )
+    assert Index({**tables, "runs": tables["runs"].with_rows(rows)}, 1).run("r") == KnownRun("failure", "d", True)
 
 
 def test_the_order_of_an_untrusted_and_a_trusted_row_in_one_delta_does_not_matter() -> None:

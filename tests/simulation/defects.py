@@ -29,7 +29,7 @@ Defect = Callable[[], AbstractContextManager[Any]]
 @contextmanager
 def no_deduplication() -> Iterator[None]:
     """A known event counts as new."""
-    with patch.object(known_ids.LayeredIndex, "has_event", lambda *_: False):
+    with patch.object(known_ids.Index, "has_event", lambda *_: False):
         yield
 
 
