@@ -9,18 +9,20 @@ The progress of compaction in a raw store, and the raw objects that the raw mani
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+
+import msgspec
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, split_pack, split_path
 from ciml.runs.packs import prove_pack
-from ciml.runs.reader import FolderPacks, load_packs
+from ciml.runs.reader import load_packs
 from ciml.runs.tables.delta_log import DeltaLog, DeltaState
 from ciml.storage import Entry, LocalStore, Store
 from ciml.storage.json_files import read_object, seal
@@ -31,8 +33,7 @@ CURSOR_PATH = f"{PACKS}/compaction.json"
 Named = dict[str, dict[str, NamedRun]]
 
 
-@dataclass(slots=True)
-class CompactionCursor:
+class CompactionCursor(msgspec.Struct):
     """The progress that one compaction leaves for the next.
 
     It is a starting point, not a record. Every version that was ever written is valid, so the last writer may win, and
@@ -48,16 +49,15 @@ class CompactionCursor:
 
     cursor: int = 0
     digest: str = ""
-    pending: dict[str, int] = field(default_factory=dict)
-    tidy: dict[str, int] = field(default_factory=dict)
+    pending: dict[str, int] = msgspec.field(default_factory=dict)
+    tidy: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 def load_cursor(raw: Store) -> CompactionCursor:
     """Return the cursor of a raw store; a new one where there is none, or where it belongs to another manifest."""
     try:
-        value = read_object(raw.read(CURSOR_PATH), raw.url(CURSOR_PATH))
-        compaction = CompactionCursor(value["cursor"], value["digest"], value["pending"], value["tidy"])
-    except (FileNotFoundError, IntegrityError, LookupError, TypeError):
+        compaction = msgspec.convert(read_object(raw.read(CURSOR_PATH), raw.url(CURSOR_PATH)), CompactionCursor)
+    except (FileNotFoundError, IntegrityError, msgspec.ValidationError):
         return CompactionCursor()
     if compaction.cursor:
         version, delta = next(ManifestLog(raw).since(compaction.cursor - 1), (0, {}))
@@ -67,19 +67,7 @@ def load_cursor(raw: Store) -> CompactionCursor:
 
 
 def save_cursor(raw: Store, compaction: CompactionCursor) -> None:
-    raw.replace(
-        CURSOR_PATH,
-        seal(
-            canonical_json(
-                {
-                    "cursor": compaction.cursor,
-                    "digest": compaction.digest,
-                    "pending": compaction.pending,
-                    "tidy": compaction.tidy,
-                }
-            )
-        ),
-    )
+    raw.replace(CURSOR_PATH, seal(canonical_json(msgspec.to_builtins(compaction))))
 
 
 @dataclass(slots=True)
@@ -150,15 +138,6 @@ def mark_compacted(compaction: CompactionCursor, window: Window, ripe: Callable[
         compaction.pending.setdefault(folder, version)
 
 
-def names_since(raw: Store, version: int) -> dict[str, set[str]]:
-    """Return the file names, by folder, of all raw objects in the raw manifest after a version."""
-    names: dict[str, set[str]] = {}
-    for _, delta in ManifestLog(raw).since(version):
-        for run in named_runs(delta):
-            names.setdefault(run.folder, set()).add(run.name)
-    return names
-
-
 _CHUNK = 50_000
 _THREADS = 16
 
@@ -187,208 +166,191 @@ class Collected:
     faults: list[str] = field(default_factory=list)
 
 
-class _Names:
-    """The references to the objects of one listing. Read after the listing, so that later commits are included."""
-
-    def __init__(self, raw: Store, compaction: CompactionCursor, before_us: int) -> None:
-        self._raw = raw
-        self._since = names_since(raw, compaction.cursor)
-        self._before_us = before_us
-        self._packs: dict[str, FolderPacks] = {}
-        self._proved: dict[str, str] = {}
-
-    def load(self, folder: str) -> None:
-        """Load a folder's packs, in place of the previous folder's."""
-        self._packs = {folder: load_packs(self._raw, folder)}
-
-    def packed(self, folder: str, name: str) -> bool:
-        return self._packs[folder].find(name) is not None
-
-    def named_alone(self, folder: str, name: str) -> bool:
-        return name in self._packs[folder].state.alone or name in self._since.get(folder, ())
-
-    def safe(self, folder: str, name: str) -> bool:
-        """Return whether the pack of a run is older than the grace and intact."""
-        packed = self._packs[folder].find(name)
-        if packed is None:
-            return False
-        file = packed[0].file
-        state = self._packs[folder].state
-        if file.path not in state.packs or state.since_us[file.path] > self._before_us:
-            return False
-        if file.path not in self._proved:
-            self._proved[file.path] = prove_pack(self._raw, file)
-        return not self._proved[file.path]
-
-    def lacks_packs(self, folder: str) -> bool:
-        return bool(self._packs[folder].missing)
-
-    def faults(self, folder: str) -> list[str]:
-        packs = self._packs[folder]
-        lines = [f"{self._raw.url(path)} is in its manifest but does not exist" for path in packs.missing]
-        lines += packs.broken
-        return lines + [self._proved[pack.file.path] for pack in packs.packs if self._proved.get(pack.file.path)]
-
-
-def collect_runs(
-    raw: Store,
-    compaction: CompactionCursor,
-    ripe: Callable[[str], bool],
-    before_s: float,
-    done: Collected,
-    progress: Callable[[int], None],
-) -> None:
-    """Remove the objects of packed runs, and move unreferenced ones to ``swept/``.
+class _References:
+    """The references to the raw objects of a folder. Read after their listing, so that later commits are included.
 
     Args:
       raw: the raw store.
-      compaction: the progress of compaction. Pending folders are skipped; a folder that lacks a pack becomes pending.
-      ripe: returns whether a folder's day is over.
-      before_s: objects written or committed later are kept, epoch seconds.
-      done: the counts, updated in place.
-      progress: called with the number of objects listed since the last call.
+      folder: of the objects.
+      recent: names that the raw manifest has there after the cursor of compaction.
+      before_us: the time before which a pack is older than the grace, epoch microseconds.
     """
-    before_us = int(before_s * 1e6)
-    for folders in _listed(
-        raw, RUNS, lambda folder: folder not in compaction.pending and ripe(folder), before_s, progress
-    ):
-        names = _Names(raw, compaction, before_us)
-        for folder, entries in folders.items():
-            names.load(folder)
+
+    def __init__(self, raw: Store, folder: str, recent: Container[str], before_us: int) -> None:
+        self.packs = load_packs(raw, folder)
+        self._raw = raw
+        self._recent = recent
+        self._before_us = before_us
+        self._faults: dict[str, str] = {}
+
+    def is_packed(self, name: str) -> bool:
+        return name in self.packs.runs
+
+    def is_named(self, name: str) -> bool:
+        """Return whether a manifest names a run that is in no pack."""
+        return name in self.packs.state.alone or name in self._recent
+
+    def is_safe(self, name: str) -> bool:
+        """Return whether the pack of a run is older than the grace and intact."""
+        file = self.packs.runs[name][0].file
+        state = self.packs.state
+        if file.path not in state.packs or state.since_us[file.path] > self._before_us:
+            return False
+        if file.path not in self._faults:
+            self._faults[file.path] = prove_pack(self._raw, file)
+        return not self._faults[file.path]
+
+    def faults(self) -> list[str]:
+        """Return the faults of the packs that were examined, a line each."""
+        missing = [f"{self._raw.url(path)} is in its manifest but does not exist" for path in self.packs.missing]
+        return [*missing, *self.packs.broken, *filter(None, self._faults.values())]
+
+
+class GarbageCollector:
+    """Removes the objects of a raw store that nothing needs any more.
+
+    Args:
+      raw: the raw store.
+      compaction: the progress of compaction. The objects of pending folders stay; a folder that lacks a pack becomes
+        pending.
+      before_s: objects that were written, committed or moved later are kept, epoch seconds.
+      done: the counts, updated in place.
+    """
+
+    def __init__(self, raw: Store, compaction: CompactionCursor, before_s: float, done: Collected) -> None:
+        self._raw = raw
+        self._compaction = compaction
+        self._before_s = before_s
+        self._before_us = int(before_s * 1e6)
+        self._done = done
+
+    def collect_runs(self, ripe: Callable[[str], bool], progress: Callable[[int], None]) -> None:
+        """Remove the objects of packed runs, and move unreferenced ones to ``swept/``.
+
+        Args:
+          ripe: returns whether a folder's day is over.
+          progress: called with the number of objects listed since the last call.
+        """
+        for folder, references, entries in self._listed(RUNS, ripe, progress):
             packed: list[Entry] = []
             unnamed: list[Entry] = []
             for entry in entries:
                 name = entry.path.rpartition("/")[2]
-                if names.packed(folder, name):
-                    if names.safe(folder, name):
+                if references.is_packed(name):
+                    if references.is_safe(name):
                         packed.append(entry)
-                elif not names.named_alone(folder, name):
+                elif not references.is_named(name):
                     unnamed.append(entry)
-            faults = names.faults(folder)
-            if faults:
-                done.faults += faults
-                if names.lacks_packs(folder):
-                    compaction.pending[folder] = 1  # pack all of its runs again
+            if faults := references.faults():
+                self._done.faults += faults
+                if references.packs.missing:
+                    self._compaction.pending[folder] = 1  # pack all of its runs again
                 continue
-            _each(raw, lambda entry: raw.delete(entry.path), packed)
-            done.objects += len(packed)
-            done.objects_bytes += sum(entry.size for entry in packed)
-            _each(raw, lambda entry: _move_aside(raw, entry.path), unnamed)
-            done.unnamed += len(unnamed)
+            self._each(self._raw.delete, packed)
+            self._done.objects += len(packed)
+            self._done.objects_bytes += sum(entry.size for entry in packed)
+            self._each(self._move_aside, unnamed)
+            self._done.unnamed += len(unnamed)
 
+    def collect_swept(self, forgotten_s: float) -> None:
+        """Restore referenced objects from ``swept/``, and remove old unreferenced ones.
 
-def _listed(
-    raw: Store, prefix: str, take: Callable[[str], bool], before_s: float, progress: Callable[[int], None]
-) -> Iterator[dict[str, list[Entry]]]:
-    """Yield the objects of runs below ``prefix`` that are old enough, by folder, in chunks."""
-    entries = raw.entries(prefix)
-    while chunk := list(islice(entries, _CHUNK)):
-        progress(len(chunk))
-        folders: dict[str, list[Entry]] = {}
-        for entry in chunk:
-            parts = split_path(entry.path.removeprefix(f"{SWEPT}/"))
-            if parts is not None and entry.modified_s <= before_s and take(parts[0]):
-                folders.setdefault(parts[0], []).append(entry)
-        if folders:
-            yield folders
-
-
-def _move_aside(raw: Store, path: str) -> None:
-    try:
-        data = raw.read(path)
-    except FileNotFoundError:
-        return  # removed by another process
-    raw.replace(f"{SWEPT}/{path}", data)  # its time there begins now, even if an older copy exists
-    raw.delete(path)
-
-
-def _each(raw: Store, work: Callable[[Entry], None], entries: list[Entry]) -> None:
-    if isinstance(raw, LocalStore) or len(entries) < 2:
-        for entry in entries:
-            work(entry)
-        return
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(work, entries))
-
-
-def collect_swept(
-    raw: Store, compaction: CompactionCursor, before_s: float, done: Collected, *, forgotten_s: float
-) -> None:
-    """Restore referenced objects from ``swept/``, and remove old unreferenced ones.
-
-    Args:
-      raw: the raw store.
-      compaction: the progress of compaction. Pending folders are skipped.
-      before_s: objects moved there later are kept, epoch seconds.
-      done: the counts, updated in place.
-      forgotten_s: unreferenced objects moved there before this time are removed, epoch seconds.
-    """
-    chunks = _listed(raw, SWEPT, lambda folder: folder not in compaction.pending, before_s, lambda count: None)
-    for folders in chunks:
-        names = _Names(raw, compaction, int(before_s * 1e6))
-        for folder, entries in folders.items():
-            names.load(folder)
+        Args:
+          forgotten_s: unreferenced objects moved there before this time are removed, epoch seconds.
+        """
+        for _, references, entries in self._listed(SWEPT):
             for entry in entries:
                 path = entry.path.removeprefix(f"{SWEPT}/")
                 name = path.rpartition("/")[2]
-                if names.packed(folder, name):
-                    if not names.safe(folder, name):
+                if references.is_packed(name):
+                    if not references.is_safe(name):
                         continue
-                elif names.named_alone(folder, name):
+                elif references.is_named(name):
                     try:
-                        raw.create(path, raw.read(entry.path))
+                        self._raw.create(path, self._raw.read(entry.path))
                     except FileNotFoundError:
                         continue  # restored by another process
-                    done.restored += 1
+                    self._done.restored += 1
                 elif entry.modified_s > forgotten_s:
                     continue
+                self._raw.delete(entry.path)
+                self._done.gone += 1
+
+    def _listed(
+        self,
+        prefix: str,
+        take: Callable[[str], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[str, _References, list[Entry]]]:
+        """Yield the folders below ``prefix`` with their references and those objects of runs that are old enough."""
+        listed = self._raw.entries(prefix)
+        while chunk := list(islice(listed, _CHUNK)):
+            if progress is not None:
+                progress(len(chunk))
+            folders: dict[str, list[Entry]] = {}
+            for entry in chunk:
+                parts = split_path(entry.path.removeprefix(f"{SWEPT}/"))
+                if parts is None or entry.modified_s > self._before_s or parts[0] in self._compaction.pending:
+                    continue
+                if take is None or take(parts[0]):
+                    folders.setdefault(parts[0], []).append(entry)
+            recent: dict[str, set[str]] = {}
+            for _, delta in ManifestLog(self._raw).since(self._compaction.cursor) if folders else ():
+                for run in named_runs(delta):
+                    recent.setdefault(run.folder, set()).add(run.name)
+            for folder, entries in folders.items():
+                yield folder, _References(self._raw, folder, recent.get(folder, ()), self._before_us), entries
+
+    def _move_aside(self, path: str) -> None:
+        try:
+            data = self._raw.read(path)
+        except FileNotFoundError:
+            return  # removed by another process
+        self._raw.replace(f"{SWEPT}/{path}", data)  # its time there begins now, even if an older copy exists
+        self._raw.delete(path)
+
+    def _each(self, work: Callable[[str], None], entries: list[Entry]) -> None:
+        with ThreadPoolExecutor(1 if isinstance(self._raw, LocalStore) else _THREADS) as pool:
+            for _ in pool.map(work, [entry.path for entry in entries]):
+                pass
+
+    def collect_packs(self, *, everything: bool = False) -> None:
+        """Remove replaced and unreferenced packs.
+
+        A pack that is in the table of telemetry, or left it after ``before_s``, is kept: other engines may be reading
+        it.
+
+        Args:
+          everything: examine all folders, not only those that the compaction names.
+        """
+        raw = self._raw
+        table = _Table(raw, self._before_s)
+        tidy = self._compaction.tidy
+        ripe_folders = [folder for folder, since_us in tidy.items() if since_us <= self._before_us]
+        for folder in pack_folders(raw) if everything else ripe_folders:
+            entries = list(raw.entries(f"{PACKS}/{folder}"))
+            state = pack_state(raw, folder)
+            old = [entry for entry in entries if split_pack(entry.path) is not None and entry.path not in state.packs]
+            ripe = [
+                entry
+                for entry in old
+                if entry.modified_s <= self._before_s
+                and (entry.path not in state.replaced or state.since_us[entry.path] <= self._before_us)
+            ]
+            # The replaced packs are kept until their replacement has been read back.
+            if ripe and (faults := [fault for file in state.packs.values() if (fault := prove_pack(raw, file))]):
+                self._done.faults += faults
+                if not all(raw.exists(path) for path in state.packs):
+                    self._compaction.pending[folder] = 1  # packing repairs it
+                continue
+            unread = [entry for entry in ripe if not table.holds(entry.path)]
+            for entry in unread:
                 raw.delete(entry.path)
-                done.gone += 1
-
-
-def collect_packs(
-    raw: Store, compaction: CompactionCursor, before_s: float, done: Collected, *, everything: bool = False
-) -> None:
-    """Remove replaced and unreferenced packs.
-
-    A pack that is in the table of telemetry, or left it after ``before_s``, is kept: other engines may be reading it.
-
-    Args:
-      raw: the raw store.
-      compaction: names the folders to examine, and forgets those without further garbage.
-      before_s: packs written or replaced later are kept, epoch seconds.
-      done: the counts, updated in place.
-      everything: examine all folders.
-    """
-    before_us = int(before_s * 1e6)
-    table = _Table(raw, before_s)
-    folders = [folder for folder, since_us in compaction.tidy.items() if since_us <= before_us]
-    if everything:
-        folders = pack_folders(raw)
-    for folder in folders:
-        entries = list(raw.entries(f"{PACKS}/{folder}"))
-        state = pack_state(raw, folder)
-        old = [entry for entry in entries if split_pack(entry.path) is not None and entry.path not in state.packs]
-        ripe = [
-            entry
-            for entry in old
-            if entry.modified_s <= before_s
-            and (entry.path not in state.replaced or state.since_us[entry.path] <= before_us)
-        ]
-        # The replaced packs are kept until their replacement has been read back.
-        if ripe and (faults := [fault for file in state.packs.values() if (fault := prove_pack(raw, file))]):
-            done.faults += faults
-            if not all(raw.exists(path) for path in state.packs):
-                compaction.pending[folder] = 1  # packing repairs it
-            continue
-        unread = [entry for entry in ripe if not table.holds(entry.path)] if ripe else []
-        for entry in unread:
-            raw.delete(entry.path)
-        done.packs += len(unread)
-        done.held += len(ripe) - len(unread)
-        if len(unread) == len(old):
-            compaction.tidy.pop(folder, None)
-    done.faults += table.faults
+            self._done.packs += len(unread)
+            self._done.held += len(ripe) - len(unread)
+            if len(unread) == len(old):
+                tidy.pop(folder, None)
+        self._done.faults += table.faults
 
 
 def pack_folders(raw: Store) -> list[str]:

@@ -10,7 +10,7 @@ folder's manifest references it. A run's own object is removed only after the gr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,9 +23,7 @@ from ciml.manifest.log import Delta, commit
 from ciml.progress import Progress, no_progress
 from ciml.runs.collect_garbage import (
     Collected,
-    collect_packs,
-    collect_runs,
-    collect_swept,
+    GarbageCollector,
     load_cursor,
     mark_compacted,
     pack_folders,
@@ -67,91 +65,160 @@ class Packing:
     faults: list[str] = field(default_factory=list)
 
 
-def pack_folder(
-    raw: Store,
-    folder: str,
-    named: dict[str, NamedRun],
-    *,
-    min_runs: int,
-    pack_bytes: int,
-    clock: Clock,
-    done: Packing,
-) -> None:
-    """Pack the named runs that are not in a pack of the folder, and commit the packs.
+class Packer:
+    """Packs the runs of folders, and merges their packs.
 
     Args:
       raw: the raw store.
-      folder: ``job=…/date=…``.
-      named: the runs that the raw manifest names there, by file name.
-      min_runs: fewer runs are not packed.
+      min_runs: fewer runs of a folder are not packed.
       pack_bytes: a pack ends with the run that brings it to this size.
       clock: epoch seconds.
       done: the counts, updated in place.
     """
-    while True:
-        packs = load_packs(raw, folder)
-        state = packs.state
-        if packs.missing:
-            _restore_replaced(raw, folder, packs, clock)
-            continue
-        todo = {name: run for name, run in named.items() if name not in packs.runs and name not in state.alone}
-        if not todo:
-            return
-        for name, alone in state.alone.items():  # with the new runs they may be enough
-            todo[name] = NamedRun(folder, name, alone.digest, alone.rows)
-        writing = _Writing(raw, folder, pack_bytes)
-        if len(todo) < min_runs:
-            unpacked = {name: Alone(run.digest, run.rows) for name, run in todo.items()}
-        else:
-            for run, table, why in _tables(raw, list(todo.values())):
-                if table is None:
-                    writing.faults[run.name] = Alone(run.digest, run.rows, why)
-                else:
-                    writing.add(run.name, run.digest, table)
-            unpacked = writing.finish()
-        delta = _delta(clock, writing.packs, (), unpacked)
-        if _append(raw, folder, state, delta):
-            break
-    done.runs += sum(pack.runs for pack in writing.packs)
-    done.rows += sum(pack.rows for pack in writing.packs)
-    done.packs += len(writing.packs)
-    done.packs_bytes += sum(pack.size for pack in writing.packs)
-    done.alone += sum(1 for alone in unpacked.values() if not alone.why)
-    done.faults += [f"runs/{folder}/{name}: {alone.why}" for name, alone in unpacked.items() if alone.why]
 
+    def __init__(self, raw: Store, min_runs: int, pack_bytes: int, clock: Clock, done: Packing) -> None:
+        self._raw = raw
+        self._min_runs = min_runs
+        self._pack_bytes = pack_bytes
+        self._clock = clock
+        self._done = done
 
-def _delta(clock: Clock, packs: Sequence[PackFile], replaces: Sequence[str], alone: dict[str, Alone]) -> Delta:
-    return {
-        "time_us": int(clock() * 1e6),
-        "packs": [pack.to_json() for pack in packs],
-        "replaces": list(replaces),
-        "alone": {name: alone_run.to_json() for name, alone_run in sorted(alone.items())},
-    }
+    def pack(self, folder: str, named: dict[str, NamedRun]) -> bool:
+        """Pack the named runs that are not in a pack of a folder, and commit the packs; return whether there are any.
 
+        Args:
+          folder: ``job=…/date=…``.
+          named: the runs that the raw manifest names there, by file name.
+        """
+        done = self._done
+        while True:
+            packs = load_packs(self._raw, folder)
+            if packs.missing:
+                self._restore_replaced(folder, packs)
+                continue
+            alone = packs.state.alone
+            todo = {name: run for name, run in named.items() if name not in packs.runs and name not in alone}
+            if not todo:
+                return False
+            # With the new runs, those that were left alone may be enough.
+            todo |= {name: NamedRun(folder, name, run.digest, run.rows) for name, run in alone.items()}
+            writing = _Writing(self._raw, folder, self._pack_bytes)
+            if len(todo) < self._min_runs:
+                writing.alone = {name: Alone(run.digest, run.rows) for name, run in todo.items()}
+            else:
+                for run, table, why in _tables(self._raw, list(todo.values())):
+                    if table is None:
+                        writing.alone[run.name] = Alone(run.digest, run.rows, why)
+                    else:
+                        writing.add(run.name, run.digest, table)
+                writing.finish()
+            if self._commit(folder, packs.state, writing.packs, (), writing.alone):
+                break
+        done.runs += sum(pack.runs for pack in writing.packs)
+        done.rows += sum(pack.rows for pack in writing.packs)
+        done.alone += sum(1 for run in writing.alone.values() if not run.why)
+        done.faults += [f"runs/{folder}/{name}: {run.why}" for name, run in writing.alone.items() if run.why]
+        return bool(writing.packs)
 
-def _restore_replaced(raw: Store, folder: str, packs: FolderPacks, clock: Clock) -> None:
-    """Remove missing packs from the manifest, and restore those that they replaced.
+    def merge(self, folder: str, *, renew: bool = False) -> bool:
+        """Merge small packs with the same columns; with ``renew`` also write those of older versions again.
 
-    A pack is missing if its compactor was suspended for longer than the grace before the commit: another one has
-    collected it. Nothing is lost, since replaced packs are kept until their replacement has been read back.
-    """
-    old = [pack.file for pack in packs.packs if pack.file.path in packs.state.replaced]
-    _append(raw, folder, packs.state, _delta(clock, old, packs.missing, packs.state.alone))
+        Returns:
+          Whether a pack was written.
+        """
+        packs = load_packs(self._raw, folder)
+        chosen = self._small(packs)
+        if renew:
+            chosen += [pack for pack in packs.packs if pack.renewable and pack not in chosen]
+        if not chosen or packs.missing:
+            return False
+        writing = _Writing(self._raw, folder, self._pack_bytes)
+        merged_names: set[str] = set()
+        for pack in chosen:
+            for numbers in pack.batches():
+                try:
+                    tables = pack.read(self._raw, numbers, None)
+                except FileNotFoundError:
+                    return False  # merged by another process
+                for number in numbers:
+                    run = pack.runs[number]
+                    if run.name not in merged_names:
+                        merged_names.add(run.name)
+                        writing.add(run.name, run.digest, tables[number])
+        writing.finish()
+        if writing.alone:
+            return False  # the packs are kept; a verification reports the faults
+        replaces = [pack.file.path for pack in chosen]
+        if not self._commit(folder, packs.state, writing.packs, replaces, packs.state.alone):
+            return False
+        self._done.merged += len(chosen)
+        return True
 
+    def _small(self, packs: FolderPacks) -> list[OpenPack]:
+        """Return the packs to merge: for each set of columns, the smallest ones within the growth factor."""
+        groups: dict[str, list[OpenPack]] = {}
+        for pack in packs.packs:
+            if pack.file.size < self._pack_bytes // 2 and pack.file.runs < PACK_RUNS // 2:
+                groups.setdefault(pack.file.columns, []).append(pack)
+        chosen: list[OpenPack] = []
+        for group in groups.values():
+            group.sort(key=lambda pack: (pack.file.size, pack.file.path))
+            total = group[0].file.size
+            count = 1
+            while count < len(group) and group[count].file.size <= _GROWTH * total:
+                total += group[count].file.size
+                count += 1
+            if count > 1:
+                chosen += group[:count]
+        return chosen
 
-def _append(raw: Store, folder: str, planned_on: PackState, delta: Delta) -> bool:
-    """Commit a delta, unless another process has committed since it was planned."""
-    state = PackState()
-    base = planned_on.version
-    return commit(pack_log(raw, folder), state, lambda: delta if state.version == base else None) is not None
+    def _restore_replaced(self, folder: str, packs: FolderPacks) -> None:
+        """Remove missing packs from the manifest, and restore those that they replaced.
+
+        A pack is missing if its compactor was suspended for longer than the grace before the commit: another one has
+        collected it. Nothing is lost, since replaced packs are kept until their replacement has been read back.
+        """
+        old = [pack.file for pack in packs.packs if pack.file.path in packs.state.replaced]
+        self._commit(folder, packs.state, old, packs.missing, packs.state.alone, is_new=False)
+
+    def _commit(
+        self,
+        folder: str,
+        planned_on: PackState,
+        packs: Sequence[PackFile],
+        replaces: Sequence[str],
+        alone: Mapping[str, Alone],
+        *,
+        is_new: bool = True,
+    ) -> bool:
+        """Commit packs, unless another process has committed since this was planned; count them if they are new."""
+        delta: Delta = {
+            "time_us": int(self._clock() * 1e6),
+            "packs": [pack.to_json() for pack in packs],
+            "replaces": list(replaces),
+            "alone": {name: run.to_json() for name, run in sorted(alone.items())},
+        }
+        state = PackState()
+        base = planned_on.version
+        if commit(pack_log(self._raw, folder), state, lambda: delta if state.version == base else None) is None:
+            return False
+        if is_new:
+            self._done.packs += len(packs)
+            self._done.packs_bytes += sum(pack.size for pack in packs)
+        return True
 
 
 class _Writing:
-    """Open packs, one for each set of columns; each is written to the store when it is full."""
+    """Open packs, one for each set of columns; each is written to the store when it is full.
+
+    Attributes:
+      packs: the written ones.
+      alone: runs that stay objects of their own, by name.
+    """
 
     def __init__(self, raw: Store, folder: str, pack_bytes: int) -> None:
         self.packs: list[PackFile] = []
-        self.faults: dict[str, Alone] = {}
+        self.alone: dict[str, Alone] = {}
         self._raw = raw
         self._folder = folder
         self._pack_bytes = pack_bytes
@@ -168,18 +235,17 @@ class _Writing:
         if writer.size >= self._pack_bytes or writer.full:
             self._end(key)
 
-    def finish(self) -> dict[str, Alone]:
-        """Write the open packs. Return the runs that cannot be packed."""
+    def finish(self) -> None:
+        """Write the open packs."""
         for key in list(self._open):
             self._end(key)
-        return self.faults
 
     def _end(self, key: str) -> None:
         writer = self._open.pop(key)
         try:
             pack, data = writer.finish()
         except IntegrityError as error:
-            self.faults.update({run.name: Alone(run.digest, run.rows, str(error)) for run in writer.runs})
+            self.alone.update({run.name: Alone(run.digest, run.rows, str(error)) for run in writer.runs})
             return
         self._raw.create(pack.path, data)  # an existing one has the same bytes, since the name is their digest
         self.packs.append(pack)
@@ -200,55 +266,6 @@ def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa
     with ThreadPoolExecutor(threads) as pool:
         for batch in batches(sorted(runs, key=lambda run: run.name), lambda run: run.rows):
             yield from pool.map(read, batch)
-
-
-def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done: Packing, renew: bool = False) -> None:
-    """Merge small packs with the same columns; with ``renew`` also write those of older versions again."""
-    packs = load_packs(raw, folder)
-    chosen = _small(packs, pack_bytes)
-    if renew:
-        chosen += [pack for pack in packs.packs if pack.renewable and pack not in chosen]
-    if not chosen or packs.missing:
-        return
-    writing = _Writing(raw, folder, pack_bytes)
-    merged_names: set[str] = set()
-    for pack in chosen:
-        for numbers in pack.batches():
-            try:
-                tables = pack.read(raw, numbers, None)
-            except FileNotFoundError:
-                return  # merged by another process
-            for number in numbers:
-                run = pack.runs[number]
-                if run.name not in merged_names:
-                    merged_names.add(run.name)
-                    writing.add(run.name, run.digest, tables[number])
-    if writing.finish():
-        return  # the packs are kept; a verification reports the faults
-    delta = _delta(clock, writing.packs, [pack.file.path for pack in chosen], packs.state.alone)
-    if _append(raw, folder, packs.state, delta):
-        done.merged += len(chosen)
-        done.packs += len(writing.packs)
-        done.packs_bytes += sum(pack.size for pack in writing.packs)
-
-
-def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
-    """Return the packs to merge: for each set of columns, the smallest ones within the growth factor."""
-    groups: dict[str, list[OpenPack]] = {}
-    for pack in packs.packs:
-        if pack.file.size < pack_bytes // 2 and pack.file.runs < PACK_RUNS // 2:
-            groups.setdefault(pack.file.columns, []).append(pack)
-    chosen: list[OpenPack] = []
-    for group in groups.values():
-        group.sort(key=lambda pack: (pack.file.size, pack.file.path))
-        total = group[0].file.size
-        count = 1
-        while count < len(group) and group[count].file.size <= _GROWTH * total:
-            total += group[count].file.size
-            count += 1
-        if count > 1:
-            chosen += group[:count]
-    return chosen
 
 
 DAY_S = 86_400.0
@@ -316,24 +333,20 @@ def compact(
         return day_ends_s(folder) + older_than_s <= now_s
 
     compaction = load_cursor(raw)
+    packer = Packer(raw, min_runs, pack_bytes, clock, result.packing)
     packed_runs = 0
     for window in windows(raw, compaction, ripe, window_runs):
         total = packed_runs + window.runs
-        for folder in sorted(window.named):
-            named = window.named[folder]
-            before = result.packing.packs
-            pack_folder(raw, folder, named, min_runs=min_runs, pack_bytes=pack_bytes, clock=clock, done=result.packing)
-            if result.packing.packs > before:
-                merge_packs(raw, folder, pack_bytes=pack_bytes, clock=clock, done=result.packing)
+        for folder, named in sorted(window.named.items()):
+            if packer.pack(folder, named):
+                packer.merge(folder)
             compaction.tidy[folder] = int(clock() * 1e6)
             packed_runs += len(named)
             report("packing runs", packed_runs, total)
         mark_compacted(compaction, window, ripe)
         save_cursor(raw, compaction)
     for folder in pack_folders(raw) if everything else ():
-        before = result.packing.packs
-        merge_packs(raw, folder, pack_bytes=pack_bytes, clock=clock, done=result.packing, renew=True)
-        if result.packing.packs > before:
+        if packer.merge(folder, renew=True):
             compaction.tidy[folder] = int(clock() * 1e6)
     result.to_version = compaction.cursor
     result.waiting = len(compaction.pending)
@@ -345,10 +358,10 @@ def compact(
         listed_objects += count
         report("collecting garbage", listed_objects, None)
 
-    forgotten_s = clock() - max(aside_s, grace_s)
-    collect_swept(raw, compaction, before_s, result.swept, forgotten_s=forgotten_s)  # before anything is moved there
-    collect_runs(raw, compaction, ripe, before_s, result.swept, on_listed)
-    collect_packs(raw, compaction, before_s, result.swept, everything=everything)
+    collector = GarbageCollector(raw, compaction, before_s, result.swept)
+    collector.collect_swept(clock() - max(aside_s, grace_s))  # before anything is moved there
+    collector.collect_runs(ripe, on_listed)
+    collector.collect_packs(everything=everything)
     for prefix in (RUNS, SWEPT, *([PACKS] if everything else [])):
         raw.delete_leftovers(prefix, before_s)
     save_cursor(raw, compaction)

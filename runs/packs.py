@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from ciml.digest import canonical_json, sha256_json, telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
-from ciml.runs.arrow import empty_table, numbers, texts
+from ciml.runs import arrow
 from ciml.runs.pack_index import PACKS, PackFile, run_of
 from ciml.runs.writer import damaged, unreadable
 from ciml.storage import LocalStore, Store
@@ -196,19 +197,23 @@ class PackWriter:
         path = f"{PACKS}/{self.folder}/{_head(data)}.parquet"
         pack = PackFile(path, len(data), footer, _head(data[-footer:]), self.rows, len(self.runs), self.columns)
         opened = OpenPack(pack, data[-footer:])
-        for run, table in opened.tables(data, range(len(opened.runs)), None):
-            same = table.schema.equals(self._schema) and telemetry_digest(run_of(run.name), table) == run.digest
-            if not same or run.metadata != self.runs[opened.number[run.name]].metadata:
-                raise IntegrityError(f"{path}: {run.name} does not read back from the pack unchanged")
+        for batch in opened.batches():
+            for number, table in opened.divide(*opened.load(pa.BufferReader(data), batch, None)).items():
+                run = opened.runs[number]
+                same = table.schema.equals(self._schema) and telemetry_digest(run_of(run.name), table) == run.digest
+                if not same or run.metadata != self.runs[number].metadata:
+                    raise IntegrityError(f"{path}: {run.name} does not read back from the pack unchanged")
         return pack, data
 
 
 def _with_runs(rows: pa.Table, runs: Sequence[PackedRun], names: Sequence[str]) -> pa.Table:
     """Append `RUN_COLUMNS` to the rows of these runs."""
-    indices = numbers(np.repeat(np.arange(len(runs), dtype=np.int32), [run.rows for run in runs]))
+    indices = arrow.numbers(np.repeat(np.arange(len(runs), dtype=np.int32), [run.rows for run in runs]))
     values = {"run_id": [run_of(run.name) for run in runs], "digest": [run.digest for run in runs]}
     for name in names:
-        rows = rows.append_column(pa.field(name, _TEXT), pa.DictionaryArray.from_arrays(indices, texts(values[name])))
+        rows = rows.append_column(
+            pa.field(name, _TEXT), pa.DictionaryArray.from_arrays(indices, arrow.texts(values[name]))
+        )
     return rows
 
 
@@ -305,13 +310,7 @@ class OpenPack:
           FileNotFoundError: the pack does not exist (any more).
           IntegrityError: it cannot be read.
         """
-        groups = {group for number in numbers if (group := self._group(number)) is not None}
-        source = self._fetch(store, sorted(groups), columns)
-        try:
-            tables = {self.number[run.name]: table for run, table in self.tables(source, numbers, columns)}
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(store.url(self.file.path), error) from None
-        return tables
+        return self.divide(*self._fetch(store, numbers, columns))
 
     def read_joined(
         self, store: Store, numbers: Sequence[int], columns: Sequence[str]
@@ -320,65 +319,56 @@ class OpenPack:
 
         The table lacks the metadata of the runs' own tables. Raises as `read`.
         """
-        ordered = sorted(numbers)
-        groups = list(range(len(self._ends)))
-        if len(ordered) < len(self.runs):  # else all are needed
-            groups = sorted({group for number in ordered if (group := self._group(number)) is not None})
-        names = [name for name in columns if name in self.schema.names]
-        table = empty_table(self.schema).select(names)
-        if groups:
-            source = self._fetch(store, groups, columns)
-            try:
-                parquet = pq.ParquetFile(
-                    source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
-                )
-                table = parquet.read_row_groups(groups, columns=names, use_threads=False)
-            except (pa.ArrowException, OSError) as error:
-                raise unreadable(store.url(self.file.path), error) from None
-        runs = [self.runs[number] for number in ordered]
-        rows = [run.rows for run in runs]
+        table, starts = self._fetch(store, numbers, columns)
+        rows = [self.runs[number].rows for number in starts]
         if sum(rows) < table.num_rows:
-            begins = dict(zip(groups, accumulate((self._size(group) for group in groups), initial=0), strict=False))
             parts: list[tuple[int, int]] = []  # (begin, end) of adjacent runs
-            for number, run in zip(ordered, runs, strict=True):
-                if (group := self._group(number)) is not None:
-                    begin = begins[group] + run.first - self._begin(group)
-                    end = begin + run.rows
-                    parts.append((parts.pop()[0] if parts and parts[-1][1] == begin else begin, end))
-            slices = [table.slice(begin, end - begin) for begin, end in parts]
-            table = pa.concat_tables(slices) if slices else table.slice(0, 0)
-        return ordered, table.select(names), rows
+            for begin, count in zip(starts.values(), rows, strict=True):
+                is_adjacent = bool(parts) and parts[-1][1] == begin
+                parts.append((parts.pop()[0] if is_adjacent else begin, begin + count))
+            table = pa.concat_tables([table.slice(begin, end - begin) for begin, end in parts])
+        return list(starts), table, rows
 
-    def _size(self, group: int) -> int:
-        return self._ends[group] - self._begin(group)
+    def load(
+        self, source: pa.NativeFile, numbers: Iterable[int], columns: Sequence[str] | None
+    ) -> tuple[pa.Table, dict[int, int]]:
+        """Return a table that holds runs, and the first row of each run in it, in order.
 
-    def tables(
-        self, data: Any, numbers: Iterable[int], columns: Sequence[str] | None
-    ) -> Iterator[tuple[PackedRun, pa.Table]]:
-        """Yield (run, table) of runs, by row group, from the pack's bytes or a file with the needed parts."""
-        by_group: dict[int | None, list[PackedRun]] = {}
-        for number in numbers:
-            by_group.setdefault(self._group(number), []).append(self.runs[number])
-        source = pa.BufferReader(data) if isinstance(data, bytes) else data
+        Args:
+          source: the pack, or a file with the parts of it that are needed.
+          numbers: of the runs.
+          columns: only these, in this order; all by default.
+        """
+        ordered = sorted(numbers)
+        names = self.schema.names if columns is None else [name for name in columns if name in self.schema.names]
+        groups = self._groups(ordered)
+        if not groups:
+            return arrow.empty_table(self.schema).select(names), dict.fromkeys(ordered, 0)
         parquet = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True)
-        names = self.schema.names
-        names = names if columns is None else [name for name in columns if name in names]
-        for group, runs in by_group.items():
-            if group is None:
-                rows = self.schema.empty_table().select(names)
-                begins = 0
-            else:
-                rows = parquet.read_row_group(group, columns=names, use_threads=False)
-                begins = self._begin(group)
-            # Slices keep the whole row group in memory, which is fine while most of it is requested.
-            sparse = rows.num_columns > 0 and 2 * sum(run.rows for run in runs) < rows.num_rows
-            for run in runs:
-                start = run.first - begins
-                if sparse:
-                    table = rows.take(pa.array(range(start, start + run.rows), pa.int64()))
-                else:
-                    table = rows.slice(start if group is not None else 0, run.rows)
-                yield run, table.replace_schema_metadata(run.metadata)
+        table = parquet.read_row_groups(groups, columns=names, use_threads=False).select(names)
+        begins = dict(zip(groups, accumulate(map(self._size, groups), initial=0), strict=False))
+        starts: dict[int, int] = {}
+        for number in ordered:
+            run = self.runs[number]
+            group = self._group(number)
+            starts[number] = 0 if group is None else begins[group] + run.first - self._begin(group)
+        rows = [self.runs[number].rows for number in ordered]
+        # Slices keep the whole row groups in memory, which is fine while most of them is requested.
+        if names and 2 * sum(rows) < table.num_rows:
+            ranges = [np.arange(start, start + count) for start, count in zip(starts.values(), rows, strict=True)]
+            table = table.take(arrow.numbers(np.concatenate(ranges)))
+            starts = dict(zip(ordered, accumulate(rows, initial=0), strict=False))
+        return table, starts
+
+    def divide(self, table: pa.Table, starts: Mapping[int, int]) -> dict[int, pa.Table]:
+        """Return the tables of runs by number, with their own metadata, from the result of `load`."""
+        return {
+            number: table.slice(start, self.runs[number].rows).replace_schema_metadata(self.runs[number].metadata)
+            for number, start in starts.items()
+        }
+
+    def _groups(self, numbers: Iterable[int]) -> list[int]:
+        return sorted({group for number in numbers if (group := self._group(number)) is not None})
 
     def _group(self, number: int) -> int | None:
         run = self.runs[number]
@@ -387,29 +377,40 @@ class OpenPack:
     def _begin(self, group: int) -> int:
         return self._ends[group - 1] if group else 0
 
-    def _fetch(self, store: Store, groups: Sequence[int], columns: Sequence[str] | None) -> Any:
-        """Return a file for reading row groups, with only the needed parts of the pack.
+    def _size(self, group: int) -> int:
+        return self._ends[group] - self._begin(group)
+
+    def _fetch(
+        self, store: Store, numbers: Sequence[int], columns: Sequence[str] | None
+    ) -> tuple[pa.Table, dict[int, int]]:
+        """Read only the needed parts of the pack; return the result of `load`.
 
         Parquet's page checksums do not cover the pages' headers: each column chunk is checked as a whole.
         """
         gap = _GAP if isinstance(store, LocalStore) else _GAP_REMOTE
         path = self.file.path
-        checksums = self._known_checksums(store)
+        indices: Iterable[int] = range(self.metadata.num_columns)  # `RUN_COLUMNS` too: what is read whole is checked
+        if columns is not None:
+            indices = [index for index, name in enumerate(self.schema.names) if name in columns]
         ranges: list[list[_Chunk]] = []
-        for chunk in sorted(self._wanted(groups, columns)):
+        for chunk in sorted(_chunks(self.metadata, self._groups(numbers), indices)):
             if ranges and chunk.start <= ranges[-1][-1].end + gap:
                 ranges[-1].append(chunk)
             else:
                 ranges.append([chunk])
-        parts: list[tuple[int, bytes]] = []
+        checksums = self._known_checksums(store)
+        file = mmap.mmap(-1, self.file.size)  # takes memory only for the parts that are filled in
         for chunks in ranges:
             begin = chunks[0].start
             data = store.read_range(path, begin, chunks[-1].end - begin)
             view = memoryview(data)
             if any(zlib.crc32(view[start - begin : end - begin]) != checksums[number] for start, end, number in chunks):
                 raise damaged(store.url(path))
-            parts.append((begin, data))
-        return pa.PythonFile(_Parts(self.file.size, parts), "r")
+            file[begin : begin + len(data)] = data
+        try:
+            return self.load(pa.BufferReader(file), numbers, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(store.url(path), error) from None
 
     def _known_checksums(self, store: Store) -> Sequence[int]:
         """Return the pack's checksums; for a pack of an older version compute them, once its bytes match its name."""
@@ -419,44 +420,6 @@ class OpenPack:
                 raise damaged(store.url(self.file.path))
             self._checksums = _checksums(self.metadata, data)
         return self._checksums
-
-    def _wanted(self, groups: Iterable[int], columns: Sequence[str] | None) -> Iterator[_Chunk]:
-        indices: Iterable[int] = range(
-            self.metadata.num_columns
-        )  # `RUN_COLUMNS` too: what is read whole is checked whole
-        if columns is not None:
-            indices = [index for index, name in enumerate(self.schema.names) if name in columns]
-        return _chunks(self.metadata, groups, indices)
-
-
-class _Parts(io.RawIOBase):
-    """A file of which only some parts are loaded. Reading elsewhere is an error."""
-
-    def __init__(self, size: int, parts: list[tuple[int, bytes]]) -> None:
-        self._size = size
-        self._parts = parts
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        for start, data in self._parts:
-            if start <= self._at <= self._at + size <= start + len(data):
-                data_read = data[self._at - start : self._at - start + size]
-                self._at += size
-                return data_read
-        raise OSError(f"the {size} bytes from {self._at} on are not loaded")
 
 
 def open_pack(store: Store, file: PackFile) -> OpenPack:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Literal, NamedTuple, TypeVar
@@ -251,24 +251,73 @@ def read_runs(
       IntegrityError: a run is missing, damaged or has other rows.
     """
     requested = list(files)
+    paths = [file if isinstance(file, str) else file.path for file in requested]
     threads = threads_for(store, threads)
+    folders, unread = _by_folder(paths)
+    for folder in [folder for folder, runs in folders.items() if len(runs) == 1 and _shelf.get(store, folder) is None]:
+        unread += [index for index, _ in folders.pop(folder)]  # its own object is more likely, and saves a request
     tables: dict[int, pa.Table] = {}
-    folders: dict[str, list[tuple[int, str]]] = {}
-    for index, file in enumerate(requested):
-        parts = split_path(file if isinstance(file, str) else file.path)
-        if parts is not None:
-            folders.setdefault(parts[0], []).append((index, parts[1]))
-    # For a single run of an uncached folder, its own object is more likely, and saves a request.
-    grouped = [item for item in folders.items() if len(item[1]) > 1 or _shelf.get(store, item[0]) is not None]
-    for part in _ahead(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
-        tables.update(part)
-    unread = [index for index in range(len(requested)) if index not in tables]
-    read = _ahead(lambda index: read_run(store, requested[index], columns=columns), unread, threads)
-    tables.update(zip(unread, read, strict=True))
+
+    def read_packed(folder: str) -> tuple[list[dict[int, pa.Table]], list[int]]:
+        def read(pack: OpenPack, indices: Mapping[int, int]) -> dict[int, pa.Table]:
+            runs = pack.read(store, list(indices), columns)
+            return {index: runs[number] for number, index in indices.items()}
+
+        return _read_packs(store, folder, folders[folder], read)
+
+    for packed, others in _ahead(read_packed, folders, threads):
+        for part in packed:
+            tables |= part
+        unread += others
+    tables.update(zip(unread, _ahead(lambda index: _find(store, paths[index], columns), unread, threads), strict=True))
     for index, file in enumerate(requested):
         if isinstance(file, RawFile):
             check_rows(store, file, tables[index].num_rows)
     return [tables[index] for index in range(len(requested))]
+
+
+def _by_folder(paths: Iterable[str]) -> tuple[dict[str, list[tuple[int, str]]], list[int]]:
+    """Return (index, file name) of the runs of each folder, and the indices of paths that are never in a pack."""
+    folders: dict[str, list[tuple[int, str]]] = {}
+    others: list[int] = []
+    for index, path in enumerate(paths):
+        if (parts := split_path(path)) is None:
+            others.append(index)
+        else:
+            folders.setdefault(parts[0], []).append((index, parts[1]))
+    return folders, others
+
+
+def _read_packs(
+    store: Store,
+    folder: str,
+    runs: Sequence[tuple[int, str]],
+    read: Callable[[OpenPack, Mapping[int, int]], T],
+) -> tuple[list[T], list[int]]:
+    """Read the packed runs of a folder: return the result of each pack, and the indices of the other runs.
+
+    Args:
+      store: the raw store.
+      folder: of the runs.
+      runs: (index, file name) of each run.
+      read: reads the runs of a pack, given their indices by their number in it.
+    """
+    packs = packs_of(store, folder)
+    others: list[int] = []
+    by_pack: dict[OpenPack, dict[int, int]] = {}
+    for index, name in runs:
+        pack, number = packs.runs.get(name, (None, 0))
+        if pack is None or number in (members := by_pack.setdefault(pack, {})):
+            others.append(index)
+        else:
+            members[number] = index
+    results: list[T] = []
+    for pack, indices in by_pack.items():
+        try:
+            results.append(read(pack, indices))
+        except FileNotFoundError:  # replaced meanwhile: each run is searched for
+            others += indices.values()
+    return results, others
 
 
 def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
@@ -278,49 +327,17 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]
       IntegrityError: a run is missing or damaged.
     """
     names: dict[int, tuple[str, ...]] = {}
-    unread: list[int] = []
-    folders: dict[str, FolderPacks] = {}
-    for index, file in enumerate(files):
-        parts = split_path(file.path)
-        if parts is not None:
-            if (packs := folders.get(parts[0])) is None:
-                packs = folders[parts[0]] = packs_of(store, parts[0])
-            if (run := packs.find(parts[1])) is not None:
+    folders, unread = _by_folder(file.path for file in files)
+    for folder, runs in folders.items():
+        packs = packs_of(store, folder)
+        for index, name in runs:
+            if (run := packs.find(name)) is None:
+                unread.append(index)
+            else:
                 names[index] = run[0].names
-                continue
-        unread.append(index)
     for index, table in zip(unread, read_runs(store, [files[index] for index in unread]), strict=True):
         names[index] = tuple(table.column_names)
     return [names[index] for index in range(len(files))]
-
-
-def _packed(
-    store: Store, folder: str, runs: Sequence[tuple[int, str]], columns: Sequence[str] | None
-) -> dict[int, pa.Table]:
-    """Return a folder's runs that are in packs, by their number in the request."""
-    packs = _shelf.get(store, folder)
-    if packs is None:
-        packs = _shelf.load(store, folder)
-    read: dict[int, pa.Table] = {}
-    members: dict[OpenPack, dict[int, list[int]]] = {}
-    for index, name in runs:
-        run = packs.find(name)
-        if run is not None:
-            members.setdefault(run[0], {}).setdefault(run[1], []).append(index)
-    missing = False
-    for pack, numbers in members.items():
-        try:
-            tables = pack.read(store, list(numbers), columns)
-        except FileNotFoundError:
-            missing = True
-            continue
-        for number, indices in numbers.items():
-            read.update((index, tables[number]) for index in indices)
-    if (
-        missing and _shelf.load(store, folder).state.version != packs.state.version
-    ):  # replaced: they are in another pack
-        read.update(_packed(store, folder, [run for run in runs if run[0] not in read], columns))
-    return read
 
 
 def verify_run(store: Store, run_id: str, file: RawFile) -> str:
@@ -387,48 +404,22 @@ def read_joined(
       IntegrityError: a run is missing, damaged or has other rows.
     """
     threads = threads_for(store, threads)
-    folders: dict[str, list[tuple[int, str]]] = {}
-    unread: list[int] = []
-    for index, file in enumerate(files):
-        parts = split_path(file.path)
-        if parts is None:
-            unread.append(index)
-        else:
-            folders.setdefault(parts[0], []).append((index, parts[1]))
-    for joined, unpacked in _ahead(lambda item: _join_folder(store, *item, files, columns), folders.items(), threads):
+    folders, unread = _by_folder(file.path for file in files)
+
+    def join(pack: OpenPack, indices: Mapping[int, int]) -> Joined:
+        ordered, table, rows = pack.read_joined(store, list(indices), columns)
+        joined = Joined([indices[number] for number in ordered], table, rows)
+        for index, count in zip(joined.indices, rows, strict=True):
+            check_rows(store, files[index], count)
+        return joined
+
+    for joined, others in _ahead(lambda item: _read_packs(store, *item, join), folders.items(), threads):
         yield from joined
-        unread += unpacked
+        unread += others
     for start in range(0, len(unread), _OBJECTS):
         part = unread[start : start + _OBJECTS]
         tables = read_runs(store, [files[index] for index in part], columns=columns, threads=threads)
         yield list(zip(part, tables, strict=True))
-
-
-def _join_folder(
-    store: Store, folder: str, runs: Sequence[tuple[int, str]], files: Sequence[RawFile], columns: Sequence[str]
-) -> tuple[list[Joined], list[int]]:
-    """Read the runs of a folder that are in its packs; also return the indices of the others."""
-    packs = packs_of(store, folder)
-    unread: list[int] = []
-    joined: list[Joined] = []
-    by_pack: dict[OpenPack, dict[int, int]] = {}
-    for index, name in runs:
-        pack, number = packs.runs.get(name, (None, 0))
-        if pack is None or number in (members := by_pack.setdefault(pack, {})):
-            unread.append(index)
-        else:
-            members[number] = index
-    for pack, numbers in by_pack.items():
-        try:
-            ordered, table, rows = pack.read_joined(store, list(numbers), columns)
-        except FileNotFoundError:  # replaced meanwhile: `read_runs` finds them
-            unread.extend(numbers.values())
-            continue
-        indices = [numbers[number] for number in ordered]
-        for index, count in zip(indices, rows, strict=True):
-            check_rows(store, files[index], count)
-        joined.append(Joined(indices, table, rows))
-    return joined, unread
 
 
 def _ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:

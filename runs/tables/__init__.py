@@ -1,6 +1,6 @@
 """Delta tables over the store's own Parquet files, for other engines: their logs, and the files that belong to each.
 
-Pure functions compute the present files of a table from the manifests; `ciml.runs.tables.publisher` commits the
+Pure functions compute the present files of a table from the manifests; `ciml.runs.tables.delta_log` commits the
 difference. Nothing reads these tables to answer a question about runs: without them the store is complete. Garbage
 collection asks which packs its readers may still read. The files of ``runs`` and ``dead_letters`` are made by
 `ciml.runs.tables.row_tables`. Uses deltalake for checkpoints alone.
@@ -20,7 +20,7 @@ def update_tables(data: DataRoot, names: Iterable[str]) -> list[str]:
     Returns:
       A line for each failure or omission. Nothing is raised: the change itself is complete.
     """
-    from ciml.runs.tables.publisher import in_use
+    from ciml.runs.tables.delta_log import in_use
 
     try:
         due = [name for name in names if in_use(data, name)]

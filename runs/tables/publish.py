@@ -15,41 +15,38 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from ciml.data_root import DataRoot, StoredDataset
-from ciml.datasets.state import DatasetState
 from ciml.digest import sha256_hex
 from ciml.dstat import RECORDED_COLUMNS
 from ciml.errors import CimlError, IntegrityError
 from ciml.limits import MAX_TABLE_COLUMNS, MAX_TABLE_UNTRUSTED_COLUMNS
 from ciml.manifest.log import ManifestLog
+from ciml.runs.known_ids import Index
 from ciml.runs.pack_index import PACKS, PackFile, PackState, pack_state, run_of
-from ciml.runs.state import RawState, open_raw
+from ciml.runs.state import open_raw
 from ciml.runs.tables import row_tables
 from ciml.runs.tables.delta_log import (
     CURSOR,
-    DataFile,
-    DeltaLog,
-    DeltaState,
-    decode_fields,
-    decode_untrusted,
-    delta_fields,
-    encode_fields,
-    without_case_twins,
-)
-from ciml.runs.tables.publisher import (
     NAMES,
     RAW,
     RUNS,
+    DataFile,
+    DeltaLog,
+    DeltaState,
     Published,
     Wanted,
     dataset_name,
+    decode_fields,
+    delta_fields,
+    encode_fields,
     publish,
     store_of,
     table_name,
+    without_case_twins,
 )
 from ciml.runs.tables.row_tables import GRACE_S, former_files, wanted_parts
 from ciml.runs.writer import damaged
@@ -60,48 +57,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def table_names(data: DataRoot) -> list[str]:
-    """Return the names of all tables that a data root can have."""
-    return [*NAMES, *map(table_name, data.dataset_names())]
-
-
 def publish_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[Published]:
     """Publish tables, one after the other.
 
     Args:
       data: the data root.
-      names: of the tables; all by default.
+      names: of the tables; all by default, without data sets that have no span and so no columns yet.
 
     Raises:
       CimlError: there is no table of that name.
-      EngineError, IntegrityError: as `ciml.runs.tables.publisher.publish`.
+      EngineError, IntegrityError: as `ciml.runs.tables.delta_log.publish`.
     """
-    for name in list(names) or _with_columns(data):
-        yield _publish(data, name)
-
-
-def _with_columns(data: DataRoot) -> list[str]:
-    """Return the names of the tables that can be published: a data set without a span has no columns yet."""
-    return [*NAMES, *(table_name(name) for name in data.dataset_names() if data.dataset(name).state().resolved)]
-
-
-def _publish(data: DataRoot, name: str) -> Published:
-    store = store_of(data, name)
-    if name == RAW:
-        return publish(store, partial(wanted_raw, data.raw))
-    if name in NAMES:
-        return _publish_made(data, name, store)
-    return publish(store, partial(_wanted_dataset, data, name))
-
-
-def _wanted_dataset(data: DataRoot, name: str, state: DeltaState) -> Wanted:
-    from ciml.datasets.schema import schema_of
-
-    dataset = data.dataset(dataset_name(name))
-    present = dataset.state()
-    if present.resolved is None:
-        raise CimlError(f"data set {dataset.name!r} has no span yet: its columns are not known; ciml dataset update")
-    return wanted_dataset(dataset, present, schema_of(present.resolved), state)
+    with_columns = (table_name(name) for name in data.dataset_names() if data.dataset(name).state().resolved)
+    for name in list(names) or [*NAMES, *with_columns]:
+        store = store_of(data, name)
+        if name == RAW:
+            yield publish(store, partial(wanted_raw, data.raw))
+        elif name in NAMES:
+            yield _publish_made(data, name, store)
+        else:
+            yield publish(store, partial(wanted_dataset, data.dataset(dataset_name(name))))
 
 
 def _publish_made(data: DataRoot, name: str, store: Store) -> Published:
@@ -153,21 +128,18 @@ class TableState:
 
 def list_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[TableState]:
     """Yield the state of tables; all by default. Raises as `publish_tables`."""
-    for name in list(names) or table_names(data):
+    for name in list(names) or [*NAMES, *map(table_name, data.dataset_names())]:
         store = store_of(data, name)
         state = DeltaLog(store).read()
-        behind = max(0, _position(data, name) - state.transactions.get(CURSOR, 0))
+        if name == RAW:
+            end = sum(folder.deltas for folder in _folders(data.raw, DeltaState()).values())
+        elif name in NAMES:
+            end = ManifestLog(data.raw).end()
+        else:
+            end = data.dataset(dataset_name(name)).state().version
+        behind = max(0, end - state.transactions.get(CURSOR, 0))
         version = state.version if state.version >= 0 else None
         yield TableState(name, store.url(), version, state.rows, len(state.files), behind)
-
-
-def _position(data: DataRoot, name: str) -> int:
-    """Return the present position of a table's manifest."""
-    if name == RAW:
-        return deltas_of_packs(data.raw)
-    if name in NAMES:
-        return ManifestLog(data.raw).end()
-    return data.dataset(dataset_name(name)).state().version
 
 
 #: Of the folder: the job as its name has it, and the day (UTC) of the start of its runs.
@@ -195,7 +167,7 @@ def wanted_raw(raw: Store, state: DeltaState) -> Wanted:
     Raises:
       IntegrityError: a folder's manifest is damaged.
     """
-    columns = _Columns(raw, state, _TrustedRuns(raw))
+    columns = _Columns(raw, state)
     files: dict[str, DataFile | None] = {}
     folders = _folders(raw, state)
     for name, folder in sorted(folders.items()):
@@ -232,11 +204,6 @@ def _folders(raw: Store, state: DeltaState) -> dict[str, _Folder]:
     return folders
 
 
-def deltas_of_packs(raw: Store) -> int:
-    """Return the number of deltas in the manifests of all folders of packs: the cursor of an up-to-date table."""
-    return sum(folder.deltas for folder in _folders(raw, DeltaState()).values())
-
-
 def _present(raw: Store, name: str, state: PackState) -> list[PackFile]:
     """Return the packs of a folder that readers use: where one is missing, also those that it replaced."""
     there = [pack for pack in state.packs.values() if raw.exists(pack.path)]
@@ -258,22 +225,6 @@ def partition_of(folder: str) -> dict[str, str | None]:
     return {"job": unquote(job.removeprefix("job=")), "date": when}
 
 
-class _TrustedRuns:
-    """Knows which runs are trusted. The raw manifest is opened for the first question."""
-
-    def __init__(self, raw: Store) -> None:
-        self._raw = raw
-        self._state: RawState | None = None
-
-    def any_of(self, run_ids: Sequence[str]) -> bool:
-        """Return whether one of the runs is trusted."""
-        if self._state is None:
-            _, self._state = open_raw(self._raw)
-        index = self._state.index
-        index.prefetch(runs=run_ids)
-        return any((run := index.run(run_id)) is not None and run.trusted for run_id in run_ids)
-
-
 class _Columns:
     """The columns of the table: those it has, and those of new packs.
 
@@ -285,16 +236,12 @@ class _Columns:
     Args:
       raw: the raw store.
       state: the table's present state.
-      trusted: knows which runs are trusted.
     """
 
-    def __init__(self, raw: Store, state: DeltaState, trusted: _TrustedRuns) -> None:
+    def __init__(self, raw: Store, state: DeltaState) -> None:
         self._raw = raw
-        self._trusted = trusted
         self._packs: dict[str, dict[str, Any]] = {}
-        schema = state.metadata["schemaString"] if state.metadata else ""
-        before = decode_fields(schema) if schema else {}
-        marked = decode_untrusted(schema) if schema else set()
+        before, marked = decode_fields(state.metadata["schemaString"]) if state.metadata else ({}, set())
         self._kinds: dict[str, Any] = {**before, **_FIRST, "job": "string", "date": "date"}
         self._published = {
             name: name not in marked for name in before if name not in _FIRST and name not in RAW_PARTITION
@@ -320,11 +267,21 @@ class _Columns:
             return False
         names = kinds.keys() - _FIRST.keys()
         unsettled = {name for name in names if not self._has_standing(name)}
-        is_trusted = bool(unsettled) and self._trusted.any_of(_runs_of(self._raw, pack))
+        is_trusted = bool(unsettled) and self._has_trusted(_runs_of(self._raw, pack))
         for name in names:
             self._new[name] = is_trusted or self._has_standing(name)
         self._kinds |= kinds
         return True
+
+    @cached_property
+    def _index(self) -> Index:
+        """The ids of the raw manifest, which is opened for the first question."""
+        return open_raw(self._raw)[1].index
+
+    def _has_trusted(self, run_ids: Sequence[str]) -> bool:
+        """Return whether one of the runs is trusted."""
+        self._index.prefetch(runs=run_ids)
+        return any((run := self._index.run(run_id)) is not None and run.trusted for run_id in run_ids)
 
     def _columns_of(self, pack: PackFile) -> dict[str, Any]:
         if pack.columns not in self._packs:
@@ -396,18 +353,22 @@ def _runs_of(raw: Store, pack: PackFile) -> list[str]:
 DATASET_PARTITION = ("span",)
 
 
-def wanted_dataset(dataset: StoredDataset, present: DatasetState, schema: pa.Schema, state: DeltaState) -> Wanted:
+def wanted_dataset(dataset: StoredDataset, state: DeltaState) -> Wanted:
     """Return the content of a data set's table, whose folder is that of the data set.
 
     Args:
       dataset: the data set.
-      present: its state, read after ``state``.
-      schema: of its examples (`ciml.datasets.schema.schema_of`).
       state: the table's present state.
 
     Raises:
+      CimlError: the data set has no span yet.
       IntegrityError: a file of the manifest does not exist.
     """
+    from ciml.datasets.schema import schema_of
+
+    present = dataset.state()
+    if present.resolved is None:
+        raise CimlError(f"data set {dataset.name!r} has no span yet: its columns are not known; ciml dataset update")
     named = {
         file.path: (span.span, file.rows)
         for span in present.latest()
@@ -423,7 +384,7 @@ def wanted_dataset(dataset: StoredDataset, present: DatasetState, schema: pa.Sch
                 files[entry.path] = DataFile(entry.path, entry.size, int(entry.modified_s * 1000), rows, partition)
     if lost := named.keys() - files.keys():
         raise IntegrityError(f"{dataset.store.url(min(lost))} is in the manifest but does not exist; restore a backup")
-    fields = {**delta_fields(schema), "span": "integer"}
+    fields = {**delta_fields(schema_of(present.resolved)), "span": "integer"}
     names, twins = without_case_twins([*DATASET_PARTITION, *fields])
     partitioned = {name: fields[name] for name in (*names[1:], *DATASET_PARTITION)}
     notes = [f"column {name!r} is left out: it differs from another only in upper and lower case" for name in twins]

@@ -16,9 +16,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,10 +31,10 @@ from ciml.runs.dead_letters import DeadLetter, closed_keys, dead_letters_of, des
 from ciml.runs.known_ids import DeadLetterKey
 from ciml.runs.latest_runs import StoredRun, changed_runs, latest_rows
 from ciml.runs.state import RawState
-from ciml.runs.tables.delta_log import CURSOR, PROOF, DataFile, DeltaState, delta_fields, encode_fields
-from ciml.runs.tables.publisher import Wanted, now_ms
+from ciml.runs.tables.delta_log import CURSOR, PROOF, DataFile, DeltaState, Wanted, delta_fields, encode_fields, now_ms
 from ciml.storage import Store
 
+T = TypeVar("T")
 _TIME = pa.timestamp("us", tz="UTC")
 _BEFORE = ("run_id", "build_uuid", "build_name")
 _FACTS = (
@@ -203,26 +203,57 @@ def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
 _TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
 
 
-def make_dead_letters(log: ManifestLog, version: int, due: Due) -> Iterator[tuple[Part, pa.Table]]:
-    """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest."""
+class _Row(NamedTuple, Generic[T]):
+    """A row of the manifest, from the last one to the first.
+
+    Attributes:
+      version: of its delta.
+      key: by which later deltas change it.
+      value: what the table shows; None where a later row took its place.
+      is_last: whether no earlier row has the same key.
+    """
+
+    version: int
+    key: Hashable
+    value: T | None
+    is_last: bool = True
+
+
+def _make(
+    due: Due, rows: Iterator[_Row[T]], changed: set[Any], table_of: Callable[[list[T]], pa.Table]
+) -> Iterator[tuple[Part, pa.Table]]:
+    """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest.
+
+    The manifest is read backwards, until all due parts are made and the last row of each changed key was read.
+    """
     missing = set(due.missing)
-    closed = _closed(log, version, due.since) if due.since else set()
-    dead_letters = latest_dead_letters(log, version)
-    dead_letter = next(dead_letters, None)
+    row = next(rows, None)
     for part in reversed(due.parts):
-        if not missing and not closed:
+        if not missing and not changed:
             return
-        rows: list[DeadLetter] = []
+        values: list[T] = []
         make = part in missing
-        while dead_letter is not None and dead_letter.version >= part.first:
-            if dead_letter.key in closed and dead_letter.version <= due.since:
+        while row is not None and row.version >= part.first:
+            if row.key in changed:
                 make = True
-                closed.discard(dead_letter.key)  # an earlier one of this key was closed before
-            rows.append(dead_letter)
-            dead_letter = next(dead_letters, None)
+                if row.is_last:
+                    changed.discard(row.key)
+            if row.value is not None:
+                values.append(row.value)
+            row = next(rows, None)
         missing.discard(part)
         if make:
-            yield part, dead_letter_table(rows[::-1])
+            yield part, table_of(values[::-1])
+
+
+def make_dead_letters(log: ManifestLog, version: int, due: Due) -> Iterator[tuple[Part, pa.Table]]:
+    """Yield the parts of the table of dead letters, as `_make`."""
+    # A dead letter after ``since`` has the key of an earlier one that was closed before.
+    rows = (
+        _Row(dead_letter.version, dead_letter.key if dead_letter.version <= due.since else None, dead_letter)
+        for dead_letter in latest_dead_letters(log, version)
+    )
+    return _make(due, rows, _closed(log, version, due.since) if due.since else set(), dead_letter_table)
 
 
 def _closed(log: ManifestLog, version: int, since: int) -> set[DeadLetterKey]:
@@ -264,31 +295,12 @@ def dead_letter_table(dead_letters: Sequence[DeadLetter]) -> pa.Table:
 
 
 def make_runs(log: ManifestLog, state: RawState, due: Due) -> Iterator[tuple[Part, pa.Table]]:
-    """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest.
-
-    The manifest is read backwards, until all due parts are made and the first row of each changed run was found.
-    """
-    missing = set(due.missing)
-    changed = changed_runs(log, state, due.since) if due.since else set()
-    rows = latest_rows(log, state)
-    row = next(rows, None)
-    for part in reversed(due.parts):
-        if not missing and not changed:
-            return
-        stored: list[StoredRun] = []
-        make = part in missing
-        while row is not None and row.run.version >= part.first:
-            run_id = row.run.facts.run_id
-            if run_id in changed:
-                make = True
-                if row.kind == "run":  # a run's first row
-                    changed.discard(run_id)
-            if row.counts:
-                stored.append(row.run)
-            row = next(rows, None)
-        missing.discard(part)
-        if make:
-            yield part, stored_table(stored[::-1])
+    """Yield the parts of the table of runs, as `_make`."""
+    rows = (
+        _Row(row.run.version, row.run.facts.run_id, row.run if row.counts else None, row.kind == "run")
+        for row in latest_rows(log, state)
+    )
+    return _make(due, rows, changed_runs(log, state, due.since) if due.since else set(), stored_table)
 
 
 def stored_table(runs: list[StoredRun]) -> pa.Table:

@@ -69,7 +69,7 @@ def loaded_by(code: str) -> set[str]:
         "ciml.cli.commands.operate.adapter",
         "ciml.cli.commands.operate.connect",
         "ciml.integrations.connect_files",
-        "ciml.runs.tables.publisher",
+        "ciml.runs.tables.delta_log",
         "ciml.runs.tables.publish",
         "ciml.cli.commands.data.tables",
     ],

@@ -15,9 +15,8 @@ import pytest
 from filelock import FileLock
 
 from ciml.data_root import DataRoot
-from ciml.runs.tables.delta_log import FOLDER
+from ciml.runs.tables.delta_log import CHECKPOINT_EVERY, FOLDER, store_of
 from ciml.runs.tables.publish import publish_tables
-from ciml.runs.tables.publisher import CHECKPOINT_EVERY, store_of
 from tests.runs.compacting import run, squeeze
 from tests.runs.tables.readers import Rows, ordered
 from tests.runs.tables.scenes import expected, make_dataset, make_store

@@ -10,9 +10,8 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.runs.compact import Compaction, compact
-from ciml.runs.tables.delta_log import FOLDER, DeltaLog
+from ciml.runs.tables.delta_log import FOLDER, DeltaLog, store_of
 from ciml.runs.tables.publish import publish_tables
-from ciml.runs.tables.publisher import store_of
 from tests.runs.compacting import DAY, FAR, all_there, run, squeeze
 from tests.runs.scenes import RawStore
 from tests.runs.tables.readers import Rows, by_delta_rs

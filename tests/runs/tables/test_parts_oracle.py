@@ -11,9 +11,8 @@ from ciml.data_root import DataRoot
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.runs.state import RAW
 from ciml.runs.tables import row_tables
-from ciml.runs.tables.delta_log import DeltaLog
+from ciml.runs.tables.delta_log import DeltaLog, store_of
 from ciml.runs.tables.publish import publish_tables
-from ciml.runs.tables.publisher import store_of
 from ciml.runs.tables.row_tables import Part, part_of, parts_of
 from tests.runs.compacting import run
 from tests.runs.raw_world import World, deliveries
