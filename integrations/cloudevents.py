@@ -15,20 +15,11 @@ from ciml.events.cloudevents import PHASES, open_cloudevent
 from ciml.events.fields import kind_of
 from ciml.events.redaction import shown
 from ciml.integrations.adapter import Adapter, Delivery, Reading, Run
-from ciml.integrations.connect import Connection, Paste, paste
 from ciml.integrations.fields import moment, needed, objects
 from ciml.limits import MAX_EVENT_RUNS
 
-#: The header in which a proxy names the subject of the verified client certificate.
-CLIENT_HEADER = "X-Client-Subject"
 #: The headers that an adapter of CloudEvents needs.
 HEADERS = ("content-type", "ce-specversion", "ce-id", "ce-type", "ce-source", "ce-subject", "ce-time")
-
-
-_UNPROVED = (
-    "Nothing proves who sends these events: anybody who reaches the receiver can claim any run. They are predicted, "
-    "and the policy trusts none. Give --client once a proxy verifies client certificates."
-)
 
 
 def opened(delivery: Delivery) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -59,27 +50,3 @@ def read(delivery: Delivery) -> Reading:
 
 
 ADAPTER = Adapter("cloudevents", HEADERS, read)
-
-
-def connection_of(
-    name: str, adapter: str, allowed: dict[str, tuple[str, ...]], client: str, pastes: tuple[Paste, ...]
-) -> Connection:
-    """Return the connection of a system whose CloudEvents have no signature; a proxy verifies its client certificate.
-
-    Args:
-      name: name of the source.
-      adapter: name of its adapter.
-      allowed: lists of the fetch policy.
-      client: subject of the client certificate; "" for no proof.
-      pastes: texts for the other side.
-    """
-    source: dict[str, Any] = {"receiver": "webhooks", "name": name, "adapter": adapter}
-    if not client:
-        return Connection(source | {"auth": "none"}, "mtls", allowed, pastes=pastes, also=(_UNPROVED,))
-    return Connection(
-        source | {"auth": "mtls", "client_header": CLIENT_HEADER, "clients": [client]},
-        "mtls",
-        allowed,
-        webhooks={"proxies": ["127.0.0.1"]},
-        pastes=(*pastes, paste("cloudevents.proxy", header=CLIENT_HEADER)),
-    )

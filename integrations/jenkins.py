@@ -20,8 +20,7 @@ from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.events.run_id import bounded_id
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
-from ciml.integrations.cloudevents import HEADERS, connection_of, opened
-from ciml.integrations.connect import Connection, parts_of, paste, places, posted_to
+from ciml.integrations.cloudevents import HEADERS, opened
 from ciml.integrations.fields import address, commit_subject, filled, known, maybe, moment, needed, phases, value, word
 
 NO_BUILD = "an event of a job's configuration reports no build"
@@ -135,13 +134,3 @@ def _seconds(data: Mapping[str, Any], name: str) -> float | None:
 
 
 ADAPTER = Adapter("jenkins", HEADERS, read)
-
-
-def connect(name: str, url: str, server: str, client: str = "", *, internal: bool = False) -> Connection:
-    """Return the connection of Jenkins; ``server`` is its address, below which builds archive their telemetry.
-
-    The other arguments are those of `ciml.integrations.tekton.connect`.
-    """
-    parts_of(server, "--server", "the address of Jenkins, such as https://jenkins.example.org", ("https", "http"))
-    pastes = (paste("jenkins.plugin", url=posted_to(url, name)), paste("jenkins.jenkinsfile"))
-    return connection_of(name, "jenkins", places((server,), internal), client, pastes)

@@ -10,13 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ciml.errors import CimlError, RejectedInput
+from ciml.errors import RejectedInput
 from ciml.events.fields import text
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
-from ciml.integrations.cloudevents import HEADERS, connection_of, opened
-from ciml.integrations.connect import Connection, paste, places, posted_to
+from ciml.integrations.cloudevents import HEADERS, opened
 from ciml.integrations.fields import filled, inner, joined, maybe, moment, needed, objects, phases, value, word
 from ciml.limits import MAX_LABEL_NAME_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 
@@ -113,24 +112,3 @@ def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
 
 
 ADAPTER = Adapter("tekton", HEADERS, read)
-
-
-def connect(name: str, url: str, logs: str, client: str = "", *, internal: bool = False) -> Connection:
-    """Return the connection of Tekton.
-
-    Args:
-      name: name of the source.
-      url: address of the receiver, or of the proxy in front of it.
-      logs: the ``s3://`` prefix at which steps store their telemetry.
-      client: subject of the sender's certificate; "" for no proof.
-      internal: whether the host of ``logs`` has a private address.
-
-    Raises:
-      CimlError: an address is malformed.
-    """
-    if not logs.startswith("s3://"):
-        raise CimlError(f"--logs {logs!r:.120}: give the s3:// prefix at which steps store their telemetry")
-    allowed = places((logs,), internal)
-    events = paste("tekton.events", url=posted_to(url, name))
-    run = paste("tekton.pipeline_run", logs=logs.rstrip("/"), name=name)
-    return connection_of(name, "tekton", allowed, client, (events, run))

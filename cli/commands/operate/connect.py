@@ -237,14 +237,14 @@ def github(
       ciml connect github --url https://ci.example.org --wait --data-path data
       ciml connect github --url https://ci.example.org --feedback --app 12345
     """
-    from ciml.integrations.github import connect as system
+    from ciml.integrations import connect as systems
 
     if app and not feedback:
         raise click.UsageError("--app is that of the feedback; add --feedback")
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
-    connection = system.connect(name, address, api or system.API, internal=internal, ca_file=ca_file or "")
-    if feedback:
-        connection = system.feedback(connection, api or "", app or 0, ca_file or "")
+    connection = systems.github(
+        name, address, api or "", internal=internal, ca_file=ca_file or "", feedback=feedback, app=app or 0
+    )
     return finish(connection, **rest)
 
 
@@ -281,14 +281,19 @@ def gitlab(
       ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org
       ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org --feedback
     """
-    from ciml.integrations.gitlab import connect as system
+    from ciml.integrations import connect as systems
 
     address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
-    connection = system.connect(
-        name, address, server, signed=signed, redirects=redirects, internal=internal, ca_file=ca_file or ""
+    connection = systems.gitlab(
+        name,
+        address,
+        server,
+        signed=signed,
+        redirects=redirects,
+        internal=internal,
+        ca_file=ca_file or "",
+        feedback=feedback,
     )
-    if feedback:
-        connection = system.feedback(connection, server, ca_file or "")
     return finish(connection, **rest)
 
 
@@ -332,20 +337,20 @@ def zuul(
       ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org
       ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org --wait --data-path data
     """
-    from ciml.integrations.zuul import connect as system
+    from ciml.integrations import connect as systems
 
     address = asked(broker, "--broker", "address of the MQTT broker", "mqtts://mqtt.example.org:8883")
     places = logs or (asked(None, "--logs", "host of build logs", "https://logs.example.org"),)
     prefix = rest.pop("prefix")
     internal = rest.pop("internal")
-    connection = system.connect(
+    connection = systems.zuul(
         name,
         address,
         places,
         user=user,
         password_file=password_file or "",
         ca_file=ca_file or "",
-        pipelines=pipelines or system.PIPELINES,
+        pipelines=pipelines or systems.PIPELINES,
         prefix=prefix,
         internal=internal,
     )
@@ -386,20 +391,20 @@ def gerrit(
       ciml connect gerrit --name zuul --ssh ssh://ciml@review.example.org --rest https://review.example.org
       ciml connect gerrit --ssh ssh://ciml@review.example.org --rest https://review.example.org --feedback
     """
-    from ciml.integrations.gerrit import connect as system
+    from ciml.integrations import connect as systems
 
     address = asked(ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
-    connection = system.connect(
+    if feedback:
+        rest_url = asked(rest_url, "--rest", "address of Gerrit's REST API", "https://review.example.org")
+    connection = systems.gerrit(
         name,
         address,
         rest=rest_url or "",
         key_file=key_file or "",
         known_hosts_file=known_hosts_file or "",
         password_file=password_file or "",
+        feedback=feedback,
     )
-    if feedback:
-        url = asked(rest_url, "--rest", "address of Gerrit's REST API", "https://review.example.org")
-        connection = system.feedback(connection, url, password_file or "")
     return finish(connection, **rest)
 
 
@@ -422,11 +427,11 @@ def tekton(name: str, url: str | None, logs: str | None, client: str, **rest: An
     Example:
       ciml connect tekton --url https://ci.example.org --logs s3://cilogs/tekton --client CN=tekton-events
     """
-    from ciml.integrations import tekton as system
+    from ciml.integrations import connect as systems
 
     address = asked(url, "--url", "address of the receiver or its proxy", "https://ci.example.org")
     prefix = asked(logs, "--logs", "prefix at which steps store their telemetry", "s3://cilogs/tekton")
-    return finish(system.connect(name, address, prefix, client), **rest)
+    return finish(systems.tekton(name, address, prefix, client), **rest)
 
 
 @click.command("jenkins")
@@ -444,11 +449,11 @@ def jenkins(name: str, url: str | None, server: str | None, internal: bool, clie
     Example:
       ciml connect jenkins --url https://ci.example.org --server https://jenkins.example.org --client CN=jenkins
     """
-    from ciml.integrations import jenkins as system
+    from ciml.integrations import connect as systems
 
     address = asked(url, "--url", "address of the receiver or its proxy", "https://ci.example.org")
     host = asked(server, "--server", "address of Jenkins", "https://jenkins.example.org")
-    return finish(system.connect(name, address, host, client, internal=internal), **rest)
+    return finish(systems.jenkins(name, address, host, client, internal=internal), **rest)
 
 
 @click.group("connect", commands=[github, gitlab, zuul, gerrit, tekton, jenkins])

@@ -13,14 +13,9 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from ciml.integrations import jenkins, tekton
 from ciml.integrations.config import load_receivers
-from ciml.integrations.connect import Connection
+from ciml.integrations.connect import Connection, gerrit, github, gitlab, jenkins, tekton, zuul
 from ciml.integrations.connect_files import FETCH, RECEIVERS, TRUST, table, write
-from ciml.integrations.gerrit import connect as gerrit
-from ciml.integrations.github import connect as github
-from ciml.integrations.gitlab import connect as gitlab
-from ciml.integrations.zuul import connect as zuul
 from tests.integrations.connect.connecting import ALL, URL
 
 LOGS = ("https://logs.example.org",)
@@ -32,19 +27,19 @@ BAD = [
     "é",
 ]  # fmt: skip
 OPTIONS: dict[str, tuple[Callable[[str], Connection], str]] = {
-    "--url": (lambda text: github.connect("github", text), "https://ci.example.org/a@b"),
-    "--api": (lambda text: github.connect("github", URL, text), "https://git.example.org/api@"),
-    "--server": (lambda text: gitlab.connect("gitlab", URL, text), "https://gitlab@.example.org"),
-    "--broker": (lambda text: zuul.connect("zuul", text, LOGS), "mqtts://mqtt@.example.org"),
-    "--user": (lambda text: zuul.connect("zuul", BROKER, LOGS, user=text), "ci@ml"),
-    "--prefix": (lambda text: zuul.connect("zuul", BROKER, LOGS, prefix=text), "zu@ul"),
-    "--pipeline": (lambda text: zuul.connect("zuul", BROKER, LOGS, pipelines=(text,)), "ch@eck"),
-    "--ssh": (lambda text: gerrit.connect("zuul", text), "ssh://ciml@review.example.org"),
-    "--rest": (lambda text: gerrit.connect("zuul", SSH, rest=text), "https://review.example.org/@"),
-    "--logs": (lambda text: tekton.connect("tekton", URL, text), "s3://cilogs/@"),
-    "--logs of Zuul": (lambda text: zuul.connect("zuul", BROKER, (text,)), "https://logs@.example.org"),
+    "--url": (lambda text: github("github", text), "https://ci.example.org/a@b"),
+    "--api": (lambda text: github("github", URL, text), "https://git.example.org/api@"),
+    "--server": (lambda text: gitlab("gitlab", URL, text), "https://gitlab@.example.org"),
+    "--broker": (lambda text: zuul("zuul", text, LOGS), "mqtts://mqtt@.example.org"),
+    "--user": (lambda text: zuul("zuul", BROKER, LOGS, user=text), "ci@ml"),
+    "--prefix": (lambda text: zuul("zuul", BROKER, LOGS, prefix=text), "zu@ul"),
+    "--pipeline": (lambda text: zuul("zuul", BROKER, LOGS, pipelines=(text,)), "ch@eck"),
+    "--ssh": (lambda text: gerrit("zuul", text), "ssh://ciml@review.example.org"),
+    "--rest": (lambda text: gerrit("zuul", SSH, rest=text), "https://review.example.org/@"),
+    "--logs": (lambda text: tekton("tekton", URL, text), "s3://cilogs/@"),
+    "--logs of Zuul": (lambda text: zuul("zuul", BROKER, (text,)), "https://logs@.example.org"),
     "--server of Jenkins": (
-        lambda text: jenkins.connect("jenkins", URL, text),
+        lambda text: jenkins("jenkins", URL, text),
         "https://ci@.example.org",
     ),
 }
@@ -88,14 +83,14 @@ def test_a_malformed_address_is_one_error(option: str, value: str) -> None:
 
 def test_a_path_is_one_word_of_a_command() -> None:
     key = "/home/a b/$(id)/it's"
-    made = gerrit.connect("zuul", SSH, key_file=key)
+    made = gerrit("zuul", SSH, key_file=key)
     (shell,) = (paste.text for paste in made.pastes if paste.form == "shell")
     assert f"{key}.pub" in shlex.split(shell)
 
 
 @pytest.mark.parametrize("text", ['a"b\\c', "a\nb = 1\n[x]", "\x00\x1b\x7f", "é\u2028", "]]", "'''"])
 def test_any_text_is_one_value_of_toml(tmp_path: Path, text: str) -> None:
-    made = jenkins.connect("jenkins", URL, "https://jenkins.example.org", text)
+    made = jenkins("jenkins", URL, "https://jenkins.example.org", text)
     write(tmp_path, made)
     (source,) = load_receivers(tmp_path / RECEIVERS).sources
     assert source.clients == (text,)  # type: ignore[attr-defined]
@@ -106,7 +101,7 @@ def test_any_text_is_one_value_of_toml(tmp_path: Path, text: str) -> None:
 
 def test_half_a_character_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(CimlError, match=r"clients: .* cannot be written; use another name"):
-        write(tmp_path, jenkins.connect("jenkins", URL, "https://jenkins.example.org", "CN=\udcff"))
+        write(tmp_path, jenkins("jenkins", URL, "https://jenkins.example.org", "CN=\udcff"))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CimlError):
         table("[x]", {"key": "\ud800"})

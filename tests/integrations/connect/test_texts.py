@@ -16,10 +16,8 @@ from ciml.errors import CimlError
 from ciml.events.run_id import RunId
 from ciml.integrations.adapter import Delivery, Reading
 from ciml.integrations.config import WebhookSettings
-from ciml.integrations.connect import Paste, filled_in, places, posted_to
-from ciml.integrations.gerrit import connect as gerrit
+from ciml.integrations.connect import DOOL, Paste, filled_in, gerrit, places, posted_to
 from ciml.integrations.registry import find_adapter
-from ciml.integrations.zuul import connect
 from ciml.recorder.ci_environment import run_of
 from ciml.recorder.sampler import _PLUGINS
 from ciml.recorder.spool.recording import LOG
@@ -95,8 +93,8 @@ def test_a_zuul_pipeline_reports_what_the_receiver_reads() -> None:
 
 def test_zuuls_playbooks_record_what_ciml_parses_and_name_it() -> None:
     _, pre, post, job = pasted("zuul", "yaml")
-    assert [each.removeprefix("--") for each in connect.DOOL.split()][: len(_PLUGINS)] == list(_PLUGINS)
-    assert connect.DOOL in pre[0]["tasks"][0]["shell"]
+    assert [each.removeprefix("--") for each in DOOL.split()][: len(_PLUGINS)] == list(_PLUGINS)
+    assert DOOL in pre[0]["tasks"][0]["shell"]
     returned = post[1]["tasks"][0]["zuul_return"]["data"]["zuul"]
     fetched = post[0]["tasks"][1]["fetch"]
     assert fetched["src"].rsplit("/", 1)[1] == returned["artifacts"][0]["url"].rsplit("/", 1)[1]
@@ -126,7 +124,7 @@ def test_zuul_speaks_tls_where_the_broker_does() -> None:
 
 def test_keys_of_gerrit_that_are_there_are_not_made_again() -> None:
     made = ALL["gerrit"].pastes[0].text
-    given = gerrit.connect("zuul", "ssh://c@r.example.org:2222", key_file="/k", known_hosts_file="/h")
+    given = gerrit("zuul", "ssh://c@r.example.org:2222", key_file="/k", known_hosts_file="/h")
     assert "ssh-keygen" in made
     assert "ssh-keyscan -p 29418 review.example.org" in made
     assert given.pastes[0].text.startswith("ssh -p 2222 ADMIN@r.example.org gerrit create-account")

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 import ciml
-from ciml.integrations.zuul.connect import connect
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(3600)]
 
@@ -34,7 +33,7 @@ class Node:
         (folder / "bin/dool").write_text(f'#!/bin/sh\nexec {sys.executable} {dool} "$@"\n')
         (folder / "bin/dool").chmod(0o755)
         (folder / "inventory").write_text(nodes)
-        connection = connect("zuul", "mqtts://mqtt.example.org", ("https://logs.example.org",))
+        connection = zuul("zuul", "mqtts://mqtt.example.org", ("https://logs.example.org",))
         self.playbooks = {paste.where: paste.text for paste in connection.pastes if paste.form == "yaml"}
 
     def play(self, name: str) -> None:
