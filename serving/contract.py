@@ -11,8 +11,7 @@ import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
 from ciml.http.intake import RequestError
-from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel, load_model
 from ciml.storage import Store
 from ciml.verdict_rules import VERDICTS, read_rules
 

@@ -1,6 +1,6 @@
 """A model as MLflow loads it: its ``loader_module``. It runs in ``ciml[serve]``; no pickle and no code is in the model.
 
-The model is loaded as the model server loads it (`ciml.serving.server.model.loader`), so that it gives the same
+The model is loaded as the model server loads it (`ciml.serving.server.model.loaded_model`), so that it gives the same
 answers.
 """
 
@@ -29,7 +29,7 @@ class ServedModel:
     """
 
     def __init__(self, folder: str) -> None:
-        from ciml.serving.server.model.loader import load_model
+        from ciml.serving.server.model.loaded_model import load_model
         from ciml.storage import LocalStore
 
         self._loaded = load_model(LocalStore(folder))

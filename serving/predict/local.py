@@ -24,7 +24,7 @@ from ciml.serving.predict.answers import (
     verdict_of,
 )
 from ciml.serving.registry import STABLE, RegistryVerifier, known_registries
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import load_model
 from ciml.transforms.guard import bisect
 
 if TYPE_CHECKING:

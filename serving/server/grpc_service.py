@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -25,19 +25,37 @@ from tensorflow_serving.apis import (
 
 from ciml.errors import CimlError, EngineError
 from ciml.http.intake import Intake, RequestError, Workers, invalid, too_large
-from ciml.limits import LARGE_REQUEST_BYTES, MAX_REQUEST_INPUTS, MAX_STREAMS
+from ciml.limits import LARGE_REQUEST_BYTES, MAX_REQUEST_INPUTS, MAX_STREAMS, MAX_TENSOR_RANK
 from ciml.serving import client
 from ciml.serving.model_files import ModelEntry, entries_of
 from ciml.serving.server.grpc_connections import UNCOUNTED, GrpcConnections
 from ciml.serving.server.manager import ModelManager, VersionStatus
 from ciml.serving.server.metrics import Metrics
 from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE
-from ciml.serving.server.tensors import MAX_SHAPE_BYTES, to_proto
+from ciml.serving.server.model.messages import Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _LOG = logging.getLogger(__name__)
 _CODES = {code.name: code for code in grpc.StatusCode}
 _STATUS_NUMBERS = {code.name: code.value[0] for code in grpc.StatusCode}
 _IDLE_MS = 60_000
+#: A dimension takes at most 14 bytes, without a name.
+_MAX_SHAPE_BYTES = 64 * MAX_TENSOR_RANK
+# The typed fields in which TensorFlow Serving returns values, and that clients read.
+_FIELDS = {
+    "float32": "float_val",
+    "float64": "double_val",
+    "int32": "int_val",
+    "int16": "int_val",
+    "int8": "int_val",
+    "uint8": "int_val",
+    "int64": "int64_val",
+    "bool": "bool_val",
+    "uint32": "uint32_val",
+    "uint64": "uint64_val",
+}
 #: Applies a configuration and waits until it is served; raises `CimlError` on failure.
 Reload = Callable[[Iterable[ModelEntry]], None]
 
@@ -86,8 +104,8 @@ def parse_tensor(name: str, data: bytes) -> Any:
     Raises `RequestError`, INVALID_ARGUMENT, if it is malformed or holds resources or variants.
     """
     head = parse(client.TensorHead, data, f"input {name!r}")
-    if len(head.tensor_shape) > MAX_SHAPE_BYTES:
-        raise invalid(f"input {name!r}: a shape of {len(head.tensor_shape)} bytes; at most {MAX_SHAPE_BYTES}")
+    if len(head.tensor_shape) > _MAX_SHAPE_BYTES:
+        raise invalid(f"input {name!r}: a shape of {len(head.tensor_shape)} bytes; at most {_MAX_SHAPE_BYTES}")
     if head.resource_handle_val or head.variant_val:
         raise invalid(f"input {name!r}: holds resources or variants")
     return parse(tensor_pb2.TensorProto, data, f"input {name!r}")
@@ -111,14 +129,28 @@ def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
         entry.status.error_message = status.message
 
 
-def fill_metadata(response: Any, name: str, version: int, signature_defs: Any) -> None:
+def to_proto(array: NDArray[Any], proto: Any) -> None:
+    """Fill a TensorProto from an array, with the values in its typed field."""
+    import tensorflow as tf
+
+    field = _FIELDS.get(array.dtype.name)
+    if field is None:
+        proto.CopyFrom(tf.make_tensor_proto(array, dtype=tf.string if array.dtype.kind in "OSU" else None))
+        return
+    proto.dtype = tf.as_dtype(array.dtype).as_datatype_enum
+    for size in array.shape:
+        proto.tensor_shape.dim.add().size = size
+    getattr(proto, field).extend(array.ravel().tolist())
+
+
+def fill_metadata(response: Any, name: str, version: int, signatures: Mapping[str, Signature]) -> None:
     """Fill a GetModelMetadataResponse with a version's signatures."""
     response.model_spec.name = name
     response.model_spec.version.value = version
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    for key, definition in signature_defs.items():
-        signatures.signature_def[key].CopyFrom(definition)
-    response.metadata["signature_def"].Pack(signatures)
+    definitions = get_model_metadata_pb2.SignatureDefMap()
+    for key, signature in signatures.items():
+        definitions.signature_def[key].ParseFromString(signature.definition)
+    response.metadata["signature_def"].Pack(definitions)
 
 
 class _Api:
@@ -202,7 +234,7 @@ class _Api:
                     raise invalid(f"Metadata field {field} is not supported")
             response = get_model_metadata_pb2.GetModelMetadataResponse()
             with self._manager.lease(name, version, label) as (number, model):
-                fill_metadata(response, name, number, model.signature_defs)
+                fill_metadata(response, name, number, model.signatures)
         return bytes(response.SerializeToString())
 
     def _status(self, data: bytes, _: float | None) -> bytes:

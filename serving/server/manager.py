@@ -19,8 +19,7 @@ from typing import Literal
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.http.intake import RequestError, invalid, not_found
 from ciml.serving.model_files import ModelEntry, list_versions
-from ciml.serving.server.model.loaded_model import LoadedModel
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import LoadedModel, load_model
 from ciml.storage import Store, open_store
 
 _LOG = logging.getLogger(__name__)

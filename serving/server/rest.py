@@ -26,8 +26,7 @@ from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
 from ciml.serving.server.grpc_service import fill_metadata, fill_status
 from ciml.serving.server.manager import ModelManager
 from ciml.serving.server.metrics import CONTENT_TYPE, Metrics
-from ciml.serving.server.model.loaded_model import Signature, TensorSpec
-from ciml.serving.server.tensors import plain
+from ciml.serving.server.model.messages import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +41,7 @@ _PREDICT = re.compile(_MODEL + r":(?P<method>predict|classify|regress)")
 _STATUS = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
 #: Status and metadata are indented for people.
 _INDENT = 1
+_BLOCK = 1 << 16
 
 
 def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
@@ -223,15 +223,22 @@ def write_outputs(outputs: Mapping[str, NDArray[Any]], form: Format) -> bytes:
 
 
 def _listed(name: str, array: NDArray[Any]) -> Any:
-    if array.dtype.kind not in "OS":
-        return plain(array)
-    if name.endswith("_bytes"):
-        return _map(array.tolist(), lambda one: {"b64": base64.b64encode(one).decode()})
-    return _map(array.tolist(), lambda one: one.decode("utf-8", "replace"))
+    """Return an array as nested lists. A float32 becomes the shortest decimal that reads back as the same float32."""
+    if array.dtype == object:
+        texts = [_text(name, text) for text in array.ravel()]
+        array = np.empty(array.shape, object)
+        array.ravel()[:] = texts
+    if array.dtype == np.float32:
+        numbers = np.empty(array.size)
+        flat = array.ravel()
+        for start in range(0, array.size, _BLOCK):  # a number takes 128 bytes as text
+            numbers[start : start + _BLOCK] = flat[start : start + _BLOCK].astype("U32").astype(np.float64)
+        array = numbers.reshape(array.shape)
+    return array.tolist()
 
 
-def _map(value: Any, leaf: Any) -> Any:
-    return [_map(item, leaf) for item in value] if isinstance(value, list) else leaf(value)
+def _text(name: str, text: bytes) -> Any:
+    return {"b64": base64.b64encode(text).decode()} if name.endswith("_bytes") else text.decode("utf-8", "replace")
 
 
 def rest_app(manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> Starlette:
@@ -325,7 +332,7 @@ class _Api:
         with self._metrics.request(name, "rest_metadata"):
             response = get_model_metadata_pb2.GetModelMetadataResponse()
             with self._manager.lease(name, version, label) as (number, model):
-                fill_metadata(response, name, number, model.signature_defs)
+                fill_metadata(response, name, number, model.signatures)
             signatures = get_model_metadata_pb2.SignatureDefMap()
             response.metadata["signature_def"].Unpack(signatures)
             answer = {

@@ -135,7 +135,7 @@ class ModelServer:
         from ciml.serving.registry import RegistryVerifier
         from ciml.serving.server.manager import ModelManager
         from ciml.serving.server.metrics import Metrics
-        from ciml.serving.server.model.loader import load_model
+        from ciml.serving.server.model.loaded_model import load_model
 
         options = self.options
         metrics = Metrics()

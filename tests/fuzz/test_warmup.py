@@ -13,8 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
-from ciml.serving.server.model.loaded_model import LoadedModel
-from ciml.serving.server.model.loader import frame, load_model, masked_crc, read_records, warm_up
+from ciml.serving.server.model.loaded_model import LoadedModel, frame, load_model, masked_crc, read_records, warm_up
 from ciml.storage import open_store
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.warmup import files, framed

@@ -134,7 +134,7 @@ def use_extra(python: Path, extra: str, store: Path, folder: Path) -> None:
     if extra in ("pipelines", "all"):
         assert "ParDo" in run(ciml, "graph", "ingest", folder=folder)
     if extra in ("serve", "all"):
-        run(python, "-c", "import ciml.serving.server.rest, ciml.serving.server.model.loader", folder=folder)
+        run(python, "-c", "import ciml.serving.server.rest, ciml.serving.server.model.loaded_model", folder=folder)
     if extra in ("train", "all"):
         run(ciml, "experiment", "define", f"svm-{extra}", "--estimator", "svm", *data, folder=folder)
 

@@ -15,7 +15,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.runs.reader import read_runs
 from ciml.runs.run_log import files_of
 from ciml.serving.contract import check_candidate
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import load_model
 from ciml.storage import LocalStore
 from ciml.tensorflow import load_tensorflow
 from ciml.training.data.examples import read_snapshot_examples

@@ -1,8 +1,8 @@
 """The TensorFlow operations that a model may contain: computations without side effects.
 
-A SavedModel is a program. An operation that is not listed here (file access, Python functions, sockets, data pipelines,
-custom kernels) rejects the whole model before any of it runs. The operations of checkpoints are allowed only where the
-saving or restoring nodes reach them.
+A SavedModel is a program. An operation that is not listed in ``allowed_ops.toml`` (file access, Python functions,
+sockets, data pipelines, custom kernels) rejects the whole model before any of it runs. The operations of checkpoints
+are allowed only where the saving or restoring nodes reach them.
 
 A model's graph in this process: it is checked, restored in a session of its own, and run.
 
@@ -12,6 +12,7 @@ classes, is never read.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,49 +23,16 @@ from ciml.errors import IntegrityError
 from ciml.http.intake import RequestError, invalid
 from ciml.limits import MAX_JSON_VALUES, MAX_TENSOR_BYTES
 from ciml.serving.model_files import LAST_FILE
-from ciml.serving.server.model.loaded_model import one_line
-from ciml.serving.server.model.messages import SignatureDescription, TensorDescription
+from ciml.serving.server.model.messages import STRING, Signature, TensorSpec, numpy_dtype, one_line
 from ciml.tensorflow import load_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_COMPUTING = """
-NoOp Const Placeholder PlaceholderWithDefault Identity IdentityN StopGradient PreventGradient EnsureShape Shape ShapeN
-Size Rank Assert CheckNumerics Snapshot PartitionedCall StatefulPartitionedCall StatelessPartitionedCall If
-StatelessIf While StatelessWhile Case StatelessCase Switch Merge Enter Exit NextIteration LoopCond VarHandleOp
-ReadVariableOp AssignVariableOp AssignAddVariableOp VarIsInitializedOp ResourceGather ResourceGatherNd VariableShape
-Reshape Squeeze ExpandDims Concat ConcatV2 Pack Unpack Split SplitV Slice StridedSlice Gather GatherV2 GatherNd Tile
-Transpose Pad PadV2 MirrorPad Fill ZerosLike OnesLike Range LinSpace OneHot Reverse ReverseV2 ReverseSequence Where
-Select SelectV2 BroadcastTo BroadcastArgs BroadcastGradientArgs InvertPermutation MatrixBandPart MatrixDiag
-MatrixDiagV3 MatrixDiagPart MatrixDiagPartV3 SpaceToBatchND BatchToSpaceND SpaceToDepth DepthToSpace TopK TopKV2
-Unique UniqueV2 ScatterNd TensorScatterUpdate TensorScatterAdd DynamicStitch DynamicPartition Roll Bitcast DeepCopy
-Add AddV2 AddN Sub Mul MulNoNan Div RealDiv FloorDiv TruncateDiv DivNoNan Mod FloorMod TruncateMod Maximum Minimum Neg
-Abs Sign Square Sqrt Rsqrt Exp Expm1 Log Log1p Pow Inv Reciprocal Erf Erfc Erfinv Ndtri Tanh Sigmoid Sin Cos Tan Asin
-Acos Atan Atan2 Sinh Cosh Asinh Acosh Atanh Floor Ceil Round Rint ClipByValue SquaredDifference Cast MatMul
-BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum Sum Mean Prod Max Min All Any ArgMax ArgMin EuclideanNorm Cumsum
-Cumprod CumulativeLogsumexp Bincount DenseBincount Bucketize Equal NotEqual ApproximateEqual Less LessEqual Greater
-GreaterEqual LogicalAnd LogicalOr LogicalNot IsNan IsInf IsFinite Xlogy Xlog1py Xdivy Lgamma Digamma Igamma Igammac
-NextAfter SegmentSum SegmentMean SegmentMax SegmentMin UnsortedSegmentSum UnsortedSegmentMax UnsortedSegmentMin
-UnsortedSegmentProd BitwiseAnd BitwiseOr BitwiseXor LeftShift RightShift SearchSorted LowerBound UpperBound BiasAdd
-BiasAddV1 Relu Relu6 LeakyRelu Elu Selu Softplus Softsign Softmax LogSoftmax Conv2D Conv3D DepthwiseConv2dNative
-MaxPool MaxPoolV2 MaxPool3D AvgPool AvgPool3D FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 L2Loss LRN InTopK
-InTopKV2 SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits TensorListFromTensor TensorListReserve
-TensorListStack TensorListSetItem TensorListGetItem TensorListElementShape TensorListLength TensorListPushBack
-TensorListPopBack TensorListGather TensorListConcatV2 TensorListSplit TensorListResize EmptyTensorList TensorArrayV3
-TensorArrayReadV3 TensorArrayWriteV3 TensorArrayGatherV3 TensorArrayScatterV3 TensorArraySizeV3 StatelessRandomUniform
-StatelessRandomUniformV2 StatelessRandomNormal StatelessRandomNormalV2 StatelessRandomGetKeyCounter
-StatelessRandomGetAlg StatelessRandomGetKeyCounterAlg RandomUniform RandomStandardNormal TruncatedNormal ParseExample
-ParseExampleV2 ParseSingleExample ParseSequenceExampleV2 SparseToDense SparseTensorDenseMatMul SparseReshape
-SparseFillEmptyRows AsString StringToNumber StringJoin StringLength StringLower StringStrip StringToHashBucketFast
-HashTableV2 LookupTableFindV2 LookupTableSizeV2 LookupTableImportV2 InitializeTableV2
-"""
-#: Operations that compute.
-COMPUTING = frozenset(_COMPUTING.split())
-#: Additional operations that restore a checkpoint from the file that the loader names.
-_RESTORING = frozenset({"RestoreV2"})
-#: Additional operations that save one. The server never saves; no other node may reach them.
-_SAVING = frozenset({"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "StaticRegexFullMatch", "DisableCopyOnRead"})
+_OPS = tomllib.loads(Path(__file__).with_name("allowed_ops.toml").read_text())
+_COMPUTING = frozenset(_OPS["computing"])
+_RESTORING = _COMPUTING | set(_OPS["restoring"])
+_ALLOWED = _RESTORING | set(_OPS["saving"])
 
 
 def check_ops(meta_graph: Any) -> None:
@@ -77,8 +45,7 @@ def check_ops(meta_graph: Any) -> None:
       IntegrityError: naming the first forbidden or misplaced operation.
     """
     graph = _Graph(meta_graph.graph_def)
-    forbidden = graph.all_ops() - COMPUTING - _RESTORING - _SAVING
-    if forbidden:
+    if forbidden := graph.all_ops() - _ALLOWED:
         raise IntegrityError(f"operation {min(forbidden)} is not allowed in a model")
     outputs = [info.name for signature in meta_graph.signature_def.values() for info in signature.outputs.values()]
     initial = [
@@ -89,11 +56,10 @@ def check_ops(meta_graph: Any) -> None:
     ]
     restore = [meta_graph.saver_def.restore_op_name] if meta_graph.saver_def.restore_op_name else []
     for roots, allowed, place in (
-        ([*outputs, *initial], COMPUTING, "serving"),
-        (restore, COMPUTING | _RESTORING, "restoring"),
+        ([*outputs, *initial], _COMPUTING, "serving"),
+        (restore, _RESTORING, "restoring"),
     ):
-        misplaced = graph.reached_ops(roots) - allowed
-        if misplaced:
+        if misplaced := graph.reached_ops(roots) - allowed:
             raise IntegrityError(f"operation {min(misplaced)} is not allowed for {place} a model")
 
 
@@ -101,12 +67,14 @@ class _Graph:
     """Nodes and functions of a GraphDef by name."""
 
     def __init__(self, graph_def: Any) -> None:
+        from tensorflow.python.framework import op_def_registry
+
         self._nodes: Mapping[str, Any] = _by_name("node", ((node.name, node) for node in graph_def.node))
         library = graph_def.library.function
         bodies = ((function.signature.name, function.node_def) for function in library)
         self._functions: Mapping[str, Any] = _by_name("function", bodies)
-        for name in self._functions:
-            if is_operation(name):
+        for name in self._functions:  # such a call would be ambiguous
+            if name in _ALLOWED or op_def_registry.get(name) is not None:
                 raise IntegrityError(f"function {name} has the name of an operation")
         # Functions with the same ``api_implements``: TensorFlow may run any of them for another.
         self._alike: dict[str, str] = {}
@@ -156,13 +124,6 @@ class _Graph:
                 pending += self._functions[name]
 
 
-def is_operation(name: str) -> bool:
-    """Return whether TensorFlow has an operation of that name; a function of the same name is ambiguous."""
-    from tensorflow.python.framework import op_def_registry
-
-    return name in COMPUTING | _RESTORING | _SAVING or op_def_registry.get(name) is not None
-
-
 def _by_name(kind: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs as a mapping. Raises `IntegrityError` for a duplicate name, which is ambiguous."""
     by_name: dict[str, Any] = {}
@@ -207,7 +168,7 @@ class Graph:
             with self._session.graph.as_default():
                 tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(folder))
             self.signatures = {
-                name: _description(name, definition)
+                name: _signature(name, definition)
                 for name, definition in meta_graph.signature_def.items()
                 if not name.startswith("__saved_model")
             }
@@ -215,10 +176,10 @@ class Graph:
         except (tf.errors.OpError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
             raise IntegrityError(f"{where} cannot be loaded: {one_line(str(error))}") from error
 
-    def _callable(self, signature: SignatureDescription) -> Callable[..., Sequence[Any]]:
+    def _callable(self, signature: Signature) -> Callable[..., Sequence[Any]]:
         run: Callable[..., Sequence[Any]] = self._session.make_callable(
-            [tensor.tensor for tensor in signature.outputs],
-            [tensor.tensor for tensor in signature.inputs],
+            [tensor.tensor for tensor in signature.outputs.values()],
+            [tensor.tensor for tensor in signature.inputs.values()],
             accept_options=True,
         )
         return run
@@ -244,7 +205,8 @@ class Graph:
             # TensorFlow quotes the input in its error, and then cannot decode the error.
             raise invalid(f"signature {name!r} rejects the inputs: they are not valid UTF-8") from None
         except tf.errors.DeadlineExceededError:
-            raise too_slow(name, limit_s) from None
+            message = f"signature {name!r} takes longer than {limit_s:.3g} s for one call"
+            raise RequestError("DEADLINE_EXCEEDED", message) from None
         except tf.errors.OpError as error:
             code = "RESOURCE_EXHAUSTED" if isinstance(error, tf.errors.ResourceExhaustedError) else "INTERNAL"
             raise RequestError(code, one_line(error.message)) from None
@@ -252,11 +214,6 @@ class Graph:
             raise RequestError("RESOURCE_EXHAUSTED", f"signature {name!r}: out of memory") from None
         _check_size(name, values)
         return values
-
-
-def too_slow(name: str, limit_s: float) -> RequestError:
-    """Return the error of a call that exceeds its time limit."""
-    return RequestError("DEADLINE_EXCEEDED", f"signature {name!r} takes longer than {limit_s:.3g} s for one call")
 
 
 def _check_size(name: str, values: Sequence[NDArray[Any]]) -> None:
@@ -289,19 +246,19 @@ def _checked_meta_graph(where: str, file: Path) -> Any:
     return graphs[0]
 
 
-def _description(name: str, definition: Any) -> SignatureDescription:
+def _signature(name: str, definition: Any) -> Signature:
+    inputs = {key: _tensor_spec(name, key, definition.inputs[key]) for key in sorted(definition.inputs)}
+    outputs = {key: _tensor_spec(name, key, definition.outputs[key]) for key in sorted(definition.outputs)}
+    return Signature(name, inputs, outputs, definition.SerializeToString(deterministic=True))
+
+
+def _tensor_spec(signature: str, name: str, info: Any) -> TensorSpec:
     import tensorflow as tf
 
-    def tensors(infos: Mapping[str, Any]) -> list[TensorDescription]:
-        described = []
-        for key in sorted(infos):
-            info = infos[key]
-            if not info.name:
-                raise IntegrityError(f"signature {name!r}: {key!r} is not a dense tensor")
-            shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
-            described.append(TensorDescription(key, info.name, tf.as_dtype(info.dtype).name, shape))
-        return described
-
-    return SignatureDescription(
-        tensors(definition.inputs), tensors(definition.outputs), definition.SerializeToString(deterministic=True)
-    )
+    if not info.name:
+        raise IntegrityError(f"signature {signature!r}: {name!r} is not a dense tensor")
+    dtype = tf.as_dtype(info.dtype).name
+    if dtype != STRING:
+        numpy_dtype(dtype)  # raises TypeError for a type whose values have no arrays
+    shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
+    return TensorSpec(name, info.name, dtype, shape)

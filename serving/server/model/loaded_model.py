@@ -1,88 +1,55 @@
-"""A model version that answers calls: its signatures, the checks of their inputs, and how it is closed."""
+"""A model version that answers calls: how it is loaded and warmed up, the checks of its calls, and how it is closed.
+
+It is loaded from a checked private copy into a process of its own. The process is killed if it does not load the model
+or answer a call in time: TensorFlow cannot interrupt the folding of constants, nor a single operation.
+
+The warm-up runs the requests stored with a model once, before it is served; if one fails, the load fails. A warm-up
+file is untrusted input: its requests have the limits of client requests. TensorFlow's own reader of TFRecords allocates
+the declared length, and aborts the process if that fails. So the framing is read here: a length is trusted only after
+its checksum and the file's size are checked.
+"""
 
 from __future__ import annotations
 
+import math
+import shutil
+import struct
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ciml.http.intake import RequestError, invalid
-from ciml.serving.server.tensors import declared, from_protos
+import numpy as np
+
+from ciml.errors import IntegrityError
+from ciml.http.intake import RequestError, invalid, too_large
+from ciml.limits import (
+    MAX_MODEL_CALL_S,
+    MAX_MODEL_LOAD_S,
+    MAX_REQUEST_ROWS,
+    MAX_TENSOR_BYTES,
+    MAX_TENSOR_RANK,
+    MAX_WARMUP_RECORD_BYTES,
+    MAX_WARMUP_RECORDS,
+    MAX_WARMUP_S,
+)
+from ciml.serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
+from ciml.serving.server.model.messages import STRING, Declared, Signature
+from ciml.serving.server.model.process import ModelProcess
+from ciml.storage import Store
+from ciml.tensorflow import load_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 DEFAULT_SIGNATURE = "serving_default"
-_NAMES_SHOWN = 10
-
-#: Dtype and shape of an input, as a request declares them.
-Declared = tuple[str, tuple[int, ...]]
-#: Runs a signature: (arrays in the order of its inputs, time limit in seconds) -> arrays in the order of its outputs.
-#: Raises `RequestError`.
-Run = Callable[["Sequence[NDArray[Any]]", float], "Sequence[NDArray[Any]]"]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a signature. In ``shape``, -1 means any size; None means any rank."""
-
-    name: str
-    tensor: str
-    dtype: str
-    shape: tuple[int, ...] | None
-
-    def check(self, dtype: str, shape: Sequence[int]) -> None:
-        """Raise `RequestError` if a tensor of this dtype and shape does not fit."""
-        if dtype != self.dtype:
-            raise invalid(f"input {self.name!r}: expects {self.dtype} but {dtype} is provided")
-        fits = self.shape is None or (
-            len(shape) == len(self.shape)
-            and all(expected in (-1, have) for expected, have in zip(self.shape, shape, strict=True))
-        )
-        if not fits:
-            raise invalid(f"input {self.name!r}: has shape {list(shape)}, expects {list(self.shape or ())}")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """A signature: its inputs and outputs by name, and the function that runs it."""
-
-    name: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-    run: Run
-
-    @property
-    def batched(self) -> bool:
-        """Whether the first dimension of every input is the number of rows."""
-        return all(spec.shape is not None and spec.shape[:1] == (-1,) for spec in self.inputs.values())
-
-    def check_names(self, sent: Collection[str]) -> None:
-        """Raise `RequestError` unless ``sent`` are exactly the inputs' names."""
-        extra = sorted(set(sent) - set(self.inputs))
-        missing = sorted(set(self.inputs) - set(sent))
-        if extra or missing:
-            raise invalid(
-                f"input size does not match signature: {len(sent)}!={len(self.inputs)}. Expected: "
-                f"{{{','.join(sorted(self.inputs))}}}. Missing but required: {{{','.join(missing)}}}. "
-                f"Sent extra: {{{','.join(extra[:_NAMES_SHOWN])}}}."
-            )
-
-    def check(self, declared: Mapping[str, Declared], max_rows: int) -> None:
-        """Raise `RequestError` unless inputs of these dtypes and shapes fit."""
-        self.check_names(declared)
-        for name, spec in self.inputs.items():
-            spec.check(*declared[name])
-        if self.batched and self.inputs:
-            rows = {declared[name][1][0] for name in self.inputs}
-            if len(rows) > 1:
-                shapes = ", ".join(f"{name} {list(declared[name][1])}" for name in self.inputs)
-                raise invalid(f"inputs have different numbers of rows: {shapes}")
-            if max(rows) > max_rows:
-                raise invalid(f"batch of {max(rows)} rows exceeds {max_rows} (MAX_REQUEST_ROWS)")
+_HEAD = struct.Struct("<QI")  # the length of the data, and its checksum
+_FOOT = struct.Struct("<I")  # the data's checksum
+_MASK = 0xA282EAD8
+#: Raises unless the copied files (digests by path) are those of a version that may be served.
+Verify = Callable[[Mapping[str, str]], None]
 
 
 class LoadedModel:
@@ -90,33 +57,17 @@ class LoadedModel:
 
     Args:
       source: its folder.
+      process: runs it.
       signatures: by name.
-      definitions: a serialized SignatureDef by the signature's name.
       max_rows: the largest batch of one request.
-      call_s: limit of a call, seconds.
-      free: frees what the model holds.
-      has_ended: whether its process ended by itself or by its limits, so that it answers no call any more.
     """
 
-    def __init__(
-        self,
-        source: str,
-        signatures: Mapping[str, Signature],
-        definitions: Mapping[str, bytes],
-        *,
-        max_rows: int,
-        call_s: float,
-        free: Callable[[], object],
-        has_ended: Callable[[], bool],
-    ) -> None:
+    def __init__(self, source: str, process: ModelProcess, signatures: Mapping[str, Signature], max_rows: int) -> None:
         self.source = source
         self.loaded_at = time.time()
         self.signatures = signatures
-        self._definitions = definitions
+        self._process = process
         self._max_rows = max_rows
-        self._call_s = call_s
-        self._free = free
-        self._has_ended = has_ended
         self._idle = threading.Condition()
         self._running = 0
         self._closed = False
@@ -124,14 +75,7 @@ class LoadedModel:
     @property
     def ended(self) -> bool:
         """Whether its process has ended: it must be loaded again."""
-        return self._has_ended()
-
-    @property
-    def signature_defs(self) -> dict[str, Any]:
-        """The SignatureDef of each signature, by name."""
-        from tensorflow.core.protobuf import meta_graph_pb2
-
-        return {name: meta_graph_pb2.SignatureDef.FromString(data) for name, data in self._definitions.items()}
+        return self._process.ended
 
     def signature(self, name: str) -> Signature:
         """Return a signature by name; "" is the default one. Raises `RequestError`, FAILED_PRECONDITION."""
@@ -160,7 +104,7 @@ class LoadedModel:
             DEADLINE_EXCEEDED if it takes too long.
         """
         signature = self.signature(signature_name)
-        signature.check({name: _declared(array) for name, array in inputs.items()}, self._max_rows)
+        signature.check({name: _declared_by(array) for name, array in inputs.items()}, self._max_rows)
         for name in output_filter:
             if name not in signature.outputs:
                 outputs = ",".join(sorted(signature.outputs))
@@ -169,22 +113,23 @@ class LoadedModel:
                 )
         if len(set(output_filter)) != len(output_filter):
             raise invalid(f"duplicate output tensor alias in {list(output_filter)}")
-        feeds = [inputs[name] for name in signature.inputs]
-        # An abandoned call must not occupy the threads of later ones.
-        limit_s = self._call_s if timeout_s is None else min(self._call_s, timeout_s)
-        values = dict(zip(signature.outputs, signature.run(feeds, max(limit_s, 0.001)), strict=True))
-        return {name: values[name] for name in (output_filter or values)}
+        arrays = self._process.run(signature, [inputs[name] for name in signature.inputs], timeout_s)
+        outputs_by_name = dict(zip(signature.outputs, arrays, strict=True))
+        return {name: outputs_by_name[name] for name in (output_filter or outputs_by_name)}
 
     def unpack(self, signature_name: str, protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Check names, dtypes, shapes and sizes of TensorProtos, and return their arrays.
+        """Check names, dtypes, shapes and sizes of TensorProtos, and return their arrays; strings are objects.
 
         Raises:
-          RequestError: as `predict` does.
+          RequestError: as `predict` does, or if one is malformed, or all together are too large.
         """
-        signature = self.signature(signature_name)
-        signature.check_names(protos)
-        signature.check({name: declared(name, proto) for name, proto in protos.items()}, self._max_rows)
-        return from_protos(protos)
+        declared = {name: _declared(name, proto) for name, proto in protos.items()}
+        self.signature(signature_name).check(declared, self._max_rows)
+        size = sum(_unpacked_bytes(*declared[name], proto) for name, proto in protos.items())
+        if size > MAX_TENSOR_BYTES:
+            names = ",".join(protos)
+            raise too_large(f"inputs {names}: {size} bytes unpacked exceed {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)")
+        return {name: _array(name, proto) for name, proto in protos.items()}
 
     def acquire(self) -> bool:
         """Prevent closing until `release`. Return False if the model is closed already."""
@@ -200,17 +145,229 @@ class LoadedModel:
             self._idle.notify_all()
 
     def close(self, wait_s: float = 30.0) -> None:
-        """Free the memory once running requests have ended, or after ``wait_s`` seconds."""
+        """End the process once running requests have ended, or after ``wait_s`` seconds."""
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._running == 0, timeout=wait_s)
-        self._free()
+        self._process.end()
         self.signatures = {}
 
 
-def _declared(array: NDArray[Any]) -> Declared:
-    return ("string" if array.dtype.kind in "OSU" else array.dtype.name), array.shape
+def _declared_by(array: NDArray[Any]) -> Declared:
+    return (STRING if array.dtype.kind in "OSU" else array.dtype.name), array.shape
 
 
-def one_line(text: str | None) -> str:
-    return " ".join((text or "").split())[:500]
+def _declared(name: str, proto: Any) -> Declared:
+    """Return what a TensorProto declares, without unpacking it. Raises `RequestError` if it is unknown."""
+    import tensorflow as tf
+
+    rank = len(proto.tensor_shape.dim)
+    if rank > MAX_TENSOR_RANK:
+        raise invalid(f"input {name!r}: {rank} dimensions; at most {MAX_TENSOR_RANK} (MAX_TENSOR_RANK)")
+    sizes = tuple(dim.size for dim in proto.tensor_shape.dim)
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
+        raise invalid(f"input {name!r}: shape {list(sizes)} is not fully defined")
+    try:
+        return tf.as_dtype(proto.dtype).name, sizes
+    except TypeError:
+        raise invalid(f"input {name!r}: unknown type {proto.dtype}") from None
+
+
+def _unpacked_bytes(dtype: str, shape: tuple[int, ...], proto: Any) -> int:
+    """Return the unpacked size of a TensorProto, whose last value may stand for any number of elements."""
+    import tensorflow as tf
+
+    elements = math.prod(shape)
+    strings: Sequence[bytes] = proto.string_val
+    repeated = max(elements - len(strings), 0) * len(strings[-1]) if len(strings) else 0
+    item_bytes: int = np.dtype(tf.as_dtype(dtype).as_numpy_dtype).itemsize
+    return elements * item_bytes + sum(map(len, strings)) + repeated
+
+
+def _array(name: str, proto: Any) -> NDArray[Any]:
+    import tensorflow as tf
+
+    try:
+        array: NDArray[Any] = tf.make_ndarray(proto)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise invalid(f"input {name!r}: malformed TensorProto: {str(error)[:200]}") from None
+    return array
+
+
+def load_model(
+    folder: Store,
+    verify: Verify | None = None,
+    *,
+    max_rows: int = MAX_REQUEST_ROWS,
+    call_s: float = MAX_MODEL_CALL_S,
+    load_s: float = MAX_MODEL_LOAD_S,
+) -> LoadedModel:
+    """Load the version in ``folder`` into a process of its own, and warm it up.
+
+    Args:
+      folder: ``<base_path>/<version>``, local or on S3.
+      verify: raises if the copied files are not those of a version that may be served.
+      max_rows: the largest batch of one request.
+      call_s: limit of a call, seconds, also of restoring the variables.
+      load_s: limit of loading without the warm-up, seconds.
+
+    Raises:
+      FileNotFoundError: if there is no such version.
+      IntegrityError: if it is corrupt or altered, holds a forbidden operation, or fails or exceeds the time of loading
+        or warm-up.
+      EngineError: if no process can be started.
+    """
+    work = Path(tempfile.mkdtemp(prefix="ciml-model-"))
+    try:
+        copy = work / "model"
+        digests = copy_model(folder, copy)
+        if LAST_FILE not in digests:
+            raise IntegrityError(f"{folder.root} has no {LAST_FILE}: not a complete SavedModel")
+        if verify is not None:
+            verify(digests)
+        return _start(copy, folder.root, max_rows, call_s, load_s)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _start(copy: Path, where: str, max_rows: int, call_s: float, load_s: float) -> LoadedModel:
+    process = ModelProcess(call_s, load_s)
+    try:
+        model = LoadedModel(where, process, process.load(copy, where), max_rows)
+        try:
+            warm_up(model, copy / WARMUP_FILE)
+        except IntegrityError as error:
+            raise IntegrityError(f"{where}: {error}") from None
+    except BaseException:
+        process.end()
+        raise
+    return model
+
+
+def masked_crc(data: bytes) -> int:
+    """Return the masked CRC32C of TFRecord files."""
+    import google_crc32c  # of the extra `serve`; who only asks a server has no use for it
+
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
+
+
+def frame(record: bytes) -> bytes:
+    """Return a record in TFRecord framing."""
+    length = struct.pack("<Q", len(record))
+    return length + _FOOT.pack(masked_crc(length)) + record + _FOOT.pack(masked_crc(record))
+
+
+def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Iterator[bytes]:
+    """Iterate over the records of a TFRecord file (uncompressed).
+
+    Args:
+      data: the whole file.
+      max_records: the most records that the file may hold.
+      max_record_bytes: the largest record, bytes.
+
+    Raises:
+      IntegrityError: naming the first record that is truncated, fails its checksum, or exceeds a limit.
+    """
+    position = number = 0
+    while position < len(data):
+        if number >= max_records:
+            raise IntegrityError(f"more than {max_records} records")
+        if position + _HEAD.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        length, length_crc = _HEAD.unpack_from(data, position)
+        if masked_crc(data[position : position + 8]) != length_crc:
+            raise IntegrityError(f"record {number}: checksum of the length does not match")
+        if length > max_record_bytes:
+            raise IntegrityError(f"record {number}: {length} bytes exceed {max_record_bytes}")
+        position += _HEAD.size
+        end = position + length
+        if end + _FOOT.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        record = data[position:end]
+        if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
+            raise IntegrityError(f"record {number}: checksum of the data does not match")
+        yield record
+        position = end + _FOOT.size
+        number = number + 1
+
+
+def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    """Run the requests of a warm-up file; without one, run zeros through every numeric signature.
+
+    Args:
+      model: the newly loaded model.
+      file: its warm-up file: TFRecords of PredictionLog.
+      clock: monotonic seconds.
+
+    Raises:
+      IntegrityError: if the file is malformed or exceeds a limit, or the model fails a request.
+    """
+    if not file.exists():
+        _run_zeros(model)
+        return
+    until = clock() + MAX_WARMUP_S
+    for number, record in enumerate(_records(file)):
+        try:
+            _run_record(model, record)
+        except (RequestError, IntegrityError) as error:
+            raise IntegrityError(f"warm-up request {number}: {error}") from None
+        if clock() > until:
+            raise IntegrityError(f"warm-up exceeds {MAX_WARMUP_S:g} s at request {number}")
+
+
+def _records(file: Path) -> Iterator[bytes]:
+    # The size was checked during the copy (`ciml.serving.model_files.read_files`).
+    try:
+        yield from read_records(
+            file.read_bytes(), max_records=MAX_WARMUP_RECORDS, max_record_bytes=MAX_WARMUP_RECORD_BYTES
+        )
+    except IntegrityError as error:
+        raise IntegrityError(f"{WARMUP_FILE}: {error}") from None
+
+
+def _run_record(model: LoadedModel, record: bytes) -> None:
+    from google.protobuf.message import DecodeError
+
+    load_tensorflow()  # with the settings of this process; the messages below import it
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    try:
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+    except DecodeError:
+        raise IntegrityError("not a PredictionLog") from None
+    kind = log.WhichOneof("log_type")
+    if kind != "predict_log":
+        raise IntegrityError(f"unsupported log type {kind or 'none'!r}; use predict_log")
+    request = log.predict_log.request
+    signature = request.model_spec.signature_name
+    outputs = model.predict(signature, model.unpack(signature, request.inputs), request.output_filter)
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise IntegrityError(f"{name} is not finite")
+
+
+def _run_zeros(model: LoadedModel) -> None:
+    for signature in model.signatures.values():
+        zeros = _zeros(signature)
+        if zeros is None:
+            continue
+        try:
+            model.predict(signature.name, zeros)
+        except RequestError as error:
+            if error.code == "DEADLINE_EXCEEDED":
+                raise IntegrityError(f"signature {signature.name!r} with zeros: {error}") from None
+            # A model may reject zeros; the call has compiled it nevertheless.
+
+
+def _zeros(signature: Signature) -> dict[str, NDArray[Any]] | None:
+    """Return a row of zeros for each input; None if a size is unknown, a dtype not numeric, or it is too large."""
+    shapes: dict[str, list[int]] = {}
+    for name, spec in signature.inputs.items():
+        if spec.shape is None or -1 in spec.shape[1:] or spec.dtype == "string":
+            return None
+        shapes[name] = [max(size, 1) for size in spec.shape]
+    sizes = [math.prod(shape) * np.dtype(signature.inputs[name].dtype).itemsize for name, shape in shapes.items()]
+    if sum(sizes) > MAX_TENSOR_BYTES:
+        return None
+    return {name: np.zeros(shape, signature.inputs[name].dtype) for name, shape in shapes.items()}

@@ -1,45 +1,92 @@
-"""Messages between the server and the process of a model: a head and arrays, in one frame each.
+"""What the server and the process of a model exchange: a model's signatures, calls and answers with their arrays.
 
 No pickle: neither side runs code that the other sends.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 
+from ciml.http.intake import invalid
 from ciml.limits import MAX_TENSOR_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Bytes of a frame: its arrays, and its head, which describes a model's signatures.
+STRING = "string"
+#: Bytes of a message: its arrays, and what describes them or a model's signatures.
 MAX_FRAME_BYTES = 2 * MAX_TENSOR_BYTES
-_STRING = "string"
-_ALIGNMENT = 16
-_NATIVE_KINDS = "biufc"
+_NAMES_SHOWN = 10
+
+#: Dtype and shape of an input, as a request declares them.
+Declared = tuple[str, tuple[int, ...]]
 
 
-class TensorDescription(msgspec.Struct, array_like=True):
-    """An input or output of a signature; ``shape`` is None for any rank."""
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """An input or output of a signature. In ``shape``, -1 means any size; None means any rank."""
 
     name: str
     tensor: str
     dtype: str
     shape: tuple[int, ...] | None
 
+    def check(self, dtype: str, shape: Sequence[int]) -> None:
+        """Raise `RequestError` if a tensor of this dtype and shape does not fit."""
+        if dtype != self.dtype:
+            raise invalid(f"input {self.name!r}: expects {self.dtype} but {dtype} is provided")
+        fits = self.shape is None or (
+            len(shape) == len(self.shape)
+            and all(expected in (-1, have) for expected, have in zip(self.shape, shape, strict=True))
+        )
+        if not fits:
+            raise invalid(f"input {self.name!r}: has shape {list(shape)}, expects {list(self.shape or ())}")
 
-class SignatureDescription(msgspec.Struct, array_like=True):
-    """A signature; ``definition`` is its serialized SignatureDef."""
 
-    inputs: list[TensorDescription]
-    outputs: list[TensorDescription]
+class Signature(msgspec.Struct, frozen=True, array_like=True):
+    """A signature: its inputs and outputs by name, and its serialized SignatureDef."""
+
+    name: str
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
     definition: bytes
+
+    def check_names(self, sent: Collection[str]) -> None:
+        """Raise `RequestError` unless ``sent`` are exactly the inputs' names."""
+        extra = sorted(set(sent) - set(self.inputs))
+        missing = sorted(set(self.inputs) - set(sent))
+        if extra or missing:
+            raise invalid(
+                f"input size does not match signature: {len(sent)}!={len(self.inputs)}. Expected: "
+                f"{{{','.join(sorted(self.inputs))}}}. Missing but required: {{{','.join(missing)}}}. "
+                f"Sent extra: {{{','.join(extra[:_NAMES_SHOWN])}}}."
+            )
+
+    def check(self, declared: Mapping[str, Declared], max_rows: int) -> None:
+        """Raise `RequestError` unless inputs of these dtypes and shapes fit."""
+        self.check_names(declared)
+        for name, spec in self.inputs.items():
+            spec.check(*declared[name])
+        batched = all(spec.shape is not None and spec.shape[:1] == (-1,) for spec in self.inputs.values())
+        if batched and self.inputs:
+            rows = {declared[name][1][0] for name in self.inputs}
+            if len(rows) > 1:
+                shapes = ", ".join(f"{name} {list(declared[name][1])}" for name in self.inputs)
+                raise invalid(f"inputs have different numbers of rows: {shapes}")
+            if max(rows) > max_rows:
+                raise invalid(f"batch of {max(rows)} rows exceeds {max_rows} (MAX_REQUEST_ROWS)")
+
+
+class Array(msgspec.Struct, array_like=True):
+    """The shape and the values of an array: strings, or bytes of the dtype that the signature declares."""
+
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    values: list[bytes] | memoryview
 
 
 class Load(msgspec.Struct):
@@ -53,118 +100,72 @@ class Load(msgspec.Struct):
 class Loaded(msgspec.Struct):
     """The answer: the model's signatures by name, or why it cannot be loaded."""
 
-    signatures: dict[str, SignatureDescription] = {}
+    signatures: dict[str, Signature] = {}
     error: str = ""
 
 
 class Call(msgspec.Struct):
-    """A request: run a signature with the arrays of the frame within ``limit_s`` seconds."""
+    """A request: run a signature with its inputs, in their order, within ``limit_s`` seconds."""
 
     signature: str
     limit_s: float
+    inputs: list[Array]
 
 
 class Answer(msgspec.Struct):
-    """The answer: the arrays of the frame, or the code and the message of a `RequestError`."""
+    """The answer: the outputs of the signature, in their order, or code and message of a `RequestError`."""
 
+    outputs: list[Array] = []
     code: str = ""
     message: str = ""
 
 
-class _Array(msgspec.Struct, array_like=True):
-    dtype: str
-    shape: tuple[int, ...]
-    size: int  # bytes
+_Message = TypeVar("_Message", Load, Loaded, Call, Answer)
 
 
-_Head = TypeVar("_Head", Load, Loaded, Call, Answer)
-
-
-def send(connection: Connection, head: Load | Loaded | Call | Answer, arrays: Sequence[NDArray[Any]] = ()) -> None:
+def send(connection: Connection, message: Load | Loaded | Call | Answer) -> None:
     """Send a message. Raises `OSError` if the other side does not read it."""
-    buffers = [_data(array) for array in arrays]
-    layouts = [
-        _Array(_dtype_name(array), array.shape, len(buffer)) for array, buffer in zip(arrays, buffers, strict=True)
-    ]
-    start = msgspec.msgpack.encode((head, layouts))
-    parts: list[bytes | memoryview] = [len(start).to_bytes(8, "little"), start]
-    size = 8 + len(start)
-    for buffer in buffers:
-        padding = -size % _ALIGNMENT
-        parts += [bytes(padding), buffer]
-        size += padding + len(buffer)
-    connection.send_bytes(b"".join(parts))
+    connection.send_bytes(msgspec.msgpack.encode(message))
 
 
-def receive(connection: Connection, kind: type[_Head]) -> tuple[_Head, list[NDArray[Any]]]:
-    """Receive a message whose head is of a kind. Its arrays cannot be written to.
+def receive(connection: Connection, kind: type[_Message]) -> _Message:
+    """Receive a message of a kind.
 
     Raises:
       EOFError: the other side has closed the connection.
-      OSError: it sends nothing within the time limit, or a frame that is too large.
+      OSError: it sends nothing within the time limit, or a message that is too large.
       ValueError: the message is malformed.
     """
-    data = connection.recv_bytes(MAX_FRAME_BYTES)
-    size = 8 + int.from_bytes(data[:8], "little")
-    head, layouts = _decoder(kind).decode(memoryview(data)[8:size])
-    arrays = []
-    for array in layouts:
-        size += -size % _ALIGNMENT
-        arrays.append(_array(array, memoryview(data)[size : size + array.size]))
-        size += array.size
-    return head, arrays
+    return msgspec.msgpack.decode(connection.recv_bytes(MAX_FRAME_BYTES), type=kind)
 
 
-def _decoder(kind: type[_Head]) -> msgspec.msgpack.Decoder[tuple[_Head, list[_Array]]]:
-    if kind not in _DECODERS:
-        _DECODERS[kind] = msgspec.msgpack.Decoder(tuple[kind, list[_Array]])  # type: ignore[valid-type]
-    return _DECODERS[kind]
+@cache
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """Return the numpy dtype of a TensorFlow dtype. Raises `TypeError` if it has none."""
+    import ml_dtypes  # noqa: F401 - registers TensorFlow's small floats
+
+    return np.dtype(dtype)
 
 
-_DECODERS: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
+def pack(array: NDArray[Any], dtype: str) -> Array:
+    """Return an array of a TensorFlow dtype for a message."""
+    if dtype == STRING:
+        texts = array.ravel().tolist()
+        return Array(array.shape, [text.encode() if isinstance(text, str) else bytes(text) for text in texts])
+    values = np.ascontiguousarray(array, numpy_dtype(dtype))
+    return Array(array.shape, values.reshape(-1).view(np.uint8).data)
 
 
-def _is_text(array: NDArray[Any]) -> bool:
-    return array.dtype.kind in "OSU"
+def unpack(array: Array, dtype: str) -> NDArray[Any]:
+    """Return a received array, which cannot be written to. Raises `ValueError` if it is not of the dtype."""
+    if isinstance(array.values, list) != (dtype == STRING):
+        raise ValueError(f"the values are not of type {dtype}")
+    if not isinstance(array.values, list):
+        return np.frombuffer(array.values, numpy_dtype(dtype)).reshape(array.shape)
+    texts = np.empty(len(array.values), object)
+    texts[:] = array.values
+    return texts.reshape(array.shape)
 
 
-def _dtype_name(array: NDArray[Any]) -> str:
-    if _is_text(array):
-        return _STRING
-    return array.dtype.str if array.dtype.kind in _NATIVE_KINDS else array.dtype.name
-
-
-def _data(array: NDArray[Any]) -> bytes | memoryview:
-    if _is_text(array):
-        return msgspec.msgpack.encode(
-            [text.encode() if isinstance(text, str) else bytes(text) for text in array.ravel().tolist()]
-        )
-    if not array.size:
-        return b""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _array(array: _Array, data: memoryview) -> NDArray[Any]:
-    if array.dtype == _STRING:
-        texts = msgspec.msgpack.decode(data, type=list[bytes])
-        values = np.empty(len(texts), object)
-        values[:] = texts
-        return values.reshape(array.shape)
-    dtype = _dtype(array.dtype)
-    if len(data) != dtype.itemsize * math.prod(array.shape):
-        raise ValueError(f"{len(data)} bytes are not an array of {array.dtype} and shape {array.shape}")
-    return np.frombuffer(data, dtype).reshape(array.shape)
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name[:1] in "<>|=":
-        dtype = np.dtype(name)
-        if dtype.kind not in _NATIVE_KINDS:
-            raise ValueError(f"{name!r:.80} is not the type of a tensor")
-        return dtype
-    import ml_dtypes  # numpy's types of TensorFlow's small floats
-
-    kind = getattr(ml_dtypes, name, None)
-    if not isinstance(kind, type):
-        raise ValueError(f"{name!r:.80} is not the type of a tensor")
-    return np.dtype(kind)
+def one_line(text: str | None) -> str:
+    return " ".join((text or "").split())[:500]

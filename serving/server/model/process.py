@@ -13,23 +13,22 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
-from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.http.intake import RequestError
-from ciml.serving.server.model.loaded_model import Signature, TensorSpec
 from ciml.serving.server.model.messages import (
     Answer,
     Call,
     Load,
     Loaded,
-    SignatureDescription,
-    TensorDescription,
+    Signature,
+    pack,
     receive,
     send,
+    unpack,
 )
 from ciml.serving.server.model.worker import ANSWER, COMMAND, CONNECTIONS, END, FORK
 from ciml.version import import_root
@@ -38,11 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _START_S = 300.0  # for the import of TensorFlow on a busy machine
-
-
-def grace_s(limit_s: float) -> float:
-    """Return the time that a process has for its answer after TensorFlow's own time limit, seconds."""
-    return 1.0 + limit_s / 6
+_Reply = TypeVar("_Reply", Loaded, Answer)
 
 
 class _Forker:
@@ -84,27 +79,23 @@ class _Forker:
 
 
 _forker: _Forker | None = None
-_forker_lock = threading.Lock()
+_forker_lock = threading.RLock()
 
 
-def prepare() -> None:
+def prepare() -> _Forker:
     """Begin to import TensorFlow for the processes of models, which takes seconds. Raises `EngineError`."""
-    with _forker_lock:
-        _present_forker()
-
-
-def _present_forker() -> _Forker:
     global _forker
-    if _forker is None or _forker.owner != os.getpid():
-        _forker = _Forker()
-    return _forker
+    with _forker_lock:
+        if _forker is None or _forker.owner != os.getpid():
+            _forker = _Forker()
+        return _forker
 
 
 def _fork(descriptors: Sequence[int]) -> tuple[_Forker, int]:
     global _forker
     with _forker_lock:
         for _ in range(2):
-            forker = _present_forker()
+            forker = prepare()
             try:
                 return forker, forker.ask(FORK, 0, descriptors)
             except OSError as error:
@@ -120,6 +111,9 @@ class ModelProcess:
       call_s: limit of a call, seconds.
       load_s: limit of loading, seconds.
 
+    Attributes:
+      ended: whether it ended by itself or by its limits, so that it answers no call any more.
+
     Raises:
       EngineError: it cannot be started.
     """
@@ -127,120 +121,111 @@ class ModelProcess:
     def __init__(self, call_s: float, load_s: float) -> None:
         self._call_s = call_s
         self._load_s = load_s
-        self._silent_s = call_s + grace_s(call_s)
-        pairs = [socket.socketpair() for _ in range(CONNECTIONS)]
-        try:
-            forker, pid = _fork([theirs.fileno() for _, theirs in pairs])
-        except BaseException:
-            for ours, _ in pairs:
-                ours.close()
-            raise
-        finally:
-            for _, theirs in pairs:
-                theirs.close()
-        self._sockets = [ours for ours, _ in pairs]
-        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
-        for ours in self._sockets:
-            self._limit_silence(ours, self._silent_s)
-            self._idle.put(Connection(os.dup(ours.fileno())))
         self.ended = False
+        pipes = [Pipe() for _ in range(CONNECTIONS)]
+        forker, pid = _fork([theirs.fileno() for _, theirs in pipes])
+        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
+        for ours, theirs in reversed(pipes):  # the first one, on which the process waits for `Load`, is used first
+            theirs.close()
+            self._idle.put(ours)
         self._lock = threading.Lock()
         self._status = 0
-        self._finish = weakref.finalize(self, _end, forker, pid, self._sockets)
+        self._finish = weakref.finalize(self, _end, forker, pid)
 
-    @staticmethod
-    def _limit_silence(ours: socket.socket, seconds: float) -> None:
-        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, limit)
-
-    def load(self, folder: Path, where: str) -> dict[str, SignatureDescription]:
+    def load(self, folder: Path, where: str) -> dict[str, Signature]:
         """Load the model in a folder, and return its signatures.
 
         Raises:
           IntegrityError: it cannot be loaded, or not in time.
         """
-        first = self._sockets[0]
-        connection = self._connection_of_first()
-        self._limit_silence(first, self._load_s)
         try:
-            send(connection, Load(str(folder), where, self._call_s))
-            answer, _ = receive(connection, Loaded)
+            answer = self._ask(Load(str(folder), where, self._call_s), Loaded, self._load_s)
         except BlockingIOError:
             self.end()
             message = f"{where}: loading takes longer than {self._load_s:g} s (MAX_MODEL_LOAD_S)"
             raise IntegrityError(message) from None
         except (EOFError, OSError, ValueError):
             raise IntegrityError(f"{where}: its process {self.end()} while it was loaded") from None
-        self._limit_silence(first, self._silent_s)
         if answer.error:
             raise IntegrityError(answer.error)
         return answer.signatures
 
-    def _connection_of_first(self) -> Connection:
-        connections = [self._idle.get() for _ in range(CONNECTIONS)]
-        for connection in reversed(connections):
-            self._idle.put(connection)
-        return connections[-1]
-
-    def signature(self, name: str, description: SignatureDescription) -> Signature:
-        """Return a signature that runs in this process."""
-        return Signature(name, _specs(description.inputs), _specs(description.outputs), partial(self.run, name))
-
-    def run(self, name: str, feeds: Sequence[NDArray[Any]], limit_s: float) -> list[NDArray[Any]]:
+    def run(
+        self, signature: Signature, inputs: Sequence[NDArray[Any]], timeout_s: float | None = None
+    ) -> list[NDArray[Any]]:
         """Run a signature. Kill the process if it does not answer.
+
+        Args:
+          signature: of this process.
+          inputs: arrays of its inputs, in their order.
+          timeout_s: how long the client waits, seconds, up to the limit of a call.
+
+        Returns:
+          The arrays of its outputs, which cannot be written to.
 
         Raises:
           RequestError: INVALID_ARGUMENT if it rejects the inputs, DEADLINE_EXCEEDED if it takes too long, INTERNAL if
             the process ended during the call, UNAVAILABLE if it had ended before or is killed for another call.
         """
-        connection = self._idle.get()
+        # An abandoned call must not occupy the threads of later ones.
+        limit_s = max(self._call_s if timeout_s is None else min(self._call_s, timeout_s), 0.001)
+        arrays = [pack(array, spec.dtype) for array, spec in zip(inputs, signature.inputs.values(), strict=True)]
+        silent_s = self._call_s + 1.0 + self._call_s / 6  # with a grace after TensorFlow's own time limit
         try:
-            if self.ended:
-                raise _unavailable()
-            send(connection, Call(name, limit_s), feeds)
-            answer, values = receive(connection, Answer)
+            answer = self._ask(Call(signature.name, limit_s, arrays), Answer, silent_s)
+            if answer.code:
+                raise RequestError(answer.code, answer.message)
+            specs = signature.outputs.values()
+            return [unpack(array, spec.dtype) for array, spec in zip(answer.outputs, specs, strict=True)]
         except BlockingIOError:
             self.end()
-            message = f"signature {name!r} takes longer than {self._call_s:.3g} s for one call; its process was killed"
+            message = (
+                f"signature {signature.name!r} takes longer than {self._call_s:.3g} s for one call; "
+                "its process was killed"
+            )
             raise RequestError("DEADLINE_EXCEEDED", message) from None
         except (EOFError, OSError, ValueError):
             if self.ended:
                 raise _unavailable() from None
-            raise RequestError("INTERNAL", f"signature {name!r}: the model's process {self.end()}") from None
+            message = f"signature {signature.name!r}: the model's process {self.end()}"
+            raise RequestError("INTERNAL", message) from None
+
+    def _ask(self, request: Load | Call, kind: type[_Reply], limit_s: float) -> _Reply:
+        """Return the process's answer. Raises `BlockingIOError` after ``limit_s`` seconds, and as `receive` does."""
+        connection = self._idle.get()
+        try:
+            if self.ended:
+                raise _unavailable()
+            _limit_silence(connection, limit_s)
+            send(connection, request)
+            return receive(connection, kind)
         finally:
             self._idle.put(connection)
-        if answer.code:
-            raise RequestError(answer.code, answer.message)
-        return [value if value.dtype.kind == "O" else value.copy() for value in values]
 
     def end(self) -> str:
-        """Kill the process. Return how it ended, for messages."""
+        """Kill the process, which ends its calls. Return how it ended, for messages."""
         with self._lock:
             self.ended = True
             status = self._finish()
             self._status = self._status if status is None else status
         if os.WIFSIGNALED(self._status):
-            number = os.WTERMSIG(self._status)
-            return f"was killed by {signal.Signals(number).name}"
+            return f"was killed by {signal.Signals(os.WTERMSIG(self._status)).name}"
         return f"ended with exit code {os.waitstatus_to_exitcode(self._status)}"
+
+
+def _limit_silence(connection: Connection, seconds: float) -> None:
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    with socket.socket(fileno=os.dup(connection.fileno())) as copy:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            copy.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 def _unavailable() -> RequestError:
     return RequestError("UNAVAILABLE", "the model's process has ended; it is loaded again")
 
 
-def _end(forker: _Forker, pid: int, sockets: Sequence[socket.socket]) -> int:
-    for ours in sockets:
+def _end(forker: _Forker, pid: int) -> int:
+    if forker.owner == os.getpid():  # else this is a fork of the server
         with contextlib.suppress(OSError):
-            ours.shutdown(socket.SHUT_RDWR)  # ends calls that wait for an answer
-        ours.close()
-    if forker.owner != os.getpid():
-        return 0  # a fork of the server
-    with contextlib.suppress(OSError):
-        return forker.ask(END, pid)
+            return forker.ask(END, pid)
     return 0
-
-
-def _specs(tensors: Sequence[TensorDescription]) -> dict[str, TensorSpec]:
-    return {tensor.name: TensorSpec(tensor.name, tensor.tensor, tensor.dtype, tensor.shape) for tensor in tensors}

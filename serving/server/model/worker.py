@@ -19,19 +19,16 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ciml.errors import IntegrityError
 from ciml.http.intake import RequestError
 from ciml.limits import MAX_MODEL_MEMORY_BYTES
 from ciml.logs import configure_logging
-from ciml.serving.server.model.loaded_model import one_line
-from ciml.serving.server.model.messages import Answer, Call, Load, Loaded, receive, send
+from ciml.serving.server.model.messages import Answer, Call, Load, Loaded, one_line, pack, receive, send, unpack
 from ciml.tensorflow import load_tensorflow, own_process
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ciml.serving.server.model.graph import Graph
 
 #: Connections of a process: calls that run at once.
@@ -111,7 +108,7 @@ def _serve(connections: list[Connection]) -> None:
     """Load the model that the first message names, and answer calls until the server closes a connection."""
     from ciml.serving.server.model.graph import Graph
 
-    request, _ = receive(connections[0], Load)
+    request = receive(connections[0], Load)
     try:
         graph = Graph(Path(request.folder), request.where, request.call_s)
     except IntegrityError as error:
@@ -126,22 +123,26 @@ def _serve(connections: list[Connection]) -> None:
 def _answer_calls(graph: Graph, connection: Connection) -> None:
     try:
         while True:
-            call, feeds = receive(connection, Call)
-            send(connection, *_answer(graph, call, feeds))
-            del feeds
+            send(connection, _answer(graph, receive(connection, Call)))
     except (EOFError, OSError):  # the server has closed the connection
         os._exit(0)
     finally:
         os._exit(1)  # a thread that ends alone would leave its caller waiting
 
 
-def _answer(graph: Graph, call: Call, feeds: list[NDArray[Any]]) -> tuple[Answer, list[NDArray[Any]]]:
+def _answer(graph: Graph, call: Call) -> Answer:
     try:
-        return Answer(), graph.run(call.signature, feeds, call.limit_s)
+        signature = graph.signatures[call.signature]
+        inputs = [unpack(array, spec.dtype) for array, spec in zip(call.inputs, signature.inputs.values(), strict=True)]
+        outputs = graph.run(call.signature, inputs, call.limit_s)
+        return Answer(
+            [pack(array, spec.dtype) for array, spec in zip(outputs, signature.outputs.values(), strict=True)]
+        )
     except RequestError as error:
-        return Answer(error.code, error.message), []
+        return Answer(code=error.code, message=error.message)
     except Exception as error:  # noqa: BLE001 - the call fails, and the process answers others
-        return Answer("INTERNAL", one_line(f"signature {call.signature!r}: {type(error).__name__}: {error}")), []
+        text = one_line(f"signature {call.signature!r}: {type(error).__name__}: {error}")
+        return Answer(code="INTERNAL", message=text)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ PROGRAMS = {
         "ciml.services.receivers, ciml.services.receivers, ciml.services.feedback, "
         "ciml.engines.flink.worker_pool, ciml.runs.compact"
     ),
-    "serve": "import ciml.serving.server.rest, ciml.serving.server.model.loader",
+    "serve": "import ciml.serving.server.rest, ciml.serving.server.model.loaded_model",
     "worker": "import ciml.training.refresh, ciml.training.export, ciml.serving.server.rest, ciml.services.trainer, "
     "ciml.pipelines.ingest",
 }

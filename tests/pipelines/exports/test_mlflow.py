@@ -20,7 +20,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.pipelines.mlflow import Exported, export_to_mlflow
 from ciml.serving.push import rollback
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import load_model
 from tests.pipelines.exports.addresses import mlflow_at
 from tests.pipelines.exports.exporting import push_model, store_trial
 from tests.project.test_readme import ROOT, commands

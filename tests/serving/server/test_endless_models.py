@@ -19,8 +19,7 @@ from ciml.http.intake import RequestError
 from ciml.serving.model_files import ModelEntry, render_config
 from ciml.serving.server import server as server_module
 from ciml.serving.server.manager import ModelManager
-from ciml.serving.server.model.loaded_model import LoadedModel
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import LoadedModel, load_model
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import Store, open_store
 from tests.serving.endless import Kind, save_endless
@@ -174,7 +173,7 @@ def test_the_processes_of_models_end_with_a_killed_server(endless: dict[Kind, Pa
 import os, signal, sys, threading
 import numpy as np, psutil
 from ciml.storage import LocalStore
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import load_model
 model = load_model(LocalStore({str(endless["operation"])!r}))
 threading.Thread(target=model.predict, args=("", {{"x": np.full(2, 5, "f4")}}), daemon=True).start()
 print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)

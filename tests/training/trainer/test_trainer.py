@@ -18,7 +18,7 @@ from ciml.pipelines.mlflow import export_to_mlflow
 from ciml.serving.client import ModelClient
 from ciml.serving.push import rollback
 from ciml.serving.registry import Decision, Registry
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import load_model
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import open_store
 from ciml.training import trainer as trainer_module

@@ -11,7 +11,7 @@ import pytest
 
 from ciml.errors import IntegrityError
 from ciml.serving.server.model.graph import check_ops
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import load_model
 from ciml.storage import open_store
 from tests.serving.models_fixture import save_model
 

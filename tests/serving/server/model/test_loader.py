@@ -15,7 +15,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.http.intake import RequestError
 from ciml.serving.contract import check_candidate
 from ciml.serving.model_files import file_digests, list_versions, model_digest
-from ciml.serving.server.model.loader import load_model
+from ciml.serving.server.model.loaded_model import load_model
 from ciml.storage import open_store
 from tests.serving.models_fixture import DEFINITION, L, direct, runs, save_model, write_warmup
 

@@ -14,7 +14,7 @@ from ciml.errors import IntegrityError
 from ciml.limits import MAX_WARMUP_BYTES, MAX_WARMUP_RECORD_BYTES
 from ciml.serving.model_files import WARMUP_FILE
 from ciml.serving.server.manager import ModelManager, VersionStatus
-from ciml.serving.server.model.loader import frame, load_model, masked_crc, read_records
+from ciml.serving.server.model.loaded_model import frame, load_model, masked_crc, read_records
 from ciml.storage import Store, open_store
 from tests.serving.models_fixture import F, L, save_model
 
@@ -162,7 +162,7 @@ def test_warmup_that_does_not_end_fails_the_load(tmp_path: Path) -> None:
 
 
 def test_warmup_of_many_slow_requests_ends(good: dict[int, Path], tmp_path: Path) -> None:
-    from ciml.serving.server.model.loader import warm_up
+    from ciml.serving.server.model.loaded_model import warm_up
 
     folder = with_warmup(good[2], tmp_path / "m", frame(request()) * 9)
     model = load_model(folder)
