@@ -29,7 +29,7 @@ from ciml.transforms.fetch.decompress import inflate
 from ciml.transforms.fetch.files import read_file
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.guard import bisect
-from ciml.transforms.parse.clock import check_zone, fixed_offset, may_change, to_utc
+from ciml.transforms.parse.clock import check_zone, fixed_offset, to_utc
 from ciml.transforms.parse.rows import Rows, read_rows, with_nans
 from ciml.transforms.parse.times import (
     Bool,
@@ -153,7 +153,8 @@ def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: li
         for part in parts:
             groups[part.segment.columns].append(part)
     for columns, parts in groups.items():
-        _parse_group(logs, columns, parts, rejected)
+        for indices, rows in read_rows([part.segment.body for part in parts], columns):
+            _fill_tables(logs, columns, [parts[index] for index in indices], rows, rejected)
     for index, parts in batch.items():
         try:
             results[index] = rejected[index] if index in rejected else _of_run(_assemble(parts), logs[index])
@@ -183,9 +184,10 @@ def _of_run(table: pa.Table, log: Log) -> pa.Table:
     )
 
 
-def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], rejected: dict[int, RejectedInput]) -> None:
-    """Fill in the tables of parts with the same columns."""
-    rows = read_rows([part.segment.body for part in parts], columns)
+def _fill_tables(
+    logs: Sequence[Log], columns: Columns, parts: list[_Part], rows: Rows, rejected: dict[int, RejectedInput]
+) -> None:
+    """Fill in the tables of parts with the same columns, from their rows."""
     ends = np.cumsum(rows.counts, dtype=np.int64)
     slices = [slice(int(end) - count, int(end)) for end, count in zip(ends, rows.counts, strict=True)]
     utc, ok = _times(logs, columns, parts, rows, slices, rejected)
@@ -246,13 +248,6 @@ def _times(
         segment = part.segment
         part_ok = ok[where]
         if not part_ok.any():
-            continue
-        offset = fixed_offset(segment.zone or log.zone or "")
-        if offset is not None and not may_change(
-            segment.zone or log.zone or "", local[where][part_ok], segment.date_us
-        ):
-            if offset:
-                utc[where][part_ok] -= offset
             continue
         try:
             utc[where][part_ok] = to_utc(

@@ -1,17 +1,18 @@
 """Sample rows to columns of floats: many bodies with the same columns in one call of Arrow's CSV reader.
 
 There are two paths with equal results. The fast one reads numbers at once. Bodies that it cannot read (text in a
-numeric cell, quotes, too many or too few cells, …) are first made regular (`ciml.transforms.parse.rows`), then read
-as bytes and parsed by a strict numeric grammar, by columns, never by rows.
-
-Repair of irregular sample rows (quotes, text with commas, too many or too few cells), by columns.
+numeric cell, quotes, too many or too few cells, …) are first made regular row by row. Then their cells are read as
+bytes, and parsed by a strict numeric grammar, by columns.
 """
 
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,27 +23,23 @@ import pyarrow.csv as pacsv
 from ciml.dstat import NUMBER, Columns
 from ciml.limits import MAX_LOG_ROW_BYTES
 
-_BLOCK = 1 << 22
-_BLANK = 32
-_LINE_FEED = 10
-_QUOTE = 34
-_COMMA = 44
-
-Bytes = npt.NDArray[np.uint8]
+_SAMPLED_ROWS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Repaired:
-    """A body whose rows all have the right number of cells, without quotes and blank lines."""
+class Body(NamedTuple):
+    """Rows of samples that all have the right number of cells, without quotes and blank lines.
 
-    body: bytes
+    ``rows`` is their number, and ``dropped`` that of the other rows; ``first_kept`` says whether the first is there.
+    """
+
+    text: bytes
     rows: int
-    dropped: int
-    first_kept: bool
+    dropped: int = 0
+    first_kept: bool = True
 
 
-def repair(body: bytes, columns: Columns) -> Repaired:
-    """Make a body regular, block by block, so that memory stays bounded.
+def repair(body: bytes, columns: Columns) -> Body:
+    """Make a body regular, row by row.
 
     - Carriage returns end rows, blank lines are ignored, lines beyond `MAX_LOG_ROW_BYTES` are dropped.
     - A quoted cell loses its quotes and its commas.
@@ -53,113 +50,50 @@ def repair(body: bytes, columns: Columns) -> Repaired:
     """
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        body += b"" if body.endswith(b"\n") or not body else b"\n"
-    parts: list[bytes] = []
-    rows = dropped = position = 0
-    first_kept: bool | None = None
-    words: tuple[int, int] | None = None
-    while position < len(body):
-        end = body.rfind(b"\n", position, position + _BLOCK) + 1
-        if end == 0:  # one line longer than a block
-            position = body.index(b"\n", position) + 1
-            dropped += 1
-            first_kept = bool(first_kept)
-            continue
-        lines = _Lines(np.frombuffer(body, np.uint8, end - position, position).copy(), len(columns.names))
-        words = words or _word_cells(lines, columns)
-        keep = lines.regularise(words)
-        kept_rows = int(np.count_nonzero(keep))
-        if len(keep) and first_kept is None:
-            first_kept = bool(keep[0])
-        rows += kept_rows
-        dropped += len(keep) - kept_rows
-        parts.append(lines.joined(keep))
-        position = end
-    return Repaired(b"".join(parts), rows, dropped, bool(first_kept))
+    words = _word_cells(body, columns)
+    repaired = [line and _repaired(line, len(columns.names), words) for line in _lines(body)]
+    kept = [(line or b" ") + b"\n" for line in repaired if line is not None]  # a blank line would be ignored
+    return Body(b"".join(kept), len(kept), len(repaired) - len(kept), bool(repaired) and repaired[0] is not None)
 
 
-class _Lines:
-    """The non-blank lines of a block, which ends in a line feed."""
-
-    def __init__(self, buffer: Bytes, cells: int) -> None:
-        self.buffer = buffer
-        self.cells = cells
-        ends = np.flatnonzero(buffer == _LINE_FEED)
-        starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
-        filled = ends > starts
-        self.starts = starts[filled]
-        self.ends = ends[filled]
-        self.quoted_last = buffer[self.ends - 1] == _QUOTE
-        if (buffer == _QUOTE).any():
-            self._unquote(starts, ends)
-        self._count()
-
-    def _unquote(self, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> None:
-        quotes = self.buffer == _QUOTE
-        running = np.cumsum(quotes, dtype=np.int32)
-        before = np.where(starts > 0, running[starts - 1], 0).astype(np.int32)
-        inside = (running - np.repeat(before, ends - starts + 1)) & 1 == 1
-        self.buffer[inside & (self.buffer == _COMMA)] = _BLANK
-        self.buffer[quotes] = _BLANK
-
-    def _count(self) -> None:
-        self.commas = np.flatnonzero(self.buffer == _COMMA)
-        self.first = np.searchsorted(self.commas, self.starts)
-        self.last = np.searchsorted(self.commas, self.ends)
-        self.surplus = self.last - self.first + 1 - self.cells
-
-    def sample(self, limit: int = 32) -> list[list[bytes]]:
-        """Return the cells of the first regular lines."""
-        rows = np.flatnonzero((self.surplus == 0) & (self.ends - self.starts <= MAX_LOG_ROW_BYTES))[:limit].tolist()
-        return [bytes(self.buffer[self.starts[row] : self.ends[row]]).split(b",") for row in rows]
-
-    def regularise(self, words: tuple[int, int] | None) -> npt.NDArray[np.bool_]:
-        """Remove surplus cells; return which lines are regular now."""
-        if (self.surplus == 1).any():
-            empty_last = np.zeros(len(self.ends), np.bool_)
-            several = self.last > self.first
-            empty_last[several] = self.commas[self.last[several] - 1] == self.ends[several] - 1
-            extra = (self.surplus == 1) & (empty_last | (self.quoted_last & several))
-            if words is not None and words[1] == self.cells - 1:
-                extra &= empty_last  # the quoted cell may be the text itself
-            rows = np.flatnonzero(extra)
-            self._fill(self.commas[self.last[rows] - 1], self.ends[rows])
-            self._count()
-        rows = np.flatnonzero(self.surplus > 0)
-        if words is not None and len(rows):
-            head = words[0]
-            tail = self.cells - 1 - words[1]
-            begin = self.starts[rows] if head == 0 else self.commas[self.first[rows] + head - 1] + 1
-            end = self.ends[rows] if tail == 0 else self.commas[self.last[rows] - tail]
-            self._fill(begin, end)
-            for step in range(words[1] - words[0]):  # the region holds more commas than that
-                self.buffer[begin + step] = _COMMA
-            self._count()
-        regular: npt.NDArray[np.bool_] = (self.surplus == 0) & (self.ends - self.starts <= MAX_LOG_ROW_BYTES)
-        return regular
-
-    def _fill(self, begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> None:
-        """Return the blanks over regions of different lines."""
-        edge = np.zeros(len(self.buffer) + 1, np.int8)
-        edge[begin] += 1
-        edge[end] -= 1
-        self.buffer[np.cumsum(edge[:-1], dtype=np.int8) > 0] = _BLANK
-
-    def joined(self, keep: npt.NDArray[np.bool_]) -> bytes:
-        """Return the lines to keep, one after another."""
-        edge = np.zeros(len(self.buffer) + 1, np.int8)
-        edge[self.starts[keep]] += 1
-        edge[self.ends[keep] + 1] -= 1
-        return self.buffer[np.cumsum(edge[:-1], dtype=np.int8) > 0].tobytes()
+def _lines(body: bytes) -> Iterator[bytes | None]:
+    """Yield the lines that are not blank; None for one beyond `MAX_LOG_ROW_BYTES`."""
+    for line in BytesIO(body):
+        if row := line.removesuffix(b"\n"):
+            yield row if len(row) <= MAX_LOG_ROW_BYTES else None
 
 
-def _word_cells(lines: _Lines, columns: Columns) -> tuple[int, int] | None:
-    """Return the first and last index of text cells: by their names, or never a number in the first lines."""
+def _unquoted(line: bytes) -> bytes:
+    """Return a line with blanks in place of its quotes, and of the commas between them."""
+    parts = line.split(b'"')
+    parts[1::2] = [part.replace(b",", b" ") for part in parts[1::2]]
+    return b" ".join(parts)
+
+
+def _repaired(line: bytes, cells: int, words: tuple[int, int] | None) -> bytes | None:
+    """Return a line with the right number of cells; None if it has too few or too many."""
+    regular = _unquoted(line)
+    surplus = regular.count(b",") + 1 - cells
+    if surplus <= 0:
+        return None if surplus else regular
+    values = regular.split(b",")
+    last_may_be_text = words is not None and words[1] == cells - 1
+    if surplus == 1 and (not values[-1] or (line.endswith(b'"') and not last_may_be_text)):
+        return b",".join(values[:-1])
+    if words is None:
+        return None
+    first, last = words
+    return b",".join([*values[:first], *[b""] * (last + 1 - first), *values[last + 1 + surplus :]])
+
+
+def _word_cells(body: bytes, columns: Columns) -> tuple[int, int] | None:
+    """Return the first and last index of text cells: by their names, or never a number in the first regular rows."""
     word_cells = set(columns.text)
-    sample = lines.sample()
+    rows = (_unquoted(line).split(b",") for line in _lines(body) if line is not None)
+    sample = list(islice((row for row in rows if len(row) == len(columns.names)), _SAMPLED_ROWS))
     for index in range(len(columns.names)):
         values = [row[index].strip() for row in sample]
-        if index not in (columns.time, columns.epoch) and any(values) and not any(_may_be_number(v) for v in values):
+        if index not in (columns.time, columns.epoch) and any(values) and not any(map(_may_be_number, values)):
             word_cells.add(index)
     return (min(word_cells), max(word_cells)) if word_cells else None
 
@@ -198,53 +132,42 @@ class Rows:
     first_kept: list[bool]
 
 
-def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
-    """Read the bodies of segments with the same columns. Each body ends in a line feed, or is empty."""
-    cells = len(columns.names)
-    counts = [body.count(b"\n") for body in bodies]
-    plain = not any(b'"' in body or b"\r" in body or _has_long_row(body) for body in bodies)
-    table = _read(bodies, counts, columns, as_numbers=True) if plain else None
-    if table is not None:
-        return _rows(table, columns, counts, [0] * len(bodies), [True] * len(bodies))
+def read_rows(bodies: Sequence[bytes], columns: Columns) -> Iterator[tuple[list[int], Rows]]:
+    """Read the bodies of segments with the same columns. Each body ends in a line feed, or is empty.
 
-    # Find the irregular bodies, so that one odd log does not slow down hundreds of others.
-    regular = [_is_regular(body, count, cells) for body, count in zip(bodies, counts, strict=True)]
-    if any(regular) and not all(regular):
-        parts = [
-            (index, read_rows([bodies[i] for i in index], columns))
-            for is_selected in (True, False)
-            if (index := [i for i, is_regular in enumerate(regular) if is_regular is is_selected])
-        ]
-        return _interleave(parts, len(bodies))
-    repaired = [repair(body, columns) for body in bodies]
-    table = _read(
-        [repaired_body.body for repaired_body in repaired],
-        [repaired_body.rows for repaired_body in repaired],
-        columns,
-        as_numbers=False,
-    )
-    if table is None and len(bodies) > 1:  # one of them is irregular: read each alone
-        return _interleave([([index], read_rows([body], columns)) for index, body in enumerate(bodies)], len(bodies))
-    if table is None:
-        # The reader treats something differently, such as a byte order mark: the body has no rows.
-        repaired = [Repaired(b"", 0, repaired_body.dropped + repaired_body.rows, False) for repaired_body in repaired]
-        table = pa.table({str(index): pa.nulls(0, pa.binary()) for index in range(cells)})
-    counts = [repaired_body.rows for repaired_body in repaired]
-    return _rows(
-        table,
-        columns,
-        counts,
-        [repaired_body.dropped for repaired_body in repaired],
-        [repaired_body.first_kept for repaired_body in repaired],
-    )
+    Yields:
+      Indices of bodies, and their rows. Irregular bodies are read apart, so that they do not slow down the others.
+    """
+    plain = [Body(body, body.count(b"\n")) for body in bodies]
+    if not any(b'"' in body or b"\r" in body or _has_long_row(body) for body in bodies):
+        rows = _read(plain, columns, as_numbers=True)
+        if rows is not None:
+            yield list(range(len(bodies))), rows
+            return
+    regular = [_is_regular(body, len(columns.names)) for body in plain]
+    groups = [[index for index, is_regular in enumerate(regular) if is_regular is side] for side in (True, False)]
+    if not all(groups):
+        repaired = [repair(body, columns) for body in bodies]
+        rows = _read(repaired, columns, as_numbers=False)
+        if rows is None and len(bodies) == 1:
+            # The reader treats something differently, such as a byte order mark: the body has no rows.
+            lost = repaired[0].dropped + repaired[0].rows
+            rows = _read([Body(b"", 0, lost, False)], columns, as_numbers=False)
+        if rows is not None:
+            yield list(range(len(bodies))), rows
+            return
+        groups = [[index] for index in range(len(bodies))]  # one of them is irregular
+    for group in groups:
+        for indices, rows in read_rows([bodies[index] for index in group], columns):
+            yield [group[index] for index in indices], rows
 
 
-def _is_regular(body: bytes, rows: int, cells: int) -> bool:
+def _is_regular(body: Body, cells: int) -> bool:
     """Return whether a body is probably readable by the fast path; cheap, and errors cost only time."""
-    if b",-," in body or b",-\n" in body or _has_long_row(body):
+    if b",-," in body.text or b",-\n" in body.text or _has_long_row(body.text):
         return False  # a text for "no value", or something that only `repair` removes
-    unexpected = body.translate(None, _NUMERIC_BYTES)
-    return len(unexpected) == rows * (cells - 1) and unexpected.count(b",") == len(unexpected)
+    unexpected = body.text.translate(None, _NUMERIC_BYTES)
+    return len(unexpected) == body.rows * (cells - 1) and unexpected.count(b",") == len(unexpected)
 
 
 def _has_long_row(body: bytes) -> bool:
@@ -258,61 +181,35 @@ def _has_long_row(body: bytes) -> bool:
     return False
 
 
-def _interleave(parts: list[tuple[list[int], Rows]], count: int) -> Rows:
-    """Return the rows of two reads in the order of their bodies."""
-    where: dict[int, tuple[int, int, int]] = {}  # body -> part, its first row within all parts, its number in the part
-    base = 0
-    for part, (index, rows) in enumerate(parts):
-        for number, body in enumerate(index):
-            where[body] = (part, base, number)
-            base += rows.counts[number]
-    places = [where[body] for body in range(count)]
-    counts = [parts[part][1].counts[number] for part, _, number in places]
-    order = np.concatenate([np.arange(first, first + n) for (_, first, _), n in zip(places, counts, strict=True)])
-    take = pa.Array.from_buffers(pa.int64(), len(order), [None, pa.py_buffer(order.astype(np.int64))])
-
-    def joined(arrays: list[pa.Array]) -> pa.Array:
-        return pa.concat_arrays(arrays).take(take)
-
-    reads = [rows for _, rows in parts]
-    return Rows(
-        time=None if reads[0].time is None else joined([rows.time for rows in reads]),
-        epoch=None if reads[0].epoch is None else joined([rows.epoch for rows in reads]),
-        values=[joined(list(arrays)) for arrays in zip(*(rows.values for rows in reads), strict=True)],
-        counts=counts,
-        dropped=[parts[part][1].dropped[number] for part, _, number in places],
-        first_kept=[parts[part][1].first_kept[number] for part, _, number in places],
-    )
-
-
-def _read(bodies: Sequence[bytes], counts: Sequence[int], columns: Columns, *, as_numbers: bool) -> pa.Table | None:
+def _read(bodies: Sequence[Body], columns: Columns, *, as_numbers: bool) -> Rows | None:
     """Read regular bodies; None where they are irregular."""
     cells = len(columns.names)
     names = [str(index) for index in range(cells)]
+    count = sum(body.rows for body in bodies)
     words = set(columns.text) if as_numbers else set(range(cells))
     if columns.time is not None:
         words.add(columns.time)
     types = {name: pa.binary() if index in words else pa.float64() for index, name in enumerate(names)}
-    if sum(counts) == 0:
-        return pa.table({name: pa.nulls(0, kind) for name, kind in types.items()})
-    text = b"".join(bodies)
+    text = b"".join(body.text for body in bodies)
     if text.startswith(BOM_UTF8):  # the reader removes one there, but not those of the other bodies
         text = BOM_UTF8 + text
-    try:
-        table = pacsv.read_csv(
-            pa.BufferReader(text),
-            read_options=pacsv.ReadOptions(use_threads=False, column_names=names, block_size=1 << 20),
-            parse_options=pacsv.ParseOptions(quote_char=False, newlines_in_values=False),
-            convert_options=pacsv.ConvertOptions(column_types=types, strings_can_be_null=False, check_utf8=False),
-        )
-    except pa.ArrowInvalid:
-        return None
+    if count:
+        try:
+            table = pacsv.read_csv(
+                pa.BufferReader(text),
+                read_options=pacsv.ReadOptions(use_threads=False, column_names=names, block_size=1 << 20),
+                parse_options=pacsv.ParseOptions(quote_char=False, newlines_in_values=False),
+                convert_options=pacsv.ConvertOptions(column_types=types, strings_can_be_null=False, check_utf8=False),
+            )
+        except pa.ArrowInvalid:
+            return None
+    else:
+        table = pa.table({name: pa.nulls(0, kind) for name, kind in types.items()})
     # Without returns and quotes, bodies have at most as many rows as line feeds, fewer only with blank lines. So equal
     # totals prove that each body has its own rows, and no log's rows enter another's table.
-    return table if table.num_rows == sum(counts) else None
+    if table.num_rows != count:
+        return None
 
-
-def _rows(table: pa.Table, columns: Columns, counts: list[int], dropped: list[int], first_kept: list[bool]) -> Rows:
     def column(index: int) -> pa.Array:
         chunked = table.column(index)
         return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
@@ -321,9 +218,9 @@ def _rows(table: pa.Table, columns: Columns, counts: list[int], dropped: list[in
         time=None if columns.time is None else column(columns.time),
         epoch=None if columns.epoch is None else to_floats(column(columns.epoch)),
         values=[to_floats(column(index)) for index, name in enumerate(columns.names) if name],
-        counts=counts,
-        dropped=dropped,
-        first_kept=first_kept,
+        counts=[body.rows for body in bodies],
+        dropped=[body.dropped for body in bodies],
+        first_kept=[body.first_kept for body in bodies],
     )
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ciml.dstat import read_columns
 from ciml.errors import RejectedInput
 from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
-from ciml.transforms.parse.rows import Rows, _read, _rows, read_rows, repair
+from ciml.transforms.parse.rows import Body, Rows, _read, read_rows, repair
 from tests.golden import make_logs
 from tests.tier import tries
 from tests.transforms.parse import parse_oracle
@@ -77,17 +77,19 @@ words = st.text(st.characters(codec="latin-1", exclude_characters='\r\n",\x00'),
 def test_the_fast_way_and_the_slow_way_agree(logs: list[list[tuple[str, str, str]]]) -> None:
     bodies = [b"".join(b"24-11 12:00:00," + ",".join(row).encode() + b"\n" for row in log) for log in logs]
     repaired = [repair(body, COLUMNS) for body in bodies]
-    counts = [each.rows for each in repaired]
     assert [each.dropped for each in repaired] == [0] * len(bodies)
-    slow = _read([each.body for each in repaired], counts, COLUMNS, as_numbers=False)
+    slow = _read(repaired, COLUMNS, as_numbers=False)
     assert slow is not None
-    want = values_of(_rows(slow, COLUMNS, counts, [0] * len(bodies), [True] * len(bodies)))
-    assert values_of(read_rows(bodies, COLUMNS)) == want
-    fast = _read(bodies, counts, COLUMNS, as_numbers=True)
+    want = values_of(slow)
+    fast = _read([Body(body, body.count(b"\n")) for body in bodies], COLUMNS, as_numbers=True)
     if fast is not None:
-        assert values_of(_rows(fast, COLUMNS, counts, [0] * len(bodies), [True] * len(bodies))) == want
+        assert values_of(fast) == want
+    for indices, rows in read_rows(bodies, COLUMNS):
+        group = _read([repaired[index] for index in indices], COLUMNS, as_numbers=False)
+        assert group is not None
+        assert values_of(rows) == values_of(group)
     for body, each in zip(bodies, logs, strict=True):
-        alone = read_rows([body], COLUMNS)
+        ((_, alone),) = read_rows([body], COLUMNS)
         columns = [column.to_pylist() for column in alone.values]
         assert columns == [[parse_oracle.number(row[index]) for row in each] for index in range(3)]
 
