@@ -32,7 +32,6 @@ from ciml.training.sweeps.definition import Combination, Sweep, Value
 from ciml.training.sweeps.study import (
     Judge,
     Outcome,
-    Past,
     begin_sweep,
     check_normalisation,
     keep_baseline,
@@ -143,7 +142,7 @@ class _Trials:
         self._pool = pool
         self._raw_version = raw_version
         self._built: dict[str, str] = {}
-        self._parameters: list[dict[str, Value]] = []
+        self._begun: list[Outcome] = []
         self._waiting: deque[Future[Outcome] | Outcome] = deque()
         self.outcomes: list[Outcome] = []
         self.trained = 0
@@ -164,8 +163,9 @@ class _Trials:
             parameters = stored.parameters
         elif sweep.trials is not None:
             parameters = propose(sweep, question, past)
-        self._parameters.append(parameters)
-        self._waiting.append(stored or self._train(number, question, parameters, past))
+        begun = Outcome(number=number, question=question, parameters=parameters, state="running")
+        self._begun.append(begun)
+        self._waiting.append(stored or self._train(begun, past))
 
     def take(self, most: int) -> Iterator[Outcome]:
         """Yield the outcomes of the earliest trials, until fewer than ``most`` are running."""
@@ -190,14 +190,12 @@ class _Trials:
             _result(future)
         return tuple(read_baseline(self._store, question) or {} for question in range(len(self._sweep.questions)))
 
-    def _past(self, question: int) -> list[Past]:
+    def _past(self, question: int) -> list[Outcome]:
         """Return the earlier trials of a question; those less than ``lag`` before this one count as running."""
-        outcomes = []
-        for number, parameters in enumerate(self._parameters):
-            if self._sweep.question_of(parameters) == question:
-                is_stored = number < len(self._known)
-                outcomes.append(Past.of(self._known[number]) if is_stored else Past(parameters))
-        return outcomes
+        begun = self._begun[len(self._known) :]
+        return [
+            outcome for outcome in (*self._known, *begun) if self._sweep.question_of(outcome.parameters) == question
+        ]
 
     def _check(self, stored: Outcome, question: int, parameters: Mapping[str, Value] | None) -> None:
         """Raise `IntegrityError` if a stored outcome is not of this sweep. Another version's proposals are accepted."""
@@ -210,23 +208,20 @@ class _Trials:
             where = self._store.url(f"trials/{stored.number:06}.json")
             raise IntegrityError(f"{where} has other parameters than trial {stored.number} of the sweep")
 
-    def _train(
-        self, number: int, question: int, parameters: dict[str, Value], past: list[Past]
-    ) -> Future[Outcome] | Outcome:
-        outcome = Outcome(number=number, question=question, parameters=parameters, state="failed")
+    def _train(self, begun: Outcome, past: list[Outcome]) -> Future[Outcome] | Outcome:
         for earlier in self._known:
-            if earlier.parameters == parameters:
-                same = {"number": number, "same_as": earlier.number, "seconds": 0.0}
+            if earlier.parameters == begun.parameters:
+                same = {"number": begun.number, "same_as": earlier.number, "seconds": 0.0}
                 return keep_outcome(self._store, earlier.replace(**same))
         try:
-            combination = self._sweep.combine(parameters, self._raw_version)
+            combination = self._sweep.combine(begun.parameters, self._raw_version)
         except CimlError as error:
-            return keep_outcome(self._store, outcome.replace(reason=_line(error)))
+            return keep_outcome(self._store, begun.replace(state="failed", reason=_line(error)))
         check_normalisation(self._store, self._sweep.name)
         if reason := self._build(combination.definition):
-            return keep_outcome(self._store, outcome.replace(reason=reason))
+            return keep_outcome(self._store, begun.replace(state="failed", reason=reason))
         self.trained += 1
-        return self._pool.submit(_trial, self._context, outcome, combination, tuple(past))
+        return self._pool.submit(_trial, self._context, begun, combination, tuple(past))
 
     def _build(self, definition: DatasetDefinition) -> str:
         """Build a data set if it is missing. Return the reason if that is impossible, else ""."""
@@ -245,42 +240,31 @@ def _build(context: SweepContext, definition: DatasetDefinition) -> str:
     return ""
 
 
-def _trial(context: SweepContext, known: Outcome, combination: Combination, past: tuple[Past, ...]) -> Outcome:
+def _trial(context: SweepContext, begun: Outcome, combination: Combination, past: tuple[Outcome, ...]) -> Outcome:
     """Train a trial, and store its outcome."""
     name = combination.definition.name
     experiment = combination.experiment
     network = ESTIMATORS[experiment.estimator].network
-    result: dict[str, Any] = {"dataset": name, "experiment": experiment.to_json()}
+    begun = begun.replace(dataset=name, experiment=experiment.to_json())
     try:
         dataset = read_dataset(context.target.dataset(name), context.policy, context.exclusions)
         judge = Judge(context.sweep, past)
         if network:
             keras()  # the import takes seconds, which do not count as the trial's
         began_s = time.perf_counter()
-        score = score_trial(context.sweep, experiment, dataset, judge.hopeless)
-        result |= {
-            "state": "pruned" if score.pruned else "complete",
-            "value": score.value,
-            "low": score.low,
-            "high": score.high,
-            "steps": tuple(score.steps),
-            "scores": score.scores,
-            "snapshot": dataset.snapshot.digest,
-            "trained_on": score.trained_on,
-            "held_out": score.held_out,
-            "attrs": judge.attrs,
-            "seconds": round(time.perf_counter() - began_s, 3),
-        }
+        scored = score_trial(context.sweep, experiment, dataset, begun, judge.hopeless)
+        seconds = round(time.perf_counter() - began_s, 3)
+        outcome = scored.replace(snapshot=dataset.snapshot.digest, attrs=judge.attrs, seconds=seconds)
     except (EngineError, IntegrityError):
         raise
     except CimlError as error:
-        result |= {"reason": _line(error)}
+        outcome = begun.replace(state="failed", reason=_line(error))
     except Exception as error:  # noqa: BLE001  # an error of a library fails the trial, not the sweep
-        result |= {"reason": _line(f"{type(error).__name__}: {error}")}
+        outcome = begun.replace(state="failed", reason=_line(f"{type(error).__name__}: {error}"))
     finally:
         if network:
             keras().utils.clear_session()  # else it keeps every network in memory
-    return keep_outcome(context.store, known.replace(**result))
+    return keep_outcome(context.store, outcome)
 
 
 def _store_baseline(context: SweepContext, question: int, name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,15 +126,11 @@ def test_no_answer_and_no_label_of_a_test_run_changes_the_calibration(world: Mad
     dev = list(snapshot.runs("dev"))
     probabilities = np.random.default_rng(0).dirichlet([1, 1], len(dev)).astype(np.float32)
     honest = calibrate_on_dev(store, snapshot, EXPERIMENT, probabilities)
-    flipped = replace(
-        snapshot,
-        spans=tuple(
-            replace(span, runs=tuple(
-                replace(run, label=1 - run.label) if run.role == "test" else run for run in span.runs
-            ))
-            for span in snapshot.spans
-        ),
-    )  # fmt: skip
+    spans = [
+        span.replace(runs=tuple(run.replace(label=1 - run.label) if run.role == "test" else run for run in span.runs))
+        for span in snapshot.spans
+    ]
+    flipped = snapshot.replace(spans=tuple(spans))
     assert flipped.digest != snapshot.digest
     assert calibrate_on_dev(store, flipped, EXPERIMENT, probabilities).asset() == honest.asset()
 

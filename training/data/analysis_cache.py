@@ -7,12 +7,10 @@ with another key, is ignored.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+
+import msgspec
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.storage import Store
@@ -21,26 +19,16 @@ from ciml.training.data.snapshot import SnapshotSpan
 _FORMAT = 1
 
 
-@dataclass(frozen=True)
-class SpanAnalysis:
-    """The analyzers' accumulators over the training runs of a span.
+class SpanAnalysis(msgspec.Struct, frozen=True):
+    """The analyzers' accumulators over the training runs of a span; bytes are base64 in JSON.
 
     Attributes:
       entries: encoded accumulators by tf.Transform's key of the analyzer.
       size: bytes of the analysed data.
     """
 
-    entries: Mapping[bytes, Sequence[bytes]]
+    entries: dict[bytes, tuple[bytes, ...]]
     size: int
-
-    def to_json(self) -> dict[str, Any]:
-        entries = {_text(key): [_text(value) for value in values] for key, values in self.entries.items()}
-        return {"entries": entries, "size": self.size}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> SpanAnalysis:
-        entries = {_bytes(key): tuple(_bytes(each) for each in values) for key, values in value["entries"].items()}
-        return cls(entries, int(value["size"]))
 
 
 def analysis_key(span: SnapshotSpan, features: Sequence[str], windows: int, transform: str) -> str:
@@ -66,23 +54,13 @@ class AnalysisCache:
         """Return the analysis of that key, or None without a usable file."""
         try:
             value = json.loads(self.store.read(f"{key}.json"))
-            if value["key"] != key or value["digest"] != sha256_json(value["analysis"]):
-                return None
-            return SpanAnalysis.from_json(value["analysis"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
-            return None
+            if value["key"] == key and value["digest"] == sha256_json(value["analysis"]):
+                return msgspec.convert(value["analysis"], SpanAnalysis)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass
+        return None
 
     def write(self, key: str, analysis: SpanAnalysis) -> None:
         """Store an analysis."""
-        value = analysis.to_json()
+        value = msgspec.to_builtins(analysis)
         self.store.replace(f"{key}.json", canonical_json({"key": key, "digest": sha256_json(value), "analysis": value}))
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)

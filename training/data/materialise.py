@@ -9,17 +9,15 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.storage import Store
+from ciml.training.data.analysis_cache import AnalysisCache
 from ciml.training.data.examples import RECORDS_FOLDER, TRANSFORM_FOLDER
 from ciml.training.data.snapshot import ROLES, Role, Snapshot, no_training_runs
-
-if TYPE_CHECKING:
-    from ciml.training.data.analysis_cache import AnalysisCache
 
 _MANIFEST = "materialised.json"
 
@@ -54,15 +52,6 @@ class Materialised:
         """Return the file paths of a role, in order."""
         return [str(self.folder / RECORDS_FOLDER / shard) for shard in self.shards[role]]
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "snapshot": self.snapshot,
-            "counts": dict(self.counts),
-            "shards": {role: list(shards) for role, shards in self.shards.items()},
-            "analysed": self.analysed,
-            "cached": self.cached,
-        }
-
 
 def materialise(
     root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None = None, runner: Any = None
@@ -96,7 +85,8 @@ def materialise(
     materialised = Materialised(
         folder, snapshot.digest, counts, {role: tuple(sorted(shards[role])) for role in ROLES}, analysed, cached
     )
-    (folder / _MANIFEST).write_text(json.dumps(materialised.to_json(), indent=1))  # last: marks the folder as complete
+    manifest = {name: value for name, value in asdict(materialised).items() if name != "folder"}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))  # last: marks the folder as complete
     return materialised
 
 

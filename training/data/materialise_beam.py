@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -323,12 +325,8 @@ def _with_key(value: bytes, key: bytes) -> tuple[bytes, bytes]:
 
 
 def _write_analysis(pairs: list[tuple[bytes, Any]], key: str, cache: AnalysisCache) -> None:
-    entries: dict[bytes, list[bytes]] = {}
-    size = 0
-    for entry, value in sorted(pairs, key=repr):
-        if entry:
-            entries.setdefault(entry, []).append(value)
-        else:
-            size = value
+    size = next((value for entry, value in pairs if not entry), 0)
+    accumulators = sorted((entry, value) for entry, value in pairs if entry)
+    entries = {entry: tuple(value for _, value in group) for entry, group in groupby(accumulators, itemgetter(0))}
     with keep_error():
         cache.write(key, SpanAnalysis(entries, size))

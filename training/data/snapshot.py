@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from msgspec import field
 
 from ciml.data_root import StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion
 from ciml.digest import canonical_json, sha256_json
-from ciml.errors import CimlError, IntegrityError, NoTrainingDataError
-from ciml.events.records import RunFacts, facts_of_row, rows_of
+from ciml.errors import CimlError, IntegrityError, InvalidSettingError, NoTrainingDataError
+from ciml.events.records import Record, RunFacts, facts_of_row, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.runs.state import open_raw
+from ciml.settings import Settings
 from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
 from ciml.training.exclusions import Exclusions, stored_exclusions
@@ -35,8 +37,7 @@ ROLES: tuple[Role, ...] = ("train", "dev", "test")
 _DEV_FROM_TRAIN = (17, 3, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRun:
+class SnapshotRun(Record, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A run of a snapshot.
 
     Attributes:
@@ -57,12 +58,8 @@ class SnapshotRun:
     build_name: str
     digest: str
 
-    def to_json(self) -> list[Any]:
-        return [self.run_id, self.split, self.role, self.label, self.rule, self.build_name, self.digest]
 
-
-@dataclass(frozen=True, slots=True)
-class SnapshotSpan:
+class SnapshotSpan(Record, frozen=True, forbid_unknown_fields=True, gc=False):
     """A span version, its files, and its selected runs in the span's order."""
 
     span: int
@@ -70,24 +67,8 @@ class SnapshotSpan:
     files: Mapping[str, tuple[ExampleFile, ...]]
     runs: tuple[SnapshotRun, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "span": self.span,
-            "version": self.version,
-            "files": {split: [file.to_json() for file in files] for split, files in sorted(self.files.items())},
-            "runs": [run.to_json() for run in self.runs],
-        }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> SnapshotSpan:
-        files = {
-            split: tuple(ExampleFile.from_json(file) for file in values) for split, values in value["files"].items()
-        }
-        return cls(value["span"], value["version"], files, tuple(SnapshotRun(*run) for run in value["runs"]))
-
-
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Settings, frozen=True):
     """The selected runs of a data set.
 
     Attributes:
@@ -99,6 +80,8 @@ class Snapshot:
       excluded: number of examples left out by an exclusion (a purge), by its reason.
     """
 
+    title: ClassVar[str] = "snapshot"
+
     dataset: str
     resolved: ResolvedDefinition
     policy: str
@@ -107,25 +90,7 @@ class Snapshot:
     excluded: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "dataset": self.dataset,
-            "resolved": self.resolved.to_json(),
-            "policy": self.policy,
-            "spans": [span.to_json() for span in self.spans],
-            "untrusted": dict(sorted(self.untrusted.items())),
-            "excluded": dict(sorted(self.excluded.items())),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Snapshot:
-        return cls(
-            dataset=value["dataset"],
-            resolved=ResolvedDefinition.from_json(value["resolved"], "snapshot"),
-            policy=value["policy"],
-            spans=tuple(SnapshotSpan.from_json(span) for span in value["spans"]),
-            untrusted=value["untrusted"],
-            excluded=value["excluded"],
-        )
+        return {**super().to_json(), "resolved": self.resolved.to_json()}
 
     @cached_property
     def digest(self) -> str:
@@ -293,17 +258,16 @@ def write_snapshot(trainer: Store, snapshot: Snapshot) -> str:
 def read_snapshot(trainer: Store, digest: str) -> Snapshot:
     """Read a snapshot. Raises `IntegrityError` if its content does not match its name."""
     path = snapshot_path(digest)
+    where = trainer.url(path)
     try:
-        value = read_object(trainer.read(path), trainer.url(path))
+        value = read_object(trainer.read(path), where)
         snapshot = Snapshot.from_json({key: item for key, item in value.items() if key != "digest"})
     except FileNotFoundError:
-        raise CimlError(f"no snapshot {trainer.url(path)}") from None
-    except IntegrityError:
-        raise
-    except (ValueError, KeyError, TypeError, CimlError) as error:
-        raise IntegrityError(f"{trainer.url(path)} is not a snapshot: {error}") from None
+        raise CimlError(f"no snapshot {where}") from None
+    except InvalidSettingError as error:
+        raise IntegrityError(f"{where} is not a snapshot: {error}") from None
     if snapshot.digest != digest:
-        raise IntegrityError(f"{trainer.url(path)} was altered: its digest is {snapshot.digest}")
+        raise IntegrityError(f"{where} was altered: its digest is {snapshot.digest}")
     return snapshot
 
 

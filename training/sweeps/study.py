@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from msgspec import Meta, field
 
 from ciml.digest import canonical_json
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, IntegrityError, InvalidSettingError
 from ciml.settings import Settings
 from ciml.storage import Store
 from ciml.storage.json_files import seal
@@ -34,7 +33,7 @@ from ciml.training.sweeps.definition import Axis, Sweep, Value, differences
 if TYPE_CHECKING:
     from optuna import Study
 
-State = Literal["complete", "pruned", "failed"]
+State = Literal["complete", "pruned", "failed", "running"]
 
 
 class Outcome(Settings, frozen=True, kw_only=True):
@@ -45,7 +44,8 @@ class Outcome(Settings, frozen=True, kw_only=True):
       number: the trial's number, from 0.
       question: index of the sweep's question.
       parameters: value by axis.
-      state: ``pruned`` trials were worse than earlier ones, ``failed`` ones could not be trained.
+      state: ``pruned`` trials were worse than earlier ones, ``failed`` ones could not be trained. ``running`` is the
+        state of a trial whose outcome is unknown or not used; it is never stored.
       reason: why a trial failed, one line.
       value: the metric over all held-out runs; for a pruned trial, over those scored last.
       low: lower bound of its 95 % interval, or None.
@@ -150,10 +150,10 @@ def read_outcome(store: Store, number: int) -> Outcome | None:
         return None
     try:
         outcome = Outcome.from_json(value)
-    except CimlError as error:
+    except InvalidSettingError as error:
         raise IntegrityError(f"{store.url(_path(number))}: {error}") from None
-    if outcome.number != number:
-        raise IntegrityError(f"{store.url(_path(number))} belongs to trial {outcome.number}")
+    if outcome.number != number or outcome.state == "running":
+        raise IntegrityError(f"{store.url(_path(number))} belongs to trial {outcome.number}, {outcome.state}")
     return outcome
 
 
@@ -169,9 +169,9 @@ def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
     return read_stored(store, f"baselines/{question}.json")
 
 
-def keep_baseline(store: Store, question: int, found: Mapping[str, Any]) -> None:
+def keep_baseline(store: Store, question: int, baselines: Mapping[str, Any]) -> None:
     """Store the one-number baselines of a question once."""
-    store.create(f"baselines/{question}.json", seal(canonical_json(found)))
+    store.create(f"baselines/{question}.json", seal(canonical_json(baselines)))
 
 
 def _path(number: int) -> str:
@@ -181,30 +181,7 @@ def _path(number: int) -> str:
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "running": "RUNNING"}
 
 
-@dataclass(frozen=True)
-class Past:
-    """An earlier trial of the same question.
-
-    Attributes:
-      parameters: value by axis.
-      state: as `Outcome.state`, or ``running`` if its outcome is not used.
-      value: the last reported value.
-      steps: reported (step, value).
-      attrs: attributes of the pruner.
-    """
-
-    parameters: Mapping[str, Value]
-    state: str = "running"
-    value: float | None = None
-    steps: tuple[tuple[int, float], ...] = ()
-    attrs: Mapping[str, Any] | None = None
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> Past:
-        return cls(outcome.parameters, outcome.state, outcome.value, outcome.steps, outcome.attrs)
-
-
-def propose(sweep: Sweep, question: int, past: Sequence[Past]) -> dict[str, Value]:
+def propose(sweep: Sweep, question: int, past: Sequence[Outcome]) -> dict[str, Value]:
     """Propose the next parameters with optuna's TPE. Deterministic.
 
     Args:
@@ -232,7 +209,7 @@ class Judge:
       past: all earlier trials of the same question, by number.
     """
 
-    def __init__(self, sweep: Sweep, past: Sequence[Past]) -> None:
+    def __init__(self, sweep: Sweep, past: Sequence[Outcome]) -> None:
         from optuna.samplers import RandomSampler
 
         self._study = _study(sweep, past, sampler=RandomSampler(seed=0), pruner=_pruner(sweep))
@@ -249,7 +226,7 @@ class Judge:
         return dict(self._study.get_trials(deepcopy=False)[-1].system_attrs)
 
 
-def _study(sweep: Sweep, past: Sequence[Past], *, sampler: Any, pruner: Any = None) -> Study:
+def _study(sweep: Sweep, past: Sequence[Outcome], *, sampler: Any, pruner: Any = None) -> Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -269,7 +246,7 @@ def _study(sweep: Sweep, past: Sequence[Past], *, sampler: Any, pruner: Any = No
                 params=params,
                 distributions={key: distributions[key] for key in params},
                 intermediate_values=dict(outcome.steps),
-                system_attrs=dict(outcome.attrs or {}),
+                system_attrs=outcome.attrs,
             )
         )
     return study
@@ -288,11 +265,9 @@ def _distribution(axis: Axis) -> Any:
 def _pruner(sweep: Sweep) -> Any:
     from optuna import pruners
 
+    least = sweep.warmup + 1
     if sweep.pruner == "median":
         return pruners.MedianPruner(sweep.startup_trials, sweep.warmup)
-    least = max(1, sweep.warmup + 1)
     if sweep.pruner == "hyperband":
-        return pruners.HyperbandPruner(min_resource=least, max_resource=max(least, sweep.most_steps))
-    if sweep.pruner == "successive_halving":
-        return pruners.SuccessiveHalvingPruner(min_resource=least)
-    return pruners.NopPruner()
+        return pruners.HyperbandPruner(least, max(least, sweep.most_steps))
+    return pruners.SuccessiveHalvingPruner(least) if sweep.pruner == "successive_halving" else pruners.NopPruner()

@@ -6,7 +6,6 @@ The test runs are never used: a sweep selects an experiment, which is then teste
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ciml.training.evaluation.cross_validation import CVSplit, by_one_number, di
 from ciml.training.evaluation.scores import scores
 from ciml.training.experiment import Experiment
 from ciml.training.sweeps.definition import Metric, Sweep
+from ciml.training.sweeps.study import Outcome
 
 #: Called with a step, from 1, and the metric after it; True prunes the trial unless it was the last step.
 Report = Callable[[int, float], bool]
@@ -26,31 +26,6 @@ Report = Callable[[int, float], bool]
 
 class _Pruned(Exception):
     """Ends the training of a pruned trial."""
-
-
-@dataclass
-class Scored:
-    """The scores of a trial.
-
-    Attributes:
-      pruned: whether it was pruned.
-      value: the metric over all held-out runs, or when it was pruned.
-      low: lower bound of the 95 % interval, or None.
-      high: upper bound, or None.
-      steps: reported (step, value).
-      scores: ``accuracy``, ``f1`` and ``base_rate``; empty for a pruned trial.
-      trained_on: training runs of the last fold.
-      held_out: scored runs.
-    """
-
-    pruned: bool = False
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    steps: list[tuple[int, float]] = field(default_factory=list)
-    scores: dict[str, float | None] = field(default_factory=dict)
-    trained_on: int = 0
-    held_out: int = 0
 
 
 def cv_split(sweep: Sweep, dataset: InMemoryDataset) -> CVSplit:
@@ -68,14 +43,20 @@ def cv_split(sweep: Sweep, dataset: InMemoryDataset) -> CVSplit:
     return CVSplit(positions, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
 
 
-def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, report: Report) -> Scored:
+def score_trial(
+    sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, begun: Outcome, report: Report
+) -> Outcome:
     """Train and score a trial.
 
     Args:
       sweep: the sweep, with metric and folds.
       experiment: the experiment to train.
       dataset: the data set; its test runs are not used.
+      begun: the trial.
       report: called after each step.
+
+    Returns:
+      The ``complete`` trial, or the ``pruned`` one with its last value.
 
     Raises:
       CimlError: if it cannot be trained, or the metric is undefined.
@@ -87,17 +68,17 @@ def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, 
     classes = dataset.snapshot.resolved.classes
     answers = np.zeros((len(labels), len(classes)))
     is_scored = np.zeros(len(labels), bool)
-    out = Scored()
+    steps: list[tuple[int, float]] = []
     last = len(split.parts) if sweep.on == "folds" else experiment.epochs
 
-    def record(step: int, given: np.ndarray, of: np.ndarray) -> None:
-        out.value = _value(given, labels[of], classes, sweep.metric)
-        out.steps.append((step, out.value))
-        if report(step, out.value) and step < last:
+    def record(step: int, given: np.ndarray, rows: np.ndarray) -> None:
+        figures = scores(given, labels[rows], classes, labels[rows], resamples=0)
+        value = _defined(figures, sweep.metric)["value"] or 0.0
+        steps.append((step, value))
+        if report(step, value) and step < last:
             raise _Pruned
 
     for number, (learned, held) in enumerate(split.parts):
-        out.trained_on = len(learned)
         on_epoch = None
         if sweep.on == "dev":
 
@@ -111,11 +92,25 @@ def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, 
             if sweep.on == "folds":
                 record(number + 1, answers[is_scored], is_scored)
         except _Pruned:
-            out.pruned = True
-            out.held_out = int(np.count_nonzero(is_scored)) or len(held)
-            return out
+            return begun.replace(
+                state="pruned",
+                value=steps[-1][1],
+                steps=tuple(steps),
+                trained_on=len(learned),
+                held_out=int(np.count_nonzero(is_scored)) or len(held),
+            )
     train_labels = labels if sweep.on == "folds" else labels[split.parts[0][0]]
-    return _finished(out, answers[is_scored], labels[is_scored], classes, train_labels, sweep.metric)
+    resamples = _resamples(sweep.metric)
+    figures = scores(answers[is_scored], labels[is_scored], classes, train_labels, resamples=resamples)
+    shown = {"accuracy": figures["accuracy"], "f1": figures["macro"]["f1"], "base_rate": figures["base_rate"]}
+    return begun.replace(
+        state="complete",
+        **_defined(figures, sweep.metric),
+        steps=tuple(steps),
+        scores={name: figure["value"] for name, figure in shown.items()},
+        trained_on=len(split.parts[-1][0]),
+        held_out=figures["runs"],
+    )
 
 
 def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
@@ -131,30 +126,12 @@ def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
     return baselines
 
 
-def _finished(
-    out: Scored, answers: np.ndarray, labels: np.ndarray, classes: Any, train_labels: np.ndarray, metric: Metric
-) -> Scored:
-    figures = scores(answers, labels, classes, train_labels, resamples=_resamples(metric))
+def _defined(figures: dict[str, Any], metric: Metric) -> dict[str, float | None]:
+    """Return `_figure`. Raises `CimlError` if its value is undefined."""
     figure = _figure(figures, metric)
     if figure["value"] is None:
         raise CimlError(f"{metric} is undefined: only one class was held out")
-    out.value = figure["value"]
-    out.low = figure["low"]
-    out.high = figure["high"]
-    out.scores = {
-        "accuracy": figures["accuracy"]["value"],
-        "f1": figures["macro"]["f1"]["value"],
-        "base_rate": figures["base_rate"]["value"],
-    }
-    out.held_out = figures["runs"]
-    return out
-
-
-def _value(answers: np.ndarray, labels: np.ndarray, classes: Any, metric: Metric) -> float:
-    value = _figure(scores(answers, labels, classes, labels, resamples=0), metric)["value"]
-    if value is None:
-        raise CimlError(f"{metric} is undefined: only one class was held out")
-    return float(value)
+    return figure
 
 
 def _resamples(metric: Metric) -> int | None:
@@ -162,8 +139,8 @@ def _resamples(metric: Metric) -> int | None:
     return 0 if metric in ("accuracy", "log_loss") else None
 
 
-def _figure(found: dict[str, Any], metric: Metric) -> dict[str, float | None]:
+def _figure(figures: dict[str, Any], metric: Metric) -> dict[str, float | None]:
     if metric == "log_loss":
-        return {"value": found["log_loss"], "low": None, "high": None}
-    figure = found[metric] if metric in ("accuracy", "brier") else found["macro"][metric]
+        return {"value": figures["log_loss"], "low": None, "high": None}
+    figure = figures[metric] if metric in ("accuracy", "brier") else figures["macro"][metric]
     return {"value": figure["value"], "low": figure["low"], "high": figure["high"]}

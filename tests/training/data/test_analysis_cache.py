@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +72,14 @@ def test_a_damaged_cache_counts_as_none(damage: str, tmp_path: Path):
 
 def test_the_key_of_an_analysis_changes_with_all_that_it_depends_on(snapshot: Snapshot):
     span, features = snapshot.spans[0], snapshot.resolved.features
-    shorter = replace(
-        span, runs=tuple(run for run in span.runs if run != next(r for r in span.runs if r.split == "train"))
+    shorter = span.replace(
+        runs=tuple(run for run in span.runs if run != next(r for r in span.runs if r.split == "train"))
     )
-    no_test = replace(span, runs=tuple(run for run in span.runs if run.split == "train"))
+    no_test = span.replace(runs=tuple(run for run in span.runs if run.split == "train"))
     keys = [
         analysis_key(span, features, 4, "t"),
-        analysis_key(replace(span, version=2), features, 4, "t"),
-        analysis_key(replace(span, span=9), features, 4, "t"),
+        analysis_key(span.replace(version=2), features, 4, "t"),
+        analysis_key(span.replace(span=9), features, 4, "t"),
         analysis_key(shorter, features, 4, "t"),
         analysis_key(span, features[1:], 4, "t"),
         analysis_key(span, features, 5, "t"),

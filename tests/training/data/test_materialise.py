@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +111,8 @@ def test_examples_that_are_not_the_manifests_end_it(data: DataRoot, snapshot: Sn
 @pytest.mark.whole
 def test_an_example_that_a_file_lacks_ends_it(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
     span = snapshot.spans[0]
-    more = replace(span, runs=(*span.runs, replace(span.runs[0], run_id="zuul~none~1")))
-    strange = replace(snapshot, spans=(more,))
+    more = span.replace(runs=(*span.runs, span.runs[0].replace(run_id="zuul~none~1")))
+    strange = snapshot.replace(spans=(more,))
     with pytest.raises(IntegrityError, match="the files lack some of the snapshot's 52 runs"):
         read_snapshot_examples(data.dataset("providers").store, strange)
     with pytest.raises(IntegrityError, match="its files lack runs"):

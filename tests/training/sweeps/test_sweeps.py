@@ -25,7 +25,6 @@ from ciml.training.sweeps.definition import Sweep, axes_of
 from ciml.training.sweeps.study import (
     Judge,
     Outcome,
-    Past,
     begin_sweep,
     check_normalisation,
     keep_outcome,
@@ -140,6 +139,10 @@ def test_a_mistake_is_one_line_that_names_file_and_key(keys: dict[str, Any], lin
     assert "\n" not in str(error.value)
 
 
+def earlier(state: Any, parameters: Any = None, **keys: Any) -> Outcome:
+    return Outcome(number=0, question=0, parameters=parameters or {"learning_rate": 0.1}, state=state, **keys)
+
+
 def test_proposals_follow_from_the_past_alone_and_go_where_it_was_good() -> None:
     one, past = rates(), []
     for _ in range(30):
@@ -148,7 +151,7 @@ def test_proposals_follow_from_the_past_alone_and_go_where_it_was_good() -> None
         rate = found["learning_rate"]
         assert isinstance(rate, float)
         assert 1e-4 <= rate <= 1.0
-        past.append(Past(found, "complete", -abs(math.log10(rate) + 2)))
+        past.append(earlier("complete", found, value=-abs(math.log10(rate) + 2)))
     early, late = (
         [abs(math.log10(float(each.parameters["learning_rate"])) + 2) for each in part]
         for part in (past[:10], past[20:])
@@ -159,12 +162,12 @@ def test_proposals_follow_from_the_past_alone_and_go_where_it_was_good() -> None
 
 def test_the_median_pruner_prunes_worse_trials_after_its_startup_trials() -> None:
     one = rates(startup_trials=3)
-    past = [Past({"learning_rate": 0.1}, "complete", value, ((1, value), (2, value))) for value in (0.2, 0.4, 0.6)]
+    past = [earlier("complete", value=value, steps=((1, value), (2, value))) for value in (0.2, 0.4, 0.6)]
     assert [Judge(one, past).hopeless(1, value) for value in (0.1, 0.39, 0.41)] == [True, True, False]
     judge = Judge(one, past)
     assert [judge.hopeless(step, value) for step, value in ((1, 0.9), (2, 0.3))] == [False, False]  # its best so far
     assert not Judge(one, past[:2]).hopeless(1, 0.1)
-    unknown = [*past[:2], Past({"learning_rate": 0.1}), Past({"learning_rate": 0.1}, "failed")]
+    unknown = [*past[:2], earlier("running"), earlier("failed")]
     assert not Judge(one, unknown).hopeless(1, 0.1)
     assert [Judge(rates(startup_trials=3, metric="brier"), past).hopeless(1, value) for value in (0.1, 0.5)] == [
         False,
@@ -186,7 +189,7 @@ def test_a_rung_is_remembered_with_the_trial(pruner: str) -> None:
                 ended.append(number)
                 break
         state = "pruned" if number in ended else "complete"
-        past.append(Past({"learning_rate": 0.1}, state, value, tuple(steps), judge.attrs))
+        past.append(earlier(state, value=value, steps=tuple(steps), attrs=judge.attrs))
     assert any(past[0].attrs or {})
     assert 0 not in ended
     assert len(ended) >= 3
@@ -250,11 +253,12 @@ def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(mad
     experiment = Experiment(name="tests", hidden_layers=(8,), epochs=5, learning_rate=0.01)
     one = rates(on="dev", report_epochs=2, trials=1, metric="f1")
     reported: list[tuple[int, float]] = []
-    found = score_trial(one, experiment, dataset, lambda step, value: reported.append((step, value)) or False)
+    begun = earlier("running")
+    found = score_trial(one, experiment, dataset, begun, lambda step, value: reported.append((step, value)) or False)
     assert [step for step, _ in reported] == [2, 4]
-    assert found.steps == reported
+    assert list(found.steps) == reported
     dev, train = dataset.of("dev"), dataset.of("train")
-    assert (found.pruned, found.trained_on, found.held_out) == (False, len(train), len(dev))
+    assert (found.state, found.trained_on, found.held_out) == ("complete", len(train), len(dev))
     normalisation = Normalisation.of(dataset.rows.inputs[train])
 
     def normal(positions: np.ndarray) -> Rows:
@@ -267,10 +271,10 @@ def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(mad
         answers = model.predict(asked.inputs, asked.n_windows)
         right = scores(answers, asked.labels, "ab", asked.labels, resamples=0)["macro"]["f1"]["value"]
         assert value == pytest.approx(right)
-    ended = score_trial(one, experiment, dataset, lambda step, value: step == 4)
-    assert (ended.pruned, ended.value, ended.steps, ended.low) == (True, reported[1][1], reported, None)
-    last = score_trial(one, experiment.replace(epochs=4), dataset, lambda step, value: step == 4)
-    assert (last.pruned, len(last.steps)) == (False, 2)
+    ended = score_trial(one, experiment, dataset, begun, lambda step, value: step == 4)
+    assert (ended.state, ended.value, list(ended.steps), ended.low) == ("pruned", reported[1][1], reported, None)
+    last = score_trial(one, experiment.replace(epochs=4), dataset, begun, lambda step, value: step == 4)
+    assert (last.state, len(last.steps)) == ("complete", 2)
     number = one_number(one, dataset)["memory"]
     known, asked = (first_memory(dataset.raw, [dataset.facts[at].run_id for at in each]) for each in (train, dev))
     nearest = dataset.rows.labels[train][np.abs(asked[:, None] - known).argmin(axis=1)]
