@@ -66,7 +66,7 @@ def _absolute(path: str) -> str:
 
 
 class ModelServer(Engine):
-    """The TensorFlow-Serving-compatible server of ``ciml.serving.server.server``."""
+    """``ciml serve``, the model server with TensorFlow Serving's API."""
 
     name = "models"
     uses = ("models-grpc", "models-rest")
@@ -85,7 +85,7 @@ class ModelServer(Engine):
             urls={"grpc": f"{HOST}:{grpc_port}", "rest": f"http://{HOST}:{rest_port}"},
         )
         command = python_command(
-            *("ciml.serving.server.server", "--config", _absolute(settings.models_config)),
+            *("ciml.cli.main", "serve", "--config", _absolute(settings.models_config)),
             *("--grpc-port", str(grpc_port), "--rest-port", str(rest_port)),
         )
         return Launch(state, command, python_environment())

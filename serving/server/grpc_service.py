@@ -153,27 +153,53 @@ def fill_metadata(response: Any, name: str, version: int, signatures: Mapping[st
     response.metadata["signature_def"].Pack(definitions)
 
 
-class _Api:
-    """The calls of PredictionService and ModelService. Classify, Regress and MultiInference answer UNIMPLEMENTED."""
+@dataclass(frozen=True)
+class GrpcApi:
+    """The calls of PredictionService and ModelService. Classify, Regress and MultiInference answer UNIMPLEMENTED.
 
-    def __init__(
-        self,
-        manager: ModelManager,
-        metrics: Metrics,
-        reload: Reload | None,
-        intake: Intake,
-        workers: Workers,
-        connections: GrpcConnections,
-    ) -> None:
-        self._manager = manager
-        self._metrics = metrics
-        self._reload = reload
-        self._connections = connections
-        self._intake = intake
-        self._workers = workers
+    Attributes:
+      intake: reads the requests.
+      workers: answer them.
+      connections: counts and limits the open connections.
+      reload: handler of HandleReloadConfigRequest; None rejects it.
+    """
 
-    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        services = {
+    manager: ModelManager
+    metrics: Metrics
+    intake: Intake
+    workers: Workers
+    connections: GrpcConnections
+    reload: Reload | None
+
+    async def serve(self, address: str, max_bytes: int, header_s: float) -> tuple[grpc.aio.Server, int]:
+        """Start the gRPC server in the running event loop.
+
+        Args:
+          address: ``host:port``; port 0 lets the system choose.
+          max_bytes: the largest request.
+          header_s: limit for a handshake, seconds.
+
+        Returns:
+          The running server and its port.
+
+        Raises:
+          EngineError: if the port is in use.
+        """
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_allowed_incoming_connections", self.connections.table.most + UNCOUNTED),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+                ("grpc.server_handshake_timeout_ms", int(header_s * 1000)),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+                # Detect clients that vanished, and close their connections.
+                ("grpc.keepalive_time_ms", _IDLE_MS),
+                ("grpc.keepalive_timeout_ms", int(header_s * 1000)),
+            ]
+        )
+        calls = {
             "PredictionService": {
                 "Predict": self._call("grpc_predict", self._predict),
                 "GetModelMetadata": self._call("grpc_metadata", self._metadata),
@@ -183,18 +209,26 @@ class _Api:
                 "HandleReloadConfigRequest": self._call("grpc_reload", self._reload_config),
             },
         }
-        return tuple(
-            grpc.method_handlers_generic_handler(f"tensorflow.serving.{service}", calls)
-            for service, calls in services.items()
+        server.add_generic_rpc_handlers(
+            [
+                grpc.method_handlers_generic_handler(f"tensorflow.serving.{service}", handlers)
+                for service, handlers in calls.items()
+            ]
         )
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise EngineError(f"cannot listen on {address}: address already in use? ({error})") from None
+        await server.start()
+        return server, port
 
     def _call(self, api: str, work: Callable[[bytes, float | None], bytes]) -> grpc.RpcMethodHandler:
         async def answer(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
             try:
-                with self._intake.hold() as held:
-                    data = await self._intake.read(held, messages, count=1)
-                    with self._connections.request(context.peer()):
-                        return await self._workers.run(len(data), lambda: work(data, context.time_remaining()))
+                with self.intake.hold() as held:
+                    data = await self.intake.read(held, messages, count=1)
+                    with self.connections.request(context.peer()):
+                        return await self.workers.run(len(data), lambda: work(data, context.time_remaining()))
             except RequestError as error:
                 await context.abort(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message)
             except Exception:  # noqa: BLE001 - the client gets an answer, the log the traceback
@@ -208,11 +242,11 @@ class _Api:
 
     def _predict(self, data: bytes, left_s: float | None) -> bytes:
         call = parse_predict(data)
-        with self._metrics.request(call.spec.name, "grpc_predict"):
+        with self.metrics.request(call.spec.name, "grpc_predict"):
             name, version, label = spec_of(call.spec)
             signature = call.spec.signature_name
             response = predict_pb2.PredictResponse()
-            with self._manager.lease(name, version, label) as (number, model):
+            with self.manager.lease(name, version, label) as (number, model):
                 model.signature(signature).check_names(call.inputs)
                 protos = {key: parse_tensor(key, tensor) for key, tensor in call.inputs.items()}
                 outputs = model.predict(signature, model.unpack(signature, protos), call.output_filter, left_s)
@@ -225,7 +259,7 @@ class _Api:
 
     def _metadata(self, data: bytes, _: float | None) -> bytes:
         request = _parse_small(get_model_metadata_pb2.GetModelMetadataRequest, data)
-        with self._metrics.request(request.model_spec.name, "grpc_metadata"):
+        with self.metrics.request(request.model_spec.name, "grpc_metadata"):
             name, version, label = spec_of(request.model_spec)
             if not request.metadata_field:
                 raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
@@ -233,24 +267,24 @@ class _Api:
                 if field != "signature_def":
                     raise invalid(f"Metadata field {field} is not supported")
             response = get_model_metadata_pb2.GetModelMetadataResponse()
-            with self._manager.lease(name, version, label) as (number, model):
+            with self.manager.lease(name, version, label) as (number, model):
                 fill_metadata(response, name, number, model.signatures)
         return bytes(response.SerializeToString())
 
     def _status(self, data: bytes, _: float | None) -> bytes:
         request = _parse_small(get_model_status_pb2.GetModelStatusRequest, data)
-        with self._metrics.request(request.model_spec.name, "grpc_status"):
+        with self.metrics.request(request.model_spec.name, "grpc_status"):
             response = get_model_status_pb2.GetModelStatusResponse()
-            fill_status(response, self._manager.status(*spec_of(request.model_spec)))
+            fill_status(response, self.manager.status(*spec_of(request.model_spec)))
         return bytes(response.SerializeToString())
 
     def _reload_config(self, data: bytes, _: float | None) -> bytes:
-        with self._metrics.request("", "grpc_reload"):
-            if self._reload is None:
+        with self.metrics.request("", "grpc_reload"):
+            if self.reload is None:
                 raise RequestError("PERMISSION_DENIED", "reconfiguration is disabled (--allow-reload)")
             request = _parse_small(model_management_pb2.ReloadConfigRequest, data)
             try:
-                self._reload(entries_of(request.config))
+                self.reload(entries_of(request.config))
             except EngineError as error:
                 raise RequestError("UNAVAILABLE", str(error)) from None
             except CimlError as error:
@@ -263,55 +297,3 @@ def _parse_small(kind: Any, data: bytes) -> Any:
     if len(data) > LARGE_REQUEST_BYTES:
         raise too_large(f"{kind.DESCRIPTOR.name} of {len(data)} bytes exceeds {LARGE_REQUEST_BYTES} bytes")
     return parse(kind, data)
-
-
-async def serve_grpc(
-    manager: ModelManager,
-    metrics: Metrics,
-    address: str,
-    *,
-    reload: Reload | None,
-    intake: Intake,
-    workers: Workers,
-    connections: GrpcConnections,
-    max_bytes: int,
-    header_s: float,
-) -> tuple[grpc.aio.Server, int]:
-    """Start the gRPC server in the running event loop.
-
-    Args:
-      address: ``host:port``; port 0 lets the system choose.
-      reload: handler of HandleReloadConfigRequest; None rejects it.
-      intake: reads the requests.
-      workers: answers them.
-      connections: counts and limits the open connections.
-      max_bytes: the largest request.
-      header_s: limit for a handshake, seconds.
-
-    Returns:
-      The running server and its port.
-
-    Raises:
-      EngineError: if the port is in use.
-    """
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", max_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_allowed_incoming_connections", connections.table.most + UNCOUNTED),
-            ("grpc.max_concurrent_streams", MAX_STREAMS),
-            ("grpc.server_handshake_timeout_ms", int(header_s * 1000)),
-            ("grpc.max_connection_idle_ms", _IDLE_MS),
-            # Detect clients that vanished, and close their connections.
-            ("grpc.keepalive_time_ms", _IDLE_MS),
-            ("grpc.keepalive_timeout_ms", int(header_s * 1000)),
-        ]
-    )
-    server.add_generic_rpc_handlers(_Api(manager, metrics, reload, intake, workers, connections).handlers())
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise EngineError(f"cannot listen on {address}: address already in use? ({error})") from None
-    await server.start()
-    return server, port

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
 from ciml.serving.server.grpc_service import fill_metadata, fill_status
 from ciml.serving.server.manager import ModelManager
 from ciml.serving.server.metrics import CONTENT_TYPE, Metrics
-from ciml.serving.server.model.messages import Signature, TensorSpec
+from ciml.serving.server.model.messages import STRING, Signature, TensorSpec, numpy_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,8 +83,9 @@ def _check_size(body: bytes) -> None:
 
 def read_inputs(value: Mapping[str, Any], form: Format, signature: Signature) -> dict[str, NDArray[Any]]:
     """Return the arrays of a parsed predict request, by input. Raises `RequestError`, INVALID_ARGUMENT."""
-    content = value[form]
-    return _rows(content, signature) if form == "instances" else _columns(content, signature)
+    names = sorted(signature.inputs)
+    columns = _columns_of_rows(value[form], names) if form == "instances" else _columns(value[form], names)
+    return {name: _array(columns[name], signature.inputs[name]) for name in names}
 
 
 def _is_named(item: Any) -> bool:
@@ -94,45 +96,40 @@ def _is_base64(item: Any) -> bool:
     return isinstance(item, dict) and len(item) == 1 and isinstance(item.get("b64"), str)
 
 
-def _rows(rows: list[Any], signature: Signature) -> dict[str, NDArray[Any]]:
-    names = sorted(signature.inputs)
-    if not _is_named(rows[0]):
-        if len(names) > 1:
-            raise invalid(
-                "instances is a plain list, but expecting list of objects as multiple "
-                "input tensors required as per tensorinfo_map"
-            )
-        for number, row in enumerate(rows):
-            if _is_named(row):
-                raise invalid(f"Expecting value/list but got object at item {number} of input list")
-        return {names[0]: _array(rows, signature.inputs[names[0]])}
+def _columns_of_rows(rows: list[Any], names: list[str]) -> dict[str, list[Any]]:
+    named = _is_named(rows[0])
+    if not named and len(names) > 1:
+        raise invalid(
+            "instances is a plain list, but expecting list of objects as multiple "
+            "input tensors required as per tensorinfo_map"
+        )
     for number, row in enumerate(rows):
-        if not _is_named(row):
-            raise invalid(f"Expecting object but got list at item {number} of input list")
-        if sorted(row) != names:
+        if _is_named(row) != named:
+            expected, present = ("object", "list") if named else ("value/list", "object")
+            raise invalid(f"Expecting {expected} but got {present} at item {number} of input list")
+        if named and sorted(row) != names:
             raise invalid(
                 f"Failed to process element: {number} of 'instances' list. "
                 f"JSON object: keys must be equal to: {','.join(names)}"
             )
-    return {name: _array([row[name] for row in rows], signature.inputs[name]) for name in names}
+    return {name: [row[name] for row in rows] if named else rows for name in names}
 
 
-def _columns(content: Any, signature: Signature) -> dict[str, NDArray[Any]]:
-    names = sorted(signature.inputs)
+def _columns(content: Any, names: list[str]) -> Mapping[str, Any]:
     if not _is_named(content):
         if len(names) > 1:
             raise invalid(
                 "inputs is a plain value/list, but expecting an object as multiple "
                 "input tensors required as per tensorinfo_map"
             )
-        return {names[0]: _array(content, signature.inputs[names[0]])}
+        return {names[0]: content}
     for name in names:
         if name not in content:
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
-    extra = sorted(set(content) - set(names))
-    if extra:
+    if extra := sorted(set(content) - set(names)):
         raise invalid(f"'inputs' object has no input named {extra[0][:100]}: choose from {','.join(names)}")
-    return {name: _array(content[name], signature.inputs[name]) for name in names}
+    columns: Mapping[str, Any] = content
+    return columns
 
 
 def _array(value: Any, spec: TensorSpec) -> NDArray[Any]:
@@ -147,12 +144,11 @@ def _array(value: Any, spec: TensorSpec) -> NDArray[Any]:
             break
         first = first[0]
     leaves = _leaves(value, shape, spec.name)
-    if spec.dtype == "string":
-        return _strings(leaves, shape, spec.name)
-    try:
-        target = np.dtype(spec.dtype)
-    except TypeError:
-        raise invalid(f"input {spec.name!r}: {spec.dtype} cannot be sent as JSON") from None
+    if spec.dtype == STRING:
+        array = np.empty(len(leaves), dtype=object)  # of pointers, so that a long string does not widen the others
+        array[:] = [_bytes(leaf, spec.name) for leaf in leaves]
+        return array.reshape(shape)
+    target = numpy_dtype(spec.dtype)
     # Checked before numpy converts them: it would make every string as wide as the longest.
     if not set(map(type, leaves)) <= _LEAVES.get(target.kind, set()):
         raise invalid(f"input {spec.name!r}: JSON Value is not of expected type: {spec.dtype}")
@@ -179,12 +175,6 @@ def _leaves(value: Any, shape: list[int], name: str) -> list[Any]:
     return level
 
 
-def _strings(leaves: list[Any], shape: list[int], name: str) -> NDArray[Any]:
-    array = np.empty(len(leaves), dtype=object)  # of pointers, so that a long string does not widen the others
-    array[:] = [_bytes(leaf, name) for leaf in leaves]
-    return array.reshape(shape)
-
-
 def _bytes(leaf: Any, name: str) -> bytes:
     if isinstance(leaf, str):
         return leaf.encode("utf-8", "surrogatepass")
@@ -207,18 +197,15 @@ def write_outputs(outputs: Mapping[str, NDArray[Any]], form: Format) -> bytes:
     if form == "inputs":
         answer: Any = {"outputs": values if single is None else single}
     else:
-        sizes = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
+        sizes = {name: array.shape[:1] for name, array in outputs.items()}
         for name, size in sizes.items():
-            if size is None:
+            if not size:
                 raise invalid(f"Tensor name: {name} has no shape information ")
             if size != next(iter(sizes.values())):
-                raise invalid(f"Tensor name: {name} has inconsistent batch size: {size}")
-        rows = (
-            single
-            if single is not None
-            else [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-        )
-        answer = {"predictions": rows}
+                raise invalid(f"Tensor name: {name} has inconsistent batch size: {size[0]}")
+        if single is None:
+            single = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+        answer = {"predictions": single}
     return json.dumps(answer, indent=None, separators=(",", ":")).encode()
 
 
@@ -239,24 +226,6 @@ def _listed(name: str, array: NDArray[Any]) -> Any:
 
 def _text(name: str, text: bytes) -> Any:
     return {"b64": base64.b64encode(text).decode()} if name.endswith("_bytes") else text.decode("utf-8", "replace")
-
-
-def rest_app(manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> Starlette:
-    """Build the ASGI application.
-
-    Args:
-      intake: reads the bodies.
-      workers: process the requests.
-    """
-    api = _Api(manager, metrics, intake, workers)
-    return Starlette(
-        routes=[
-            Route("/v1/{path:path}", _guarded(api.handle), methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
-            Route("/monitoring/prometheus/metrics", api.metrics, methods=["GET"]),
-            Route("/healthz", api.alive, methods=["GET"]),
-            Route("/readyz", api.ready, methods=["GET"]),
-        ]
-    )
 
 
 def _json(body: bytes | str, status: int = 200) -> Response:
@@ -282,38 +251,55 @@ def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
     return guarded
 
 
-class _Api:
-    def __init__(self, manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> None:
-        self._manager = manager
-        self._metrics = metrics
-        self._intake = intake
-        self._workers = workers
+@dataclass(frozen=True)
+class RestApi:
+    """The API as an ASGI application.
 
-    async def handle(self, request: Request) -> Response:
+    Attributes:
+      intake: reads the bodies.
+      workers: process the requests.
+    """
+
+    manager: ModelManager
+    metrics: Metrics
+    intake: Intake
+    workers: Workers
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/v1/{path:path}", _guarded(self._handle), methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
+                Route("/monitoring/prometheus/metrics", self._metrics, methods=["GET"]),
+                Route("/healthz", self._alive, methods=["GET"]),
+                Route("/readyz", self._ready, methods=["GET"]),
+            ]
+        )
+
+    async def _handle(self, request: Request) -> Response:
         path = request.url.path
         match = _PREDICT.fullmatch(path) if request.method == "POST" else None
         if match is not None:
-            with self._intake.hold() as held:
+            with self.intake.hold() as held:
                 try:
-                    body = await self._intake.read(held, request.stream())
+                    body = await self.intake.read(held, request.stream())
                 except RequestError as error:
                     # The rest of the body may still arrive and must not be read as the next request.
                     return _error(error.message, error.http_status, {"connection": "close"})
-                return await self._workers.run(len(body), lambda: self._predict(match, body))
+                return await self.workers.run(len(body), lambda: self._predict(match, body))
         status_match = _STATUS.fullmatch(path) if request.method == "GET" else None
         if status_match is not None:
             if status_match["metadata"]:
-                return await self._workers.run(0, lambda: self._metadata(status_match))
+                return await self.workers.run(0, lambda: self._metadata(status_match))
             return self._status(status_match)
         raise invalid(f"Malformed request: {request.method} {path[:200]}")
 
     def _predict(self, match: re.Match[str], body: bytes) -> Response:
         name, version, label = _spec(match)
-        with self._metrics.request(name, "rest_predict"):
+        with self.metrics.request(name, "rest_predict"):
             if match["method"] != "predict":
                 raise RequestError("UNIMPLEMENTED", f"{match['method']} is not implemented; use predict")
             value, form, signature_name = parse_body(body)
-            with self._manager.lease(name, version, label) as (_, model):
+            with self.manager.lease(name, version, label) as (_, model):
                 if signature_name and signature_name not in model.signatures:
                     raise invalid(f'Serving signature name: "{signature_name}" not found in signature def')
                 inputs = read_inputs(value, form, model.signature(signature_name))
@@ -322,16 +308,16 @@ class _Api:
 
     def _status(self, match: re.Match[str]) -> Response:
         name, version, label = _spec(match)
-        with self._metrics.request(name, "rest_status"):
+        with self.metrics.request(name, "rest_status"):
             response = get_model_status_pb2.GetModelStatusResponse()
-            fill_status(response, self._manager.status(name, version, label))
+            fill_status(response, self.manager.status(name, version, label))
             return _json(_proto_json(response))
 
     def _metadata(self, match: re.Match[str]) -> Response:
         name, version, label = _spec(match)
-        with self._metrics.request(name, "rest_metadata"):
+        with self.metrics.request(name, "rest_metadata"):
             response = get_model_metadata_pb2.GetModelMetadataResponse()
-            with self._manager.lease(name, version, label) as (number, model):
+            with self.manager.lease(name, version, label) as (number, model):
                 fill_metadata(response, name, number, model.signatures)
             signatures = get_model_metadata_pb2.SignatureDefMap()
             response.metadata["signature_def"].Unpack(signatures)
@@ -341,16 +327,16 @@ class _Api:
             }
             return _json(json.dumps(answer, indent=_INDENT))
 
-    async def metrics(self, _: Request) -> Response:
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
 
-    async def alive(self, _: Request) -> Response:
+    async def _alive(self, _: Request) -> Response:
         return _json('{"alive": true}')
 
-    async def ready(self, _: Request) -> Response:
-        if self._manager.ready:
+    async def _ready(self, _: Request) -> Response:
+        if self.manager.ready:
             return _json('{"ready": true}')
-        return _json(json.dumps({"ready": False, "loading": self._manager.loading}), 503)
+        return _json(json.dumps({"ready": False, "loading": self.manager.loading}), 503)
 
 
 def _spec(match: re.Match[str]) -> tuple[str, int | None, str]:

@@ -1,11 +1,7 @@
-"""The model server: TensorFlow Serving's gRPC and REST API in one process, with a polled configuration file.
-
-python -m ciml.serving.server.server --config DATA/models/models.config --grpc-port 8500 --rest-port 8501
-"""
+"""The model server: TensorFlow Serving's gRPC and REST API in one process, with a polled configuration file."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import json
@@ -15,14 +11,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.http.server import check_open_files, listen
+from ciml.http.intake import Intake, Workers
+from ciml.http.server import Connections, HttpServer, check_open_files, listen
 from ciml.limits import (
     MAX_BODY_S,
     MAX_GRPC_CONNECTIONS,
@@ -33,14 +31,16 @@ from ciml.limits import (
     MAX_REQUEST_ROWS,
     MAX_REST_CONNECTIONS,
 )
-from ciml.logs import configure_logging
 from ciml.metrics import serve_metrics
 from ciml.serving.model_files import CONFIG_NAME, ModelEntry, parse_config
+from ciml.serving.registry import RegistryVerifier
+from ciml.serving.server.grpc_connections import GrpcConnections
+from ciml.serving.server.manager import ModelManager
+from ciml.serving.server.metrics import Metrics
+from ciml.serving.server.model.loaded_model import load_model
+from ciml.serving.server.model.process import prepare
 from ciml.storage import open_store
 from ciml.tensorflow import load_tensorflow, own_process
-
-if TYPE_CHECKING:
-    from ciml.http.server import Connections
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,34 +118,25 @@ class ModelServer:
         self._config_text: bytes | None = None
         folder, _, self._config_name = options.config.rpartition("/")
         self._config_store = open_store(folder or ".")
-        self.manager: Any = None
 
     def start(self) -> None:
         """Import TensorFlow, listen, and begin to load the configured versions. Raises `CimlError` on failure."""
-        root = self.options.registry_root()
+        options = self.options
+        root = options.registry_root()
         check_open_files(
-            {"REST": self.options.rest_connections, "gRPC": self.options.grpc_connections},
+            {"REST": options.rest_connections, "gRPC": options.grpc_connections},
             "--rest-connections or --grpc-connections",
         )
-        listener = listen(self.options.host, self.options.rest_port)  # first, since the imports take seconds
+        listener = listen(options.host, options.rest_port)  # first, since the import takes seconds
         self.rest_port = listener.getsockname()[1]
-        from ciml.serving.server.model.process import prepare
-
-        prepare()  # beside the imports of this process
-        from ciml.serving.registry import RegistryVerifier
-        from ciml.serving.server.manager import ModelManager
-        from ciml.serving.server.metrics import Metrics
-        from ciml.serving.server.model.loaded_model import load_model
-
-        options = self.options
-        metrics = Metrics()
-        self.metrics = metrics
+        prepare()  # beside the import of this process
+        self.metrics = Metrics()
         self.manager = ModelManager(
             RegistryVerifier(root) if root is not None else None,
-            lambda folder, verify: load_model(folder, verify, max_rows=options.max_rows, call_s=MAX_MODEL_CALL_S),
-            on_load=metrics.loaded,
+            partial(load_model, max_rows=options.max_rows, call_s=MAX_MODEL_CALL_S),
+            on_load=self.metrics.loaded,
         )
-        metrics.watch(self.manager)
+        self.metrics.watch(self.manager)
         load_tensorflow()
         # Imported objects stay in memory. If they are not frozen, a collection traverses all of TensorFlow, and every
         # request waits for it.
@@ -158,55 +149,49 @@ class ModelServer:
         self._run("poll", self._poll_forever)
 
     async def _serve(self, listener: socket.socket, started: Future[int]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        workers = Workers(self.options.threads)
         try:
-            await self._start_serving(listener)
+            rest = await self._serve_rest(listener, workers)
+            grpc, watching = await self._serve_grpc(workers)
         except BaseException as error:  # noqa: BLE001 - `start`, in another thread, raises it
             started.set_exception(error)
             return
         started.set_result(self.grpc_port)
         await self._stopping.wait()
-        await asyncio.gather(self._rest.stop(), self._grpc.stop(grace=5))
-        self._watching.cancel()
-        self._workers.close()
+        await asyncio.gather(rest.stop(), grpc.stop(grace=5))
+        watching.cancel()
+        workers.close()
 
-    async def _start_serving(self, listener: socket.socket) -> None:
-        from ciml.http.intake import Intake, Workers
-        from ciml.http.server import HttpServer
-        from ciml.serving.server.grpc_connections import GrpcConnections
-        from ciml.serving.server.grpc_service import serve_grpc
-        from ciml.serving.server.rest import rest_app
+    async def _serve_rest(self, listener: socket.socket, workers: Workers) -> HttpServer:
+        from ciml.serving.server.rest import RestApi
+
+        maximum = self.options.rest_connections
+        api = RestApi(self.manager, self.metrics, self._intake(maximum), workers)
+        server = HttpServer(api.app(), listener, self._connections(maximum, "MAX_REST_CONNECTIONS"))
+        await server.start()
+        return server
+
+    async def _serve_grpc(self, workers: Workers) -> tuple[Any, asyncio.Task[None]]:
+        from ciml.serving.server.grpc_service import GrpcApi
 
         options = self.options
-        self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        self._workers = workers = Workers(options.threads)
-        intakes = [
-            Intake(body_s=options.body_s, max_bytes=options.max_bytes, max_reading=maximum)
-            for maximum in (options.rest_connections, MAX_READING_REQUESTS)
-        ]
-        grpc_connections = GrpcConnections(self._limit(options.grpc_connections, "MAX_GRPC_CONNECTIONS"))
-        self._grpc, self.grpc_port = await serve_grpc(
-            self.manager,
-            self.metrics,
-            f"{options.host}:{options.grpc_port}",
-            reload=self._reload if options.allow_reload else None,
-            intake=intakes[1],
-            workers=workers,
-            connections=grpc_connections,
-            max_bytes=options.max_bytes,
-            header_s=options.header_s,
+        connections = GrpcConnections(self._connections(options.grpc_connections, "MAX_GRPC_CONNECTIONS"))
+        reload = self._reload if options.allow_reload else None
+        api = GrpcApi(self.manager, self.metrics, self._intake(MAX_READING_REQUESTS), workers, connections, reload)
+        server, self.grpc_port = await api.serve(
+            f"{options.host}:{options.grpc_port}", options.max_bytes, options.header_s
         )
-        connections = self._limit(options.rest_connections, "MAX_REST_CONNECTIONS")
-        self._watching = asyncio.create_task(grpc_connections.watch(self.grpc_port))
-        self._rest = HttpServer(rest_app(self.manager, self.metrics, intakes[0], workers), listener, connections)
-        await self._rest.start()
+        return server, asyncio.create_task(connections.watch(self.grpc_port))
 
-    def _limit(self, max_connections: int, name: str) -> Connections:
-        from ciml.http.server import Connections
+    def _intake(self, max_reading: int) -> Intake:
+        return Intake(body_s=self.options.body_s, max_bytes=self.options.max_bytes, max_reading=max_reading)
 
-        return Connections(max_connections, self.options.header_s, self.options.body_s, MAX_MODEL_CALL_S, name)
+    def _connections(self, maximum: int, name: str) -> Connections:
+        return Connections(maximum, self.options.header_s, self.options.body_s, MAX_MODEL_CALL_S, name)
 
-    def _run(self, name: str, work: Any) -> None:
+    def _run(self, name: str, work: Callable[[], object]) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -273,7 +258,6 @@ def run(options: ServerOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     own_process(threads=None, deterministic=False)
-    load_tensorflow()  # before the messages of its protocol, which import it otherwise
     server = ModelServer(options)
     server.start()
     try:
@@ -284,45 +268,3 @@ def run(options: ServerOptions) -> None:
             ended.wait()
     finally:
         server.stop()
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``python -m ciml.serving.server.server``."""
-    parser = argparse.ArgumentParser(prog="python -m ciml.serving.server.server", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="ModelServerConfig in text form, local or s3://")
-    parser.add_argument("--registry", help="folder of the registries [default: registry/ beside the models' folder]")
-    parser.add_argument("--unverified", action="store_true", help="serve every configured version unverified")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--grpc-port", type=int, default=8500, help="0: the system chooses")
-    parser.add_argument("--rest-port", type=int, default=8501, help="0: the system chooses")
-    parser.add_argument("--poll-seconds", type=float, default=0.5)
-    parser.add_argument("--rest-connections", type=int, default=MAX_REST_CONNECTIONS)
-    parser.add_argument("--grpc-connections", type=int, default=MAX_GRPC_CONNECTIONS)
-    parser.add_argument("--header-seconds", type=float, default=MAX_HEADER_S)
-    parser.add_argument("--body-seconds", type=float, default=MAX_BODY_S)
-    parser.add_argument("--allow-reload", action="store_true", help="answer HandleReloadConfigRequest")
-    chosen = parser.parse_args(arguments)
-    configure_logging(verbose=1)
-    options = ServerOptions(
-        config=chosen.config,
-        registry=chosen.registry,
-        verify=not chosen.unverified,
-        host=chosen.host,
-        grpc_port=chosen.grpc_port,
-        rest_port=chosen.rest_port,
-        poll_s=chosen.poll_seconds,
-        rest_connections=chosen.rest_connections,
-        grpc_connections=chosen.grpc_connections,
-        header_s=chosen.header_seconds,
-        body_s=chosen.body_seconds,
-        allow_reload=chosen.allow_reload,
-    )
-    try:
-        run(options)
-    except CimlError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(error.exit_code) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -53,7 +53,7 @@ def wait_loaded(rest_port: int, timeout_s: float = 60.0) -> None:
 
 @contextmanager
 def server_process(config: str, log: Path, *arguments: str, files: int | None = None) -> Iterator[ServerProcess]:
-    """Run ``python -m ciml.serving.server.server`` on ports that the system chooses.
+    """Run ``ciml serve`` on ports that the system chooses.
 
     Args:
       config: the ModelServerConfig.
@@ -64,7 +64,8 @@ def server_process(config: str, log: Path, *arguments: str, files: int | None = 
     command = [
         sys.executable,
         "-m",
-        "ciml.serving.server.server",
+        "ciml.cli.main",
+        "serve",
         "--config",
         config,
         "--grpc-port",

@@ -294,7 +294,7 @@ def test_server_as_a_process_comes_back_with_the_blessed_version(
     data: DataRoot, good: dict[int, Path], tmp_path: Path
 ) -> None:
     push(data, "m", open_store(good[1]), BLESSED, check=False)
-    command = [sys.executable, "-m", "ciml.serving.server.server", "--config", data.models.url("models.config")]
+    command = [sys.executable, "-m", "ciml.cli.main", "serve", "--config", data.models.url("models.config")]
     command += ["--grpc-port", "0", "--rest-port", "0"]
     for ending in (signal.SIGKILL, signal.SIGTERM):
         with open(tmp_path / "log", "ab") as log:
@@ -310,7 +310,7 @@ def test_server_as_a_process_comes_back_with_the_blessed_version(
         finally:
             process.kill()
             process.wait()
-    other = subprocess.run([*command[:3], "--config", "x.config"], capture_output=True, text=True)
+    other = subprocess.run([*command[:4], "--config", "x.config"], capture_output=True, text=True)
     assert other.returncode == 2
     assert "cannot derive the registry from" in other.stderr
 

@@ -57,5 +57,5 @@ def command(data_path: str | None, config: str | None, unverified: bool, **optio
         if data_path is None:
             raise click.UsageError("no configuration: give --data-path DATA or --config FILE")
         config = DataRoot.open(data_path).models.url(CONFIG_NAME)
-    logging.getLogger("serving").setLevel(logging.INFO)  # logs the served versions
+    logging.getLogger("ciml.serving").setLevel(logging.INFO)  # logs the served versions
     run(ServerOptions(config=config, verify=not unverified, **options))
