@@ -17,11 +17,11 @@ from contextlib import suppress
 from typing import Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
+from ciml.runs.arrow import read_parquet
 from ciml.runs.pack_index import SWEPT, PackFile, PackState, pack_state, split_path
 from ciml.runs.packs import BATCH_ROWS, OpenPack, batches, open_pack
 from ciml.runs.writer import SEAL, damaged, is_sealed, unreadable
@@ -155,15 +155,14 @@ def decode_object(
     selected = None if columns is None else list(columns)
     old = not is_sealed(data, path, url)
     try:
-        parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
-        table = parquet.read(columns=None if old else selected, use_threads=False)
+        table = read_parquet(data, None if old else selected)
         if old:
             _check_telemetry(table, path, url)
             if selected is not None:
                 table = table.select([name for name in dict.fromkeys(selected) if name in table.column_names])
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise unreadable(url, error) from None
-    facts = parquet.metadata.metadata or {}
+    facts = table.schema.metadata or {}
     metadata = {key: value for key, value in facts.items() if key != SEAL}
     return table.replace_schema_metadata(metadata or None), "1" if old else "2"
 

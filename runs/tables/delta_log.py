@@ -245,11 +245,12 @@ class DeltaLog:
 
     def _apply_checkpoint(self, state: DeltaState, version: int) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
+
+        from ciml.runs.arrow import read_parquet
 
         data = self.store.read(f"{FOLDER}/{version:020d}.checkpoint.parquet")
         try:
-            for kind, value in _actions(pq.read_table(pa.BufferReader(data), columns=list(_KINDS))):
+            for kind, value in _actions(read_parquet(data, list(_KINDS))):
                 state.apply(kind, value)
         except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
             raise self._broken(f"checkpoint {version}: {' '.join(str(error).split()):.200}") from None

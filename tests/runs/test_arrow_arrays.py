@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ciml.runs.arrow import numbers, plain, text_maps, texts, times
@@ -33,3 +38,19 @@ def test_times_and_maps() -> None:
     made = text_maps(maps)
     made.validate(full=True)
     assert made.to_pylist() == [sorted(each.items()) for each in maps]
+
+
+def test_a_file_is_read_without_a_thread_that_could_outlive_the_call(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({f"c{number}": list(range(1000)) for number in range(8)}), tmp_path / "file", row_group_size=99
+    )
+    code = f"""
+import os
+from pathlib import Path
+from ciml.runs.arrow import read_parquet
+before = len(os.listdir("/proc/self/task"))
+table = read_parquet(Path({str(tmp_path / "file")!r}).read_bytes(), ["c1", "c5"])
+print(table.shape, len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "(1000, 2) 0\n"

@@ -192,12 +192,9 @@ def _trials(experiments: Store, experiment: str, datasets: Sequence[str]) -> Ite
 
 
 def _predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from ciml.runs.arrow import read_parquet
 
-    # In this thread alone: `read_table` returns while threads of Arrow still hold the file. If the interpreter shuts
-    # down before they let go of it, the process is aborted ("terminate called without an active exception").
-    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    table = read_parquet(data)
     # By Python's lists: for numpy, Arrow imports pandas, which takes longer than all this.
     tested = np.array(table["split"].to_pylist(), object) == "test"
     label_of = {name: label for label, name in enumerate(classes)}

@@ -21,6 +21,7 @@ from ciml.datasets.state import ExampleFile, SpanRun, SpanVersion, span_folder
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.records import RunFacts
+from ciml.runs.arrow import read_parquet
 from ciml.runs.reader import Joined, read_joined
 from ciml.runs.writer import is_sealed, seal, unreadable, unsealed
 from ciml.storage import Store
@@ -269,9 +270,7 @@ def _read(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) 
     try:
         data = root.read(file.path)
         is_old = not is_sealed(data, file.path, url)
-        source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        selected = None if columns is None or is_old else list(columns)
-        table = source.read(columns=selected).replace_schema_metadata(None)
+        table = read_parquet(data, None if is_old else columns).replace_schema_metadata(None)
     except FileNotFoundError:
         raise IntegrityError(f"{url} is in the manifest but does not exist") from None
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
