@@ -32,9 +32,9 @@ def processors() -> int:
 
 @contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Raise the garbage collector's thresholds while large manifests are read.
+    """Raise the garbage collector's thresholds while modules are imported and large manifests are read.
 
-    They make some hundred thousand objects that stay and form no cycles; at the usual thresholds the collector scans
+    Both make some hundred thousand objects that stay and form no cycles. At the usual thresholds the collector scans
     them repeatedly, for a quarter of the time. Not for long-running processes, where cycles would keep large objects.
     """
     before = gc.get_threshold()

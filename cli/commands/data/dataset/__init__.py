@@ -208,6 +208,7 @@ def create(name: str, definition_file: str, data_path: str) -> None:
 @beam_option
 @click.option("--seal", is_flag=True, help="Seal the last span even if it has too few runs.")
 @data_path_option()
+@collecting_rarely()
 def update(
     name: str,
     runner: tuple[str | None, str],
@@ -233,7 +234,7 @@ def update(
     from ciml.pipelines.datasets.update import update_dataset
 
     data = DataRoot.open(data_path)
-    with collecting_rarely(), progress_bar("making examples") as progress:
+    with progress_bar("making examples") as progress:
         result = update_dataset(
             data.dataset(name),
             runner=runner[0],

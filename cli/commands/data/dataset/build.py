@@ -249,6 +249,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @dataflow_options()
 @beam_option
 @s3_options
+@collecting_rarely()
 def build(
     dataset: str | None,
     definition_file: str | None,
@@ -305,7 +306,7 @@ def build(
     if runner[0] == DATAFLOW:
         launch_build(stored, target, definition, settings, job, beam_options)
         return
-    with collecting_rarely(), listed_runs or nullcontext(), progress_bar("making examples") as progress:
+    with listed_runs or nullcontext(), progress_bar("making examples") as progress:
         update = build_dataset(
             listed_runs or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
         )
