@@ -1,4 +1,7 @@
-"""Checks of the demo: numbers recounted from the stored data, examples computed directly from the text of logs."""
+"""The numbers of the demo: recounted from the stored data, and checked against the producer's list.
+
+Examples are computed directly from the text of logs.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ciml.cli.demo.corpus import POOL, STATUS
-from ciml.cli.demo.plan import WAVES, Expected
-from ciml.cli.demo.result import AnswerLine, Check, PredictionLine, Refresh, SpanLine, made_check
+from ciml.cli.demo.plan import WAVES, Expected, Key
+from ciml.cli.demo.result import AccountingLine, AnswerLine, Check, PredictionLine, Refresh, SpanLine
 from ciml.datasets.state import DatasetState
-from ciml.events.records import Outcome
+from ciml.events.records import KIND_WORDS, Origin, Outcome, records_of
+from ciml.manifest.coverage import RangeSet
+from ciml.manifest.log import ManifestLog
 from ciml.storage import Store
 
 if TYPE_CHECKING:
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Largest difference relative to max(|x|, 1) that counts as equal: examples are stored as float32.
 TOLERANCE = 1e-6
+#: Largest difference of a probability that counts as equal.
+PROBABILITY_TOLERANCE = 1e-5
 _FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.fmean,
     "min": min,
@@ -31,6 +41,183 @@ _FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "sum": math.fsum,
     "std": lambda values: statistics.stdev(values) if len(values) > 1 else 0.0,
 }
+
+
+@dataclass(slots=True)
+class Accounts:
+    """Outcomes of the raw manifest up to ``version``.
+
+    Attributes:
+      final: outcomes by key that no later delta closed; exactly one is correct.
+      waited: keys that were deferred at some time.
+      covered: settled offsets by (topic, partition).
+    """
+
+    version: int = 0
+    final: dict[Key, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+    waited: set[Key] = field(default_factory=set)
+    covered: dict[tuple[str, int], RangeSet] = field(default_factory=lambda: defaultdict(RangeSet))
+
+    def catch_up(self, raw: Store) -> None:
+        """Read new deltas."""
+        for version, delta in ManifestLog(raw).since(self.version):
+            self.apply(delta)
+            self.version = version
+
+    def apply(self, delta: Mapping[str, Any]) -> None:
+        for topic, entry in delta["offsets"].items():
+            for partition, ranges in entry["partitions"].items():
+                for start, end in ranges:
+                    self.covered[topic, int(partition)].add(start, end)
+        for origin, run_id in delta["closes"]:
+            self.final.pop(_key(Origin.from_json(origin), run_id), None)
+        for _, record in records_of(delta):
+            outcome = Outcome.from_json(record)
+            key = _key(outcome.origin, outcome.run_id)
+            if outcome.kind == "deferred":
+                self.waited.add(key)
+                self.final[key] = [earlier for earlier in self.final[key] if earlier.kind != "deferred"]
+            self.final[key].append(outcome)
+
+    def outcomes(self, kind: str = "") -> list[Outcome]:
+        """Return the outcomes of a kind, or all, in the manifest's order."""
+        return [out for outcomes in self.final.values() for out in outcomes if kind in ("", out.kind)]
+
+    def unsettled(self, produced: Iterable[Expected]) -> int:
+        """Return the number of acknowledged messages that are not covered yet."""
+        sent = {(line.topic, line.partition, line.offset) for line in produced}
+        return sum(offset not in self.covered[topic, partition] for topic, partition, offset in sent)
+
+
+def _key(origin: Origin, run_id: str) -> Key:
+    return origin.topic, origin.partition, origin.offset, run_id
+
+
+def accounting_lines(produced: Iterable[Expected], accounts: Accounts) -> list[AccountingLine]:
+    """Return expected and counted (event, run) pairs by class, reason and damage."""
+    tricks = {line.key: line.trick for line in produced}
+    expected = Counter((line.kind, line.reason, line.trick) for line in produced)
+    pairs = [(key, outcome) for key, outcomes in accounts.final.items() for outcome in outcomes]
+    counted = Counter((outcome.kind, outcome.reason, tricks.get(key, "")) for key, outcome in pairs)
+    kinds = list(KIND_WORDS)
+    return [
+        AccountingLine(kind=row[0], reason=row[1], trick=row[2], expected=expected[row], counted=counted[row])
+        for row in sorted({*expected, *counted}, key=lambda row: (kinds.index(row[0]), row))
+    ]
+
+
+@dataclass(slots=True)
+class Predictions:
+    """The predictions of a data root, as far as they were read.
+
+    Attributes:
+      records: the predictions.
+      run_ids: runs that were predicted, or found unpredictable.
+    """
+
+    store: Store
+    version: int = 0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    run_ids: set[str] = field(default_factory=set)
+
+    def catch_up(self) -> Predictions:
+        """Read new deltas."""
+        for version, delta in ManifestLog(self.store).since(self.version):
+            self.records += delta["predictions"]
+            self.run_ids.update(record["run_id"] for record in (*delta["predictions"], *delta["unpredictable"]))
+            self.version = version
+        return self
+
+
+def made_check(name: str, wrong: Iterable[str], right: str) -> Check:
+    """Return a check that passed with the detail ``right``, or failed with the first of the findings ``wrong``."""
+    first, *further = [*wrong] or [""]
+    more = f" (and {len(further)} more)" if further else ""
+    return Check(name=name, passed=not first, detail=first + more or right)
+
+
+def compare(
+    name: str, expected: Mapping[Any, Any], counted: Mapping[Any, Any], right: str, wrong: Iterable[str] = ()
+) -> Check:
+    """Check that what was counted is what is expected, for each key.
+
+    Args:
+      name: of the check.
+      expected: values by key; a list has one for each of several.
+      counted: the same, from the stored data.
+      right: the detail of a check that passed.
+      wrong: findings of other kinds.
+    """
+    differences = [
+        f"{_words(key)}: {_words(counted.get(key))}, not {_words(expected.get(key))}"
+        for key in {**expected, **counted}
+        if counted.get(key) != expected.get(key)
+    ]
+    return made_check(name, [*wrong, *differences], right)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return " and ".join(map(_words, value)) or "nothing"
+    return (
+        "nothing" if value is None else " ".join(map(str, value)).rstrip() if isinstance(value, tuple) else str(value)
+    )
+
+
+def check_accounting(produced: Sequence[Expected], accounts: Accounts) -> Check:
+    """Check that each acknowledged (event, run) has exactly its expected outcome, and no others exist."""
+    expected: dict[Key, list[Any]] = defaultdict(list)
+    for line in produced:
+        expected[line.key].append((line.kind, line.reason, line.event_key))
+    unreadable = {line.key for line in produced if not line.event_key}
+    counted = {
+        key: [(outcome.kind, outcome.reason, "" if key in unreadable else outcome.event_key) for outcome in outcomes]
+        for key, outcomes in accounts.final.items()
+    }
+    return compare(
+        "each (event, run) has the expected outcome", expected, counted, f"{len(produced)} of {len(produced)}"
+    )
+
+
+def check_offsets(produced: Iterable[Expected], accounts: Accounts) -> Check:
+    """Check that the covered offsets are exactly the acknowledged ones."""
+    sent: dict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
+    for line in produced:
+        sent[line.topic, line.partition].add(line.offset, line.offset + 1)
+    total = sum(ranges.count() for ranges in sent.values())
+    right = f"{total} in {len(sent)} partitions"
+    return compare("acknowledged offsets are covered, and no others", sent, accounts.covered, right)
+
+
+def check_trust(produced: Sequence[Expected], accounts: Accounts) -> Check:
+    """Check that the trust of each raw row is as the producer expects."""
+    trusted = {line.key: line.trusted for line in produced}
+    counted = {
+        key: outcome.trust.trusted
+        for key, outcomes in accounts.final.items()
+        for outcome in outcomes
+        if outcome.kind == "run" and key in trusted
+    }
+    expected = {key: trusted[key] for key in counted}
+    right = f"{sum(line.trusted is False for line in produced)} untrusted"
+    return compare("runs of the pipeline check are untrusted, all others trusted", expected, counted, right)
+
+
+def check_waited(produced: Iterable[Expected], accounts: Accounts) -> Check:
+    """Check that exactly the runs with late logs were deferred, and that none still is."""
+    late = {line.key: "deferred" for line in produced if line.deferred}
+    waited = dict.fromkeys(accounts.waited, "deferred")
+    wrong = [f"{outcome.run_id} still waits: {outcome.reason}" for outcome in accounts.outcomes("deferred")]
+    return compare("late logs were waited for, and nothing waits any more", late, waited, f"{len(late)} waited", wrong)
+
+
+def check_raw(produced: Iterable[Expected], runs: Sequence[Outcome]) -> Check:
+    """Check that each accepted run has exactly one raw row, with as many samples as its log."""
+    expected = {line.run_id: [f"{line.rows} samples"] for line in produced if line.kind == "run"}
+    counted: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        counted[run.run_id].append(f"{run.file.rows} samples" if run.file is not None else "a row without an object")
+    return compare("each accepted run is one raw row with all its samples", expected, counted, f"{len(expected)} runs")
 
 
 def check_objects(raw: Store, runs: Sequence[Outcome], named: Iterable[str]) -> Check:
@@ -44,44 +231,21 @@ def check_objects(raw: Store, runs: Sequence[Outcome], named: Iterable[str]) -> 
     from ciml.runs.reader import verify_runs
 
     files = [(run.run_id, run.file) for run in runs if run.file is not None]
-    wrong = [f"{run.run_id} has no raw object" for run in runs if run.file is None]
-    wrong += filter(None, verify_runs(raw, files))
+    wrong = list(filter(None, verify_runs(raw, files)))
     wrong += [f"{raw.url(path)} is not in the manifest" for path in {*raw.list("runs")} - {*named}]
     right = f"{len(files)} objects, {sum(file.size for _, file in files) / 1e6:.1f} MB"
     return made_check("every raw object is there with its rows and digest", wrong, right)
 
 
-def check_raw(produced: Iterable[Expected], runs: Sequence[Outcome]) -> Check:
-    """Check that each accepted run has exactly one raw row, with as many samples as its log."""
-    rows = {line.run_id: line.rows for line in produced if line.kind == "run"}
-    counts = Counter(run.run_id for run in runs)
-    wrong = [
-        f"{run_id} has {counts[run_id]} raw rows" for run_id in {**rows, **counts} if counts[run_id] != (run_id in rows)
-    ]
-    wrong += [
-        f"{run.run_id} has {run.file.rows} samples, not {rows[run.run_id]}"
-        for run in runs
-        if run.file is not None and rows.get(run.run_id) not in (None, run.file.rows)
-    ]
-    return made_check("each accepted run is one raw row with all its samples", wrong, f"{len(rows)} runs")
-
-
 def check_dataset(name: str, state: DatasetState, runs: Iterable[str]) -> Check:
     """Check that each raw row is exactly one example of the data set, or one exclusion with a reason."""
     spans = list(state.latest())
-    examples = Counter(run.run_id for span in spans for run in span.runs)
-    excluded = Counter(run["run_id"] for span in spans for run in span.excluded)
-    wrong = [
-        f"{run['run_id']} is excluded without a reason" for span in spans for run in span.excluded if not run["reason"]
-    ]
-    expected = dict.fromkeys(runs, 1)
-    wrong += [
-        f"{run_id}: {examples[run_id]} examples, {excluded[run_id]} exclusions"
-        for run_id in {**expected, **examples, **excluded}
-        if examples[run_id] + excluded[run_id] != expected.get(run_id, 0)
-    ]
-    right = f"{examples.total()} examples, {excluded.total()} exclusions"
-    return made_check(f"each raw row is one example of {name} or excluded", wrong, right)
+    examples = [run.run_id for span in spans for run in span.runs]
+    excluded = [run for span in spans for run in span.excluded]
+    wrong = [f"{run['run_id']} is excluded without a reason" for run in excluded if not run["reason"]]
+    counted = Counter([*examples, *(run["run_id"] for run in excluded)])
+    right = f"{len(examples)} examples, {len(excluded)} exclusions"
+    return compare(f"each raw row is one example of {name} or excluded", dict.fromkeys(runs, 1), counted, right, wrong)
 
 
 def span_lines(name: str, state: DatasetState) -> list[SpanLine]:
@@ -243,28 +407,25 @@ def check_served(served: Mapping[str, Mapping[str, int | None]], stable: Mapping
       served: model -> the reported versions, such as ``{"gRPC": 2, "REST": 2}``.
       stable: model -> the registry's champion.
     """
-    wrong = [
-        f"{model}: {api} serves {number}, not {stable[model]} as in the registry"
-        for model, versions in served.items()
-        for api, number in versions.items()
-        if number is None or number != stable[model]
-    ]
-    wrong += [f"{model} is not served" for model in stable if model not in served]
-    wrong += [] if stable else ["there is no champion"]
+    expected = {(model, api): number for model, number in stable.items() for api in ("gRPC", "REST")}
+    counted = {(model, api): number for model, versions in served.items() for api, number in versions.items()}
+    wrong = [] if any(stable.values()) else ["there is no champion"]
     right = ", ".join(f"{model} {number}" for model, number in stable.items())
-    return made_check("the served versions are the registry's", wrong, right)
+    return compare("the served versions are the registry's", expected, counted, right, wrong)
 
 
-def check_probabilities(differences: Mapping[str, tuple[int, float]], limit: float = 1e-5) -> Check:
+def check_probabilities(differences: Mapping[str, tuple[int, float]]) -> Check:
     """Check that the server, the Python API and the trainer give the same probabilities for the same runs.
 
     Args:
       differences: model -> (number of compared runs, largest difference of a probability).
-      limit: largest allowed difference.
     """
-    wrong = [f"{model}: {worst:.1e} apart" for model, (_, worst) in differences.items() if not worst <= limit]
-    wrong += [f"{model}: no run was compared" for model, (runs, _) in differences.items() if not runs]
-    wrong += [] if differences else ["no model was queried"]
+    wrong = [] if differences else ["no model was queried"]
+    for model, (runs, worst) in differences.items():
+        if not runs:
+            wrong.append(f"{model}: no run was compared")
+        if not worst <= PROBABILITY_TOLERANCE:
+            wrong.append(f"{model}: {worst:.1e} apart")
     right = ", ".join(f"{model}: {runs} runs, {worst:.0e}" for model, (runs, worst) in differences.items())
     return made_check("the server, the API and the trainer give the same probabilities", wrong, right)
 
@@ -277,17 +438,21 @@ def check_predictions(runs: Mapping[str, bool], records: Sequence[Mapping[str, A
       records: the predictions of one model.
       versions: the pushed versions of the model.
     """
-    counts = Counter(record["run_id"] for record in records)
     pushed = set(versions)
-    wrong = [f"{run_id} is predicted {counts[run_id]} times" for run_id in runs if counts[run_id] != 1]
-    wrong += [f"{run_id} is predicted, and has no raw row" for run_id in counts if run_id not in runs]
-    wrong += [
-        f"{prediction['run_id']} by version {prediction['version']}"
-        for prediction in records
-        if prediction["version"] not in pushed
+    wrong = [
+        f"{record['run_id']} by version {record['version']}" for record in records if record["version"] not in pushed
     ]
-    untrusted = sum(not trusted for trusted in runs.values())
-    return made_check("each raw row is predicted once, the untrusted too", wrong, f"{len(runs)}, {untrusted} untrusted")
+    counted = Counter(record["run_id"] for record in records)
+    right = f"{len(runs)}, {sum(not trusted for trusted in runs.values())} untrusted"
+    name = "each raw row is predicted once, the untrusted too"
+    return compare(name, dict.fromkeys(runs, 1), counted, right, wrong)
+
+
+def check_topic(name: str, published: Iterable[str], expected: Iterable[str]) -> Check:
+    """Check that a topic holds each record of a manifest exactly once."""
+    records = Counter(expected)
+    right = f"{records.total()} messages"
+    return compare(f"the topic {name} has each record once", records, Counter(published), right)
 
 
 def prediction_lines(
@@ -313,30 +478,17 @@ def prediction_lines(
         ]
         latencies = later or [record["latency_ms"] for record in group]
         versions = Counter(record["version"] for record in group)
+        p50_ms, p99_ms = np.quantile(latencies, (0.5, 0.99), method="inverted_cdf").tolist()
         lines.append(
             PredictionLine(
                 model=model,
                 by_version={str(number): count for number, count in sorted(versions.items())},
                 untrusted=sum(record["run_id"] in untrusted for record in group),
-                p50_ms=quantile(latencies, 0.5),
-                p99_ms=quantile(latencies, 0.99),
+                p50_ms=p50_ms,
+                p99_ms=p99_ms,
             )
         )
     return lines
-
-
-def quantile(values: Iterable[float], share: float) -> float:
-    """Return the smallest value that at least ``share`` of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
-
-
-def check_topic(name: str, published: Iterable[str], expected: Iterable[str]) -> Check:
-    """Check that a topic holds each record of a manifest exactly once."""
-    counts = Counter(published)
-    counts.subtract(expected := list(expected))
-    wrong = [f"{key}: {number:+} times" for key, number in counts.items() if number]
-    return made_check(f"the topic {name} has each record once", wrong, f"{len(expected)} messages")
 
 
 def check_messages(answers: Sequence[AnswerLine]) -> Check:

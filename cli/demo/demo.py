@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from ciml.cli.demo import accounts as accounting
 from ciml.cli.demo import checks as verify
 from ciml.cli.demo.corpus import CAUSE, MODELS, STATUS, trust_policy
 from ciml.cli.demo.processes import Steps
@@ -62,10 +61,10 @@ def balance(demo: Demo, progress: Callable[[str], None]) -> DemoResult:
     produced = demo.produced
     runs = accounts.outcomes("run")
     checks = [
-        accounting.check_accounting(produced, accounts),
-        accounting.check_offsets(produced, accounts),
-        accounting.check_waited(produced, accounts),
-        accounting.check_trust(produced, accounts),
+        verify.check_accounting(produced, accounts),
+        verify.check_offsets(produced, accounts),
+        verify.check_waited(produced, accounts),
+        verify.check_trust(produced, accounts),
         verify.check_raw(produced, runs),
     ]
     progress("raw objects")
@@ -85,7 +84,7 @@ def balance(demo: Demo, progress: Callable[[str], None]) -> DemoResult:
         *_check_models(demo),
     ]
     progress("predictions")
-    records = accounting.Predictions(demo.data.predictions).catch_up().records
+    records = verify.Predictions(demo.data.predictions).catch_up().records
     trusted = {run.run_id: run.trust.trusted for run in runs}
     pushed = [refresh.version for refresh in demo.refreshes if refresh.model == STATUS and refresh.version]
     announced = [(message.key or b"").decode() for message in _messages(demo, RUNS)]
@@ -106,7 +105,7 @@ def balance(demo: Demo, progress: Callable[[str], None]) -> DemoResult:
         engines=engines,
         runs=len(demo.plan.samples),
         messages=len(demo.plan.messages),
-        accounting=accounting.accounting_lines(produced, accounts),
+        accounting=verify.accounting_lines(produced, accounts),
         spans=spans,
         refreshes=demo.refreshes,
         predictions=verify.prediction_lines(

@@ -27,6 +27,8 @@ UNTRUSTED_EVERY = 40
 STARTED_EVERY = 12
 GROUPED_EVERY = 3
 _MODES: tuple[Literal["structured", "binary", "bare"], ...] = ("structured", "binary", "bare")
+_LOG_URL = "{logs}/{path}"
+_SPOILT = "{logs}/spoilt/{path}"
 _PASSED: dict[str, Any] = {"outcome": "success", "result": "SUCCESS"}
 _FAILED: dict[str, Any] = {"outcome": "failure", "result": "FAILURE"}
 
@@ -117,11 +119,89 @@ def other_log(log: bytes) -> bytes:
     return gzip.compress(text[: text.rindex(b"\n") + 1], mtime=0)
 
 
+class EventPlan(Struct, frozen=True):
+    """One event of a run, and its expected outcome.
+
+    Attributes:
+      kind, reason, deferred: as in `Expected`.
+      facts: changed facts of the run.
+      log: changes the served log; None serves it as it is.
+      log_url: the address of the log, with ``{logs}`` for the log server and ``{path}`` for the log's path. The server
+        has no logs below ``missing``, and those below ``late`` only after their runs have been deferred.
+      value: makes the message of the event; for messages that hold no event.
+      rows: added to the number of samples.
+      again: the event has the id of the one before it.
+    """
+
+    kind: Kind = "run"
+    reason: str = ""
+    deferred: bool = False
+    facts: Callable[[RunFacts], dict[str, Any]] | None = None
+    log: Callable[[bytes], bytes] | None = None
+    log_url: str = _LOG_URL
+    value: Callable[[RunFacts], bytes | None] | None = None
+    rows: int = 0
+    again: bool = False
+
+
+def _cut_json(facts: RunFacts) -> bytes:
+    return finished_event(facts)[0][:-40]
+
+
+def _no_event(facts: RunFacts) -> bytes:
+    return b'["finished", "success"]'
+
+
+def _tombstone(facts: RunFacts) -> None:
+    return None
+
+
+def _another_outcome(facts: RunFacts) -> dict[str, Any]:
+    return _FAILED if facts.outcome == "success" else _PASSED
+
+
+def _cancelled(facts: RunFacts) -> dict[str, Any]:
+    """Return an invented run, in addition to the sample."""
+    native = f"{facts.build_uuid}-cancelled"
+    identity = {"run_id": RunId(SOURCE, native).encode(), "build_uuid": native}
+    return {**identity, "outcome": "cancellation", "result": "CANCELED", "log_url": ""}
+
+
+_SOUND = EventPlan()
+
+
+def _forbidden(log_url: str) -> tuple[EventPlan]:
+    return (EventPlan("dead_letter", "address_not_allowed", log_url=log_url),)
+
+
+#: The events of a damaged run by the damage, in the order in which they are inflicted.
+TRICKS: dict[str, tuple[EventPlan, ...]] = {
+    "broken JSON": (EventPlan("dead_letter", "broken_json", value=_cut_json),),
+    "log is not there": (EventPlan("dead_letter", "log_not_found", deferred=True, log_url="{logs}/missing/{path}"),),
+    "log cut short (gzip)": (EventPlan("dead_letter", "corrupt_gzip", log=cut_gzip, log_url=_SPOILT),),
+    "same event twice": (EventPlan(), EventPlan("repeat", "event", again=True)),
+    "address of the cloud's metadata": _forbidden("http://169.254.169.254/latest/meta-data/"),
+    "log appears later": (EventPlan(deferred=True, log_url="{logs}/late/{path}"),),
+    "log cut short (text)": (EventPlan(log=cut_text, log_url=_SPOILT, rows=-1),),
+    "same run by another event": (EventPlan(), EventPlan("repeat", "run")),
+    "cancelled run": (EventPlan("ignored", "cancelled", facts=_cancelled, log_url=""), EventPlan()),
+    # The first event is wrong, so that the final label is the recorded one.
+    "corrected outcome": (EventPlan(facts=_another_outcome), EventPlan("correction", "outcome")),
+    "no event at all": (EventPlan("dead_letter", "not_an_event", value=_no_event),),
+    "a file of the machine": _forbidden("file:///etc/passwd"),
+    "a page instead of a log": (EventPlan("dead_letter", "not_telemetry", log=not_telemetry, log_url=_SPOILT),),
+    "another port of the log server": _forbidden("http://127.0.0.1:1/x"),
+    "same run, another log": (EventPlan(), EventPlan("repeat", "other_log", log=other_log, log_url=_SPOILT)),
+    "event without a log's address": (EventPlan("dead_letter", "missing_field", log_url=""),),
+    "tombstone": (EventPlan("dead_letter", "tombstone", value=_tombstone),),
+}
+
+
 def make_plan(samples: list[Sample], logs_url: str) -> Plan:
     """Plan one run of the demo. The plan depends on the samples alone.
 
-    Every sixteenth run gets one of the tricks below, every fortieth comes from the pipeline ``check``. The other runs
-    of every third change are in one event.
+    Every sixteenth run gets one of the `TRICKS`, every fortieth comes from the pipeline ``check``. The other runs of
+    every third change are in one event.
     """
     return _Planner(samples, logs_url.rstrip("/")).plan
 
@@ -134,23 +214,24 @@ class _Planner:
         self._sent = 0
         self._wave = 0
         self._trick = ""
-        tricks = list(self._tricks().items())
+        tricks = list(TRICKS)
         ends = [round(len(samples) * sum(WAVES[: wave + 1])) for wave in range(len(WAVES))]
         changes = {name: number for number, name in enumerate(dict.fromkeys(change_of(s.facts) for s in samples))}
         group: list[RunFacts] = []
         for index, sample in enumerate(samples):
             wave = sum(index >= end for end in ends)
-            facts = self._log(sample)
+            facts = self._serve(sample, _SOUND)
             if group and (wave != self._wave or change_of(group[0]) != change_of(facts)):
                 self._send(*group)
                 group = []
             self._wave = wave
             if index % STARTED_EVERY == 5:
                 started = facts.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
-                self._send(started, kind="ignored", reason="not_finished", event_type=STARTED)
+                self._send(started, plan=EventPlan("ignored", "not_finished"), event_type=STARTED)
             if index % SPOIL_EVERY == 7:
-                self._trick, spoil = tricks[index // SPOIL_EVERY % len(tricks)]
-                spoil(sample)
+                self._trick = tricks[index // SPOIL_EVERY % len(tricks)]
+                for plan in TRICKS[self._trick]:
+                    self._damage(sample, plan)
             elif index % UNTRUSTED_EVERY == 13:
                 self._trick = "untrusted pipeline"
                 self._send(facts.replace(pipeline="check"), trusted=False)
@@ -162,58 +243,39 @@ class _Planner:
         if group:
             self._send(*group)
 
-    def _tricks(self) -> dict[str, Callable[[Sample], object]]:
-        """Return the damages by name, in the order in which they are inflicted."""
-        metadata = "http://169.254.169.254/latest/meta-data/"
-        return {
-            "broken JSON": lambda s: self._unreadable(s, finished_event(self._log(s))[0][:-40], "broken_json"),
-            "log is not there": self._log_missing,
-            "log cut short (gzip)": lambda s: self._lose(self._log(s, cut_gzip), "corrupt_gzip"),
-            "same event twice": self._same_event,
-            "address of the cloud's metadata": lambda s: self._forbidden(s, metadata),
-            "log appears later": self._log_late,
-            "log cut short (text)": lambda s: self._send(self._log(s, cut_text), rows=s.rows - 1),
-            "same run by another event": lambda s: self._send_again(s, self._log(s), "run"),
-            "cancelled run": self._cancelled,
-            "corrected outcome": self._correction,
-            "no event at all": lambda s: self._unreadable(s, b'["finished", "success"]', "not_an_event"),
-            "a file of the machine": lambda s: self._forbidden(s, "file:///etc/passwd"),
-            "a page instead of a log": lambda s: self._lose(self._log(s, not_telemetry), "not_telemetry"),
-            "another port of the log server": lambda s: self._forbidden(s, "http://127.0.0.1:1/x"),
-            "same run, another log": lambda s: self._send_again(s, self._log(s, other_log), "other_log"),
-            "event without a log's address": lambda s: self._lose(s.facts, "missing_field"),
-            "tombstone": lambda s: self._unreadable(s, None, "tombstone"),
-        }
+    def _serve(self, sample: Sample, plan: EventPlan) -> RunFacts:
+        """Serve the sample's log, perhaps changed; return its facts with the address."""
+        log_url = plan.log_url.format(logs=self._logs_url, path=sample.log_path)
+        path = log_url.removeprefix(f"{self._logs_url}/")
+        if path != log_url and not path.startswith("missing/"):
+            self.plan.logs[path] = (sample, plan.log)
+            if path.startswith("late/"):
+                self.plan.late[path] = sample.facts.run_id
+        return sample.facts.replace(log_url=log_url)
 
-    def _log(self, sample: Sample, change: Callable[[bytes], bytes] | None = None, folder: str = "") -> RunFacts:
-        """Serve the sample's log, changed or in another folder; return its facts with the address."""
-        path = f"{'spoilt/' if change else folder}{sample.log_path}"
-        self.plan.logs[path] = (sample, change)
-        return sample.facts.replace(log_url=f"{self._logs_url}/{path}")
+    def _damage(self, sample: Sample, plan: EventPlan) -> None:
+        facts = self._serve(sample, plan)
+        if plan.facts is not None:
+            facts = facts.replace(**plan.facts(facts))
+        if plan.value is None:
+            self._send(facts, plan=plan)
+            return
+        value = plan.value(facts)
+        headers = [("ce_specversion", b"1.0"), ("ce_id", b"gone")] if value is None else []
+        self._add(facts, value, headers, [Expected("", "", plan.kind, plan.reason)])
 
     def _send(
-        self,
-        *runs: RunFacts,
-        kind: Kind = "run",
-        reason: str = "",
-        rows: int | None = None,
-        trusted: bool = True,
-        deferred: bool = False,
-        event_id: str = "",
-        event_type: str = FINISHED,
-    ) -> str:
-        """Plan one event with the runs, each of which becomes ``kind``. Returns its id."""
-        event_id = event_id or f"event-{self._sent:05d}"
+        self, *runs: RunFacts, plan: EventPlan = _SOUND, trusted: bool = True, event_type: str = FINISHED
+    ) -> None:
+        """Plan one event with the runs, all of which have the planned outcome."""
+        event_id = f"event-{self._sent - plan.again:05d}"
         value, headers = run_event(event_type, *runs, event_id=event_id, mode=_MODES[self._sent % len(_MODES)])
         self._sent += 1
-        expected = [Expected(facts.run_id, f"{SOURCE} {event_id}", kind, reason, deferred=deferred) for facts in runs]
-        if kind == "run":
-            expected = [
-                replace(line, trusted=trusted, rows=self._rows[line.run_id] if rows is None else rows)
-                for line in expected
-            ]
+        event_key = f"{SOURCE} {event_id}"
+        expected = [Expected(facts.run_id, event_key, plan.kind, plan.reason, deferred=plan.deferred) for facts in runs]
+        if plan.kind == "run":
+            expected = [replace(line, trusted=trusted, rows=self._rows[line.run_id] + plan.rows) for line in expected]
         self._add(runs[0], value, headers, expected)
-        return event_id
 
     def _add(
         self, facts: RunFacts, value: bytes | None, headers: list[tuple[str, bytes]], expected: list[Expected]
@@ -221,46 +283,6 @@ class _Planner:
         key = change_of(facts).encode()  # keyed by change, so that the events of a run stay in order
         lines = tuple(replace(line, trick=self._trick) for line in expected)
         self.plan.messages.append(Planned(self._wave, key, value, tuple(headers), lines, self._trick))
-
-    def _unreadable(self, sample: Sample, value: bytes | None, reason: str) -> None:
-        headers = [("ce_specversion", b"1.0"), ("ce_id", b"gone")] if value is None else []
-        self._add(sample.facts, value, headers, [Expected("", "", "dead_letter", reason)])
-
-    def _lose(self, facts: RunFacts, reason: str) -> None:
-        self._send(facts, kind="dead_letter", reason=reason)
-
-    def _forbidden(self, sample: Sample, url: str) -> None:
-        self._lose(sample.facts.replace(log_url=url), "address_not_allowed")
-
-    def _log_missing(self, sample: Sample) -> None:
-        facts = sample.facts.replace(log_url=f"{self._logs_url}/missing/{sample.log_path}")
-        self._send(facts, kind="dead_letter", reason="log_not_found", deferred=True)
-
-    def _log_late(self, sample: Sample) -> None:
-        facts = self._log(sample, folder="late/")
-        self.plan.late[f"late/{sample.log_path}"] = facts.run_id
-        self._send(facts, deferred=True)
-
-    def _same_event(self, sample: Sample) -> None:
-        facts = self._log(sample)
-        self._send(facts, kind="repeat", reason="event", event_id=self._send(facts))
-
-    def _send_again(self, sample: Sample, second: RunFacts, reason: str) -> None:
-        self._send(self._log(sample))
-        self._send(second, kind="repeat", reason=reason)
-
-    def _correction(self, sample: Sample) -> None:
-        # The first event is wrong, so that the final label is the recorded one.
-        facts = self._log(sample)
-        self._send(facts.replace(**(_FAILED if facts.outcome == "success" else _PASSED)))
-        self._send(facts, kind="correction", reason="outcome")
-
-    def _cancelled(self, sample: Sample) -> None:
-        # An invented run, in addition to the sample.
-        native = f"{sample.facts.build_uuid}-cancelled"
-        facts = sample.facts.replace(run_id=RunId(SOURCE, native).encode(), build_uuid=native)
-        self._send(facts.replace(outcome="cancellation", result="CANCELED"), kind="ignored", reason="cancelled")
-        self._send(self._log(sample))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from msgspec import Struct, field
 
 
@@ -149,10 +147,3 @@ class DemoResult(Struct, frozen=True, kw_only=True):
     def passed(self) -> bool:
         """Whether there are checks and all of them passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
-
-
-def made_check(name: str, wrong: Iterable[str], right: str) -> Check:
-    """Return a check that passed with the detail ``right``, or failed with the first of the findings ``wrong``."""
-    first, *further = [*wrong] or [""]
-    more = f" (and {len(further)} more)" if further else ""
-    return Check(name=name, passed=not first, detail=first + more or right)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciml import engines
-from ciml.cli.demo.accounts import Predictions
+from ciml.cli.demo.checks import Predictions
 from ciml.cli.demo.corpus import CAUSE, Sample
 from ciml.cli.demo.result import AnswerLine
 from ciml.cli.demo.run import Demo, start_predict

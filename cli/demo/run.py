@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ciml import engines
-from ciml.cli.demo.accounts import Accounts, Predictions
+from ciml.cli.demo.checks import Accounts, Predictions
 from ciml.cli.demo.corpus import (
     CAUSE,
     MODELS,

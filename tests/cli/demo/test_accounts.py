@@ -7,8 +7,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from ciml.cli.demo import accounts as checks
-from ciml.cli.demo.accounts import Accounts
+from ciml.cli.demo import checks
+from ciml.cli.demo.checks import Accounts
 from ciml.cli.demo.plan import Expected
 from ciml.cli.demo.result import AccountingLine
 from ciml.events.records import UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust

@@ -19,7 +19,6 @@ from ciml.cli.demo.checks import (
     check_topic,
     direct_example,
     prediction_lines,
-    quantile,
 )
 from ciml.cli.demo.corpus import POOL, STATUS, definitions, read_corpus
 from ciml.cli.demo.result import Metrics, Refresh
@@ -102,7 +101,7 @@ def test_a_raw_row_that_is_missing_twice_or_too_short(tmp_path: Path) -> None:
     assert not verify.check_raw(LIST, [*runs, runs[0]]).passed
     assert runs[0].file is not None
     short = runs[0].replace(file=runs[0].file.replace(rows=2))
-    assert verify.check_raw(LIST, [short, *runs[1:]]).detail == "r0 has 2 samples, not 3"
+    assert verify.check_raw(LIST, [short, *runs[1:]]).detail == "r0: 2 samples, not 3 samples"
 
 
 def span(number: int, runs: list[str], excluded: tuple[dict[str, str], ...] = ()) -> SpanVersion:
@@ -197,11 +196,6 @@ def test_latency_counts_from_the_first_model_on() -> None:
     assert (line.p50_ms, line.p99_ms) == (10.0, 30.0)
     (line,) = prediction_lines(records[:1], set(), since_us=5_000_000)
     assert line.p50_ms == 9_000.0
-
-
-def test_quantiles() -> None:
-    assert [quantile(range(1, 101), share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]
-    assert quantile([7.0], 0.5) == 7.0
 
 
 def refreshed(model: str, number: int | None, *reasons: str) -> Refresh:
